@@ -1,0 +1,177 @@
+"""The records of a run: evaluations, attempts, submissions, verdicts."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+
+class State(StrEnum):
+    """Where an evaluation or an attempt stands."""
+
+    CREATED = "created"
+    SUBMITTED = "submitted"
+    RUNNING = "running"
+    COMPLETED = "completed"
+    FAILED = "failed"
+    CANCELLED = "cancelled"
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether nothing more will happen unless somebody asks for it."""
+        return self in (State.COMPLETED, State.FAILED, State.CANCELLED)
+
+
+class VerdictKind(StrEnum):
+    """How an attempt ended."""
+
+    COMPLETED = "completed"
+    DIVERGED = "diverged"
+    INVALID = "invalid"
+    OOM = "oom"
+    CUDA_ERROR = "cuda_error"
+    PYTHON_ERROR = "python_error"
+    ENVIRONMENT = "environment"
+    DISK_FULL = "disk_full"
+    TIMEOUT = "timeout"
+    KILLED = "killed"
+    NODE_FAILURE = "node_failure"
+    PREEMPTED = "preempted"
+    CANCELLED = "cancelled"
+    LOST = "lost"
+    UNDETERMINED = "undetermined"
+
+
+class EvidenceSource(StrEnum):
+    """Who says so, most trusted first."""
+
+    RESULT = "result"
+    EXIT = "exit"
+    SCHEDULER = "scheduler"
+    LOG = "log"
+    HEARTBEAT = "heartbeat"
+    CONTROLLER = "controller"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Evidence:
+    """One observation that a verdict rests on; `file` is relative to the run's folder."""
+
+    source: EvidenceSource
+    text: str
+    file: str | None = None
+    line: int | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Verdict:
+    """What happened to an attempt, and the observations that say so."""
+
+    kind: VerdictKind
+    evidence: tuple[Evidence, ...] = ()
+
+    @property
+    def summary(self) -> str:
+        """The first observation, as one line for tables."""
+        return self.evidence[0].text.splitlines()[0] if self.evidence else ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Attempt:
+    """One job that runs, or ran, an evaluation; `number` counts from 1."""
+
+    number: int
+    submission: str
+    task_index: int
+    state: State = State.SUBMITTED
+    job_id: str | None = None
+    node: str | None = None
+    submitted_at: str | None = None
+    started_at: str | None = None
+    finished_at: str | None = None
+    elapsed_s: float | None = None
+    verdict: Verdict | None = None
+    result: Mapping[str, object] | None = None
+    size_bytes: int | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Evaluation:
+    """One candidate of a search.
+
+    `point` is in the optimizer's coordinates, `config` what the worker gets, `parameters` the
+    exact count of the model that `config` builds.  `replaces` names the failed evaluation whose
+    place this one takes.  `changes` are resource changes asked for by a re-queue.
+    """
+
+    id: str
+    generation: int
+    point: tuple[float, ...]
+    config: Mapping[str, object]
+    parameters: int
+    seed: int
+    replaces: str | None = None
+    state: State = State.CREATED
+    changes: Mapping[str, object] = field(default_factory=dict)
+    attempts: tuple[Attempt, ...] = ()
+
+    @property
+    def last_attempt(self) -> Attempt | None:
+        """The newest attempt, or None before the first submission."""
+        return self.attempts[-1] if self.attempts else None
+
+    @property
+    def loss(self) -> float | None:
+        """The loss of the newest completed attempt."""
+        for attempt in reversed(self.attempts):
+            if attempt.state is State.COMPLETED and attempt.result is not None:
+                value = attempt.result.get("loss")
+                return float(value) if isinstance(value, int | float) else None
+        return None
+
+
+class SubmissionState(StrEnum):
+    """Where a submission stands: an intention until the scheduler's answer is on record."""
+
+    INTENDED = "intended"
+    ACCEPTED = "accepted"
+    REFUSED = "refused"
+    ABANDONED = "abandoned"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Task:
+    """One element of a submission: which attempt it runs, and on which local slot."""
+
+    index: int
+    evaluation: str
+    attempt: int
+    slot: int | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Submission:
+    """One call of sbatch (or of the local executor): an array of tasks under one job name."""
+
+    id: str
+    job_name: str
+    tasks: tuple[Task, ...]
+    resources: Mapping[str, object] = field(default_factory=dict)
+    state: SubmissionState = SubmissionState.INTENDED
+    job_id: str | None = None
+    intended_at: str | None = None
+    error: str | None = None
+
+
+class RunStatus(StrEnum):
+    """Where a whole run stands."""
+
+    RUNNING = "running"
+    PAUSED = "paused"
+    INTERRUPTED = "interrupted"
+    FINISHED = "finished"
+    CANCELLED = "cancelled"
+
+
+def evaluation_id(generation: int, index: int) -> str:
+    """Return the name of an evaluation, as in `g012-e03`."""
+    return f"g{generation:03}-e{index:02}"
