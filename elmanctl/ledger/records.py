@@ -120,6 +120,12 @@ class Evaluation:
         return self.attempts[-1] if self.attempts else None
 
     @property
+    def has_live_attempt(self) -> bool:
+        """Whether a job of this evaluation may still be running."""
+        last = self.last_attempt
+        return last is not None and not last.state.is_finished
+
+    @property
     def loss(self) -> float | None:
         """The loss of the newest completed attempt."""
         for attempt in reversed(self.attempts):

@@ -1,5 +1,5 @@
 """Model families: configuration, exact size, PyTorch modules."""
 
-# The link `models` at the top of a checkout must never become a second, generic import name.
+# The link of this name at the top of a checkout must not become a second, generic import.
 if __name__ != "elmanctl.models":
     raise ImportError("import elmanctl.models, not models")

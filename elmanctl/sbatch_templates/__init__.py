@@ -1,5 +1,5 @@
 """Resource templates: named sets of sbatch options and set-up lines."""
 
-# The link `sbatch_templates` at the top of a checkout must never become a second, generic import name.
+# The link of this name at the top of a checkout must not become a second, generic import.
 if __name__ != "elmanctl.sbatch_templates":
     raise ImportError("import elmanctl.sbatch_templates, not sbatch_templates")

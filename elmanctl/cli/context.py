@@ -1,0 +1,36 @@
+"""What every command shares: the settings in force and the run that a user means."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from elmanctl.config import Resolved, resolve
+from elmanctl.jobs.paths import RunPaths
+from elmanctl.search.selection import find_run
+
+JsonFlag = Annotated[bool, typer.Option("--json", help="Print JSON")]
+YesFlag = Annotated[bool, typer.Option("-y", "--yes", help="Do not ask")]
+DryRunFlag = Annotated[bool, typer.Option("--dry-run", help="Print what would be done")]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Globals:
+    """The global options that commands need."""
+
+    config: Path | None = None
+
+
+def resolve_settings(
+    ctx: typer.Context, flags: Mapping[str, Any], preset: str | None = None
+) -> Resolved:
+    """Return the settings in force for a command with these flags."""
+    return resolve(flags, preset=preset, config=ctx.obj.config)
+
+
+def chosen_run(ctx: typer.Context, name: str | None) -> RunPaths:
+    """Return the run that a user names, or the newest one."""
+    runs = Path(resolve_settings(ctx, {}).settings.paths.runs).expanduser()
+    return RunPaths(find_run(runs, name).resolve())

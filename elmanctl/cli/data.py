@@ -1,0 +1,58 @@
+"""`data pack`: make a corpus of one's own."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from elmanctl.cli.context import JsonFlag
+from elmanctl.cli.output import hint, print_json, print_line
+from elmanctl.errors import UsageError
+
+app = typer.Typer(
+    rich_markup_mode=None, no_args_is_help=True, help="Make and describe corpora", name="data"
+)
+
+
+@app.callback()
+def data() -> None:
+    """Make corpora"""
+
+
+@app.command("pack")
+def pack(
+    folders: Annotated[list[Path], typer.Argument(help="Folders of text files")],
+    out: Annotated[Path, typer.Option("-o", "--out", help="File to write")],
+    force: Annotated[bool, typer.Option("--force", help="Replace an existing file")] = False,
+    as_json: JsonFlag = False,
+) -> None:
+    """Pack folders of text files into one corpus
+
+    Documents are parted by the byte 0x1e. Binary files, hidden folders and links are left out.
+
+    \b
+    Examples:
+        elmanctl data pack ~/books ~/notes -o corpus.bytes
+    """
+    from elmanctl.jobs.corpus import pack_folders
+
+    if out.exists() and not force:
+        raise UsageError(f"{out} exists", hint="pass `--force` to replace it")
+    summary = pack_folders(folders, out)
+    left_out = sum(summary.skipped.values())
+    if as_json:
+        print_json(
+            {
+                "path": str(summary.path),
+                "size_bytes": summary.size_bytes,
+                "sha256": summary.sha256,
+                "documents": summary.documents,
+                "skipped": dict(summary.skipped),
+            }
+        )
+        return
+    print_line(
+        f"{out}: {summary.documents} documents, {summary.size_bytes} bytes, "
+        f"{left_out} files left out, sha256 {summary.sha256}"
+    )
+    hint(f"search with it: `elmanctl search e88 --data {out}`")

@@ -1,0 +1,204 @@
+"""Everything that is printed: tables, JSON, questions, errors; the only import of rich.
+
+stdout holds what was asked for, stderr all talk.  On a terminal tables are rich tables; elsewhere
+lines of tab-separated fields with a header, complete words and nothing cut.
+"""
+
+import json
+import os
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, TextIO
+
+from elmanctl.errors import ElmanError, UsageError
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+JSON_VERSION = 1
+
+MISSING = "–"
+
+# One colour a meaning; the words alone say it too.
+_STYLES = {
+    "completed": "green",
+    "finished": "green",
+    "failed": "red",
+    "paused": "yellow",
+    "interrupted": "yellow",
+    "submitted": "yellow",
+    "cancelled": "dim",
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Column:
+    """A column of a table: `dispensable` ones go first on a narrow terminal."""
+
+    name: str
+    right: bool = False
+    dispensable: bool = False
+
+
+@dataclass
+class _Options:
+    color: str = "auto"
+    quiet: bool = False
+
+
+_options = _Options()
+
+
+def configure(*, color: str, quiet: bool) -> None:
+    """Set what the global options ask for."""
+    _options.color, _options.quiet = color, quiet
+
+
+def is_terminal(stream: TextIO | None = None) -> bool:
+    """Whether a stream (stdout by default) is a terminal that can be drawn on."""
+    return (stream or sys.stdout).isatty() and os.environ.get("TERM") != "dumb"
+
+
+def console(stream: TextIO | None = None) -> "Console":
+    """Return a rich console on a stream, with colour as the user wants it."""
+    from rich.console import Console
+
+    target = stream or sys.stdout
+    return Console(
+        file=target,
+        highlight=False,
+        no_color=not _wants_color(target),
+        force_terminal=True if is_terminal(target) else None,
+    )
+
+
+def _wants_color(stream: TextIO) -> bool:
+    if _options.color != "auto":
+        return _options.color == "always"
+    if os.environ.get("NO_COLOR"):
+        return False
+    return bool(os.environ.get("FORCE_COLOR")) or is_terminal(stream)
+
+
+def print_table(columns: Sequence[Column], rows: Iterable[Sequence[str | None]]) -> None:
+    """Print rows; a missing value is a dash on a terminal and empty elsewhere."""
+    if is_terminal():
+        _print_rich(columns, list(rows))
+        return
+    print("\t".join(column.name for column in columns))
+    for row in rows:
+        print("\t".join(_plain(cell) for cell in row))
+
+
+def _plain(cell: str | None) -> str:
+    return "" if cell is None else cell.replace("\t", " ").replace("\n", " ")
+
+
+def _print_rich(columns: Sequence[Column], rows: Sequence[Sequence[str | None]]) -> None:
+    from rich.table import Table
+    from rich.text import Text
+
+    screen = console()
+    kept = _fitting(columns, rows, screen.width)
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
+    for index in kept:
+        column = columns[index]
+        table.add_column(column.name, justify="right" if column.right else "left", no_wrap=True)
+    for row in rows:
+        cells = [MISSING if row[i] is None else str(row[i]) for i in kept]
+        table.add_row(*(Text(cell, style=_STYLES.get(cell, "")) for cell in cells))
+    screen.print(table)
+
+
+def _fitting(
+    columns: Sequence[Column], rows: Sequence[Sequence[str | None]], width: int
+) -> list[int]:
+    """Return the columns that fit side by side, dropping dispensable ones from the right."""
+    widths = [
+        max([len(column.name), *(len(row[i] or MISSING) for row in rows)])
+        for i, column in enumerate(columns)
+    ]
+    kept = list(range(len(columns)))
+    for index in reversed(range(len(columns))):
+        if sum(widths[i] + 2 for i in kept) - 2 <= width:
+            break
+        if columns[index].dispensable:
+            kept.remove(index)
+    return kept
+
+
+def print_json(data: Mapping[str, Any] | Sequence[Any]) -> None:
+    """Print one JSON document and nothing else; a mapping gets the format's version."""
+    document = {"version": JSON_VERSION, **data} if isinstance(data, Mapping) else data
+    print(json.dumps(document, indent=2, ensure_ascii=False, allow_nan=False))
+
+
+def print_line(text: str = "") -> None:
+    """Print one line of data."""
+    print(text)
+
+
+def write_raw(text: str) -> None:
+    """Write text to stdout as it is, at once."""
+    sys.stdout.write(text)
+    sys.stdout.flush()
+
+
+def say(text: str) -> None:
+    """Tell the user something on stderr, unless asked to be quiet."""
+    if not _options.quiet:
+        print(text, file=sys.stderr, flush=True)
+
+
+def warn(text: str) -> None:
+    """Warn the user on stderr."""
+    print(f"{_tag('warning', 'yellow')} {text}", file=sys.stderr, flush=True)
+
+
+def print_error(error: ElmanError) -> None:
+    """Print an error and its hint on stderr."""
+    print(f"{_tag('error', 'red')} {error.message}", file=sys.stderr)
+    if error.hint:
+        print(f"\n{_tag('hint', 'cyan')} {error.hint}", file=sys.stderr, flush=True)
+
+
+def hint(text: str) -> None:
+    """Name the next command on stderr."""
+    say(f"{_tag('hint', 'cyan')} {text}")
+
+
+def _tag(word: str, colour: str) -> str:
+    codes = {"red": "31", "yellow": "33", "cyan": "36"}
+    if _wants_color(sys.stderr):
+        return f"\x1b[{codes[colour]}m{word}:\x1b[0m"
+    return f"{word}:"
+
+
+def confirm(question: str, *, yes: bool) -> bool:
+    """Return whether to go on; asks on a terminal, the default answer is no.
+
+    Raises UsageError when nobody can be asked.
+    """
+    if yes:
+        return True
+    if not (sys.stdin.isatty() and sys.stderr.isatty()):
+        raise UsageError(
+            "confirmation required when not running interactively", hint="pass `--yes`"
+        )
+    print(f"{question} [y/N] ", end="", file=sys.stderr, flush=True)
+    return sys.stdin.readline().strip().casefold() in ("y", "yes")
+
+
+def format_bytes(size_bytes: float) -> str:
+    """Write a size in decimal units: 812 B, 4.1 MB, 41.2 GB."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if abs(size_bytes) < 1000:
+            return f"{size_bytes:.0f} B" if unit == "B" else f"{size_bytes:.1f} {unit}"
+        size_bytes /= 1000
+    return f"{size_bytes:.1f} TB"
+
+
+def format_loss(loss: float | None) -> str | None:
+    """Write a loss with four decimals."""
+    return None if loss is None else f"{loss:.4f}"

@@ -1,0 +1,259 @@
+"""What a foreground search shows: a live display on a terminal, one line an event elsewhere."""
+
+import sys
+import time
+from types import TracebackType
+from typing import Any
+
+from elmanctl import clock
+from elmanctl.cli.output import (
+    console,
+    format_loss,
+    hint,
+    is_terminal,
+    print_line,
+    say,
+)
+from elmanctl.cli.rows import describe_config, evaluation_row, searched_names
+from elmanctl.jobs.observe import read_table
+from elmanctl.ledger.records import Evaluation, State, Verdict, VerdictKind
+from elmanctl.ledger.run_state import RunState
+from elmanctl.models.params import format_count
+from elmanctl.search.session import Session
+
+# Heartbeats are read for display at most this often.
+_REDRAW_S = 1.0
+
+
+class PlainView:
+    """One line on stderr for each attempt that ends and each generation that is done."""
+
+    def __init__(self, session: Session) -> None:
+        self._silent: str | None = None
+
+    def __enter__(self) -> "PlainView":
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """Nothing to take down."""
+
+    def refresh(self, session: Session, silent_reason: str | None) -> None:
+        """Say once when the scheduler falls silent."""
+        if silent_reason and silent_reason != self._silent:
+            say(f"warning: {silent_reason}; asking again")
+        self._silent = silent_reason
+
+    def judged(self, evaluation: Evaluation, verdict: Verdict) -> None:
+        """Say how an attempt ended."""
+        say(judged_line(evaluation, verdict))
+
+    def generation_done(self, session: Session, generation: int) -> None:
+        """Say what a generation brought."""
+        say(generation_line(session.state, generation))
+
+
+class LiveView:
+    """A display that redraws itself, with a permanent line for each finished generation."""
+
+    def __init__(self, session: Session) -> None:
+        from rich.live import Live
+
+        self._console = console(sys.stderr)
+        self._live = Live(console=self._console, auto_refresh=False, transient=True)
+        self._drawn = 0.0
+        self._since = time.monotonic()
+        self._done_before = _settled(session.state)
+
+    def __enter__(self) -> "LiveView":
+        self._live.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._live.stop()
+
+    def refresh(self, session: Session, silent_reason: str | None) -> None:
+        """Draw the generation under way."""
+        if time.monotonic() - self._drawn < _REDRAW_S:
+            return
+        self._drawn = time.monotonic()
+        self._live.update(self._picture(session, silent_reason), refresh=True)
+
+    def judged(self, evaluation: Evaluation, verdict: Verdict) -> None:
+        """Keep a line for every attempt that did not complete."""
+        if verdict.kind is not VerdictKind.COMPLETED:
+            self._live.console.print(judged_line(evaluation, verdict), style="red", markup=False)
+
+    def generation_done(self, session: Session, generation: int) -> None:
+        """Keep a line for every generation."""
+        self._live.console.print(generation_line(session.state, generation), markup=False)
+
+    def _picture(self, session: Session, silent_reason: str | None) -> Any:
+        from rich.console import Group
+        from rich.table import Table
+        from rich.text import Text
+
+        state = session.state
+        left = self._time_left(session)
+        lines = [Text(headline(session) + (f"  about {left} left" if left else ""), style="bold")]
+        table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
+        names = searched_names(session.run)
+        for title in ("EVAL", "STATE", "LOSS", "STEP", *(name.upper() for name in names), "PARAMS"):
+            right = title not in ("EVAL", "STATE")
+            table.add_column(title, justify="right" if right else "left", no_wrap=True)
+        for evaluation in _current(state):
+            row = evaluation_row(evaluation)
+            beat = _heartbeat(session, evaluation) if evaluation.has_live_attempt else None
+            loss = format_loss(evaluation.loss) or _beat_loss(beat)
+            table.add_row(
+                evaluation.id,
+                row["state"],
+                loss or "",
+                _beat_step(beat) or _steps(evaluation),
+                *(describe_config(evaluation.config.get(name)) for name in names),
+                format_count(evaluation.parameters),
+            )
+        if silent_reason:
+            lines.append(Text(f"{silent_reason}; asking again", style="yellow"))
+        return Group(*lines, table)
+
+    def _time_left(self, session: Session) -> str | None:
+        done = _settled(session.state) - self._done_before
+        if done < 1:
+            return None
+        population = session.settings.search.population
+        rest = session.state.generations * population - _settled(session.state)
+        each_s = (time.monotonic() - self._since) / done
+        return clock.format_rough(max(0, rest) * each_s)
+
+
+def make_view(session: Session) -> PlainView | LiveView:
+    """Return the view that fits stderr."""
+    return LiveView(session) if is_terminal(sys.stderr) else PlainView(session)
+
+
+def headline(session: Session) -> str:
+    """Return one line: generation, evaluations done, running, failed, and the best loss."""
+    state = session.state
+    counts = state.counts()
+    total = state.generations * session.settings.search.population
+    running = sum(1 for _, attempt in state.live_attempts() if attempt.state is State.RUNNING)
+    waiting = len(state.live_attempts()) - running
+    best = state.best()
+    text = (
+        f"{state.run['name']}  generation {max(0, state.generation) + 1} of {state.generations}"
+        f"  {counts[State.COMPLETED]}/{total} done  {running} running  {waiting} queued"
+        f"  {counts[State.FAILED]} failed"
+    )
+    return f"{text}  best {format_loss(best.loss)} ({best.id})" if best else text
+
+
+def judged_line(evaluation: Evaluation, verdict: Verdict) -> str:
+    """Return one line on how an attempt ended."""
+    last = evaluation.last_attempt
+    number = last.number if last else 0
+    if verdict.kind is VerdictKind.COMPLETED and last and last.result:
+        return (
+            f"{evaluation.id} completed: loss {last.result['loss']:.4f}, "
+            f"{format_count(evaluation.parameters)} parameters, {last.result.get('steps')} steps"
+        )
+    return f"{evaluation.id} attempt {number} {verdict.kind}: {verdict.summary}"
+
+
+def generation_line(state: RunState, generation: int) -> str:
+    """Return one line on a generation that the optimizer has learned from."""
+    told = state.told[generation]
+    losses = sorted(value for _, value in told)
+    best = state.best()
+    text = f"generation {generation + 1}: {len(told)} told, best of it {losses[0]:.4f}"
+    return f"{text}, best so far {format_loss(best.loss)} ({best.id})" if best else text
+
+
+def run_summary(session: Session) -> dict[str, Any]:
+    """Return what a finished search found, as plain data."""
+    state = session.state
+    best = state.best()
+    return {
+        "run": state.run["name"],
+        "status": state.status.value,
+        "evaluations": {kind.value: count for kind, count in state.counts().items()},
+        "best": None
+        if best is None
+        else {
+            "evaluation": best.id,
+            "loss": best.loss,
+            "config": dict(best.config),
+            "parameters": best.parameters,
+        },
+        "unigram_nats": state.run["data"]["unigram_nats"],
+        "ledger": str(session.paths.ledger),
+    }
+
+
+def print_summary(session: Session) -> None:
+    """Print what a search found, where it is kept, and what to try next."""
+    state = session.state
+    counts = state.counts()
+    print_line(
+        f"{state.run['name']} {state.status}: {counts[State.COMPLETED]} completed, "
+        f"{counts[State.FAILED]} failed, {counts[State.CANCELLED]} cancelled"
+    )
+    best = state.best()
+    if best is not None and best.loss is not None:
+        entropy = float(state.run["data"]["unigram_nats"])
+        shown = "  ".join(
+            f"{key}={describe_config(best.config[key])}"
+            for key in searched_names(state.run)
+            if key in best.config
+        )
+        print_line(f"best         {best.id}")
+        print_line(f"  loss       {best.loss:.4f} nat a byte, mean of the last steps")
+        print_line(f"  unigram    {entropy:.4f} nat a byte, {entropy - best.loss:.4f} above")
+        print_line(f"  config     {shown}")
+        print_line(f"  parameters {best.parameters:,} (counted in the trained model)")
+    print_line(f"ledger       {session.paths.ledger}")
+    name = state.run["name"]
+    hint(f"see `elmanctl show {name} best`, or `elmanctl resume {name} --generations N` for more")
+
+
+def _current(state: RunState) -> list[Evaluation]:
+    return [
+        e
+        for e in state.evaluations.values()
+        if e.generation == state.generation or not e.state.is_finished
+    ]
+
+
+def _settled(state: RunState) -> int:
+    return sum(e.state.is_finished for e in state.evaluations.values())
+
+
+def _heartbeat(session: Session, evaluation: Evaluation) -> dict[str, Any] | None:
+    last = evaluation.last_attempt
+    assert last is not None
+    return read_table(session.paths.attempt(evaluation.id, last.number).heartbeat)
+
+
+def _beat_loss(beat: dict[str, Any] | None) -> str | None:
+    loss = (beat or {}).get("loss")
+    return f"{loss:.4f}" if isinstance(loss, float) else None
+
+
+def _beat_step(beat: dict[str, Any] | None) -> str | None:
+    step = (beat or {}).get("step")
+    return str(step) if isinstance(step, int) else None
+
+
+def _steps(evaluation: Evaluation) -> str:
+    last = evaluation.last_attempt
+    steps = last.result.get("steps") if last and last.result else None
+    return "" if steps is None else str(steps)

@@ -1,0 +1,80 @@
+"""Acting on a run whose controller may or may not be at work."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from elmanctl.cli.output import say
+from elmanctl.cli.search import make_executor
+from elmanctl.errors import ElmanError, LedgerLocked
+from elmanctl.jobs.paths import RunPaths
+from elmanctl.ledger.lease import is_gone, read_holder
+from elmanctl.ledger.requests import leave_request, wait_for_answer, withdraw_request
+from elmanctl.search.actions import apply_requests, perform
+from elmanctl.search.dispatch import Dispatcher
+from elmanctl.search.session import Session
+from elmanctl.search.watch import Watcher
+
+# A controller that is inside sbatch answers after it.
+_ANSWER_TIMEOUT_S = 300.0
+_POLL_S = 0.2
+
+
+def act_on_run(paths: RunPaths, command: str, arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """Carry out a command under the run's lease, or have the controller that holds it do so.
+
+    Raises what the command raises, LedgerLocked when a controller does not answer.
+    """
+    for _ in range(2):
+        try:
+            return _act_here(paths, command, arguments)
+        except LedgerLocked:
+            answer = _ask_controller(paths, command, arguments)
+            if answer is not None:
+                return answer
+    raise LedgerLocked(
+        f"the controller of {paths.folder.name} does not answer",
+        hint="the request was withdrawn; is the controller suspended?",
+    )
+
+
+def _act_here(paths: RunPaths, command: str, arguments: Mapping[str, Any]) -> dict[str, Any]:
+    with Session.open(paths.folder) as session:
+        executor = make_executor(paths, session.run["executor"], session.settings)
+        watcher = Watcher(session, executor, poll_s=0.0)
+        # Left behind by a command whose controller ended before it answered.
+        apply_requests(session, watcher)
+        answer = perform(session, watcher, command, arguments, "command line")
+        if command == "requeue":
+            executor.check()
+            dispatcher = Dispatcher(session, executor)
+            dispatcher.adopt()
+            dispatcher.submit_waiting()
+            for row in answer["requeued"]:
+                last = session.state.evaluations[row["evaluation"]].last_attempt
+                row["job"] = last.job_id if last is not None else None
+        return answer
+
+
+def _ask_controller(
+    paths: RunPaths, command: str, arguments: Mapping[str, Any]
+) -> dict[str, Any] | None:
+    """Leave a request and return its answer, None when the controller went away before it."""
+
+    def is_alive() -> bool:
+        holder = read_holder(paths.folder)
+        return holder is not None and is_gone(holder) is not True
+
+    request = leave_request(paths.folder, command, arguments)
+    say(f"asking the controller of {paths.folder.name}")
+    found = wait_for_answer(
+        paths.folder, request, timeout_s=_ANSWER_TIMEOUT_S, poll_s=_POLL_S, is_alive=is_alive
+    )
+    if found is None:
+        withdraw_request(paths.folder, request)
+        return None
+    answer = dict(found)
+    if "error" in answer and "exit_code" in answer:
+        error = ElmanError(answer["error"], hint=answer.get("hint"))
+        error.exit_code = int(answer["exit_code"])  # type: ignore[misc]
+        raise error
+    return {**answer, "by_controller": True}

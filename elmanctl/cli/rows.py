@@ -1,0 +1,80 @@
+"""Evaluations and runs as rows and as plain data, the same for tables and JSON."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from elmanctl import clock
+from elmanctl.ledger.encoding import encode_verdict
+from elmanctl.ledger.records import Attempt, Evaluation, State
+
+
+def searched_names(run: Mapping[str, Any]) -> list[str]:
+    """Return the names of the axes that a run searches, after `dim` where it is solved."""
+    axes = list(run["space"]["axes"])
+    return axes if "dim" in axes else ["dim", *axes]
+
+
+def describe_config(value: object) -> str:
+    """Write one value of a configuration in few characters."""
+    return f"{value:.3g}" if isinstance(value, float) else str(value)
+
+
+def evaluation_row(evaluation: Evaluation) -> dict[str, Any]:
+    """Return an evaluation as flat plain data; missing values are None."""
+    last = evaluation.last_attempt
+    return {
+        "evaluation": evaluation.id,
+        "generation": evaluation.generation,
+        "state": shown_state(evaluation),
+        "attempt": last.number if last else None,
+        "job": last.job_id if last else None,
+        "loss": evaluation.loss,
+        "parameters": evaluation.parameters,
+        "config": dict(evaluation.config),
+        "elapsed_s": last.elapsed_s if last else None,
+        "node": last.node if last else None,
+        "verdict": last.verdict.kind.value if last and last.verdict else None,
+        "reason": reason(evaluation),
+        "size_bytes": sum(attempt.size_bytes or 0 for attempt in evaluation.attempts),
+        "replaces": evaluation.replaces,
+    }
+
+
+def shown_state(evaluation: Evaluation) -> str:
+    """Return the state, where a new attempt is due as `waiting`."""
+    if evaluation.state is State.CREATED and evaluation.attempts:
+        return "waiting"
+    return evaluation.state.value
+
+
+def reason(evaluation: Evaluation) -> str | None:
+    """Return why an evaluation has no loss: its last verdict and which attempt that was."""
+    judged = [a for a in evaluation.attempts if a.verdict is not None]
+    if not judged or evaluation.state is State.COMPLETED:
+        return None
+    verdict = judged[-1].verdict
+    assert verdict is not None
+    return f"{verdict.kind.value} (attempt {judged[-1].number})"
+
+
+def attempt_data(attempt: Attempt) -> dict[str, Any]:
+    """Return an attempt as plain data."""
+    return {
+        "attempt": attempt.number,
+        "state": attempt.state.value,
+        "job": attempt.job_id,
+        "submission": attempt.submission,
+        "node": attempt.node,
+        "submitted_at": attempt.submitted_at,
+        "started_at": attempt.started_at,
+        "finished_at": attempt.finished_at,
+        "elapsed_s": attempt.elapsed_s,
+        "verdict": encode_verdict(attempt.verdict) if attempt.verdict else None,
+        "result": dict(attempt.result) if attempt.result is not None else None,
+        "size_bytes": attempt.size_bytes,
+    }
+
+
+def shown_elapsed(elapsed_s: float | None) -> str | None:
+    """Write a duration as Slurm does, None when it is not known."""
+    return None if elapsed_s is None else clock.format_duration(elapsed_s)

@@ -1,0 +1,280 @@
+"""`search` and `resume`: start a search, or go on with one."""
+
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import Annotated, Any
+
+import typer
+
+from elmanctl.cli.context import DryRunFlag, JsonFlag, YesFlag, chosen_run, resolve_settings
+from elmanctl.cli.output import confirm, hint, print_json, print_line, say
+from elmanctl.cli.progress import make_view, print_summary, run_summary
+from elmanctl.errors import SearchPaused, UsageError
+from elmanctl.jobs.executor import Executor
+from elmanctl.jobs.paths import RunPaths
+from elmanctl.ledger.records import RunStatus, Submission, Task
+from elmanctl.models.params import format_count
+from elmanctl.search.session import Session
+from elmanctl.search.start import SearchPlan, create_run, plan_search
+
+# How often result files are looked for; the scheduler itself is asked far less often.
+_TICK_S = 0.5
+
+_Params = Annotated[str | None, typer.Option(help="Parameter budget, e.g. 480M; dim meets it")]
+_Generations = Annotated[int | None, typer.Option(help="Generations of CMA-ES")]
+
+
+def search(
+    ctx: typer.Context,
+    model: Annotated[str, typer.Argument(help="Model to search, e.g. e88")],
+    params: _Params = None,
+    generations: _Generations = None,
+    population: Annotated[int | None, typer.Option(help="Evaluations a generation")] = None,
+    train_minutes: Annotated[
+        float | None, typer.Option(help="Training time of one evaluation in minutes")
+    ] = None,
+    train_steps: Annotated[
+        int | None, typer.Option(help="Training steps of one evaluation, instead of time")
+    ] = None,
+    train_tokens: Annotated[
+        int | None, typer.Option(help="Training bytes of one evaluation, instead of time")
+    ] = None,
+    data: Annotated[
+        str | None, typer.Option(help="Corpus: a file of bytes; default the built-in one")
+    ] = None,
+    space: Annotated[str | None, typer.Option(help="Search space of the model")] = None,
+    tolerance: Annotated[
+        float | None, typer.Option(help="Largest relative distance from the budget")
+    ] = None,
+    sigma: Annotated[float | None, typer.Option(help="First step size of CMA-ES")] = None,
+    seed: Annotated[int | None, typer.Option(help="Seed of the optimizer")] = None,
+    start_from_best: Annotated[
+        bool | None,
+        typer.Option("--start-from-best", help="Start at the known best configuration"),
+    ] = None,
+    preset: Annotated[str | None, typer.Option(help="Named settings, e.g. tiny")] = None,
+    name: Annotated[str | None, typer.Option(help="Name of the run")] = None,
+    partition: Annotated[str | None, typer.Option("-p", "--partition", help="Slurm partition")] = None,
+    account: Annotated[str | None, typer.Option(help="Slurm account")] = None,
+    template: Annotated[str | None, typer.Option(help="Named resources of a job")] = None,
+    max_jobs: Annotated[int | None, typer.Option(help="Most jobs at one time")] = None,
+    local: Annotated[
+        bool, typer.Option("--local", help="Train on this machine, without Slurm")
+    ] = False,
+    gpus: Annotated[
+        str | None, typer.Option(help="With --local: GPUs, one evaluation each, e.g. 0,1,2,3")
+    ] = None,
+    workers: Annotated[
+        int | None, typer.Option(help="With --local: evaluations at one time on the CPU")
+    ] = None,
+    dry_run: DryRunFlag = False,
+    yes: YesFlag = False,
+    as_json: JsonFlag = False,
+) -> None:
+    """Start a search
+
+    Each evaluation is one job that trains a model; all jobs of a generation are one array.
+    Ctrl-C leaves the jobs running, and `elmanctl resume` goes on from the ledger.
+
+    \b
+    Examples:
+        elmanctl search e88 --local --preset tiny --yes
+        elmanctl search e88 --partition gpu --params 480M --train-minutes 10
+        elmanctl search e88 --template h100 --params 480M --train-minutes 10 --dry-run
+    """
+    if (gpus is not None or workers is not None) and not local:
+        raise UsageError("`--gpus` and `--workers` go with `--local`")
+    flags = {
+        "search.params": params,
+        "search.generations": generations,
+        "search.population": population,
+        "search.space": space,
+        "search.tolerance": tolerance,
+        "search.sigma": sigma,
+        "search.seed": seed,
+        "search.start_from_best": start_from_best,
+        "search.max_jobs": max_jobs,
+        "train.minutes": train_minutes,
+        "train.steps": train_steps,
+        "train.tokens": train_tokens,
+        "data.path": data,
+        "slurm.partition": partition,
+        "slurm.account": account,
+        "slurm.template": template,
+        "local.gpus": _gpu_list(gpus),
+        "local.workers": workers,
+    }
+    settings = resolve_settings(ctx, flags, preset).settings
+    runs = Path(settings.paths.runs)
+    plan = plan_search(
+        model,
+        settings,
+        executor="local" if local else "slurm",
+        name=name or _free_name(runs, model, preset or settings.search.params),
+        runs=runs,
+    )
+    if dry_run:
+        _print_dry_run(plan)
+        return
+    executor = make_executor(RunPaths(plan.folder), plan.executor, plan.settings)
+    executor.check()
+    _check_partition(plan)
+    if not confirm(_describe(plan), yes=yes):
+        say("nothing was started")
+        return
+    if yes:
+        say(_describe(plan))
+    create_run(plan)
+    drive(RunPaths(plan.folder), as_json=as_json)
+
+
+def resume(
+    ctx: typer.Context,
+    run: Annotated[str | None, typer.Argument(help="Run; default the newest")] = None,
+    generations: Annotated[
+        int | None, typer.Option(help="Go on to this many generations in all")
+    ] = None,
+    as_json: JsonFlag = False,
+) -> None:
+    """Continue a search from its ledger
+
+    Running jobs are adopted, submissions that were accepted but never recorded are found again,
+    and the same points are asked as if the search had never stopped.
+
+    \b
+    Examples:
+        elmanctl resume
+        elmanctl resume e88-480m --generations 30
+    """
+    paths = chosen_run(ctx, run)
+    drive(paths, generations=generations, as_json=as_json)
+
+
+def drive(paths: RunPaths, *, generations: int | None = None, as_json: bool = False) -> None:
+    """Run a search's controller in the foreground until it ends or is interrupted."""
+    from elmanctl.search.loop import Controller
+
+    with Session.open(paths.folder) as session, interruptible() as stop:
+        if generations is not None:
+            session.extend(generations)
+        session.start_controller()
+        executor = make_executor(paths, session.run["executor"], session.settings)
+        executor.check()
+        poll_s = _TICK_S if executor.name == "local" else session.settings.slurm.poll_s
+        try:
+            with make_view(session) as view:
+                Controller(
+                    session, executor, view, poll_s=poll_s, tick_s=_TICK_S, stop=stop
+                ).drive()
+        except SearchPaused as exc:
+            session.record("run_paused", reason=exc.message)
+            raise
+        state = session.state
+        if as_json:
+            print_json(run_summary(session))
+        elif state.status is not RunStatus.INTERRUPTED:
+            print_summary(session)
+    if state.status is RunStatus.INTERRUPTED:
+        running = len(state.live_attempts())
+        if running:
+            say(f"interrupted; {running} jobs go on without the controller")
+        hint(f"continue with `elmanctl resume {state.run['name']}`")
+        raise typer.Exit(130)
+
+
+def make_executor(paths: RunPaths, name: str, settings: Any) -> Executor:
+    """Return the executor of a run."""
+    if name == "local":
+        from elmanctl.jobs.local_executor import LocalExecutor
+
+        return LocalExecutor(paths, workers=settings.local.workers, gpus=settings.local.gpus)
+    from elmanctl.jobs.slurm_executor import SlurmExecutor
+
+    return SlurmExecutor(paths, max_jobs=settings.search.max_jobs)
+
+
+@contextmanager
+def interruptible() -> Iterator[threading.Event]:
+    """Turn the first Ctrl-C, SIGTERM or SIGHUP into an event; the second leaves at once.
+
+    The loop stops between two steps, so that no ledger line is cut by its own user.
+    """
+    stop = threading.Event()
+
+    def handle(number: int, frame: FrameType | None) -> None:
+        if stop.is_set():
+            raise KeyboardInterrupt
+        stop.set()
+        if number == signal.SIGINT:
+            say("\nstopping; jobs are left running (Ctrl-C again leaves at once)")
+
+    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    before = {number: signal.signal(number, handle) for number in numbers}
+    try:
+        yield stop
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _gpu_list(text: str | None) -> list[int] | None:
+    if text is None:
+        return None
+    if not all(part.strip().isdigit() for part in text.split(",")):
+        raise UsageError(f"`--gpus` is a list of numbers like 0,1,2,3, not `{text}`")
+    return [int(part) for part in text.split(",")]
+
+
+def _free_name(runs: Path, model: str, suffix: str | None) -> str:
+    base = f"{model}-{suffix}".lower() if suffix else model.lower()
+    number = 1
+    while (runs / (base if number == 1 else f"{base}-{number}")).exists():
+        number += 1
+    return base if number == 1 else f"{base}-{number}"
+
+
+def _describe(plan: SearchPlan) -> str:
+    search = plan.settings.search
+    each = " ".join(f"{amount:g} {kind}" for kind, amount in plan.budget.encode().items())
+    where = "on this machine" if plan.executor == "local" else "as Slurm jobs"
+    cost = f", {plan.hours:.1f} training hours" if plan.hours else ""
+    target = f" around {search.params} parameters" if search.params else ""
+    return (
+        f"{plan.name}: {search.generations} generations of {search.population} {plan.model} models"
+        f"{target} {where}\n"
+        f"{plan.evaluations} evaluations of {each}{cost}; corpus {plan.corpus.path.name}, "
+        f"{format_count(plan.corpus.size_bytes)} bytes, unigram entropy "
+        f"{plan.unigram_nats:.4f} nat"
+    )
+
+
+def _print_dry_run(plan: SearchPlan) -> None:
+    """Print what a first submission would be; nothing is written."""
+    say(_describe(plan))
+    if plan.executor == "local":
+        print_line(f"would start {plan.settings.search.population} workers in {plan.folder}")
+        return
+    from elmanctl.jobs.submission import make_script
+
+    submission = Submission(
+        id="s0001",
+        job_name=f"elman-{plan.name}-TOKEN-s0001",
+        tasks=tuple(
+            Task(index=index, evaluation=f"g000-e{index:02}", attempt=1)
+            for index in range(plan.settings.search.population)
+        ),
+        resources=plan.resources.encode(),
+    )
+    paths = RunPaths(plan.folder)
+    print_line(make_script(submission, paths.submission("s0001"), paths.code))
+
+
+def _check_partition(plan: SearchPlan) -> None:
+    if plan.executor == "slurm" and plan.settings.slurm.partition:
+        from elmanctl.jobs.slurm import Slurm
+
+        Slurm().check_partition(plan.settings.slurm.partition)

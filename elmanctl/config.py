@@ -1,0 +1,188 @@
+"""Settings from their sources: flag > environment > elman.toml > user's file > default.
+
+A preset named by a flag stands just under the flags.  Unknown keys are refused, never ignored.
+"""
+
+import os
+import tomllib
+import types
+import typing
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from elmanctl.constants import CONFIG_NAME, ENVIRONMENT_PREFIX
+from elmanctl.errors import ConfigError, NotFound
+from elmanctl.settings import BUDGET_KEYS, SECTIONS, Settings
+from elmanctl.sources import (
+    Source,
+    flat,
+    preset_source,
+    read_file,
+    template_source,
+    unknown_key,
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Resolved:
+    """The settings in force and, for each key that is not a default, where it came from."""
+
+    settings: Settings
+    origins: Mapping[str, str]
+
+
+def resolve(
+    flags: Mapping[str, Any],
+    *,
+    preset: str | None = None,
+    config: Path | None = None,
+    folder: Path | None = None,
+    environment: Mapping[str, str] | None = None,
+) -> Resolved:
+    """Return the settings in force.
+
+    `flags` maps `section.key` to a value, None meaning not given.  Raises ConfigError for an
+    unknown key or a value of the wrong type, NotFound for an unknown preset or a missing file.
+    """
+    environ = os.environ if environment is None else environment
+    sources = [
+        *_files(config, folder or Path.cwd(), environ),
+        _from_environment(environ),
+        *([preset_source(preset)] if preset else []),
+        Source(name="the command line", values={k: v for k, v in flags.items() if v is not None}),
+    ]
+    return merge(_with_template(sources, folder or Path.cwd(), environ))
+
+
+def _with_template(sources: list[Source], folder: Path, environ: Mapping[str, str]) -> list[Source]:
+    """Put the chosen template's values just under the source that chose it."""
+    for rank in range(len(sources) - 1, -1, -1):
+        name = sources[rank].values.get("slurm.template")
+        if name is not None:
+            own = merge(sources).settings.paths.templates
+            folders = (folder / own, _user_folder(environ) / "sbatch_templates")
+            return [*sources[:rank], template_source(str(name), folders), *sources[rank:]]
+    return sources
+
+
+def _user_folder(environ: Mapping[str, str]) -> Path:
+    base = environ.get("XDG_CONFIG_HOME") or str(Path(environ.get("HOME", "~")) / ".config")
+    return Path(base).expanduser() / "elmanctl"
+
+
+def merge(sources: Iterable[Source]) -> Resolved:
+    """Return the settings of several sources, later ones first in rank."""
+    values: dict[str, Any] = {}
+    origins: dict[str, str] = {}
+    for source in sources:
+        named = [key for key in BUDGET_KEYS if key in source.values]
+        if len(named) > 1:
+            raise ConfigError(
+                f"{source.where(named[1])}: {' and '.join(f'`{k}`' for k in named)} exclude "
+                "each other",
+                hint="keep one training budget: minutes, steps or tokens",
+            )
+        if named:
+            for key in BUDGET_KEYS:
+                values.pop(key, None)
+                origins.pop(key, None)
+        for key, value in source.values.items():
+            values[key] = _checked(key, value, source)
+            origins[key] = source.name
+    return Resolved(settings=_build(values), origins=origins)
+
+
+def decode_settings(data: Mapping[str, Any]) -> Settings:
+    """Return the settings that `Settings.encode` wrote into a ledger."""
+    source = Source(name="the ledger", values={k: v for k, v in flat(data) if v is not None})
+    values = {key: _checked(key, value, source) for key, value in source.values.items()}
+    return _build(values)
+
+
+def _files(config: Path | None, folder: Path, environ: Mapping[str, str]) -> list[Source]:
+    if config is not None:
+        if not config.is_file():
+            raise NotFound(f"no such configuration file: {config}")
+        return [read_file(config)]
+    user = _user_folder(environ) / "config.toml"
+    found = [user] if user.is_file() else []
+    for parent in (folder.resolve(), *folder.resolve().parents):
+        if (parent / CONFIG_NAME).is_file():
+            found.append(parent / CONFIG_NAME)
+            break
+    return [read_file(path) for path in found]
+
+
+def _from_environment(environ: Mapping[str, str]) -> Source:
+    values: dict[str, Any] = {}
+    for section, record in SECTIONS.items():
+        for item in fields(record):
+            name = f"{ENVIRONMENT_PREFIX}{section}_{item.name}".upper()
+            if name in environ:
+                kind = typing.get_type_hints(record)[item.name]
+                values[f"{section}.{item.name}"] = _from_text(environ[name], kind, name)
+    return Source(name="the environment", values=values)
+
+
+def _build(values: Mapping[str, Any]) -> Settings:
+    sections: dict[str, dict[str, Any]] = {name: {} for name in (*SECTIONS, "model")}
+    for key, value in values.items():
+        section, name = key.split(".", 1)
+        sections[section][name] = value
+    return Settings(
+        model=sections["model"],
+        **{name: record(**sections[name]) for name, record in SECTIONS.items()},
+    )
+
+
+def _checked(key: str, value: Any, source: Source) -> Any:
+    section, name = key.split(".", 1)
+    if section == "model":
+        return value
+    hints = typing.get_type_hints(SECTIONS[section])
+    if name not in hints:
+        raise unknown_key(source, key, [f"{section}.{other}" for other in hints], "key")
+    try:
+        return _convert(value, hints[name])
+    except TypeError:
+        raise ConfigError(
+            f"{source.where(key)}: `{key}` must be {_describe(hints[name])}, not `{value!r}`"
+        ) from None
+
+
+def _convert(value: Any, kind: Any) -> Any:
+    """Return `value` as `kind`; raise TypeError when it is of another type."""
+    options = typing.get_args(kind) if isinstance(kind, types.UnionType) else (kind,)
+    if value is None and types.NoneType in options:
+        return None
+    target = next(option for option in options if option is not types.NoneType)
+    origin = typing.get_origin(target) or target
+    if origin is tuple and isinstance(value, list | tuple):
+        return tuple(_convert(item, typing.get_args(target)[0]) for item in value)
+    if origin is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if isinstance(value, bool) and origin is not bool:
+        raise TypeError
+    if not isinstance(value, origin):
+        raise TypeError
+    return value
+
+
+def _from_text(text: str, kind: Any, name: str) -> Any:
+    """Read an environment variable: TOML where it is TOML, else the text itself."""
+    if kind in (str, str | None):
+        return text
+    try:
+        return tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError as exc:
+        raise ConfigError(f"cannot read the environment variable {name}: `{text}`") from exc
+
+
+def _describe(kind: Any) -> str:
+    names = {"int": "a whole number", "float": "a number", "str": "text", "bool": "true or false"}
+    options = typing.get_args(kind) if isinstance(kind, types.UnionType) else (kind,)
+    target = next(option for option in options if option is not types.NoneType)
+    origin = typing.get_origin(target) or target
+    return names.get(origin.__name__, "a list" if origin is tuple else "a table")

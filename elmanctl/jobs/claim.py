@@ -1,0 +1,67 @@
+"""Which job works on an attempt: at most one, even when two were submitted by mistake."""
+
+import json
+import os
+import socket
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from elmanctl import clock
+from elmanctl.constants import LOCAL_JOB_VARIABLE
+from elmanctl.jobs.processes import start_ticks
+from elmanctl.ledger.files import create_atomically, parse_object, write_json
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Worker:
+    """One start of one job: `restart` counts how often the scheduler has requeued it."""
+
+    job_id: str
+    restart: int
+    host: str
+    pid: int
+    pid_start: int | None
+
+
+def this_worker(environment: Mapping[str, str] | None = None) -> Worker:
+    """Return the job that this process belongs to, by the variables that its starter set."""
+    environ = os.environ if environment is None else environment
+    host = socket.gethostname()
+    pid = os.getpid()
+    job_id, restart = f"{host}-{pid}", 0
+    if local := environ.get(LOCAL_JOB_VARIABLE):
+        # Asked first: a local worker inside an interactive Slurm job sees that job's variables.
+        job_id = local
+    elif slurm := environ.get("SLURM_JOB_ID"):
+        array, element = environ.get("SLURM_ARRAY_JOB_ID"), environ.get("SLURM_ARRAY_TASK_ID")
+        job_id = f"{array}_{element}" if array and element else slurm
+        restart = int(environ.get("SLURM_RESTART_COUNT") or 0)
+    return Worker(job_id=job_id, restart=restart, host=host, pid=pid, pid_start=start_ticks(pid))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Claim:
+    """The answer to `take_claim`: whether the attempt is ours, and who had it before."""
+
+    is_ours: bool
+    earlier: Mapping[str, Any] | None = None
+
+
+def take_claim(path: Path, worker: Worker) -> Claim:
+    """Claim an attempt for `worker`, or learn who holds it.
+
+    The first job wins.  A later start of the same job takes over from its earlier one, which the
+    scheduler has ended.
+    """
+    record = {"version": 1, **asdict(worker), "at": clock.to_text(clock.now())}
+    try:
+        create_atomically(path, json.dumps(record).encode())
+        return Claim(is_ours=True)
+    except FileExistsError:
+        holder = parse_object(path.read_bytes())
+    if holder["job_id"] != worker.job_id or holder["restart"] >= worker.restart:
+        return Claim(is_ours=False, earlier=holder)
+    write_json(path, record)
+    return Claim(is_ours=True, earlier=holder)

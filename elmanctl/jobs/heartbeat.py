@@ -1,0 +1,134 @@
+"""Signs of life of a worker: a small file that a thread rewrites every few seconds."""
+
+import contextlib
+import json
+import logging
+import os
+import queue
+import socket
+import threading
+import time
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from elmanctl import clock
+from elmanctl.jobs.processes import start_ticks
+
+logger = logging.getLogger(__name__)
+
+# A file system may fail for a moment; after this many beats in a row the worker must know.
+FAILURES_BEFORE_ERROR = 3
+_SIGNAL_WAIT_S = 2.0
+
+
+class Heartbeat:
+    """Rewrites `path` at once, every `interval_s` seconds and a last time on leaving.
+
+    Only the thread writes; the main loop and signal handlers replace values and ask for a beat.
+    A failed write never ends the thread: `check` raises it in the main loop.
+    """
+
+    def __init__(self, path: Path, *, interval_s: float, job_id: str, restart: int) -> None:
+        self._path = path
+        self._interval_s = interval_s
+        self._fixed = {
+            "version": 1,
+            "host": socket.gethostname(),
+            "pid": os.getpid(),
+            "pid_start": start_ticks(os.getpid()),
+            "job_id": job_id,
+            "restart": restart,
+            "started_at": clock.to_text(clock.now()),
+        }
+        self._phase = "starting"
+        self._progress: dict[str, float | int | None] = {"step": 0, "loss": None, "tokens": 0}
+        self._signals: tuple[dict[str, str], ...] = ()
+        self._failures = 0
+        self._error: OSError | None = None
+        # SimpleQueue.put is reentrant: a signal handler may interrupt another put.
+        self._wishes: queue.SimpleQueue[bool] = queue.SimpleQueue()
+        self._signals_written = 0
+        self._thread = threading.Thread(target=self._run, name="heartbeat", daemon=True)
+
+    def __enter__(self) -> "Heartbeat":
+        self._write()
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._wishes.put(False)
+        self._thread.join()
+        self._write()
+
+    def enter_phase(self, phase: str) -> None:
+        """Record where the worker stands: starting, warmup, training, finishing, done."""
+        if phase != self._phase:
+            self._phase = phase
+            self._wishes.put(True)
+
+    def progress(self, *, step: int, loss: float | None, tokens: int) -> None:
+        """Record how far the training is; written with the next beat."""
+        self._progress = {"step": step, "loss": loss, "tokens": tokens}
+
+    def note_signal(self, name: str) -> None:
+        """Record a signal and wait, at most two seconds, until it is in the file.
+
+        To be called from a signal handler.
+        """
+        self._signals = (*self._signals, {"name": name, "at": clock.to_text(clock.now())})
+        self._wishes.put(True)
+        expected = len(self._signals)
+        deadline = time.monotonic() + _SIGNAL_WAIT_S
+        while self._signals_written < expected and time.monotonic() < deadline:
+            time.sleep(0.005)
+
+    def check(self) -> None:
+        """Raise the last write's OSError when several beats in a row have failed."""
+        if self._failures >= FAILURES_BEFORE_ERROR and self._error is not None:
+            raise self._error
+
+    def _run(self) -> None:
+        goes_on = True
+        while goes_on:
+            with contextlib.suppress(queue.Empty):
+                goes_on = self._wishes.get(timeout=self._interval_s)
+            self._write()
+
+    def _write(self) -> None:
+        signals = self._signals
+        text = json.dumps(self._content(signals))
+        temporary = self._path.with_name(f".{self._path.name}.{os.getpid()}.tmp")
+        try:
+            # No fsync: a beat lost with the machine is no loss, and the disk may be busy.
+            temporary.write_text(text, encoding="utf-8")
+            temporary.replace(self._path)
+        except OSError as exc:
+            self._failures += 1
+            self._error = exc
+            logger.warning("heartbeat not written: %s", exc)
+            _remove(temporary)
+            return
+        self._failures = 0
+        self._signals_written = len(signals)
+
+    def _content(self, signals: tuple[dict[str, str], ...]) -> dict[str, Any]:
+        return {
+            **self._fixed,
+            "phase": self._phase,
+            **self._progress,
+            "at": clock.to_text(clock.now()),
+            "signals": list(signals),
+        }
+
+
+def _remove(path: Path) -> None:
+    try:
+        path.unlink(missing_ok=True)
+    except OSError as exc:
+        logger.warning("temporary file left behind: %s", exc)

@@ -1,0 +1,193 @@
+"""Attempts as processes of this machine, each in a session of its own.
+
+A small shell stands over each worker: it records its own process id and start before the worker
+starts, and the exit code after it ends, so that a later controller can adopt the attempt or read
+how it ended.  `timeout` ends a worker over its limit with or without a controller.
+"""
+
+import contextlib
+import os
+import shlex
+import signal
+import subprocess
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+
+from elmanctl.constants import LOCAL_JOB_VARIABLE
+from elmanctl.errors import SubmissionError
+from elmanctl.jobs.executor import JobReport, JobState, LiveJob, Resources
+from elmanctl.jobs.paths import RunPaths
+from elmanctl.jobs.processes import command_lines, start_ticks
+from elmanctl.jobs.submission import (
+    task_pickle,
+    worker_command,
+    worker_environment,
+    write_pickles,
+)
+from elmanctl.ledger.records import Submission
+
+# $1 process file, $2 exit file, the rest the worker's command.
+_SUPERVISOR = """\
+process=$1 exit=$2; shift 2
+echo "$$ $(cut -d' ' -f22 /proc/$$/stat)" > "$process.new" && mv "$process.new" "$process"
+"$@"
+code=$?
+echo "$code" > "$exit.new" && mv "$exit.new" "$exit"
+"""
+
+_KILL_AFTER_S = 20
+
+# `timeout` answers with this when it had to end the worker.
+_TIMED_OUT = 124
+
+
+class LocalExecutor:
+    """Runs attempts as detached processes, one on each slot."""
+
+    name = "local"
+    tasks_per_submission = 1
+
+    def __init__(self, paths: RunPaths, *, workers: int, gpus: Sequence[int]) -> None:
+        self._paths = paths
+        self._gpus = tuple(gpus)
+        self._slots = len(self._gpus) or workers
+
+    def check(self) -> None:
+        """Nothing is needed beyond this machine."""
+
+    def free_slots(self, busy: Iterable[int | None]) -> Sequence[int | None]:
+        """Return the numbers of the slots on which nothing runs."""
+        taken = set(busy)
+        return [slot for slot in range(self._slots) if slot not in taken]
+
+    def submit(self, submission: Submission, folder: Path) -> str:
+        """Start the worker of the submission's only task and return its job id."""
+        folder.mkdir(parents=True, exist_ok=True)
+        write_pickles(submission, folder, self._paths)
+        (task,) = submission.tasks
+        job_id = submission.job_name
+        job = f"{job_id}_{task.index}"
+        # submitit looks for the pickle under the job's name.
+        (folder / f"{job}_submitted.pkl").symlink_to(task_pickle(folder, task.index).name)
+        resources = Resources.decode(submission.resources)
+        command = [
+            # Forked away: the supervisor is nobody's child, so no controller has to reap it.
+            "setsid",
+            "--fork",
+            "sh",
+            "-c",
+            _SUPERVISOR,
+            "sh",
+            str(folder / "process"),
+            str(folder / "exit"),
+            "timeout",
+            "--foreground",
+            f"--kill-after={_KILL_AFTER_S}",
+            str(resources.timeout_min * 60),
+            *shlex.split(worker_command(folder, resources.python)),
+        ]
+        try:
+            with (folder / f"{job}_0_log.out").open("ab") as log:
+                subprocess.run(
+                    command,
+                    env=self._environment(job, task.slot),
+                    stdin=subprocess.DEVNULL,
+                    stdout=log,
+                    stderr=log,
+                    check=True,
+                )
+        except (OSError, subprocess.CalledProcessError) as exc:
+            raise SubmissionError(f"cannot start a worker: {exc}") from exc
+        return job_id
+
+    def _environment(self, job: str, slot: int | None) -> dict[str, str]:
+        environment = {
+            **os.environ,
+            **worker_environment(self._paths.code),
+            LOCAL_JOB_VARIABLE: job,
+            "SUBMITIT_EXECUTOR": "local",
+            "SUBMITIT_LOCAL_JOB_ID": job,
+            "SUBMITIT_LOCAL_NTASKS": "1",
+            "SUBMITIT_LOCAL_JOB_NUM_NODES": "1",
+            "SUBMITIT_LOCAL_NODEID": "0",
+            "SUBMITIT_LOCAL_GLOBALID": "0",
+            "SUBMITIT_LOCAL_LOCALID": "0",
+        }
+        if self._gpus and slot is not None:
+            environment["CUDA_VISIBLE_DEVICES"] = str(self._gpus[slot])
+        return environment
+
+    def find(self, submission: Submission, folder: Path) -> str | None:
+        """Return the job id if a worker of this submission was ever started."""
+        if (folder / "process").exists() or (folder / "exit").exists():
+            return submission.job_name
+        return submission.job_name if _is_starting(folder) else None
+
+    def reports(self, jobs: Sequence[LiveJob]) -> Mapping[str, JobReport]:
+        """Return how each worker stands, from its exit file or its process."""
+        return {job.job_id: self._report(job) for job in jobs}
+
+    def _report(self, job: LiveJob) -> JobReport:
+        folder = self._paths.submission(job.submission)
+        code = _read_words(folder / "exit")
+        if code:
+            return _ended(int(code[0]))
+        process = _read_words(folder / "process")
+        if len(process) == 2 and start_ticks(int(process[0])) == int(process[1]):
+            return JobReport(state=JobState.RUNNING, raw="running", node=os.uname().nodename)
+        if not process and _is_starting(folder):
+            return JobReport(state=JobState.PENDING, raw="starting")
+        # The supervisor may have ended between the two looks.
+        code = _read_words(folder / "exit")
+        return _ended(int(code[0])) if code else JobReport(state=JobState.VANISHED)
+
+    def cancel(self, jobs: Sequence[LiveJob]) -> None:
+        """End workers: a polite signal to the whole session, and a final one to what is left."""
+        groups = [group for job in jobs if (group := self._group(job)) is not None]
+        for number in (signal.SIGTERM, signal.SIGKILL):
+            for group in groups:
+                with contextlib.suppress(ProcessLookupError):
+                    os.killpg(group, number)
+            deadline = time.monotonic() + 5
+            while time.monotonic() < deadline and any(_group_alive(group) for group in groups):
+                time.sleep(0.05)
+
+    def _group(self, job: LiveJob) -> int | None:
+        process = _read_words(self._paths.submission(job.submission) / "process")
+        if len(process) == 2 and start_ticks(int(process[0])) == int(process[1]):
+            return int(process[0])
+        return None
+
+    def log(self, job: LiveJob) -> Path:
+        """Return the file of the worker's output, as submitit names it."""
+        return self._paths.submission(job.submission) / f"{job.job_id}_0_log.out"
+
+
+def _ended(code: int) -> JobReport:
+    if code == _TIMED_OUT:
+        return JobReport(state=JobState.ENDED, raw="TIMEOUT", exit_code=code)
+    if code > 128:
+        return JobReport(state=JobState.ENDED, raw="ended", exit_code=code, signal=code - 128)
+    return JobReport(state=JobState.ENDED, raw="ended", exit_code=code)
+
+
+def _is_starting(folder: Path) -> bool:
+    """Whether a supervisor that has not yet recorded itself is alive."""
+    marker = str(folder / "process")
+    return any(marker in line for _, line in command_lines())
+
+
+def _read_words(path: Path) -> list[str]:
+    try:
+        return path.read_text(encoding="utf-8").split()
+    except FileNotFoundError:
+        return []
+
+
+def _group_alive(group: int) -> bool:
+    try:
+        os.killpg(group, 0)
+    except ProcessLookupError:
+        return False
+    return True

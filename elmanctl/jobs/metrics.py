@@ -1,0 +1,67 @@
+"""The training curve of an attempt: one JSON line for each step."""
+
+import json
+import math
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StepRecord:
+    """One training step: mean loss in nats, gradient norm before clipping, totals so far."""
+
+    step: int
+    loss: float
+    grad_norm: float
+    tokens: int
+    elapsed_s: float
+
+    @property
+    def finite_loss(self) -> float | None:
+        """The loss, or None when it is not finite."""
+        return _finite(self.loss)
+
+    def line(self) -> str:
+        """Return the step as one line of JSON; a number that is not finite is null."""
+        record = {
+            "step": self.step,
+            "loss": self.finite_loss,
+            "grad_norm": _finite(self.grad_norm),
+            "tokens": self.tokens,
+            "elapsed_s": round(self.elapsed_s, 3),
+        }
+        return json.dumps(record, separators=(",", ":"), allow_nan=False) + "\n"
+
+
+class MetricsLog:
+    """Appends steps to metrics.jsonl, each with one write to the file.
+
+    Nothing is buffered in the process, so that whatever kills it leaves every step it finished.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
+
+    def __enter__(self) -> "MetricsLog":
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        os.close(self._descriptor)
+
+    def append(self, record: StepRecord) -> None:
+        """Write one step; raises OSError, on a full disk for one."""
+        rest = record.line().encode("ascii")
+        while rest:
+            # A short write on a full disk is followed by one that raises.
+            rest = rest[os.write(self._descriptor, rest) :]
+
+
+def _finite(value: float) -> float | None:
+    return value if math.isfinite(value) else None

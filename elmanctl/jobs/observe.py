@@ -1,0 +1,59 @@
+"""Reading what an attempt left behind: result, heartbeat, the end of its log."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from elmanctl.clock import from_text
+from elmanctl.jobs.paths import AttemptPaths
+from elmanctl.jobs.verdict import Log
+
+# What a verdict needs of a log is at its end.
+_TAIL_BYTES = 64 * 1024
+
+
+def read_table(path: Path) -> dict[str, Any] | None:
+    """Return the JSON object of a file, None when there is none or it is not readable yet."""
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except (FileNotFoundError, ValueError):
+        return None
+    return data if isinstance(data, dict) else None
+
+
+def read_log(path: Path, root: Path) -> Log | None:
+    """Return the end of a log with its true line numbers, named relative to the run's folder."""
+    try:
+        size_bytes = path.stat().st_size
+        with path.open("rb") as stream:
+            skipped = max(0, size_bytes - _TAIL_BYTES)
+            first_line = _count_lines(stream.read(skipped)) + 1 if skipped else 1
+            text = stream.read().decode(errors="replace")
+    except FileNotFoundError:
+        return None
+    name = str(path.relative_to(root)) if path.is_relative_to(root) else str(path)
+    return Log(file=name, lines=text.splitlines(), first_line=first_line)
+
+
+def _count_lines(data: bytes) -> int:
+    return data.count(b"\n")
+
+
+def elapsed_s(heartbeat: Mapping[str, Any] | None) -> float | None:
+    """Return how long a worker lived, in seconds, by its own clock."""
+    if heartbeat is None:
+        return None
+    try:
+        began, last = from_text(heartbeat["started_at"]), from_text(heartbeat["at"])
+    except (KeyError, TypeError, ValueError):
+        return None
+    return round((last - began).total_seconds(), 3)
+
+
+def heartbeat_age_s(paths: AttemptPaths, now_s: float) -> float | None:
+    """Return the seconds since the heartbeat file was last written, None without one."""
+    try:
+        return now_s - paths.heartbeat.stat().st_mtime
+    except FileNotFoundError:
+        return None

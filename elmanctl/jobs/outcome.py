@@ -1,0 +1,56 @@
+"""What a training run came to, and the verdict it means."""
+
+from dataclasses import dataclass
+
+from elmanctl.ledger.records import Evidence, EvidenceSource, Verdict, VerdictKind
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Divergence:
+    """The first number that was not finite: in which step, which quantity, and what it was."""
+
+    step: int
+    quantity: str
+    value: str
+    last_finite_loss: float | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrainOutcome:
+    """What one training run came to.
+
+    `loss` is the mean training loss of the last `loss_window_steps` steps in nats per byte, None
+    for a run that diverged.  `steps` and `tokens` count updates made and bytes predicted for
+    them.  `tokens_per_s` leaves the warm-up out; None when nothing followed it.
+    """
+
+    divergence: Divergence | None
+    loss: float | None
+    loss_window_steps: int
+    last_loss: float | None
+    steps: int
+    tokens: int
+    tokens_per_s: float | None
+    elapsed_s: float
+    parameters: int
+    tokens_per_step: int
+    micro_batch: int
+    backend: str
+    device: str
+    device_name: str
+    precision: str
+    peak_memory_bytes: int
+
+    def verdict(self, metrics_file: str) -> Verdict:
+        """Return completed or diverged; `metrics_file` is quoted as seen from the run's folder."""
+        found = self.divergence
+        if found is None:
+            text = f"loss {self.loss:.4f} after {self.steps} steps and {self.tokens} bytes"
+            told = Evidence(source=EvidenceSource.RESULT, text=text)
+            return Verdict(kind=VerdictKind.COMPLETED, evidence=(told,))
+        last = found.last_finite_loss
+        text = f"the {found.quantity} of step {found.step} is {found.value}; " + (
+            "no step was finite" if last is None else f"the last finite loss was {last:.4f}"
+        )
+        told = Evidence(source=EvidenceSource.RESULT, text=text, file=metrics_file, line=found.step)
+        return Verdict(kind=VerdictKind.DIVERGED, evidence=(told,))

@@ -1,0 +1,94 @@
+"""Every path of a run, in one place."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True, slots=True)
+class AttemptPaths:
+    """The files of one attempt; all but `spec` are written by its worker alone."""
+
+    folder: Path
+
+    @property
+    def spec(self) -> Path:
+        """What the worker is asked to do."""
+        return self.folder / "spec.json"
+
+    @property
+    def claim(self) -> Path:
+        """Which job works, or worked, on this attempt."""
+        return self.folder / "claim.json"
+
+    @property
+    def heartbeat(self) -> Path:
+        """Signs of life, rewritten every few seconds."""
+        return self.folder / "heartbeat.json"
+
+    @property
+    def metrics(self) -> Path:
+        """One line for each training step."""
+        return self.folder / "metrics.jsonl"
+
+    @property
+    def result(self) -> Path:
+        """The worker's own word on how the attempt ended."""
+        return self.folder / "result.json"
+
+    def earlier_metrics(self, restart: int) -> Path:
+        """Return where the metrics of an earlier start of a requeued job are kept."""
+        return self.folder / f"metrics-restart-{restart}.jsonl"
+
+    @property
+    def name_in_run(self) -> str:
+        """The attempt's folder as seen from the run's folder, as evidence names files."""
+        return "/".join(self.folder.parts[-3:])
+
+
+@dataclass(frozen=True, slots=True)
+class RunPaths:
+    """The files and folders of one run."""
+
+    folder: Path
+
+    @property
+    def ledger(self) -> Path:
+        """The journal of everything that happened."""
+        return self.folder / "ledger.jsonl"
+
+    @property
+    def code(self) -> Path:
+        """The package as it was when the run began."""
+        return self.folder / "code"
+
+    @property
+    def optimizer(self) -> Path:
+        """The optimizer's states, one file a generation."""
+        return self.folder / "optimizer"
+
+    @property
+    def submissions(self) -> Path:
+        """The folders of all submissions."""
+        return self.folder / "submissions"
+
+    @property
+    def requests(self) -> Path:
+        """What other commands ask of the controller."""
+        return self.folder / "requests"
+
+    @property
+    def evaluations(self) -> Path:
+        """The folders of all evaluations."""
+        return self.folder / "evaluations"
+
+    def submission(self, name: str) -> Path:
+        """Return the folder of one submission: the scheduler's scripts, pickles and logs."""
+        return self.submissions / name
+
+    def evaluation(self, name: str) -> Path:
+        """Return the folder of one evaluation."""
+        return self.evaluations / name
+
+    def attempt(self, evaluation: str, number: int) -> AttemptPaths:
+        """Return the files of attempt `number`, counted from 1, of an evaluation."""
+        return AttemptPaths(self.evaluation(evaluation) / f"attempt-{number}")

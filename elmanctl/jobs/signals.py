@@ -1,0 +1,44 @@
+"""What a worker does with the signals that a scheduler sends."""
+
+import os
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+
+from elmanctl.jobs.heartbeat import Heartbeat
+
+
+@contextmanager
+def signals_noted(heartbeat: Heartbeat) -> Iterator[None]:
+    """Note SIGUSR2 and SIGTERM in the heartbeat file; SIGTERM then ends the process.
+
+    SIGUSR2 announces an end whose reason only the scheduler knows, so nothing else follows from
+    it.  submitit's own handlers would requeue the job, or raise inside the training; they are
+    replaced and come back on leaving.  SIGINT is left alone.  Main thread only.
+    """
+
+    def note(number: int, frame: FrameType | None) -> None:
+        _note(heartbeat, number)
+
+    def note_and_end(number: int, frame: FrameType | None) -> None:
+        _note(heartbeat, number)
+        signal.signal(number, signal.SIG_DFL)
+        os.kill(os.getpid(), number)
+        # Only reached where the default action is to ignore: process 1 of a container.
+        os._exit(128 + number)
+
+    handlers = {signal.SIGUSR2: note, signal.SIGTERM: note_and_end}
+    earlier = {number: signal.signal(number, handler) for number, handler in handlers.items()}
+    try:
+        yield
+    finally:
+        for number, handler in earlier.items():
+            signal.signal(number, handler)
+
+
+def _note(heartbeat: Heartbeat, number: int) -> None:
+    name = signal.Signals(number).name
+    heartbeat.note_signal(name)
+    # Not by logging: the handler may have interrupted a write to the same buffered stream.
+    os.write(2, f"{name} received\n".encode())

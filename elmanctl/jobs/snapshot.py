@@ -1,0 +1,35 @@
+"""The code of a run, frozen when it starts: an edit in a checkout never changes a live search."""
+
+import hashlib
+import shutil
+from pathlib import Path
+
+import elmanctl
+
+
+def package_files(package: Path) -> list[Path]:
+    """Return the files of the package that are code or data, in a fixed order."""
+    return sorted(
+        path
+        for path in package.rglob("*")
+        if path.is_file() and "__pycache__" not in path.parts and not path.name.endswith(".pyc")
+    )
+
+
+def hash_code(package: Path) -> str:
+    """Return the sha256 of every file's name and bytes."""
+    digest = hashlib.sha256()
+    for path in package_files(package):
+        digest.update(f"{path.relative_to(package)}\0{path.stat().st_size}\0".encode())
+        digest.update(path.read_bytes())
+    return digest.hexdigest()
+
+
+def freeze_code(target: Path) -> str:
+    """Copy the running elmanctl package to `target`/elmanctl and return its hash."""
+    package = Path(elmanctl.__file__).parent
+    for path in package_files(package):
+        copy = target / package.name / path.relative_to(package)
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(path, copy)
+    return hash_code(target / package.name)

@@ -1,0 +1,114 @@
+"""What a submission is made of: one pickle a task, and the script that sbatch gets.
+
+submitit names a pickle after its job, which is known only once sbatch has answered; a controller
+that dies in between leaves a job waiting for a file that nobody renames.  Here the script itself
+links the name when the job starts, so that no controller is needed.
+"""
+
+import os
+import re
+import shlex
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from elmanctl.errors import UsageError
+from elmanctl.jobs.evaluation import EvaluateAttempt
+from elmanctl.jobs.executor import Resources
+from elmanctl.jobs.paths import RunPaths
+from elmanctl.ledger.records import Submission
+
+# The signal that warns of the end comes this long before it.
+SIGNAL_DELAY_S = 30
+
+SCRIPT_NAME = "submission.sh"
+
+# What the controller decides; a user's own value would break its bookkeeping.
+_OURS = ("array", "job-name", "output", "error", "no-requeue", "requeue", "open-mode", "signal")
+
+
+def task_pickle(folder: Path, index: int) -> Path:
+    """Return where the pickle of one task is kept."""
+    return folder / f"task-{index}.pkl"
+
+
+def write_pickles(submission: Submission, folder: Path, paths: RunPaths) -> None:
+    """Write what each task runs, before anything is submitted."""
+    from submitit.core.utils import DelayedSubmission
+
+    timeout_min = int(str(submission.resources["timeout_min"]))
+    for task in submission.tasks:
+        attempt = paths.attempt(task.evaluation, task.attempt)
+        delayed = DelayedSubmission(EvaluateAttempt(str(attempt.folder)))
+        # No time-out is ever turned into a requeue by submitit: Slurm's own state tells of it.
+        delayed.set_timeout(timeout_min, 0)
+        delayed.dump(task_pickle(folder, task.index))
+
+
+def worker_command(folder: Path, python: str | None) -> str:
+    """Return the shell command that starts submitit's worker, off the working folder's modules."""
+    interpreter = python or shlex.quote(sys.executable)
+    return f"{interpreter} -P -u -m submitit.core._submit {shlex.quote(str(folder))}"
+
+
+def worker_environment(code: Path) -> dict[str, str]:
+    """Return what the worker's environment must hold: the run's frozen code comes first."""
+    known = os.environ.get("PYTHONPATH")
+    return {"PYTHONPATH": f"{code}{os.pathsep}{known}" if known else str(code)}
+
+
+def make_script(submission: Submission, folder: Path, code: Path) -> str:
+    """Return the sbatch script of a submission; `code` is the run's frozen code.
+
+    Raises UsageError for an extra option that the controller itself decides.
+    """
+    from submitit.slurm.slurm import _make_sbatch_string
+
+    resources = Resources.decode(submission.resources)
+    return str(
+        _make_sbatch_string(
+            command=worker_command(folder, resources.python),
+            folder=folder,
+            map_count=len(submission.tasks),
+            array_parallelism=len(submission.tasks),
+            signal_delay_s=SIGNAL_DELAY_S,
+            stderr_to_stdout=True,
+            wckey=None,
+            time=resources.timeout_min,
+            nodes=1,
+            ntasks_per_node=1,
+            job_name=submission.job_name,
+            partition=resources.partition,
+            account=resources.account,
+            gres=resources.gres or None,
+            mem=None if resources.mem_gb is None else f"{round(resources.mem_gb * 1024)}M",
+            cpus_per_task=resources.cpus,
+            setup=_setup_lines(resources, folder, code),
+            additional_parameters={"no-requeue": True, **_extra(resources.extra)},
+        )
+    )
+
+
+def _setup_lines(resources: Resources, folder: Path, code: Path) -> list[str]:
+    lines = list(resources.setup)
+    if resources.cpus:
+        # Since Slurm 22.05 srun no longer inherits this from sbatch.
+        lines.append(f"export SRUN_CPUS_PER_TASK={resources.cpus}")
+    lines.append(f'export PYTHONPATH={shlex.quote(str(code))}"${{PYTHONPATH:+:$PYTHONPATH}}"')
+    where = shlex.quote(str(folder))
+    task = f'{where}/"task-${{SLURM_ARRAY_TASK_ID}}.pkl"'
+    link = f'{where}/"${{SLURM_ARRAY_JOB_ID}}_${{SLURM_ARRAY_TASK_ID}}_submitted.pkl"'
+    lines.append(f"ln -sfn {task} {link}")
+    return lines
+
+
+def _extra(extra: Mapping[str, Any]) -> dict[str, Any]:
+    options = {key.replace("_", "-"): value for key, value in extra.items() if value is not False}
+    for key in options:
+        if key in _OURS or not re.fullmatch(r"[a-z][a-z-]*", key):
+            raise UsageError(
+                f"`slurm.extra` cannot set `{key}`",
+                hint=f"elmanctl itself decides {', '.join(_OURS)}",
+            )
+    return options

@@ -1,0 +1,286 @@
+"""The training loop of one attempt: same data, same tokens a step and same clock for any model."""
+
+import math
+import platform
+import time
+from collections import deque
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from importlib.metadata import version
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+import schedulefree
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import clip_grads_with_norm_, get_total_norm
+
+import elmanctl
+from elmanctl.errors import EnvironmentNotReady, InvalidConfiguration
+from elmanctl.jobs.data import ByteStream
+from elmanctl.jobs.metrics import StepRecord
+from elmanctl.jobs.outcome import Divergence, TrainOutcome
+from elmanctl.jobs.protocol import EPS, LOSS_WINDOW_STEPS, Budget
+from elmanctl.jobs.spec import AttemptSpec
+
+
+class Report(Protocol):
+    """Who is told how the training goes."""
+
+    def phase(self, name: str) -> None:
+        """Learn that the warm-up or the training proper begins."""
+
+    def step(self, record: StepRecord) -> None:
+        """Learn of a step whose numbers are known; the update follows."""
+
+
+def train(model: nn.Module, stream: ByteStream, spec: AttemptSpec, report: Report) -> TrainOutcome:
+    """Train `model` under `spec` and return what came of it, divergence included.
+
+    `model.loss` takes int64 tokens [B, T+1] and returns the mean loss in nats.  With a budget of
+    steps or tokens on the CPU and `threads` 1, equal specs give equal losses, bit for bit.
+    Raises InvalidConfiguration when the model has not the expected number of parameters.
+    """
+    parameters = count_parameters(model)
+    if parameters != spec.parameters_expected:
+        raise InvalidConfiguration(
+            f"the model has {parameters} parameters, {spec.parameters_expected} were expected"
+        )
+    device = choose_device(spec.device)
+    precision = choose_precision(spec.precision, device)
+    if spec.threads:
+        torch.set_num_threads(spec.threads)
+    with _repeatable(device.type == "cpu" and spec.threads == 1):
+        torch.manual_seed(spec.seed)
+        loop = _Loop(model.to(device), stream, spec, device, precision)
+        divergence = loop.run(report)
+    return TrainOutcome(
+        divergence=divergence,
+        loss=None if divergence else loop.mean_loss,
+        loss_window_steps=len(loop.losses),
+        last_loss=loop.losses[-1] if loop.losses else None,
+        steps=loop.steps,
+        tokens=loop.tokens,
+        tokens_per_s=loop.clock.tokens_per_s(loop.tokens),
+        elapsed_s=loop.clock.elapsed_s(),
+        parameters=parameters,
+        tokens_per_step=spec.tokens_per_step,
+        micro_batch=loop.micro_batch,
+        backend=str(model.backend),
+        device=str(device),
+        device_name=_device_name(device),
+        precision=precision,
+        peak_memory_bytes=_peak_memory_bytes(device),
+    )
+
+
+def count_parameters(model: nn.Module) -> int:
+    """Return the number of parameters, those that are shared counted once."""
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+def choose_device(name: str) -> torch.device:
+    """Return the device that `auto`, `cpu` or `cuda` means here.
+
+    Raises EnvironmentNotReady when CUDA is asked for and there is none.
+    """
+    is_available = torch.cuda.is_available()
+    if name == "cuda" and not is_available:
+        raise EnvironmentNotReady("torch sees no CUDA device on this machine")
+    return torch.device("cuda" if is_available and name != "cpu" else "cpu")
+
+
+def choose_precision(name: str, device: torch.device) -> str:
+    """Return fp32 or bf16: what was asked for, or for `auto` bf16 where the GPU computes in it.
+
+    Raises EnvironmentNotReady when bf16 is asked for and the GPU has none.
+    """
+    if device.type != "cuda":
+        return "fp32" if name == "auto" else name
+    has_bf16 = torch.cuda.is_bf16_supported(including_emulation=False)
+    if name == "bf16" and not has_bf16:
+        raise EnvironmentNotReady(
+            f"{_device_name(device)} does not compute in bf16", hint="set train.precision to fp32"
+        )
+    return ("bf16" if has_bf16 else "fp32") if name == "auto" else name
+
+
+def versions() -> dict[str, str | None]:
+    """Return the versions that a loss may depend on."""
+    return {
+        "elmanctl": elmanctl.__version__,
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "schedulefree": version("schedulefree"),
+        "numpy": np.__version__,
+        "cuda": torch.version.cuda,
+    }
+
+
+class _Clock:
+    """Time since the start, and since the end of the warm-up: a budget counts the latter."""
+
+    def __init__(self) -> None:
+        self._start = time.monotonic()
+        self._warm: float | None = None
+        self._warm_tokens = 0
+
+    def warm_up_ends(self, tokens: int) -> None:
+        """Start the budget's clock."""
+        self._warm = time.monotonic()
+        self._warm_tokens = tokens
+
+    def elapsed_s(self) -> float:
+        """Return the seconds since the first step began."""
+        return time.monotonic() - self._start
+
+    def counted_s(self) -> float:
+        """Return the seconds since the end of the warm-up."""
+        return 0.0 if self._warm is None else time.monotonic() - self._warm
+
+    def tokens_per_s(self, tokens: int) -> float | None:
+        """Return the speed after the warm-up, None when nothing followed it."""
+        counted = tokens - self._warm_tokens
+        return counted / self.counted_s() if self._warm is not None and counted > 0 else None
+
+
+class _Loop:
+    """The state of a training run between two steps."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        stream: ByteStream,
+        spec: AttemptSpec,
+        device: torch.device,
+        precision: str,
+    ) -> None:
+        self.micro_batch = min(spec.micro_batch or spec.batch, spec.batch)
+        self.losses: deque[float] = deque(maxlen=LOSS_WINDOW_STEPS)
+        self.steps = 0
+        self.tokens = 0
+        self.clock = _Clock()
+        self._model = model.train()
+        self._parameters = list(model.parameters())
+        self._stream = stream
+        self._spec = spec
+        self._device = device
+        self._precision = precision
+        self._optimizer = schedulefree.AdamWScheduleFree(
+            self._parameters,
+            lr=spec.lr,
+            betas=spec.betas,
+            eps=EPS,
+            weight_decay=spec.weight_decay,
+        )
+
+    @property
+    def mean_loss(self) -> float:
+        """Mean loss over the window, in nats."""
+        return math.fsum(self.losses) / len(self.losses)
+
+    def run(self, report: Report) -> Divergence | None:
+        """Train until the budget is used up or a number is not finite."""
+        if self._device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(self._device)
+        self._optimizer.train()
+        self.clock = _Clock()
+        report.phase("warmup")
+        while not self._is_spent():
+            if self.steps == self._spec.warmup_steps:
+                self.clock.warm_up_ends(self.tokens)
+                report.phase("training")
+            divergence = self._step(report)
+            if divergence is not None:
+                return divergence
+        return None
+
+    def _is_spent(self) -> bool:
+        budget: Budget = self._spec.budget
+        if budget.kind == "minutes":
+            return self.clock.counted_s() >= budget.amount * 60
+        return (self.steps if budget.kind == "steps" else self.tokens) >= budget.amount
+
+    def _step(self, report: Report) -> Divergence | None:
+        loss, grad_norm = self._forward_and_backward()
+        record = StepRecord(
+            step=self.steps + 1,
+            loss=loss,
+            grad_norm=grad_norm,
+            tokens=self.tokens + self._spec.tokens_per_step,
+            elapsed_s=self.clock.elapsed_s(),
+        )
+        report.step(record)
+        for quantity, value in (("loss", loss), ("gradient norm", grad_norm)):
+            if not math.isfinite(value):
+                return Divergence(
+                    step=record.step,
+                    quantity=quantity,
+                    value=str(value),
+                    last_finite_loss=self.losses[-1] if self.losses else None,
+                )
+        self._optimizer.step()
+        self.losses.append(loss)
+        self.steps, self.tokens = record.step, record.tokens
+        return None
+
+    def _forward_and_backward(self) -> tuple[float, float]:
+        """Compute one step's gradients, clip them, and return loss and norm before clipping."""
+        self._optimizer.zero_grad(set_to_none=True)
+        total = torch.zeros((), device=self._device)
+        batch = self._batch()
+        for rows in batch.split(self.micro_batch):
+            with self._autocast():
+                loss: Tensor = self._model.loss(rows)  # type: ignore[operator]
+            share = loss.float() * (len(rows) / len(batch))
+            share.backward()  # type: ignore[no-untyped-call]
+            total += share.detach()
+        gradients = [p.grad for p in self._parameters if p.grad is not None]
+        norm = get_total_norm(gradients)
+        if self._spec.grad_clip:
+            clip_grads_with_norm_(self._parameters, self._spec.grad_clip, norm)
+        # The one synchronisation of a step: both numbers cross to the host together.
+        values = torch.stack([total, norm.to(total)]).tolist()
+        return values[0], values[1]
+
+    def _batch(self) -> Tensor:
+        spec = self._spec
+        rows = self._stream.rows(spec.seed, self.steps + 1, spec.batch, spec.seq_len)
+        return torch.from_numpy(rows).to(self._device).long()
+
+    def _autocast(self) -> AbstractContextManager[object]:
+        if self._precision == "fp32":
+            return nullcontext()
+        return torch.autocast(self._device.type, dtype=torch.bfloat16)
+
+
+@contextmanager
+def _repeatable(is_wanted: bool) -> Iterator[None]:
+    """Let torch refuse operations whose result depends on scheduling."""
+    before = torch.are_deterministic_algorithms_enabled()
+    torch.use_deterministic_algorithms(is_wanted or before)
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before)
+
+
+def _device_name(device: torch.device) -> str:
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
+        if line.startswith("model name"):
+            return line.partition(":")[2].strip()
+    return platform.machine()
+
+
+def _peak_memory_bytes(device: torch.device) -> int:
+    """Return the most memory held at one time: allocated on the GPU, or resident on the host."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    # Not getrusage: its maximum is inherited from the process that started this one.
+    for line in Path("/proc/self/status").read_text(encoding="utf-8").splitlines():
+        if line.startswith("VmHWM"):
+            return int(line.split()[1]) * 1024
+    raise EnvironmentNotReady("/proc/self/status names no peak of memory")

@@ -1,0 +1,174 @@
+"""From observations to a verdict: a pure function, and the rules it reads logs by.
+
+The worker's own result decides when there is one; then the scheduler's named states, the exit
+code, and the log.  What is not understood is `undetermined`, never `diverged`: only the worker,
+which sees every step's loss and gradient, can say that a run diverged.
+"""
+
+import re
+import signal
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from elmanctl.jobs.executor import JobReport, JobState
+from elmanctl.ledger.records import Evidence, EvidenceSource, Verdict, VerdictKind
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Log:
+    """The end of a job's output: `lines` are numbered from `first_line`."""
+
+    file: str
+    lines: Sequence[str] = ()
+    first_line: int = 1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Observation:
+    """Everything known of an attempt that is no longer running."""
+
+    result: Mapping[str, object] | None = None
+    result_file: str | None = None
+    report: JobReport | None = None
+    log: Log | None = None
+    heartbeat: Mapping[str, object] | None = None
+    cancel_requested: bool = False
+    elapsed_s: float | None = None
+    limit_s: float | None = None
+
+
+_STATES = {
+    "BOOT_FAIL": VerdictKind.NODE_FAILURE,
+    "CANCELLED": VerdictKind.CANCELLED,
+    "DEADLINE": VerdictKind.TIMEOUT,
+    "NODE_FAIL": VerdictKind.NODE_FAILURE,
+    "OUT_OF_MEMORY": VerdictKind.OOM,
+    "PREEMPTED": VerdictKind.PREEMPTED,
+    "REVOKED": VerdictKind.CANCELLED,
+    "TIMEOUT": VerdictKind.TIMEOUT,
+}
+
+# Looked for from the end of the log backwards; the first rule that fits a line wins.
+_LOG_RULES: tuple[tuple[str, VerdictKind], ...] = (
+    (r"oom[-_ ]?kill|Out Of Memory|OUT_OF_MEMORY", VerdictKind.OOM),
+    (r"OutOfMemoryError|CUDA out of memory|^MemoryError", VerdictKind.OOM),
+    (r"No space left on device|Disk quota exceeded", VerdictKind.DISK_FULL),
+    (r"CUDA error|CUDNN_STATUS|CUBLAS_STATUS|AcceleratorError", VerdictKind.CUDA_ERROR),
+    (r"DUE TO TIME LIMIT", VerdictKind.TIMEOUT),
+    (r"DUE TO PREEMPTION", VerdictKind.PREEMPTED),
+    (r"DUE TO NODE FAILURE", VerdictKind.NODE_FAILURE),
+    (r"^(ModuleNotFoundError|ImportError)\b", VerdictKind.ENVIRONMENT),
+    (r"could not find submitted jobs", VerdictKind.LOST),
+    (r"^([\w.]+\.)?InvalidConfiguration\b", VerdictKind.INVALID),
+    # submitit's own word on a job it stopped says nothing of why.
+    (r"^(?!.*UncompletedJobError)([\w.]+\.)?\w*(Error|Exception)\b", VerdictKind.PYTHON_ERROR),
+)
+
+
+def judge(seen: Observation) -> Verdict:
+    """Return what happened to an attempt, with the evidence quoted."""
+    if seen.result is not None:
+        return _from_result(seen.result, seen.result_file)
+    context = _context(seen)
+    if seen.cancel_requested:
+        asked = Evidence(source=EvidenceSource.CONTROLLER, text="cancelled on request")
+        return Verdict(kind=VerdictKind.CANCELLED, evidence=(asked, *context))
+    report = seen.report
+    if report is None or report.state is not JobState.ENDED:
+        found = _from_log(seen.log)
+        kind = VerdictKind.LOST if found is None else found[0]
+        quotes = () if found is None else (found[1],)
+        return Verdict(kind=kind, evidence=(*quotes, *context))
+    state = report.raw.split()[0].rstrip("+") if report.raw else ""
+    if state in _STATES:
+        return Verdict(kind=_STATES[state], evidence=context)
+    return _from_exit(seen, report, context)
+
+
+def _from_result(result: Mapping[str, object], file: str | None) -> Verdict:
+    verdict = result.get("verdict")
+    if isinstance(verdict, Mapping) and verdict.get("kind") in set(VerdictKind):
+        quotes = verdict.get("evidence")
+        texts = [
+            str(quote["text"])
+            for quote in (quotes if isinstance(quotes, list) else [])
+            if isinstance(quote, Mapping) and "text" in quote
+        ]
+        return Verdict(
+            kind=VerdictKind(str(verdict["kind"])),
+            evidence=tuple(
+                Evidence(source=EvidenceSource.RESULT, text=text, file=file)
+                for text in texts or [f"the worker says {verdict['kind']}"]
+            ),
+        )
+    text = "the worker's result holds no verdict"
+    unread = Evidence(source=EvidenceSource.RESULT, text=text, file=file)
+    return Verdict(kind=VerdictKind.UNDETERMINED, evidence=(unread,))
+
+
+def _from_exit(seen: Observation, report: JobReport, context: tuple[Evidence, ...]) -> Verdict:
+    found = _from_log(seen.log)
+    quotes = () if found is None else (found[1],)
+    if report.signal is not None:
+        over = seen.elapsed_s and seen.limit_s and seen.elapsed_s >= seen.limit_s
+        if over:
+            kind = VerdictKind.TIMEOUT
+        elif found is not None and found[0] in (VerdictKind.OOM, VerdictKind.CUDA_ERROR):
+            kind = found[0]
+        else:
+            kind = VerdictKind.KILLED
+        return Verdict(kind=kind, evidence=(*context, *quotes))
+    if report.exit_code and found is not None:
+        return Verdict(kind=found[0], evidence=(*quotes, *context))
+    missing = Evidence(source=EvidenceSource.CONTROLLER, text="ended without a result")
+    return Verdict(kind=VerdictKind.UNDETERMINED, evidence=(missing, *quotes, *context))
+
+
+def _context(seen: Observation) -> tuple[Evidence, ...]:
+    quotes = []
+    report = seen.report
+    if report is not None and report.state is JobState.VANISHED:
+        text = "the scheduler no longer knows the job"
+        quotes.append(Evidence(source=EvidenceSource.SCHEDULER, text=text))
+    elif report is not None and report.raw:
+        text = f"state {report.raw}" + (f", reason {report.reason}" if report.reason else "")
+        if report.node:
+            text += f", on {report.node}"
+        quotes.append(Evidence(source=EvidenceSource.SCHEDULER, text=text))
+    if report is not None and report.signal is not None:
+        text = f"ended by signal {report.signal} ({_signal_name(report.signal)})"
+        quotes.append(Evidence(source=EvidenceSource.EXIT, text=text))
+    elif report is not None and report.exit_code is not None:
+        text = f"exit code {report.exit_code}"
+        quotes.append(Evidence(source=EvidenceSource.EXIT, text=text))
+    if seen.heartbeat is not None:
+        beat = seen.heartbeat
+        text = f"last heartbeat {beat.get('at')}: {beat.get('phase')}, step {beat.get('step')}"
+        quotes.append(Evidence(source=EvidenceSource.HEARTBEAT, text=text))
+    else:
+        text = "the worker never wrote a heartbeat"
+        quotes.append(Evidence(source=EvidenceSource.HEARTBEAT, text=text))
+    return tuple(quotes)
+
+
+def _from_log(log: Log | None) -> tuple[VerdictKind, Evidence] | None:
+    if log is None:
+        return None
+    for offset in range(len(log.lines) - 1, -1, -1):
+        line = log.lines[offset]
+        for pattern, kind in _LOG_RULES:
+            if re.search(pattern, line):
+                return kind, Evidence(
+                    source=EvidenceSource.LOG,
+                    text=line.strip()[:400],
+                    file=log.file,
+                    line=log.first_line + offset,
+                )
+    return None
+
+
+def _signal_name(number: int) -> str:
+    try:
+        return signal.Signals(number).name
+    except ValueError:
+        return "unknown"

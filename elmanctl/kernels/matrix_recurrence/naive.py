@@ -1,0 +1,59 @@
+"""The matrix recurrence as one readable time loop: the truth that every backend is held to."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def naive_matrix_recurrence(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    alpha: Tensor,
+    gate: Tensor | None = None,
+    *,
+    beta: Tensor | None = None,
+    initial_state: Tensor | None = None,
+    linear_state: bool = False,
+    normalize: bool = True,
+    eps: float = 1e-12,
+) -> tuple[Tensor, Tensor]:
+    """Run the delta rule with a squashed matrix state, position by position, under autograd.
+
+    With S the state, key by value, and k, q of unit length:
+    `S <- tanh(alpha S + beta k (v - S^T k)^T)`, then `o = S^T q`, then `o * silu(gate)`.
+
+    q, k: [B, T, H, N]; v, gate, output: [B, T, H, M]; alpha, beta: [B, T, H];
+    states: [B, H, N, M] in float32, or float64 for float64 inputs.  The output has v's dtype.
+    `linear_state` leaves out the tanh; `normalize` divides q and k by sqrt(|x|^2 + eps).
+    """
+    state_dtype = torch.promote_types(q.dtype, torch.float32)
+    query, key, value = (x.to(state_dtype) for x in (q, k, v))
+    if normalize:
+        query, key = _unit_length(query, eps), _unit_length(key, eps)
+    batch, length, heads, n_key = key.shape
+    state = (
+        key.new_zeros(batch, heads, n_key, value.shape[-1])
+        if initial_state is None
+        else initial_state.to(state_dtype)
+    )
+    read_outs = []
+    for t in range(length):
+        delta = value[:, t] - _read(state, key[:, t])
+        write = key[:, t] if beta is None else key[:, t] * beta[:, t, :, None]
+        state = alpha[:, t, :, None, None] * state + write.unsqueeze(-1) * delta.unsqueeze(-2)
+        if not linear_state:
+            state = torch.tanh(state)
+        read_outs.append(_read(state, query[:, t]))
+    output = torch.stack(read_outs, dim=1)
+    if gate is not None:
+        output = output * F.silu(gate.to(state_dtype))
+    return output.to(v.dtype), state
+
+
+def _unit_length(x: Tensor, eps: float) -> Tensor:
+    return x * torch.rsqrt(x.square().sum(-1, keepdim=True) + eps)
+
+
+def _read(state: Tensor, address: Tensor) -> Tensor:
+    return (state * address.unsqueeze(-1)).sum(-2)

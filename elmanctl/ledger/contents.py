@@ -1,0 +1,123 @@
+"""What a ledger file holds, read by anybody at any time."""
+
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from elmanctl.errors import LedgerCorrupt, LedgerError, LedgerTooNew, NotFound
+from elmanctl.ledger.events import (
+    DamagedLine,
+    Event,
+    MalformedEvent,
+    decode_line,
+    holds_whole_event,
+)
+
+RESTORE_HINT = (
+    "nothing was changed; copy the ledger from a backup, or keep the lines before the damaged one,"
+    " which are intact (docs/concepts/ledger.md)"
+)
+
+_READS = 3
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LedgerContents:
+    """What a ledger holds: the accepted events, and the bytes of a torn last line.
+
+    The first `good_size_bytes` bytes of the file are whole lines, except that the last of them
+    has no newline where `lacks_newline` says so.
+    """
+
+    events: tuple[Event, ...]
+    torn: bytes = b""
+    warning: str | None = None
+    good_size_bytes: int = 0
+    lacks_newline: bool = False
+
+    @property
+    def highest_fence(self) -> int:
+        """The number of the newest lease that wrote; 0 for an empty ledger."""
+        return self.events[-1].fence if self.events else 0
+
+
+def read_events(path: Path) -> LedgerContents:
+    """Read a ledger without writing anything and without waiting for anybody.
+
+    Raises NotFound when there is none, LedgerCorrupt for damage elsewhere than in a torn last
+    line, LedgerTooNew for a newer format, LedgerError when the file cannot be read.
+    """
+    for _ in range(_READS - 1):
+        # What looks damaged may be a line that is being written or repaired at this very moment.
+        with suppress(LedgerCorrupt):
+            contents = _parse(_read(path), path)
+            if not contents.torn:
+                return contents
+    return _parse(_read(path), path)
+
+
+def _read(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except FileNotFoundError as exc:
+        raise NotFound(f"there is no ledger at {path}") from exc
+    except OSError as exc:
+        raise LedgerError(f"cannot read {path}: {exc.strerror}") from exc
+
+
+def _parse(raw: bytes, path: Path) -> LedgerContents:
+    """Decide which lines of a ledger count."""
+    *lines, tail = raw.split(b"\n")
+    events: list[Event] = []
+    stale = 0
+    torn = b""
+    lacks_newline = False
+    if tail:
+        lines.append(tail)
+    for number, line in enumerate(lines, start=1):
+        try:
+            stale += _accept(events, decode_line(line))
+        except (DamagedLine, MalformedEvent, LedgerCorrupt) as exc:
+            if number < len(lines) or not isinstance(exc, DamagedLine) or holds_whole_event(line):
+                raise LedgerCorrupt(f"{path} line {number}: {exc}", hint=RESTORE_HINT) from exc
+            torn = line if tail else line + b"\n"
+        except LedgerTooNew as exc:
+            raise LedgerTooNew(f"{path} line {number}: {exc}", hint=exc.hint) from exc
+        else:
+            lacks_newline = bool(tail) and number == len(lines)
+    return LedgerContents(
+        events=tuple(events),
+        torn=torn,
+        warning=_warning(path, torn, stale),
+        good_size_bytes=len(raw) - len(torn),
+        lacks_newline=lacks_newline,
+    )
+
+
+def _accept(events: list[Event], event: Event) -> int:
+    """Add `event` to the accepted ones; return how many events of deposed writers it reveals.
+
+    A writer of a newer fence numbers its events from what it saw.  Events of an older fence that
+    reached the file after that, before its first one or later, were never seen by it: they do
+    not count, and `LedgerWriter.write` raised LeaseLost to whoever wrote them.
+    """
+    fence = events[-1].fence if events else 0
+    if event.fence < fence:
+        return 1
+    expected = len(events) + 1
+    overtaken = expected - event.seq
+    if event.fence > fence and 0 < overtaken < len(events):
+        del events[event.seq - 1 :]
+    elif overtaken != 0:
+        raise LedgerCorrupt(f"event {event.seq} stands where event {expected} belongs")
+    events.append(event)
+    return overtaken
+
+
+def _warning(path: Path, torn: bytes, stale: int) -> str | None:
+    parts = []
+    if torn:
+        parts.append(f"a torn last line of {len(torn)} bytes is ignored")
+    if stale:
+        parts.append(f"{stale} late events of a controller that had lost its lease are skipped")
+    return f"{path}: {', and '.join(parts)}" if parts else None

@@ -1,0 +1,133 @@
+"""Writing files so that a reader never sees half of one."""
+
+import errno
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+
+class DamagedFile(ValueError):
+    """A file that does not hold the one JSON object that it ought to hold."""
+
+
+def write_atomically(path: Path, data: bytes) -> None:
+    """Replace the contents of `path` on disk: afterwards it holds all of `data`, or what it held.
+
+    Raises OSError when that fails, a full disk included; no temporary file is left behind.
+    """
+    temporary = _write_temporary(path, data)
+    try:
+        temporary.replace(path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    sync_folder(path.parent)
+
+
+def create_atomically(path: Path, data: bytes) -> None:
+    """Make a new file that is complete from the moment it exists.
+
+    Raises FileExistsError when there is one already; of several processes exactly one succeeds,
+    on NFS too, because `link` is one operation of the server.
+    """
+    temporary = _write_temporary(path, data)
+    try:
+        path.hardlink_to(temporary)
+    except FileExistsError:
+        # On NFS the reply to a link that succeeded can be lost, and the repeated call then fails.
+        if not _is_same_file(temporary, path):
+            raise
+    finally:
+        temporary.unlink(missing_ok=True)
+    sync_folder(path.parent)
+
+
+def write_json(path: Path, obj: Mapping[str, object]) -> None:
+    """Replace `path` atomically by one JSON object; NaN and infinities raise ValueError."""
+    text = json.dumps(obj, separators=(",", ":"), allow_nan=False)
+    write_atomically(path, text.encode("ascii") + b"\n")
+
+
+def read_json(path: Path) -> dict[str, Any] | None:
+    """Return the JSON object in `path`, or None when there is no such file.
+
+    Raises DamagedFile (a ValueError) when the file holds anything but one JSON object.
+    """
+    try:
+        data = path.read_bytes()
+    except FileNotFoundError:
+        return None
+    try:
+        return parse_object(data)
+    except ValueError as exc:
+        raise DamagedFile(f"{path}: {exc}") from exc
+
+
+def parse_object(data: bytes) -> dict[str, Any]:
+    """Read one JSON object strictly: UTF-8, no key twice, no number that is not finite."""
+    try:
+        value = json.loads(
+            data.decode("utf-8"),
+            object_pairs_hook=_object_of_pairs,
+            parse_constant=_refuse_constant,
+            parse_float=_finite_float,
+        )
+    except RecursionError as exc:
+        raise ValueError("nested too deeply") from exc
+    if not isinstance(value, dict):
+        raise ValueError("not a JSON object")
+    return value
+
+
+def sync_folder(folder: Path) -> None:
+    """Make the names in `folder` survive a power failure."""
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    except OSError as exc:
+        # Some network file systems cannot sync a folder and say so; they have nothing to wait for.
+        if exc.errno not in (errno.EINVAL, errno.ENOTSUP):
+            raise
+    finally:
+        os.close(descriptor)
+
+
+def _write_temporary(path: Path, data: bytes) -> Path:
+    """Write `data` durably to a new file beside `path`, under a name nobody else uses."""
+    temporary = path.with_name(f".{path.name}.{os.urandom(8).hex()}.tmp")
+    try:
+        with temporary.open("xb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    return temporary
+
+
+def _is_same_file(one: Path, other: Path) -> bool:
+    try:
+        return one.samefile(other)
+    except FileNotFoundError:
+        return False
+
+
+def _object_of_pairs(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    obj = dict(pairs)
+    if len(obj) != len(pairs):
+        raise ValueError("a key occurs twice in one object")
+    return obj
+
+
+def _refuse_constant(name: str) -> None:
+    raise ValueError(f"{name} is not a JSON number")
+
+
+def _finite_float(text: str) -> float:
+    value = float(text)
+    if value in (float("inf"), float("-inf")):
+        raise ValueError(f"{text} is too large for a number")
+    return value

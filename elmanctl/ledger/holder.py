@@ -1,0 +1,115 @@
+"""Who holds a lease, and whether that process still lives."""
+
+import json
+import os
+import socket
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from elmanctl import clock
+from elmanctl.errors import LedgerCorrupt, LedgerError
+from elmanctl.ledger.fields import Fields
+from elmanctl.ledger.files import parse_object
+
+_VERSION = 1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Holder:
+    """The process a lease belongs to; `pid_start` is in clock ticks since the machine's boot."""
+
+    host: str
+    boot_id: str
+    pid_namespace: str
+    pid: int
+    pid_start: int
+    fence: int
+    token: str
+    since: str
+
+    def __str__(self) -> str:
+        return f"process {self.pid} on {self.host} since {self.since}"
+
+
+def this_process(host: str, fence: int) -> Holder:
+    """Return the calling process as the holder of a new lease."""
+    pid = os.getpid()
+    start = _process_start(pid)
+    if start is None:
+        raise LedgerError("cannot read /proc, which tells a living controller from a dead one")
+    return Holder(
+        host=host,
+        boot_id=_boot_id(),
+        pid_namespace=_pid_namespace(),
+        pid=pid,
+        pid_start=start,
+        fence=fence,
+        token=os.urandom(16).hex(),
+        since=clock.to_text(clock.now()),
+    )
+
+
+def encode_holder(holder: Holder) -> bytes:
+    """Return the contents of a lease file."""
+    return json.dumps({"version": _VERSION, **asdict(holder)}, indent=1).encode("ascii") + b"\n"
+
+
+def decode_holder(raw: bytes) -> Holder | None:
+    """Read the contents of a lease file; None when they are damaged."""
+    try:
+        with Fields(parse_object(raw), "lease") as fields:
+            fields.whole("version")
+            return Holder(
+                host=fields.text("host"),
+                boot_id=fields.text("boot_id"),
+                pid_namespace=fields.text("pid_namespace"),
+                pid=fields.whole("pid"),
+                pid_start=fields.whole("pid_start"),
+                fence=fields.whole("fence"),
+                token=fields.text("token"),
+                since=fields.text("since"),
+            )
+    except (ValueError, LedgerCorrupt):
+        return None
+
+
+def is_gone(holder: Holder, host: str | None = None) -> bool | None:
+    """Return whether the holder's process has ended; None when this machine cannot know."""
+    if holder.host != (host or socket.gethostname()):
+        return None
+    if holder.boot_id != _boot_id():
+        return True
+    if holder.pid_namespace != _pid_namespace():
+        return None
+    try:
+        os.kill(holder.pid, 0)
+    except ProcessLookupError:
+        return True
+    except PermissionError:
+        # It exists and belongs to another user; whether the number was reused is asked below.
+        pass
+    return _process_start(holder.pid) not in (None, holder.pid_start)
+
+
+def _boot_id() -> str:
+    return Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
+
+
+def _pid_namespace() -> str:
+    """Name the space in which process numbers count; two containers may share a host's name."""
+    return str(Path("/proc/self/ns/pid").readlink())
+
+
+def _process_start(pid: int) -> int | None:
+    """Return when a process started, in clock ticks since boot: 0 if it has ended.
+
+    None when this user may not know.  A process that was killed and not yet waited for counts as
+    ended.
+    """
+    try:
+        text = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
+    except (FileNotFoundError, ProcessLookupError):
+        return None
+    # The second field, the command's name in brackets, may itself hold brackets and blanks.
+    fields = text.rpartition(")")[2].split()
+    return 0 if fields[0] in ("Z", "X") else int(fields[19])

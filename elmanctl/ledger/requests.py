@@ -1,0 +1,190 @@
+"""The mailbox `requests/`: what commands ask of a controller that holds the lease.
+
+A request is `requests/<id>.json`, its answer `requests/<id>.answer.json`; both appear whole.  The
+controller records a request as `request_applied` before it answers; one whose id is on record
+already is answered again and not applied again.
+"""
+
+import logging
+import os
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from elmanctl import clock
+from elmanctl.errors import LedgerCorrupt, LedgerError
+from elmanctl.ledger.fields import Fields
+from elmanctl.ledger.files import read_json, sync_folder, write_json
+
+REQUESTS_FOLDER = "requests"
+COMMANDS = ("requeue", "cancel", "clean")
+
+_VERSION = 1
+_ANSWER = ".answer.json"
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Request:
+    """What a command asks for; ids sort by time of asking."""
+
+    id: str
+    command: str
+    arguments: Mapping[str, Any]
+    at: str
+
+
+def leave_request(folder: Path, command: str, arguments: Mapping[str, object]) -> str:
+    """Put a request into the mailbox of the run in `folder` and return its id.
+
+    Raises ValueError for an unknown command or arguments that are not JSON, LedgerError when the
+    mailbox cannot be written.
+    """
+    if command not in COMMANDS:
+        raise ValueError(f"{command!r} is not one of {', '.join(COMMANDS)}")
+    moment = clock.now()
+    name = f"{moment:%Y%m%dT%H%M%S%fZ}-{os.urandom(8).hex()}"
+    mailbox = folder / REQUESTS_FOLDER
+    try:
+        mailbox.mkdir(exist_ok=True)
+        write_json(
+            _request_path(folder, name),
+            {
+                "version": _VERSION,
+                "id": name,
+                "command": command,
+                "arguments": arguments,
+                "at": clock.to_text(moment),
+            },
+        )
+    except OSError as exc:
+        raise LedgerError(f"cannot leave a request in {mailbox}: {exc.strerror}") from exc
+    return name
+
+
+def pending_requests(folder: Path) -> list[Request]:
+    """Return the requests that have no answer yet, oldest first.
+
+    A damaged one is renamed to `*.damaged`, with a warning in the log.
+    """
+    requests = []
+    try:
+        for path in sorted((folder / REQUESTS_FOLDER).glob("[!.]*.json")):
+            if path.name.endswith(_ANSWER):
+                continue
+            request = _read_request(path)
+            if request is not None:
+                requests.append(request)
+    except OSError as exc:
+        raise LedgerError(f"cannot read the requests in {folder}: {exc.strerror}") from exc
+    return requests
+
+
+def answer_request(folder: Path, request: Request, answer: Mapping[str, object]) -> None:
+    """Leave the answer for whoever waits, then remove the request."""
+    try:
+        write_json(
+            _answer_path(folder, request.id),
+            {"version": _VERSION, "request": request.id, "answer": answer},
+        )
+        _remove(_request_path(folder, request.id))
+    except OSError as exc:
+        raise LedgerError(f"cannot answer request {request.id}: {exc.strerror}") from exc
+
+
+def wait_for_answer(
+    folder: Path,
+    request_id: str,
+    *,
+    timeout_s: float,
+    poll_s: float,
+    is_alive: Callable[[], bool],
+) -> Mapping[str, Any] | None:
+    """Return the answer to a request and remove it; None when there is none in time.
+
+    Gives up early once `is_alive` says that the controller is gone; whoever then takes the lease
+    looks for the request in `RunState.applied_requests` before applying it.  Raises
+    LedgerCorrupt when the answer is damaged.
+    """
+    end_s = time.monotonic() + timeout_s
+    while True:
+        # Asked first: an answer left just before the controller ended must be found after it.
+        goes_on = is_alive() and time.monotonic() < end_s
+        answer = _take_answer(_answer_path(folder, request_id))
+        if answer is not None or not goes_on:
+            return answer
+        time.sleep(min(poll_s, max(0.0, end_s - time.monotonic())))
+
+
+def withdraw_request(folder: Path, request_id: str) -> bool:
+    """Remove a request; return whether it was still there, hence not answered.
+
+    A live controller may have read it already; only under the lease is the answer final.
+    """
+    try:
+        return _remove(_request_path(folder, request_id))
+    except OSError as exc:
+        raise LedgerError(f"cannot withdraw request {request_id}: {exc.strerror}") from exc
+
+
+def _request_path(folder: Path, name: str) -> Path:
+    return folder / REQUESTS_FOLDER / f"{name}.json"
+
+
+def _answer_path(folder: Path, name: str) -> Path:
+    return folder / REQUESTS_FOLDER / f"{name}{_ANSWER}"
+
+
+def _read_request(path: Path) -> Request | None:
+    """Read one request; None when it was withdrawn meanwhile or is damaged."""
+    try:
+        data = read_json(path)
+        return _decode_request(data, path.stem) if data is not None else None
+    except (ValueError, LedgerCorrupt) as exc:
+        damaged = path.with_name(f"{path.name}.damaged")
+        path.rename(damaged)
+        logger.warning("request %s is damaged, moved to %s: %s", path.stem, damaged, exc)
+        return None
+
+
+def _decode_request(data: Mapping[str, Any], name: str) -> Request:
+    with Fields(data, "request") as fields:
+        version = fields.whole("version")
+        request = Request(
+            id=fields.text("id"),
+            command=fields.text("command"),
+            arguments=fields.mapping("arguments"),
+            at=fields.text("at"),
+        )
+    if version != _VERSION or request.id != name:
+        raise LedgerCorrupt(f"version {version} and id {request.id} are not {_VERSION} and {name}")
+    return request
+
+
+def _take_answer(path: Path) -> Mapping[str, Any] | None:
+    try:
+        data = read_json(path)
+        if data is None:
+            return None
+        with Fields(data, "answer") as fields:
+            fields.whole("version")
+            fields.text("request")
+            answer = fields.mapping("answer")
+        path.unlink(missing_ok=True)
+    except OSError as exc:
+        raise LedgerError(f"cannot read {path}: {exc.strerror}") from exc
+    except ValueError as exc:
+        raise LedgerCorrupt(str(exc)) from exc
+    return answer
+
+
+def _remove(path: Path) -> bool:
+    try:
+        path.unlink()
+    except FileNotFoundError:
+        return False
+    sync_folder(path.parent)
+    return True

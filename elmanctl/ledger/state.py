@@ -1,0 +1,87 @@
+"""The state of a run, which is nothing but its events applied one after the other."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from elmanctl.errors import LedgerCorrupt, LedgerError, LedgerTooNew
+from elmanctl.ledger.events import Event
+from elmanctl.ledger.fields import Fields, describe
+from elmanctl.ledger.handlers import HANDLERS
+from elmanctl.ledger.run_state import Note, RunState
+from elmanctl.ledger.store import LEDGER_FILE, RESTORE_HINT, LedgerWriter, read_events
+
+__all__ = ["LoadedRun", "Note", "RunState", "apply", "load_run", "record", "replay"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LoadedRun:
+    """A run's state as a reader finds it, and a warning where the ledger is not quite whole."""
+
+    state: RunState
+    warning: str | None = None
+
+
+def load_run(folder: Path) -> LoadedRun:
+    """Read the ledger in a run's folder; writes nothing and waits for nobody.
+
+    Raises NotFound, LedgerCorrupt, LedgerTooNew.
+    """
+    path = folder / LEDGER_FILE
+    contents = read_events(path)
+    warning = contents.warning
+    if not contents.events and warning is None:
+        warning = f"{path}: there is no event in it"
+    return LoadedRun(state=replay(contents.events), warning=warning)
+
+
+def record(writer: LedgerWriter, state: RunState, kind: str, /, **data: object) -> Event:
+    """Write an event and apply it to `state`; an event that `state` refuses is not written.
+
+    Raises LedgerError for an impossible event, ValueError for data a ledger cannot hold, and
+    what `LedgerWriter.append` raises; in all these cases `state` is unchanged.
+    """
+    event = writer.draft(kind, **data)
+    try:
+        apply(state.copy(), event)
+    except LedgerCorrupt as exc:
+        raise LedgerError(
+            f"refused to write {exc.message}",
+            hint="nothing was written; this is a fault of elmanctl",
+        ) from exc
+    writer.write(event)
+    apply(state, event)
+    return event
+
+
+def replay(events: Iterable[Event]) -> RunState:
+    """Return the state that these events lead to."""
+    state = RunState()
+    for event in events:
+        apply(state, event)
+    return state
+
+
+def apply(state: RunState, event: Event) -> None:
+    """Change `state` by one event; after an error it must not be used any more.
+
+    Raises LedgerTooNew for an unknown kind, LedgerCorrupt for an event that cannot follow.
+    """
+    handler = HANDLERS.get(event.kind)
+    if handler is None:
+        raise LedgerTooNew(
+            f"event {event.seq} is of the unknown kind {describe(event.kind)}",
+            hint="use the version of elmanctl that wrote this run, or a newer one",
+        )
+    try:
+        if event.seq != state.seq + 1:
+            raise LedgerCorrupt(f"it does not follow event {state.seq}")
+        if bool(state.run) is (event.kind == "run_created"):
+            raise LedgerCorrupt("`run_created` must be the first event and the only one")
+        with Fields(event.data, "data") as fields:
+            handler(state, fields, event.at)
+    except LedgerCorrupt as exc:
+        raise LedgerCorrupt(
+            f"event {event.seq} ({event.kind}): {exc.message}", hint=RESTORE_HINT
+        ) from exc
+    state.seq, state.fence, state.last_event_at = event.seq, event.fence, event.at

@@ -1,0 +1,203 @@
+"""The file `ledger.jsonl`: made and appended to by the holder of the run's lease."""
+
+import errno
+import logging
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+
+from elmanctl import clock
+from elmanctl.errors import LedgerError, LedgerLocked
+from elmanctl.ledger.contents import RESTORE_HINT, LedgerContents, read_events
+from elmanctl.ledger.events import Event, decode_line, encode_event
+from elmanctl.ledger.files import create_atomically
+from elmanctl.ledger.lease import Lease
+
+__all__ = ["LEDGER_FILE", "RESTORE_HINT", "LedgerContents", "LedgerWriter", "read_events"]
+
+LEDGER_FILE = "ledger.jsonl"
+
+logger = logging.getLogger(__name__)
+
+
+class LedgerWriter:
+    """The one writer of a ledger, under a lease that it checks at every event.
+
+    Replay `contents.events`, as read when the writer was opened, and not a reading of one's own:
+    only then the writer's sequence numbers and the caller's state agree whatever a deposed
+    writer still does.
+
+    Raises LedgerLocked when a newer lease than this one has written, NotFound, LedgerCorrupt.
+    """
+
+    def __init__(self, path: Path, lease: Lease) -> None:
+        lease.check()
+        self.path = path
+        self.lease = lease
+        self.contents = read_events(path)
+        self._next_seq = len(self.contents.events) + 1
+        _check_fence(path, lease, self.contents.highest_fence)
+        lease.has_writer = True
+        self._broken: str | None = None
+        self._fd = _open_for_append(path)
+        try:
+            self._size_bytes = self._repair(self.contents)
+        except BaseException:
+            self.close()
+            raise
+
+    @classmethod
+    def create(cls, path: Path, lease: Lease, kind: str, /, **data: object) -> "LedgerWriter":
+        """Make a new ledger that holds its first event from the moment it exists.
+
+        Raises LedgerError when there is one already, or no room for it.
+        """
+        lease.check()
+        line = encode_event(_event(1, lease.fence, kind, data))
+        try:
+            create_atomically(path, line)
+        except FileExistsError as exc:
+            raise LedgerError(f"there is already a ledger at {path}") from exc
+        except OSError as exc:
+            raise _not_written(path, exc) from exc
+        lease.has_writer = True
+        return cls(path, lease)
+
+    def __enter__(self) -> "LedgerWriter":
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def append(self, kind: str, /, **data: object) -> Event:
+        """Write one event durably and return it as every reader will see it.
+
+        When this returns, the event is on disk and every later writer has taken it into account.
+        Raises ValueError for data that a ledger cannot hold; LedgerError when the event could not
+        be written, and the file is as before; LeaseLost when another process took over, which
+        has then decided whether the event counts.  Where the file could not be put back, or the
+        lease not be read, every further event is refused.
+        """
+        return self.write(self.draft(kind, **data))
+
+    def draft(self, kind: str, /, **data: object) -> Event:
+        """Return the event that `append` would write next, without writing it."""
+        return _event(self._next_seq, self.lease.fence, kind, data)
+
+    def write(self, event: Event) -> Event:
+        """Write an event that `draft` returned; see `append`."""
+        if self._broken is not None:
+            raise LedgerError(f"{self.path}: {self._broken}", hint="open the ledger again")
+        if event.seq != self._next_seq:
+            raise LedgerError(f"event {event.seq} is not the next one of {self.path}")
+        line = encode_event(event)
+        self.lease.check()
+        start = self._start_of_next()
+        self._broken = "whether the last event counts is unknown"
+        try:
+            _write_whole(self._fd, line)
+        except BaseException as exc:
+            self._roll_back(start, len(line))
+            if isinstance(exc, OSError):
+                raise _not_written(self.path, exc) from exc
+            raise
+        # Only if the lease still holds after the event is on disk has every later holder seen it.
+        self.lease.check()
+        self._broken = None
+        self._size_bytes = start + len(line)
+        self._next_seq += 1
+        return event
+
+    def close(self) -> None:
+        """Close the file; the lease stays as it is."""
+        if self._fd >= 0:
+            os.close(self._fd)
+        self._fd = -1
+        self._broken = "the writer is closed"
+
+    def _start_of_next(self) -> int:
+        """Return the size of the file, repaired if somebody else wrote to it meanwhile.
+
+        Only a writer that was deposed and does not know it yet can have done that.  Whole lines of
+        it are skipped by readers; half a line would make ours unreadable.
+        """
+        size_bytes = os.fstat(self._fd).st_size
+        if size_bytes == self._size_bytes:
+            return size_bytes
+        return self._repair(read_events(self.path))
+
+    def _repair(self, contents: LedgerContents) -> int:
+        """Make the file end after a whole line, keep what was torn beside it, return the size."""
+        try:
+            if contents.torn:
+                _keep_torn(self.path, contents.torn)
+                os.ftruncate(self._fd, contents.good_size_bytes)
+                os.fsync(self._fd)
+            if contents.lacks_newline:
+                _write_whole(self._fd, b"\n")
+        except OSError as exc:
+            raise _not_written(self.path, exc) from exc
+        return os.fstat(self._fd).st_size
+
+    def _roll_back(self, start: int, length: int) -> None:
+        """Take back a line that could not be written; else the writer stays broken."""
+        try:
+            self.lease.check()
+            # Bytes past the end of our own are a newer writer's.
+            if os.fstat(self._fd).st_size <= start + length:
+                os.ftruncate(self._fd, start)
+                os.fsync(self._fd)
+                self._broken = None
+        except (OSError, LedgerError) as exc:
+            logger.warning("%s: a half-written event stays at its end: %s", self.path, exc)
+
+
+def _event(seq: int, fence: int, kind: str, data: Mapping[str, object]) -> Event:
+    """Return an event as it will be read back, tuples as lists and all."""
+    at = clock.to_text(clock.now())
+    event = Event(seq=seq, at=at, fence=fence, kind=kind, data=data)
+    return decode_line(encode_event(event).removesuffix(b"\n"))
+
+
+def _check_fence(path: Path, lease: Lease, highest: int) -> None:
+    """Refuse a lease that is not newer than all that others have written."""
+    if highest > lease.fence or (highest == lease.fence and not lease.has_writer):
+        raise LedgerLocked(
+            f"{path} was written under lease {highest}, and this process holds lease {lease.fence}",
+            hint="another process wrote to the run meanwhile; try again",
+        )
+
+
+def _open_for_append(path: Path) -> int:
+    try:
+        return os.open(path, os.O_WRONLY | os.O_APPEND)
+    except OSError as exc:
+        raise LedgerError(f"cannot write {path}: {exc.strerror}") from exc
+
+
+def _write_whole(fd: int, data: bytes) -> None:
+    """Write in one call, so that no other writer's bytes can come between, and make it durable."""
+    written = os.write(fd, data)
+    if written < len(data):
+        raise OSError(errno.ENOSPC, f"only {written} of {len(data)} bytes could be written")
+    os.fsync(fd)
+
+
+def _keep_torn(path: Path, torn: bytes) -> None:
+    """Save the bytes that a repair is about to cut off."""
+    moment = clock.to_text(clock.now()).replace(":", "").replace("-", "")
+    kept = path.with_name(f"{path.stem}.torn-{moment}-{os.urandom(2).hex()}")
+    create_atomically(kept, torn)
+
+
+def _not_written(path: Path, exc: OSError) -> LedgerError:
+    return LedgerError(
+        f"cannot write {path}: {exc.strerror or exc}",
+        hint="free some disk space or quota, then `elmanctl resume`; nothing recorded is lost",
+    )

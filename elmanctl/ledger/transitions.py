@@ -1,0 +1,156 @@
+"""What an event does to one record: pure steps that refuse what cannot have happened."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+from elmanctl.errors import LedgerCorrupt
+from elmanctl.ledger.records import (
+    Attempt,
+    Evaluation,
+    State,
+    Submission,
+    SubmissionState,
+    Task,
+    Verdict,
+    VerdictKind,
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ending:
+    """How an attempt ended, as its `attempt_finished` event tells it."""
+
+    verdict: Verdict
+    result: Mapping[str, Any] | None
+    size_bytes: int | None
+    node: str | None
+    elapsed_s: float | None
+
+
+def submit(evaluation: Evaluation, task: Task, submission: str, at: str) -> Evaluation:
+    """Add the attempt that a submission intends."""
+    if evaluation.state.is_finished:
+        raise LedgerCorrupt(f"{evaluation.id} is submitted though it is {evaluation.state}")
+    if evaluation.has_live_attempt:
+        raise LedgerCorrupt(f"{evaluation.id} is submitted while an attempt of it is live")
+    expected = evaluation.attempts[-1].number + 1 if evaluation.attempts else 1
+    if task.attempt != expected:
+        raise LedgerCorrupt(
+            f"{evaluation.id} is submitted as attempt {task.attempt}; the next one is {expected}"
+        )
+    attempt = Attempt(
+        number=task.attempt, submission=submission, task_index=task.index, submitted_at=at
+    )
+    return replace(evaluation, state=State.SUBMITTED, attempts=(*evaluation.attempts, attempt))
+
+
+def answer(
+    submission: Submission,
+    state: SubmissionState,
+    *,
+    job_id: str | None = None,
+    error: str | None = None,
+) -> Submission:
+    """Record what became of an intended submission."""
+    if submission.state is not SubmissionState.INTENDED:
+        raise LedgerCorrupt(
+            f"submission {submission.id} is {state} though it is {submission.state}"
+        )
+    return replace(submission, state=state, job_id=job_id, error=error)
+
+
+def accept(evaluation: Evaluation, task: Task, job_id: str) -> Evaluation:
+    """Give an attempt the name of its job."""
+    attempt = _attempt(evaluation, task.attempt)
+    return _with(evaluation, replace(attempt, job_id=f"{job_id}_{task.index}"))
+
+
+def take_back(evaluation: Evaluation, task: Task) -> Evaluation:
+    """Remove an attempt that never became a job; one that has finished stays on record."""
+    if _attempt(evaluation, task.attempt).state.is_finished:
+        return evaluation
+    rest = tuple(kept for kept in evaluation.attempts if kept.number != task.attempt)
+    state = evaluation.state if evaluation.state.is_finished else State.CREATED
+    return replace(evaluation, state=state, attempts=rest)
+
+
+def start(evaluation: Evaluation, number: int, node: str | None, at: str) -> Evaluation:
+    """Record that an attempt runs; a job that the scheduler put back may start again."""
+    attempt = _unfinished(evaluation, number)
+    changed = _with(
+        evaluation,
+        replace(attempt, state=State.RUNNING, node=node or attempt.node, started_at=at),
+    )
+    return changed if changed.state.is_finished else replace(changed, state=State.RUNNING)
+
+
+def finish(evaluation: Evaluation, number: int, ending: Ending, at: str) -> Evaluation:
+    """Record how an attempt ended; what follows for the evaluation is a later event."""
+    attempt = _unfinished(evaluation, number)
+    state = _STATE_OF.get(ending.verdict.kind, State.FAILED)
+    if state is State.COMPLETED and ending.result is None:
+        raise LedgerCorrupt(f"{evaluation.id} attempt {number} is completed without a result")
+    changed = _with(
+        evaluation,
+        replace(
+            attempt,
+            state=state,
+            node=ending.node or attempt.node,
+            finished_at=at,
+            elapsed_s=ending.elapsed_s,
+            verdict=ending.verdict,
+            result=ending.result,
+            size_bytes=ending.size_bytes,
+        ),
+    )
+    return changed if changed.state.is_finished else replace(changed, state=State.CREATED)
+
+
+def close(evaluation: Evaluation, state: State) -> Evaluation:
+    """End an evaluation; only a cancelled one may still have a live attempt."""
+    if not state.is_finished:
+        raise LedgerCorrupt(f"{evaluation.id} is closed as {state}")
+    if evaluation.state.is_finished:
+        raise LedgerCorrupt(f"{evaluation.id} is closed though it is {evaluation.state}")
+    if state is not State.CANCELLED and evaluation.has_live_attempt:
+        raise LedgerCorrupt(f"{evaluation.id} is closed as {state} while an attempt of it is live")
+    if state is State.COMPLETED and evaluation.loss is None:
+        raise LedgerCorrupt(f"{evaluation.id} is closed as completed without a loss")
+    return replace(evaluation, state=state)
+
+
+def reopen(evaluation: Evaluation, changes: Mapping[str, Any]) -> Evaluation:
+    """Open a finished evaluation for another attempt."""
+    if not evaluation.state.is_finished:
+        raise LedgerCorrupt(f"{evaluation.id} is reopened though it is {evaluation.state}")
+    if evaluation.has_live_attempt:
+        raise LedgerCorrupt(f"{evaluation.id} is reopened while an attempt of it is live")
+    return replace(evaluation, state=State.CREATED, changes={**evaluation.changes, **changes})
+
+
+_STATE_OF = {
+    VerdictKind.COMPLETED: State.COMPLETED,
+    VerdictKind.CANCELLED: State.CANCELLED,
+}
+
+
+def _attempt(evaluation: Evaluation, number: int) -> Attempt:
+    for attempt in reversed(evaluation.attempts):
+        if attempt.number == number:
+            return attempt
+    raise LedgerCorrupt(f"{evaluation.id} has no attempt {number}")
+
+
+def _unfinished(evaluation: Evaluation, number: int) -> Attempt:
+    attempt = _attempt(evaluation, number)
+    if attempt.state.is_finished:
+        raise LedgerCorrupt(f"{evaluation.id} attempt {number} is already {attempt.state}")
+    return attempt
+
+
+def _with(evaluation: Evaluation, changed: Attempt) -> Evaluation:
+    attempts = tuple(
+        changed if attempt.number == changed.number else attempt for attempt in evaluation.attempts
+    )
+    return replace(evaluation, attempts=attempts)

@@ -1,0 +1,72 @@
+"""The byte-level language model around the layers of a family."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from elmanctl.kernels.matrix_recurrence.sizes import resolve_backend
+from elmanctl.models.config import VOCABULARY, FamilyConfig
+from elmanctl.models.registry import find_family
+
+NORM_EPS = 1e-5
+EMBEDDING_STD = 0.02
+
+
+class RMSNorm(nn.Module):
+    """Root mean square norm (Zhang and Sennrich, 2019): computed in x's dtype, given in its own."""
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(dim))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return x [..., dim] over its root mean square, scaled, in the weight's dtype."""
+        weight = self.weight.to(x.dtype)
+        return F.rms_norm(x, weight.shape, weight, NORM_EPS).to(self.weight.dtype)
+
+
+class LanguageModel(nn.Module):
+    """Bytes to logits of the next byte: embedding, pre-norm residual layers, tied head.
+
+    The residual stream is float32 whatever the dtype of the weights (float64 for float64).
+    Layers come from the registry; each maps [B, T, dim] and its state to the same.
+    """
+
+    def __init__(self, config: FamilyConfig, backend: str = "auto") -> None:
+        super().__init__()
+        make_layer = find_family(config.level).load_layer()
+        self.config = config
+        self.backend = resolve_backend(backend)
+        self.embedding = nn.Embedding(VOCABULARY, config.dim)
+        nn.init.normal_(self.embedding.weight, std=EMBEDDING_STD)
+        self.norms = nn.ModuleList(RMSNorm(config.dim) for _ in range(config.depth))
+        self.layers = nn.ModuleList(make_layer(config, self.backend) for _ in range(config.depth))
+        self.final_norm = RMSNorm(config.dim)
+
+    def forward(
+        self, tokens: Tensor, state: Sequence[Any] | None = None
+    ) -> tuple[Tensor, list[Any]]:
+        """Return the logits [B, T, 256] of tokens [B, T] and the states of the layers.
+
+        The states, given back with the tokens that follow, continue the sequence; a state is
+        None before the first token.
+        """
+        weight = self.embedding.weight
+        residual_dtype = torch.promote_types(weight.dtype, torch.float32)
+        residual = F.embedding(tokens, weight).to(residual_dtype)
+        before = [None] * len(self.layers) if state is None else state
+        after = []
+        for norm, layer, layer_state in zip(self.norms, self.layers, before, strict=True):
+            change, layer_state = layer(norm(residual), layer_state)
+            residual = residual + change
+            after.append(layer_state)
+        logits = F.linear(self.final_norm(residual), weight)
+        return logits.to(residual_dtype), after
+
+    def loss(self, tokens: Tensor) -> Tensor:
+        """Return the mean cross entropy in nats of each byte of [B, T+1] but the first."""
+        logits, _ = self(tokens[:, :-1])
+        return F.cross_entropy(logits.flatten(0, 1), tokens[:, 1:].flatten())

@@ -1,0 +1,116 @@
+"""Exact sizes of models, and the width that meets a parameter budget, as pure arithmetic."""
+
+import re
+from bisect import bisect_left
+from collections.abc import Mapping
+from fractions import Fraction
+
+from elmanctl.errors import InvalidConfiguration, nearest
+from elmanctl.models.config import MAX_DIM, VOCABULARY
+from elmanctl.models.registry import decode_config
+
+VARIANTS = ("documented",)
+"""Ways to count; `documented` is what the documentation of a model says, and what is built."""
+
+_UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "B": 10**9}
+_COUNT = re.compile(r"(\d+|\d{1,3}(?:[_,]\d{3})+)(\.\d+)?\s*([KMGB]?)", re.IGNORECASE)
+
+
+def count_parameters(level: str, config: Mapping[str, object], variant: str = "documented") -> int:
+    """Return the exact number of parameters of the model that a configuration builds.
+
+    Raises NotFound on an unknown level, InvalidConfiguration on a model that cannot be built.
+    """
+    return sum(parameter_breakdown(level, config, variant).values())
+
+
+def parameter_breakdown(
+    level: str, config: Mapping[str, object], variant: str = "documented"
+) -> dict[str, int]:
+    """Return the parameters of each part; the head has none, since it shares the embedding."""
+    if variant not in VARIANTS:
+        near = nearest(variant, VARIANTS)
+        raise InvalidConfiguration(
+            f"there is no way to count called `{variant}`; known: {', '.join(VARIANTS)}",
+            hint=f"did you mean `{near}`?" if near else None,
+        )
+    decoded = decode_config(level, config)
+    return {
+        "embedding": VOCABULARY * decoded.dim,
+        "blocks": decoded.depth * decoded.layer_parameters(),
+        "norms": (decoded.depth + 1) * decoded.dim,
+        "head": 0,
+    }
+
+
+def state_size(level: str, config: Mapping[str, object]) -> int:
+    """Return how many numbers the recurrence of one layer carries to the next position."""
+    return decode_config(level, config).layer_state_size()
+
+
+def solve_dim(
+    level: str,
+    config: Mapping[str, object],
+    *,
+    target: int,
+    tolerance: float,
+    multiple_of: int = 128,
+    low: int = 1,
+    high: int = MAX_DIM,
+) -> int:
+    """Return the dim whose exact count is nearest to `target`, of two equally near the smaller.
+
+    `config` has no `dim`; dims are the multiples of `multiple_of` from `low` to `high`.
+    Raises InvalidConfiguration when the nearest count is further off than `tolerance`, relative
+    to the target; the message names the nearest dims on both sides and their counts.
+    """
+    if "dim" in config:
+        raise InvalidConfiguration("`dim` is set, and cannot be solved for as well")
+    dims = range(-(-low // multiple_of) * multiple_of, high + 1, multiple_of)
+
+    def count(dim: int) -> int:
+        return count_parameters(level, {**config, "dim": dim})
+
+    # Counts grow with dim in every family.
+    place = bisect_left(dims, target, key=count)
+    counts = {dim: count(dim) for dim in dims[max(0, place - 1) : place + 1]}
+    if not counts:
+        raise InvalidConfiguration(f"there is no multiple of {multiple_of} from {low} to {high}")
+    best = min(counts, key=lambda dim: abs(counts[dim] - target))
+    if abs(counts[best] - target) > tolerance * target:
+        around = " and ".join(f"dim {dim} has {counts[dim]:,}" for dim in counts)
+        raise InvalidConfiguration(
+            f"no dim that is a multiple of {multiple_of} gives {target:,} parameters "
+            f"within {tolerance:.2%}: {around}"
+        )
+    return best
+
+
+def parse_count(text: str) -> int:
+    """Return the number that `480M`, `1.5M`, `2B`, `65_536` or `480,000,000` stands for.
+
+    Raises InvalidConfiguration on anything else and on what is not a whole positive number.
+    """
+    match = _COUNT.fullmatch(text.strip())
+    if match is None:
+        raise InvalidConfiguration(
+            f"`{text}` is not a number of parameters", hint="write for example 480M or 65_536"
+        )
+    whole, rest, unit = match.groups()
+    digits = whole.replace("_", "").replace(",", "") + (rest or "")
+    value = Fraction(digits) * _UNITS[unit.upper()]
+    if value.denominator != 1 or value < 1:
+        raise InvalidConfiguration(f"`{text}` is not a whole positive number of parameters")
+    return int(value)
+
+
+def format_count(count: int) -> str:
+    """Write a number of parameters for people, as in 480.3M; below a thousand it is exact."""
+    if count < 1_000:
+        return str(count)
+    for unit in ("K", "M"):
+        size = _UNITS[unit]
+        # 999,950 would be written 1000.0K.
+        if count < 999.95 * size:
+            return f"{count / size:.1f}{unit}"
+    return f"{count / _UNITS['B']:.1f}B"

@@ -1,0 +1,138 @@
+"""What `requeue`, `cancel` and `clean` do to a run.
+
+The same functions serve the controller, which applies requests left by other processes, and the
+command itself when no controller holds the run's lease.
+"""
+
+import logging
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from elmanctl.errors import ElmanError, UsageError
+from elmanctl.ledger.records import Evaluation, State
+from elmanctl.ledger.requests import answer_request, pending_requests
+from elmanctl.search.cleaning import plan_cleaning, remove_planned
+from elmanctl.search.selection import select_failed, select_named
+from elmanctl.search.session import Session
+from elmanctl.search.watch import Watcher
+
+logger = logging.getLogger(__name__)
+
+Answer = dict[str, Any]
+
+
+def apply_requests(session: Session, watcher: Watcher) -> None:
+    """Apply what other processes asked for, each request once, and answer it."""
+    for request in pending_requests(session.paths.folder):
+        known = session.state.applied_requests.get(request.id)
+        if known is None:
+            try:
+                answer = perform(session, watcher, request.command, request.arguments, request.id)
+            except ElmanError as exc:
+                answer = {"error": exc.message, "hint": exc.hint, "exit_code": exc.exit_code}
+            session.record(
+                "request_applied", request=request.id, command=request.command, answer=answer
+            )
+        else:
+            answer = dict(known["answer"])
+        answer_request(session.paths.folder, request, answer)
+
+
+def perform(
+    session: Session, watcher: Watcher, command: str, arguments: Mapping[str, Any], by: str
+) -> Answer:
+    """Carry out one command on an open run and return its answer, plain data.
+
+    Raises UsageError for an unknown command and what the command itself raises.
+    """
+    actions: dict[str, Callable[[Session, Watcher, Mapping[str, Any], str], Answer]] = {
+        "requeue": _requeue,
+        "cancel": _cancel,
+        "clean": _clean,
+    }
+    if command not in actions:
+        raise UsageError(f"no request named `{command}`")
+    return actions[command](session, watcher, arguments, by)
+
+
+def _requeue(session: Session, watcher: Watcher, arguments: Mapping[str, Any], by: str) -> Answer:
+    """Open evaluations again: the failures stay on record, the retry count starts anew."""
+    names = arguments.get("evaluations") or []
+    chosen = (
+        select_named(session.state, names)
+        if names
+        else select_failed(session.state, kinds=arguments.get("kinds") or [])
+    )
+    changes = {key: arguments[key] for key in ("mem_gb", "timeout_min") if key in arguments}
+    reopened = []
+    for evaluation in chosen:
+        if evaluation.state is State.COMPLETED or not evaluation.state.is_finished:
+            raise UsageError(
+                f"{evaluation.id} is {evaluation.state}: only failed and cancelled evaluations "
+                "can be queued again"
+            )
+        if evaluation.has_live_attempt:
+            raise UsageError(f"{evaluation.id} still has a job that is ending", hint="try again")
+    for evaluation in chosen:
+        session.record(
+            "evaluation_reopened",
+            evaluation=evaluation.id,
+            changes={**changes, "since_attempt": len(evaluation.attempts)},
+            by=by,
+        )
+        reopened.append(
+            {
+                "evaluation": evaluation.id,
+                "was": last_kind(evaluation),
+                "attempt": 1 + len(evaluation.attempts),
+            }
+        )
+    return {"requeued": reopened}
+
+
+def _cancel(session: Session, watcher: Watcher, arguments: Mapping[str, Any], by: str) -> Answer:
+    """Close evaluations as cancelled and end their jobs; with `all`, the whole run."""
+    everything = bool(arguments.get("all"))
+    chosen = (
+        [e for e in session.state.evaluations.values() if not e.state.is_finished]
+        if everything
+        else select_named(session.state, arguments.get("evaluations") or [])
+    )
+    rows = []
+    for evaluation in chosen:
+        last = evaluation.last_attempt
+        row = {"evaluation": evaluation.id, "job": last.job_id if last else None}
+        if evaluation.state.is_finished:
+            rows.append({**row, "result": f"already {evaluation.state}"})
+            continue
+        session.record("evaluation_closed", evaluation=evaluation.id, state=State.CANCELLED.value)
+        rows.append({**row, "result": "cancelled"})
+    error = watcher.cancel([session.state.evaluations[row["evaluation"]] for row in rows])
+    if everything:
+        session.record("run_cancelled")
+    return {"cancelled": rows, "error": error}
+
+
+def _clean(session: Session, watcher: Watcher, arguments: Mapping[str, Any], by: str) -> Answer:
+    """Remove what the plan names, and record how much that freed."""
+    plan = plan_cleaning(
+        session.paths,
+        session.state,
+        keep_best=int(arguments.get("keep_best", 3)),
+        kinds=arguments.get("kinds") or [],
+    )
+    freed = remove_planned(session.paths, plan)
+    for (evaluation, kind), (size_bytes, files) in freed.items():
+        session.record(
+            "cleaned", evaluation=evaluation, kind=kind, freed_bytes=size_bytes, files=files
+        )
+    return {
+        "freed_bytes": sum(size_bytes for size_bytes, _ in freed.values()),
+        "files": sum(files for _, files in freed.values()),
+    }
+
+
+def last_kind(evaluation: Evaluation) -> str:
+    """Return the verdict of the last attempt, or the state when there is none."""
+    last = evaluation.last_attempt
+    return last.verdict.kind.value if last and last.verdict else evaluation.state.value

@@ -1,0 +1,103 @@
+"""From a point of the optimizer to a configuration that is on budget, or a reason why not.
+
+The parameter budget is met here, before anything is submitted: `dim` is solved for each point.
+A point that cannot be built is asked again at no cost and never told to the optimizer.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from elmanctl.errors import InvalidConfiguration
+from elmanctl.models.params import count_parameters, parse_count, solve_dim
+from elmanctl.models.registry import decode_config
+from elmanctl.search.optimizer import Optimizer
+from elmanctl.search.space import SearchSpace
+from elmanctl.settings import Settings
+
+# Refusals cost milliseconds; this many in a row mean that the space holds next to nothing.
+MAX_REFUSED = 500
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Candidate:
+    """A point with the configuration it stands for and that model's exact parameter count.
+
+    `config` holds the model's fields and the learning rate, `lr`.
+    """
+
+    point: tuple[float, ...]
+    config: Mapping[str, Any]
+    parameters: int
+
+
+class CandidateBuilder:
+    """Builds the candidates of one search."""
+
+    def __init__(self, space: SearchSpace, settings: Settings) -> None:
+        self._space = space
+        self._settings = settings
+        params = settings.search.params
+        self._target = None if params is None else parse_count(params)
+
+    def build(self, point: Sequence[float]) -> Candidate:
+        """Return the candidate at a point.
+
+        Raises InvalidConfiguration for a point off the budget or a model that cannot be built.
+        """
+        search = self._settings.search
+        values = self._space.values(point)
+        lr = float(values.pop("lr", self._settings.train.lr))
+        level = self._space.model
+        if "dim" not in values:
+            if self._target is None:
+                raise InvalidConfiguration(
+                    "neither a parameter budget nor `dim` is set",
+                    hint="pass `--params 480M`, or set `dim` in `[model]` or `[search.axes]`",
+                )
+            values["dim"] = solve_dim(
+                level,
+                values,
+                target=self._target,
+                tolerance=search.tolerance,
+                multiple_of=search.multiple_of,
+            )
+        config = decode_config(level, values).encode()
+        parameters = count_parameters(level, config)
+        self._check_budget(parameters)
+        return Candidate(point=tuple(point), config={**config, "lr": lr}, parameters=parameters)
+
+    def _check_budget(self, parameters: int) -> None:
+        if self._target is None:
+            return
+        tolerance = self._settings.search.tolerance
+        if abs(parameters - self._target) > tolerance * self._target:
+            raise InvalidConfiguration(
+                f"{parameters:,} parameters are not within {tolerance:.1%} of {self._target:,}"
+            )
+
+
+def ask_candidates(
+    optimizer: Optimizer, builder: CandidateBuilder, count: int
+) -> tuple[list[Candidate], int]:
+    """Return `count` candidates and how many points were refused on the way.
+
+    Raises InvalidConfiguration with the last reason when the space holds too few.
+    """
+    candidates: list[Candidate] = []
+    refused = 0
+    points = optimizer.ask(count)
+    while True:
+        for point in points:
+            try:
+                candidates.append(builder.build(point))
+            except InvalidConfiguration as exc:
+                refused += 1
+                if refused >= MAX_REFUSED:
+                    raise InvalidConfiguration(
+                        f"{refused} points in a row cannot be built; the last one: {exc.message}",
+                        hint=exc.hint or "widen `--tolerance`, or change the axes or `--params`",
+                    ) from exc
+        if len(candidates) >= count:
+            return candidates, refused
+        points = optimizer.ask(1)

@@ -1,0 +1,183 @@
+"""Submitting attempts, and finding again what was submitted but never recorded.
+
+The intention is in the ledger before the scheduler hears of it, under a name that no other
+submission has.  Whatever happens in between, the name tells later whether it was accepted.
+"""
+
+import logging
+from collections.abc import Mapping, Sequence
+from itertools import groupby
+from typing import Any
+
+from elmanctl.errors import EnvironmentNotReady, SearchPaused, SubmissionError
+from elmanctl.jobs.executor import Executor, SubmissionUnknown
+from elmanctl.jobs.retry import decide
+from elmanctl.ledger.disk import free_bytes
+from elmanctl.ledger.encoding import encode_submission
+from elmanctl.ledger.files import write_json
+from elmanctl.ledger.records import Evaluation, State, Submission, SubmissionState, Task
+from elmanctl.search.session import Session
+from elmanctl.search.workload import attempt_resources, attempt_spec
+
+logger = logging.getLogger(__name__)
+
+_GB = 1_000_000_000
+
+
+class Dispatcher:
+    """Turns evaluations that wait into submissions."""
+
+    def __init__(self, session: Session, executor: Executor) -> None:
+        self._session = session
+        self._executor = executor
+
+    def adopt(self) -> None:
+        """Settle every submission whose answer is not on record.
+
+        Raises EnvironmentNotReady when the scheduler cannot say: then nothing is changed.
+        """
+        session = self._session
+        for submission in list(session.state.submissions.values()):
+            if submission.state is not SubmissionState.INTENDED:
+                continue
+            job_id = self._executor.find(submission, session.paths.submission(submission.id))
+            if job_id is not None:
+                session.record(
+                    "submission_accepted", submission=submission.id, job_id=job_id, adopted=True
+                )
+            else:
+                session.record(
+                    "submission_abandoned",
+                    submission=submission.id,
+                    error="the scheduler has no job of this name",
+                )
+
+    def waiting(self) -> list[Evaluation]:
+        """Return the evaluations that need a new attempt, in order."""
+        return [
+            evaluation
+            for evaluation in self._session.state.evaluations.values()
+            if evaluation.state is State.CREATED and self._changes(evaluation) is not None
+        ]
+
+    def submit_waiting(self) -> None:
+        """Submit what waits, as far as there is room.
+
+        Raises SearchPaused when the disk is nearly full, SubmissionError when the scheduler
+        refuses and nothing is running that could change its mind.
+        """
+        waiting = self.waiting()
+        if not waiting:
+            return
+        live = self._session.state.live_attempts()
+        slots = self._executor.free_slots(self._slot(attempt) for _, attempt in live)
+        ready = list(zip(waiting, slots, strict=False))
+        if not ready:
+            return
+        self._check_disk()
+        for resources, group in groupby(ready, key=lambda pair: self._resources(pair[0])):
+            members = list(group)
+            size = self._executor.tasks_per_submission or len(members)
+            for first in range(0, len(members), size):
+                try:
+                    self._submit(members[first : first + size], resources)
+                except SubmissionUnknown as exc:
+                    logger.warning("the answer of a submission is missing: %s", exc.message)
+                    return
+                except SubmissionError as exc:
+                    if not self._session.state.live_attempts():
+                        raise
+                    logger.warning("a submission was refused, trying later: %s", exc.message)
+                    return
+
+    def _submit(
+        self, members: Sequence[tuple[Evaluation, int | None]], resources: Mapping[str, Any]
+    ) -> None:
+        session = self._session
+        number = len(session.state.submissions) + 1
+        submission = Submission(
+            id=f"s{number:04}",
+            job_name=f"elman-{session.run['name']}-{session.run['token']}-s{number:04}",
+            tasks=tuple(
+                Task(
+                    index=index,
+                    evaluation=evaluation.id,
+                    attempt=len(evaluation.attempts) + 1,
+                    slot=slot,
+                )
+                for index, (evaluation, slot) in enumerate(members)
+            ),
+            resources=resources,
+        )
+        self._write_specs(submission)
+        session.record("submission_intended", submission=encode_submission(submission))
+        intended = session.state.submissions[submission.id]
+        try:
+            job_id = self._executor.submit(intended, session.paths.submission(submission.id))
+        except SubmissionUnknown:
+            raise
+        except SubmissionError as exc:
+            session.record("submission_refused", submission=submission.id, error=exc.message)
+            raise
+        session.record(
+            "submission_accepted", submission=submission.id, job_id=job_id, adopted=False
+        )
+
+    def _write_specs(self, submission: Submission) -> None:
+        session = self._session
+        limit = int(str(submission.resources["timeout_min"]))
+        for task in submission.tasks:
+            evaluation = session.state.evaluations[task.evaluation]
+            spec = attempt_spec(session.run, session.settings, evaluation, task.attempt, limit)
+            paths = session.paths.attempt(task.evaluation, task.attempt)
+            paths.folder.mkdir(parents=True, exist_ok=True)
+            write_json(paths.spec, spec.encode())
+
+    def _resources(self, evaluation: Evaluation) -> dict[str, Any]:
+        changes = {**evaluation.changes, **(self._changes(evaluation) or {})}
+        return attempt_resources(
+            self._session.settings, self._session.run["executor"], changes
+        ).encode()
+
+    def _changes(self, evaluation: Evaluation) -> Mapping[str, Any] | None:
+        """Return what the next attempt changes, None when there is to be none."""
+        verdicts = verdicts_since_reopened(evaluation)
+        if not verdicts:
+            return {}
+        last = evaluation.last_attempt
+        assert last is not None
+        asked = self._session.state.submissions[last.submission].resources.get("mem_gb")
+        mem_gb = float(asked) if isinstance(asked, int | float) else None
+        decision = decide(verdicts, self._session.settings.retry, mem_gb=mem_gb)
+        return decision.changes if decision.close is None else None
+
+    def _slot(self, attempt: Any) -> int | None:
+        submission = self._session.state.submissions[attempt.submission]
+        return next(task.slot for task in submission.tasks if task.index == attempt.task_index)
+
+    def _check_disk(self) -> None:
+        floor_gb = self._session.settings.disk.floor_gb
+        free_gb = free_bytes(self._session.paths.folder) / _GB
+        if free_gb < floor_gb:
+            raise SearchPaused(
+                f"{free_gb:.2f} GB are free, under the floor of {floor_gb:g} GB (`disk.floor_gb`)",
+                hint="make room, e.g. with `elmanctl clean`, then `elmanctl resume`",
+            )
+
+
+def verdicts_since_reopened(evaluation: Evaluation) -> list[Any]:
+    """Return the verdicts that count for the retry policy, oldest first.
+
+    A re-queue by hand starts the count anew; attempts that were taken back have no verdict.
+    """
+    since = evaluation.changes.get("since_attempt", 0)
+    first = int(since) if isinstance(since, int) else 0
+    return [a.verdict for a in evaluation.attempts[first:] if a.verdict is not None]
+
+
+def try_adopt(dispatcher: Dispatcher) -> None:
+    """Adopt while a search runs: a scheduler that does not answer now is asked again later."""
+    try:
+        dispatcher.adopt()
+    except EnvironmentNotReady as exc:
+        logger.warning("%s", exc.message)

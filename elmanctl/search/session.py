@@ -1,0 +1,86 @@
+"""A run that is open for writing: its lease, its ledger and its state, kept in step."""
+
+import os
+import platform
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from elmanctl.config import decode_settings
+from elmanctl.errors import UsageError
+from elmanctl.jobs.paths import RunPaths
+from elmanctl.ledger import state as ledger_state
+from elmanctl.ledger.lease import Lease
+from elmanctl.ledger.state import RunState, load_run
+from elmanctl.ledger.store import LedgerWriter
+from elmanctl.settings import Settings
+
+
+class Session:
+    """One process' hold on a run; every change goes through `record`."""
+
+    def __init__(
+        self, paths: RunPaths, lease: Lease, writer: LedgerWriter, state: RunState
+    ) -> None:
+        self.paths = paths
+        self.lease = lease
+        self.state = state
+        self.settings: Settings = decode_settings(state.run["settings"])
+        self._writer = writer
+
+    @classmethod
+    def open(cls, folder: Path) -> "Session":
+        """Take the lease of a run and read its ledger.
+
+        Raises LedgerLocked while another process holds it, LedgerCorrupt for a damaged ledger.
+        """
+        paths = RunPaths(folder)
+        loaded = load_run(folder)
+        lease = Lease.acquire(folder, minimum_fence=loaded.state.fence)
+        try:
+            # Read again: the former holder may have written between the first look and the lease.
+            state = load_run(folder).state
+            return cls(paths, lease, LedgerWriter(paths.ledger, lease), state)
+        except BaseException:
+            lease.release()
+            raise
+
+    def record(self, kind: str, **data: Any) -> None:
+        """Write one event and apply it to the state; what the state refuses is not written."""
+        ledger_state.record(self._writer, self.state, kind, **data)
+
+    def start_controller(self) -> None:
+        """Record that a controller drives this run from now on."""
+        self.record("controller_started", host=platform.node(), pid=os.getpid())
+
+    def extend(self, generations: int) -> None:
+        """Set a higher number of generations; raise UsageError for one that is not higher."""
+        if generations <= self.state.generations:
+            raise UsageError(
+                f"the search already goes to {self.state.generations} generations, "
+                f"not fewer than {generations}",
+                hint="`--generations` is the number in all, not the number added",
+            )
+        self.record("run_extended", generations=generations)
+
+    @property
+    def run(self) -> Mapping[str, Any]:
+        """The ledger's record of the run."""
+        return self.state.run
+
+    def close(self) -> None:
+        """Close the ledger and give the lease back."""
+        self._writer.close()
+        self.lease.release()
+
+    def __enter__(self) -> "Session":
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()

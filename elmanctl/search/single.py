@@ -1,0 +1,101 @@
+"""One evaluation in the foreground: the worker's own path, without a scheduler or a search."""
+
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from elmanctl import clock
+from elmanctl.errors import ElmanError, EvaluationFailed, UsageError
+from elmanctl.jobs.evaluation import evaluate_attempt
+from elmanctl.jobs.observe import read_table
+from elmanctl.jobs.paths import AttemptPaths
+from elmanctl.jobs.spec import AttemptSpec, DataSpec
+from elmanctl.ledger.files import write_json
+from elmanctl.models.params import count_parameters
+from elmanctl.models.registry import decode_config, find_family
+from elmanctl.search.start import find_corpus
+from elmanctl.search.workload import training_budget
+from elmanctl.settings import Settings
+
+logger = logging.getLogger(__name__)
+
+# Nothing ends a foreground evaluation but its budget and its user.
+_NO_LIMIT_MIN = 60.0 * 24 * 365
+
+
+def evaluate_once(
+    level: str, fields: Mapping[str, Any], settings: Settings, *, out: Path | None
+) -> tuple[dict[str, Any], Path]:
+    """Train one configuration here and return its result and its folder.
+
+    `fields` are the model's fields and, where given, `lr`.  Raises EvaluationFailed when the
+    verdict is anything but completed; the result is kept all the same.
+    """
+    family = find_family(level)
+    values = {**settings.model, **fields}
+    lr = values.pop("lr", settings.train.lr)
+    if isinstance(lr, bool) or not isinstance(lr, int | float):
+        raise UsageError(f"`lr` is a number, not `{lr}`")
+    config = decode_config(family.name, values).encode()
+    corpus = find_corpus(settings)
+    train = settings.train
+    spec = AttemptSpec(
+        run="eval",
+        evaluation="eval",
+        attempt=1,
+        level=family.name,
+        config=config,
+        parameters_expected=count_parameters(family.name, config),
+        seed=train.seed,
+        lr=float(lr),
+        budget=training_budget(train),
+        batch=train.batch,
+        micro_batch=train.micro_batch,
+        seq_len=train.seq_len,
+        warmup_steps=train.warmup_steps,
+        grad_clip=train.grad_clip,
+        weight_decay=train.weight_decay,
+        precision=train.precision,
+        data=DataSpec(path=str(corpus.path), sha256=corpus.sha256, size_bytes=corpus.size_bytes),
+        device=train.device,
+        backend=train.backend,
+        threads=train.threads,
+        heartbeat_s=train.heartbeat_s,
+        timeout_min=_NO_LIMIT_MIN,
+    )
+    paths = AttemptPaths(_new_folder(out, Path(settings.paths.runs), family.name))
+    write_json(paths.spec, spec.encode())
+    result = _run(paths)
+    return result, paths.folder
+
+
+def _run(paths: AttemptPaths) -> dict[str, Any]:
+    try:
+        result = evaluate_attempt(str(paths.folder))
+    except ElmanError:
+        raise
+    except Exception as exc:
+        logger.debug("the worker failed", exc_info=True)
+        raise _failed(paths, read_table(paths.result) or {}) from exc
+    if result["verdict"]["kind"] != "completed":
+        raise _failed(paths, result)
+    return result
+
+
+def _failed(paths: AttemptPaths, result: Mapping[str, Any]) -> EvaluationFailed:
+    verdict = result.get("verdict") or {"kind": "undetermined", "evidence": []}
+    quotes = [quote["text"] for quote in verdict["evidence"]]
+    return EvaluationFailed(
+        f"{verdict['kind']}: {quotes[0] if quotes else 'the worker left no result'}",
+        hint=f"everything is kept in {paths.folder}",
+    )
+
+
+def _new_folder(out: Path | None, runs: Path, model: str) -> Path:
+    folder = (out or runs / f"eval-{model}-{clock.now():%Y%m%d-%H%M%S}").resolve()
+    try:
+        folder.mkdir(parents=True)
+    except FileExistsError as exc:
+        raise UsageError(f"{folder} exists", hint="pass another `--out`") from exc
+    return folder

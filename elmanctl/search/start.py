@@ -1,0 +1,235 @@
+"""Starting a run: everything is checked first, and nothing is written before it is."""
+
+import importlib.util
+import platform
+import secrets
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import elmanctl
+from elmanctl.errors import ConfigError, EnvironmentNotReady, InvalidConfiguration, UsageError
+from elmanctl.jobs.corpus import CorpusInfo, describe, standard_library_corpus, unigram_entropy
+from elmanctl.jobs.executor import Resources
+from elmanctl.jobs.paths import RunPaths
+from elmanctl.jobs.protocol import Budget
+from elmanctl.jobs.snapshot import freeze_code
+from elmanctl.ledger.lease import Lease
+from elmanctl.ledger.store import LedgerWriter
+from elmanctl.models.registry import decode_config, find_family
+from elmanctl.search.candidates import CandidateBuilder, ask_candidates
+from elmanctl.search.optimizer import CmaOptimizer
+from elmanctl.search.space import SearchSpace, load_space
+from elmanctl.search.workload import attempt_resources, training_budget
+from elmanctl.settings import Settings
+
+# Slurm reads these in paths of its own accord.
+_NOT_IN_PATHS = ("%", "\n", "\\")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SearchPlan:
+    """A search that passed every check and of which nothing is written yet."""
+
+    name: str
+    folder: Path
+    model: str
+    executor: str
+    settings: Settings
+    space: SearchSpace
+    start: tuple[float, ...]
+    start_source: str
+    corpus: CorpusInfo
+    unigram_nats: float
+    budget: Budget
+    resources: Resources
+
+    @property
+    def evaluations(self) -> int:
+        """How many evaluations the search makes when none fails."""
+        return self.settings.search.generations * self.settings.search.population
+
+    @property
+    def hours(self) -> float | None:
+        """Training hours of all evaluations, None when the budget is not in minutes."""
+        if self.budget.kind != "minutes":
+            return None
+        return self.evaluations * self.budget.amount / 60
+
+
+def plan_search(
+    model: str, settings: Settings, *, executor: str, name: str, runs: Path
+) -> SearchPlan:
+    """Check everything that can be checked without a job, and return the plan.
+
+    Raises NotFound (model, space, corpus), InvalidConfiguration (sizes, budget), ConfigError
+    (settings), EnvironmentNotReady (this machine cannot run it).
+    """
+    family = find_family(model)
+    space = load_space(
+        family.name, settings.search.space, axes=settings.search.axes, fixed=settings.model
+    )
+    budget = training_budget(settings.train)
+    resources = attempt_resources(settings, executor, {})
+    _check_train(settings)
+    check_space(space, settings)
+    start, source = _start(space, settings)
+    _check_asking(space, settings, start)
+    corpus = find_corpus(settings)
+    if executor == "local":
+        _check_local()
+    return SearchPlan(
+        name=name,
+        folder=_run_folder(runs, name),
+        model=family.name,
+        executor=executor,
+        settings=settings,
+        space=space,
+        start=start,
+        start_source=source,
+        corpus=corpus,
+        unigram_nats=unigram_entropy(corpus.path),
+        budget=budget,
+        resources=resources,
+    )
+
+
+def create_run(plan: SearchPlan) -> Path:
+    """Write the run's folder and the first event of its ledger; return the folder."""
+    plan.folder.mkdir(parents=True)
+    paths = RunPaths(plan.folder)
+    with Lease.acquire(plan.folder) as lease:
+        code = freeze_code(paths.code)
+        LedgerWriter.create(paths.ledger, lease, "run_created", run=_run_record(plan, code)).close()
+    return plan.folder
+
+
+def check_space(space: SearchSpace, settings: Settings) -> None:
+    """Raise InvalidConfiguration, naming the axis, for a value that no model can be built with."""
+    multiple = settings.search.multiple_of
+    middle = space.values(space.middle)
+
+    def build(values: dict[str, Any]) -> None:
+        decode_config(
+            space.model, {"dim": multiple, **{k: v for k, v in values.items() if k != "lr"}}
+        )
+
+    build(middle)
+    for axis in space.axes:
+        for level in axis.levels or ():
+            try:
+                build({**middle, axis.name: level})
+            except InvalidConfiguration as exc:
+                raise InvalidConfiguration(
+                    f"axis `{axis.name}` at {level}: {exc.message}", hint=exc.hint
+                ) from exc
+
+
+def find_corpus(settings: Settings) -> CorpusInfo:
+    """Return the user's corpus, or the built-in one, packing it if that was never done."""
+    if settings.data.path is None:
+        return describe(standard_library_corpus())
+    return describe(Path(settings.data.path).expanduser().resolve())
+
+
+def _check_train(settings: Settings) -> None:
+    train = settings.train
+    if train.batch < 1 or train.seq_len < 1:
+        raise ConfigError("`train.batch` and `train.seq_len` must be at least 1")
+    if train.micro_batch and train.batch % train.micro_batch:
+        raise ConfigError(
+            f"`train.micro_batch` {train.micro_batch} does not divide `train.batch` {train.batch}"
+        )
+    if settings.search.generations < 1:
+        raise ConfigError("`search.generations` must be at least 1")
+
+
+def _check_asking(space: SearchSpace, settings: Settings, start: tuple[float, ...]) -> None:
+    """Ask a generation as the search will, so that an empty space is found before it starts."""
+    optimizer = CmaOptimizer.start(
+        space.coordinates,
+        start,
+        sigma=settings.search.sigma,
+        population=settings.search.population,
+        seed=settings.search.seed,
+    )
+    ask_candidates(optimizer, CandidateBuilder(space, settings), settings.search.population)
+
+
+def _start(space: SearchSpace, settings: Settings) -> tuple[tuple[float, ...], str]:
+    if not settings.search.start_from_best:
+        return space.middle, "the middle of the space"
+    missing = [axis.name for axis in space.axes if axis.name not in space.best]
+    if missing or space.best_source is None:
+        raise ConfigError(
+            f"space `{space.name}` has no known best value of `{missing[0] if missing else '?'}`",
+            hint="leave out `--start-from-best`",
+        )
+    return space.point(space.best), space.best_source
+
+
+def _check_local() -> None:
+    missing = [name for name in ("torch", "schedulefree") if not importlib.util.find_spec(name)]
+    if missing:
+        raise EnvironmentNotReady(
+            f"`{missing[0]}` is not installed here, and `--local` trains on this machine",
+            hint="pip install 'elmanctl[train]'",
+        )
+
+
+def _run_folder(runs: Path, name: str) -> Path:
+    folder = runs.expanduser().resolve() / name
+    if any(text in str(folder) for text in _NOT_IN_PATHS):
+        raise UsageError(
+            f"Slurm would misread the path `{folder}`",
+            hint="use a folder without %, \\ and newlines",
+        )
+    if folder.exists():
+        raise UsageError(
+            f"a run named `{name}` exists",
+            hint=f"continue it with `elmanctl resume {name}`, or pass another `--name`",
+        )
+    return folder
+
+
+def _run_record(plan: SearchPlan, code: str) -> dict[str, Any]:
+    search = plan.settings.search
+    return {
+        "name": plan.name,
+        "token": secrets.token_hex(4),
+        "model": plan.model,
+        "executor": plan.executor,
+        "settings": plan.settings.encode(),
+        "space": plan.space.encode(),
+        "start": {"point": list(plan.start), "source": plan.start_source},
+        "optimizer": {
+            "name": "pycma",
+            "seed": search.seed,
+            "sigma": search.sigma,
+            "population": search.population,
+        },
+        "budget": {"generations": search.generations, "params": search.params},
+        "data": {
+            "path": str(plan.corpus.path),
+            "sha256": plan.corpus.sha256,
+            "size_bytes": plan.corpus.size_bytes,
+            "unigram_nats": plan.unigram_nats,
+        },
+        "protocol": {
+            "budget": plan.budget.encode(),
+            "tokens_per_step": plan.settings.train.batch * plan.settings.train.seq_len,
+            "seq_len": plan.settings.train.seq_len,
+        },
+        "code": {"sha256": code},
+        "versions": _versions(),
+    }
+
+
+def _versions() -> dict[str, str]:
+    packages = ("cma", "numpy", "submitit")
+    return {
+        "elmanctl": elmanctl.__version__,
+        "python": platform.python_version(),
+        **{name: metadata.version(name) for name in packages},
+    }

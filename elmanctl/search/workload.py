@@ -1,0 +1,99 @@
+"""What one attempt is asked to do, from the run's settings and an evaluation."""
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from elmanctl.errors import ConfigError
+from elmanctl.jobs.executor import Resources
+from elmanctl.jobs.protocol import Budget
+from elmanctl.jobs.spec import AttemptSpec, DataSpec
+from elmanctl.ledger.records import Evaluation
+from elmanctl.settings import Settings, TrainSettings
+
+# A run without a time budget is ended after this long unless the user names a limit.
+_DEFAULT_TIMEOUT_MIN = 60
+
+# Start-up, compilation and warm-up come on top of a time budget.
+_MARGIN_MIN = 10
+
+
+def training_budget(train: TrainSettings) -> Budget:
+    """Return the one budget that is set; raise ConfigError when none is."""
+    budgets = {"minutes": train.minutes, "steps": train.steps, "tokens": train.tokens}
+    named = {kind: amount for kind, amount in budgets.items() if amount is not None}
+    if not named:
+        raise ConfigError(
+            "no training budget is set",
+            hint="pass `--train-minutes 10`, `--train-steps N` or `--train-tokens N`",
+        )
+    return Budget.decode(named)
+
+
+def time_limit_min(budget: Budget, asked: int | None) -> int:
+    """Return a job's time limit in minutes: what was asked for, or the budget and a margin.
+
+    Raises ConfigError for a limit that the training budget itself would exceed.
+    """
+    minutes = budget.amount if budget.kind == "minutes" else None
+    if asked is not None:
+        if minutes is not None and asked <= minutes:
+            raise ConfigError(
+                f"a time limit of {asked} min leaves no room for {minutes:g} min of training",
+                hint="raise `timeout_min`, or leave it out",
+            )
+        return asked
+    if minutes is None:
+        return _DEFAULT_TIMEOUT_MIN
+    return math.ceil(minutes * 1.1) + _MARGIN_MIN
+
+
+def attempt_resources(settings: Settings, executor: str, changes: Mapping[str, Any]) -> Resources:
+    """Return what a job of this run asks for, with the changes of a re-queue."""
+    slurm, budget = settings.slurm, training_budget(settings.train)
+    if executor == "local":
+        return Resources(timeout_min=time_limit_min(budget, settings.local.timeout_min))
+    return Resources(
+        timeout_min=changes.get("timeout_min") or time_limit_min(budget, slurm.timeout_min),
+        partition=slurm.partition,
+        account=slurm.account,
+        gres=slurm.gres or None,
+        mem_gb=changes.get("mem_gb", slurm.mem_gb),
+        cpus=slurm.cpus,
+        setup=slurm.setup,
+        extra=slurm.extra,
+        python=slurm.python,
+    )
+
+
+def attempt_spec(
+    run: Mapping[str, Any], settings: Settings, evaluation: Evaluation, attempt: int, limit: int
+) -> AttemptSpec:
+    """Return the spec of an attempt; `run` is the ledger's record of the run."""
+    train = settings.train
+    config = dict(evaluation.config)
+    lr = float(str(config.pop("lr")))
+    return AttemptSpec(
+        run=run["name"],
+        evaluation=evaluation.id,
+        attempt=attempt,
+        level=run["model"],
+        config=config,
+        parameters_expected=evaluation.parameters,
+        seed=evaluation.seed,
+        lr=lr,
+        budget=training_budget(train),
+        batch=train.batch,
+        micro_batch=train.micro_batch,
+        seq_len=train.seq_len,
+        warmup_steps=train.warmup_steps,
+        grad_clip=train.grad_clip,
+        weight_decay=train.weight_decay,
+        precision=train.precision,
+        data=DataSpec(**{key: run["data"][key] for key in ("path", "sha256", "size_bytes")}),
+        device=train.device,
+        backend=train.backend,
+        threads=train.threads,
+        heartbeat_s=train.heartbeat_s,
+        timeout_min=limit,
+    )

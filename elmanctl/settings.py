@@ -1,0 +1,178 @@
+"""Every setting with its type, default and meaning; the values of one run are a `Settings`."""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any
+
+
+def _setting(default: Any, help_text: str) -> Any:
+    if isinstance(default, dict):
+        return field(default_factory=lambda: dict(default), metadata={"help": help_text})
+    return field(default=default, metadata={"help": help_text})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SearchSettings:
+    """[search]: what is searched, how widely and how long."""
+
+    params: str | None = _setting(None, "Parameter budget, e.g. 480M; dim is solved to meet it")
+    tolerance: float = _setting(0.02, "Largest relative distance of the real count from params")
+    multiple_of: int = _setting(128, "dim is a multiple of this")
+    space: str = _setting("3d", "Name of the search space, see `elmanctl models MODEL`")
+    generations: int = _setting(15, "Generations of CMA-ES")
+    population: int = _setting(8, "Evaluations a generation, at least 4")
+    sigma: float = _setting(0.3, "First step size, as a share of each axis' range")
+    seed: int = _setting(1, "Seed of the optimizer")
+    start_from_best: bool = _setting(False, "Start at the known best configuration of the space")
+    max_jobs: int = _setting(64, "Most attempts in the queue or running at one time")
+    axes: dict[str, Any] = _setting({}, "Axes that replace or add to those of the space")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrainSettings:
+    """[train]: one evaluation's training run; exactly one of minutes, steps, tokens."""
+
+    minutes: float | None = _setting(None, "Time budget of one evaluation")
+    steps: int | None = _setting(None, "Step budget of one evaluation")
+    tokens: int | None = _setting(None, "Token (byte) budget of one evaluation")
+    batch: int = _setting(16, "Sequences a step")
+    micro_batch: int = _setting(0, "Sequences at once; 0 is the whole batch")
+    seq_len: int = _setting(512, "Bytes predicted in one sequence")
+    lr: float = _setting(3e-4, "Learning rate, where the space has no lr axis")
+    warmup_steps: int = _setting(3, "Steps before the clock of a time budget starts")
+    grad_clip: float = _setting(1.0, "Largest norm of the gradient")
+    weight_decay: float = _setting(0.01, "Weight decay of schedule-free AdamW")
+    seed: int = _setting(42, "Seed of initialisation and of the order of the data")
+    precision: str = _setting("auto", "fp32, bf16 or auto (bf16 on a GPU)")
+    device: str = _setting("auto", "cpu, cuda or auto")
+    backend: str = _setting("auto", "Implementation of the recurrence")
+    threads: int = _setting(0, "CPU threads of a worker; 0 leaves it to torch")
+    heartbeat_s: float = _setting(10.0, "Seconds between two heartbeats of a worker")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DataSettings:
+    """[data]: the corpus."""
+
+    path: str | None = _setting(None, "File of bytes, documents parted by 0x1e; default built-in")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SlurmSettings:
+    """[slurm]: what each job asks for."""
+
+    template: str | None = _setting(None, "Named resources from sbatch_templates/")
+    partition: str | None = _setting(None, "Partition")
+    account: str | None = _setting(None, "Account")
+    gres: str | None = _setting("gpu:1", "Generic resources of one job")
+    mem_gb: float | None = _setting(None, "Host memory of one job")
+    cpus: int | None = _setting(None, "CPUs of one job")
+    timeout_min: int | None = _setting(None, "Time limit; default the training budget and a margin")
+    setup: tuple[str, ...] = _setting((), "Shell lines before the worker, e.g. module load cuda")
+    extra: dict[str, Any] = _setting({}, "Other sbatch options, e.g. {qos = 'high'}")
+    python: str | None = _setting(None, "Command that starts Python on the node")
+    poll_s: float = _setting(30.0, "Seconds between two questions to Slurm")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LocalSettings:
+    """[local]: running on this machine instead of Slurm."""
+
+    workers: int = _setting(2, "Evaluations at the same time on the CPU")
+    gpus: tuple[int, ...] = _setting((), "GPUs; one evaluation at a time on each")
+    timeout_min: int | None = _setting(None, "Time limit; default the training budget and a margin")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RetrySettings:
+    """[retry]: attempts allowed beyond the first, by verdict."""
+
+    diverged: int = _setting(0, "The worker saw a loss or gradient that is not finite")
+    invalid: int = _setting(0, "The configuration cannot run")
+    oom: int = _setting(1, "Out of memory; again with mem_factor times the host memory")
+    mem_factor: float = _setting(1.5, "Factor on slurm.mem_gb after an out-of-memory verdict")
+    cuda_error: int = _setting(1, "A CUDA error")
+    python_error: int = _setting(0, "An exception")
+    environment: int = _setting(0, "Something the node lacks: torch, the corpus, a GPU")
+    disk_full: int = _setting(0, "No space left")
+    timeout: int = _setting(0, "Over the time limit")
+    killed: int = _setting(1, "A signal from outside")
+    node_failure: int = _setting(3, "The node died")
+    preempted: int = _setting(10, "Another job took the node")
+    lost: int = _setting(2, "The job vanished")
+    undetermined: int = _setting(1, "The evidence does not say")
+    replacements: int = _setting(2, "Points asked in place of failed ones, per generation")
+    breaker: int = _setting(3, "Failures of one kind in a row that pause the search")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DiskSettings:
+    """[disk]: when to stop before the disk is full."""
+
+    floor_gb: float = _setting(1.0, "Nothing is submitted with less free space than this")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PathSettings:
+    """[paths]: where things are kept."""
+
+    runs: str = _setting("runs", "Folder of the runs; must be shared with the compute nodes")
+    templates: str = _setting("sbatch_templates", "Folder of your own resource templates")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settings:
+    """The resolved settings of a run; `model` holds fixed fields of the model's configuration."""
+
+    model: dict[str, Any] = field(default_factory=dict)
+    search: SearchSettings = field(default_factory=SearchSettings)
+    train: TrainSettings = field(default_factory=TrainSettings)
+    data: DataSettings = field(default_factory=DataSettings)
+    slurm: SlurmSettings = field(default_factory=SlurmSettings)
+    local: LocalSettings = field(default_factory=LocalSettings)
+    retry: RetrySettings = field(default_factory=RetrySettings)
+    disk: DiskSettings = field(default_factory=DiskSettings)
+    paths: PathSettings = field(default_factory=PathSettings)
+
+    def encode(self) -> dict[str, Any]:
+        """Return the settings as plain data, for the ledger."""
+        return asdict(self)
+
+
+SECTIONS: Mapping[str, type] = {
+    "search": SearchSettings,
+    "train": TrainSettings,
+    "data": DataSettings,
+    "slurm": SlurmSettings,
+    "local": LocalSettings,
+    "retry": RetrySettings,
+    "disk": DiskSettings,
+    "paths": PathSettings,
+}
+
+# Only one of these may be in force; the nearest source that names one decides.
+BUDGET_KEYS = ("train.minutes", "train.steps", "train.tokens")
+
+
+def setting_help() -> dict[str, str]:
+    """Return `section.key` -> meaning for every setting."""
+    return {
+        f"{section}.{item.name}": item.metadata["help"]
+        for section, record in SECTIONS.items()
+        for item in fields(record)
+    }
+
+
+# What a resource template may hold.
+TEMPLATE_KEYS = (
+    "summary",
+    "partition",
+    "account",
+    "gres",
+    "mem_gb",
+    "cpus",
+    "timeout_min",
+    "setup",
+    "extra",
+    "python",
+)

@@ -1,0 +1,119 @@
+"""Where settings can be set: files, presets, resource templates; each a flat table of values."""
+
+import re
+import tomllib
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from elmanctl.errors import ConfigError, NotFound, nearest
+from elmanctl.settings import SECTIONS, TEMPLATE_KEYS
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Source:
+    """One place that sets values: `values` maps `section.key` to a value, `text` is for lines."""
+
+    name: str
+    values: Mapping[str, Any]
+    text: str = ""
+
+    def where(self, key: str) -> str:
+        """Return where `key` was set, with the line for a file."""
+        line = _line_of(self.text, key)
+        return f"`{self.name}` line {line}" if line else f"`{self.name}`"
+
+
+def read_file(path: Path) -> Source:
+    """Return the values of one TOML file; its keys are checked."""
+    try:
+        text = path.read_text(encoding="utf-8")
+        data = tomllib.loads(text)
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as exc:
+        raise ConfigError(f"cannot read `{path}`: {exc}") from exc
+    source = Source(name=path.name, values={}, text=text)
+    for section, table in data.items():
+        if section not in SECTIONS and section != "model":
+            raise unknown_key(source, section, [*SECTIONS, "model"], "section")
+        if not isinstance(table, dict):
+            raise ConfigError(f"{source.where(section)}: `{section}` is a section, not a value")
+    return Source(name=path.name, values=dict(flat(data)), text=text)
+
+
+def preset_source(name: str) -> Source:
+    """Return the values of a preset that ships with elmanctl."""
+    text = resources.files("elmanctl").joinpath("presets.toml").read_text(encoding="utf-8")
+    presets = tomllib.loads(text)
+    if name not in presets:
+        near = nearest(name, presets)
+        raise NotFound(
+            f"no preset named `{name}`",
+            hint=f"did you mean `{near}`?" if near else f"presets: {', '.join(presets)}",
+        )
+    return Source(name=f"preset {name}", values=dict(flat(presets[name])))
+
+
+def template_source(name: str, folders: Iterable[Path]) -> Source:
+    """Return the values of a resource template, looked for in the user's folders first.
+
+    Raises NotFound, naming the templates there are, ConfigError for a key that is no resource.
+    """
+    known: dict[str, str] = {}
+    for folder in folders:
+        for path in sorted(folder.glob("*.toml")) if folder.is_dir() else ():
+            known.setdefault(path.stem, path.read_text(encoding="utf-8"))
+    for shipped in resources.files("elmanctl.sbatch_templates").iterdir():
+        if shipped.name.endswith(".toml"):
+            known.setdefault(shipped.name[: -len(".toml")], shipped.read_text(encoding="utf-8"))
+    if name not in known:
+        near = nearest(name, known)
+        raise NotFound(
+            f"no resource template named `{name}`",
+            hint=f"did you mean `{near}`?" if near else f"templates: {', '.join(sorted(known))}",
+        )
+    source = Source(name=f"template {name}", values={}, text=known[name])
+    try:
+        table = tomllib.loads(known[name])
+    except tomllib.TOMLDecodeError as exc:
+        raise ConfigError(f"cannot read the template `{name}`: {exc}") from exc
+    for key in table:
+        if key not in TEMPLATE_KEYS:
+            raise unknown_key(source, key, TEMPLATE_KEYS, "key")
+    values = {f"slurm.{key}": value for key, value in table.items() if key != "summary"}
+    return Source(name=source.name, values=values, text=source.text)
+
+
+def flat(data: Mapping[str, Any]) -> Iterable[tuple[str, Any]]:
+    """Yield `section.key` and value of every entry of a table of tables."""
+    for section, table in data.items():
+        for key, value in table.items():
+            yield f"{section}.{key}", value
+
+
+def unknown_key(source: Source, key: str, known: Iterable[str], what: str) -> ConfigError:
+    """Return the error for a name that is not among the known ones, with the nearest of them."""
+    names = list(known)
+    near = nearest(key, names)
+    return ConfigError(
+        f"{source.where(key)}: unknown {what} `{key}`",
+        hint=f"did you mean `{near}`?" if near else f"known: {', '.join(names)}",
+    )
+
+
+def _line_of(text: str, key: str) -> int | None:
+    """Return the line where a TOML text sets `section.key`, or opens the section."""
+    section, _, name = key.partition(".")
+    current = ""
+    for number, line in enumerate(text.splitlines(), start=1):
+        header = re.match(r"\s*\[\s*([\w.-]+)", line)
+        if header:
+            current = header.group(1)
+            if current == key:
+                return number
+        elif current == section and name and re.match(rf"\s*[\"']?{re.escape(name)}\b", line):
+            return number
+        elif not current and re.match(rf"\s*{re.escape(section)}\b", line):
+            return number
+    return None

@@ -1,0 +1,405 @@
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from elmanctl import clock
+from elmanctl.errors import LedgerCorrupt, LedgerError, LedgerTooNew, NotFound
+from elmanctl.ledger.events import Event
+from elmanctl.ledger.handlers import HANDLERS
+from elmanctl.ledger.lease import Lease
+from elmanctl.ledger.records import RunStatus, State, SubmissionState, VerdictKind
+from elmanctl.ledger.state import RunState, apply, load_run, record, replay
+from elmanctl.ledger.store import LEDGER_FILE, LedgerWriter, read_events
+
+Story = list[tuple[str, dict[str, Any]]]
+
+
+def told_by(story: Story) -> RunState:
+    """Replay a story as events of one lease."""
+    return replay(
+        Event(seq=seq, at=f"2026-05-01T10:00:{seq:02}.000Z", fence=1, kind=kind, data=data)
+        for seq, (kind, data) in enumerate(story, start=1)
+    )
+
+
+@pytest.fixture
+def submitted(build: Any) -> Story:
+    """Two evaluations, both submitted and accepted."""
+    return [
+        ("run_created", {"run": build.run()}),
+        ("points_asked", build.asked(0, "g000-e00", "g000-e01")),
+        ("submission_intended", build.intended("s1", ("g000-e00", 1), ("g000-e01", 1))),
+        ("submission_accepted", {"submission": "s1", "job_id": "77", "adopted": False}),
+    ]
+
+
+def close(name: str, state: str) -> tuple[str, dict[str, Any]]:
+    return ("evaluation_closed", {"evaluation": name, "state": state})
+
+
+def reopen(name: str, **changes: object) -> tuple[str, dict[str, Any]]:
+    return ("evaluation_reopened", {"evaluation": name, "changes": changes, "by": "me"})
+
+
+def test_story_holds_every_kind_of_event(story: Story) -> None:
+    assert {kind for kind, _ in story} == set(HANDLERS)
+
+
+def test_whole_story_is_told_right(story: Story, build: Any) -> None:
+    state = told_by(story)
+    first, second, third = state.evaluations.values()
+    assert state.run == build.run()
+    assert (state.status, state.reason) == (RunStatus.FINISHED, "all generations are done")
+    assert [e.state for e in (first, second, third)] == [
+        State.COMPLETED,
+        State.COMPLETED,
+        State.CANCELLED,
+    ]
+    assert (first.id, first.generation, first.point, first.seed) == (
+        "g000-e00",
+        0,
+        (0.25, 0.0),
+        3,
+    )
+    assert third.replaces == "g000-e01"
+    assert second.changes == {"mem_gb": 80}
+    assert [(a.number, a.submission, a.job_id, a.state) for a in second.attempts] == [
+        (1, "s0003", "77_1", State.FAILED),
+        (2, "s0004", "78_0", State.COMPLETED),
+    ]
+    failed = second.attempts[0]
+    assert (failed.node, failed.elapsed_s, failed.size_bytes) == ("gpu-1", 12.5, 100)
+    assert failed.verdict is not None
+    assert (failed.verdict.kind, failed.verdict.summary) == (VerdictKind.OOM, "it says so")
+    assert (failed.submitted_at, failed.started_at, failed.finished_at) == (
+        "2026-05-01T10:00:08.000Z",
+        "2026-05-01T10:00:10.000Z",
+        "2026-05-01T10:00:13.000Z",
+    )
+    assert [s.state for s in state.submissions.values()] == [
+        SubmissionState.REFUSED,
+        SubmissionState.ABANDONED,
+        SubmissionState.ACCEPTED,
+        SubmissionState.ACCEPTED,
+    ]
+    assert state.submissions["s0001"].error == "no such partition"
+    assert state.told == {0: [("g000-e01", 1.25), ("g000-e00", 1.5)]}
+    assert (state.generation, state.refused) == (0, {0: 2})
+    assert state.optimizer_file == {"file": "g000-00.pickle", "sha256": "f" * 64}
+    assert state.applied_requests == {"r1": {"command": "clean", "answer": {"files": 2}}}
+    assert state.controller == {"host": "login", "pid": 12, "at": "2026-05-01T10:00:19.000Z"}
+    assert [note.text for note in state.notes] == ["the node gpu-1 was replaced"]
+    assert state.size_bytes == 100 + (100 + 100 - 60)
+    assert (state.seq, state.fence, state.last_event_at) == (30, 1, "2026-05-01T10:00:30.000Z")
+    assert state.live_attempts() == []
+
+
+def test_empty_ledger_is_an_empty_state() -> None:
+    state = replay([])
+    assert (state.run, state.generation, state.best(), state.size_bytes) == ({}, -1, None, 0)
+    assert set(state.counts()) == set(State)
+
+
+def test_best_is_the_lowest_loss_and_the_first_of_equals(build: Any) -> None:
+    names = ["g000-e00", "g000-e01", "g000-e02", "g000-e03"]
+    story: Story = [
+        ("run_created", {"run": build.run()}),
+        ("points_asked", build.asked(0, *names)),
+        ("submission_intended", build.intended("s1", *((name, 1) for name in names))),
+    ]
+    for name, loss in zip(reversed(names), (1.5, 1.5, 1.0, 3.0), strict=True):
+        story += [("attempt_finished", build.finished(name, 1, "completed", loss))]
+    story += [close(name, "completed") for name in names if name != "g000-e01"]
+    state = told_by(story)
+    # g000-e01 has the lowest loss, and is not closed yet.
+    assert [e.id for e in state.ranked()] == ["g000-e02", "g000-e03", "g000-e00"]
+    best = state.best()
+    assert best is not None and (best.id, best.loss) == ("g000-e02", 1.5)
+
+
+def test_counts_and_failures_are_those_of_the_evaluations(submitted: Story, build: Any) -> None:
+    state = told_by(
+        [
+            *submitted,
+            ("attempt_started", {"evaluation": "g000-e00", "attempt": 1}),
+            ("attempt_finished", build.finished("g000-e01", 1, "python_error")),
+            close("g000-e01", "failed"),
+        ]
+    )
+    counts = {state: count for state, count in state.counts().items() if count}
+    assert counts == {State.RUNNING: 1, State.FAILED: 1}
+    assert [e.id for e in state.failed_evaluations()] == ["g000-e01"]
+    assert [(e.id, a.number) for e, a in state.live_attempts()] == [("g000-e00", 1)]
+
+
+@pytest.mark.parametrize("kind", VerdictKind)
+def test_verdict_decides_the_state_of_the_attempt(
+    submitted: Story, build: Any, kind: VerdictKind
+) -> None:
+    expected = {"completed": State.COMPLETED, "cancelled": State.CANCELLED}.get(kind, State.FAILED)
+    loss = 1.0 if kind is VerdictKind.COMPLETED else None
+    state = told_by([*submitted, ("attempt_finished", build.finished("g000-e00", 1, kind, loss))])
+    evaluation = state.evaluations["g000-e00"]
+    assert evaluation.attempts[0].state is expected
+    assert evaluation.state is State.CREATED
+
+
+@pytest.mark.parametrize("outcome", ["submission_refused", "submission_abandoned"])
+def test_submission_without_a_job_leaves_no_attempt(
+    submitted: Story, build: Any, outcome: str
+) -> None:
+    story = [*submitted[:3], close("g000-e01", "cancelled")]
+    state = told_by([*story, (outcome, {"submission": "s1", "error": "no"})])
+    assert [e.attempts for e in state.evaluations.values()] == [(), ()]
+    assert [e.state for e in state.evaluations.values()] == [State.CREATED, State.CANCELLED]
+    assert state.submissions["s1"].error == "no"
+
+
+def test_attempt_judged_before_its_submission_was_given_up_stays_on_record(
+    submitted: Story, build: Any
+) -> None:
+    state = told_by(
+        [
+            *submitted[:3],
+            ("attempt_finished", build.finished("g000-e00", 1, "lost")),
+            ("submission_abandoned", {"submission": "s1", "error": "no"}),
+        ]
+    )
+    assert [len(e.attempts) for e in state.evaluations.values()] == [1, 0]
+
+
+def test_job_of_a_cancelled_evaluation_may_still_end(submitted: Story, build: Any) -> None:
+    story = [*submitted, close("g000-e00", "cancelled")]
+    state = told_by(story)
+    assert [e.id for e, _ in state.live_attempts()] == ["g000-e00", "g000-e01"]
+    story += [
+        ("attempt_started", {"evaluation": "g000-e00", "attempt": 1}),
+        ("attempt_finished", build.finished("g000-e00", 1, "cancelled")),
+    ]
+    state = told_by(story)
+    assert state.evaluations["g000-e00"].state is State.CANCELLED
+    assert [e.id for e, _ in state.live_attempts()] == ["g000-e01"]
+
+
+def test_job_put_back_by_the_scheduler_may_start_again(submitted: Story) -> None:
+    start = {"evaluation": "g000-e00", "attempt": 1}
+    state = told_by(
+        [
+            *submitted,
+            ("attempt_started", {**start, "node": "gpu-1", "at": "2026-05-01T11:00:00.000Z"}),
+            ("attempt_started", {**start, "node": "gpu-2", "at": "2026-05-01T12:00:00.000Z"}),
+        ]
+    )
+    attempt = state.evaluations["g000-e00"].attempts[0]
+    assert (attempt.node, attempt.started_at) == ("gpu-2", "2026-05-01T12:00:00.000Z")
+
+
+def test_changes_of_several_requeues_are_merged(submitted: Story, build: Any) -> None:
+    state = told_by(
+        [
+            *submitted,
+            ("attempt_finished", build.finished("g000-e00", 1, "oom")),
+            close("g000-e00", "failed"),
+            reopen("g000-e00", mem_gb=80, timeout_min=30),
+            close("g000-e00", "cancelled"),
+            reopen("g000-e00", mem_gb=120),
+        ]
+    )
+    evaluation = state.evaluations["g000-e00"]
+    assert evaluation.changes == {"mem_gb": 120, "timeout_min": 30}
+    assert evaluation.state is State.CREATED
+
+
+def test_controller_that_starts_makes_the_run_go_on(submitted: Story) -> None:
+    story = [*submitted, ("run_paused", {"reason": "disk"})]
+    assert (told_by(story).status, told_by(story).reason) == (RunStatus.PAUSED, "disk")
+    state = told_by([*story, ("controller_started", {"host": "h", "pid": 1})])
+    assert (state.status, state.reason) == (RunStatus.RUNNING, None)
+
+
+def impossible(build: Any) -> list[tuple[str, dict[str, Any], str]]:
+    """Events that cannot follow `submitted`, each with what must be said about it."""
+    unknown = {"evaluation": "g009-e00", "attempt": 1}
+    run, asked, intended, finished = build.run, build.asked, build.intended, build.finished
+    return [
+        ("run_created", {"run": run()}, "only one"),
+        ("points_asked", asked(0, "g000-e00"), "g000-e00 is asked twice"),
+        ("points_asked", asked(2, "g002-e00"), "generation 2 is asked after 0"),
+        ("points_asked", asked(0, "g000-e05", replaces="g009-e00"), "no evaluation 'g009-e00'"),
+        ("submission_intended", intended("s1"), "intended twice"),
+        ("submission_intended", intended("s2", ("g009-e00", 1)), "no evaluation 'g009-e00'"),
+        ("submission_intended", intended("s2", ("g000-e00", 2)), "an attempt of it is live"),
+        ("submission_accepted", {"submission": "s9", "job_id": "1", "adopted": False}, "'s9'"),
+        (
+            "submission_accepted",
+            {"submission": "s1", "job_id": "1", "adopted": False},
+            "s1 is accepted though it is accepted",
+        ),
+        ("submission_refused", {"submission": "s1", "error": "no"}, "refused though it is accept"),
+        ("submission_abandoned", {"submission": "s9", "error": "no"}, "no submission 's9'"),
+        ("attempt_started", unknown, "no evaluation 'g009-e00'"),
+        ("attempt_started", {"evaluation": "g000-e00", "attempt": 2}, "no attempt 2"),
+        ("attempt_finished", finished("g009-e00", 1, "oom"), "no evaluation 'g009-e00'"),
+        ("attempt_finished", finished("g000-e00", 2, "oom"), "no attempt 2"),
+        ("attempt_finished", finished("g000-e00", 1, "completed"), "without a result"),
+        ("attempt_finished", finished("g000-e00", 1, "tired"), "`data.verdict.kind` is 'tired'"),
+        (*close("g000-e00", "failed"), "an attempt of it is live"),
+        (*close("g000-e00", "running"), "closed as running"),
+        (*close("g000-e00", "done"), "`data.state` is 'done'"),
+        (*reopen("g000-e00"), "reopened though it is submitted"),
+        ("generation_told", {"generation": 1, "told": []}, "generation 1 is told"),
+        ("generation_told", {"generation": 0, "told": [["g009-e00", 1]]}, "no evaluation"),
+        ("generation_told", {"generation": 0, "told": [["g000-e00"]]}, r"data\.told\[0\]` must"),
+        ("generation_told", {"generation": 0, "told": [["g000-e00", "1"]]}, r"told\[0\]\[1\]"),
+        ("cleaned", {"evaluation": "x", "kind": "a", "freed_bytes": 1, "files": 1}, "no evaluat"),
+        ("note", {"text": "x", "extra": 1}, r"`data\.extra` is not a known key"),
+        ("note", {}, r"`data\.text` is missing"),
+        ("note", {"text": 3}, r"`data\.text` must be a text, not 3"),
+        ("controller_started", {"host": "h", "pid": True}, r"`data\.pid` must be a whole number"),
+    ]
+
+
+@pytest.mark.parametrize("index", range(30))
+def test_impossible_event_is_refused_by_number_and_reason(
+    submitted: Story, build: Any, index: int
+) -> None:
+    cases = impossible(build)
+    assert len(cases) == 30
+    kind, data, reason = cases[index]
+    with pytest.raises(LedgerCorrupt, match=rf"^event 5 \({kind}\): .*{reason}"):
+        told_by([*submitted, (kind, data)])
+
+
+def after_the_end(build: Any) -> list[tuple[tuple[str, dict[str, Any]], str]]:
+    """Events that cannot follow once g000-e00 is completed and generation 0 told."""
+    request = {"request": "r1", "command": "clean", "answer": {}}
+    return [
+        (close("g000-e00", "failed"), "closed though it is completed"),
+        (("attempt_finished", build.finished("g000-e00", 1, "lost")), "already completed"),
+        (("attempt_started", {"evaluation": "g000-e00", "attempt": 1}), "already completed"),
+        (("submission_intended", build.intended("s2", ("g000-e00", 2))), "though it is completed"),
+        (("points_asked", build.asked(0, "g000-e07")), "after it was told"),
+        (("generation_told", {"generation": 0, "told": []}), "is told"),
+        (("request_applied", request), "applied twice"),
+        (close("g000-e01", "completed"), "without a loss"),
+        (("submission_intended", build.intended("s2", ("g000-e01", 3))), "the next one is 2"),
+    ]
+
+
+@pytest.mark.parametrize("index", range(9))
+def test_what_is_finished_stays_finished(submitted: Story, build: Any, index: int) -> None:
+    story = [
+        *submitted,
+        ("attempt_finished", build.finished("g000-e00", 1, "completed", 1.0)),
+        close("g000-e00", "completed"),
+        ("attempt_finished", build.finished("g000-e01", 1, "oom")),
+        ("generation_told", {"generation": 0, "told": [["g000-e00", 1]]}),
+        ("request_applied", {"request": "r1", "command": "clean", "answer": {}}),
+    ]
+    told_by(story)
+    cases = after_the_end(build)
+    assert len(cases) == 9
+    event, reason = cases[index]
+    with pytest.raises(LedgerCorrupt, match=rf"^event 10 .*{reason}"):
+        told_by([*story, event])
+
+
+def test_evaluation_is_not_reopened_while_its_job_ends(submitted: Story) -> None:
+    with pytest.raises(LedgerCorrupt, match="reopened while an attempt of it is live"):
+        told_by([*submitted, close("g000-e00", "cancelled"), reopen("g000-e00")])
+
+
+def test_nothing_comes_before_the_run() -> None:
+    with pytest.raises(LedgerCorrupt, match="must be the first event"):
+        told_by([("note", {"text": "x"})])
+
+
+@pytest.mark.parametrize("key", ["token", "settings", "start", "code"])
+def test_run_is_described_completely(build: Any, key: str) -> None:
+    run = build.run()
+    del run[key]
+    with pytest.raises(LedgerCorrupt, match=rf"`data\.run\.{key}` is missing"):
+        told_by([("run_created", {"run": run})])
+
+
+def test_unknown_kind_of_event_is_newer_than_this_version(submitted: Story) -> None:
+    with pytest.raises(LedgerTooNew, match="event 5 is of the unknown kind 'moon_landed'"):
+        told_by([*submitted, ("moon_landed", {})])
+
+
+def test_events_are_applied_in_their_order(story: Story) -> None:
+    state = told_by(story[:3])
+    kind, data = story[3]
+    at = clock.to_text(clock.now())
+    with pytest.raises(LedgerCorrupt, match="it does not follow event 3"):
+        apply(state, Event(seq=5, at=at, fence=1, kind=kind, data=data))
+
+
+def test_copy_of_a_state_is_its_own(story: Story) -> None:
+    state = told_by(story[:8])
+    before = state.copy()
+    for seq, (kind, data) in enumerate(story[8:], start=9):
+        at = f"2026-05-01T10:00:{seq:02}.000Z"
+        apply(state, Event(seq=seq, at=at, fence=1, kind=kind, data=data))
+    assert before == told_by(story[:8])
+    assert state == told_by(story)
+
+
+def test_recorded_run_is_the_loaded_run(tmp_path: Path, story: Story) -> None:
+    path = tmp_path / LEDGER_FILE
+    with Lease.acquire(tmp_path) as lease:
+        kind, data = story[0]
+        with LedgerWriter.create(path, lease, kind, **data) as writer:
+            state = replay(writer.contents.events)
+            for kind, data in story[1:]:
+                record(writer, state, kind, **data)
+    loaded = load_run(tmp_path)
+    assert (loaded.state, loaded.warning) == (state, None)
+
+
+def test_event_that_the_state_refuses_is_not_written(tmp_path: Path, story: Story) -> None:
+    path = tmp_path / LEDGER_FILE
+    lease = Lease.acquire(tmp_path)
+    with lease, LedgerWriter.create(path, lease, "run_created", **story[0][1]) as writer:
+        state = replay(writer.contents.events)
+        before = (path.read_bytes(), state.copy())
+        with pytest.raises(LedgerError, match=r"refused to write event 2 .* no evaluation"):
+            record(writer, state, "evaluation_closed", evaluation="x", state="failed")
+        with pytest.raises(LedgerError, match="refused to write event 2"):
+            record(writer, state, "note", text=3)
+        with pytest.raises(ValueError, match="is nan"):
+            record(writer, state, "note", text=float("nan"))
+        assert (path.read_bytes(), state) == before
+        assert record(writer, state, "note", text="x").seq == 2
+
+
+def test_event_that_could_not_be_written_is_not_applied(
+    tmpfs: Callable[[int], Path], story: Story
+) -> None:
+    folder = tmpfs(64)
+    path = folder / LEDGER_FILE
+    lease = Lease.acquire(folder)
+    with lease, LedgerWriter.create(path, lease, "run_created", **story[0][1]) as writer:
+        state = replay(writer.contents.events)
+        with pytest.raises(LedgerError, match="cannot write"):
+            record(writer, state, "note", text="x" * 200_000)
+        assert state == load_run(folder).state
+
+
+def test_torn_ledger_is_loaded_with_its_warning(tmp_path: Path, story: Story) -> None:
+    path = tmp_path / LEDGER_FILE
+    with Lease.acquire(tmp_path) as lease:
+        LedgerWriter.create(path, lease, "run_created", **story[0][1]).close()
+    whole = path.read_bytes()
+    path.write_bytes(whole[:-5])
+    loaded = load_run(tmp_path)
+    assert loaded.state == RunState()
+    assert loaded.warning is not None and "torn" in loaded.warning
+    path.write_bytes(b"")
+    loaded = load_run(tmp_path)
+    assert loaded.warning is not None and "no event" in loaded.warning
+    assert read_events(path).warning is None
+    with pytest.raises(NotFound):
+        load_run(tmp_path / "none")
