@@ -196,7 +196,7 @@ def clean(
     plan = plan_cleaning(paths, state, keep_best=keep_best, kinds=kinds)
     total_bytes = sum(item.size_bytes for item in plan)
     if dry_run:
-        rows = [
+        rows: list[dict[str, Any]] = [
             {
                 "path": str(item.path.relative_to(paths.folder)),
                 "size_bytes": item.size_bytes,
@@ -280,7 +280,7 @@ def completion(
 
 
 def _print_chosen(chosen: list[Evaluation], *, as_json: bool) -> None:
-    rows = [
+    rows: list[dict[str, Any]] = [
         {
             "evaluation": e.id,
             "state": e.state.value,

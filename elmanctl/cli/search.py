@@ -58,7 +58,9 @@ def search(
     ] = None,
     preset: Annotated[str | None, typer.Option(help="Named settings, e.g. tiny")] = None,
     name: Annotated[str | None, typer.Option(help="Name of the run")] = None,
-    partition: Annotated[str | None, typer.Option("-p", "--partition", help="Slurm partition")] = None,
+    partition: Annotated[
+        str | None, typer.Option("-p", "--partition", help="Slurm partition")
+    ] = None,
     account: Annotated[str | None, typer.Option(help="Slurm account")] = None,
     template: Annotated[str | None, typer.Option(help="Named resources of a job")] = None,
     max_jobs: Annotated[int | None, typer.Option(help="Most jobs at one time")] = None,

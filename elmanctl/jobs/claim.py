@@ -25,10 +25,16 @@ class Worker:
     pid_start: int | None
 
 
+def node_name(environment: Mapping[str, str] | None = None) -> str:
+    """Return this node's name: Slurm's own for it, which is not always the host's."""
+    environ = os.environ if environment is None else environment
+    return environ.get("SLURMD_NODENAME") or socket.gethostname()
+
+
 def this_worker(environment: Mapping[str, str] | None = None) -> Worker:
     """Return the job that this process belongs to, by the variables that its starter set."""
     environ = os.environ if environment is None else environment
-    host = socket.gethostname()
+    host = node_name(environ)
     pid = os.getpid()
     job_id, restart = f"{host}-{pid}", 0
     if local := environ.get(LOCAL_JOB_VARIABLE):

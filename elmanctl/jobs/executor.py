@@ -77,7 +77,10 @@ class Executor(Protocol):
     """What the search loop needs from a scheduler."""
 
     name: str
-    tasks_per_submission: int | None
+
+    @property
+    def tasks_per_submission(self) -> int | None:
+        """How many attempts one submission may hold, None for any number."""
 
     def free_slots(self, busy: Iterable[int | None]) -> Sequence[int | None]:
         """Return the slots open for new attempts, given those that are taken."""

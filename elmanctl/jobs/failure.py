@@ -27,12 +27,13 @@ _OOM_TEXT = re.compile(
 )
 
 # A machine on which no such job can run is no fault of the job.
-_NO_ACCELERATOR = re.compile(
+_NOT_READY_TEXT = re.compile(
     r"No CUDA GPUs are available"
     r"|Found no NVIDIA driver"
     r"|NVIDIA driver on your system is too old"
     r"|Torch not compiled with CUDA enabled"
     r"|no kernel image is available"
+    r"|cannot open shared object file"
 )
 
 _ACCELERATOR_CLASS = "AcceleratorError"
@@ -71,7 +72,7 @@ def _kind(exc: BaseException) -> VerdictKind | None:
         return VerdictKind.OOM
     if isinstance(exc, OSError) and exc.errno == errno.ENOMEM:
         return VerdictKind.OOM
-    if isinstance(exc, EnvironmentNotReady | ImportError) or _NO_ACCELERATOR.search(text):
+    if isinstance(exc, EnvironmentNotReady | ImportError) or _NOT_READY_TEXT.search(text):
         return VerdictKind.ENVIRONMENT
     if isinstance(exc, InvalidConfiguration | NotFound) or _NOT_FITTING_CLASS in names:
         return VerdictKind.INVALID

@@ -5,7 +5,6 @@ import json
 import logging
 import os
 import queue
-import socket
 import threading
 import time
 from pathlib import Path
@@ -13,6 +12,7 @@ from types import TracebackType
 from typing import Any
 
 from elmanctl import clock
+from elmanctl.jobs.claim import node_name
 from elmanctl.jobs.processes import start_ticks
 
 logger = logging.getLogger(__name__)
@@ -34,7 +34,7 @@ class Heartbeat:
         self._interval_s = interval_s
         self._fixed = {
             "version": 1,
-            "host": socket.gethostname(),
+            "host": node_name(),
             "pid": os.getpid(),
             "pid_start": start_ticks(os.getpid()),
             "job_id": job_id,

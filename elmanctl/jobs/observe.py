@@ -6,11 +6,35 @@ from pathlib import Path
 from typing import Any
 
 from elmanctl.clock import from_text
+from elmanctl.jobs.executor import JobReport
 from elmanctl.jobs.paths import AttemptPaths
-from elmanctl.jobs.verdict import Log
+from elmanctl.jobs.verdict import Log, Observation
 
 # What a verdict needs of a log is at its end.
 _TAIL_BYTES = 64 * 1024
+
+
+def observe(
+    paths: AttemptPaths,
+    log: Path,
+    report: JobReport | None,
+    *,
+    root: Path,
+    limit_s: float,
+    cancel_requested: bool = False,
+) -> Observation:
+    """Return everything known of an attempt; files are named relative to `root`, the run."""
+    heartbeat = read_table(paths.heartbeat)
+    return Observation(
+        result=read_table(paths.result),
+        result_file=str(paths.result.relative_to(root)),
+        report=report,
+        log=read_log(log, root),
+        heartbeat=heartbeat,
+        cancel_requested=cancel_requested,
+        elapsed_s=elapsed_s(heartbeat),
+        limit_s=limit_s,
+    )
 
 
 def read_table(path: Path) -> dict[str, Any] | None:

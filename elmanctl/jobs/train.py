@@ -230,7 +230,8 @@ class _Loop:
         self._optimizer.zero_grad(set_to_none=True)
         total = torch.zeros((), device=self._device)
         batch = self._batch()
-        for rows in batch.split(self.micro_batch):
+        for start in range(0, len(batch), self.micro_batch):
+            rows = batch[start : start + self.micro_batch]
             with self._autocast():
                 loss: Tensor = self._model.loss(rows)  # type: ignore[operator]
             share = loss.float() * (len(rows) / len(batch))

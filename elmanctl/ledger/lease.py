@@ -3,8 +3,9 @@
 No `fcntl` lock, because on NFS those are granted to two holders at once.  The lease is a file
 made by `link`, which the server does or refuses as one operation.  It names its holder, so that a
 dead one is recognised at once on its own machine, and by a missing sign of life on another one.
-The number `fence` grows with every lease of a run; events written under an older one than the
-newest are skipped by readers, so even a holder that wakes up late does no harm.
+The number `fence` is higher than that of the lease taken over and of every event on record;
+readers skip events written under an older lease than the newest, so that even a holder that wakes
+up late does no harm.
 """
 
 import os
@@ -90,7 +91,7 @@ class Lease:
 
     @property
     def fence(self) -> int:
-        """The number of this lease, higher than that of every lease before it."""
+        """The number of this lease, higher than that of any lease under which anybody wrote."""
         return self.holder.fence
 
     def check(self) -> None:
@@ -214,6 +215,8 @@ def _move_aside(path: Path, judged: bytes) -> Path | None:
     """
     aside = path.with_name(_ASIDE.replace("*", os.urandom(8).hex()))
     try:
+        if path.read_bytes() != judged:
+            return None
         path.rename(aside)
         if aside.read_bytes() == judged:
             return aside

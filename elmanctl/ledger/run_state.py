@@ -19,10 +19,11 @@ class Note:
 class RunState:
     """All that is known of a run.  Only `apply` changes it; the records in it are immutable.
 
-    `run` is empty before the first event; `generations` is how many are to be made in all.  `told` maps a generation to what the optimizer was
-    told, in order; `refused` maps it to the number of points refused while it was asked.
-    `controller` is the newest controller: host, pid, at.  `freed_bytes` maps an evaluation, or
-    "" for what belongs to none, to the bytes that cleaning freed.
+    `run` is empty before the first event.  `generation` is the newest that was asked, `generations`
+    how many the search is to make.  `told` maps a generation to what the optimizer was told, in
+    order; `refused` maps it to the number of points refused while it was asked.  `controller` is
+    the newest controller: host, pid, at.  `freed_bytes` maps an evaluation, or "" for what belongs
+    to none, to the bytes that cleaning freed.
     """
 
     run: Mapping[str, Any] = field(default_factory=dict)

@@ -66,6 +66,9 @@ def solve_dim(
     """
     if "dim" in config:
         raise InvalidConfiguration("`dim` is set, and cannot be solved for as well")
+    for name, number in (("target", target), ("multiple_of", multiple_of), ("low", low)):
+        if number < 1:
+            raise InvalidConfiguration(f"`{name}` is {number}, but must be at least 1")
     dims = range(-(-low // multiple_of) * multiple_of, high + 1, multiple_of)
 
     def count(dim: int) -> int:

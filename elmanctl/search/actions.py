@@ -98,7 +98,7 @@ def _cancel(session: Session, watcher: Watcher, arguments: Mapping[str, Any], by
         if everything
         else select_named(session.state, arguments.get("evaluations") or [])
     )
-    rows = []
+    rows: list[dict[str, Any]] = []
     for evaluation in chosen:
         last = evaluation.last_attempt
         row = {"evaluation": evaluation.id, "job": last.job_id if last else None}

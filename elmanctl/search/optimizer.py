@@ -91,6 +91,7 @@ class CmaOptimizer:
         """Return the optimizer that `dump` wrote."""
         _cma()
         strategy, numpy_state, dimension = pickle.loads(data)
+        _rehash(strategy)
         return cls(strategy, numpy_state, dimension)
 
     def dump(self) -> bytes:
@@ -101,7 +102,7 @@ class CmaOptimizer:
         """Return `count` new points; each is a tuple of plain floats."""
         with self._own_state():
             points = self._strategy.ask(count)
-        return [tuple(float(x) + 0.0 for x in point[: self._dimension]) for point in points]
+        return [tuple(float(x) for x in point[: self._dimension]) for point in points]
 
     def tell(self, points: Sequence[Sequence[float]], values: Sequence[float]) -> None:
         """Learn the values of one generation.
@@ -121,6 +122,29 @@ class CmaOptimizer:
         with _swapped_state(self._numpy_state) as state:
             yield
         self._numpy_state = state.after
+
+
+def _rehash(strategy: Any) -> None:
+    """Renew the keys of pycma's archives of asked points.
+
+    They are Python hashes of bytes, which differ from process to process: without this, another
+    process finds no point in its archive, and learns from rounded integers in place of what
+    was drawn.
+    """
+    from cma.utilities.utils import SolutionDict
+
+    holders = (strategy, strategy._round_integer_variables)
+    archives = {
+        id(value): value
+        for holder in holders
+        for value in vars(holder).values()
+        if isinstance(value, SolutionDict)
+    }
+    for archive in archives.values():
+        renewed = {old: archive.key(x) for old, x in archive._unhashed_keys.items()}
+        for name in ("data", "data_with_same_key", "_unhashed_keys"):
+            table = getattr(archive, name)
+            setattr(archive, name, {renewed[key]: value for key, value in table.items()})
 
 
 @dataclass

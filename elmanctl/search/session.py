@@ -46,7 +46,7 @@ class Session:
             lease.release()
             raise
 
-    def record(self, kind: str, **data: Any) -> None:
+    def record(self, kind: str, /, **data: Any) -> None:
         """Write one event and apply it to the state; what the state refuses is not written."""
         ledger_state.record(self._writer, self.state, kind, **data)
 

@@ -2,13 +2,12 @@
 
 import logging
 import time
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Callable
 
 from elmanctl.errors import EnvironmentNotReady
 from elmanctl.jobs.executor import Executor, JobReport, JobState, LiveJob
-from elmanctl.jobs.observe import elapsed_s, heartbeat_age_s, read_log, read_table
-from elmanctl.jobs.verdict import Observation, judge
+from elmanctl.jobs.observe import heartbeat_age_s, observe, read_table
+from elmanctl.jobs.verdict import judge
 from elmanctl.ledger.disk import measure
 from elmanctl.ledger.encoding import encode_verdict
 from elmanctl.ledger.records import Attempt, Evaluation, State, Verdict
@@ -50,9 +49,9 @@ class Watcher:
         """Look once at every live attempt; return those that were judged."""
         judged = []
         for evaluation, attempt in self._session.state.live_attempts():
-            result = self._result(evaluation, attempt)
-            if result is not None:
-                judged.append(self._settle(evaluation, attempt, None, result))
+            paths = self._session.paths.attempt(evaluation.id, attempt.number)
+            if read_table(paths.result) is not None:
+                judged.append(self._settle(evaluation, attempt, None))
         if self._now() >= self._next_poll:
             self._next_poll = self._now() + self._poll_s
             judged += self._poll()
@@ -66,11 +65,7 @@ class Watcher:
         }
         if not live:
             return []
-        jobs = [
-            LiveJob(job_id=job_id, submission=a.submission, task_index=a.task_index)
-            for job_id, (_, a) in live.items()
-        ]
-        reports = self._executor.reports(jobs)
+        reports = self._executor.reports([_job(attempt) for _, attempt in live.values()])
         silent = [report for report in reports.values() if report.state is JobState.UNKNOWN]
         self.silent_reason = silent[0].reason if silent else None
         judged = []
@@ -105,47 +100,33 @@ class Watcher:
             self._missed.pop(key, None)
             self._ended_since.pop(key, None)
             return None
-        return self._settle(evaluation, attempt, report, self._result(evaluation, attempt))
+        return self._settle(evaluation, attempt, report)
 
     def _is_silent(self, evaluation: Evaluation, attempt: Attempt) -> bool:
         paths = self._session.paths.attempt(evaluation.id, attempt.number)
         age = heartbeat_age_s(paths, time.time())
         return age is None or age > _STALE_BEATS * self._session.settings.train.heartbeat_s
 
-    def _result(self, evaluation: Evaluation, attempt: Attempt) -> dict[str, Any] | None:
-        return read_table(self._session.paths.attempt(evaluation.id, attempt.number).result)
-
     def _settle(
-        self,
-        evaluation: Evaluation,
-        attempt: Attempt,
-        report: JobReport | None,
-        result: Mapping[str, Any] | None,
+        self, evaluation: Evaluation, attempt: Attempt, report: JobReport | None
     ) -> tuple[Evaluation, Verdict]:
+        """Judge an attempt and put its verdict on record."""
         session = self._session
         paths = session.paths.attempt(evaluation.id, attempt.number)
-        heartbeat = read_table(paths.heartbeat)
+        log = self._executor.log(_job(attempt))
         submission = session.state.submissions[attempt.submission]
-        job = LiveJob(
-            job_id=str(attempt.job_id),
-            submission=attempt.submission,
-            task_index=attempt.task_index,
+        seen = observe(
+            paths,
+            log,
+            report,
+            root=session.paths.folder,
+            limit_s=60 * float(str(submission.resources["timeout_min"])),
+            cancel_requested=evaluation.state is State.CANCELLED,
         )
-        log = self._executor.log(job)
-        verdict = judge(
-            Observation(
-                result=result,
-                result_file=str(paths.result.relative_to(session.paths.folder)),
-                report=report,
-                log=read_log(log, session.paths.folder),
-                heartbeat=heartbeat,
-                cancel_requested=evaluation.state is State.CANCELLED,
-                elapsed_s=elapsed_s(heartbeat),
-                limit_s=60 * float(str(submission.resources["timeout_min"])),
-            )
-        )
-        node = report.node if report else (heartbeat or {}).get("host")
-        extra = {"node": node, "elapsed_s": elapsed_s(heartbeat)}
+        verdict = judge(seen)
+        result, beat = seen.result, seen.heartbeat or {}
+        known = {"node": (report.node if report else None) or attempt.node or beat.get("host")}
+        known |= {"elapsed_s": seen.elapsed_s}
         session.record(
             "attempt_finished",
             evaluation=evaluation.id,
@@ -155,16 +136,18 @@ class Watcher:
             if result is None
             else {key: value for key, value in result.items() if key not in _NOT_IN_LEDGER},
             size_bytes=measure(paths.folder) + (log.stat().st_size if log.exists() else 0),
-            **{key: value for key, value in extra.items() if value is not None},
+            **{key: value for key, value in known.items() if value is not None},
         )
         return session.state.evaluations[evaluation.id], verdict
 
     def cancel(self, evaluations: list[Evaluation]) -> str | None:
         """Ask the scheduler to end the live attempts of evaluations; return why it could not."""
         jobs = [
-            LiveJob(job_id=a.job_id, submission=a.submission, task_index=a.task_index)
+            _job(attempt)
             for evaluation in evaluations
-            if (a := evaluation.last_attempt) and a.job_id and not a.state.is_finished
+            if (attempt := evaluation.last_attempt)
+            and attempt.job_id
+            and not attempt.state.is_finished
         ]
         try:
             self._executor.cancel(jobs)
@@ -172,3 +155,9 @@ class Watcher:
             return exc.message
         self._next_poll = 0.0
         return None
+
+
+def _job(attempt: Attempt) -> LiveJob:
+    return LiveJob(
+        job_id=str(attempt.job_id), submission=attempt.submission, task_index=attempt.task_index
+    )

@@ -46,9 +46,7 @@ def test_a_smaller_batch_is_the_beginning_of_a_larger_one(
 
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=50)
 @given(seed=seeds, step=steps)
-def test_other_steps_and_seeds_read_other_windows(
-    stream: ByteStream, seed: int, step: int
-) -> None:
+def test_other_steps_and_seeds_read_other_windows(stream: ByteStream, seed: int, step: int) -> None:
     rows = stream.rows(seed, step, 16, 8)
     assert (rows != stream.rows(seed, step + 1, 16, 8)).any()
     assert (rows != stream.rows(seed + 1, step, 16, 8)).any()

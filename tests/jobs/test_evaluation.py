@@ -51,7 +51,9 @@ def start(tmp_path: Path) -> Any:
     """Start workers as processes of their own; none outlives the test."""
     started = []
 
-    def start(paths: AttemptPaths, *, before: str = "", prefix: Any = (), **environment: str) -> Any:
+    def start(
+        paths: AttemptPaths, *, before: str = "", prefix: Any = (), **environment: str
+    ) -> Any:
         code = f"{before}\nfrom elmanctl.jobs.evaluation import evaluate_attempt\n"
         code += f"print(evaluate_attempt({str(paths.folder)!r}))"
         process = subprocess.Popen(

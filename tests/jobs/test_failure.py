@@ -60,6 +60,7 @@ class MoreSpecial(OutOfMemoryError):
         (RuntimeError("write failed: No space left on device"), VerdictKind.DISK_FULL),
         (ModuleNotFoundError("No module named 'torch'"), VerdictKind.ENVIRONMENT),
         (ImportError("libcudart.so.12: cannot open shared object"), VerdictKind.ENVIRONMENT),
+        (OSError("libcublas.so.12: cannot open shared object file"), VerdictKind.ENVIRONMENT),
         (EnvironmentNotReady("the corpus is missing"), VerdictKind.ENVIRONMENT),
         (RuntimeError("No CUDA GPUs are available"), VerdictKind.ENVIRONMENT),
         (

@@ -226,6 +226,7 @@ def whole_story() -> list[tuple[str, dict[str, Any]]]:
         ("note", {"text": "the node gpu-1 was replaced"}),
         ("run_interrupted", {}),
         ("run_cancelled", {}),
+        ("run_extended", {"generations": 3}),
         ("run_finished", {"reason": "all generations are done"}),
     ]
 

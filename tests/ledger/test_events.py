@@ -1,5 +1,6 @@
 import math
 import zlib
+from pathlib import Path
 
 import pytest
 
@@ -30,6 +31,12 @@ def test_line_is_byte_for_byte_what_the_format_says() -> None:
     body = line.partition(b',"crc"')[0]
     assert line == LINE % f"{zlib.crc32(body):08x}".encode()
     assert decode_line(line[:-1]) == EVENT
+
+
+def test_documented_line_is_an_event() -> None:
+    text = (Path(__file__).parents[2] / "docs" / "concepts" / "ledger.md").read_text()
+    (line,) = [line for line in text.splitlines() if line.startswith('{"v":1')]
+    assert decode_line(line.encode()).data == {"text": "x"}
 
 
 def test_checksum_is_over_the_bytes_and_not_over_their_meaning() -> None:

@@ -1,6 +1,7 @@
 import json
 import os
 import signal
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -184,15 +185,14 @@ def test_lease_moved_by_mistake_is_put_back(
     """Two processes judge a dead holder; the slower one must not take the faster one's lease."""
     plant(tmp_path, pid=dead_pid(spawn), fence=3)
     faster: list[Lease] = []
-    move = lease_module._move_aside
+    rename = Path.rename
 
-    def overtaken(path: Path, judged: bytes) -> Path | None:
-        if not faster:
-            monkeypatch.setattr(lease_module, "_move_aside", move)
-            faster.append(Lease.acquire(tmp_path))
-        return move(path, judged)
+    def overtaken(self: Path, target: Path) -> Path:
+        monkeypatch.setattr(Path, "rename", rename)
+        faster.append(Lease.acquire(tmp_path))
+        return rename(self, target)
 
-    monkeypatch.setattr(lease_module, "_move_aside", overtaken)
+    monkeypatch.setattr(Path, "rename", overtaken)
     with pytest.raises(LedgerLocked, match=f"process {os.getpid()} "):
         Lease.acquire(tmp_path)
     faster[0].check()
@@ -206,22 +206,16 @@ def test_lease_that_cannot_be_put_back_still_raises_the_next_number(
     """A third process gets in while the faster one's lease is aside: three holders in a row."""
     plant(tmp_path, pid=dead_pid(spawn), fence=3)
     leases: list[Lease] = []
-    move = lease_module._move_aside
-    link = Path.hardlink_to
+    rename = Path.rename
 
-    def third_gets_in(self: Path, target: Path) -> None:
-        monkeypatch.setattr(Path, "hardlink_to", link)
+    def overtaken_by_two(self: Path, target: Path) -> Path:
+        monkeypatch.setattr(Path, "rename", rename)
         leases.append(Lease.acquire(tmp_path))
-        link(self, target)
+        moved = rename(self, target)
+        leases.append(Lease.acquire(tmp_path))
+        return moved
 
-    def overtaken(path: Path, judged: bytes) -> Path | None:
-        if not leases:
-            monkeypatch.setattr(lease_module, "_move_aside", move)
-            leases.append(Lease.acquire(tmp_path))
-            monkeypatch.setattr(Path, "hardlink_to", third_gets_in)
-        return move(path, judged)
-
-    monkeypatch.setattr(lease_module, "_move_aside", overtaken)
+    monkeypatch.setattr(Path, "rename", overtaken_by_two)
     with pytest.raises(LedgerLocked):
         Lease.acquire(tmp_path)
     assert [lease.fence for lease in leases] == [4, 5]
@@ -229,6 +223,33 @@ def test_lease_that_cannot_be_put_back_still_raises_the_next_number(
         leases[0].check()
     leases[1].check()
     assert [path.name for path in tmp_path.iterdir()] == [LEASE_FILE]
+
+
+def test_holder_whose_lease_is_about_to_be_put_back_waits_for_it(tmp_path: Path) -> None:
+    with Lease.acquire(tmp_path) as lease:
+        aside = tmp_path / "lease.aside-0.json"
+        (tmp_path / LEASE_FILE).rename(aside)
+        timer = threading.Timer(0.03, aside.rename, (tmp_path / LEASE_FILE,))
+        timer.start()
+        lease.check()
+        timer.join()
+
+
+def test_new_holder_does_not_remove_its_own_lease_while_it_is_aside(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    aside = tmp_path / "lease.aside-0.json"
+    create = lease_module.create_atomically
+
+    def create_and_move_aside(path: Path, data: bytes) -> None:
+        create(path, data)
+        path.rename(aside)
+
+    monkeypatch.setattr(lease_module, "create_atomically", create_and_move_aside)
+    lease = Lease.acquire(tmp_path)
+    aside.rename(tmp_path / LEASE_FILE)
+    lease.check()
+    lease.release()
 
 
 def test_number_that_somebody_else_had_meanwhile_is_not_used_again(

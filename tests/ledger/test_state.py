@@ -1,3 +1,4 @@
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -47,6 +48,13 @@ def test_story_holds_every_kind_of_event(story: Story) -> None:
     assert {kind for kind, _ in story} == set(HANDLERS)
 
 
+def test_every_kind_of_event_is_documented() -> None:
+    text = (Path(__file__).parents[2] / "docs" / "concepts" / "ledger.md").read_text()
+    assert set(re.findall(r"^\| `(\w+)` \|", text.partition("## The events")[2], re.M)) == set(
+        HANDLERS
+    )
+
+
 def test_whole_story_is_told_right(story: Story, build: Any) -> None:
     state = told_by(story)
     first, second, third = state.evaluations.values()
@@ -86,13 +94,13 @@ def test_whole_story_is_told_right(story: Story, build: Any) -> None:
     ]
     assert state.submissions["s0001"].error == "no such partition"
     assert state.told == {0: [("g000-e01", 1.25), ("g000-e00", 1.5)]}
-    assert (state.generation, state.refused) == (0, {0: 2})
+    assert (state.generation, state.generations, state.refused) == (0, 3, {0: 2})
     assert state.optimizer_file == {"file": "g000-00.pickle", "sha256": "f" * 64}
     assert state.applied_requests == {"r1": {"command": "clean", "answer": {"files": 2}}}
     assert state.controller == {"host": "login", "pid": 12, "at": "2026-05-01T10:00:19.000Z"}
     assert [note.text for note in state.notes] == ["the node gpu-1 was replaced"]
     assert state.size_bytes == 100 + (100 + 100 - 60)
-    assert (state.seq, state.fence, state.last_event_at) == (30, 1, "2026-05-01T10:00:30.000Z")
+    assert (state.seq, state.fence, state.last_event_at) == (31, 1, "2026-05-01T10:00:31.000Z")
     assert state.live_attempts() == []
 
 
@@ -254,6 +262,7 @@ def impossible(build: Any) -> list[tuple[str, dict[str, Any], str]]:
         ("generation_told", {"generation": 0, "told": [["g000-e00"]]}, r"data\.told\[0\]` must"),
         ("generation_told", {"generation": 0, "told": [["g000-e00", "1"]]}, r"told\[0\]\[1\]"),
         ("cleaned", {"evaluation": "x", "kind": "a", "freed_bytes": 1, "files": 1}, "no evaluat"),
+        ("run_extended", {"generations": 2}, "2 generations are extended to 2"),
         ("note", {"text": "x", "extra": 1}, r"`data\.extra` is not a known key"),
         ("note", {}, r"`data\.text` is missing"),
         ("note", {"text": 3}, r"`data\.text` must be a text, not 3"),
@@ -261,12 +270,12 @@ def impossible(build: Any) -> list[tuple[str, dict[str, Any], str]]:
     ]
 
 
-@pytest.mark.parametrize("index", range(30))
+@pytest.mark.parametrize("index", range(31))
 def test_impossible_event_is_refused_by_number_and_reason(
     submitted: Story, build: Any, index: int
 ) -> None:
     cases = impossible(build)
-    assert len(cases) == 30
+    assert len(cases) == 31
     kind, data, reason = cases[index]
     with pytest.raises(LedgerCorrupt, match=rf"^event 5 \({kind}\): .*{reason}"):
         told_by([*submitted, (kind, data)])

@@ -106,16 +106,16 @@ class _MatrixRecurrence(torch.autograd.Function):
             rate=None if beta is None else _time_first(beta, dtype),
             is_linear=linear_state,
         )
-        state = scan.reads.new_zeros(batch * heads, n_key, v.shape[-1])
+        state = scan.reads.new_zeros(batch, heads, n_key, v.shape[-1])
         if initial_state is not None:
-            state.copy_(initial_state.reshape(state.shape))
-        checkpoints = _run_forward(scan, state)
+            state.copy_(initial_state)
+        checkpoints = _run_forward(scan, state.view(batch * heads, n_key, -1))
         ctx.save_for_backward(*scan[:4], checkpoints, gate, q_scale, k_scale)
         ctx.is_linear = linear_state
         inputs = (q, k, v, alpha, beta, gate, initial_state)
         ctx.dtypes = [None if x is None else x.dtype for x in inputs]
         output = _gated(_row(scan.results[1:], READ_OUT, batch), gate)
-        return output.to(v.dtype), state.view(batch, heads, n_key, -1)
+        return output.to(v.dtype), state
 
     @staticmethod
     @once_differentiable

@@ -24,8 +24,8 @@ def resolve_backend(name: str) -> str:
     known = (AUTO, *SUPPORTED)
     guess = nearest(name, known)
     raise InvalidConfiguration(
-        f"unknown backend '{name}' of the matrix recurrence; known: {', '.join(known)}",
-        hint=f"did you mean '{guess}'?" if guess else None,
+        f"unknown backend `{name}` of the matrix recurrence; known: {', '.join(known)}",
+        hint=f"did you mean `{guess}`?" if guess else None,
     )
 
 

@@ -1,0 +1,307 @@
+"""Searches and verdicts on a real Slurm cluster (scripts/slurmbox up)."""
+
+import os
+import shutil
+import subprocess
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from elmanctl.clock import now, to_text
+from elmanctl.jobs.executor import JobReport, JobState, LiveJob
+from elmanctl.jobs.observe import observe
+from elmanctl.jobs.paths import RunPaths
+from elmanctl.jobs.protocol import Budget
+from elmanctl.jobs.slurm_executor import SlurmExecutor
+from elmanctl.jobs.snapshot import freeze_code
+from elmanctl.jobs.spec import AttemptSpec, DataSpec
+from elmanctl.jobs.verdict import judge
+from elmanctl.ledger.files import write_json
+from elmanctl.ledger.records import RunStatus, State, Submission, Task, Verdict, VerdictKind
+from elmanctl.ledger.run_state import RunState
+from elmanctl.models.params import count_parameters
+from tests.command_line import CommandLine
+from tests.integration.runs import load, losses, points, trained_attempts
+
+pytestmark = [pytest.mark.slurm, pytest.mark.timeout(280)]
+
+KILLED_AT = str(Path(__file__).with_name("killed_at.py"))
+SLURMBOX = Path(__file__).parents[2] / "scripts" / "slurmbox"
+
+SETTINGS = """\
+[slurm]
+partition = "gpu"
+poll_s = 1.0
+"""
+
+
+def search_arguments(corpus: Path) -> list[str]:
+    """Return a search of two generations of tiny models, with a step budget."""
+    return [
+        *("search", "e88", "--preset", "tiny", "--yes", "--name", "run"),
+        *("--generations", "2", "--train-steps", "15", "--data", str(corpus)),
+    ]
+
+
+@pytest.fixture(scope="module")
+def undisturbed(
+    tmp_path_factory: pytest.TempPathFactory, environment: dict[str, str], corpus: Path
+) -> RunState:
+    """The state of a search that nothing disturbed."""
+    folder = tmp_path_factory.mktemp("undisturbed")
+    (folder / "elman.toml").write_text(SETTINGS, encoding="utf-8")
+    done = CommandLine(folder=folder, environment=environment)(*search_arguments(corpus))
+    assert done.returncode == 0, done.stderr
+    return load(folder / "runs" / "run")
+
+
+@pytest.fixture
+def cluster_user(elmanctl: CommandLine) -> CommandLine:
+    """The command line in a folder with settings for the cluster."""
+    (elmanctl.folder / "elman.toml").write_text(SETTINGS, encoding="utf-8")
+    return elmanctl
+
+
+def assert_same_search(folder: Path, undisturbed: RunState) -> RunState:
+    """Assert that a run ended as the undisturbed one did, each evaluation trained once."""
+    state = load(folder)
+    assert state.status is RunStatus.FINISHED
+    assert points(state) == points(undisturbed)
+    assert losses(state) == losses(undisturbed)
+    assert len(trained_attempts(folder)) == len(state.evaluations)
+    return state
+
+
+def test_search_of_two_generations_completes_every_evaluation(undisturbed: RunState) -> None:
+    assert undisturbed.status is RunStatus.FINISHED
+    assert len(undisturbed.evaluations) == 8
+    assert {e.state for e in undisturbed.evaluations.values()} == {State.COMPLETED}
+    assert {len(e.attempts) for e in undisturbed.evaluations.values()} == {1}
+    # One array a generation.
+    assert [len(s.tasks) for s in undisturbed.submissions.values()] == [4, 4]
+    for evaluation in undisturbed.evaluations.values():
+        (attempt,) = evaluation.attempts
+        assert attempt.result is not None
+        assert attempt.result["parameters"] == evaluation.parameters
+        assert attempt.node in {"n1", "n2", "n3", "n4"}
+        assert attempt.size_bytes is not None and attempt.size_bytes > 0
+
+
+@pytest.mark.parametrize(
+    ("moment", "kind", "count"),
+    [
+        pytest.param("after", "points_asked", 2, id="between ask and submit"),
+        pytest.param("after", "submission_intended", 1, id="before sbatch"),
+        pytest.param("before", "submission_accepted", 2, id="after sbatch, not recorded"),
+        pytest.param("after", "attempt_started", 2, id="while jobs run"),
+    ],
+)
+def test_killed_controller_loses_and_repeats_nothing(
+    cluster_user: CommandLine,
+    corpus: Path,
+    undisturbed: RunState,
+    moment: str,
+    kind: str,
+    count: int,
+) -> None:
+    killed = cluster_user.start(
+        [moment, kind, str(count), *search_arguments(corpus)], program=(KILLED_AT,)
+    )
+    output, _ = killed.communicate(timeout=120)
+    assert killed.returncode == -9, output
+    resumed = cluster_user("resume")
+    assert resumed.returncode == 0, resumed.stderr
+    state = assert_same_search(cluster_user.folder / "runs" / "run", undisturbed)
+    assert {len(e.attempts) for e in state.evaluations.values()} == {1}
+
+
+def test_controller_killed_inside_sbatch_submits_nothing_twice(
+    cluster_user: CommandLine, corpus: Path, undisturbed: RunState
+) -> None:
+    """The controller dies while sbatch is still on its way: Slurm accepts the job after it."""
+    real = shutil.which("sbatch")
+    tools = cluster_user.folder / "bin"
+    tools.mkdir()
+    slow = tools / "sbatch"
+    slow.write_text(
+        f'#!/bin/sh\nif [ ! -e "{tools}/killed" ]; then\n  touch "{tools}/killed"\n'
+        f'  kill -9 $PPID\n  sleep 3\nfi\nexec {real} "$@"\n',
+        encoding="utf-8",
+    )
+    slow.chmod(0o755)
+    environment = {
+        **cluster_user.environment,
+        "PATH": f"{tools}:{cluster_user.environment['PATH']}",
+    }
+    user = CommandLine(folder=cluster_user.folder, environment=environment)
+    assert user(*search_arguments(corpus)).returncode == -9
+    resumed = user("resume")
+    assert resumed.returncode == 0, resumed.stderr
+    state = assert_same_search(user.folder / "runs" / "run", undisturbed)
+    assert [len(s.tasks) for s in state.submissions.values()] == [4, 4]
+    assert {len(e.attempts) for e in state.evaluations.values()} == {1}
+
+
+def test_evaluation_whose_node_dies_is_run_again(
+    cluster_user: CommandLine, corpus: Path, undisturbed: RunState
+) -> None:
+    folder = cluster_user.folder / "runs" / "run"
+    controller = cluster_user.start(search_arguments(corpus))
+    node = _wait_for(lambda: _running_node(folder), "an attempt to run")
+    try:
+        subprocess.run([SLURMBOX, "kill-node", node], check=True, capture_output=True)
+        output, _ = controller.communicate(timeout=200)
+    finally:
+        subprocess.run([SLURMBOX, "start-node", node], check=True, capture_output=True)
+    assert controller.returncode == 0, output
+    state = load(folder)
+    assert state.status is RunStatus.FINISHED
+    assert points(state) == points(undisturbed)
+    assert losses(state) == losses(undisturbed)
+    again = [e for e in state.evaluations.values() if len(e.attempts) > 1]
+    assert again
+    for evaluation in again:
+        first = evaluation.attempts[0]
+        assert first.verdict is not None
+        assert first.verdict.kind is VerdictKind.NODE_FAILURE
+        assert first.node == node
+
+
+def _running_node(folder: Path) -> str | None:
+    """Return the node of an attempt that has begun to train."""
+    if not (folder / "ledger.jsonl").exists():
+        return None
+    for evaluation, attempt in load(folder).live_attempts():
+        metrics = RunPaths(folder).attempt(evaluation.id, attempt.number).claim
+        if attempt.state is State.RUNNING and attempt.node and metrics.exists():
+            return attempt.node
+    return None
+
+
+def _wait_for(look: Callable[[], Any], what: str, timeout_s: float = 120) -> Any:
+    end = time.monotonic() + timeout_s
+    while time.monotonic() < end:
+        found = look()
+        if found:
+            return found
+        time.sleep(0.1)
+    raise AssertionError(f"waited {timeout_s} s for {what}")
+
+
+class Job:
+    """One attempt, submitted by hand under a spec and resources of its own."""
+
+    def __init__(
+        self,
+        folder: Path,
+        corpus: Path,
+        *,
+        spec: Mapping[str, Any],
+        config: Mapping[str, Any] | None = None,
+        mem_gb: float = 1.0,
+        timeout_min: int = 5,
+        break_code: bool = False,
+    ) -> None:
+        self.paths = RunPaths(folder)
+        self.timeout_min = timeout_min
+        freeze_code(self.paths.code)
+        if break_code:
+            data = self.paths.code / "elmanctl" / "jobs" / "data.py"
+            data.write_text(data.read_text() + '\nraise RuntimeError("a bug of the user")\n')
+        model = {"dim": 32, "depth": 1, "n_heads": 2, "n_state": 8, **(config or {})}
+        values: dict[str, Any] = {
+            "run": folder.name,
+            "evaluation": "g000-e00",
+            "attempt": 1,
+            "level": "e88",
+            "config": model,
+            "parameters_expected": count_parameters("e88", model),
+            "seed": 1,
+            "lr": 1e-2,
+            "budget": Budget(kind="steps", amount=20),
+            "batch": 2,
+            "seq_len": 16,
+            "warmup_steps": 0,
+            "data": _data_spec(corpus),
+            "timeout_min": timeout_min,
+            "threads": 1,
+            "device": "cpu",
+            "heartbeat_s": 1.0,
+            **spec,
+        }
+        attempt = self.paths.attempt("g000-e00", 1)
+        attempt.folder.mkdir(parents=True)
+        write_json(attempt.spec, AttemptSpec(**values).encode())
+        self.executor = SlurmExecutor(self.paths, max_jobs=4)
+        submission = Submission(
+            id="s0001",
+            job_name=f"elman-test-{folder.name}-{os.getpid()}",
+            tasks=(Task(index=0, evaluation="g000-e00", attempt=1),),
+            resources={
+                "timeout_min": timeout_min,
+                "partition": "gpu",
+                "gres": "gpu:1",
+                "mem_gb": mem_gb,
+                "cpus": 1,
+            },
+            intended_at=to_text(now()),
+        )
+        job_id = self.executor.submit(submission, self.paths.submission("s0001"))
+        self.live = LiveJob(job_id=f"{job_id}_0", submission="s0001", task_index=0)
+
+    def report(self) -> JobReport:
+        return self.executor.reports([self.live])[self.live.job_id]
+
+    def verdict(self) -> Verdict:
+        """Wait for the job's end and judge it as a controller does."""
+
+        def ended() -> JobReport | None:
+            report = self.report()
+            return report if report.state is JobState.ENDED else None
+
+        report = _wait_for(ended, f"job {self.live.job_id} to end", 150)
+        return judge(
+            observe(
+                self.paths.attempt("g000-e00", 1),
+                self.executor.log(self.live),
+                report,
+                root=self.paths.folder,
+                limit_s=60.0 * self.timeout_min,
+            )
+        )
+
+
+def _data_spec(corpus: Path) -> DataSpec:
+    from elmanctl.jobs.corpus import describe
+
+    found = describe(corpus)
+    return DataSpec(path=str(corpus), sha256=found.sha256, size_bytes=found.size_bytes)
+
+
+def test_every_failure_gets_its_own_verdict(tmp_path: Path, corpus: Path) -> None:
+    """All jobs at once, since the shortest time limit of Slurm is a minute."""
+    wide = {"dim": 4096, "depth": 2, "n_heads": 64, "n_state": 32}
+    endless = Budget(kind="steps", amount=10_000_000)
+    jobs = {
+        VerdictKind.TIMEOUT: Job(
+            tmp_path / "late", corpus, spec={"budget": endless}, timeout_min=1
+        ),
+        VerdictKind.CANCELLED: Job(tmp_path / "unwanted", corpus, spec={"budget": endless}),
+        VerdictKind.OOM: Job(tmp_path / "wide", corpus, spec={}, config=wide, mem_gb=0.5),
+        VerdictKind.PYTHON_ERROR: Job(tmp_path / "bug", corpus, spec={}, break_code=True),
+        VerdictKind.INVALID: Job(tmp_path / "level", corpus, spec={"level": "e99"}),
+        VerdictKind.DIVERGED: Job(tmp_path / "diverged", corpus, spec={"lr": 1e6}),
+        VerdictKind.COMPLETED: Job(tmp_path / "well", corpus, spec={}),
+    }
+    unwanted = jobs[VerdictKind.CANCELLED]
+    _wait_for(lambda: unwanted.report().state is JobState.RUNNING, "the job to run")
+    unwanted.executor.cancel([unwanted.live])
+    verdicts = {kind: job.verdict() for kind, job in jobs.items()}
+    assert {kind: verdict.kind for kind, verdict in verdicts.items()} == {k: k for k in jobs}
+    for verdict in verdicts.values():
+        assert verdict.evidence
+    assert "a bug of the user" in verdicts[VerdictKind.PYTHON_ERROR].summary
+    assert "e99" in verdicts[VerdictKind.INVALID].summary
