@@ -87,23 +87,25 @@ def judge(seen: Observation) -> Verdict:
 
 def _from_result(result: Mapping[str, object], file: str | None) -> Verdict:
     verdict = result.get("verdict")
-    if isinstance(verdict, Mapping) and verdict.get("kind") in set(VerdictKind):
-        quotes = verdict.get("evidence")
-        texts = [
-            str(quote["text"])
-            for quote in (quotes if isinstance(quotes, list) else [])
-            if isinstance(quote, Mapping) and "text" in quote
-        ]
-        return Verdict(
-            kind=VerdictKind(str(verdict["kind"])),
-            evidence=tuple(
-                Evidence(source=EvidenceSource.RESULT, text=text, file=file)
-                for text in texts or [f"the worker says {verdict['kind']}"]
-            ),
-        )
-    text = "the worker's result holds no verdict"
-    unread = Evidence(source=EvidenceSource.RESULT, text=text, file=file)
-    return Verdict(kind=VerdictKind.UNDETERMINED, evidence=(unread,))
+    if not isinstance(verdict, Mapping) or verdict.get("kind") not in set(VerdictKind):
+        unread = _quote({"text": "the worker's result holds no verdict"}, file)
+        return Verdict(kind=VerdictKind.UNDETERMINED, evidence=(unread,))
+    kind = VerdictKind(str(verdict["kind"]))
+    told = verdict.get("evidence")
+    quotes = [q for q in told if isinstance(q, Mapping)] if isinstance(told, list) else []
+    said = quotes or [{"text": f"the worker says {kind}"}]
+    return Verdict(kind=kind, evidence=tuple(_quote(quote, file) for quote in said))
+
+
+def _quote(quote: Mapping[str, object], file: str | None) -> Evidence:
+    """Return what the worker observed; the place it names is nearer than its result file."""
+    named, line = quote.get("file"), quote.get("line")
+    return Evidence(
+        source=EvidenceSource.RESULT,
+        text=str(quote.get("text")),
+        file=named if isinstance(named, str) else file,
+        line=line if isinstance(line, int) else None,
+    )
 
 
 def _from_exit(seen: Observation, report: JobReport, context: tuple[Evidence, ...]) -> Verdict:

@@ -78,7 +78,8 @@ def _parse(raw: bytes, path: Path) -> LedgerContents:
         try:
             stale += _accept(events, decode_line(line))
         except (DamagedLine, MalformedEvent, LedgerCorrupt) as exc:
-            if number < len(lines) or not isinstance(exc, DamagedLine) or holds_whole_event(line):
+            # A torn write is a part of one line, so it never holds a right checksum.
+            if number < len(lines) or holds_whole_event(line):
                 raise LedgerCorrupt(f"{path} line {number}: {exc}", hint=RESTORE_HINT) from exc
             torn = line if tail else line + b"\n"
         except LedgerTooNew as exc:

@@ -133,11 +133,9 @@ class Lease:
             return
         self._is_released = True
         try:
-            found = _look(self._path)
-            if found is not None and found.raw == self._raw:
-                aside = _move_aside(self._path, self._raw)
-                if aside is not None:
-                    aside.unlink(missing_ok=True)
+            aside = _move_aside(self._path, self._raw)
+            if aside is not None:
+                aside.unlink(missing_ok=True)
         except OSError as exc:
             raise LedgerError(f"cannot release {self._path}: {exc.strerror}") from exc
 
@@ -207,11 +205,10 @@ def _place(path: Path, holder: Holder) -> Lease | None:
 
 
 def _move_aside(path: Path, judged: bytes) -> Path | None:
-    """Take away the lease that was judged; return where it is now, or None if it was another's.
+    """Take away one particular lease; return where it is now, or None if it is not there.
 
-    Renaming is the only step of which exactly one process is capable.  Another lease than the
-    judged one is put back; where that place is taken again, it stays aside as the record of its
-    number.
+    Renaming is a step of which exactly one process is capable.  Another lease than the judged one
+    is put back; where that place is taken again, it stays aside as the record of its number.
     """
     aside = path.with_name(_ASIDE.replace("*", os.urandom(8).hex()))
     try:

@@ -90,28 +90,31 @@ def test_search_of_two_generations_completes_every_evaluation(undisturbed: RunSt
         assert attempt.size_bytes is not None and attempt.size_bytes > 0
 
 
-@pytest.mark.parametrize(
-    ("moment", "kind", "count"),
-    [
-        pytest.param("after", "points_asked", 2, id="between ask and submit"),
-        pytest.param("after", "submission_intended", 1, id="before sbatch"),
-        pytest.param("before", "submission_accepted", 2, id="after sbatch, not recorded"),
-        pytest.param("after", "attempt_started", 2, id="while jobs run"),
-    ],
-)
-def test_killed_controller_loses_and_repeats_nothing(
-    cluster_user: CommandLine,
-    corpus: Path,
-    undisturbed: RunState,
-    moment: str,
-    kind: str,
-    count: int,
+KILLS = [
+    # Between ask and submit, at the first generation.
+    ("after", "points_asked", 1),
+    # The intention is on record, sbatch was never called.
+    ("after", "submission_intended", 1),
+    # sbatch has accepted, its answer is not on record.
+    ("before", "submission_accepted", 1),
+    # While jobs run.
+    ("after", "attempt_started", 1),
+    # Between ask and submit, at the second generation.
+    ("after", "points_asked", 1),
+    ("before", "submission_accepted", 1),
+    ("after", "attempt_finished", 2),
+]
+
+
+def test_controller_killed_again_and_again_loses_and_repeats_nothing(
+    cluster_user: CommandLine, corpus: Path, undisturbed: RunState
 ) -> None:
-    killed = cluster_user.start(
-        [moment, kind, str(count), *search_arguments(corpus)], program=(KILLED_AT,)
-    )
-    output, _ = killed.communicate(timeout=120)
-    assert killed.returncode == -9, output
+    arguments = search_arguments(corpus)
+    for moment, kind, count in KILLS:
+        killed = cluster_user.start([moment, kind, str(count), *arguments], program=(KILLED_AT,))
+        output, _ = killed.communicate(timeout=120)
+        assert killed.returncode == -9, (moment, kind, output)
+        arguments = ["resume"]
     resumed = cluster_user("resume")
     assert resumed.returncode == 0, resumed.stderr
     state = assert_same_search(cluster_user.folder / "runs" / "run", undisturbed)
@@ -152,10 +155,10 @@ def test_evaluation_whose_node_dies_is_run_again(
     controller = cluster_user.start(search_arguments(corpus))
     node = _wait_for(lambda: _running_node(folder), "an attempt to run")
     try:
-        subprocess.run([SLURMBOX, "kill-node", node], check=True, capture_output=True)
+        _slurmbox("kill-node", node)
         output, _ = controller.communicate(timeout=200)
     finally:
-        subprocess.run([SLURMBOX, "start-node", node], check=True, capture_output=True)
+        _slurmbox("start-node", node)
     assert controller.returncode == 0, output
     state = load(folder)
     assert state.status is RunStatus.FINISHED
@@ -170,13 +173,23 @@ def test_evaluation_whose_node_dies_is_run_again(
         assert first.node == node
 
 
+def _slurmbox(*arguments: str) -> None:
+    folder = Path(os.environ["SLURM_CONF"]).parents[1]
+    subprocess.run(
+        [SLURMBOX, *arguments],
+        check=True,
+        capture_output=True,
+        env={**os.environ, "SLURMBOX": str(folder)},
+    )
+
+
 def _running_node(folder: Path) -> str | None:
     """Return the node of an attempt that has begun to train."""
     if not (folder / "ledger.jsonl").exists():
         return None
     for evaluation, attempt in load(folder).live_attempts():
-        metrics = RunPaths(folder).attempt(evaluation.id, attempt.number).claim
-        if attempt.state is State.RUNNING and attempt.node and metrics.exists():
+        claim = RunPaths(folder).attempt(evaluation.id, attempt.number).claim
+        if attempt.state is State.RUNNING and attempt.node and claim.exists():
             return attempt.node
     return None
 
@@ -199,18 +212,18 @@ class Job:
         folder: Path,
         corpus: Path,
         *,
-        spec: Mapping[str, Any],
+        spec: Mapping[str, Any] | None = None,
         config: Mapping[str, Any] | None = None,
         mem_gb: float = 1.0,
         timeout_min: int = 5,
-        break_code: bool = False,
+        broken_by: str = "",
     ) -> None:
         self.paths = RunPaths(folder)
         self.timeout_min = timeout_min
         freeze_code(self.paths.code)
-        if break_code:
+        if broken_by:
             data = self.paths.code / "elmanctl" / "jobs" / "data.py"
-            data.write_text(data.read_text() + '\nraise RuntimeError("a bug of the user")\n')
+            data.write_text(f"{data.read_text()}\n{broken_by}\n")
         model = {"dim": 32, "depth": 1, "n_heads": 2, "n_state": 8, **(config or {})}
         values: dict[str, Any] = {
             "run": folder.name,
@@ -230,7 +243,7 @@ class Job:
             "threads": 1,
             "device": "cpu",
             "heartbeat_s": 1.0,
-            **spec,
+            **(spec or {}),
         }
         attempt = self.paths.attempt("g000-e00", 1)
         attempt.folder.mkdir(parents=True)
@@ -284,17 +297,16 @@ def _data_spec(corpus: Path) -> DataSpec:
 def test_every_failure_gets_its_own_verdict(tmp_path: Path, corpus: Path) -> None:
     """All jobs at once, since the shortest time limit of Slurm is a minute."""
     wide = {"dim": 4096, "depth": 2, "n_heads": 64, "n_state": 32}
-    endless = Budget(kind="steps", amount=10_000_000)
+    hang = "import time; time.sleep(600)"
+    bug = 'raise RuntimeError("a bug of the user")'
     jobs = {
-        VerdictKind.TIMEOUT: Job(
-            tmp_path / "late", corpus, spec={"budget": endless}, timeout_min=1
-        ),
-        VerdictKind.CANCELLED: Job(tmp_path / "unwanted", corpus, spec={"budget": endless}),
-        VerdictKind.OOM: Job(tmp_path / "wide", corpus, spec={}, config=wide, mem_gb=0.5),
-        VerdictKind.PYTHON_ERROR: Job(tmp_path / "bug", corpus, spec={}, break_code=True),
+        VerdictKind.TIMEOUT: Job(tmp_path / "late", corpus, broken_by=hang, timeout_min=1),
+        VerdictKind.CANCELLED: Job(tmp_path / "unwanted", corpus, broken_by=hang),
+        VerdictKind.OOM: Job(tmp_path / "wide", corpus, config=wide, mem_gb=0.5),
+        VerdictKind.PYTHON_ERROR: Job(tmp_path / "bug", corpus, broken_by=bug),
         VerdictKind.INVALID: Job(tmp_path / "level", corpus, spec={"level": "e99"}),
         VerdictKind.DIVERGED: Job(tmp_path / "diverged", corpus, spec={"lr": 1e6}),
-        VerdictKind.COMPLETED: Job(tmp_path / "well", corpus, spec={}),
+        VerdictKind.COMPLETED: Job(tmp_path / "well", corpus),
     }
     unwanted = jobs[VerdictKind.CANCELLED]
     _wait_for(lambda: unwanted.report().state is JobState.RUNNING, "the job to run")

@@ -92,6 +92,12 @@ class Child:
 
 
 @pytest.fixture
+def obedient() -> str:
+    """The script of a child that obeys orders."""
+    return CHILD
+
+
+@pytest.fixture
 def spawn() -> Iterator[Callable[..., Child]]:
     """Start children that obey orders (or run a script of their own); all end with the test."""
     children: list[Child] = []

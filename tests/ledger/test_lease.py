@@ -86,6 +86,20 @@ def test_lease_of_a_reused_process_number_is_taken(tmp_path: Path) -> None:
     Lease.acquire(tmp_path).release()
 
 
+def test_start_of_a_process_is_read_whatever_its_name(
+    tmp_path: Path, spawn: Spawn, obedient: str
+) -> None:
+    renamed = "open('/proc/self/comm', 'w').write('a) Z (b')\n"
+    child = spawn(renamed + obedient)
+    assert child.ask("acquire", folder=str(tmp_path), at=0) == {"fence": 1}
+    text = Path(f"/proc/{child.pid}/stat").read_text()
+    assert "(a) Z (b)" in text
+    holder = read_holder(tmp_path)
+    assert holder is not None
+    assert holder.pid_start == int(text.replace("(a) Z (b)", "name").split()[21])
+    assert is_gone(holder) is False
+
+
 def test_lease_of_an_earlier_boot_is_taken(tmp_path: Path) -> None:
     plant(tmp_path, pid=os.getpid(), boot_id="an earlier one")
     Lease.acquire(tmp_path).release()
