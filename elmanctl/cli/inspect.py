@@ -38,6 +38,7 @@ from elmanctl.ledger.run_state import RunState
 from elmanctl.ledger.state import load_run
 from elmanctl.models.params import format_count
 from elmanctl.search.selection import find_evaluation, list_runs
+from elmanctl.search.session import require_run
 
 RunArgument = Annotated[str | None, typer.Argument(help="Run; default the newest")]
 
@@ -160,7 +161,7 @@ def _status_of_all(ctx: typer.Context, *, as_json: bool) -> None:
         paths = RunPaths(folder.resolve())
         try:
             rows.append(_run_row(paths, _load(paths)))
-        except LedgerError as exc:
+        except (LedgerError, NotFound) as exc:
             warn(f"{folder.name}: {exc.message}")
     if as_json:
         print_json({"runs": rows})
@@ -252,11 +253,7 @@ def _load(paths: RunPaths) -> RunState:
     loaded = load_run(paths.folder)
     if loaded.warning:
         warn(loaded.warning)
-    if not loaded.state.run:
-        raise NotFound(
-            f"the ledger of `{paths.folder.name}` is empty: nothing was ever submitted",
-            hint="remove the folder, and start again with `elmanctl search`",
-        )
+    require_run(paths, loaded.state)
     return loaded.state
 
 

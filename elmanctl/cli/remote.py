@@ -46,7 +46,7 @@ def _act_here(paths: RunPaths, command: str, arguments: Mapping[str, Any]) -> di
         answer = perform(session, watcher, command, arguments, "command line")
         if command == "requeue":
             executor.check()
-            dispatcher = Dispatcher(session, executor)
+            dispatcher = Dispatcher(session, executor, poll_s=0.0)
             dispatcher.adopt()
             dispatcher.submit_waiting()
             for row in answer["requeued"]:

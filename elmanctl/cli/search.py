@@ -11,7 +11,7 @@ from typing import Annotated, Any
 import typer
 
 from elmanctl.cli.context import DryRunFlag, JsonFlag, YesFlag, chosen_run, resolve_settings
-from elmanctl.cli.output import confirm, hint, print_json, print_line, say
+from elmanctl.cli.output import confirm, hint, print_json, print_line, say, warn
 from elmanctl.cli.progress import make_view, print_summary, run_summary
 from elmanctl.errors import SearchPaused, UsageError
 from elmanctl.jobs.executor import Executor
@@ -161,6 +161,8 @@ def drive(paths: RunPaths, *, generations: int | None = None, as_json: bool = Fa
     from elmanctl.search.loop import Controller
 
     with Session.open(paths.folder) as session, interruptible() as stop:
+        if session.warning:
+            warn(session.warning)
         if generations is not None:
             session.extend(generations)
         session.start_controller()

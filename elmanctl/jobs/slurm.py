@@ -39,8 +39,12 @@ _ENDED = {
     "TIMEOUT",
 }
 
+# sbatch refuses a request that no node can meet, and yet leaves a record under its name.
+_REFUSED = "BadConstraints"
+_NO_NODE = "None assigned"
+
 _SQUEUE_FORMAT = "%i|%T|%r|%N|%F|%j"
-_SACCT_FIELDS = "JobID,State,ExitCode,NodeList,Reason"
+_SACCT_FIELDS = "JobID,State,ExitCode,DerivedExitCode,NodeList,Reason"
 
 
 class SlurmSilent(EnvironmentNotReady):
@@ -84,23 +88,43 @@ def parse_squeue(text: str) -> list[QueueRow]:
 
 
 def parse_sacct(text: str) -> dict[str, JobReport]:
-    """Read the answer of `sacct -X -n -P`; the newest line of a job wins."""
+    """Read the answer of `sacct -X -n -P` in our fields; the newest line of a job wins."""
     reports = {}
     for line in text.splitlines():
-        fields = line.split("|")
-        if len(fields) != 5:
+        fields = line.split("|", 5)
+        if len(fields) != 6:
             continue
-        job_id, raw, exit_text, nodes, reason = (field.strip() for field in fields)
-        code, _, signal = exit_text.partition(":")
-        reports[job_id] = JobReport(
+        job_id, raw, own, derived, nodes, reason = (field.strip() for field in fields)
+        code, signal = _exit(own)
+        report = JobReport(
             state=job_state(raw),
             raw=raw,
             reason=None if reason in ("", "None") else reason,
-            node=None if nodes in ("", "None assigned") else nodes,
-            exit_code=int(code) if code.isdigit() else None,
-            signal=int(signal) if signal.isdigit() and int(signal) else None,
+            node=None if nodes in ("", _NO_NODE) else nodes,
+            exit_code=code,
+            # The job's own code is srun's; only the step's tells that a signal ended the worker.
+            signal=signal or _exit(derived)[1],
         )
+        reports.update(dict.fromkeys(expand_array(job_id), report))
     return reports
+
+
+def expand_array(job_id: str) -> list[str]:
+    """Return the ids of the tasks that one line stands for: `7_[0-2,5%2]` is four of them."""
+    array, _, tasks = job_id.partition("_[")
+    if not tasks:
+        return [job_id]
+    ids = []
+    for part in tasks.rstrip("]").partition("%")[0].split(","):
+        first, _, last = part.partition("-")
+        ids += [f"{array}_{index}" for index in range(int(first), int(last or first) + 1)]
+    return ids
+
+
+def _exit(text: str) -> tuple[int | None, int | None]:
+    code, _, signal = text.partition(":")
+    number = int(signal) if signal.isdigit() else 0
+    return int(code) if code.isdigit() else None, number or None
 
 
 class Slurm:
@@ -140,12 +164,14 @@ class Slurm:
     def find_name(self, job_name: str, *, since: str) -> str | None:
         """Return the array id of the jobs of this name, from squeue and then sacct."""
         for row in self.queue():
-            if row.name == job_name:
+            if row.name == job_name and row.report.reason != _REFUSED:
                 return row.array_id
-        command = ["sacct", "-X", "-n", "-P", "--name", job_name, "-S", since, "-o", "JobID"]
+        fields = ["-o", "JobID,State,NodeList"]
+        command = ["sacct", "-X", "-n", "-P", "--name", job_name, "-S", since, *fields]
         for line in self.run(command).splitlines():
-            if line.strip():
-                return line.strip().partition("_")[0]
+            job_id, _, rest = line.strip().partition("|")
+            if job_id and rest != f"FAILED|{_NO_NODE}":
+                return job_id.partition("_")[0]
         return None
 
     def cancel(self, job_ids: Sequence[str]) -> None:

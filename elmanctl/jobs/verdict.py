@@ -37,6 +37,9 @@ class Observation:
     limit_s: float | None = None
 
 
+# Slurm's own signal number for a step that went over its memory.
+_SIGNAL_OOM = 125
+
 _STATES = {
     "BOOT_FAIL": VerdictKind.NODE_FAILURE,
     "CANCELLED": VerdictKind.CANCELLED,
@@ -115,6 +118,8 @@ def _from_exit(seen: Observation, report: JobReport, context: tuple[Evidence, ..
         over = seen.elapsed_s and seen.limit_s and seen.elapsed_s >= seen.limit_s
         if over:
             kind = VerdictKind.TIMEOUT
+        elif report.signal == _SIGNAL_OOM:
+            kind = VerdictKind.OOM
         elif found is not None and found[0] in (VerdictKind.OOM, VerdictKind.CUDA_ERROR):
             kind = found[0]
         else:
@@ -170,6 +175,8 @@ def _from_log(log: Log | None) -> tuple[VerdictKind, Evidence] | None:
 
 
 def _signal_name(number: int) -> str:
+    if number == _SIGNAL_OOM:
+        return "out of memory"
     try:
         return signal.Signals(number).name
     except ValueError:

@@ -5,6 +5,7 @@ submission has.  Whatever happens in between, the name tells later whether it wa
 """
 
 import logging
+import time
 from collections.abc import Mapping, Sequence
 from itertools import groupby
 from typing import Any
@@ -27,9 +28,11 @@ _GB = 1_000_000_000
 class Dispatcher:
     """Turns evaluations that wait into submissions."""
 
-    def __init__(self, session: Session, executor: Executor) -> None:
+    def __init__(self, session: Session, executor: Executor, *, poll_s: float) -> None:
         self._session = session
         self._executor = executor
+        self._poll_s = poll_s
+        self._next_adoption = 0.0
 
     def adopt(self) -> None:
         """Settle every submission whose answer is not on record.
@@ -51,6 +54,16 @@ class Dispatcher:
                     submission=submission.id,
                     error="the scheduler has no job of this name",
                 )
+
+    def adopt_later(self) -> None:
+        """Adopt while a search runs, no more often than the scheduler may be asked."""
+        if time.monotonic() < self._next_adoption:
+            return
+        self._next_adoption = time.monotonic() + self._poll_s
+        try:
+            self.adopt()
+        except EnvironmentNotReady as exc:
+            logger.warning("%s", exc.message)
 
     def waiting(self) -> list[Evaluation]:
         """Return the evaluations that need a new attempt, in order."""
@@ -173,11 +186,3 @@ def verdicts_since_reopened(evaluation: Evaluation) -> list[Any]:
     since = evaluation.changes.get("since_attempt", 0)
     first = int(since) if isinstance(since, int) else 0
     return [a.verdict for a in evaluation.attempts[first:] if a.verdict is not None]
-
-
-def try_adopt(dispatcher: Dispatcher) -> None:
-    """Adopt while a search runs: a scheduler that does not answer now is asked again later."""
-    try:
-        dispatcher.adopt()
-    except EnvironmentNotReady as exc:
-        logger.warning("%s", exc.message)

@@ -24,7 +24,7 @@ from elmanctl.ledger.records import (
 )
 from elmanctl.search.actions import apply_requests
 from elmanctl.search.candidates import Candidate, CandidateBuilder, ask_candidates
-from elmanctl.search.dispatch import Dispatcher, try_adopt, verdicts_since_reopened
+from elmanctl.search.dispatch import Dispatcher, verdicts_since_reopened
 from elmanctl.search.fitness import has_diverged, told_values
 from elmanctl.search.optimizer import CmaOptimizer
 from elmanctl.search.session import Session
@@ -62,7 +62,7 @@ class Controller:
         self._view = view
         self._tick_s = tick_s
         self._stop = stop
-        self._dispatcher = Dispatcher(session, executor)
+        self._dispatcher = Dispatcher(session, executor, poll_s=poll_s)
         self._watcher = Watcher(session, executor, poll_s=poll_s)
         self._recent: list[VerdictKind] = []
         self._optimizer = self._restore()
@@ -82,7 +82,7 @@ class Controller:
             apply_requests(session, self._watcher)
             if session.state.status is RunStatus.CANCELLED:
                 return
-            try_adopt(self._dispatcher)
+            self._dispatcher.adopt_later()
             self._observe()
             self._close_decided()
             if self._advance():

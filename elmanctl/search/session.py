@@ -8,11 +8,11 @@ from types import TracebackType
 from typing import Any
 
 from elmanctl.config import decode_settings
-from elmanctl.errors import UsageError
+from elmanctl.errors import NotFound, UsageError
 from elmanctl.jobs.paths import RunPaths
 from elmanctl.ledger import state as ledger_state
 from elmanctl.ledger.lease import Lease
-from elmanctl.ledger.state import RunState, load_run
+from elmanctl.ledger.state import RunState, load_run, replay
 from elmanctl.ledger.store import LedgerWriter
 from elmanctl.settings import Settings
 
@@ -20,28 +20,28 @@ from elmanctl.settings import Settings
 class Session:
     """One process' hold on a run; every change goes through `record`."""
 
-    def __init__(
-        self, paths: RunPaths, lease: Lease, writer: LedgerWriter, state: RunState
-    ) -> None:
+    def __init__(self, paths: RunPaths, lease: Lease, writer: LedgerWriter) -> None:
         self.paths = paths
         self.lease = lease
-        self.state = state
-        self.settings: Settings = decode_settings(state.run["settings"])
+        self.state: RunState = replay(writer.contents.events)
+        require_run(paths, self.state)
+        self.settings: Settings = decode_settings(self.state.run["settings"])
+        self.warning = writer.contents.warning
         self._writer = writer
 
     @classmethod
     def open(cls, folder: Path) -> "Session":
         """Take the lease of a run and read its ledger.
 
-        Raises LedgerLocked while another process holds it, LedgerCorrupt for a damaged ledger.
+        Raises LedgerLocked while another process holds it, LedgerCorrupt for a damaged ledger,
+        NotFound for one in which nothing stands.
         """
         paths = RunPaths(folder)
         loaded = load_run(folder)
+        require_run(paths, loaded.state)
         lease = Lease.acquire(folder, minimum_fence=loaded.state.fence)
         try:
-            # Read again: the former holder may have written between the first look and the lease.
-            state = load_run(folder).state
-            return cls(paths, lease, LedgerWriter(paths.ledger, lease), state)
+            return cls(paths, lease, LedgerWriter(paths.ledger, lease))
         except BaseException:
             lease.release()
             raise
@@ -84,3 +84,12 @@ class Session:
         trace: TracebackType | None,
     ) -> None:
         self.close()
+
+
+def require_run(paths: RunPaths, state: RunState) -> None:
+    """Raise NotFound for a ledger that was cut before its first event."""
+    if not state.run:
+        raise NotFound(
+            f"the ledger of `{paths.folder.name}` is empty: nothing was ever submitted",
+            hint=f"remove {paths.folder}, and start again with `elmanctl search`",
+        )
