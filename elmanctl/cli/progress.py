@@ -2,6 +2,7 @@
 
 import sys
 import time
+from collections.abc import Mapping
 from types import TracebackType
 from typing import Any
 
@@ -216,7 +217,8 @@ def print_summary(session: Session) -> None:
             if key in best.config
         )
         print_line(f"best         {best.id}")
-        print_line(f"  loss       {best.loss:.4f} nat a byte, mean of the last steps")
+        window = _result(best).get("loss_window_steps")
+        print_line(f"  loss       {best.loss:.4f} nat a byte, mean of the last {window} steps")
         print_line(f"  unigram    {entropy:.4f} nat a byte, {entropy - best.loss:.4f} above")
         print_line(f"  config     {shown}")
         print_line(f"  parameters {best.parameters:,} (counted in the trained model)")
@@ -254,6 +256,9 @@ def _beat_step(beat: dict[str, Any] | None) -> str | None:
 
 
 def _steps(evaluation: Evaluation) -> str:
+    return str(_result(evaluation).get("steps", ""))
+
+
+def _result(evaluation: Evaluation) -> Mapping[str, object]:
     last = evaluation.last_attempt
-    steps = last.result.get("steps") if last and last.result else None
-    return "" if steps is None else str(steps)
+    return last.result if last is not None and last.result is not None else {}

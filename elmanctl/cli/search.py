@@ -125,7 +125,7 @@ def search(
     executor = make_executor(RunPaths(plan.folder), plan.executor, plan.settings)
     executor.check()
     _check_partition(plan)
-    if not confirm(_describe(plan), yes=yes):
+    if not confirm(f"{_describe(plan)}\nstart it?", yes=yes):
         say("nothing was started")
         return
     if yes:

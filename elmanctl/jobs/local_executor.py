@@ -66,7 +66,8 @@ class LocalExecutor:
         folder.mkdir(parents=True, exist_ok=True)
         write_pickles(submission, folder, self._paths)
         (task,) = submission.tasks
-        job_id = submission.job_name
+        # Short, since people read it: the folder that it belongs to makes it unique.
+        job_id = submission.id
         job = f"{job_id}_{task.index}"
         # submitit looks for the pickle under the job's name.
         (folder / f"{job}_submitted.pkl").symlink_to(task_pickle(folder, task.index).name)
@@ -121,8 +122,8 @@ class LocalExecutor:
     def find(self, submission: Submission, folder: Path) -> str | None:
         """Return the job id if a worker of this submission was ever started."""
         if (folder / "process").exists() or (folder / "exit").exists():
-            return submission.job_name
-        return submission.job_name if _is_starting(folder) else None
+            return submission.id
+        return submission.id if _is_starting(folder) else None
 
     def reports(self, jobs: Sequence[LiveJob]) -> Mapping[str, JobReport]:
         """Return how each worker stands, from its exit file or its process."""

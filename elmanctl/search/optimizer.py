@@ -17,6 +17,18 @@ from typing import Any, Protocol
 from elmanctl.constants import MIN_POPULATION
 from elmanctl.errors import UsageError
 
+MAX_SEED = 2**32
+
+# What pycma finds odd and a search does on purpose.
+_EXPECTED = (
+    # Points refused before submission were asked and are never told.
+    r"(?s).*have not been consumed",
+    # Integer points repeat.
+    r"(?s).*keys with seemingly identical solutions were found",
+    # Half a generation may fail, and failed points are replaced.
+    r"(?s).*The number of solutions passed to `tell` should",
+)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Coordinate:
@@ -47,10 +59,14 @@ class CmaOptimizer:
     Marty et al., PPSN 2024, as pycma implements them.
     """
 
-    def __init__(self, strategy: Any, numpy_state: Any, dimension: int) -> None:
+    def __init__(
+        self, strategy: Any, numpy_state: Any, dimension: int, asked: list[tuple[float, ...]]
+    ) -> None:
         self._strategy = strategy
         self._numpy_state = numpy_state
         self._dimension = dimension
+        # Since the last tell, with the idle coordinate: pycma knows a point only as it was drawn.
+        self._asked = asked
 
     @classmethod
     def start(
@@ -64,13 +80,18 @@ class CmaOptimizer:
     ) -> "CmaOptimizer":
         """Return a new optimizer at `start`; `sigma` is a share of each coordinate's range.
 
-        Raises UsageError for a population under four or no coordinates.
+        Raises UsageError for a population under four, a seed or a sigma that cannot be used, or
+        no coordinates.
         """
         if population < MIN_POPULATION:
             raise UsageError(
                 f"a generation needs at least {MIN_POPULATION} evaluations, not {population}",
                 hint="set `--population`",
             )
+        if not 0 <= seed < MAX_SEED:
+            raise UsageError(f"the optimizer's seed must be from 0 to {MAX_SEED - 1}, not {seed}")
+        if not 0 < sigma < math.inf:
+            raise UsageError(f"the first step size `sigma` must be above 0, not {sigma}")
         if not coordinates:
             raise UsageError("the search space has no axis to move")
         padded = list(coordinates)
@@ -84,38 +105,54 @@ class CmaOptimizer:
             strategy = _cma().CMAEvolutionStrategy(
                 point, sigma, _options(padded, population, seed, numpy.random.RandomState(seed))
             )
-        return cls(strategy, state.after, len(coordinates))
+        return cls(strategy, state.after, len(coordinates), [])
 
     @classmethod
     def load(cls, data: bytes) -> "CmaOptimizer":
         """Return the optimizer that `dump` wrote."""
         _cma()
-        strategy, numpy_state, dimension = pickle.loads(data)
+        strategy, numpy_state, dimension, asked = pickle.loads(data)
         _rehash(strategy)
-        return cls(strategy, numpy_state, dimension)
+        return cls(strategy, numpy_state, dimension, asked)
 
     def dump(self) -> bytes:
         """Return the whole state, generators included."""
-        return pickle.dumps((self._strategy, self._numpy_state, self._dimension))
+        return pickle.dumps((self._strategy, self._numpy_state, self._dimension, self._asked))
 
     def ask(self, count: int) -> list[tuple[float, ...]]:
         """Return `count` new points; each is a tuple of plain floats."""
         with self._own_state():
-            points = self._strategy.ask(count)
-        return [tuple(float(x) for x in point[: self._dimension]) for point in points]
+            drawn = self._strategy.ask(count)
+        points = [tuple(float(x) for x in point) for point in drawn]
+        self._asked += points
+        return [point[: self._dimension] for point in points]
 
     def tell(self, points: Sequence[Sequence[float]], values: Sequence[float]) -> None:
-        """Learn the values of one generation.
+        """Learn the values of one generation: of at least half a population, or of more than one.
 
-        Raises ValueError for a value that is not finite: pycma would silently rank it as average.
+        Raises ValueError for a value that is not finite, which pycma would silently rank as
+        average, and for a point that was not asked since the last tell.
         """
         if not all(math.isfinite(value) for value in values):
             raise ValueError("the optimizer is told finite values only")
-        padding = [0.5] * (self._strategy.N - self._dimension)
+        drawn = self._as_drawn(points)
         with self._own_state(), warnings.catch_warnings():
-            # Points refused before submission were asked and are never told.
-            warnings.filterwarnings("ignore", message=r"(?s).*have not been consumed")
-            self._strategy.tell([[*point, *padding] for point in points], list(values))
+            for message in _EXPECTED:
+                warnings.filterwarnings("ignore", message=message)
+            self._strategy.tell([list(point) for point in drawn], list(values))
+        self._asked = []
+
+    def _as_drawn(self, points: Sequence[Sequence[float]]) -> list[tuple[float, ...]]:
+        """Return points with the idle coordinate; of equal ones, first asked is first told."""
+        rest = list(self._asked)
+        drawn = []
+        for point in points:
+            found = next((p for p in rest if p[: self._dimension] == tuple(point)), None)
+            if found is None:
+                raise ValueError(f"the point {tuple(point)} was not asked since the last tell")
+            rest.remove(found)
+            drawn.append(found)
+        return drawn
 
     @contextmanager
     def _own_state(self) -> Iterator[None]:

@@ -1,10 +1,37 @@
-"""Reading runs in tests."""
+"""Making, disturbing and reading small searches."""
 
 import json
+import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import TypeVar
 
+from elmanctl.ledger.records import RunStatus
 from elmanctl.ledger.run_state import RunState
 from elmanctl.ledger.state import load_run
+
+KILLED_AT = str(Path(__file__).with_name("killed_at.py"))
+
+_T = TypeVar("_T")
+
+
+def search_arguments(corpus: Path) -> list[str]:
+    """Return a search of two generations of tiny models, with a step budget."""
+    return [
+        *("search", "e88", "--preset", "tiny", "--yes", "--name", "run"),
+        *("--generations", "2", "--train-steps", "15", "--data", str(corpus)),
+    ]
+
+
+def wait_for(look: Callable[[], _T | None], what: str, timeout_s: float = 120) -> _T:
+    """Return what `look` finds, as soon as it finds something."""
+    end = time.monotonic() + timeout_s
+    while time.monotonic() < end:
+        found = look()
+        if found:
+            return found
+        time.sleep(0.1)
+    raise AssertionError(f"waited {timeout_s} s for {what}")
 
 
 def load(folder: Path) -> RunState:
@@ -32,3 +59,13 @@ def trained_attempts(folder: Path) -> list[str]:
         for path in found
         if json.loads(path.read_text(encoding="utf-8"))["verdict"]["kind"] == "completed"
     ]
+
+
+def assert_same_search(folder: Path, undisturbed: RunState) -> RunState:
+    """Assert that a run ended as the undisturbed one did, each evaluation trained once."""
+    state = load(folder)
+    assert state.status is RunStatus.FINISHED
+    assert points(state) == points(undisturbed)
+    assert losses(state) == losses(undisturbed)
+    assert len(trained_attempts(folder)) == len(state.evaluations)
+    return state

@@ -3,8 +3,7 @@
 import os
 import shutil
 import subprocess
-import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -24,11 +23,18 @@ from elmanctl.ledger.records import RunStatus, State, Submission, Task, Verdict,
 from elmanctl.ledger.run_state import RunState
 from elmanctl.models.params import count_parameters
 from tests.command_line import CommandLine
-from tests.integration.runs import load, losses, points, trained_attempts
+from tests.integration.runs import (
+    KILLED_AT,
+    assert_same_search,
+    load,
+    losses,
+    points,
+    search_arguments,
+    wait_for,
+)
 
 pytestmark = [pytest.mark.slurm, pytest.mark.timeout(280)]
 
-KILLED_AT = str(Path(__file__).with_name("killed_at.py"))
 SLURMBOX = Path(__file__).parents[2] / "scripts" / "slurmbox"
 
 SETTINGS = """\
@@ -38,26 +44,6 @@ poll_s = 1.0
 """
 
 
-def search_arguments(corpus: Path) -> list[str]:
-    """Return a search of two generations of tiny models, with a step budget."""
-    return [
-        *("search", "e88", "--preset", "tiny", "--yes", "--name", "run"),
-        *("--generations", "2", "--train-steps", "15", "--data", str(corpus)),
-    ]
-
-
-@pytest.fixture(scope="module")
-def undisturbed(
-    tmp_path_factory: pytest.TempPathFactory, environment: dict[str, str], corpus: Path
-) -> RunState:
-    """The state of a search that nothing disturbed."""
-    folder = tmp_path_factory.mktemp("undisturbed")
-    (folder / "elman.toml").write_text(SETTINGS, encoding="utf-8")
-    done = CommandLine(folder=folder, environment=environment)(*search_arguments(corpus))
-    assert done.returncode == 0, done.stderr
-    return load(folder / "runs" / "run")
-
-
 @pytest.fixture
 def cluster_user(elmanctl: CommandLine) -> CommandLine:
     """The command line in a folder with settings for the cluster."""
@@ -65,25 +51,20 @@ def cluster_user(elmanctl: CommandLine) -> CommandLine:
     return elmanctl
 
 
-def assert_same_search(folder: Path, undisturbed: RunState) -> RunState:
-    """Assert that a run ended as the undisturbed one did, each evaluation trained once."""
-    state = load(folder)
-    assert state.status is RunStatus.FINISHED
-    assert points(state) == points(undisturbed)
-    assert losses(state) == losses(undisturbed)
-    assert len(trained_attempts(folder)) == len(state.evaluations)
-    return state
-
-
-def test_search_of_two_generations_completes_every_evaluation(undisturbed: RunState) -> None:
+def test_search_of_two_generations_completes_every_evaluation(
+    cluster_user: CommandLine, corpus: Path, undisturbed: RunState
+) -> None:
     nodes = subprocess.check_output(["sinfo", "-h", "-N", "-o", "%N"], text=True).split()
-    assert undisturbed.status is RunStatus.FINISHED
-    assert len(undisturbed.evaluations) == 8
-    assert {e.state for e in undisturbed.evaluations.values()} == {State.COMPLETED}
-    assert {len(e.attempts) for e in undisturbed.evaluations.values()} == {1}
+    done = cluster_user(*search_arguments(corpus))
+    assert done.returncode == 0, done.stderr
+    # The same points and, to the last bit, the same losses as without Slurm.
+    state = assert_same_search(cluster_user.folder / "runs" / "run", undisturbed)
+    assert len(state.evaluations) == 8
+    assert {e.state for e in state.evaluations.values()} == {State.COMPLETED}
+    assert {len(e.attempts) for e in state.evaluations.values()} == {1}
     # One array a generation.
-    assert [len(s.tasks) for s in undisturbed.submissions.values()] == [4, 4]
-    for evaluation in undisturbed.evaluations.values():
+    assert [len(s.tasks) for s in state.submissions.values()] == [4, 4]
+    for evaluation in state.evaluations.values():
         (attempt,) = evaluation.attempts
         assert attempt.result is not None
         assert attempt.result["parameters"] == evaluation.parameters
@@ -154,7 +135,7 @@ def test_evaluation_whose_node_dies_is_run_again(
 ) -> None:
     folder = cluster_user.folder / "runs" / "run"
     controller = cluster_user.start(search_arguments(corpus))
-    node = _wait_for(lambda: _running_node(folder), "an attempt to run")
+    node = wait_for(lambda: _running_node(folder), "an attempt to run")
     try:
         _slurmbox("kill-node", node)
         output, _ = controller.communicate(timeout=200)
@@ -193,16 +174,6 @@ def _running_node(folder: Path) -> str | None:
         if attempt.state is State.RUNNING and attempt.node and claim.exists():
             return attempt.node
     return None
-
-
-def _wait_for(look: Callable[[], Any], what: str, timeout_s: float = 120) -> Any:
-    end = time.monotonic() + timeout_s
-    while time.monotonic() < end:
-        found = look()
-        if found:
-            return found
-        time.sleep(0.1)
-    raise AssertionError(f"waited {timeout_s} s for {what}")
 
 
 class Job:
@@ -276,7 +247,7 @@ class Job:
             report = self.report()
             return report if report.state is JobState.ENDED else None
 
-        report = _wait_for(ended, f"job {self.live.job_id} to end", 150)
+        report = wait_for(ended, f"job {self.live.job_id} to end", 150)
         return judge(
             observe(
                 self.paths.attempt("g000-e00", 1),
@@ -310,7 +281,7 @@ def test_every_failure_gets_its_own_verdict(tmp_path: Path, corpus: Path) -> Non
         VerdictKind.COMPLETED: Job(tmp_path / "well", corpus),
     }
     unwanted = jobs[VerdictKind.CANCELLED]
-    _wait_for(lambda: unwanted.report().state is JobState.RUNNING, "the job to run")
+    wait_for(lambda: unwanted.report().state is JobState.RUNNING, "the job to run")
     unwanted.executor.cancel([unwanted.live])
     verdicts = {kind: job.verdict() for kind, job in jobs.items()}
     assert {kind: verdict.kind for kind, verdict in verdicts.items()} == {k: k for k in jobs}

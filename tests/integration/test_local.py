@@ -1,0 +1,83 @@
+"""Searches on this machine, disturbed and not."""
+
+import os
+import signal
+from pathlib import Path
+
+import pytest
+
+from elmanctl.jobs.paths import RunPaths
+from elmanctl.ledger.records import RunStatus, State
+from elmanctl.ledger.run_state import RunState
+from tests.command_line import CommandLine
+from tests.integration.runs import (
+    KILLED_AT,
+    assert_same_search,
+    load,
+    search_arguments,
+    wait_for,
+)
+
+pytestmark = pytest.mark.slow
+
+KILLS = [
+    ("after", "points_asked", 1),
+    ("after", "submission_intended", 1),
+    # The worker runs, nobody knows its process.
+    ("before", "submission_accepted", 1),
+    ("after", "attempt_started", 1),
+    ("before", "generation_told", 1),
+    ("after", "generation_told", 1),
+]
+
+
+def test_undisturbed_search_completes_every_evaluation(undisturbed: RunState) -> None:
+    assert undisturbed.status is RunStatus.FINISHED
+    assert len(undisturbed.evaluations) == 8
+    assert {e.state for e in undisturbed.evaluations.values()} == {State.COMPLETED}
+
+
+def test_controller_killed_again_and_again_loses_and_repeats_nothing(
+    elmanctl: CommandLine, corpus: Path, undisturbed: RunState
+) -> None:
+    folder = elmanctl.folder / "runs" / "run"
+    arguments = [*search_arguments(corpus), "--local"]
+    for moment, kind, count in KILLS:
+        killed = elmanctl.start([moment, kind, str(count), *arguments], program=(KILLED_AT,))
+        output, _ = killed.communicate(timeout=120)
+        assert killed.returncode == -9, (moment, kind, output)
+        arguments = ["resume"]
+    resumed = elmanctl("resume")
+    assert resumed.returncode == 0, resumed.stderr
+    state = assert_same_search(folder, undisturbed)
+    assert {len(e.attempts) for e in state.evaluations.values()} == {1}
+
+
+def test_interrupted_controller_leaves_its_workers_running(
+    elmanctl: CommandLine, corpus: Path, undisturbed: RunState
+) -> None:
+    folder = elmanctl.folder / "runs" / "run"
+    controller = elmanctl.start([*search_arguments(corpus), "--local"])
+
+    def worker() -> int | None:
+        """Return the process of a worker that has begun."""
+        if (folder / "ledger.jsonl").exists():
+            for evaluation, attempt in load(folder).live_attempts():
+                claim = RunPaths(folder).attempt(evaluation.id, attempt.number).claim
+                process = RunPaths(folder).submission(attempt.submission) / "process"
+                if claim.exists() and process.exists():
+                    return int(process.read_text(encoding="utf-8").split()[0])
+        return None
+
+    supervisor = wait_for(worker, "a worker to begin")
+    # Ctrl-C reaches the whole process group of the terminal.
+    os.killpg(controller.pid, signal.SIGINT)
+    output, _ = controller.communicate(timeout=60)
+    assert controller.returncode == 130, output
+    assert "elmanctl resume run" in output
+    os.kill(supervisor, 0)
+    assert load(folder).status is RunStatus.INTERRUPTED
+    resumed = elmanctl("resume")
+    assert resumed.returncode == 0, resumed.stderr
+    state = assert_same_search(folder, undisturbed)
+    assert {len(e.attempts) for e in state.evaluations.values()} == {1}
