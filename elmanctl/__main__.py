@@ -1,8 +1,10 @@
 """The program: run the command line, turn an error into one message and an exit code."""
 
 import logging
+import os
 import sys
 
+from elmanctl.constants import COMPLETION_VARIABLE, PROGRAM
 from elmanctl.errors import ElmanError
 
 logger = logging.getLogger(__name__)
@@ -15,8 +17,13 @@ def main() -> None:
     from elmanctl.cli.app import app
     from elmanctl.cli.output import print_error
 
+    if COMPLETION_VARIABLE in os.environ:
+        # Typer knows the shells only after this, since `completion` is a command of our own.
+        from typer._completion_classes import completion_init
+
+        completion_init()
     try:
-        app()
+        app(prog_name=PROGRAM)
     except ElmanError as exc:
         logger.debug("where it happened", exc_info=True)
         print_error(exc)

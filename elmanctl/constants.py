@@ -1,6 +1,7 @@
 """Names, units and limits shared by several modules; no logic."""
 
 PROGRAM = "elmanctl"
+COMPLETION_VARIABLE = "_ELMANCTL_COMPLETE"
 CONFIG_NAME = "elman.toml"
 ENVIRONMENT_PREFIX = "ELMAN_"
 

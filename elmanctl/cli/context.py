@@ -7,10 +7,17 @@ from typing import Annotated, Any
 
 import typer
 
+from elmanctl.cli.complete import run_names
 from elmanctl.config import Resolved, resolve
 from elmanctl.jobs.paths import RunPaths
 from elmanctl.search.selection import find_run
 
+RunArgument = Annotated[
+    str | None, typer.Argument(help="Run; default the newest", autocompletion=run_names)
+]
+RunOption = Annotated[
+    str | None, typer.Option(help="Run; default the newest", autocompletion=run_names)
+]
 JsonFlag = Annotated[bool, typer.Option("--json", help="Print JSON")]
 YesFlag = Annotated[bool, typer.Option("-y", "--yes", help="Do not ask")]
 DryRunFlag = Annotated[bool, typer.Option("--dry-run", help="Print what would be done")]

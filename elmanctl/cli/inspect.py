@@ -9,6 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from elmanctl import clock
+from elmanctl.cli.complete import evaluation_names, run_names, run_or_evaluation_names
 from elmanctl.cli.context import JsonFlag, chosen_run, resolve_settings
 from elmanctl.cli.output import (
     Column,
@@ -40,14 +41,28 @@ from elmanctl.models.params import format_count
 from elmanctl.search.selection import find_evaluation, list_runs
 from elmanctl.search.session import require_run
 
-RunArgument = Annotated[str | None, typer.Argument(help="Run; default the newest")]
+RunOrEvaluation = Annotated[
+    str,
+    typer.Argument(
+        help="Run, or evaluation of the newest run", autocompletion=run_or_evaluation_names
+    ),
+]
+EvaluationArgument = Annotated[
+    str | None,
+    typer.Argument(
+        help="Evaluation: g012-e03, 12.3, a job id, or best", autocompletion=evaluation_names
+    ),
+]
 
 _FOLLOW_S = 0.5
 
 
 def status(
     ctx: typer.Context,
-    run: Annotated[str | None, typer.Argument(help="Run; default a list of all runs")] = None,
+    run: Annotated[
+        str | None,
+        typer.Argument(help="Run; default a list of all runs", autocompletion=run_names),
+    ] = None,
     everything: Annotated[
         bool, typer.Option("-a", "--all", help="Every evaluation, not the newest generations")
     ] = False,
@@ -90,10 +105,8 @@ def status(
 
 def show(
     ctx: typer.Context,
-    run_or_evaluation: Annotated[str, typer.Argument(help="Run, or evaluation of the newest run")],
-    evaluation: Annotated[
-        str | None, typer.Argument(help="Evaluation: g012-e03, 12.3, a job id, or best")
-    ] = None,
+    run_or_evaluation: RunOrEvaluation,
+    evaluation: EvaluationArgument = None,
     tail: Annotated[int, typer.Option(help="Lines of the log to show")] = 20,
     as_json: JsonFlag = False,
 ) -> None:
@@ -119,10 +132,8 @@ def show(
 
 def logs(
     ctx: typer.Context,
-    run_or_evaluation: Annotated[str, typer.Argument(help="Run, or evaluation of the newest run")],
-    evaluation: Annotated[
-        str | None, typer.Argument(help="Evaluation: g012-e03, 12.3, a job id, or best")
-    ] = None,
+    run_or_evaluation: RunOrEvaluation,
+    evaluation: EvaluationArgument = None,
     follow: Annotated[
         bool, typer.Option("-f", "--follow", help="Print what is added until the attempt ends")
     ] = False,

@@ -6,9 +6,12 @@ from typing import Annotated, Any
 
 import typer
 
+from elmanctl.cli.complete import evaluation_names
 from elmanctl.cli.context import (
     DryRunFlag,
     JsonFlag,
+    RunArgument,
+    RunOption,
     YesFlag,
     chosen_run,
     resolve_settings,
@@ -25,7 +28,7 @@ from elmanctl.cli.output import (
 )
 from elmanctl.cli.remote import act_on_run
 from elmanctl.cli.template import commented_config
-from elmanctl.constants import CONFIG_NAME, PROGRAM
+from elmanctl.constants import COMPLETION_VARIABLE, CONFIG_NAME, PROGRAM
 from elmanctl.errors import UsageError
 from elmanctl.ledger.records import Evaluation
 from elmanctl.ledger.state import load_run
@@ -33,8 +36,8 @@ from elmanctl.search.actions import last_kind
 from elmanctl.search.cleaning import plan_cleaning
 from elmanctl.search.selection import select_failed, select_named
 
-RunOrEvaluations = Annotated[
-    list[str] | None, typer.Argument(help="Evaluations, optionally after the run's name")
+Evaluations = Annotated[
+    list[str] | None, typer.Argument(help="Evaluations", autocompletion=evaluation_names)
 ]
 
 
@@ -66,8 +69,8 @@ def init(
 
 def cancel(
     ctx: typer.Context,
-    names: RunOrEvaluations = None,
-    run: Annotated[str | None, typer.Option(help="Run; default the newest")] = None,
+    names: Evaluations = None,
+    run: RunOption = None,
     everything: Annotated[
         bool, typer.Option("--all", help="The whole run: it stops for good")
     ] = False,
@@ -113,8 +116,8 @@ def cancel(
 
 def requeue(
     ctx: typer.Context,
-    names: RunOrEvaluations = None,
-    run: Annotated[str | None, typer.Option(help="Run; default the newest")] = None,
+    names: Evaluations = None,
+    run: RunOption = None,
     failed: Annotated[bool, typer.Option("--failed", help="Every failed evaluation")] = False,
     kind: Annotated[
         str | None, typer.Option(help="With --failed: only these verdicts, e.g. oom,timeout")
@@ -172,7 +175,7 @@ def requeue(
 
 def clean(
     ctx: typer.Context,
-    run: Annotated[str | None, typer.Argument(help="Run; default the newest")] = None,
+    run: RunArgument = None,
     keep_best: Annotated[
         int, typer.Option(help="Evaluations, best first, of which all is kept", min=0)
     ] = 3,
@@ -275,8 +278,9 @@ def completion(
 
     if shell not in ("bash", "zsh", "fish"):
         raise UsageError(f"no completion for `{shell}`", hint="bash, zsh and fish are supported")
-    variable = f"_{PROGRAM.upper()}_COMPLETE"
-    print_line(get_completion_script(prog_name=PROGRAM, complete_var=variable, shell=shell))
+    print_line(
+        get_completion_script(prog_name=PROGRAM, complete_var=COMPLETION_VARIABLE, shell=shell)
+    )
 
 
 def _print_chosen(chosen: list[Evaluation], *, as_json: bool) -> None:

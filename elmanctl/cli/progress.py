@@ -150,8 +150,9 @@ def headline(session: Session) -> str:
     running = sum(1 for _, attempt in state.live_attempts() if attempt.state is State.RUNNING)
     waiting = len(state.live_attempts()) - running
     best = state.best()
+    generation = max(0, state.generation)
     text = (
-        f"{state.run['name']}  generation {max(0, state.generation) + 1} of {state.generations}"
+        f"{state.run['name']}  g{generation:03}, generation {generation + 1} of {state.generations}"
         f"  {counts[State.COMPLETED]}/{total} done  {running} running  {waiting} queued"
         f"  {counts[State.FAILED]} failed"
     )
@@ -175,7 +176,7 @@ def generation_line(state: RunState, generation: int) -> str:
     told = state.told[generation]
     losses = sorted(value for _, value in told)
     best = state.best()
-    text = f"generation {generation + 1}: {len(told)} told, best of it {losses[0]:.4f}"
+    text = f"g{generation:03} done: {len(told)} told, best of it {losses[0]:.4f}"
     return f"{text}, best so far {format_loss(best.loss)} ({best.id})" if best else text
 
 

@@ -10,7 +10,15 @@ from typing import Annotated, Any
 
 import typer
 
-from elmanctl.cli.context import DryRunFlag, JsonFlag, YesFlag, chosen_run, resolve_settings
+from elmanctl.cli.complete import model_names
+from elmanctl.cli.context import (
+    DryRunFlag,
+    JsonFlag,
+    RunArgument,
+    YesFlag,
+    chosen_run,
+    resolve_settings,
+)
 from elmanctl.cli.output import confirm, hint, print_json, print_line, say, warn
 from elmanctl.cli.progress import make_view, print_summary, run_summary
 from elmanctl.errors import SearchPaused, UsageError
@@ -30,7 +38,9 @@ _Generations = Annotated[int | None, typer.Option(help="Generations of CMA-ES")]
 
 def search(
     ctx: typer.Context,
-    model: Annotated[str, typer.Argument(help="Model to search, e.g. e88")],
+    model: Annotated[
+        str, typer.Argument(help="Model to search, e.g. e88", autocompletion=model_names)
+    ],
     params: _Params = None,
     generations: _Generations = None,
     population: Annotated[int | None, typer.Option(help="Evaluations a generation")] = None,
@@ -136,7 +146,7 @@ def search(
 
 def resume(
     ctx: typer.Context,
-    run: Annotated[str | None, typer.Argument(help="Run; default the newest")] = None,
+    run: RunArgument = None,
     generations: Annotated[
         int | None, typer.Option(help="Go on to this many generations in all")
     ] = None,

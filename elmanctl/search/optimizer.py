@@ -17,7 +17,8 @@ from typing import Any, Protocol
 from elmanctl.constants import MIN_POPULATION
 from elmanctl.errors import UsageError
 
-MAX_SEED = 2**32
+# numpy seeds are below 2**32, and the next one is used too.
+MAX_SEED = 2**32 - 2
 
 # What pycma finds odd and a search does on purpose.
 _EXPECTED = (
@@ -27,6 +28,7 @@ _EXPECTED = (
     r"(?s).*keys with seemingly identical solutions were found",
     # Half a generation may fail, and failed points are replaced.
     r"(?s).*The number of solutions passed to `tell` should",
+    r"(?s).*orphanated injected solution",
 )
 
 
@@ -88,8 +90,8 @@ class CmaOptimizer:
                 f"a generation needs at least {MIN_POPULATION} evaluations, not {population}",
                 hint="set `--population`",
             )
-        if not 0 <= seed < MAX_SEED:
-            raise UsageError(f"the optimizer's seed must be from 0 to {MAX_SEED - 1}, not {seed}")
+        if not 0 <= seed <= MAX_SEED:
+            raise UsageError(f"the optimizer's seed must be from 0 to {MAX_SEED}, not {seed}")
         if not 0 < sigma < math.inf:
             raise UsageError(f"the first step size `sigma` must be above 0, not {sigma}")
         if not coordinates:
@@ -135,11 +137,12 @@ class CmaOptimizer:
         """
         if not all(math.isfinite(value) for value in values):
             raise ValueError("the optimizer is told finite values only")
-        drawn = self._as_drawn(points)
+        # As arrays: pycma's archives do not know the same numbers in a list again.
+        arrays = [_numpy().array(point) for point in self._as_drawn(points)]
         with self._own_state(), warnings.catch_warnings():
             for message in _EXPECTED:
                 warnings.filterwarnings("ignore", message=message)
-            self._strategy.tell([list(point) for point in drawn], list(values))
+            self._strategy.tell(arrays, list(values))
         self._asked = []
 
     def _as_drawn(self, points: Sequence[Sequence[float]]) -> list[tuple[float, ...]]:
