@@ -3,13 +3,19 @@
 import logging
 import os
 import sys
+from typing import Any
+
+import typer
 
 from elmanctl.constants import COMPLETION_VARIABLE, PROGRAM
-from elmanctl.errors import ElmanError
+from elmanctl.errors import ElmanError, UsageError
 
 logger = logging.getLogger(__name__)
 
 INTERRUPTED = 130
+
+# Typer exports only its children.
+TYPER_USAGE_ERROR: Any = typer.BadParameter.__base__
 
 
 def main() -> None:
@@ -23,16 +29,16 @@ def main() -> None:
 
         completion_init()
     try:
-        app(prog_name=PROGRAM)
+        code = app(prog_name=PROGRAM, standalone_mode=False)
+        sys.exit(code if isinstance(code, int) else 0)
     except ElmanError as exc:
         logger.debug("where it happened", exc_info=True)
         print_error(exc)
         sys.exit(exc.exit_code)
-    except BrokenPipeError:
-        # The reader of our output went away, e.g. `elmanctl status | head -1`.
-        sys.stderr.close()
-        sys.exit(0)
-    except KeyboardInterrupt:
+    except TYPER_USAGE_ERROR as exc:
+        _print_usage_error(exc)
+        sys.exit(UsageError.exit_code)
+    except typer.Abort:
         sys.exit(INTERRUPTED)
     except Exception as exc:
         logger.debug("where it happened", exc_info=True)
@@ -42,6 +48,18 @@ def main() -> None:
         )
         print_error(internal)
         sys.exit(1)
+
+
+def _print_usage_error(error: Any) -> None:
+    """Say in our own words what Typer refuses; a group without a command shows its help."""
+    from elmanctl.cli.output import print_error, say
+
+    message = error.format_message().rstrip(".")
+    if message.startswith("Usage:"):
+        say(message)
+        return
+    command = error.ctx.command_path if error.ctx else PROGRAM
+    print_error(UsageError(message, hint=f"see `{command} -h`"))
 
 
 if __name__ == "__main__":

@@ -220,7 +220,11 @@ def print_summary(session: Session) -> None:
         print_line(f"best         {best.id}")
         window = _result(best).get("loss_window_steps")
         print_line(f"  loss       {best.loss:.4f} nat a byte, mean of the last {window} steps")
-        print_line(f"  unigram    {entropy:.4f} nat a byte, {entropy - best.loss:.4f} above")
+        side = "under" if best.loss < entropy else "over"
+        print_line(
+            f"  unigram    {entropy:.4f} nat a byte; the loss is "
+            f"{abs(entropy - best.loss):.4f} {side} it"
+        )
         print_line(f"  config     {shown}")
         print_line(f"  parameters {best.parameters:,} (counted in the trained model)")
     print_line(f"ledger       {session.paths.ledger}")

@@ -25,7 +25,21 @@ SIGNAL_DELAY_S = 30
 SCRIPT_NAME = "submission.sh"
 
 # What the controller decides; a user's own value would break its bookkeeping.
-_OURS = ("array", "job-name", "output", "error", "no-requeue", "requeue", "open-mode", "signal")
+_OURS = (
+    *("array", "clusters", "error", "job-name", "no-requeue", "nodes", "ntasks"),
+    *("ntasks-per-node", "open-mode", "output", "parsable", "requeue", "signal", "test-only"),
+    *("wait", "wrap"),
+)
+
+# What has a setting of its own in `[slurm]`, by which retries and verdicts go.
+_SETTINGS = {
+    "account": "account",
+    "cpus-per-task": "cpus",
+    "gres": "gres",
+    "mem": "mem_gb",
+    "partition": "partition",
+    "time": "timeout_min",
+}
 
 
 def task_pickle(folder: Path, index: int) -> Path:
@@ -85,7 +99,7 @@ def make_script(submission: Submission, folder: Path, code: Path) -> str:
             mem=None if resources.mem_gb is None else f"{round(resources.mem_gb * 1024)}M",
             cpus_per_task=resources.cpus,
             setup=_setup_lines(resources, folder, code),
-            additional_parameters={"no-requeue": True, **_extra(resources.extra)},
+            additional_parameters={"no-requeue": True, **extra_options(resources.extra)},
         )
     )
 
@@ -103,12 +117,20 @@ def _setup_lines(resources: Resources, folder: Path, code: Path) -> list[str]:
     return lines
 
 
-def _extra(extra: Mapping[str, Any]) -> dict[str, Any]:
+def extra_options(extra: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a user's own sbatch options, without those that are turned off.
+
+    Raises UsageError for one that the controller itself decides, or that is no long option.
+    """
     options = {key.replace("_", "-"): value for key, value in extra.items() if value is not False}
     for key in options:
-        if key in _OURS or not re.fullmatch(r"[a-z][a-z-]*", key):
+        if key in _SETTINGS:
+            raise UsageError(
+                f"`slurm.extra` cannot set `{key}`", hint=f"set `slurm.{_SETTINGS[key]}`"
+            )
+        if key in _OURS or not re.fullmatch(r"[a-z][a-z-]+", key):
             raise UsageError(
                 f"`slurm.extra` cannot set `{key}`",
-                hint=f"elmanctl itself decides {', '.join(_OURS)}",
+                hint=f"elmanctl itself decides {', '.join(_OURS)}; other long options are free",
             )
     return options

@@ -124,7 +124,8 @@ def _from_exit(seen: Observation, report: JobReport, context: tuple[Evidence, ..
             kind = found[0]
         else:
             kind = VerdictKind.KILLED
-        return Verdict(kind=kind, evidence=(*context, *quotes))
+        by_weight = sorted(context, key=lambda quote: quote.source is not EvidenceSource.EXIT)
+        return Verdict(kind=kind, evidence=(*by_weight, *quotes))
     if report.exit_code and found is not None:
         return Verdict(kind=found[0], evidence=(*quotes, *context))
     missing = Evidence(source=EvidenceSource.CONTROLLER, text="ended without a result")

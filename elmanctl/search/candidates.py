@@ -15,7 +15,7 @@ from elmanctl.search.optimizer import Optimizer
 from elmanctl.search.space import SearchSpace
 from elmanctl.settings import Settings
 
-# Refusals cost milliseconds; this many in a row mean that the space holds next to nothing.
+# Refusals cost milliseconds; this many in one generation mean a space that holds next to nothing.
 MAX_REFUSED = 500
 
 
@@ -32,13 +32,22 @@ class Candidate:
 
 
 class CandidateBuilder:
-    """Builds the candidates of one search."""
+    """Builds the candidates of one search.
+
+    Raises InvalidConfiguration when neither a parameter budget nor `dim` is set.
+    """
 
     def __init__(self, space: SearchSpace, settings: Settings) -> None:
         self._space = space
         self._settings = settings
         params = settings.search.params
         self._target = None if params is None else parse_count(params)
+        self._solves_dim = "dim" not in space.values(space.middle)
+        if self._solves_dim and self._target is None:
+            raise InvalidConfiguration(
+                "neither a parameter budget nor `dim` is set",
+                hint="pass `--params 480M`, or set `dim` in `[model]` or `[search.axes]`",
+            )
 
     def build(self, point: Sequence[float]) -> Candidate:
         """Return the candidate at a point.
@@ -49,12 +58,8 @@ class CandidateBuilder:
         values = self._space.values(point)
         lr = float(values.pop("lr", self._settings.train.lr))
         level = self._space.model
-        if "dim" not in values:
-            if self._target is None:
-                raise InvalidConfiguration(
-                    "neither a parameter budget nor `dim` is set",
-                    hint="pass `--params 480M`, or set `dim` in `[model]` or `[search.axes]`",
-                )
+        if self._solves_dim:
+            assert self._target is not None
             values["dim"] = solve_dim(
                 level,
                 values,
@@ -95,7 +100,7 @@ def ask_candidates(
                 refused += 1
                 if refused >= MAX_REFUSED:
                     raise InvalidConfiguration(
-                        f"{refused} points in a row cannot be built; the last one: {exc.message}",
+                        f"{refused} points cannot be built; the last one: {exc.message}",
                         hint=exc.hint or "widen `--tolerance`, or change the axes or `--params`",
                     ) from exc
         if len(candidates) >= count:

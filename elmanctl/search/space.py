@@ -40,8 +40,13 @@ class Axis:
     @classmethod
     def decode(cls, name: str, data: Mapping[str, Any]) -> "Axis":
         """Return the axis that a table describes; raise ConfigError naming what is wrong."""
+        if not isinstance(data, Mapping):
+            raise ConfigError(
+                f"axis `{name}` must be a table, not `{data}`",
+                hint=f'e.g. {name} = {{ kind = "int", low = 1, high = 8 }}',
+            )
         kind = data.get("kind")
-        if kind not in _FIELDS:
+        if not isinstance(kind, str) or kind not in _FIELDS:
             near = nearest(str(kind), _FIELDS)
             raise ConfigError(
                 f"axis `{name}`: unknown kind `{kind}`",
@@ -50,15 +55,18 @@ class Axis:
         unknown = set(data) - _FIELDS[kind] - {"kind"}
         missing = _FIELDS[kind] - set(data) - {"multiple_of"}
         if unknown or missing:
-            wrong = f"has no `{unknown.pop()}`" if unknown else f"lacks `{missing.pop()}`"
+            wrong = f"has no `{min(unknown)}`" if unknown else f"lacks `{min(missing)}`"
             raise ConfigError(f"axis `{name}` of kind {kind} {wrong}")
+        values = data.get("values", ())
+        if not isinstance(values, list | tuple):
+            raise ConfigError(f"axis `{name}`: values must be a list, not `{values}`")
         axis = cls(
             name=name,
             kind=kind,
             low=data.get("low"),
             high=data.get("high"),
             multiple_of=data.get("multiple_of", 1),
-            values=tuple(data.get("values", ())),
+            values=tuple(values),
         )
         axis._check()
         return axis
@@ -149,6 +157,8 @@ class Axis:
         numbers = (self.low, self.high, self.multiple_of)
         if any(isinstance(n, bool) or not isinstance(n, int | float | None) for n in numbers):
             raise ConfigError(f"axis `{self.name}`: low, high and multiple_of are numbers")
+        if not all(n is None or math.isfinite(n) for n in numbers):
+            raise ConfigError(f"axis `{self.name}`: low and high must be finite")
         if self.kind in ("int", "float", "log") and not self._low < self._high:
             raise ConfigError(f"axis `{self.name}`: low must be under high")
         if self.kind == "int" and not all(isinstance(n, int) for n in numbers):
@@ -157,6 +167,8 @@ class Axis:
             raise ConfigError(f"axis `{self.name}`: multiple_of must be at least 1")
         if self.kind == "log" and self._low <= 0:
             raise ConfigError(f"axis `{self.name}`: a logarithmic axis starts above 0")
+        if not all(isinstance(value, Value) for value in self.values):
+            raise ConfigError(f"axis `{self.name}`: values are numbers, words, true or false")
         levels = self.levels
         if levels is not None and len(set(levels)) < max(2, len(levels)):
             raise ConfigError(f"axis `{self.name}`: needs two or more different values")

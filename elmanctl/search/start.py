@@ -2,6 +2,7 @@
 
 import importlib.util
 import platform
+import re
 import secrets
 from dataclasses import dataclass
 from importlib import metadata
@@ -15,10 +16,12 @@ from elmanctl.jobs.executor import Resources
 from elmanctl.jobs.paths import RunPaths
 from elmanctl.jobs.protocol import Budget
 from elmanctl.jobs.snapshot import freeze_code
+from elmanctl.jobs.submission import extra_options
 from elmanctl.ledger.lease import Lease
 from elmanctl.ledger.store import LedgerWriter
 from elmanctl.models.registry import decode_config, find_family
 from elmanctl.search.candidates import CandidateBuilder, ask_candidates
+from elmanctl.search.limits import check_limits
 from elmanctl.search.optimizer import CmaOptimizer
 from elmanctl.search.space import SearchSpace, load_space
 from elmanctl.search.workload import attempt_resources, training_budget
@@ -26,6 +29,9 @@ from elmanctl.settings import Settings
 
 # Slurm reads these in paths of its own accord.
 _NOT_IN_PATHS = ("%", "\n", "\\")
+
+# A run's name is a folder's, a part of Slurm's job names, and typed by people.
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,24 +70,28 @@ def plan_search(
     """Check everything that can be checked without a job, and return the plan.
 
     Raises NotFound (model, space, corpus), InvalidConfiguration (sizes, budget), ConfigError
-    (settings), EnvironmentNotReady (this machine cannot run it).
+    (settings), UsageError (name, sbatch options), EnvironmentNotReady (this machine cannot run it).
     """
     family = find_family(model)
+    check_limits(settings)
+    folder = _run_folder(runs, name)
     space = load_space(
         family.name, settings.search.space, axes=settings.search.axes, fixed=settings.model
     )
     budget = training_budget(settings.train)
     resources = attempt_resources(settings, executor, {})
-    _check_train(settings)
+    if executor == "slurm":
+        extra_options(resources.extra)
     check_space(space, settings)
     start, source = _start(space, settings)
     _check_asking(space, settings, start)
     corpus = find_corpus(settings)
+    _check_corpus(corpus, settings)
     if executor == "local":
         _check_local()
     return SearchPlan(
         name=name,
-        folder=_run_folder(runs, name),
+        folder=folder,
         model=family.name,
         executor=executor,
         settings=settings,
@@ -133,18 +143,6 @@ def find_corpus(settings: Settings) -> CorpusInfo:
     return describe(Path(settings.data.path).expanduser().resolve())
 
 
-def _check_train(settings: Settings) -> None:
-    train = settings.train
-    if train.batch < 1 or train.seq_len < 1:
-        raise ConfigError("`train.batch` and `train.seq_len` must be at least 1")
-    if train.micro_batch and train.batch % train.micro_batch:
-        raise ConfigError(
-            f"`train.micro_batch` {train.micro_batch} does not divide `train.batch` {train.batch}"
-        )
-    if settings.search.generations < 1:
-        raise ConfigError("`search.generations` must be at least 1")
-
-
 def _check_asking(space: SearchSpace, settings: Settings, start: tuple[float, ...]) -> None:
     """Ask a generation as the search will, so that an empty space is found before it starts."""
     optimizer = CmaOptimizer.start(
@@ -155,6 +153,15 @@ def _check_asking(space: SearchSpace, settings: Settings, start: tuple[float, ..
         seed=settings.search.seed,
     )
     ask_candidates(optimizer, CandidateBuilder(space, settings), settings.search.population)
+
+
+def _check_corpus(corpus: CorpusInfo, settings: Settings) -> None:
+    window = settings.train.seq_len + 1
+    if corpus.size_bytes < window:
+        raise ConfigError(
+            f"a corpus of {corpus.size_bytes} bytes is shorter than one window of {window}",
+            hint="use a larger corpus or a smaller `train.seq_len`",
+        )
 
 
 def _start(space: SearchSpace, settings: Settings) -> tuple[tuple[float, ...], str]:
@@ -179,6 +186,11 @@ def _check_local() -> None:
 
 
 def _run_folder(runs: Path, name: str) -> Path:
+    if not _NAME.fullmatch(name):
+        raise UsageError(
+            f"a run cannot be named `{name}`",
+            hint="use letters, digits, `.`, `_` and `-`, a letter or digit first",
+        )
     folder = runs.expanduser().resolve() / name
     if any(text in str(folder) for text in _NOT_IN_PATHS):
         raise UsageError(

@@ -93,7 +93,8 @@ class Watcher:
         elif report.state is JobState.ENDED:
             self._missed.pop(key, None)
             since = self._ended_since.setdefault(key, self._now())
-            expects_result = report.raw.split(" ")[0] in ("COMPLETED", "FAILED")
+            # A worker that a signal ended had no time to leave a result.
+            expects_result = report.raw in ("COMPLETED", "FAILED") and report.signal is None
             if expects_result and self._now() - since < RESULT_GRACE_S:
                 return None
         else:
