@@ -12,7 +12,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from elmanctl.constants import CONFIG_NAME, ENVIRONMENT_PREFIX
+from elmanctl.constants import CONFIG_NAME, ENVIRONMENT_PREFIX, LOCAL_JOB_VARIABLE
 from elmanctl.errors import ConfigError, NotFound
 from elmanctl.settings import BUDGET_KEYS, SECTIONS, Settings
 from elmanctl.sources import (
@@ -123,7 +123,22 @@ def _from_environment(environ: Mapping[str, str]) -> Source:
             if name in environ:
                 kind = typing.get_type_hints(record)[item.name]
                 values[f"{section}.{item.name}"] = _from_text(environ[name], kind, name)
-    return Source(name="the environment", values=values)
+    source = Source(name="the environment", values=values)
+    _refuse_unknown_variables(source, environ)
+    return source
+
+
+def _refuse_unknown_variables(source: Source, environ: Mapping[str, str]) -> None:
+    """Raise ConfigError for a variable that names a section and no key of it."""
+    known = {
+        f"{ENVIRONMENT_PREFIX}{section}_{item.name}".upper()
+        for section, record in SECTIONS.items()
+        for item in fields(record)
+    }
+    prefixes = tuple(f"{ENVIRONMENT_PREFIX}{section}_".upper() for section in SECTIONS)
+    for name in environ:
+        if name.startswith(prefixes) and name not in known and name != LOCAL_JOB_VARIABLE:
+            raise unknown_key(source, name, known, "variable")
 
 
 def _build(values: Mapping[str, Any]) -> Settings:

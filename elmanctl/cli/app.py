@@ -10,6 +10,7 @@ from typer.core import TyperGroup
 
 from elmanctl import __version__
 from elmanctl.cli import data, inspect, manage, model, search
+from elmanctl.cli import status as look
 from elmanctl.cli.context import Globals
 from elmanctl.cli.output import configure
 from elmanctl.errors import NotFound
@@ -106,7 +107,7 @@ app.command("search")(search.search)
 app.command("resume")(search.resume)
 app.command("cancel")(manage.cancel)
 app.command("requeue")(manage.requeue)
-app.command("status")(inspect.status)
+app.command("status")(look.status)
 app.command("show")(inspect.show)
 app.command("logs")(inspect.logs)
 app.command("clean")(manage.clean)

@@ -8,9 +8,13 @@ from typing import Annotated, Any
 import typer
 
 from elmanctl.cli.complete import run_names
+from elmanctl.cli.output import warn
 from elmanctl.config import Resolved, resolve
 from elmanctl.jobs.paths import RunPaths
+from elmanctl.ledger.run_state import RunState
+from elmanctl.ledger.state import load_run
 from elmanctl.search.selection import find_run
+from elmanctl.search.session import require_run
 
 RunArgument = Annotated[
     str | None, typer.Argument(help="Run; default the newest", autocompletion=run_names)
@@ -41,3 +45,15 @@ def chosen_run(ctx: typer.Context, name: str | None) -> RunPaths:
     """Return the run that a user names, or the newest one."""
     runs = Path(resolve_settings(ctx, {}).settings.paths.runs).expanduser()
     return RunPaths(find_run(runs, name).resolve())
+
+
+def load_readable(paths: RunPaths) -> RunState:
+    """Return a run's state, with a warning where its ledger is not quite whole.
+
+    Raises NotFound for a ledger in which nothing stands.
+    """
+    loaded = load_run(paths.folder)
+    if loaded.warning:
+        warn(loaded.warning)
+    require_run(paths, loaded.state)
+    return loaded.state

@@ -21,7 +21,7 @@ from elmanctl.cli.context import (
 )
 from elmanctl.cli.output import confirm, hint, print_json, print_line, say, warn
 from elmanctl.cli.progress import make_view, print_summary, run_summary
-from elmanctl.errors import SearchPaused, UsageError
+from elmanctl.errors import ElmanError, LedgerError, UsageError
 from elmanctl.jobs.executor import Executor
 from elmanctl.jobs.paths import RunPaths
 from elmanctl.ledger.records import RunStatus, Submission, Task
@@ -29,8 +29,9 @@ from elmanctl.models.params import format_count
 from elmanctl.search.session import Session
 from elmanctl.search.start import SearchPlan, create_run, plan_search
 
-# How often result files are looked for; the scheduler itself is asked far less often.
-_TICK_S = 0.5
+# How often result files are looked for; Slurm itself is asked far less often.
+_TICK_S = 2.0
+_LOCAL_TICK_S = 0.5
 
 _Params = Annotated[str | None, typer.Option(help="Parameter budget, e.g. 480M; dim meets it")]
 _Generations = Annotated[int | None, typer.Option(help="Generations of CMA-ES")]
@@ -175,16 +176,17 @@ def drive(paths: RunPaths, *, generations: int | None = None, as_json: bool = Fa
             warn(session.warning)
         if generations is not None:
             session.extend(generations)
-        session.start_controller()
         executor = make_executor(paths, session.run["executor"], session.settings)
         executor.check()
-        poll_s = _TICK_S if executor.name == "local" else session.settings.slurm.poll_s
+        session.start_controller()
+        poll_s = _LOCAL_TICK_S if executor.name == "local" else session.settings.slurm.poll_s
+        tick_s = min(poll_s, _TICK_S)
         try:
             with make_view(session) as view:
-                Controller(
-                    session, executor, view, poll_s=poll_s, tick_s=_TICK_S, stop=stop
-                ).drive()
-        except SearchPaused as exc:
+                Controller(session, executor, view, poll_s=poll_s, tick_s=tick_s, stop=stop).drive()
+        except LedgerError:
+            raise
+        except ElmanError as exc:
             session.record("run_paused", reason=exc.message)
             raise
         state = session.state

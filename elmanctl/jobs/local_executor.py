@@ -117,6 +117,9 @@ class LocalExecutor:
         }
         if self._gpus and slot is not None:
             environment["CUDA_VISIBLE_DEVICES"] = str(self._gpus[slot])
+        # Workers side by side must not each start a thread for every core.
+        share = len(os.sched_getaffinity(0)) // self._slots
+        environment.setdefault("OMP_NUM_THREADS", str(max(1, share)))
         return environment
 
     def find(self, submission: Submission, folder: Path) -> str | None:

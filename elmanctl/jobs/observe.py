@@ -1,6 +1,5 @@
 """Reading what an attempt left behind: result, heartbeat, the end of its log."""
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -9,6 +8,7 @@ from elmanctl.clock import from_text
 from elmanctl.jobs.executor import JobReport
 from elmanctl.jobs.paths import AttemptPaths
 from elmanctl.jobs.verdict import Log, Observation
+from elmanctl.ledger.files import parse_object
 
 # What a verdict needs of a log is at its end.
 _TAIL_BYTES = 64 * 1024
@@ -40,10 +40,9 @@ def observe(
 def read_table(path: Path) -> dict[str, Any] | None:
     """Return the JSON object of a file, None when there is none or it is not readable yet."""
     try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-    except (FileNotFoundError, ValueError):
+        return parse_object(path.read_bytes())
+    except (OSError, ValueError):
         return None
-    return data if isinstance(data, dict) else None
 
 
 def read_log(path: Path, root: Path) -> Log | None:
@@ -57,7 +56,8 @@ def read_log(path: Path, root: Path) -> Log | None:
     except FileNotFoundError:
         return None
     name = str(path.relative_to(root)) if path.is_relative_to(root) else str(path)
-    return Log(file=name, lines=text.splitlines(), first_line=first_line)
+    # Not splitlines: it also parts lines where no editor counts one, e.g. at a form feed.
+    return Log(file=name, lines=text.removesuffix("\n").split("\n"), first_line=first_line)
 
 
 def _count_lines(data: bytes) -> int:

@@ -5,6 +5,7 @@ longer lists.  A command that fails or answers late is `SlurmSilent`, never an e
 """
 
 import logging
+import re
 import shutil
 import subprocess
 from collections.abc import Iterable, Mapping, Sequence
@@ -43,12 +44,18 @@ _ENDED = {
 _REFUSED = "BadConstraints"
 _NO_NODE = "None assigned"
 
+_ACCOUNTING_OFF = "accounting storage is disabled"
+
 _SQUEUE_FORMAT = "%i|%T|%r|%N|%F|%j"
 _SACCT_FIELDS = "JobID,State,ExitCode,DerivedExitCode,NodeList,Reason"
 
 
 class SlurmSilent(EnvironmentNotReady):
     """A Slurm command failed or did not answer in time."""
+
+
+class AccountingOff(SlurmSilent):
+    """This cluster keeps no accounting: sacct will never answer."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -116,8 +123,12 @@ def expand_array(job_id: str) -> list[str]:
         return [job_id]
     ids = []
     for part in tasks.rstrip("]").partition("%")[0].split(","):
-        first, _, last = part.partition("-")
-        ids += [f"{array}_{index}" for index in range(int(first), int(last or first) + 1)]
+        # Slurm cuts long lists short with dots; what it does not name it does not tell of.
+        found = re.fullmatch(r"(\d+)(?:-(\d+)(?::(\d+))?)?", part)
+        if found:
+            first, last, step = (int(digits) if digits else None for digits in found.groups())
+            assert first is not None
+            ids += [f"{array}_{index}" for index in range(first, (last or first) + 1, step or 1)]
     return ids
 
 
@@ -162,13 +173,20 @@ class Slurm:
         return parse_sacct(self.run(command))
 
     def find_name(self, job_name: str, *, since: str) -> str | None:
-        """Return the array id of the jobs of this name, from squeue and then sacct."""
+        """Return the array id of the jobs of this name, from squeue and then sacct.
+
+        On a cluster without accounting only squeue is asked.
+        """
         for row in self.queue():
             if row.name == job_name and row.report.reason != _REFUSED:
                 return row.array_id
         fields = ["-o", "JobID,State,NodeList"]
         command = ["sacct", "-X", "-n", "-P", "--name", job_name, "-S", since, *fields]
-        for line in self.run(command).splitlines():
+        try:
+            answer = self.run(command)
+        except AccountingOff:
+            return None
+        for line in answer.splitlines():
             job_id, _, rest = line.strip().partition("|")
             if job_id and rest != f"FAILED|{_NO_NODE}":
                 return job_id.partition("_")[0]
@@ -194,6 +212,8 @@ class Slurm:
             )
         except FileNotFoundError as exc:
             raise SlurmSilent(f"no `{command[0]}` on this machine") from exc
+        except OSError as exc:
+            raise SlurmSilent(f"cannot run `{command[0]}`: {exc.strerror}") from exc
         except subprocess.TimeoutExpired as exc:
             raise SlurmSilent(
                 f"`{command[0]}` did not answer within {COMMAND_TIMEOUT_S} s"
@@ -201,5 +221,6 @@ class Slurm:
         if done.returncode != 0:
             words = done.stderr.strip().splitlines() or [f"exit code {done.returncode}"]
             logger.debug("%s failed: %s", command, done.stderr)
-            raise SlurmSilent(f"`{command[0]}` failed: {words[0]}")
+            silent = AccountingOff if _ACCOUNTING_OFF in done.stderr else SlurmSilent
+            raise silent(f"`{command[0]}` failed: {words[0]}")
         return done.stdout

@@ -68,14 +68,22 @@ class SlurmExecutor:
         if done.returncode == 0 and job_id.isdigit():
             return job_id
         words = done.stderr.strip() or done.stdout.strip() or f"exit code {done.returncode}"
-        if any(text.casefold() in words.casefold() for text in _MAYBE_ACCEPTED):
+        # Success without a job id, or an end by a signal: Slurm may have heard of it.
+        unsure = done.returncode <= 0
+        if unsure or any(text.casefold() in words.casefold() for text in _MAYBE_ACCEPTED):
             raise SubmissionUnknown(words)
         raise SubmissionError(
             words, hint="check `[slurm]` in elman.toml, or pass `--template` or `--partition`"
         )
 
     def find(self, submission: Submission, folder: Path) -> str | None:
-        """Return the array's job id if this submission was accepted, by its unique name."""
+        """Return the array's job id if this submission was accepted.
+
+        A job that has started left its id in the folder; others are known by their unique name.
+        """
+        started = _started_job(folder)
+        if started is not None:
+            return started
         script = str(folder / SCRIPT_NAME)
         while any(script in line and "sbatch" in line for _, line in command_lines()):
             # A dead controller's sbatch is still talking to Slurm; its answer decides.
@@ -125,3 +133,12 @@ class SlurmExecutor:
     def log(self, job: LiveJob) -> Path:
         """Return the file of the job's output, as submitit names it."""
         return self._paths.submission(job.submission) / f"{job.job_id}_0_log.out"
+
+
+def _started_job(folder: Path) -> str | None:
+    """Return the array's job id by the links that its tasks make when they start."""
+    for link in folder.glob("*_submitted.pkl"):
+        job_id = link.name.partition("_")[0]
+        if job_id.isdigit():
+            return job_id
+    return None

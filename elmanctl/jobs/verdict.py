@@ -5,6 +5,7 @@ code, and the log.  What is not understood is `undetermined`, never `diverged`: 
 which sees every step's loss and gradient, can say that a run diverged.
 """
 
+import math
 import re
 import signal
 from collections.abc import Mapping, Sequence
@@ -94,10 +95,17 @@ def _from_result(result: Mapping[str, object], file: str | None) -> Verdict:
         unread = _quote({"text": "the worker's result holds no verdict"}, file)
         return Verdict(kind=VerdictKind.UNDETERMINED, evidence=(unread,))
     kind = VerdictKind(str(verdict["kind"]))
+    if kind is VerdictKind.COMPLETED and not _is_loss(result.get("loss")):
+        unread = _quote({"text": "the worker says completed and gives no finite loss"}, file)
+        return Verdict(kind=VerdictKind.UNDETERMINED, evidence=(unread,))
     told = verdict.get("evidence")
     quotes = [q for q in told if isinstance(q, Mapping)] if isinstance(told, list) else []
     said = quotes or [{"text": f"the worker says {kind}"}]
     return Verdict(kind=kind, evidence=tuple(_quote(quote, file) for quote in said))
+
+
+def _is_loss(value: object) -> bool:
+    return type(value) in (int, float) and math.isfinite(float(str(value)))
 
 
 def _quote(quote: Mapping[str, object], file: str | None) -> Evidence:

@@ -68,7 +68,9 @@ def check_limits(settings: Settings) -> None:
 def _check_together(settings: Settings) -> None:
     batch, micro_batch = settings.train.batch, settings.train.micro_batch
     if micro_batch and batch % micro_batch:
-        raise ConfigError(f"`train.micro_batch` {micro_batch} does not divide `train.batch` {batch}")
+        raise ConfigError(
+            f"`train.micro_batch` {micro_batch} does not divide `train.batch` {batch}"
+        )
     gpus = settings.local.gpus
     if len(set(gpus)) < len(gpus):
         raise ConfigError(

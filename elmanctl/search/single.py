@@ -15,7 +15,7 @@ from elmanctl.ledger.files import write_json
 from elmanctl.models.params import count_parameters
 from elmanctl.models.registry import decode_config, find_family
 from elmanctl.search.start import find_corpus
-from elmanctl.search.workload import training_budget
+from elmanctl.search.workload import training_fields
 from elmanctl.settings import Settings
 
 logger = logging.getLogger(__name__)
@@ -39,7 +39,6 @@ def evaluate_once(
         raise UsageError(f"`lr` is a number, not `{lr}`")
     config = decode_config(family.name, values).encode()
     corpus = find_corpus(settings)
-    train = settings.train
     spec = AttemptSpec(
         run="eval",
         evaluation="eval",
@@ -47,22 +46,11 @@ def evaluate_once(
         level=family.name,
         config=config,
         parameters_expected=count_parameters(family.name, config),
-        seed=train.seed,
+        seed=settings.train.seed,
         lr=float(lr),
-        budget=training_budget(train),
-        batch=train.batch,
-        micro_batch=train.micro_batch,
-        seq_len=train.seq_len,
-        warmup_steps=train.warmup_steps,
-        grad_clip=train.grad_clip,
-        weight_decay=train.weight_decay,
-        precision=train.precision,
         data=DataSpec(path=str(corpus.path), sha256=corpus.sha256, size_bytes=corpus.size_bytes),
-        device=train.device,
-        backend=train.backend,
-        threads=train.threads,
-        heartbeat_s=train.heartbeat_s,
         timeout_min=_NO_LIMIT_MIN,
+        **training_fields(settings.train),
     )
     paths = AttemptPaths(_new_folder(out, Path(settings.paths.runs), family.name))
     write_json(paths.spec, spec.encode())

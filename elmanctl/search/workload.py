@@ -70,7 +70,6 @@ def attempt_spec(
     run: Mapping[str, Any], settings: Settings, evaluation: Evaluation, attempt: int, limit: int
 ) -> AttemptSpec:
     """Return the spec of an attempt; `run` is the ledger's record of the run."""
-    train = settings.train
     config = dict(evaluation.config)
     lr = float(str(config.pop("lr")))
     return AttemptSpec(
@@ -82,18 +81,25 @@ def attempt_spec(
         parameters_expected=evaluation.parameters,
         seed=evaluation.seed,
         lr=lr,
-        budget=training_budget(train),
-        batch=train.batch,
-        micro_batch=train.micro_batch,
-        seq_len=train.seq_len,
-        warmup_steps=train.warmup_steps,
-        grad_clip=train.grad_clip,
-        weight_decay=train.weight_decay,
-        precision=train.precision,
         data=DataSpec(**{key: run["data"][key] for key in ("path", "sha256", "size_bytes")}),
-        device=train.device,
-        backend=train.backend,
-        threads=train.threads,
-        heartbeat_s=train.heartbeat_s,
         timeout_min=limit,
+        **training_fields(settings.train),
     )
+
+
+def training_fields(train: TrainSettings) -> dict[str, Any]:
+    """Return the fields of a spec that the training settings decide."""
+    same = (
+        "batch",
+        "micro_batch",
+        "seq_len",
+        "warmup_steps",
+        "grad_clip",
+        "weight_decay",
+        "precision",
+        "device",
+        "backend",
+        "threads",
+        "heartbeat_s",
+    )
+    return {"budget": training_budget(train), **{name: getattr(train, name) for name in same}}
