@@ -15,6 +15,7 @@ from elmanctl.errors import ElmanError, UsageError
 
 if TYPE_CHECKING:
     from rich.console import Console
+    from rich.table import Table
 
 JSON_VERSION = 1
 
@@ -96,11 +97,18 @@ def _plain(cell: str | None) -> str:
 
 
 def _print_rich(columns: Sequence[Column], rows: Sequence[Sequence[str | None]]) -> None:
+    screen = console()
+    screen.print(build_table(columns, rows, screen.width))
+
+
+def build_table(
+    columns: Sequence[Column], rows: Sequence[Sequence[str | None]], width: int
+) -> "Table":
+    """Return a rich table of what fits into `width`; names are never cut or wrapped."""
     from rich.table import Table
     from rich.text import Text
 
-    screen = console()
-    kept = _fitting(columns, rows, screen.width)
+    kept = _fitting(columns, rows, width)
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
     for index in kept:
         column = columns[index]
@@ -108,7 +116,7 @@ def _print_rich(columns: Sequence[Column], rows: Sequence[Sequence[str | None]])
     for row in rows:
         cells = [MISSING if row[i] is None else str(row[i]) for i in kept]
         table.add_row(*(Text(cell, style=_STYLES.get(cell, "")) for cell in cells))
-    screen.print(table)
+    return table
 
 
 def _fitting(

@@ -2,12 +2,14 @@
 
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from types import TracebackType
 from typing import Any
 
 from elmanctl import clock
 from elmanctl.cli.output import (
+    Column,
+    build_table,
     console,
     format_loss,
     hint,
@@ -15,7 +17,7 @@ from elmanctl.cli.output import (
     print_line,
     say,
 )
-from elmanctl.cli.rows import describe_config, evaluation_row, searched_names
+from elmanctl.cli.rows import describe_config, searched_names, shown_state
 from elmanctl.jobs.observe import read_table
 from elmanctl.ledger.records import Evaluation, State, Verdict, VerdictKind
 from elmanctl.ledger.run_state import RunState
@@ -100,32 +102,23 @@ class LiveView:
 
     def _picture(self, session: Session, silent_reason: str | None) -> Any:
         from rich.console import Group
-        from rich.table import Table
         from rich.text import Text
 
-        state = session.state
         left = self._time_left(session)
         lines = [Text(headline(session) + (f"  about {left} left" if left else ""), style="bold")]
-        table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
-        names = searched_names(session.run)
-        for title in ("EVAL", "STATE", "LOSS", "STEP", *(name.upper() for name in names), "PARAMS"):
-            right = title not in ("EVAL", "STATE")
-            table.add_column(title, justify="right" if right else "left", no_wrap=True)
-        for evaluation in _current(state):
-            row = evaluation_row(evaluation)
-            beat = _heartbeat(session, evaluation) if evaluation.has_live_attempt else None
-            loss = format_loss(evaluation.loss) or _beat_loss(beat)
-            table.add_row(
-                evaluation.id,
-                row["state"],
-                loss or "",
-                _beat_step(beat) or _steps(evaluation),
-                *(describe_config(evaluation.config.get(name)) for name in names),
-                format_count(evaluation.parameters),
-            )
         if silent_reason:
             lines.append(Text(f"{silent_reason}; asking again", style="yellow"))
-        return Group(*lines, table)
+        names = searched_names(session.run)
+        columns = [
+            Column(name="EVAL"),
+            Column(name="STATE"),
+            Column(name="LOSS", right=True),
+            Column(name="STEP", right=True),
+            *(Column(name=name.upper(), right=True, dispensable=True) for name in names),
+            Column(name="PARAMS", right=True, dispensable=True),
+        ]
+        rows = [_live_cells(session, evaluation, names) for evaluation in _current(session.state)]
+        return Group(*lines, build_table(columns, rows, self._console.width))
 
     def _time_left(self, session: Session) -> str | None:
         done = _settled(session.state) - self._done_before
@@ -244,24 +237,22 @@ def _settled(state: RunState) -> int:
     return sum(e.state.is_finished for e in state.evaluations.values())
 
 
-def _heartbeat(session: Session, evaluation: Evaluation) -> dict[str, Any] | None:
+def _live_cells(session: Session, evaluation: Evaluation, names: Sequence[str]) -> list[str | None]:
+    """Return a row; what runs is shown by its heartbeat, what is done by its result."""
     last = evaluation.last_attempt
-    assert last is not None
-    return read_table(session.paths.attempt(evaluation.id, last.number).heartbeat)
-
-
-def _beat_loss(beat: dict[str, Any] | None) -> str | None:
-    loss = (beat or {}).get("loss")
-    return f"{loss:.4f}" if isinstance(loss, float) else None
-
-
-def _beat_step(beat: dict[str, Any] | None) -> str | None:
-    step = (beat or {}).get("step")
-    return str(step) if isinstance(step, int) else None
-
-
-def _steps(evaluation: Evaluation) -> str:
-    return str(_result(evaluation).get("steps", ""))
+    seen = _result(evaluation)
+    if last is not None and evaluation.has_live_attempt:
+        beat = read_table(session.paths.attempt(evaluation.id, last.number).heartbeat) or {}
+        seen = {"loss": beat.get("loss"), "steps": beat.get("step")}
+    loss, steps = seen.get("loss"), seen.get("steps")
+    return [
+        evaluation.id,
+        shown_state(evaluation),
+        format_loss(loss) if isinstance(loss, float) else None,
+        None if steps is None else str(steps),
+        *(describe_config(evaluation.config.get(name)) for name in names),
+        format_count(evaluation.parameters),
+    ]
 
 
 def _result(evaluation: Evaluation) -> Mapping[str, object]:

@@ -5,9 +5,9 @@ code, and the log.  What is not understood is `undetermined`, never `diverged`: 
 which sees every step's loss and gradient, can say that a run diverged.
 """
 
-import math
 import re
 import signal
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -91,7 +91,7 @@ def judge(seen: Observation) -> Verdict:
 
 def _from_result(result: Mapping[str, object], file: str | None) -> Verdict:
     verdict = result.get("verdict")
-    if not isinstance(verdict, Mapping) or verdict.get("kind") not in set(VerdictKind):
+    if not isinstance(verdict, Mapping) or str(verdict.get("kind")) not in set(VerdictKind):
         unread = _quote({"text": "the worker's result holds no verdict"}, file)
         return Verdict(kind=VerdictKind.UNDETERMINED, evidence=(unread,))
     kind = VerdictKind(str(verdict["kind"]))
@@ -99,13 +99,17 @@ def _from_result(result: Mapping[str, object], file: str | None) -> Verdict:
         unread = _quote({"text": "the worker says completed and gives no finite loss"}, file)
         return Verdict(kind=VerdictKind.UNDETERMINED, evidence=(unread,))
     told = verdict.get("evidence")
-    quotes = [q for q in told if isinstance(q, Mapping)] if isinstance(told, list) else []
+    listed = told if isinstance(told, list) else []
+    quotes = [quote for quote in listed if isinstance(quote, Mapping) and "text" in quote]
     said = quotes or [{"text": f"the worker says {kind}"}]
     return Verdict(kind=kind, evidence=tuple(_quote(quote, file) for quote in said))
 
 
 def _is_loss(value: object) -> bool:
-    return type(value) in (int, float) and math.isfinite(float(str(value)))
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return False
+    # False for NaN too.
+    return abs(value) <= sys.float_info.max
 
 
 def _quote(quote: Mapping[str, object], file: str | None) -> Evidence:
