@@ -101,6 +101,22 @@ def decode_settings(data: Mapping[str, Any]) -> Settings:
     return _build(values)
 
 
+def parse_assignments(words: Iterable[str]) -> dict[str, Any]:
+    """Read `section.key=value` words, checked as a file's values are; raise ConfigError."""
+    source = Source(name="the command line", values={})
+    values = {}
+    for word in words:
+        key, equals, text = word.partition("=")
+        section, dot, name = key.partition(".")
+        if not equals or not dot or section not in SECTIONS:
+            raise ConfigError(f"`{word}` is not of the form section.key=value")
+        hints = typing.get_type_hints(SECTIONS[section])
+        if name not in hints:
+            raise unknown_key(source, key, [f"{section}.{other}" for other in hints], "key")
+        values[key] = _checked(key, _from_text(text, hints[name], f"value of {key}"), source)
+    return values
+
+
 def _files(config: Path | None, folder: Path, environ: Mapping[str, str]) -> list[Source]:
     if config is not None:
         if not config.is_file():
@@ -122,7 +138,9 @@ def _from_environment(environ: Mapping[str, str]) -> Source:
             name = f"{ENVIRONMENT_PREFIX}{section}_{item.name}".upper()
             if name in environ:
                 kind = typing.get_type_hints(record)[item.name]
-                values[f"{section}.{item.name}"] = _from_text(environ[name], kind, name)
+                values[f"{section}.{item.name}"] = _from_text(
+                    environ[name], kind, f"environment variable {name}"
+                )
     source = Source(name="the environment", values=values)
     _refuse_unknown_variables(source, environ)
     return source
@@ -192,7 +210,7 @@ def _from_text(text: str, kind: Any, name: str) -> Any:
     try:
         return tomllib.loads(f"value = {text}")["value"]
     except tomllib.TOMLDecodeError as exc:
-        raise ConfigError(f"cannot read the environment variable {name}: `{text}`") from exc
+        raise ConfigError(f"cannot read the {name}: `{text}`") from exc
 
 
 def _describe(kind: Any) -> str:

@@ -163,6 +163,9 @@ def setting_help() -> dict[str, str]:
     }
 
 
+# Relative to the file that sets them.
+PATH_KEYS = ("paths.runs", "paths.templates", "data.path")
+
 # What a resource template may hold.
 TEMPLATE_KEYS = (
     "summary",

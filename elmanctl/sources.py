@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from elmanctl.errors import ConfigError, NotFound, nearest
-from elmanctl.settings import SECTIONS, TEMPLATE_KEYS
+from elmanctl.settings import PATH_KEYS, SECTIONS, TEMPLATE_KEYS
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,7 +39,14 @@ def read_file(path: Path) -> Source:
             raise unknown_key(source, section, [*SECTIONS, "model"], "section")
         if not isinstance(table, dict):
             raise ConfigError(f"{source.where(section)}: `{section}` is a section, not a value")
-    return Source(name=path.name, values=dict(flat(data)), text=text)
+    values = {
+        # A path in a file means the same wherever a command is started.
+        key: str(path.parent / Path(value).expanduser())
+        if key in PATH_KEYS and isinstance(value, str)
+        else value
+        for key, value in flat(data)
+    }
+    return Source(name=path.name, values=values, text=text)
 
 
 def preset_source(name: str) -> Source:

@@ -9,9 +9,7 @@ from elmanctl.cli.context import JsonFlag
 from elmanctl.cli.output import hint, print_json, print_line
 from elmanctl.errors import UsageError
 
-app = typer.Typer(
-    rich_markup_mode=None, no_args_is_help=True, help="Make and describe corpora", name="data"
-)
+app = typer.Typer(rich_markup_mode=None, no_args_is_help=True, help="Make corpora", name="data")
 
 
 @app.callback()
@@ -55,4 +53,4 @@ def pack(
         f"{out}: {summary.documents} documents, {summary.size_bytes} bytes, "
         f"{left_out} files left out, sha256 {summary.sha256}"
     )
-    hint(f"search with it: `elmanctl search e88 --data {out}`")
+    hint(f"search with it: `elmanctl search e88 --data {out} --params 480M --train-minutes 10`")

@@ -29,7 +29,7 @@ from elmanctl.cli.output import (
 from elmanctl.cli.remote import act_on_run
 from elmanctl.cli.template import commented_config
 from elmanctl.constants import COMPLETION_VARIABLE, CONFIG_NAME, PROGRAM
-from elmanctl.errors import UsageError
+from elmanctl.errors import PartialFailure, UsageError
 from elmanctl.ledger.records import Evaluation
 from elmanctl.ledger.state import load_run
 from elmanctl.search.actions import last_kind
@@ -64,7 +64,10 @@ def init(
     folder.mkdir(parents=True, exist_ok=True)
     path.write_text(commented_config(), encoding="utf-8")
     print_line(str(path))
-    hint(f"set your partition in it, then `elmanctl search {name} --params 480M --dry-run`")
+    hint(
+        f"set your partition in it, then "
+        f"`elmanctl search {name} --params 480M --train-minutes 10 --dry-run`"
+    )
 
 
 def cancel(
@@ -111,7 +114,10 @@ def cancel(
         [[row["evaluation"], row["job"], row["result"]] for row in answer["cancelled"]],
     )
     if answer.get("error"):
-        say(f"warning: the jobs may still run: {answer['error']}")
+        raise PartialFailure(
+            f"the evaluations are closed, but their jobs may still run: {answer['error']}",
+            hint="end them with scancel",
+        )
 
 
 def requeue(

@@ -9,7 +9,13 @@ import typer
 from elmanctl.cli.context import JsonFlag, resolve_settings
 from elmanctl.cli.output import Column, hint, print_json, print_line, print_table, say
 from elmanctl.errors import UsageError
-from elmanctl.models.params import count_parameters, parameter_breakdown, parse_count, solve_dim
+from elmanctl.models.params import (
+    count_parameters,
+    format_count,
+    parameter_breakdown,
+    parse_count,
+    solve_dim,
+)
 from elmanctl.models.registry import FAMILIES, decode_config, find_family
 from elmanctl.search.space import SearchSpace, load_space, space_names
 
@@ -92,7 +98,7 @@ def calc_dim(
 
     \b
     Examples:
-        elmanctl calc-dim e88 --params 480M depth=17 n_heads=83 n_state=32
+        elmanctl calc-dim e88 --params 480M --multiple-of 64 depth=17 n_heads=83 n_state=32
     """
     family = find_family(level)
     values = _model_fields(assignments)
@@ -152,7 +158,11 @@ def evaluate(
     say(f"kept in {folder}")
     for key in ("loss", "steps", "tokens", "tokens_per_s", "parameters", "device", "precision"):
         print_line(f"{key:<12} {result.get(key)}")
-    hint(f"search around it: `elmanctl search {find_family(level).name} --params ...`")
+    count = format_count(int(result["parameters"]))
+    name = find_family(level).name
+    hint(
+        f"search models of this size: `elmanctl search {name} --params {count} --train-minutes 10`"
+    )
 
 
 def _axis_rows(space: SearchSpace) -> list[list[str | None]]:

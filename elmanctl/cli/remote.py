@@ -1,5 +1,6 @@
 """Acting on a run whose controller may or may not be at work."""
 
+import time
 from collections.abc import Mapping
 from typing import Any
 
@@ -8,6 +9,7 @@ from elmanctl.cli.search import make_executor
 from elmanctl.errors import ElmanError, LedgerLocked
 from elmanctl.jobs.paths import RunPaths
 from elmanctl.ledger.lease import is_gone, read_holder
+from elmanctl.ledger.records import State
 from elmanctl.ledger.requests import leave_request, wait_for_answer, withdraw_request
 from elmanctl.search.actions import apply_requests, perform
 from elmanctl.search.dispatch import Dispatcher
@@ -17,6 +19,10 @@ from elmanctl.search.watch import Watcher
 # A controller that is inside sbatch answers after it.
 _ANSWER_TIMEOUT_S = 300.0
 _POLL_S = 0.2
+
+# Jobs that were cancelled take a moment to end.
+_COLLECT_S = 10.0
+_COLLECT_POLL_S = 1.0
 
 
 def act_on_run(paths: RunPaths, command: str, arguments: Mapping[str, Any]) -> dict[str, Any]:
@@ -43,16 +49,32 @@ def _act_here(paths: RunPaths, command: str, arguments: Mapping[str, Any]) -> di
         watcher = Watcher(session, executor, poll_s=0.0)
         # Left behind by a command whose controller ended before it answered.
         apply_requests(session, watcher)
-        answer = perform(session, watcher, command, arguments, "command line")
         if command == "requeue":
             executor.check()
+        answer = perform(session, watcher, command, arguments, f"lease {session.lease.fence}")
+        if command == "cancel":
+            _collect(session, watcher)
+        if command == "requeue":
             dispatcher = Dispatcher(session, executor, poll_s=0.0)
             dispatcher.adopt()
             dispatcher.submit_waiting()
             for row in answer["requeued"]:
                 last = session.state.evaluations[row["evaluation"]].last_attempt
-                row["job"] = last.job_id if last is not None else None
+                row["job"] = last.job_id if last and not last.state.is_finished else None
         return answer
+
+
+def _collect(session: Session, watcher: Watcher) -> None:
+    """Record how cancelled jobs ended, as far as that is known soon."""
+
+    def is_ending() -> bool:
+        return any(e.state is State.CANCELLED for e, _ in session.state.live_attempts())
+
+    end = time.monotonic() + _COLLECT_S
+    while is_ending() and time.monotonic() < end:
+        watcher.look()
+        if is_ending():
+            time.sleep(_COLLECT_POLL_S)
 
 
 def _ask_controller(

@@ -2,7 +2,7 @@
 
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
@@ -21,6 +21,7 @@ from elmanctl.cli.context import (
 )
 from elmanctl.cli.output import confirm, hint, print_json, print_line, say, warn
 from elmanctl.cli.progress import make_view, print_summary, run_summary
+from elmanctl.config import parse_assignments
 from elmanctl.errors import ElmanError, LedgerError, UsageError
 from elmanctl.jobs.executor import Executor
 from elmanctl.jobs.paths import RunPaths
@@ -151,6 +152,10 @@ def resume(
     generations: Annotated[
         int | None, typer.Option(help="Go on to this many generations in all")
     ] = None,
+    changes: Annotated[
+        list[str] | None,
+        typer.Option("--set", help="Change where jobs run, e.g. slurm.partition=long"),
+    ] = None,
     as_json: JsonFlag = False,
 ) -> None:
     """Continue a search from its ledger
@@ -162,20 +167,30 @@ def resume(
     Examples:
         elmanctl resume
         elmanctl resume e88-480m --generations 30
+        elmanctl resume --set slurm.partition=long --set slurm.mem_gb=80
     """
     paths = chosen_run(ctx, run)
-    drive(paths, generations=generations, as_json=as_json)
+    drive(paths, generations=generations, changes=parse_assignments(changes or []), as_json=as_json)
 
 
-def drive(paths: RunPaths, *, generations: int | None = None, as_json: bool = False) -> None:
+def drive(
+    paths: RunPaths,
+    *,
+    generations: int | None = None,
+    changes: Mapping[str, Any] | None = None,
+    as_json: bool = False,
+) -> None:
     """Run a search's controller in the foreground until it ends or is interrupted."""
     from elmanctl.search.loop import Controller
 
     with Session.open(paths.folder) as session, interruptible() as stop:
         if session.warning:
             warn(session.warning)
+        session.refuse_cancelled()
         if generations is not None:
             session.extend(generations)
+        if changes:
+            session.change_settings(changes)
         executor = make_executor(paths, session.run["executor"], session.settings)
         executor.check()
         session.start_controller()
@@ -272,7 +287,9 @@ def _print_dry_run(plan: SearchPlan) -> None:
     """Print what a first submission would be; nothing is written."""
     say(_describe(plan))
     if plan.executor == "local":
-        print_line(f"would start {plan.settings.search.population} workers in {plan.folder}")
+        slots = len(plan.settings.local.gpus) or plan.settings.local.workers
+        at_once = min(slots, plan.settings.search.population)
+        print_line(f"would run {at_once} evaluations at a time in {plan.folder}")
         return
     from elmanctl.jobs.submission import make_script
 

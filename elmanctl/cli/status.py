@@ -60,6 +60,8 @@ def status(
         elmanctl status e88-480m --all --json
     """
     if run is None:
+        if exit_status or state or generation is not None:
+            raise UsageError("`--state`, `--generation` and `--exit-status` need a run's name")
         _status_of_all(ctx, as_json=as_json)
         return
     paths = chosen_run(ctx, run)
@@ -112,7 +114,9 @@ def _run_row(paths: RunPaths, state: RunState) -> dict[str, Any]:
     run = state.run
     counts = state.counts()
     best = state.best()
-    running = sum(1 for _, attempt in state.live_attempts() if attempt.state is State.RUNNING)
+    # A cancelled evaluation whose job is still ending is no longer pending.
+    live = [attempt for e, attempt in state.live_attempts() if not e.state.is_finished]
+    running = sum(attempt.state is State.RUNNING for attempt in live)
     return {
         "run": run["name"],
         "status": _status(paths, state),
@@ -124,7 +128,7 @@ def _run_row(paths: RunPaths, state: RunState) -> dict[str, Any]:
         "evaluations": len(state.evaluations),
         "done": counts[State.COMPLETED],
         "running": running,
-        "pending": len(state.live_attempts()) - running + counts[State.CREATED],
+        "pending": len(live) - running + counts[State.CREATED],
         "failed": counts[State.FAILED],
         "cancelled": counts[State.CANCELLED],
         "best_loss": best.loss if best else None,
@@ -181,10 +185,10 @@ def _select(
         )
     chosen = list(found.evaluations.values())
     if generation is not None:
-        return [e for e in chosen if e.generation == generation]
+        chosen = [e for e in chosen if e.generation == generation]
     if state is not None:
-        return [e for e in chosen if evaluation_row(e)["state"] == state]
-    if everything:
+        chosen = [e for e in chosen if evaluation_row(e)["state"] == state]
+    if everything or generation is not None or state is not None:
         return chosen
     # What a person looks for first: the newest two generations, and whatever is not done.
     return [e for e in chosen if e.generation >= found.generation - 1 or not e.state.is_finished]

@@ -25,11 +25,14 @@ from elmanctl.jobs.submission import (
     worker_environment,
     write_pickles,
 )
+from elmanctl.ledger.files import write_atomically
 from elmanctl.ledger.records import Submission
 
-# $1 process file, $2 exit file, the rest the worker's command.
+# $1 process file, $2 exit file, the rest the worker's command.  A polite signal to the session
+# ends the worker, and the supervisor lives on to tell of it.
 _SUPERVISOR = """\
 process=$1 exit=$2; shift 2
+trap : TERM
 echo "$$ $(cut -d' ' -f22 /proc/$$/stat)" > "$process.new" && mv "$process.new" "$process"
 "$@"
 code=$?
@@ -37,6 +40,9 @@ echo "$code" > "$exit.new" && mv "$exit.new" "$exit"
 """
 
 _KILL_AFTER_S = 20
+
+# How long a cancelled worker may take to end in good order.
+_POLITE_S = 5.0
 
 # `timeout` answers with this when it had to end the worker.
 _TIMED_OUT = 124
@@ -148,14 +154,18 @@ class LocalExecutor:
 
     def cancel(self, jobs: Sequence[LiveJob]) -> None:
         """End workers: a polite signal to the whole session, and a final one to what is left."""
-        groups = [group for job in jobs if (group := self._group(job)) is not None]
+        folders = {self._paths.submission(job.submission): self._group(job) for job in jobs}
+        groups = [group for group in folders.values() if group is not None]
         for number in (signal.SIGTERM, signal.SIGKILL):
             for group in groups:
                 with contextlib.suppress(ProcessLookupError):
                     os.killpg(group, number)
-            deadline = time.monotonic() + 5
+            deadline = time.monotonic() + _POLITE_S
             while time.monotonic() < deadline and any(_group_alive(group) for group in groups):
                 time.sleep(0.05)
+        for folder in (folder for folder, group in folders.items() if group is not None):
+            if not (folder / "exit").exists():
+                _record_killed(folder)
 
     def _group(self, job: LiveJob) -> int | None:
         process = _read_words(self._paths.submission(job.submission) / "process")
@@ -180,6 +190,13 @@ def _is_starting(folder: Path) -> bool:
     """Whether a supervisor that has not yet recorded itself is alive."""
     marker = str(folder / "process")
     return any(marker in line for _, line in command_lines())
+
+
+def _record_killed(folder: Path) -> None:
+    """Write the exit code that the supervisor, killed with its worker, could not write."""
+    # Without it the job has merely vanished, which takes longer to be sure of.
+    with contextlib.suppress(OSError):
+        write_atomically(folder / "exit", f"{128 + signal.SIGKILL}\n".encode())
 
 
 def _read_words(path: Path) -> list[str]:

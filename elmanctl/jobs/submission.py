@@ -5,6 +5,7 @@ that dies in between leaves a job waiting for a file that nobody renames.  Here 
 links the name when the job starts, so that no controller is needed.
 """
 
+import math
 import os
 import re
 import shlex
@@ -51,7 +52,7 @@ def write_pickles(submission: Submission, folder: Path, paths: RunPaths) -> None
     """Write what each task runs, before anything is submitted."""
     from submitit.core.utils import DelayedSubmission
 
-    timeout_min = int(str(submission.resources["timeout_min"]))
+    timeout_min = math.ceil(float(str(submission.resources["timeout_min"])))
     for task in submission.tasks:
         attempt = paths.attempt(task.evaluation, task.attempt)
         delayed = DelayedSubmission(EvaluateAttempt(str(attempt.folder)))

@@ -61,7 +61,7 @@ _LOG_RULES: tuple[tuple[str, VerdictKind], ...] = (
     (r"DUE TO TIME LIMIT", VerdictKind.TIMEOUT),
     (r"DUE TO PREEMPTION", VerdictKind.PREEMPTED),
     (r"DUE TO NODE FAILURE", VerdictKind.NODE_FAILURE),
-    (r"^(ModuleNotFoundError|ImportError)\b", VerdictKind.ENVIRONMENT),
+    (r"(^|\()(ModuleNotFoundError|ImportError)\b", VerdictKind.ENVIRONMENT),
     (r"could not find submitted jobs", VerdictKind.LOST),
     (r"^([\w.]+\.)?InvalidConfiguration\b", VerdictKind.INVALID),
     # submitit's own word on a job it stopped says nothing of why.
@@ -83,7 +83,8 @@ def judge(seen: Observation) -> Verdict:
         kind = VerdictKind.LOST if found is None else found[0]
         quotes = () if found is None else (found[1],)
         return Verdict(kind=kind, evidence=(*quotes, *context))
-    state = report.raw.split()[0].rstrip("+") if report.raw else ""
+    # Slurm adds to some states, as in "CANCELLED by 1000".
+    state = report.raw.strip().partition(" ")[0].rstrip("+")
     if state in _STATES:
         return Verdict(kind=_STATES[state], evidence=context)
     return _from_exit(seen, report, context)

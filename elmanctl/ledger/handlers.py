@@ -33,6 +33,10 @@ def _run_created(state: RunState, fields: Fields, at: str) -> None:
         budget.optional_text("params")
 
 
+def _settings_changed(state: RunState, fields: Fields, at: str) -> None:
+    state.changes.update(fields.mapping("changes"))
+
+
 def _run_extended(state: RunState, fields: Fields, at: str) -> None:
     generations = fields.whole("generations")
     if generations <= state.generations:
@@ -195,6 +199,7 @@ def _submission(state: RunState, name: str) -> Submission:
 HANDLERS: dict[str, Handler] = {
     "run_created": _run_created,
     "run_extended": _run_extended,
+    "settings_changed": _settings_changed,
     "controller_started": _controller_started,
     "points_asked": _points_asked,
     "submission_intended": _submission_intended,

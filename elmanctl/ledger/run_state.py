@@ -22,8 +22,9 @@ class RunState:
     `run` is empty before the first event.  `generation` is the newest that was asked, `generations`
     how many the search is to make.  `told` maps a generation to what the optimizer was told, in
     order; `refused` maps it to the number of points refused while it was asked.  `controller` is
-    the newest controller: host, pid, at.  `freed_bytes` maps an evaluation, or "" for what belongs
-    to none, to the bytes that cleaning freed.
+    the newest controller: host, pid, at.  `changes` maps `section.key` to what replaces a
+    setting, `freed_bytes` an evaluation, or "" for what belongs to none, to the bytes that
+    cleaning freed.
     """
 
     run: Mapping[str, Any] = field(default_factory=dict)
@@ -38,6 +39,7 @@ class RunState:
     optimizer_file: Mapping[str, Any] | None = None
     applied_requests: dict[str, Mapping[str, Any]] = field(default_factory=dict)
     controller: Mapping[str, Any] | None = None
+    changes: dict[str, Any] = field(default_factory=dict)
     freed_bytes: dict[str, int] = field(default_factory=dict)
     notes: list[Note] = field(default_factory=list)
     seq: int = 0
@@ -93,5 +95,6 @@ class RunState:
             refused=dict(self.refused),
             applied_requests=dict(self.applied_requests),
             freed_bytes=dict(self.freed_bytes),
+            changes=dict(self.changes),
             notes=list(self.notes),
         )

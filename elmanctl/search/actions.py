@@ -15,6 +15,7 @@ from elmanctl.search.cleaning import plan_cleaning, remove_planned
 from elmanctl.search.selection import select_failed, select_named
 from elmanctl.search.session import Session
 from elmanctl.search.watch import Watcher
+from elmanctl.search.workload import attempt_resources
 
 logger = logging.getLogger(__name__)
 
@@ -43,6 +44,7 @@ def perform(
 ) -> Answer:
     """Carry out one command on an open run and return its answer, plain data.
 
+    `by` names who asked, once: a request whose effect is on record is not carried out again.
     Raises UsageError for an unknown command and what the command itself raises.
     """
     actions: dict[str, Callable[[Session, Watcher, Mapping[str, Any], str], Answer]] = {
@@ -57,6 +59,7 @@ def perform(
 
 def _requeue(session: Session, watcher: Watcher, arguments: Mapping[str, Any], by: str) -> Answer:
     """Open evaluations again: the failures stay on record, the retry count starts anew."""
+    session.refuse_cancelled()
     names = arguments.get("evaluations") or []
     chosen = (
         select_named(session.state, names)
@@ -64,30 +67,37 @@ def _requeue(session: Session, watcher: Watcher, arguments: Mapping[str, Any], b
         else select_failed(session.state, kinds=arguments.get("kinds") or [])
     )
     changes = {key: arguments[key] for key in ("mem_gb", "timeout_min") if key in arguments}
-    reopened = []
+    # Refused now rather than when the attempt is submitted.
+    attempt_resources(session.settings, session.run["executor"], changes)
+    # A controller that died before its answer was on record may have opened some already.
+    opened = {e.id for e in chosen if e.changes.get("request") == by}
     for evaluation in chosen:
-        if evaluation.state is State.COMPLETED or not evaluation.state.is_finished:
-            raise UsageError(
-                f"{evaluation.id} is {evaluation.state}: only failed and cancelled evaluations "
-                "can be queued again"
+        if evaluation.id not in opened:
+            _check_reopening(evaluation)
+    rows = []
+    for evaluation in chosen:
+        attempts = len(evaluation.attempts)
+        rows.append(
+            {"evaluation": evaluation.id, "was": last_kind(evaluation), "attempt": 1 + attempts}
+        )
+        if evaluation.id not in opened:
+            session.record(
+                "evaluation_reopened",
+                evaluation=evaluation.id,
+                changes={**changes, "since_attempt": attempts, "request": by},
+                by=by,
             )
-        if evaluation.has_live_attempt:
-            raise UsageError(f"{evaluation.id} still has a job that is ending", hint="try again")
-    for evaluation in chosen:
-        session.record(
-            "evaluation_reopened",
-            evaluation=evaluation.id,
-            changes={**changes, "since_attempt": len(evaluation.attempts)},
-            by=by,
+    return {"requeued": rows}
+
+
+def _check_reopening(evaluation: Evaluation) -> None:
+    if evaluation.state is State.COMPLETED or not evaluation.state.is_finished:
+        raise UsageError(
+            f"{evaluation.id} is {evaluation.state}: only failed and cancelled evaluations "
+            "can be queued again"
         )
-        reopened.append(
-            {
-                "evaluation": evaluation.id,
-                "was": last_kind(evaluation),
-                "attempt": 1 + len(evaluation.attempts),
-            }
-        )
-    return {"requeued": reopened}
+    if evaluation.has_live_attempt:
+        raise UsageError(f"{evaluation.id} still has a job that is ending", hint="try again")
 
 
 def _cancel(session: Session, watcher: Watcher, arguments: Mapping[str, Any], by: str) -> Answer:

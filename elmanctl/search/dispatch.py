@@ -24,6 +24,9 @@ logger = logging.getLogger(__name__)
 
 _GB = 1_000_000_000
 
+# A scheduler that refused, for a limit on jobs say, is left in peace for so long.
+_REFUSED_PAUSE_S = 60.0
+
 
 class Dispatcher:
     """Turns evaluations that wait into submissions."""
@@ -33,6 +36,7 @@ class Dispatcher:
         self._executor = executor
         self._poll_s = poll_s
         self._next_adoption = 0.0
+        self._next_submission = 0.0
 
     def adopt(self) -> None:
         """Settle every submission whose answer is not on record.
@@ -80,7 +84,7 @@ class Dispatcher:
         refuses and nothing is running that could change its mind.
         """
         waiting = self.waiting()
-        if not waiting:
+        if not waiting or time.monotonic() < self._next_submission:
             return
         live = self._session.state.live_attempts()
         slots = self._executor.free_slots(self._slot(attempt) for _, attempt in live)
@@ -95,11 +99,14 @@ class Dispatcher:
                 try:
                     self._submit(members[first : first + size], resources)
                 except SubmissionUnknown as exc:
+                    # A slow scheduler may list the job only after a while.
+                    self._next_adoption = time.monotonic() + self._poll_s
                     logger.warning("the answer of a submission is missing: %s", exc.message)
                     return
                 except SubmissionError as exc:
                     if not self._session.state.live_attempts():
                         raise
+                    self._next_submission = time.monotonic() + _REFUSED_PAUSE_S
                     logger.warning("a submission was refused, trying later: %s", exc.message)
                     return
 

@@ -80,19 +80,28 @@ class Controller:
         while not self._stop.is_set():
             session.lease.renew()
             apply_requests(session, self._watcher)
-            if session.state.status is RunStatus.CANCELLED:
-                return
             self._dispatcher.adopt_later()
             self._observe()
-            self._close_decided()
-            if self._advance():
-                session.record("run_finished", reason="all generations are done")
-                self._view.refresh(session, None)
+            if session.state.status is RunStatus.CANCELLED:
+                # Its jobs are told to end; what became of them goes on record.
+                if not session.state.live_attempts():
+                    return
+            elif self._go_on():
                 return
-            self._dispatcher.submit_waiting()
             self._view.refresh(session, self._watcher.silent_reason)
             self._stop.wait(self._tick_s)
-        session.record("run_interrupted")
+        if session.state.status is not RunStatus.CANCELLED:
+            session.record("run_interrupted")
+
+    def _go_on(self) -> bool:
+        """Take the search as far as it goes without waiting; return whether it is finished."""
+        self._close_decided()
+        if self._advance():
+            self._session.record("run_finished", reason="all generations are done")
+            self._view.refresh(self._session, None)
+            return True
+        self._dispatcher.submit_waiting()
+        return False
 
     def _observe(self) -> None:
         for evaluation, verdict in self._watcher.look():
@@ -117,11 +126,10 @@ class Controller:
         kind = systematic_failure(self._recent, settings.retry.breaker)
         if kind is not None:
             raise SearchPaused(
-                f"the last {len(self._recent)} attempts ended as {kind}"
+                f"the last {settings.retry.breaker} attempts ended as {kind}"
                 if kind is not VerdictKind.DISK_FULL
                 else "an attempt met a full disk",
-                hint=f"see `elmanctl status {self._session.run['name']}`; "
-                "mend the cause, then `elmanctl requeue --failed` and `elmanctl resume`",
+                hint=_mend_hint(self._session),
             )
 
     def _advance(self) -> bool:
@@ -160,10 +168,8 @@ class Controller:
             return False
         if len(told) < population // 2:
             raise SearchPaused(
-                f"only {len(told)} of {population} evaluations of generation {generation} gave "
-                "a loss",
-                hint="see `elmanctl status`; mend the cause, then `elmanctl requeue --failed` "
-                "and `elmanctl resume`",
+                f"only {len(told)} of {population} evaluations of g{generation:03} gave a loss",
+                hint=_mend_hint(self._session),
             )
         points = {e.id: e.point for e in members}
         self._session.record(
@@ -231,6 +237,14 @@ class Controller:
     def _members(self, generation: int) -> list[Evaluation]:
         evaluations = self._session.state.evaluations.values()
         return [e for e in evaluations if e.generation == generation]
+
+
+def _mend_hint(session: Session) -> str:
+    name = session.run["name"]
+    return (
+        f"see why with `elmanctl status {name}`, mend it, open what failed again with "
+        f"`elmanctl requeue --failed --run {name}`, then `elmanctl resume {name}`"
+    )
 
 
 def start_optimizer(session: Session) -> CmaOptimizer:

@@ -12,9 +12,13 @@ from elmanctl.errors import NotFound, UsageError
 from elmanctl.jobs.paths import RunPaths
 from elmanctl.ledger import state as ledger_state
 from elmanctl.ledger.lease import Lease
+from elmanctl.ledger.records import RunStatus
 from elmanctl.ledger.state import RunState, load_run, replay
 from elmanctl.ledger.store import LedgerWriter
 from elmanctl.settings import Settings
+
+# Where and how jobs run, not what they measure.
+CHANGEABLE = ("slurm.", "local.", "retry.", "disk.", "search.max_jobs")
 
 
 class Session:
@@ -25,7 +29,7 @@ class Session:
         self.lease = lease
         self.state: RunState = replay(writer.contents.events)
         require_run(paths, self.state)
-        self.settings: Settings = decode_settings(self.state.run["settings"])
+        self.settings = _settings_in_force(self.state)
         self.warning = writer.contents.warning
         self._writer = writer
 
@@ -50,17 +54,35 @@ class Session:
         """Write one event and apply it to the state; what the state refuses is not written."""
         ledger_state.record(self._writer, self.state, kind, **data)
 
+    def refuse_cancelled(self) -> None:
+        """Raise UsageError for a run that was cancelled as a whole: that is for good."""
+        if self.state.status is RunStatus.CANCELLED:
+            raise UsageError(
+                f"the run `{self.run['name']}` was cancelled",
+                hint=f"start another one: `elmanctl search {self.run['model']}`",
+            )
+
     def start_controller(self) -> None:
         """Record that a controller drives this run from now on."""
         self.record("controller_started", host=platform.node(), pid=os.getpid())
+
+    def change_settings(self, changes: Mapping[str, Any]) -> None:
+        """Replace settings from now on; raise UsageError for one that makes losses unlike."""
+        for key in changes:
+            if not key.startswith(CHANGEABLE):
+                raise UsageError(
+                    f"`{key}` is part of what this search measures and stays as it is",
+                    hint=f"changeable: {', '.join(f'{name}*' for name in CHANGEABLE)}",
+                )
+        self.record("settings_changed", changes=dict(changes))
+        self.settings = _settings_in_force(self.state)
 
     def extend(self, generations: int) -> None:
         """Set a higher number of generations; raise UsageError for one that is not higher."""
         if generations <= self.state.generations:
             raise UsageError(
-                f"the search already goes to {self.state.generations} generations, "
-                f"not fewer than {generations}",
-                hint="`--generations` is the number in all, not the number added",
+                f"the search is {self.state.generations} generations long already",
+                hint=f"`--generations` is the number in all: more than {self.state.generations}",
             )
         self.record("run_extended", generations=generations)
 
@@ -84,6 +106,14 @@ class Session:
         trace: TracebackType | None,
     ) -> None:
         self.close()
+
+
+def _settings_in_force(state: RunState) -> Settings:
+    tables = {name: dict(table) for name, table in state.run["settings"].items()}
+    for key, value in state.changes.items():
+        section, name = key.split(".", 1)
+        tables[section][name] = value
+    return decode_settings(tables)
 
 
 def require_run(paths: RunPaths, state: RunState) -> None:

@@ -14,7 +14,7 @@ from elmanctl.jobs.spec import AttemptSpec, DataSpec
 from elmanctl.ledger.files import write_json
 from elmanctl.models.params import count_parameters
 from elmanctl.models.registry import decode_config, find_family
-from elmanctl.search.start import find_corpus
+from elmanctl.search.start import check_trainable, find_corpus
 from elmanctl.search.workload import training_fields
 from elmanctl.settings import Settings
 
@@ -38,6 +38,7 @@ def evaluate_once(
     if isinstance(lr, bool) or not isinstance(lr, int | float):
         raise UsageError(f"`lr` is a number, not `{lr}`")
     config = decode_config(family.name, values).encode()
+    check_trainable()
     corpus = find_corpus(settings)
     spec = AttemptSpec(
         run="eval",

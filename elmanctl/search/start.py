@@ -88,7 +88,7 @@ def plan_search(
     corpus = find_corpus(settings)
     _check_corpus(corpus, settings)
     if executor == "local":
-        _check_local()
+        check_trainable()
     return SearchPlan(
         name=name,
         folder=folder,
@@ -176,12 +176,13 @@ def _start(space: SearchSpace, settings: Settings) -> tuple[tuple[float, ...], s
     return space.point(space.best), space.best_source
 
 
-def _check_local() -> None:
+def check_trainable() -> None:
+    """Raise EnvironmentNotReady when this machine lacks what a worker imports."""
     missing = [name for name in ("torch", "schedulefree") if not importlib.util.find_spec(name)]
     if missing:
         raise EnvironmentNotReady(
-            f"`{missing[0]}` is not installed here, and `--local` trains on this machine",
-            hint="pip install 'elmanctl[train]'",
+            f"`{missing[0]}` is not installed here, and training needs it",
+            hint="install the extra `train`: pip install -e '.[train]' in a checkout",
         )
 
 
@@ -196,6 +197,10 @@ def _run_folder(runs: Path, name: str) -> Path:
         raise UsageError(
             f"Slurm would misread the path `{folder}`",
             hint="use a folder without %, \\ and newlines",
+        )
+    if folder.exists() and not RunPaths(folder).ledger.exists():
+        raise UsageError(
+            f"{folder} exists and is no run", hint="remove it, or pass another `--name`"
         )
     if folder.exists():
         raise UsageError(

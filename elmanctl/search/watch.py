@@ -68,6 +68,15 @@ class Watcher:
         reports = self._executor.reports([_job(attempt) for _, attempt in live.values()])
         silent = [report for report in reports.values() if report.state is JobState.UNKNOWN]
         self.silent_reason = silent[0].reason if silent else None
+        # Cancelled before its job had an id, or by a controller that died before it said so.
+        self._end(
+            [
+                _job(attempt)
+                for job_id, (evaluation, attempt) in live.items()
+                if evaluation.state is State.CANCELLED
+                and reports[job_id].state in (JobState.PENDING, JobState.RUNNING)
+            ]
+        )
         judged = []
         for job_id, (evaluation, attempt) in live.items():
             verdict = self._act_on(reports[job_id], evaluation, attempt)
@@ -150,11 +159,17 @@ class Watcher:
             and attempt.job_id
             and not attempt.state.is_finished
         ]
+        self._next_poll = 0.0
+        return self._end(jobs)
+
+    def _end(self, jobs: list[LiveJob]) -> str | None:
+        if not jobs:
+            return None
         try:
             self._executor.cancel(jobs)
         except EnvironmentNotReady as exc:
+            logger.warning("%s", exc.message)
             return exc.message
-        self._next_poll = 0.0
         return None
 
 

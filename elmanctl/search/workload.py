@@ -49,12 +49,18 @@ def time_limit_min(budget: Budget, asked: int | None) -> int:
 
 
 def attempt_resources(settings: Settings, executor: str, changes: Mapping[str, Any]) -> Resources:
-    """Return what a job of this run asks for, with the changes of a re-queue."""
+    """Return what a job of this run asks for, with the changes of a re-queue.
+
+    Raises ConfigError for a change that cannot be made.
+    """
     slurm, budget = settings.slurm, training_budget(settings.train)
     if executor == "local":
-        return Resources(timeout_min=time_limit_min(budget, settings.local.timeout_min))
+        if "mem_gb" in changes:
+            raise ConfigError("a search on this machine sets no limit on memory")
+        asked = changes.get("timeout_min", settings.local.timeout_min)
+        return Resources(timeout_min=time_limit_min(budget, asked))
     return Resources(
-        timeout_min=changes.get("timeout_min") or time_limit_min(budget, slurm.timeout_min),
+        timeout_min=time_limit_min(budget, changes.get("timeout_min", slurm.timeout_min)),
         partition=slurm.partition,
         account=slurm.account,
         gres=slurm.gres or None,

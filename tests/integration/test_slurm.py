@@ -266,6 +266,17 @@ def _data_spec(corpus: Path) -> DataSpec:
     return DataSpec(path=str(corpus), sha256=found.sha256, size_bytes=found.size_bytes)
 
 
+def test_partition_that_does_not_exist_submits_nothing(
+    cluster_user: CommandLine, corpus: Path
+) -> None:
+    before = subprocess.check_output(["squeue", "-h", "-t", "all"], text=True)
+    done = cluster_user(*search_arguments(corpus), "--partition", "nope")
+    assert done.returncode == 4
+    assert done.stderr.startswith("error: no partition named `nope`\n\nhint: partitions here:")
+    assert not (cluster_user.folder / "runs").exists()
+    assert subprocess.check_output(["squeue", "-h", "-t", "all"], text=True) == before
+
+
 def test_every_failure_gets_its_own_verdict(tmp_path: Path, corpus: Path) -> None:
     """All jobs at once, since the shortest time limit of Slurm is a minute."""
     wide = {"dim": 4096, "depth": 2, "n_heads": 64, "n_state": 32}

@@ -233,6 +233,7 @@ def whole_story() -> list[tuple[str, dict[str, Any]]]:
         ("run_interrupted", {}),
         ("run_cancelled", {}),
         ("run_extended", {"generations": 3}),
+        ("settings_changed", {"changes": {"slurm.partition": "long"}}),
         ("run_finished", {"reason": "all generations are done"}),
     ]
 

@@ -1,0 +1,249 @@
+"""Reading Slurm: every state it has, its tables, and its silence."""
+
+import time
+from pathlib import Path
+
+import pytest
+
+from elmanctl.errors import EnvironmentNotReady
+from elmanctl.jobs import slurm
+from elmanctl.jobs.executor import JobState
+from elmanctl.jobs.slurm import (
+    Slurm,
+    SlurmSilent,
+    expand_array,
+    job_state,
+    parse_sacct,
+    parse_squeue,
+)
+from tests.jobs.slurm_tools import SlurmTools
+
+# The job state codes of squeue(1), and the flags that newer versions show as states.
+LIVE = {
+    "COMPLETING": JobState.RUNNING,
+    "CONFIGURING": JobState.PENDING,
+    "EXPEDITING": JobState.RUNNING,
+    "LAUNCH_FAILED": JobState.RUNNING,
+    "PENDING": JobState.PENDING,
+    "POWER_UP_NODE": JobState.RUNNING,
+    "RECONFIG_FAIL": JobState.RUNNING,
+    "REQUEUED": JobState.PENDING,
+    "REQUEUE_FED": JobState.PENDING,
+    "REQUEUE_HOLD": JobState.PENDING,
+    "RESIZING": JobState.RUNNING,
+    "RESV_DEL_HOLD": JobState.PENDING,
+    "RUNNING": JobState.RUNNING,
+    "SIGNALING": JobState.RUNNING,
+    "SPECIAL_EXIT": JobState.PENDING,
+    "STAGE_OUT": JobState.RUNNING,
+    "STOPPED": JobState.RUNNING,
+    "SUSPENDED": JobState.RUNNING,
+    "UPDATE_DB": JobState.RUNNING,
+}
+ENDED = [
+    "BOOT_FAIL",
+    "CANCELLED",
+    "COMPLETED",
+    "DEADLINE",
+    "FAILED",
+    "NODE_FAIL",
+    "OUT_OF_MEMORY",
+    "PREEMPTED",
+    "REVOKED",
+    "TIMEOUT",
+]
+FORMS = ["{}", "{}+", "{} by 0", "{} by 4294967294", " {} "]
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize(("name", "expected"), LIVE.items())
+def test_live_state_never_ends_a_job(name: str, expected: JobState, form: str) -> None:
+    assert job_state(form.format(name)) is expected
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("name", ENDED)
+def test_final_state_ends_a_job_whatever_follows_its_name(name: str, form: str) -> None:
+    assert job_state(form.format(name)) is JobState.ENDED
+
+
+@pytest.mark.parametrize("text", ["", " ", "+", "FINISHED", "completed", "COMPLETED_SOMEHOW", "?"])
+def test_state_that_nobody_has_heard_of_counts_as_alive(text: str) -> None:
+    assert job_state(text) is JobState.RUNNING
+
+
+SQUEUE = """\
+7_0|RUNNING|None|gpu-01|7|elman-run-ab12-s0001
+7_1|PENDING|Priority||7|elman-run-ab12-s0001
+7_2|COMPLETED|None|gpu-02|7|elman-run-ab12-s0001
+8|PENDING|(Nodes required for job are DOWN, DRAINED)||8|a|name|with bars
+9_0|FAILED|NonZeroExitCode|gpu-[03-04]|9|elman-other
+"""
+
+
+def test_squeue_lists_state_reason_node_and_array_of_every_task() -> None:
+    rows = parse_squeue(SQUEUE)
+    assert [(row.job_id, row.array_id) for row in rows] == [
+        ("7_0", "7"),
+        ("7_1", "7"),
+        ("7_2", "7"),
+        ("8", "8"),
+        ("9_0", "9"),
+    ]
+    assert [row.report.state for row in rows] == [
+        JobState.RUNNING,
+        JobState.PENDING,
+        JobState.ENDED,
+        JobState.PENDING,
+        JobState.ENDED,
+    ]
+    assert [row.report.reason for row in rows] == [
+        None,
+        "Priority",
+        None,
+        "(Nodes required for job are DOWN, DRAINED)",
+        "NonZeroExitCode",
+    ]
+    assert [row.report.node for row in rows] == ["gpu-01", None, "gpu-02", None, "gpu-[03-04]"]
+
+
+def test_bars_in_a_job_name_belong_to_the_name() -> None:
+    assert parse_squeue(SQUEUE)[3].name == "a|name|with bars"
+
+
+@pytest.mark.parametrize("length", range(len(SQUEUE.splitlines()[0])))
+def test_squeue_line_that_was_cut_short_tells_of_no_other_job(length: int) -> None:
+    whole, cut = SQUEUE.splitlines()[1], SQUEUE.splitlines()[0][:length]
+    rows = parse_squeue(f"{whole}\n{cut}")
+    assert rows[0].job_id == "7_1"
+    assert [row.job_id for row in rows[1:]] in ([], ["7_0"])
+
+
+# JobID|State|ExitCode|DerivedExitCode|NodeList|Reason, as `sacct -X -n -P` answers.
+SACCT = """\
+7_0|COMPLETED|0:0|0:0|gpu-01|None
+7_1|FAILED|1:0|1:0|gpu-02|NonZeroExitCode
+7_2|CANCELLED by 1000|0:0|0:0|None assigned|None
+7_3|OUT_OF_MEMORY|0:125|0:125|gpu-01|OutOfMemory
+7_4|FAILED|137:0|0:9|gpu-02|NonZeroExitCode
+7_5|NODE_FAIL|1:0|0:0|gpu-03|NodeDown
+7_6|TIMEOUT|0:0|0:0|gpu-03|TimeLimit
+7_[7-8%2]|PENDING|0:0|0:0|None assigned|Priority
+"""
+
+
+def test_sacct_tells_state_exit_code_signal_node_and_reason() -> None:
+    reports = parse_sacct(SACCT)
+    seen = {k: (r.raw, r.exit_code, r.signal, r.node, r.reason) for k, r in reports.items()}
+    assert seen == {
+        "7_0": ("COMPLETED", 0, None, "gpu-01", None),
+        "7_1": ("FAILED", 1, None, "gpu-02", "NonZeroExitCode"),
+        "7_2": ("CANCELLED by 1000", 0, None, None, None),
+        "7_3": ("OUT_OF_MEMORY", 0, 125, "gpu-01", "OutOfMemory"),
+        "7_4": ("FAILED", 137, 9, "gpu-02", "NonZeroExitCode"),
+        "7_5": ("NODE_FAIL", 1, None, "gpu-03", "NodeDown"),
+        "7_6": ("TIMEOUT", 0, None, "gpu-03", "TimeLimit"),
+        "7_7": ("PENDING", 0, None, None, "Priority"),
+        "7_8": ("PENDING", 0, None, None, "Priority"),
+    }
+    live = {job_id for job_id, report in reports.items() if report.state is not JobState.ENDED}
+    assert live == {"7_7", "7_8"}
+
+
+def test_newest_line_of_a_job_is_the_one_that_counts() -> None:
+    text = "7_0|NODE_FAIL|1:0|0:0|gpu-01|None\n7_0|COMPLETED|0:0|0:0|gpu-02|None\n"
+    assert parse_sacct(text)["7_0"].raw == "COMPLETED"
+
+
+@pytest.mark.parametrize("length", range(len("7_0|COMPLETED|0:0|0:0|")))
+def test_sacct_line_that_was_cut_short_tells_nothing(length: int) -> None:
+    assert parse_sacct("7_0|COMPLETED|0:0|0:0|"[:length]) == {}
+
+
+def test_exit_codes_that_are_no_numbers_are_not_known() -> None:
+    (report,) = parse_sacct("7_0|FAILED|?|:|gpu-01|None").values()
+    assert (report.exit_code, report.signal) == (None, None)
+
+
+@pytest.mark.parametrize(
+    ("job_id", "tasks"),
+    [
+        ("7", ["7"]),
+        ("7_3", ["7_3"]),
+        ("7_[2]", ["7_2"]),
+        ("7_[0-2,5%2]", ["7_0", "7_1", "7_2", "7_5"]),
+        ("7_[0-8:4]", ["7_0", "7_4", "7_8"]),
+        ("7_[0,2,4,...]", ["7_0", "7_2", "7_4"]),
+        ("7_[]", []),
+    ],
+)
+def test_line_for_several_tasks_names_each_of_them(job_id: str, tasks: list[str]) -> None:
+    assert expand_array(job_id) == tasks
+
+
+@pytest.fixture
+def tools(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> SlurmTools:
+    return SlurmTools(tmp_path / "bin", monkeypatch)
+
+
+def test_command_that_fails_is_silence_with_its_own_words(tools: SlurmTools) -> None:
+    tools.answer("squeue", "7_0|RUN", stderr="slurm_load_jobs error: Unable to contact\n", code=1)
+    with pytest.raises(SlurmSilent, match="`squeue` failed: slurm_load_jobs error: Unable"):
+        Slurm().queue()
+
+
+def test_command_that_fails_without_a_word_is_silence_with_its_code(tools: SlurmTools) -> None:
+    tools.answer("squeue", code=7)
+    with pytest.raises(SlurmSilent, match="`squeue` failed: exit code 7"):
+        Slurm().queue()
+
+
+def test_command_that_is_absent_is_silence(tools: SlurmTools) -> None:
+    with pytest.raises(SlurmSilent, match="no `squeue` on this machine"):
+        Slurm().queue()
+
+
+def test_command_that_cannot_be_run_is_silence(tools: SlurmTools) -> None:
+    (tools.folder / "squeue").write_text("not a program", encoding="utf-8")
+    with pytest.raises(SlurmSilent, match="cannot run `squeue`"):
+        Slurm().queue()
+
+
+def test_command_that_hangs_is_silence_after_the_limit(
+    tools: SlurmTools, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tools.answer("squeue", does="exec sleep 60")
+    monkeypatch.setattr(slurm, "COMMAND_TIMEOUT_S", 0.2)
+    began = time.monotonic()
+    with pytest.raises(SlurmSilent, match="did not answer"):
+        Slurm().queue()
+    assert time.monotonic() - began < 10
+
+
+def test_machine_without_sbatch_is_told_of_the_local_way(tools: SlurmTools) -> None:
+    with pytest.raises(EnvironmentNotReady, match="no `sbatch`") as told:
+        Slurm().check()
+    assert told.value.hint is not None and "--local" in told.value.hint
+
+
+def test_unknown_partition_is_refused_with_the_known_ones(tools: SlurmTools) -> None:
+    tools.answer("sinfo", "cpu\ngpu\ngpu\n")
+    Slurm().check_partition("gpu")
+    Slurm().check_partition("cpu,gpu")
+    with pytest.raises(EnvironmentNotReady, match="no partition named `gup`") as told:
+        Slurm().check_partition("cpu,gup")
+    assert told.value.hint == "partitions here: cpu, gpu"
+
+
+def test_accounting_is_asked_once_for_all_tasks_of_all_arrays(tools: SlurmTools) -> None:
+    tools.answer("sacct", SACCT)
+    reports = Slurm().accounting(["7_0", "7_1", "12_3"])
+    assert reports["7_1"].exit_code == 1
+    (call,) = tools.calls
+    assert call[call.index("-j") + 1] == "12,7"
+
+
+def test_cancelling_names_every_job_in_one_call(tools: SlurmTools) -> None:
+    tools.answer("scancel")
+    Slurm().cancel(["7_0", "7_1"])
+    assert tools.calls == [["scancel", "--quiet", "7_0", "7_1"]]

@@ -1,0 +1,28 @@
+"""What the tests of the search share: no cache of the user, and runs that are made once."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.search.scripted import Runs
+
+
+@pytest.fixture(scope="session", autouse=True)
+def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """A cache folder of the tests' own, where digests of corpora are kept."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
+@pytest.fixture(scope="session")
+def templates(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where the ledgers of new runs are kept, to be copied."""
+    return tmp_path_factory.mktemp("templates")
+
+
+@pytest.fixture
+def runs(tmp_path: Path, corpus: Path, templates: Path) -> Runs:
+    """Makes runs in the test's folder."""
+    return Runs(tmp_path, corpus, templates)

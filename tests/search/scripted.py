@@ -1,0 +1,261 @@
+"""Searches without processes: a scheduler in memory at the executor's border.
+
+`World` is what outlives a controller: the jobs, and the files that their workers wrote.  The loop,
+the ledger, the optimizer and the files of a run are real.
+"""
+
+import copy
+import json
+import shutil
+import threading
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from elmanctl.errors import EnvironmentNotReady
+from elmanctl.jobs.executor import JobReport, JobState, LiveJob
+from elmanctl.jobs.paths import AttemptPaths, RunPaths
+from elmanctl.ledger.files import write_json
+from elmanctl.ledger.records import Evaluation, Submission, Verdict
+from elmanctl.ledger.run_state import RunState
+from elmanctl.search.loop import Controller
+from elmanctl.search.session import Session
+from elmanctl.search.start import create_run, plan_search
+from elmanctl.settings import (
+    DataSettings,
+    RetrySettings,
+    SearchSettings,
+    Settings,
+    TrainSettings,
+)
+
+# Two axes, and models that need no solving: what a search does beside training takes no time.
+AXES = {
+    "n_heads": {"kind": "int", "low": 1, "high": 16},
+    "lr": {"kind": "log", "low": 1e-4, "high": 1e-1},
+}
+MODEL = {"dim": 32, "depth": 1, "n_state": 8}
+
+# Endings of which no result is left, by the scheduler's word for them.
+WORDS = {
+    "node_failure": JobReport(state=JobState.ENDED, raw="NODE_FAIL", node="n1"),
+    "timeout": JobReport(state=JobState.ENDED, raw="TIMEOUT", node="n1"),
+    "killed": JobReport(state=JobState.ENDED, raw="ended", exit_code=137, signal=9, node="n1"),
+}
+
+
+def loss_of(config: Mapping[str, Any], lr: float) -> float:
+    """A bowl over both axes, lowest at 5 heads and a learning rate of 0.01."""
+    distance = (config["n_heads"] - 5) / 8, (lr / 1e-2) ** 0.25 - 1
+    return 2.0 + distance[0] ** 2 + distance[1] ** 2
+
+
+class World:
+    """Jobs and workers.
+
+    `script` names, for an evaluation, the verdict of one attempt after the other; what it does
+    not name completes.  A job that is `held` runs until it is released or cancelled.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.paths = RunPaths(folder)
+        self.script: dict[str, Sequence[str]] = {}
+        self.everywhere: str | None = None
+        self.held: set[str] = set()
+        self.jobs: dict[str, str] = {}
+        self.tasks: dict[str, tuple[str, int]] = {}
+        self.running: set[str] = set()
+        self.ended: dict[str, JobReport] = {}
+        self.trained: Counter[tuple[str, int]] = Counter()
+        self.cancelled: list[str] = []
+        self.silent = False
+
+    def accept(self, submission: Submission) -> str:
+        """Take a submission, as the scheduler does before its answer is on its way."""
+        job_id = str(100 + len(self.jobs))
+        self.jobs[submission.job_name] = job_id
+        for task in submission.tasks:
+            self.tasks[f"{job_id}_{task.index}"] = (task.evaluation, task.attempt)
+        return job_id
+
+    def report(self, job_id: str) -> JobReport:
+        """Let a job take its next step and tell where it stands."""
+        if self.silent:
+            return JobReport(state=JobState.UNKNOWN, reason="`squeue` did not answer")
+        if job_id in self.ended:
+            return self.ended[job_id]
+        evaluation, attempt = self.tasks[job_id]
+        if job_id not in self.running:
+            self.running.add(job_id)
+        elif evaluation not in self.held:
+            self.end(job_id, self._verdict(evaluation, attempt))
+        return JobReport(state=JobState.RUNNING, raw="RUNNING", node="n1")
+
+    def _verdict(self, evaluation: str, attempt: int) -> str:
+        tried = self.script.get(evaluation, ())
+        return tried[attempt - 1] if attempt <= len(tried) else self.everywhere or "completed"
+
+    def end(self, job_id: str, verdict: str) -> None:
+        """End a job; its worker leaves a result unless nobody asked it."""
+        evaluation, attempt = self.tasks[job_id]
+        paths = self.paths.attempt(evaluation, attempt)
+        self.ended[job_id] = WORDS.get(
+            verdict, JobReport(state=JobState.ENDED, raw="COMPLETED", exit_code=0)
+        )
+        if verdict not in WORDS and not paths.result.exists():
+            self.trained[evaluation, attempt] += 1
+            write_result(paths, verdict)
+
+
+def write_result(paths: AttemptPaths, verdict: str) -> None:
+    """Write what a worker writes."""
+    spec = json.loads(paths.spec.read_text(encoding="utf-8"))
+    completed = verdict == "completed"
+    evidence = {"source": "result", "text": f"the worker says {verdict}"}
+    write_json(
+        paths.result,
+        {
+            "version": 1,
+            "verdict": {"kind": verdict, "evidence": [evidence]},
+            "loss": loss_of(spec["config"], spec["lr"]) if completed else None,
+            "steps": 10 if completed else int(1000 * spec["lr"]),
+        },
+    )
+
+
+class ScriptedExecutor:
+    """A controller's way to the world; it dies with its controller."""
+
+    name = "scripted"
+    tasks_per_submission: int | None = None
+
+    def __init__(self, world: World, slots: int = 64) -> None:
+        self.world = world
+        self.slots = slots
+        self.submitted: list[Submission] = []
+        self.refusals: list[Exception] = []
+        self.accepts_before_refusal = False
+
+    def free_slots(self, busy: Iterable[int | None]) -> Sequence[int | None]:
+        return [None] * max(0, self.slots - len(list(busy)))
+
+    def submit(self, submission: Submission, folder: Path) -> str:
+        folder.mkdir(parents=True, exist_ok=True)
+        if self.refusals:
+            if self.accepts_before_refusal:
+                self.world.accept(submission)
+            raise self.refusals.pop(0)
+        self.submitted.append(submission)
+        return self.world.accept(submission)
+
+    def find(self, submission: Submission, folder: Path) -> str | None:
+        if self.world.silent:
+            raise EnvironmentNotReady("`squeue` did not answer")
+        return self.world.jobs.get(submission.job_name)
+
+    def reports(self, jobs: Sequence[LiveJob]) -> Mapping[str, JobReport]:
+        return {job.job_id: self.world.report(job.job_id) for job in jobs}
+
+    def cancel(self, jobs: Sequence[LiveJob]) -> None:
+        if self.world.silent:
+            raise EnvironmentNotReady("`scancel` did not answer")
+        for job in jobs:
+            self.world.cancelled.append(job.job_id)
+            self.world.ended.setdefault(
+                job.job_id, JobReport(state=JobState.ENDED, raw="CANCELLED by 0")
+            )
+
+    def log(self, job: LiveJob) -> Path:
+        return self.world.paths.submission(job.submission) / f"{job.job_id}_0_log.out"
+
+    def check(self) -> None:
+        """Always ready."""
+
+
+class Onlooker:
+    """A view that remembers, and does what a test wants done in the middle of a search."""
+
+    def __init__(self) -> None:
+        self.verdicts: list[tuple[str, str]] = []
+        self.generations: list[int] = []
+        self.every_turn: Callable[[Session], None] = lambda session: None
+
+    def refresh(self, session: Session, silent_reason: str | None) -> None:
+        self.every_turn(session)
+
+    def judged(self, evaluation: Evaluation, verdict: Verdict) -> None:
+        self.verdicts.append((evaluation.id, verdict.kind.value))
+
+    def generation_done(self, session: Session, generation: int) -> None:
+        self.generations.append(generation)
+
+
+class Run:
+    """One run and its world."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.paths = RunPaths(folder)
+        self.world = World(folder)
+        self.view = Onlooker()
+        self.stop = threading.Event()
+
+    def drive(
+        self, *, generations: int | None = None, executor: ScriptedExecutor | None = None
+    ) -> RunState:
+        """Start a controller of its own and drive the run until it ends."""
+        with Session.open(self.folder) as session:
+            if generations is not None:
+                session.extend(generations)
+            session.start_controller()
+            used = executor or ScriptedExecutor(self.world)
+            Controller(session, used, self.view, poll_s=0.0, tick_s=0.0, stop=self.stop).drive()
+            return session.state
+
+    def copy(self, folder: Path) -> "Run":
+        """Return what a kill at this very moment would leave: files and world, no controller."""
+        shutil.copytree(self.folder, folder, ignore=shutil.ignore_patterns("lease*", ".*"))
+        other = Run(folder)
+        other.world = copy.deepcopy(self.world)
+        other.world.paths = other.paths
+        return other
+
+
+class Runs:
+    """Makes new runs; the ledger of each kind of search is made once and copied."""
+
+    def __init__(self, folder: Path, corpus: Path, templates: Path) -> None:
+        self._folder = folder
+        self._corpus = corpus
+        self._templates = templates
+        self._made = 0
+
+    def new(self, **changes: Any) -> Run:
+        """Return a new run; `changes` are settings of `[search]`, or `retry` and `model`."""
+        settings = self._settings(dict(changes))
+        key = repr(settings.encode())
+        known = self._templates / f"{abs(hash(key))}"
+        if not known.exists():
+            plan = plan_search(
+                "e88", settings, executor="local", name=known.name, runs=known.parent
+            )
+            create_run(plan)
+        folder = self._folder / f"run-{self._made}"
+        self._made += 1
+        folder.mkdir()
+        shutil.copyfile(RunPaths(known).ledger, RunPaths(folder).ledger)
+        return Run(folder)
+
+    def _settings(self, changes: dict[str, Any]) -> Settings:
+        retry = RetrySettings(**changes.pop("retry", {}))
+        model = changes.pop("model", MODEL)
+        search = {"space": "tiny", "axes": AXES, "generations": 2, "population": 4, "seed": 3}
+        # A constant takes its axis out of the shipped space.
+        return Settings(
+            model=model,
+            search=SearchSettings(**{**search, **changes}),
+            train=TrainSettings(steps=10, batch=2, seq_len=16, heartbeat_s=0.01),
+            data=DataSettings(path=str(self._corpus)),
+            retry=retry,
+        )

@@ -1,0 +1,95 @@
+"""What the optimizer is told of a generation."""
+
+from typing import Any
+
+from elmanctl.ledger.records import (
+    Attempt,
+    Evaluation,
+    State,
+    Verdict,
+    VerdictKind,
+    evaluation_id,
+)
+from elmanctl.search.fitness import divergence_step, has_diverged, told_values
+
+CLOSED_AS = {VerdictKind.COMPLETED: State.COMPLETED, VerdictKind.CANCELLED: State.CANCELLED}
+
+
+def evaluation(index: int, *attempts: tuple[VerdictKind, dict[str, Any] | None]) -> Evaluation:
+    """Return a closed evaluation with these attempts."""
+    return Evaluation(
+        id=evaluation_id(0, index),
+        generation=0,
+        point=(float(index),),
+        config={},
+        parameters=1,
+        seed=1,
+        state=CLOSED_AS.get(attempts[-1][0], State.FAILED),
+        attempts=tuple(
+            Attempt(
+                number=number,
+                submission="s0001",
+                task_index=index,
+                state=CLOSED_AS.get(kind, State.FAILED),
+                verdict=Verdict(kind=kind),
+                result=result,
+            )
+            for number, (kind, result) in enumerate(attempts, start=1)
+        ),
+    )
+
+
+def completed(index: int, loss: float) -> Evaluation:
+    return evaluation(index, (VerdictKind.COMPLETED, {"loss": loss}))
+
+
+def diverged(index: int, steps: int | None) -> Evaluation:
+    result = {"loss": None} if steps is None else {"loss": None, "steps": steps}
+    return evaluation(index, (VerdictKind.DIVERGED, result))
+
+
+def test_completed_evaluations_tell_their_loss_in_their_order() -> None:
+    assert told_values([completed(0, 2.5), completed(1, 1.25), completed(2, 2.0)]) == [
+        ("g000-e00", 2.5),
+        ("g000-e01", 1.25),
+        ("g000-e02", 2.0),
+    ]
+
+
+def test_diverged_evaluation_ranks_just_behind_the_worst_loss() -> None:
+    told = dict(told_values([completed(0, 2.5), diverged(1, 40), completed(2, 3.5)]))
+    assert told == {"g000-e00": 2.5, "g000-e01": 4.5, "g000-e02": 3.5}
+
+
+def test_later_divergence_is_better_than_an_earlier_one() -> None:
+    told = dict(told_values([diverged(0, 10), completed(1, 2.0), diverged(2, 90), diverged(3, 50)]))
+    assert told["g000-e01"] < told["g000-e02"] < told["g000-e03"] < told["g000-e00"]
+
+
+def test_divergence_at_an_unknown_step_counts_as_the_earliest() -> None:
+    told = dict(told_values([diverged(0, None), diverged(1, 3)]))
+    assert divergence_step(diverged(0, None)) == 0
+    assert told["g000-e01"] < told["g000-e00"]
+
+
+def test_failures_that_are_no_divergence_and_cancelled_ones_are_not_told() -> None:
+    silent = [k for k in VerdictKind if k not in (VerdictKind.COMPLETED, VerdictKind.DIVERGED)]
+    members = [evaluation(i, (kind, {"loss": 1.0})) for i, kind in enumerate(silent)]
+    assert told_values(members) == []
+
+
+def test_divergence_that_was_tried_again_and_completed_tells_the_loss() -> None:
+    again = evaluation(
+        0, (VerdictKind.DIVERGED, {"steps": 5}), (VerdictKind.COMPLETED, {"loss": 1.5})
+    )
+    assert not has_diverged(again)
+    assert told_values([again]) == [("g000-e00", 1.5)]
+
+
+def test_divergence_in_an_attempt_before_the_last_is_not_told() -> None:
+    again = evaluation(0, (VerdictKind.DIVERGED, {"steps": 5}), (VerdictKind.LOST, None))
+    assert told_values([again]) == []
+
+
+def test_empty_generation_tells_nothing() -> None:
+    assert told_values([]) == []
