@@ -4,6 +4,7 @@ Kept always: the ledger, every result and spec, whatever belongs to an unfinishe
 everything of the best ones.
 """
 
+import logging
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,6 +14,8 @@ from elmanctl.errors import UsageError
 from elmanctl.jobs.paths import RunPaths
 from elmanctl.ledger.records import Evaluation, SubmissionState
 from elmanctl.ledger.state import RunState
+
+logger = logging.getLogger(__name__)
 
 # What each kind of file is named; results, specs and claims are in none of them.
 KINDS = {
@@ -104,6 +107,10 @@ def _remove(root: Path, path: Path) -> bool:
             descriptor = below
         os.unlink(path.name, dir_fd=descriptor)
     except FileNotFoundError:
+        return False
+    except OSError as exc:
+        # A link where a folder was, or a file that is not ours: it stays, and so do the others.
+        logger.warning("%s is not removed: %s", path, exc.strerror)
         return False
     finally:
         os.close(descriptor)

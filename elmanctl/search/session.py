@@ -15,6 +15,7 @@ from elmanctl.ledger.lease import Lease
 from elmanctl.ledger.records import RunStatus
 from elmanctl.ledger.state import RunState, load_run, replay
 from elmanctl.ledger.store import LedgerWriter
+from elmanctl.search.limits import check_limits
 from elmanctl.settings import Settings
 
 # Where and how jobs run, not what they measure.
@@ -67,13 +68,17 @@ class Session:
         self.record("controller_started", host=platform.node(), pid=os.getpid())
 
     def change_settings(self, changes: Mapping[str, Any]) -> None:
-        """Replace settings from now on; raise UsageError for one that makes losses unlike."""
+        """Replace settings from now on.
+
+        Raises UsageError for one that would make losses unlike, ConfigError for an impossible one.
+        """
         for key in changes:
             if not key.startswith(CHANGEABLE):
                 raise UsageError(
                     f"`{key}` is part of what this search measures and stays as it is",
                     hint=f"changeable: {', '.join(f'{name}*' for name in CHANGEABLE)}",
                 )
+        check_limits(_settings_in_force(self.state, changes))
         self.record("settings_changed", changes=dict(changes))
         self.settings = _settings_in_force(self.state)
 
@@ -108,9 +113,9 @@ class Session:
         self.close()
 
 
-def _settings_in_force(state: RunState) -> Settings:
+def _settings_in_force(state: RunState, more: Mapping[str, Any] | None = None) -> Settings:
     tables = {name: dict(table) for name, table in state.run["settings"].items()}
-    for key, value in state.changes.items():
+    for key, value in {**state.changes, **(more or {})}.items():
         section, name = key.split(".", 1)
         tables[section][name] = value
     return decode_settings(tables)

@@ -1,10 +1,12 @@
 """The search from end to end, with workers that need no time."""
 
 import os
+import random
 import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -334,39 +336,40 @@ def test_kill_around_any_event_loses_and_repeats_nothing(
         *("attempt_started", "attempt_finished", "evaluation_closed", "generation_told"),
         "run_finished",
     }
-    assert len(left) > 90
+    assert len(left) > 80
     for where, killed in left.items():
         assert_same_search(killed.drive(), undisturbed, killed.world, where)
 
 
-def test_controller_killed_after_each_event_still_comes_to_the_same_end(
-    runs: Runs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("seed", [1, 2, 3])
+def test_controller_killed_again_and_again_still_comes_to_the_same_end(
+    runs: Runs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, seed: int
 ) -> None:
-    """Every controller dies after the first thing that it does."""
+    """Around every third event, by chance, the controller dies."""
     run = runs.new()
     run.world.script = dict(SCRIPT)
     undisturbed = run.copy(tmp_path / "undisturbed").drive()
     record = Session.record
+    chance = random.Random(seed)
 
     class Killed(BaseException):
         pass
 
     def recorded(self: Session, kind: str, /, **data: Any) -> None:
+        if kind != "controller_started" and chance.random() < 1 / 6:
+            raise Killed
         record(self, kind, **data)
-        if kind not in ("controller_started", "run_finished"):
+        if kind != "controller_started" and chance.random() < 1 / 6:
             raise Killed
 
     monkeypatch.setattr(Session, "record", recorded)
     lives = 0
     while load_run(run.folder).state.status is not RunStatus.FINISHED:
         lives += 1
-        assert lives < 200
-        try:
+        with suppress(Killed):
             run.drive()
-        except Killed:
-            continue
-    assert lives > 40
-    assert_same_search(load_run(run.folder).state, undisturbed, run.world, "killed after each")
+    assert lives > 8
+    assert_same_search(load_run(run.folder).state, undisturbed, run.world, f"{lives} lives")
 
 
 def test_stopped_search_goes_on_where_it_was(runs: Runs, tmp_path: Path) -> None:
@@ -393,7 +396,7 @@ def test_extended_search_asks_what_a_longer_one_would_have_asked(runs: Runs) -> 
 
 def test_search_cannot_be_extended_to_fewer_generations(runs: Runs) -> None:
     run = runs.new()
-    with pytest.raises(UsageError, match="already goes to 2 generations"):
+    with pytest.raises(UsageError, match="2 generations"):
         run.drive(generations=2)
 
 
