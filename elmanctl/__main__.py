@@ -1,7 +1,9 @@
 """The program: run the command line, turn an error into one message and an exit code."""
 
+import contextlib
 import logging
 import os
+import select
 import sys
 from typing import Any
 
@@ -20,6 +22,18 @@ TYPER_USAGE_ERROR: Any = typer.BadParameter.__base__
 
 def main() -> None:
     """Run `elmanctl` with the arguments of this process, and exit."""
+    code = _run()
+    with contextlib.suppress(AttributeError, BrokenPipeError):
+        # There is no stdout at all after `>&-`.
+        sys.stdout.flush()
+    if _reader_is_gone():
+        # Python flushes once more as it exits, and would complain.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    sys.exit(code)
+
+
+def _run() -> int:
+    """Run the command line and return its exit code."""
     from elmanctl.cli.app import app
     from elmanctl.cli.output import print_error
 
@@ -30,16 +44,19 @@ def main() -> None:
         completion_init()
     try:
         code = app(prog_name=PROGRAM, standalone_mode=False)
-        sys.exit(code if isinstance(code, int) else 0)
+        return code if isinstance(code, int) else 0
     except ElmanError as exc:
         logger.debug("where it happened", exc_info=True)
         print_error(exc)
-        sys.exit(exc.exit_code)
+        return exc.exit_code
     except TYPER_USAGE_ERROR as exc:
         _print_usage_error(exc)
-        sys.exit(UsageError.exit_code)
+        return UsageError.exit_code
     except typer.Abort:
-        sys.exit(INTERRUPTED)
+        return INTERRUPTED
+    except SystemExit as exc:
+        # Typer and rich leave so when nobody reads on, as in `elmanctl status | head -1`.
+        return 0 if _reader_is_gone() or not isinstance(exc.code, int) else exc.code
     except Exception as exc:
         logger.debug("where it happened", exc_info=True)
         internal = ElmanError(
@@ -47,7 +64,18 @@ def main() -> None:
             hint="repeat with `elmanctl -vv ...` for the traceback, and report it",
         )
         print_error(internal)
-        sys.exit(1)
+        return 1
+
+
+def _reader_is_gone() -> bool:
+    """Whether stdout is a pipe that nobody reads any more."""
+    try:
+        descriptor = sys.stdout.fileno()
+    except (AttributeError, OSError, ValueError):
+        return False
+    poll = select.poll()
+    poll.register(descriptor, 0)
+    return any(event & select.POLLERR for _, event in poll.poll(0))
 
 
 def _print_usage_error(error: Any) -> None:

@@ -12,7 +12,7 @@ from elmanctl import __version__
 from elmanctl.cli import data, inspect, manage, model, search
 from elmanctl.cli import status as look
 from elmanctl.cli.context import Globals
-from elmanctl.cli.output import configure
+from elmanctl.cli.output import configure, print_line
 from elmanctl.errors import NotFound
 
 PANELS = {
@@ -56,7 +56,7 @@ app = typer.Typer(
 
 def _print_version(value: bool) -> None:
     if value:
-        typer.echo(f"elmanctl {__version__}")
+        print_line(f"elmanctl {__version__}")
         raise typer.Exit
 
 

@@ -122,17 +122,19 @@ def build_table(
 def _fitting(
     columns: Sequence[Column], rows: Sequence[Sequence[str | None]], width: int
 ) -> list[int]:
-    """Return the columns that fit side by side, dropping dispensable ones from the right."""
+    """Return the columns that fit side by side.
+
+    Dispensable ones go first, from the right, then all others but the first: names stay whole.
+    """
     widths = [
         max([len(column.name), *(len(row[i] or MISSING) for row in rows)])
         for i, column in enumerate(columns)
     ]
     kept = list(range(len(columns)))
-    for index in reversed(range(len(columns))):
+    for index in sorted(kept[1:], key=lambda i: (not columns[i].dispensable, -i)):
         if sum(widths[i] + 2 for i in kept) - 2 <= width:
             break
-        if columns[index].dispensable:
-            kept.remove(index)
+        kept.remove(index)
     return kept
 
 

@@ -1,5 +1,6 @@
 """`search` and `resume`: start a search, or go on with one."""
 
+import re
 import signal
 import threading
 from collections.abc import Iterator, Mapping
@@ -101,7 +102,10 @@ def search(
         elmanctl search e88 --template h100 --params 480M --train-minutes 10 --dry-run
     """
     if (gpus is not None or workers is not None) and not local:
-        raise UsageError("`--gpus` and `--workers` go with `--local`")
+        raise UsageError(
+            "`--gpus` and `--workers` go with `--local`",
+            hint="add `--local`, or leave them out: a Slurm job asks for `slurm.gres`",
+        )
     flags = {
         "search.params": params,
         "search.generations": generations,
@@ -123,7 +127,7 @@ def search(
         "local.workers": workers,
     }
     settings = resolve_settings(ctx, flags, preset).settings
-    runs = Path(settings.paths.runs)
+    runs = Path(settings.paths.runs).expanduser()
     plan = plan_search(
         model,
         settings,
@@ -244,7 +248,9 @@ def interruptible() -> Iterator[threading.Event]:
             say("\nstopping; jobs are left running (Ctrl-C again leaves at once)")
 
     numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-    before = {number: signal.signal(number, handle) for number in numbers}
+    # What is ignored stays ignored: `nohup` is meant to outlive the terminal.
+    heard = [number for number in numbers if signal.getsignal(number) is not signal.SIG_IGN]
+    before = {number: signal.signal(number, handle) for number in heard}
     try:
         yield stop
     finally:
@@ -261,7 +267,9 @@ def _gpu_list(text: str | None) -> list[int] | None:
 
 
 def _free_name(runs: Path, model: str, suffix: str | None) -> str:
-    base = f"{model}-{suffix}".lower() if suffix else model.lower()
+    asked = f"{model}-{suffix}" if suffix else model
+    # A budget may be written 480,000,000.
+    base = re.sub(r"[^a-z0-9._-]", "", asked.lower())
     number = 1
     while (runs / (base if number == 1 else f"{base}-{number}")).exists():
         number += 1

@@ -44,6 +44,10 @@ _KILL_AFTER_S = 20
 # How long a cancelled worker may take to end in good order.
 _POLITE_S = 5.0
 
+# A process has no command line for an instant while it turns into another program.
+_LOOKS = 3
+_LOOK_AGAIN_S = 0.05
+
 # `timeout` answers with this when it had to end the worker.
 _TIMED_OUT = 124
 
@@ -132,7 +136,11 @@ class LocalExecutor:
         """Return the job id if a worker of this submission was ever started."""
         if (folder / "process").exists() or (folder / "exit").exists():
             return submission.id
-        return submission.id if _is_starting(folder) else None
+        for _ in range(_LOOKS):
+            if _is_starting(folder):
+                return submission.id
+            time.sleep(_LOOK_AGAIN_S)
+        return None
 
     def reports(self, jobs: Sequence[LiveJob]) -> Mapping[str, JobReport]:
         """Return how each worker stands, from its exit file or its process."""

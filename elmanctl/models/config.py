@@ -157,8 +157,14 @@ class ModelConfig(FamilyConfig):
         return self.value_width * self.n_state
 
 
+# Solving for a width builds thousands of configurations, and reading hints is most of the work.
+_known_annotations: dict[type[FamilyConfig], dict[str, Any]] = {}
+
+
 def _annotations(config_class: type[FamilyConfig]) -> dict[str, Any]:
-    return get_type_hints(config_class, include_extras=True)
+    if config_class not in _known_annotations:
+        _known_annotations[config_class] = get_type_hints(config_class, include_extras=True)
+    return _known_annotations[config_class]
 
 
 def _widened(config_class: type[FamilyConfig], name: str, value: object) -> Any:

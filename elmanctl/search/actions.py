@@ -9,8 +9,9 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from elmanctl.errors import ElmanError, UsageError
-from elmanctl.ledger.records import Evaluation, State
+from elmanctl.ledger.records import Evaluation, RunStatus, State
 from elmanctl.ledger.requests import answer_request, pending_requests
+from elmanctl.ledger.run_state import RunState
 from elmanctl.search.cleaning import plan_cleaning, remove_planned
 from elmanctl.search.selection import select_failed, select_named
 from elmanctl.search.session import Session
@@ -103,6 +104,8 @@ def _check_reopening(evaluation: Evaluation) -> None:
 def _cancel(session: Session, watcher: Watcher, arguments: Mapping[str, Any], by: str) -> Answer:
     """Close evaluations as cancelled and end their jobs; with `all`, the whole run."""
     everything = bool(arguments.get("all"))
+    if everything and session.state.status is RunStatus.FINISHED and not _is_busy(session.state):
+        raise UsageError(f"the run `{session.run['name']}` is finished: nothing is left to cancel")
     chosen = (
         [e for e in session.state.evaluations.values() if not e.state.is_finished]
         if everything
@@ -121,6 +124,11 @@ def _cancel(session: Session, watcher: Watcher, arguments: Mapping[str, Any], by
     if everything:
         session.record("run_cancelled")
     return {"cancelled": rows, "error": error}
+
+
+def _is_busy(state: RunState) -> bool:
+    unfinished = any(not e.state.is_finished for e in state.evaluations.values())
+    return unfinished or bool(state.live_attempts())
 
 
 def _clean(session: Session, watcher: Watcher, arguments: Mapping[str, Any], by: str) -> Answer:

@@ -53,7 +53,7 @@ def evaluate_once(
         timeout_min=_NO_LIMIT_MIN,
         **training_fields(settings.train),
     )
-    paths = AttemptPaths(_new_folder(out, Path(settings.paths.runs), family.name))
+    paths = AttemptPaths(_new_folder(out, Path(settings.paths.runs).expanduser(), family.name))
     write_json(paths.spec, spec.encode())
     result = _run(paths)
     return result, paths.folder

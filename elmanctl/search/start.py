@@ -132,7 +132,8 @@ def check_space(space: SearchSpace, settings: Settings) -> None:
                 build({**middle, axis.name: level})
             except InvalidConfiguration as exc:
                 raise InvalidConfiguration(
-                    f"axis `{axis.name}` at {level}: {exc.message}", hint=exc.hint
+                    f"axis `{axis.name}` at {level}: {exc.message}",
+                    hint=exc.hint or "take it out of the axis in `[search.axes]`",
                 ) from exc
 
 

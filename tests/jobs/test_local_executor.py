@@ -162,7 +162,7 @@ def test_worker_runs_on_after_its_controller_died_and_its_end_is_kept(machine: M
         "import os, sys; sys.path.insert(0, sys.argv[2])\n"
         "from pathlib import Path\n"
         "from tests.jobs.test_local_executor import Machine\n"
-        "Machine(Path(sys.argv[1])).start('sleep 0.5; exit 7')\n"
+        "Machine(Path(sys.argv[1])).start('sleep 3; exit 7')\n"
         "os.kill(os.getpid(), 9)\n"
     )
     root = str(Path(__file__).parents[2])
@@ -170,7 +170,7 @@ def test_worker_runs_on_after_its_controller_died_and_its_end_is_kept(machine: M
     assert done.returncode == -9
     # Another controller, which knows only the ledger.
     other = Machine(machine.root)
-    assert other.report(other.job()).state is JobState.RUNNING
+    other.wait(other.job(), JobState.RUNNING)
     assert other.executor.find(other.submission(), other.folder()) == "s0001"
     assert other.wait(other.job()).exit_code == 7
 

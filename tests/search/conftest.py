@@ -1,5 +1,6 @@
 """What the tests of the search share: no cache of the user, and runs that are made once."""
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -26,3 +27,9 @@ def templates(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def runs(tmp_path: Path, corpus: Path, templates: Path) -> Runs:
     """Makes runs in the test's folder."""
     return Runs(tmp_path, corpus, templates)
+
+
+@pytest.fixture
+def no_power_failures(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing here pulls the plug, and waiting for the disk would be most of the time."""
+    monkeypatch.setattr(os, "fsync", lambda descriptor: None)

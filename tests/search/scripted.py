@@ -5,6 +5,7 @@ the ledger, the optimizer and the files of a run are real.
 """
 
 import copy
+import hashlib
 import json
 import shutil
 import threading
@@ -69,6 +70,7 @@ class World:
         self.ended: dict[str, JobReport] = {}
         self.trained: Counter[tuple[str, int]] = Counter()
         self.cancelled: list[str] = []
+        self.ending: Counter[str] = Counter()
         self.silent = False
 
     def accept(self, submission: Submission) -> str:
@@ -86,7 +88,12 @@ class World:
         if job_id in self.ended:
             return self.ended[job_id]
         evaluation, attempt = self.tasks[job_id]
-        if job_id not in self.running:
+        if job_id in self.cancelled:
+            # A job takes its time to end.
+            self.ending[job_id] += 1
+            if self.ending[job_id] > 2:
+                self.ended[job_id] = JobReport(state=JobState.ENDED, raw="CANCELLED by 0")
+        elif job_id not in self.running:
             self.running.add(job_id)
         elif evaluation not in self.held:
             self.end(job_id, self._verdict(evaluation, attempt))
@@ -106,6 +113,12 @@ class World:
         if verdict not in WORDS and not paths.result.exists():
             self.trained[evaluation, attempt] += 1
             write_result(paths, verdict)
+
+
+def verdicts(state: RunState, evaluation: str) -> list[str]:
+    """Return the verdicts of an evaluation's attempts."""
+    attempts = state.evaluations[evaluation].attempts
+    return [attempt.verdict.kind.value for attempt in attempts if attempt.verdict is not None]
 
 
 def write_result(paths: AttemptPaths, verdict: str) -> None:
@@ -160,11 +173,7 @@ class ScriptedExecutor:
     def cancel(self, jobs: Sequence[LiveJob]) -> None:
         if self.world.silent:
             raise EnvironmentNotReady("`scancel` did not answer")
-        for job in jobs:
-            self.world.cancelled.append(job.job_id)
-            self.world.ended.setdefault(
-                job.job_id, JobReport(state=JobState.ENDED, raw="CANCELLED by 0")
-            )
+        self.world.cancelled += [job.job_id for job in jobs]
 
     def log(self, job: LiveJob) -> Path:
         return self.world.paths.submission(job.submission) / f"{job.job_id}_0_log.out"
@@ -213,6 +222,17 @@ class Run:
             Controller(session, used, self.view, poll_s=0.0, tick_s=0.0, stop=self.stop).drive()
             return session.state
 
+    def leave_files(self, state: RunState) -> None:
+        """Write what workers leave beside their results."""
+        for evaluation in state.evaluations.values():
+            for attempt in evaluation.attempts:
+                paths = self.paths.attempt(evaluation.id, attempt.number)
+                paths.metrics.write_text("{}\n" * 5000, encoding="utf-8")
+                folder = self.paths.submission(attempt.submission)
+                log = folder / f"{attempt.job_id}_0_log.out"
+                log.write_text("".join(f"step {i}\n" for i in range(5000)), encoding="utf-8")
+                (folder / f"task-{attempt.task_index}.pkl").write_text("pickle", encoding="utf-8")
+
     def copy(self, folder: Path) -> "Run":
         """Return what a kill at this very moment would leave: files and world, no controller."""
         shutil.copytree(self.folder, folder, ignore=shutil.ignore_patterns("lease*", ".*"))
@@ -231,19 +251,18 @@ class Runs:
         self._templates = templates
         self._made = 0
 
-    def new(self, **changes: Any) -> Run:
+    def new(self, name: str | None = None, **changes: Any) -> Run:
         """Return a new run; `changes` are settings of `[search]`, or `retry` and `model`."""
         settings = self._settings(dict(changes))
-        key = repr(settings.encode())
-        known = self._templates / f"{abs(hash(key))}"
+        known = self._templates / (name or hashlib.sha256(repr(settings).encode()).hexdigest()[:12])
         if not known.exists():
             plan = plan_search(
                 "e88", settings, executor="local", name=known.name, runs=known.parent
             )
             create_run(plan)
-        folder = self._folder / f"run-{self._made}"
         self._made += 1
-        folder.mkdir()
+        folder = self._folder / (name or f"run-{self._made}")
+        folder.mkdir(parents=True)
         shutil.copyfile(RunPaths(known).ledger, RunPaths(folder).ledger)
         return Run(folder)
 

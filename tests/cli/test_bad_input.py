@@ -1,0 +1,257 @@
+"""What cannot be done is refused in one line, with the next thing to try, and changes nothing."""
+
+import shutil
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tests.cli.conftest import QuickCommandLine, Snapshot
+from tests.command_line import CommandLine
+
+LOCAL = ("search", "e88", "--local", "--preset", "tiny", "--yes")
+
+
+def assert_refused(
+    done: subprocess.CompletedProcess[str], code: int, message: str, hint: str | None = None
+) -> None:
+    """Assert a one-line error on stderr, this hint, nothing on stdout, and the exit code."""
+    assert done.returncode == code, done.stderr
+    assert done.stdout == ""
+    lines = done.stderr.splitlines()
+    errors = [line for line in lines if line.startswith("error: ")]
+    assert len(errors) == 1, done.stderr
+    assert message in errors[0]
+    hints = [line for line in lines if line.startswith("hint: ")]
+    assert len(hints) <= 1, done.stderr
+    assert hint is None or hint in "".join(hints), done.stderr
+    # Beside them at most empty lines.
+    assert {line for line in lines if line.strip()} == {*errors, *hints}
+    assert "Traceback" not in done.stderr
+
+
+Case = tuple[tuple[str, ...], int, str, str | None]
+
+WITHOUT_FILES: dict[str, Case] = {
+    "unknown model": (
+        ("search", "e89", "--local", "--preset", "tiny", "--yes"),
+        *(3, "there is no model `e89`", "did you mean `e88`?"),
+    ),
+    "unknown state size": (
+        ("params", "e88", "dim=64", "depth=1", "n_heads=2", "n_state=33"),
+        *(2, "n_state=33 is not supported by the torch backend; nearest supported: 32", None),
+    ),
+    "misspelled field": (
+        ("params", "e88", "dim=64", "depth=1", "n_head=2", "n_state=32"),
+        *(2, "no setting `n_head`", "did you mean `n_heads`?"),
+    ),
+    "budget that no dim meets": ((*LOCAL, "--params", "1K"), 2, "no dim that is a multiple", None),
+    "parameters that are no number": ((*LOCAL, "--params", "many"), 2, "`many`", "480M"),
+    "neither budget nor dim": (
+        ("search", "e88", "--local", "--train-steps", "5", "--yes"),
+        *(2, "neither a parameter budget nor `dim` is set", "--params"),
+    ),
+    "no training budget": (
+        ("search", "e88", "--local", "--params", "480M", "--yes"),
+        *(2, "no training budget is set", "--train-minutes"),
+    ),
+    "two training budgets": (
+        (*LOCAL, "--train-steps", "5", "--train-tokens", "5"),
+        *(2, "exclude each other", "keep one"),
+    ),
+    "missing corpus": (
+        (*LOCAL, "--data", "absent.bytes"),
+        *(3, "no such corpus file", "elmanctl data pack"),
+    ),
+    "unknown preset": (
+        ("search", "e88", "--local", "--preset", "tiniest", "--yes"),
+        *(3, "no preset named `tiniest`", "did you mean `tiny`?"),
+    ),
+    "unknown space": ((*LOCAL, "--space", "5d"), 3, "no search space named `5d`", None),
+    "unknown template": (
+        ("search", "e88", "--preset", "tiny", "--template", "h10", "--yes"),
+        *(3, "no resource template named `h10`", "did you mean `h100`?"),
+    ),
+    "population too small": ((*LOCAL, "--population", "3"), 2, "at least 4", "--population"),
+    "GPUs without --local": (
+        ("search", "e88", "--preset", "tiny", "--gpus", "0,1"),
+        *(2, "go with `--local`", "--local"),
+    ),
+    "GPUs that are no numbers": ((*LOCAL, "--gpus", "0,one"), 2, "`--gpus`", None),
+    "impossible name": ((*LOCAL, "--name", "../elsewhere"), 2, "cannot be named", None),
+    "unknown option": ((*LOCAL, "--nope"), 2, "--nope", "elmanctl search -h"),
+    "unknown command": (("statsu",), 2, "statsu", "elmanctl -h"),
+    "no runs at all": (("show", "best"), 3, "no runs", "elmanctl search"),
+    "no configuration file": (
+        ("--config", "absent.toml", "status"),
+        *(3, "no such configuration file", None),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", WITHOUT_FILES)
+def test_in_an_empty_folder_it_is_refused_and_nothing_is_written(
+    name: str, quick: QuickCommandLine, snapshot: Snapshot
+) -> None:
+    arguments, code, message, hint = WITHOUT_FILES[name]
+    assert_refused(quick(*arguments), code, message, hint)
+    assert snapshot() == {}
+
+
+WRONG_SETTINGS: dict[str, tuple[str, str, str | None]] = {
+    "key": (
+        "[search]\npopulaton = 4\n",
+        "`elman.toml` line 2: unknown key `search.populaton`",
+        "did you mean `search.population`?",
+    ),
+    "section": (
+        "\n[serach]\n",
+        "`elman.toml` line 2: unknown section `serach`",
+        "did you mean `search`?",
+    ),
+    "state size": (
+        "[search.axes]\nn_state = { kind = 'choice', values = [16, 33] }\n",
+        "axis `n_state` at 33: n_state=33 is not supported",
+        "take it out of the axis",
+    ),
+    "axis": (
+        "[search.axes]\nn_headz = { kind = 'int', low = 1, high = 4 }\n",
+        "no setting `n_headz`",
+        "did you mean `n_heads`?",
+    ),
+    "micro-batch": ("[train]\nmicro_batch = 3\n", "does not divide", None),
+    "workers": ("[local]\nworkers = 0\n", "`local.workers` must be at least 1, not 0", None),
+    "learning rate": ("[train]\nlr = -1.0\n", "`train.lr` must be above 0", None),
+    "device": ("[train]\ndevice = 'cdua'\n", "`train.device` must be one of", None),
+}
+
+
+@pytest.mark.parametrize("name", WRONG_SETTINGS)
+def test_wrong_setting_is_refused_before_anything_starts(
+    name: str, quick: QuickCommandLine, snapshot: Snapshot, corpus: Path
+) -> None:
+    text, message, hint = WRONG_SETTINGS[name]
+    (quick.folder / "elman.toml").write_text(text, encoding="utf-8")
+    before = snapshot()
+    # Settings of the preset stand above the file, and these do not set what the file does.
+    done = quick(
+        *("search", "e88", "--local", "--space", "tiny", "--params", "100K", "--tolerance", "0.1"),
+        *("--train-steps", "5", "--data", str(corpus), "--yes"),
+    )
+    assert_refused(done, 2, message, hint)
+    assert snapshot() == before
+
+
+def test_machine_without_slurm_is_told_of_the_local_way(
+    elmanctl: CommandLine, snapshot: Snapshot, corpus: Path, tmp_path: Path
+) -> None:
+    bare = {**elmanctl.environment, "PATH": str(tmp_path / "nowhere")}
+    user = CommandLine(folder=elmanctl.folder, environment=bare)
+    done = user("search", "e88", "--preset", "tiny", "--data", str(corpus), "--yes")
+    assert_refused(done, 4, "no `sbatch` on this machine", "--local")
+    assert snapshot() == {}
+
+
+def test_search_that_nobody_can_confirm_is_not_started(
+    elmanctl: CommandLine, snapshot: Snapshot, corpus: Path
+) -> None:
+    done = elmanctl(*LOCAL[:-1], "--data", str(corpus))
+    assert_refused(done, 2, "confirmation required", "--yes")
+    assert snapshot() == {}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "message", "hint"),
+    [
+        (("status", "finnished"), 3, "no run named `finnished`", "did you mean `finished`?"),
+        (("resume", "nothing"), 3, "no run named `nothing`", "elmanctl status"),
+        (("show", "finished", "g000-e99"), 3, "no evaluation `g000-e99`", "did you mean"),
+        (("show", "finished", "9.9"), 3, "no evaluation `9.9`", None),
+        (("logs", "finished", "g001-e00", "--attempt", "7"), 3, "no attempt 7", "1 attempt"),
+        (("logs", "interrupted", "g001-e01"), 3, "no log at", None),
+        (("status", "finished", "--state", "runing"), 2, "`runing`", "did you mean `running`?"),
+        (("requeue", "--run", "finished"), 2, "name evaluations", None),
+        (("requeue", "g000-e00", "--run", "finished"), 2, "g000-e00 is completed", None),
+        (("cancel", "--run", "finished", "--all"), 2, "confirmation required", "--yes"),
+        (("clean", "finished", "--kind", "dust", "--yes"), 2, "`dust`", "metrics"),
+        (("clean", "finished", "--keep-best", "0"), 2, "confirmation required", "--yes"),
+        (("cancel", "--run", "finished", "--all", "--yes"), 2, "is finished", None),
+        (("requeue", "--failed", "--run", "interrupted"), 2, "confirmation required", "--yes"),
+        (("requeue", "--failed", "--kind", "omm", "--run", "interrupted"), 2, "`omm`", "`oom`"),
+        (("resume", "finished", "--generations", "2"), 2, "2 generations", None),
+        (("search", "e88", "--preset", "tiny", "--name", "finished"), 2, "exists", "resume"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, tuple) else "",
+)
+def test_what_a_run_cannot_do_is_refused_and_leaves_it_as_it_was(
+    arguments: tuple[str, ...],
+    code: int,
+    message: str,
+    hint: str | None,
+    quick_with_runs: QuickCommandLine,
+    snapshot: Snapshot,
+) -> None:
+    before = snapshot()
+    assert_refused(quick_with_runs(*arguments), code, message, hint)
+    assert snapshot() == before
+
+
+def damage_middle(ledger: Path) -> None:
+    lines = ledger.read_bytes().splitlines(keepends=True)
+    lines[4] = lines[4].replace(b'"data"', b'"dada"', 1)
+    ledger.write_bytes(b"".join(lines))
+
+
+@pytest.mark.parametrize("command", ["status", "resume", "cancel --all --yes --run", "clean --yes"])
+def test_ledger_that_is_damaged_in_the_middle_is_named_with_its_line(
+    command: str, quick_with_runs: QuickCommandLine, snapshot: Snapshot
+) -> None:
+    damage_middle(quick_with_runs.folder / "runs" / "finished" / "ledger.jsonl")
+    before = snapshot()
+    done = quick_with_runs(*command.split(), "finished")
+    assert_refused(
+        done, 1, "ledger.jsonl line 5: the checksum does not match", "nothing was changed"
+    )
+    assert snapshot() == before
+
+
+def test_damaged_run_does_not_hide_the_others(with_runs: CommandLine) -> None:
+    damage_middle(with_runs.folder / "runs" / "finished" / "ledger.jsonl")
+    done = with_runs("status")
+    assert done.returncode == 0
+    assert [line.split("\t")[0] for line in done.stdout.splitlines()] == [
+        "RUN",
+        "interrupted-search",
+    ]
+    assert done.stderr.startswith("warning: finished: ")
+
+
+Cut = Callable[[bytes], bytes]
+CUTS: dict[str, Cut] = {
+    "in the middle of a line": lambda raw: raw[:-30],
+    "just before a newline": lambda raw: raw[:-1],
+    "with nulls of a lost block": lambda raw: raw + b"\0" * 100,
+}
+
+
+@pytest.mark.parametrize("name", CUTS)
+def test_ledger_that_was_cut_short_is_shown_with_one_warning_at_most(
+    name: str, quick_with_runs: QuickCommandLine, snapshot: Snapshot
+) -> None:
+    ledger = quick_with_runs.folder / "runs" / "finished" / "ledger.jsonl"
+    ledger.write_bytes(CUTS[name](ledger.read_bytes()))
+    before = snapshot()
+    done = quick_with_runs("status", "finished", "--all")
+    assert done.returncode == 0
+    assert len(done.stdout.splitlines()) == 9
+    warnings = [line for line in done.stderr.splitlines() if line.startswith("warning: ")]
+    assert len(warnings) == (0 if name == "just before a newline" else 1)
+    assert all("a torn last line" in warning for warning in warnings)
+    assert snapshot() == before
+
+
+def test_folder_without_a_ledger_is_no_run(with_runs: CommandLine) -> None:
+    shutil.copytree(with_runs.folder / "runs" / "finished", with_runs.folder / "runs" / "copied")
+    (with_runs.folder / "runs" / "copied" / "ledger.jsonl").unlink()
+    assert_refused(with_runs("status", "copied"), 3, "no run named `copied`")

@@ -1,0 +1,250 @@
+"""`status`: what a pipe gets, what a terminal shows, and what a script can ask."""
+
+import fcntl
+import json
+import os
+import pty
+import re
+import struct
+import subprocess
+import sys
+import termios
+from typing import Any
+
+import pytest
+
+from tests.cli.conftest import QuickCommandLine, Snapshot
+from tests.command_line import CommandLine
+
+COLOUR = re.compile(r"\x1b\[[0-9;]*(3[0-7]|9[0-7])[0-9;]*m")
+ESCAPE = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
+
+EVALUATIONS = [f"g00{generation}-e0{index}" for generation in range(2) for index in range(4)]
+
+
+def table(text: str) -> list[dict[str, str]]:
+    """Read a table of tab-separated fields."""
+    header, *rows = (line.split("\t") for line in text.splitlines())
+    assert {len(row) for row in rows} <= {len(header)}
+    return [dict(zip(header, row, strict=True)) for row in rows]
+
+
+def test_piped_list_of_runs_is_tab_separated_with_whole_words(
+    quick_with_runs: QuickCommandLine, snapshot: Snapshot
+) -> None:
+    before = snapshot()
+    done = quick_with_runs("status")
+    assert (done.returncode, done.stderr) == (0, "")
+    rows = {row["RUN"]: row for row in table(done.stdout)}
+    assert set(rows) == {"finished", "interrupted-search"}
+    finished, interrupted = rows["finished"], rows["interrupted-search"]
+    assert (finished["STATUS"], finished["GEN"], finished["DONE"]) == ("finished", "2/2", "8")
+    assert (interrupted["STATUS"], interrupted["RUNNING"]) == ("interrupted", "1")
+    assert interrupted["FAILED"] == "1"
+    assert interrupted["DISK"].isdigit()
+    assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z", interrupted["UPDATED"])
+    assert snapshot() == before
+
+
+def test_piped_list_of_evaluations_holds_every_digit(quick_with_runs: QuickCommandLine) -> None:
+    done = quick_with_runs("status", "finished", "--all")
+    rows = table(done.stdout)
+    assert [row["EVAL"] for row in rows] == EVALUATIONS
+    for row in rows:
+        assert row["STATE"] == "completed"
+        assert row["PARAMS"].isdigit()
+        assert len(row["LOSS"].partition(".")[2]) > 4
+    # The summary is talk, and talk goes to stderr.
+    assert done.stderr.startswith("finished: finished, generation 2 of 2, 8 of 8")
+
+
+def test_missing_values_are_empty_fields(quick_with_runs: QuickCommandLine) -> None:
+    rows = {row["EVAL"]: row for row in table(quick_with_runs("status", "interrupted").stdout)}
+    assert (rows["g001-e00"]["STATE"], rows["g001-e00"]["LOSS"]) == ("running", "")
+    assert (rows["g000-e02"]["STATE"], rows["g000-e02"]["LOSS"]) == ("failed", "")
+    assert rows["g000-e02"]["REASON"] == "python_error (attempt 1)"
+
+
+def ids(done: subprocess.CompletedProcess[str]) -> list[str]:
+    assert done.returncode == 0, done.stderr
+    return [row["EVAL"] for row in table(done.stdout)]
+
+
+def test_evaluations_are_chosen_by_state_by_generation_and_by_both(
+    quick_with_runs: QuickCommandLine,
+) -> None:
+    def listed(*options: str) -> list[str]:
+        return ids(quick_with_runs("status", "interrupted", *options))
+
+    assert listed("--state", "running") == ["g001-e00"]
+    assert listed("--state", "failed") == ["g000-e02"]
+    assert listed("--generation", "1") == EVALUATIONS[4:]
+    assert listed("-g", "1", "-s", "completed") == EVALUATIONS[5:]
+    assert listed("-g", "0", "-s", "running") == []
+
+
+def test_attempts_that_were_made_again_show_in_the_newest(
+    quick_with_runs: QuickCommandLine,
+) -> None:
+    document = json.loads(quick_with_runs("status", "finished", "--all", "--json").stdout)
+    rows = {row["evaluation"]: row for row in document["evaluations"]}
+    assert rows["g000-e01"]["attempt"] == 2
+    assert rows["g000-e00"]["attempt"] == 1
+
+
+@pytest.mark.parametrize(
+    "arguments", [["status"], ["status", "finished"], ["status", "finished", "-a"]]
+)
+def test_json_is_one_document_of_version_one_and_nothing_else(
+    arguments: list[str], quick_with_runs: QuickCommandLine
+) -> None:
+    done = quick_with_runs(*arguments, "--json")
+    assert (done.returncode, done.stderr) == (0, "")
+    document: dict[str, Any] = json.loads(done.stdout)
+    assert document["version"] == 1
+    if len(arguments) == 1:
+        assert [run["run"] for run in document["runs"]] == ["interrupted-search", "finished"]
+        return
+    assert document["run"]["status"] == "finished"
+    assert len(document["evaluations"]) == 8
+    for row in document["evaluations"]:
+        assert type(row["loss"]) is float and type(row["parameters"]) is int
+        assert row["config"]["dim"] == 32
+
+
+def test_no_runs_at_all_is_an_empty_document_and_a_word_on_stderr(quick: QuickCommandLine) -> None:
+    assert json.loads(quick("status", "--json").stdout) == {"version": 1, "runs": []}
+    done = quick("status")
+    assert (done.returncode, done.stdout) == (0, "")
+    assert "no runs" in done.stderr
+
+
+@pytest.mark.parametrize(("run", "code"), [("finished", 0), ("interrupted", 1)])
+def test_exit_status_tells_of_failures_when_asked(
+    run: str, code: int, quick_with_runs: QuickCommandLine
+) -> None:
+    assert quick_with_runs("status", run).returncode == 0
+    assert quick_with_runs("status", run, "--exit-status").returncode == code
+
+
+def test_exit_status_of_a_run_that_is_not_done_yet_is_eight(
+    quick_with_runs: QuickCommandLine,
+) -> None:
+    """The interrupted run before anything failed in it: its first events alone."""
+    ledger = quick_with_runs.folder / "runs" / "finished" / "ledger.jsonl"
+    lines = ledger.read_bytes().splitlines(keepends=True)
+    ledger.write_bytes(b"".join(lines[:12]))
+    done = quick_with_runs("status", "finished", "--exit-status")
+    assert done.returncode == 8
+    assert "stopped" in done.stderr
+
+
+@pytest.mark.parametrize(
+    "options", [["--exit-status"], ["--generation", "0"], ["--state", "failed"]]
+)
+def test_option_of_one_run_is_not_ignored_without_one(
+    options: list[str], quick_with_runs: QuickCommandLine
+) -> None:
+    done = quick_with_runs("status", *options)
+    assert done.returncode == 2
+    assert options[0] in done.stderr and "a run's name" in done.stderr
+
+
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+@pytest.mark.parametrize("command", [["status"], ["logs", "finished", "g000-e00"], ["--help"]])
+def test_reader_that_goes_away_is_no_error(
+    command: list[str], unbuffered: str, with_runs: CommandLine
+) -> None:
+    """As in `elmanctl status | head -1`, at its most impatient."""
+    reading, writing = os.pipe()
+    os.close(reading)
+    try:
+        done = subprocess.run(
+            [sys.executable, "-m", "elmanctl", *command],
+            cwd=with_runs.folder,
+            env={**with_runs.environment, "PYTHONUNBUFFERED": unbuffered},
+            stdout=writing,
+            stderr=subprocess.PIPE,
+            text=True,
+            check=False,
+        )
+    finally:
+        os.close(writing)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_reader_that_goes_away_hides_no_failure(with_runs: CommandLine) -> None:
+    command = f"{sys.executable} -m elmanctl show nothing | true; exit ${{PIPESTATUS[0]}}"
+    done = subprocess.run(
+        ["bash", "-c", command],
+        cwd=with_runs.folder,
+        env=with_runs.environment,
+        capture_output=True,
+        check=False,
+    )
+    assert done.returncode == 3
+
+
+def on_terminal(user: CommandLine, columns: int, *arguments: str, **environment: str) -> list[str]:
+    """Return the lines that a command draws on a terminal of so many columns."""
+    ours, theirs = pty.openpty()
+    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 40, columns, 0, 0))
+    known = {k: v for k, v in user.environment.items() if k not in ("COLUMNS", "NO_COLOR")}
+    child = subprocess.Popen(
+        [sys.executable, "-m", "elmanctl", *arguments],
+        cwd=user.folder,
+        env={**known, "TERM": "xterm-256color", **environment},
+        stdin=theirs,
+        stdout=theirs,
+        stderr=subprocess.DEVNULL,
+    )
+    os.close(theirs)
+    drawn = b""
+    while True:
+        try:
+            data = os.read(ours, 65536)
+        except OSError:
+            # Linux' way to say that the other end of a terminal is closed.
+            break
+        if not data:
+            break
+        drawn += data
+    os.close(ours)
+    assert child.wait() == 0
+    return drawn.decode().replace("\r\n", "\n").splitlines()
+
+
+@pytest.mark.parametrize("columns", [60, 40, 200])
+@pytest.mark.parametrize("arguments", [("status",), ("status", "finished", "--all")])
+def test_terminal_of_any_width_shows_whole_names_on_one_line_each(
+    columns: int, arguments: tuple[str, ...], with_runs: CommandLine
+) -> None:
+    lines = [ESCAPE.sub("", line) for line in on_terminal(with_runs, columns, *arguments)]
+    assert max(map(len, lines)) <= columns
+    names = EVALUATIONS if len(arguments) > 1 else ["interrupted-search", "finished"]
+    assert [line.split()[0] for line in lines] == ["EVAL" if len(arguments) > 1 else "RUN", *names]
+    assert not any("…" in line for line in lines)
+    if columns == 200:
+        assert "UPDATED" in lines[0] or "NODE" in lines[0]
+
+
+def test_colour_is_for_terminals_and_only_for_those_who_want_it(with_runs: CommandLine) -> None:
+    def has_colour(*options: str, **environment: str) -> bool:
+        lines = on_terminal(with_runs, 100, *options, "status", "finished", **environment)
+        return any(COLOUR.search(line) for line in lines)
+
+    assert has_colour()
+    assert not has_colour(NO_COLOR="1")
+    assert not has_colour("--color", "never")
+    assert has_colour("--color", "always", NO_COLOR="1")
+
+
+def test_pipe_gets_no_escapes_even_where_colour_is_forced_on_terminals(
+    quick_with_runs: QuickCommandLine,
+) -> None:
+    assert "\x1b" not in quick_with_runs("status", "finished").stdout
+
+
+def test_terminal_shows_a_dash_for_what_is_missing(with_runs: CommandLine) -> None:
+    lines = on_terminal(with_runs, 200, "status", "interrupted", "--state", "running")
+    assert "–" in ESCAPE.sub("", lines[1])

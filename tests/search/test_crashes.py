@@ -1,0 +1,141 @@
+"""A search that is killed or stopped at any instant goes on as if nothing had happened."""
+
+import random
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from elmanctl.errors import UsageError
+from elmanctl.ledger.records import RunStatus
+from elmanctl.ledger.run_state import RunState
+from elmanctl.ledger.state import load_run
+from elmanctl.search.session import Session
+from tests.integration.runs import losses, points
+from tests.search.scripted import Run, Runs, World, verdicts
+
+pytestmark = pytest.mark.usefixtures("no_power_failures")
+
+# What happens to the search of the crash tests: an attempt that is tried again, one whose
+# evaluation is replaced, and one that diverges.
+SCRIPT = {
+    "g000-e01": ["node_failure"],
+    "g000-e02": ["python_error"],
+    "g001-e00": ["diverged"],
+}
+
+
+def assert_same_search(state: RunState, undisturbed: RunState, world: World, where: str) -> None:
+    """Assert that nothing was lost, repeated or asked otherwise."""
+    assert state.status is RunStatus.FINISHED, where
+    assert points(state) == points(undisturbed), where
+    assert losses(state) == losses(undisturbed), where
+    assert state.told == undisturbed.told, where
+    for name, evaluation in undisturbed.evaluations.items():
+        assert verdicts(state, name) == verdicts(undisturbed, name), where
+        assert state.evaluations[name].state is evaluation.state, where
+    assert set(world.trained.values()) == {1}, where
+    # The ledger knows of every job that was ever submitted.
+    known = {s.job_id for s in state.submissions.values() if s.job_id is not None}
+    assert set(world.jobs.values()) == known, where
+
+
+def test_kill_around_any_event_loses_and_repeats_nothing(
+    runs: Runs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What a kill just before and just after every single event would leave is resumed."""
+    run = runs.new()
+    run.world.script = dict(SCRIPT)
+    left: dict[str, Run] = {}
+    record = Session.record
+
+    def leave(moment: str, session: Session, kind: str) -> None:
+        where = f"{moment} event {session.state.seq + (moment == 'before')}, {kind}"
+        left[where] = run.copy(tmp_path / f"kill-{len(left)}")
+
+    def recorded(self: Session, kind: str, /, **data: Any) -> None:
+        leave("before", self, kind)
+        record(self, kind, **data)
+        leave("after", self, kind)
+
+    monkeypatch.setattr(Session, "record", recorded)
+    undisturbed = run.drive()
+    monkeypatch.setattr(Session, "record", record)
+    assert_same_search(undisturbed, undisturbed, run.world, "undisturbed")
+    kinds = {where.rpartition(" ")[2] for where in left}
+    assert kinds == {
+        *("controller_started", "points_asked", "submission_intended", "submission_accepted"),
+        *("attempt_started", "attempt_finished", "evaluation_closed", "generation_told"),
+        "run_finished",
+    }
+    assert len(left) > 80
+    for where, killed in left.items():
+        assert_same_search(killed.drive(), undisturbed, killed.world, where)
+
+
+@pytest.mark.parametrize("seed", [1, 2, 3])
+def test_controller_killed_again_and_again_still_comes_to_the_same_end(
+    runs: Runs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, seed: int
+) -> None:
+    """Around every third event, by chance, the controller dies."""
+    run = runs.new()
+    run.world.script = dict(SCRIPT)
+    undisturbed = run.copy(tmp_path / "undisturbed").drive()
+    record = Session.record
+    chance = random.Random(seed)
+
+    class Killed(BaseException):
+        pass
+
+    def recorded(self: Session, kind: str, /, **data: Any) -> None:
+        if kind != "controller_started" and chance.random() < 1 / 6:
+            raise Killed
+        record(self, kind, **data)
+        if kind != "controller_started" and chance.random() < 1 / 6:
+            raise Killed
+
+    monkeypatch.setattr(Session, "record", recorded)
+    lives = 0
+    while load_run(run.folder).state.status is not RunStatus.FINISHED:
+        lives += 1
+        with suppress(Killed):
+            run.drive()
+    assert lives > 8
+    assert_same_search(load_run(run.folder).state, undisturbed, run.world, f"{lives} lives")
+
+
+def test_stopped_search_goes_on_where_it_was(runs: Runs, tmp_path: Path) -> None:
+    run = runs.new()
+    undisturbed = run.copy(tmp_path / "undisturbed").drive()
+    run.view.every_turn = lambda session: run.stop.set()
+    stops = 0
+    while (state := run.drive()).status is RunStatus.INTERRUPTED:
+        stops += 1
+        run.stop.clear()
+        assert stops < 50
+    assert stops > 3
+    assert_same_search(state, undisturbed, run.world, "stopped")
+
+
+def test_extended_search_asks_what_a_longer_one_would_have_asked(runs: Runs) -> None:
+    longer = runs.new(generations=4).drive()
+    run = runs.new(generations=2)
+    run.drive()
+    state = run.drive(generations=4)
+    assert state.generations == 4
+    assert_same_search(state, longer, run.world, "extended")
+
+
+def test_search_cannot_be_extended_to_fewer_generations(runs: Runs) -> None:
+    run = runs.new()
+    with pytest.raises(UsageError, match="2 generations"):
+        run.drive(generations=2)
+
+
+def test_finished_search_that_is_resumed_asks_nothing_more(runs: Runs) -> None:
+    run = runs.new()
+    before = run.drive()
+    again = run.drive()
+    assert points(again) == points(before)
+    assert again.status is RunStatus.FINISHED

@@ -1,0 +1,261 @@
+"""Who may import whom, how soon, and what every module owes its readers.
+
+Read from the source alone: nothing is imported.
+"""
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+PACKAGE = ROOT / "elmanctl"
+
+# What costs time or is not installed everywhere: never imported while the command line starts.
+HEAVY = {
+    *("torch", "triton", "cma", "submitit", "numpy", "rich", "schedulefree", "transformers"),
+    *("fla", "mamba_ssm"),
+}
+
+# For each part, the parts that it may import, by the first rule whose names fit.  A name stands
+# for a module or for everything in a package.
+LEAVES = ("errors", "constants", "clock")
+SIZES = ("models.config", "models.registry", "models.params", "kernels.matrix_recurrence.sizes")
+FILES = ("ledger.records", "ledger.files")
+RULES: tuple[tuple[tuple[str, ...], tuple[str, ...]], ...] = (
+    (LEAVES, ()),
+    (("settings",), ()),
+    (("sources",), (*LEAVES, "settings")),
+    (("config",), (*LEAVES, "settings", "sources")),
+    (("ledger",), (*LEAVES, "ledger")),
+    (("kernels",), ("errors", "kernels")),
+    (SIZES, ("errors", *SIZES)),
+    (("models",), ("errors", "models", "kernels")),
+    (("jobs.evaluation",), (*LEAVES, *FILES, "jobs", "models.registry")),
+    (("jobs.retry",), (*FILES, "settings")),
+    (("jobs",), (*LEAVES, *FILES, "jobs")),
+    (
+        ("search",),
+        (*LEAVES, "settings", "config", "ledger", "jobs", *SIZES, "search"),
+    ),
+    (("cli",), ("",)),
+    (("__main__",), (*LEAVES, "cli")),
+)
+
+# What needs torch at once: imported by the worker, inside a function, and by nobody else.
+WORKER_ONLY = {"jobs.train": "jobs.evaluation", "jobs.data": "jobs.evaluation"}
+
+PRINTING = {"cli.output", "__main__"}
+
+
+@dataclass(frozen=True)
+class Import:
+    """One import in a module: `late` inside a function, `typing` for type checkers only."""
+
+    target: str
+    late: bool
+    typing: bool
+
+
+@cache
+def modules() -> dict[str, Path]:
+    """Return every module of the package by its name without `elmanctl.`."""
+    found = {}
+    for path in sorted(PACKAGE.rglob("*.py")):
+        parts = path.relative_to(PACKAGE).with_suffix("").parts
+        found[".".join(part for part in parts if part != "__init__")] = path
+    return found
+
+
+@cache
+def tree(module: str) -> ast.Module:
+    return ast.parse(modules()[module].read_text(encoding="utf-8"))
+
+
+@cache
+def imports(module: str) -> tuple[Import, ...]:
+    """Return every import of a module, by the module that it really names."""
+    return tuple(_imports(tree(module), late=False, typing=False))
+
+
+def _imports(node: ast.AST, *, late: bool, typing: bool) -> Iterator[Import]:
+    for child in ast.iter_child_nodes(node):
+        if isinstance(child, ast.Import):
+            yield from (Import(alias.name, late, typing) for alias in child.names)
+        elif isinstance(child, ast.ImportFrom):
+            assert child.level == 0 and child.module is not None, "imports are absolute"
+            for alias in child.names:
+                whole = f"{child.module}.{alias.name}"
+                known = whole.removeprefix("elmanctl.") in modules()
+                yield Import(whole if known else child.module, late, typing)
+        inner = isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda)
+        checking = isinstance(child, ast.If) and "TYPE_CHECKING" in ast.unparse(child.test)
+        yield from _imports(child, late=late or inner, typing=typing or checking)
+
+
+def own(module: str) -> list[Import]:
+    """Return the imports of our own modules, named without `elmanctl.`."""
+    return [
+        Import(found.target.removeprefix("elmanctl").removeprefix("."), found.late, found.typing)
+        for found in imports(module)
+        if found.target.split(".")[0] == "elmanctl"
+    ]
+
+
+def is_in(module: str, parts: tuple[str, ...]) -> bool:
+    return any(part == "" or module == part or module.startswith(f"{part}.") for part in parts)
+
+
+def test_modules_import_only_what_their_part_may_know() -> None:
+    wrong = []
+    for module in modules():
+        if "." not in module and (PACKAGE / module).is_dir():
+            # The packages themselves hold nothing.
+            allowed: tuple[str, ...] = ()
+        else:
+            allowed = next(allowed for parts, allowed in RULES if is_in(module, parts))
+        # The package's own name holds the version alone.
+        wrong += [
+            f"{module} -> {found.target}"
+            for found in own(module)
+            if found.target and not is_in(found.target, allowed)
+        ]
+    assert wrong == []
+
+
+def test_nobody_but_the_worker_imports_what_needs_torch_at_once() -> None:
+    edges = [
+        (module, found)
+        for module in modules()
+        for found in own(module)
+        if found.target in WORKER_ONLY
+    ]
+    inside = {("jobs.train", "jobs.data")}
+    for module, found in edges:
+        if (module, found.target) not in inside:
+            assert module == WORKER_ONLY[found.target] and found.late, (module, found)
+
+
+def test_no_module_depends_on_itself_by_way_of_others() -> None:
+    edges = {module: {f.target for f in own(module) if f.target} for module in modules()}
+    done: set[str] = set()
+
+    def visit(module: str, path: tuple[str, ...]) -> None:
+        assert module not in path, " -> ".join((*path, module))
+        if module in done:
+            return
+        for target in sorted(edges[module]):
+            visit(target, (*path, module))
+        done.add(module)
+
+    for module in edges:
+        visit(module, ())
+
+
+def test_no_import_of_our_own_is_hidden_from_python() -> None:
+    hidden = [(module, found) for module in modules() for found in own(module) if found.typing]
+    assert hidden == []
+
+
+def reached_at_once(start: str) -> set[str]:
+    """Return every module that is imported as soon as `start` is, packages included."""
+    seen: set[str] = set()
+    waiting = [start]
+    while waiting:
+        module = waiting.pop()
+        if module in seen:
+            continue
+        seen.add(module)
+        waiting += [f.target for f in own(module) if f.target and not f.late and not f.typing]
+        package = module.rpartition(".")[0]
+        if package:
+            waiting.append(package)
+    return seen
+
+
+def test_nothing_heavy_is_imported_while_the_command_line_starts() -> None:
+    reached = reached_at_once("cli.app")
+    assert len(reached) > 40
+    heavy = [
+        f"{module} imports {found.target}"
+        for module in sorted(reached)
+        for found in imports(module)
+        if found.target.split(".")[0] in HEAVY and not found.late and not found.typing
+    ]
+    assert heavy == []
+
+
+def test_only_the_output_module_knows_rich_and_only_the_optimizer_knows_pycma() -> None:
+    users: dict[str, set[str]] = {"rich": set(), "cma": set()}
+    for module in modules():
+        for found in imports(module):
+            if found.target.split(".")[0] in users:
+                users[found.target.split(".")[0]].add(module)
+    assert users == {"rich": {"cli.output", "cli.progress"}, "cma": {"search.optimizer"}}
+
+
+def _public_definitions(module: str) -> Iterator[tuple[str, ast.AST]]:
+    """Yield the public functions and classes of a module, and their public methods."""
+    kinds = ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef
+    for node in tree(module).body:
+        if isinstance(node, kinds) and not node.name.startswith("_"):
+            yield node.name, node
+            for inner in node.body if isinstance(node, ast.ClassDef) else ():
+                if isinstance(inner, kinds) and not inner.name.startswith("_"):
+                    yield f"{node.name}.{inner.name}", inner
+
+
+@pytest.mark.parametrize("module", sorted(modules()))
+def test_every_public_thing_says_in_one_sentence_what_it_is(module: str) -> None:
+    if not module.endswith("__main__") and modules()[module].read_text(encoding="utf-8").strip():
+        assert ast.get_docstring(tree(module)), "the module has no docstring"
+    for name, node in _public_definitions(module):
+        assert isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef)
+        text = ast.get_docstring(node)
+        assert text, f"{name} has no docstring"
+        # A command's docstring is its help, whose first line is a title.
+        if not module.startswith("cli."):
+            assert text.split("\n\n")[0].rstrip().endswith("."), f"{name}: no sentence"
+
+
+def _prints(node: ast.Call) -> bool:
+    called = ast.unparse(node.func)
+    written = called in ("sys.stdout.write", "sys.stderr.write", "sys.stdout.buffer.write")
+    return written or called == "print" or called.endswith(".echo") or called == "pprint"
+
+
+@pytest.mark.parametrize("module", sorted(set(modules()) - PRINTING))
+def test_nothing_is_printed_but_by_the_output_module(module: str) -> None:
+    calls = [node for node in ast.walk(tree(module)) if isinstance(node, ast.Call)]
+    assert [f"line {call.lineno}" for call in calls if _prints(call)] == []
+
+
+@pytest.mark.parametrize("module", sorted(modules()))
+def test_files_are_short_enough_to_be_read(module: str) -> None:
+    limit = 600 if module.startswith("kernels.") else 400
+    assert len(modules()[module].read_text(encoding="utf-8").splitlines()) <= limit
+
+
+@pytest.mark.parametrize("room", ["models", "kernels", "jobs", "ledger", "sbatch_templates"])
+def test_link_at_the_top_leads_to_its_room_and_cannot_be_imported(room: str) -> None:
+    assert (ROOT / room).readlink() == Path("elmanctl") / room
+
+
+def test_rooms_refuse_to_be_imported_by_their_short_names() -> None:
+    program = (
+        "import importlib, sys\n"
+        "for room in sys.argv[1:]:\n"
+        "    try:\n"
+        "        importlib.import_module(room)\n"
+        "    except ImportError as exc:\n"
+        "        assert f'elmanctl.{room}' in str(exc), exc\n"
+        "    else:\n"
+        "        raise AssertionError(room)\n"
+    )
+    rooms = ["models", "kernels", "jobs", "ledger", "sbatch_templates"]
+    subprocess.run([sys.executable, "-c", program, *rooms], cwd=ROOT, check=True)
