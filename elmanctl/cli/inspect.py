@@ -71,7 +71,7 @@ def logs(
         bool, typer.Option("-f", "--follow", help="Print what is added until the attempt ends")
     ] = False,
     tail: Annotated[int | None, typer.Option("-n", "--tail", help="Only the last lines")] = None,
-    attempt: Annotated[int | None, typer.Option(help="Attempt; default the newest")] = None,
+    attempt: Annotated[int | None, typer.Option(help="Attempt; default the newest", min=1)] = None,
 ) -> None:
     """Print or follow the log of an evaluation
 

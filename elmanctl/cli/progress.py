@@ -3,6 +3,7 @@
 import sys
 import time
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from types import TracebackType
 from typing import Any
 
@@ -220,9 +221,15 @@ def print_summary(session: Session) -> None:
         )
         print_line(f"  config     {shown}")
         print_line(f"  parameters {best.parameters:,} (counted in the trained model)")
-    print_line(f"ledger       {session.paths.ledger}")
+    print_line(f"ledger       {_near(session.paths.ledger)}")
     name = state.run["name"]
     hint(f"see `elmanctl show {name} best`, or `elmanctl resume {name} --generations N` for more")
+
+
+def _near(path: Path) -> Path:
+    """Return a path as it is written from here, where it lies below."""
+    here = Path.cwd()
+    return path.relative_to(here) if path.is_relative_to(here) else path
 
 
 def _current(state: RunState) -> list[Evaluation]:
