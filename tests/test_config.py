@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from elmanctl.cli.template import commented_config
-from elmanctl.config import Resolved, decode_settings, merge, resolve
+from elmanctl.config import Resolved, decode_settings, merge, parse_assignments, resolve
 from elmanctl.errors import ConfigError, NotFound
 from elmanctl.settings import SECTIONS, PathSettings, Settings, setting_help
 from elmanctl.sources import Source, flat, read_file
@@ -84,6 +84,17 @@ def test_nearest_parent_with_a_file_is_the_one_that_counts(sources: Sources) -> 
     assert (search.seed, search.sigma) == (2000, 0.3)
     sources.file("[search]\nseed = 3000\n")
     assert sources.resolve().settings.search.seed == 3000
+
+
+def test_path_in_a_file_is_relative_to_that_file_wherever_a_command_starts(
+    sources: Sources,
+) -> None:
+    parent = sources.folder.parent
+    sources.write(parent / "elman.toml", "[paths]\nruns = 'here'\n[data]\npath = '/a/corpus'\n")
+    settings = sources.resolve().settings
+    assert settings.paths.runs == str(parent / "here")
+    assert settings.data.path == "/a/corpus"
+    assert sources.resolve({"paths.runs": "there"}).settings.paths.runs == "there"
 
 
 def test_named_file_stands_in_for_all_that_would_be_found(sources: Sources) -> None:
@@ -298,6 +309,32 @@ def test_template_with_an_unknown_key_is_refused(sources: Sources) -> None:
     with pytest.raises(ConfigError, match="`template mine` line 2: unknown key `mem_bg`") as told:
         sources.resolve({"slurm.template": "mine"})
     assert told.value.hint == "did you mean `mem_gb`?"
+
+
+def test_assignments_are_read_as_a_file_would_be() -> None:
+    words = ["slurm.partition=long", "slurm.mem_gb=80", "local.gpus=[0, 1]", "slurm.setup=['a=b']"]
+    assert parse_assignments(words) == {
+        "slurm.partition": "long",
+        "slurm.mem_gb": 80.0,
+        "local.gpus": (0, 1),
+        "slurm.setup": ("a=b",),
+    }
+
+
+@pytest.mark.parametrize(
+    ("word", "told"),
+    [
+        ("nonsense", "not of the form"),
+        ("partition=long", "not of the form"),
+        ("slurn.partition=long", "not of the form"),
+        ("slurm.partitoin=long", "unknown key `slurm.partitoin`"),
+        ("slurm.mem_gb=much", "cannot read the value of slurm.mem_gb"),
+        ("local.workers=1.5", "must be a whole number"),
+    ],
+)
+def test_assignment_that_says_nothing_is_refused(word: str, told: str) -> None:
+    with pytest.raises(ConfigError, match=told):
+        parse_assignments([word])
 
 
 def test_settings_in_the_ledger_decode_to_themselves(sources: Sources) -> None:

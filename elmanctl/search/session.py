@@ -10,12 +10,14 @@ from typing import Any
 from elmanctl.config import decode_settings
 from elmanctl.errors import NotFound, UsageError
 from elmanctl.jobs.paths import RunPaths
+from elmanctl.jobs.submission import extra_options
 from elmanctl.ledger import state as ledger_state
 from elmanctl.ledger.lease import Lease
 from elmanctl.ledger.records import RunStatus
 from elmanctl.ledger.state import RunState, load_run, replay
 from elmanctl.ledger.store import LedgerWriter
 from elmanctl.search.limits import check_limits
+from elmanctl.search.workload import attempt_resources
 from elmanctl.settings import Settings
 
 # Where and how jobs run, not what they measure.
@@ -78,7 +80,9 @@ class Session:
                     f"`{key}` is part of what this search measures and stays as it is",
                     hint=f"changeable: {', '.join(f'{name}*' for name in CHANGEABLE)}",
                 )
-        check_limits(_settings_in_force(self.state, changes))
+        changed = _settings_in_force(self.state, changes)
+        check_limits(changed)
+        extra_options(attempt_resources(changed, self.run["executor"], {}).extra)
         self.record("settings_changed", changes=dict(changes))
         self.settings = _settings_in_force(self.state)
 

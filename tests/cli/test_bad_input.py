@@ -180,6 +180,8 @@ def test_search_that_nobody_can_confirm_is_not_started(
         (("requeue", "--failed", "--run", "interrupted"), 2, "confirmation required", "--yes"),
         (("requeue", "--failed", "--kind", "omm", "--run", "interrupted"), 2, "`omm`", "`oom`"),
         (("resume", "finished", "--generations", "2"), 2, "2 generations", None),
+        (("resume", "finished", "--set", "train.lr=0.1"), 2, "stays as it is", "changeable"),
+        (("resume", "finished", "--set", "slurm.partitoin=a"), 2, "unknown key", "slurm.partition"),
         (("search", "e88", "--preset", "tiny", "--name", "finished"), 2, "exists", "resume"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, tuple) else "",

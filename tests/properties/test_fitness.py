@@ -3,7 +3,7 @@
 import math
 from typing import Any
 
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from elmanctl.ledger.records import Evaluation, VerdictKind
@@ -39,12 +39,14 @@ def last_kind(member: Evaluation) -> VerdictKind:
     return last.verdict.kind
 
 
+@settings(max_examples=60)
 @given(generations())
 def test_every_told_value_is_a_finite_number(members: list[Evaluation]) -> None:
     for _, value in told_values(members):
         assert type(value) is float and math.isfinite(value)
 
 
+@settings(max_examples=60)
 @given(generations())
 def test_exactly_completed_and_diverged_evaluations_are_told_in_order(
     members: list[Evaluation],
@@ -54,6 +56,7 @@ def test_exactly_completed_and_diverged_evaluations_are_told_in_order(
     assert [name for name, _ in told_values(members)] == expected
 
 
+@settings(max_examples=60)
 @given(generations())
 def test_every_diverged_evaluation_ranks_behind_every_completed_one(
     members: list[Evaluation],
@@ -65,6 +68,7 @@ def test_every_diverged_evaluation_ranks_behind_every_completed_one(
     assert not good or not bad or max(good) < min(bad)
 
 
+@settings(max_examples=60)
 @given(generations())
 def test_of_two_diverged_evaluations_the_later_divergence_is_better(
     members: list[Evaluation],

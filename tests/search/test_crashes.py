@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from elmanctl.errors import UsageError
+from elmanctl.errors import ConfigError, UsageError
 from elmanctl.ledger.records import RunStatus
 from elmanctl.ledger.run_state import RunState
 from elmanctl.ledger.state import load_run
@@ -139,3 +139,42 @@ def test_finished_search_that_is_resumed_asks_nothing_more(runs: Runs) -> None:
     again = run.drive()
     assert points(again) == points(before)
     assert again.status is RunStatus.FINISHED
+
+
+def test_changed_settings_hold_for_every_later_controller(runs: Runs) -> None:
+    run = runs.new(retry={"replacements": 0})
+    run.view.every_turn = lambda session: run.stop.set()
+    run.drive()
+    run.view.every_turn = lambda session: None
+    run.stop.clear()
+    with Session.open(run.folder) as session:
+        session.change_settings({"local.timeout_min": 33, "retry.python_error": 1})
+        assert session.settings.local.timeout_min == 33
+    run.world.script = {"g001-e01": ["python_error"]}
+    state = run.drive()
+    asked = [s.resources["timeout_min"] for s in state.submissions.values()]
+    assert asked == [60, 33, 33]
+    assert verdicts(state, "g001-e01") == ["python_error", "completed"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"train.lr": 1.0}, "stays as it is"),
+        ({"search.seed": 1}, "stays as it is"),
+        ({"local.workers": 0}, "at least 1"),
+        ({"local.workers": "two"}, "whole number"),
+        ({"local.timeout_min": 1, "train.minutes": 5.0}, "stays as it is"),
+        ({"local.workres": 2}, "unknown key"),
+    ],
+)
+def test_change_that_cannot_be_made_leaves_the_run_as_it_was(
+    runs: Runs, changes: dict[str, Any], told: str
+) -> None:
+    run = runs.new()
+    with Session.open(run.folder) as session:
+        before = session.settings
+        with pytest.raises((UsageError, ConfigError), match=told):
+            session.change_settings(changes)
+        assert session.settings == before
+        assert session.state.changes == {}

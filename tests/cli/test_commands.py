@@ -1,0 +1,230 @@
+"""What the other commands print and change."""
+
+import json
+import re
+import signal
+import subprocess
+import tomllib
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from elmanctl.cli.search import interruptible
+from elmanctl.ledger.records import State
+from elmanctl.ledger.run_state import RunState
+from elmanctl.ledger.state import load_run
+from elmanctl.models.params import count_parameters
+from tests.cli.conftest import QuickCommandLine, Snapshot
+
+
+def succeeded(done: subprocess.CompletedProcess[str]) -> str:
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def document(done: subprocess.CompletedProcess[str]) -> dict[str, Any]:
+    """Return the one JSON document on stdout."""
+    found: dict[str, Any] = json.loads(succeeded(done))
+    assert found["version"] == 1
+    return found
+
+
+def state_of(user: QuickCommandLine, run: str) -> RunState:
+    return load_run(user.folder / "runs" / run).state
+
+
+def test_models_are_listed_with_their_spaces(quick: QuickCommandLine) -> None:
+    assert succeeded(quick("models")).startswith("MODEL\tSUMMARY\ne88\t")
+    rows = [line.split("\t") for line in succeeded(quick("models", "E88")).splitlines()]
+    assert ["4d", "lr", "log", "0.0001 to 0.003, logarithmic", "0.00064"] in rows
+    assert document(quick("models", "e88", "--json"))["model"] == "e88"
+
+
+def test_parameters_are_counted_part_by_part(quick: QuickCommandLine) -> None:
+    fields = {"dim": 64, "depth": 1, "n_heads": 2, "n_state": 32}
+    words = [f"{key}={value}" for key, value in fields.items()]
+    found = document(quick("params", "e88", *words, "--json"))
+    assert found["parameters"] == sum(found["parts"].values()) == count_parameters("e88", fields)
+    assert f"{found['parameters']:,}" in succeeded(quick("params", "e88", *words))
+
+
+def test_dim_that_meets_a_budget_is_found_with_its_error(quick: QuickCommandLine) -> None:
+    words = ("calc-dim", "e88", "--params", "480M", "--multiple-of", "64")
+    found = document(quick(*words, "depth=17", "n_heads=83", "n_state=32", "--json"))
+    assert found["dim"] % 64 == 0
+    assert abs(found["parameters"] - 480_000_000) <= 0.02 * 480_000_000
+    text = succeeded(quick(*words, "depth=17", "n_heads=83", "n_state=32"))
+    assert text.startswith(f"dim={found['dim']} parameters={found['parameters']:,} error=")
+
+
+@pytest.mark.parametrize("words", [["dim"], ["=3"], ["dim=1", "dim=2"], ["lr=1"]])
+def test_words_that_assign_nothing_are_refused(words: list[str], quick: QuickCommandLine) -> None:
+    assert quick("params", "e88", *words).returncode == 2
+
+
+def test_init_writes_a_file_that_every_command_accepts(quick: QuickCommandLine) -> None:
+    assert succeeded(quick("init", "study")) == "study/elman.toml\n"
+    tomllib.loads((quick.folder / "study" / "elman.toml").read_text(encoding="utf-8"))
+    assert succeeded(quick("-C", str(quick.folder / "study"), "models"))
+    refused = quick("init", str(quick.folder / "study"))
+    assert (refused.returncode, "exists" in refused.stderr) == (2, True)
+    assert quick("init", str(quick.folder / "study"), "--force").returncode == 0
+
+
+def test_config_tells_where_each_value_was_set(
+    quick: QuickCommandLine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (quick.folder / "elman.toml").write_text("[search]\npopulation = 6\n", encoding="utf-8")
+    monkeypatch.setenv("ELMAN_SEARCH_SIGMA", "0.4")
+    text = succeeded(quick("config", "--show-origin", "--preset", "tiny"))
+    rows = {line.split("\t")[0]: line.split("\t")[1:] for line in text.splitlines()}
+    assert rows["search.sigma"] == ["0.4", "the environment"]
+    assert rows["search.population"] == ["4", "preset tiny"]
+    assert rows["search.seed"] == ["1", "default"]
+    assert rows["train.minutes"] == ["", "default"]
+    found = document(quick("config", "--json"))
+    values = {row["key"]: (row["value"], row["from"]) for row in found["settings"]}
+    assert values["search.population"] == (6, "elman.toml")
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_completion_script_names_the_program(shell: str, quick: QuickCommandLine) -> None:
+    text = succeeded(quick("completion", shell))
+    assert "elmanctl" in text and "_ELMANCTL_COMPLETE" in text
+    if shell == "bash":
+        subprocess.run(["bash", "-n"], input=text, text=True, check=True)
+
+
+def test_dry_run_prints_the_script_of_the_first_generation_and_writes_nothing(
+    quick: QuickCommandLine, snapshot: Snapshot, corpus: Path
+) -> None:
+    done = quick(
+        *("search", "e88", "--preset", "tiny", "--data", str(corpus), "--dry-run"),
+        *("--partition", "gpu", "--template", "h100", "--population", "6"),
+    )
+    lines = succeeded(done).splitlines()
+    assert lines[0] == "#!/bin/bash"
+    assert "#SBATCH --array=0-5%6" in lines
+    assert "#SBATCH --partition=gpu" in lines
+    # The preset stands above no template: what it says of Slurm is under the flag's template.
+    assert "#SBATCH --gres=gpu:h100:1" in lines
+    assert "6 e88 models" in done.stderr
+    local = quick(
+        *("search", "e88", "--local", "--preset", "tiny"), "--data", str(corpus), "--dry-run"
+    )
+    assert "would run 2 evaluations at a time" in succeeded(local)
+    assert snapshot() == {}
+
+
+def test_name_of_a_new_run_is_free_and_fit_for_a_folder(
+    quick_with_runs: QuickCommandLine, corpus: Path
+) -> None:
+    (quick_with_runs.folder / "runs" / "finished").rename(
+        quick_with_runs.folder / "runs" / "e88-100k"
+    )
+    words = ("search", "e88", "--local", "--train-steps", "5", "--data", str(corpus), "--dry-run")
+    tiny = ("--space", "tiny", "--tolerance", "0.1")
+    (quick_with_runs.folder / "elman.toml").write_text("[search]\nmultiple_of = 8\n")
+    assert "e88-100k-2: " in quick_with_runs(*words, *tiny, "--params", "100K").stderr
+    assert "e88-100000: " in quick_with_runs(*words, *tiny, "--params", "100,000").stderr
+
+
+def test_show_tells_of_every_attempt_with_its_evidence(quick_with_runs: QuickCommandLine) -> None:
+    text = succeeded(quick_with_runs("show", "finished", "0.1", "--tail", "3"))
+    assert text.startswith("g000-e01 of finished: completed\n")
+    assert re.search(r"^attempt 1: failed", text, re.MULTILINE)
+    assert "verdict     node_failure" in text
+    assert "scheduler: state NODE_FAIL, on n1" in text
+    assert re.search(r"^attempt 2: completed", text, re.MULTILINE)
+    assert text.splitlines()[-3:] == ["  step 4997", "  step 4998", "  step 4999"]
+    found = document(quick_with_runs("show", "finished", "0.1", "--json"))
+    assert [attempt["verdict"]["kind"] for attempt in found["attempts"]] == [
+        "node_failure",
+        "completed",
+    ]
+
+
+def test_log_is_printed_as_it_is_whole_or_from_its_end(quick_with_runs: QuickCommandLine) -> None:
+    whole = succeeded(quick_with_runs("logs", "finished", "g001-e00"))
+    assert whole == "".join(f"step {i}\n" for i in range(5000))
+    assert (
+        succeeded(quick_with_runs("logs", "finished", "1.0", "-n", "2")) == "step 4998\nstep 4999\n"
+    )
+    assert succeeded(quick_with_runs("logs", "finished", "1.0", "--follow")) == whole
+    assert succeeded(quick_with_runs("logs", "finished", "g000-e01", "--attempt", "1"))
+    assert quick_with_runs("logs", "finished", "g000-e01", "--attempt", "0").returncode == 2
+
+
+def test_what_would_be_queued_or_cancelled_is_listed_and_nothing_is_done(
+    quick_with_runs: QuickCommandLine, snapshot: Snapshot
+) -> None:
+    before = snapshot()
+    run = ("--run", "interrupted", "--dry-run")
+    failed = succeeded(quick_with_runs("requeue", "--failed", *run))
+    assert failed.splitlines()[1:] == ["g000-e02\tfailed\tpython_error\t1"]
+    running = document(quick_with_runs("cancel", "--all", *run, "--json"))
+    assert [row["evaluation"] for row in running["evaluations"]] == ["g001-e00"]
+    assert succeeded(quick_with_runs("requeue", "--failed", "--kind", "oom", *run)).count("\n") == 1
+    assert snapshot() == before
+
+
+def test_clean_removes_exactly_what_its_dry_run_listed(
+    quick_with_runs: QuickCommandLine, snapshot: Snapshot
+) -> None:
+    before = snapshot()
+    words = ("clean", "finished", "--keep-best", "6", "--kind", "metrics,logs")
+    listed = document(quick_with_runs(*words, "--dry-run", "--json"))
+    assert snapshot() == before
+    planned = {f"runs/finished/{row['path']}" for row in listed["removable"]}
+    others = state_of(quick_with_runs, "finished").ranked()[6:]
+    assert len(planned) == 2 * sum(len(evaluation.attempts) for evaluation in others) > 0
+    done = document(quick_with_runs(*words, "--yes", "--json"))
+    after = snapshot()
+    assert set(before) - set(after) == planned
+    assert done["freed_bytes"] == listed["freed_bytes"]
+    changed = {name for name in after if before.get(name) != after[name]}
+    assert changed == {"runs/finished/ledger.jsonl"}
+    assert succeeded(quick_with_runs(*words, "--yes")) == "freed 0 B in 0 files\n"
+
+
+def test_cancelled_run_is_closed_for_good(quick_with_runs: QuickCommandLine) -> None:
+    done = quick_with_runs("cancel", "--run", "interrupted", "--all", "--yes", "--json")
+    found = document(done)
+    assert [row["evaluation"] for row in found["cancelled"]] == ["g001-e00"]
+    state = state_of(quick_with_runs, "interrupted-search")
+    assert state.status.value == "cancelled"
+    assert state.evaluations["g001-e00"].state is State.CANCELLED
+    for words in (("resume", "interrupted"), ("requeue", "g000-e02", "--run", "interrupted")):
+        refused = quick_with_runs(*words)
+        assert refused.returncode == 2
+        assert "was cancelled" in refused.stderr
+
+
+def test_quiet_command_keeps_its_talk_to_itself(quick_with_runs: QuickCommandLine) -> None:
+    done = quick_with_runs("-q", "status", "finished")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.startswith("EVAL\t")
+    # Errors are no talk.
+    assert quick_with_runs("-q", "status", "nothing").stderr.startswith("error: ")
+
+
+def test_first_signal_asks_a_search_to_stop_and_the_second_ends_it() -> None:
+    before = signal.getsignal(signal.SIGTERM)
+    with interruptible() as stop:
+        signal.raise_signal(signal.SIGTERM)
+        assert stop.is_set()
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGTERM)
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
+def test_signal_that_is_ignored_stays_ignored() -> None:
+    """As SIGHUP is under nohup, so that a search outlives its terminal."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with interruptible() as stop:
+            signal.raise_signal(signal.SIGHUP)
+            assert not stop.is_set()
+    finally:
+        signal.signal(signal.SIGHUP, before)

@@ -1,0 +1,73 @@
+"""A whole search on this machine, with workers that really train, and what one does after it."""
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+from elmanctl.jobs.paths import RunPaths
+from elmanctl.ledger.disk import measure
+from elmanctl.ledger.records import RunStatus, State
+from tests.command_line import CommandLine
+from tests.integration.runs import load, trained_attempts
+
+pytestmark = pytest.mark.slow
+
+
+def test_search_is_run_looked_at_cleaned_and_resumed(elmanctl: CommandLine, corpus: Path) -> None:
+    searched = elmanctl(
+        *("search", "e88", "--local", "--preset", "tiny", "--generations", "1"),
+        *("--train-steps", "10", "--data", str(corpus), "--yes"),
+    )
+    assert searched.returncode == 0, searched.stderr
+    assert (
+        searched.stdout.splitlines()[0] == "e88-tiny finished: 4 completed, 0 failed, 0 cancelled"
+    )
+    assert "elmanctl show e88-tiny best" in searched.stderr
+    # One line for each attempt and each generation.
+    told = searched.stderr.splitlines()
+    assert sum(bool(re.match(r"g000-e0\d completed: loss \d", line)) for line in told) == 4
+    assert sum("4 told, best of it" in line for line in told) == 1
+
+    run = RunPaths(elmanctl.folder / "runs" / "e88-tiny")
+    state = load(run.folder)
+    assert state.status is RunStatus.FINISHED
+    best = state.best()
+    assert best is not None and best.loss is not None
+    _look(elmanctl, best.id, best.loss)
+
+    before = measure(run.folder)
+    cleaned = elmanctl("clean", "--keep-best", "1", "--yes")
+    assert re.fullmatch(r"freed \d.* in \d+ files\n", cleaned.stdout), cleaned.stderr
+    assert measure(run.folder) < before
+    assert list(run.evaluations.glob("*/*/metrics.jsonl")) == [run.attempt(best.id, 1).metrics]
+    assert len(trained_attempts(run.folder)) == 4
+
+    # Nothing is left to do, and what was removed is not missed.
+    resumed = elmanctl("resume", "--json")
+    assert resumed.returncode == 0, resumed.stderr
+    found = json.loads(resumed.stdout)
+    assert (found["status"], found["evaluations"]["completed"]) == ("finished", 4)
+    assert (found["best"]["evaluation"], found["best"]["loss"]) == (best.id, best.loss)
+    assert {e.state for e in load(run.folder).evaluations.values()} == {State.COMPLETED}
+
+
+def _look(elmanctl: CommandLine, best: str, loss: float) -> None:
+    """Look at the finished run with every command that does."""
+    listed = elmanctl("status", "e88-tiny", "--json", "--exit-status")
+    assert listed.returncode == 0
+    assert {row["state"] for row in json.loads(listed.stdout)["evaluations"]} == {"completed"}
+
+    shown = elmanctl("show", "best")
+    assert shown.stdout.startswith(f"{best} of e88-tiny: completed\n")
+    assert f"{loss:.4f} nat a byte" in shown.stdout
+    assert "n_heads" in shown.stdout and "step" in shown.stdout
+
+    logged = elmanctl("logs", best)
+    assert logged.returncode == 0
+    assert f"completed: loss {loss:.4f}" in logged.stdout
+    followed = elmanctl("logs", "e88-tiny", "0.1", "--follow", timeout_s=30)
+    assert followed.stdout == elmanctl("logs", "e88-tiny", "0.1").stdout
+    tail = elmanctl("logs", best, "--tail", "2").stdout
+    assert tail.splitlines() == logged.stdout.splitlines()[-2:]

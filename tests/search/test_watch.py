@@ -1,0 +1,166 @@
+"""From a scheduler's reports to verdicts on record: when to wait, and when to be sure."""
+
+import os
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from elmanctl.jobs.executor import JobReport, JobState
+from elmanctl.ledger.records import State
+from elmanctl.search.session import Session
+from elmanctl.search.watch import RESULT_GRACE_S, Watcher
+from tests.search.scripted import Run, Runs, ScriptedExecutor, write_result
+
+pytestmark = pytest.mark.usefixtures("no_power_failures")
+
+
+class Watched:
+    """A run with one submission at work, a watcher, and a clock that a test moves."""
+
+    def __init__(self, run: Run) -> None:
+        run.world.held = {f"g000-e0{index}" for index in range(4)}
+        run.view.every_turn = lambda session: (
+            run.stop.set() if len(session.state.live_attempts()) == 4 else None
+        )
+        run.drive()
+        self.run = run
+        self.now = 1000.0
+        self.session = Session.open(run.folder)
+        self.watcher = Watcher(
+            self.session, ScriptedExecutor(run.world), poll_s=30.0, now=lambda: self.now
+        )
+        self.job = self.session.state.evaluations["g000-e01"].attempts[0].job_id or ""
+
+    def report(self, state: JobState, raw: str = "", **details: Any) -> None:
+        """Let the scheduler say this of the job from now on."""
+        self.run.world.ended[self.job] = JobReport(state=state, raw=raw, **details)
+
+    def look(self, after_s: float = 30.0) -> list[tuple[str, str]]:
+        self.now += after_s
+        return [(e.id, verdict.kind.value) for e, verdict in self.watcher.look()]
+
+    def beat(self, age_s: float) -> None:
+        """Leave a heartbeat of this age; `heartbeat_s` is 0.01."""
+        path = self.run.paths.attempt("g000-e01", 1).heartbeat
+        path.write_text('{"at": "x", "phase": "training", "step": 3, "host": "n7"}')
+        os.utime(path, (time.time() - age_s, time.time() - age_s))
+
+
+@pytest.fixture
+def watched(runs: Runs) -> Iterator[Watched]:
+    found = Watched(runs.new())
+    yield found
+    found.session.close()
+
+
+def test_result_is_seen_without_asking_the_scheduler(watched: Watched) -> None:
+    assert watched.look() == []
+    write_result(watched.run.paths.attempt("g000-e01", 1), "completed")
+    watched.run.world.silent = True
+    assert watched.look(after_s=0.5) == [("g000-e01", "completed")]
+    evaluation = watched.session.state.evaluations["g000-e01"]
+    assert evaluation.loss is not None
+    assert evaluation.attempts[0].node == "n1"
+
+
+def test_scheduler_is_asked_no_more_often_than_allowed(watched: Watched) -> None:
+    watched.look()
+    watched.report(JobState.ENDED, "NODE_FAIL")
+    assert watched.look(after_s=29.0) == []
+    assert watched.look(after_s=1.0) == [("g000-e01", "node_failure")]
+
+
+@pytest.mark.parametrize("raw", ["COMPLETED", "FAILED"])
+def test_job_that_should_have_left_a_result_is_given_time_for_it(
+    watched: Watched, raw: str
+) -> None:
+    """A shared file system shows what a node wrote only after a while."""
+    watched.report(JobState.ENDED, raw, exit_code=0)
+    assert watched.look() == []
+    assert watched.look(after_s=RESULT_GRACE_S - 1) == []
+    write_result(watched.run.paths.attempt("g000-e01", 1), "completed")
+    assert watched.look(after_s=0.1) == [("g000-e01", "completed")]
+
+
+def test_job_that_never_leaves_its_result_is_judged_without_it(watched: Watched) -> None:
+    watched.report(JobState.ENDED, "COMPLETED", exit_code=0)
+    assert watched.look() == []
+    assert watched.look(after_s=31.0) == [("g000-e01", "undetermined")]
+
+
+@pytest.mark.parametrize(
+    "report",
+    [
+        JobReport(state=JobState.ENDED, raw="FAILED", exit_code=1, signal=9),
+        JobReport(state=JobState.ENDED, raw="TIMEOUT"),
+        JobReport(state=JobState.ENDED, raw="CANCELLED by 0"),
+    ],
+    ids=lambda report: report.raw,
+)
+def test_job_that_had_no_time_for_a_result_is_judged_at_once(
+    watched: Watched, report: JobReport
+) -> None:
+    watched.run.world.ended[watched.job] = report
+    assert len(watched.look()) == 1
+
+
+def test_job_that_vanished_is_lost_only_when_it_is_missed_twice(watched: Watched) -> None:
+    watched.report(JobState.VANISHED)
+    assert watched.look() == []
+    assert watched.look() == [("g000-e01", "lost")]
+
+
+def test_job_that_comes_back_is_not_lost(watched: Watched) -> None:
+    watched.report(JobState.VANISHED)
+    assert watched.look() == []
+    watched.report(JobState.RUNNING, "RUNNING")
+    assert watched.look() == []
+    watched.report(JobState.VANISHED)
+    assert watched.look() == []
+
+
+def test_job_that_vanished_and_yet_gives_signs_of_life_is_waited_for(watched: Watched) -> None:
+    watched.report(JobState.VANISHED)
+    for _ in range(5):
+        # Not yet due: however slow this machine is, the beat is fresh.
+        watched.beat(age_s=-60.0)
+        assert watched.look() == []
+    watched.beat(age_s=5.0)
+    assert watched.look() == [("g000-e01", "lost")]
+    attempt = watched.session.state.evaluations["g000-e01"].attempts[0]
+    # The scheduler never named a node, and the worker did.
+    assert attempt.node == "n7"
+
+
+def test_silence_is_not_the_end_of_anything_and_its_reason_is_known(watched: Watched) -> None:
+    watched.run.world.silent = True
+    for _ in range(5):
+        assert watched.look() == []
+    assert watched.watcher.silent_reason == "`squeue` did not answer"
+    assert len(watched.session.state.live_attempts()) == 4
+    watched.run.world.silent = False
+    watched.look()
+    assert watched.watcher.silent_reason is None
+
+
+def test_start_of_a_job_is_recorded_once_with_its_node(watched: Watched) -> None:
+    before = watched.session.state.seq
+    watched.report(JobState.RUNNING, "RUNNING", node="gpu-03")
+    watched.look()
+    attempt = watched.session.state.evaluations["g000-e01"].attempts[0]
+    assert (attempt.state, attempt.node) == (State.RUNNING, "gpu-03")
+    seq = watched.session.state.seq
+    assert seq > before
+    watched.look()
+    assert watched.session.state.seq == seq
+
+
+def test_what_an_attempt_left_on_disk_is_measured(watched: Watched) -> None:
+    paths = watched.run.paths.attempt("g000-e01", 1)
+    paths.metrics.write_bytes(b"x" * 100_000)
+    watched.report(JobState.ENDED, "TIMEOUT")
+    watched.look()
+    attempt = watched.session.state.evaluations["g000-e01"].attempts[0]
+    assert attempt.size_bytes is not None and attempt.size_bytes >= 100_000
