@@ -1,5 +1,6 @@
 """`search` and `resume`: start a search, or go on with one."""
 
+import errno
 import re
 import signal
 import threading
@@ -23,7 +24,7 @@ from elmanctl.cli.context import (
 from elmanctl.cli.output import confirm, hint, print_json, print_line, say, warn
 from elmanctl.cli.progress import make_view, print_summary, run_summary
 from elmanctl.config import parse_assignments
-from elmanctl.errors import ElmanError, LedgerError, UsageError
+from elmanctl.errors import ElmanError, LedgerError, SearchPaused, UsageError
 from elmanctl.jobs.executor import Executor
 from elmanctl.jobs.paths import RunPaths
 from elmanctl.ledger.records import RunStatus, Submission, Task
@@ -208,6 +209,14 @@ def drive(
         except ElmanError as exc:
             session.record("run_paused", reason=exc.message)
             raise
+        except OSError as exc:
+            if exc.errno not in (errno.ENOSPC, errno.EDQUOT):
+                raise
+            # Not put on record: the ledger lies on the same disk.
+            raise SearchPaused(
+                f"the disk is full: {exc}",
+                hint=f"make room, then `elmanctl resume {session.run['name']}`",
+            ) from exc
         state = session.state
         if as_json:
             print_json(run_summary(session))
