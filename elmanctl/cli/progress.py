@@ -168,9 +168,11 @@ def judged_line(evaluation: Evaluation, verdict: Verdict) -> str:
 def generation_line(state: RunState, generation: int) -> str:
     """Return one line on a generation that the optimizer has learned from."""
     told = state.told[generation]
-    losses = sorted(value for _, value in told)
+    # A diverged evaluation is told a rank, which is no loss.
+    losses = sorted(e.loss for name, _ in told if (e := state.evaluations[name]).loss is not None)
     best = state.best()
-    text = f"g{generation:03} done: {len(told)} told, best of it {losses[0]:.4f}"
+    best_of_it = f"best of it {losses[0]:.4f}" if losses else "none completed"
+    text = f"g{generation:03} done: {len(told)} told, {best_of_it}"
     return f"{text}, best so far {format_loss(best.loss)} ({best.id})" if best else text
 
 

@@ -88,11 +88,14 @@ def _ask_controller(
 
     request = leave_request(paths.folder, command, arguments)
     say(f"asking the controller of {paths.folder.name}")
-    found = wait_for_answer(
-        paths.folder, request, timeout_s=_ANSWER_TIMEOUT_S, poll_s=_POLL_S, is_alive=is_alive
-    )
-    if found is None:
+    try:
+        found = wait_for_answer(
+            paths.folder, request, timeout_s=_ANSWER_TIMEOUT_S, poll_s=_POLL_S, is_alive=is_alive
+        )
+    finally:
+        # Also when the user gives up waiting: what nobody waits for must not happen later.
         withdraw_request(paths.folder, request)
+    if found is None:
         return None
     answer = dict(found)
     if "error" in answer and "exit_code" in answer:

@@ -1,5 +1,6 @@
 """Attempts as Slurm jobs: each submission is one array, submitted once, found by its name."""
 
+import os
 import subprocess
 import time
 from collections.abc import Iterable, Mapping, Sequence
@@ -57,6 +58,8 @@ class SlurmExecutor:
                 timeout=SBATCH_TIMEOUT_S,
                 check=False,
                 stdin=subprocess.DEVNULL,
+                # SBATCH_* would outrank the script, the job's name among it.
+                env={k: v for k, v in os.environ.items() if not k.startswith("SBATCH_")},
                 # Its own session: a Ctrl-C meant for the controller must not cut a submission.
                 start_new_session=True,
             )

@@ -72,6 +72,18 @@ def test_script_and_pickles_are_complete_before_sbatch_is_called(slurm: Setup) -
     assert all(task_pickle(slurm.folder, index).is_file() for index in range(2))
 
 
+def test_variables_that_outrank_the_script_do_not_reach_sbatch(
+    slurm: Setup, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SBATCH_JOB_NAME", "another")
+    monkeypatch.setenv("SLURM_CONF", "kept")
+    slurm.tools.answer("sbatch", "4711\n", does="export -p > seen")
+    slurm.submit()
+    seen = (slurm.tools.folder / "seen").read_text(encoding="utf-8")
+    assert "SBATCH_" not in seen
+    assert "SLURM_CONF='kept'" in seen
+
+
 def test_refusal_carries_sbatchs_own_words(slurm: Setup) -> None:
     words = "sbatch: error: Batch job submission failed: Invalid account or account/partition"
     slurm.tools.answer("sbatch", stderr=f"{words}\n", code=1)
