@@ -6,7 +6,7 @@ from typing import Any
 from elmanctl.settings import SECTIONS
 
 _HEAD = """\
-# Settings of elmanctl.  Rank: flag > environment > this file > default.
+# Settings of elmanctl.  Rank: flag > --preset > environment > this file > default.
 # In the environment search.population is ELMAN_SEARCH_POPULATION.
 # A line that is commented out shows the default.
 
