@@ -25,7 +25,10 @@ HEAVY = {
 # For each part, the parts that it may import, by the first rule whose names fit.  A name stands
 # for a module or for everything in a package.
 LEAVES = ("errors", "constants", "clock")
-SIZES = ("models.config", "models.registry", "models.params", "kernels.matrix_recurrence.sizes")
+SIZES = (
+    *("models.config", "models.configs", "models.levels", "models.registry", "models.params"),
+    *("models.backends", "models.study", "kernels.matrix_recurrence.sizes"),
+)
 FILES = ("ledger.records", "ledger.files")
 RULES: tuple[tuple[tuple[str, ...], tuple[str, ...]], ...] = (
     (LEAVES, ()),
@@ -34,7 +37,7 @@ RULES: tuple[tuple[tuple[str, ...], tuple[str, ...]], ...] = (
     (("config",), (*LEAVES, "settings", "sources")),
     (("ledger",), (*LEAVES, "ledger")),
     (("kernels",), ("errors", "kernels")),
-    (SIZES, ("errors", *SIZES)),
+    (SIZES, ("errors", "constants", *SIZES)),
     (("models",), ("errors", "models", "kernels")),
     (("jobs.evaluation",), (*LEAVES, *FILES, "jobs", "models.registry")),
     (("jobs.retry",), (*FILES, "settings")),

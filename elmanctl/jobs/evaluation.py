@@ -103,7 +103,7 @@ class _Evaluation:
 
     def _train(self, spec: AttemptSpec, progress: "_Progress") -> dict[str, Any]:
         from elmanctl.jobs.data import ByteStream
-        from elmanctl.jobs.train import train, versions
+        from elmanctl.jobs.train import choose_device, train, versions
         from elmanctl.models.registry import build_model, decode_config
 
         path = Path(spec.data.path)
@@ -111,7 +111,10 @@ class _Evaluation:
             CorpusInfo(path=path, size_bytes=spec.data.size_bytes, sha256=spec.data.sha256)
         )
         model = build_model(
-            decode_config(spec.level, spec.config), seed=spec.seed, backend=spec.backend
+            decode_config(spec.level, spec.config),
+            seed=spec.seed,
+            backend=spec.backend,
+            device=choose_device(spec.device).type,
         )
         outcome = train(model, ByteStream(path), spec, progress)
         verdict = outcome.verdict(f"{self._paths.name_in_run}/{self._paths.metrics.name}")

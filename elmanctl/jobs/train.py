@@ -38,7 +38,8 @@ class Report(Protocol):
 def train(model: nn.Module, stream: ByteStream, spec: AttemptSpec, report: Report) -> TrainOutcome:
     """Train `model` under `spec` and return what came of it, divergence included.
 
-    `model.loss` takes int64 tokens [B, T+1] and returns the mean loss in nats.  With a budget of
+    `model.loss` takes int64 tokens [B, T+1] and returns the mean loss in nats, which is reported;
+    `model.auxiliary_loss()` is what is minimised beside it.  With a budget of
     steps or tokens on the CPU and `threads` 1, equal specs give equal losses, bit for bit.
     Raises InvalidConfiguration when the model has not the expected number of parameters.
     """
@@ -234,9 +235,10 @@ class _Loop:
             rows = batch[start : start + self.micro_batch]
             with self._autocast():
                 loss: Tensor = self._model.loss(rows)  # type: ignore[operator]
-            share = loss.float() * (len(rows) / len(batch))
-            share.backward()  # type: ignore[no-untyped-call]
-            total += share.detach()
+            share = len(rows) / len(batch)
+            objective = loss.float() + self._model.auxiliary_loss()  # type: ignore[operator]
+            (objective * share).backward()
+            total += loss.detach() * share
         gradients = [p.grad for p in self._parameters if p.grad is not None]
         norm = get_total_norm(gradients)
         if self._spec.grad_clip:

@@ -1,16 +1,23 @@
-"""Model configurations: frozen records, checked whole, with one strict way in from plain data."""
+"""What the configurations of all families share: frozen records, checked whole, exact sizes.
+
+Nothing here or in `models.configs` imports torch: a login node counts and checks without it.
+"""
 
 from collections.abc import Mapping
 from dataclasses import MISSING, asdict, dataclass, fields
-from typing import Annotated, Any, Literal, Self, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, ClassVar, Literal, Self, get_args, get_origin, get_type_hints
 
 from elmanctl.errors import InvalidConfiguration, nearest
-from elmanctl.kernels.matrix_recurrence.sizes import check_size
 
 VOCABULARY = 256
 """Models read and predict bytes."""
 
 MAX_DIM = 65_536
+
+DOCUMENTED, STUDY = "documented", "study-2026-01"
+"""A model as its documentation has it, or as it ran in the study of January 2026."""
+
+VARIANTS = (DOCUMENTED, STUDY)
 
 _KINDS = {bool: "true or false", int: "a whole number", float: "a number", str: "a word"}
 
@@ -23,33 +30,84 @@ class Between:
     high: float
 
 
+Depth = Annotated[int, Between(1, 1_024)]
+Heads = Annotated[int, Between(1, 4_096)]
+Expansion = Annotated[float, Between(0.0, 16.0)]
+ConvWidth = Annotated[int, Between(2, 16)]
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FamilyConfig:
-    """What the configurations of all families share: a width, a number of layers, the checks.
+    """A model of one family: its width, its number of layers, and what the family adds.
 
-    The annotation of a field is its check: bool, int, float, `Annotated[int, Between(1, 9)]` or
-    `Literal["silu", "sigmoid"]`.  What concerns several fields at once is in `check_together`.
+    The annotation of a field is its check: bool, int, float, `Annotated[int, Between(1, 9)]`,
+    `Literal["silu", "sigmoid"]` or `Literal[32, 64]`.  What concerns several fields at once is in
+    `check_together`, what concerns the implementation that runs in `check_backend`.
     """
+
+    norm: ClassVar[Literal["rms", "layer"]] = "rms"
+    """The norm before each layer and at the end: RMSNorm, or LayerNorm with a bias."""
 
     level: str
     dim: Annotated[int, Between(1, MAX_DIM)]
-    depth: Annotated[int, Between(1, 1_024)]
+    depth: Depth
+    variant: Literal["documented", "study-2026-01"] = "documented"
 
     def __post_init__(self) -> None:
         for name, annotation in _annotations(type(self)).items():
             _check_value(self.level, name, annotation, getattr(self, name))
         self.check_together()
 
+    @property
+    def is_study(self) -> bool:
+        """Whether this is the model that ran in the study, faults included."""
+        return self.variant == STUDY
+
+    @property
+    def sublayers(self) -> int:
+        """How many pre-normed steps of the residual stream one layer takes."""
+        return 1
+
     def check_together(self) -> None:
         """Raise InvalidConfiguration when fields do not go together."""
 
+    def check_backend(self, backend: str) -> None:
+        """Raise InvalidConfiguration when a backend of this family does not compute this model."""
+
     def layer_parameters(self) -> int:
-        """Return the number of parameters of one layer, the norm before it left out."""
+        """Return the number of parameters of one layer, the norms before its parts left out."""
         raise NotImplementedError
 
-    def layer_state_size(self) -> int:
-        """Return how many numbers the recurrence of one layer carries to the next position."""
+    def layer_state_size(self, seq_len: int) -> int:
+        """Return how many numbers one layer carries from position `seq_len` to the next.
+
+        The state of the recurrence alone, or keys and values of an attention; the few inputs that a
+        short convolution keeps are left out.
+        """
         raise NotImplementedError
+
+    def layer_flops(self, seq_len: int) -> int:
+        """Return the forward FLOPs of one layer for one token, on average over a sequence.
+
+        A multiplication and an addition count one each; norms, activations and softmax are left
+        out, the tanh of a matrix state is one.
+        """
+        raise NotImplementedError
+
+    def norm_parameters(self) -> int:
+        """Return the number of parameters of the norms before the layers and of the last one."""
+        each = self.dim if self.norm == "rms" else 2 * self.dim
+        return each * (self.depth * self.sublayers + 1)
+
+    @classmethod
+    def dim_divisor(cls, settings: Mapping[str, object]) -> int:
+        """Return what `dim` must be a multiple of, given the other settings."""
+        return 1
+
+    @classmethod
+    def complete_level(cls, settings: Mapping[str, Any]) -> dict[str, Any]:
+        """Return what the settings fixed by a level imply where the configuration is silent."""
+        return {}
 
     @classmethod
     def decode(cls, data: Mapping[str, object]) -> Self:
@@ -58,7 +116,8 @@ class FamilyConfig:
         Raises InvalidConfiguration on an unknown, missing, ill-typed or impossible setting.
         """
         known = {item.name: item for item in fields(cls)}
-        level = known["level"].default
+        default = known["level"].default
+        level = data.get("level", "" if default is MISSING else default)
         for name in data:
             if name not in known:
                 near = nearest(name, known)
@@ -76,94 +135,16 @@ class FamilyConfig:
         return asdict(self)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ModelConfig(FamilyConfig):
-    """E88: heads with a squashed matrix state, key by value, and a delta-rule write."""
-
-    level: Literal["e88"] = "e88"
-    n_heads: Annotated[int, Between(1, 4_096)]
-    n_state: int
-    expansion: Annotated[float, Between(0.0, 16.0)] = 1.0
-    use_gate: bool = True
-    gate_activation: Literal["silu", "sigmoid"] = "silu"
-    decay: Literal["mamba", "simple", "none", "constant"] = "mamba"
-    linear_state: bool = False
-    write_gate: bool = False
-    use_conv: bool = False
-    d_conv: Annotated[int, Between(2, 16)] = 4
-    output_norm: bool = False
-    value_residual: bool = False
-    tie_kv: bool = False
-
-    @property
-    def key_width(self) -> int:
-        """Keys of all heads together."""
-        return self.n_heads * self.n_state
-
-    @property
-    def value_width(self) -> int:
-        """Values of all heads together."""
-        # Rounded first, so that 25/24 of 24 is 25 and not 24.999999999999996.
-        return int(round(self.key_width * self.expansion, 6))
-
-    @property
-    def head_values(self) -> int:
-        """Values of one head."""
-        return self.value_width // self.n_heads
-
-    @property
-    def mixed_width(self) -> int:
-        """Outputs of the joint projection to queries, keys and, unless tied, values."""
-        return 2 * self.key_width + (0 if self.tie_kv else self.value_width)
-
-    def check_together(self) -> None:
-        """Raise InvalidConfiguration for a state size without code or values that do not fit."""
-        check_size("torch", self.n_state)
-        if self.value_width % self.n_heads or not self.value_width:
-            below = int(self.n_state * self.expansion)
-            around = [str(values / self.n_state) for values in (below, below + 1) if values]
-            raise InvalidConfiguration(
-                f"{self.level}: {self.value_width} values (`expansion` {self.expansion:g}) cannot "
-                f"be shared out evenly to {self.n_heads} heads",
-                hint=f"the nearest expansions that can are {' and '.join(around)}",
-            )
-        if self.tie_kv and self.value_width != self.key_width:
-            raise InvalidConfiguration(
-                f"{self.level}: `tie_kv` takes the keys for values and needs `expansion` 1, "
-                f"not {self.expansion:g}"
-            )
-
-    def layer_parameters(self) -> int:
-        """Return the number of parameters of one layer, the norm before it left out."""
-        from_decay = {
-            "mamba": self.dim * self.n_heads + 2 * self.n_heads,
-            "simple": self.dim * self.n_heads,
-            "constant": self.n_heads,
-            "none": 0,
-        }
-        return (
-            self.dim * self.mixed_width
-            + self.value_width * self.dim
-            + self.use_gate * self.dim * self.value_width
-            + from_decay[self.decay]
-            + self.write_gate * self.dim * self.n_heads
-            + self.use_conv * self.d_conv * self.mixed_width
-            + self.output_norm * self.head_values
-            + self.value_residual * self.value_width
-        )
-
-    def layer_state_size(self) -> int:
-        """Return how many numbers the recurrence of one layer carries to the next position."""
-        return self.value_width * self.n_state
-
-
 # Solving for a width builds thousands of configurations, and reading hints is most of the work.
 _known_annotations: dict[type[FamilyConfig], dict[str, Any]] = {}
 
 
 def _annotations(config_class: type[FamilyConfig]) -> dict[str, Any]:
     if config_class not in _known_annotations:
-        _known_annotations[config_class] = get_type_hints(config_class, include_extras=True)
+        hints = get_type_hints(config_class, include_extras=True)
+        _known_annotations[config_class] = {
+            item.name: hints[item.name] for item in fields(config_class)
+        }
     return _known_annotations[config_class]
 
 
@@ -178,8 +159,24 @@ def _kind(annotation: Any) -> tuple[type, Between | None]:
         kind, between = get_args(annotation)
         return kind, between
     if get_origin(annotation) is Literal:
-        return str, None
+        return type(get_args(annotation)[0]), None
     return annotation, None
+
+
+def refuse_unknown(what: str, word: object, known: tuple[str, ...]) -> None:
+    """Raise InvalidConfiguration unless a word is one of those known."""
+    if word in known:
+        return
+    near = nearest(str(word), known)
+    raise InvalidConfiguration(
+        f"there is no {what} `{word}`; known: {', '.join(known)}",
+        hint=f"did you mean `{near}`?" if near else None,
+    )
+
+
+def whole(x: float) -> int:
+    """Return x without its fraction, so that 25/24 of 24 is 25 and not 24.999999999999996."""
+    return int(round(x, 6))
 
 
 def _check_value(level: str, name: str, annotation: Any, value: object) -> None:
@@ -193,8 +190,9 @@ def _check_value(level: str, name: str, annotation: Any, value: object) -> None:
         )
     words = get_args(annotation) if get_origin(annotation) is Literal else ()
     if words and value not in words:
-        near = nearest(str(value), words)
+        known = [str(word) for word in words]
+        near = nearest(str(value), known) if kind is str else None
         raise InvalidConfiguration(
-            f"{level}: `{name}` is {value!r}, but must be one of {', '.join(words)}",
+            f"{level}: `{name}` is {value!r}, but must be one of {', '.join(known)}",
             hint=f"did you mean `{near}`?" if near else None,
         )

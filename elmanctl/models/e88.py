@@ -1,18 +1,21 @@
 """E88: many small matrix states with a delta-rule write, a per-head decay and a tanh."""
 
-import math
 from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from elmanctl.kernels.matrix_recurrence import check_size, matrix_recurrence
-from elmanctl.models.config import ModelConfig
+from elmanctl.kernels.matrix_recurrence import matrix_recurrence
+from elmanctl.models.configs.e88 import E88Config
+from elmanctl.models.layers import (
+    CausalConvolution,
+    SelectiveDecay,
+    at_least_float32,
+    projection,
+)
 from elmanctl.models.lm import RMSNorm
 
-MAX_RATE = 16.0
-MIN_STEP, MAX_STEP = 1e-3, 1e-1
 CONSTANT_DECAY_LOGIT = 4.0
 
 
@@ -30,24 +33,24 @@ class E88Layer(nn.Module):
     the value residual, normed, gated, and all heads projected back to the model's width.
     """
 
-    def __init__(self, config: ModelConfig, backend: str = "auto") -> None:
-        """Draw the weights from torch's global generator.
-
-        Raises InvalidConfiguration when the backend does not compute the state's size.
-        """
+    def __init__(self, config: E88Config, backend: str) -> None:
+        """Draw the weights from torch's global generator."""
         super().__init__()
-        check_size(backend, config.n_state)
         self.config = config
         self.backend = backend
         dim, values = config.dim, config.value_width
         # Queries, keys and values are one matrix: that sets the width of their initialisation.
-        self.mixed = _projection(dim, config.mixed_width)
+        self.mixed = projection(dim, config.mixed_width)
         self.decay = _DECAYS[config.decay](config)
-        self.gate = _projection(dim, values) if config.use_gate else None
-        self.out = _projection(values, dim)
+        self.gate = projection(dim, values) if config.use_gate else None
+        self.out = projection(values, dim)
         # These two keep torch's own initialisation, as in the study.
         self.rate = nn.Linear(dim, config.n_heads, bias=False) if config.write_gate else None
-        self.conv = _depthwise(config.mixed_width, config.d_conv) if config.use_conv else None
+        self.conv = (
+            CausalConvolution(config.mixed_width, config.d_conv, bias=False)
+            if config.use_conv
+            else None
+        )
         self.norm = RMSNorm(config.head_values) if config.output_norm else None
         self.skip = (
             nn.Parameter(torch.ones(config.n_heads, config.head_values))
@@ -66,7 +69,7 @@ class E88Layer(nn.Module):
             v,
             self.decay(x),
             gate if self._gates_inside else None,
-            beta=None if self.rate is None else torch.sigmoid(_at_least_float32(self.rate(x))),
+            beta=None if self.rate is None else torch.sigmoid(at_least_float32(self.rate(x))),
             initial_state=None if state is None else state.memory,
             linear_state=self.config.linear_state,
             backend=self.backend,
@@ -88,11 +91,8 @@ class E88Layer(nn.Module):
         mixed: Tensor = self.mixed(x)
         if self.conv is None:
             return mixed, None
-        n_tail = self.config.d_conv - 1
-        if tail is None:
-            tail = mixed.new_zeros(mixed.shape[0], n_tail, mixed.shape[2])
-        padded = torch.cat((tail, mixed), dim=1)
-        return self.conv(padded.transpose(1, 2)).transpose(1, 2), padded[:, -n_tail:]
+        convolved, tail = self.conv(mixed, tail)
+        return convolved, tail
 
     def _split(self, mixed: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         keys = self.config.key_width
@@ -107,84 +107,53 @@ class E88Layer(nn.Module):
         if self.skip is not None:
             read_out = read_out + self.skip * v
         if self.norm is not None:
-            read_out = self.norm(_at_least_float32(read_out))
+            read_out = self.norm(at_least_float32(read_out))
         return read_out
 
 
-class MambaDecay(nn.Module):
-    """The selective decay of Mamba (Gu and Dao, 2023), one per head: exp(-A softplus(W x + b))."""
-
-    def __init__(self, config: ModelConfig) -> None:
-        super().__init__()
-        self.projection = _projection(config.dim, config.n_heads)
-        # 1 - rand is never 0, whose logarithm is not finite.
-        rate = MAX_RATE * (1 - torch.rand(config.n_heads))
-        self.log_rate = nn.Parameter(rate.log())
-        low, high = math.log(MIN_STEP), math.log(MAX_STEP)
-        step = torch.exp(low + (high - low) * torch.rand(config.n_heads))
-        inverse_softplus = step + torch.log(-torch.expm1(-step))
-        self.step_bias = nn.Parameter(inverse_softplus)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Return alpha [B, T, H], at least float32: in bfloat16 it could not come near 1."""
-        score = _at_least_float32(self.projection(x))
-        step = F.softplus(score + self.step_bias.to(score.dtype))
-        return torch.exp(-torch.exp(self.log_rate.to(score.dtype)) * step)
+def _mamba_decay(config: E88Config) -> SelectiveDecay:
+    return SelectiveDecay(config.dim, config.n_heads)
 
 
 class SimpleDecay(nn.Module):
     """A decay that the input sets alone: sigmoid(W x)."""
 
-    def __init__(self, config: ModelConfig) -> None:
+    def __init__(self, config: E88Config) -> None:
         super().__init__()
-        self.projection = _projection(config.dim, config.n_heads)
+        self.projection = projection(config.dim, config.n_heads)
 
     def forward(self, x: Tensor) -> Tensor:
         """Return alpha [B, T, H], at least float32."""
-        return torch.sigmoid(_at_least_float32(self.projection(x)))
+        return torch.sigmoid(at_least_float32(self.projection(x)))
 
 
 class ConstantDecay(nn.Module):
     """A learnt decay for each head, the same at every position."""
 
-    def __init__(self, config: ModelConfig) -> None:
+    def __init__(self, config: E88Config) -> None:
         super().__init__()
         self.logit = nn.Parameter(torch.full((config.n_heads,), CONSTANT_DECAY_LOGIT))
 
     def forward(self, x: Tensor) -> Tensor:
         """Return alpha [B, T, H], at least float32."""
-        return torch.sigmoid(_at_least_float32(self.logit)).expand(*x.shape[:2], -1)
+        return torch.sigmoid(at_least_float32(self.logit)).expand(*x.shape[:2], -1)
 
 
 class NoDecay(nn.Module):
     """A state that nothing but writing changes."""
 
-    def __init__(self, config: ModelConfig) -> None:
+    def __init__(self, config: E88Config) -> None:
         super().__init__()
         self.n_heads = config.n_heads
 
     def forward(self, x: Tensor) -> Tensor:
         """Return ones [B, T, H], at least float32."""
-        return _at_least_float32(x.new_ones(*x.shape[:2], self.n_heads))
+        return at_least_float32(x.new_ones(*x.shape[:2], self.n_heads))
 
 
 _DECAYS = {
-    "mamba": MambaDecay,
+    "mamba": _mamba_decay,
     "simple": SimpleDecay,
     "constant": ConstantDecay,
     "none": NoDecay,
 }
-
-
-def _projection(n_in: int, n_out: int) -> nn.Linear:
-    linear = nn.Linear(n_in, n_out, bias=False)
-    nn.init.xavier_uniform_(linear.weight)
-    return linear
-
-
-def _depthwise(channels: int, width: int) -> nn.Conv1d:
-    return nn.Conv1d(channels, channels, width, groups=channels, bias=False)
-
-
-def _at_least_float32(x: Tensor) -> Tensor:
-    return x.to(torch.promote_types(x.dtype, torch.float32))

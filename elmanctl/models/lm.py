@@ -7,9 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from elmanctl.kernels.matrix_recurrence.sizes import resolve_backend
 from elmanctl.models.config import VOCABULARY, FamilyConfig
-from elmanctl.models.registry import find_family
+from elmanctl.models.registry import FAMILIES
 
 NORM_EPS = 1e-5
 EMBEDDING_STD = 0.02
@@ -28,23 +27,45 @@ class RMSNorm(nn.Module):
         return F.rms_norm(x, weight.shape, weight, NORM_EPS).to(self.weight.dtype)
 
 
+class LayerNorm(nn.Module):
+    """Layer norm (Ba et al., 2016): computed in x's dtype, given in its own."""
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(dim))
+        self.bias = nn.Parameter(torch.zeros(dim))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return x [..., dim] centred, over its deviation, scaled, moved, in the weight's dtype."""
+        weight, bias = self.weight.to(x.dtype), self.bias.to(x.dtype)
+        return F.layer_norm(x, weight.shape, weight, bias, NORM_EPS).to(self.weight.dtype)
+
+
+_NORMS = {"rms": RMSNorm, "layer": LayerNorm}
+
+
 class LanguageModel(nn.Module):
     """Bytes to logits of the next byte: embedding, pre-norm residual layers, tied head.
 
     The residual stream is float32 whatever the dtype of the weights (float64 for float64).
-    Layers come from the registry; each maps [B, T, dim] and its state to the same.
+    Layers come from the registry; each of their modules maps [B, T, dim] and its state to the same.
+    A module that trains by more than the loss of the bytes leaves what it adds in
+    `auxiliary_loss` when it runs in training.
     """
 
-    def __init__(self, config: FamilyConfig, backend: str = "auto") -> None:
+    def __init__(self, config: FamilyConfig, backend: str) -> None:
         super().__init__()
-        make_layer = find_family(config.level).load_layer()
+        make_norm, make_layer = _NORMS[config.norm], FAMILIES[config.level].load_layer()
         self.config = config
-        self.backend = resolve_backend(backend)
+        self.backend = backend
         self.embedding = nn.Embedding(VOCABULARY, config.dim)
         nn.init.normal_(self.embedding.weight, std=EMBEDDING_STD)
-        self.norms = nn.ModuleList(RMSNorm(config.dim) for _ in range(config.depth))
-        self.layers = nn.ModuleList(make_layer(config, self.backend) for _ in range(config.depth))
-        self.final_norm = RMSNorm(config.dim)
+        self.layers = nn.ModuleList()
+        for _ in range(config.depth):
+            made = make_layer(config, backend)
+            self.layers.extend(made if isinstance(made, list) else [made])
+        self.norms = nn.ModuleList(make_norm(config.dim) for _ in self.layers)
+        self.final_norm = make_norm(config.dim)
 
     def forward(
         self, tokens: Tensor, state: Sequence[Any] | None = None
@@ -70,3 +91,10 @@ class LanguageModel(nn.Module):
         """Return the mean cross entropy in nats of each byte of [B, T+1] but the first."""
         logits, _ = self(tokens[:, :-1])
         return F.cross_entropy(logits.flatten(0, 1), tokens[:, 1:].flatten())
+
+    def auxiliary_loss(self) -> Tensor | float:
+        """Return what the layers add to the loss of the last forward pass in training, in nats."""
+        added: Tensor | float = 0.0
+        for layer in self.layers:
+            added = added + getattr(layer, "auxiliary_loss", 0.0)
+        return added

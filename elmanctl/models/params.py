@@ -4,48 +4,78 @@ import re
 from bisect import bisect_left
 from collections.abc import Mapping
 from fractions import Fraction
+from math import lcm
+from typing import Literal
 
-from elmanctl.errors import InvalidConfiguration, nearest
-from elmanctl.models.config import MAX_DIM, VOCABULARY
-from elmanctl.models.registry import decode_config
+from elmanctl.errors import InvalidConfiguration
+from elmanctl.models.config import DOCUMENTED, MAX_DIM, VOCABULARY, FamilyConfig
+from elmanctl.models.registry import decode_config, resolve_settings
 
-VARIANTS = ("documented",)
-"""Ways to count; `documented` is what the documentation of a model says, and what is built."""
+DEFAULT_SEQ_LEN = 512
 
 _UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "B": 10**9}
 _COUNT = re.compile(r"(\d+|\d{1,3}(?:[_,]\d{3})+)(\.\d+)?\s*([KMGB]?)", re.IGNORECASE)
 
 
-def count_parameters(level: str, config: Mapping[str, object], variant: str = "documented") -> int:
+def count_parameters(level: str, config: Mapping[str, object], variant: str = DOCUMENTED) -> int:
     """Return the exact number of parameters of the model that a configuration builds.
 
+    `variant` is `documented`, or `study-2026-01` for the model that ran in the study, whose
+    spellings of levels and settings are then understood; a `variant` in `config` says the same.
     Raises NotFound on an unknown level, InvalidConfiguration on a model that cannot be built.
     """
     return sum(parameter_breakdown(level, config, variant).values())
 
 
 def parameter_breakdown(
-    level: str, config: Mapping[str, object], variant: str = "documented"
+    level: str, config: Mapping[str, object], variant: str = DOCUMENTED
 ) -> dict[str, int]:
     """Return the parameters of each part; the head has none, since it shares the embedding."""
-    if variant not in VARIANTS:
-        near = nearest(variant, VARIANTS)
-        raise InvalidConfiguration(
-            f"there is no way to count called `{variant}`; known: {', '.join(VARIANTS)}",
-            hint=f"did you mean `{near}`?" if near else None,
-        )
-    decoded = decode_config(level, config)
+    decoded = _decode(level, config, variant)
     return {
         "embedding": VOCABULARY * decoded.dim,
         "blocks": decoded.depth * decoded.layer_parameters(),
-        "norms": (decoded.depth + 1) * decoded.dim,
+        "norms": decoded.norm_parameters(),
         "head": 0,
     }
 
 
-def state_size(level: str, config: Mapping[str, object]) -> int:
-    """Return how many numbers the recurrence of one layer carries to the next position."""
-    return decode_config(level, config).layer_state_size()
+def state_size(
+    level: str,
+    config: Mapping[str, object],
+    variant: str = DOCUMENTED,
+    *,
+    seq_len: int = DEFAULT_SEQ_LEN,
+    of: Literal["layer", "model"] = "layer",
+) -> int:
+    """Return how many numbers a layer, or the whole model, carries to the next position.
+
+    For an attention these are the keys and values of `seq_len` positions; every other state has
+    the same size at any position.
+    """
+    decoded = _decode(level, config, variant)
+    each = decoded.layer_state_size(seq_len)
+    return each if of == "layer" else decoded.depth * each
+
+
+def flops_per_token(
+    level: str,
+    config: Mapping[str, object],
+    variant: str = DOCUMENTED,
+    *,
+    seq_len: int = DEFAULT_SEQ_LEN,
+    training: bool = False,
+) -> int:
+    """Return the FLOPs of one token, on average over sequences of `seq_len`.
+
+    A multiplication and an addition count one each.  Training is taken as three forward passes:
+    one, and two of the same size for the gradients of inputs and weights; what a backward pass
+    computes again to save memory is left out, as in model FLOPs utilisation (Chowdhery et al.,
+    2022, arXiv 2204.02311, appendix B).
+    """
+    decoded = _decode(level, config, variant)
+    forward = decoded.depth * decoded.layer_flops(seq_len) + 2 * VOCABULARY * decoded.dim
+    return 3 * forward if training else forward
 
 
 def solve_dim(
@@ -57,10 +87,12 @@ def solve_dim(
     multiple_of: int = 128,
     low: int = 1,
     high: int = MAX_DIM,
+    variant: str = DOCUMENTED,
 ) -> int:
     """Return the dim whose exact count is nearest to `target`, of two equally near the smaller.
 
-    `config` has no `dim`; dims are the multiples of `multiple_of` from `low` to `high`.
+    `config` has no `dim`; dims are the multiples of `multiple_of` from `low` to `high` that the
+    family can have.
     Raises InvalidConfiguration when the nearest count is further off than `tolerance`, relative
     to the target; the message names the nearest dims on both sides and their counts.
     """
@@ -69,24 +101,30 @@ def solve_dim(
     for name, number in (("target", target), ("multiple_of", multiple_of), ("low", low)):
         if number < 1:
             raise InvalidConfiguration(f"`{name}` is {number}, but must be at least 1")
-    dims = range(-(-low // multiple_of) * multiple_of, high + 1, multiple_of)
+    family, settings = resolve_settings(level, config, None if variant == DOCUMENTED else variant)
+    step = lcm(multiple_of, family.load_config().dim_divisor(settings))
+    dims = range(-(-low // step) * step, high + 1, step)
 
     def count(dim: int) -> int:
-        return count_parameters(level, {**config, "dim": dim})
+        return count_parameters(family.name, {**settings, "dim": dim})
 
     # Counts grow with dim in every family.
     place = bisect_left(dims, target, key=count)
     counts = {dim: count(dim) for dim in dims[max(0, place - 1) : place + 1]}
     if not counts:
-        raise InvalidConfiguration(f"there is no multiple of {multiple_of} from {low} to {high}")
+        raise InvalidConfiguration(f"there is no multiple of {step} from {low} to {high}")
     best = min(counts, key=lambda dim: abs(counts[dim] - target))
     if abs(counts[best] - target) > tolerance * target:
         around = " and ".join(f"dim {dim} has {counts[dim]:,}" for dim in counts)
         raise InvalidConfiguration(
-            f"no dim that is a multiple of {multiple_of} gives {target:,} parameters "
+            f"no dim that is a multiple of {step} gives {target:,} parameters "
             f"within {tolerance:.2%}: {around}"
         )
     return best
+
+
+def _decode(level: str, config: Mapping[str, object], variant: str) -> FamilyConfig:
+    return decode_config(level, config, None if variant == DOCUMENTED else variant)
 
 
 def parse_count(text: str) -> int:

@@ -1,12 +1,16 @@
 """Which model families exist, and where their configuration and their code are."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib import import_module
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from elmanctl.errors import InvalidConfiguration, NotFound, nearest
-from elmanctl.models.config import FamilyConfig, ModelConfig
+from elmanctl.errors import EnvironmentNotReady, InvalidConfiguration
+from elmanctl.models.backends import resolve_backend
+from elmanctl.models.config import DOCUMENTED, STUDY, VARIANTS, FamilyConfig, refuse_unknown
+from elmanctl.models.levels import Grammar, Level
+from elmanctl.models.levels import parse_level as parse_by_grammar
+from elmanctl.models.study import translate
 
 # The command line lists families and must not wait for torch.
 if TYPE_CHECKING:
@@ -15,25 +19,44 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Family:
-    """A kind of model; `model` and `layer` are imported when one is built.
+    """A kind of model; everything it names as `module:name` is imported when it is used.
 
-    `model` names a class that is called with the configuration, `layer` the class of its layers,
-    both as `module:class`.  Sizes and size checks are the configuration's own.
+    `config` is its FamilyConfig, which holds sizes and checks.  `layer` is called with the
+    configuration and the name of a backend and returns the modules of one layer: one module, or a
+    list where a layer takes several steps of the residual stream.  `backends` are its
+    implementations, the fastest first.  `spellings` are other names of it in levels with the
+    settings they stand for, `letters` what may follow any of its names.
     """
 
     name: str
     summary: str
-    config_class: type[FamilyConfig]
+    config: str
     layer: str
     model: str = "elmanctl.models.lm:LanguageModel"
+    backends: tuple[str, ...] = ("torch",)
+    spellings: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    letters: Mapping[str, str] = field(default_factory=dict)
 
-    def load_layer(self) -> "Callable[..., nn.Module]":
-        """Import and return the class of the layers."""
-        return _load_class(self.layer)
+    def load_config(self) -> type[FamilyConfig]:
+        """Import and return the class of the configuration."""
+        found: type[FamilyConfig] = _load(self.config)
+        return found
+
+    def load_layer(self) -> "Callable[..., nn.Module | list[nn.Module]]":
+        """Import and return what makes the modules of one layer."""
+        made: Callable[..., nn.Module | list[nn.Module]] = _load(self.layer)
+        return made
 
     def load_model(self) -> "Callable[..., nn.Module]":
         """Import and return the class of the whole model."""
-        return _load_class(self.model)
+        model: Callable[..., nn.Module] = _load(self.model)
+        return model
+
+    @property
+    def grammar(self) -> Grammar:
+        """How levels of this family are spelled."""
+        names = {self.name: {}, **self.spellings}
+        return Grammar(family=self.name, names=names, letters=self.letters)
 
 
 FAMILIES: Mapping[str, Family] = {
@@ -42,55 +65,96 @@ FAMILIES: Mapping[str, Family] = {
         Family(
             name="e88",
             summary="Nonlinear recurrence of matrix states with a delta-rule write",
-            config_class=ModelConfig,
+            config="elmanctl.models.configs.e88:E88Config",
             layer="elmanctl.models.e88:E88Layer",
+            letters={"h": "n_heads", "n": "n_state"},
         ),
     )
 }
 
 
-def find_family(level: str) -> Family:
-    """Return the family of a level, whatever the case of its letters.
+def parse_level(text: str) -> Level:
+    """Return the family of a level and the settings that it fixes.
 
-    Raises NotFound, with the nearest name in the hint.
+    Raises NotFound for an unknown name, InvalidConfiguration for a malformed level; both say what
+    is nearest.
     """
-    family = FAMILIES.get(level.casefold())
-    if family is None:
-        near = nearest(level, FAMILIES)
-        raise NotFound(
-            f"there is no model `{level}`",
-            hint=f"did you mean `{near}`?" if near else f"there are: {', '.join(FAMILIES)}",
-        )
-    return family
+    return parse_by_grammar(text, tuple(family.grammar for family in FAMILIES.values()))
 
 
-def decode_config(level: str, data: Mapping[str, object]) -> FamilyConfig:
-    """Return the configuration that plain data describes for a level.
+def find_family(level: str) -> Family:
+    """Return the family of a level; raise as `parse_level` does."""
+    return FAMILIES[parse_level(level).family]
 
+
+def decode_config(
+    level: str, data: Mapping[str, object], variant: str | None = None
+) -> FamilyConfig:
+    """Return the configuration that a level and plain data describe.
+
+    `variant` may also stand in `data`.  Under `study-2026-01` the study's own spellings of levels
+    and settings are understood, and its level outranks its settings; otherwise a setting that
+    contradicts the level is an error.
     Raises NotFound on an unknown level, InvalidConfiguration on a setting that cannot be used.
     """
-    family = find_family(level)
-    told = data.get("level", family.name)
-    if not isinstance(told, str) or told.casefold() != family.name:
-        raise InvalidConfiguration(f"a configuration of {told!r} was given for {family.name}")
-    return family.config_class.decode({**data, "level": family.name})
+    family, settings = resolve_settings(level, data, variant)
+    return family.load_config().decode(settings)
 
 
-def build_model(config: FamilyConfig, *, seed: int, backend: str = "auto") -> "nn.Module":
+def resolve_settings(
+    level: str, data: Mapping[str, object], variant: str | None = None
+) -> tuple[Family, dict[str, Any]]:
+    """Return the family of a level and all that level and data say together, not yet checked.
+
+    Raises as `decode_config` does for a level, and for what contradicts it.
+    """
+    settings = dict(data)
+    told = settings.pop("variant", variant or DOCUMENTED)
+    refuse_unknown("variant", told, VARIANTS)
+    if variant is not None and told != variant:
+        raise InvalidConfiguration(f"`variant` is `{told}` in the configuration, not `{variant}`")
+    if told == STUDY:
+        level, settings = translate(level, settings)
+    parsed = parse_level(level)
+    family = FAMILIES[parsed.family]
+    name = settings.pop("level", family.name)
+    if not isinstance(name, str) or name.casefold() != family.name:
+        raise InvalidConfiguration(f"a configuration of {name!r} was given for {family.name}")
+    for setting, value in parsed.settings.items():
+        if settings.get(setting, value) != value:
+            raise InvalidConfiguration(
+                f"`{setting}` is {settings[setting]}, but level `{level}` says {value}",
+                hint=f"leave one of them out: {family.grammar.describe()}",
+            )
+    implied = family.load_config().complete_level(parsed.settings)
+    return family, {**implied, **settings, **parsed.settings, "level": family.name, "variant": told}
+
+
+def build_model(
+    config: FamilyConfig, *, seed: int, backend: str = "auto", device: str = "cpu"
+) -> "nn.Module":
     """Return a new model on the CPU in float32; equal seeds give equal models.
 
-    The random state of the caller is left as it was.
-    Raises InvalidConfiguration when the backend does not compute the model's sizes.
+    `device` is where it will run, cpu or cuda, which decides what `auto` picks; the model's
+    attribute `backend` says what that was.  The random state of the caller is left as it was.
+    Raises InvalidConfiguration when the backend does not compute this model, EnvironmentNotReady
+    when it cannot run here.
     """
-    import torch
+    try:
+        import torch
+    except ImportError as exc:
+        raise EnvironmentNotReady(
+            "torch is not installed here", hint="pip install 'elmanctl[train]'"
+        ) from exc
 
-    model_class = find_family(config.level).load_model()
+    family = FAMILIES[config.level]
+    chosen = resolve_backend(family.name, family.backends, backend, config, device)
+    model_class = family.load_model()
     with torch.random.fork_rng(devices=()):
         torch.manual_seed(seed)
-        return model_class(config, backend=backend)
+        return model_class(config, backend=chosen)
 
 
-def _load_class(path: str) -> "Callable[..., nn.Module]":
+def _load(path: str) -> Any:
     module, _, name = path.partition(":")
-    found: Callable[..., nn.Module] = getattr(import_module(module), name)
-    return found
+    return getattr(import_module(module), name)

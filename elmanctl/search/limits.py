@@ -6,7 +6,6 @@ from typing import Any
 
 from elmanctl.errors import ConfigError, nearest
 from elmanctl.jobs.spec import DEVICES, PRECISIONS
-from elmanctl.kernels.matrix_recurrence.sizes import resolve_backend
 from elmanctl.settings import Settings
 
 _LOWEST: Mapping[str, int] = {
@@ -41,10 +40,7 @@ _WORDS: Mapping[str, tuple[str, ...]] = {"train.device": DEVICES, "train.precisi
 
 
 def check_limits(settings: Settings) -> None:
-    """Raise ConfigError for a setting that no search can work with, naming its key.
-
-    Raises InvalidConfiguration for an unknown backend.
-    """
+    """Raise ConfigError for a setting that no search can work with, naming its key."""
     for key, low in _LOWEST.items():
         value = _value(settings, key)
         if value is not None and not low <= value < math.inf:
@@ -61,7 +57,6 @@ def check_limits(settings: Settings) -> None:
                 f"`{key}` must be one of {', '.join(known)}, not `{word}`",
                 hint=f"did you mean `{near}`?" if near else None,
             )
-    resolve_backend(settings.train.backend)
     _check_together(settings)
 
 

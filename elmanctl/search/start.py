@@ -19,6 +19,7 @@ from elmanctl.jobs.snapshot import freeze_code
 from elmanctl.jobs.submission import extra_options
 from elmanctl.ledger.lease import Lease
 from elmanctl.ledger.store import LedgerWriter
+from elmanctl.models.backends import check_backend_name
 from elmanctl.models.registry import decode_config, find_family
 from elmanctl.search.candidates import CandidateBuilder, ask_candidates
 from elmanctl.search.limits import check_limits
@@ -74,6 +75,7 @@ def plan_search(
     """
     family = find_family(model)
     check_limits(settings)
+    check_backend_name(family.name, family.backends, settings.train.backend)
     folder = _run_folder(runs, name)
     space = load_space(
         family.name, settings.search.space, axes=settings.search.axes, fixed=settings.model

@@ -38,6 +38,10 @@ class Bigram(nn.Module):
         logits = self.head(self.table(tokens[:, :-1]))
         return F.cross_entropy(logits.flatten(0, 1), tokens[:, 1:].flatten())
 
+    def auxiliary_loss(self) -> float:
+        """Nothing beside the loss."""
+        return 0.0
+
 
 PARAMETERS = 2 * 256 * 8
 

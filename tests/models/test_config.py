@@ -7,31 +7,32 @@ import pytest
 import torch
 
 from elmanctl.errors import InvalidConfiguration, NotFound
-from elmanctl.models.config import FamilyConfig, ModelConfig
+from elmanctl.models.config import FamilyConfig
+from elmanctl.models.configs.e88 import E88Config
 from elmanctl.models.registry import FAMILIES, build_model, decode_config, find_family
 
 SMALL: dict[str, Any] = {"dim": 32, "depth": 2, "n_heads": 3, "n_state": 8}
 
 
 def test_defaults_are_those_of_the_study() -> None:
-    config = ModelConfig.decode(SMALL)
-    assert config == ModelConfig(dim=32, depth=2, n_heads=3, n_state=8)
+    config = E88Config.decode(SMALL)
+    assert config == E88Config(dim=32, depth=2, n_heads=3, n_state=8)
     assert (config.expansion, config.use_gate, config.gate_activation) == (1.0, True, "silu")
     assert config.decay == "mamba"
 
 
 def test_encoded_configuration_decodes_to_itself() -> None:
-    config = ModelConfig.decode({**SMALL, "expansion": 2, "decay": "none", "tie_kv": False})
-    assert ModelConfig.decode(config.encode()) == config
+    config = E88Config.decode({**SMALL, "expansion": 2, "decay": "none", "tie_kv": False})
+    assert E88Config.decode(config.encode()) == config
     assert config.encode()["level"] == "e88"
 
 
 def test_whole_number_widens_to_a_fraction() -> None:
-    assert type(ModelConfig.decode({**SMALL, "expansion": 2}).expansion) is float
+    assert type(E88Config.decode({**SMALL, "expansion": 2}).expansion) is float
 
 
 def test_configuration_cannot_be_changed() -> None:
-    config = ModelConfig.decode(SMALL)
+    config = E88Config.decode(SMALL)
     with pytest.raises(FrozenInstanceError):
         config.dim = 64
 
@@ -82,43 +83,43 @@ def test_impossible_setting_is_refused_in_plain_words(
     change: dict[str, Any], message: str, hint: str | None
 ) -> None:
     with pytest.raises(InvalidConfiguration) as caught:
-        ModelConfig.decode({**SMALL, **change})
+        E88Config.decode({**SMALL, **change})
     assert caught.value.message == message
     assert caught.value.hint == hint
 
 
 def test_name_like_no_setting_is_answered_with_all_of_them() -> None:
     with pytest.raises(InvalidConfiguration) as caught:
-        ModelConfig.decode({**SMALL, "zzz": 1})
+        E88Config.decode({**SMALL, "zzz": 1})
     assert caught.value.hint is not None
-    assert caught.value.hint.startswith("it has level, dim, depth, n_heads")
+    assert caught.value.hint.startswith("it has level, dim, depth, variant, n_heads")
 
 
 def test_missing_setting_is_named() -> None:
     with pytest.raises(InvalidConfiguration, match=r"^e88 needs the setting `n_heads`$"):
-        ModelConfig.decode({"dim": 32, "depth": 2, "n_state": 8})
+        E88Config.decode({"dim": 32, "depth": 2, "n_state": 8})
 
 
 def test_configuration_built_directly_is_checked_too() -> None:
     with pytest.raises(InvalidConfiguration, match="`n_heads` is 0"):
-        ModelConfig(dim=32, depth=2, n_heads=0, n_state=8)
+        E88Config(dim=32, depth=2, n_heads=0, n_state=8)
 
 
 @pytest.mark.parametrize("n_state", [12, 24, 48])
 def test_expansion_offered_by_the_hint_is_accepted(n_state: int) -> None:
     settings = {**SMALL, "n_heads": 7, "n_state": n_state}
     with pytest.raises(InvalidConfiguration) as caught:
-        ModelConfig.decode({**settings, "expansion": 1.0 + 0.5 / n_state})
+        E88Config.decode({**settings, "expansion": 1.0 + 0.5 / n_state})
     assert caught.value.hint is not None
     offered = [float(word) for word in caught.value.hint.split() if word[0].isdigit()]
-    values = [ModelConfig.decode({**settings, "expansion": e}).head_values for e in offered]
+    values = [E88Config.decode({**settings, "expansion": e}).head_values for e in offered]
     assert values == [n_state, n_state + 1]
 
 
 @pytest.mark.parametrize("level", ["e88", "E88"])
 def test_family_is_found_in_either_case(level: str) -> None:
     assert find_family(level) is FAMILIES["e88"]
-    assert decode_config(level, SMALL) == ModelConfig.decode(SMALL)
+    assert decode_config(level, SMALL) == E88Config.decode(SMALL)
 
 
 def test_unknown_level_names_the_nearest() -> None:
@@ -127,7 +128,7 @@ def test_unknown_level_names_the_nearest() -> None:
     assert caught.value.hint == "did you mean `e88`?"
     with pytest.raises(NotFound) as caught:
         find_family("perceptron")
-    assert caught.value.hint == "there are: e88"
+    assert caught.value.hint == f"there are: {', '.join(FAMILIES)}"
 
 
 @pytest.mark.parametrize("told", ["mamba2", 88])
@@ -143,8 +144,8 @@ def test_level_inside_a_configuration_may_repeat_it() -> None:
 def test_every_family_can_be_loaded_and_says_what_it_is() -> None:
     for name, family in FAMILIES.items():
         assert family.name == name and family.summary
-        assert issubclass(family.config_class, FamilyConfig)
-        assert issubclass(family.load_layer(), torch.nn.Module)
+        assert issubclass(family.load_config(), FamilyConfig)
+        assert callable(family.load_layer())
         assert issubclass(family.load_model(), torch.nn.Module)
 
 
@@ -166,7 +167,9 @@ def test_building_leaves_the_random_state_of_the_caller_alone() -> None:
 
 
 def test_unknown_backend_is_refused_when_a_model_is_built() -> None:
-    with pytest.raises(InvalidConfiguration, match="unknown backend `cuda`"):
+    with pytest.raises(
+        InvalidConfiguration, match="e88 has no backend `cuda`; it has: auto, torch"
+    ):
         build_model(decode_config("e88", SMALL), seed=5, backend="cuda")
 
 

@@ -6,8 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from elmanctl.errors import InvalidConfiguration
-from elmanctl.models.config import ModelConfig
+from elmanctl.models.configs.e88 import E88Config
 from elmanctl.models.e88 import E88Layer
 from elmanctl.models.params import count_parameters
 from elmanctl.models.registry import build_model
@@ -45,13 +44,13 @@ def equal_draws() -> None:
     torch.manual_seed(0)
 
 
-def make_config(**changes: Any) -> ModelConfig:
-    return ModelConfig.decode({**BASE, **changes})
+def make_config(**changes: Any) -> E88Config:
+    return E88Config.decode({**BASE, **changes})
 
 
 def make_layer(**changes: Any) -> E88Layer:
     """A layer in float64 whose every parameter is random, so that none can hide."""
-    layer = E88Layer(make_config(**changes)).double()
+    layer = E88Layer(make_config(**changes), "torch").double()
     with torch.no_grad():
         for parameter in layer.parameters():
             parameter.add_(0.3 * torch.randn_like(parameter))
@@ -64,7 +63,7 @@ def equations(layer: E88Layer, x: Tensor) -> Tensor:
     n_heads, n_key, n_value = config.n_heads, config.n_state, config.head_values
     mixed = x @ weights["mixed.weight"].T
     if config.use_conv:
-        taps = weights["conv.weight"][:, 0]  # [channels, d_conv], the last one for the present
+        taps = weights["conv.conv.weight"][:, 0]  # [channels, d_conv], the last one for the present
         padded = torch.cat((torch.zeros(config.d_conv - 1, mixed.shape[1]).double(), mixed))
         mixed = sum(padded[i : i + len(x)] * taps[:, i] for i in range(config.d_conv))
     mixed = mixed * torch.sigmoid(mixed)
@@ -96,7 +95,7 @@ def equations(layer: E88Layer, x: Tensor) -> Tensor:
     return torch.cat(outputs, dim=1) @ weights["out.weight"].T
 
 
-def decay(config: ModelConfig, weights: dict[str, Tensor], head: int, x: Tensor) -> Tensor:
+def decay(config: E88Config, weights: dict[str, Tensor], head: int, x: Tensor) -> Tensor:
     if config.decay == "none":
         return torch.ones(()).double()
     if config.decay == "constant":
@@ -155,14 +154,16 @@ def xavier_bound(n_in: int, n_out: int) -> float:
 
 
 def test_projections_start_within_their_xavier_bounds() -> None:
-    layer = E88Layer(make_config(dim=64, n_heads=4, n_state=16, write_gate=True, use_conv=True))
+    layer = E88Layer(
+        make_config(dim=64, n_heads=4, n_state=16, write_gate=True, use_conv=True), "torch"
+    )
     bounds = {
         "mixed.weight": xavier_bound(64, 3 * 64),
         "gate.weight": xavier_bound(64, 64),
         "out.weight": xavier_bound(64, 64),
         "decay.projection.weight": xavier_bound(64, 4),
         "rate.weight": 1 / math.sqrt(64),
-        "conv.weight": 1 / math.sqrt(4),
+        "conv.conv.weight": 1 / math.sqrt(4),
     }
     weights = dict(layer.named_parameters())
     assert set(weights) == {*bounds, "decay.log_rate", "decay.step_bias"}
@@ -171,32 +172,32 @@ def test_projections_start_within_their_xavier_bounds() -> None:
 
 
 def test_decay_starts_in_the_range_of_the_study() -> None:
-    layer = E88Layer(make_config(n_heads=2000))
+    layer = E88Layer(make_config(n_heads=2000), "torch")
     rate = layer.decay.log_rate.exp()
     step = F.softplus(layer.decay.step_bias)
     assert 0 < rate.min() < 0.1 and 15.9 < rate.max() <= 16.0 * (1 + 1e-6)
     assert 1e-3 * (1 - 1e-3) <= step.min() < 1.1e-3 and 0.09 < step.max() <= 0.1 * (1 + 1e-5)
     assert step.log().mean().item() == pytest.approx(math.log(1e-2), abs=0.1)
-    constant = E88Layer(make_config(decay="constant")).decay
+    constant = E88Layer(make_config(decay="constant"), "torch").decay
     assert torch.equal(constant.logit, torch.full((3,), 4.0))
 
 
 def test_value_residual_and_norm_start_at_one() -> None:
-    layer = E88Layer(make_config(value_residual=True, output_norm=True))
+    layer = E88Layer(make_config(value_residual=True, output_norm=True), "torch")
     assert torch.equal(layer.skip, torch.ones(3, 4))
     assert torch.equal(layer.norm.weight, torch.ones(4))
 
 
 @pytest.mark.parametrize("kind", ["mamba", "simple", "constant", "none"])
 def test_decay_is_float32_whatever_the_weights_are(kind: str) -> None:
-    layer = E88Layer(make_config(decay=kind)).bfloat16()
+    layer = E88Layer(make_config(decay=kind), "torch").bfloat16()
     alpha = layer.decay(torch.randn(2, 5, 12, dtype=torch.bfloat16))
     assert alpha.dtype == torch.float32 and alpha.shape == (2, 5, 3)
     assert alpha.min() > 0 and alpha.max() <= 1
 
 
 def test_decay_between_the_last_bfloat16_and_one_is_kept() -> None:
-    layer = E88Layer(make_config()).bfloat16()
+    layer = E88Layer(make_config(), "torch").bfloat16()
     with torch.no_grad():
         layer.decay.log_rate.fill_(-1.0)
         layer.decay.step_bias.fill_(-6.0)
@@ -207,7 +208,7 @@ def test_decay_between_the_last_bfloat16_and_one_is_kept() -> None:
 
 @pytest.mark.parametrize("switch", SWITCHES)
 def test_weights_in_bfloat16_run_and_keep_their_state_in_float32(switch: str) -> None:
-    layer = E88Layer(make_config(**SWITCHES[switch])).bfloat16()
+    layer = E88Layer(make_config(**SWITCHES[switch]), "torch").bfloat16()
     y, state = layer(torch.randn(2, 5, 12, dtype=torch.bfloat16))
     y, state = layer(torch.randn(2, 5, 12, dtype=torch.bfloat16), state)
     assert y.dtype == torch.bfloat16 and y.isfinite().all()
@@ -224,8 +225,3 @@ def test_autocast_trains_every_switch(switch: str) -> None:
     loss.backward()
     assert loss.item() == pytest.approx(exact, rel=0.01)
     assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters())
-
-
-def test_backend_without_the_size_is_refused() -> None:
-    with pytest.raises(InvalidConfiguration, match="unknown backend `triton2`"):
-        E88Layer(make_config(), backend="triton2")

@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from elmanctl.models.config import ModelConfig
+from elmanctl.models.configs.e88 import E88Config
 from elmanctl.models.lm import LanguageModel, RMSNorm
 from elmanctl.models.registry import build_model
 
@@ -25,7 +25,7 @@ CHOICES: dict[str, dict[str, Any]] = {
 
 def make_model(dtype: torch.dtype = torch.float64, **changes: Any) -> LanguageModel:
     settings = {"dim": 16, "depth": 2, "n_heads": 3, "n_state": 4, **changes}
-    model = build_model(ModelConfig.decode(settings), seed=3)
+    model = build_model(E88Config.decode(settings), seed=3)
     assert isinstance(model, LanguageModel)
     return model.to(dtype)
 

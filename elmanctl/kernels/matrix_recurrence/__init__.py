@@ -22,6 +22,7 @@ def matrix_recurrence(
     gate: "Tensor | None" = None,
     *,
     beta: "Tensor | None" = None,
+    blend: "Tensor | None" = None,
     initial_state: "Tensor | None" = None,
     linear_state: bool = False,
     normalize: bool = True,
@@ -31,21 +32,40 @@ def matrix_recurrence(
     """Run the recurrence on a named backend; return the output and the final state.
 
     With S the state, key by value, and k, q of unit length (`normalize`, guarded by `eps`):
-    `S <- tanh(alpha S + beta k (v - S^T k)^T)`, then `o = S^T q`, then `o * silu(gate)`.
+    `C = tanh(alpha S + beta k (v - S^T k)^T)`, then `S <- S + blend (C - S)`, then `o = S^T q`,
+    then `o * silu(gate)`.
     This is the delta rule of Schlag, Irie and Schmidhuber (2021, arXiv 2102.11174) with a decay
-    and a tanh; `linear_state` leaves the tanh out.
+    and a tanh; `linear_state` leaves the tanh out, beta and blend are 1 where left out.
 
     q, k: [B, T, H, N]; v, gate, output: [B, T, H, M], all of one floating dtype.
-    alpha, beta: [B, T, H]; states: [B, H, N, M]; float64 if q is, float32 for any other dtype.
+    beta, blend: [B, T, H]; alpha: [B, T, H], or [B, T, H, M] with a decay for each value;
+    states: [B, H, N, M]; these four in float64 if q is, float32 for any other dtype.
     Raises InvalidConfiguration on an N without code, on shapes or dtypes that do not fit and on
     an unknown backend; nothing is ever computed by another path than the one named.
     """
     resolve_backend(backend)
     check_size(backend, k.shape[-1])
-    _check_tensors(q, k, v, alpha, gate, beta, initial_state)
+    _check_tensors(q, k, v, alpha, gate, beta, blend, initial_state)
     import torch
 
     from elmanctl.kernels.matrix_recurrence.checkpointed import checkpointed_matrix_recurrence
+    from elmanctl.kernels.matrix_recurrence.naive import naive_matrix_recurrence
+
+    if alpha.ndim == 4 or blend is not None:
+        with torch.autocast(q.device.type, enabled=False):
+            return naive_matrix_recurrence(
+                q,
+                k,
+                v,
+                alpha,
+                gate,
+                beta=beta,
+                blend=blend,
+                initial_state=initial_state,
+                linear_state=linear_state,
+                normalize=normalize,
+                eps=eps,
+            )
 
     # Autocast would run the products of the state in half precision.
     with torch.autocast(q.device.type, enabled=False):
@@ -70,6 +90,7 @@ def _check_tensors(
     alpha: "Tensor",
     gate: "Tensor | None",
     beta: "Tensor | None",
+    blend: "Tensor | None",
     initial_state: "Tensor | None",
 ) -> None:
     import torch
@@ -88,8 +109,9 @@ def _check_tensors(
         ("q", q, tuple(k.shape), k.dtype),
         ("v", v, (*steps, v.shape[3]), k.dtype),
         ("gate", gate, (*steps, v.shape[3]), k.dtype),
-        ("alpha", alpha, tuple(steps), state_dtype),
+        ("alpha", alpha, (*steps, v.shape[3]) if alpha.ndim == 4 else tuple(steps), state_dtype),
         ("beta", beta, tuple(steps), state_dtype),
+        ("blend", blend, tuple(steps), state_dtype),
         ("initial_state", initial_state, state_shape, state_dtype),
     )
     for name, tensor, shape, dtype in expected:

@@ -13,6 +13,7 @@ def naive_matrix_recurrence(
     gate: Tensor | None = None,
     *,
     beta: Tensor | None = None,
+    blend: Tensor | None = None,
     initial_state: Tensor | None = None,
     linear_state: bool = False,
     normalize: bool = True,
@@ -21,10 +22,12 @@ def naive_matrix_recurrence(
     """Run the delta rule with a squashed matrix state, position by position, under autograd.
 
     With S the state, key by value, and k, q of unit length:
-    `S <- tanh(alpha S + beta k (v - S^T k)^T)`, then `o = S^T q`, then `o * silu(gate)`.
+    `C = tanh(alpha S + beta k (v - S^T k)^T)`, then `S <- S + blend (C - S)`, then `o = S^T q`,
+    then `o * silu(gate)`.
 
-    q, k: [B, T, H, N]; v, gate, output: [B, T, H, M]; alpha, beta: [B, T, H];
-    states: [B, H, N, M] in float32, or float64 for float64 inputs.  The output has v's dtype.
+    q, k: [B, T, H, N]; v, gate, output: [B, T, H, M]; beta, blend: [B, T, H], 1 where left out;
+    alpha: [B, T, H], or [B, T, H, M] with a decay for each value; states: [B, H, N, M] in float32,
+    or float64 for float64 inputs.  The output has v's dtype.
     `linear_state` leaves out the tanh; `normalize` divides q and k by sqrt(|x|^2 + eps).
     """
     state_dtype = torch.promote_types(q.dtype, torch.float32)
@@ -37,13 +40,15 @@ def naive_matrix_recurrence(
         if initial_state is None
         else initial_state.to(state_dtype)
     )
+    decay = alpha.unsqueeze(-1) if alpha.ndim == 3 else alpha
     read_outs = []
     for t in range(length):
         delta = value[:, t] - _read(state, key[:, t])
         write = key[:, t] if beta is None else key[:, t] * beta[:, t, :, None]
-        state = alpha[:, t, :, None, None] * state + write.unsqueeze(-1) * delta.unsqueeze(-2)
+        after = decay[:, t].unsqueeze(-2) * state + write.unsqueeze(-1) * delta.unsqueeze(-2)
         if not linear_state:
-            state = torch.tanh(state)
+            after = torch.tanh(after)
+        state = after if blend is None else torch.lerp(state, after, blend[:, t, :, None, None])
         read_outs.append(_read(state, query[:, t]))
     output = torch.stack(read_outs, dim=1)
     if gate is not None:

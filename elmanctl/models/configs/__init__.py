@@ -1,0 +1,1 @@
+"""The configuration of each family, one file each; no torch."""

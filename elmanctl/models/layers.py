@@ -1,0 +1,77 @@
+"""Parts that several families share: projections, the short convolution, the selective decay."""
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+def at_least_float32(x: Tensor) -> Tensor:
+    """Return x in float32, or in float64 if it is: what states and decays are computed in."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
+def projection(n_in: int, n_out: int) -> nn.Linear:
+    """Return a linear map without bias, Xavier uniform as one matrix."""
+    linear = nn.Linear(n_in, n_out, bias=False)
+    nn.init.xavier_uniform_(linear.weight)
+    return linear
+
+
+class CausalConvolution(nn.Module):
+    """A depthwise convolution over the last `width` positions, with torch's own initialisation."""
+
+    def __init__(self, channels: int, width: int, *, bias: bool) -> None:
+        super().__init__()
+        self.conv = nn.Conv1d(channels, channels, width, groups=channels, bias=bias)
+        self.n_tail = width - 1
+
+    def forward(self, x: Tensor, tail: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Return y [B, T, channels] of x, and the tail [B, width - 1, channels] to go on with.
+
+        `tail` holds the inputs before x; before the first position they are zero.
+        """
+        if tail is None:
+            tail = x.new_zeros(x.shape[0], self.n_tail, x.shape[2])
+        padded = torch.cat((tail, x), dim=1)
+        y: Tensor = self.conv(padded.transpose(1, 2))
+        return y.transpose(1, 2), padded[:, -self.n_tail :]
+
+
+class SelectiveDecay(nn.Module):
+    """The decay of Mamba (Gu and Dao, 2023), one per head: exp(-A softplus(W x + b)).
+
+    A starts uniform from 0 to `max_rate`, softplus(b) log-uniform in the range of `step`.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        n_heads: int,
+        *,
+        max_rate: float = 16.0,
+        step: tuple[float, float] = (1e-3, 1e-1),
+    ) -> None:
+        super().__init__()
+        self.projection = projection(dim, n_heads)
+        # 1 - rand is never 0, whose logarithm is not finite.
+        self.log_rate = nn.Parameter((max_rate * (1 - torch.rand(n_heads))).log())
+        self.step_bias = nn.Parameter(inverse_softplus_of_steps(n_heads, step))
+
+    def log_decay(self, x: Tensor) -> Tensor:
+        """Return log alpha [B, T, H], at least float32."""
+        score = at_least_float32(self.projection(x))
+        rate, bias = (p.to(score.dtype) for p in (self.log_rate, self.step_bias))
+        return -rate.exp() * F.softplus(score + bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return alpha [B, T, H], at least float32: in bfloat16 it could not come near 1."""
+        return self.log_decay(x).exp()
+
+
+def inverse_softplus_of_steps(n: int, step: tuple[float, float]) -> Tensor:
+    """Return n biases whose softplus is log-uniform in the range of `step`."""
+    low, high = (math.log(end) for end in step)
+    steps = torch.exp(low + (high - low) * torch.rand(n))
+    return steps + torch.log(-torch.expm1(-steps))
