@@ -1,5 +1,6 @@
 import subprocess
 import sys
+from itertools import product
 from typing import Any
 
 import pytest
@@ -19,7 +20,7 @@ from elmanctl.kernels.matrix_recurrence import (
 from elmanctl.kernels.matrix_recurrence.checkpointed import checkpointed_matrix_recurrence
 from elmanctl.kernels.matrix_recurrence.naive import naive_matrix_recurrence
 
-NAMES = ("q", "k", "v", "alpha", "gate", "beta", "initial_state")
+NAMES = ("q", "k", "v", "alpha", "gate", "beta", "blend", "initial_state")
 FLOAT64_TOLERANCE = 1e-12
 FLOAT32_TOLERANCE = 2e-6
 BFLOAT16_TOLERANCE = 6e-3
@@ -34,9 +35,11 @@ def draw(
     n_value: int = 3,
     dtype: torch.dtype = torch.float64,
     without: tuple[str, ...] = (),
+    per_value: bool = False,
+    blend: bool = False,
     seed: int = 0,
 ) -> dict[str, Tensor]:
-    """Random arguments of the op, by name."""
+    """Random arguments of the op, by name; with one decay for each value, or a blend, if told."""
     generator = torch.Generator().manual_seed(seed)
 
     def normal(*shape: int) -> Tensor:
@@ -48,12 +51,14 @@ def draw(
         "q": normal(*steps, n_key).to(dtype),
         "k": normal(*steps, n_key).to(dtype),
         "v": normal(*steps, n_value).to(dtype),
-        "alpha": torch.sigmoid(normal(*steps) + 2).to(state_dtype),
+        "alpha": torch.sigmoid(normal(*steps, *[n_value] * per_value) + 2).to(state_dtype),
         "gate": normal(*steps, n_value).to(dtype),
         "beta": torch.sigmoid(normal(*steps)).to(state_dtype),
+        "blend": torch.sigmoid(normal(*steps)).to(state_dtype),
         "initial_state": torch.tanh(normal(batch, heads, n_key, n_value)).to(state_dtype),
     }
-    return {name: x.requires_grad_() for name, x in tensors.items() if name not in without}
+    left_out = without if blend else (*without, "blend")
+    return {name: x.requires_grad_() for name, x in tensors.items() if name not in left_out}
 
 
 def results(function: Any, arguments: dict[str, Tensor], **switches: Any) -> dict[str, Tensor]:
@@ -80,22 +85,35 @@ def assert_close(actual: dict[str, Tensor], truth: dict[str, Tensor], tolerance:
         assert error <= tolerance * expected.double().norm(), name
 
 
-CASES = {
-    "all arguments": ((), {}),
-    "linear state": ((), {"linear_state": True}),
-    "no write gate": (("beta",), {}),
-    "no output gate": (("gate",), {}),
-    "no initial state": (("initial_state",), {}),
-    "queries and keys as given": ((), {"normalize": False}),
-    "bare": (("gate", "beta", "initial_state"), {}),
+DECAYS_AND_BLENDS = {
+    "decay for each head": {},
+    "decay for each value": {"per_value": True},
+    "blend": {"blend": True},
+    "decay for each value and blend": {"per_value": True, "blend": True},
+}
+OPTIONAL = ("gate", "beta", "initial_state")
+
+CASES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
+    "all of E88": ({}, {}),
+    "linear state": ({}, {"linear_state": True}),
+    "no write gate": ({"without": ("beta",)}, {}),
+    "no output gate": ({"without": ("gate",)}, {}),
+    "no initial state": ({"without": ("initial_state",)}, {}),
+    "queries and keys as given": ({}, {"normalize": False}),
+    "bare": ({"without": OPTIONAL}, {}),
+    "decay for each value": ({"per_value": True}, {}),
+    "blend": ({"blend": True}, {}),
+    "blend of a linear state": ({"blend": True}, {"linear_state": True}),
+    "decay for each value and blend": ({"per_value": True, "blend": True}, {}),
+    "bare blend": ({"blend": True, "without": OPTIONAL}, {}),
 }
 
 
 @pytest.mark.parametrize("case", CASES)
 @pytest.mark.parametrize("length", [1, 17])
 def test_gradients_are_those_of_finite_differences(case: str, length: int) -> None:
-    without, switches = CASES[case]
-    arguments = draw(length, batch=1, heads=1, n_key=3, n_value=2, without=without)
+    drawn, switches = CASES[case]
+    arguments = draw(length, batch=1, heads=1, n_key=3, n_value=2, **drawn)
     names = list(arguments)
 
     def op(*tensors: Tensor) -> tuple[Tensor, Tensor]:
@@ -106,8 +124,8 @@ def test_gradients_are_those_of_finite_differences(case: str, length: int) -> No
 
 @pytest.mark.parametrize("case", CASES)
 def test_gradients_of_three_segments_pass_a_projected_gradient_check(case: str) -> None:
-    without, switches = CASES[case]
-    arguments = draw(33, without=without)
+    drawn, switches = CASES[case]
+    arguments = draw(33, **drawn)
     names = list(arguments)
 
     def op(*tensors: Tensor) -> tuple[Tensor, Tensor]:
@@ -116,22 +134,29 @@ def test_gradients_of_three_segments_pass_a_projected_gradient_check(case: str) 
     assert torch.autograd.gradcheck(op, list(arguments.values()), fast_mode=True)
 
 
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("linear_state", [False, True])
+@pytest.mark.parametrize("kind", DECAYS_AND_BLENDS)
 @pytest.mark.parametrize("length", [1, 2, 15, 16, 17, 32, 33])
-def test_every_result_in_float64_is_the_naive_one(case: str, length: int) -> None:
-    without, switches = CASES[case]
-    arguments = draw(length, without=without)
-    assert_close(
-        results(checkpointed_matrix_recurrence, arguments, **switches),
-        results(naive_matrix_recurrence, arguments, **switches),
-        FLOAT64_TOLERANCE,
+def test_every_result_of_every_combination_in_float64_is_the_naive_one(
+    length: int, kind: str, linear_state: bool
+) -> None:
+    combinations = product(
+        [(), ("gate",)], [(), ("beta",)], [(), ("initial_state",)], [True, False]
     )
+    for *left_out, normalize in combinations:
+        arguments = draw(length, without=sum(left_out, ()), **DECAYS_AND_BLENDS[kind])
+        switches = {"linear_state": linear_state, "normalize": normalize}
+        assert_close(
+            results(checkpointed_matrix_recurrence, arguments, **switches),
+            results(naive_matrix_recurrence, arguments, **switches),
+            FLOAT64_TOLERANCE,
+        )
 
 
 @settings(max_examples=40, deadline=None)
 @given(data=st.data())
 def test_every_result_is_the_naive_one_for_any_shape(data: st.DataObject) -> None:
-    optional = st.sets(st.sampled_from(["gate", "beta", "initial_state"]))
+    optional = st.sets(st.sampled_from(OPTIONAL))
     arguments = draw(
         data.draw(st.integers(1, 40), "length"),
         batch=data.draw(st.integers(1, 3), "batch"),
@@ -139,6 +164,8 @@ def test_every_result_is_the_naive_one_for_any_shape(data: st.DataObject) -> Non
         n_key=data.draw(st.sampled_from([4, 8, 12]), "n_key"),
         n_value=data.draw(st.integers(1, 9), "n_value"),
         without=tuple(data.draw(optional, "without")),
+        per_value=data.draw(st.booleans(), "per_value"),
+        blend=data.draw(st.booleans(), "blend"),
         seed=data.draw(st.integers(0, 2**32 - 1), "seed"),
     )
     switches = {"linear_state": data.draw(st.booleans(), "linear_state")}
@@ -154,10 +181,11 @@ def test_every_result_is_the_naive_one_for_any_shape(data: st.DataObject) -> Non
     [(torch.float32, FLOAT32_TOLERANCE), (torch.bfloat16, BFLOAT16_TOLERANCE)],
 )
 @pytest.mark.parametrize("linear_state", [False, True])
+@pytest.mark.parametrize("kind", DECAYS_AND_BLENDS)
 def test_lower_precision_is_near_the_float64_truth(
-    dtype: torch.dtype, tolerance: float, linear_state: bool
+    dtype: torch.dtype, tolerance: float, linear_state: bool, kind: str
 ) -> None:
-    arguments = draw(100, n_key=16, n_value=16, dtype=dtype)
+    arguments = draw(100, n_key=16, n_value=16, dtype=dtype, **DECAYS_AND_BLENDS[kind])
     exact = {name: x.detach().double().requires_grad_() for name, x in arguments.items()}
     actual = results(matrix_recurrence, arguments, linear_state=linear_state)
     assert_close(
@@ -175,13 +203,16 @@ EXTREMES = {
     "gates far below zero": {"gate": -1e4},
     "states forgotten at once": {"alpha": 0.0},
     "states never forgotten": {"alpha": 1.0},
+    "nothing blended in": {"blend": 0.0},
+    "all blended in": {"blend": 1.0},
 }
 
 
 @pytest.mark.parametrize("extreme", EXTREMES)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_extremes_stay_finite_and_right(extreme: str, dtype: torch.dtype) -> None:
-    arguments = draw(33, dtype=dtype)
+@pytest.mark.parametrize("per_value", [False, True])
+def test_extremes_stay_finite_and_right(extreme: str, dtype: torch.dtype, per_value: bool) -> None:
+    arguments = draw(33, dtype=dtype, per_value=per_value, blend="blend" in EXTREMES[extreme])
     for name, value in EXTREMES[extreme].items():
         scaled = arguments[name].detach() * value if name == "v" else None
         constant = torch.full_like(arguments[name], value)
@@ -197,6 +228,59 @@ def test_extremes_stay_finite_and_right(extreme: str, dtype: torch.dtype) -> Non
         assert error <= tolerance * max(1.0, truth[name].abs().max()), name
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("function", [matrix_recurrence, naive_matrix_recurrence])
+def test_blend_of_zero_leaves_the_state_exactly_as_it_was(
+    function: Any, dtype: torch.dtype
+) -> None:
+    arguments = draw(33, dtype=dtype, blend=True)
+    arguments["blend"] = torch.zeros_like(arguments["blend"]).requires_grad_()
+    actual = results(function, arguments)
+    assert torch.equal(actual["final_state"], arguments["initial_state"])
+    for name in ("k", "v", "alpha", "beta"):
+        assert not actual[f"d_{name}"].any(), name
+    assert actual["d_blend"].all()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("per_value", [False, True])
+def test_blend_of_one_computes_exactly_what_no_blend_does(
+    dtype: torch.dtype, per_value: bool
+) -> None:
+    arguments = draw(33, dtype=dtype, per_value=per_value)
+    without = results(matrix_recurrence, arguments)
+    ones = torch.ones(arguments["alpha"].shape[:3], dtype=dtype, requires_grad=True)
+    with_ones = results(matrix_recurrence, {**arguments, "blend": ones})
+    assert with_ones["d_blend"].any()
+    assert all(torch.equal(with_ones[name], without[name]) for name in without)
+
+
+def test_head_that_is_not_blended_in_at_a_position_skips_it() -> None:
+    arguments = draw(40, batch=1, heads=1, blend=True)
+    chosen = torch.arange(40) % 3 == 0
+    arguments["blend"] = chosen.double()[None, :, None].requires_grad_()
+    _, skipping = matrix_recurrence(**arguments)
+    short = {name: x if name == "initial_state" else x[:, chosen] for name, x in arguments.items()}
+    _, chosen_alone = matrix_recurrence(**short)
+    assert torch.equal(skipping, chosen_alone)
+
+
+def test_decays_of_all_values_that_are_equal_are_the_decay_of_the_head() -> None:
+    arguments = draw(33)
+    per_head = results(matrix_recurrence, arguments)
+    alpha = arguments["alpha"].detach()[..., None].repeat(1, 1, 1, 3).requires_grad_()
+    per_value = results(matrix_recurrence, {**arguments, "alpha": alpha})
+    per_value["d_alpha"] = per_value["d_alpha"].sum(-1)
+    assert_close(per_value, per_head, FLOAT64_TOLERANCE)
+
+
+def test_decay_of_the_one_value_of_a_head_keeps_its_shape() -> None:
+    arguments = draw(17, n_value=1, per_value=True)
+    actual = results(matrix_recurrence, arguments)
+    assert actual["d_alpha"].shape == (2, 17, 2, 1)
+    assert_close(actual, results(naive_matrix_recurrence, arguments), FLOAT64_TOLERANCE)
+
+
 def test_gradient_of_a_gate_far_below_zero_is_not_lost_in_a_division() -> None:
     arguments = draw(20)
     arguments["gate"] = torch.full_like(arguments["gate"], -80.0).requires_grad_()
@@ -208,8 +292,8 @@ def test_gradient_of_a_gate_far_below_zero_is_not_lost_in_a_division() -> None:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_one_gradient_alone_is_the_same_as_among_all(name: str) -> None:
-    among_all = results(matrix_recurrence, draw(20))[f"d_{name}"]
-    arguments = draw(20)
+    among_all = results(matrix_recurrence, draw(20, blend=True))[f"d_{name}"]
+    arguments = draw(20, blend=True)
     for other, tensor in arguments.items():
         tensor.requires_grad_(other == name)
     output, final_state = matrix_recurrence(**arguments)
@@ -222,10 +306,10 @@ def test_one_gradient_alone_is_the_same_as_among_all(name: str) -> None:
 
 
 def test_final_state_alone_sends_gradients_back() -> None:
-    arguments = draw(20, without=("gate",))
+    arguments = draw(20, without=("gate",), blend=True)
     _, final_state = matrix_recurrence(**arguments)
     _, truth = naive_matrix_recurrence(**arguments)
-    inputs = [arguments[name] for name in ("k", "v", "alpha", "beta", "initial_state")]
+    inputs = [arguments[name] for name in NAMES if name not in ("q", "gate")]
     for actual, expected in zip(
         torch.autograd.grad(final_state.sum(), inputs),
         torch.autograd.grad(truth.sum(), inputs),
@@ -235,7 +319,7 @@ def test_final_state_alone_sends_gradients_back() -> None:
 
 
 def test_state_given_on_continues_the_sequence() -> None:
-    arguments = draw(37, without=("initial_state",))
+    arguments = draw(37, without=("initial_state",), blend=True)
     whole, last = matrix_recurrence(**arguments)
     first, state = matrix_recurrence(**{name: x[:, :19] for name, x in arguments.items()})
     rest = {name: x[:, 19:] for name, x in arguments.items()}
@@ -254,7 +338,7 @@ def test_views_of_a_joint_projection_are_accepted() -> None:
 
 
 def test_tensors_given_are_left_as_they_were() -> None:
-    arguments = draw(20)
+    arguments = draw(20, blend=True)
     copies = {name: x.detach().clone() for name, x in arguments.items()}
     results(matrix_recurrence, arguments)
     assert all(torch.equal(arguments[name], copies[name]) for name in NAMES)
@@ -278,8 +362,9 @@ def test_output_shares_no_memory_with_what_is_kept_for_the_gradient(
     assert all(torch.equal(before, after) for before, after in pairs)
 
 
-def test_nothing_is_read_from_memory_that_was_never_written() -> None:
-    arguments = draw(33, dtype=torch.float32)
+@pytest.mark.parametrize("kind", DECAYS_AND_BLENDS)
+def test_nothing_is_read_from_memory_that_was_never_written(kind: str) -> None:
+    arguments = draw(33, dtype=torch.float32, **DECAYS_AND_BLENDS[kind])
     plain = results(matrix_recurrence, arguments)
     torch.use_deterministic_algorithms(True)  # fills every new tensor with NaN
     try:
@@ -290,7 +375,8 @@ def test_nothing_is_read_from_memory_that_was_never_written() -> None:
     assert all(torch.equal(plain[name], poisoned[name]) for name in plain)
 
 
-def test_states_are_kept_once_in_sixteen_positions() -> None:
+@pytest.mark.parametrize("kind", DECAYS_AND_BLENDS)
+def test_states_are_kept_once_in_sixteen_positions(kind: str) -> None:
     kept: list[Tensor] = []
 
     def note(tensor: Tensor) -> Tensor:
@@ -298,21 +384,26 @@ def test_states_are_kept_once_in_sixteen_positions() -> None:
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
-        matrix_recurrence(**draw(65, batch=1, heads=1, n_key=16, n_value=16))
+        matrix_recurrence(
+            **draw(65, batch=1, heads=1, n_key=16, n_value=16, **DECAYS_AND_BLENDS[kind])
+        )
     states = [x for x in kept if x.shape[-2:] == (16, 16)]
     assert [x.shape[0] for x in states] == [5]
 
 
-def test_autocast_leaves_the_recurrence_in_float32() -> None:
-    arguments = draw(33, n_key=16, n_value=16, dtype=torch.float32)
+@pytest.mark.parametrize("kind", DECAYS_AND_BLENDS)
+def test_autocast_leaves_the_recurrence_in_float32(kind: str) -> None:
+    drawn = DECAYS_AND_BLENDS[kind]
+    arguments = draw(33, n_key=16, n_value=16, dtype=torch.float32, **drawn)
     plain = results(matrix_recurrence, arguments)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         inside = results(matrix_recurrence, arguments)
     assert all(torch.equal(plain[name], inside[name]) for name in plain)
 
 
-def test_gradient_can_be_taken_twice() -> None:
-    arguments = draw(33)
+@pytest.mark.parametrize("kind", DECAYS_AND_BLENDS)
+def test_gradient_can_be_taken_twice(kind: str) -> None:
+    arguments = draw(33, **DECAYS_AND_BLENDS[kind])
     output, _ = matrix_recurrence(**arguments)
     inputs = list(arguments.values())
     first = torch.autograd.grad(output.sum(), inputs, retain_graph=True)
@@ -366,20 +457,27 @@ def test_unknown_backend_names_the_known_ones() -> None:
     assert resolve_backend("auto") == resolve_backend("torch") == "torch"
 
 
-@pytest.mark.parametrize("name", ["q", "v", "alpha", "gate", "beta", "initial_state"])
+@pytest.mark.parametrize("name", [name for name in NAMES if name != "k"])
 def test_wrong_shape_is_refused_by_name(name: str) -> None:
-    arguments = draw(5)
+    arguments = draw(5, blend=True)
     arguments[name] = arguments[name][:, :1]
     with pytest.raises(InvalidConfiguration, match=rf"^{name} has shape .*, expected "):
         matrix_recurrence(**arguments)
 
 
-@pytest.mark.parametrize("name", ["q", "v", "alpha", "gate", "beta", "initial_state"])
+@pytest.mark.parametrize("name", [name for name in NAMES if name != "k"])
 def test_wrong_dtype_is_refused_by_name(name: str) -> None:
-    arguments = draw(5)
+    arguments = draw(5, blend=True)
     arguments[name] = arguments[name].float()
     message = rf"^{name} is torch.float32, expected torch.float64$"
     with pytest.raises(InvalidConfiguration, match=message):
+        matrix_recurrence(**arguments)
+
+
+def test_decay_for_each_key_is_refused() -> None:
+    arguments = draw(5, n_key=4, n_value=3)
+    arguments["alpha"] = torch.ones(2, 5, 2, 4, dtype=torch.float64)
+    with pytest.raises(InvalidConfiguration, match=r"alpha has shape .*, expected \[2, 5, 2, 3\]"):
         matrix_recurrence(**arguments)
 
 

@@ -49,23 +49,6 @@ def matrix_recurrence(
     import torch
 
     from elmanctl.kernels.matrix_recurrence.checkpointed import checkpointed_matrix_recurrence
-    from elmanctl.kernels.matrix_recurrence.naive import naive_matrix_recurrence
-
-    if alpha.ndim == 4 or blend is not None:
-        with torch.autocast(q.device.type, enabled=False):
-            return naive_matrix_recurrence(
-                q,
-                k,
-                v,
-                alpha,
-                gate,
-                beta=beta,
-                blend=blend,
-                initial_state=initial_state,
-                linear_state=linear_state,
-                normalize=normalize,
-                eps=eps,
-            )
 
     # Autocast would run the products of the state in half precision.
     with torch.autocast(q.device.type, enabled=False):
@@ -76,6 +59,7 @@ def matrix_recurrence(
             alpha,
             gate,
             beta=beta,
+            blend=blend,
             initial_state=initial_state,
             linear_state=linear_state,
             normalize=normalize,

@@ -3,15 +3,18 @@
 S_t is the state before position t; one product reads it for two rows:
 
     [delta_t; o_{t-1}] = [v_t; 0] + [-k_t; q_{t-1}] S_t
-    S_{t+1}            = tanh(alpha_t S_t + beta_t k_t delta_t^T)
+    C_t                = tanh(alpha_t S_t + beta_t k_t delta_t^T)
+    S_{t+1}            = S_t + b_t (C_t - S_t)
 
-Backwards, with G the gradient of S_{t+1} and [d_t; e_{t-1}] that of the two rows:
+alpha_t is one number or a row with one for each value.  Without a blend b_t, S_{t+1} is C_t and
+neither is kept twice.  Backwards, with G the gradient of S_{t+1} and [d_t; e_{t-1}] that of the
+two rows:
 
-    P   = G * (1 - S_{t+1}^2)
+    P   = b_t G * (1 - C_t^2)
     d_t = beta_t k_t P
-    G   = alpha_t P + [-k_t; q_{t-1}]^T [d_t; e_{t-1}]
+    G   = alpha_t P + (1 - b_t) G + [-k_t; q_{t-1}]^T [d_t; e_{t-1}]
 
-Every other gradient is a product of the P and S of one position, taken for a segment at once.
+Every other gradient is a product of the P, G, C and S of one position, taken for a segment at once.
 On a CPU a position costs what the operations of its step cost to call, so the step holds no more.
 """
 
@@ -37,6 +40,7 @@ def checkpointed_matrix_recurrence(
     gate: Tensor | None = None,
     *,
     beta: Tensor | None = None,
+    blend: Tensor | None = None,
     initial_state: Tensor | None = None,
     linear_state: bool = False,
     normalize: bool = True,
@@ -45,10 +49,11 @@ def checkpointed_matrix_recurrence(
     """Compute what `naive_matrix_recurrence` computes, with its shapes, dtypes and meaning.
 
     Gradients reach every tensor argument, from the output and from the final state; they cannot
-    be differentiated again.
+    be differentiated again.  A blend of 0 leaves a state exactly as it is, and one of 1 computes
+    exactly what no blend does.
     """
     result = _MatrixRecurrence.apply(  # type: ignore[no-untyped-call]
-        q, k, v, alpha, beta, gate, initial_state, linear_state, normalize, eps
+        q, k, v, alpha, beta, blend, gate, initial_state, linear_state, normalize, eps
     )
     return cast(tuple[Tensor, Tensor], result)
 
@@ -58,8 +63,9 @@ class _Scan(NamedTuple):
 
     reads: Tensor  # [T+1, X, 2, N], rows -k_t and q_{t-1}, zero where there is none
     results: Tensor  # [T+1, X, 2, M], rows delta_t and o_{t-1}
-    decay: Tensor  # [T, X, 1, 1], alpha
+    decay: Tensor  # [T, X, 1, 1] or [T, X, 1, M], alpha
     rate: Tensor | None  # [T, X, 1, 1], beta
+    blend: Tensor | None  # [T, X, 1, 1]
     is_linear: bool
 
     @property
@@ -77,6 +83,7 @@ class _Needs(NamedTuple):
     v: bool
     alpha: bool
     beta: bool
+    blend: bool
     gate: bool
     initial_state: bool
 
@@ -90,6 +97,7 @@ class _MatrixRecurrence(torch.autograd.Function):
         v: Tensor,
         alpha: Tensor,
         beta: Tensor | None,
+        blend: Tensor | None,
         gate: Tensor | None,
         initial_state: Tensor | None,
         linear_state: bool,
@@ -104,15 +112,17 @@ class _MatrixRecurrence(torch.autograd.Function):
             results=_result_rows(v, dtype),
             decay=_time_first(alpha, dtype),
             rate=None if beta is None else _time_first(beta, dtype),
+            blend=None if blend is None else _time_first(blend, dtype),
             is_linear=linear_state,
         )
         state = scan.reads.new_zeros(batch, heads, n_key, v.shape[-1])
         if initial_state is not None:
             state.copy_(initial_state)
         checkpoints = _run_forward(scan, state.view(batch * heads, n_key, -1))
-        ctx.save_for_backward(*scan[:4], checkpoints, gate, q_scale, k_scale)
+        ctx.save_for_backward(*scan[:5], checkpoints, gate, q_scale, k_scale)
         ctx.is_linear = linear_state
-        inputs = (q, k, v, alpha, beta, gate, initial_state)
+        ctx.alpha_shape = alpha.shape
+        inputs = (q, k, v, alpha, beta, blend, gate, initial_state)
         ctx.dtypes = [None if x is None else x.dtype for x in inputs]
         output = _gated(_row(scan.results[1:], READ_OUT, batch), gate)
         return output.to(v.dtype), state
@@ -120,15 +130,16 @@ class _MatrixRecurrence(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, d_output: Tensor, d_final: Tensor) -> tuple[Tensor | None, ...]:
-        reads, results, decay, rate, checkpoints, gate, q_scale, k_scale = ctx.saved_tensors
-        scan = _Scan(reads, results, decay, rate, ctx.is_linear)
-        needs = _Needs(*ctx.needs_input_grad[:7])
+        *scanned, checkpoints, gate, q_scale, k_scale = ctx.saved_tensors
+        reads, results, decay, rate, blend = scanned
+        scan = _Scan(reads, results, decay, rate, blend, ctx.is_linear)
+        needs = _Needs(*ctx.needs_input_grad[:8])
         batch = d_output.shape[0]
         d_output = d_output.to(reads.dtype)
         d_gate = None
         if needs.gate:
             d_gate = _gate_gradient(d_output, _row(results[1:], READ_OUT, batch), gate)
-        gradients: tuple[Tensor | None, ...] = (*(None,) * 5, d_gate, None)
+        gradients: tuple[Tensor | None, ...] = (*(None,) * 6, d_gate, None)
         if any(needs._replace(gate=False)):
             walk = _BackwardWalk(scan, checkpoints, _result_gradients(d_output, gate), d_final)
             # A backward pass inside autocast would run the products of the state in half precision.
@@ -138,8 +149,9 @@ class _MatrixRecurrence(torch.autograd.Function):
                 _query_gradient(walk, q_scale, batch) if needs.q else None,
                 _key_gradient(walk, k_scale, batch) if needs.k else None,
                 _row(walk.d_results[:-1], DELTA, batch) if needs.v else None,
-                _batch_first(walk.d_decay, batch) if needs.alpha else None,
-                _batch_first(walk.d_rate, batch) if needs.beta else None,
+                _batch_first(walk.d_decay, ctx.alpha_shape) if needs.alpha else None,
+                _batch_first(walk.d_rate, ctx.alpha_shape[:3]) if needs.beta else None,
+                _batch_first(walk.d_blend, ctx.alpha_shape[:3]) if needs.blend else None,
                 d_gate,
                 walk.d_state.view_as(d_final) if needs.initial_state else None,
             )
@@ -159,10 +171,20 @@ class _Step:
         self.decay = (decay if scan.is_linear else 2 * decay).unbind(0)
         self.writes = scan.writes[start:stop].transpose(2, 3).unbind(0)
         self.deltas = scan.results[start:stop, :, DELTA:READ_OUT].unbind(0)
+        self.blends = None if scan.blend is None else scan.blend[start:stop].unbind(0)
         self.minus_one = decay.new_full((1,), -1.0)
 
-    def __call__(self, index: int, state: Tensor, out: Tensor) -> None:
-        """Write the state after position `start + index` to `out`, which may be `state`."""
+    def __call__(self, index: int, state: Tensor, candidate: Tensor, out: Tensor) -> None:
+        """Write C of position `start + index` to `candidate` and the state after it to `out`.
+
+        `out` may be `state`; without a blend `candidate` must be `out`, with one neither.
+        """
+        self._propose(index, state, candidate)
+        if self.blends is not None:
+            # lerp starts from the nearer end: at 0 and at 1 nothing is added to S or to C.
+            torch.lerp(state, candidate, self.blends[index], out=out)
+
+    def _propose(self, index: int, state: Tensor, out: Tensor) -> None:
         torch.mul(state, self.decay[index], out=out)
         if self.is_linear:
             out.addcmul_(self.writes[index], self.deltas[index], value=-1)
@@ -179,12 +201,13 @@ def _run_forward(scan: _Scan, state: Tensor) -> Tensor:
     length = scan.decay.shape[0]
     checkpoints = state.new_empty(-(-length // CHECKPOINT_EVERY), *state.shape)
     reads, results = scan.reads.unbind(0), scan.results.unbind(0)
+    candidate = state if scan.blend is None else torch.empty_like(state)
     advance = _Step(scan, 0, length)
     for t in range(length):
         if t % CHECKPOINT_EVERY == 0:
             checkpoints[t // CHECKPOINT_EVERY].copy_(state)
         results[t].baddbmm_(reads[t], state)
-        advance(t, state, state)
+        advance(t, state, candidate, state)
     results[length].baddbmm_(reads[length], state)
     return checkpoints
 
@@ -210,6 +233,15 @@ class _BackwardWalk:
         n_slots = min(CHECKPOINT_EVERY, self.length)
         self.states = checkpoints.new_empty(n_slots + 1, *checkpoints.shape[1:])
         self.slopes = torch.empty_like(self.states[1:])
+        if scan.blend is None:
+            # A candidate is the state itself, and one place holds the gradients of all states.
+            self.candidates = self.states[1:]
+            self.d_states = self.d_state.expand(n_slots + 1, -1, -1, -1)
+            self.d_blend = checkpoints.new_empty(0)
+        else:
+            self.candidates = torch.empty_like(self.slopes)
+            self.d_states = torch.empty_like(self.states)
+            self.d_blend = torch.empty_like(scan.blend)
 
     @property
     def d_rate(self) -> Tensor:
@@ -229,16 +261,18 @@ class _BackwardWalk:
 
     def _replay(self, segment: int, start: int, stop: int) -> None:
         count = stop - start
-        states = self.states.unbind(0)
+        states, candidates = self.states.unbind(0), self.candidates.unbind(0)
         states[0].copy_(self.checkpoints[segment])
         advance = _Step(self.scan, start, stop)
         for index in range(count):
-            advance(index, states[index], states[index + 1])
+            advance(index, states[index], candidates[index], states[index + 1])
         if self.scan.is_linear:
             self.slopes.fill_(1.0)
         else:
-            after, one = self.states[1 : count + 1], self.states.new_ones(1)
-            torch.addcmul(one, after, after, value=-1, out=self.slopes[:count])
+            squashed, one = self.candidates[:count], self.states.new_ones(1)
+            torch.addcmul(one, squashed, squashed, value=-1, out=self.slopes[:count])
+        if self.scan.blend is not None:
+            self.slopes[:count].mul_(self.scan.blend[start:stop])
 
     def _read_back(self, t: int, state: Tensor) -> None:
         """Take the last read-out, which no step follows, into the gradients."""
@@ -247,21 +281,30 @@ class _BackwardWalk:
 
     def _walk(self, start: int, stop: int) -> None:
         """Turn `slopes` into P for each position and go back to the state before `start`."""
-        d_state, products = self.d_state, self.slopes.unbind(0)
+        count = stop - start
+        products = self.slopes.unbind(0)
         d_results = self.d_results[start:stop].unbind(0)
         reads = self.scan.reads[start:stop].transpose(2, 3).unbind(0)
         decay = self.scan.decay[start:stop].unbind(0)
         # The second row is zero: the sum below then leaves the gradient of the read-out as it is,
         # and both rows are ready for the next product.
         writes = F.pad(self.scan.writes[start:stop], (0, 0, 0, 1)).unbind(0)
-        for index in reversed(range(stop - start)):
-            product = products[index].mul_(d_state)
+        kept = None if self.scan.blend is None else (1 - self.scan.blend[start:stop]).unbind(0)
+        d_states = self.d_states[: count + 1].unbind(0)
+        if kept is not None:
+            d_states[count].copy_(self.d_state)
+        for index in reversed(range(count)):
+            product = products[index].mul_(d_states[index + 1])
             d_results[index].baddbmm_(writes[index], product, alpha=-1)
-            torch.mul(product, decay[index], out=d_state)
-            d_state.baddbmm_(reads[index], d_results[index])
+            torch.mul(product, decay[index], out=d_states[index])
+            if kept is not None:
+                d_states[index].addcmul_(d_states[index + 1], kept[index])
+            d_states[index].baddbmm_(reads[index], d_results[index])
+        if kept is not None:
+            self.d_state.copy_(d_states[0])
 
     def _sum_up(self, start: int, stop: int, needs: _Needs) -> None:
-        """Take from the stored P and S what needs no order in time."""
+        """Take from the stored P, G, C and S what needs no order in time."""
         count = stop - start
         before, products = self.states[:count], self.slopes[:count]
         if needs.q or needs.k:
@@ -272,7 +315,11 @@ class _BackwardWalk:
             deltas = self.scan.results[start:stop, :, DELTA:READ_OUT]
             torch.matmul(deltas, products.transpose(2, 3), out=self.d_writes[start:stop])
         if needs.alpha:
-            torch.sum(products.mul_(before), (2, 3), True, out=self.d_decay[start:stop])
+            over = (2, 3) if self.d_decay.shape[3] == 1 else (2,)
+            torch.sum(products.mul_(before), over, True, out=self.d_decay[start:stop])
+        if needs.blend:
+            changes = self.candidates[:count].sub_(before).mul_(self.d_states[1 : count + 1])
+            torch.sum(changes, (2, 3), True, out=self.d_blend[start:stop])
 
 
 def _read_rows(
@@ -310,13 +357,15 @@ def _inverse_length(x: Tensor, dtype: torch.dtype, eps: float) -> Tensor:
 
 
 def _time_first(x: Tensor, dtype: torch.dtype) -> Tensor:
-    """[B, T, H] as [T, B*H, 1, 1]."""
-    return x.to(dtype).transpose(0, 1).reshape(x.shape[1], -1, 1, 1)
+    """[B, T, H] as [T, B*H, 1, 1], or [B, T, H, M] as [T, B*H, 1, M]."""
+    batch, length, heads = x.shape[:3]
+    return x.to(dtype).transpose(0, 1).reshape(length, batch * heads, 1, *(x.shape[3:] or (1,)))
 
 
-def _batch_first(x: Tensor, batch: int) -> Tensor:
-    """[T, B*H, 1, 1] as [B, T, H]."""
-    return x.view(x.shape[0], batch, -1).transpose(0, 1)
+def _batch_first(x: Tensor, shape: torch.Size) -> Tensor:
+    """What `_time_first` made of a tensor of this shape, as that tensor had it."""
+    batch, length, *rest = shape
+    return x.view(length, batch, *rest).transpose(0, 1)
 
 
 def _row(rows: Tensor, index: int, batch: int) -> Tensor:

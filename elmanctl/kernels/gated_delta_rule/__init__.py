@@ -1,0 +1,92 @@
+"""The recurrence of the gated delta net: a delta rule on a linear matrix state that decays."""
+
+from typing import TYPE_CHECKING
+
+from elmanctl.errors import InvalidConfiguration, nearest
+
+# As everywhere in `kernels`, torch is imported when something is computed.
+if TYPE_CHECKING:
+    from torch import Tensor
+
+__all__ = ["BACKENDS", "gated_delta_rule"]
+
+BACKENDS = ("torch", "fla")
+
+
+def gated_delta_rule(
+    q: "Tensor",
+    k: "Tensor",
+    v: "Tensor",
+    log_decay: "Tensor",
+    beta: "Tensor",
+    *,
+    initial_state: "Tensor | None" = None,
+    backend: str = "torch",
+) -> "tuple[Tensor, Tensor]":
+    """Run the recurrence on a named backend; return the output and the final state.
+
+    With S the state, key by value, k and q of unit length (x / sqrt(|x|^2 + 1e-6)) and q scaled by
+    1 / sqrt(K): `S <- alpha S`, then `S <- S + beta k (v - S^T k)^T`, then `o = S^T q`.
+    This is the gated delta rule of Yang, Kautz and Hatamizadeh (2024, arXiv 2412.06464).
+
+    q, k: [B, T, H, K]; v, output: [B, T, H, V], all of one floating dtype.
+    log_decay (the logarithm of alpha, at most 0), beta: [B, T, H]; states: [B, H, K, V]; these in
+    float64 if q is, float32 for any other dtype.
+    Raises InvalidConfiguration on shapes or dtypes that do not fit, on an unknown backend and on
+    tensors that the backend does not compute with.
+    """
+    if backend not in BACKENDS:
+        near = nearest(backend, BACKENDS)
+        raise InvalidConfiguration(
+            f"gated_delta_rule has no backend `{backend}`; it has: {', '.join(BACKENDS)}",
+            hint=f"did you mean `{near}`?" if near else None,
+        )
+    _check_tensors(q, k, v, log_decay, beta, initial_state)
+    import torch
+
+    from elmanctl.kernels.gated_delta_rule.chunked import chunked_gated_delta_rule
+    from elmanctl.kernels.gated_delta_rule.fla_chunked import fla_gated_delta_rule
+
+    compute = fla_gated_delta_rule if backend == "fla" else chunked_gated_delta_rule
+    # Autocast would run the products of the state in half precision.
+    with torch.autocast(q.device.type, enabled=False):
+        return compute(q, k, v, log_decay, beta, initial_state=initial_state)
+
+
+def _check_tensors(
+    q: "Tensor",
+    k: "Tensor",
+    v: "Tensor",
+    log_decay: "Tensor",
+    beta: "Tensor",
+    initial_state: "Tensor | None",
+) -> None:
+    import torch
+
+    if k.ndim != 4 or v.ndim != 4 or 0 in k.shape or 0 in v.shape:
+        raise InvalidConfiguration(
+            f"k and v must be [B, T, H, K] and [B, T, H, V] with no empty axis, "
+            f"not {list(k.shape)} and {list(v.shape)}"
+        )
+    if not k.is_floating_point():
+        raise InvalidConfiguration(f"k must be a floating-point tensor, not {k.dtype}")
+    steps = tuple(k.shape[:3])
+    state_dtype = torch.promote_types(k.dtype, torch.float32)
+    expected = (
+        ("q", q, tuple(k.shape), k.dtype),
+        ("v", v, (*steps, v.shape[3]), k.dtype),
+        ("log_decay", log_decay, steps, state_dtype),
+        ("beta", beta, steps, state_dtype),
+        ("initial_state", initial_state, (*steps[::2], k.shape[3], v.shape[3]), state_dtype),
+    )
+    for name, tensor, shape, dtype in expected:
+        if tensor is None:
+            continue
+        if tuple(tensor.shape) != shape:
+            raise InvalidConfiguration(
+                f"{name} has shape {list(tensor.shape)}, expected {list(shape)}"
+            )
+        if tensor.dtype != dtype:
+            raise InvalidConfiguration(f"{name} is {tensor.dtype}, expected {dtype}")
+        if tensor.device != k.device:
+            raise InvalidConfiguration(f"{name} is on {tensor.device}, k is on {k.device}")

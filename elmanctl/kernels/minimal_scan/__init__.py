@@ -1,0 +1,42 @@
+"""The recurrence of MinGRU and MinLSTM: every channel for itself, and linear in its state."""
+
+import torch
+from torch import Tensor
+
+from elmanctl.errors import InvalidConfiguration
+from elmanctl.kernels.minimal_scan.chunked import chunked_minimal_scan
+
+__all__ = ["minimal_scan"]
+
+
+def minimal_scan(decay: Tensor, written: Tensor, initial_state: Tensor | None = None) -> Tensor:
+    """Return every state [B, T, D] of `h_t = decay_t h_{t-1} + written_t`.
+
+    decay, written: [B, T, D], both float32 or both float64; initial_state: [B, D] of the same
+    dtype, zero where left out.  Decays from 0 to 1 are meant, both ends included: nothing is
+    divided by them and no logarithm is taken.  Gradients can be taken once, not twice.
+    Raises InvalidConfiguration on shapes, dtypes or devices that do not fit.
+    """
+    if decay.ndim != 3 or 0 in decay.shape:
+        raise InvalidConfiguration(
+            f"decay must be [B, T, D] with no empty axis, not {list(decay.shape)}"
+        )
+    if decay.dtype not in (torch.float32, torch.float64):
+        raise InvalidConfiguration(f"decay must be float32 or float64, not {decay.dtype}")
+    batch, length, width = decay.shape
+    if initial_state is None:
+        initial_state = decay.new_zeros(batch, width)
+    expected = (
+        ("written", written, (batch, length, width)),
+        ("initial_state", initial_state, (batch, width)),
+    )
+    for name, tensor, shape in expected:
+        if tuple(tensor.shape) != shape:
+            raise InvalidConfiguration(
+                f"{name} has shape {list(tensor.shape)}, expected {list(shape)}"
+            )
+        if tensor.dtype != decay.dtype:
+            raise InvalidConfiguration(f"{name} is {tensor.dtype}, decay is {decay.dtype}")
+        if tensor.device != decay.device:
+            raise InvalidConfiguration(f"{name} is on {tensor.device}, decay is on {decay.device}")
+    return chunked_minimal_scan(decay, written, initial_state)

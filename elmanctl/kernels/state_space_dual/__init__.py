@@ -1,0 +1,90 @@
+"""The recurrence of Mamba2: a linear state with one scalar decay for each head and position."""
+
+from typing import TYPE_CHECKING
+
+from elmanctl.errors import InvalidConfiguration, nearest
+
+# Whoever only asks for names must not wait for torch.
+if TYPE_CHECKING:
+    from torch import Tensor
+
+__all__ = ["BACKENDS", "state_space_dual"]
+
+BACKENDS = ("torch",)
+
+
+def state_space_dual(
+    x: "Tensor",
+    step: "Tensor",
+    rate: "Tensor",
+    write: "Tensor",
+    read: "Tensor",
+    *,
+    initial_state: "Tensor | None" = None,
+    backend: str = "torch",
+) -> "tuple[Tensor, Tensor]":
+    """Run the recurrence on a named backend; return the output and the final state.
+
+    With h the state of a head, value by key: `h <- exp(-rate step) h + step x write^T`, then
+    `y = h read` (Dao and Gu, 2024, arXiv 2405.21060; there step is dt, -rate A, write B, read C).
+
+    x, y: [B, T, H, P]; write, read: [B, T, N], the same for all heads; all of one floating dtype.
+    step: [B, T, H], rate: [H], states: [B, H, P, N]; these in float64 if x is, float32 for any
+    other dtype.  Any T; rate and step are not negative.
+    Raises InvalidConfiguration on shapes or dtypes that do not fit and on an unknown backend.
+    """
+    if backend not in BACKENDS:
+        near = nearest(backend, BACKENDS)
+        raise InvalidConfiguration(
+            f"unknown backend `{backend}` of the state-space recurrence; "
+            f"known: {', '.join(BACKENDS)}",
+            hint=f"did you mean `{near}`?" if near else None,
+        )
+    _check_tensors(x, step, rate, write, read, initial_state)
+    import torch
+
+    from elmanctl.kernels.state_space_dual.chunked import chunked_state_space_dual
+
+    # Autocast would run the products of the state in half precision.
+    with torch.autocast(x.device.type, enabled=False):
+        return chunked_state_space_dual(x, step, rate, write, read, initial_state=initial_state)
+
+
+def _check_tensors(
+    x: "Tensor",
+    step: "Tensor",
+    rate: "Tensor",
+    write: "Tensor",
+    read: "Tensor",
+    initial_state: "Tensor | None",
+) -> None:
+    import torch
+
+    if x.ndim != 4 or write.ndim != 3 or 0 in x.shape or 0 in write.shape:
+        raise InvalidConfiguration(
+            f"x and write must be [B, T, H, P] and [B, T, N] with no empty axis, "
+            f"not {list(x.shape)} and {list(write.shape)}"
+        )
+    if not x.is_floating_point():
+        raise InvalidConfiguration(f"x must be a floating-point tensor, not {x.dtype}")
+    batch, length, heads, width = x.shape
+    keys = (batch, length, write.shape[2])
+    state_dtype = torch.promote_types(x.dtype, torch.float32)
+    expected = (
+        ("write", write, keys, x.dtype),
+        ("read", read, keys, x.dtype),
+        ("step", step, (batch, length, heads), state_dtype),
+        ("rate", rate, (heads,), state_dtype),
+        ("initial_state", initial_state, (batch, heads, width, keys[2]), state_dtype),
+    )
+    for name, tensor, shape, dtype in expected:
+        if tensor is None:
+            continue
+        if tuple(tensor.shape) != shape:
+            raise InvalidConfiguration(
+                f"{name} has shape {list(tensor.shape)}, expected {list(shape)}"
+            )
+        if tensor.dtype != dtype:
+            raise InvalidConfiguration(f"{name} is {tensor.dtype}, expected {dtype}")
+        if tensor.device != x.device:
+            raise InvalidConfiguration(f"{name} is on {tensor.device}, x is on {x.device}")
