@@ -1,13 +1,23 @@
 """The implementations that models run on: what each needs, and whether it is usable here."""
 
 import importlib.util
+import os
+import re
+import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
 from elmanctl.errors import EnvironmentNotReady, InvalidConfiguration, nearest
 from elmanctl.models.config import FamilyConfig
 
 AUTO = "auto"
+
+MAMBA_SSM_TRITON = (3, 5)
+"""The oldest Triton that mamba-ssm works with."""
+
+FLA_WRONG_ON_HOPPER = ((3, 4, 0), (3, 7, 1))
+"""The first Triton that gets the gradients of fla wrong on Hopper, and the first that does not."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,6 +45,75 @@ def _torch_fault(device: str) -> str | None:
     return None
 
 
+def _mamba_ssm_fault(device: str) -> str | None:
+    if device != "cuda":
+        return f"its kernels run on cuda, not on {device}"
+    # The last three are what its import needs and its installation without dependencies leaves out.
+    for package in ("mamba_ssm", "triton", "einops", "transformers"):
+        if importlib.util.find_spec(package) is None:
+            return f"{package} is not installed"
+    import triton
+
+    version = tuple(int(digits) for digits in re.findall(r"\d+", triton.__version__)[:2])
+    if version < MAMBA_SSM_TRITON:
+        wanted = ".".join(map(str, MAMBA_SSM_TRITON))
+        return f"triton is {triton.__version__}, but must be {wanted} or newer"
+    return _torch_fault(device)
+
+
+def _cudnn_fault(device: str) -> str | None:
+    if device != "cuda":
+        return "cuDNN needs a CUDA device"
+    fault = _torch_fault(device)
+    if fault:
+        return fault
+    import torch
+
+    if not torch.backends.cudnn.is_available():  # type: ignore[no-untyped-call]
+        return "this build of torch has no cuDNN"
+    return None if torch.backends.cudnn.enabled else "torch.backends.cudnn is switched off"
+
+
+_SHIPPED_AS = {"fla": "flash-linear-attention"}
+
+
+def _fla_fault(device: str) -> str | None:
+    if device != "cuda":
+        return f"its kernels run on cuda, not on {device}"
+    for package in ("fla", "triton", "einops"):
+        if importlib.util.find_spec(package) is None:
+            return f"{_SHIPPED_AS.get(package, package)} is not installed"
+    fault = _torch_fault(device)
+    if fault:
+        return fault
+    import torch
+    import triton
+
+    version = tuple(int(digits) for digits in re.findall(r"\d+", triton.__version__)[:3])
+    hopper = torch.cuda.get_device_capability()[0] == 9
+    if not hopper or not FLA_WRONG_ON_HOPPER[0] <= version < FLA_WRONG_ON_HOPPER[1]:
+        return None
+    # Triton's gradients would be wrong: fla turns to TileLang, or raises in the backward pass.
+    if importlib.util.find_spec("tilelang") is None:
+        missing = "is not installed"
+    elif not _has_nvcc():
+        missing = "finds no nvcc, in PATH, CUDA_HOME or /usr/local/cuda"
+    else:
+        return None
+    first, fixed = (".".join(map(str, bound)) for bound in FLA_WRONG_ON_HOPPER)
+    return (
+        f"triton is {triton.__version__}, and on a Hopper GPU like this one fla computes gradients "
+        f"with a triton before {first} or from {fixed} on, or by tilelang, which {missing}"
+    )
+
+
+def _has_nvcc() -> bool:
+    homes = (os.environ.get("CUDA_HOME"), os.environ.get("CUDA_PATH"), "/usr/local/cuda")
+    return shutil.which("nvcc") is not None or any(
+        (Path(home) / "bin" / "nvcc").exists() for home in homes if home
+    )
+
+
 BACKENDS: Mapping[str, Backend] = {
     backend.name: backend
     for backend in (
@@ -44,8 +123,35 @@ BACKENDS: Mapping[str, Backend] = {
             fix="pip install 'elmanctl[train]'",
             find_fault=_torch_fault,
         ),
+        Backend(
+            name="cudnn",
+            summary="the recurrent networks of cuDNN, on CUDA devices",
+            fix="choose backend `torch`, or a machine whose torch sees a CUDA device and cuDNN",
+            find_fault=_cudnn_fault,
+        ),
+        Backend(
+            name="mamba-ssm",
+            summary="the Triton kernels of mamba-ssm, on CUDA",
+            fix="on a machine with a CUDA device: pip install 'elmanctl[gpu]', "
+            "then scripts/install-mamba-ssm",
+            find_fault=_mamba_ssm_fault,
+        ),
+        Backend(
+            name="fla",
+            summary="the Triton kernels of flash-linear-attention, on CUDA",
+            fix="on a machine with a CUDA device: pip install 'elmanctl[gpu]'; on Hopper also "
+            "triton 3.7.1 or newer, which torch 2.12.1 or newer brings, or tilelang 0.1.9 or newer",
+            find_fault=_fla_fault,
+        ),
     )
 }
+
+
+def fault_here(backend: Backend) -> str | None:
+    """Return why a backend cannot run on this machine on any device, or None."""
+    if backend.find_fault("cpu") is None:
+        return None
+    return backend.find_fault("cuda")
 
 
 def check_backend_name(level: str, known: tuple[str, ...], name: str) -> None:

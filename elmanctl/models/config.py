@@ -74,6 +74,11 @@ class FamilyConfig:
     def check_backend(self, backend: str) -> None:
         """Raise InvalidConfiguration when a backend of this family does not compute this model."""
 
+    @classmethod
+    def backend_limits(cls, backend: str) -> str:
+        """Return in words which sizes a backend computes, empty where it computes all."""
+        return ""
+
     def layer_parameters(self) -> int:
         """Return the number of parameters of one layer, the norms before its parts left out."""
         raise NotImplementedError
@@ -93,6 +98,14 @@ class FamilyConfig:
         out, the tanh of a matrix state is one.
         """
         raise NotImplementedError
+
+    def layer_activations(self, seq_len: int) -> int:
+        """Return about how many numbers of one token a layer keeps for its gradient.
+
+        Each matrix keeps its input and its output; their widths together are about the layer's
+        parameters over its width.
+        """
+        return 2 * self.dim + 2 * self.layer_parameters() // self.dim
 
     def norm_parameters(self) -> int:
         """Return the number of parameters of the norms before the layers and of the last one."""

@@ -1,4 +1,18 @@
-"""E88: many small matrix states with a delta-rule write, a per-head decay and a tanh."""
+"""E88: many small matrix states with a delta-rule write, a per-head decay and a tanh.
+
+For each head, with q, k, v = silu(conv?(W x)) and then q, k of unit length:
+
+    alpha = exp(-exp(a) softplus(W_a x + b))          or another of `decay`
+    S     = tanh(alpha S + beta k (v - S^T k)^T)      beta = sigmoid(W_b x) with `write_gate`, or 1
+    o     = S^T q + D v                               D v with `value_residual`
+    z     = norm?(o) * act(W_g x)                     act is silu or sigmoid
+    y     = W_o z                                     z of all heads, joined as `head_mix` says
+
+The write is the delta rule of Schlag, Irie and Schmidhuber (2021, arXiv 2102.11174), the decay
+that of Mamba (Gu and Dao, 2023, arXiv 2312.00752).  What is unusual is the tanh around the whole
+state: the recurrence cannot be computed in parallel over time.  Keys that stand in for the values
+(`tie_kv`) do so before they are brought to unit length.
+"""
 
 from typing import NamedTuple
 
@@ -27,11 +41,7 @@ class E88State(NamedTuple):
 
 
 class E88Layer(nn.Module):
-    """One E88 mixer: per head a state S, key by value, written by the delta rule.
-
-    With k, q of unit length: `S <- tanh(alpha S + beta k (v - S^T k)^T)`, then `o = S^T q`, plus
-    the value residual, normed, gated, and all heads projected back to the model's width.
-    """
+    """One E88 mixer, by the equations at the head of this module."""
 
     def __init__(self, config: E88Config, backend: str) -> None:
         """Draw the weights from torch's global generator."""
@@ -43,7 +53,7 @@ class E88Layer(nn.Module):
         self.mixed = projection(dim, config.mixed_width)
         self.decay = _DECAYS[config.decay](config)
         self.gate = projection(dim, values) if config.use_gate else None
-        self.out = projection(values, dim)
+        self.out = _output(config)
         # These two keep torch's own initialisation, as in the study.
         self.rate = nn.Linear(dim, config.n_heads, bias=False) if config.write_gate else None
         self.conv = (
@@ -57,6 +67,9 @@ class E88Layer(nn.Module):
             if config.value_residual
             else None
         )
+        self.head_scores = _head_scores(config)
+        if config.unused_norm_weight:
+            self.unused_norm = nn.Parameter(torch.ones(config.head_values))
 
     def forward(self, x: Tensor, state: E88State | None = None) -> tuple[Tensor, E88State]:
         """Return y [B, T, dim] of x [B, T, dim], and the state after the last position."""
@@ -71,21 +84,20 @@ class E88Layer(nn.Module):
             gate if self._gates_inside else None,
             beta=None if self.rate is None else torch.sigmoid(at_least_float32(self.rate(x))),
             initial_state=None if state is None else state.memory,
-            linear_state=self.config.linear_state,
+            linear_state=not self.config.squashes,
             backend=self.backend,
         )
-        if gate is None or self._gates_inside:
-            finished = self._finish(read_out, v)
-        elif self.config.gate_activation == "silu":
-            finished = self._finish(read_out, v) * F.silu(gate)
-        else:
-            finished = self._finish(read_out, v) * torch.sigmoid(gate)
-        return self.out(finished.flatten(-2).to(x.dtype)), E88State(memory, conv_tail)
+        finished = self._finish(read_out, v)
+        if gate is not None and not self._gates_inside:
+            opened = F.silu if self.config.gate_function == "silu" else torch.sigmoid
+            finished = finished * opened(gate)
+        joined = self._join(finished, x).to(x.dtype)
+        return self.out(joined), E88State(memory, conv_tail)
 
     @property
     def _gates_inside(self) -> bool:
         """Whether nothing but a silu gate follows the read-out, which the kernel then applies."""
-        return self.config.gate_activation == "silu" and self.norm is None and self.skip is None
+        return self.config.gate_function == "silu" and self.norm is None and self.skip is None
 
     def _mix(self, x: Tensor, tail: Tensor | None) -> tuple[Tensor, Tensor | None]:
         mixed: Tensor = self.mixed(x)
@@ -109,6 +121,39 @@ class E88Layer(nn.Module):
         if self.norm is not None:
             read_out = self.norm(at_least_float32(read_out))
         return read_out
+
+    def _join(self, heads: Tensor, x: Tensor) -> Tensor:
+        """[B, T, H, M] as [B, T, H * M], side by side, or as their sum [B, T, M]."""
+        if self.config.head_mix in ("concat", "per_head"):
+            return heads.flatten(-2)
+        heads = at_least_float32(heads)
+        if self.head_scores is None:
+            return heads.sum(-2)
+        scores = (
+            self.head_scores(x) if isinstance(self.head_scores, nn.Linear) else self.head_scores
+        )
+        weights = torch.softmax(at_least_float32(scores), -1)
+        return (heads * weights.unsqueeze(-1)).sum(-2)
+
+
+def _output(config: E88Config) -> nn.Linear:
+    if config.head_mix == "concat":
+        return projection(config.value_width, config.dim)
+    if config.head_mix != "per_head":
+        return projection(config.head_values, config.dim)
+    # One matrix of all the heads' own adds what they give; only how each starts is its own.
+    out = nn.Linear(config.value_width, config.dim, bias=False)
+    for own in torch.split(out.weight.detach(), config.head_values, dim=1):
+        nn.init.xavier_uniform_(own)
+    return out
+
+
+def _head_scores(config: E88Config) -> nn.Parameter | nn.Linear | None:
+    if config.head_mix == "weighted_sum":
+        return nn.Parameter(torch.full((config.n_heads,), 1 / config.n_heads))
+    if config.head_mix == "input_weighted":
+        return nn.Linear(config.dim, config.n_heads, bias=False)
+    return None
 
 
 def _mamba_decay(config: E88Config) -> SelectiveDecay:

@@ -1,14 +1,16 @@
 """Levels: a family's name, and numbers that belong to it, as in E75h7n24."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from elmanctl.errors import InvalidConfiguration, NotFound, nearest
 
-_PAIR = re.compile(r"([a-z]+)(\d*)")
+_PAIR = re.compile(r"([a-z]+)([0-9]*)")
 _TOO_LONG = 64
+# No family takes a larger one.
+_NUMBERS = range(1, 4_097)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,9 +43,10 @@ class Grammar:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Level:
-    """A parsed level: the family, and the settings that it fixes."""
+    """A parsed level: the family, the name used for it, and the settings that both fix."""
 
     family: str
+    name: str
     settings: Mapping[str, Any]
 
 
@@ -55,17 +58,38 @@ def parse_level(text: str, grammars: tuple[Grammar, ...]) -> Level:
     """
     folded = text.strip().casefold()
     found = _family_of(folded, grammars)
+    shown = text if len(text) <= _TOO_LONG else f"{text[:_TOO_LONG]}..."
     if found is None:
         names = [name for grammar in grammars for name in grammar.names]
         near = nearest(folded[:_TOO_LONG], names)
         families = ", ".join(grammar.family for grammar in grammars)
         raise NotFound(
-            f"there is no model `{text}`",
+            f"there is no model `{shown}`",
             hint=f"did you mean `{near}`?" if near else f"there are: {families}",
         )
     grammar, name = found
-    numbers = _numbers(text, folded[len(name) :], name, grammar)
-    return Level(family=grammar.family, settings={**grammar.names[name], **numbers})
+    numbers = _numbers(shown, folded[len(name) :], name, grammar)
+    settings = {**grammar.names[name], **numbers}
+    return Level(family=grammar.family, name=name, settings=settings)
+
+
+def nearest_level(
+    level: Level, grammar: Grammar, setting: str, is_possible: Callable[[str], bool]
+) -> str | None:
+    """Return the level with one number changed by the least that makes it possible, or None.
+
+    `setting` is the one whose number may change; of two equally near the smaller is returned.
+    """
+    numbers = {
+        known: level.settings[known]
+        for known in grammar.letters.values()
+        if known in level.settings
+    }
+    for other in sorted(_NUMBERS, key=lambda other: abs(other - numbers[setting])):
+        spelled = grammar.spell(level.name, {**numbers, setting: other})
+        if is_possible(spelled):
+            return spelled
+    return None
 
 
 def _family_of(folded: str, grammars: tuple[Grammar, ...]) -> tuple[Grammar, str] | None:
@@ -113,11 +137,11 @@ def _fault(
     letter: str, digits: str, order: list[str], numbers: Mapping[str, int], grammar: Grammar
 ) -> str | None:
     if letter not in grammar.letters:
-        return f"`{letter}{digits}` says nothing"
+        return f"`{(letter + digits)[:_TOO_LONG]}` says nothing"
     if not digits:
         return f"`{letter}` has no number"
     if digits.startswith("0") or len(digits) > 6:
-        return f"`{digits}` is no number for `{letter}`"
+        return f"`{digits[:_TOO_LONG]}` is no number for `{letter}`"
     if grammar.letters[letter] in numbers:
         return f"`{letter}` stands twice"
     later = [grammar.letters[other] for other in order[order.index(letter) :]]

@@ -9,7 +9,7 @@ from typing import Literal
 
 from elmanctl.errors import InvalidConfiguration
 from elmanctl.models.config import DOCUMENTED, MAX_DIM, VOCABULARY, FamilyConfig
-from elmanctl.models.registry import decode_config, resolve_settings
+from elmanctl.models.registry import decode_config, resolve_level
 
 DEFAULT_SEQ_LEN = 512
 
@@ -101,7 +101,7 @@ def solve_dim(
     for name, number in (("target", target), ("multiple_of", multiple_of), ("low", low)):
         if number < 1:
             raise InvalidConfiguration(f"`{name}` is {number}, but must be at least 1")
-    family, settings = resolve_settings(level, config, None if variant == DOCUMENTED else variant)
+    family, settings = resolve_level(level, config, None if variant == DOCUMENTED else variant)
     step = lcm(multiple_of, family.load_config().dim_divisor(settings))
     dims = range(-(-low // step) * step, high + 1, step)
 

@@ -1,5 +1,6 @@
 """Which model families exist, and where their configuration and their code are."""
 
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from importlib import import_module
@@ -8,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from elmanctl.errors import EnvironmentNotReady, InvalidConfiguration
 from elmanctl.models.backends import resolve_backend
 from elmanctl.models.config import DOCUMENTED, STUDY, VARIANTS, FamilyConfig, refuse_unknown
-from elmanctl.models.levels import Grammar, Level
+from elmanctl.models.levels import Grammar, Level, nearest_level
 from elmanctl.models.levels import parse_level as parse_by_grammar
 from elmanctl.models.study import translate
 
@@ -69,6 +70,102 @@ FAMILIES: Mapping[str, Family] = {
             layer="elmanctl.models.e88:E88Layer",
             letters={"h": "n_heads", "n": "n_state"},
         ),
+        Family(
+            name="e90",
+            summary="E88 with a fast and a slow state in each head",
+            config="elmanctl.models.configs.e90:E90Config",
+            layer="elmanctl.models.e90:E90Layer",
+            letters={"h": "n_heads"},
+        ),
+        Family(
+            name="e75",
+            summary="Matrix states with a gate for each row, read by themselves",
+            config="elmanctl.models.configs.e75:E75Config",
+            layer="elmanctl.models.e75:E75Layer",
+            letters={"h": "n_heads", "n": "n_state"},
+            spellings={"e75pc": {"post_conv": True}},
+        ),
+        Family(
+            name="e87",
+            summary="Blocks of memory of which a router writes a few",
+            config="elmanctl.models.configs.e87:E87Config",
+            layer="elmanctl.models.e87:E87Layer",
+            spellings={"87": {}},
+            letters={"b": "n_blocks", "k": "top_k", "n": "n_state"},
+        ),
+        Family(
+            name="mom-e88",
+            summary="E88 memories of which a router writes and reads a few",
+            config="elmanctl.models.configs.mom_e88:MomE88Config",
+            layer="elmanctl.models.mom_e88:MomE88Layer",
+            letters={"h": "n_heads", "k": "top_k", "n": "n_state"},
+        ),
+        Family(
+            name="mamba2",
+            summary="Mamba2: selective state space, scalar decay for each head",
+            config="elmanctl.models.configs.mamba2:Mamba2Config",
+            layer="elmanctl.models.mamba2:Mamba2Layer",
+            backends=("mamba-ssm", "torch"),
+        ),
+        Family(
+            name="fla-gdn",
+            summary="Gated delta net: linear delta rule with a decay",
+            config="elmanctl.models.configs.gated_delta_net:GatedDeltaNetConfig",
+            layer="elmanctl.models.gated_delta_net:GatedDeltaNetLayer",
+            backends=("fla", "torch"),
+            letters={"h": "n_heads"},
+        ),
+        Family(
+            name="transformer",
+            summary="Pre-norm transformer: rotary attention and SwiGLU",
+            config="elmanctl.models.configs.transformer:TransformerConfig",
+            layer="elmanctl.models.transformer:make_layer",
+            letters={"h": "n_heads"},
+        ),
+        Family(
+            name="mingru",
+            summary="MinGRU: a gate and a candidate that do not see the state",
+            config="elmanctl.models.configs.min_rnn:MinGRUConfig",
+            layer="elmanctl.models.min_rnn:MinGRULayer",
+        ),
+        Family(
+            name="minlstm",
+            summary="MinLSTM: two gates that do not see the state",
+            config="elmanctl.models.configs.min_rnn:MinLSTMConfig",
+            layer="elmanctl.models.min_rnn:MinLSTMLayer",
+        ),
+        Family(
+            name="gru",
+            summary="GRU between two projections",
+            config="elmanctl.models.configs.gru_lstm:GRUConfig",
+            layer="elmanctl.models.gru_lstm:GRULayer",
+            backends=("cudnn", "torch"),
+        ),
+        Family(
+            name="lstm",
+            summary="LSTM between two projections",
+            config="elmanctl.models.configs.gru_lstm:LSTMConfig",
+            layer="elmanctl.models.gru_lstm:LSTMLayer",
+            backends=("cudnn", "torch"),
+        ),
+        Family(
+            name="e1",
+            summary="Elman network with a gate beside it",
+            config="elmanctl.models.configs.elman:E1Config",
+            layer="elmanctl.models.elman:E1Layer",
+        ),
+        Family(
+            name="e0",
+            summary="Elman network with a gate behind it",
+            config="elmanctl.models.configs.elman:E0Config",
+            layer="elmanctl.models.elman:E0Layer",
+        ),
+        Family(
+            name="e42",
+            summary="Linear Elman network with tied weights",
+            config="elmanctl.models.configs.elman:E42Config",
+            layer="elmanctl.models.elman:E42Layer",
+        ),
     )
 }
 
@@ -95,13 +192,44 @@ def decode_config(
     `variant` may also stand in `data`.  Under `study-2026-01` the study's own spellings of levels
     and settings are understood, and its level outranks its settings; otherwise a setting that
     contradicts the level is an error.
-    Raises NotFound on an unknown level, InvalidConfiguration on a setting that cannot be used.
+    Raises NotFound on an unknown level, InvalidConfiguration on a setting that cannot be used; if
+    a number of the level is at fault, the hint is the nearest level that can be built.
     """
-    family, settings = resolve_settings(level, data, variant)
-    return family.load_config().decode(settings)
+    family, settings = resolve_level(level, data, variant)
+    try:
+        return family.load_config().decode(settings)
+    except InvalidConfiguration as exc:
+        near = _nearest_level(level, data, settings["variant"], exc.message)
+        if near is None:
+            raise
+        hints = [exc.hint, f"the nearest level is `{near}`"]
+        message = "; ".join(hint for hint in hints if hint)
+        raise InvalidConfiguration(exc.message, hint=message) from exc
 
 
-def resolve_settings(
+def _nearest_level(level: str, data: Mapping[str, object], variant: str, fault: str) -> str | None:
+    """The nearest level that can be built, where the fault is one of the level's numbers."""
+    # Levels of the study have other grammars.
+    if variant == STUDY:
+        return None
+    parsed = parse_level(level)
+    grammar = FAMILIES[parsed.family].grammar
+    for setting in grammar.letters.values():
+        if setting in parsed.settings and re.search(rf"\b{setting}\b", fault):
+            return nearest_level(parsed, grammar, setting, lambda other: _can_be(other, data))
+    return None
+
+
+def _can_be(level: str, data: Mapping[str, object]) -> bool:
+    try:
+        family, settings = resolve_level(level, data)
+        family.load_config().decode(settings)
+    except InvalidConfiguration:
+        return False
+    return True
+
+
+def resolve_level(
     level: str, data: Mapping[str, object], variant: str | None = None
 ) -> tuple[Family, dict[str, Any]]:
     """Return the family of a level and all that level and data say together, not yet checked.

@@ -13,16 +13,16 @@ from elmanctl.models.registry import FAMILIES, decode_config
 # One configuration of each family that trains in seconds; lr is one that learns in 300 steps.
 SMALL: dict[str, dict[str, Any]] = {
     "e88": {"dim": 48, "depth": 2, "n_heads": 4, "n_state": 8, "lr": 1e-2},
-    "e90": {"dim": 48, "depth": 2, "n_heads": 4, "k_fast": 8, "k_slow": 16, "lr": 1e-2},
+    "e90": {"dim": 48, "depth": 1, "n_heads": 3, "k_fast": 4, "k_slow": 8, "lr": 1e-2},
     "e75": {"dim": 48, "depth": 2, "n_heads": 4, "n_state": 8, "lr": 1e-2},
-    "e87": {"dim": 48, "depth": 2, "n_blocks": 4, "top_k": 2, "n_state": 16, "lr": 1e-2},
-    "mom-e88": {"dim": 48, "depth": 2, "n_heads": 6, "top_k": 3, "n_state": 16, "lr": 1e-2},
-    "mamba2": {"dim": 48, "depth": 2, "d_state": 16, "head_dim": 16, "lr": 1e-2},
-    "fla-gdn": {"dim": 48, "depth": 2, "n_heads": 3, "lr": 1e-2},
+    "e87": {"dim": 48, "depth": 2, "n_blocks": 4, "top_k": 2, "n_state": 8, "lr": 1e-2},
+    "mom-e88": {"dim": 48, "depth": 2, "n_heads": 4, "top_k": 2, "n_state": 8, "lr": 1e-2},
+    "mamba2": {"dim": 32, "depth": 2, "d_state": 8, "head_dim": 32, "lr": 1e-2},
+    "fla-gdn": {"dim": 32, "depth": 2, "n_heads": 2, "lr": 1e-2},
     "transformer": {"dim": 48, "depth": 2, "n_heads": 3, "head_dim": 16, "lr": 1e-2},
     "mingru": {"dim": 64, "depth": 2, "expansion": 1.5, "lr": 1e-2},
     "minlstm": {"dim": 64, "depth": 2, "expansion": 1.5, "lr": 1e-2},
-    "gru": {"dim": 64, "depth": 2, "lr": 1e-2},
+    "gru": {"dim": 64, "depth": 1, "lr": 1e-2},
     "lstm": {"dim": 64, "depth": 2, "lr": 1e-2},
     "e1": {"dim": 64, "depth": 2, "lr": 1e-2},
     "e0": {"dim": 64, "depth": 2, "lr": 1e-2},
@@ -48,6 +48,7 @@ _RANGES: dict[str, st.SearchStrategy[Any]] = {
     "balance_weight": st.sampled_from([0.0, 0.01]),
     "router_noise": st.sampled_from([0.0, 0.1]),
     "spectral_radius": st.sampled_from([0.5, 0.999]),
+    "unused_norm_weight": st.just(False),
 }
 
 

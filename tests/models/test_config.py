@@ -123,8 +123,8 @@ def test_family_is_found_in_either_case(level: str) -> None:
 
 
 def test_unknown_level_names_the_nearest() -> None:
-    with pytest.raises(NotFound, match="there is no model `e89`") as caught:
-        find_family("e89")
+    with pytest.raises(NotFound, match="there is no model `e887`") as caught:
+        find_family("e887")
     assert caught.value.hint == "did you mean `e88`?"
     with pytest.raises(NotFound) as caught:
         find_family("perceptron")

@@ -10,51 +10,12 @@ from elmanctl.models.configs.e88 import E88Config
 from elmanctl.models.e88 import E88Layer
 from elmanctl.models.params import count_parameters
 from elmanctl.models.registry import build_model
-
-BASE: dict[str, Any] = {"dim": 12, "depth": 2, "n_heads": 3, "n_state": 4}
-
-SWITCHES: dict[str, dict[str, Any]] = {
-    "plain": {},
-    "wide values": {"expansion": 1.5},
-    "no gate": {"use_gate": False},
-    "sigmoid gate": {"gate_activation": "sigmoid"},
-    "simple decay": {"decay": "simple"},
-    "no decay": {"decay": "none"},
-    "constant decay": {"decay": "constant"},
-    "linear state": {"linear_state": True},
-    "write gate": {"write_gate": True},
-    "convolution": {"use_conv": True},
-    "short convolution": {"use_conv": True, "d_conv": 2},
-    "output norm": {"output_norm": True},
-    "value residual": {"value_residual": True},
-    "tied keys and values": {"tie_kv": True},
-    "tied with convolution": {"tie_kv": True, "use_conv": True, "value_residual": True},
-    "all additions": {
-        "expansion": 1.5,
-        "write_gate": True,
-        "use_conv": True,
-        "output_norm": True,
-        "value_residual": True,
-    },
-}
+from tests.models.e88_layers import SWITCHES, layer_with_the_weights_of, make_config, make_layer
 
 
 @pytest.fixture(autouse=True)
 def equal_draws() -> None:
     torch.manual_seed(0)
-
-
-def make_config(**changes: Any) -> E88Config:
-    return E88Config.decode({**BASE, **changes})
-
-
-def make_layer(**changes: Any) -> E88Layer:
-    """A layer in float64 whose every parameter is random, so that none can hide."""
-    layer = E88Layer(make_config(**changes), "torch").double()
-    with torch.no_grad():
-        for parameter in layer.parameters():
-            parameter.add_(0.3 * torch.randn_like(parameter))
-    return layer
 
 
 def equations(layer: E88Layer, x: Tensor) -> Tensor:
@@ -92,7 +53,24 @@ def equations(layer: E88Layer, x: Tensor) -> Tensor:
                 o = o * (g if config.gate_activation == "silu" else 1.0) * torch.sigmoid(g)
             rows.append(o)
         outputs.append(torch.stack(rows))
-    return torch.cat(outputs, dim=1) @ weights["out.weight"].T
+    return join(config, weights, outputs, x)
+
+
+def join(config: E88Config, weights: dict[str, Tensor], outputs: list[Tensor], x: Tensor) -> Tensor:
+    out = weights["out.weight"]
+    if config.head_mix == "concat":
+        return torch.cat(outputs, dim=1) @ out.T
+    if config.head_mix == "per_head":
+        n = config.head_values
+        return sum(o @ out[:, head * n : (head + 1) * n].T for head, o in enumerate(outputs))
+    shares = torch.ones(len(x), config.n_heads).double()
+    if config.head_mix == "weighted_sum":
+        shares = weights["head_scores"].exp().expand(len(x), -1)
+    if config.head_mix == "input_weighted":
+        shares = (x @ weights["head_scores.weight"].T).exp()
+    if config.head_mix != "sum":
+        shares = shares / shares.sum(dim=1, keepdim=True)
+    return sum(shares[:, head, None] * o for head, o in enumerate(outputs)) @ out.T
 
 
 def decay(config: E88Config, weights: dict[str, Tensor], head: int, x: Tensor) -> Tensor:
@@ -124,22 +102,43 @@ def test_every_parameter_has_a_gradient(switch: str) -> None:
         assert parameter.grad is not None and parameter.grad.abs().max() > 0, name
 
 
-@pytest.mark.parametrize(
-    "change",
-    [change for change in SWITCHES.values() if len(change) == 1]
-    + [{"dim": 16}, {"depth": 3}, {"n_heads": 4}, {"n_state": 8}],
-    ids=str,
-)
-def test_every_switch_reaches_the_model(change: dict[str, Any]) -> None:
+def shapes(layer: E88Layer) -> dict[str, torch.Size]:
+    return {name: p.shape for name, p in layer.named_parameters()}
+
+
+@pytest.mark.parametrize("change", [c for c in SWITCHES.values() if len(c) == 1], ids=str)
+def test_every_switch_alone_changes_what_equal_weights_compute(change: dict[str, Any]) -> None:
+    base = make_layer()
+    changed = layer_with_the_weights_of(base, **change)
+    x = torch.randn(2, 20, 12, dtype=torch.float64)
+    difference = (base(x)[0] - changed(x)[0]).abs().max()
+    if change == {"head_mix": "per_head"}:
+        assert difference < 1e-12 and shapes(base) == shapes(changed)
+    else:
+        assert difference > 1e-3
+    counts = [layer.config.layer_parameters() for layer in (base, changed)]
+    assert [sum(p.numel() for p in layer.parameters()) for layer in (base, changed)] == counts
+    without_parameters = {"gate_activation", "linear_state"}
+    if not without_parameters & set(change) and change != {"head_mix": "per_head"}:
+        assert counts[0] != counts[1]
+
+
+@pytest.mark.parametrize("change", [{"dim": 16}, {"depth": 3}, {"n_heads": 4}, {"n_state": 8}])
+def test_every_size_reaches_the_model(change: dict[str, int]) -> None:
     tokens = torch.randint(256, (1, 20))
-    (base, before), (changed, after) = (
-        (config, build_model(config, seed=0)(tokens)[0])
-        for config in (make_config(), make_config(**change))
-    )
+    base, changed = make_config(), make_config(**change)
+    before, after = (build_model(config, seed=0)(tokens)[0] for config in (base, changed))
     assert (before - after).abs().max() > 1e-6
     counts = [count_parameters("e88", config.encode()) for config in (base, changed)]
-    without_parameters = {"gate_activation", "linear_state"}
-    assert (counts[0] == counts[1]) == bool(without_parameters & set(change))
+    assert counts[0] != counts[1]
+
+
+def test_convolution_of_another_width_needs_a_convolution() -> None:
+    x = torch.randn(2, 20, 12, dtype=torch.float64)
+    for use_conv in (False, True):
+        base = make_layer(use_conv=use_conv)
+        changed = layer_with_the_weights_of(base, use_conv=use_conv, d_conv=3)
+        assert torch.equal(base(x)[0], changed(x)[0]) != use_conv
 
 
 def test_width_of_the_convolution_reaches_the_model() -> None:
@@ -169,6 +168,49 @@ def test_projections_start_within_their_xavier_bounds() -> None:
     assert set(weights) == {*bounds, "decay.log_rate", "decay.step_bias"}
     for name, bound in bounds.items():
         assert 0.95 * bound < weights[name].abs().max() <= bound, name
+
+
+def test_matrix_of_each_head_starts_within_its_own_bound() -> None:
+    sizes = {"dim": 64, "n_heads": 4, "n_state": 16}
+    for mix, bound in {
+        "concat": xavier_bound(64, 64),
+        "per_head": xavier_bound(16, 64),
+        "sum": xavier_bound(16, 64),
+        "weighted_sum": xavier_bound(16, 64),
+        "input_weighted": xavier_bound(16, 64),
+    }.items():
+        weight = E88Layer(make_config(**sizes, head_mix=mix), "torch").out.weight
+        heads = weight.split(16, dim=1) if mix == "per_head" else [weight]
+        assert all(0.95 * bound < head.abs().max() <= bound for head in heads), mix
+        assert len({head.sum().item() for head in heads}) == len(heads), mix
+
+
+def test_weights_of_the_heads_start_equal_or_as_torch_draws_them() -> None:
+    layer = E88Layer(make_config(head_mix="weighted_sum"), "torch")
+    assert torch.equal(layer.head_scores, torch.full((3,), 1 / 3))
+    scores = E88Layer(make_config(dim=64, n_heads=64, head_mix="input_weighted"), "torch")
+    largest = scores.head_scores.weight.abs().max()
+    assert 0.95 / math.sqrt(64) < largest <= 1 / math.sqrt(64)
+
+
+MIX_COSTS = {
+    # Parameters and FLOPs of the way out, for 3 heads of 4 values in a model of width 12.
+    "concat": (144, 2 * 144),
+    "per_head": (144, 2 * 144),
+    "sum": (48, 2 * 48 + 12),
+    "weighted_sum": (48 + 3, 2 * (48 + 12)),
+    "input_weighted": (48 + 36, 2 * (48 + 36 + 12)),
+}
+
+
+@pytest.mark.parametrize("mix", MIX_COSTS)
+def test_sizes_of_a_head_mix_are_exact(mix: str) -> None:
+    config = make_config(head_mix=mix)
+    rest_of_layer = 12 * 36 + 144 + 12 * 3 + 2 * 3
+    products = 2 * (12 * 36 + 144 + 12 * 3)
+    recurrence = 8 * 3 * 4 * 4
+    assert config.layer_parameters() == rest_of_layer + MIX_COSTS[mix][0]
+    assert config.layer_flops(64) == products + recurrence + MIX_COSTS[mix][1]
 
 
 def test_decay_starts_in_the_range_of_the_study() -> None:

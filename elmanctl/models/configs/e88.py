@@ -5,12 +5,23 @@ from typing import Literal
 
 from elmanctl.errors import InvalidConfiguration
 from elmanctl.kernels.matrix_recurrence.sizes import check_size
-from elmanctl.models.config import ConvWidth, Expansion, FamilyConfig, Heads, whole
+from elmanctl.models.config import STUDY, ConvWidth, Expansion, FamilyConfig, Heads, whole
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class E88Config(FamilyConfig):
-    """E88: heads with a squashed matrix state, key by value, and a delta-rule write."""
+    """E88: heads with a squashed matrix state, key by value, and a delta-rule write.
+
+    `head_mix` is how the heads become one vector: side by side through one matrix (`concat`),
+    through a matrix each and added (`per_head`, the same function from wider initial weights), or
+    added first and sent through one small matrix: as they are (`sum`), by a softmax over learnt
+    scores (`weighted_sum`) or over scores of the input (`input_weighted`).
+
+    The study's layer differs in this: it always squashed the state, whatever `linear_state` said;
+    with `output_norm` its gate was always silu; it rounded the values of an uneven `expansion`
+    down, which can be counted but not run; and an early revision kept a norm weight that nothing
+    read (`unused_norm_weight`).
+    """
 
     level: Literal["e88"] = "e88"
     n_heads: Heads
@@ -26,6 +37,8 @@ class E88Config(FamilyConfig):
     output_norm: bool = False
     value_residual: bool = False
     tie_kv: bool = False
+    head_mix: Literal["concat", "weighted_sum", "per_head", "input_weighted", "sum"] = "concat"
+    unused_norm_weight: bool = False
 
     @property
     def key_width(self) -> int:
@@ -35,7 +48,8 @@ class E88Config(FamilyConfig):
     @property
     def value_width(self) -> int:
         """Values of all heads together."""
-        return whole(self.key_width * self.expansion)
+        values = self.key_width * self.expansion
+        return int(values) if self.is_study else whole(values)
 
     @property
     def head_values(self) -> int:
@@ -47,26 +61,56 @@ class E88Config(FamilyConfig):
         """Outputs of the joint projection to queries, keys and, unless tied, values."""
         return 2 * self.key_width + (0 if self.tie_kv else self.value_width)
 
+    @property
+    def squashes(self) -> bool:
+        """Whether a tanh follows every write; no kernel of the study left it out."""
+        return self.is_study or not self.linear_state
+
+    @property
+    def gate_function(self) -> Literal["silu", "sigmoid"]:
+        """What the gate goes through; the study's fused norm and gate knew silu alone."""
+        return "silu" if self.is_study and self.output_norm else self.gate_activation
+
     def check_together(self) -> None:
         """Raise InvalidConfiguration for a state size without code or values that do not fit."""
         check_size("auto", self.n_state)
-        if self.value_width % self.n_heads or not self.value_width:
-            below = int(self.n_state * self.expansion)
-            around = [str(values / self.n_state) for values in (below, below + 1) if values]
-            raise InvalidConfiguration(
-                f"{self.level}: {self.value_width} values (`expansion` {self.expansion:g}) cannot "
-                f"be shared out evenly to {self.n_heads} heads",
-                hint=f"the nearest expansions that can are {' and '.join(around)}",
-            )
+        if not self.head_values or not self.is_study:
+            self._check_values_are_even()
         if self.tie_kv and self.value_width != self.key_width:
             raise InvalidConfiguration(
                 f"{self.level}: `tie_kv` takes the keys for values and needs `expansion` 1, "
                 f"not {self.expansion:g}"
             )
+        if self.unused_norm_weight and not self.is_study:
+            raise InvalidConfiguration(
+                f"{self.level}: `unused_norm_weight` adds parameters that nothing reads, which "
+                f"only the variant `{STUDY}` may have",
+                hint="`output_norm` is a norm that is used",
+            )
+        if self.unused_norm_weight and self.output_norm:
+            raise InvalidConfiguration(
+                f"{self.level}: with `output_norm` the norm's weight is used, and "
+                f"`unused_norm_weight` must be false"
+            )
 
     def check_backend(self, backend: str) -> None:
-        """Raise InvalidConfiguration unless the backend computes states of this size."""
+        """Raise InvalidConfiguration unless the backend computes states of this size.
+
+        Heads with unequal numbers of values, which the study could count, no backend computes.
+        """
+        self._check_values_are_even()
         check_size(backend, self.n_state)
+
+    def _check_values_are_even(self) -> None:
+        if not self.value_width % self.n_heads and self.value_width:
+            return
+        below = int(self.n_state * self.expansion)
+        around = [str(values / self.n_state) for values in (below, below + 1) if values]
+        raise InvalidConfiguration(
+            f"{self.level}: {self.value_width} values (`expansion` {self.expansion:g}) cannot "
+            f"be shared out evenly to {self.n_heads} heads",
+            hint=f"the nearest expansions that can are {' and '.join(around)}",
+        )
 
     def layer_parameters(self) -> int:
         """Return the number of parameters of one layer, the norm before it left out."""
@@ -78,27 +122,46 @@ class E88Config(FamilyConfig):
         }
         return (
             self.dim * self.mixed_width
-            + self.value_width * self.dim
+            + self._output_parameters
             + self.use_gate * self.dim * self.value_width
             + from_decay[self.decay]
             + self.write_gate * self.dim * self.n_heads
             + self.use_conv * self.d_conv * self.mixed_width
-            + self.output_norm * self.head_values
-            + self.value_residual * self.value_width
+            + (self.output_norm + self.unused_norm_weight) * self.head_values
+            + self.value_residual * self.n_heads * self.head_values
         )
+
+    @property
+    def _output_parameters(self) -> int:
+        """Of mixing the heads and of the way back to the model's width."""
+        if self.head_mix in ("concat", "per_head"):
+            return self.value_width * self.dim
+        scores = {"sum": 0, "weighted_sum": self.n_heads, "input_weighted": self.dim * self.n_heads}
+        return scores[self.head_mix] + self.head_values * self.dim
 
     def layer_state_size(self, seq_len: int) -> int:
         """Return how many numbers one layer carries on: keys by values of each head."""
-        return self.value_width * self.n_state
+        return self.n_heads * self.head_values * self.n_state
 
     def layer_flops(self, seq_len: int) -> int:
         """Return the forward FLOPs of one layer for one token."""
-        scores = {"mamba": 1, "simple": 1, "constant": 0, "none": 0}[self.decay] + self.write_gate
+        scores = (self.decay in ("mamba", "simple")) + self.write_gate
+        read_outs = self.n_heads * self.head_values
         products = (
-            self.dim * (self.mixed_width + self.value_width * (1 + self.use_gate))
+            self.dim * (self.mixed_width + self.use_gate * self.value_width)
             + self.dim * self.n_heads * scores
             + self.use_conv * self.d_conv * self.mixed_width
+            + self.value_residual * read_outs
         )
+        # Products into the model's width, and additions of the heads without one.
+        products += {
+            "concat": self.dim * self.value_width,
+            "per_head": self.dim * self.value_width,
+            "sum": self.dim * self.head_values,
+            "weighted_sum": self.dim * self.head_values + read_outs,
+            "input_weighted": self.dim * (self.head_values + self.n_heads) + read_outs,
+        }[self.head_mix]
+        additions = read_outs if self.head_mix == "sum" else 0
         # Two products with the state, its decay, the outer product added to it, and the tanh.
-        per_entry = 2 + 2 + 1 + 2 + (not self.linear_state)
-        return 2 * products + per_entry * self.layer_state_size(seq_len)
+        per_entry = 2 + 2 + 1 + 2 + self.squashes
+        return 2 * products + additions + per_entry * self.layer_state_size(seq_len)

@@ -1,0 +1,150 @@
+"""Gated delta net: heads with a linear matrix state, a decay and a delta-rule write."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Annotated, Literal
+
+from elmanctl.errors import InvalidConfiguration
+from elmanctl.models.config import STUDY, Between, ConvWidth, Expansion, FamilyConfig, whole
+
+HEAD_WIDTH = 128
+"""What the key width of a head comes to where neither heads nor their width are set."""
+
+FLA_MAX_HEAD_DIM = 256
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GatedDeltaNetConfig(FamilyConfig):
+    """Gated delta net: heads with a linear matrix state, a decay and a delta-rule write.
+
+    `n_heads` 0 is one head for each 128 of `dim`, at least one; `head_dim` 0 is `dim / n_heads`,
+    down to a multiple of 8, at least 8.  `expansion` is a head's values over its keys.
+    The study's model ignores `n_heads`, `head_dim` and `use_conv`.
+    """
+
+    level: Literal["fla-gdn"] = "fla-gdn"
+    n_heads: Annotated[int, Between(0, 4_096)] = 0
+    head_dim: Annotated[int, Between(0, 4_096)] = 0
+    expansion: Expansion = 2.0
+    use_conv: bool = True
+    d_conv: ConvWidth = 4
+
+    @property
+    def heads(self) -> int:
+        """The heads that the model has."""
+        if self.is_study:
+            return _largest_divisor(self.dim, max(1, self.dim // HEAD_WIDTH))
+        return self.n_heads or max(1, self.dim // HEAD_WIDTH)
+
+    @property
+    def head_keys(self) -> int:
+        """Keys of one head."""
+        if self.is_study:
+            return self.dim // self.heads
+        # Down, not to the nearest: one dim further there may be one head more, and the keys of all
+        # heads, and with them the count, must not fall then.
+        return self.head_dim or max(8, self.dim // self.heads // 8 * 8)
+
+    @property
+    def head_values(self) -> int:
+        """Values of one head."""
+        exact = self.head_keys * self.expansion
+        return int(exact) if self.is_study else whole(exact)
+
+    @property
+    def key_width(self) -> int:
+        """Keys of all heads together."""
+        return self.heads * self.head_keys
+
+    @property
+    def value_width(self) -> int:
+        """Values of all heads together."""
+        return self.heads * self.head_values
+
+    @property
+    def mixed_width(self) -> int:
+        """Outputs of the joint projection to queries, keys and values."""
+        return 2 * self.key_width + self.value_width
+
+    @property
+    def has_conv(self) -> bool:
+        """Whether a short convolution follows the projection: in the study, always."""
+        return self.use_conv or self.is_study
+
+    def check_together(self) -> None:
+        """Raise InvalidConfiguration when the values of a head are not a whole number."""
+        exact = self.head_keys * self.expansion
+        # The tolerance of the study is that of the package which it ran on.
+        tolerance = 1e-5 * exact if self.is_study else 1e-6
+        if self.head_values and abs(exact - self.head_values) <= tolerance:
+            return
+        around = [
+            f"{values / self.head_keys} ({values})"
+            for values in (math.floor(exact), math.floor(exact) + 1)
+            if values
+        ]
+        raise InvalidConfiguration(
+            f"{self.level}: a head has {self.head_keys} keys, so `expansion` {self.expansion:g} "
+            f"gives it {exact:g} values, which must be a whole number, at least 1",
+            hint=f"the nearest expansions (and values) are {' and '.join(around)}",
+        )
+
+    def check_backend(self, backend: str) -> None:
+        """Raise InvalidConfiguration for heads that the kernels of fla do not compute."""
+        if backend != "fla":
+            return
+        if self.head_keys > FLA_MAX_HEAD_DIM:
+            raise InvalidConfiguration(
+                f"{self.level}: backend `fla` takes at most {FLA_MAX_HEAD_DIM} keys in a head, "
+                f"not {self.head_keys}",
+                hint="take more heads, a smaller `head_dim`, or backend `torch`",
+            )
+        # fla guards a kernel of the same making against odd widths in 16 bits: Triton compiles
+        # their last, masked part to accesses out of bounds.
+        if self.head_keys % 2 or self.head_values % 2:
+            raise InvalidConfiguration(
+                f"{self.level}: backend `fla` takes even widths, not {self.head_keys} keys and "
+                f"{self.head_values} values in a head",
+                hint="take an even `head_dim`, an `expansion` with even values, or backend `torch`",
+            )
+
+    @classmethod
+    def backend_limits(cls, backend: str) -> str:
+        """Return in words which sizes a backend computes, empty where it computes all."""
+        if backend != "fla":
+            return ""
+        return f"even keys and values in a head, at most {FLA_MAX_HEAD_DIM} keys"
+
+    def layer_parameters(self) -> int:
+        """Return the number of parameters of one layer, the norm before it left out."""
+        return (
+            self.dim * self.mixed_width
+            + 2 * self.dim * self.value_width
+            + 2 * self.dim * self.heads
+            + 2 * self.heads
+            + self.has_conv * self.d_conv * self.mixed_width
+            + self.head_values
+        )
+
+    def layer_state_size(self, seq_len: int) -> int:
+        """Return how many numbers one layer carries on: keys by values of each head."""
+        return self.value_width * self.head_keys
+
+    def layer_flops(self, seq_len: int) -> int:
+        """Return the forward FLOPs of one layer for one token, the recurrence done step by step."""
+        products = (
+            self.dim * (self.mixed_width + 2 * self.value_width + 2 * self.heads)
+            + self.has_conv * self.d_conv * self.mixed_width
+        )
+        # Two products with the state, its decay, and the outer product added to it.
+        return 2 * products + (2 + 2 + 1 + 2) * self.layer_state_size(seq_len)
+
+    @classmethod
+    def dim_divisor(cls, settings: Mapping[str, object]) -> int:
+        """Return 128 for the study's model, whose count grows with `dim` only from 128 to 128."""
+        return HEAD_WIDTH if settings.get("variant") == STUDY else 1
+
+
+def _largest_divisor(number: int, limit: int) -> int:
+    return next(n for n in range(limit, 0, -1) if number % n == 0)

@@ -1,0 +1,92 @@
+"""Mamba2: heads with a key-by-value state, one scalar decay for each head and position."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from math import gcd
+from typing import Annotated, ClassVar, Literal
+
+from elmanctl.errors import InvalidConfiguration
+from elmanctl.models.config import Between, ConvWidth, FamilyConfig
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Mamba2Config(FamilyConfig):
+    """Mamba2 with one group: all heads share what they write along and read along.
+
+    Both variants are the same model: what the study varied without effect, `d_state` and `expand`,
+    never left its search script.
+    """
+
+    norm: ClassVar[Literal["rms", "layer"]] = "layer"
+
+    level: Literal["mamba2"] = "mamba2"
+    d_state: Annotated[int, Between(1, 1_024)] = 64
+    expand: Annotated[int, Between(1, 8)] = 2
+    head_dim: Literal[8, 16, 32, 64, 128] = 64
+    d_conv: ConvWidth = 4
+
+    @property
+    def inner_width(self) -> int:
+        """Channels of all heads together."""
+        return self.expand * self.dim
+
+    @property
+    def n_heads(self) -> int:
+        """Heads of one layer."""
+        return self.inner_width // self.head_dim
+
+    @property
+    def mixed_width(self) -> int:
+        """Channels of the convolution: what is written, and along what it is written and read."""
+        return self.inner_width + 2 * self.d_state
+
+    @property
+    def projected_width(self) -> int:
+        """Outputs of the input projection: gate, channels of the convolution, steps."""
+        return self.inner_width + self.mixed_width + self.n_heads
+
+    def check_together(self) -> None:
+        """Raise InvalidConfiguration for an inner width that is no whole number of heads."""
+        if self.inner_width % self.head_dim:
+            step = self.dim_divisor({"expand": self.expand, "head_dim": self.head_dim})
+            below = self.dim // step * step
+            around = [str(dim) for dim in (below, below + step) if dim]
+            raise InvalidConfiguration(
+                f"{self.level}: the inner width {self.inner_width} (`expand` {self.expand} times "
+                f"`dim` {self.dim}) is no multiple of `head_dim` {self.head_dim}",
+                hint=f"nearest `dim`: {' and '.join(around)}",
+            )
+
+    def layer_parameters(self) -> int:
+        """Return the number of parameters of one layer, the norm before it left out."""
+        return (
+            self.dim * self.projected_width
+            + (self.d_conv + 1) * self.mixed_width
+            + 3 * self.n_heads
+            + self.inner_width
+            + self.inner_width * self.dim
+        )
+
+    def layer_state_size(self, seq_len: int) -> int:
+        """Return how many numbers one layer carries on: a state vector for each channel."""
+        return self.inner_width * self.d_state
+
+    def layer_flops(self, seq_len: int) -> int:
+        """Return the forward FLOPs of one layer for one token."""
+        products = (
+            self.dim * (self.projected_width + self.inner_width) + self.d_conv * self.mixed_width
+        )
+        # One product with the state, its decay, the outer product added to it; for each channel
+        # the step and the skip.
+        recurrence = (2 + 1 + 2) * self.layer_state_size(seq_len) + 3 * self.inner_width
+        return 2 * products + recurrence
+
+    @classmethod
+    def dim_divisor(cls, settings: Mapping[str, object]) -> int:
+        """Return what `dim` must be a multiple of for the heads to come out even."""
+        head_dim = settings.get("head_dim", 64)
+        expand = settings.get("expand", 2)
+        # What is no whole number is refused, with a better message, when the whole is checked.
+        if not isinstance(head_dim, int) or not isinstance(expand, int) or head_dim < 1:
+            return 1
+        return head_dim // gcd(head_dim, expand)

@@ -1,0 +1,325 @@
+import copy
+import math
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from elmanctl.errors import InvalidConfiguration
+from elmanctl.models.config import FamilyConfig
+from elmanctl.models.elman import StateMatrix, vector_recurrence
+from elmanctl.models.params import count_parameters
+from elmanctl.models.registry import build_model, decode_config
+
+SWITCHES: dict[str, tuple[str, dict[str, Any]]] = {
+    "e1": ("e1", {}),
+    "e1, free": ("e1", {"spectral_norm": False}),
+    "e1, wide": ("e1", {"expansion": 1.5}),
+    "e1, convolution": ("e1", {"use_conv": True}),
+    "e1, short convolution": ("e1", {"use_conv": True, "d_conv": 2}),
+    "e0": ("e0", {}),
+    "e0, held": ("e0", {"spectral_norm": True}),
+    "e0, wide": ("e0", {"expansion": 1.5}),
+    "e0, convolution": ("e0", {"use_conv": True, "d_conv": 3}),
+    "e42": ("e42", {}),
+    "e42, wide": ("e42", {"expansion": 1.5}),
+    "e42, smaller radius": ("e42", {"spectral_radius": 0.7}),
+}
+SWITCH = pytest.mark.parametrize("switch", SWITCHES)
+
+
+@pytest.fixture(autouse=True)
+def equal_draws() -> None:
+    torch.manual_seed(0)
+
+
+def make_config(switch: str, **changes: Any) -> FamilyConfig:
+    family, settings = SWITCHES[switch]
+    return decode_config(family, {"dim": 8, "depth": 2, **settings, **changes})
+
+
+def make_layer(switch: str, **changes: Any) -> nn.Module:
+    """A layer in float64 at rest, every parameter random, its spectral norms settled."""
+    layer = build_model(make_config(switch, **changes), seed=0).layers[0].double().eval()
+    with torch.no_grad():
+        for parameter in layer.parameters():
+            parameter.add_(0.3 * torch.randn_like(parameter))
+    for module in layer.modules():
+        if isinstance(module, StateMatrix) and module.norm is not None:
+            module.iterate(5000)
+    return layer
+
+
+def equations(config: FamilyConfig, layer: nn.Module, x: Tensor) -> Tensor:
+    """The layer for one sequence [T, dim] from a zero state, written from the equations.
+
+    A matrix that is held is divided by its largest singular value, not by an estimate.
+    """
+    weights, width = dict(layer.named_parameters()), config.width
+    given = x @ weights["inward.weight"].T
+    if config.level == "e42":
+        W = weights["tied.weight"]  # noqa: N806
+        W = W * config.spectral_radius / torch.linalg.svdvals(W)[0]  # noqa: N806
+        z, h, rows = given * torch.sigmoid(given), torch.zeros(width).double(), []
+        for t in range(len(x)):
+            h = W @ z[t] + W @ h + weights["bias"]
+            rows.append(h * h * torch.sigmoid(h))
+        return torch.stack(rows) @ weights["out.weight"].T
+    gate = given[:, width:]
+    given = given[:, :width]
+    if config.use_conv:
+        taps = weights["conv.conv.weight"][:, 0]  # [width, d_conv], the last one for the present
+        padded = torch.cat((torch.zeros(config.d_conv - 1, width).double(), given))
+        given = sum(padded[i : i + len(x)] * taps[:, i] for i in range(config.d_conv))
+        given = given + weights["conv.conv.bias"]
+    if config.use_conv or config.level == "e1":
+        given = given * torch.sigmoid(given)
+    if config.level == "e0":
+        gate = given @ weights["gate.weight"].T + weights["gate.bias"]
+    W, b = weights["network.recurrent.weight"], weights["network.input.bias"]  # noqa: N806
+    if config.spectral_norm:
+        W = W * 0.99 / torch.linalg.svdvals(W)[0]  # noqa: N806
+    h, rows = torch.zeros(width).double(), []
+    for t in range(len(x)):
+        h = torch.tanh(weights["network.input.weight"] @ given[t] + W @ h + b)
+        rows.append(h * gate[t] * torch.sigmoid(gate[t]))
+    return torch.stack(rows) @ weights["out.weight"].T
+
+
+@SWITCH
+def test_layer_computes_its_equations_and_their_gradients(switch: str) -> None:
+    config, layer = make_config(switch), make_layer(switch)
+    x = torch.randn(2, 19, 8, dtype=torch.float64, requires_grad=True)
+    y, _ = layer(x)
+    truth = torch.stack([equations(config, layer, sequence) for sequence in x])
+    torch.testing.assert_close(y, truth, rtol=1e-8, atol=1e-10)
+    names, parameters = zip(*layer.named_parameters(), strict=True)
+    found, expected = (
+        torch.autograd.grad((out * torch.arange(19.0)[:, None]).sum(), (x, *parameters))
+        for out in (y, truth)
+    )
+    for name, ours, theirs in zip(("x", *names), found, expected, strict=True):
+        assert ours.abs().max() > 0, name
+        torch.testing.assert_close(
+            ours, theirs, rtol=1e-7, atol=1e-7, msg=lambda text, name=name: f"{name}: {text}"
+        )
+
+
+@pytest.mark.parametrize("is_linear", [False, True])
+def test_recurrence_passes_on_exact_gradients(is_linear: bool) -> None:
+    shapes = ((2, 5, 3), (3, 3), (2, 3))
+    given, weight, before = (torch.randn(s, dtype=torch.float64).requires_grad_() for s in shapes)
+    assert torch.autograd.gradcheck(
+        lambda *tensors: vector_recurrence(*tensors, is_linear=is_linear), (given, weight, before)
+    )
+
+
+def test_recurrence_without_a_state_before_it_starts_at_zero() -> None:
+    given, weight = torch.randn(2, 5, 3), torch.randn(3, 3)
+    from_zero = vector_recurrence(given, weight, torch.zeros(2, 3), is_linear=False)
+    assert torch.equal(vector_recurrence(given, weight, is_linear=False), from_zero)
+
+
+def held_matrix(width: int = 24, norm: float = 0.9, **settings: Any) -> StateMatrix:
+    return StateMatrix(width, gain=1.0, norm=norm, **settings)
+
+
+def largest_singular_value(matrix: Tensor) -> float:
+    return torch.linalg.matrix_norm(matrix.detach(), ord=2).item()
+
+
+def test_norm_of_a_held_matrix_comes_near_the_one_given() -> None:
+    matrix = held_matrix(64)
+    assert 0.9 * (1 - 1e-6) <= largest_singular_value(matrix()) < 0.93
+    for _ in range(300):
+        matrix()
+    assert largest_singular_value(matrix()) == pytest.approx(0.9, rel=1e-3)
+
+
+def test_scaling_the_weights_of_a_held_matrix_changes_nothing() -> None:
+    matrix = held_matrix().eval()
+    before = matrix()
+    with torch.no_grad():
+        matrix.weight.mul_(7.0)
+    torch.testing.assert_close(matrix(), before)
+    # So the gradient, which goes through the norm, has no part along the weights.
+    (matrix() * torch.randn(24, 24)).sum().backward()
+    along = (matrix.weight.grad * matrix.weight).sum()
+    assert along.abs() < 1e-4 * matrix.weight.grad.norm() * matrix.weight.norm()
+
+
+def test_direction_moves_in_training_and_rests_in_evaluation() -> None:
+    matrix = held_matrix()
+    with torch.no_grad():
+        matrix.weight.add_(torch.randn(24, 24))
+    matrix.eval()
+    resting = matrix.direction.clone()
+    assert torch.equal(matrix(), matrix()) and torch.equal(matrix.direction, resting)
+    matrix.train()()
+    assert not torch.equal(matrix.direction, resting)
+    # What training used last is what evaluation uses.
+    used = matrix()
+    assert torch.equal(matrix.eval()(), used)
+
+
+def test_gradient_survives_a_second_use_of_the_matrix() -> None:
+    matrix = held_matrix()
+    (matrix().sum() * matrix().square().sum()).backward()
+    assert matrix.weight.grad.isfinite().all()
+
+
+def test_data_does_not_move_the_estimate() -> None:
+    model = build_model(make_config("e1"), seed=0).train()
+    other = copy.deepcopy(model)
+    model(torch.randint(256, (1, 4)))
+    other(torch.randint(256, (3, 11)))
+    for name, vector in model.named_buffers():
+        assert torch.equal(vector, other.get_buffer(name))
+
+
+@pytest.mark.parametrize(("switch", "is_kept"), [("e1", True), ("e0, held", True), ("e42", False)])
+def test_loaded_model_computes_as_the_saved_one(switch: str, is_kept: bool) -> None:
+    saved = build_model(make_config(switch), seed=0).train()
+    with torch.no_grad():
+        for parameter in saved.parameters():
+            parameter.add_(0.2 * torch.randn_like(parameter))
+    tokens = torch.randint(256, (2, 20))
+    for _ in range(200):
+        saved(tokens[:, :1])
+    weights = saved.state_dict()
+    assert any(name.endswith("direction") for name in weights) == is_kept
+    loaded = build_model(make_config(switch), seed=1)
+    loaded.load_state_dict(weights)
+    before, after = (model.eval()(tokens)[0] for model in (saved, loaded))
+    torch.testing.assert_close(
+        after, before, rtol=0 if is_kept else 1e-4, atol=1e-5 * (not is_kept)
+    )
+
+
+def test_e42_holds_input_and_state_at_one_norm() -> None:
+    for radius in (0.3, 0.999):
+        layer = make_layer("e42", spectral_radius=radius)
+        assert largest_singular_value(layer.tied()) == pytest.approx(radius, rel=1e-9)
+
+
+@SWITCH
+def test_layers_start_as_said(switch: str) -> None:
+    config = make_config(switch, dim=64)
+    layer = build_model(config, seed=0).layers[0]
+    width = config.width
+    bounds = {
+        "inward.weight": math.sqrt(6 / (64 + width)),
+        "out.weight": math.sqrt(6 / (64 + width)),
+    }
+    square, zero = math.sqrt(6 / (2 * width)), {"bias"}
+    if config.level == "e42":
+        bounds |= {"tied.weight": square}
+    else:
+        zero = {"network.input.bias"}
+        bounds |= {"network.input.weight": square, "network.recurrent.weight": 0.1 * square}
+        if config.use_conv:
+            own = 1 / math.sqrt(config.d_conv)
+            bounds |= {"conv.conv.weight": own, "conv.conv.bias": own}
+    if config.level == "e1":
+        bounds |= {"inward.weight": math.sqrt(6 / (64 + 2 * width))}
+    if config.level == "e0":
+        bounds |= {"gate.weight": square}
+        zero |= {"gate.bias"}
+    weights = dict(layer.named_parameters())
+    assert set(weights) == zero | set(bounds)
+    for name, bound in bounds.items():
+        assert 0.9 * bound < weights[name].abs().max() <= bound, name
+    assert not any(weights[name].any() for name in zero)
+
+
+@SWITCH
+@pytest.mark.parametrize("how", ["weights", "autocast"])
+def test_state_is_float32_whatever_surrounds_it(switch: str, how: str) -> None:
+    model = build_model(make_config(switch), seed=0).eval()
+    tokens = torch.randint(256, (2, 15))
+    exact = model(tokens)[1][0].hidden
+    with torch.autocast("cpu", dtype=torch.bfloat16, enabled=how == "autocast"):
+        if how == "weights":
+            model = model.bfloat16()
+        logits, states = model(tokens)
+        loss = logits.square().mean()
+        loss.backward()
+    hidden = states[0].hidden
+    assert hidden.dtype == torch.float32
+    # The numbers of a state in bfloat16 would end on 16 zero bits.
+    assert (hidden.view(torch.int32) % 2**16 != 0).any()
+    torch.testing.assert_close(hidden, exact, rtol=0.1, atol=0.02)
+    assert all(p.grad.isfinite().all() for p in model.parameters())
+
+
+@pytest.mark.parametrize(
+    ("switch", "change"),
+    [
+        ("e1", {"spectral_norm": False}),
+        ("e1", {"use_conv": True}),
+        ("e1", {"expansion": 2.0}),
+        ("e1, convolution", {"d_conv": 5}),
+        ("e0", {"spectral_norm": True}),
+        ("e0", {"use_conv": True}),
+        ("e0", {"expansion": 2.0}),
+        ("e0, convolution", {"d_conv": 5}),
+        ("e42", {"spectral_radius": 0.5}),
+        ("e42", {"expansion": 2.0}),
+    ],
+)
+def test_every_setting_reaches_the_model(switch: str, change: dict[str, Any]) -> None:
+    tokens = torch.randint(256, (1, 20))
+    before, after = (
+        build_model(make_config(switch, **settings), seed=0)(tokens)[0] for settings in ({}, change)
+    )
+    assert (before - after).abs().max() > 1e-6
+
+
+@pytest.mark.parametrize(
+    ("level", "settings", "told"),
+    [
+        ("e1", {"dim": 640, "depth": 20, "expansion": 2.0}, 114_890_880),
+        ("e1", {"dim": 1152, "depth": 20}, 133_052_544),
+        ("e1", {"dim": 1408, "depth": 17, "expansion": 2.0}, 472_260_096),
+        ("e1", {"dim": 2688, "depth": 21, "expansion": 2.0}, 2_125_111_296),
+        ("e0", {"dim": 640, "depth": 20, "expansion": 2.0}, 131_300_480),
+        ("e0", {"dim": 1792, "depth": 20, "expansion": 2.0}, 1_028_244_224),
+        ("e42", {"dim": 768, "depth": 20, "expansion": 2.0}, 94_615_296),
+        ("e42", {"dim": 2816, "depth": 13, "expansion": 2.0}, 825_538_560),
+        ("e42", {"dim": 3584, "depth": 12}, 463_429_120),
+    ],
+)
+def test_counts_are_those_of_the_study(level: str, settings: dict[str, Any], told: int) -> None:
+    for variant in ("documented", "study-2026-01"):
+        assert count_parameters(level, {**settings, "variant": variant}) == told
+
+
+@SWITCH
+def test_both_variants_are_the_same_model(switch: str) -> None:
+    tokens = torch.randint(256, (1, 9))
+    models = [
+        build_model(make_config(switch, variant=variant), seed=0)
+        for variant in ("documented", "study-2026-01")
+    ]
+    assert models[0].loss(tokens).item() == models[1].loss(tokens).item()
+
+
+@pytest.mark.parametrize("radius", [0.0, -0.1, 1.001, math.nan])
+def test_radius_that_is_none_is_refused(radius: float) -> None:
+    with pytest.raises(InvalidConfiguration, match="spectral_radius"):
+        make_config("e42", spectral_radius=radius)
+
+
+@pytest.mark.parametrize("switch", ["e1", "e0", "e42"])
+def test_state_without_a_unit_is_refused(switch: str) -> None:
+    with pytest.raises(InvalidConfiguration, match="without a unit"):
+        make_config(switch, expansion=0.1)
+
+
+def test_products_of_a_convolution_count() -> None:
+    flops = [
+        make_config("e1", use_conv=use, d_conv=width).layer_flops(64)
+        for use, width in ((False, 4), (True, 4), (True, 6))
+    ]
+    assert [flops[1] - flops[0], flops[2] - flops[1]] == [2 * 4 * 8, 2 * 2 * 8]

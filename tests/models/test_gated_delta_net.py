@@ -1,0 +1,388 @@
+import importlib.util
+import math
+import sys
+from itertools import pairwise
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from elmanctl.errors import EnvironmentNotReady, InvalidConfiguration
+from elmanctl.models.backends import BACKENDS, resolve_backend
+from elmanctl.models.configs.gated_delta_net import GatedDeltaNetConfig
+from elmanctl.models.gated_delta_net import GatedDeltaNetLayer
+from elmanctl.models.params import count_parameters, solve_dim
+from elmanctl.models.registry import build_model, decode_config
+
+BASE: dict[str, Any] = {"dim": 12, "depth": 2, "n_heads": 3, "head_dim": 4, "expansion": 1.5}
+
+SWITCHES: dict[str, dict[str, Any]] = {
+    "plain": {},
+    "other width than dim": {"n_heads": 2, "head_dim": 5, "expansion": 2.0},
+    "one head": {"n_heads": 1, "head_dim": 0},
+    "narrow values": {"expansion": 0.25},
+    "no convolution": {"use_conv": False},
+    "long convolution": {"d_conv": 6},
+    "study": {"variant": "study-2026-01", "expansion": 2.0},
+}
+
+
+@pytest.fixture(autouse=True)
+def equal_draws() -> None:
+    torch.manual_seed(0)
+
+
+def make_config(**changes: Any) -> GatedDeltaNetConfig:
+    return GatedDeltaNetConfig.decode({**BASE, **changes})
+
+
+def make_layer(**changes: Any) -> GatedDeltaNetLayer:
+    """A layer in float64 whose every parameter is random, so that none can hide."""
+    layer = GatedDeltaNetLayer(make_config(**changes), "torch").double()
+    with torch.no_grad():
+        for parameter in layer.parameters():
+            parameter.add_(0.3 * torch.randn_like(parameter))
+    return layer
+
+
+def equations(
+    layer: GatedDeltaNetLayer, x: Tensor, n_heads: int, n_key: int, n_value: int
+) -> Tensor:
+    """The gated delta net of one sequence [T, dim], written head by head from its equations."""
+    weights = dict(layer.named_parameters())
+    mixed = x @ weights["mixed.weight"].T
+    if "conv.conv.weight" in weights:
+        taps = weights["conv.conv.weight"][:, 0]  # [channels, d_conv], the last one for the present
+        width = taps.shape[1]
+        padded = torch.cat((torch.zeros(width - 1, mixed.shape[1]).double(), mixed))
+        mixed = sum(padded[i : i + len(x)] * taps[:, i] for i in range(width))
+    mixed = mixed / (1 + torch.exp(-mixed))
+    outputs = []
+    for head in range(n_heads):
+        q = mixed[:, head * n_key :][:, :n_key]
+        k = mixed[:, (n_heads + head) * n_key :][:, :n_key]
+        v = mixed[:, 2 * n_heads * n_key + head * n_value :][:, :n_value]
+        state = torch.zeros(n_key, n_value).double()
+        rows = []
+        for t in range(len(x)):
+            key = k[t] / math.sqrt(k[t] @ k[t] + 1e-6)
+            query = q[t] / math.sqrt(q[t] @ q[t] + 1e-6) / math.sqrt(n_key)
+            beta = 1 / (1 + torch.exp(-weights["rate.weight"][head] @ x[t]))
+            score = weights["decay.projection.weight"][head] @ x[t]
+            step = torch.log1p(torch.exp(score + weights["decay.step_bias"][head]))
+            alpha = torch.exp(-torch.exp(weights["decay.log_rate"][head]) * step)
+            delta = v[t] - alpha * (state.T @ key)
+            state = alpha * state + beta * torch.outer(key, delta)
+            o = state.T @ query
+            o = o / torch.sqrt(o.square().mean() + 1e-5) * weights["norm.weight"]
+            g = (weights["gate.weight"] @ x[t])[head * n_value :][:n_value]
+            rows.append(o * g * torch.sigmoid(g))
+        outputs.append(torch.stack(rows))
+    return torch.cat(outputs, dim=1) @ weights["out.weight"].T
+
+
+SIZES = {
+    "plain": (3, 4, 6),
+    "other width than dim": (2, 5, 10),
+    "one head": (1, 8, 12),
+    "narrow values": (3, 4, 1),
+    "no convolution": (3, 4, 6),
+    "long convolution": (3, 4, 6),
+    "study": (1, 12, 24),
+}
+
+
+@pytest.mark.parametrize("switch", SWITCHES)
+def test_layer_computes_its_equations(switch: str) -> None:
+    layer = make_layer(**SWITCHES[switch])
+    x = torch.randn(2, 19, 12, dtype=torch.float64)
+    y, state = layer(x)
+    with torch.no_grad():
+        for sequence, found in zip(x, y, strict=True):
+            expected = equations(layer, sequence, *SIZES[switch])
+            torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-10)
+    assert state.memory.shape == (2, *SIZES[switch])
+
+
+@pytest.mark.parametrize("switch", SWITCHES)
+def test_every_parameter_has_a_gradient_and_is_counted(switch: str) -> None:
+    config = make_config(**SWITCHES[switch])
+    model = build_model(config, seed=0, backend="torch")
+    model.loss(torch.randint(256, (2, 21))).backward()
+    for name, parameter in model.named_parameters():
+        assert parameter.grad is not None and parameter.grad.abs().max() > 0, name
+    built = sum(p.numel() for p in model.parameters())
+    assert count_parameters("fla-gdn", config.encode()) == built
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"dim": 16},
+        {"depth": 3},
+        {"n_heads": 4},
+        {"head_dim": 6},
+        {"expansion": 2.0},
+        {"use_conv": False},
+        {"d_conv": 3},
+    ],
+    ids=str,
+)
+def test_every_setting_reaches_the_model_and_its_count(change: dict[str, Any]) -> None:
+    tokens = torch.randint(256, (1, 20))
+    configs = [make_config(), make_config(**change)]
+    before, after = (build_model(c, seed=0, backend="torch")(tokens)[0] for c in configs)
+    assert (before - after).abs().max() > 1e-6
+    first, second = (count_parameters("fla-gdn", c.encode()) for c in configs)
+    assert first != second
+
+
+@pytest.mark.parametrize(
+    ("settings", "sizes"),
+    [
+        ({"dim": 1920}, (15, 128, 256)),
+        ({"dim": 64}, (1, 64, 128)),
+        ({"dim": 3}, (1, 8, 16)),
+        ({"dim": 895}, (6, 144, 288)),
+        ({"dim": 1920, "n_heads": 19}, (19, 96, 192)),
+        ({"dim": 1920, "head_dim": 96}, (15, 96, 192)),
+        ({"dim": 1920, "n_heads": 24, "head_dim": 64, "expansion": 1.0}, (24, 64, 64)),
+    ],
+)
+def test_sizes_of_heads_follow_from_the_width_unless_they_are_set(
+    settings: dict[str, Any], sizes: tuple[int, int, int]
+) -> None:
+    config = GatedDeltaNetConfig(depth=1, **settings)
+    assert (config.heads, config.head_keys, config.head_values) == sizes
+    assert config.layer_state_size(512) == math.prod(sizes)
+
+
+@pytest.mark.parametrize("settings", [{}, {"n_heads": 7}, {"head_dim": 40}], ids=str)
+@pytest.mark.parametrize("expansion", [0.125, 2.0, 16.0])
+def test_count_grows_with_every_step_of_the_width(
+    settings: dict[str, Any], expansion: float
+) -> None:
+    counts = [
+        count_parameters("fla-gdn", {"dim": dim, "depth": 1, "expansion": expansion, **settings})
+        for dim in [*range(1, 1300, 3), *range(2600, 2720)]
+    ]
+    assert all(low < high for low, high in pairwise(counts))
+
+
+# dim, depth, expansion, n_heads told: parameters that the logs of the study print.
+LOGGED = {
+    (768, 20, 1.0, 0): 59_566_576,
+    (1536, 25, 2.0, 13): 473_835_352,
+    (1664, 21, 2.0, 14): 467_110_690,
+    (1792, 17, 2.0, 22): 438_568_156,
+    (1920, 17, 2.0, 19): 503_382_782,
+    (2176, 15, 2.0, 19): 570_425_342,
+    (2688, 17, 1.0, 28): 617_361_226,
+}
+
+
+@pytest.mark.parametrize("logged", LOGGED, ids=str)
+def test_study_counts_as_its_logs_do(logged: tuple[int, int, float, int]) -> None:
+    dim, depth, expansion, n_heads = logged
+    settings = {"dim": dim, "depth": depth, "expansion": expansion, "n_heads": n_heads}
+    config = GatedDeltaNetConfig(**settings, variant="study-2026-01", use_conv=False)
+    assert count_parameters("fla-gdn", config.encode()) == LOGGED[logged]
+    assert config.has_conv
+
+
+def test_heads_of_the_study_are_as_many_as_divide_the_width() -> None:
+    heads = {dim: make_config(dim=dim, **STUDY).heads for dim in (64, 100, 1000, 1920, 1936)}
+    assert heads == {64: 1, 100: 1, 1000: 5, 1920: 15, 1936: 11}
+
+
+STUDY: dict[str, Any] = {"variant": "study-2026-01", "expansion": 2.0}
+
+
+def test_width_of_the_study_is_solved_for_in_steps_of_128() -> None:
+    settings = {"depth": 17, "variant": "study-2026-01", "expansion": 2.0}
+    found = solve_dim("fla-gdn", settings, target=503_382_782, tolerance=0.0, multiple_of=1)
+    assert found == 1920
+
+
+def test_level_sets_the_heads() -> None:
+    config = decode_config("fla-gdnh5", {"dim": 64, "depth": 1})
+    assert isinstance(config, GatedDeltaNetConfig)
+    assert (config.heads, config.head_keys) == (5, 8)
+
+
+@pytest.mark.parametrize("variant", ["documented", "study-2026-01"])
+def test_values_that_are_no_whole_number_are_refused(variant: str) -> None:
+    with pytest.raises(InvalidConfiguration, match=r"128 keys.* gives it 166\.4 values") as caught:
+        GatedDeltaNetConfig(dim=128, depth=1, expansion=1.3, variant=variant)
+    assert "1.296875 (166) and 1.3046875 (167)" in str(caught.value.hint)
+    for expansion in (1.296875, 1.3046875):
+        GatedDeltaNetConfig(dim=128, depth=1, expansion=expansion, variant=variant)
+    with pytest.raises(InvalidConfiguration, match="gives it 0 values"):
+        GatedDeltaNetConfig(dim=128, depth=1, expansion=0.0, variant=variant)
+
+
+def test_values_almost_whole_are_refused_but_rounding_is_not_held_against_them() -> None:
+    with pytest.raises(InvalidConfiguration, match="whole number"):
+        make_config(expansion=1.50001)
+    assert make_config(head_dim=25, expansion=1.16).head_values == 29
+
+
+def test_projections_and_convolution_start_as_those_of_torch() -> None:
+    layer = GatedDeltaNetLayer(make_config(dim=64, n_heads=4, head_dim=16), "torch")
+    bounds = {
+        "mixed.weight": 1 / math.sqrt(64),
+        "rate.weight": 1 / math.sqrt(64),
+        "gate.weight": 1 / math.sqrt(64),
+        "decay.projection.weight": 1 / math.sqrt(64),
+        "out.weight": 1 / math.sqrt(96),
+        "conv.conv.weight": 1 / math.sqrt(4),
+    }
+    weights = dict(layer.named_parameters())
+    assert set(weights) == {*bounds, "decay.log_rate", "decay.step_bias", "norm.weight"}
+    for name, bound in bounds.items():
+        assert 0.95 * bound < weights[name].abs().max() <= bound, name
+    assert torch.equal(layer.norm.weight, torch.ones(24))
+
+
+def test_decay_starts_in_the_range_of_the_package() -> None:
+    decay = GatedDeltaNetLayer(make_config(n_heads=2000), "torch").decay
+    rate, step = decay.log_rate.exp(), F.softplus(decay.step_bias)
+    assert 0 < rate.min() < 0.1 and 15.9 < rate.max() <= 16.0 * (1 + 1e-6)
+    assert 1e-3 * (1 - 1e-3) <= step.min() < 1.1e-3 and 0.09 < step.max() <= 0.1 * (1 + 1e-5)
+
+
+@pytest.mark.parametrize("switch", SWITCHES)
+def test_weights_in_bfloat16_keep_their_state_in_float32(switch: str) -> None:
+    layer = GatedDeltaNetLayer(make_config(**SWITCHES[switch]), "torch").bfloat16()
+    y, state = layer(torch.randn(2, 5, 12, dtype=torch.bfloat16))
+    y, state = layer(torch.randn(2, 5, 12, dtype=torch.bfloat16), state)
+    assert y.dtype == torch.bfloat16 and y.isfinite().all()
+    assert state.memory.dtype == torch.float32
+
+
+class FakeMachine:
+    """A machine with a CUDA device and packages as told."""
+
+    def __init__(self, patch: pytest.MonkeyPatch) -> None:
+        self._patch = patch
+        self.packages = {"fla", "triton", "einops", "torch"}
+        find_spec = importlib.util.find_spec
+        patch.setattr(
+            importlib.util,
+            "find_spec",
+            lambda name: find_spec("re") if name in self.packages else None,
+        )
+        patch.setattr(torch.cuda, "is_available", lambda: True)
+        for name in ("CUDA_HOME", "CUDA_PATH"):
+            patch.delenv(name, raising=False)
+        patch.setattr("shutil.which", lambda name: None)
+        patch.setattr("pathlib.Path.exists", lambda path: False)
+        self.set(capability=(9, 0), triton_version="3.7.1")
+
+    def set(self, *, capability: tuple[int, int], triton_version: str) -> None:
+        self._patch.setattr(torch.cuda, "get_device_capability", lambda: capability)
+        self._patch.setitem(sys.modules, "triton", SimpleNamespace(__version__=triton_version))
+
+    def fault(self) -> str | None:
+        return BACKENDS["fla"].find_fault("cuda")
+
+
+@pytest.fixture
+def machine(monkeypatch: pytest.MonkeyPatch) -> FakeMachine:
+    return FakeMachine(monkeypatch)
+
+
+def test_fla_is_usable_where_its_gradients_are_right(machine: FakeMachine) -> None:
+    for capability, version in (
+        ((9, 0), "3.7.1"),
+        ((9, 0), "3.9.0+git1234"),
+        ((9, 0), "3.3.1"),
+        ((8, 0), "3.6.0"),
+        ((10, 0), "3.6.0"),
+    ):
+        machine.set(capability=capability, triton_version=version)
+        assert machine.fault() is None, (capability, version)
+
+
+@pytest.mark.parametrize("version", ["3.4.0", "3.6.0", "3.7.0"])
+def test_fla_is_refused_on_hopper_where_its_gradients_fail(
+    machine: FakeMachine, monkeypatch: pytest.MonkeyPatch, version: str
+) -> None:
+    machine.set(capability=(9, 0), triton_version=version)
+    fault = machine.fault()
+    assert fault is not None and f"triton is {version}" in fault and "3.7.1" in fault
+    assert "tilelang, which is not installed" in fault and "triton 3.7.1" in BACKENDS["fla"].fix
+    machine.packages.add("tilelang")
+    assert "tilelang, which finds no nvcc" in str(machine.fault())
+    monkeypatch.setattr("shutil.which", lambda name: f"/usr/bin/{name}")
+    assert machine.fault() is None
+
+
+def test_fla_is_refused_without_its_packages_or_a_device(
+    machine: FakeMachine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert BACKENDS["fla"].find_fault("cpu") == "its kernels run on cuda, not on cpu"
+    for package, told in (
+        ("einops", "einops is not installed"),
+        ("triton", "triton is not installed"),
+        ("fla", "flash-linear-attention is not installed"),
+    ):
+        machine.packages.discard(package)
+        assert machine.fault() == told
+    machine.packages |= {"fla", "triton", "einops"}
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert machine.fault() == "torch sees no CUDA device"
+
+
+def test_auto_takes_fla_where_it_computes_the_model(machine: FakeMachine) -> None:
+    def chosen(**changes: Any) -> str:
+        return resolve_backend("fla-gdn", ("fla", "torch"), "auto", make_config(**changes), "cuda")
+
+    assert chosen() == "fla"
+    assert chosen(head_dim=264) == "torch"
+    machine.set(capability=(9, 0), triton_version="3.6.0")
+    assert chosen() == "torch"
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ({"head_dim": 258, "expansion": 1.0}, "at most 256 keys in a head, not 258"),
+        ({"head_dim": 7, "expansion": 2.0}, "even widths, not 7 keys and 14 values"),
+        ({"head_dim": 6, "expansion": 0.5}, "even widths, not 6 keys and 3 values"),
+    ],
+)
+def test_heads_that_fla_does_not_compute_are_refused(change: dict[str, Any], told: str) -> None:
+    config = make_config(**change)
+    with pytest.raises(InvalidConfiguration, match=told):
+        build_model(config, seed=0, backend="fla", device="cuda")
+    build_model(config, seed=0, backend="torch")
+    assert "256 keys" in config.backend_limits("fla") and config.backend_limits("torch") == ""
+
+
+def test_fla_that_is_named_but_cannot_run_is_no_silent_fall_back() -> None:
+    with pytest.raises(EnvironmentNotReady, match="`fla` cannot run here: its kernels run on cuda"):
+        build_model(make_config(), seed=0, backend="fla", device="cpu")
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_model_on_fla_has_the_loss_and_gradients_of_the_model_on_torch() -> None:
+    fault = BACKENDS["fla"].find_fault("cuda")
+    if fault:
+        pytest.skip(fault)
+    config = GatedDeltaNetConfig(dim=128, depth=2, n_heads=2, head_dim=64)
+    tokens = torch.randint(256, (2, 200), device="cuda")
+    seen: dict[str, tuple[float, Tensor]] = {}
+    for backend in ("fla", "torch"):
+        model: nn.Module = build_model(config, seed=0, backend=backend, device="cuda").cuda()
+        with torch.autocast("cuda", dtype=torch.bfloat16):
+            loss = model.loss(tokens)
+        loss.backward()
+        seen[backend] = loss.item(), torch.cat([p.grad.flatten() for p in model.parameters()])
+    assert seen["fla"][0] == pytest.approx(seen["torch"][0], rel=2e-3)
+    apart = (seen["fla"][1] - seen["torch"][1]).norm() / seen["torch"][1].norm()
+    assert apart < 0.03

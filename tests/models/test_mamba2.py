@@ -1,0 +1,498 @@
+import json
+import math
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from elmanctl.errors import EnvironmentNotReady, InvalidConfiguration
+from elmanctl.models import mamba_ssm
+from elmanctl.models.backends import BACKENDS
+from elmanctl.models.configs.mamba2 import Mamba2Config
+from elmanctl.models.mamba2 import Mamba2Layer
+from elmanctl.models.mamba_ssm import load, scan_on_cuda
+from elmanctl.models.params import count_parameters, flops_per_token, solve_dim, state_size
+from elmanctl.models.registry import build_model
+
+ROOT = Path(__file__).parents[2]
+
+BASE: dict[str, Any] = {"dim": 12, "depth": 2, "d_state": 5, "head_dim": 8}
+
+SIZES: dict[str, dict[str, Any]] = {
+    "plain": {},
+    "narrow": {"dim": 16, "expand": 1},
+    "wide": {"expand": 4, "head_dim": 16},
+    "one head": {"dim": 8, "head_dim": 16},
+    "short convolution": {"d_conv": 2},
+    "long convolution": {"d_conv": 7},
+    "one key": {"d_state": 1},
+}
+
+# Our names of the weights, and the package's.
+NAMES = {
+    "in_proj.weight": "in_proj.weight",
+    "conv.conv.weight": "conv1d.weight",
+    "conv.conv.bias": "conv1d.bias",
+    "step_bias": "dt_bias",
+    "log_rate": "A_log",
+    "skip": "D",
+    "norm.weight": "norm.weight",
+    "out_proj.weight": "out_proj.weight",
+}
+
+GPU = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
+]
+
+
+@pytest.fixture(autouse=True)
+def equal_draws() -> None:
+    torch.manual_seed(0)
+
+
+def make_config(**changes: Any) -> Mamba2Config:
+    return Mamba2Config.decode({**BASE, **changes})
+
+
+def make_layer(**changes: Any) -> Mamba2Layer:
+    """A layer in float64 whose every parameter is random, so that none can hide."""
+    layer = Mamba2Layer(make_config(**changes), "torch").double()
+    with torch.no_grad():
+        for parameter in layer.parameters():
+            parameter.add_(0.3 * torch.randn_like(parameter))
+    return layer
+
+
+def equations(layer: Mamba2Layer, u: Tensor) -> Tensor:
+    """Mamba2 of one sequence [T, dim], written head by head from its equations."""
+    config, weights = layer.config, dict(layer.named_parameters())
+    inner, keys, width = config.expand * config.dim, config.d_state, config.head_dim
+    projected = u @ weights["in_proj.weight"].T
+    z, mixed, scores = projected.tensor_split((inner, 2 * inner + 2 * keys), dim=1)
+    taps = weights["conv.conv.weight"][:, 0]  # [channels, d_conv], the last one for the present
+    padded = torch.cat((torch.zeros(config.d_conv - 1, mixed.shape[1]).double(), mixed))
+    mixed = sum(padded[i : i + len(u)] * taps[:, i] for i in range(config.d_conv))
+    mixed = mixed + weights["conv.conv.bias"]
+    mixed = mixed * torch.sigmoid(mixed)
+    x, b, c = mixed[:, :inner], mixed[:, inner : inner + keys], mixed[:, inner + keys :]
+    heads = []
+    for head in range(inner // width):
+        values = x[:, head * width :][:, :width]
+        state = torch.zeros(width, keys).double()
+        rows = []
+        for t in range(len(u)):
+            step = torch.log1p(torch.exp(scores[t, head] + weights["step_bias"][head]))
+            decay = torch.exp(-step * torch.exp(weights["log_rate"][head]))
+            state = decay * state + step * torch.outer(values[t], b[t])
+            rows.append(state @ c[t] + weights["skip"][head] * values[t])
+        heads.append(torch.stack(rows))
+    y = torch.cat(heads, dim=1) * z * torch.sigmoid(z)
+    y = y / torch.sqrt(y.square().mean(1, keepdim=True) + 1e-5) * weights["norm.weight"]
+    return y @ weights["out_proj.weight"].T
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_layer_computes_its_equations(size: str) -> None:
+    layer = make_layer(**SIZES[size])
+    u = torch.randn(2, 19, layer.config.dim, dtype=torch.float64)
+    y, _ = layer(u)
+    for sequence, expected in zip(u, y, strict=True):
+        torch.testing.assert_close(equations(layer, sequence), expected, rtol=1e-9, atol=1e-10)
+
+
+def package_layer(config: Mamba2Config) -> nn.Module:
+    layer: nn.Module = load("mamba_ssm.modules.mamba2").Mamba2(
+        config.dim,
+        d_state=config.d_state,
+        d_conv=config.d_conv,
+        expand=config.expand,
+        headdim=config.head_dim,
+        use_mem_eff_path=False,
+    )
+    return layer
+
+
+@pytest.fixture
+def package_on_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The layer of mamba-ssm on the references in plain torch that the package tests itself by."""
+    module = load("mamba_ssm.modules.mamba2")
+    reference = load("mamba_ssm.ops.triton.ssd_combined").ssd_chunk_scan_combined_ref
+    norms = load("mamba_ssm.ops.triton.layernorm_gated")
+
+    def scan(*tensors: Tensor, chunk_size: int, **options: Any) -> Tensor:
+        told = {name: options[name] for name in ("D", "z", "dt_bias", "dt_softplus")}
+        y: Tensor = reference(*tensors, chunk_size=8, **told)
+        return y
+
+    monkeypatch.setattr(module, "mamba_chunk_scan_combined", scan)
+    monkeypatch.setattr(norms, "rmsnorm_fn", norms.rms_norm_ref)
+    for name in ("causal_conv1d_fn", "causal_conv1d_update", "selective_state_update"):
+        monkeypatch.setattr(module, name, None)
+
+
+def both_layers(**changes: Any) -> tuple[Mamba2Layer, nn.Module]:
+    """Our layer and the package's with equal weights, in float64."""
+    ours = make_layer(**changes)
+    theirs = package_layer(ours.config).double()
+    weights = ours.state_dict()
+    theirs.load_state_dict({NAMES[name]: weight for name, weight in weights.items()})
+    return ours, theirs
+
+
+@pytest.mark.usefixtures("package_on_cpu")
+@pytest.mark.parametrize("size", SIZES)
+def test_layer_of_mamba_ssm_gives_the_same_output_and_gradients(size: str) -> None:
+    ours, theirs = both_layers(**SIZES[size])
+    u = torch.randn(2, 24, ours.config.dim, dtype=torch.float64)
+    weight = torch.randn(2, 24, ours.config.dim, dtype=torch.float64)
+    found, expected = ours(u)[0], theirs(u)
+    # The references of the package take steps and norms to float32.
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)
+    for layer, y in ((ours, found), (theirs, expected)):
+        (weight * y).sum().backward()
+        assert all(p.grad is not None for p in layer.parameters())
+    gradients = {name: p.grad for name, p in theirs.named_parameters()}
+    for name, parameter in ours.named_parameters():
+        expected = gradients[NAMES[name]]
+        assert (parameter.grad - expected).norm() < 1e-5 * expected.norm(), name
+
+
+@pytest.mark.usefixtures("package_on_cpu")
+@torch.no_grad()
+def test_mamba_ssm_generating_step_by_step_gives_what_pieces_with_a_state_give() -> None:
+    ours, theirs = both_layers()
+    u = torch.randn(2, 20, 12, dtype=torch.float64)
+    conv_state, memory = theirs.allocate_inference_cache(2, 20)
+    expected = [theirs.step(u[:, t : t + 1], conv_state, memory)[0] for t in range(20)]
+    state, found = None, []
+    for piece in (slice(0, 1), slice(1, 3), slice(3, 20)):
+        y, state = ours(u[:, piece], state)
+        found.append(y)
+    torch.testing.assert_close(torch.cat(found, 1), torch.cat(expected, 1), rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(state.memory, memory, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_weights_start_as_those_of_mamba_ssm_from_the_same_seed(size: str) -> None:
+    config = make_config(**SIZES[size])
+    torch.manual_seed(5)
+    ours = dict(Mamba2Layer(config, "torch").named_parameters())
+    torch.manual_seed(5)
+    theirs = dict(package_layer(config).named_parameters())
+    assert {NAMES[name] for name in ours} == set(theirs)
+    for name, weight in ours.items():
+        torch.testing.assert_close(weight, theirs[NAMES[name]], rtol=1e-5, atol=0)
+
+
+def test_decay_starts_in_the_range_of_the_package() -> None:
+    layer = Mamba2Layer(make_config(dim=1000, expand=8, d_state=1), "torch")
+    rate, step = layer.log_rate.exp(), F.softplus(layer.step_bias)
+    assert 1 <= rate.min() < 1.1 and 15.9 < rate.max() <= 16 * (1 + 1e-6)
+    assert rate.mean().item() == pytest.approx(8.5, abs=0.5)
+    assert 1e-3 * (1 - 1e-3) <= step.min() < 1.1e-3 and 0.09 < step.max() <= 0.1 * (1 + 1e-5)
+    assert step.log().mean().item() == pytest.approx(math.log(1e-2), abs=0.15)
+    assert torch.equal(layer.skip, torch.ones(1000))
+
+
+@pytest.mark.parametrize(
+    ("dim", "depth", "d_state", "printed"),
+    [
+        (896, 20, 128, 101_936_528),
+        (1536, 28, 64, 404_951_488),
+        (1664, 28, 64, 474_664_976),
+        (1792, 28, 64, 549_912_160),
+        (1920, 27, 64, 608_185_980),
+        (2048, 29, 64, 742_596_160),
+        (2560, 23, 64, 918_148_880),
+        (2944, 20, 128, 1_062_161_552),
+    ],
+)
+@pytest.mark.parametrize("variant", ["documented", "study-2026-01"])
+def test_counts_are_those_that_the_study_printed(
+    dim: int, depth: int, d_state: int, printed: int, variant: str
+) -> None:
+    config = {"dim": dim, "depth": depth, "d_state": d_state}
+    assert count_parameters("mamba2", config, variant) == printed
+
+
+@pytest.mark.parametrize(
+    "change", [{"d_state": 6}, {"expand": 4}, {"head_dim": 16}, {"d_conv": 3}], ids=str
+)
+def test_every_size_reaches_count_and_output(change: dict[str, Any]) -> None:
+    base, changed = make_config(dim=16), make_config(dim=16, **change)
+    assert base.layer_parameters() != changed.layer_parameters()
+    same_state = bool(change.keys() & {"head_dim", "d_conv"})
+    assert (base.layer_state_size(64) == changed.layer_state_size(64)) == same_state
+    tokens = torch.randint(256, (1, 20))
+    before, after = (
+        build_model(config, seed=0, backend="torch")(tokens)[0] for config in (base, changed)
+    )
+    assert (before - after).abs().max() > 1e-6
+
+
+def test_sizes_of_the_studys_best() -> None:
+    config = {"dim": 1792, "depth": 25}
+    assert state_size("mamba2", config) == 3584 * 64
+    # Twice the weights of the projections and the convolution, and five per entry of the state.
+    projections = 1792 * (2 * 3584 + 2 * 64 + 56) + 3584 * 1792
+    layer = 2 * (projections + 4 * (3584 + 128)) + 5 * 3584 * 64 + 3 * 3584
+    assert flops_per_token("mamba2", config) == 25 * layer + 2 * 256 * 1792
+
+
+def test_variants_are_the_same_model() -> None:
+    tokens = torch.randint(256, (1, 20))
+    documented, study = (
+        build_model(make_config(variant=variant), seed=0, backend="torch")(tokens)[0]
+        for variant in ("documented", "study-2026-01")
+    )
+    assert torch.equal(documented, study)
+
+
+@pytest.mark.parametrize(
+    ("change", "message", "hint"),
+    [
+        ({"dim": 30, "expand": 1}, "no multiple of `head_dim` 8", "nearest `dim`: 24 and 32"),
+        ({"dim": 3}, "inner width 6", "nearest `dim`: 4"),
+        ({"head_dim": 48}, "`head_dim` is 48", None),
+        ({"d_state": 0}, "`d_state` is 0", None),
+        ({"d_state": 1025}, "`d_state` is 1025", None),
+        ({"expand": 9}, "`expand` is 9", None),
+        ({"expand": 1.5}, "`expand` must be a whole number", None),
+        ({"d_conv": 1}, "`d_conv` is 1", None),
+    ],
+)
+def test_what_cannot_be_built_is_refused(
+    change: dict[str, Any], message: str, hint: str | None
+) -> None:
+    with pytest.raises(InvalidConfiguration, match=message) as refused:
+        make_config(**change)
+    assert hint is None or refused.value.hint == hint
+
+
+@pytest.mark.parametrize(
+    ("settings", "divisor"),
+    [
+        ({}, 32),
+        ({"expand": 1}, 64),
+        ({"expand": 8, "head_dim": 8}, 1),
+        ({"expand": 6, "head_dim": 16}, 8),
+        ({"expand": 3, "head_dim": 128}, 128),
+        ({"expand": 1.5}, 1),
+        ({"head_dim": 0}, 1),
+    ],
+)
+def test_dims_come_in_steps_that_make_whole_heads(settings: dict[str, Any], divisor: int) -> None:
+    assert Mamba2Config.dim_divisor(settings) == divisor
+
+
+def test_solving_for_a_dim_says_what_is_wrong_with_the_rest() -> None:
+    found = solve_dim("mamba2", {"depth": 2}, target=10**6, tolerance=0.2, multiple_of=1)
+    assert found % 32 == 0
+    with pytest.raises(InvalidConfiguration, match="`expand` must be a whole number"):
+        solve_dim("mamba2", {"depth": 2, "expand": 1.5}, target=10**6, tolerance=0.1)
+
+
+@pytest.mark.parametrize("how", ["weights", "autocast"])
+def test_step_rate_and_state_are_float32_whatever_the_weights_are(how: str) -> None:
+    layer = Mamba2Layer(make_config(), "torch")
+    if how == "weights":
+        layer = layer.bfloat16()
+    u = torch.randn(2, 70, 12).to(layer.skip.dtype)
+    scan, seen = layer._scan, []
+
+    def watched(x: Tensor, step: Tensor, rate: Tensor, *rest: Tensor, **options: Any) -> Any:
+        seen.append((x.dtype, step.dtype, rate.dtype))
+        return scan(x, step, rate, *rest, **options)
+
+    layer._scan = watched
+    with torch.autocast("cpu", dtype=torch.bfloat16, enabled=how == "autocast"):
+        y, state = layer(u)
+        y, state = layer(u, state)
+    assert y.dtype == torch.bfloat16 and y.isfinite().all()
+    assert seen == 2 * [(torch.bfloat16, torch.float32, torch.float32)]
+    assert state.memory.dtype == torch.float32
+
+
+def test_stand_in_takes_the_extensions_name_during_the_import_alone(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    extension, seen = "selective_scan_cuda", []
+    monkeypatch.delitem(sys.modules, extension, raising=False)
+    monkeypatch.setattr(mamba_ssm.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(
+        mamba_ssm, "import_foreign", lambda name: seen.append(sys.modules.get(extension))
+    )
+    load.__wrapped__("anything")
+    assert extension not in sys.modules
+    with pytest.raises(EnvironmentNotReady, match=r"selective_scan_cuda\.fwd belongs to Mamba-1"):
+        seen[0].fwd  # noqa: B018
+    assert not hasattr(seen[0], "__wrapped__")
+
+
+def test_real_extension_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    real = type(sys)("selective_scan_cuda")
+    seen = []
+    monkeypatch.setitem(sys.modules, "selective_scan_cuda", real)
+    monkeypatch.setattr(
+        mamba_ssm, "import_foreign", lambda name: seen.append(sys.modules["selective_scan_cuda"])
+    )
+    load.__wrapped__("anything")
+    assert seen == [real] and sys.modules["selective_scan_cuda"] is real
+
+
+def test_package_that_is_missing_is_named_with_the_command_that_installs_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setitem(sys.modules, "mamba_ssm", None)
+    with pytest.raises(EnvironmentNotReady, match="mamba-ssm cannot be imported") as refused:
+        load.__wrapped__("mamba_ssm")
+    assert "scripts/install-mamba-ssm" in (refused.value.hint or "")
+
+
+def find_fault(device: str = "cuda") -> str | None:
+    return BACKENDS["mamba-ssm"].find_fault(device)
+
+
+def test_backend_names_what_is_missing_one_thing_after_another(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    import triton
+
+    assert find_fault("cpu") == "its kernels run on cuda, not on cpu"
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert find_fault() == "torch sees no CUDA device"
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    for version, fault in (
+        ("3.4.1", "triton is 3.4.1, but must be 3.5 or newer"),
+        ("3.5.0+git1", None),
+        ("3.10.0", None),
+        ("4.0.0", None),
+    ):
+        monkeypatch.setattr(triton, "__version__", version)
+        assert find_fault() == fault
+    for package in ("transformers", "einops", "triton", "mamba_ssm"):
+        monkeypatch.setattr(
+            "importlib.util.find_spec", lambda name, package=package: None if name == package else 1
+        )
+        assert find_fault() == f"{package} is not installed"
+
+
+def test_backend_is_refused_where_it_cannot_run_and_auto_takes_torch() -> None:
+    assert build_model(make_config(), seed=0).backend == "torch"
+    with pytest.raises(EnvironmentNotReady, match="mamba-ssm") as refused:
+        build_model(make_config(), seed=0, backend="mamba-ssm")
+    assert "scripts/install-mamba-ssm" in (refused.value.hint or "")
+
+
+def test_weights_are_the_same_on_both_backends() -> None:
+    torch.manual_seed(2)
+    ours = Mamba2Layer(make_config(), "torch").state_dict()
+    torch.manual_seed(2)
+    theirs = Mamba2Layer(make_config(), "mamba-ssm").state_dict()
+    assert ours.keys() == theirs.keys()
+    assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+
+
+def test_kernels_are_called_with_what_the_layer_means(monkeypatch: pytest.MonkeyPatch) -> None:
+    package = load("mamba_ssm.ops.triton.ssd_combined")
+    minimal = load("mamba_ssm.modules.ssd_minimal").ssd_minimal_discrete
+
+    def combined(x, dt, A, B, C, chunk_size, **options: Any) -> Any:  # noqa: N803
+        assert options.keys() == {"initial_states", "return_final_states"}
+        states = options["initial_states"]
+        return minimal(
+            x * dt.unsqueeze(-1),
+            A * dt,
+            *(t.expand(-1, -1, x.shape[2], -1) for t in (B, C)),
+            x.shape[1],
+            None if states is None else states.unsqueeze(1),
+        )
+
+    monkeypatch.setattr(package, "mamba_chunk_scan_combined", combined)
+    monkeypatch.setattr(Tensor, "is_cuda", True)
+    layer = Mamba2Layer(make_config(), "torch")
+    on_kernels = Mamba2Layer(make_config(), "mamba-ssm")
+    on_kernels.load_state_dict(layer.state_dict())
+    u = torch.randn(2, 30, 12)
+    (y, state), (same, same_state) = layer(u), on_kernels(u)
+    torch.testing.assert_close(same, y)
+    (y, state), (same, same_state) = layer(u, state), on_kernels(u, same_state)
+    torch.testing.assert_close(same, y)
+    torch.testing.assert_close(same_state, state)
+
+
+@pytest.mark.slow
+def test_kernels_give_what_the_loop_gives_in_the_interpreter() -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.models.interpreted_mamba_ssm"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    cases = json.loads(done.stdout.splitlines()[-1])
+    assert len(cases) == 2
+    for case, errors in cases.items():
+        for name, error in errors.items():
+            assert error < 2e-6, f"{case}: {name} {error:.1e}"
+
+
+def test_kernels_refuse_what_they_do_not_compute(monkeypatch: pytest.MonkeyPatch) -> None:
+    x, keys, step = torch.zeros(1, 2, 1, 8), torch.zeros(1, 2, 3), torch.zeros(1, 2, 1)
+    with pytest.raises(InvalidConfiguration, match="runs on cuda, but x is on cpu"):
+        scan_on_cuda(x, step, torch.ones(1), keys, keys)
+    monkeypatch.setattr(Tensor, "is_cuda", True)
+    with pytest.raises(InvalidConfiguration, match="no float64"):
+        scan_on_cuda(x.double(), step, torch.ones(1), keys, keys)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "tolerance"),
+    [
+        pytest.param(torch.float32, 1e-2, marks=GPU),
+        pytest.param(torch.bfloat16, 3e-2, marks=GPU),
+    ],
+    ids=["float32", "bfloat16"],
+)
+@pytest.mark.parametrize("size", SIZES)
+def test_kernels_give_what_plain_torch_gives_on_a_gpu(
+    size: str, dtype: torch.dtype, tolerance: float
+) -> None:
+    found = {}
+    for backend in ("torch", "mamba-ssm"):
+        torch.manual_seed(1)
+        layer = Mamba2Layer(make_config(**SIZES[size]), backend).to("cuda", dtype)
+        generator = torch.Generator().manual_seed(2)
+        u = torch.randn(2, 600, layer.config.dim, generator=generator)
+        u = u.to("cuda", dtype).requires_grad_()
+        first, state = layer(u[:, :257])
+        second, state = layer(u[:, 257:], state)
+        y = torch.cat((first, second), dim=1)
+        weight = torch.randn(y.shape, generator=generator).to(y)
+        ((weight * y).sum() + state.memory.square().sum()).backward()
+        named = {name: p.grad for name, p in layer.named_parameters()}
+        found[backend] = {"y": y, "memory": state.memory, "u": u.grad, **named}
+    for name, expected in found["torch"].items():
+        error = (found["mamba-ssm"][name].float() - expected.float()).norm()
+        assert error < tolerance * expected.float().norm(), name
+
+
+def test_script_installs_the_pinned_package_and_compiles_nothing(tmp_path: Path) -> None:
+    python = tmp_path / "python"
+    python.write_text('#!/bin/sh\necho "$MAMBA_FORCE_BUILD $MAMBA_SKIP_CUDA_BUILD $*"\n')
+    python.chmod(0o755)
+    script = ROOT / "scripts" / "install-mamba-ssm"
+    assert os.access(script, os.X_OK)
+    done = subprocess.run([script, python], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == [
+        *("TRUE", "TRUE", "-m", "pip", "install", "--no-deps", "--no-build-isolation"),
+        "mamba-ssm==2.3.2.post1",
+    ]

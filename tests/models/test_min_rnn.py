@@ -1,0 +1,361 @@
+import math
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from elmanctl.errors import InvalidConfiguration
+from elmanctl.models.configs.min_rnn import MinGRUConfig, MinLSTMConfig, MinRNNConfig
+from elmanctl.models.min_rnn import MinGRULayer, MinLSTMLayer, positive
+from elmanctl.models.params import count_parameters, flops_per_token, state_size
+from elmanctl.models.registry import build_model, decode_config
+
+CONFIGS = {"mingru": MinGRUConfig, "minlstm": MinLSTMConfig}
+LAYERS = {"mingru": MinGRULayer, "minlstm": MinLSTMLayer}
+FAMILY = pytest.mark.parametrize("family", CONFIGS)
+
+SWITCHES: dict[str, dict[str, Any]] = {
+    "plain": {},
+    "wide": {"expansion": 1.5},
+    "narrow": {"expansion": 0.3},
+    "convolution": {"use_conv": True},
+    "wide with a short convolution": {"expansion": 2.0, "use_conv": True, "d_conv": 2},
+}
+SWITCH = pytest.mark.parametrize("switch", SWITCHES)
+
+# Parameter counts that runs of the study printed.
+STUDY_RUNS = {
+    "mingru": [
+        (896, 24, 3.0, 173_682_432),
+        (1408, 19, 2.0, 226_417_664),
+        (1664, 15, 2.0, 249_679_872),
+        (2560, 18, 1.0, 236_682_240),
+        (2816, 21, 1.0, 333_898_752),
+        (3200, 12, 1.0, 246_662_400),
+        (3328, 17, 1.0, 377_541_632),
+        (3584, 23, 1.0, 591_962_112),
+    ],
+    "minlstm": [
+        (896, 38, 2.0, 244_355_328),
+        (1280, 19, 2.0, 249_415_680),
+        (1664, 27, 1.0, 224_799_744),
+        (1792, 32, 1.0, 308_858_368),
+        (2048, 23, 1.0, 290_029_568),
+        (2176, 26, 1.0, 370_002_688),
+        (2304, 28, 1.0, 446_630_400),
+        (2816, 12, 1.0, 286_268_928),
+    ],
+}
+
+
+@pytest.fixture(autouse=True)
+def equal_draws() -> None:
+    torch.manual_seed(0)
+
+
+def make_config(family: str, **changes: Any) -> MinRNNConfig:
+    return CONFIGS[family].decode({"dim": 12, "depth": 2, **changes})
+
+
+def make_layer(family: str, **changes: Any) -> nn.Module:
+    """A layer in float64 whose every parameter is random and far from zero."""
+    layer = LAYERS[family](make_config(family, **changes), "torch").double()
+    with torch.no_grad():
+        for parameter in layer.parameters():
+            parameter.add_(0.5 * torch.randn_like(parameter))
+    return layer
+
+
+def sigma(x: Tensor) -> Tensor:
+    return 1 / (1 + torch.exp(-x))
+
+
+def softplus(x: Tensor) -> Tensor:
+    return torch.log(1 + torch.exp(x))
+
+
+def phi(x: float) -> float:
+    return x + 0.5 if x >= 0 else 1 / (1 + math.exp(-x))
+
+
+def scores(layer: nn.Module, x: Tensor) -> tuple[Tensor, ...]:
+    """The candidate and the gates of one sequence [T, dim], each [T, channels]."""
+    config, weights = layer.config, dict(layer.named_parameters())
+    if config.use_conv:
+        taps = weights["conv.conv.weight"][:, 0]  # [dim, d_conv], the last one for the present
+        padded = torch.cat((torch.zeros(config.d_conv - 1, config.dim).double(), x))
+        x = sum(padded[i : i + len(x)] * taps[:, i] for i in range(config.d_conv))
+    width = int(config.dim * config.expansion)
+    mixed = x @ weights["mixed.weight"].T
+    return tuple(mixed[:, i : i + width] for i in range(0, mixed.shape[1], width))
+
+
+def equations(layer: nn.Module, x: Tensor) -> Tensor:
+    """One sequence [T, dim], written position by position from the equations."""
+    candidate, *gates = scores(layer, x)
+    h = torch.zeros_like(candidate[0])
+    rows = []
+    for t in range(len(x)):
+        if len(gates) == 1:
+            keep = 1 - sigma(gates[0][t])
+        else:
+            keep = sigma(gates[0][t]) / (sigma(gates[0][t]) + sigma(gates[1][t]))
+        h = keep * h + (1 - keep) * h.new_tensor([phi(c) for c in candidate[t].tolist()])
+        rows.append(h)
+    hidden = torch.stack(rows)
+    return hidden if layer.config.expansion == 1.0 else hidden @ layer.out.weight.T
+
+
+def in_logarithms(layer: nn.Module, x: Tensor) -> Tensor:
+    """The states of one sequence, as the published code has them: sums of logarithms."""
+    candidate, *gates = scores(layer, x)
+    log_phi = torch.where(candidate >= 0, candidate.clamp(min=0) + 0.5, sigma(candidate)).log()
+    if len(gates) == 1:
+        log_keep, log_write = -softplus(gates[0]), -softplus(-gates[0])
+    else:
+        forget, write = gates
+        log_keep = -softplus(softplus(-forget) - softplus(-write))
+        log_write = -softplus(softplus(-write) - softplus(-forget))
+    total = log_keep.cumsum(0)
+    return (total + (log_write + log_phi - total).logcumsumexp(0)).exp()
+
+
+@FAMILY
+@SWITCH
+def test_layer_computes_its_equations(family: str, switch: str) -> None:
+    layer = make_layer(family, **SWITCHES[switch])
+    x = torch.randn(2, 70, 12, dtype=torch.float64)
+    y, _ = layer(x)
+    assert y.shape == x.shape
+    for sequence, found in zip(x, y, strict=True):
+        torch.testing.assert_close(found, equations(layer, sequence), rtol=1e-9, atol=1e-10)
+
+
+@FAMILY
+def test_states_are_those_of_the_scan_over_logarithms(family: str) -> None:
+    layer = make_layer(family)
+    x = torch.randn(70, 12, dtype=torch.float64)
+    y, _ = layer(x[None])
+    torch.testing.assert_close(y[0], in_logarithms(layer, x), rtol=1e-9, atol=1e-12)
+
+
+@FAMILY
+@SWITCH
+def test_gradients_are_those_of_the_equations(family: str, switch: str) -> None:
+    layer = make_layer(family, **SWITCHES[switch])
+    x = torch.randn(37, 12, dtype=torch.float64, requires_grad=True)
+    weights = torch.randn(37, 12, dtype=torch.float64)
+    parameters = [x, *layer.parameters()]
+    found = torch.autograd.grad((layer(x[None])[0][0] * weights).sum(), parameters)
+    expected = torch.autograd.grad((by_hand(layer, x) * weights).sum(), parameters)
+    for one, other in zip(found, expected, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-9, atol=1e-10)
+
+
+def by_hand(layer: nn.Module, x: Tensor) -> Tensor:
+    hidden = in_logarithms(layer, x)
+    return hidden if layer.config.expansion == 1.0 else hidden @ layer.out.weight.T
+
+
+def test_candidate_is_made_positive_and_meets_itself_at_zero() -> None:
+    x = torch.tensor([-200.0, -1.0, -1e-6, 0.0, 1e-6, 2.0], dtype=torch.float64)
+    torch.testing.assert_close(positive(x).tolist(), [phi(value) for value in x.tolist()])
+    assert (positive(x) > 0).all()
+    assert positive(torch.zeros(())).item() == 0.5
+
+
+@FAMILY
+def test_without_expansion_the_state_itself_is_the_output(family: str) -> None:
+    layer = make_layer(family)
+    y, state = layer(torch.randn(2, 9, 12, dtype=torch.float64))
+    assert layer.out is None
+    assert (y > 0).all()
+    assert torch.equal(y[:, -1], state.hidden)
+    assert make_layer(family, expansion=1.001).out is not None
+
+
+@FAMILY
+def test_state_before_the_first_position_is_zero(family: str) -> None:
+    layer = make_layer(family)
+    x = torch.randn(2, 1, 12, dtype=torch.float64)
+    zero = torch.zeros(2, 12, dtype=torch.float64)
+    state = type(layer(x)[1])(zero, None)
+    assert torch.equal(layer(x, state)[0], layer(x)[0])
+
+
+@FAMILY
+@SWITCH
+@pytest.mark.parametrize("cut", [1, 2, 33])
+def test_two_pieces_with_the_state_carried_are_the_whole(
+    family: str, switch: str, cut: int
+) -> None:
+    layer = make_layer(family, **SWITCHES[switch])
+    x = torch.randn(2, 70, 12, dtype=torch.float64)
+    whole, last = layer(x)
+    first, state = layer(x[:, :cut])
+    second, end = layer(x[:, cut:], state)
+    torch.testing.assert_close(torch.cat((first, second), dim=1), whole, rtol=1e-10, atol=1e-12)
+    torch.testing.assert_close(end.hidden, last.hidden, rtol=1e-10, atol=1e-12)
+
+
+@FAMILY
+@pytest.mark.parametrize("gate", [-1e4, -200.0, -90.0, 90.0, 200.0, 1e4])
+@pytest.mark.parametrize("candidate", [-1e4, 0.0, 1e4])
+def test_saturated_gates_stay_finite_over_long_sequences(
+    family: str, gate: float, candidate: float
+) -> None:
+    layer = LAYERS[family](make_config(family, dim=1), "torch")
+    with torch.no_grad():
+        layer.mixed.weight.fill_(gate)
+        layer.mixed.weight[0] = candidate
+    x = torch.ones(1, 4096, 1, requires_grad=True)
+    y, _ = layer(x)
+    y.sum().backward()
+    assert y.isfinite().all()
+    assert x.grad.isfinite().all() and layer.mixed.weight.grad.isfinite().all()
+    if family == "minlstm":
+        # Two equal gates share equally, however far both are from zero.
+        expected = phi(candidate) if candidate >= 0 else 0.0
+        assert y[0, -1, 0].item() == pytest.approx(expected, rel=1e-5, abs=1e-12)
+        assert y[0, 0, 0].item() == pytest.approx(expected / 2, rel=1e-5, abs=1e-12)
+
+
+@pytest.mark.parametrize(("forget", "write"), [(-300.0, -301.0), (-120.0, -120.5), (60.0, 59.0)])
+def test_gates_of_minlstm_compare_where_both_sigmoids_round_off(
+    forget: float, write: float
+) -> None:
+    layer = LAYERS["minlstm"](make_config("minlstm"), "torch")
+    keep, rest = layer.shares(torch.tensor([forget]), torch.tensor([write]))
+    lead = min(forget, 0.0) - min(write, 0.0)
+    assert keep.item() == pytest.approx(1 / (1 + math.exp(-lead)), rel=1e-6)
+    assert rest.item() == pytest.approx(1 / (1 + math.exp(lead)), rel=1e-6)
+
+
+@FAMILY
+def test_float32_over_4096_positions_is_near_float64(family: str) -> None:
+    layer = make_layer(family, expansion=1.5)
+    x = torch.randn(1, 4096, 12, dtype=torch.float64)
+    exact, _ = layer(x)
+    found, _ = layer.float()(x.float())
+    assert (found - exact).norm() < 2e-6 * exact.norm()
+
+
+@FAMILY
+@SWITCH
+def test_weights_in_bfloat16_run_and_keep_their_state_in_float32(family: str, switch: str) -> None:
+    layer = LAYERS[family](make_config(family, **SWITCHES[switch]), "torch").bfloat16()
+    y, state = layer(torch.randn(2, 5, 12, dtype=torch.bfloat16))
+    y, state = layer(torch.randn(2, 5, 12, dtype=torch.bfloat16), state)
+    assert y.dtype == torch.bfloat16 and y.isfinite().all()
+    assert state.hidden.dtype == torch.float32
+
+
+@FAMILY
+@SWITCH
+def test_autocast_trains_every_switch(family: str, switch: str) -> None:
+    model = build_model(make_config(family, **SWITCHES[switch]), seed=0)
+    tokens = torch.randint(256, (2, 41))
+    exact = model.loss(tokens).item()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        loss = model.loss(tokens)
+    loss.backward()
+    assert loss.item() == pytest.approx(exact, rel=0.01)
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters())
+
+
+@FAMILY
+def test_weights_start_within_the_bounds_of_xavier_and_of_torch(family: str) -> None:
+    config = make_config(family, dim=64, expansion=2.0, use_conv=True)
+    weights = dict(LAYERS[family](config, "torch").named_parameters())
+    bounds = {
+        "mixed.weight": math.sqrt(6 / (64 + config.scores * 128)),
+        "out.weight": math.sqrt(6 / (64 + 128)),
+        "conv.conv.weight": 1 / math.sqrt(4),
+    }
+    assert set(weights) == set(bounds)
+    for name, bound in bounds.items():
+        assert 0.95 * bound < weights[name].abs().max() <= bound, name
+
+
+@FAMILY
+def test_norms_centre_and_have_a_bias(family: str) -> None:
+    model = build_model(make_config(family), seed=0)
+    for norm in (*model.norms, model.final_norm):
+        assert torch.equal(norm.bias, torch.zeros(12))
+        assert norm(torch.randn(5, 12)).mean(-1).abs().max() < 1e-6
+
+
+@FAMILY
+def test_counts_are_those_that_the_study_printed(family: str) -> None:
+    for dim, depth, expansion, printed in STUDY_RUNS[family]:
+        config = {"dim": dim, "depth": depth, "expansion": expansion}
+        assert count_parameters(family, config, "study-2026-01") == printed
+        assert count_parameters(family, config) == printed
+
+
+@FAMILY
+def test_study_had_no_convolution_whatever_it_was_told(family: str) -> None:
+    config = {"dim": 16, "depth": 2, "expansion": 2.0}
+    told = {**config, "use_conv": True, "d_conv": 7}
+    tokens = torch.randint(256, (1, 20))
+    outputs = []
+    for settings in (config, told):
+        study = decode_config(family, settings, "study-2026-01")
+        model = build_model(study, seed=0)
+        assert sum(p.numel() for p in model.parameters()) == count_parameters(
+            family, settings, "study-2026-01"
+        )
+        outputs.append(model(tokens)[0])
+    documented = build_model(decode_config(family, config), seed=0)(tokens)[0]
+    assert torch.equal(outputs[0], outputs[1]) and torch.equal(outputs[0], documented)
+
+
+@FAMILY
+@pytest.mark.parametrize(
+    "change",
+    [{"dim": 16}, {"depth": 3}, {"expansion": 1.5}, {"use_conv": True}],
+    ids=str,
+)
+def test_every_setting_reaches_the_model(family: str, change: dict[str, Any]) -> None:
+    tokens = torch.randint(256, (1, 20))
+    base, changed = make_config(family), make_config(family, **change)
+    before, after = (build_model(config, seed=0)(tokens)[0] for config in (base, changed))
+    assert (before - after).abs().max() > 1e-6
+    assert count_parameters(family, base.encode()) != count_parameters(family, changed.encode())
+
+
+@FAMILY
+def test_width_of_the_convolution_reaches_the_model(family: str) -> None:
+    counts = [
+        count_parameters(family, make_config(family, use_conv=True, d_conv=width).encode())
+        for width in (3, 4)
+    ]
+    assert counts[1] - counts[0] == 2 * 12
+
+
+@FAMILY
+def test_expansion_that_leaves_no_channel_is_refused(family: str) -> None:
+    with pytest.raises(InvalidConfiguration, match="leaves no channel") as caught:
+        make_config(family, expansion=0.05)
+    smallest = float(caught.value.hint.rpartition(" ")[2])
+    assert make_config(family, expansion=smallest).n_channels == 1
+
+
+@FAMILY
+def test_state_and_flops_follow_from_the_equations(family: str) -> None:
+    config = make_config(family, expansion=1.5, use_conv=True, d_conv=3).encode()
+    gates = {"mingru": 2, "minlstm": 3}[family]
+    assert state_size(family, config) == 18
+    assert state_size(family, config, of="model") == 36
+    per_layer = 2 * (gates * 12 * 18 + 18 * 12 + 3 * 12) + 3 * 18
+    assert flops_per_token(family, config) == 2 * per_layer + 2 * 256 * 12
+
+
+def test_gates_of_mingru_add_up_where_one_minus_the_other_would_be_zero() -> None:
+    layer = LAYERS["mingru"](make_config("mingru"), "torch")
+    keep, write = layer.shares(torch.tensor([40.0, -40.0]))
+    expected = math.exp(-40.0)
+    assert keep[0].item() == pytest.approx(expected, rel=1e-5, abs=0)
+    assert write[1].item() == pytest.approx(expected, rel=1e-5, abs=0)
+    assert keep[1].item() == write[0].item() == 1.0
