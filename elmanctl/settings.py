@@ -71,6 +71,7 @@ class SlurmSettings:
     setup: tuple[str, ...] = _setting((), "Shell lines before the worker, e.g. module load cuda")
     extra: dict[str, Any] = _setting({}, "Other sbatch options, e.g. {qos = 'high'}")
     python: str | None = _setting(None, "Command that starts Python on the node")
+    gpu_memory_gb: float | None = _setting(None, "Memory of one GPU; larger models are refused")
     poll_s: float = _setting(30.0, "Seconds between two questions to Slurm")
 
 
@@ -80,6 +81,7 @@ class LocalSettings:
 
     workers: int = _setting(2, "Evaluations at the same time on the CPU")
     gpus: tuple[int, ...] = _setting((), "GPUs; one evaluation at a time on each")
+    gpu_memory_gb: float | None = _setting(None, "Memory of one GPU; larger models are refused")
     timeout_min: int | None = _setting(None, "Time limit; default the training budget and a margin")
 
 
@@ -174,6 +176,7 @@ TEMPLATE_KEYS = (
     "gres",
     "mem_gb",
     "cpus",
+    "gpu_memory_gb",
     "timeout_min",
     "setup",
     "extra",

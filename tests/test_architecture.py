@@ -27,7 +27,7 @@ HEAVY = {
 LEAVES = ("errors", "constants", "clock")
 SIZES = (
     *("models.config", "models.configs", "models.levels", "models.registry", "models.params"),
-    *("models.backends", "models.study", "kernels.matrix_recurrence.sizes"),
+    *("models.backends", "models.study", "models.memory", "kernels.matrix_recurrence.sizes"),
 )
 FILES = ("ledger.records", "ledger.files")
 RULES: tuple[tuple[tuple[str, ...], tuple[str, ...]], ...] = (
@@ -46,6 +46,7 @@ RULES: tuple[tuple[tuple[str, ...], tuple[str, ...]], ...] = (
         ("search",),
         (*LEAVES, "settings", "config", "ledger", "jobs", *SIZES, "search"),
     ),
+    (("doctor",), (*SIZES, "ledger.disk")),
     (("cli",), ("",)),
     (("__main__",), (*LEAVES, "cli")),
 )

@@ -9,14 +9,14 @@ import typer
 from typer.core import TyperGroup
 
 from elmanctl import __version__
-from elmanctl.cli import data, inspect, manage, model, search
+from elmanctl.cli import data, doctor, inspect, manage, model, search
 from elmanctl.cli import status as look
 from elmanctl.cli.context import Globals
 from elmanctl.cli.output import configure, print_line
 from elmanctl.errors import NotFound
 
 PANELS = {
-    "Start": ["init", "models", "params", "calc-dim", "data", "eval"],
+    "Start": ["init", "doctor", "models", "params", "calc-dim", "data", "eval"],
     "Search": ["search", "resume", "cancel", "requeue"],
     "Look": ["status", "show", "logs"],
     "Keep": ["clean", "config", "completion"],
@@ -98,6 +98,7 @@ def root(
 
 
 app.command("init")(manage.init)
+app.command("doctor")(doctor.doctor)
 app.command("models")(model.models)
 app.command("params")(model.params)
 app.command("calc-dim")(model.calc_dim)

@@ -1,24 +1,31 @@
 """`models`, `params`, `calc-dim` and `eval`: one model at a time, without a search."""
 
-import tomllib
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
 from elmanctl.cli.context import JsonFlag, resolve_settings
-from elmanctl.cli.output import Column, hint, print_json, print_line, print_table, say
-from elmanctl.errors import UsageError
+from elmanctl.cli.fields import model_fields
+from elmanctl.cli.output import Column, hint, print_json, print_line, print_table, say, warn
+from elmanctl.errors import EnvironmentNotReady, UsageError
+from elmanctl.models.backends import BACKENDS, fault_here
+from elmanctl.models.config import DOCUMENTED
 from elmanctl.models.params import (
     count_parameters,
+    flops_per_token,
     format_count,
     parameter_breakdown,
     parse_count,
     solve_dim,
+    state_size,
 )
-from elmanctl.models.registry import FAMILIES, decode_config, find_family
-from elmanctl.search.space import SearchSpace, load_space, space_names
+from elmanctl.models.registry import FAMILIES, Family, decode_config, find_family, resolve_level
+from elmanctl.search.audit import audit_space
+from elmanctl.search.space import SearchSpace, shipped_space, space_names
 
+VariantOption = Annotated[str, typer.Option(help="documented, or study-2026-01: as it ran then")]
 Assignments = Annotated[
     list[str] | None, typer.Argument(help="Fields of the configuration, e.g. dim=512 depth=4")
 ]
@@ -43,11 +50,26 @@ def models(
         columns = [Column(name="MODEL"), Column(name="SUMMARY")]
         print_table(columns, [[r["model"], r["summary"]] for r in rows])
         return
-    name = find_family(model).name
-    spaces = [load_space(name, space, axes={}, fixed={}) for space in space_names(name)]
+    family = find_family(model)
+    spaces = [shipped_space(family.name, space) for space in space_names(family.name)]
+    effects = {space.name: _audit(space) for space in spaces}
     if as_json:
-        print_json({"model": name, "spaces": [space.encode() for space in spaces]})
+        print_json(
+            {
+                "model": family.name,
+                "backends": [asdict(row) for row in _backend_rows(family)],
+                "spaces": [
+                    {**space.encode(), "summary": space.summary, "audit": effects[space.name]}
+                    for space in spaces
+                ],
+            }
+        )
         return
+    print_line(f"{family.name}: {family.summary}; {family.grammar.describe()}")
+    print_table(
+        [Column(name="BACKEND"), Column(name="RUNS HERE"), Column(name="COMPUTES")],
+        [[row.name, row.fault or "yes", row.limits] for row in _backend_rows(family)],
+    )
     print_table(
         [
             Column(name="SPACE"),
@@ -55,43 +77,67 @@ def models(
             Column(name="KIND"),
             Column(name="RANGE"),
             Column(name="BEST", right=True),
+            Column(name="CHANGES"),
         ],
-        [row for space in spaces for row in _axis_rows(space)],
+        [row for space in spaces for row in _axis_rows(space, effects[space.name])],
     )
 
 
 def params(
-    level: Annotated[str, typer.Argument(help="Model, e.g. e88")],
+    level: Annotated[str, typer.Argument(help="Model, e.g. e88 or E75h7n24")],
     assignments: Assignments = None,
+    variant: VariantOption = DOCUMENTED,
+    seq_len: Annotated[int, typer.Option(help="Sequence length that FLOPs are for", min=1)] = 512,
     as_json: JsonFlag = False,
 ) -> None:
-    """Count the parameters of one configuration
+    """Count parameters, state and FLOPs of one configuration
 
     The count is exact: it equals that of the model which a worker builds.
 
     \b
     Examples:
         elmanctl params e88 dim=1920 depth=17 n_heads=83 n_state=32
+        elmanctl params E75h8n32 dim=2048 depth=20
+        elmanctl params llama dim=1536 depth=13 n_heads=8 --variant study-2026-01
     """
-    family = find_family(level)
-    config = decode_config(family.name, _model_fields(assignments)).encode()
-    parts = parameter_breakdown(family.name, config)
-    total = count_parameters(family.name, config)
+    decoded = decode_config(level, model_fields(assignments), _variant(variant))
+    name, config = decoded.level, decoded.encode()
+    parts = parameter_breakdown(name, config)
+    total = sum(parts.values())
+    sizes = {
+        "state of a layer": state_size(name, config, seq_len=seq_len),
+        "state of the model": state_size(name, config, seq_len=seq_len, of="model"),
+        "forward FLOPs a token": flops_per_token(name, config, seq_len=seq_len),
+        "training FLOPs a token": flops_per_token(name, config, seq_len=seq_len, training=True),
+    }
     if as_json:
-        print_json({"model": family.name, "parameters": total, "parts": parts, "config": config})
+        layer, model, forward, training = sizes.values()
+        print_json(
+            {
+                "model": name,
+                "parameters": total,
+                "parts": parts,
+                "state_size": {"layer": layer, "model": model},
+                "flops_per_token": {"forward": forward, "training": training},
+                "seq_len": seq_len,
+                "config": config,
+            }
+        )
         return
+    rows = [*parts.items(), ("parameters", total), *sizes.items()]
     print_table(
-        [Column(name="PART"), Column(name="PARAMETERS", right=True)],
-        [*([name, f"{count:,}"] for name, count in parts.items()), ["total", f"{total:,}"]],
+        [Column(name="PART"), Column(name="NUMBER", right=True)],
+        [[part, f"{number:,}"] for part, number in rows],
     )
 
 
 def calc_dim(
-    level: Annotated[str, typer.Argument(help="Model, e.g. e88")],
+    level: Annotated[str, typer.Argument(help="Model, e.g. e88 or E75h7n24")],
     assignments: Assignments = None,
     params: Annotated[str, typer.Option(help="Parameter budget, e.g. 480M")] = ...,  # type: ignore[assignment]
     multiple_of: Annotated[int, typer.Option(help="dim is a multiple of this", min=1)] = 128,
     tolerance: Annotated[float, typer.Option(help="Largest relative distance")] = 0.02,
+    variant: VariantOption = DOCUMENTED,
     as_json: JsonFlag = False,
 ) -> None:
     """Find the dim that meets a parameter budget
@@ -100,8 +146,7 @@ def calc_dim(
     Examples:
         elmanctl calc-dim e88 --params 480M --multiple-of 64 depth=17 n_heads=83 n_state=32
     """
-    family = find_family(level)
-    values = _model_fields(assignments)
+    family, values = resolve_level(level, model_fields(assignments), _variant(variant))
     if "dim" in values:
         raise UsageError("`dim` is what this command finds", hint="leave it out")
     target = parse_count(params)
@@ -127,6 +172,7 @@ def evaluate(
     data: Annotated[str | None, typer.Option(help="Corpus: a file of bytes")] = None,
     preset: Annotated[str | None, typer.Option(help="Named settings, e.g. tiny")] = None,
     device: Annotated[str | None, typer.Option(help="cpu, cuda or auto")] = None,
+    backend: Annotated[str | None, typer.Option(help="Implementation; default the best")] = None,
     seed: Annotated[int | None, typer.Option(help="Seed of the training run")] = None,
     out: Annotated[Path | None, typer.Option(help="Folder to keep it in")] = None,
     as_json: JsonFlag = False,
@@ -146,17 +192,27 @@ def evaluate(
         "train.steps": train_steps,
         "train.tokens": train_tokens,
         "train.device": device,
+        "train.backend": backend,
         "train.seed": seed,
         "data.path": data,
     }
     settings = resolve_settings(ctx, flags, preset).settings
-    fields = _model_fields(assignments, with_lr=True)
+    fields = model_fields(assignments, with_lr=True)
     result, folder = evaluate_once(level, fields, settings, out=out)
     if as_json:
         print_json({"folder": str(folder), **result})
         return
     say(f"kept in {folder}")
-    for key in ("loss", "steps", "tokens", "tokens_per_s", "parameters", "device", "precision"):
+    for key in (
+        "loss",
+        "steps",
+        "tokens",
+        "tokens_per_s",
+        "parameters",
+        "backend",
+        "device",
+        "precision",
+    ):
         print_line(f"{key:<12} {result.get(key)}")
     count = format_count(int(result["parameters"]))
     name = find_family(level).name
@@ -165,28 +221,43 @@ def evaluate(
     )
 
 
-def _axis_rows(space: SearchSpace) -> list[list[str | None]]:
+@dataclass(frozen=True, slots=True)
+class _BackendRow:
+    name: str
+    fault: str | None
+    fix: str | None
+    limits: str
+
+
+def _backend_rows(family: Family) -> list[_BackendRow]:
+    config_class = family.load_config()
+    rows = []
+    for name in family.backends:
+        backend = BACKENDS[name]
+        fault = fault_here(backend)
+        limits = config_class.backend_limits(name) or "every size"
+        rows.append(_BackendRow(name, fault, backend.fix if fault else None, limits))
+    return rows
+
+
+def _audit(space: SearchSpace) -> dict[str, str] | None:
+    """What each axis changes; None where torch, which some axes need for it, is missing."""
+    try:
+        return {found.axis: found.effect for found in audit_space(space)}
+    except EnvironmentNotReady as exc:
+        warn(f"space `{space.name}` is not audited: {exc.message}")
+        return None
+
+
+def _axis_rows(space: SearchSpace, effects: dict[str, str] | None) -> list[list[str | None]]:
     rows: list[list[str | None]] = []
     for axis in space.axes:
         best = space.best.get(axis.name)
         shown = None if best is None else str(best)
-        rows.append([space.name, axis.name, axis.kind, axis.describe(), shown])
+        effect = effects[axis.name] if effects else None
+        rows.append([space.name, axis.name, axis.kind, axis.describe(), shown, effect])
     return rows
 
 
-def _model_fields(assignments: list[str] | None, *, with_lr: bool = False) -> dict[str, Any]:
-    """Read `key=value` words, values as TOML or else as text; raise UsageError for others."""
-    values: dict[str, Any] = {}
-    for word in assignments or []:
-        key, equals, text = word.partition("=")
-        if not equals or not key:
-            raise UsageError(f"`{word}` is not of the form key=value", hint="e.g. `dim=512`")
-        if key in values:
-            raise UsageError(f"`{key}` is given twice")
-        if key == "lr" and not with_lr:
-            raise UsageError("`lr` does not change the number of parameters", hint="leave it out")
-        try:
-            values[key] = tomllib.loads(f"value = {text}")["value"]
-        except tomllib.TOMLDecodeError:
-            values[key] = text
-    return values
+def _variant(name: str) -> str | None:
+    return None if name == DOCUMENTED else name

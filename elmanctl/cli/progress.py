@@ -184,6 +184,7 @@ def run_summary(session: Session) -> dict[str, Any]:
         "run": state.run["name"],
         "status": state.status.value,
         "evaluations": {kind.value: count for kind, count in state.counts().items()},
+        "refused_share": state.refused_share,
         "best": None
         if best is None
         else {
@@ -203,7 +204,8 @@ def print_summary(session: Session) -> None:
     counts = state.counts()
     print_line(
         f"{state.run['name']} {state.status}: {counts[State.COMPLETED]} completed, "
-        f"{counts[State.FAILED]} failed, {counts[State.CANCELLED]} cancelled"
+        f"{counts[State.FAILED]} failed, {counts[State.CANCELLED]} cancelled; "
+        f"{state.refused_share:.0%} of the points asked were refused unpaid"
     )
     best = state.best()
     if best is not None and best.loss is not None:

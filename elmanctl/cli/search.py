@@ -21,6 +21,7 @@ from elmanctl.cli.context import (
     chosen_run,
     resolve_settings,
 )
+from elmanctl.cli.fields import model_fields
 from elmanctl.cli.output import confirm, hint, print_json, print_line, say, warn
 from elmanctl.cli.progress import make_view, print_summary, run_summary
 from elmanctl.config import parse_assignments
@@ -43,8 +44,12 @@ _Generations = Annotated[int | None, typer.Option(help="Generations of CMA-ES")]
 def search(
     ctx: typer.Context,
     model: Annotated[
-        str, typer.Argument(help="Model to search, e.g. e88", autocompletion=model_names)
+        str,
+        typer.Argument(help="Model to search, e.g. e88 or E75n32", autocompletion=model_names),
     ],
+    assignments: Annotated[
+        list[str] | None, typer.Argument(help="Fields to hold fixed, e.g. use_gate=false")
+    ] = None,
     params: _Params = None,
     generations: _Generations = None,
     population: Annotated[int | None, typer.Option(help="Evaluations a generation")] = None,
@@ -64,6 +69,7 @@ def search(
     tolerance: Annotated[
         float | None, typer.Option(help="Largest relative distance from the budget")
     ] = None,
+    backend: Annotated[str | None, typer.Option(help="Implementation; default the best")] = None,
     sigma: Annotated[float | None, typer.Option(help="First step size of CMA-ES")] = None,
     seed: Annotated[int | None, typer.Option(help="Seed of the optimizer")] = None,
     start_from_best: Annotated[
@@ -101,6 +107,7 @@ def search(
         elmanctl search e88 --local --preset tiny --yes
         elmanctl search e88 --partition gpu --params 480M --train-minutes 10
         elmanctl search e88 --template h100 --params 480M --train-minutes 10 --dry-run
+        elmanctl search E88n32 use_gate=false --space sweep --params 480M --train-minutes 10
     """
     if (gpus is not None or workers is not None) and not local:
         raise UsageError(
@@ -120,12 +127,17 @@ def search(
         "train.minutes": train_minutes,
         "train.steps": train_steps,
         "train.tokens": train_tokens,
+        "train.backend": backend,
         "data.path": data,
         "slurm.partition": partition,
         "slurm.account": account,
         "slurm.template": template,
         "local.gpus": _gpu_list(gpus),
         "local.workers": workers,
+        **{
+            f"model.{field}": value
+            for field, value in model_fields(assignments, with_lr=True).items()
+        },
     }
     settings = resolve_settings(ctx, flags, preset).settings
     runs = Path(settings.paths.runs).expanduser()
@@ -296,7 +308,8 @@ def _describe(plan: SearchPlan) -> str:
         f"{target} {where}\n"
         f"{plan.evaluations} evaluations of {each}{cost}; corpus {plan.corpus.path.name}, "
         f"{format_count(plan.corpus.size_bytes)} bytes, unigram entropy "
-        f"{plan.unigram_nats:.4f} nat"
+        f"{plan.unigram_nats:.4f} nat\n"
+        f"{plan.refused_share:.0%} of the first points asked are refused before they cost anything"
     )
 
 

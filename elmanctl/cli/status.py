@@ -130,6 +130,7 @@ def _run_row(paths: RunPaths, state: RunState) -> dict[str, Any]:
         "running": running,
         "pending": len(live) - running + counts[State.CREATED],
         "failed": counts[State.FAILED],
+        "refused_share": state.refused_share,
         "cancelled": counts[State.CANCELLED],
         "best_loss": best.loss if best else None,
         "best": best.id if best else None,
@@ -201,6 +202,8 @@ def _print_run(paths: RunPaths, found: RunState, chosen: list[Evaluation]) -> No
         f"{row['done']} of {row['evaluations']} asked are done, {row['running']} running, "
         f"{row['failed']} failed"
     )
+    if row["refused_share"]:
+        text += f", {row['refused_share']:.0%} of points refused unpaid"
     if row["best"]:
         text += f", best {format_loss(row['best_loss'])} ({row['best']})"
     say(text)

@@ -145,7 +145,9 @@ def decode_run(data: object, path: str = "run") -> Mapping[str, Any]:
     with Fields(data, path) as fields:
         run: dict[str, Any] = {key: fields.text(key) for key in _RUN_TEXTS}
         run |= {key: fields.mapping(key) for key in _RUN_OBJECTS}
-    return run
+        # Runs of version 0.1 have none.
+        audit = fields.optional_mapping("audit")
+    return run if audit is None else run | {"audit": audit}
 
 
 def decode_member(members: type[_Member], text: str, path: str) -> _Member:

@@ -67,6 +67,12 @@ class RunState:
         ]
         return [self.evaluations[name] for _, _, name in sorted(keyed)]
 
+    @property
+    def refused_share(self) -> float:
+        """The share of sampled points that were refused before they cost anything."""
+        refused = sum(self.refused.values())
+        return refused / max(1, refused + len(self.evaluations))
+
     def best(self) -> Evaluation | None:
         """Return the completed evaluation of the lowest loss, or None."""
         return next(iter(self.ranked()), None)

@@ -12,11 +12,12 @@ from elmanctl.errors import InvalidConfiguration
 from elmanctl.models.params import count_parameters, parse_count, solve_dim
 from elmanctl.models.registry import decode_config
 from elmanctl.search.optimizer import Optimizer
+from elmanctl.search.preflight import Preflight
 from elmanctl.search.space import SearchSpace
 from elmanctl.settings import Settings
 
 # Refusals cost milliseconds; this many in one generation mean a space that holds next to nothing.
-MAX_REFUSED = 500
+MAX_REFUSED = 5_000
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,9 +38,10 @@ class CandidateBuilder:
     Raises InvalidConfiguration when neither a parameter budget nor `dim` is set.
     """
 
-    def __init__(self, space: SearchSpace, settings: Settings) -> None:
+    def __init__(self, space: SearchSpace, settings: Settings, executor: str) -> None:
         self._space = space
         self._settings = settings
+        self._preflight = Preflight(settings, executor)
         params = settings.search.params
         self._target = None if params is None else parse_count(params)
         self._solves_dim = "dim" not in space.values(space.middle)
@@ -56,6 +58,7 @@ class CandidateBuilder:
         """
         search = self._settings.search
         values = self._space.values(point)
+        self._space.check(values)
         lr = float(values.pop("lr", self._settings.train.lr))
         level = self._space.model
         if self._solves_dim:
@@ -67,9 +70,11 @@ class CandidateBuilder:
                 tolerance=search.tolerance,
                 multiple_of=search.multiple_of,
             )
-        config = decode_config(level, values).encode()
+        model = decode_config(level, values)
+        config = model.encode()
         parameters = count_parameters(level, config)
         self._check_budget(parameters)
+        self._preflight.check(model)
         return Candidate(point=tuple(point), config={**config, "lr": lr}, parameters=parameters)
 
     def _check_budget(self, parameters: int) -> None:

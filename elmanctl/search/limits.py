@@ -32,6 +32,8 @@ _ABOVE_ZERO = (
     "train.lr",
     "train.heartbeat_s",
     "slurm.mem_gb",
+    "slurm.gpu_memory_gb",
+    "local.gpu_memory_gb",
     "slurm.poll_s",
     "retry.mem_factor",
 )

@@ -67,7 +67,7 @@ class Controller:
         self._recent: list[VerdictKind] = []
         self._optimizer = self._restore()
         space = SearchSpace.decode(session.run["space"])
-        self._builder = CandidateBuilder(space, session.settings)
+        self._builder = CandidateBuilder(space, session.settings, session.run["executor"])
 
     def drive(self) -> None:
         """Run to the end; return early when asked to stop.

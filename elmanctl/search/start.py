@@ -4,13 +4,14 @@ import importlib.util
 import platform
 import re
 import secrets
+from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import elmanctl
-from elmanctl.errors import ConfigError, EnvironmentNotReady, InvalidConfiguration, UsageError
+from elmanctl.errors import ConfigError, EnvironmentNotReady, UsageError
 from elmanctl.jobs.corpus import CorpusInfo, describe, standard_library_corpus, unigram_entropy
 from elmanctl.jobs.executor import Resources
 from elmanctl.jobs.paths import RunPaths
@@ -20,10 +21,13 @@ from elmanctl.jobs.submission import extra_options
 from elmanctl.ledger.lease import Lease
 from elmanctl.ledger.store import LedgerWriter
 from elmanctl.models.backends import check_backend_name
-from elmanctl.models.registry import decode_config, find_family
+from elmanctl.models.config import DOCUMENTED
+from elmanctl.models.registry import resolve_level
+from elmanctl.search.audit import AxisEffect, audit_space, refuse_dead_axes
 from elmanctl.search.candidates import CandidateBuilder, ask_candidates
 from elmanctl.search.limits import check_limits
 from elmanctl.search.optimizer import CmaOptimizer
+from elmanctl.search.preflight import check_space
 from elmanctl.search.space import SearchSpace, load_space
 from elmanctl.search.workload import attempt_resources, training_budget
 from elmanctl.settings import Settings
@@ -47,6 +51,8 @@ class SearchPlan:
     space: SearchSpace
     start: tuple[float, ...]
     start_source: str
+    effects: tuple[AxisEffect, ...]
+    refused_share: float
     corpus: CorpusInfo
     unigram_nats: float
     budget: Budget
@@ -73,20 +79,22 @@ def plan_search(
     Raises NotFound (model, space, corpus), InvalidConfiguration (sizes, budget), ConfigError
     (settings), UsageError (name, sbatch options), EnvironmentNotReady (this machine cannot run it).
     """
-    family = find_family(model)
+    family, fixed = resolve_level(model, settings.model)
     check_limits(settings)
     check_backend_name(family.name, family.backends, settings.train.backend)
     folder = _run_folder(runs, name)
     space = load_space(
-        family.name, settings.search.space, axes=settings.search.axes, fixed=settings.model
+        family.name, settings.search.space, axes=settings.search.axes, fixed=_constants(fixed)
     )
     budget = training_budget(settings.train)
     resources = attempt_resources(settings, executor, {})
     if executor == "slurm":
         extra_options(resources.extra)
     check_space(space, settings)
+    effects = audit_space(space, settings.search.multiple_of)
+    refuse_dead_axes(effects)
     start, source = _start(space, settings)
-    _check_asking(space, settings, start)
+    asking = _check_asking(space, settings, executor, start)
     corpus = find_corpus(settings)
     _check_corpus(corpus, settings)
     if executor == "local":
@@ -100,6 +108,8 @@ def plan_search(
         space=space,
         start=start,
         start_source=source,
+        effects=tuple(effects),
+        refused_share=asking,
         corpus=corpus,
         unigram_nats=unigram_entropy(corpus.path),
         budget=budget,
@@ -117,26 +127,10 @@ def create_run(plan: SearchPlan) -> Path:
     return plan.folder
 
 
-def check_space(space: SearchSpace, settings: Settings) -> None:
-    """Raise InvalidConfiguration, naming the axis, for a value that no model can be built with."""
-    multiple = settings.search.multiple_of
-    middle = space.values(space.middle)
-
-    def build(values: dict[str, Any]) -> None:
-        decode_config(
-            space.model, {"dim": multiple, **{k: v for k, v in values.items() if k != "lr"}}
-        )
-
-    build(middle)
-    for axis in space.axes:
-        for level in axis.levels or ():
-            try:
-                build({**middle, axis.name: level})
-            except InvalidConfiguration as exc:
-                raise InvalidConfiguration(
-                    f"axis `{axis.name}` at {level}: {exc.message}",
-                    hint=exc.hint or "take it out of the axis in `[search.axes]`",
-                ) from exc
+def _constants(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """What a level and `[model]` fix, without what every configuration says anyway."""
+    silent = {"level": settings["level"], "variant": DOCUMENTED}
+    return {name: value for name, value in settings.items() if silent.get(name) != value}
 
 
 def find_corpus(settings: Settings) -> CorpusInfo:
@@ -146,8 +140,13 @@ def find_corpus(settings: Settings) -> CorpusInfo:
     return describe(Path(settings.data.path).expanduser().resolve())
 
 
-def _check_asking(space: SearchSpace, settings: Settings, start: tuple[float, ...]) -> None:
-    """Ask a generation as the search will, so that an empty space is found before it starts."""
+def _check_asking(
+    space: SearchSpace, settings: Settings, executor: str, start: tuple[float, ...]
+) -> float:
+    """Ask a generation as the search will, and return the share of points that are refused.
+
+    An empty space is found here, before the search starts.
+    """
     optimizer = CmaOptimizer.start(
         space.coordinates,
         start,
@@ -155,7 +154,10 @@ def _check_asking(space: SearchSpace, settings: Settings, start: tuple[float, ..
         population=settings.search.population,
         seed=settings.search.seed,
     )
-    ask_candidates(optimizer, CandidateBuilder(space, settings), settings.search.population)
+    builder = CandidateBuilder(space, settings, executor)
+    population = settings.search.population
+    _, refused = ask_candidates(optimizer, builder, population)
+    return refused / (refused + population)
 
 
 def _check_corpus(corpus: CorpusInfo, settings: Settings) -> None:
@@ -222,6 +224,7 @@ def _run_record(plan: SearchPlan, code: str) -> dict[str, Any]:
         "executor": plan.executor,
         "settings": plan.settings.encode(),
         "space": plan.space.encode(),
+        "audit": {found.axis: found.effect for found in plan.effects},
         "start": {"point": list(plan.start), "source": plan.start_source},
         "optimizer": {
             "name": "pycma",

@@ -22,7 +22,7 @@ def tiny(
         search=SearchSettings(**{**SEARCH, **search}), train=TrainSettings(steps=1, lr=5e-3)
     )
     space = load_space("e88", "tiny", axes=axes or {}, fixed=fixed or {})
-    return space, CandidateBuilder(space, settings)
+    return space, CandidateBuilder(space, settings, "local")
 
 
 class Scripted:

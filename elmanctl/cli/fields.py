@@ -1,0 +1,24 @@
+"""`key=value` words: the settings of a model on a command line."""
+
+import tomllib
+from typing import Any
+
+from elmanctl.errors import UsageError
+
+
+def model_fields(assignments: list[str] | None, *, with_lr: bool = False) -> dict[str, Any]:
+    """Read `key=value` words, values as TOML or else as text; raise UsageError for others."""
+    values: dict[str, Any] = {}
+    for word in assignments or []:
+        key, equals, text = word.partition("=")
+        if not equals or not key:
+            raise UsageError(f"`{word}` is not of the form key=value", hint="e.g. `dim=512`")
+        if key in values:
+            raise UsageError(f"`{key}` is given twice")
+        if key == "lr" and not with_lr:
+            raise UsageError("`lr` does not change the number of parameters", hint="leave it out")
+        try:
+            values[key] = tomllib.loads(f"value = {text}")["value"]
+        except tomllib.TOMLDecodeError:
+            values[key] = text
+    return values

@@ -1,0 +1,94 @@
+"""What this machine has of all that elmanctl may need, and what to do about the rest."""
+
+import importlib.util
+import os
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+
+from elmanctl.ledger.disk import free_bytes
+from elmanctl.models.backends import BACKENDS, fault_here
+from elmanctl.models.registry import FAMILIES
+
+_SLURM_COMMANDS = ("sbatch", "squeue", "sacct", "scancel")
+_GB = 10**9
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Finding:
+    """One thing that was looked at: whether it is in order, what was seen, and what would help."""
+
+    part: str
+    name: str
+    is_fine: bool
+    detail: str
+    fix: str | None = None
+
+
+def examine(runs: Path, floor_gb: float) -> list[Finding]:
+    """Look at packages, model backends, Slurm's commands and the folder of the runs."""
+    return [*_packages(), *_backends(), *_slurm(), *_folder(runs, floor_gb)]
+
+
+def _packages() -> Iterator[Finding]:
+    for name, extra in (
+        ("submitit", ""),
+        ("cma", ""),
+        ("torch", "train"),
+        ("schedulefree", "train"),
+    ):
+        is_there = importlib.util.find_spec(name) is not None
+        yield Finding(
+            part="package",
+            name=name,
+            is_fine=is_there,
+            detail=metadata.version(name) if is_there else "not installed",
+            fix=None if is_there else f"pip install 'elmanctl[{extra}]'" if extra else "reinstall",
+        )
+
+
+def _backends() -> Iterator[Finding]:
+    for backend in BACKENDS.values():
+        models = [family.name for family in FAMILIES.values() if backend.name in family.backends]
+        fault = fault_here(backend)
+        yield Finding(
+            part="backend",
+            name=backend.name,
+            is_fine=fault is None,
+            detail=fault or f"usable for {', '.join(models)}",
+            fix=backend.fix if fault else None,
+        )
+
+
+def _slurm() -> Iterator[Finding]:
+    for command in _SLURM_COMMANDS:
+        path = shutil.which(command)
+        yield Finding(
+            part="slurm",
+            name=command,
+            is_fine=path is not None,
+            detail=path or "not on PATH",
+            fix=None if path else "run on a login node of the cluster, or search with `--local`",
+        )
+
+
+def _folder(runs: Path, floor_gb: float) -> Iterator[Finding]:
+    there = next(folder for folder in (runs, *runs.parents) if folder.exists())
+    may_write = os.access(there, os.W_OK | os.X_OK)
+    yield Finding(
+        part="runs",
+        name="folder",
+        is_fine=may_write,
+        detail=f"{runs}" if may_write else f"{there} cannot be written",
+        fix=None if may_write else "set `paths.runs` to a folder of yours on a shared disk",
+    )
+    free_gb = free_bytes(there) / _GB
+    yield Finding(
+        part="runs",
+        name="disk",
+        is_fine=free_gb > floor_gb,
+        detail=f"{free_gb:.1f} GB free, {floor_gb:g} GB are kept free",
+        fix=None if free_gb > floor_gb else "make room: `elmanctl clean --dry-run`",
+    )
