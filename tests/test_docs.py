@@ -164,7 +164,7 @@ def test_event_is_in_the_document_of_the_ledger(kind: str) -> None:
 
 def test_every_module_is_in_the_tree_of_the_architecture() -> None:
     tree = read("docs/architecture.md").partition("\n## The tree\n")[2].partition("\n## ")[0]
-    named = re.findall(r"^ +([\w.]+\.(?:py|toml)) ", tree, re.MULTILINE)
+    named = re.findall(r"^ +([\w.]+\.(?:py|toml))(?: |$)", tree, re.MULTILINE)
     package = ROOT / "elmanctl"
     present = [
         path.name

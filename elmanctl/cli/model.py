@@ -43,12 +43,21 @@ def models(
         elmanctl models e88
     """
     if model is None:
-        rows = [{"model": f.name, "summary": f.summary} for f in FAMILIES.values()]
+        rows = [
+            {"model": f.name, "summary": f.summary, "backends": list(f.backends)}
+            for f in FAMILIES.values()
+        ]
         if as_json:
             print_json({"models": rows})
             return
-        columns = [Column(name="MODEL"), Column(name="SUMMARY")]
-        print_table(columns, [[r["model"], r["summary"]] for r in rows])
+        columns = [
+            Column(name="MODEL"),
+            Column(name="SUMMARY"),
+            Column(name="BACKENDS", dispensable=True),
+        ]
+        print_table(
+            columns, [[f.name, f.summary, ", ".join(f.backends)] for f in FAMILIES.values()]
+        )
         return
     family = find_family(model)
     spaces = [shipped_space(family.name, space) for space in space_names(family.name)]
@@ -65,7 +74,7 @@ def models(
             }
         )
         return
-    print_line(f"{family.name}: {family.summary}; {family.grammar.describe()}")
+    say(f"{family.name}: {family.summary}; level: {family.grammar.describe()}")
     print_table(
         [Column(name="BACKEND"), Column(name="RUNS HERE"), Column(name="COMPUTES")],
         [[row.name, row.fault or "yes", row.limits] for row in _backend_rows(family)],

@@ -204,9 +204,13 @@ def print_summary(session: Session) -> None:
     counts = state.counts()
     print_line(
         f"{state.run['name']} {state.status}: {counts[State.COMPLETED]} completed, "
-        f"{counts[State.FAILED]} failed, {counts[State.CANCELLED]} cancelled; "
-        f"{state.refused_share:.0%} of the points asked were refused unpaid"
+        f"{counts[State.FAILED]} failed, {counts[State.CANCELLED]} cancelled"
     )
+    if state.refused:
+        print_line(
+            f"points       {state.refused_share:.0%} were off the budget or impossible, "
+            "and drawn again at no cost"
+        )
     best = state.best()
     if best is not None and best.loss is not None:
         entropy = float(state.run["data"]["unigram_nats"])

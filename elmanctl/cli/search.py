@@ -309,7 +309,8 @@ def _describe(plan: SearchPlan) -> str:
         f"{plan.evaluations} evaluations of {each}{cost}; corpus {plan.corpus.path.name}, "
         f"{format_count(plan.corpus.size_bytes)} bytes, unigram entropy "
         f"{plan.unigram_nats:.4f} nat\n"
-        f"{plan.refused_share:.0%} of the first points asked are refused before they cost anything"
+        f"{plan.refused_share:.0%} of the first points are off the budget or impossible, and drawn "
+        "again at no cost"
     )
 
 

@@ -203,7 +203,7 @@ def _print_run(paths: RunPaths, found: RunState, chosen: list[Evaluation]) -> No
         f"{row['failed']} failed"
     )
     if row["refused_share"]:
-        text += f", {row['refused_share']:.0%} of points refused unpaid"
+        text += f", {row['refused_share']:.0%} of the points drawn again unpaid"
     if row["best"]:
         text += f", best {format_loss(row['best_loss'])} ({row['best']})"
     say(text)

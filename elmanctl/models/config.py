@@ -3,7 +3,7 @@
 Nothing here or in `models.configs` imports torch: a login node counts and checks without it.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import MISSING, asdict, dataclass, fields
 from typing import Annotated, Any, ClassVar, Literal, Self, get_args, get_origin, get_type_hints
 
@@ -81,7 +81,7 @@ class FamilyConfig:
 
     def layer_parameters(self) -> int:
         """Return the number of parameters of one layer, the norms before its parts left out."""
-        raise NotImplementedError
+        raise self._missing("layer_parameters")
 
     def layer_state_size(self, seq_len: int) -> int:
         """Return how many numbers one layer carries from position `seq_len` to the next.
@@ -89,7 +89,7 @@ class FamilyConfig:
         The state of the recurrence alone, or keys and values of an attention; the few inputs that a
         short convolution keeps are left out.
         """
-        raise NotImplementedError
+        raise self._missing("layer_state_size")
 
     def layer_flops(self, seq_len: int) -> int:
         """Return the forward FLOPs of one layer for one token, on average over a sequence.
@@ -97,15 +97,17 @@ class FamilyConfig:
         A multiplication and an addition count one each; norms, activations and softmax are left
         out, the tanh of a matrix state is one.
         """
-        raise NotImplementedError
+        raise self._missing("layer_flops")
+
+    def _missing(self, method: str) -> NotImplementedError:
+        return NotImplementedError(f"{type(self).__name__} does not define `{method}`")
 
     def layer_activations(self, seq_len: int) -> int:
         """Return about how many numbers of one token a layer keeps for its gradient.
 
-        Each matrix keeps its input and its output; their widths together are about the layer's
-        parameters over its width.
+        On backend `torch`, what the norm before it keeps included, the residual itself left out.
         """
-        return 2 * self.dim + 2 * self.layer_parameters() // self.dim
+        raise NotImplementedError
 
     def norm_parameters(self) -> int:
         """Return the number of parameters of the norms before the layers and of the last one."""
@@ -155,9 +157,14 @@ _known_annotations: dict[type[FamilyConfig], dict[str, Any]] = {}
 def _annotations(config_class: type[FamilyConfig]) -> dict[str, Any]:
     if config_class not in _known_annotations:
         hints = get_type_hints(config_class, include_extras=True)
-        _known_annotations[config_class] = {
-            item.name: hints[item.name] for item in fields(config_class)
-        }
+        found = {item.name: hints[item.name] for item in fields(config_class)}
+        for name, annotation in found.items():
+            if _kind(annotation)[0] not in _KINDS:
+                raise TypeError(
+                    f"{config_class.__name__}: nothing checks a `{name}` of type {annotation}; "
+                    "the docstring of FamilyConfig has the annotations there are"
+                )
+        _known_annotations[config_class] = found
     return _known_annotations[config_class]
 
 
@@ -190,6 +197,21 @@ def refuse_unknown(what: str, word: object, known: tuple[str, ...]) -> None:
 def whole(x: float) -> int:
     """Return x without its fraction, so that 25/24 of 24 is 25 and not 24.999999999999996."""
     return int(round(x, 6))
+
+
+def in_words(sizes: Iterable[int]) -> str:
+    """Return sizes for people, three or more at equal steps as a range: `4 to 16 in steps of 4`."""
+    rest, parts = sorted(sizes), []
+    while rest:
+        step = rest[1] - rest[0] if len(rest) > 1 else 1
+        length = next((n for n, size in enumerate(rest) if size != rest[0] + n * step), len(rest))
+        if length < 3:
+            length = 1
+            parts.append(str(rest[0]))
+        else:
+            parts.append(f"{rest[0]} to {rest[length - 1]} in steps of {step}")
+        rest = rest[length:]
+    return ", ".join(parts)
 
 
 def _check_value(level: str, name: str, annotation: Any, value: object) -> None:

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from elmanctl.errors import EnvironmentNotReady, InvalidConfiguration
+from elmanctl.errors import EnvironmentNotReady, InvalidConfiguration, NotFound
 from elmanctl.models.backends import resolve_backend
 from elmanctl.models.config import DOCUMENTED, STUDY, VARIANTS, FamilyConfig, refuse_unknown
 from elmanctl.models.levels import Grammar, Level, nearest_level
@@ -176,7 +176,17 @@ def parse_level(text: str) -> Level:
     Raises NotFound for an unknown name, InvalidConfiguration for a malformed level; both say what
     is nearest.
     """
-    return parse_by_grammar(text, tuple(family.grammar for family in FAMILIES.values()))
+    grammars = tuple(family.grammar for family in FAMILIES.values())
+    try:
+        return parse_by_grammar(text, grammars)
+    except NotFound as exc:
+        ours, _ = translate(text, {})
+        if ours == text:
+            raise
+        raise NotFound(
+            exc.message,
+            hint=f"the study of 2026 said so to `{ours}`; use that, or variant {STUDY}",
+        ) from exc
 
 
 def find_family(level: str) -> Family:
@@ -285,4 +295,13 @@ def build_model(
 
 def _load(path: str) -> Any:
     module, _, name = path.partition(":")
-    return getattr(import_module(module), name)
+    try:
+        return getattr(import_module(module), name)
+    except ModuleNotFoundError as exc:
+        # A family that is one file needs torch to count.
+        if exc.name != "torch":
+            raise
+        raise EnvironmentNotReady(
+            f"`{path}` needs torch, which is not installed here",
+            hint="pip install 'elmanctl[train]'",
+        ) from exc

@@ -4,6 +4,7 @@ The parameter budget is met here, before anything is submitted: `dim` is solved 
 A point that cannot be built is asked again at no cost and never told to the optimizer.
 """
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -17,7 +18,9 @@ from elmanctl.search.space import SearchSpace
 from elmanctl.settings import Settings
 
 # Refusals cost milliseconds; this many in one generation mean a space that holds next to nothing.
-MAX_REFUSED = 5_000
+MAX_REFUSED = 1_000
+
+_NUMBERS = re.compile(r"\d[\d.,]*")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -92,9 +95,10 @@ def ask_candidates(
 ) -> tuple[list[Candidate], int]:
     """Return `count` candidates and how many points were refused on the way.
 
-    Raises InvalidConfiguration with the last reason when the space holds too few.
+    Raises InvalidConfiguration with the most frequent reason when the space holds too few.
     """
     candidates: list[Candidate] = []
+    refusals: dict[str, list[InvalidConfiguration]] = {}
     refused = 0
     points = optimizer.ask(count)
     while True:
@@ -103,11 +107,17 @@ def ask_candidates(
                 candidates.append(builder.build(point))
             except InvalidConfiguration as exc:
                 refused += 1
+                # The same reason has other numbers at every point.
+                refusals.setdefault(_NUMBERS.sub("#", exc.message), []).append(exc)
                 if refused >= MAX_REFUSED:
-                    raise InvalidConfiguration(
-                        f"{refused} points cannot be built; the last one: {exc.message}",
-                        hint=exc.hint or "widen `--tolerance`, or change the axes or `--params`",
-                    ) from exc
+                    raise _nothing_left(refused, max(refusals.values(), key=len)[-1]) from exc
         if len(candidates) >= count:
             return candidates, refused
         points = optimizer.ask(1)
+
+
+def _nothing_left(refused: int, example: InvalidConfiguration) -> InvalidConfiguration:
+    return InvalidConfiguration(
+        f"{refused} points cannot be built; most often: {example.message}",
+        hint=example.hint or "widen `--tolerance`, or change the axes or `--params`",
+    )

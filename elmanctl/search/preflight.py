@@ -24,14 +24,15 @@ class Preflight:
 
     def check(self, config: FamilyConfig) -> None:
         """Raise InvalidConfiguration for a model that could not run."""
-        config.check_backend(self._backend(config))
+        self.check_backend(config)
         if self._gpu_memory_gb is not None:
             self._check_memory(config, self._gpu_memory_gb * _GB)
 
-    def _backend(self, config: FamilyConfig) -> str:
-        # What `auto` picks is known on the node alone; it can always pick the last one.
+    def check_backend(self, config: FamilyConfig) -> None:
+        """Raise InvalidConfiguration for a model that the backend does not compute."""
         name = self._train.backend
-        return FAMILIES[config.level].backends[-1] if name == AUTO else name
+        # What `auto` picks is known on the node alone; it can always pick the last one.
+        config.check_backend(FAMILIES[config.level].backends[-1] if name == AUTO else name)
 
     def _check_memory(self, config: FamilyConfig, limit_bytes: float) -> None:
         train = self._train
@@ -49,15 +50,16 @@ class Preflight:
             )
 
 
-def check_space(space: SearchSpace, settings: Settings) -> None:
-    """Raise InvalidConfiguration, naming the axis, for a value that no model can be built with."""
+def check_space(space: SearchSpace, settings: Settings, executor: str) -> None:
+    """Raise InvalidConfiguration, naming the axis, for a value that no model can run with."""
+    preflight = Preflight(settings, executor)
     config_class = find_family(space.model).load_config()
     middle = space.values(space.middle)
 
     def build(values: dict[str, Any]) -> None:
         dim = lcm(settings.search.multiple_of, config_class.dim_divisor(values))
         fields = {name: value for name, value in values.items() if name != "lr"}
-        decode_config(space.model, {"dim": dim, **fields})
+        preflight.check_backend(decode_config(space.model, {"dim": dim, **fields}))
 
     if space.allows(middle):
         build(middle)

@@ -38,7 +38,7 @@ def evaluate_once(
     if isinstance(lr, bool) or not isinstance(lr, int | float):
         raise UsageError(f"`lr` is a number, not `{lr}`")
     config = decode_config(family.name, values).encode()
-    check_trainable()
+    check_trainable(settings)
     corpus = find_corpus(settings)
     spec = AttemptSpec(
         run="eval",

@@ -87,9 +87,17 @@ def space_names(model: str) -> list[str]:
 
 
 def load_space(
-    model: str, name: str, *, axes: Mapping[str, Any], fixed: Mapping[str, Any]
+    model: str,
+    name: str,
+    *,
+    axes: Mapping[str, Any],
+    fixed: Mapping[str, Any],
+    has_budget: bool = False,
 ) -> SearchSpace:
     """Return a shipped space with the user's own axes and constants laid over it.
+
+    Under a parameter budget (`has_budget`) `dim` is solved to meet it, so a shipped axis of that
+    name is left out: nearly every point of it would be off the budget.
 
     Raises NotFound for an unknown name, ConfigError for an axis that is also a constant and for a
     swept setting that has no value.
@@ -109,7 +117,8 @@ def load_space(
         raise ConfigError(
             f"`{both.pop()}` is both a constant in `[model]` and an axis in `[search.axes]`"
         )
-    tables = {k: v for k, v in {**table["axes"], **axes}.items() if k not in fixed}
+    shipped = {k: v for k, v in table["axes"].items() if not (has_budget and k == "dim")}
+    tables = {k: v for k, v in {**shipped, **axes}.items() if k not in fixed}
     constants = {k: v for k, v in {**table.get("fixed", {}), **fixed}.items() if k not in tables}
     best = table.get("best", {})
     return SearchSpace(
@@ -142,7 +151,7 @@ def _check_swept(
             raise ConfigError(
                 f"space `{name}` of {model} is one search for each value of `{setting}`: "
                 f"{', '.join(map(str, values))}",
-                hint=f"set it, e.g. `{setting} = {values[0]}` in `[model]`",
+                hint=f"add e.g. `{setting}={values[0]}` to the command, or set it in `[model]`",
             )
 
 

@@ -20,7 +20,7 @@ from elmanctl.jobs.snapshot import freeze_code
 from elmanctl.jobs.submission import extra_options
 from elmanctl.ledger.lease import Lease
 from elmanctl.ledger.store import LedgerWriter
-from elmanctl.models.backends import check_backend_name
+from elmanctl.models.backends import AUTO, BACKENDS, check_backend_name, fault_here
 from elmanctl.models.config import DOCUMENTED
 from elmanctl.models.registry import resolve_level
 from elmanctl.search.audit import AxisEffect, audit_space, refuse_dead_axes
@@ -84,13 +84,17 @@ def plan_search(
     check_backend_name(family.name, family.backends, settings.train.backend)
     folder = _run_folder(runs, name)
     space = load_space(
-        family.name, settings.search.space, axes=settings.search.axes, fixed=_constants(fixed)
+        family.name,
+        settings.search.space,
+        axes=settings.search.axes,
+        fixed=_constants(fixed),
+        has_budget=settings.search.params is not None,
     )
     budget = training_budget(settings.train)
     resources = attempt_resources(settings, executor, {})
     if executor == "slurm":
         extra_options(resources.extra)
-    check_space(space, settings)
+    check_space(space, settings, executor)
     effects = audit_space(space, settings.search.multiple_of)
     refuse_dead_axes(effects)
     start, source = _start(space, settings)
@@ -98,7 +102,7 @@ def plan_search(
     corpus = find_corpus(settings)
     _check_corpus(corpus, settings)
     if executor == "local":
-        check_trainable()
+        check_trainable(settings)
     return SearchPlan(
         name=name,
         folder=folder,
@@ -181,14 +185,21 @@ def _start(space: SearchSpace, settings: Settings) -> tuple[tuple[float, ...], s
     return space.point(space.best), space.best_source
 
 
-def check_trainable() -> None:
-    """Raise EnvironmentNotReady when this machine lacks what a worker imports."""
+def check_trainable(settings: Settings) -> None:
+    """Raise EnvironmentNotReady when this machine lacks what a worker imports or is told to use."""
     missing = [name for name in ("torch", "schedulefree") if not importlib.util.find_spec(name)]
     if missing:
         raise EnvironmentNotReady(
             f"`{missing[0]}` is not installed here, and training needs it",
             hint="install the extra `train`: pip install -e '.[train]' in a checkout",
         )
+    if settings.train.backend != AUTO:
+        backend = BACKENDS[settings.train.backend]
+        fault = fault_here(backend)
+        if fault:
+            raise EnvironmentNotReady(
+                f"backend `{backend.name}` cannot run here: {fault}", hint=backend.fix
+            )
 
 
 def _run_folder(runs: Path, name: str) -> Path:

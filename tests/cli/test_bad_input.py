@@ -35,8 +35,8 @@ Case = tuple[tuple[str, ...], int, str, str | None]
 
 WITHOUT_FILES: dict[str, Case] = {
     "unknown model": (
-        ("search", "e89", "--local", "--preset", "tiny", "--yes"),
-        *(3, "there is no model `e89`", "did you mean `e88`?"),
+        ("search", "mamba3", "--local", "--preset", "tiny", "--yes"),
+        *(3, "there is no model `mamba3`", "did you mean `mamba2`?"),
     ),
     "unknown state size": (
         ("params", "e88", "dim=64", "depth=1", "n_heads=2", "n_state=33"),

@@ -15,6 +15,7 @@ from elmanctl.ledger.records import State
 from elmanctl.ledger.run_state import RunState
 from elmanctl.ledger.state import load_run
 from elmanctl.models.params import count_parameters
+from elmanctl.models.registry import FAMILIES
 from tests.cli.conftest import QuickCommandLine, Snapshot
 
 
@@ -35,10 +36,12 @@ def state_of(user: QuickCommandLine, run: str) -> RunState:
 
 
 def test_models_are_listed_with_their_spaces(quick: QuickCommandLine) -> None:
-    assert succeeded(quick("models")).startswith("MODEL\tSUMMARY\ne88\t")
+    lines = succeeded(quick("models")).splitlines()
+    assert lines[0] == "MODEL\tSUMMARY\tBACKENDS"
+    assert [line.split("\t")[0] for line in lines[1:]] == list(FAMILIES)
     rows = [line.split("\t") for line in succeeded(quick("models", "E88")).splitlines()]
-    assert ["4d", "lr", "log", "0.0001 to 0.003, logarithmic", "0.00064"] in rows
-    assert document(quick("models", "e88", "--json"))["model"] == "e88"
+    assert ["6d", "lr", "log", "1e-05 to 0.001, logarithmic", "0.00064", "training"] in rows
+    assert ["3d", "n_heads", "int", "32 to 160", "98", "parameters"] in rows
 
 
 def test_parameters_are_counted_part_by_part(quick: QuickCommandLine) -> None:

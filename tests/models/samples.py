@@ -16,7 +16,7 @@ SMALL: dict[str, dict[str, Any]] = {
     "e90": {"dim": 48, "depth": 1, "n_heads": 3, "k_fast": 4, "k_slow": 8, "lr": 1e-2},
     "e75": {"dim": 48, "depth": 2, "n_heads": 4, "n_state": 8, "lr": 1e-2},
     "e87": {"dim": 48, "depth": 2, "n_blocks": 4, "top_k": 2, "n_state": 8, "lr": 1e-2},
-    "mom-e88": {"dim": 48, "depth": 2, "n_heads": 4, "top_k": 2, "n_state": 8, "lr": 1e-2},
+    "mom-e88": {"dim": 48, "depth": 1, "n_heads": 6, "top_k": 3, "n_state": 8, "lr": 1e-2},
     "mamba2": {"dim": 32, "depth": 2, "d_state": 8, "head_dim": 32, "lr": 1e-2},
     "fla-gdn": {"dim": 32, "depth": 2, "n_heads": 2, "lr": 1e-2},
     "transformer": {"dim": 48, "depth": 2, "n_heads": 3, "head_dim": 16, "lr": 1e-2},

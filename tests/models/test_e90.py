@@ -154,6 +154,9 @@ def test_both_variants_compute_the_same_where_values_are_whole() -> None:
 def test_study_cuts_values_down() -> None:
     config = make_config(variant="study-2026-01", k_fast=8, k_slow=12, expansion=1.2)
     assert (config.v_fast, config.v_slow) == (9, 14)
+    rounded = {"k_fast": 24, "k_slow": 24, "expansion": 1.04166666}  # 25/24, nearly
+    assert make_config(**rounded).v_fast == 25
+    assert make_config(variant="study-2026-01", **rounded).v_fast == 24
 
 
 @pytest.mark.parametrize(

@@ -25,7 +25,7 @@ def shipped(name: str, **changes: Any) -> SearchSpace:
 @pytest.mark.parametrize(("model", "name"), SPACES)
 def test_every_value_of_a_shipped_space_builds_a_model(model: str, name: str) -> None:
     space = shipped_space(model, name)
-    check_space(space, Settings())
+    check_space(space, Settings(), "slurm")
     assert space.axes
 
 

@@ -8,9 +8,12 @@ from elmanctl.errors import InvalidConfiguration, nearest
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ["BACKENDS", "gated_delta_rule"]
+__all__ = ["BACKENDS", "CHUNK", "gated_delta_rule"]
 
 BACKENDS = ("torch", "fla")
+
+CHUNK = 64
+"""Positions that backend `torch` computes at once, as products of matrices."""
 
 
 def gated_delta_rule(

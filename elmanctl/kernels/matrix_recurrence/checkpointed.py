@@ -25,8 +25,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-CHECKPOINT_EVERY = 16
-"""Positions between two stored states; the backward pass replays the states in between."""
+from elmanctl.kernels.matrix_recurrence.sizes import CHECKPOINT_EVERY
 
 KEY, QUERY = 0, 1
 DELTA, READ_OUT = 0, 1

@@ -11,6 +11,18 @@ SUPPORTED: Mapping[str, tuple[int, ...]] = {
     "torch": (*range(4, 65, 4), 72, 80, 88, 96, 128),
 }
 
+CHECKPOINT_EVERY = 16
+"""Positions between two states that backend `torch` stores for the backward pass."""
+
+
+def numbers_kept(key_width: int, value_width: int, state_size: int) -> int:
+    """Return how many numbers of one position backend `torch` keeps for the gradient.
+
+    The widths are those of all heads together: unit keys and queries, deltas and read-outs, and
+    the share of a stored state.
+    """
+    return 2 * (key_width + value_width) + state_size // CHECKPOINT_EVERY
+
 
 def resolve_backend(name: str) -> str:
     """Return the backend that `name` stands for; `auto` is the best one that exists.
@@ -29,13 +41,18 @@ def resolve_backend(name: str) -> str:
     )
 
 
+def sizes_of(backend: str) -> tuple[int, ...]:
+    """Return how many keys a state may have on `backend`, rising; raise as `resolve_backend`."""
+    return SUPPORTED[resolve_backend(backend)]
+
+
 def check_size(backend: str, n_state: int) -> None:
     """Raise InvalidConfiguration unless `backend` computes states with `n_state` keys.
 
     The message names the nearest sizes that it does compute.
     """
     backend = resolve_backend(backend)
-    sizes = SUPPORTED[backend]
+    sizes = sizes_of(backend)
     place = bisect_left(sizes, n_state)
     if place < len(sizes) and sizes[place] == n_state:
         return

@@ -8,9 +8,12 @@ from elmanctl.errors import InvalidConfiguration, nearest
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ["BACKENDS", "state_space_dual"]
+__all__ = ["BACKENDS", "CHUNK", "state_space_dual"]
 
 BACKENDS = ("torch",)
+
+CHUNK = 64
+"""Positions that backend `torch` computes at once, as products of matrices."""
 
 
 def state_space_dual(

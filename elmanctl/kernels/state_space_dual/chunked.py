@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-CHUNK = 64
+from elmanctl.kernels.state_space_dual import CHUNK
 
 
 def chunked_state_space_dual(

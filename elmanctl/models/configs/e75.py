@@ -5,8 +5,8 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from elmanctl.errors import InvalidConfiguration
-from elmanctl.kernels.matrix_recurrence.sizes import check_size
-from elmanctl.models.config import ConvWidth, Expansion, FamilyConfig, Heads, whole
+from elmanctl.kernels.matrix_recurrence.sizes import check_size, numbers_kept, sizes_of
+from elmanctl.models.config import ConvWidth, Expansion, FamilyConfig, Heads, in_words, whole
 
 SIZES = (8, 16, 24, 32, 40, 48, 56, 64)
 """E75 is defined for these states alone; the matrix recurrence itself computes more of them."""
@@ -85,6 +85,11 @@ class E75Config(FamilyConfig):
         check_size(backend, self.n_state)
 
     @classmethod
+    def backend_limits(cls, backend: str) -> str:
+        """Return in words which sizes a backend computes."""
+        return f"`n_state` {in_words(set(SIZES).intersection(sizes_of(backend)))}"
+
+    @classmethod
     def complete_level(cls, settings: Mapping[str, Any]) -> dict[str, Any]:
         """Return the state size of a level that names heads and no size."""
         if "n_heads" in settings and "n_state" not in settings:
@@ -99,6 +104,16 @@ class E75Config(FamilyConfig):
     def layer_state_size(self, seq_len: int) -> int:
         """Return how many numbers one layer carries on: keys by values of each head."""
         return self.head_width * self.n_state
+
+    def layer_activations(self, seq_len: int) -> int:
+        """Return about how many numbers of one token a layer keeps for its gradient."""
+        width, state_size = self.head_width, self.layer_state_size(seq_len)
+        inner = 0 if self.post_conv else (2 + self.use_conv) * self.inner_width
+        # Keys, values, queries and scores of the decays; with `post_conv` around it too.
+        mixed = (4 + 6 * self.post_conv) * width
+        # Decays twice, and the read-out, its gate and their product.
+        around = 5 * width
+        return 2 * self.dim + inner + mixed + numbers_kept(width, width, state_size) + around
 
     def layer_flops(self, seq_len: int) -> int:
         """Return the forward FLOPs of one layer for one token."""

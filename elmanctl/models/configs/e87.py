@@ -5,8 +5,8 @@ from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
 from elmanctl.errors import InvalidConfiguration
-from elmanctl.kernels.matrix_recurrence.sizes import check_size
-from elmanctl.models.config import Between, ConvWidth, Expansion, FamilyConfig, whole
+from elmanctl.kernels.matrix_recurrence.sizes import check_size, numbers_kept, sizes_of
+from elmanctl.models.config import Between, ConvWidth, Expansion, FamilyConfig, in_words, whole
 
 Blocks = Annotated[int, Between(1, 1_024)]
 
@@ -59,6 +59,11 @@ class E87Config(FamilyConfig):
         check_size(backend, self.n_state)
 
     @classmethod
+    def backend_limits(cls, backend: str) -> str:
+        """Return in words which sizes a backend computes."""
+        return f"`n_state` {in_words(sizes_of(backend))}"
+
+    @classmethod
     def complete_level(cls, settings: Mapping[str, Any]) -> dict[str, Any]:
         """Return the state size of a level that names a known number of blocks and no size."""
         blocks = settings.get("n_blocks")
@@ -74,6 +79,14 @@ class E87Config(FamilyConfig):
     def layer_state_size(self, seq_len: int) -> int:
         """Return how many numbers one layer carries on: keys by values of each block."""
         return self.block_width * self.n_state
+
+    def layer_activations(self, seq_len: int) -> int:
+        """Return about how many numbers of one token a layer keeps for its gradient."""
+        width, state_size = self.block_width, self.layer_state_size(seq_len)
+        inner = (2 + 3 * self.use_conv) * self.inner_width
+        # Keys, values and scores of the decays; decays twice; three factors of what is read.
+        around = (3 + 2 + 3) * width + 8 * self.n_blocks + 2 * self.n_state
+        return 2 * self.dim + inner + numbers_kept(width, width, state_size) + around
 
     def layer_flops(self, seq_len: int) -> int:
         """Return the forward FLOPs of one layer for one token.

@@ -4,8 +4,16 @@ from dataclasses import dataclass
 from typing import Literal
 
 from elmanctl.errors import InvalidConfiguration
-from elmanctl.kernels.matrix_recurrence.sizes import check_size
-from elmanctl.models.config import STUDY, ConvWidth, Expansion, FamilyConfig, Heads, whole
+from elmanctl.kernels.matrix_recurrence.sizes import check_size, numbers_kept, sizes_of
+from elmanctl.models.config import (
+    STUDY,
+    ConvWidth,
+    Expansion,
+    FamilyConfig,
+    Heads,
+    in_words,
+    whole,
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -101,6 +109,11 @@ class E88Config(FamilyConfig):
         self._check_values_are_even()
         check_size(backend, self.n_state)
 
+    @classmethod
+    def backend_limits(cls, backend: str) -> str:
+        """Return in words which sizes a backend computes."""
+        return f"`n_state` {in_words(sizes_of(backend))}"
+
     def _check_values_are_even(self) -> None:
         if not self.value_width % self.n_heads and self.value_width:
             return
@@ -142,6 +155,19 @@ class E88Config(FamilyConfig):
     def layer_state_size(self, seq_len: int) -> int:
         """Return how many numbers one layer carries on: keys by values of each head."""
         return self.n_heads * self.head_values * self.n_state
+
+    def layer_activations(self, seq_len: int) -> int:
+        """Return about how many numbers of one token a layer keeps for its gradient."""
+        state_size = self.layer_state_size(seq_len)
+        gates_outside = self.gate_function != "silu" or self.output_norm or self.value_residual
+        values = self.use_gate * (3 if gates_outside else 1) + 2 * self.output_norm
+        if self.head_mix not in ("sum", "concat", "per_head"):
+            values += 1
+        # The values of `value_residual` hold on to the keys and queries beside them.
+        mixed = self.mixed_width * (1 + self.use_conv + self.value_residual)
+        joined = self.value_width if self.head_mix in ("concat", "per_head") else self.head_values
+        recurrence = numbers_kept(self.key_width, self.value_width, state_size)
+        return 2 * self.dim + mixed + recurrence + values * self.value_width + joined
 
     def layer_flops(self, seq_len: int) -> int:
         """Return the forward FLOPs of one layer for one token."""

@@ -5,8 +5,8 @@ from dataclasses import dataclass
 from typing import Literal
 
 from elmanctl.errors import InvalidConfiguration
-from elmanctl.kernels.matrix_recurrence.sizes import check_size
-from elmanctl.models.config import Expansion, FamilyConfig, Heads, whole
+from elmanctl.kernels.matrix_recurrence.sizes import check_size, numbers_kept, sizes_of
+from elmanctl.models.config import Expansion, FamilyConfig, Heads, in_words, whole
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -28,12 +28,16 @@ class E90Config(FamilyConfig):
     @property
     def v_fast(self) -> int:
         """Values of the fast state of one head."""
-        return whole(self.k_fast * self.expansion)
+        return self._values(self.k_fast)
 
     @property
     def v_slow(self) -> int:
         """Values of the slow state of one head."""
-        return whole(self.k_slow * self.expansion)
+        return self._values(self.k_slow)
+
+    def _values(self, n_key: int) -> int:
+        values = n_key * self.expansion
+        return int(values) if self.is_study else whole(values)
 
     @property
     def head_values(self) -> int:
@@ -61,7 +65,7 @@ class E90Config(FamilyConfig):
         for name in ("k_fast", "k_slow"):
             values = getattr(self, name) * self.expansion
             is_cut = not self.is_study and round(values, 6) != whole(values)
-            if is_cut or whole(values) < 1:
+            if is_cut or self._values(getattr(self, name)) < 1:
                 raise InvalidConfiguration(
                     f"{self.level}: `expansion` {self.expansion:g} of `{name}` "
                     f"{getattr(self, name)} gives {values:g} values, not a whole positive number",
@@ -77,6 +81,11 @@ class E90Config(FamilyConfig):
     def check_backend(self, backend: str) -> None:
         """Raise InvalidConfiguration unless the backend computes states of both sizes."""
         self._check_sizes(backend)
+
+    @classmethod
+    def backend_limits(cls, backend: str) -> str:
+        """Return in words which sizes a backend computes."""
+        return f"`k_fast` and `k_slow` {in_words(sizes_of(backend))}"
 
     def _check_sizes(self, backend: str) -> None:
         for name in ("k_fast", "k_slow"):
@@ -98,6 +107,18 @@ class E90Config(FamilyConfig):
     def layer_state_size(self, seq_len: int) -> int:
         """Return how many numbers one layer carries on: keys by values of both states."""
         return self.n_heads * (self.k_fast * self.v_fast + self.k_slow * self.v_slow)
+
+    def layer_activations(self, seq_len: int) -> int:
+        """Return about how many numbers of one token a layer keeps for its gradient."""
+        recurrences = numbers_kept(
+            self.n_heads * (self.k_fast + self.k_slow),
+            self.n_heads * (self.v_fast + self.v_slow),
+            self.layer_state_size(seq_len),
+        )
+        # Both read-outs, what leaves the layer and, with a gate, its two sides and the gate before.
+        values = (3 + 3 * self.use_gate) * self.value_width
+        scores = 16 * self.n_heads
+        return 2 * self.dim + self.fast_width + self.slow_width + recurrences + values + scores
 
     def layer_flops(self, seq_len: int) -> int:
         """Return the forward FLOPs of one layer for one token."""

@@ -68,6 +68,12 @@ class E1Config(_TanhElmanConfig):
     level: Literal["e1"] = "e1"
     spectral_norm: bool = True
 
+    def layer_activations(self, seq_len: int) -> int:
+        """Return about how many numbers of one token a layer keeps for its gradient."""
+        # Both halves, the input of the network, the state, the gate, what leaves; a convolution
+        # keeps its input and its output.
+        return 2 * self.dim + (6 + 2 * self.use_conv) * self.width
+
     @property
     def matrix_weights(self) -> int:
         """Entries of the matrices: into state and gate, input, recurrence, and out."""
@@ -85,6 +91,11 @@ class E0Config(_TanhElmanConfig):
 
     level: Literal["e0"] = "e0"
     spectral_norm: bool = False
+
+    def layer_activations(self, seq_len: int) -> int:
+        """Return about how many numbers of one token a layer keeps for its gradient."""
+        # The input of network and gate, the state, the gate before and after, what leaves.
+        return 2 * self.dim + (5 + 3 * self.use_conv) * self.width
 
     @property
     def matrix_weights(self) -> int:
@@ -110,6 +121,11 @@ class E42Config(_ElmanConfig):
         _ElmanConfig.check_together(self)
         if not self.spectral_radius:
             raise InvalidConfiguration(f"{self.level}: `spectral_radius` must be more than 0")
+
+    def layer_activations(self, seq_len: int) -> int:
+        """Return about how many numbers of one token a layer keeps for its gradient."""
+        # The input before and after silu, the state, its gate, what leaves.
+        return 2 * self.dim + 5 * self.width
 
     def layer_parameters(self) -> int:
         """Return the number of parameters of one layer, the norm before it left out."""

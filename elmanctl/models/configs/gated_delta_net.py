@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Annotated, Literal
 
 from elmanctl.errors import InvalidConfiguration
+from elmanctl.kernels.gated_delta_rule import CHUNK
 from elmanctl.models.config import STUDY, Between, ConvWidth, Expansion, FamilyConfig, whole
 
 HEAD_WIDTH = 128
@@ -130,6 +131,16 @@ class GatedDeltaNetConfig(FamilyConfig):
     def layer_state_size(self, seq_len: int) -> int:
         """Return how many numbers one layer carries on: keys by values of each head."""
         return self.value_width * self.head_keys
+
+    def layer_activations(self, seq_len: int) -> int:
+        """Return about how many numbers of one token a layer keeps for its gradient."""
+        chunk = min(CHUNK, seq_len)
+        mixed = self.has_conv * self.mixed_width
+        states = self.layer_state_size(seq_len) // chunk
+        # Copies, as the steps from the projections to the output need them, and, by position of
+        # the chunk, those of the decays and the products of keys and queries.
+        copies = 12 * (self.key_width + self.value_width) + 7 * self.heads * chunk
+        return 2 * self.dim + mixed + copies + states
 
     def layer_flops(self, seq_len: int) -> int:
         """Return the forward FLOPs of one layer for one token, the recurrence done step by step."""

@@ -14,6 +14,8 @@ class _CellConfig(FamilyConfig):
     norm: ClassVar[Literal["rms", "layer"]] = "layer"
     n_blocks: ClassVar[int]
     states: ClassVar[int]
+    kept: ClassVar[int]
+    """How many numbers of a unit the cell keeps for its gradient at one position."""
     convention: ClassVar[str]
     """The setting that chooses between the convention of PyTorch and cuDNN and the study's own."""
 
@@ -46,6 +48,11 @@ class _CellConfig(FamilyConfig):
                 hint=f"take backend `torch`, or leave `{self.convention}` true",
             )
 
+    @classmethod
+    def backend_limits(cls, backend: str) -> str:
+        """Return in words which cells a backend computes, empty where it computes all."""
+        return f"`{cls.convention}` true" if backend == "cudnn" else ""
+
     def layer_parameters(self) -> int:
         """Return the number of parameters of one layer, the norm before it left out."""
         biases = 2 if self.is_standard else 1
@@ -55,6 +62,10 @@ class _CellConfig(FamilyConfig):
     def layer_state_size(self, seq_len: int) -> int:
         """Return how many numbers one layer carries on."""
         return self.states * self.width
+
+    def layer_activations(self, seq_len: int) -> int:
+        """Return about how many numbers of one token a layer keeps for its gradient."""
+        return self.dim + self.kept * self.width
 
     def layer_flops(self, seq_len: int) -> int:
         """Return the forward FLOPs of one layer for one token."""
@@ -69,6 +80,7 @@ class GRUConfig(_CellConfig):
 
     n_blocks: ClassVar[int] = 3
     states: ClassVar[int] = 1
+    kept: ClassVar[int] = 9
     convention: ClassVar[str] = "reset_after"
 
     level: Literal["gru"] = "gru"
@@ -81,6 +93,8 @@ class LSTMConfig(_CellConfig):
 
     n_blocks: ClassVar[int] = 4
     states: ClassVar[int] = 2
+    # On a CPU oneDNN keeps twice what the cell with one set of biases does.
+    kept: ClassVar[int] = 14
     convention: ClassVar[str] = "two_biases"
 
     level: Literal["lstm"] = "lstm"

@@ -3,10 +3,13 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 from math import gcd
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, ClassVar, Literal, get_args
 
 from elmanctl.errors import InvalidConfiguration
-from elmanctl.models.config import Between, ConvWidth, FamilyConfig
+from elmanctl.kernels.state_space_dual import CHUNK
+from elmanctl.models.config import Between, ConvWidth, FamilyConfig, in_words
+
+HeadDim = Literal[8, 16, 32, 64, 128]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -22,7 +25,7 @@ class Mamba2Config(FamilyConfig):
     level: Literal["mamba2"] = "mamba2"
     d_state: Annotated[int, Between(1, 1_024)] = 64
     expand: Annotated[int, Between(1, 8)] = 2
-    head_dim: Literal[8, 16, 32, 64, 128] = 64
+    head_dim: HeadDim = 64
     d_conv: ConvWidth = 4
 
     @property
@@ -57,6 +60,11 @@ class Mamba2Config(FamilyConfig):
                 hint=f"nearest `dim`: {' and '.join(around)}",
             )
 
+    @classmethod
+    def backend_limits(cls, backend: str) -> str:
+        """Return in words which sizes a backend computes."""
+        return f"`head_dim` {in_words(get_args(HeadDim))}"
+
     def layer_parameters(self) -> int:
         """Return the number of parameters of one layer, the norm before it left out."""
         return (
@@ -70,6 +78,14 @@ class Mamba2Config(FamilyConfig):
     def layer_state_size(self, seq_len: int) -> int:
         """Return how many numbers one layer carries on: a state vector for each channel."""
         return self.inner_width * self.d_state
+
+    def layer_activations(self, seq_len: int) -> int:
+        """Return about how many numbers of one token a layer keeps for its gradient."""
+        chunk = min(CHUNK, seq_len)
+        states = 2 * self.layer_state_size(seq_len) // chunk
+        within = 2 * (self.n_heads + 1) * chunk
+        # Copies, as the steps from the projection to the output need them.
+        return self.dim + 14 * self.inner_width + 11 * self.d_state + states + within
 
     def layer_flops(self, seq_len: int) -> int:
         """Return the forward FLOPs of one layer for one token."""

@@ -54,6 +54,13 @@ class MinRNNConfig(FamilyConfig):
         """Return how many numbers one layer carries on: one for each channel."""
         return self.n_channels
 
+    def layer_activations(self, seq_len: int) -> int:
+        """Return about how many numbers of one token a layer keeps for its gradient."""
+        # Both shares, the candidate before and after, the state; MinLSTM: the scores twice.
+        channels = 5 if self.scores == 2 else 10
+        normed = self.dim * (1 + self.has_convolution)
+        return normed + channels * self.n_channels + self.n_channels // 4
+
     def layer_flops(self, seq_len: int) -> int:
         """Return the forward FLOPs of one layer for one token."""
         # The state and the candidate are each multiplied by their gate, and added.

@@ -4,8 +4,8 @@ from dataclasses import dataclass
 from typing import Annotated, Literal
 
 from elmanctl.errors import InvalidConfiguration
-from elmanctl.kernels.matrix_recurrence.sizes import check_size
-from elmanctl.models.config import Between, Expansion, FamilyConfig, Heads, whole
+from elmanctl.kernels.matrix_recurrence.sizes import check_size, numbers_kept, sizes_of
+from elmanctl.models.config import Between, Expansion, FamilyConfig, Heads, in_words, whole
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,7 +36,8 @@ class MomE88Config(FamilyConfig):
     @property
     def value_width(self) -> int:
         """Values of all heads together."""
-        return whole(self.key_width * self.expansion)
+        values = self.key_width * self.expansion
+        return int(values) if self.is_study else whole(values)
 
     @property
     def head_values(self) -> int:
@@ -64,6 +65,11 @@ class MomE88Config(FamilyConfig):
         """Raise InvalidConfiguration unless the backend computes states of this size."""
         check_size(backend, self.n_state)
 
+    @classmethod
+    def backend_limits(cls, backend: str) -> str:
+        """Return in words which sizes a backend computes."""
+        return f"`n_state` {in_words(sizes_of(backend))}"
+
     def layer_parameters(self) -> int:
         """Return the number of parameters of one layer, the norm before it left out."""
         router = self.dim * self.n_heads
@@ -78,6 +84,19 @@ class MomE88Config(FamilyConfig):
         """
         memories = self.top_k if self.is_study else self.n_heads
         return memories * self.n_state * self.head_values
+
+    def layer_activations(self, seq_len: int) -> int:
+        """Return about how many numbers of one token a layer keeps for its gradient."""
+        mixed = 2 * self.key_width + self.value_width
+        keys, values = self.key_width, self.value_width
+        scores = 14 * self.n_heads
+        if self.is_study:
+            # The chosen heads are copied out of all, which stay, and then brought to unit length.
+            keys, values = self.top_k * self.n_state, self.top_k * self.head_values
+            mixed += mixed + self.use_gate * self.value_width + 2 * keys
+        recurrence = numbers_kept(keys, values, self.layer_state_size(seq_len))
+        summed = values * (1 + self.use_gate) + 4 * self.head_values
+        return 2 * self.dim + mixed + recurrence + summed + scores
 
     def layer_flops(self, seq_len: int) -> int:
         """Return the forward FLOPs of one layer for one token.

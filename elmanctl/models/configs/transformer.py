@@ -1,13 +1,16 @@
 """A pre-norm transformer: rotary attention, then a SwiGLU feed-forward part."""
 
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import Annotated, Literal, get_args
 
-from elmanctl.models.config import Between, FamilyConfig, whole
+from elmanctl.models.config import Between, FamilyConfig, in_words, whole
 
 STUDY_HEAD_DIM = 64
 STUDY_FFN_MULTIPLE = 256
 FFN_MULTIPLE = 8
+
+
+HeadDim = Literal[8, 16, 32, 64, 128]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -21,7 +24,7 @@ class TransformerConfig(FamilyConfig):
 
     level: Literal["transformer"] = "transformer"
     n_heads: Annotated[int, Between(0, 4_096)] = 0
-    head_dim: Literal[8, 16, 32, 64, 128] = 64
+    head_dim: HeadDim = 64
     expansion: Annotated[float, Between(0.25, 16.0)] = 8 / 3
     dropout: Annotated[float, Between(0.0, 0.9)] = 0.0
 
@@ -52,6 +55,11 @@ class TransformerConfig(FamilyConfig):
             return -(-(8 * self.dim // 3) // STUDY_FFN_MULTIPLE) * STUDY_FFN_MULTIPLE
         return max(1, whole(self.dim * self.expansion / FFN_MULTIPLE + 0.5)) * FFN_MULTIPLE
 
+    @classmethod
+    def backend_limits(cls, backend: str) -> str:
+        """Return in words which sizes a backend computes."""
+        return f"`head_dim` {in_words(get_args(HeadDim))}"
+
     def layer_parameters(self) -> int:
         """Return the number of parameters of one layer, the norms before its parts left out."""
         inner_norms = 2 * self.dim if self.is_study else 0
@@ -60,6 +68,15 @@ class TransformerConfig(FamilyConfig):
     def layer_state_size(self, seq_len: int) -> int:
         """Return how many numbers one layer carries on: keys and values of every position."""
         return 2 * self.attention_width * seq_len
+
+    def layer_activations(self, seq_len: int) -> int:
+        """Return about how many numbers of one token a layer keeps for its gradient."""
+        # The normed inputs, and the residual between the two parts.
+        residual = 5 * self.dim
+        # Queries and keys before and after rotation, values, what attention gives; attention keeps
+        # no weights, as torch computes it in blocks.
+        attention = 7 * self.attention_width
+        return residual + attention + 4 * self.ffn_width
 
     def layer_flops(self, seq_len: int) -> int:
         """Return the forward FLOPs of one layer for one token, the rotation left out.
