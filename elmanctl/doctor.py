@@ -51,13 +51,14 @@ def _packages() -> Iterator[Finding]:
 
 def _backends() -> Iterator[Finding]:
     for backend in BACKENDS.values():
-        models = [family.name for family in FAMILIES.values() if backend.name in family.backends]
+        names = [family.name for family in FAMILIES.values() if backend.name in family.backends]
+        models = "every model" if len(names) == len(FAMILIES) else ", ".join(names)
         fault = fault_here(backend)
         yield Finding(
             part="backend",
             name=backend.name,
             is_fine=fault is None,
-            detail=fault or f"usable for {', '.join(models)}",
+            detail=f"{fault}; for {models}" if fault else f"usable, for {models}",
             fix=backend.fix if fault else None,
         )
 

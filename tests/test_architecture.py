@@ -28,6 +28,7 @@ LEAVES = ("errors", "constants", "clock")
 SIZES = (
     *("models.config", "models.configs", "models.levels", "models.registry", "models.params"),
     *("models.backends", "models.study", "models.memory", "kernels.matrix_recurrence.sizes"),
+    *("kernels.gated_delta_rule.sizes", "kernels.state_space_dual.sizes"),
 )
 FILES = ("ledger.records", "ledger.files")
 RULES: tuple[tuple[tuple[str, ...], tuple[str, ...]], ...] = (

@@ -17,6 +17,8 @@ from elmanctl.cli.app import app
 from elmanctl.constants import ENVIRONMENT_PREFIX
 from elmanctl.ledger.handlers import HANDLERS
 from elmanctl.ledger.records import VerdictKind
+from elmanctl.models.config import FamilyConfig
+from elmanctl.models.registry import FAMILIES, parse_level
 from elmanctl.settings import SECTIONS, RetrySettings, setting_help
 
 ROOT = Path(__file__).parents[1]
@@ -155,6 +157,17 @@ def test_every_verdict_is_in_the_documents_with_its_default_retries() -> None:
     retries = {item.name: str(item.default) for item in fields(RetrySettings)}
     expected = {kind.value: retries.get(kind.value, "") for kind in VerdictKind}
     assert {name: cells[-1] for name, cells in table.items()} == expected
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_every_field_and_level_of_a_model_is_in_its_section(name: str) -> None:
+    section = read("docs/models.md").partition(f"\n### {name}\n")[2].partition("\n### ")[0]
+    own = {item.name for item in fields(FAMILIES[name].load_config())}
+    own -= {item.name for item in fields(FamilyConfig)}
+    assert {field for field in own if f"`{field}`" not in section} == set()
+    levels = re.findall(r"`(\S+)`", section.partition("- Level")[2].partition("\n- ")[0])
+    assert {parse_level(level).family for level in levels if level not in own} == {name}
+    assert "As the study ran it" in section
 
 
 @pytest.mark.parametrize("kind", HANDLERS)

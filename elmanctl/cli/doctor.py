@@ -28,7 +28,12 @@ def doctor(ctx: typer.Context, as_json: JsonFlag = False) -> None:
         print_json({"findings": [asdict(finding) for finding in findings]})
         return
     print_table(
-        [Column(name="PART"), Column(name="NAME"), Column(name="OK"), Column(name="DETAIL")],
+        [
+            Column(name="PART"),
+            Column(name="NAME"),
+            Column(name="OK"),
+            Column(name="DETAIL", wraps=True),
+        ],
         [[f.part, f.name, "yes" if f.is_fine else "no", f.detail] for f in findings],
     )
     for finding in findings:

@@ -52,7 +52,7 @@ def models(
             return
         columns = [
             Column(name="MODEL"),
-            Column(name="SUMMARY"),
+            Column(name="SUMMARY", wraps=True),
             Column(name="BACKENDS", dispensable=True),
         ]
         print_table(
@@ -76,15 +76,19 @@ def models(
         return
     say(f"{family.name}: {family.summary}; level: {family.grammar.describe()}")
     print_table(
-        [Column(name="BACKEND"), Column(name="RUNS HERE"), Column(name="COMPUTES")],
+        [
+            Column(name="BACKEND"),
+            Column(name="RUNS HERE", wraps=True),
+            Column(name="COMPUTES", wraps=True),
+        ],
         [[row.name, row.fault or "yes", row.limits] for row in _backend_rows(family)],
     )
     print_table(
         [
             Column(name="SPACE"),
             Column(name="PARAMETER"),
-            Column(name="KIND"),
-            Column(name="RANGE"),
+            Column(name="KIND", dispensable=True),
+            Column(name="RANGE", wraps=True),
             Column(name="BEST", right=True),
             Column(name="CHANGES"),
         ],
@@ -224,10 +228,9 @@ def evaluate(
     ):
         print_line(f"{key:<12} {result.get(key)}")
     count = format_count(int(result["parameters"]))
-    name = find_family(level).name
-    hint(
-        f"search models of this size: `elmanctl search {name} --params {count} --train-minutes 10`"
-    )
+    family, _ = resolve_level(level, {**settings.model, **fields})
+    words = f"elmanctl search {family.name} --params {count} --train-minutes 10"
+    hint(f"search models of this size: `{words}`")
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 JSON_VERSION = 1
 
 MISSING = "–"
+_NARROWEST_PROSE = 24
 
 # One colour a meaning; the words alone say it too.
 _STYLES = {
@@ -40,6 +41,7 @@ class Column:
     name: str
     right: bool = False
     dispensable: bool = False
+    wraps: bool = False
 
 
 @dataclass
@@ -104,7 +106,7 @@ def _print_rich(columns: Sequence[Column], rows: Sequence[Sequence[str | None]])
 def build_table(
     columns: Sequence[Column], rows: Sequence[Sequence[str | None]], width: int
 ) -> "Table":
-    """Return a rich table of what fits into `width`; names are never cut or wrapped."""
+    """Return a rich table of what fits into `width`; only prose is wrapped, nothing is cut."""
     from rich.table import Table
     from rich.text import Text
 
@@ -112,7 +114,9 @@ def build_table(
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
     for index in kept:
         column = columns[index]
-        table.add_column(column.name, justify="right" if column.right else "left", no_wrap=True)
+        table.add_column(
+            column.name, justify="right" if column.right else "left", no_wrap=not column.wraps
+        )
     for row in rows:
         cells = [MISSING if row[i] is None else str(row[i]) for i in kept]
         table.add_row(*(Text(cell, style=_STYLES.get(cell, "")) for cell in cells))
@@ -130,6 +134,9 @@ def _fitting(
         max([len(column.name), *(len(row[i] or MISSING) for row in rows)])
         for i, column in enumerate(columns)
     ]
+    for i, column in enumerate(columns):
+        if column.wraps:
+            widths[i] = min(widths[i], max(len(column.name), _NARROWEST_PROSE))
     kept = list(range(len(columns)))
     for index in sorted(kept[1:], key=lambda i: (not columns[i].dispensable, -i)):
         if sum(widths[i] + 2 for i in kept) - 2 <= width:

@@ -206,7 +206,7 @@ def print_summary(session: Session) -> None:
         f"{state.run['name']} {state.status}: {counts[State.COMPLETED]} completed, "
         f"{counts[State.FAILED]} failed, {counts[State.CANCELLED]} cancelled"
     )
-    if state.refused:
+    if state.refused_share:
         print_line(
             f"points       {state.refused_share:.0%} were off the budget or impossible, "
             "and drawn again at no cost"

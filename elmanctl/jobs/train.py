@@ -1,6 +1,7 @@
 """The training loop of one attempt: same data, same tokens a step and same clock for any model."""
 
 import math
+import os
 import platform
 import time
 from collections import deque
@@ -23,6 +24,10 @@ from elmanctl.jobs.metrics import StepRecord
 from elmanctl.jobs.outcome import Divergence, TrainOutcome
 from elmanctl.jobs.protocol import EPS, LOSS_WINDOW_STEPS, Budget
 from elmanctl.jobs.spec import AttemptSpec
+
+# Slurm sets these in a job with GPUs, some releases the last one to -1 or a word in one without.
+_GPU_VARIABLES = ("SLURM_JOB_GPUS", "SLURM_STEP_GPUS", "CUDA_VISIBLE_DEVICES")
+_NO_GPU = ("-1", "NoDevFiles")
 
 
 class Report(Protocol):
@@ -84,12 +89,29 @@ def count_parameters(model: nn.Module) -> int:
 def choose_device(name: str) -> torch.device:
     """Return the device that `auto`, `cpu` or `cuda` means here.
 
-    Raises EnvironmentNotReady when CUDA is asked for and there is none.
+    Raises EnvironmentNotReady when torch sees no CUDA device, but CUDA is asked for, or the job
+    was given a GPU and `auto` would leave it idle.
     """
     is_available = torch.cuda.is_available()
     if name == "cuda" and not is_available:
         raise EnvironmentNotReady("torch sees no CUDA device on this machine")
+    given = _given_gpu() if name == "auto" and not is_available else None
+    if given:
+        raise EnvironmentNotReady(
+            f"this job was given a GPU ({given}), but torch sees no CUDA device",
+            hint="install a torch with CUDA that the node's driver can run, or set `train.device` "
+            "to cpu and ask for no GPU",
+        )
     return torch.device("cuda" if is_available and name != "cpu" else "cpu")
+
+
+def _given_gpu() -> str | None:
+    """Return the variable that says which GPUs this job was given, None where there is none."""
+    for variable in _GPU_VARIABLES:
+        value = os.environ.get(variable, "").strip()
+        if value and value not in _NO_GPU:
+            return f"{variable}={value}"
+    return None
 
 
 def choose_precision(name: str, device: torch.device) -> str:

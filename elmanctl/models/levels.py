@@ -29,6 +29,8 @@ class Grammar:
         if not self.letters:
             return f"{self.family} stands alone"
         pairs = [f"`{letter}` ({name})" for letter, name in self.letters.items()]
+        if len(pairs) == 1:
+            return f"{self.family} takes {pairs[0]} with a number"
         return f"{self.family} takes {', '.join(pairs)} in this order, each with a number"
 
     def spell(self, name: str, numbers: Mapping[str, int]) -> str:

@@ -82,15 +82,22 @@ def _moves(
     space: SearchSpace, axis: Axis, multiple_of: int
 ) -> Iterator[tuple[FamilyConfig, FamilyConfig]]:
     """Pairs of configurations that differ in the axis alone; what cannot be built is left out."""
-    for base in islice(_bases(space, axis), _MOST_BASES):
+    for base in bases(space, axis):
         ends = [{**base, axis.name: value} for value in _extremes(axis)]
         dim = _common_dim(space, ends, multiple_of)
         built = [config for end in ends if (config := _build(space, end, dim)) is not None]
         yield from pairwise(built)
 
 
+def bases(space: SearchSpace, moved: Axis) -> Iterator[dict[str, Any]]:
+    """Return values to move an axis from: the middle first, then those with one axis elsewhere.
+
+    Of an axis with few values each is among them, of another the ends; there are 48 at most.
+    """
+    return islice(_bases(space, moved), _MOST_BASES)
+
+
 def _bases(space: SearchSpace, moved: Axis) -> Iterator[dict[str, Any]]:
-    """The middle, then every value of each other axis that has few."""
     middle = space.values(space.middle)
     yield middle
     others = [axis for axis in space.axes if axis is not moved]

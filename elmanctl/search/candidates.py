@@ -110,14 +110,21 @@ def ask_candidates(
                 # The same reason has other numbers at every point.
                 refusals.setdefault(_NUMBERS.sub("#", exc.message), []).append(exc)
                 if refused >= MAX_REFUSED:
-                    raise _nothing_left(refused, max(refusals.values(), key=len)[-1]) from exc
+                    raise _nothing_left(refused, list(refusals.values())) from exc
         if len(candidates) >= count:
             return candidates, refused
         points = optimizer.ask(1)
 
 
-def _nothing_left(refused: int, example: InvalidConfiguration) -> InvalidConfiguration:
+def _nothing_left(
+    refused: int, refusals: Sequence[Sequence[InvalidConfiguration]]
+) -> InvalidConfiguration:
+    """Say the two most frequent reasons: what is off the budget hides what would not run anyway."""
+    first, *others = sorted(refusals, key=len, reverse=True)
+    second = others[0] if others else ()
+    also = f"; {len(second)} times: {second[-1].message}" if second else ""
+    hints = [example.hint for example in (first[-1], *second[-1:]) if example.hint]
     return InvalidConfiguration(
-        f"{refused} points cannot be built; most often: {example.message}",
-        hint=example.hint or "widen `--tolerance`, or change the axes or `--params`",
+        f"{refused} points cannot be built; most often: {first[-1].message}{also}",
+        hint="; ".join(hints) or "widen `--tolerance`, or change the axes or `--params`",
     )

@@ -1,13 +1,14 @@
 """What is checked of a space and of every sampled point before a job could be spent on it."""
 
 from math import lcm
-from typing import Any
 
 from elmanctl.errors import InvalidConfiguration
 from elmanctl.models.backends import AUTO
 from elmanctl.models.config import FamilyConfig
 from elmanctl.models.memory import training_memory_bytes
 from elmanctl.models.registry import FAMILIES, decode_config, find_family
+from elmanctl.search.audit import LEARNING_RATE, bases
+from elmanctl.search.axis import Axis, Value
 from elmanctl.search.space import SearchSpace
 from elmanctl.settings import Settings
 
@@ -20,7 +21,7 @@ class Preflight:
     def __init__(self, settings: Settings, executor: str) -> None:
         self._train = settings.train
         place = settings.local if executor == "local" else settings.slurm
-        self._gpu_memory_gb = place.gpu_memory_gb
+        self._gpu_memory_gb = None if settings.train.device == "cpu" else place.gpu_memory_gb
 
     def check(self, config: FamilyConfig) -> None:
         """Raise InvalidConfiguration for a model that could not run."""
@@ -35,43 +36,67 @@ class Preflight:
         config.check_backend(FAMILIES[config.level].backends[-1] if name == AUTO else name)
 
     def _check_memory(self, config: FamilyConfig, limit_bytes: float) -> None:
-        train = self._train
-        needed = training_memory_bytes(
-            config,
-            micro_batch=train.micro_batch or train.batch,
-            seq_len=train.seq_len,
-            precision="fp32" if train.precision == "fp32" else "bf16",
+        needed = self._memory_bytes(config, self._train.micro_batch or self._train.batch)
+        if needed <= limit_bytes:
+            return
+        one_fits = self._memory_bytes(config, 1) <= limit_bytes
+        raise InvalidConfiguration(
+            f"{config.level} would need about {needed / _GB:.1f} GB of the GPU's "
+            f"{limit_bytes / _GB:.1f} GB",
+            hint="set a smaller `train.micro_batch`; the tokens of a step stay the same"
+            if one_fits
+            else "one sequence at once is too much already: shorten `train.seq_len`, or search "
+            "smaller models",
         )
-        if needed > limit_bytes:
-            raise InvalidConfiguration(
-                f"{config.level} would need about {needed / _GB:.0f} GB of the GPU's "
-                f"{limit_bytes / _GB:.0f} GB",
-                hint="set a smaller `train.micro_batch`; the tokens of a step stay the same",
-            )
+
+    def _memory_bytes(self, config: FamilyConfig, micro_batch: int) -> int:
+        return training_memory_bytes(
+            config,
+            micro_batch=micro_batch,
+            seq_len=self._train.seq_len,
+            precision="fp32" if self._train.precision == "fp32" else "bf16",
+        )
 
 
 def check_space(space: SearchSpace, settings: Settings, executor: str) -> None:
-    """Raise InvalidConfiguration, naming the axis, for a value that no model can run with."""
+    """Raise InvalidConfiguration, naming the axis, for a value that no model can run with.
+
+    A value is tried beside the middle of the other axes, then beside their other values: what runs
+    with some of them is left to the points.
+    """
     preflight = Preflight(settings, executor)
-    config_class = find_family(space.model).load_config()
-    middle = space.values(space.middle)
-
-    def build(values: dict[str, Any]) -> None:
-        dim = lcm(settings.search.multiple_of, config_class.dim_divisor(values))
-        fields = {name: value for name, value in values.items() if name != "lr"}
-        preflight.check_backend(decode_config(space.model, {"dim": dim, **fields}))
-
-    if space.allows(middle):
-        build(middle)
     for axis in space.axes:
-        for level in axis.levels or ():
-            values = {**middle, axis.name: level}
-            if not space.allows(values):
-                continue
-            try:
-                build(values)
-            except InvalidConfiguration as exc:
-                raise InvalidConfiguration(
-                    f"axis `{axis.name}` at {level}: {exc.message}",
-                    hint=exc.hint or "take it out of the axis in `[search.axes]`",
-                ) from exc
+        levels = axis.levels or ()
+        found = [(level, _fault(space, axis, level, settings, preflight)) for level in levels]
+        faults = [(level, fault) for level, fault in found if fault is not None]
+        if not faults:
+            continue
+        level, fault = faults[0]
+        if len(faults) == len(levels):
+            # Whatever this axis says: the reason lies elsewhere, mostly in a constant.
+            raise fault
+        raise InvalidConfiguration(
+            f"axis `{axis.name}` at {level}: {fault.message}",
+            hint=fault.hint or "take it out of the axis in `[search.axes]`",
+        ) from fault
+
+
+def _fault(
+    space: SearchSpace, axis: Axis, level: Value, settings: Settings, preflight: Preflight
+) -> InvalidConfiguration | None:
+    """Why no model runs with a value of an axis; None where one does or no point has the value."""
+    config_class = find_family(space.model).load_config()
+    first = None
+    for base in bases(space, axis):
+        values = {**base, axis.name: level}
+        if not space.allows(values):
+            continue
+        dim = lcm(settings.search.multiple_of, config_class.dim_divisor(values))
+        fields = {name: value for name, value in values.items() if name != LEARNING_RATE}
+        try:
+            preflight.check_backend(decode_config(space.model, {"dim": dim, **fields}))
+        except InvalidConfiguration as exc:
+            first = first or exc
+        else:
+            return None
+    return first

@@ -12,8 +12,9 @@ from elmanctl.jobs.observe import read_table
 from elmanctl.jobs.paths import AttemptPaths
 from elmanctl.jobs.spec import AttemptSpec, DataSpec
 from elmanctl.ledger.files import write_json
+from elmanctl.models.backends import check_backend_name
 from elmanctl.models.params import count_parameters
-from elmanctl.models.registry import decode_config, find_family
+from elmanctl.models.registry import FAMILIES, decode_config
 from elmanctl.search.start import check_trainable, find_corpus
 from elmanctl.search.workload import training_fields
 from elmanctl.settings import Settings
@@ -32,12 +33,13 @@ def evaluate_once(
     `fields` are the model's fields and, where given, `lr`.  Raises EvaluationFailed when the
     verdict is anything but completed; the result is kept all the same.
     """
-    family = find_family(level)
     values = {**settings.model, **fields}
     lr = values.pop("lr", settings.train.lr)
     if isinstance(lr, bool) or not isinstance(lr, int | float):
         raise UsageError(f"`lr` is a number, not `{lr}`")
-    config = decode_config(family.name, values).encode()
+    model = decode_config(level, values)
+    family, config = FAMILIES[model.level], model.encode()
+    check_backend_name(family.name, family.backends, settings.train.backend)
     check_trainable(settings)
     corpus = find_corpus(settings)
     spec = AttemptSpec(

@@ -105,9 +105,10 @@ def load_space(
     spaces = _shipped().get(model, {})
     if name not in spaces:
         near = nearest(name, spaces)
+        known = f"spaces: {', '.join(spaces)}" if spaces else "spaces.toml has none for it"
         raise NotFound(
             f"no search space named `{name}` for {model}",
-            hint=f"did you mean `{near}`?" if near else f"spaces: {', '.join(spaces)}",
+            hint=f"did you mean `{near}`?" if near else known,
         )
     table = spaces[name]
     _check_swept(model, name, table.get("sweep", {}), {**axes, **fixed})

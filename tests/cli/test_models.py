@@ -24,7 +24,7 @@ def test_doctor_says_what_is_missing_and_what_helps(quick: QuickCommandLine) -> 
     assert {row["name"] for row in findings if row["part"] == "backend"} == set(BACKENDS)
     assert all((row["fix"] is None) == row["is_fine"] for row in findings)
     torch = next(row for row in findings if row["part"] == "backend" and row["name"] == "torch")
-    assert torch["is_fine"] and "e88" in torch["detail"]
+    assert torch["is_fine"] and torch["detail"] == "usable, for every model"
     text = quick("doctor")
     assert text.returncode == 0 and text.stdout.startswith("PART\tNAME\tOK\tDETAIL\n")
     assert all(row["fix"] in text.stderr for row in findings if row["fix"])
@@ -95,3 +95,19 @@ def test_backend_that_cannot_run_here_is_refused_with_the_fix(quick: QuickComman
     )
     assert found.returncode == 4
     assert "backend `mamba-ssm` cannot run here" in found.stderr and "hint: " in found.stderr
+
+
+@pytest.mark.parametrize(
+    ("words", "family"),
+    [
+        (["E75h2n8", "dim=32", "depth=1"], "e75"),
+        (["llama", "dim=64", "depth=1", "variant=study-2026-01"], "transformer"),
+    ],
+)
+def test_single_evaluation_takes_a_level_and_a_spelling_of_the_study(
+    words: list[str], family: str, quick: QuickCommandLine
+) -> None:
+    done = quick("eval", *words, "--preset", "tiny", "--train-steps", "2")
+    assert done.returncode == 0, done.stderr
+    assert "backend      torch" in done.stdout
+    assert f"elmanctl search {family} --params" in done.stderr

@@ -11,13 +11,17 @@ from torch.nn import functional as F
 
 from elmanctl.errors import EnvironmentNotReady, InvalidConfiguration
 from elmanctl.jobs.data import ByteStream
+from elmanctl.jobs.failure import classify_exception
 from elmanctl.jobs.metrics import StepRecord
 from elmanctl.jobs.outcome import TrainOutcome
 from elmanctl.jobs.protocol import Budget
 from elmanctl.jobs.spec import AttemptSpec
 from elmanctl.jobs.train import choose_device, choose_precision, count_parameters, train
+from elmanctl.ledger.records import VerdictKind
 
 MakeSpec = Callable[..., AttemptSpec]
+
+GPU_VARIABLES = ("SLURM_JOB_GPUS", "SLURM_STEP_GPUS", "CUDA_VISIBLE_DEVICES")
 
 
 class Bigram(nn.Module):
@@ -271,9 +275,37 @@ def test_a_missing_gpu_means_the_environment_is_not_ready(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    for variable in GPU_VARIABLES:
+        monkeypatch.delenv(variable, raising=False)
     with pytest.raises(EnvironmentNotReady, match="no CUDA device"):
         choose_device("cuda")
     assert choose_device("auto").type == choose_device("cpu").type == "cpu"
+
+
+@pytest.mark.parametrize("variable", GPU_VARIABLES)
+def test_a_gpu_that_torch_does_not_see_is_not_left_idle(
+    monkeypatch: pytest.MonkeyPatch, variable: str
+) -> None:
+    for other in GPU_VARIABLES:
+        monkeypatch.delenv(other, raising=False)
+    monkeypatch.setenv(variable, "0,1")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(EnvironmentNotReady, match=f"{variable}=0,1.* no CUDA device") as told:
+        choose_device("auto")
+    assert told.value.hint is not None and "train.device" in told.value.hint
+    assert classify_exception(told.value)[0] is VerdictKind.ENVIRONMENT
+    assert choose_device("cpu").type == "cpu"
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert choose_device("auto").type == "cuda"
+
+
+@pytest.mark.parametrize("value", ["", "-1", "NoDevFiles"])
+def test_a_job_without_a_gpu_trains_on_the_cpu(monkeypatch: pytest.MonkeyPatch, value: str) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    for variable in GPU_VARIABLES:
+        monkeypatch.delenv(variable, raising=False)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", value)
+    assert choose_device("auto").type == "cpu"
 
 
 def test_precision_follows_what_the_gpu_computes_in(monkeypatch: pytest.MonkeyPatch) -> None:

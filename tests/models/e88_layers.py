@@ -6,6 +6,7 @@ import torch
 
 from elmanctl.models.configs.e88 import E88Config
 from elmanctl.models.e88 import E88Layer
+from tests.models.layers import randomized
 
 BASE: dict[str, Any] = {"dim": 12, "depth": 2, "n_heads": 3, "n_state": 4}
 
@@ -45,12 +46,7 @@ def make_config(**changes: Any) -> E88Config:
 
 
 def make_layer(**changes: Any) -> E88Layer:
-    """A layer in float64 whose every parameter is random, so that none can hide."""
-    layer = E88Layer(make_config(**changes), "torch").double()
-    with torch.no_grad():
-        for parameter in layer.parameters():
-            parameter.add_(0.3 * torch.randn_like(parameter))
-    return layer
+    return randomized(E88Layer(make_config(**changes), "torch"))
 
 
 def layer_with_the_weights_of(base: E88Layer, **changes: Any) -> E88Layer:

@@ -1,4 +1,3 @@
-import math
 from typing import Any
 
 import pytest
@@ -8,8 +7,21 @@ from torch import Tensor
 from elmanctl.errors import InvalidConfiguration
 from elmanctl.models.configs.e75 import E75Config
 from elmanctl.models.e75 import E75Layer
-from elmanctl.models.params import count_parameters, state_size
-from elmanctl.models.registry import build_model, decode_config
+from elmanctl.models.params import count_parameters
+from elmanctl.models.registry import decode_config
+from tests.models.layers import (
+    assert_computes,
+    assert_every_parameter_is_counted_and_moved,
+    assert_fills,
+    convolved,
+    count,
+    is_reached,
+    logits,
+    randomized,
+    silu,
+    state_in_bfloat16,
+    xavier_bound,
+)
 
 BASE: dict[str, Any] = {"dim": 12, "depth": 2, "n_heads": 3, "n_state": 8}
 
@@ -35,33 +47,12 @@ LOGGED = [
 ]
 
 
-@pytest.fixture(autouse=True)
-def equal_draws() -> None:
-    torch.manual_seed(0)
-
-
 def make_config(**changes: Any) -> E75Config:
     return E75Config.decode({**BASE, **changes})
 
 
 def make_layer(**changes: Any) -> E75Layer:
-    """A layer in float64 whose every parameter is random, so that none can hide."""
-    layer = E75Layer(make_config(**changes), "torch").double()
-    with torch.no_grad():
-        for parameter in layer.parameters():
-            parameter.add_(0.3 * torch.randn_like(parameter))
-    return layer
-
-
-def silu(x: Tensor) -> Tensor:
-    return x / (1 + torch.exp(-x))
-
-
-def convolve(x: Tensor, weights: dict[str, Tensor], width: int) -> Tensor:
-    taps = weights["conv.conv.weight"][:, 0]  # [channels, d_conv], the last one for the present
-    padded = torch.cat((torch.zeros(width - 1, x.shape[1]).double(), x))
-    taken = sum(padded[i : i + len(x)] * taps[:, i] for i in range(width))
-    return taken + weights["conv.conv.bias"]
+    return randomized(E75Layer(make_config(**changes), "torch"))
 
 
 def equations(layer: E75Layer, x: Tensor) -> Tensor:
@@ -72,11 +63,11 @@ def equations(layer: E75Layer, x: Tensor) -> Tensor:
     if config.post_conv:
         z = x
         k, v, q = silu(
-            convolve(torch.cat((z @ w_k.T, z @ w_v.T, z @ w_q.T), dim=1), weights, config.d_conv)
+            convolved(torch.cat((z @ w_k.T, z @ w_v.T, z @ w_q.T), dim=1), weights)
         ).split(width, dim=1)
     else:
         z = x @ weights["inner.weight"].T
-        z = silu(convolve(z, weights, config.d_conv) if config.use_conv else z)
+        z = silu(convolved(z, weights) if config.use_conv else z)
         k, v, q = z @ w_k.T, z @ w_v.T, z @ w_q.T
     outputs = []
     for head in range(config.n_heads):
@@ -96,21 +87,16 @@ def equations(layer: E75Layer, x: Tensor) -> Tensor:
 
 @pytest.mark.parametrize("switch", SWITCHES)
 def test_layer_computes_its_equations(switch: str) -> None:
-    layer = make_layer(**SWITCHES[switch])
-    x = torch.randn(2, 19, 12, dtype=torch.float64)
-    y, _ = layer(x)
-    for sequence, expected in zip(x, y, strict=True):
-        torch.testing.assert_close(equations(layer, sequence), expected, rtol=1e-9, atol=1e-10)
+    assert_computes(make_layer(**SWITCHES[switch]), equations)
 
 
-def test_study_computes_what_is_documented() -> None:
-    tokens = torch.randint(256, (1, 20))
-    for switch in SWITCHES.values():
-        documented, study = (
-            build_model(make_config(**switch, variant=variant), seed=0)(tokens)[0]
-            for variant in ("documented", "study-2026-01")
-        )
-        assert torch.equal(documented, study)
+@pytest.mark.parametrize("switch", SWITCHES)
+def test_study_computes_what_is_documented(switch: str) -> None:
+    documented, study = (
+        logits(make_config(**SWITCHES[switch], variant=variant))
+        for variant in ("documented", "study-2026-01")
+    )
+    assert torch.equal(documented, study)
 
 
 def test_zero_keys_have_a_gradient() -> None:
@@ -124,11 +110,8 @@ def test_zero_keys_have_a_gradient() -> None:
 
 
 @pytest.mark.parametrize("switch", SWITCHES)
-def test_every_parameter_has_a_gradient(switch: str) -> None:
-    model = build_model(make_config(**SWITCHES[switch]), seed=0)
-    model.loss(torch.randint(256, (2, 21))).backward()
-    for name, parameter in model.named_parameters():
-        assert parameter.grad is not None and parameter.grad.abs().max() > 0, name
+def test_every_parameter_is_counted_and_has_a_gradient(switch: str) -> None:
+    assert_every_parameter_is_counted_and_moved(make_config(**SWITCHES[switch]))
 
 
 @pytest.mark.parametrize(
@@ -145,20 +128,14 @@ def test_every_parameter_has_a_gradient(switch: str) -> None:
     ids=str,
 )
 def test_every_setting_reaches_the_model(change: dict[str, Any]) -> None:
-    tokens = torch.randint(256, (1, 20))
-    configs = make_config(), make_config(**change)
-    before, after = (build_model(config, seed=0)(tokens)[0] for config in configs)
-    assert (before - after).abs().max() > 1e-6
-    counts = [count_parameters("e75", config.encode()) for config in configs]
-    assert counts[0] != counts[1]
+    base, changed = make_config(), make_config(**change)
+    assert is_reached(base, changed) and count(base) != count(changed)
 
 
 @pytest.mark.parametrize(("switch", "channels"), [("use_conv", 12), ("post_conv", 3 * 24)])
-def test_width_of_the_convolution_reaches_the_model(switch: str, channels: int) -> None:
-    counts = [
-        count_parameters("e75", make_config(**{switch: True}, d_conv=n).encode()) for n in (3, 4)
-    ]
-    assert counts[1] - counts[0] == 2 * channels
+def test_width_of_the_convolution_is_counted(switch: str, channels: int) -> None:
+    three, four = (count(make_config(**{switch: True}, d_conv=width)) for width in (3, 4))
+    assert four - three == 2 * channels
 
 
 @pytest.mark.parametrize(("level", "dim", "depth", "expansion", "logged"), LOGGED)
@@ -167,10 +144,6 @@ def test_counts_are_those_of_the_logs(
 ) -> None:
     config = {"dim": dim, "depth": depth, "expansion": expansion}
     assert count_parameters(level, config, "study-2026-01") == logged
-
-
-def xavier_bound(n_in: int, n_out: int) -> float:
-    return math.sqrt(6 / (n_in + n_out))
 
 
 @pytest.mark.parametrize("post_conv", [False, True])
@@ -183,8 +156,7 @@ def test_weights_start_within_their_bounds(post_conv: bool) -> None:
     bounds = {"out.weight": xavier_bound(64, 64), "conv.conv.weight": 0.5, "conv.conv.bias": 0.5}
     if not post_conv:
         bounds["inner.weight"] = xavier_bound(64, 64)
-    for name, bound in bounds.items():
-        assert 0.9 * bound < weights[name].abs().max() <= bound, name
+    assert_fills(bounds, weights, 0.9)
     # The part of one head is a matrix of its own only where nothing follows the projection.
     bound = xavier_bound(64, 64 if post_conv else 16)
     for part in weights["cell.weight"].split(16):
@@ -234,14 +206,10 @@ def test_level_gives_heads_size_and_form() -> None:
         decode_config("e75", {**sizes, "n_heads": 4})
 
 
-def test_state_is_kept_in_float32_and_has_its_size() -> None:
-    for switch in SWITCHES.values():
-        layer = E75Layer(make_config(**switch), "torch").bfloat16()
-        y, state = layer(torch.randn(2, 5, 12, dtype=torch.bfloat16))
-        y, state = layer(torch.randn(2, 5, 12, dtype=torch.bfloat16), state)
-        assert y.dtype == torch.bfloat16 and y.isfinite().all()
-        assert state.memory.dtype == torch.float32
-        assert state.memory[0].numel() == state_size("e75", make_config(**switch).encode())
+@pytest.mark.parametrize("switch", SWITCHES)
+def test_state_is_kept_in_float32(switch: str) -> None:
+    state = state_in_bfloat16(E75Layer(make_config(**SWITCHES[switch]), "torch"))
+    assert state.memory.dtype == torch.float32
 
 
 def test_flops_are_the_products_of_a_token() -> None:

@@ -1,4 +1,3 @@
-import math
 from typing import Any
 
 import pytest
@@ -8,8 +7,20 @@ from torch import Tensor
 from elmanctl.errors import InvalidConfiguration
 from elmanctl.models.configs.e87 import E87Config
 from elmanctl.models.e87 import E87Layer
-from elmanctl.models.params import count_parameters, state_size
+from elmanctl.models.params import count_parameters
 from elmanctl.models.registry import build_model, decode_config
+from tests.models.layers import (
+    assert_computes,
+    assert_every_parameter_is_counted_and_moved,
+    assert_fills,
+    convolved,
+    count,
+    is_reached,
+    randomized,
+    silu,
+    state_in_bfloat16,
+    xavier_bound,
+)
 
 BASE: dict[str, Any] = {"dim": 12, "depth": 2, "n_blocks": 5, "top_k": 2, "n_state": 8}
 
@@ -25,38 +36,19 @@ SWITCHES: dict[str, dict[str, Any]] = {
 }
 
 
-@pytest.fixture(autouse=True)
-def equal_draws() -> None:
-    torch.manual_seed(0)
-
-
 def make_config(**changes: Any) -> E87Config:
     return E87Config.decode({**BASE, **changes})
 
 
 def make_layer(**changes: Any) -> E87Layer:
-    """A layer in float64 whose every parameter is random, so that none can hide."""
-    layer = E87Layer(make_config(**changes), "torch").double()
-    with torch.no_grad():
-        for parameter in layer.parameters():
-            parameter.add_(0.3 * torch.randn_like(parameter))
-    return layer
-
-
-def silu(x: Tensor) -> Tensor:
-    return x / (1 + torch.exp(-x))
+    return randomized(E87Layer(make_config(**changes), "torch"))
 
 
 def inner(layer: E87Layer, x: Tensor) -> Tensor:
     """What the blocks and the router read, of one sequence [T, dim]."""
     config, weights = layer.config, dict(layer.named_parameters())
     z = x @ weights["inner.weight"].T
-    if config.use_conv:
-        taps = weights["conv.conv.weight"][:, 0]  # [channels, d_conv], the last one for the present
-        padded = torch.cat((torch.zeros(config.d_conv - 1, z.shape[1]).double(), z))
-        z = sum(padded[i : i + len(x)] * taps[:, i] for i in range(config.d_conv))
-        z = z + weights["conv.conv.bias"]
-    return silu(z)
+    return silu(convolved(z, weights) if config.use_conv else z)
 
 
 def equations(layer: E87Layer, x: Tensor) -> Tensor:
@@ -89,11 +81,7 @@ def equations(layer: E87Layer, x: Tensor) -> Tensor:
 @VARIANT
 @pytest.mark.parametrize("switch", SWITCHES)
 def test_layer_computes_its_equations(switch: str, variant: str) -> None:
-    layer = make_layer(**SWITCHES[switch], variant=variant)
-    x = torch.randn(2, 19, 12, dtype=torch.float64)
-    y, _ = layer(x)
-    for sequence, expected in zip(x, y, strict=True):
-        torch.testing.assert_close(equations(layer, sequence), expected, rtol=1e-9, atol=1e-10)
+    assert_computes(make_layer(**SWITCHES[switch], variant=variant), equations)
 
 
 @VARIANT
@@ -159,11 +147,8 @@ def test_variants_differ_unless_one_block_takes_everything() -> None:
 
 @VARIANT
 @pytest.mark.parametrize("switch", SWITCHES)
-def test_every_parameter_has_a_gradient(switch: str, variant: str) -> None:
-    model = build_model(make_config(**SWITCHES[switch], variant=variant), seed=0)
-    model.loss(torch.randint(256, (2, 21))).backward()
-    for name, parameter in model.named_parameters():
-        assert parameter.grad is not None and parameter.grad.abs().max() > 0, name
+def test_every_parameter_is_counted_and_has_a_gradient(switch: str, variant: str) -> None:
+    assert_every_parameter_is_counted_and_moved(make_config(**SWITCHES[switch], variant=variant))
 
 
 @VARIANT
@@ -181,19 +166,14 @@ def test_every_parameter_has_a_gradient(switch: str, variant: str) -> None:
     ids=str,
 )
 def test_every_setting_reaches_the_model(change: dict[str, Any], variant: str) -> None:
-    tokens = torch.randint(256, (1, 20))
-    configs = make_config(variant=variant), make_config(variant=variant, **change)
-    before, after = (build_model(config, seed=0)(tokens)[0] for config in configs)
-    assert (before - after).abs().max() > 1e-6
-    counts = [count_parameters("e87", config.encode()) for config in configs]
-    assert (counts[0] == counts[1]) == ("top_k" in change)
+    base, changed = make_config(variant=variant), make_config(variant=variant, **change)
+    assert is_reached(base, changed)
+    assert (count(base) == count(changed)) == ("top_k" in change)
 
 
-def test_width_of_the_convolution_reaches_the_model() -> None:
-    counts = [
-        count_parameters("e87", make_config(use_conv=True, d_conv=n).encode()) for n in (3, 4)
-    ]
-    assert counts[1] - counts[0] == 2 * 12
+def test_width_of_the_convolution_is_counted() -> None:
+    three, four = (count(make_config(use_conv=True, d_conv=width)) for width in (3, 4))
+    assert four - three == 2 * 12
 
 
 @pytest.mark.parametrize(
@@ -211,24 +191,19 @@ def test_counts_of_the_launcher_configurations(level: str, dim: int, expected: i
 
 def test_weights_start_within_their_bounds() -> None:
     layer = E87Layer(make_config(dim=64, n_blocks=4, n_state=16, use_conv=True), "torch")
-
-    def bound(n_in: int, n_out: int) -> float:
-        return math.sqrt(6 / (n_in + n_out))
-
     bounds = {
-        "inner.weight": bound(64, 64),
-        "router.weight": bound(64, 4),
-        "query.weight": bound(64, 16),
-        "out.weight": bound(16, 64),
+        "inner.weight": xavier_bound(64, 64),
+        "router.weight": xavier_bound(64, 4),
+        "query.weight": xavier_bound(64, 16),
+        "out.weight": xavier_bound(16, 64),
         "conv.conv.weight": 0.5,
         "conv.conv.bias": 0.5,
     }
     weights = dict(layer.named_parameters())
-    for name, expected in bounds.items():
-        assert 0.9 * expected < weights[name].abs().max() <= expected, name
+    assert_fills(bounds, weights, 0.9)
     # Keys, values and decays of all blocks are a matrix each.
     for third in weights["cell.weight"].split(64):
-        assert 0.95 * bound(64, 64) < third.abs().max() <= bound(64, 64)
+        assert 0.95 * xavier_bound(64, 64) < third.abs().max() <= xavier_bound(64, 64)
     assert torch.equal(weights["decay_bias"], torch.full((4, 16), 2.0))
     assert set(weights) == {*bounds, "cell.weight", "decay_bias"}
 
@@ -267,15 +242,10 @@ def test_impossible_settings_are_refused(change: dict[str, Any], says: str) -> N
 
 
 @VARIANT
-def test_state_is_kept_in_float32_and_has_its_size(variant: str) -> None:
-    for switch in SWITCHES.values():
-        config = make_config(**switch, variant=variant)
-        layer = E87Layer(config, "torch").bfloat16()
-        y, state = layer(torch.randn(2, 5, 12, dtype=torch.bfloat16))
-        y, state = layer(torch.randn(2, 5, 12, dtype=torch.bfloat16), state)
-        assert y.dtype == torch.bfloat16 and y.isfinite().all()
-        assert state.memory.dtype == torch.float32
-        assert state.memory[0].numel() == state_size("e87", config.encode())
+@pytest.mark.parametrize("switch", SWITCHES)
+def test_state_is_kept_in_float32(switch: str, variant: str) -> None:
+    state = state_in_bfloat16(E87Layer(make_config(**SWITCHES[switch], variant=variant), "torch"))
+    assert state.memory.dtype == torch.float32
 
 
 def test_flops_are_the_products_of_a_token() -> None:

@@ -8,14 +8,21 @@ from torch import Tensor
 
 from elmanctl.models.configs.e88 import E88Config
 from elmanctl.models.e88 import E88Layer
-from elmanctl.models.params import count_parameters
-from elmanctl.models.registry import build_model
 from tests.models.e88_layers import SWITCHES, layer_with_the_weights_of, make_config, make_layer
-
-
-@pytest.fixture(autouse=True)
-def equal_draws() -> None:
-    torch.manual_seed(0)
+from tests.models.layers import (
+    assert_autocast_trains,
+    assert_computes,
+    assert_decay_starts_in_range,
+    assert_every_parameter_is_counted_and_moved,
+    assert_fills,
+    convolved,
+    count,
+    is_reached,
+    selective_decay,
+    silu,
+    state_in_bfloat16,
+    xavier_bound,
+)
 
 
 def equations(layer: E88Layer, x: Tensor) -> Tensor:
@@ -24,10 +31,8 @@ def equations(layer: E88Layer, x: Tensor) -> Tensor:
     n_heads, n_key, n_value = config.n_heads, config.n_state, config.head_values
     mixed = x @ weights["mixed.weight"].T
     if config.use_conv:
-        taps = weights["conv.conv.weight"][:, 0]  # [channels, d_conv], the last one for the present
-        padded = torch.cat((torch.zeros(config.d_conv - 1, mixed.shape[1]).double(), mixed))
-        mixed = sum(padded[i : i + len(x)] * taps[:, i] for i in range(config.d_conv))
-    mixed = mixed * torch.sigmoid(mixed)
+        mixed = convolved(mixed, weights)
+    mixed = silu(mixed)
     outputs = []
     for head in range(n_heads):
         start = 2 * n_heads * n_key + head * n_value
@@ -78,28 +83,19 @@ def decay(config: E88Config, weights: dict[str, Tensor], head: int, x: Tensor) -
         return torch.ones(()).double()
     if config.decay == "constant":
         return torch.sigmoid(weights["decay.logit"][head])
-    score = x @ weights["decay.projection.weight"][head]
     if config.decay == "simple":
-        return torch.sigmoid(score)
-    step = torch.log1p(torch.exp(score + weights["decay.step_bias"][head]))
-    return torch.exp(-torch.exp(weights["decay.log_rate"][head]) * step)
+        return torch.sigmoid(x @ weights["decay.projection.weight"][head])
+    return selective_decay(weights, "decay", head, x)
 
 
 @pytest.mark.parametrize("switch", SWITCHES)
 def test_layer_computes_its_equations(switch: str) -> None:
-    layer = make_layer(**SWITCHES[switch])
-    x = torch.randn(2, 19, 12, dtype=torch.float64)
-    y, _ = layer(x)
-    for sequence, expected in zip(x, y, strict=True):
-        torch.testing.assert_close(equations(layer, sequence), expected, rtol=1e-9, atol=1e-10)
+    assert_computes(make_layer(**SWITCHES[switch]), equations)
 
 
 @pytest.mark.parametrize("switch", SWITCHES)
-def test_every_parameter_has_a_gradient(switch: str) -> None:
-    model = build_model(make_config(**SWITCHES[switch]), seed=0)
-    model.loss(torch.randint(256, (2, 21))).backward()
-    for name, parameter in model.named_parameters():
-        assert parameter.grad is not None and parameter.grad.abs().max() > 0, name
+def test_every_parameter_is_counted_and_has_a_gradient(switch: str) -> None:
+    assert_every_parameter_is_counted_and_moved(make_config(**SWITCHES[switch]))
 
 
 def shapes(layer: E88Layer) -> dict[str, torch.Size]:
@@ -125,12 +121,8 @@ def test_every_switch_alone_changes_what_equal_weights_compute(change: dict[str,
 
 @pytest.mark.parametrize("change", [{"dim": 16}, {"depth": 3}, {"n_heads": 4}, {"n_state": 8}])
 def test_every_size_reaches_the_model(change: dict[str, int]) -> None:
-    tokens = torch.randint(256, (1, 20))
     base, changed = make_config(), make_config(**change)
-    before, after = (build_model(config, seed=0)(tokens)[0] for config in (base, changed))
-    assert (before - after).abs().max() > 1e-6
-    counts = [count_parameters("e88", config.encode()) for config in (base, changed)]
-    assert counts[0] != counts[1]
+    assert is_reached(base, changed) and count(base) != count(changed)
 
 
 def test_convolution_of_another_width_needs_a_convolution() -> None:
@@ -141,15 +133,9 @@ def test_convolution_of_another_width_needs_a_convolution() -> None:
         assert torch.equal(base(x)[0], changed(x)[0]) != use_conv
 
 
-def test_width_of_the_convolution_reaches_the_model() -> None:
-    counts = [
-        count_parameters("e88", make_config(use_conv=True, d_conv=n).encode()) for n in (3, 4)
-    ]
-    assert counts[1] - counts[0] == 2 * 36
-
-
-def xavier_bound(n_in: int, n_out: int) -> float:
-    return math.sqrt(6 / (n_in + n_out))
+def test_width_of_the_convolution_is_counted() -> None:
+    three, four = (count(make_config(use_conv=True, d_conv=width)) for width in (3, 4))
+    assert four - three == 2 * 36
 
 
 def test_projections_start_within_their_xavier_bounds() -> None:
@@ -166,8 +152,7 @@ def test_projections_start_within_their_xavier_bounds() -> None:
     }
     weights = dict(layer.named_parameters())
     assert set(weights) == {*bounds, "decay.log_rate", "decay.step_bias"}
-    for name, bound in bounds.items():
-        assert 0.95 * bound < weights[name].abs().max() <= bound, name
+    assert_fills(bounds, weights, 0.95)
 
 
 def test_matrix_of_each_head_starts_within_its_own_bound() -> None:
@@ -214,12 +199,9 @@ def test_sizes_of_a_head_mix_are_exact(mix: str) -> None:
 
 
 def test_decay_starts_in_the_range_of_the_study() -> None:
-    layer = E88Layer(make_config(n_heads=2000), "torch")
-    rate = layer.decay.log_rate.exp()
-    step = F.softplus(layer.decay.step_bias)
-    assert 0 < rate.min() < 0.1 and 15.9 < rate.max() <= 16.0 * (1 + 1e-6)
-    assert 1e-3 * (1 - 1e-3) <= step.min() < 1.1e-3 and 0.09 < step.max() <= 0.1 * (1 + 1e-5)
-    assert step.log().mean().item() == pytest.approx(math.log(1e-2), abs=0.1)
+    decay = E88Layer(make_config(n_heads=2000), "torch").decay
+    assert_decay_starts_in_range(decay)
+    assert F.softplus(decay.step_bias).log().mean().item() == pytest.approx(math.log(1e-2), abs=0.1)
     constant = E88Layer(make_config(decay="constant"), "torch").decay
     assert torch.equal(constant.logit, torch.full((3,), 4.0))
 
@@ -250,20 +232,10 @@ def test_decay_between_the_last_bfloat16_and_one_is_kept() -> None:
 
 @pytest.mark.parametrize("switch", SWITCHES)
 def test_weights_in_bfloat16_run_and_keep_their_state_in_float32(switch: str) -> None:
-    layer = E88Layer(make_config(**SWITCHES[switch]), "torch").bfloat16()
-    y, state = layer(torch.randn(2, 5, 12, dtype=torch.bfloat16))
-    y, state = layer(torch.randn(2, 5, 12, dtype=torch.bfloat16), state)
-    assert y.dtype == torch.bfloat16 and y.isfinite().all()
+    state = state_in_bfloat16(E88Layer(make_config(**SWITCHES[switch]), "torch"))
     assert state.memory.dtype == torch.float32
 
 
 @pytest.mark.parametrize("switch", SWITCHES)
 def test_autocast_trains_every_switch(switch: str) -> None:
-    model = build_model(make_config(**SWITCHES[switch]), seed=0)
-    tokens = torch.randint(256, (2, 21))
-    exact = model.loss(tokens).item()
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        loss = model.loss(tokens)
-    loss.backward()
-    assert loss.item() == pytest.approx(exact, rel=0.01)
-    assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters())
+    assert_autocast_trains(make_config(**SWITCHES[switch]))

@@ -17,11 +17,6 @@ from tests.models.e88_layers import (
 STUDY = {"variant": "study-2026-01"}
 
 
-@pytest.fixture(autouse=True)
-def equal_draws() -> None:
-    torch.manual_seed(0)
-
-
 def study_pair(**changes: Any) -> tuple[E88Layer, E88Layer]:
     """A documented layer, and that of the study with the same weights."""
     documented = make_layer(**changes)

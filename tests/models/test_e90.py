@@ -3,14 +3,26 @@ from typing import Any
 
 import pytest
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from elmanctl.errors import InvalidConfiguration
 from elmanctl.models.configs.e90 import E90Config
 from elmanctl.models.e90 import E90Layer
 from elmanctl.models.params import count_parameters
-from elmanctl.models.registry import build_model
+from tests.models.layers import (
+    assert_autocast_trains,
+    assert_computes,
+    assert_decay_starts_in_range,
+    assert_every_parameter_is_counted_and_moved,
+    assert_fills,
+    is_reached,
+    logits,
+    randomized,
+    selective_decay,
+    silu,
+    state_in_bfloat16,
+    xavier_bound,
+)
 
 BASE: dict[str, Any] = {"dim": 12, "depth": 2, "n_heads": 3, "k_fast": 4, "k_slow": 8}
 
@@ -26,22 +38,12 @@ SWITCHES: dict[str, dict[str, Any]] = {
 }
 
 
-@pytest.fixture(autouse=True)
-def equal_draws() -> None:
-    torch.manual_seed(0)
-
-
 def make_config(**changes: Any) -> E90Config:
     return E90Config.decode({**BASE, **changes})
 
 
 def make_layer(**changes: Any) -> E90Layer:
-    """A layer in float64 whose every parameter is random, so that none can hide."""
-    layer = E90Layer(make_config(**changes), "torch").double()
-    with torch.no_grad():
-        for parameter in layer.parameters():
-            parameter.add_(0.3 * torch.randn_like(parameter))
-    return layer
+    return randomized(E90Layer(make_config(**changes), "torch"))
 
 
 def equations(layer: E90Layer, x: Tensor) -> Tensor:
@@ -70,17 +72,14 @@ def read_outs(layer: E90Layer, which: str, head: int, x: Tensor) -> list[Tensor]
     """What one state of one head reads at each position."""
     weights, n_heads = dict(layer.named_parameters()), layer.config.n_heads
     n_key, n_value = (getattr(layer.config, f"{kind}_{which}") for kind in "kv")
-    mixed = x @ weights[f"{which}.weight"].T
-    mixed = mixed * torch.sigmoid(mixed)
+    mixed = silu(x @ weights[f"{which}.weight"].T)
     q = mixed[:, head * n_key :][:, :n_key]
     k = mixed[:, (n_heads + head) * n_key :][:, :n_key]
     v = mixed[:, 2 * n_heads * n_key + head * n_value :][:, :n_value]
     q, k = q / q.norm(dim=1, keepdim=True), k / k.norm(dim=1, keepdim=True)
     state, reads = torch.zeros(n_key, n_value).double(), []
     for t in range(len(x)):
-        score = x[t] @ weights[f"{which}_decay.projection.weight"][head]
-        step = torch.log1p(torch.exp(score + weights[f"{which}_decay.step_bias"][head]))
-        alpha = torch.exp(-torch.exp(weights[f"{which}_decay.log_rate"][head]) * step)
+        alpha = selective_decay(weights, f"{which}_decay", head, x[t])
         rate = torch.ones(()).double()
         if which == "slow":
             rate = torch.sigmoid(x[t] @ weights["rate.weight"][head] + weights["rate.bias"][head])
@@ -92,22 +91,12 @@ def read_outs(layer: E90Layer, which: str, head: int, x: Tensor) -> list[Tensor]
 
 @pytest.mark.parametrize("switch", SWITCHES)
 def test_layer_computes_its_equations(switch: str) -> None:
-    layer = make_layer(**SWITCHES[switch])
-    x = torch.randn(2, 19, 12, dtype=torch.float64)
-    y, _ = layer(x)
-    for sequence, expected in zip(x, y, strict=True):
-        torch.testing.assert_close(equations(layer, sequence), expected, rtol=1e-9, atol=1e-10)
+    assert_computes(make_layer(**SWITCHES[switch]), equations)
 
 
 @pytest.mark.parametrize("switch", SWITCHES)
-def test_every_parameter_has_a_gradient_and_is_counted(switch: str) -> None:
-    config = make_config(**SWITCHES[switch])
-    model = build_model(config, seed=0)
-    model.loss(torch.randint(256, (2, 21))).backward()
-    for name, parameter in model.named_parameters():
-        assert parameter.grad is not None and parameter.grad.abs().max() > 0, name
-    built = sum(p.numel() for p in model.parameters())
-    assert count_parameters("e90", config.encode()) == built
+def test_every_parameter_is_counted_and_has_a_gradient(switch: str) -> None:
+    assert_every_parameter_is_counted_and_moved(make_config(**SWITCHES[switch]))
 
 
 @pytest.mark.parametrize(
@@ -119,11 +108,7 @@ def test_every_parameter_has_a_gradient_and_is_counted(switch: str) -> None:
     ids=str,
 )
 def test_every_setting_reaches_the_model(change: dict[str, Any]) -> None:
-    tokens = torch.randint(256, (1, 20))
-    before, after = (
-        build_model(config, seed=0)(tokens)[0] for config in (make_config(), make_config(**change))
-    )
-    assert (before - after).abs().max() > 1e-6
+    assert is_reached(make_config(), make_config(**change))
 
 
 @pytest.mark.parametrize(
@@ -145,9 +130,9 @@ def test_counts_are_those_of_the_study(
 
 
 def test_both_variants_compute_the_same_where_values_are_whole() -> None:
-    tokens = torch.randint(256, (1, 20))
-    models = (make_config(variant=variant) for variant in ("documented", "study-2026-01"))
-    documented, study = (build_model(config, seed=0)(tokens)[0] for config in models)
+    documented, study = (
+        logits(make_config(variant=variant)) for variant in ("documented", "study-2026-01")
+    )
     assert torch.equal(documented, study)
 
 
@@ -191,10 +176,10 @@ def test_projections_start_as_in_the_study() -> None:
     layer = E90Layer(make_config(dim=64, n_heads=16, k_fast=8, k_slow=16), "torch")
     default = 1 / math.sqrt(64)
     bounds = {
-        "fast.weight": math.sqrt(6 / (64 + 16 * 24)),
-        "gate.weight": math.sqrt(6 / (64 + 256)),
-        "out.weight": math.sqrt(6 / (64 + 256)),
-        "fast_decay.projection.weight": math.sqrt(6 / (64 + 16)),
+        "fast.weight": xavier_bound(64, 16 * 24),
+        "gate.weight": xavier_bound(64, 256),
+        "out.weight": xavier_bound(64, 256),
+        "fast_decay.projection.weight": xavier_bound(64, 16),
         "slow.weight": default,
         "slow_decay.projection.weight": default,
         "rate.weight": default,
@@ -203,8 +188,7 @@ def test_projections_start_as_in_the_study() -> None:
     weights = dict(layer.named_parameters())
     ranges = {f"{which}_decay.{name}" for which in ("fast", "slow") for name in RANGE_NAMES}
     assert set(weights) == {*bounds, *ranges, "rate.bias", "mix.bias"}
-    for name, bound in bounds.items():
-        assert 0.98 * bound < weights[name].abs().max() <= bound, name
+    assert_fills(bounds, weights, 0.98)
     assert torch.equal(layer.rate.bias, torch.full((16,), -2.0))
     assert 0.7 * default < layer.mix.bias.abs().max() <= default
 
@@ -218,31 +202,19 @@ RANGE_NAMES = ("log_rate", "step_bias")
 def test_decay_starts_in_the_range_of_the_study(
     which: str, max_rate: float, max_step: float
 ) -> None:
-    decay = getattr(E90Layer(make_config(n_heads=2000), "torch"), which)
-    rate, step = decay.log_rate.exp(), F.softplus(decay.step_bias)
-    assert 0 < rate.min() < 0.01 * max_rate and 0.99 * max_rate < rate.max() <= 1.000001 * max_rate
-    assert 0.999e-3 <= step.min() < 1.1e-3 and 0.9 * max_step < step.max() <= 1.0001 * max_step
+    layer = E90Layer(make_config(n_heads=2000), "torch")
+    assert_decay_starts_in_range(getattr(layer, which), max_rate, max_step)
 
 
 @pytest.mark.parametrize("switch", SWITCHES)
 def test_weights_in_bfloat16_run_and_keep_their_states_in_float32(switch: str) -> None:
-    layer = E90Layer(make_config(**SWITCHES[switch]), "torch").bfloat16()
-    y, state = layer(torch.randn(2, 5, 12, dtype=torch.bfloat16))
-    y, state = layer(torch.randn(2, 5, 12, dtype=torch.bfloat16), state)
-    assert y.dtype == torch.bfloat16 and y.isfinite().all()
+    state = state_in_bfloat16(E90Layer(make_config(**SWITCHES[switch]), "torch"))
     assert state.fast.dtype == state.slow.dtype == torch.float32
 
 
 @pytest.mark.parametrize("switch", SWITCHES)
 def test_autocast_trains_every_switch(switch: str) -> None:
-    model = build_model(make_config(**SWITCHES[switch]), seed=0)
-    tokens = torch.randint(256, (2, 21))
-    exact = model.loss(tokens).item()
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        loss = model.loss(tokens)
-    loss.backward()
-    assert loss.item() == pytest.approx(exact, rel=0.01)
-    assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters())
+    assert_autocast_trains(make_config(**SWITCHES[switch]))
 
 
 def test_flops_are_those_of_the_products() -> None:

@@ -11,6 +11,7 @@ from elmanctl.models.config import FamilyConfig
 from elmanctl.models.elman import StateMatrix, vector_recurrence
 from elmanctl.models.params import count_parameters
 from elmanctl.models.registry import build_model, decode_config
+from tests.models.layers import assert_fills, convolved, is_reached, randomized, xavier_bound
 
 SWITCHES: dict[str, tuple[str, dict[str, Any]]] = {
     "e1": ("e1", {}),
@@ -29,11 +30,6 @@ SWITCHES: dict[str, tuple[str, dict[str, Any]]] = {
 SWITCH = pytest.mark.parametrize("switch", SWITCHES)
 
 
-@pytest.fixture(autouse=True)
-def equal_draws() -> None:
-    torch.manual_seed(0)
-
-
 def make_config(switch: str, **changes: Any) -> FamilyConfig:
     family, settings = SWITCHES[switch]
     return decode_config(family, {"dim": 8, "depth": 2, **settings, **changes})
@@ -41,10 +37,7 @@ def make_config(switch: str, **changes: Any) -> FamilyConfig:
 
 def make_layer(switch: str, **changes: Any) -> nn.Module:
     """A layer in float64 at rest, every parameter random, its spectral norms settled."""
-    layer = build_model(make_config(switch, **changes), seed=0).layers[0].double().eval()
-    with torch.no_grad():
-        for parameter in layer.parameters():
-            parameter.add_(0.3 * torch.randn_like(parameter))
+    layer = randomized(build_model(make_config(switch, **changes), seed=0).layers[0]).eval()
     for module in layer.modules():
         if isinstance(module, StateMatrix) and module.norm is not None:
             module.iterate(5000)
@@ -69,10 +62,7 @@ def equations(config: FamilyConfig, layer: nn.Module, x: Tensor) -> Tensor:
     gate = given[:, width:]
     given = given[:, :width]
     if config.use_conv:
-        taps = weights["conv.conv.weight"][:, 0]  # [width, d_conv], the last one for the present
-        padded = torch.cat((torch.zeros(config.d_conv - 1, width).double(), given))
-        given = sum(padded[i : i + len(x)] * taps[:, i] for i in range(config.d_conv))
-        given = given + weights["conv.conv.bias"]
+        given = convolved(given, weights)
     if config.use_conv or config.level == "e1":
         given = given * torch.sigmoid(given)
     if config.level == "e0":
@@ -209,10 +199,10 @@ def test_layers_start_as_said(switch: str) -> None:
     layer = build_model(config, seed=0).layers[0]
     width = config.width
     bounds = {
-        "inward.weight": math.sqrt(6 / (64 + width)),
-        "out.weight": math.sqrt(6 / (64 + width)),
+        "inward.weight": xavier_bound(64, width),
+        "out.weight": xavier_bound(64, width),
     }
-    square, zero = math.sqrt(6 / (2 * width)), {"bias"}
+    square, zero = xavier_bound(width, width), {"bias"}
     if config.level == "e42":
         bounds |= {"tied.weight": square}
     else:
@@ -222,14 +212,13 @@ def test_layers_start_as_said(switch: str) -> None:
             own = 1 / math.sqrt(config.d_conv)
             bounds |= {"conv.conv.weight": own, "conv.conv.bias": own}
     if config.level == "e1":
-        bounds |= {"inward.weight": math.sqrt(6 / (64 + 2 * width))}
+        bounds |= {"inward.weight": xavier_bound(64, 2 * width)}
     if config.level == "e0":
         bounds |= {"gate.weight": square}
         zero |= {"gate.bias"}
     weights = dict(layer.named_parameters())
     assert set(weights) == zero | set(bounds)
-    for name, bound in bounds.items():
-        assert 0.9 * bound < weights[name].abs().max() <= bound, name
+    assert_fills(bounds, weights, 0.9)
     assert not any(weights[name].any() for name in zero)
 
 
@@ -269,11 +258,7 @@ def test_state_is_float32_whatever_surrounds_it(switch: str, how: str) -> None:
     ],
 )
 def test_every_setting_reaches_the_model(switch: str, change: dict[str, Any]) -> None:
-    tokens = torch.randint(256, (1, 20))
-    before, after = (
-        build_model(make_config(switch, **settings), seed=0)(tokens)[0] for settings in ({}, change)
-    )
-    assert (before - after).abs().max() > 1e-6
+    assert is_reached(make_config(switch), make_config(switch, **change))
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,6 @@ from typing import Any
 
 import pytest
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from elmanctl.errors import EnvironmentNotReady, InvalidConfiguration
@@ -16,6 +15,18 @@ from elmanctl.models.configs.gated_delta_net import GatedDeltaNetConfig
 from elmanctl.models.gated_delta_net import GatedDeltaNetLayer
 from elmanctl.models.params import count_parameters, solve_dim
 from elmanctl.models.registry import build_model, decode_config
+from tests.models.layers import (
+    assert_decay_starts_in_range,
+    assert_every_parameter_is_counted_and_moved,
+    assert_fills,
+    convolved,
+    count,
+    is_reached,
+    randomized,
+    selective_decay,
+    silu,
+    state_in_bfloat16,
+)
 
 BASE: dict[str, Any] = {"dim": 12, "depth": 2, "n_heads": 3, "head_dim": 4, "expansion": 1.5}
 
@@ -30,22 +41,12 @@ SWITCHES: dict[str, dict[str, Any]] = {
 }
 
 
-@pytest.fixture(autouse=True)
-def equal_draws() -> None:
-    torch.manual_seed(0)
-
-
 def make_config(**changes: Any) -> GatedDeltaNetConfig:
     return GatedDeltaNetConfig.decode({**BASE, **changes})
 
 
 def make_layer(**changes: Any) -> GatedDeltaNetLayer:
-    """A layer in float64 whose every parameter is random, so that none can hide."""
-    layer = GatedDeltaNetLayer(make_config(**changes), "torch").double()
-    with torch.no_grad():
-        for parameter in layer.parameters():
-            parameter.add_(0.3 * torch.randn_like(parameter))
-    return layer
+    return randomized(GatedDeltaNetLayer(make_config(**changes), "torch"))
 
 
 def equations(
@@ -55,11 +56,8 @@ def equations(
     weights = dict(layer.named_parameters())
     mixed = x @ weights["mixed.weight"].T
     if "conv.conv.weight" in weights:
-        taps = weights["conv.conv.weight"][:, 0]  # [channels, d_conv], the last one for the present
-        width = taps.shape[1]
-        padded = torch.cat((torch.zeros(width - 1, mixed.shape[1]).double(), mixed))
-        mixed = sum(padded[i : i + len(x)] * taps[:, i] for i in range(width))
-    mixed = mixed / (1 + torch.exp(-mixed))
+        mixed = convolved(mixed, weights)
+    mixed = silu(mixed)
     outputs = []
     for head in range(n_heads):
         q = mixed[:, head * n_key :][:, :n_key]
@@ -71,15 +69,13 @@ def equations(
             key = k[t] / math.sqrt(k[t] @ k[t] + 1e-6)
             query = q[t] / math.sqrt(q[t] @ q[t] + 1e-6) / math.sqrt(n_key)
             beta = 1 / (1 + torch.exp(-weights["rate.weight"][head] @ x[t]))
-            score = weights["decay.projection.weight"][head] @ x[t]
-            step = torch.log1p(torch.exp(score + weights["decay.step_bias"][head]))
-            alpha = torch.exp(-torch.exp(weights["decay.log_rate"][head]) * step)
+            alpha = selective_decay(weights, "decay", head, x[t])
             delta = v[t] - alpha * (state.T @ key)
             state = alpha * state + beta * torch.outer(key, delta)
             o = state.T @ query
             o = o / torch.sqrt(o.square().mean() + 1e-5) * weights["norm.weight"]
             g = (weights["gate.weight"] @ x[t])[head * n_value :][:n_value]
-            rows.append(o * g * torch.sigmoid(g))
+            rows.append(o * silu(g))
         outputs.append(torch.stack(rows))
     return torch.cat(outputs, dim=1) @ weights["out.weight"].T
 
@@ -108,14 +104,8 @@ def test_layer_computes_its_equations(switch: str) -> None:
 
 
 @pytest.mark.parametrize("switch", SWITCHES)
-def test_every_parameter_has_a_gradient_and_is_counted(switch: str) -> None:
-    config = make_config(**SWITCHES[switch])
-    model = build_model(config, seed=0, backend="torch")
-    model.loss(torch.randint(256, (2, 21))).backward()
-    for name, parameter in model.named_parameters():
-        assert parameter.grad is not None and parameter.grad.abs().max() > 0, name
-    built = sum(p.numel() for p in model.parameters())
-    assert count_parameters("fla-gdn", config.encode()) == built
+def test_every_parameter_is_counted_and_has_a_gradient(switch: str) -> None:
+    assert_every_parameter_is_counted_and_moved(make_config(**SWITCHES[switch]))
 
 
 @pytest.mark.parametrize(
@@ -132,12 +122,8 @@ def test_every_parameter_has_a_gradient_and_is_counted(switch: str) -> None:
     ids=str,
 )
 def test_every_setting_reaches_the_model_and_its_count(change: dict[str, Any]) -> None:
-    tokens = torch.randint(256, (1, 20))
-    configs = [make_config(), make_config(**change)]
-    before, after = (build_model(c, seed=0, backend="torch")(tokens)[0] for c in configs)
-    assert (before - after).abs().max() > 1e-6
-    first, second = (count_parameters("fla-gdn", c.encode()) for c in configs)
-    assert first != second
+    base, changed = make_config(), make_config(**change)
+    assert is_reached(base, changed) and count(base) != count(changed)
 
 
 @pytest.mark.parametrize(
@@ -242,24 +228,17 @@ def test_projections_and_convolution_start_as_those_of_torch() -> None:
     }
     weights = dict(layer.named_parameters())
     assert set(weights) == {*bounds, "decay.log_rate", "decay.step_bias", "norm.weight"}
-    for name, bound in bounds.items():
-        assert 0.95 * bound < weights[name].abs().max() <= bound, name
+    assert_fills(bounds, weights, 0.95)
     assert torch.equal(layer.norm.weight, torch.ones(24))
 
 
 def test_decay_starts_in_the_range_of_the_package() -> None:
-    decay = GatedDeltaNetLayer(make_config(n_heads=2000), "torch").decay
-    rate, step = decay.log_rate.exp(), F.softplus(decay.step_bias)
-    assert 0 < rate.min() < 0.1 and 15.9 < rate.max() <= 16.0 * (1 + 1e-6)
-    assert 1e-3 * (1 - 1e-3) <= step.min() < 1.1e-3 and 0.09 < step.max() <= 0.1 * (1 + 1e-5)
+    assert_decay_starts_in_range(GatedDeltaNetLayer(make_config(n_heads=2000), "torch").decay)
 
 
 @pytest.mark.parametrize("switch", SWITCHES)
 def test_weights_in_bfloat16_keep_their_state_in_float32(switch: str) -> None:
-    layer = GatedDeltaNetLayer(make_config(**SWITCHES[switch]), "torch").bfloat16()
-    y, state = layer(torch.randn(2, 5, 12, dtype=torch.bfloat16))
-    y, state = layer(torch.randn(2, 5, 12, dtype=torch.bfloat16), state)
-    assert y.dtype == torch.bfloat16 and y.isfinite().all()
+    state = state_in_bfloat16(GatedDeltaNetLayer(make_config(**SWITCHES[switch]), "torch"))
     assert state.memory.dtype == torch.float32
 
 

@@ -23,11 +23,6 @@ STANDARD = pytest.mark.parametrize("family", ["gru", "lstm"])
 STUDY_WIDTH = 2048
 
 
-@pytest.fixture(autouse=True)
-def equal_draws() -> None:
-    torch.manual_seed(0)
-
-
 @pytest.fixture
 def quick_draws(monkeypatch: pytest.MonkeyPatch) -> None:
     """Uniform instead of orthogonal blocks, which take seconds at the width of the study."""
@@ -248,12 +243,13 @@ def test_counts_are_those_of_the_study(level: str, settings: dict[str, Any], tol
         assert count_parameters(level, {**settings, "variant": variant}) == told
 
 
-@pytest.mark.parametrize("variant", ["documented", "study-2026-01"])
 @CELL
-def test_both_variants_are_the_same_model(cell: str, variant: str) -> None:
-    tokens = torch.randint(256, (1, 9))
-    models = [build_model(make_config(cell, **v), seed=0) for v in ({}, {"variant": variant})]
-    assert models[0].loss(tokens).item() == models[1].loss(tokens).item()
+def test_both_variants_are_the_same_model(cell: str) -> None:
+    x, found = torch.randn(1, 9, 6), []
+    for variant in ("documented", "study-2026-01"):
+        torch.manual_seed(5)
+        found.append(make_layer(cell, variant=variant)(x)[0])
+    assert torch.equal(*found) and found[0].any()
 
 
 @pytest.mark.parametrize("cell", ["gru, reset before", "lstm, one bias"])

@@ -57,7 +57,7 @@ def test_text_is_a_level_or_is_refused_with_one_that_is(text: str) -> None:
     except ElmanError as exc:
         assert isinstance(exc, NotFound | InvalidConfiguration)
         assert exc.hint
-        if exc.hint.startswith("did you mean"):
+        if exc.hint.startswith(("did you mean", "the study")):
             parse_level(exc.hint.split("`")[1])
         else:
             assert all(family in exc.hint for family in FAMILIES)

@@ -11,7 +11,7 @@ from elmanctl.models.configs.mamba2 import Mamba2Config
 from elmanctl.models.mamba2 import Mamba2Layer
 from elmanctl.models.mamba_ssm import load
 from elmanctl.models.params import count_parameters, flops_per_token, solve_dim, state_size
-from elmanctl.models.registry import build_model
+from tests.models.layers import assert_computes, convolved, is_reached, logits, randomized, silu
 
 BASE: dict[str, Any] = {"dim": 12, "depth": 2, "d_state": 5, "head_dim": 8}
 
@@ -38,22 +38,12 @@ NAMES = {
 }
 
 
-@pytest.fixture(autouse=True)
-def equal_draws() -> None:
-    torch.manual_seed(0)
-
-
 def make_config(**changes: Any) -> Mamba2Config:
     return Mamba2Config.decode({**BASE, **changes})
 
 
 def make_layer(**changes: Any) -> Mamba2Layer:
-    """A layer in float64 whose every parameter is random, so that none can hide."""
-    layer = Mamba2Layer(make_config(**changes), "torch").double()
-    with torch.no_grad():
-        for parameter in layer.parameters():
-            parameter.add_(0.3 * torch.randn_like(parameter))
-    return layer
+    return randomized(Mamba2Layer(make_config(**changes), "torch"))
 
 
 def equations(layer: Mamba2Layer, u: Tensor) -> Tensor:
@@ -62,11 +52,7 @@ def equations(layer: Mamba2Layer, u: Tensor) -> Tensor:
     inner, keys, width = config.expand * config.dim, config.d_state, config.head_dim
     projected = u @ weights["in_proj.weight"].T
     z, mixed, scores = projected.tensor_split((inner, 2 * inner + 2 * keys), dim=1)
-    taps = weights["conv.conv.weight"][:, 0]  # [channels, d_conv], the last one for the present
-    padded = torch.cat((torch.zeros(config.d_conv - 1, mixed.shape[1]).double(), mixed))
-    mixed = sum(padded[i : i + len(u)] * taps[:, i] for i in range(config.d_conv))
-    mixed = mixed + weights["conv.conv.bias"]
-    mixed = mixed * torch.sigmoid(mixed)
+    mixed = silu(convolved(mixed, weights))
     x, b, c = mixed[:, :inner], mixed[:, inner : inner + keys], mixed[:, inner + keys :]
     heads = []
     for head in range(inner // width):
@@ -79,18 +65,14 @@ def equations(layer: Mamba2Layer, u: Tensor) -> Tensor:
             state = decay * state + step * torch.outer(values[t], b[t])
             rows.append(state @ c[t] + weights["skip"][head] * values[t])
         heads.append(torch.stack(rows))
-    y = torch.cat(heads, dim=1) * z * torch.sigmoid(z)
+    y = torch.cat(heads, dim=1) * silu(z)
     y = y / torch.sqrt(y.square().mean(1, keepdim=True) + 1e-5) * weights["norm.weight"]
     return y @ weights["out_proj.weight"].T
 
 
 @pytest.mark.parametrize("size", SIZES)
 def test_layer_computes_its_equations(size: str) -> None:
-    layer = make_layer(**SIZES[size])
-    u = torch.randn(2, 19, layer.config.dim, dtype=torch.float64)
-    y, _ = layer(u)
-    for sequence, expected in zip(u, y, strict=True):
-        torch.testing.assert_close(equations(layer, sequence), expected, rtol=1e-9, atol=1e-10)
+    assert_computes(make_layer(**SIZES[size]), equations)
 
 
 def package_layer(config: Mamba2Config) -> nn.Module:
@@ -216,11 +198,7 @@ def test_every_size_reaches_count_and_output(change: dict[str, Any]) -> None:
     assert base.layer_parameters() != changed.layer_parameters()
     same_state = bool(change.keys() & {"head_dim", "d_conv"})
     assert (base.layer_state_size(64) == changed.layer_state_size(64)) == same_state
-    tokens = torch.randint(256, (1, 20))
-    before, after = (
-        build_model(config, seed=0, backend="torch")(tokens)[0] for config in (base, changed)
-    )
-    assert (before - after).abs().max() > 1e-6
+    assert is_reached(base, changed)
 
 
 def test_sizes_of_the_studys_best() -> None:
@@ -233,10 +211,8 @@ def test_sizes_of_the_studys_best() -> None:
 
 
 def test_variants_are_the_same_model() -> None:
-    tokens = torch.randint(256, (1, 20))
     documented, study = (
-        build_model(make_config(variant=variant), seed=0, backend="torch")(tokens)[0]
-        for variant in ("documented", "study-2026-01")
+        logits(make_config(variant=variant)) for variant in ("documented", "study-2026-01")
     )
     assert torch.equal(documented, study)
 

@@ -1,6 +1,5 @@
 """The estimate of activations against what autograd saves on the torch path."""
 
-import sys
 from typing import Any
 
 import pytest
@@ -105,7 +104,6 @@ def test_estimate_is_within_a_factor_of_two_of_what_autograd_saves(
     # The difference is a layer alone, without the head and the loss.
     estimated = activation_bytes(two, LENGTH) - activation_bytes(one, LENGTH)
     of_a_layer = estimated / (saved_by_two - saved_by_one)
-    print(f"{of_a_layer:.2f} of a layer, {of_the_whole:.2f} of the model", file=sys.stderr)
     assert 0.5 < of_a_layer < 2
     assert 0.5 < of_the_whole < 2
 

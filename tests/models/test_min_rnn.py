@@ -10,6 +10,16 @@ from elmanctl.models.configs.min_rnn import MinGRUConfig, MinLSTMConfig, MinRNNC
 from elmanctl.models.min_rnn import MinGRULayer, MinLSTMLayer, positive
 from elmanctl.models.params import count_parameters, flops_per_token, state_size
 from elmanctl.models.registry import build_model, decode_config
+from tests.models.layers import (
+    assert_autocast_trains,
+    assert_fills,
+    convolved,
+    count,
+    is_reached,
+    randomized,
+    state_in_bfloat16,
+    xavier_bound,
+)
 
 CONFIGS = {"mingru": MinGRUConfig, "minlstm": MinLSTMConfig}
 LAYERS = {"mingru": MinGRULayer, "minlstm": MinLSTMLayer}
@@ -49,22 +59,12 @@ STUDY_RUNS = {
 }
 
 
-@pytest.fixture(autouse=True)
-def equal_draws() -> None:
-    torch.manual_seed(0)
-
-
 def make_config(family: str, **changes: Any) -> MinRNNConfig:
     return CONFIGS[family].decode({"dim": 12, "depth": 2, **changes})
 
 
 def make_layer(family: str, **changes: Any) -> nn.Module:
-    """A layer in float64 whose every parameter is random and far from zero."""
-    layer = LAYERS[family](make_config(family, **changes), "torch").double()
-    with torch.no_grad():
-        for parameter in layer.parameters():
-            parameter.add_(0.5 * torch.randn_like(parameter))
-    return layer
+    return randomized(LAYERS[family](make_config(family, **changes), "torch"), scale=0.5)
 
 
 def sigma(x: Tensor) -> Tensor:
@@ -83,9 +83,7 @@ def scores(layer: nn.Module, x: Tensor) -> tuple[Tensor, ...]:
     """The candidate and the gates of one sequence [T, dim], each [T, channels]."""
     config, weights = layer.config, dict(layer.named_parameters())
     if config.use_conv:
-        taps = weights["conv.conv.weight"][:, 0]  # [dim, d_conv], the last one for the present
-        padded = torch.cat((torch.zeros(config.d_conv - 1, config.dim).double(), x))
-        x = sum(padded[i : i + len(x)] * taps[:, i] for i in range(config.d_conv))
+        x = convolved(x, weights)
     width = int(config.dim * config.expansion)
     mixed = x @ weights["mixed.weight"].T
     return tuple(mixed[:, i : i + width] for i in range(0, mixed.shape[1], width))
@@ -185,21 +183,6 @@ def test_state_before_the_first_position_is_zero(family: str) -> None:
 
 
 @FAMILY
-@SWITCH
-@pytest.mark.parametrize("cut", [1, 2, 33])
-def test_two_pieces_with_the_state_carried_are_the_whole(
-    family: str, switch: str, cut: int
-) -> None:
-    layer = make_layer(family, **SWITCHES[switch])
-    x = torch.randn(2, 70, 12, dtype=torch.float64)
-    whole, last = layer(x)
-    first, state = layer(x[:, :cut])
-    second, end = layer(x[:, cut:], state)
-    torch.testing.assert_close(torch.cat((first, second), dim=1), whole, rtol=1e-10, atol=1e-12)
-    torch.testing.assert_close(end.hidden, last.hidden, rtol=1e-10, atol=1e-12)
-
-
-@FAMILY
 @pytest.mark.parametrize("gate", [-1e4, -200.0, -90.0, 90.0, 200.0, 1e4])
 @pytest.mark.parametrize("candidate", [-1e4, 0.0, 1e4])
 def test_saturated_gates_stay_finite_over_long_sequences(
@@ -244,24 +227,14 @@ def test_float32_over_4096_positions_is_near_float64(family: str) -> None:
 @FAMILY
 @SWITCH
 def test_weights_in_bfloat16_run_and_keep_their_state_in_float32(family: str, switch: str) -> None:
-    layer = LAYERS[family](make_config(family, **SWITCHES[switch]), "torch").bfloat16()
-    y, state = layer(torch.randn(2, 5, 12, dtype=torch.bfloat16))
-    y, state = layer(torch.randn(2, 5, 12, dtype=torch.bfloat16), state)
-    assert y.dtype == torch.bfloat16 and y.isfinite().all()
+    state = state_in_bfloat16(LAYERS[family](make_config(family, **SWITCHES[switch]), "torch"))
     assert state.hidden.dtype == torch.float32
 
 
 @FAMILY
 @SWITCH
 def test_autocast_trains_every_switch(family: str, switch: str) -> None:
-    model = build_model(make_config(family, **SWITCHES[switch]), seed=0)
-    tokens = torch.randint(256, (2, 41))
-    exact = model.loss(tokens).item()
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        loss = model.loss(tokens)
-    loss.backward()
-    assert loss.item() == pytest.approx(exact, rel=0.01)
-    assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters())
+    assert_autocast_trains(make_config(family, **SWITCHES[switch]))
 
 
 @FAMILY
@@ -269,13 +242,12 @@ def test_weights_start_within_the_bounds_of_xavier_and_of_torch(family: str) -> 
     config = make_config(family, dim=64, expansion=2.0, use_conv=True)
     weights = dict(LAYERS[family](config, "torch").named_parameters())
     bounds = {
-        "mixed.weight": math.sqrt(6 / (64 + config.scores * 128)),
-        "out.weight": math.sqrt(6 / (64 + 128)),
+        "mixed.weight": xavier_bound(64, config.scores * 128),
+        "out.weight": xavier_bound(64, 128),
         "conv.conv.weight": 1 / math.sqrt(4),
     }
     assert set(weights) == set(bounds)
-    for name, bound in bounds.items():
-        assert 0.95 * bound < weights[name].abs().max() <= bound, name
+    assert_fills(bounds, weights, 0.95)
 
 
 @FAMILY
@@ -318,20 +290,14 @@ def test_study_had_no_convolution_whatever_it_was_told(family: str) -> None:
     ids=str,
 )
 def test_every_setting_reaches_the_model(family: str, change: dict[str, Any]) -> None:
-    tokens = torch.randint(256, (1, 20))
     base, changed = make_config(family), make_config(family, **change)
-    before, after = (build_model(config, seed=0)(tokens)[0] for config in (base, changed))
-    assert (before - after).abs().max() > 1e-6
-    assert count_parameters(family, base.encode()) != count_parameters(family, changed.encode())
+    assert is_reached(base, changed) and count(base) != count(changed)
 
 
 @FAMILY
-def test_width_of_the_convolution_reaches_the_model(family: str) -> None:
-    counts = [
-        count_parameters(family, make_config(family, use_conv=True, d_conv=width).encode())
-        for width in (3, 4)
-    ]
-    assert counts[1] - counts[0] == 2 * 12
+def test_width_of_the_convolution_is_counted(family: str) -> None:
+    three, four = (count(make_config(family, use_conv=True, d_conv=width)) for width in (3, 4))
+    assert four - three == 2 * 12
 
 
 @FAMILY

@@ -5,7 +5,6 @@ from typing import Any
 
 import pytest
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from elmanctl.errors import InvalidConfiguration
@@ -13,6 +12,19 @@ from elmanctl.models.configs.mom_e88 import MomE88Config
 from elmanctl.models.mom_e88 import MomE88Layer
 from elmanctl.models.params import count_parameters
 from elmanctl.models.registry import build_model
+from tests.models.layers import (
+    assert_autocast_trains,
+    assert_computes,
+    assert_decay_starts_in_range,
+    assert_fills,
+    count,
+    is_reached,
+    randomized,
+    selective_decay,
+    silu,
+    state_in_bfloat16,
+    xavier_bound,
+)
 
 STUDY = "study-2026-01"
 BASE: dict[str, Any] = {"dim": 12, "depth": 2, "n_heads": 4, "top_k": 2, "n_state": 4}
@@ -28,22 +40,12 @@ SWITCHES: dict[str, dict[str, Any]] = {
 BOTH = pytest.mark.parametrize("variant", ["documented", STUDY])
 
 
-@pytest.fixture(autouse=True)
-def equal_draws() -> None:
-    torch.manual_seed(0)
-
-
 def make_config(**changes: Any) -> MomE88Config:
     return MomE88Config.decode({**BASE, **changes})
 
 
 def make_layer(**changes: Any) -> MomE88Layer:
-    """A layer in float64 whose every parameter is random, so that none can hide."""
-    layer = MomE88Layer(make_config(**changes), "torch").double()
-    with torch.no_grad():
-        for parameter in layer.parameters():
-            parameter.add_(0.3 * torch.randn_like(parameter))
-    return layer
+    return randomized(MomE88Layer(make_config(**changes), "torch"))
 
 
 def equations(layer: MomE88Layer, x: Tensor) -> Tensor:
@@ -64,7 +66,9 @@ def equations(layer: MomE88Layer, x: Tensor) -> Tensor:
             place = rank if study else head
             state = memories.get(place, torch.zeros(config.n_state, config.head_values).double())
             delta = v - state.T @ k
-            state = torch.tanh(decay(weights, head, now) * state + torch.outer(k, delta))
+            state = torch.tanh(
+                selective_decay(weights, "decay", head, now) * state + torch.outer(k, delta)
+            )
             memories[place] = state
             weight = p[head] / p[ranked].sum()
             o = o + weight * (state.T @ q)
@@ -78,24 +82,13 @@ def equations(layer: MomE88Layer, x: Tensor) -> Tensor:
 
 
 def part(weights: dict[str, Tensor], name: str, head: int, width: int, x: Tensor) -> Tensor:
-    mixed = weights[f"{name}.weight"][head * width :][:width] @ x
-    return mixed * torch.sigmoid(mixed)
-
-
-def decay(weights: dict[str, Tensor], head: int, x: Tensor) -> Tensor:
-    score = x @ weights["decay.projection.weight"][head]
-    step = torch.log1p(torch.exp(score + weights["decay.step_bias"][head]))
-    return torch.exp(-torch.exp(weights["decay.log_rate"][head]) * step)
+    return silu(weights[f"{name}.weight"][head * width :][:width] @ x)
 
 
 @BOTH
 @pytest.mark.parametrize("switch", SWITCHES)
 def test_layer_computes_its_equations(switch: str, variant: str) -> None:
-    layer = make_layer(variant=variant, **SWITCHES[switch]).eval()
-    x = torch.randn(2, 19, 12, dtype=torch.float64)
-    y, _ = layer(x)
-    for sequence, expected in zip(x, y, strict=True):
-        torch.testing.assert_close(equations(layer, sequence), expected, rtol=1e-9, atol=1e-10)
+    assert_computes(make_layer(variant=variant, **SWITCHES[switch]).eval(), equations)
 
 
 @BOTH
@@ -111,9 +104,8 @@ def test_gradients_are_those_of_the_equations(variant: str) -> None:
         torch.testing.assert_close(gradient, expected, rtol=1e-7, atol=1e-10)
 
 
-@BOTH
-def test_two_pieces_give_the_whole(variant: str) -> None:
-    layer = make_layer(variant=variant).eval()
+def test_two_pieces_give_the_whole_of_the_study_too() -> None:
+    layer = make_layer(variant=STUDY).eval()
     x = torch.randn(2, 19, 12, dtype=torch.float64)
     whole, last = layer(x)
     first, state = layer(x[:, :8])
@@ -132,12 +124,10 @@ def test_memories_that_are_not_chosen_stay_as_they_are() -> None:
     assert changed == sorted(chosen)
 
 
-@BOTH
 @pytest.mark.parametrize("switch", SWITCHES)
-def test_count_is_that_of_the_built_model(switch: str, variant: str) -> None:
-    config = make_config(variant=variant, **SWITCHES[switch])
-    built = sum(p.numel() for p in build_model(config, seed=0).parameters())
-    assert count_parameters("mom-e88", config.encode()) == built
+def test_count_of_the_study_is_that_of_the_built_model(switch: str) -> None:
+    config = make_config(variant=STUDY, **SWITCHES[switch])
+    assert count(config) == sum(p.numel() for p in build_model(config, seed=0).parameters())
 
 
 @pytest.mark.parametrize(
@@ -150,12 +140,7 @@ def test_count_is_that_of_the_built_model(switch: str, variant: str) -> None:
     ids=str,
 )
 def test_every_setting_reaches_the_model(change: dict[str, Any]) -> None:
-    tokens = torch.randint(256, (1, 20))
-    before, after = (
-        build_model(config, seed=0).eval()(tokens)[0]
-        for config in (make_config(), make_config(**change))
-    )
-    assert (before - after).abs().max() > 1e-6
+    assert is_reached(make_config(), make_config(**change))
 
 
 def test_top_k_reaches_the_state_of_the_study_alone() -> None:
@@ -220,19 +205,15 @@ def test_projections_start_within_their_own_xavier_bounds() -> None:
         **{"router": 16, "query": 256, "key": 256, "value": 512},
         **{"decay.projection": 16, "gate": 512},
     }
-    bounds = {f"{name}.weight": math.sqrt(6 / (64 + n)) for name, n in outputs.items()}
-    bounds["out.weight"] = math.sqrt(6 / (64 + 32))
+    bounds = {f"{name}.weight": xavier_bound(64, n) for name, n in outputs.items()}
+    bounds["out.weight"] = xavier_bound(64, 32)
     weights = dict(layer.named_parameters())
     assert set(weights) == {*bounds, "decay.log_rate", "decay.step_bias"}
-    for name, bound in bounds.items():
-        assert 0.98 * bound < weights[name].abs().max() <= bound, name
+    assert_fills(bounds, weights, 0.98)
 
 
 def test_decay_starts_in_the_range_of_the_study() -> None:
-    decay = MomE88Layer(make_config(n_heads=2000), "torch").decay
-    rate, step = decay.log_rate.exp(), F.softplus(decay.step_bias)
-    assert 0 < rate.min() < 0.1 and 15.9 < rate.max() <= 16.0 * (1 + 1e-6)
-    assert 1e-3 * (1 - 1e-3) <= step.min() < 1.1e-3 and 0.09 < step.max() <= 0.1 * (1 + 1e-5)
+    assert_decay_starts_in_range(MomE88Layer(make_config(n_heads=2000), "torch").decay)
 
 
 def test_balance_loss_is_its_formula() -> None:
@@ -350,25 +331,14 @@ def test_top_1_leaves_the_router_to_the_balance_loss() -> None:
 @BOTH
 @pytest.mark.parametrize("switch", SWITCHES)
 def test_weights_in_bfloat16_run_and_keep_their_state_in_float32(switch: str, variant: str) -> None:
-    layer = MomE88Layer(make_config(variant=variant, **SWITCHES[switch]), "torch").bfloat16()
-    y, state = layer(torch.randn(2, 5, 12, dtype=torch.bfloat16))
-    y, state = layer(torch.randn(2, 5, 12, dtype=torch.bfloat16), state)
-    assert y.dtype == torch.bfloat16 and y.isfinite().all()
-    assert state.dtype == torch.float32
+    layer = MomE88Layer(make_config(variant=variant, **SWITCHES[switch]), "torch")
+    assert state_in_bfloat16(layer).dtype == torch.float32
 
 
 @BOTH
 @pytest.mark.parametrize("switch", SWITCHES)
 def test_autocast_trains_every_switch(switch: str, variant: str) -> None:
-    model = build_model(make_config(variant=variant, router_noise=0.0, **SWITCHES[switch]), seed=0)
-    tokens = torch.randint(256, (2, 21))
-    exact = (model.loss(tokens) + model.auxiliary_loss()).item()
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        loss = model.loss(tokens)
-    objective = loss.float() + model.auxiliary_loss()
-    objective.backward()
-    assert objective.item() == pytest.approx(exact, rel=0.01)
-    assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters())
+    assert_autocast_trains(make_config(variant=variant, router_noise=0.0, **SWITCHES[switch]))
 
 
 def test_flops_count_the_memories_that_are_chosen() -> None:

@@ -112,3 +112,19 @@ def test_space_that_holds_nothing_ends_with_the_last_reason(
         ask_candidates(optimizer, builder, 4)
     assert "no dim that is a multiple" in told.value.message
     assert told.value.hint is not None
+
+
+def test_space_that_holds_nothing_tells_its_two_most_frequent_reasons(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(candidates, "MAX_REFUSED", 8)
+    axes = {"expansion": {"kind": "choice", "values": [1.0, 1.03125]}}
+    _, builder = tiny(axes=axes, tolerance=1e-9)
+    off_budget, uneven = (0.0, 1.0, 1.0, 0.5, 0.0), (0.0, 1.0, 1.0, 0.5, 1.0)
+    optimizer = Scripted([off_budget, uneven] * 2 + [off_budget] * 4)
+    with pytest.raises(InvalidConfiguration, match="8 points cannot be built") as told:
+        ask_candidates(optimizer, builder, 4)
+    assert "most often: no dim that is a multiple" in told.value.message
+    assert "; 2 times: " in told.value.message
+    assert "cannot be shared out evenly" in told.value.message
+    assert told.value.hint is not None and "nearest expansions" in told.value.hint

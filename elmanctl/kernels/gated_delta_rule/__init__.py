@@ -3,17 +3,15 @@
 from typing import TYPE_CHECKING
 
 from elmanctl.errors import InvalidConfiguration, nearest
+from elmanctl.kernels.arguments import check_tensors
 
 # As everywhere in `kernels`, torch is imported when something is computed.
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ["BACKENDS", "CHUNK", "gated_delta_rule"]
+__all__ = ["BACKENDS", "gated_delta_rule"]
 
 BACKENDS = ("torch", "fla")
-
-CHUNK = 64
-"""Positions that backend `torch` computes at once, as products of matrices."""
 
 
 def gated_delta_rule(
@@ -75,21 +73,11 @@ def _check_tensors(
         raise InvalidConfiguration(f"k must be a floating-point tensor, not {k.dtype}")
     steps = tuple(k.shape[:3])
     state_dtype = torch.promote_types(k.dtype, torch.float32)
-    expected = (
+    demands = (
         ("q", q, tuple(k.shape), k.dtype),
         ("v", v, (*steps, v.shape[3]), k.dtype),
         ("log_decay", log_decay, steps, state_dtype),
         ("beta", beta, steps, state_dtype),
         ("initial_state", initial_state, (*steps[::2], k.shape[3], v.shape[3]), state_dtype),
     )
-    for name, tensor, shape, dtype in expected:
-        if tensor is None:
-            continue
-        if tuple(tensor.shape) != shape:
-            raise InvalidConfiguration(
-                f"{name} has shape {list(tensor.shape)}, expected {list(shape)}"
-            )
-        if tensor.dtype != dtype:
-            raise InvalidConfiguration(f"{name} is {tensor.dtype}, expected {dtype}")
-        if tensor.device != k.device:
-            raise InvalidConfiguration(f"{name} is on {tensor.device}, k is on {k.device}")
+    check_tensors("k", k, demands)

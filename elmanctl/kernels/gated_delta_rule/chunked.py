@@ -17,8 +17,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from elmanctl.kernels.gated_delta_rule import CHUNK
 from elmanctl.kernels.gated_delta_rule.naive import as_computed
+from elmanctl.kernels.gated_delta_rule.sizes import CHUNK
 
 
 def chunked_gated_delta_rule(

@@ -3,6 +3,7 @@
 from typing import TYPE_CHECKING
 
 from elmanctl.errors import InvalidConfiguration
+from elmanctl.kernels.arguments import check_tensors
 from elmanctl.kernels.matrix_recurrence.sizes import SUPPORTED, check_size, resolve_backend
 
 # The command line asks for sizes here and must not wait for torch.
@@ -89,7 +90,7 @@ def _check_tensors(
     steps = k.shape[:3]
     state_dtype = torch.promote_types(k.dtype, torch.float32)
     state_shape = (k.shape[0], k.shape[2], k.shape[3], v.shape[3])
-    expected = (
+    demands = (
         ("q", q, tuple(k.shape), k.dtype),
         ("v", v, (*steps, v.shape[3]), k.dtype),
         ("gate", gate, (*steps, v.shape[3]), k.dtype),
@@ -98,14 +99,4 @@ def _check_tensors(
         ("blend", blend, tuple(steps), state_dtype),
         ("initial_state", initial_state, state_shape, state_dtype),
     )
-    for name, tensor, shape, dtype in expected:
-        if tensor is None:
-            continue
-        if tuple(tensor.shape) != shape:
-            raise InvalidConfiguration(
-                f"{name} has shape {list(tensor.shape)}, expected {list(shape)}"
-            )
-        if tensor.dtype != dtype:
-            raise InvalidConfiguration(f"{name} is {tensor.dtype}, expected {dtype}")
-        if tensor.device != k.device:
-            raise InvalidConfiguration(f"{name} is on {tensor.device}, k is on {k.device}")
+    check_tensors("k", k, demands)

@@ -24,6 +24,12 @@ def numbers_kept(key_width: int, value_width: int, state_size: int) -> int:
     return 2 * (key_width + value_width) + state_size // CHECKPOINT_EVERY
 
 
+def flops_per_entry(*, squashes: bool = True) -> int:
+    """Return the FLOPs of one position for each number of the state."""
+    # Two products with the state, its decay, the outer product added to it, and the tanh.
+    return 2 + 2 + 1 + 2 + squashes
+
+
 def resolve_backend(name: str) -> str:
     """Return the backend that `name` stands for; `auto` is the best one that exists.
 

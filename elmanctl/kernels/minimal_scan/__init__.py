@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 
 from elmanctl.errors import InvalidConfiguration
+from elmanctl.kernels.arguments import check_tensors
 from elmanctl.kernels.minimal_scan.chunked import chunked_minimal_scan
 
 __all__ = ["minimal_scan"]
@@ -24,19 +25,11 @@ def minimal_scan(decay: Tensor, written: Tensor, initial_state: Tensor | None = 
     if decay.dtype not in (torch.float32, torch.float64):
         raise InvalidConfiguration(f"decay must be float32 or float64, not {decay.dtype}")
     batch, length, width = decay.shape
+    demands = (
+        ("written", written, (batch, length, width), None),
+        ("initial_state", initial_state, (batch, width), None),
+    )
+    check_tensors("decay", decay, demands)
     if initial_state is None:
         initial_state = decay.new_zeros(batch, width)
-    expected = (
-        ("written", written, (batch, length, width)),
-        ("initial_state", initial_state, (batch, width)),
-    )
-    for name, tensor, shape in expected:
-        if tuple(tensor.shape) != shape:
-            raise InvalidConfiguration(
-                f"{name} has shape {list(tensor.shape)}, expected {list(shape)}"
-            )
-        if tensor.dtype != decay.dtype:
-            raise InvalidConfiguration(f"{name} is {tensor.dtype}, decay is {decay.dtype}")
-        if tensor.device != decay.device:
-            raise InvalidConfiguration(f"{name} is on {tensor.device}, decay is on {decay.device}")
     return chunked_minimal_scan(decay, written, initial_state)

@@ -3,17 +3,15 @@
 from typing import TYPE_CHECKING
 
 from elmanctl.errors import InvalidConfiguration, nearest
+from elmanctl.kernels.arguments import check_tensors
 
 # Whoever only asks for names must not wait for torch.
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ["BACKENDS", "CHUNK", "state_space_dual"]
+__all__ = ["BACKENDS", "state_space_dual"]
 
 BACKENDS = ("torch",)
-
-CHUNK = 64
-"""Positions that backend `torch` computes at once, as products of matrices."""
 
 
 def state_space_dual(
@@ -73,21 +71,11 @@ def _check_tensors(
     batch, length, heads, width = x.shape
     keys = (batch, length, write.shape[2])
     state_dtype = torch.promote_types(x.dtype, torch.float32)
-    expected = (
+    demands = (
         ("write", write, keys, x.dtype),
         ("read", read, keys, x.dtype),
         ("step", step, (batch, length, heads), state_dtype),
         ("rate", rate, (heads,), state_dtype),
         ("initial_state", initial_state, (batch, heads, width, keys[2]), state_dtype),
     )
-    for name, tensor, shape, dtype in expected:
-        if tensor is None:
-            continue
-        if tuple(tensor.shape) != shape:
-            raise InvalidConfiguration(
-                f"{name} has shape {list(tensor.shape)}, expected {list(shape)}"
-            )
-        if tensor.dtype != dtype:
-            raise InvalidConfiguration(f"{name} is {tensor.dtype}, expected {dtype}")
-        if tensor.device != x.device:
-            raise InvalidConfiguration(f"{name} is on {tensor.device}, x is on {x.device}")
+    check_tensors("x", x, demands)

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from elmanctl.kernels.state_space_dual import CHUNK
+from elmanctl.kernels.state_space_dual.sizes import CHUNK
 
 
 def chunked_state_space_dual(

@@ -5,8 +5,14 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from elmanctl.errors import InvalidConfiguration
-from elmanctl.kernels.matrix_recurrence.sizes import check_size, numbers_kept, sizes_of
+from elmanctl.kernels.matrix_recurrence.sizes import (
+    check_size,
+    flops_per_entry,
+    numbers_kept,
+    sizes_of,
+)
 from elmanctl.models.config import ConvWidth, Expansion, FamilyConfig, Heads, in_words, whole
+from elmanctl.models.configs.sizes import check_inner_width
 
 SIZES = (8, 16, 24, 32, 40, 48, 56, 64)
 """E75 is defined for these states alone; the matrix recurrence itself computes more of them."""
@@ -74,11 +80,7 @@ class E75Config(FamilyConfig):
                 "projection that could be wider than the model",
                 hint="leave `expansion` at 1",
             )
-        if not self.inner_width:
-            raise InvalidConfiguration(
-                f"{self.level}: `expansion` {self.expansion:g} leaves nothing of dim {self.dim}",
-                hint=f"`expansion` must be at least 1/{self.dim}",
-            )
+        check_inner_width(self)
 
     def check_backend(self, backend: str) -> None:
         """Raise InvalidConfiguration unless the backend computes states of this size."""
@@ -117,9 +119,7 @@ class E75Config(FamilyConfig):
 
     def layer_flops(self, seq_len: int) -> int:
         """Return the forward FLOPs of one layer for one token."""
-        # Two products with the state, its decay, the outer product added to it, and the tanh.
-        per_entry = 2 + 2 + 1 + 2 + 1
-        return 2 * self._weights() + per_entry * self.layer_state_size(seq_len)
+        return 2 * self._weights() + flops_per_entry() * self.layer_state_size(seq_len)
 
     def _weights(self) -> int:
         """Entries of the matrices and taps of the convolution: a multiplication each, and token."""

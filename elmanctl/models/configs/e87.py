@@ -5,8 +5,14 @@ from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
 from elmanctl.errors import InvalidConfiguration
-from elmanctl.kernels.matrix_recurrence.sizes import check_size, numbers_kept, sizes_of
+from elmanctl.kernels.matrix_recurrence.sizes import (
+    check_size,
+    flops_per_entry,
+    numbers_kept,
+    sizes_of,
+)
 from elmanctl.models.config import Between, ConvWidth, Expansion, FamilyConfig, in_words, whole
+from elmanctl.models.configs.sizes import check_inner_width
 
 Blocks = Annotated[int, Between(1, 1_024)]
 
@@ -48,11 +54,7 @@ class E87Config(FamilyConfig):
                 f"{self.level}: `top_k` is {self.top_k}, but there are {self.n_blocks} blocks",
                 hint=f"from 1 to {self.n_blocks} can be written at a position",
             )
-        if not self.inner_width:
-            raise InvalidConfiguration(
-                f"{self.level}: `expansion` {self.expansion:g} leaves nothing of dim {self.dim}",
-                hint=f"`expansion` must be at least 1/{self.dim}",
-            )
+        check_inner_width(self)
 
     def check_backend(self, backend: str) -> None:
         """Raise InvalidConfiguration unless the backend computes states of this size."""
@@ -93,9 +95,8 @@ class E87Config(FamilyConfig):
 
         All blocks count, since all are computed and those not chosen then kept as they were.
         """
-        # Two products with the state, its decay, the outer product added to it, and the tanh;
-        # to move a part of the way takes a difference, its share and a sum.
-        per_entry = 2 + 2 + 1 + 2 + 1 + 3 * self.is_study
+        # To move a part of the way takes a difference, its share and a sum.
+        per_entry = flops_per_entry() + 3 * self.is_study
         weighed = 2 * self.block_width
         return 2 * self._weights() + per_entry * self.layer_state_size(seq_len) + weighed
 

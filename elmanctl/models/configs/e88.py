@@ -4,7 +4,12 @@ from dataclasses import dataclass
 from typing import Literal
 
 from elmanctl.errors import InvalidConfiguration
-from elmanctl.kernels.matrix_recurrence.sizes import check_size, numbers_kept, sizes_of
+from elmanctl.kernels.matrix_recurrence.sizes import (
+    check_size,
+    flops_per_entry,
+    numbers_kept,
+    sizes_of,
+)
 from elmanctl.models.config import (
     STUDY,
     ConvWidth,
@@ -12,8 +17,8 @@ from elmanctl.models.config import (
     FamilyConfig,
     Heads,
     in_words,
-    whole,
 )
+from elmanctl.models.configs.sizes import check_values_are_even, values_of
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,8 +61,7 @@ class E88Config(FamilyConfig):
     @property
     def value_width(self) -> int:
         """Values of all heads together."""
-        values = self.key_width * self.expansion
-        return int(values) if self.is_study else whole(values)
+        return values_of(self.key_width, self.expansion, is_study=self.is_study)
 
     @property
     def head_values(self) -> int:
@@ -83,7 +87,7 @@ class E88Config(FamilyConfig):
         """Raise InvalidConfiguration for a state size without code or values that do not fit."""
         check_size("auto", self.n_state)
         if not self.head_values or not self.is_study:
-            self._check_values_are_even()
+            check_values_are_even(self)
         if self.tie_kv and self.value_width != self.key_width:
             raise InvalidConfiguration(
                 f"{self.level}: `tie_kv` takes the keys for values and needs `expansion` 1, "
@@ -106,24 +110,13 @@ class E88Config(FamilyConfig):
 
         Heads with unequal numbers of values, which the study could count, no backend computes.
         """
-        self._check_values_are_even()
+        check_values_are_even(self)
         check_size(backend, self.n_state)
 
     @classmethod
     def backend_limits(cls, backend: str) -> str:
         """Return in words which sizes a backend computes."""
         return f"`n_state` {in_words(sizes_of(backend))}"
-
-    def _check_values_are_even(self) -> None:
-        if not self.value_width % self.n_heads and self.value_width:
-            return
-        below = int(self.n_state * self.expansion)
-        around = [str(values / self.n_state) for values in (below, below + 1) if values]
-        raise InvalidConfiguration(
-            f"{self.level}: {self.value_width} values (`expansion` {self.expansion:g}) cannot "
-            f"be shared out evenly to {self.n_heads} heads",
-            hint=f"the nearest expansions that can are {' and '.join(around)}",
-        )
 
     def layer_parameters(self) -> int:
         """Return the number of parameters of one layer, the norm before it left out."""
@@ -188,6 +181,5 @@ class E88Config(FamilyConfig):
             "input_weighted": self.dim * (self.head_values + self.n_heads) + read_outs,
         }[self.head_mix]
         additions = read_outs if self.head_mix == "sum" else 0
-        # Two products with the state, its decay, the outer product added to it, and the tanh.
-        per_entry = 2 + 2 + 1 + 2 + self.squashes
+        per_entry = flops_per_entry(squashes=self.squashes)
         return 2 * products + additions + per_entry * self.layer_state_size(seq_len)

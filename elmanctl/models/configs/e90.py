@@ -5,8 +5,14 @@ from dataclasses import dataclass
 from typing import Literal
 
 from elmanctl.errors import InvalidConfiguration
-from elmanctl.kernels.matrix_recurrence.sizes import check_size, numbers_kept, sizes_of
+from elmanctl.kernels.matrix_recurrence.sizes import (
+    check_size,
+    flops_per_entry,
+    numbers_kept,
+    sizes_of,
+)
 from elmanctl.models.config import Expansion, FamilyConfig, Heads, in_words, whole
+from elmanctl.models.configs.sizes import expansions_around, values_of
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,8 +42,7 @@ class E90Config(FamilyConfig):
         return self._values(self.k_slow)
 
     def _values(self, n_key: int) -> int:
-        values = n_key * self.expansion
-        return int(values) if self.is_study else whole(values)
+        return values_of(n_key, self.expansion, is_study=self.is_study)
 
     @property
     def head_values(self) -> int:
@@ -66,17 +71,13 @@ class E90Config(FamilyConfig):
             values = getattr(self, name) * self.expansion
             is_cut = not self.is_study and round(values, 6) != whole(values)
             if is_cut or self._values(getattr(self, name)) < 1:
+                # Both products are whole just when that of their greatest common divisor is.
+                around = expansions_around(math.gcd(self.k_fast, self.k_slow), self.expansion)
                 raise InvalidConfiguration(
                     f"{self.level}: `expansion` {self.expansion:g} of `{name}` "
                     f"{getattr(self, name)} gives {values:g} values, not a whole positive number",
-                    hint=f"the nearest expansions that fit are {self._expansions_around()}",
+                    hint=f"the nearest expansions that fit are {around}",
                 )
-
-    def _expansions_around(self) -> str:
-        # Both products are whole just when that of their greatest common divisor is.
-        steps = math.gcd(self.k_fast, self.k_slow)
-        below = int(self.expansion * steps)
-        return " and ".join(str(values / steps) for values in (below, below + 1) if values)
 
     def check_backend(self, backend: str) -> None:
         """Raise InvalidConfiguration unless the backend computes states of both sizes."""
@@ -129,5 +130,4 @@ class E90Config(FamilyConfig):
             + 5 * self.dim * self.n_heads
             + self.n_heads * (self.v_fast + self.v_slow)
         )
-        # Two products with the state, its decay, the outer product added to it, and the tanh.
-        return 2 * products + 8 * self.layer_state_size(seq_len)
+        return 2 * products + flops_per_entry() * self.layer_state_size(seq_len)

@@ -6,8 +6,9 @@ from dataclasses import dataclass
 from typing import Annotated, Literal
 
 from elmanctl.errors import InvalidConfiguration
-from elmanctl.kernels.gated_delta_rule import CHUNK
-from elmanctl.models.config import STUDY, Between, ConvWidth, Expansion, FamilyConfig, whole
+from elmanctl.kernels.gated_delta_rule.sizes import CHUNK
+from elmanctl.models.config import STUDY, Between, ConvWidth, Expansion, FamilyConfig
+from elmanctl.models.configs.sizes import values_of
 
 HEAD_WIDTH = 128
 """What the key width of a head comes to where neither heads nor their width are set."""
@@ -50,8 +51,7 @@ class GatedDeltaNetConfig(FamilyConfig):
     @property
     def head_values(self) -> int:
         """Values of one head."""
-        exact = self.head_keys * self.expansion
-        return int(exact) if self.is_study else whole(exact)
+        return values_of(self.head_keys, self.expansion, is_study=self.is_study)
 
     @property
     def key_width(self) -> int:

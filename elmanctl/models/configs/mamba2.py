@@ -6,7 +6,7 @@ from math import gcd
 from typing import Annotated, ClassVar, Literal, get_args
 
 from elmanctl.errors import InvalidConfiguration
-from elmanctl.kernels.state_space_dual import CHUNK
+from elmanctl.kernels.state_space_dual.sizes import CHUNK
 from elmanctl.models.config import Between, ConvWidth, FamilyConfig, in_words
 
 HeadDim = Literal[8, 16, 32, 64, 128]

@@ -4,8 +4,14 @@ from dataclasses import dataclass
 from typing import Annotated, Literal
 
 from elmanctl.errors import InvalidConfiguration
-from elmanctl.kernels.matrix_recurrence.sizes import check_size, numbers_kept, sizes_of
-from elmanctl.models.config import Between, Expansion, FamilyConfig, Heads, in_words, whole
+from elmanctl.kernels.matrix_recurrence.sizes import (
+    check_size,
+    flops_per_entry,
+    numbers_kept,
+    sizes_of,
+)
+from elmanctl.models.config import Between, Expansion, FamilyConfig, Heads, in_words
+from elmanctl.models.configs.sizes import check_values_are_even, values_of
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,8 +42,7 @@ class MomE88Config(FamilyConfig):
     @property
     def value_width(self) -> int:
         """Values of all heads together."""
-        values = self.key_width * self.expansion
-        return int(values) if self.is_study else whole(values)
+        return values_of(self.key_width, self.expansion, is_study=self.is_study)
 
     @property
     def head_values(self) -> int:
@@ -52,14 +57,7 @@ class MomE88Config(FamilyConfig):
                 f"{self.level}: `top_k` is {self.top_k}, but there are {self.n_heads} heads",
                 hint=f"`top_k` may be from 1 to {self.n_heads}",
             )
-        if self.value_width % self.n_heads or not self.value_width:
-            below = int(self.n_state * self.expansion)
-            around = [str(values / self.n_state) for values in (below, below + 1) if values]
-            raise InvalidConfiguration(
-                f"{self.level}: {self.value_width} values (`expansion` {self.expansion:g}) cannot "
-                f"be shared out evenly to {self.n_heads} heads",
-                hint=f"the nearest expansions that can are {' and '.join(around)}",
-            )
+        check_values_are_even(self)
 
     def check_backend(self, backend: str) -> None:
         """Raise InvalidConfiguration unless the backend computes states of this size."""
@@ -112,5 +110,5 @@ class MomE88Config(FamilyConfig):
             # Read-outs and gates of the heads are summed by their weights.
             + self.top_k * self.head_values * (1 + self.use_gate)
         )
-        # Two products with the state, its decay, the outer product added to it, and the tanh.
-        return 2 * products + 8 * self.top_k * self.n_state * self.head_values
+        chosen = self.top_k * self.n_state * self.head_values
+        return 2 * products + flops_per_entry() * chosen

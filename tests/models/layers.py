@@ -1,0 +1,122 @@
+"""What the tests of single families share: parts of their equations, and what all must keep to."""
+
+import math
+from collections.abc import Callable, Mapping
+from typing import Any, TypeVar
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from elmanctl.models.config import FamilyConfig
+from elmanctl.models.params import count_parameters
+from elmanctl.models.registry import build_model
+
+Module = TypeVar("Module", bound=nn.Module)
+
+
+def randomized(module: Module, scale: float = 0.3) -> Module:
+    """The module in float64 whose every parameter is random, so that none can hide."""
+    module = module.double()
+    with torch.no_grad():
+        for parameter in module.parameters():
+            parameter.add_(scale * torch.randn_like(parameter))
+    return module
+
+
+def silu(x: Tensor) -> Tensor:
+    return x / (1 + torch.exp(-x))
+
+
+def convolved(x: Tensor, weights: Mapping[str, Tensor]) -> Tensor:
+    """The short convolution of one sequence [T, channels], tap by tap."""
+    taps = weights["conv.conv.weight"][:, 0]  # [channels, d_conv], the last one for the present
+    width = taps.shape[1]
+    padded = torch.cat((torch.zeros(width - 1, x.shape[1]).double(), x))
+    taken = sum(padded[i : i + len(x)] * taps[:, i] for i in range(width))
+    return taken + weights.get("conv.conv.bias", 0.0)
+
+
+def selective_decay(weights: Mapping[str, Tensor], name: str, head: int, x: Tensor) -> Tensor:
+    """What the decay `name` leaves of the state of one head at an input [dim]."""
+    score = x @ weights[f"{name}.projection.weight"][head]
+    step = torch.log1p(torch.exp(score + weights[f"{name}.step_bias"][head]))
+    return torch.exp(-torch.exp(weights[f"{name}.log_rate"][head]) * step)
+
+
+def assert_computes(layer: nn.Module, equations: Callable[[Any, Tensor], Tensor]) -> None:
+    """The layer gives two sequences what its equations give each of them."""
+    x = torch.randn(2, 19, layer.config.dim, dtype=torch.float64)
+    y, _ = layer(x)
+    for sequence, found in zip(x, y, strict=True):
+        torch.testing.assert_close(found, equations(layer, sequence), rtol=1e-9, atol=1e-10)
+
+
+def xavier_bound(n_in: int, n_out: int) -> float:
+    return math.sqrt(6 / (n_in + n_out))
+
+
+def assert_fills(bounds: Mapping[str, float], weights: Mapping[str, Tensor], share: float) -> None:
+    """The largest entry of each weight is within its bound and over that share of it."""
+    for name, bound in bounds.items():
+        assert share * bound < weights[name].abs().max() <= bound, name
+
+
+def assert_decay_starts_in_range(
+    decay: nn.Module, max_rate: float = 16.0, max_step: float = 0.1
+) -> None:
+    """Rates of many heads fill 0 to max_rate, steps 0.001 to max_step."""
+    rate, step = decay.log_rate.exp(), F.softplus(decay.step_bias)
+    assert 0 < rate.min() < max_rate / 160
+    assert 0.993 * max_rate < rate.max() <= max_rate * (1 + 1e-6)
+    assert 0.999e-3 <= step.min() < 1.1e-3
+    assert 0.9 * max_step < step.max() <= max_step * (1 + 1e-5)
+
+
+def count(config: FamilyConfig) -> int:
+    """The parameters of a model, as the formula of its family has them."""
+    return count_parameters(config.level, config.encode())
+
+
+def logits(config: FamilyConfig) -> Tensor:
+    """What a new model says to the same twenty bytes, whatever its configuration."""
+    tokens = torch.randint(256, (1, 20), generator=torch.Generator().manual_seed(0))
+    found: Tensor = build_model(config, seed=0, backend="torch").eval()(tokens)[0]
+    return found
+
+
+def is_reached(base: FamilyConfig, changed: FamilyConfig) -> bool:
+    """Whether what sets two configurations apart reaches what new models compute."""
+    return bool((logits(base) - logits(changed)).abs().max() > 1e-6)
+
+
+def assert_every_parameter_is_counted_and_moved(config: FamilyConfig) -> None:
+    """A new model has as many parameters as the formula says, and the loss moves each tensor."""
+    model = build_model(config, seed=0, backend="torch")
+    model.loss(torch.randint(256, (2, 21))).backward()
+    for name, parameter in model.named_parameters():
+        assert parameter.grad is not None and parameter.grad.abs().max() > 0, name
+    assert count(config) == sum(p.numel() for p in model.parameters())
+
+
+def state_in_bfloat16(layer: nn.Module) -> Any:
+    """The state after two pieces with weights in bfloat16, whose output is in bfloat16 too."""
+    layer, state = layer.bfloat16(), None
+    for _ in range(2):
+        y, state = layer(torch.randn(2, 5, layer.config.dim, dtype=torch.bfloat16), state)
+        assert y.dtype == torch.bfloat16 and y.isfinite().all()
+    return state
+
+
+def assert_autocast_trains(config: FamilyConfig) -> None:
+    """Under autocast a model has nearly the loss that it has in float32, and finite gradients."""
+    model = build_model(config, seed=0, backend="torch")
+    tokens = torch.randint(256, (2, 41))
+    exact = (model.loss(tokens) + model.auxiliary_loss()).item()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        loss = model.loss(tokens)
+    objective = loss + model.auxiliary_loss()
+    objective.backward()
+    assert objective.item() == pytest.approx(exact, rel=0.01)
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters())
