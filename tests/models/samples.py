@@ -7,7 +7,7 @@ from hypothesis import reject
 from hypothesis import strategies as st
 
 from elmanctl.errors import InvalidConfiguration
-from elmanctl.models.config import FamilyConfig
+from elmanctl.models.config import VARIANTS, FamilyConfig
 from elmanctl.models.registry import FAMILIES, decode_config
 
 # One configuration of each family that trains in seconds; lr is one that learns in 300 steps.
@@ -66,7 +66,9 @@ def drawn_configs(draw: st.DrawFn, family: str) -> FamilyConfig:
     names = [f.name for f in fields(config_class) if f.name not in ("level", "variant")]
     settings = {name: draw(_values(name, hints[name])) for name in names}
     try:
-        return decode_config(family, settings)
+        config = decode_config(family, settings, draw(st.sampled_from(VARIANTS)))
+        config.check_backend("torch")
+        return config
     except InvalidConfiguration:
         reject()
 

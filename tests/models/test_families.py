@@ -178,7 +178,8 @@ def test_equal_seeds_train_equally(family: str) -> None:
 @given(data=st.data(), times=st.integers(2, 30))
 def test_dim_of_a_count_is_found_again(family: str, data: st.DataObject, times: int) -> None:
     config = data.draw(drawn_configs(family)).encode()
-    dim = 16 * times
+    divisor = FAMILIES[family].load_config().dim_divisor(config)
+    dim = math.lcm(16, divisor) * times
     try:
         target = count_parameters(family, {**config, "dim": dim})
     except InvalidConfiguration:

@@ -80,7 +80,7 @@ class E75Config(FamilyConfig):
                 "projection that could be wider than the model",
                 hint="leave `expansion` at 1",
             )
-        check_inner_width(self)
+        check_inner_width(self, self.inner_width, self.expansion)
 
     def check_backend(self, backend: str) -> None:
         """Raise InvalidConfiguration unless the backend computes states of this size."""

@@ -54,7 +54,7 @@ class E87Config(FamilyConfig):
                 f"{self.level}: `top_k` is {self.top_k}, but there are {self.n_blocks} blocks",
                 hint=f"from 1 to {self.n_blocks} can be written at a position",
             )
-        check_inner_width(self)
+        check_inner_width(self, self.inner_width, self.expansion)
 
     def check_backend(self, backend: str) -> None:
         """Raise InvalidConfiguration unless the backend computes states of this size."""

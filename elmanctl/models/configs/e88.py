@@ -87,7 +87,7 @@ class E88Config(FamilyConfig):
         """Raise InvalidConfiguration for a state size without code or values that do not fit."""
         check_size("auto", self.n_state)
         if not self.head_values or not self.is_study:
-            check_values_are_even(self)
+            check_values_are_even(self, self.n_heads, self.n_state, self.expansion)
         if self.tie_kv and self.value_width != self.key_width:
             raise InvalidConfiguration(
                 f"{self.level}: `tie_kv` takes the keys for values and needs `expansion` 1, "
@@ -110,7 +110,7 @@ class E88Config(FamilyConfig):
 
         Heads with unequal numbers of values, which the study could count, no backend computes.
         """
-        check_values_are_even(self)
+        check_values_are_even(self, self.n_heads, self.n_state, self.expansion)
         check_size(backend, self.n_state)
 
     @classmethod

@@ -57,7 +57,7 @@ class MomE88Config(FamilyConfig):
                 f"{self.level}: `top_k` is {self.top_k}, but there are {self.n_heads} heads",
                 hint=f"`top_k` may be from 1 to {self.n_heads}",
             )
-        check_values_are_even(self)
+        check_values_are_even(self, self.n_heads, self.n_state, self.expansion)
 
     def check_backend(self, backend: str) -> None:
         """Raise InvalidConfiguration unless the backend computes states of this size."""

@@ -1,15 +1,7 @@
 """What several families work out of their settings in the same way."""
 
-from typing import TYPE_CHECKING
-
 from elmanctl.errors import InvalidConfiguration
-from elmanctl.models.config import whole
-
-if TYPE_CHECKING:
-    from elmanctl.models.configs.e75 import E75Config
-    from elmanctl.models.configs.e87 import E87Config
-    from elmanctl.models.configs.e88 import E88Config
-    from elmanctl.models.configs.mom_e88 import MomE88Config
+from elmanctl.models.config import FamilyConfig, whole
 
 
 def values_of(n_keys: int, expansion: float, *, is_study: bool) -> int:
@@ -24,21 +16,23 @@ def expansions_around(n_keys: int, expansion: float) -> str:
     return " and ".join(str(values / n_keys) for values in (below, below + 1) if values)
 
 
-def check_values_are_even(config: "E88Config | MomE88Config") -> None:
+def check_values_are_even(
+    config: FamilyConfig, n_heads: int, n_state: int, expansion: float
+) -> None:
     """Raise InvalidConfiguration unless every head has the same number of values, one or more."""
-    if config.value_width % config.n_heads or not config.value_width:
-        around = expansions_around(config.n_state, config.expansion)
+    values = values_of(n_heads * n_state, expansion, is_study=config.is_study)
+    if values % n_heads or not values:
         raise InvalidConfiguration(
-            f"{config.level}: {config.value_width} values (`expansion` {config.expansion:g}) "
-            f"cannot be shared out evenly to {config.n_heads} heads",
-            hint=f"the nearest expansions that can are {around}",
+            f"{config.level}: {values} values (`expansion` {expansion:g}) cannot be shared out "
+            f"evenly to {n_heads} heads",
+            hint=f"the nearest expansions that can are {expansions_around(n_state, expansion)}",
         )
 
 
-def check_inner_width(config: "E75Config | E87Config") -> None:
+def check_inner_width(config: FamilyConfig, width: int, expansion: float) -> None:
     """Raise InvalidConfiguration for an inner projection without outputs."""
-    if not config.inner_width:
+    if not width:
         raise InvalidConfiguration(
-            f"{config.level}: `expansion` {config.expansion:g} leaves nothing of dim {config.dim}",
+            f"{config.level}: `expansion` {expansion:g} leaves nothing of dim {config.dim}",
             hint=f"`expansion` must be at least 1/{config.dim}",
         )
