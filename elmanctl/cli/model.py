@@ -1,5 +1,6 @@
 """`models`, `params`, `calc-dim` and `eval`: one model at a time, without a search."""
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated
@@ -8,8 +9,8 @@ import typer
 
 from elmanctl.cli.context import JsonFlag, resolve_settings
 from elmanctl.cli.fields import model_fields
-from elmanctl.cli.output import Column, hint, print_json, print_line, print_table, say, warn
-from elmanctl.errors import EnvironmentNotReady, UsageError
+from elmanctl.cli.output import Column, hint, print_json, print_line, print_table, say
+from elmanctl.errors import UsageError
 from elmanctl.models.backends import BACKENDS, fault_here
 from elmanctl.models.config import DOCUMENTED
 from elmanctl.models.params import (
@@ -61,14 +62,22 @@ def models(
         return
     family = find_family(model)
     spaces = [shipped_space(family.name, space) for space in space_names(family.name)]
-    effects = {space.name: _audit(space) for space in spaces}
+    effects = {
+        space.name: {found.axis: found.effect for found in audit_space(space)} for space in spaces
+    }
     if as_json:
         print_json(
             {
                 "model": family.name,
                 "backends": [asdict(row) for row in _backend_rows(family)],
                 "spaces": [
-                    {**space.encode(), "summary": space.summary, "audit": effects[space.name]}
+                    {
+                        **space.encode(),
+                        "summary": space.summary,
+                        "best": dict(space.best),
+                        "best_source": space.best_source,
+                        "audit": effects[space.name],
+                    }
                     for space in spaces
                 ],
             }
@@ -94,6 +103,9 @@ def models(
         ],
         [row for space in spaces for row in _axis_rows(space, effects[space.name])],
     )
+    for space in spaces:
+        if space.best_source:
+            say(f"best of {space.name}: {space.best_source}")
 
 
 def params(
@@ -252,21 +264,12 @@ def _backend_rows(family: Family) -> list[_BackendRow]:
     return rows
 
 
-def _audit(space: SearchSpace) -> dict[str, str] | None:
-    """What each axis changes; None where torch, which some axes need for it, is missing."""
-    try:
-        return {found.axis: found.effect for found in audit_space(space)}
-    except EnvironmentNotReady as exc:
-        warn(f"space `{space.name}` is not audited: {exc.message}")
-        return None
-
-
-def _axis_rows(space: SearchSpace, effects: dict[str, str] | None) -> list[list[str | None]]:
+def _axis_rows(space: SearchSpace, effects: Mapping[str, str]) -> list[list[str | None]]:
     rows: list[list[str | None]] = []
     for axis in space.axes:
         best = space.best.get(axis.name)
         shown = None if best is None else str(best)
-        effect = effects[axis.name] if effects else None
+        effect = effects[axis.name]
         rows.append([space.name, axis.name, axis.kind, axis.describe(), shown, effect])
     return rows
 

@@ -5,6 +5,7 @@ size of the state, or what a tiny instance of the model computes.  A study once 
 value of a parameter that never reached its models.
 """
 
+import importlib.util
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
@@ -18,7 +19,7 @@ from elmanctl.models.registry import decode_config, find_family
 from elmanctl.search.axis import Axis
 from elmanctl.search.space import SearchSpace
 
-Effect = Literal["parameters", "state", "output", "training", "none"]
+Effect = Literal["parameters", "state", "output", "training", "tested", "none"]
 
 # Not a field of any model: the worker reads it.
 LEARNING_RATE = "lr"
@@ -34,7 +35,11 @@ _SMALLEST_CHANGE = 1e-9
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AxisEffect:
-    """What moving an axis changes first of: parameters, state, output; `none` is a dead axis."""
+    """What moving an axis changes first of: parameters, state, output; `none` is a dead axis.
+
+    `training` is the learning rate; `tested` an axis of a space as it ships that changes no size,
+    where torch is not there to see its output: the tests of elmanctl saw it.
+    """
 
     axis: str
     effect: Effect
@@ -43,8 +48,8 @@ class AxisEffect:
 def audit_space(space: SearchSpace, multiple_of: int = 1) -> list[AxisEffect]:
     """Return the effect of every axis.
 
-    Raises EnvironmentNotReady when an axis changes no size and torch, which is needed to see
-    whether it changes the output, is not installed.
+    Raises EnvironmentNotReady when an axis of the user's own space changes no size and torch, which
+    is needed to see whether it changes the output, is not installed.
     """
     return [
         AxisEffect(axis=axis.name, effect=_effect(space, axis, multiple_of)) for axis in space.axes
@@ -72,10 +77,19 @@ def _effect(space: SearchSpace, axis: Axis, multiple_of: int) -> Effect:
     for one, other in pairs:
         if one.layer_state_size(_TINY_TOKENS) != other.layer_state_size(_TINY_TOKENS):
             return "state"
-    for one, other in pairs:
-        if _computes_otherwise(axis.name, one, other):
-            return "output"
-    return "none"
+    if importlib.util.find_spec("torch") is None:
+        return _without_torch(space, axis)
+    return "output" if any(_computes_otherwise(one, other) for one, other in pairs) else "none"
+
+
+def _without_torch(space: SearchSpace, axis: Axis) -> Effect:
+    if space.is_shipped:
+        return "tested"
+    raise EnvironmentNotReady(
+        f"axis `{axis.name}` changes no size, so whether it changes the output has to be tried, "
+        "and torch is not installed here",
+        hint="pip install 'elmanctl[train]' on this machine, or fix the setting in `[model]`",
+    )
 
 
 def _moves(
@@ -138,17 +152,10 @@ def _count(config: FamilyConfig) -> int:
     return config.depth * config.layer_parameters() + config.norm_parameters()
 
 
-def _computes_otherwise(axis: str, one: FamilyConfig, other: FamilyConfig) -> bool:
+def _computes_otherwise(one: FamilyConfig, other: FamilyConfig) -> bool:
     # What moves dim or depth is seen in the counts; here both only cost time.
     small = {"dim": _common_width(one, other), "depth": _TINY_DEPTH}
-    try:
-        outputs = [_output(decode_config(c.level, {**c.encode(), **small})) for c in (one, other)]
-    except ImportError as exc:
-        raise EnvironmentNotReady(
-            f"axis `{axis}` changes no size, so whether it changes the output has to be tried, "
-            "and torch is not installed here",
-            hint="pip install 'elmanctl[train]' on this machine, or fix the setting in `[model]`",
-        ) from exc
+    outputs = [_output(decode_config(c.level, {**c.encode(), **small})) for c in (one, other)]
     return bool((outputs[0] - outputs[1]).abs().max() > _SMALLEST_CHANGE)
 
 

@@ -18,6 +18,7 @@ class SearchSpace:
     model: str
     name: str
     summary: str = ""
+    is_shipped: bool = False
     axes: tuple[Axis, ...]
     fixed: Mapping[str, Any] = field(default_factory=dict)
     best: Mapping[str, Any] = field(default_factory=dict)
@@ -126,6 +127,7 @@ def load_space(
         model=model,
         name=name,
         summary=table["summary"],
+        is_shipped=not axes and set(fixed) <= set(table.get("sweep", {})),
         axes=tuple(Axis.decode(axis, data) for axis, data in tables.items()),
         fixed=constants,
         best=best.get("values", {}),

@@ -185,6 +185,11 @@ def test_without_torch_sizes_are_audited_and_the_rest_is_an_error(
     with pytest.raises(EnvironmentNotReady, match="`top_k` changes no size") as caught:
         audit_space(space)
     assert caught.value.hint is not None and "elmanctl[train]" in caught.value.hint
+    shipped = load_space("mom-e88", "3d", axes={}, fixed={})
+    assert effects(shipped)["top_k"] == "tested"
+    changed = load_space("mom-e88", "3d", axes={}, fixed={"use_gate": False})
+    with pytest.raises(EnvironmentNotReady):
+        audit_space(changed)
 
 
 def test_what_cannot_be_built_does_not_make_an_axis_dead() -> None:
