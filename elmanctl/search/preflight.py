@@ -1,6 +1,6 @@
 """What is checked of a space and of every sampled point before a job could be spent on it."""
 
-from math import lcm
+from math import inf, lcm
 
 from elmanctl.errors import InvalidConfiguration
 from elmanctl.models.backends import AUTO
@@ -65,6 +65,7 @@ def check_space(space: SearchSpace, settings: Settings, executor: str) -> None:
     with some of them is left to the points.
     """
     preflight = Preflight(settings, executor)
+    _check_learning_rates(space)
     for axis in space.axes:
         levels = axis.levels or ()
         found = [(level, _fault(space, axis, level, settings, preflight)) for level in levels]
@@ -79,6 +80,18 @@ def check_space(space: SearchSpace, settings: Settings, executor: str) -> None:
             f"axis `{axis.name}` at {level}: {fault.message}",
             hint=fault.hint or "take it out of the axis in `[search.axes]`",
         ) from fault
+
+
+def _check_learning_rates(space: SearchSpace) -> None:
+    values = [space.fixed[LEARNING_RATE]] if LEARNING_RATE in space.fixed else []
+    for axis in space.axes:
+        if axis.name == LEARNING_RATE:
+            values += [axis.value(x) for x in (axis.coordinate.low, axis.coordinate.high)]
+    for value in values:
+        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < inf:
+            raise InvalidConfiguration(
+                f"`{LEARNING_RATE}` is or can become {value}, but a learning rate is above 0"
+            )
 
 
 def _fault(

@@ -328,3 +328,25 @@ def test_search_of_the_study_takes_its_own_names(plan: Plan) -> None:
     assert "head_dim" not in [axis.name for axis in found.space.axes]
     candidate = CandidateBuilder(found.space, found.settings, "local").build(found.start)
     assert candidate.config["variant"] == STUDY
+
+
+@pytest.mark.parametrize(
+    "table",
+    [
+        {"kind": "float", "low": 0.0, "high": 1e-2},
+        {"kind": "choice", "values": [-1e-3, 1e-3]},
+        {"kind": "choice", "values": ["small", "large"]},
+        {"kind": "bool"},
+    ],
+)
+def test_learning_rates_that_are_none_are_refused_before_the_search(table: dict[str, Any]) -> None:
+    space = load_space("e88", "tiny", axes={"lr": table}, fixed={})
+    with pytest.raises(InvalidConfiguration, match="a learning rate is above 0"):
+        check_space(space, Settings(), "local")
+
+
+@pytest.mark.parametrize("lr", [0, -1e-3, float("nan"), float("inf"), "fast", True])
+def test_learning_rate_that_is_held_fixed_is_checked_too(lr: object) -> None:
+    space = load_space("e88", "tiny", axes={}, fixed={"lr": lr})
+    with pytest.raises(InvalidConfiguration, match="a learning rate is above 0"):
+        check_space(space, Settings(), "local")
