@@ -17,7 +17,7 @@ class SearchSettings:
 
     params: str | None = _setting(None, "Parameter budget, e.g. 480M; dim is solved to meet it")
     tolerance: float = _setting(0.02, "Largest relative distance of the real count from params")
-    multiple_of: int = _setting(128, "dim is a multiple of this")
+    multiple_of: int = _setting(32, "dim is a multiple of this; finer meets more budgets")
     space: str = _setting("3d", "Name of the search space, see `elmanctl models MODEL`")
     generations: int = _setting(15, "Generations of CMA-ES")
     population: int = _setting(8, "Evaluations a generation, at least 4")
@@ -36,7 +36,7 @@ class TrainSettings:
     steps: int | None = _setting(None, "Step budget of one evaluation")
     tokens: int | None = _setting(None, "Token (byte) budget of one evaluation")
     batch: int = _setting(16, "Sequences a step")
-    micro_batch: int = _setting(0, "Sequences at once; 0 is the whole batch")
+    micro_batch: int = _setting(0, "Sequences at once; 0 is the batch, or what fits gpu_memory_gb")
     seq_len: int = _setting(512, "Bytes predicted in one sequence")
     lr: float = _setting(3e-4, "Learning rate, where the space has no lr axis")
     warmup_steps: int = _setting(3, "Steps before the clock of a time budget starts")
@@ -71,7 +71,7 @@ class SlurmSettings:
     setup: tuple[str, ...] = _setting((), "Shell lines before the worker, e.g. module load cuda")
     extra: dict[str, Any] = _setting({}, "Other sbatch options, e.g. {qos = 'high'}")
     python: str | None = _setting(None, "Command that starts Python on the node")
-    gpu_memory_gb: float | None = _setting(None, "Memory of one GPU; larger models are refused")
+    gpu_memory_gb: float | None = _setting(None, "Memory of one GPU; micro-batches are made to fit")
     poll_s: float = _setting(30.0, "Seconds between two questions to Slurm")
 
 
@@ -81,7 +81,7 @@ class LocalSettings:
 
     workers: int = _setting(2, "Evaluations at the same time on the CPU")
     gpus: tuple[int, ...] = _setting((), "GPUs; one evaluation at a time on each")
-    gpu_memory_gb: float | None = _setting(None, "Memory of one GPU; larger models are refused")
+    gpu_memory_gb: float | None = _setting(None, "Memory of one GPU; micro-batches are made to fit")
     timeout_min: int | None = _setting(None, "Time limit; default the training budget and a margin")
 
 

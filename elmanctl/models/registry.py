@@ -179,13 +179,14 @@ def parse_level(text: str) -> Level:
     grammars = tuple(family.grammar for family in FAMILIES.values())
     try:
         return parse_by_grammar(text, grammars)
-    except NotFound as exc:
+    except (NotFound, InvalidConfiguration) as exc:
         ours, _ = translate(text, {})
         if ours == text:
             raise
-        raise NotFound(
+        # What is nearest in letters may be another model.
+        raise type(exc)(
             exc.message,
-            hint=f"the study of 2026 said so to `{ours}`; use that, or variant {STUDY}",
+            hint=f"the study of 2026 had this level, of `{ours}`; choose variant {STUDY} for it",
         ) from exc
 
 

@@ -29,10 +29,10 @@ class _Spelling:
     implies: Mapping[str, Any] = field(default_factory=dict)
 
 
-_H = r"h(?P<n_heads>[0-9]{1,6})"
-_N = r"n(?P<n_state>[0-9]{1,6})"
-_B = r"b(?P<n_blocks>[0-9]{1,6})"
-_K = r"k(?P<top_k>[0-9]{1,6})"
+_H = r"h(?P<n_heads>[1-9][0-9]{0,5})"
+_N = r"n(?P<n_state>[1-9][0-9]{0,5})"
+_B = r"b(?P<n_blocks>[1-9][0-9]{0,5})"
+_K = r"k(?P<top_k>[1-9][0-9]{0,5})"
 
 # The first E88, of 20 January, and those of the 22nd, which kept the weight of a norm unused.
 _FIRST = {"use_gate": True, "use_conv": True, "output_norm": True}

@@ -11,15 +11,20 @@ from dataclasses import dataclass
 from functools import lru_cache
 from itertools import islice, pairwise
 from math import lcm
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from elmanctl.errors import EnvironmentNotReady, InvalidConfiguration
-from elmanctl.models.config import FamilyConfig
-from elmanctl.models.registry import decode_config, find_family
+from elmanctl.models.config import VOCABULARY, FamilyConfig
+from elmanctl.models.registry import build_model, decode_config, find_family
 from elmanctl.search.axis import Axis
 from elmanctl.search.space import SearchSpace
 
 Effect = Literal["parameters", "state", "output", "training", "tested", "none"]
+
+_Pair = tuple[FamilyConfig, FamilyConfig]
+
+# It computes every model on any machine.
+_BACKEND = "torch"
 
 # Not a field of any model: the worker reads it.
 LEARNING_RATE = "lr"
@@ -27,7 +32,7 @@ LEARNING_RATE = "lr"
 # A switch may matter only where another one is on, so an axis is moved from several points.
 _MOST_BASES = 48
 
-_TINY_DIM, _TINY_DEPTH, _TINY_TOKENS = 32, 1, 24
+_TINY_DIM, _TINY_DEPTH, _TINY_TOKENS = 32, 1, 16
 
 # In float64; what an axis changes by rounding alone stays under it.
 _SMALLEST_CHANGE = 1e-9
@@ -46,10 +51,12 @@ class AxisEffect:
 
 
 def audit_space(space: SearchSpace, multiple_of: int = 1) -> list[AxisEffect]:
-    """Return the effect of every axis.
+    """Return the effect of every axis, as seen in models that were built.
 
-    Raises EnvironmentNotReady when an axis of the user's own space changes no size and torch, which
-    is needed to see whether it changes the output, is not installed.
+    Where torch is not installed, the sizes are those that the configurations tell.
+    Raises EnvironmentNotReady when an axis of the user's own space then changes no size, and
+    InvalidConfiguration for an axis along which no model can be built, or a model that has not
+    the size that its configuration tells.
     """
     return [
         AxisEffect(axis=axis.name, effect=_effect(space, axis, multiple_of)) for axis in space.axes
@@ -70,16 +77,35 @@ def refuse_dead_axes(effects: list[AxisEffect]) -> None:
 def _effect(space: SearchSpace, axis: Axis, multiple_of: int) -> Effect:
     if axis.name == LEARNING_RATE:
         return "training"
-    pairs = list(_moves(space, axis, multiple_of))
-    for one, other in pairs:
-        if _count(one) != _count(other):
-            return "parameters"
-    for one, other in pairs:
-        if one.layer_state_size(_TINY_TOKENS) != other.layer_state_size(_TINY_TOKENS):
-            return "state"
+    pairs = _moves(space, axis, multiple_of)
     if importlib.util.find_spec("torch") is None:
-        return _without_torch(space, axis)
-    return "output" if any(_computes_otherwise(one, other) for one, other in pairs) else "none"
+        return _told_effect(pairs) or _without_torch(space, axis)
+    # What tells a difference is the likeliest to show one, and is built first.
+    pairs.sort(key=lambda pair: _told_effect([pair]) is None)
+    seen = (_seen_effect(axis, one, other) for one, other in pairs)
+    return next((effect for effect in seen if effect is not None), "none")
+
+
+def _told_effect(pairs: list[_Pair]) -> Effect | None:
+    """The effect by what configurations tell of their sizes."""
+    if any(_count(one) != _count(other) for one, other in pairs):
+        return "parameters"
+    if any(_state_size(one) != _state_size(other) for one, other in pairs):
+        return "state"
+    return None
+
+
+def _seen_effect(axis: Axis, one: FamilyConfig, other: FamilyConfig) -> Effect | None:
+    small = [_small(axis, config, (one, other)) for config in (one, other)]
+    # Built first, and run only when nothing is seen yet: running is most of the work.
+    if len({_built_parameters(config) for config in small}) > 1:
+        return "parameters"
+    first, second = map(_observe, small)
+    if first.state_size != second.state_size:
+        return "state"
+    if _differ(first.logits, second.logits):
+        return "output"
+    return "training" if _differ(first.auxiliary_loss, second.auxiliary_loss) else None
 
 
 def _without_torch(space: SearchSpace, axis: Axis) -> Effect:
@@ -92,15 +118,29 @@ def _without_torch(space: SearchSpace, axis: Axis) -> Effect:
     )
 
 
-def _moves(
-    space: SearchSpace, axis: Axis, multiple_of: int
-) -> Iterator[tuple[FamilyConfig, FamilyConfig]]:
-    """Pairs of configurations that differ in the axis alone; what cannot be built is left out."""
+def _moves(space: SearchSpace, axis: Axis, multiple_of: int) -> list[_Pair]:
+    """Pairs of configurations that differ in the axis alone.
+
+    What cannot be built is left out; raises InvalidConfiguration, naming the axis, when all is.
+    """
+    pairs: list[_Pair] = []
+    refusals: list[InvalidConfiguration] = []
     for base in bases(space, axis):
         ends = [{**base, axis.name: value} for value in _extremes(axis)]
         dim = _common_dim(space, ends, multiple_of)
-        built = [config for end in ends if (config := _build(space, end, dim)) is not None]
-        yield from pairwise(built)
+        built = []
+        for end in ends:
+            try:
+                built.append(_build(space, end, dim))
+            except InvalidConfiguration as exc:
+                refusals.append(exc)
+        pairs += pairwise(built)
+    if not pairs:
+        raise InvalidConfiguration(
+            f"axis `{axis.name}`: no model can be built along it; {refusals[0].message}",
+            hint=refusals[0].hint,
+        )
+    return pairs
 
 
 def bases(space: SearchSpace, moved: Axis) -> Iterator[dict[str, Any]]:
@@ -139,43 +179,70 @@ def _common_dim(space: SearchSpace, ends: list[dict[str, Any]], multiple_of: int
     return -(-_TINY_DIM // step) * step
 
 
-def _build(space: SearchSpace, values: Mapping[str, Any], dim: int) -> FamilyConfig | None:
+def _build(space: SearchSpace, values: Mapping[str, Any], dim: int) -> FamilyConfig:
     fields = {name: value for name, value in values.items() if name != LEARNING_RATE}
-    try:
-        space.check(values)
-        return decode_config(space.model, {"dim": dim, **fields})
-    except InvalidConfiguration:
-        return None
+    config = decode_config(space.model, {"dim": dim, **fields})
+    space.check({**values, **config.encode()})
+    config.check_backend(_BACKEND)
+    return config
+
+
+def _small(axis: Axis, config: FamilyConfig, pair: _Pair) -> FamilyConfig:
+    """A configuration as the audit builds it: narrow and one layer deep, where it may be."""
+    step = lcm(*(type(each).dim_divisor(each.encode()) for each in pair))
+    dim = -(-_TINY_DIM // step) * step
+    # Two widths and two depths stand for those that an axis of dim or depth moves between: built
+    # at their full size they would take minutes.
+    is_second = config is pair[1]
+    depth = _TINY_DEPTH + (axis.name == "depth" and is_second)
+    width = dim + step * (axis.name == "dim" and is_second)
+    return decode_config(config.level, {**config.encode(), "dim": width, "depth": depth})
 
 
 def _count(config: FamilyConfig) -> int:
-    return config.depth * config.layer_parameters() + config.norm_parameters()
+    return (
+        VOCABULARY * config.dim
+        + config.depth * config.layer_parameters()
+        + config.norm_parameters()
+    )
 
 
-def _computes_otherwise(one: FamilyConfig, other: FamilyConfig) -> bool:
-    # What moves dim or depth is seen in the counts; here both only cost time.
-    small = {"dim": _common_width(one, other), "depth": _TINY_DEPTH}
-    outputs = [_output(decode_config(c.level, {**c.encode(), **small})) for c in (one, other)]
-    return bool((outputs[0] - outputs[1]).abs().max() > _SMALLEST_CHANGE)
+def _state_size(config: FamilyConfig) -> int:
+    return config.depth * config.layer_state_size(_TINY_TOKENS)
 
 
-def _common_width(one: FamilyConfig, other: FamilyConfig) -> int:
-    step = lcm(*(type(c).dim_divisor(c.encode()) for c in (one, other)))
-    return -(-_TINY_DIM // step) * step
+class _Observation(NamedTuple):
+    """What was seen of a model that ran; the tensors are float64."""
+
+    state_size: int
+    logits: Any  # [1, T, 256]
+    auxiliary_loss: Any
 
 
 @lru_cache(maxsize=256)
-def _output(config: FamilyConfig) -> Any:
-    """The logits [1, T, 256] of a tiny instance in float64, with dropout and noise as in training.
+def _built_parameters(config: FamilyConfig) -> int:
+    """Build a model and count; raise InvalidConfiguration where its configuration tells another."""
+    model = build_model(config, seed=0, backend=_BACKEND)
+    parameters = sum(parameter.numel() for parameter in model.parameters())
+    if parameters != _count(config):
+        raise InvalidConfiguration(
+            f"{config.level} has {parameters} parameters, and its configuration tells "
+            f"{_count(config)}",
+            hint="mend `layer_parameters` of the configuration",
+        )
+    return parameters
+
+
+@lru_cache(maxsize=256)
+def _observe(config: FamilyConfig) -> _Observation:
+    """Build a model and run it as in training, with dropout and noise.
 
     All parameters are moved off their start by the same noise, since some start at zero and hide
     what lies before them.
     """
     import torch
 
-    from elmanctl.models.registry import build_model
-
-    model = build_model(config, seed=0, backend="torch").double().train()
+    model = build_model(config, seed=0, backend=_BACKEND).double().train()
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad(), torch.random.fork_rng(devices=()):
         for parameter in model.parameters():
@@ -183,5 +250,20 @@ def _output(config: FamilyConfig) -> Any:
             parameter.add_(0.1 * noise)
         torch.manual_seed(2)
         tokens = torch.randint(256, (1, _TINY_TOKENS), generator=generator)
-        logits, _ = model(tokens)
-    return logits
+        logits, states = model(tokens)
+        auxiliary_loss = torch.as_tensor(model.auxiliary_loss(), dtype=torch.float64)  # type: ignore[operator]
+    return _Observation(_numel(states), logits, auxiliary_loss)
+
+
+def _numel(state: Any) -> int:
+    """How many numbers a state holds, however it is nested."""
+    if isinstance(state, list | tuple):
+        return sum(_numel(part) for part in state)
+    return 0 if state is None else int(state.numel())
+
+
+def _differ(one: Any, other: Any) -> bool:
+    # Written so that a NaN on one side is a difference, and on both is none.
+    import torch
+
+    return not torch.allclose(one, other, rtol=0.0, atol=_SMALLEST_CHANGE, equal_nan=True)

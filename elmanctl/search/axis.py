@@ -179,6 +179,8 @@ class Axis:
             raise ConfigError(f"axis `{self.name}`: multiple_of must be at least 1")
         if not isinstance(self.at_most, str | None):
             raise ConfigError(f"axis `{self.name}`: at_most names another setting")
+        if self.kind == "pow2" and self._low < 1:
+            raise ConfigError(f"axis `{self.name}`: powers of two start at 1")
         if self.kind == "log" and self._low <= 0:
             raise ConfigError(f"axis `{self.name}`: a logarithmic axis starts above 0")
         if not all(isinstance(value, Value) for value in self.values):

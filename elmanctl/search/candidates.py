@@ -75,6 +75,8 @@ class CandidateBuilder:
             )
         model = decode_config(level, values)
         config = model.encode()
+        # Again, for what is limited by `dim` or by a setting that nobody named.
+        self._space.check({**values, **config})
         parameters = count_parameters(level, config)
         self._check_budget(parameters)
         self._preflight.check(model)

@@ -1,8 +1,9 @@
 """What is checked of a space and of every sampled point before a job could be spent on it."""
 
+from dataclasses import fields
 from math import inf, lcm
 
-from elmanctl.errors import InvalidConfiguration
+from elmanctl.errors import ConfigError, InvalidConfiguration, nearest
 from elmanctl.models.backends import AUTO
 from elmanctl.models.config import FamilyConfig
 from elmanctl.models.memory import training_memory_bytes
@@ -26,28 +27,39 @@ class Preflight:
     def check(self, config: FamilyConfig) -> None:
         """Raise InvalidConfiguration for a model that could not run."""
         self.check_backend(config)
-        if self._gpu_memory_gb is not None:
-            self._check_memory(config, self._gpu_memory_gb * _GB)
+        self.micro_batch(config)
+
+    def micro_batch(self, config: FamilyConfig) -> int:
+        """Return how many sequences of a step are held at once, 0 for all of them.
+
+        Where it is not set and the GPU's memory is known, it is the most that divides the batch
+        and fits: a large model takes longer for its steps, and keeps their tokens.
+        Raises InvalidConfiguration for a model that does not fit.
+        """
+        train = self._train
+        if self._gpu_memory_gb is None:
+            return train.micro_batch
+        limit_bytes = self._gpu_memory_gb * _GB
+        whole = train.micro_batch or train.batch
+        sizes = [whole] if train.micro_batch else _divisors(train.batch)
+        fitting = [size for size in sizes if self._memory_bytes(config, size) <= limit_bytes]
+        if fitting:
+            return train.micro_batch if max(fitting) == whole else max(fitting)
+        one_fits = self._memory_bytes(config, 1) <= limit_bytes
+        raise InvalidConfiguration(
+            f"{config.level} would need about {self._memory_bytes(config, sizes[-1]) / _GB:.1f} GB "
+            f"of the GPU's {limit_bytes / _GB:.1f} GB",
+            hint="set a smaller `train.micro_batch`; the tokens of a step stay the same"
+            if one_fits
+            else "one sequence at once is too much already: shorten `train.seq_len`, or search "
+            "smaller models",
+        )
 
     def check_backend(self, config: FamilyConfig) -> None:
         """Raise InvalidConfiguration for a model that the backend does not compute."""
         name = self._train.backend
         # What `auto` picks is known on the node alone; it can always pick the last one.
         config.check_backend(FAMILIES[config.level].backends[-1] if name == AUTO else name)
-
-    def _check_memory(self, config: FamilyConfig, limit_bytes: float) -> None:
-        needed = self._memory_bytes(config, self._train.micro_batch or self._train.batch)
-        if needed <= limit_bytes:
-            return
-        one_fits = self._memory_bytes(config, 1) <= limit_bytes
-        raise InvalidConfiguration(
-            f"{config.level} would need about {needed / _GB:.1f} GB of the GPU's "
-            f"{limit_bytes / _GB:.1f} GB",
-            hint="set a smaller `train.micro_batch`; the tokens of a step stay the same"
-            if one_fits
-            else "one sequence at once is too much already: shorten `train.seq_len`, or search "
-            "smaller models",
-        )
 
     def _memory_bytes(self, config: FamilyConfig, micro_batch: int) -> int:
         return training_memory_bytes(
@@ -58,6 +70,10 @@ class Preflight:
         )
 
 
+def _divisors(number: int) -> list[int]:
+    return [divisor for divisor in range(number, 0, -1) if number % divisor == 0]
+
+
 def check_space(space: SearchSpace, settings: Settings, executor: str) -> None:
     """Raise InvalidConfiguration, naming the axis, for a value that no model can run with.
 
@@ -66,6 +82,7 @@ def check_space(space: SearchSpace, settings: Settings, executor: str) -> None:
     """
     preflight = Preflight(settings, executor)
     _check_learning_rates(space)
+    _check_limited_axes(space)
     for axis in space.axes:
         levels = axis.levels or ()
         found = [(level, _fault(space, axis, level, settings, preflight)) for level in levels]
@@ -94,6 +111,27 @@ def _check_learning_rates(space: SearchSpace) -> None:
             )
 
 
+def _check_limited_axes(space: SearchSpace) -> None:
+    """Raise ConfigError for an axis that is limited by what is no number of the model."""
+    middle = space.values(space.middle)
+    defaults = {item.name: item.default for item in fields(find_family(space.model).load_config())}
+    for axis in space.axes:
+        limit = axis.at_most
+        if limit is None:
+            continue
+        if limit not in defaults:
+            near = nearest(limit, defaults)
+            raise ConfigError(
+                f"axis `{axis.name}`: {space.model} has no setting `{limit}` to be limited by",
+                hint=f"did you mean `{near}`?" if near else None,
+            )
+        value = middle.get(limit, defaults[limit])
+        is_number = isinstance(value, int | float) and not isinstance(value, bool)
+        # `dim` may be solved, so that nobody has named it yet.
+        if limit != "dim" and not is_number:
+            raise ConfigError(f"axis `{axis.name}`: at_most names `{limit}`, which is no number")
+
+
 def _fault(
     space: SearchSpace, axis: Axis, level: Value, settings: Settings, preflight: Preflight
 ) -> InvalidConfiguration | None:
@@ -105,9 +143,9 @@ def _fault(
         if not space.allows(values):
             continue
         dim = lcm(settings.search.multiple_of, config_class.dim_divisor(values))
-        fields = {name: value for name, value in values.items() if name != LEARNING_RATE}
+        named = {name: value for name, value in values.items() if name != LEARNING_RATE}
         try:
-            preflight.check_backend(decode_config(space.model, {"dim": dim, **fields}))
+            preflight.check_backend(decode_config(space.model, {"dim": dim, **named}))
         except InvalidConfiguration as exc:
             first = first or exc
         else:

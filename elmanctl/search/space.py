@@ -42,7 +42,10 @@ class SearchSpace:
         }
 
     def check(self, values: Mapping[str, Any]) -> None:
-        """Raise InvalidConfiguration for a value above the one that limits it."""
+        """Raise InvalidConfiguration for a value above the one that limits it.
+
+        A limit that is not among the values, as `dim` before it is solved, is not looked at.
+        """
         for axis in self.axes:
             limit = values.get(axis.at_most) if axis.at_most else None
             if limit is not None and values[axis.name] > limit:

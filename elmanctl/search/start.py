@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import elmanctl
-from elmanctl.errors import ConfigError, EnvironmentNotReady, UsageError
+from elmanctl.errors import ConfigError, EnvironmentNotReady, InvalidConfiguration, UsageError
 from elmanctl.jobs.corpus import CorpusInfo, describe, standard_library_corpus, unigram_entropy
 from elmanctl.jobs.executor import Resources
 from elmanctl.jobs.paths import RunPaths
@@ -51,12 +51,19 @@ class SearchPlan:
     space: SearchSpace
     start: tuple[float, ...]
     start_source: str
+    start_fault: str | None
     effects: tuple[AxisEffect, ...]
     refused_share: float
     corpus: CorpusInfo
     unigram_nats: float
     budget: Budget
     resources: Resources
+
+    @property
+    def start_values(self) -> dict[str, Any]:
+        """The value of every axis at the start."""
+        values = self.space.values(self.start)
+        return {axis.name: values[axis.name] for axis in self.space.axes}
 
     @property
     def evaluations(self) -> int:
@@ -98,7 +105,8 @@ def plan_search(
     effects = audit_space(space, settings.search.multiple_of)
     refuse_dead_axes(effects)
     start, source = _start(space, settings)
-    asking = _check_asking(space, settings, executor, start)
+    builder = CandidateBuilder(space, settings, executor)
+    refused_share = _check_asking(space, settings, builder, start)
     corpus = find_corpus(settings)
     _check_corpus(corpus, settings)
     if executor == "local":
@@ -112,8 +120,9 @@ def plan_search(
         space=space,
         start=start,
         start_source=source,
+        start_fault=_refusal(builder, start),
         effects=tuple(effects),
-        refused_share=asking,
+        refused_share=refused_share,
         corpus=corpus,
         unigram_nats=unigram_entropy(corpus.path),
         budget=budget,
@@ -145,7 +154,7 @@ def find_corpus(settings: Settings) -> CorpusInfo:
 
 
 def _check_asking(
-    space: SearchSpace, settings: Settings, executor: str, start: tuple[float, ...]
+    space: SearchSpace, settings: Settings, builder: CandidateBuilder, start: tuple[float, ...]
 ) -> float:
     """Ask a generation as the search will, and return the share of points that are refused.
 
@@ -158,10 +167,18 @@ def _check_asking(
         population=settings.search.population,
         seed=settings.search.seed,
     )
-    builder = CandidateBuilder(space, settings, executor)
     population = settings.search.population
     _, refused = ask_candidates(optimizer, builder, population)
     return refused / (refused + population)
+
+
+def _refusal(builder: CandidateBuilder, point: tuple[float, ...]) -> str | None:
+    """Why the point itself would be drawn again, None when it would be trained."""
+    try:
+        builder.build(point)
+    except InvalidConfiguration as exc:
+        return exc.message
+    return None
 
 
 def _check_corpus(corpus: CorpusInfo, settings: Settings) -> None:
@@ -236,7 +253,11 @@ def _run_record(plan: SearchPlan, code: str) -> dict[str, Any]:
         "settings": plan.settings.encode(),
         "space": plan.space.encode(),
         "audit": {found.axis: found.effect for found in plan.effects},
-        "start": {"point": list(plan.start), "source": plan.start_source},
+        "start": {
+            "point": list(plan.start),
+            "values": plan.start_values,
+            "source": plan.start_source,
+        },
         "optimizer": {
             "name": "pycma",
             "seed": search.seed,

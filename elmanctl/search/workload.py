@@ -9,6 +9,8 @@ from elmanctl.jobs.executor import Resources
 from elmanctl.jobs.protocol import Budget
 from elmanctl.jobs.spec import AttemptSpec, DataSpec
 from elmanctl.ledger.records import Evaluation
+from elmanctl.models.registry import decode_config
+from elmanctl.search.preflight import Preflight
 from elmanctl.settings import Settings, TrainSettings
 
 # A run without a time budget is ended after this long unless the user names a limit.
@@ -78,6 +80,7 @@ def attempt_spec(
     """Return the spec of an attempt; `run` is the ledger's record of the run."""
     config = dict(evaluation.config)
     lr = float(str(config.pop("lr")))
+    model = decode_config(run["model"], config)
     return AttemptSpec(
         run=run["name"],
         evaluation=evaluation.id,
@@ -89,7 +92,8 @@ def attempt_spec(
         lr=lr,
         data=DataSpec(**{key: run["data"][key] for key in ("path", "sha256", "size_bytes")}),
         timeout_min=limit,
-        **training_fields(settings.train),
+        **training_fields(settings.train)
+        | {"micro_batch": Preflight(settings, run["executor"]).micro_batch(model)},
     )
 
 

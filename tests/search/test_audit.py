@@ -2,7 +2,7 @@
 
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
 import pytest
@@ -40,6 +40,7 @@ def make_space(model: str, axes: dict[str, Any], fixed: dict[str, Any]) -> Searc
         ("mingru", "4d", "use_conv"),
         ("mingru", "4d", "d_conv"),
         ("minlstm", "4d", "use_conv"),
+        ("e42", "4d", "spectral_radius"),
     ],
 )
 def test_axis_that_the_study_never_passed_on_is_caught_in_its_variant(
@@ -97,12 +98,39 @@ class DeafLayer(nn.Module):
         return torch.nn.functional.leaky_relu(x @ self.weight, self.leak), None
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BoastfulConfig(DeafConfig):
+    """One that tells parameters which the layer does not have."""
+
+    level: Literal["deaf"] = "deaf"
+
+    def layer_parameters(self) -> int:
+        """What the settings would make it."""
+        return self.dim * self.dim + self.d_state
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ForgetfulConfig(DeafConfig):
+    """One that tells a state which the layer does not carry."""
+
+    level: Literal["deaf"] = "deaf"
+
+    def layer_state_size(self, seq_len: int) -> int:
+        """What the settings would make it."""
+        return self.d_state
+
+
 @pytest.fixture
 def deaf_family(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    register_deaf(monkeypatch, "DeafConfig")
+    yield
+
+
+def register_deaf(monkeypatch: pytest.MonkeyPatch, config: str) -> None:
     family = Family(
         name="deaf",
         summary="A model that does not listen",
-        config=f"{__name__}:DeafConfig",
+        config=f"{__name__}:{config}",
         layer=f"{__name__}:DeafLayer",
     )
     assert isinstance(registry.FAMILIES, dict)
@@ -112,7 +140,6 @@ def deaf_family(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         "_load",
         lambda path: globals()[path.partition(":")[2]] if path.startswith(__name__) else load(path),
     )
-    yield
 
 
 load = registry._load
@@ -133,6 +160,23 @@ def test_state_size_and_expansion_that_stop_at_the_command_line_are_caught(
         refuse_dead_axes(audit_space(space))
     real = make_space("mamba2", MAMBA_AXES, {})
     assert effects(real) == dict.fromkeys(("d_state", "expand", "depth"), "parameters")
+
+
+def test_parameters_that_are_told_and_not_built_are_caught(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    register_deaf(monkeypatch, "BoastfulConfig")
+    with pytest.raises(InvalidConfiguration, match="and its configuration tells") as caught:
+        audit_space(make_space("deaf", MAMBA_AXES, {}))
+    assert caught.value.hint is not None and "layer_parameters" in caught.value.hint
+
+
+def test_state_that_is_told_and_not_carried_does_not_make_an_axis_alive(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    register_deaf(monkeypatch, "ForgetfulConfig")
+    found = effects(make_space("deaf", MAMBA_AXES, {}))
+    assert found == {"d_state": "none", "expand": "none", "depth": "parameters"}
 
 
 def test_axis_behind_a_weight_that_starts_at_zero_is_alive(deaf_family: None) -> None:
@@ -177,7 +221,7 @@ def test_learning_rate_reaches_training_and_not_the_model() -> None:
 def test_without_torch_sizes_are_audited_and_the_rest_is_an_error(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    audit._output.cache_clear()
+    audit._observe.cache_clear()
     monkeypatch.setitem(sys.modules, "torch", None)
     assert set(effects(load_space("e88", "3d", axes={}, fixed={})).values()) == {"parameters"}
     axes = {"top_k": {"kind": "int", "low": 1, "high": 4}}
@@ -192,7 +236,32 @@ def test_without_torch_sizes_are_audited_and_the_rest_is_an_error(
         audit_space(changed)
 
 
-def test_what_cannot_be_built_does_not_make_an_axis_dead() -> None:
-    space = load_space("mom-e88", "3d", axes={}, fixed={})
-    narrow = replace(space, fixed={**space.fixed})
-    assert effects(narrow)["top_k"] == "output"
+@pytest.mark.parametrize(
+    ("model", "axes", "fixed", "reason"),
+    [
+        (
+            "e88",
+            {"n_heads": {"kind": "log", "low": 16, "high": 64}},
+            {"n_state": 16, "depth": 1},
+            "axis `n_heads`: no model can be built along it.*must be a whole number",
+        ),
+        (
+            "mom-e88",
+            {"top_k": {"kind": "int", "low": 41, "high": 60, "at_most": "n_heads"}},
+            {"n_heads": 40, "n_state": 16, "depth": 1},
+            "axis `top_k`: no model can be built along it",
+        ),
+    ],
+)
+def test_axis_along_which_nothing_can_be_built_is_not_called_dead(
+    model: str, axes: dict[str, Any], fixed: dict[str, Any], reason: str
+) -> None:
+    with pytest.raises(InvalidConfiguration, match=reason):
+        audit_space(make_space(model, axes, fixed))
+
+
+def test_axis_of_the_loss_that_is_not_reported_reaches_training() -> None:
+    axes = {"balance_weight": {"kind": "log", "low": 1e-3, "high": 0.5}}
+    fixed = {"n_heads": 5, "n_state": 16, "top_k": 2, "depth": 1}
+    assert effects(make_space("mom-e88", axes, fixed)) == {"balance_weight": "training"}
+    assert effects(make_space("mom-e88", axes, fixed | STUDY)) == {"balance_weight": "none"}

@@ -1,12 +1,14 @@
 """What is refused before a job could be spent on it: sizes, memory, axes, levels, dead axes."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from elmanctl.errors import ConfigError, InvalidConfiguration
+from elmanctl.ledger.records import Evaluation
 from elmanctl.models.config import STUDY, FamilyConfig
 from elmanctl.models.memory import training_memory_bytes
 from elmanctl.models.registry import decode_config
@@ -15,6 +17,7 @@ from elmanctl.search.candidates import CandidateBuilder, ask_candidates
 from elmanctl.search.preflight import Preflight, check_space
 from elmanctl.search.space import SearchSpace, load_space
 from elmanctl.search.start import SearchPlan, create_run, plan_search
+from elmanctl.search.workload import attempt_spec
 from elmanctl.settings import (
     DataSettings,
     LocalSettings,
@@ -74,7 +77,7 @@ def test_model_that_its_gpu_cannot_hold_is_refused_with_both_numbers(executor: s
         "slurm": {"slurm": SlurmSettings(gpu_memory_gb=limit)},
         "local": {"local": LocalSettings(gpu_memory_gb=limit)},
     }
-    settings = Settings(train=TrainSettings(**TRAIN), **places[executor])
+    settings = Settings(train=TrainSettings(**TRAIN, micro_batch=64), **places[executor])
     told_sizes = rf"about {needed_gb(64):.1f} GB of the GPU's {limit:.1f} GB"
     with pytest.raises(InvalidConfiguration, match=told_sizes) as told:
         Preflight(settings, executor).check(large_model())
@@ -83,7 +86,7 @@ def test_model_that_its_gpu_cannot_hold_is_refused_with_both_numbers(executor: s
     Preflight(settings, "local" if executor == "slurm" else "slurm").check(large_model())
 
 
-@pytest.mark.parametrize(("micro_batch", "fits"), [(0, False), (33, False), (32, True), (1, True)])
+@pytest.mark.parametrize(("micro_batch", "fits"), [(64, False), (32, True), (1, True)])
 def test_smaller_micro_batch_lets_a_model_through(micro_batch: int, fits: bool) -> None:
     settings = Settings(
         train=TrainSettings(**TRAIN, micro_batch=micro_batch),
@@ -95,6 +98,18 @@ def test_smaller_micro_batch_lets_a_model_through(micro_batch: int, fits: bool) 
         return
     with pytest.raises(InvalidConfiguration, match="would need about"):
         preflight.check(large_model())
+
+
+@pytest.mark.parametrize(
+    ("fitting", "chosen"),
+    [(100, 0), (64, 0), (63, 32), (32, 32), (31, 16), (1, 1)],
+)
+def test_micro_batch_that_nobody_set_is_the_most_that_divides_the_batch_and_fits(
+    fitting: int, chosen: int
+) -> None:
+    slurm = SlurmSettings(gpu_memory_gb=needed_gb(fitting) * 1.0001)
+    settings = Settings(train=TrainSettings(**TRAIN), slurm=slurm)
+    assert Preflight(settings, "slurm").micro_batch(large_model()) == chosen
 
 
 def test_model_too_large_for_one_sequence_is_not_sent_to_the_micro_batch() -> None:
@@ -167,7 +182,7 @@ def test_points_over_the_memory_are_asked_again_and_counted() -> None:
     space = space_of("e88", axes, {"dim": 512, "n_heads": 16, "n_state": 32})
     settings = Settings(
         search=SearchSettings(params=None),
-        train=TrainSettings(**TRAIN),
+        train=TrainSettings(**TRAIN, micro_batch=64),
         slurm=SlurmSettings(gpu_memory_gb=needed_gb(32)),
     )
     builder = CandidateBuilder(space, settings, "slurm")
@@ -350,3 +365,56 @@ def test_learning_rate_that_is_held_fixed_is_checked_too(lr: object) -> None:
     space = load_space("e88", "tiny", axes={}, fixed={"lr": lr})
     with pytest.raises(InvalidConfiguration, match="a learning rate is above 0"):
         check_space(space, Settings(), "local")
+
+
+@pytest.mark.parametrize(
+    ("limit", "message"),
+    [
+        ("n_stat", "e88 has no setting `n_stat` to be limited by"),
+        ("gate_activation", "at_most names `gate_activation`, which is no number"),
+        ("use_gate", "at_most names `use_gate`, which is no number"),
+    ],
+)
+def test_limit_that_is_no_number_of_the_model_is_refused(limit: str, message: str) -> None:
+    axes = {"n_heads": {"kind": "int", "low": 2, "high": 8, "at_most": limit}}
+    space = load_space("e88", "tiny", axes=axes, fixed={})
+    with pytest.raises(ConfigError, match=message):
+        check_space(space, Settings(), "local")
+
+
+def test_axis_limited_by_the_dim_that_is_solved_is_held_to_it() -> None:
+    axes = {"n_heads": {"kind": "int", "low": 2, "high": 512, "at_most": "dim"}}
+    settings = Settings(
+        search=SearchSettings(params="100K", tolerance=0.5, multiple_of=8),
+        train=TrainSettings(steps=1),
+    )
+    space = load_space("e88", "tiny", axes=axes, fixed={"n_state": 4, "depth": 1, "lr": 1e-2})
+    check_space(space, settings, "local")
+    builder = CandidateBuilder(space, settings, "local")
+    assert builder.build((6.0,)).config["n_heads"] == 8
+    with pytest.raises(InvalidConfiguration, match="`n_heads` 202 is above `dim`"):
+        builder.build((200.0,))
+
+
+def test_attempt_is_told_the_micro_batch_that_fits_and_keeps_its_tokens(plan: Plan) -> None:
+    found = plan("e88", train={"steps": 2, "seq_len": 32, "batch": 16, "device": "auto"})
+    model = decode_config("e88", {"dim": 64, "depth": 1, "n_heads": 2, "n_state": 8})
+    limit = training_memory_bytes(model, micro_batch=4, seq_len=32, precision="bf16") / 1e9
+    small = replace(found.settings, local=LocalSettings(gpu_memory_gb=limit))
+    evaluation = Evaluation(
+        id="g000-e00",
+        generation=0,
+        point=(0.0,),
+        config={**model.encode(), "lr": 1e-3},
+        parameters=1,
+        seed=1,
+    )
+    run = {
+        "name": "run",
+        "model": "e88",
+        "executor": "local",
+        "data": {"path": "x", "sha256": "", "size_bytes": 1},
+    }
+    specs = [attempt_spec(run, s, evaluation, 1, 60) for s in (found.settings, small)]
+    assert [spec.micro_batch for spec in specs] == [0, 4]
+    assert {spec.tokens_per_step for spec in specs} == {16 * 32}
