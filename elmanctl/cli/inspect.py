@@ -11,7 +11,13 @@ import typer
 from elmanctl.cli.complete import evaluation_names, run_or_evaluation_names
 from elmanctl.cli.context import JsonFlag, chosen_run, load_readable
 from elmanctl.cli.output import print_json, print_line, write_raw
-from elmanctl.cli.rows import attempt_data, evaluation_row, shown_elapsed
+from elmanctl.cli.rows import (
+    attempt_data,
+    evaluation_row,
+    shown_elapsed,
+    start_data,
+    start_line,
+)
 from elmanctl.errors import NotFound
 from elmanctl.jobs.observe import read_table
 from elmanctl.jobs.paths import RunPaths
@@ -35,6 +41,17 @@ EvaluationArgument = Annotated[
 
 _FOLLOW_S = 0.5
 
+_SHOWN_OF_RESULT = (
+    "steps",
+    "tokens",
+    "tokens_per_s",
+    "micro_batch",
+    "backend",
+    "device",
+    "precision",
+    "fingerprint",
+)
+
 
 def show(
     ctx: typer.Context,
@@ -53,7 +70,8 @@ def show(
     paths, found, chosen = _find(ctx, run_or_evaluation, evaluation)
     if as_json:
         attempts = [attempt_data(attempt) for attempt in chosen.attempts]
-        print_json({"run": found.run["name"], **evaluation_row(chosen), "attempts": attempts})
+        run = {"run": found.run["name"], **start_data(found.run)}
+        print_json({**run, **evaluation_row(chosen), "attempts": attempts})
         return
     _print_evaluation(paths, found, chosen)
     log = _log_path(paths, chosen.last_attempt) if chosen.attempts else None
@@ -110,6 +128,7 @@ def _find(
 def _print_evaluation(paths: RunPaths, found: RunState, chosen: Evaluation) -> None:
     row = evaluation_row(chosen)
     print_line(f"{chosen.id} of {found.run['name']}: {row['state']}")
+    print_line(f"  search      {start_line(found.run)}")
     if row["loss"] is not None:
         entropy = found.run["data"]["unigram_nats"]
         print_line(f"  loss        {row['loss']:.4f} nat a byte (unigram entropy {entropy:.4f})")
@@ -130,7 +149,7 @@ def _print_attempt(paths: RunPaths, chosen: Evaluation, attempt: Attempt) -> Non
     print_line(f"attempt {attempt.number}: {attempt.state} ({', '.join(p for p in parts if p)})")
     print_line(f"  folder      {paths.attempt(chosen.id, attempt.number).folder}")
     if attempt.result is not None:
-        for key in ("steps", "tokens", "tokens_per_s", "device", "precision", "fingerprint"):
+        for key in _SHOWN_OF_RESULT:
             if key in attempt.result:
                 print_line(f"  {key:<11} {attempt.result[key]}")
     if attempt.verdict is not None and attempt.state is not State.COMPLETED:

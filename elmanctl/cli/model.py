@@ -16,7 +16,6 @@ from elmanctl.models.config import DOCUMENTED
 from elmanctl.models.params import (
     count_parameters,
     flops_per_token,
-    format_count,
     parameter_breakdown,
     parse_count,
     solve_dim,
@@ -54,7 +53,7 @@ def models(
         columns = [
             Column(name="MODEL"),
             Column(name="SUMMARY", wraps=True),
-            Column(name="BACKENDS", dispensable=True),
+            Column(name="BACKENDS", dispensable=1),
         ]
         print_table(
             columns, [[f.name, f.summary, ", ".join(f.backends)] for f in FAMILIES.values()]
@@ -96,9 +95,9 @@ def models(
         [
             Column(name="SPACE"),
             Column(name="PARAMETER"),
-            Column(name="KIND", dispensable=True),
+            Column(name="KIND", dispensable=2),
             Column(name="RANGE", wraps=True),
-            Column(name="BEST", right=True),
+            Column(name="BEST", right=True, dispensable=1),
             Column(name="CHANGES"),
         ],
         [row for space in spaces for row in _axis_rows(space, effects[space.name])],
@@ -239,10 +238,8 @@ def evaluate(
         "precision",
     ):
         print_line(f"{key:<12} {result.get(key)}")
-    count = format_count(int(result["parameters"]))
     family, _ = resolve_level(level, {**settings.model, **fields})
-    words = f"elmanctl search {family.name} --params {count} --train-minutes 10"
-    hint(f"search models of this size: `{words}`")
+    hint(f"see what a search can vary with `elmanctl models {family.name}`")
 
 
 @dataclass(frozen=True, slots=True)

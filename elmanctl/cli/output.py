@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 JSON_VERSION = 1
 
 MISSING = "–"
-_NARROWEST_PROSE = 24
+_NARROWEST_PROSE = 20
 
 # One colour a meaning; the words alone say it too.
 _STYLES = {
@@ -36,11 +36,11 @@ _STYLES = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Column:
-    """A column of a table: `dispensable` ones go first on a narrow terminal."""
+    """A column of a table; on a narrow terminal those of a high `dispensable` go first."""
 
     name: str
     right: bool = False
-    dispensable: bool = False
+    dispensable: int = 0
     wraps: bool = False
 
 
@@ -128,7 +128,7 @@ def _fitting(
 ) -> list[int]:
     """Return the columns that fit side by side.
 
-    Dispensable ones go first, from the right, then all others but the first: names stay whole.
+    The most dispensable go first, from the right, the first column never: names stay whole.
     """
     widths = [
         max([len(column.name), *(len(row[i] or MISSING) for row in rows)])
@@ -138,7 +138,7 @@ def _fitting(
         if column.wraps:
             widths[i] = min(widths[i], max(len(column.name), _NARROWEST_PROSE))
     kept = list(range(len(columns)))
-    for index in sorted(kept[1:], key=lambda i: (not columns[i].dispensable, -i)):
+    for index in sorted(kept[1:], key=lambda i: (-columns[i].dispensable, -i)):
         if sum(widths[i] + 2 for i in kept) - 2 <= width:
             break
         kept.remove(index)

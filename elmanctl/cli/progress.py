@@ -18,7 +18,13 @@ from elmanctl.cli.output import (
     print_line,
     say,
 )
-from elmanctl.cli.rows import describe_config, searched_names, shown_state
+from elmanctl.cli.rows import (
+    describe_config,
+    searched_names,
+    shown_state,
+    start_data,
+    start_line,
+)
 from elmanctl.jobs.observe import read_table
 from elmanctl.ledger.records import Evaluation, State, Verdict, VerdictKind
 from elmanctl.ledger.run_state import RunState
@@ -115,8 +121,8 @@ class LiveView:
             Column(name="STATE"),
             Column(name="LOSS", right=True),
             Column(name="STEP", right=True),
-            *(Column(name=name.upper(), right=True, dispensable=True) for name in names),
-            Column(name="PARAMS", right=True, dispensable=True),
+            *(Column(name=name.upper(), right=True, dispensable=1) for name in names),
+            Column(name="PARAMS", right=True, dispensable=1),
         ]
         rows = [_live_cells(session, evaluation, names) for evaluation in _current(session.state)]
         return Group(*lines, build_table(columns, rows, self._console.width))
@@ -185,6 +191,7 @@ def run_summary(session: Session) -> dict[str, Any]:
         "status": state.status.value,
         "evaluations": {kind.value: count for kind, count in state.counts().items()},
         "refused_share": state.refused_share,
+        **start_data(state.run),
         "best": None
         if best is None
         else {
@@ -206,6 +213,7 @@ def print_summary(session: Session) -> None:
         f"{state.run['name']} {state.status}: {counts[State.COMPLETED]} completed, "
         f"{counts[State.FAILED]} failed, {counts[State.CANCELLED]} cancelled"
     )
+    print_line(f"search       {start_line(state.run)}")
     if state.refused_share:
         print_line(
             f"points       {state.refused_share:.0%} were off the budget or impossible, "

@@ -14,6 +14,27 @@ def searched_names(run: Mapping[str, Any]) -> list[str]:
     return axes if "dim" in axes else ["dim", *axes]
 
 
+def start_data(run: Mapping[str, Any]) -> dict[str, Any]:
+    """Return where a run's search starts and its optimizer's seed, as plain data.
+
+    A ledger of version 0.1 holds the point and its source, but not the values.
+    """
+    return {"start": dict(run["start"]), "optimizer_seed": run["optimizer"]["seed"]}
+
+
+def start_line(run: Mapping[str, Any]) -> str:
+    """Return one line on where a run's search starts, who says so, and the optimizer's seed."""
+    start = run["start"]
+    return describe_start(start.get("values", {}), start["source"], run["optimizer"]["seed"])
+
+
+def describe_start(values: Mapping[str, Any], source: str, seed: int) -> str:
+    """Write a start in one line: the value of every axis, its source, the optimizer's seed."""
+    shown = " ".join(f"{name}={describe_config(value)}" for name, value in values.items())
+    where = f"{shown} ({source})" if shown else source
+    return f"starts at {where}; optimizer seed {seed}"
+
+
 def describe_config(value: object) -> str:
     """Write one value of a configuration in few characters."""
     return f"{value:.3g}" if isinstance(value, float) else str(value)

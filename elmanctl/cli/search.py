@@ -22,14 +22,14 @@ from elmanctl.cli.context import (
     resolve_settings,
 )
 from elmanctl.cli.fields import model_fields
-from elmanctl.cli.output import confirm, hint, print_json, print_line, say, warn
+from elmanctl.cli.output import confirm, hint, print_json, say, warn
+from elmanctl.cli.plan import describe_plan, print_dry_run, warn_of_start
 from elmanctl.cli.progress import make_view, print_summary, run_summary
 from elmanctl.config import parse_assignments
 from elmanctl.errors import ElmanError, LedgerError, SearchPaused, UsageError
 from elmanctl.jobs.executor import Executor
 from elmanctl.jobs.paths import RunPaths
-from elmanctl.ledger.records import RunStatus, Submission, Task
-from elmanctl.models.params import format_count
+from elmanctl.ledger.records import RunStatus
 from elmanctl.search.session import Session
 from elmanctl.search.start import SearchPlan, create_run, plan_search
 
@@ -149,16 +149,17 @@ def search(
         runs=runs,
     )
     if dry_run:
-        _print_dry_run(plan)
+        print_dry_run(plan, as_json=as_json)
         return
     executor = make_executor(RunPaths(plan.folder), plan.executor, plan.settings)
     executor.check()
     _check_partition(plan)
-    if not confirm(f"{_describe(plan)}\nstart it?", yes=yes):
+    warn_of_start(plan)
+    if not confirm(f"{describe_plan(plan)}\nstart it?", yes=yes):
         say("nothing was started")
         return
     if yes:
-        say(_describe(plan))
+        say(describe_plan(plan))
     create_run(plan)
     drive(RunPaths(plan.folder), as_json=as_json)
 
@@ -295,46 +296,6 @@ def _free_name(runs: Path, model: str, suffix: str | None) -> str:
     while (runs / (base if number == 1 else f"{base}-{number}")).exists():
         number += 1
     return base if number == 1 else f"{base}-{number}"
-
-
-def _describe(plan: SearchPlan) -> str:
-    search = plan.settings.search
-    each = " ".join(f"{amount:g} {kind}" for kind, amount in plan.budget.encode().items())
-    where = "on this machine" if plan.executor == "local" else "as Slurm jobs"
-    cost = f", {plan.hours:.1f} training hours" if plan.hours else ""
-    target = f" around {search.params} parameters" if search.params else ""
-    return (
-        f"{plan.name}: {search.generations} generations of {search.population} {plan.model} models"
-        f"{target} {where}\n"
-        f"{plan.evaluations} evaluations of {each}{cost}; corpus {plan.corpus.path.name}, "
-        f"{format_count(plan.corpus.size_bytes)} bytes, unigram entropy "
-        f"{plan.unigram_nats:.4f} nat\n"
-        f"{plan.refused_share:.0%} of the first points are off the budget or impossible, and drawn "
-        "again at no cost"
-    )
-
-
-def _print_dry_run(plan: SearchPlan) -> None:
-    """Print what a first submission would be; nothing is written."""
-    say(_describe(plan))
-    if plan.executor == "local":
-        slots = len(plan.settings.local.gpus) or plan.settings.local.workers
-        at_once = min(slots, plan.settings.search.population)
-        print_line(f"would run {at_once} evaluations at a time in {plan.folder}")
-        return
-    from elmanctl.jobs.submission import make_script
-
-    submission = Submission(
-        id="s0001",
-        job_name=f"elman-{plan.name}-TOKEN-s0001",
-        tasks=tuple(
-            Task(index=index, evaluation=f"g000-e{index:02}", attempt=1)
-            for index in range(plan.settings.search.population)
-        ),
-        resources=plan.resources.encode(),
-    )
-    paths = RunPaths(plan.folder)
-    print_line(make_script(submission, paths.submission("s0001"), paths.code))
 
 
 def _check_partition(plan: SearchPlan) -> None:

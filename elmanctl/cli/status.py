@@ -18,7 +18,14 @@ from elmanctl.cli.output import (
     say,
     warn,
 )
-from elmanctl.cli.rows import describe_config, evaluation_row, searched_names, shown_elapsed
+from elmanctl.cli.rows import (
+    describe_config,
+    evaluation_row,
+    searched_names,
+    shown_elapsed,
+    start_data,
+    start_line,
+)
 from elmanctl.errors import LedgerError, NotFound, UsageError, nearest
 from elmanctl.jobs.paths import RunPaths
 from elmanctl.ledger.lease import is_gone, read_holder
@@ -95,16 +102,16 @@ def _status_of_all(ctx: typer.Context, *, as_json: bool) -> None:
         [
             Column(name="RUN"),
             Column(name="STATUS"),
-            Column(name="MODEL", dispensable=True),
+            Column(name="MODEL", dispensable=1),
             Column(name="GEN", right=True),
             Column(name="DONE", right=True),
             Column(name="RUNNING", right=True),
-            Column(name="PENDING", right=True, dispensable=True),
+            Column(name="PENDING", right=True, dispensable=1),
             Column(name="FAILED", right=True),
             Column(name="BEST LOSS", right=True),
-            Column(name="BEST", dispensable=True),
-            Column(name="DISK", right=True, dispensable=True),
-            Column(name="UPDATED", dispensable=True),
+            Column(name="BEST", dispensable=1),
+            Column(name="DISK", right=True, dispensable=1),
+            Column(name="UPDATED", dispensable=1),
         ],
         [_run_cells(row) for row in rows],
     )
@@ -138,8 +145,7 @@ def _run_row(paths: RunPaths, state: RunState) -> dict[str, Any]:
         "size_bytes": state.size_bytes,
         "updated_at": state.last_event_at,
         "ledger": str(paths.ledger),
-        "start": dict(run["start"]),
-        "optimizer_seed": run["optimizer"]["seed"],
+        **start_data(run),
     }
 
 
@@ -207,19 +213,20 @@ def _print_run(paths: RunPaths, found: RunState, chosen: list[Evaluation]) -> No
     if row["best"]:
         text += f", best {format_loss(row['best_loss'])} ({row['best']})"
     say(text)
+    say(start_line(found.run))
     if row["reason"]:
         say(f"{row['status']}: {row['reason']}")
     names = searched_names(found.run)
     columns = [
         Column(name="EVAL"),
         Column(name="STATE"),
-        Column(name="JOB", dispensable=True),
+        Column(name="JOB", dispensable=1),
         Column(name="LOSS", right=True),
-        *(Column(name=name.upper(), right=True, dispensable=True) for name in names),
-        Column(name="PARAMS", right=True, dispensable=True),
-        Column(name="ELAPSED", right=True, dispensable=True),
-        Column(name="NODE", dispensable=True),
-        Column(name="REASON", dispensable=True),
+        *(Column(name=name.upper(), right=True, dispensable=1) for name in names),
+        Column(name="PARAMS", right=True, dispensable=1),
+        Column(name="ELAPSED", right=True, dispensable=1),
+        Column(name="NODE", dispensable=1),
+        Column(name="REASON", dispensable=1),
     ]
     print_table(columns, [_evaluation_cells(evaluation, names) for evaluation in chosen])
     hidden = len(found.evaluations) - len(chosen)

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from elmanctl.cli.search import interruptible
+from elmanctl.ledger.events import decode_line, encode_event
 from elmanctl.ledger.records import State
 from elmanctl.ledger.run_state import RunState
 from elmanctl.ledger.state import load_run
@@ -40,7 +41,7 @@ def test_models_are_listed_with_their_spaces(quick: QuickCommandLine) -> None:
     assert lines[0] == "MODEL\tSUMMARY\tBACKENDS"
     assert [line.split("\t")[0] for line in lines[1:]] == list(FAMILIES)
     rows = [line.split("\t") for line in succeeded(quick("models", "E88")).splitlines()]
-    assert ["6d", "lr", "log", "1e-05 to 0.001, logarithmic", "0.00064", "training"] in rows
+    assert ["6d", "lr", "log", "1e-05 to 0.001, logarithmic", "0.00048", "training"] in rows
     assert ["3d", "n_heads", "int", "32 to 160", "98", "parameters"] in rows
 
 
@@ -118,6 +119,71 @@ def test_dry_run_prints_the_script_of_the_first_generation_and_writes_nothing(
     )
     assert "would run 2 evaluations at a time" in succeeded(local)
     assert snapshot() == {}
+
+
+def test_dry_run_as_json_is_the_plan_in_one_document(
+    quick: QuickCommandLine, snapshot: Snapshot, corpus: Path
+) -> None:
+    words = ("search", "e88", "--preset", "tiny", "--data", str(corpus), "--dry-run", "--seed", "7")
+    done = quick(*words, "--partition", "gpu", "--json")
+    found = document(done)
+    assert done.stderr == ""
+    assert found["script"] == succeeded(quick(*words, "--partition", "gpu")).removesuffix("\n")
+    assert (found["run"], found["model"], found["executor"]) == ("e88-tiny", "e88", "slurm")
+    assert found["evaluations"] == found["generations"] * found["population"] > 0
+    assert found["resources"]["partition"] == "gpu" and found["optimizer_seed"] == 7
+    assert set(found["start"]["values"]) == set(found["space"]["axes"]) == set(found["audit"])
+    assert found["start"]["source"] == "the middle of the space"
+    assert 0 <= found["refused_share"] < 1
+    assert {"budget", "params", "tolerance", "multiple_of"} <= set(found)
+    local = document(quick(*words, "--local", "--json"))
+    assert (local["script"], local["at_once"], local["executor"]) == (None, 2, "local")
+    assert snapshot() == {}
+
+
+START = r"^starts at n_heads=\d+ n_state=\d+ depth=\d+ lr=[\d.]+ \(the middle of the space\); "
+
+
+def test_search_says_where_it_starts_and_warns_of_a_start_it_would_refuse(
+    quick: QuickCommandLine, corpus: Path
+) -> None:
+    words = ("search", "e88", "--local", "--preset", "tiny", "--data", str(corpus), "--dry-run")
+    done = quick(*words, "--seed", "7")
+    line = re.search(rf"{START}optimizer seed 7$", done.stderr, re.MULTILINE)
+    assert line is not None, done.stderr
+    values = document(quick(*words, "--json"))["start"]["values"]
+    assert line[0].startswith("starts at " + " ".join(f"{k}={v:.3g}" for k, v in values.items()))
+    assert "warning" not in done.stderr
+    # So close to the budget no dim brings the middle of the space.
+    done = quick(*words, "--tolerance", "0.01")
+    fault = document(quick(*words, "--tolerance", "0.01", "--json"))["start"]["fault"]
+    assert fault is not None
+    assert f"warning: the start point is refused: {fault}; the first generation" in done.stderr
+
+
+def test_every_report_of_a_run_says_where_it_started(quick_with_runs: QuickCommandLine) -> None:
+    line = "starts at n_heads=8 lr=0.00316 (the middle of the space); optimizer seed 3"
+    assert line in quick_with_runs("status", "finished").stderr.splitlines()
+    assert f"  search      {line}" in succeeded(quick_with_runs("show", "finished", "best"))
+    for words in (("show", "finished", "best"), ("status", "finished"), ("resume", "finished")):
+        found = document(quick_with_runs(*words, "--json"))
+        row = found["run"] if words[0] == "status" else found
+        assert row["start"]["values"]["n_heads"] == 8 and row["optimizer_seed"] == 3
+    assert f"search       {line}" in succeeded(quick_with_runs("resume", "finished"))
+
+
+def test_run_whose_ledger_tells_no_values_is_shown_by_its_source(
+    quick_with_runs: QuickCommandLine,
+) -> None:
+    """As version 0.1 wrote it."""
+    ledger = quick_with_runs.folder / "runs" / "finished" / "ledger.jsonl"
+    first, *rest = ledger.read_bytes().splitlines(keepends=True)
+    event = decode_line(first.rstrip(b"\n"))
+    del event.data["run"]["start"]["values"]
+    ledger.write_bytes(b"".join([encode_event(event), *rest]))
+    done = quick_with_runs("status", "finished")
+    assert done.returncode == 0
+    assert "starts at the middle of the space; optimizer seed 3" in done.stderr.splitlines()
 
 
 def test_name_of_a_new_run_is_free_and_fit_for_a_folder(

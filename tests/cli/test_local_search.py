@@ -25,6 +25,8 @@ def test_search_is_run_looked_at_cleaned_and_resumed(elmanctl: CommandLine, corp
         searched.stdout.splitlines()[0] == "e88-tiny finished: 4 completed, 0 failed, 0 cancelled"
     )
     assert "elmanctl show e88-tiny best" in searched.stderr
+    start = r"starts at n_heads=.* \(the middle of the space\); optimizer seed 1"
+    assert re.fullmatch(rf"search       {start}", searched.stdout.splitlines()[1])
     # One line for each attempt and each generation.
     told = searched.stderr.splitlines()
     assert sum(bool(re.match(r"g000-e0\d completed: loss \d", line)) for line in told) == 4
@@ -63,6 +65,8 @@ def _look(elmanctl: CommandLine, best: str, loss: float) -> None:
     assert shown.stdout.startswith(f"{best} of e88-tiny: completed\n")
     assert f"{loss:.4f} nat a byte" in shown.stdout
     assert "n_heads" in shown.stdout and "step" in shown.stdout
+    assert re.search(r"^  backend     torch$", shown.stdout, re.MULTILINE)
+    assert re.search(r"^  micro_batch \d+$", shown.stdout, re.MULTILINE)
 
     logged = elmanctl("logs", best)
     assert logged.returncode == 0

@@ -228,6 +228,21 @@ def test_terminal_of_any_width_shows_whole_names_on_one_line_each(
         assert "UPDATED" in lines[0] or "NODE" in lines[0]
 
 
+@pytest.mark.parametrize(
+    ("columns", "known"),
+    [(50, set()), (64, {"BEST"}), (80, {"BEST", "KIND"}), (100, {"BEST", "KIND"})],
+)
+def test_narrow_terminal_keeps_what_an_axis_changes(
+    columns: int, known: set[str], elmanctl: CommandLine
+) -> None:
+    lines = [ESCAPE.sub("", line) for line in on_terminal(elmanctl, columns, "models", "mom-e88")]
+    assert max(map(len, lines)) <= columns
+    header = next(line.split() for line in lines if line.startswith("SPACE"))
+    assert set(header) == {"SPACE", "PARAMETER", "RANGE", "CHANGES", *known}
+    top_k = next(line.split() for line in lines if line.startswith("3d     top_k"))
+    assert top_k[-1] == "output"
+
+
 def test_colour_is_for_terminals_and_only_for_those_who_want_it(with_runs: CommandLine) -> None:
     def has_colour(*options: str, **environment: str) -> bool:
         lines = on_terminal(with_runs, 100, *options, "status", "finished", **environment)

@@ -1,0 +1,113 @@
+"""What a search would do, in words and as plain data, before anything of it is written."""
+
+from typing import Any
+
+from elmanctl.cli.output import print_json, print_line, say, warn
+from elmanctl.cli.rows import describe_start
+from elmanctl.jobs.paths import RunPaths
+from elmanctl.ledger.records import Submission, Task
+from elmanctl.models.params import format_count
+from elmanctl.search.start import SearchPlan
+
+
+def describe_plan(plan: SearchPlan) -> str:
+    """Return a few lines: how many evaluations of what, on which data, and from where."""
+    search = plan.settings.search
+    each = " ".join(f"{amount:g} {kind}" for kind, amount in plan.budget.encode().items())
+    where = "on this machine" if plan.executor == "local" else "as Slurm jobs"
+    cost = f", {plan.hours:.1f} training hours" if plan.hours else ""
+    target = f" around {search.params} parameters" if search.params else ""
+    return (
+        f"{plan.name}: {search.generations} generations of {search.population} {plan.model} models"
+        f"{target} {where}\n"
+        f"{plan.evaluations} evaluations of {each}{cost}; corpus {plan.corpus.path.name}, "
+        f"{format_count(plan.corpus.size_bytes)} bytes, unigram entropy "
+        f"{plan.unigram_nats:.4f} nat\n"
+        f"{describe_start(plan.start_values, plan.start_source, search.seed)}\n"
+        f"{plan.refused_share:.0%} of the first points are off the budget or impossible, and drawn "
+        "again at no cost"
+    )
+
+
+def warn_of_start(plan: SearchPlan) -> None:
+    """Warn of a start point that the search itself would refuse."""
+    if plan.start_fault is not None:
+        warn(
+            f"the start point is refused: {plan.start_fault}; the first generation lies around a "
+            "point that is never evaluated"
+        )
+
+
+def print_dry_run(plan: SearchPlan, *, as_json: bool) -> None:
+    """Print what a first submission would be; nothing is written."""
+    if as_json:
+        print_json(plan_data(plan))
+        return
+    say(describe_plan(plan))
+    warn_of_start(plan)
+    if plan.executor == "local":
+        print_line(f"would run {_at_once(plan)} evaluations at a time in {plan.folder}")
+    else:
+        print_line(_first_script(plan))
+
+
+def plan_data(plan: SearchPlan) -> dict[str, Any]:
+    """Return a plan as plain data; `script` is None where there is no Slurm to read one."""
+    search = plan.settings.search
+    is_local = plan.executor == "local"
+    return {
+        "run": plan.name,
+        "folder": str(plan.folder),
+        "model": plan.model,
+        "executor": plan.executor,
+        "generations": search.generations,
+        "population": search.population,
+        "evaluations": plan.evaluations,
+        "at_once": _at_once(plan) if is_local else None,
+        "budget": plan.budget.encode(),
+        "training_hours": plan.hours,
+        "params": search.params,
+        "tolerance": search.tolerance,
+        "multiple_of": search.multiple_of,
+        "space": plan.space.encode(),
+        "audit": {found.axis: found.effect for found in plan.effects},
+        "start": {
+            "point": list(plan.start),
+            "values": dict(plan.start_values),
+            "source": plan.start_source,
+            "fault": plan.start_fault,
+        },
+        "optimizer_seed": search.seed,
+        "sigma": search.sigma,
+        "refused_share": plan.refused_share,
+        "data": {
+            "path": str(plan.corpus.path),
+            "sha256": plan.corpus.sha256,
+            "size_bytes": plan.corpus.size_bytes,
+            "unigram_nats": plan.unigram_nats,
+        },
+        "resources": plan.resources.encode(),
+        "script": None if is_local else _first_script(plan),
+    }
+
+
+def _at_once(plan: SearchPlan) -> int:
+    slots = len(plan.settings.local.gpus) or plan.settings.local.workers
+    return min(slots, plan.settings.search.population)
+
+
+def _first_script(plan: SearchPlan) -> str:
+    """Return the sbatch script of the first generation, its token not drawn yet."""
+    from elmanctl.jobs.submission import make_script
+
+    submission = Submission(
+        id="s0001",
+        job_name=f"elman-{plan.name}-TOKEN-s0001",
+        tasks=tuple(
+            Task(index=index, evaluation=f"g000-e{index:02}", attempt=1)
+            for index in range(plan.settings.search.population)
+        ),
+        resources=plan.resources.encode(),
+    )
+    paths = RunPaths(plan.folder)
+    return make_script(submission, paths.submission("s0001"), paths.code)
