@@ -102,7 +102,7 @@ class E42Layer(nn.Module):
         super().__init__()
         self.inward = projection(config.dim, config.width)
         self.tied = StateMatrix(
-            config.width, gain=1.0, norm=config.spectral_radius, saves_direction=False
+            config.width, gain=1.0, norm=config.held_norm, saves_direction=False
         )
         self.bias = nn.Parameter(torch.zeros(config.width))
         self.out = projection(config.width, config.dim)

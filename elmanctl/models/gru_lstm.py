@@ -14,6 +14,11 @@ LSTM (Hochreiter and Schmidhuber, 1997; forget gate of Gers et al., 2000), cell 
 where the standard LSTM has a second bias beside U h.  Standard is what PyTorch and cuDNN compute.
 The other convention resets the state before the product (as in version 1 of the GRU's paper), and
 its z is one minus the standard one; it is that of the CUDA cells of the January 2026 study.
+
+Weights start orthogonal, each square block of a gate by itself: in the standard cell those of the
+input and those of the state, with one bias those of the state alone, the input's being normal with
+deviation 0.02.  What is known of the study's standard cells is that their weights were orthogonal,
+not whether each block was or all blocks of a matrix together; here it is each block.
 """
 
 from collections.abc import Sequence

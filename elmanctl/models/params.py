@@ -2,9 +2,11 @@
 
 import re
 from bisect import bisect_left
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from contextlib import suppress
 from fractions import Fraction
-from math import lcm
+from functools import cached_property
+from math import ceil, inf, lcm
 from typing import Literal
 
 from elmanctl.errors import InvalidConfiguration
@@ -15,6 +17,9 @@ DEFAULT_SEQ_LEN = 512
 
 _UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "B": 10**9}
 _COUNT = re.compile(r"(\d+|\d{1,3}(?:[_,]\d{3})+)(\.\d+)?\s*([KMGB]?)", re.IGNORECASE)
+
+_FINER = (64, 32, 16, 8)
+"""What dims may be multiples of instead, where no multiple of what was asked for fits."""
 
 
 def count_parameters(level: str, config: Mapping[str, object], variant: str = DOCUMENTED) -> int:
@@ -94,13 +99,19 @@ def solve_dim(
     `config` has no `dim`; dims are the multiples of `multiple_of` from `low` to `high` that the
     family can have.
     Raises InvalidConfiguration when the nearest count is further off than `tolerance`, relative
-    to the target; the message names the nearest dims on both sides and their counts.
+    to the target; the message names the nearest dims on both sides and their counts, the hint a
+    `multiple_of` among whose dims one is near enough, if 64, 32, 16 or 8 is one.
     """
     if "dim" in config:
         raise InvalidConfiguration("`dim` is set, and cannot be solved for as well")
     for name, number in (("target", target), ("multiple_of", multiple_of), ("low", low)):
         if number < 1:
             raise InvalidConfiguration(f"`{name}` is {number}, but must be at least 1")
+    if not 0 <= tolerance < inf:
+        raise InvalidConfiguration(
+            f"`tolerance` is {tolerance:g}, but must be a finite number, at least 0",
+            hint="0.02 accepts 2% more or fewer parameters than asked for",
+        )
     family, settings = resolve_level(level, config, None if variant == DOCUMENTED else variant)
     step = lcm(multiple_of, family.load_config().dim_divisor(settings))
     dims = range(-(-low // step) * step, high + 1, step)
@@ -114,13 +125,57 @@ def solve_dim(
     if not counts:
         raise InvalidConfiguration(f"there is no multiple of {step} from {low} to {high}")
     best = min(counts, key=lambda dim: abs(counts[dim] - target))
-    if abs(counts[best] - target) > tolerance * target:
-        around = " and ".join(f"dim {dim} has {counts[dim]:,}" for dim in counts)
-        raise InvalidConfiguration(
-            f"no dim that is a multiple of {step} gives {target:,} parameters "
-            f"within {tolerance:.2%}: {around}"
+    off = abs(counts[best] - target)
+    if off <= tolerance * target:
+        return best
+
+    def solve(finer: int) -> int:
+        return solve_dim(
+            family.name,
+            settings,
+            target=target,
+            tolerance=tolerance,
+            multiple_of=finer,
+            low=low,
+            high=high,
         )
-    return best
+
+    around = " and ".join(f"dim {dim} has {counts[dim]:,}" for dim in counts)
+    raise _OffBudget(
+        f"no dim that is a multiple of {step} gives {target:,} parameters "
+        f"within {tolerance:.2%}: {around}",
+        lambda: _ways_to_fit(solve, multiple_of, best, off / target),
+    )
+
+
+class _OffBudget(InvalidConfiguration):
+    """No dim fits.  The hint takes a search, which a thousand refused points need not pay for."""
+
+    def __init__(self, message: str, find_hint: Callable[[], str]) -> None:
+        super().__init__(message)
+        self._find_hint = find_hint
+        # What stands in the instance would hide the property.
+        del self.hint
+
+    @cached_property
+    def hint(self) -> str | None:  # type: ignore[override]
+        return self._find_hint()
+
+
+def _ways_to_fit(solve: Callable[[int], int], multiple_of: int, best: int, off: float) -> str:
+    """Name the coarsest finer multiple that `solve` finds a dim for, and what would take `best`."""
+    # Rounded up, or the hint could be wrong by its last digit.
+    wider = ceil(off * 1e4) / 1e4
+    ways = [f"with `tolerance` {wider:g} dim {best} fits"]
+    if wider >= 1:
+        ways = ["no dim comes near; change `depth`, the other sizes or the target"]
+    for finer in _FINER:
+        if finer < multiple_of:
+            with suppress(InvalidConfiguration):
+                solve(finer)
+                ways.insert(0, f"with `multiple_of` {finer} a dim fits")
+                break
+    return "; ".join(ways)
 
 
 def _decode(level: str, config: Mapping[str, object], variant: str) -> FamilyConfig:

@@ -64,7 +64,7 @@ def test_configuration_cannot_be_changed() -> None:
         ),
         (
             {"expansion": 1.1},
-            "e88: 26 values (`expansion` 1.1) cannot be shared out evenly to 3 heads",
+            "e88: 26.4 values (`expansion` 1.1) cannot be shared out evenly to 3 heads",
             "the nearest expansions that can are 1.0 and 1.125",
         ),
         (

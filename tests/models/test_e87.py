@@ -219,7 +219,7 @@ def test_weights_start_within_their_bounds() -> None:
         ("E87b6k3", (6, 3, 32)),
         ("87b16k4", (16, 4, 16)),
         ("87b32k16", (32, 16, 16)),
-        ("87b5k1", (5, 1, 32)),
+        ("87b5k1n24", (5, 1, 24)),
     ],
 )
 def test_level_gives_blocks_and_their_size(level: str, expected: tuple[int, int, int]) -> None:
@@ -227,9 +227,35 @@ def test_level_gives_blocks_and_their_size(level: str, expected: tuple[int, int,
     assert (config.n_blocks, config.top_k, config.n_state) == expected
 
 
+@VARIANT
+@pytest.mark.parametrize(
+    ("level", "spelled"),
+    [
+        ("87b5k2", "87b5k2n32"),
+        ("e87b12k3", "87b12k3n24"),
+        ("87b64k8", "87b64k8n16"),
+        ("87b1", "87b1k1n32"),
+    ],
+)
+def test_level_with_a_number_of_blocks_that_implies_no_size_needs_one(
+    level: str, spelled: str, variant: str
+) -> None:
+    sizes = {"dim": 16, "depth": 1}
+    with pytest.raises(InvalidConfiguration, match="blocks needs a state size") as caught:
+        decode_config(level, sizes, variant)
+    assert caught.value.hint == f"write it into the level, as `{spelled}`, or set `n_state`"
+    assert decode_config(spelled, sizes, variant).n_blocks >= 1
+
+
+def test_size_may_stand_beside_a_level_that_has_none() -> None:
+    config = decode_config("87b5k2", {"dim": 16, "depth": 1, "n_state": 24})
+    assert (config.n_blocks, config.n_state) == (5, 24)
+
+
 @pytest.mark.parametrize(
     ("change", "says"),
     [
+        ({"n_blocks": 4, "n_state": 0}, "n_state=0 is not supported"),
         ({"top_k": 6}, "`top_k` is 6, but there are 5 blocks"),
         ({"n_state": 13}, "nearest supported: 12 and 16"),
         ({"expansion": 0.01}, "leaves nothing of dim 12"),
@@ -249,9 +275,11 @@ def test_state_is_kept_in_float32(switch: str, variant: str) -> None:
 
 
 def test_flops_are_the_products_of_a_token() -> None:
-    # Matrices twice, 8 for each number of a state, and the weighing of 5 read-outs of 8.
+    # Matrices twice; for each number of a state 6 to write it, in 2 of the 5 blocks, and 2 to read
+    # it, in all; and the weighing of 5 read-outs of 8.
     weights = 12 * 12 + 5 * 12 + 3 * 40 * 12 + 8 * 12 + 8 * 12
-    plain = 2 * weights + 8 * 40 * 8 + 2 * 40
+    plain = 2 * weights + 6 * 2 * 8 * 8 + 2 * 5 * 8 * 8 + 2 * 40
     assert make_config().layer_flops(64) == plain
-    assert make_config(variant="study-2026-01").layer_flops(64) == plain + 3 * 40 * 8
+    assert make_config(variant="study-2026-01").layer_flops(64) == plain + 3 * 2 * 8 * 8
+    assert make_config(top_k=5).layer_flops(64) == plain + 6 * 3 * 8 * 8
     assert make_config(use_conv=True).layer_flops(64) == plain + 2 * 4 * 12

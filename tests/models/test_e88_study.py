@@ -6,7 +6,7 @@ import torch
 from elmanctl.errors import InvalidConfiguration
 from elmanctl.models.e88 import E88Layer
 from elmanctl.models.params import count_parameters
-from elmanctl.models.registry import build_model
+from elmanctl.models.registry import build_model, decode_config
 from tests.models.e88_layers import (
     SWITCHES,
     layer_with_the_weights_of,
@@ -121,6 +121,26 @@ def test_uneven_values_of_the_study_are_counted_and_refused_by_every_backend() -
         assert caught.value.hint == "the nearest expansions that can are 1.0 and 1.25"
     with pytest.raises(InvalidConfiguration, match="0 values"):
         make_config(expansion=0.0, **STUDY)
+
+
+@pytest.mark.parametrize("family", ["e88", "mom-e88"])
+def test_fraction_of_a_value_is_cut_in_the_study_alone(family: str) -> None:
+    sizes = {"dim": 16, "depth": 1, "n_heads": 2, "n_state": 8, "expansion": 1.27}
+    sizes |= {"top_k": 1} if family == "mom-e88" else {}
+    with pytest.raises(InvalidConfiguration, match=r"20\.32 values .* to 2 heads") as caught:
+        decode_config(family, sizes)
+    assert caught.value.hint == "the nearest expansions that can are 1.25 and 1.375"
+    assert decode_config(family, sizes, "study-2026-01").head_values == 10
+    for expansion in (1.25, 1.375):
+        decode_config(family, {**sizes, "expansion": expansion})
+
+
+@pytest.mark.parametrize("n_state", [24, 48, 96])
+def test_every_expansion_that_is_a_fraction_of_the_keys_is_whole(n_state: int) -> None:
+    for values in range(1, 2 * n_state + 1):
+        sizes = {"dim": 16, "depth": 1, "n_heads": 98, "n_state": n_state}
+        config = decode_config("e88", {**sizes, "expansion": values / n_state})
+        assert config.head_values == values
 
 
 def test_tied_values_have_no_convolution_of_their_own() -> None:

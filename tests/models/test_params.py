@@ -1,8 +1,11 @@
+import math
+import re
 from typing import Any
 
 import pytest
 
 from elmanctl.errors import InvalidConfiguration, NotFound
+from elmanctl.models import params
 from elmanctl.models.params import (
     count_parameters,
     format_count,
@@ -115,6 +118,79 @@ def test_impossible_question_for_a_dim_is_refused(arguments: Any, message: str) 
     with pytest.raises(InvalidConfiguration) as caught:
         solve_dim("e88", WITHOUT_DIM, **question)
     assert caught.value.message == message
+
+
+@pytest.mark.parametrize("tolerance", [math.nan, math.inf, -math.inf, -0.01])
+def test_tolerance_that_is_none_is_refused(tolerance: float) -> None:
+    with pytest.raises(InvalidConfiguration, match=r"`tolerance` is .* a finite number") as caught:
+        solve_dim("e88", WITHOUT_DIM, target=480_000_000, tolerance=tolerance)
+    assert caught.value.hint
+
+
+# At the tolerances between, multiples of 128 have no dim that fits.
+@pytest.mark.parametrize(
+    ("target", "tolerance", "finer"),
+    [
+        (472_000_000, 0.012, 64),
+        (472_000_000, 0.005, 32),
+        (470_000_000, 0.005, 16),
+        (472_000_000, 0.002, 8),
+        (470_000_000, 1e-4, None),
+        (3_000_000, 0.5, 16),
+    ],
+)
+def test_hint_names_the_coarsest_multiple_and_the_tolerance_that_fit(
+    target: int, tolerance: float, finer: int | None
+) -> None:
+    def solve(multiple_of: int = 128, tolerance: float = tolerance) -> int:
+        return solve_dim(
+            "e88", WITHOUT_DIM, target=target, tolerance=tolerance, multiple_of=multiple_of
+        )
+
+    with pytest.raises(InvalidConfiguration) as caught:
+        solve()
+    hint = caught.value.hint
+    assert hint is not None
+    told = re.match(r"with `multiple_of` (\d+) a dim fits; ", hint)
+    assert (told and int(told[1])) == finer
+    for coarser in (64, 32, 16, 8):
+        if finer is not None and coarser <= finer:
+            assert solve(coarser) % coarser == 0
+        else:
+            with pytest.raises(InvalidConfiguration):
+                solve(coarser)
+    wider = re.search(r"with `tolerance` ([0-9.]+) dim (\d+) fits$", hint)
+    if wider is None:
+        assert hint.endswith("no dim comes near; change `depth`, the other sizes or the target")
+    else:
+        assert solve(tolerance=float(wider[1])) == int(wider[2])
+        with pytest.raises(InvalidConfiguration):
+            solve(tolerance=float(wider[1]) - 1e-4)
+
+
+def test_hint_of_a_study_model_of_128_from_128_names_no_multiple() -> None:
+    settings = {"depth": 17, "variant": "study-2026-01"}
+    with pytest.raises(InvalidConfiguration, match="multiple of 128") as caught:
+        solve_dim("fla-gdn", settings, target=470_000_000, tolerance=0.001, multiple_of=32)
+    assert caught.value.hint is not None
+    assert caught.value.hint.startswith("with `tolerance` ")
+
+
+def test_hint_costs_nothing_until_it_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    counted = []
+    counting = params.count_parameters
+    monkeypatch.setattr(
+        params,
+        "count_parameters",
+        lambda *given: counted.append(given) or counting(*given),
+    )
+    with pytest.raises(InvalidConfiguration) as caught:
+        solve_dim("e88", WITHOUT_DIM, target=470_000_000, tolerance=0.005)
+    before = len(counted)
+    assert str(caught.value) == caught.value.message
+    assert len(counted) == before
+    assert caught.value.hint is not None
+    assert len(counted) > before
 
 
 def test_dim_that_is_set_is_not_solved_for() -> None:

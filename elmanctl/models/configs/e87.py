@@ -19,6 +19,12 @@ Blocks = Annotated[int, Between(1, 1_024)]
 LEVEL_STATES = {4: 32, 6: 32, 8: 24, 16: 16, 32: 16}
 """The state size that a level with this many blocks and no size stands for, as 87b8k2."""
 
+UNSIZED = 0
+"""The state size of a level that names another number of blocks and no size: it has none."""
+
+READ_FLOPS = 2
+"""Of the FLOPs for each number of a state, those of reading it; the others write it."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class E87Config(FamilyConfig):
@@ -48,6 +54,16 @@ class E87Config(FamilyConfig):
 
     def check_together(self) -> None:
         """Raise InvalidConfiguration for a state without code, too many choices or no width."""
+        if self.n_state == UNSIZED and self.n_blocks not in LEVEL_STATES:
+            near = min(LEVEL_STATES, key=lambda blocks: abs(blocks - self.n_blocks))
+            top_k = min(self.top_k, self.n_blocks)
+            spelled = f"87b{self.n_blocks}k{top_k}n{LEVEL_STATES[near]}"
+            known = ", ".join(map(str, LEVEL_STATES))
+            raise InvalidConfiguration(
+                f"{self.level}: a level with {self.n_blocks} blocks needs a state size; "
+                f"it goes without saying for {known} blocks alone",
+                hint=f"write it into the level, as `{spelled}`, or set `n_state`",
+            )
         check_size("auto", self.n_state)
         if self.top_k > self.n_blocks:
             raise InvalidConfiguration(
@@ -67,11 +83,10 @@ class E87Config(FamilyConfig):
 
     @classmethod
     def complete_level(cls, settings: Mapping[str, Any]) -> dict[str, Any]:
-        """Return the state size of a level that names a known number of blocks and no size."""
-        blocks = settings.get("n_blocks")
-        if blocks in LEVEL_STATES and "n_state" not in settings:
-            return {"n_state": LEVEL_STATES[blocks]}
-        return {}
+        """Return the state size of a level that names a number of blocks and no size."""
+        if "n_blocks" not in settings or "n_state" in settings:
+            return {}
+        return {"n_state": LEVEL_STATES.get(settings["n_blocks"], UNSIZED)}
 
     def layer_parameters(self) -> int:
         """Return the number of parameters of one layer, the norm before it left out."""
@@ -93,12 +108,14 @@ class E87Config(FamilyConfig):
     def layer_flops(self, seq_len: int) -> int:
         """Return the forward FLOPs of one layer for one token.
 
-        All blocks count, since all are computed and those not chosen then kept as they were.
+        Projections are those of all blocks, as are the read-outs and their sum; of the writes
+        those of the `top_k` blocks that are chosen count: the others stay as they are.
         """
         # To move a part of the way takes a difference, its share and a sum.
-        per_entry = flops_per_entry() + 3 * self.is_study
-        weighed = 2 * self.block_width
-        return 2 * self._weights() + per_entry * self.layer_state_size(seq_len) + weighed
+        writing = flops_per_entry() - READ_FLOPS + 3 * self.is_study
+        written = writing * self.top_k * self.n_state**2
+        read = READ_FLOPS * self.layer_state_size(seq_len) + 2 * self.block_width
+        return 2 * self._weights() + written + read
 
     def _weights(self) -> int:
         """Entries of the matrices and taps of the convolution: a multiplication each, and token."""

@@ -6,6 +6,9 @@ from typing import Annotated, Literal
 from elmanctl.errors import InvalidConfiguration
 from elmanctl.models.config import Between, ConvWidth, Expansion, FamilyConfig, whole
 
+STUDY_RADIUS = 0.999
+"""The spectral norm at which every E42 of the study was held."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _ElmanConfig(FamilyConfig):
@@ -110,10 +113,18 @@ class E0Config(_TanhElmanConfig):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class E42Config(_ElmanConfig):
-    """E42: a linear recurrence with one matrix for input and state, gated by itself."""
+    """E42: a linear recurrence with one matrix for input and state, gated by itself.
+
+    The study's model ignores `spectral_radius`: it never reached the trainer, which held 0.999.
+    """
 
     level: Literal["e42"] = "e42"
-    spectral_radius: Annotated[float, Between(0.0, 1.0)] = 0.999
+    spectral_radius: Annotated[float, Between(0.0, 1.0)] = STUDY_RADIUS
+
+    @property
+    def held_norm(self) -> float:
+        """The spectral norm that the matrix is held at."""
+        return STUDY_RADIUS if self.is_study else self.spectral_radius
 
     def check_together(self) -> None:
         """Raise InvalidConfiguration for a matrix that is zero, or a state without units."""

@@ -19,11 +19,17 @@ def expansions_around(n_keys: int, expansion: float) -> str:
 def check_values_are_even(
     config: FamilyConfig, n_heads: int, n_state: int, expansion: float
 ) -> None:
-    """Raise InvalidConfiguration unless every head has the same number of values, one or more."""
+    """Raise InvalidConfiguration unless every head has the same number of values, one or more.
+
+    The documented variant demands a whole number for all heads together too; the study's cuts it.
+    """
+    exact = n_heads * n_state * expansion
     values = values_of(n_heads * n_state, expansion, is_study=config.is_study)
-    if values % n_heads or not values:
+    is_cut = not config.is_study and round(exact, 6) != values
+    if is_cut or values % n_heads or not values:
+        told = round(exact, 6) if is_cut else values
         raise InvalidConfiguration(
-            f"{config.level}: {values} values (`expansion` {expansion:g}) cannot be shared out "
+            f"{config.level}: {told:.12g} values (`expansion` {expansion:g}) cannot be shared out "
             f"evenly to {n_heads} heads",
             hint=f"the nearest expansions that can are {expansions_around(n_state, expansion)}",
         )
