@@ -106,8 +106,10 @@ class FamilyConfig:
         """Return about how many numbers of one token a layer keeps for its gradient.
 
         On backend `torch`, what the norm before it keeps included, the residual itself left out.
+        Here, where a family does not know better: each matrix keeps its input and its output, whose
+        widths together are about the layer's parameters over its width.
         """
-        raise NotImplementedError
+        return 2 * self.dim + 2 * self.layer_parameters() // self.dim
 
     def norm_parameters(self) -> int:
         """Return the number of parameters of the norms before the layers and of the last one."""

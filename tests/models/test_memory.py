@@ -9,6 +9,7 @@ from torch import Tensor
 from elmanctl.models.config import STUDY, FamilyConfig
 from elmanctl.models.memory import activation_bytes, training_memory_bytes
 from elmanctl.models.registry import FAMILIES, build_model, decode_config
+from tests.models.samples import small_config
 
 BATCH, LENGTH = 4, 128
 
@@ -126,3 +127,9 @@ def test_activations_are_a_whole_number_and_grow_with_depth(family: str) -> None
     assert isinstance(thin.layer_activations(512), int)
     each = 4 * (thin.layer_activations(512) + 128)
     assert activation_bytes(deep, 512) - activation_bytes(thin, 512) == 3 * each
+
+
+def test_family_that_says_nothing_of_its_memory_is_estimated_by_its_matrices() -> None:
+    config = small_config("transformer")
+    told = FamilyConfig.layer_activations(config, 512)
+    assert told == 2 * config.dim + 2 * config.layer_parameters() // config.dim
