@@ -29,8 +29,10 @@ def describe_plan(plan: SearchPlan) -> str:
     )
 
 
-def warn_of_start(plan: SearchPlan) -> None:
-    """Warn of a start point that the search itself would refuse."""
+def warn_of_plan(plan: SearchPlan) -> None:
+    """Warn of a start point that the search would refuse, and of backends that would mix."""
+    if plan.mixed_backends is not None:
+        warn(plan.mixed_backends)
     if plan.start_fault is not None:
         warn(
             f"the start point is refused: {plan.start_fault}; the first generation lies around a "
@@ -44,7 +46,7 @@ def print_dry_run(plan: SearchPlan, *, as_json: bool) -> None:
         print_json(plan_data(plan))
         return
     say(describe_plan(plan))
-    warn_of_start(plan)
+    warn_of_plan(plan)
     if plan.executor == "local":
         print_line(f"would run {_at_once(plan)} evaluations at a time in {plan.folder}")
     else:
@@ -80,6 +82,7 @@ def plan_data(plan: SearchPlan) -> dict[str, Any]:
         "optimizer_seed": search.seed,
         "sigma": search.sigma,
         "refused_share": plan.refused_share,
+        "mixed_backends": plan.mixed_backends,
         "data": {
             "path": str(plan.corpus.path),
             "sha256": plan.corpus.sha256,

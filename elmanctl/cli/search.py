@@ -23,7 +23,7 @@ from elmanctl.cli.context import (
 )
 from elmanctl.cli.fields import model_fields
 from elmanctl.cli.output import confirm, hint, print_json, say, warn
-from elmanctl.cli.plan import describe_plan, print_dry_run, warn_of_start
+from elmanctl.cli.plan import describe_plan, print_dry_run, warn_of_plan
 from elmanctl.cli.progress import make_view, print_summary, run_summary
 from elmanctl.config import parse_assignments
 from elmanctl.errors import ElmanError, LedgerError, SearchPaused, UsageError
@@ -154,7 +154,7 @@ def search(
     executor = make_executor(RunPaths(plan.folder), plan.executor, plan.settings)
     executor.check()
     _check_partition(plan)
-    warn_of_start(plan)
+    warn_of_plan(plan)
     if not confirm(f"{describe_plan(plan)}\nstart it?", yes=yes):
         say("nothing was started")
         return

@@ -1,5 +1,6 @@
 """What is checked of a space and of every sampled point before a job could be spent on it."""
 
+from collections.abc import Sequence
 from dataclasses import fields
 from math import inf, lcm
 
@@ -68,6 +69,32 @@ class Preflight:
             seq_len=self._train.seq_len,
             precision="fp32" if self._train.precision == "fp32" else "bf16",
         )
+
+
+def mixed_backends(settings: Settings, models: Sequence[FamilyConfig]) -> str | None:
+    """Return a warning when `auto` would run some of these models on another backend than the rest.
+
+    A time budget then compares implementations along with models.
+    """
+    train = settings.train
+    if train.backend != AUTO or train.device == "cpu":
+        return None
+    for backend in FAMILIES[models[0].level].backends[:-1]:
+        beyond = sum(not _computes(backend, model) for model in models)
+        if 0 < beyond < len(models):
+            return (
+                f"{beyond} of the first {len(models)} points are not computed by backend "
+                f"`{backend}`; where it can run, `auto` trains these on another than the rest"
+            )
+    return None
+
+
+def _computes(backend: str, model: FamilyConfig) -> bool:
+    try:
+        model.check_backend(backend)
+    except InvalidConfiguration:
+        return False
+    return True
 
 
 def _divisors(number: int) -> list[int]:

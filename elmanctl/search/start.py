@@ -21,13 +21,13 @@ from elmanctl.jobs.submission import extra_options
 from elmanctl.ledger.lease import Lease
 from elmanctl.ledger.store import LedgerWriter
 from elmanctl.models.backends import AUTO, BACKENDS, check_backend_name, fault_here
-from elmanctl.models.config import DOCUMENTED
-from elmanctl.models.registry import resolve_level
-from elmanctl.search.audit import AxisEffect, audit_space, refuse_dead_axes
-from elmanctl.search.candidates import CandidateBuilder, ask_candidates
+from elmanctl.models.config import DOCUMENTED, FamilyConfig
+from elmanctl.models.registry import Family, decode_config, resolve_level
+from elmanctl.search.audit import LEARNING_RATE, AxisEffect, audit_space, refuse_dead_axes
+from elmanctl.search.candidates import Candidate, CandidateBuilder, ask_candidates
 from elmanctl.search.limits import check_limits
 from elmanctl.search.optimizer import CmaOptimizer
-from elmanctl.search.preflight import check_space
+from elmanctl.search.preflight import check_space, mixed_backends
 from elmanctl.search.space import SearchSpace, load_space
 from elmanctl.search.workload import attempt_resources, training_budget
 from elmanctl.settings import Settings
@@ -54,6 +54,7 @@ class SearchPlan:
     start_fault: str | None
     effects: tuple[AxisEffect, ...]
     refused_share: float
+    mixed_backends: str | None
     corpus: CorpusInfo
     unigram_nats: float
     budget: Budget
@@ -106,7 +107,7 @@ def plan_search(
     refuse_dead_axes(effects)
     start, source = _start(space, settings)
     builder = CandidateBuilder(space, settings, executor)
-    refused_share = _check_asking(space, settings, builder, start)
+    first, refused_share = _check_asking(space, settings, builder, start)
     corpus = find_corpus(settings)
     _check_corpus(corpus, settings)
     if executor == "local":
@@ -123,6 +124,7 @@ def plan_search(
         start_fault=_refusal(builder, start),
         effects=tuple(effects),
         refused_share=refused_share,
+        mixed_backends=mixed_backends(settings, [_model(family, each) for each in first]),
         corpus=corpus,
         unigram_nats=unigram_entropy(corpus.path),
         budget=budget,
@@ -155,8 +157,8 @@ def find_corpus(settings: Settings) -> CorpusInfo:
 
 def _check_asking(
     space: SearchSpace, settings: Settings, builder: CandidateBuilder, start: tuple[float, ...]
-) -> float:
-    """Ask a generation as the search will, and return the share of points that are refused.
+) -> tuple[list[Candidate], float]:
+    """Ask a generation as the search will; return it, and the share of points that are refused.
 
     An empty space is found here, before the search starts.
     """
@@ -168,8 +170,13 @@ def _check_asking(
         seed=settings.search.seed,
     )
     population = settings.search.population
-    _, refused = ask_candidates(optimizer, builder, population)
-    return refused / (refused + population)
+    candidates, refused = ask_candidates(optimizer, builder, population)
+    return candidates, refused / (refused + population)
+
+
+def _model(family: Family, candidate: Candidate) -> FamilyConfig:
+    fields = {name: value for name, value in candidate.config.items() if name != LEARNING_RATE}
+    return decode_config(family.name, fields)
 
 
 def _refusal(builder: CandidateBuilder, point: tuple[float, ...]) -> str | None:

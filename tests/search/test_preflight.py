@@ -14,7 +14,7 @@ from elmanctl.models.memory import training_memory_bytes
 from elmanctl.models.registry import decode_config
 from elmanctl.search.axis import Axis
 from elmanctl.search.candidates import CandidateBuilder, ask_candidates
-from elmanctl.search.preflight import Preflight, check_space
+from elmanctl.search.preflight import Preflight, check_space, mixed_backends
 from elmanctl.search.space import SearchSpace, load_space
 from elmanctl.search.start import SearchPlan, create_run, plan_search
 from elmanctl.search.workload import attempt_spec
@@ -418,3 +418,23 @@ def test_attempt_is_told_the_micro_batch_that_fits_and_keeps_its_tokens(plan: Pl
     specs = [attempt_spec(run, s, evaluation, 1, 60) for s in (found.settings, small)]
     assert [spec.micro_batch for spec in specs] == [0, 4]
     assert {spec.tokens_per_step for spec in specs} == {16 * 32}
+
+
+@pytest.mark.parametrize(
+    ("head_dims", "train", "warning"),
+    [
+        ([64, 264], {}, "1 of the first 2 points are not computed by backend `fla`"),
+        ([64, 128], {}, None),
+        ([264, 272], {}, None),
+        ([64, 264], {"backend": "torch"}, None),
+        ([64, 264], {"device": "cpu"}, None),
+    ],
+)
+def test_search_whose_models_would_run_on_different_backends_is_warned_of(
+    head_dims: list[int], train: dict[str, Any], warning: str | None
+) -> None:
+    fields = {"dim": 64, "depth": 1, "n_heads": 1}
+    models = [decode_config("fla-gdn", {**fields, "head_dim": size}) for size in head_dims]
+    settings = Settings(train=TrainSettings(minutes=10, **train))
+    told = mixed_backends(settings, models)
+    assert (told is None) if warning is None else (told is not None and warning in told)
