@@ -5,14 +5,16 @@ code, and the log.  What is not understood is `undetermined`, never `diverged`: 
 which sees every step's loss and gradient, can say that a run diverged.
 """
 
-import re
 import signal
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from elmanctl.jobs.classify import classify_log, find_error, quote, read_lines
 from elmanctl.jobs.executor import JobReport, JobState
 from elmanctl.ledger.records import Evidence, EvidenceSource, Verdict, VerdictKind
+
+__all__ = ["Log", "Observation", "classify_log", "judge"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,21 +54,8 @@ _STATES = {
     "TIMEOUT": VerdictKind.TIMEOUT,
 }
 
-# Looked for from the end of the log backwards; the first rule that fits a line wins.
-_LOG_RULES: tuple[tuple[str, VerdictKind], ...] = (
-    (r"oom[-_ ]?kill|Out Of Memory|OUT_OF_MEMORY", VerdictKind.OOM),
-    (r"OutOfMemoryError|CUDA out of memory|^MemoryError", VerdictKind.OOM),
-    (r"No space left on device|Disk quota exceeded", VerdictKind.DISK_FULL),
-    (r"CUDA error|CUDNN_STATUS|CUBLAS_STATUS|AcceleratorError", VerdictKind.CUDA_ERROR),
-    (r"DUE TO TIME LIMIT", VerdictKind.TIMEOUT),
-    (r"DUE TO PREEMPTION", VerdictKind.PREEMPTED),
-    (r"DUE TO NODE FAILURE", VerdictKind.NODE_FAILURE),
-    (r"(^|\()(ModuleNotFoundError|ImportError)\b", VerdictKind.ENVIRONMENT),
-    (r"could not find submitted jobs", VerdictKind.LOST),
-    (r"^([\w.]+\.)?InvalidConfiguration\b", VerdictKind.INVALID),
-    # submitit's own word on a job it stopped says nothing of why.
-    (r"^(?!.*UncompletedJobError)([\w.]+\.)?\w*(Error|Exception)\b", VerdictKind.PYTHON_ERROR),
-)
+# A signal that a log tells of is the scheduler's to name.
+_NOT_BY_LOG = (VerdictKind.KILLED, VerdictKind.CANCELLED)
 
 
 def judge(seen: Observation) -> Verdict:
@@ -175,17 +164,10 @@ def _context(seen: Observation) -> tuple[Evidence, ...]:
 def _from_log(log: Log | None) -> tuple[VerdictKind, Evidence] | None:
     if log is None:
         return None
-    for offset in range(len(log.lines) - 1, -1, -1):
-        line = log.lines[offset]
-        for pattern, kind in _LOG_RULES:
-            if re.search(pattern, line):
-                return kind, Evidence(
-                    source=EvidenceSource.LOG,
-                    text=line.strip()[:400],
-                    file=log.file,
-                    line=log.first_line + offset,
-                )
-    return None
+    error = find_error(read_lines(enumerate(log.lines, start=log.first_line)))
+    if error is None or error.rule.kind in _NOT_BY_LOG:
+        return None
+    return error.rule.kind, quote(error.piece, log.file)
 
 
 def _signal_name(number: int) -> str:

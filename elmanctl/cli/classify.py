@@ -1,0 +1,120 @@
+"""`classify`: how training runs ended, by their logs alone."""
+
+import sys
+from collections import deque
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated, BinaryIO
+
+import typer
+
+from elmanctl.cli.context import JsonFlag
+from elmanctl.cli.output import Column, print_json, print_table
+from elmanctl.errors import NotFound
+from elmanctl.jobs.classify import classify_lines
+from elmanctl.ledger.records import Verdict
+
+_SUFFIXES = (".log", ".out", ".err", ".txt")
+_STDIN = "-"
+
+# What tells of an end stands at the beginning or at the end.
+_HEAD_BYTES = 1 << 20
+_TAIL_BYTES = 4 << 20
+_BLOCK_BYTES = 1 << 18
+
+_COLUMNS = (Column(name="FILE"), Column(name="KIND"), Column(name="EVIDENCE", wraps=True))
+
+
+def classify(
+    files: Annotated[
+        list[str],
+        typer.Argument(metavar="FILE...", help="Logs, folders of logs, or - for standard input"),
+    ],
+    as_json: JsonFlag = False,
+) -> None:
+    """Say how training runs ended, from their logs alone
+
+    The evidence is a line of the log, with its number. Of a folder, the files ending in .log, .out,
+    .err and .txt are read; of a very long file, the first 1 MiB and the last 4 MiB.
+
+    \b
+    Examples:
+        elmanctl classify train.log
+        elmanctl classify ~/runs/logs --json
+    """
+    verdicts = [(name, _verdict(name)) for name in _named(files)]
+    if as_json:
+        print_json({"logs": [_data(name, verdict) for name, verdict in verdicts]})
+        return
+    print_table(_COLUMNS, [(name, verdict.kind, _told(verdict)) for name, verdict in verdicts])
+
+
+def _named(files: list[str]) -> Iterator[str]:
+    for name in files:
+        path = Path(name)
+        if name == _STDIN or (path.exists() and not path.is_dir()):
+            yield name
+        elif path.is_dir():
+            yield from _logs_in(path)
+        else:
+            raise NotFound(f"no such file: {name}")
+
+
+def _logs_in(folder: Path) -> list[str]:
+    try:
+        found = [path for path in folder.iterdir() if path.suffix in _SUFFIXES and path.is_file()]
+    except OSError as exc:
+        raise NotFound(f"cannot read {folder}: {exc.strerror}") from exc
+    if not found:
+        raise NotFound(f"no logs in {folder}", hint=f"their names end in {', '.join(_SUFFIXES)}")
+    return [str(path) for path in sorted(found)]
+
+
+def _verdict(name: str) -> Verdict:
+    if name == _STDIN:
+        return classify_lines(read_ends(sys.stdin.buffer))
+    try:
+        with Path(name).open("rb") as stream:
+            return classify_lines(read_ends(stream))
+    except OSError as exc:
+        raise NotFound(f"cannot read {name}: {exc.strerror}") from exc
+
+
+def read_ends(
+    stream: BinaryIO, head_bytes: int = _HEAD_BYTES, tail_bytes: int = _TAIL_BYTES
+) -> Iterator[tuple[int, str]]:
+    """Yield the lines at the beginning and at the end of a stream, with their numbers from 1."""
+    head = stream.read(head_bytes)
+    kept: deque[bytes] = deque()
+    kept_bytes, dropped_lines, is_cut = 0, 0, False
+    while block := stream.read(_BLOCK_BYTES):
+        kept.append(block)
+        kept_bytes += len(block)
+        while kept_bytes - len(kept[0]) >= tail_bytes:
+            gone = kept.popleft()
+            kept_bytes -= len(gone)
+            dropped_lines += gone.count(b"\n")
+            is_cut = True
+    tail = b"".join(kept)
+    if not is_cut:
+        yield from enumerate(_lines(head + tail), start=1)
+        return
+    yield from enumerate(_lines(head), start=1)
+    yield from enumerate(_lines(tail), start=head.count(b"\n") + dropped_lines + 1)
+
+
+def _lines(data: bytes) -> list[str]:
+    # Not splitlines: it also parts lines where no editor counts one, e.g. at a form feed.
+    return data.decode(errors="replace").split("\n")
+
+
+def _told(verdict: Verdict) -> str | None:
+    if not verdict.evidence:
+        return None
+    quote = verdict.evidence[0]
+    return quote.text if quote.line is None else f"{quote.line}: {quote.text}"
+
+
+def _data(name: str, verdict: Verdict) -> dict[str, object]:
+    evidence = [{"line": quote.line, "text": quote.text} for quote in verdict.evidence]
+    return {"file": name, "kind": verdict.kind, "evidence": evidence}
