@@ -124,7 +124,7 @@ def params(
         elmanctl params E75h8n32 dim=2048 depth=20
         elmanctl params llama dim=1536 depth=13 n_heads=8 --variant study-2026-01
     """
-    decoded = decode_config(level, model_fields(assignments), _variant(variant))
+    decoded = decode_config(level, model_fields(assignments), variant)
     name, config = decoded.level, decoded.encode()
     parts = parameter_breakdown(name, config)
     total = sum(parts.values())
@@ -170,7 +170,7 @@ def calc_dim(
     Examples:
         elmanctl calc-dim e88 --params 480M --multiple-of 64 depth=17 n_heads=83 n_state=32
     """
-    family, values = resolve_level(level, model_fields(assignments), _variant(variant))
+    family, values = resolve_level(level, model_fields(assignments), variant)
     if "dim" in values:
         raise UsageError("`dim` is what this command finds", hint="leave it out")
     target = parse_count(params)
@@ -269,7 +269,3 @@ def _axis_rows(space: SearchSpace, effects: Mapping[str, str]) -> list[list[str 
         effect = effects[axis.name]
         rows.append([space.name, axis.name, axis.kind, axis.describe(), shown, effect])
     return rows
-
-
-def _variant(name: str) -> str | None:
-    return None if name == DOCUMENTED else name

@@ -10,7 +10,7 @@ from math import ceil, inf, lcm
 from typing import Literal
 
 from elmanctl.errors import InvalidConfiguration
-from elmanctl.models.config import DOCUMENTED, MAX_DIM, VOCABULARY, FamilyConfig
+from elmanctl.models.config import DOCUMENTED, MAX_DIM, VOCABULARY
 from elmanctl.models.registry import decode_config, resolve_level
 
 DEFAULT_SEQ_LEN = 512
@@ -36,7 +36,7 @@ def parameter_breakdown(
     level: str, config: Mapping[str, object], variant: str = DOCUMENTED
 ) -> dict[str, int]:
     """Return the parameters of each part; the head has none, since it shares the embedding."""
-    decoded = _decode(level, config, variant)
+    decoded = decode_config(level, config, variant)
     return {
         "embedding": VOCABULARY * decoded.dim,
         "blocks": decoded.depth * decoded.layer_parameters(),
@@ -58,7 +58,7 @@ def state_size(
     For an attention these are the keys and values of `seq_len` positions; every other state has
     the same size at any position.
     """
-    decoded = _decode(level, config, variant)
+    decoded = decode_config(level, config, variant)
     each = decoded.layer_state_size(seq_len)
     return each if of == "layer" else decoded.depth * each
 
@@ -78,7 +78,7 @@ def flops_per_token(
     computes again to save memory is left out, as in model FLOPs utilisation (Chowdhery et al.,
     2022, arXiv 2204.02311, appendix B).
     """
-    decoded = _decode(level, config, variant)
+    decoded = decode_config(level, config, variant)
     forward = decoded.depth * decoded.layer_flops(seq_len) + 2 * VOCABULARY * decoded.dim
     return 3 * forward if training else forward
 
@@ -112,7 +112,7 @@ def solve_dim(
             f"`tolerance` is {tolerance:g}, but must be a finite number, at least 0",
             hint="0.02 accepts 2% more or fewer parameters than asked for",
         )
-    family, settings = resolve_level(level, config, None if variant == DOCUMENTED else variant)
+    family, settings = resolve_level(level, config, variant)
     step = lcm(multiple_of, family.load_config().dim_divisor(settings))
     dims = range(-(-low // step) * step, high + 1, step)
 
@@ -176,10 +176,6 @@ def _ways_to_fit(solve: Callable[[int], int], multiple_of: int, best: int, off: 
                 ways.insert(0, f"with `multiple_of` {finer} a dim fits")
                 break
     return "; ".join(ways)
-
-
-def _decode(level: str, config: Mapping[str, object], variant: str) -> FamilyConfig:
-    return decode_config(level, config, None if variant == DOCUMENTED else variant)
 
 
 def parse_count(text: str) -> int:

@@ -196,7 +196,7 @@ def find_family(level: str) -> Family:
 
 
 def decode_config(
-    level: str, data: Mapping[str, object], variant: str | None = None
+    level: str, data: Mapping[str, object], variant: str = DOCUMENTED
 ) -> FamilyConfig:
     """Return the configuration that a level and plain data describe.
 
@@ -241,16 +241,17 @@ def _can_be(level: str, data: Mapping[str, object]) -> bool:
 
 
 def resolve_level(
-    level: str, data: Mapping[str, object], variant: str | None = None
+    level: str, data: Mapping[str, object], variant: str = DOCUMENTED
 ) -> tuple[Family, dict[str, Any]]:
     """Return the family of a level and all that level and data say together, not yet checked.
 
     Raises as `decode_config` does for a level, and for what contradicts it.
     """
     settings = dict(data)
-    told = settings.pop("variant", variant or DOCUMENTED)
+    told = settings.pop("variant", variant)
     refuse_unknown("variant", told, VARIANTS)
-    if variant is not None and told != variant:
+    # The default is no word against the configuration's own.
+    if variant not in (DOCUMENTED, told):
         raise InvalidConfiguration(f"`variant` is `{told}` in the configuration, not `{variant}`")
     if told == STUDY:
         level, settings = translate(level, settings)
