@@ -39,8 +39,10 @@ class Machine:
         values: dict[str, Any] = {"workers": 3, "gpus": (), **options}
         self.executor = LocalExecutor(self.paths, **values)
         self.worker = root / "my worker"
-        self.worker.write_text(_WORKER, encoding="utf-8")
-        self.worker.chmod(0o755)
+        # A second machine of this root must not write to what may be starting: "text file busy".
+        if not self.worker.exists():
+            self.worker.write_text(_WORKER, encoding="utf-8")
+            self.worker.chmod(0o755)
 
     def submission(self, number: int = 1, slot: int = 0, timeout_min: float = 5) -> Submission:
         return Submission(
