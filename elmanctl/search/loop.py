@@ -191,7 +191,9 @@ class Controller:
         first = len(self._members(generation))
         state = self._optimizer.dump()
         asked = sum(e.generation == generation for e in session.state.evaluations.values())
-        file = f"g{generation:03}-{asked:02}.pickle"
+        # A controller that was paused here and wakes up must not overwrite its successor's file:
+        # hash keys in the pickle make the same state other bytes in another process.
+        file = f"g{generation:03}-{asked:02}-lease{session.lease.fence}.pickle"
         session.paths.optimizer.mkdir(exist_ok=True)
         write_atomically(session.paths.optimizer / file, state)
         evaluations = [

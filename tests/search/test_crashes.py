@@ -7,10 +7,11 @@ from typing import Any
 
 import pytest
 
-from elmanctl.errors import ConfigError, UsageError
+from elmanctl.errors import ConfigError, LeaseLost, UsageError
 from elmanctl.ledger.records import RunStatus
 from elmanctl.ledger.run_state import RunState
 from elmanctl.ledger.state import load_run
+from elmanctl.search import loop
 from elmanctl.search.session import Session
 from tests.integration.runs import losses, points
 from tests.search.scripted import Run, Runs, World, verdicts
@@ -116,6 +117,31 @@ def test_stopped_search_goes_on_where_it_was(runs: Runs, tmp_path: Path) -> None
         assert stops < 50
     assert stops > 3
     assert_same_search(state, undisturbed, run.world, "stopped")
+
+
+def test_paused_controller_that_wakes_leaves_its_successors_state_alone(
+    runs: Runs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It sleeps between asking the second generation and saving the optimizer's state."""
+    run = runs.new()
+    undisturbed = run.copy(tmp_path / "undisturbed").drive(generations=3)
+    write = loop.write_atomically
+    saves = 0
+
+    def saved(path: Path, data: bytes) -> None:
+        nonlocal saves
+        saves += 1
+        if saves == 2:
+            (run.folder / "lease.json").unlink()
+            run.drive()
+            # Another process' hashes make other bytes of the same state.
+            data += b"."
+        write(path, data)
+
+    monkeypatch.setattr(loop, "write_atomically", saved)
+    with pytest.raises(LeaseLost):
+        run.drive()
+    assert_same_search(run.drive(generations=3), undisturbed, run.world, "woken")
 
 
 def test_extended_search_asks_what_a_longer_one_would_have_asked(runs: Runs) -> None:
