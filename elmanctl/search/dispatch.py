@@ -114,7 +114,7 @@ class Dispatcher:
         self, members: Sequence[tuple[Evaluation, int | None]], resources: Mapping[str, Any]
     ) -> None:
         session = self._session
-        number = len(session.state.submissions) + 1
+        number = self._next_number()
         submission = Submission(
             id=f"s{number:04}",
             job_name=f"elman-{session.run['name']}-{session.run['token']}-s{number:04}",
@@ -142,6 +142,17 @@ class Dispatcher:
         session.record(
             "submission_accepted", submission=submission.id, job_id=job_id, adopted=False
         )
+
+    def _next_number(self) -> int:
+        """Return the number of the next submission, whose name nobody has used.
+
+        Where a ledger was cut, the folders of submissions that it forgot are still there, and
+        their jobs would be found in place of ours.
+        """
+        number = len(self._session.state.submissions) + 1
+        while self._session.paths.submission(f"s{number:04}").exists():
+            number += 1
+        return number
 
     def _write_specs(self, submission: Submission) -> None:
         session = self._session

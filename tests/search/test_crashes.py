@@ -144,6 +144,21 @@ def test_paused_controller_that_wakes_leaves_its_successors_state_alone(
     assert_same_search(run.drive(generations=3), undisturbed, run.world, "woken")
 
 
+def test_search_whose_ledger_was_cut_takes_no_submission_for_an_earlier_one(
+    runs: Runs, tmp_path: Path
+) -> None:
+    run = runs.new()
+    undisturbed = run.copy(tmp_path / "undisturbed").drive()
+    run.drive()
+    ledger = run.paths.ledger.read_bytes()
+    intended = ledger.rindex(b"\n", 0, ledger.rindex(b"submission_intended")) + 1
+    run.paths.ledger.write_bytes(ledger[:intended])
+    state = run.drive()
+    assert list(state.submissions) == ["s0001", "s0003"]
+    assert (points(state), losses(state)) == (points(undisturbed), losses(undisturbed))
+    assert set(run.world.trained.values()) == {1}
+
+
 def test_extended_search_asks_what_a_longer_one_would_have_asked(runs: Runs) -> None:
     longer = runs.new(generations=4).drive()
     run = runs.new(generations=2)
