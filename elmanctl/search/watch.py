@@ -106,11 +106,27 @@ class Watcher:
             expects_result = report.raw in ("COMPLETED", "FAILED") and report.signal is None
             if expects_result and self._now() - since < RESULT_GRACE_S:
                 return None
+            if self._is_at_work_elsewhere(evaluation, attempt):
+                return None
         else:
             self._missed.pop(key, None)
             self._ended_since.pop(key, None)
             return None
         return self._settle(evaluation, attempt, report)
+
+    def _is_at_work_elsewhere(self, evaluation: Evaluation, attempt: Attempt) -> bool:
+        """Whether a job that nobody knows of holds the attempt and gives signs of life.
+
+        A controller that was paused before sbatch and then replaced, or a ledger that was cut,
+        leaves such a job; ours has then ended without training, and the other's result counts.
+        """
+        claim = read_table(self._session.paths.attempt(evaluation.id, attempt.number).claim)
+        return (
+            claim is not None
+            and claim.get("job_id") != attempt.job_id
+            and evaluation.state is not State.CANCELLED
+            and not self._is_silent(evaluation, attempt)
+        )
 
     def _is_silent(self, evaluation: Evaluation, attempt: Attempt) -> bool:
         paths = self._session.paths.attempt(evaluation.id, attempt.number)

@@ -90,6 +90,18 @@ def test_job_that_never_leaves_its_result_is_judged_without_it(watched: Watched)
     assert watched.look(after_s=31.0) == [("g000-e01", "undetermined")]
 
 
+def test_attempt_that_a_job_out_of_sight_works_on_is_waited_for(watched: Watched) -> None:
+    """As after a controller that was paused before sbatch: our own job has found the claim."""
+    claim = watched.run.paths.attempt("g000-e01", 1).claim
+    claim.write_text('{"job_id": "77_0", "restart": 0}', encoding="utf-8")
+    watched.report(JobState.ENDED, "COMPLETED", exit_code=0)
+    for _ in range(5):
+        watched.beat(age_s=-60.0)
+        assert watched.look() == []
+    watched.beat(age_s=5.0)
+    assert watched.look() == [("g000-e01", "undetermined")]
+
+
 @pytest.mark.parametrize(
     "report",
     [
