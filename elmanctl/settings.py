@@ -72,7 +72,7 @@ class SlurmSettings:
     extra: dict[str, Any] = _setting({}, "Other sbatch options, e.g. {qos = 'high'}")
     python: str | None = _setting(None, "Command that starts Python on the node")
     gpu_memory_gb: float | None = _setting(None, "Memory of one GPU; micro-batches are made to fit")
-    poll_s: float = _setting(30.0, "Seconds between two questions to Slurm")
+    poll_s: float = _setting(60.0, "Seconds between two looks at Slurm, of two commands at most")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -55,7 +55,7 @@ class PlainView:
     def refresh(self, session: Session, silent_reason: str | None) -> None:
         """Say once when the scheduler falls silent."""
         if silent_reason and silent_reason != self._silent:
-            say(f"warning: {silent_reason}; asking again")
+            say(f"warning: {silent_reason}")
         self._silent = silent_reason
 
     def judged(self, evaluation: Evaluation, verdict: Verdict) -> None:
@@ -114,7 +114,7 @@ class LiveView:
         left = self._time_left(session)
         lines = [Text(headline(session) + (f"  about {left} left" if left else ""), style="bold")]
         if silent_reason:
-            lines.append(Text(f"{silent_reason}; asking again", style="yellow"))
+            lines.append(Text(silent_reason, style="yellow"))
         names = searched_names(session.run)
         columns = [
             Column(name="EVAL"),

@@ -13,6 +13,7 @@ from elmanctl.ledger.records import State
 from elmanctl.ledger.requests import leave_request, wait_for_answer, withdraw_request
 from elmanctl.search.actions import apply_requests, perform
 from elmanctl.search.dispatch import Dispatcher
+from elmanctl.search.poll import Poller
 from elmanctl.search.session import Session
 from elmanctl.search.watch import Watcher
 
@@ -46,17 +47,20 @@ def act_on_run(paths: RunPaths, command: str, arguments: Mapping[str, Any]) -> d
 def _act_here(paths: RunPaths, command: str, arguments: Mapping[str, Any]) -> dict[str, Any]:
     with Session.open(paths.folder) as session:
         executor = make_executor(paths, session.run["executor"], session.settings)
-        watcher = Watcher(session, executor, poll_s=0.0)
+        is_slurm = session.run["executor"] == "slurm"
+        poll_s = session.settings.slurm.poll_s if is_slurm else 0.0
+        poller = Poller(session, executor, poll_s=poll_s)
+        watcher = Watcher(session, executor)
         # Left behind by a command whose controller ended before it answered.
         apply_requests(session, watcher)
         if command == "requeue":
             executor.check()
         answer = perform(session, watcher, command, arguments, f"lease {session.lease.fence}")
         if command == "cancel":
-            _collect(session, watcher)
+            _collect(session, watcher, poller)
         if command == "requeue":
-            dispatcher = Dispatcher(session, executor, poll_s=0.0)
-            dispatcher.adopt()
+            dispatcher = Dispatcher(session, executor, poller)
+            watcher.look(dispatcher.adopt_all())
             dispatcher.submit_waiting()
             for row in answer["requeued"]:
                 last = session.state.evaluations[row["evaluation"]].last_attempt
@@ -64,17 +68,19 @@ def _act_here(paths: RunPaths, command: str, arguments: Mapping[str, Any]) -> di
         return answer
 
 
-def _collect(session: Session, watcher: Watcher) -> None:
-    """Record how cancelled jobs ended, as far as that is known soon."""
+def _collect(session: Session, watcher: Watcher, poller: Poller) -> None:
+    """Record how cancelled jobs ended, as far as that is known soon.
+
+    Slurm is asked once, after a moment: the next controller records what is still ending then.
+    """
 
     def is_ending() -> bool:
         return any(e.state is State.CANCELLED for e, _ in session.state.live_attempts())
 
     end = time.monotonic() + _COLLECT_S
-    while is_ending() and time.monotonic() < end:
-        watcher.look()
-        if is_ending():
-            time.sleep(_COLLECT_POLL_S)
+    while is_ending() and time.monotonic() + max(_COLLECT_POLL_S, poller.due_in_s) < end:
+        time.sleep(_COLLECT_POLL_S)
+        watcher.look(poller.look())
 
 
 def _ask_controller(

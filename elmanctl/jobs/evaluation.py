@@ -71,17 +71,19 @@ class _Evaluation:
         self._paths = paths
         self._worker = worker
         self._progress: _Progress | None = None
+        self._spec: AttemptSpec | None = None
 
     def run(self) -> dict[str, Any]:
         """Run the attempt; leave a result, also of an exception."""
         try:
-            return self._run(AttemptSpec.read(self._paths.spec))
+            self._spec = AttemptSpec.read(self._paths.spec)
+            return self._run(self._spec)
         except Exception as exc:
             kind, text = classify_exception(exc)
             told = Evidence(source=EvidenceSource.RESULT, text=text)
             partial = {} if self._progress is None else self._progress.partial_result()
             record = self._header(Verdict(kind=kind, evidence=(told,))) | partial
-            write_json(self._paths.result, record)
+            self._leave(record)
             raise
 
     def _run(self, spec: AttemptSpec) -> dict[str, Any]:
@@ -96,10 +98,22 @@ class _Evaluation:
                 self._progress = _Progress(heartbeat, metrics)
                 result = self._train(spec, self._progress)
             heartbeat.enter_phase("finishing")
-            write_json(self._paths.result, result)
+            self._leave(result)
             heartbeat.enter_phase("done")
         logger.info("%s: %s", result["verdict"]["kind"], result["verdict"]["evidence"][0]["text"])
         return result
+
+    def _leave(self, result: dict[str, Any]) -> None:
+        """Write the result, and then the empty file that tells the controller of it."""
+        write_json(self._paths.result, result)
+        marker = self._paths.finished_marker
+        # A foreground evaluation lies in no run, and no controller looks for it.
+        if self._paths.folder.parent.parent.name == "evaluations" and marker.parent.is_dir():
+            try:
+                marker.touch()
+            except OSError as exc:
+                # Without it the controller learns of the result from the scheduler, later.
+                logger.warning("%s is not written: %s", marker, exc)
 
     def _train(self, spec: AttemptSpec, progress: "_Progress") -> dict[str, Any]:
         from elmanctl.jobs.data import ByteStream
@@ -138,6 +152,18 @@ class _Evaluation:
             "job_id": self._worker.job_id,
             "restart": self._worker.restart,
             "host": self._worker.host,
+            **self._whose(),
+        }
+
+    def _whose(self) -> dict[str, Any]:
+        """Return which attempt this is, by its spec; a spec that cannot be read tells nothing."""
+        spec = self._spec
+        if spec is None:
+            return {}
+        return {
+            "evaluation": spec.evaluation,
+            "attempt": spec.attempt,
+            "parameters_expected": spec.parameters_expected,
         }
 
 

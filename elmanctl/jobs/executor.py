@@ -21,12 +21,14 @@ class JobState(StrEnum):
     RUNNING = "running"
     ENDED = "ended"
     VANISHED = "vanished"
-    UNKNOWN = "unknown"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class JobReport:
-    """What the scheduler says of one job; `raw` is its own name for the state."""
+    """What the scheduler says of one job; `raw` is its own name for the state.
+
+    Of a job that vanished, `reason` says why accounting could not be asked about it.
+    """
 
     state: JobState
     raw: str = ""
@@ -38,11 +40,32 @@ class JobReport:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LiveJob:
-    """A job that the loop asks about: its id and the submission it belongs to."""
+    """A job that the loop asks about: its id, its name, and the submission it belongs to.
+
+    `since` is when that submission was intended, as the ledger writes times.
+    """
 
     job_id: str
     submission: str
     task_index: int
+    job_name: str
+    since: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sighting:
+    """What one look at the scheduler brought.
+
+    `reports` are by job id; a job without one could not be asked about this time.  `found` holds
+    the job id of each submission that was looked up, or None for one that was never accepted; one
+    that is not in it could not be looked up.  `unheard` is why something could not be asked,
+    `accounting` whether the scheduler keeps any, None while nobody had to know.
+    """
+
+    reports: Mapping[str, JobReport] = field(default_factory=dict)
+    found: Mapping[str, str | None] = field(default_factory=dict)
+    unheard: str | None = None
+    accounting: bool | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -73,6 +96,10 @@ class SubmissionUnknown(SubmissionError):
     """The scheduler's answer did not arrive; the submission may have been accepted."""
 
 
+class SubmissionTooLarge(SubmissionError):
+    """The scheduler refused so many attempts at once; fewer may pass after the next look."""
+
+
 class Executor(Protocol):
     """What the search loop needs from a scheduler."""
 
@@ -80,23 +107,23 @@ class Executor(Protocol):
 
     @property
     def tasks_per_submission(self) -> int | None:
-        """How many attempts one submission may hold, None for any number."""
+        """How many attempts one submission may hold: None any number, 0 known after a look."""
 
     def free_slots(self, busy: Iterable[int | None]) -> Sequence[int | None]:
         """Return the slots open for new attempts, given those that are taken."""
 
     def submit(self, submission: Submission, folder: Path) -> str:
-        """Submit and return the job id; raises SubmissionError or SubmissionUnknown."""
+        """Submit and return the job id.
 
-    def find(self, submission: Submission, folder: Path) -> str | None:
-        """Return the job id of a submission that may have been accepted, None if it never was.
-
-        Raises EnvironmentNotReady when the scheduler cannot be asked: nobody may then conclude
-        that the submission does not exist.
+        Raises SubmissionError, SubmissionTooLarge or SubmissionUnknown.
         """
 
-    def reports(self, jobs: Sequence[LiveJob]) -> Mapping[str, JobReport]:
-        """Return a report for every job asked about."""
+    def look(self, jobs: Sequence[LiveJob], intended: Sequence[Submission]) -> Sighting:
+        """Ask once after all jobs, and after submissions whose answer is not on record.
+
+        Raises EnvironmentNotReady when the scheduler cannot be asked: nobody may then conclude
+        anything.
+        """
 
     def cancel(self, jobs: Sequence[LiveJob]) -> None:
         """Ask for jobs to be ended."""

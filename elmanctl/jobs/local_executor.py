@@ -11,12 +11,12 @@ import shlex
 import signal
 import subprocess
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from elmanctl.constants import LOCAL_JOB_VARIABLE
 from elmanctl.errors import SubmissionError
-from elmanctl.jobs.executor import JobReport, JobState, LiveJob, Resources
+from elmanctl.jobs.executor import JobReport, JobState, LiveJob, Resources, Sighting
 from elmanctl.jobs.paths import RunPaths
 from elmanctl.jobs.processes import command_lines, start_ticks
 from elmanctl.jobs.submission import (
@@ -132,8 +132,15 @@ class LocalExecutor:
         environment.setdefault("OMP_NUM_THREADS", str(max(1, share)))
         return environment
 
-    def find(self, submission: Submission, folder: Path) -> str | None:
-        """Return the job id if a worker of this submission was ever started."""
+    def look(self, jobs: Sequence[LiveJob], intended: Sequence[Submission]) -> Sighting:
+        """Return how each worker stands, and which submissions ever started one."""
+        return Sighting(
+            reports={job.job_id: self._report(job) for job in jobs},
+            found={submission.id: self._find(submission) for submission in intended},
+        )
+
+    def _find(self, submission: Submission) -> str | None:
+        folder = self._paths.submission(submission.id)
         if (folder / "process").exists() or (folder / "exit").exists():
             return submission.id
         for _ in range(_LOOKS):
@@ -141,10 +148,6 @@ class LocalExecutor:
                 return submission.id
             time.sleep(_LOOK_AGAIN_S)
         return None
-
-    def reports(self, jobs: Sequence[LiveJob]) -> Mapping[str, JobReport]:
-        """Return how each worker stands, from its exit file or its process."""
-        return {job.job_id: self._report(job) for job in jobs}
 
     def _report(self, job: LiveJob) -> JobReport:
         folder = self._paths.submission(job.submission)

@@ -40,6 +40,13 @@ class AttemptPaths:
         return self.folder / f"metrics-restart-{restart}.jsonl"
 
     @property
+    def finished_marker(self) -> Path:
+        """The file that tells the controller of this attempt's result."""
+        run, evaluation = self.folder.parent.parent.parent, self.folder.parent.name
+        number = self.folder.name.removeprefix("attempt-")
+        return RunPaths(run).finished / f"{evaluation}-{number}"
+
+    @property
     def name_in_run(self) -> str:
         """The attempt's folder as seen from the run's folder, as evidence names files."""
         return "/".join(self.folder.parts[-3:])
@@ -80,6 +87,16 @@ class RunPaths:
     def evaluations(self) -> Path:
         """The folders of all evaluations."""
         return self.folder / "evaluations"
+
+    @property
+    def finished(self) -> Path:
+        """One empty file for each attempt whose worker has left a result."""
+        return self.folder / "finished"
+
+    @property
+    def scheduler(self) -> Path:
+        """What the scheduler last said, for people: derived, never read by a controller."""
+        return self.folder / "scheduler.json"
 
     def submission(self, name: str) -> Path:
         """Return the folder of one submission: the scheduler's scripts, pickles and logs."""

@@ -1,14 +1,15 @@
 """Slurm's commands: asking, and reading what they answer.
 
-squeue is asked first, for all of the user's jobs at once; sacct only about jobs that squeue no
-longer lists.  A command that fails or answers late is `SlurmSilent`, never an empty answer.
+One squeue tells of all the user's jobs, exit codes included; one sacct, by job name, of any number
+that squeue no longer lists.  A command that fails or answers late is `SlurmSilent`, never an empty
+answer.
 """
 
 import logging
 import re
 import shutil
 import subprocess
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from elmanctl.errors import EnvironmentNotReady
@@ -46,8 +47,16 @@ _NO_NODE = "None assigned"
 
 _ACCOUNTING_OFF = "accounting storage is disabled"
 
-_SQUEUE_FORMAT = "%i|%T|%r|%N|%F|%j"
-_SACCT_FIELDS = "JobID,State,ExitCode,DerivedExitCode,NodeList,Reason"
+# Each field is cut at its width; the bar that follows parts it from the next.
+_SQUEUE_FIELDS = (
+    *("JobArrayID:64", "State:32", "Reason:160", "NodeList:256", "ArrayJobID:32"),
+    *("exit_code:24", "derivedec:24", "Name:512"),
+)
+_SQUEUE_FORMAT = ",".join(f"{field}|" for field in _SQUEUE_FIELDS)
+_SACCT_FIELDS = "JobID,State,ExitCode,DerivedExitCode,NodeList,Reason,JobName"
+
+# One argument of a command holds 128 KiB at most; what is left out is asked about next time.
+_NAMES_BYTES = 100_000
 
 
 class SlurmSilent(EnvironmentNotReady):
@@ -59,13 +68,20 @@ class AccountingOff(SlurmSilent):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class QueueRow:
-    """One line of squeue; an array is listed task by task."""
+class JobRow:
+    """What squeue or sacct say of one job; an array is listed task by task."""
 
     job_id: str
     array_id: str
     name: str
     report: JobReport
+
+    @property
+    def is_refusal(self) -> bool:
+        """Whether this is what is left of a request that sbatch refused: no job at all."""
+        never_placed = self.report.node is None
+        refused = self.report.raw == "FAILED" and never_placed
+        return self.report.reason == _REFUSED or refused
 
 
 def job_state(raw: str) -> JobState:
@@ -76,32 +92,40 @@ def job_state(raw: str) -> JobState:
     return JobState.PENDING if name in _WAITING else JobState.RUNNING
 
 
-def parse_squeue(text: str) -> list[QueueRow]:
+def parse_squeue(text: str) -> list[JobRow]:
     """Read the answer of `squeue -r -h -t all` in our format."""
     rows = []
     for line in text.splitlines():
-        fields = line.split("|", 5)
-        if len(fields) != 6:
+        fields = [field.strip() for field in line.split("|", 7)]
+        if len(fields) != 8:
             continue
-        job_id, raw, reason, nodes, array_id, name = (field.strip() for field in fields)
+        job_id, raw, reason, nodes, array_id, own, derived, name = fields
+        state = job_state(raw)
+        code, signal = _exit(own) if state is JobState.ENDED else (None, None)
+        if state is JobState.ENDED:
+            # The job's own code is srun's; only the step's tells that a signal ended the worker.
+            signal = signal or _exit(derived)[1]
         report = JobReport(
-            state=job_state(raw),
+            state=state,
             raw=raw,
             reason=None if reason in ("", "None") else reason,
             node=nodes or None,
+            exit_code=code,
+            signal=signal,
         )
-        rows.append(QueueRow(job_id=job_id, array_id=array_id, name=name, report=report))
+        known = name.removesuffix("|").rstrip()
+        rows.append(JobRow(job_id=job_id, array_id=array_id, name=known, report=report))
     return rows
 
 
-def parse_sacct(text: str) -> dict[str, JobReport]:
-    """Read the answer of `sacct -X -n -P` in our fields; the newest line of a job wins."""
-    reports = {}
+def parse_sacct(text: str) -> list[JobRow]:
+    """Read the answer of `sacct -X -n -P` in our fields, oldest first."""
+    rows = []
     for line in text.splitlines():
-        fields = line.split("|", 5)
-        if len(fields) != 6:
+        fields = [field.strip() for field in line.split("|", 6)]
+        if len(fields) != 7:
             continue
-        job_id, raw, own, derived, nodes, reason = (field.strip() for field in fields)
+        job_id, raw, own, derived, nodes, reason, name = fields
         code, signal = _exit(own)
         report = JobReport(
             state=job_state(raw),
@@ -109,11 +133,22 @@ def parse_sacct(text: str) -> dict[str, JobReport]:
             reason=None if reason in ("", "None") else reason,
             node=None if nodes in ("", _NO_NODE) else nodes,
             exit_code=code,
-            # The job's own code is srun's; only the step's tells that a signal ended the worker.
             signal=signal or _exit(derived)[1],
         )
-        reports.update(dict.fromkeys(expand_array(job_id), report))
-    return reports
+        array_id = job_id.partition("_")[0]
+        rows += [
+            JobRow(job_id=task, array_id=array_id, name=name, report=report)
+            for task in expand_array(job_id)
+        ]
+    return rows
+
+
+def parse_array_limit(text: str) -> int | None:
+    """Return how many tasks an array may have, by the answer of `scontrol show config`."""
+    found = re.search(r"^MaxArraySize\s*=\s*(\d+)", text, re.MULTILINE)
+    tasks = re.search(r"^SchedulerParameters\s*=.*\bmax_array_tasks=(\d+)", text, re.MULTILINE)
+    limits = [int(match[1]) for match in (found, tasks) if match]
+    return min(limits) if limits else None
 
 
 def expand_array(job_id: str) -> list[str]:
@@ -133,6 +168,9 @@ def expand_array(job_id: str) -> list[str]:
 
 
 def _exit(text: str) -> tuple[int | None, int | None]:
+    """Read `code:signal`, or the status of wait(2) as one number, as squeue writes it."""
+    if text.isdigit():
+        return int(text) >> 8, int(text) & 0x7F or None
     code, _, signal = text.partition(":")
     number = int(signal) if signal.isdigit() else 0
     return int(code) if code.isdigit() else None, number or None
@@ -160,37 +198,24 @@ class Slurm:
                 hint=f"partitions here: {', '.join(dict.fromkeys(known)) or 'none'}",
             )
 
-    def queue(self) -> list[QueueRow]:
+    def queue(self) -> list[JobRow]:
         """Return every job of this user that squeue still lists, ended ones included."""
         return parse_squeue(
-            self.run(["squeue", "--me", "-r", "-h", "-t", "all", "-o", _SQUEUE_FORMAT])
+            self.run(["squeue", "--me", "-r", "-h", "-t", "all", "-O", _SQUEUE_FORMAT])
         )
 
-    def accounting(self, job_ids: Iterable[str]) -> Mapping[str, JobReport]:
-        """Return what accounting knows of jobs; array tasks are asked for by their array."""
-        arrays = sorted({job_id.partition("_")[0] for job_id in job_ids})
-        command = ["sacct", "-X", "-n", "-P", "-o", _SACCT_FIELDS, "-j", ",".join(arrays)]
-        return parse_sacct(self.run(command))
+    def accounting(self, names: Iterable[str], *, since: str) -> list[JobRow]:
+        """Return what accounting knows of the jobs of these names since a local time.
 
-    def find_name(self, job_name: str, *, since: str) -> str | None:
-        """Return the array id of the jobs of this name, from squeue and then sacct.
-
-        On a cluster without accounting only squeue is asked.
+        Names and not ids: ids are used again after a cluster was set up anew.
+        Raises AccountingOff where there is none.
         """
-        for row in self.queue():
-            if row.name == job_name and row.report.reason != _REFUSED:
-                return row.array_id
-        fields = ["-o", "JobID,State,NodeList"]
-        command = ["sacct", "-X", "-n", "-P", "--name", job_name, "-S", since, *fields]
-        try:
-            answer = self.run(command)
-        except AccountingOff:
-            return None
-        for line in answer.splitlines():
-            job_id, _, rest = line.strip().partition("|")
-            if job_id and rest != f"FAILED|{_NO_NODE}":
-                return job_id.partition("_")[0]
-        return None
+        command = ["sacct", "-X", "-n", "-P", "-o", _SACCT_FIELDS]
+        return parse_sacct(self.run([*command, "-S", since, "--name", ",".join(names)]))
+
+    def array_limit(self) -> int | None:
+        """Return how many tasks an array may have here, None when Slurm does not say."""
+        return parse_array_limit(self.run(["scontrol", "show", "config"]))
 
     def cancel(self, job_ids: Sequence[str]) -> None:
         """Cancel jobs; those that already ended are no error."""
@@ -224,3 +249,15 @@ class Slurm:
             silent = AccountingOff if _ACCOUNTING_OFF in done.stderr else SlurmSilent
             raise silent(f"`{command[0]}` failed: {words[0]}")
         return done.stdout
+
+
+def askable(names: Iterable[str]) -> list[str]:
+    """Return as many names, each once and in order, as one command can be asked about."""
+    chosen: list[str] = []
+    size_bytes = 0
+    for name in dict.fromkeys(names):
+        size_bytes += len(name.encode()) + 1
+        if size_bytes > _NAMES_BYTES:
+            break
+        chosen.append(name)
+    return chosen

@@ -1,18 +1,26 @@
 """Attempts as Slurm jobs: each submission is one array, submitted once, found by its name."""
 
+import logging
 import os
 import subprocess
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from datetime import timedelta
 from pathlib import Path
 
 from elmanctl.clock import from_text
 from elmanctl.errors import SubmissionError
-from elmanctl.jobs.executor import JobReport, JobState, LiveJob, SubmissionUnknown
+from elmanctl.jobs.executor import (
+    JobReport,
+    JobState,
+    LiveJob,
+    Sighting,
+    SubmissionTooLarge,
+    SubmissionUnknown,
+)
 from elmanctl.jobs.paths import RunPaths
 from elmanctl.jobs.processes import command_lines
-from elmanctl.jobs.slurm import Slurm, SlurmSilent
+from elmanctl.jobs.slurm import AccountingOff, JobRow, Slurm, SlurmSilent, askable
 from elmanctl.jobs.submission import SCRIPT_NAME, make_script, write_pickles
 from elmanctl.ledger.records import Submission
 
@@ -21,17 +29,39 @@ _MAYBE_ACCEPTED = ("timed out", "Unable to contact", "connection refused", "Conn
 
 SBATCH_TIMEOUT_S = 180
 
+_TOO_LARGE = "Invalid job array specification"
+
+# Slurm's own default of MaxArraySize, which few clusters lower.
+_USUAL_ARRAY = 1001
+
+# Accounting that fails is asked again after one more look, then three, seven, and at last nine.
+_MOST_SKIPPED = 9
+
+logger = logging.getLogger(__name__)
+
 
 class SlurmExecutor:
     """Submits attempts as one Slurm array a submission."""
 
     name = "slurm"
-    tasks_per_submission = None
 
     def __init__(self, paths: RunPaths, *, max_jobs: int, slurm: Slurm | None = None) -> None:
         self._paths = paths
         self._max_jobs = max_jobs
         self._slurm = slurm or Slurm()
+        self._accounting: bool | None = None
+        self._failures = 0
+        self._failure: str | None = None
+        self._skip = 0
+        self._unheard: str | None = None
+        self._array_limit = _USUAL_ARRAY
+        self._knows_array_limit = False
+        self._asks_array_limit = False
+
+    @property
+    def tasks_per_submission(self) -> int | None:
+        """How many attempts one array may hold, 0 until the next look has asked for it."""
+        return 0 if self._asks_array_limit else self._array_limit
 
     def check(self) -> None:
         """Raise EnvironmentNotReady when Slurm cannot be reached from here."""
@@ -44,7 +74,8 @@ class SlurmExecutor:
     def submit(self, submission: Submission, folder: Path) -> str:
         """Write the pickles and the script, call sbatch, and return the array's job id.
 
-        Raises SubmissionError when sbatch refused, SubmissionUnknown when its answer is missing.
+        Raises SubmissionError when sbatch refused, SubmissionTooLarge when that was for the
+        array's size, SubmissionUnknown when its answer is missing.
         """
         folder.mkdir(parents=True, exist_ok=True)
         write_pickles(submission, folder, self._paths)
@@ -75,58 +106,118 @@ class SlurmExecutor:
         unsure = done.returncode <= 0
         if unsure or any(text.casefold() in words.casefold() for text in _MAYBE_ACCEPTED):
             raise SubmissionUnknown(words)
+        if _TOO_LARGE in words and len(submission.tasks) > 1:
+            self._learn_array_limit(len(submission.tasks))
+            raise SubmissionTooLarge(words)
         raise SubmissionError(
             words, hint="check `[slurm]` in elman.toml, or pass `--template` or `--partition`"
         )
 
-    def find(self, submission: Submission, folder: Path) -> str | None:
-        """Return the array's job id if this submission was accepted.
+    def _learn_array_limit(self, refused: int) -> None:
+        # Where Slurm's configuration allows it, and yet it was refused, fewer are tried.
+        self._array_limit = refused // 2
+        self._asks_array_limit = not self._knows_array_limit
 
-        A job that has started left its id in the folder; others are known by their unique name.
+    def look(self, jobs: Sequence[LiveJob], intended: Sequence[Submission]) -> Sighting:
+        """Ask squeue about everything, then one more command: sacct about what squeue lacks.
+
+        When an array was refused for its size, its limit is asked for in place of sacct, once.
+        A submission that has started left its job id in its folder; others are known by their
+        unique name.  Raises SlurmSilent when squeue cannot be asked.
         """
-        started = _started_job(folder)
-        if started is not None:
-            return started
-        script = str(folder / SCRIPT_NAME)
-        while any(script in line and "sbatch" in line for _, line in command_lines()):
-            # A dead controller's sbatch is still talking to Slurm; its answer decides.
-            time.sleep(0.2)
-        assert submission.intended_at is not None
-        # Room for clocks that differ between this machine and the cluster's.
-        since = from_text(submission.intended_at).astimezone() - timedelta(hours=1)
-        return self._slurm.find_name(submission.job_name, since=since.strftime("%Y-%m-%dT%H:%M:%S"))
-
-    def reports(self, jobs: Sequence[LiveJob]) -> Mapping[str, JobReport]:
-        """Ask squeue about all jobs, and sacct about those that squeue no longer lists."""
-        wanted = {job.job_id for job in jobs}
-        try:
-            rows = self._slurm.queue()
-        except SlurmSilent as exc:
-            unknown = JobReport(state=JobState.UNKNOWN, reason=exc.message)
-            return dict.fromkeys(wanted, unknown)
-        reports = {row.job_id: row.report for row in rows if row.job_id in wanted}
-        # squeue has no exit code: what ended is asked of sacct too, where sacct answers.
-        ask = {job_id for job_id in wanted if job_id not in reports} | {
-            job_id for job_id, report in reports.items() if report.state is JobState.ENDED
+        found: dict[str, str | None] = {}
+        unstarted = []
+        for submission in intended:
+            started = _started_job(self._paths.submission(submission.id))
+            if started is None:
+                unstarted.append(submission)
+            else:
+                found[submission.id] = started
+        _wait_for_sbatch(str(self._paths.submission(one.id) / SCRIPT_NAME) for one in unstarted)
+        rows = self._slurm.queue() if jobs or unstarted else []
+        self._unheard = None
+        seen = {(row.job_id, row.name): row.report for row in rows}
+        reports = {
+            job.job_id: seen[job.job_id, job.job_name]
+            for job in jobs
+            if (job.job_id, job.job_name) in seen
         }
-        if ask:
-            reports.update(self._ended(ask, reports))
-        return reports
+        names = {row.name: row.array_id for row in rows if not row.is_refusal}
+        found |= {one.id: names[one.job_name] for one in unstarted if one.job_name in names}
+        gone = [job for job in jobs if job.job_id not in reports]
+        missing = [one for one in unstarted if one.id not in found]
+        if self._asks_array_limit:
+            self._ask_array_limit()
+        elif gone or missing:
+            more_reports, more_found = self._ask_accounting(gone, missing)
+            reports |= more_reports
+            found |= more_found
+        return Sighting(
+            reports=reports, found=found, unheard=self._unheard, accounting=self._accounting
+        )
 
-    def _ended(self, ask: set[str], listed: Mapping[str, JobReport]) -> dict[str, JobReport]:
+    def _ask_array_limit(self) -> None:
         try:
-            known = self._slurm.accounting(ask)
-        except SlurmSilent:
-            known = {}
-        vanished = JobReport(state=JobState.VANISHED)
-        answers = {}
-        for job_id in ask:
-            report = known.get(job_id)
-            if report is None or (report.state is not JobState.ENDED):
+            limit = self._slurm.array_limit()
+        except SlurmSilent as exc:
+            logger.warning("the limit on arrays is not known: %s", exc.message)
+            limit = None
+        # Without an answer the half of what was refused is tried.
+        self._array_limit = limit or self._array_limit
+        self._knows_array_limit = limit is not None
+        self._asks_array_limit = False
+        logger.info("an array holds %d attempts at most here", self._array_limit)
+
+    def _ask_accounting(
+        self, gone: Sequence[LiveJob], missing: Sequence[Submission]
+    ) -> tuple[dict[str, JobReport], dict[str, str | None]]:
+        """Return reports of jobs, and ids of submissions, that squeue does not list."""
+        asked = askable([one.job_name for one in missing] + [job.job_name for job in gone])
+        dates = [one.intended_at for one in missing] + [job.since for job in gone]
+        rows = self._accounting_rows(asked, min((at for at in dates if at), default=None))
+        if rows is None and self._accounting is not False:
+            vanished = JobReport(state=JobState.VANISHED, reason=self._unheard)
+            return {job.job_id: vanished for job in gone}, {}
+        known = {(row.job_id, row.name): row.report for row in rows or []}
+        reports = {}
+        for job in gone:
+            report = known.get((job.job_id, job.job_name))
+            if job.job_name not in asked:
+                continue
+            if report is None or report.state is not JobState.ENDED:
                 # Accounting lags behind: a job that left squeue is not running because of it.
-                report = listed.get(job_id, vanished)
-            answers[job_id] = report
-        return answers
+                report = JobReport(state=JobState.VANISHED)
+            reports[job.job_id] = report
+        arrays = {row.name: row.array_id for row in rows or [] if not row.is_refusal}
+        found = {one.id: arrays.get(one.job_name) for one in missing if one.job_name in asked}
+        return reports, found
+
+    def _accounting_rows(self, names: Sequence[str], since: str | None) -> list[JobRow] | None:
+        """Return sacct's answer, None without one; accounting that is off is asked once only."""
+        if self._accounting is False:
+            return None
+        if self._skip:
+            self._skip -= 1
+            self._unheard = self._failure
+            return None
+        # Room for clocks that differ between this machine and the cluster's.
+        start = from_text(since).astimezone() - timedelta(hours=1) if since else None
+        try:
+            rows = self._slurm.accounting(
+                names, since=start.strftime("%Y-%m-%dT%H:%M:%S") if start else "1970-01-01"
+            )
+        except AccountingOff as exc:
+            logger.warning("this cluster keeps no accounting: %s", exc.message)
+            self._accounting = False
+            return None
+        except SlurmSilent as exc:
+            self._failures += 1
+            self._skip = min(2**self._failures - 1, _MOST_SKIPPED)
+            self._unheard = self._failure = exc.message
+            logger.warning("%s; not asked in the next %d looks", exc.message, self._skip)
+            return None
+        self._accounting, self._failures = True, 0
+        return rows
 
     def cancel(self, jobs: Sequence[LiveJob]) -> None:
         """Cancel jobs by scancel."""
@@ -136,6 +227,15 @@ class SlurmExecutor:
     def log(self, job: LiveJob) -> Path:
         """Return the file of the job's output, as submitit names it."""
         return self._paths.submission(job.submission) / f"{job.job_id}_0_log.out"
+
+
+def _wait_for_sbatch(scripts: Iterable[str]) -> None:
+    """Wait while a dead controller's sbatch is still talking to Slurm: its answer decides."""
+    wanted = set(scripts)
+    while wanted and any(
+        "sbatch" in line and any(script in line for script in wanted) for _, line in command_lines()
+    ):
+        time.sleep(0.2)
 
 
 def _started_job(folder: Path) -> str | None:

@@ -11,12 +11,18 @@ from itertools import groupby
 from typing import Any
 
 from elmanctl.errors import EnvironmentNotReady, SearchPaused, SubmissionError
-from elmanctl.jobs.executor import Executor, SubmissionUnknown
+from elmanctl.jobs.executor import (
+    Executor,
+    Sighting,
+    SubmissionTooLarge,
+    SubmissionUnknown,
+)
 from elmanctl.jobs.retry import decide
 from elmanctl.ledger.disk import free_bytes
 from elmanctl.ledger.encoding import encode_submission
 from elmanctl.ledger.files import write_json
-from elmanctl.ledger.records import Evaluation, State, Submission, SubmissionState, Task
+from elmanctl.ledger.records import Evaluation, State, Submission, Task
+from elmanctl.search.poll import Poller
 from elmanctl.search.session import Session
 from elmanctl.search.workload import attempt_resources, attempt_spec
 
@@ -31,43 +37,45 @@ _REFUSED_PAUSE_S = 60.0
 class Dispatcher:
     """Turns evaluations that wait into submissions."""
 
-    def __init__(self, session: Session, executor: Executor, *, poll_s: float) -> None:
+    def __init__(self, session: Session, executor: Executor, poller: Poller) -> None:
         self._session = session
         self._executor = executor
-        self._poll_s = poll_s
-        self._next_adoption = 0.0
+        self._poller = poller
         self._next_submission = 0.0
 
-    def adopt(self) -> None:
-        """Settle every submission whose answer is not on record.
+    def adopt_all(self) -> Sighting | None:
+        """Settle every submission whose answer is not on record; return what the look brought.
 
-        Raises EnvironmentNotReady when the scheduler cannot say: then nothing is changed.
+        Raises EnvironmentNotReady when the scheduler cannot say: then nothing is concluded.
         """
-        session = self._session
-        for submission in list(session.state.submissions.values()):
-            if submission.state is not SubmissionState.INTENDED:
+        sighting = self._poller.look()
+        if sighting is not None:
+            self.adopt(sighting)
+        left = self._poller.intended()
+        if left:
+            raise EnvironmentNotReady(
+                self._poller.silent_reason or "the scheduler cannot be asked yet",
+                hint=f"whether it took {len(left)} submissions is not known; `elmanctl resume` "
+                "when it answers",
+            )
+        return sighting
+
+    def adopt(self, sighting: Sighting) -> None:
+        """Put on record what became of submissions that were looked up."""
+        for submission in self._poller.intended():
+            if submission.id not in sighting.found:
                 continue
-            job_id = self._executor.find(submission, session.paths.submission(submission.id))
+            job_id = sighting.found[submission.id]
             if job_id is not None:
-                session.record(
+                self._session.record(
                     "submission_accepted", submission=submission.id, job_id=job_id, adopted=True
                 )
             else:
-                session.record(
+                self._session.record(
                     "submission_abandoned",
                     submission=submission.id,
                     error="the scheduler has no job of this name",
                 )
-
-    def adopt_later(self) -> None:
-        """Adopt while a search runs, no more often than the scheduler may be asked."""
-        if time.monotonic() < self._next_adoption:
-            return
-        self._next_adoption = time.monotonic() + self._poll_s
-        try:
-            self.adopt()
-        except EnvironmentNotReady as exc:
-            logger.warning("%s", exc.message)
 
     def waiting(self) -> list[Evaluation]:
         """Return the evaluations that need a new attempt, in order."""
@@ -86,6 +94,9 @@ class Dispatcher:
         waiting = self.waiting()
         if not waiting or time.monotonic() < self._next_submission:
             return
+        if self._executor.tasks_per_submission == 0:
+            # Known after the next look.
+            return
         live = self._session.state.live_attempts()
         slots = self._executor.free_slots(self._slot(attempt) for _, attempt in live)
         ready = list(zip(waiting, slots, strict=False))
@@ -98,9 +109,10 @@ class Dispatcher:
             for first in range(0, len(members), size):
                 try:
                     self._submit(members[first : first + size], resources)
+                except SubmissionTooLarge as exc:
+                    logger.info("%d attempts are too many at once: %s", size, exc.message)
+                    return
                 except SubmissionUnknown as exc:
-                    # A slow scheduler may list the job only after a while.
-                    self._next_adoption = time.monotonic() + self._poll_s
                     logger.warning("the answer of a submission is missing: %s", exc.message)
                     return
                 except SubmissionError as exc:
@@ -135,6 +147,7 @@ class Dispatcher:
         try:
             job_id = self._executor.submit(intended, session.paths.submission(submission.id))
         except SubmissionUnknown:
+            self._poller.heard_nothing_of(submission.id)
             raise
         except SubmissionError as exc:
             session.record("submission_refused", submission=submission.id, error=exc.message)

@@ -6,11 +6,12 @@ after a kill at any instant goes on from the ledger alone.
 
 import hashlib
 import threading
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 from elmanctl.errors import LedgerCorrupt, SearchPaused
-from elmanctl.jobs.executor import Executor
+from elmanctl.jobs.executor import Executor, Sighting
 from elmanctl.jobs.retry import decide, systematic_failure
 from elmanctl.ledger.encoding import encode_evaluation
 from elmanctl.ledger.files import write_atomically
@@ -27,6 +28,7 @@ from elmanctl.search.candidates import Candidate, CandidateBuilder, ask_candidat
 from elmanctl.search.dispatch import Dispatcher, verdicts_since_reopened
 from elmanctl.search.fitness import has_diverged, told_values
 from elmanctl.search.optimizer import CmaOptimizer
+from elmanctl.search.poll import Poller
 from elmanctl.search.session import Session
 from elmanctl.search.space import SearchSpace
 from elmanctl.search.watch import Watcher
@@ -57,13 +59,15 @@ class Controller:
         poll_s: float,
         tick_s: float,
         stop: threading.Event,
+        now: Callable[[], float] = time.monotonic,
     ) -> None:
         self._session = session
         self._view = view
         self._tick_s = tick_s
         self._stop = stop
-        self._dispatcher = Dispatcher(session, executor, poll_s=poll_s)
-        self._watcher = Watcher(session, executor, poll_s=poll_s)
+        self._poller = Poller(session, executor, poll_s=poll_s, now=now)
+        self._dispatcher = Dispatcher(session, executor, self._poller)
+        self._watcher = Watcher(session, executor, now=now)
         self._recent: list[VerdictKind] = []
         self._optimizer = self._restore()
         space = SearchSpace.decode(session.run["space"])
@@ -76,19 +80,21 @@ class Controller:
         cannot say what became of an earlier submission.
         """
         session = self._session
-        self._dispatcher.adopt()
+        self._observe(self._dispatcher.adopt_all())
         while not self._stop.is_set():
             session.lease.renew()
             apply_requests(session, self._watcher)
-            self._dispatcher.adopt_later()
-            self._observe()
+            sighting = self._poller.look()
+            if sighting is not None:
+                self._dispatcher.adopt(sighting)
+            self._observe(sighting)
             if session.state.status is RunStatus.CANCELLED:
                 # Its jobs are told to end; what became of them goes on record.
                 if not session.state.live_attempts():
                     return
             elif self._go_on():
                 return
-            self._view.refresh(session, self._watcher.silent_reason)
+            self._view.refresh(session, self._poller.silent_reason)
             self._stop.wait(self._tick_s)
         if session.state.status is not RunStatus.CANCELLED:
             session.record("run_interrupted")
@@ -103,8 +109,8 @@ class Controller:
         self._dispatcher.submit_waiting()
         return False
 
-    def _observe(self) -> None:
-        for evaluation, verdict in self._watcher.look():
+    def _observe(self, sighting: Sighting | None) -> None:
+        for evaluation, verdict in self._watcher.look(sighting):
             self._view.judged(evaluation, verdict)
             if verdict.kind is VerdictKind.COMPLETED:
                 self._recent.clear()

@@ -1,16 +1,31 @@
-"""Watching live attempts until each has a verdict on record."""
+"""Watching live attempts until each has a verdict on record.
+
+A worker that has written its result drops an empty file into `finished/`, so that one scan of one
+folder finds what is new however many jobs there are.  A worker that was killed between the two is
+found by what the scheduler says of its job.
+"""
 
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 from elmanctl.errors import EnvironmentNotReady
-from elmanctl.jobs.executor import Executor, JobReport, JobState, LiveJob
+from elmanctl.jobs.executor import Executor, JobReport, JobState, LiveJob, Sighting
 from elmanctl.jobs.observe import heartbeat_age_s, observe, read_table
-from elmanctl.jobs.verdict import judge
+from elmanctl.jobs.result import find_mismatch
+from elmanctl.jobs.verdict import Observation, judge
 from elmanctl.ledger.disk import measure
 from elmanctl.ledger.encoding import encode_verdict
-from elmanctl.ledger.records import Attempt, Evaluation, State, Verdict
+from elmanctl.ledger.records import (
+    Attempt,
+    Evaluation,
+    Evidence,
+    EvidenceSource,
+    State,
+    Verdict,
+    VerdictKind,
+)
+from elmanctl.search.poll import live_job
 from elmanctl.search.session import Session
 
 logger = logging.getLogger(__name__)
@@ -21,73 +36,127 @@ RESULT_GRACE_S = 15.0
 # A job that the scheduler forgot is lost once its heartbeat is older than this many beats.
 _STALE_BEATS = 4
 
+# In so many polls in a row a job is missed until it is lost; in more where sacct is silent, since
+# it may yet tell how the job ended.
+_MISSED = 2
+_MISSED_UNHEARD = 5
+
 # Kept in the result file, too long or too fixed to repeat in the ledger.
-_NOT_IN_LEDGER = ("version", "verdict", "versions", "protocol")
+_NOT_IN_LEDGER = (
+    *("version", "verdict", "versions", "protocol"),
+    # Said by the event itself.
+    *("evaluation", "attempt", "parameters_expected"),
+)
 
 
 class Watcher:
-    """Asks after live attempts and records what became of them."""
+    """Looks at what workers and the scheduler tell, and records what became of attempts."""
 
     def __init__(
-        self,
-        session: Session,
-        executor: Executor,
-        *,
-        poll_s: float,
-        now: Callable[[], float] = time.monotonic,
+        self, session: Session, executor: Executor, *, now: Callable[[], float] = time.monotonic
     ) -> None:
         self._session = session
         self._executor = executor
-        self._poll_s = poll_s
         self._now = now
-        self._next_poll = 0.0
-        self._ended_since: dict[str, float] = {}
+        self._ended: dict[str, tuple[float, JobReport]] = {}
         self._missed: dict[str, int] = {}
-        self.silent_reason: str | None = None
+        # Workers leave markers where there is a folder for them.
+        session.paths.finished.mkdir(exist_ok=True)
 
-    def look(self) -> list[tuple[Evaluation, Verdict]]:
-        """Look once at every live attempt; return those that were judged."""
-        judged = []
-        for evaluation, attempt in self._session.state.live_attempts():
-            paths = self._session.paths.attempt(evaluation.id, attempt.number)
-            if read_table(paths.result) is not None:
-                judged.append(self._settle(evaluation, attempt, None))
-        if self._now() >= self._next_poll:
-            self._next_poll = self._now() + self._poll_s
-            judged += self._poll()
+    def look(self, sighting: Sighting | None) -> list[tuple[Evaluation, Verdict]]:
+        """Look at what is new; return the attempts that were judged.
+
+        `sighting` is what the scheduler said, None when it was not asked this time.
+        """
+        judged = [*self._collect_finished(), *self._judge_ended()]
+        if sighting is not None:
+            judged += self._act_on_all(sighting)
         return judged
 
-    def _poll(self) -> list[tuple[Evaluation, Verdict]]:
-        live = {
-            attempt.job_id: (evaluation, attempt)
-            for evaluation, attempt in self._session.state.live_attempts()
-            if attempt.job_id is not None
-        }
-        if not live:
-            return []
-        reports = self._executor.reports([_job(attempt) for _, attempt in live.values()])
-        silent = [report for report in reports.values() if report.state is JobState.UNKNOWN]
-        self.silent_reason = silent[0].reason if silent else None
+    def _collect_finished(self) -> Iterator[tuple[Evaluation, Verdict]]:
+        """Settle attempts whose workers left a marker, and remove what has served."""
+        try:
+            names = sorted(marker.name for marker in self._session.paths.finished.iterdir())
+        except OSError as exc:
+            logger.debug("no markers can be read: %s", exc)
+            return
+        for name in names:
+            evaluation_id, _, number = name.rpartition("-")
+            evaluation = self._session.state.evaluations.get(evaluation_id)
+            attempts = () if evaluation is None else evaluation.attempts
+            attempt = next((one for one in attempts if str(one.number) == number), None)
+            if evaluation is None or attempt is None:
+                continue
+            if not attempt.state.is_finished:
+                if not self._has_result(evaluation, attempt):
+                    # A shared file system may show the marker first.
+                    continue
+                yield self._settle(evaluation, attempt, None)
+            # After the event is on record: a kill in between leaves it for the next controller.
+            (self._session.paths.finished / name).unlink(missing_ok=True)
+
+    def _judge_ended(self) -> Iterator[tuple[Evaluation, Verdict]]:
+        """Settle jobs that ended and whose result has come, or was waited for long enough."""
+        live = {str(pair[1].job_id): pair for pair in self._live()}
+        for key, (since, report) in list(self._ended.items()):
+            if key not in live:
+                del self._ended[key]
+                continue
+            evaluation, attempt = live[key]
+            is_over = self._now() - since >= RESULT_GRACE_S
+            if self._has_result(evaluation, attempt) or (
+                is_over and not self._is_at_work_elsewhere(evaluation, attempt)
+            ):
+                yield self._settle(evaluation, attempt, report)
+
+    def _live(self) -> list[tuple[Evaluation, Attempt]]:
+        return [pair for pair in self._session.state.live_attempts() if pair[1].job_id is not None]
+
+    def _act_on_all(self, sighting: Sighting) -> Iterator[tuple[Evaluation, Verdict]]:
+        live = [
+            (sighting.reports[str(attempt.job_id)], evaluation, attempt)
+            for evaluation, attempt in self._live()
+            if str(attempt.job_id) in sighting.reports
+        ]
         # Cancelled before its job had an id, or by a controller that died before it said so.
         self._end(
             [
-                _job(attempt)
-                for job_id, (evaluation, attempt) in live.items()
+                live_job(self._session, attempt)
+                for report, evaluation, attempt in live
                 if evaluation.state is State.CANCELLED
-                and reports[job_id].state in (JobState.PENDING, JobState.RUNNING)
+                and report.state in (JobState.PENDING, JobState.RUNNING)
             ]
         )
-        judged = []
-        for job_id, (evaluation, attempt) in live.items():
-            verdict = self._act_on(reports[job_id], evaluation, attempt)
+        for report, evaluation, attempt in live:
+            verdict = self._act_on(report, evaluation, attempt)
             if verdict is not None:
-                judged.append(verdict)
-        return judged
+                yield verdict
 
     def _act_on(
         self, report: JobReport, evaluation: Evaluation, attempt: Attempt
     ) -> tuple[Evaluation, Verdict] | None:
         key = str(attempt.job_id)
+        if report.state is JobState.VANISHED:
+            self._missed[key] = self._missed.get(key, 0) + 1
+            enough = _MISSED if report.reason is None else _MISSED_UNHEARD
+            if self._has_result(evaluation, attempt):
+                return self._settle(evaluation, attempt, report)
+            if self._missed[key] < enough or not self._is_silent(evaluation, attempt):
+                return None
+            return self._settle(evaluation, attempt, report)
+        self._missed.pop(key, None)
+        if report.state is JobState.ENDED:
+            since, _ = self._ended.setdefault(key, (self._now(), report))
+            # A worker that a signal ended had no time to leave a result.
+            expects_result = report.raw in ("COMPLETED", "FAILED") and report.signal is None
+            is_over = not expects_result or self._now() - since >= RESULT_GRACE_S
+            if not self._has_result(evaluation, attempt) and (
+                not is_over or self._is_at_work_elsewhere(evaluation, attempt)
+            ):
+                return None
+            return self._settle(evaluation, attempt, report)
+        # Alive, also after an end: the scheduler put it back.
+        self._ended.pop(key, None)
         if report.state is JobState.RUNNING and attempt.state is State.SUBMITTED:
             self._session.record(
                 "attempt_started",
@@ -95,24 +164,11 @@ class Watcher:
                 attempt=attempt.number,
                 **({"node": report.node} if report.node else {}),
             )
-        if report.state is JobState.VANISHED:
-            self._missed[key] = self._missed.get(key, 0) + 1
-            if self._missed[key] < 2 or not self._is_silent(evaluation, attempt):
-                return None
-        elif report.state is JobState.ENDED:
-            self._missed.pop(key, None)
-            since = self._ended_since.setdefault(key, self._now())
-            # A worker that a signal ended had no time to leave a result.
-            expects_result = report.raw in ("COMPLETED", "FAILED") and report.signal is None
-            if expects_result and self._now() - since < RESULT_GRACE_S:
-                return None
-            if self._is_at_work_elsewhere(evaluation, attempt):
-                return None
-        else:
-            self._missed.pop(key, None)
-            self._ended_since.pop(key, None)
-            return None
-        return self._settle(evaluation, attempt, report)
+        return None
+
+    def _has_result(self, evaluation: Evaluation, attempt: Attempt) -> bool:
+        paths = self._session.paths.attempt(evaluation.id, attempt.number)
+        return read_table(paths.result) is not None
 
     def _is_at_work_elsewhere(self, evaluation: Evaluation, attempt: Attempt) -> bool:
         """Whether a job that nobody knows of holds the attempt and gives signs of life.
@@ -139,7 +195,7 @@ class Watcher:
         """Judge an attempt and put its verdict on record."""
         session = self._session
         paths = session.paths.attempt(evaluation.id, attempt.number)
-        log = self._executor.log(_job(attempt))
+        log = self._executor.log(live_job(session, attempt))
         submission = session.state.submissions[attempt.submission]
         seen = observe(
             paths,
@@ -149,8 +205,11 @@ class Watcher:
             limit_s=60 * float(str(submission.resources["timeout_min"])),
             cancel_requested=evaluation.state is State.CANCELLED,
         )
-        verdict = judge(seen)
         result, beat = seen.result, seen.heartbeat or {}
+        fault = _mismatch(seen, evaluation, attempt)
+        verdict = judge(seen) if fault is None else fault
+        if fault is not None:
+            result = None
         known = {"node": (report.node if report else None) or attempt.node or beat.get("host")}
         known |= {"elapsed_s": seen.elapsed_s}
         session.record(
@@ -168,15 +227,15 @@ class Watcher:
 
     def cancel(self, evaluations: list[Evaluation]) -> str | None:
         """Ask the scheduler to end the live attempts of evaluations; return why it could not."""
-        jobs = [
-            _job(attempt)
-            for evaluation in evaluations
-            if (attempt := evaluation.last_attempt)
-            and attempt.job_id
-            and not attempt.state.is_finished
-        ]
-        self._next_poll = 0.0
-        return self._end(jobs)
+        return self._end(
+            [
+                live_job(self._session, attempt)
+                for evaluation in evaluations
+                if (attempt := evaluation.last_attempt)
+                and attempt.job_id
+                and not attempt.state.is_finished
+            ]
+        )
 
     def _end(self, jobs: list[LiveJob]) -> str | None:
         if not jobs:
@@ -189,7 +248,15 @@ class Watcher:
         return None
 
 
-def _job(attempt: Attempt) -> LiveJob:
-    return LiveJob(
-        job_id=str(attempt.job_id), submission=attempt.submission, task_index=attempt.task_index
+def _mismatch(seen: Observation, evaluation: Evaluation, attempt: Attempt) -> Verdict | None:
+    """Return the verdict on a result that is another attempt's, None for one's own."""
+    text = find_mismatch(
+        seen.result or {},
+        evaluation=evaluation.id,
+        attempt=attempt.number,
+        parameters=evaluation.parameters,
     )
+    if text is None:
+        return None
+    told = Evidence(source=EvidenceSource.RESULT, text=text, file=seen.result_file)
+    return Verdict(kind=VerdictKind.UNDETERMINED, evidence=(told,))

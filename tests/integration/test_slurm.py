@@ -235,10 +235,16 @@ class Job:
             intended_at=to_text(now()),
         )
         job_id = self.executor.submit(submission, self.paths.submission("s0001"))
-        self.live = LiveJob(job_id=f"{job_id}_0", submission="s0001", task_index=0)
+        self.live = LiveJob(
+            job_id=f"{job_id}_0",
+            submission="s0001",
+            task_index=0,
+            job_name=submission.job_name,
+            since=submission.intended_at,
+        )
 
     def report(self) -> JobReport:
-        return self.executor.reports([self.live])[self.live.job_id]
+        return self.executor.look([self.live], []).reports[self.live.job_id]
 
     def verdict(self) -> Verdict:
         """Wait for the job's end and judge it as a controller does."""

@@ -58,7 +58,9 @@ class Machine:
         return folder
 
     def job(self, number: int = 1) -> LiveJob:
-        return LiveJob(job_id=f"s{number:04}_0", submission=f"s{number:04}", task_index=0)
+        return LiveJob(
+            job_id=f"s{number:04}_0", submission=f"s{number:04}", task_index=0, job_name="job"
+        )
 
     def start(self, behaviour: str, number: int = 1, **options: Any) -> LiveJob:
         """Submit one worker that does some shell."""
@@ -69,7 +71,12 @@ class Machine:
         return self.job(number)
 
     def report(self, job: LiveJob) -> JobReport:
-        return self.executor.reports([job])[job.job_id]
+        return self.executor.look([job], []).reports[job.job_id]
+
+    def find(self) -> str | None:
+        submission = self.submission()
+        self.folder()
+        return self.executor.look([], [submission]).found[submission.id]
 
     def wait(self, job: LiveJob, state: JobState = JobState.ENDED) -> JobReport:
         return wait_for(lambda: (r := self.report(job)).state is state and r, f"{job.job_id}")
@@ -173,7 +180,7 @@ def test_worker_runs_on_after_its_controller_died_and_its_end_is_kept(machine: M
     # Another controller, which knows only the ledger.
     other = Machine(machine.root)
     other.wait(other.job(), JobState.RUNNING)
-    assert other.executor.find(other.submission(), other.folder()) == "s0001"
+    assert other.find() == "s0001"
     assert other.wait(other.job()).exit_code == 7
 
 
@@ -228,12 +235,12 @@ def test_process_id_that_belongs_to_another_process_by_now_is_left_alone(machine
 
 
 def test_submission_that_never_started_a_process_is_not_found(machine: Machine) -> None:
-    assert machine.executor.find(machine.submission(), machine.folder()) is None
+    assert machine.find() is None
 
 
 def test_worker_that_ended_is_found(machine: Machine) -> None:
     machine.wait(machine.start("exit 1"))
-    assert machine.executor.find(machine.submission(), machine.folder()) == "s0001"
+    assert machine.find() == "s0001"
 
 
 def test_supervisor_that_has_not_yet_recorded_itself_is_found_and_pending(
@@ -243,13 +250,13 @@ def test_supervisor_that_has_not_yet_recorded_itself_is_found_and_pending(
     marker = str(machine.folder() / "process")
     starting = subprocess.Popen(["sh", "-c", "sleep 60; :", "sh", marker])
     try:
-        assert machine.executor.find(machine.submission(), machine.folder()) == "s0001"
+        assert machine.find() == "s0001"
         assert machine.report(machine.job()).state is JobState.PENDING
     finally:
         subprocess.run(["pkill", "-P", str(starting.pid)], check=False)
         starting.kill()
         starting.wait()
-    assert machine.executor.find(machine.submission(), machine.folder()) is None
+    assert machine.find() is None
 
 
 def test_worker_whose_supervisor_was_killed_has_vanished(machine: Machine) -> None:

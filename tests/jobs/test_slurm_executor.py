@@ -4,16 +4,22 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from elmanctl.errors import EnvironmentNotReady, SubmissionError
 from elmanctl.jobs import slurm_executor
-from elmanctl.jobs.executor import JobState, LiveJob, SubmissionUnknown
+from elmanctl.jobs.executor import (
+    JobReport,
+    JobState,
+    LiveJob,
+    SubmissionTooLarge,
+    SubmissionUnknown,
+)
 from elmanctl.jobs.paths import RunPaths
-from elmanctl.jobs.slurm import SlurmSilent
 from elmanctl.jobs.slurm_executor import SlurmExecutor
 from elmanctl.jobs.submission import SCRIPT_NAME, task_pickle
 from elmanctl.ledger.records import Submission, Task
@@ -27,7 +33,7 @@ SUBMISSION = Submission(
     resources={"timeout_min": 5, "partition": "gpu"},
     intended_at="2026-08-01T10:00:00.000Z",
 )
-JOBS = [LiveJob(job_id=f"7_{i}", submission="s0001", task_index=i) for i in range(3)]
+JOBS = [LiveJob(job_id=f"7_{i}", submission="s0001", task_index=i, job_name=NAME) for i in range(3)]
 NO_ACCOUNTING = "Slurm accounting storage is disabled\n"
 
 
@@ -45,7 +51,10 @@ class Setup:
 
     def find(self) -> str | None:
         self.folder.mkdir(parents=True, exist_ok=True)
-        return self.executor.find(SUBMISSION, self.folder)
+        return self.executor.look([], [SUBMISSION]).found["s0001"]
+
+    def reports(self, jobs: Sequence[LiveJob] = JOBS) -> Mapping[str, JobReport]:
+        return self.executor.look(jobs, []).reports
 
 
 @pytest.fixture
@@ -143,7 +152,7 @@ def test_interrupt_from_the_keyboard_does_not_reach_sbatch(slurm: Setup) -> None
     assert session == (slurm.tools.folder / "self").read_text(encoding="utf-8").strip()
 
 
-ROW = "{id}_0|RUNNING|None|n1|{id}|{name}\n"
+ROW = "{id}_0|RUNNING|None|n1|{id}|0|0|{name}\n"
 
 
 def test_submission_that_was_accepted_is_found_in_squeue_by_its_name(slurm: Setup) -> None:
@@ -155,7 +164,9 @@ def test_submission_that_was_accepted_is_found_in_squeue_by_its_name(slurm: Setu
 
 def test_submission_that_left_squeue_is_found_in_sacct(slurm: Setup) -> None:
     slurm.tools.answer("squeue", ROW.format(id=9, name="other"))
-    slurm.tools.answer("sacct", "12_0|COMPLETED|n1\n12_1|COMPLETED|n1\n")
+    slurm.tools.answer(
+        "sacct", f"12_0|COMPLETED|0:0|0:0|n1|None|{NAME}\n12_1|COMPLETED|0:0|0:0|n1|None|{NAME}\n"
+    )
     assert slurm.find() == "12"
     call = next(call for call in slurm.tools.calls if call[0] == "sacct")
     assert call[call.index("--name") + 1] == NAME
@@ -170,8 +181,8 @@ def test_submission_that_neither_knows_was_never_accepted(slurm: Setup) -> None:
 
 
 def test_record_of_a_refused_request_is_no_job(slurm: Setup) -> None:
-    slurm.tools.answer("squeue", f"12|PENDING|BadConstraints||12|{NAME}\n")
-    slurm.tools.answer("sacct", "12|FAILED|None assigned\n")
+    slurm.tools.answer("squeue", f"12|PENDING|BadConstraints||12|0|0|{NAME}\n")
+    slurm.tools.answer("sacct", f"12|FAILED|1:0|0:0|None assigned|None|{NAME}\n")
     assert slurm.find() is None
 
 
@@ -185,8 +196,141 @@ def test_nothing_is_concluded_while_squeue_is_silent(slurm: Setup) -> None:
 def test_nothing_is_concluded_while_sacct_is_silent(slurm: Setup) -> None:
     slurm.tools.answer("squeue")
     slurm.tools.answer("sacct", stderr="sacct: error: slurmdbd: Connection refused\n", code=1)
-    with pytest.raises(SlurmSilent):
-        slurm.find()
+    sighting = slurm.executor.look(JOBS, [SUBMISSION])
+    assert sighting.found == {}
+    assert sighting.unheard == "`sacct` failed: sacct: error: slurmdbd: Connection refused"
+    assert {report.reason for report in sighting.reports.values()} == {sighting.unheard}
+    assert sighting.accounting is None
+
+
+def test_accounting_that_is_silent_is_asked_ever_more_rarely(slurm: Setup) -> None:
+    slurm.tools.answer("squeue")
+    slurm.tools.answer("sacct", stderr="sacct: error: slurmdbd: Connection refused\n", code=1)
+    asked = []
+    for _ in range(40):
+        before = slurm.tools.called("sacct")
+        assert slurm.executor.look(JOBS, []).unheard is not None
+        asked.append(slurm.tools.called("sacct") - before)
+    assert [look for look, calls in enumerate(asked) if calls] == [0, 2, 6, 14, 24, 34]
+    slurm.tools.answer("sacct")
+    while slurm.executor.look(JOBS, []).unheard is not None:
+        assert slurm.tools.called("squeue") < 60
+    before = slurm.tools.called("sacct")
+    slurm.executor.look(JOBS, [])
+    assert slurm.tools.called("sacct") == before + 1
+
+
+def test_accounting_that_is_off_is_asked_once_and_remembered(slurm: Setup) -> None:
+    slurm.tools.answer("squeue")
+    slurm.tools.answer("sacct", stderr=NO_ACCOUNTING, code=1)
+    assert [slurm.executor.look(JOBS, []).accounting for _ in range(4)] == [False] * 4
+    assert slurm.tools.called("sacct") == 1
+    # And it is no complaint, and no obstacle.
+    sighting = slurm.executor.look(JOBS, [SUBMISSION])
+    assert (sighting.unheard, sighting.found) == (None, {"s0001": None})
+
+
+def test_a_hundred_orphans_take_two_commands(slurm: Setup) -> None:
+    orphans = [
+        replace(SUBMISSION, id=f"s{i:04}", job_name=f"elman-run-1a2b3c4d-s{i:04}")
+        for i in range(100)
+    ]
+    listed, ended, never = orphans[:40], orphans[40:80], orphans[80:]
+    slurm.tools.answer(
+        "squeue", "".join(ROW.format(id=100 + i, name=one.job_name) for i, one in enumerate(listed))
+    )
+    line = "{id}_0|COMPLETED|0:0|0:0|n1|None|{name}\n"
+    slurm.tools.answer(
+        "sacct", "".join(line.format(id=200 + i, name=one.job_name) for i, one in enumerate(ended))
+    )
+    found = slurm.executor.look([], orphans).found
+    assert [found[one.id] for one in listed] == [str(100 + i) for i in range(40)]
+    assert [found[one.id] for one in ended] == [str(200 + i) for i in range(40)]
+    assert [found[one.id] for one in never] == [None] * 20
+    assert [call[0] for call in slurm.tools.calls] == ["squeue", "sacct"]
+
+
+def test_more_names_than_one_command_can_hold_are_asked_about_in_turns(slurm: Setup) -> None:
+    slurm.tools.answer("squeue")
+    slurm.tools.answer("sacct")
+    jobs = [
+        LiveJob(job_id=f"{i}_0", submission=f"s{i}", task_index=0, job_name=f"{i:0200}")
+        for i in range(1000)
+    ]
+    reports = slurm.reports(jobs)
+    # A job that was not asked about has no report, and so is not missed.
+    assert 0 < len(reports) < 1000
+    assert list(reports) == [f"{i}_0" for i in range(len(reports))]
+
+
+def test_job_id_that_was_used_again_tells_of_nobody_elses_job(slurm: Setup) -> None:
+    slurm.tools.answer("squeue", "7_0|RUNNING|None|n1|7|0|0|another\n")
+    slurm.tools.answer("sacct", "7_0|COMPLETED|0:0|0:0|n1|None|another\n")
+    assert {report.state for report in slurm.reports().values()} == {JobState.VANISHED}
+
+
+REFUSED_ARRAY = "sbatch: error: Batch job submission failed: Invalid job array specification\n"
+
+
+def config(limit: int, parameters: str = "(null)") -> str:
+    return f"MaxArraySize            = {limit}\nSchedulerParameters     = {parameters}\n"
+
+
+def test_array_limit_is_asked_for_when_an_array_is_refused_and_then_remembered(
+    slurm: Setup,
+) -> None:
+    slurm.tools.answer("sbatch", stderr=REFUSED_ARRAY, code=1)
+    slurm.tools.answer("scontrol", config(4))
+    assert slurm.executor.tasks_per_submission == 1001
+    with pytest.raises(SubmissionTooLarge, match="Invalid job array"):
+        slurm.submit()
+    # Nothing more is submitted until the next look.
+    assert slurm.executor.tasks_per_submission == 0
+    slurm.executor.look([], [])
+    assert slurm.executor.tasks_per_submission == 4
+    slurm.executor.look([], [])
+    assert [call[0] for call in slurm.tools.calls] == ["sbatch", "scontrol"]
+
+
+def test_array_limit_takes_the_place_of_accounting_in_one_look(slurm: Setup) -> None:
+    slurm.tools.answer("sbatch", stderr=REFUSED_ARRAY, code=1)
+    slurm.tools.answer("scontrol", config(1001, "bf_continue,max_array_tasks=3"))
+    slurm.tools.answer("squeue")
+    slurm.tools.answer("sacct")
+    with pytest.raises(SubmissionTooLarge):
+        slurm.submit()
+    # Two commands; of the jobs nothing is concluded.
+    assert slurm.reports() == {}
+    assert [call[0] for call in slurm.tools.calls[1:]] == ["squeue", "scontrol"]
+    assert slurm.executor.tasks_per_submission == 3
+    assert len(slurm.reports()) == 3
+
+
+def test_array_that_is_refused_though_the_limit_allows_it_is_halved(slurm: Setup) -> None:
+    slurm.tools.answer("sbatch", stderr=REFUSED_ARRAY, code=1)
+    slurm.tools.answer("scontrol", config(1001))
+    with pytest.raises(SubmissionTooLarge):
+        slurm.submit()
+    slurm.executor.look([], [])
+    with pytest.raises(SubmissionTooLarge):
+        slurm.submit()
+    assert slurm.executor.tasks_per_submission == 1
+    assert slurm.tools.called("scontrol") == 1
+
+
+def test_array_limit_that_cannot_be_asked_is_tried_out(slurm: Setup) -> None:
+    slurm.tools.answer("sbatch", stderr=REFUSED_ARRAY, code=1)
+    with pytest.raises(SubmissionTooLarge):
+        slurm.submit()
+    slurm.executor.look([], [])
+    assert slurm.executor.tasks_per_submission == 1
+
+
+def test_array_of_one_that_is_refused_is_an_error_like_others(slurm: Setup) -> None:
+    slurm.tools.answer("sbatch", stderr=REFUSED_ARRAY, code=1)
+    with pytest.raises(SubmissionError) as told:
+        slurm.executor.submit(replace(SUBMISSION, tasks=SUBMISSION.tasks[:1]), slurm.folder)
+    assert not isinstance(told.value, SubmissionTooLarge)
 
 
 def test_cluster_without_accounting_is_no_obstacle_to_finding(slurm: Setup) -> None:
@@ -233,22 +377,29 @@ def test_sbatch_of_a_dead_controller_is_waited_for(
     assert time.monotonic() - began >= 0.4
 
 
-def test_while_squeue_is_down_every_job_is_unknown_and_the_reason_is_kept(slurm: Setup) -> None:
+def listed(*rows: str) -> str:
+    """Return squeue's answer: `id|state|reason|node`, and what ended with `|code|derived`."""
+    lines = []
+    for row in rows:
+        job_id, raw, reason, node, *codes = row.split("|")
+        own, derived = codes or ("0", "0")
+        lines.append(f"{job_id}|{raw}|{reason}|{node}|7|{own}|{derived}|{NAME}\n")
+    return "".join(lines)
+
+
+def test_while_squeue_is_down_nothing_is_told_but_its_own_words(slurm: Setup) -> None:
     slurm.tools.answer("squeue", stderr="slurm_load_jobs error: Unable to contact\n", code=1)
-    reports = slurm.executor.reports(JOBS)
-    assert {job.job_id for job in JOBS} == set(reports)
-    assert {report.state for report in reports.values()} == {JobState.UNKNOWN}
-    assert {report.reason for report in reports.values()} == {
-        "`squeue` failed: slurm_load_jobs error: Unable to contact"
-    }
+    with pytest.raises(EnvironmentNotReady) as told:
+        slurm.reports()
+    assert told.value.message == "`squeue` failed: slurm_load_jobs error: Unable to contact"
     assert slurm.tools.called("sacct") == 0
 
 
 def test_jobs_that_squeue_lists_as_alive_need_no_accounting(slurm: Setup) -> None:
     slurm.tools.answer(
-        "squeue", "7_0|RUNNING|None|n1|7|a\n7_1|PENDING|Priority||7|a\n7_2|COMPLETING|None|n2|7|a\n"
+        "squeue", listed("7_0|RUNNING|None|n1", "7_1|PENDING|Priority|", "7_2|COMPLETING|None|n2")
     )
-    reports = slurm.executor.reports(JOBS)
+    reports = slurm.reports()
     assert reports["7_0"].state is JobState.RUNNING
     assert reports["7_0"].node == "n1"
     assert (reports["7_1"].state, reports["7_1"].reason) == (JobState.PENDING, "Priority")
@@ -256,48 +407,72 @@ def test_jobs_that_squeue_lists_as_alive_need_no_accounting(slurm: Setup) -> Non
     assert slurm.tools.called("sacct") == 0
 
 
-def test_exit_code_of_a_job_that_ended_comes_from_accounting(slurm: Setup) -> None:
-    slurm.tools.answer("squeue", "7_0|FAILED|NonZeroExitCode|n1|7|a\n7_1|RUNNING|None|n1|7|a\n")
+def test_how_a_job_ended_comes_from_squeue_while_it_is_listed_there(slurm: Setup) -> None:
+    """Codes are squeue's: the status of wait(2), that of the step second."""
+    slurm.tools.answer(
+        "squeue",
+        listed(
+            "7_0|FAILED|NonZeroExitCode|n1|768|768",
+            "7_1|FAILED|NonZeroExitCode|n1|256|125",
+            "7_2|OUT_OF_MEMORY|OutOfMemory|n2|125|125",
+        ),
+    )
+    reports = slurm.reports()
+    seen = {job_id: (r.state, r.exit_code, r.signal) for job_id, r in reports.items()}
+    assert seen == {
+        "7_0": (JobState.ENDED, 3, None),
+        "7_1": (JobState.ENDED, 1, 125),
+        "7_2": (JobState.ENDED, 0, 125),
+    }
+    assert [call[0] for call in slurm.tools.calls] == ["squeue"]
+
+
+def test_how_a_job_ended_that_left_squeue_comes_from_accounting_by_its_name(slurm: Setup) -> None:
+    slurm.tools.answer("squeue", listed("7_1|RUNNING|None|n1"))
     slurm.tools.answer(
         "sacct",
-        "7_0|FAILED|3:0|3:0|n1|NonZeroExitCode\n7_1|RUNNING|0:0|0:0|n1|None\n"
-        "7_2|OUT_OF_MEMORY|0:125|0:125|n2|OutOfMemory\n",
+        f"7_0|FAILED|3:0|3:0|n1|NonZeroExitCode|{NAME}\n7_1|RUNNING|0:0|0:0|n1|None|{NAME}\n"
+        f"7_2|OUT_OF_MEMORY|0:125|0:125|n2|OutOfMemory|{NAME}\n",
     )
-    reports = slurm.executor.reports(JOBS)
+    reports = slurm.reports()
     assert (reports["7_0"].state, reports["7_0"].exit_code) == (JobState.ENDED, 3)
     assert reports["7_1"].state is JobState.RUNNING
     assert (reports["7_2"].raw, reports["7_2"].node) == ("OUT_OF_MEMORY", "n2")
     assert [slurm.tools.called(name) for name in ("squeue", "sacct")] == [1, 1]
+    call = slurm.tools.calls[1]
+    assert call[call.index("--name") + 1] == NAME
 
 
 def test_job_that_neither_command_knows_has_vanished(slurm: Setup) -> None:
     slurm.tools.answer("squeue")
     slurm.tools.answer("sacct")
-    reports = slurm.executor.reports(JOBS)
+    reports = slurm.reports()
     assert {report.state for report in reports.values()} == {JobState.VANISHED}
 
 
 def test_accounting_that_lags_behind_does_not_revive_a_job(slurm: Setup) -> None:
-    slurm.tools.answer("squeue", "7_0|COMPLETED|None|n1|7|a\n")
-    slurm.tools.answer("sacct", "7_0|RUNNING|0:0|0:0|n1|None\n7_1|RUNNING|0:0|0:0|n1|None\n")
-    reports = slurm.executor.reports(JOBS)
+    slurm.tools.answer("squeue", listed("7_0|COMPLETED|None|n1"))
+    slurm.tools.answer("sacct", f"7_1|RUNNING|0:0|0:0|n1|None|{NAME}\n")
+    reports = slurm.reports()
     assert (reports["7_0"].state, reports["7_0"].raw) == (JobState.ENDED, "COMPLETED")
     assert reports["7_1"].state is JobState.VANISHED
 
 
 def test_without_accounting_squeue_alone_tells_how_jobs_ended(slurm: Setup) -> None:
-    slurm.tools.answer("squeue", "7_0|TIMEOUT|TimeLimit|n1|7|a\n7_1|RUNNING|None|n1|7|a\n")
+    slurm.tools.answer(
+        "squeue", listed("7_0|FAILED|NonZeroExitCode|n1|256|9", "7_1|RUNNING|None|n1")
+    )
     slurm.tools.answer("sacct", stderr=NO_ACCOUNTING, code=1)
-    reports = slurm.executor.reports(JOBS)
-    assert (reports["7_0"].state, reports["7_0"].raw) == (JobState.ENDED, "TIMEOUT")
-    assert reports["7_0"].exit_code is None
+    reports = slurm.reports()
+    assert (reports["7_0"].state, reports["7_0"].raw) == (JobState.ENDED, "FAILED")
+    assert (reports["7_0"].exit_code, reports["7_0"].signal) == (1, 9)
     assert reports["7_1"].state is JobState.RUNNING
-    assert reports["7_2"].state is JobState.VANISHED
+    assert (reports["7_2"].state, reports["7_2"].reason) == (JobState.VANISHED, None)
 
 
 def test_jobs_of_others_are_not_reported(slurm: Setup) -> None:
-    slurm.tools.answer("squeue", ROW.format(id=99, name="other") + "7_0|RUNNING|None|n1|7|a\n")
-    assert set(slurm.executor.reports(JOBS[:1])) == {"7_0"}
+    slurm.tools.answer("squeue", ROW.format(id=99, name="other") + listed("7_0|RUNNING|None|n1"))
+    assert set(slurm.reports(JOBS[:1])) == {"7_0"}
 
 
 def test_no_more_jobs_are_queued_than_allowed(slurm: Setup) -> None:

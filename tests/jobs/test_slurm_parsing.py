@@ -7,15 +7,18 @@ import pytest
 
 from elmanctl.errors import EnvironmentNotReady
 from elmanctl.jobs import slurm
-from elmanctl.jobs.executor import JobState
+from elmanctl.jobs.executor import JobReport, JobState
 from elmanctl.jobs.slurm import (
     Slurm,
     SlurmSilent,
     expand_array,
     job_state,
+    parse_array_limit,
     parse_sacct,
     parse_squeue,
 )
+from elmanctl.jobs.verdict import Observation, judge
+from elmanctl.ledger.records import VerdictKind
 from tests.jobs.slurm_tools import SlurmTools
 
 # The job state codes of squeue(1), and the flags that newer versions show as states.
@@ -73,11 +76,11 @@ def test_state_that_nobody_has_heard_of_counts_as_alive(text: str) -> None:
 
 
 SQUEUE = """\
-7_0|RUNNING|None|gpu-01|7|elman-run-ab12-s0001
-7_1|PENDING|Priority||7|elman-run-ab12-s0001
-7_2|COMPLETED|None|gpu-02|7|elman-run-ab12-s0001
-8|PENDING|(Nodes required for job are DOWN, DRAINED)||8|a|name|with bars
-9_0|FAILED|NonZeroExitCode|gpu-[03-04]|9|elman-other
+7_0  |RUNNING   |None|gpu-01|7|0    |0  |elman-run-ab12-s0001  |
+7_1  |PENDING   |Priority||7|0|0|elman-run-ab12-s0001  |
+7_2|COMPLETED|None|gpu-02|7|0|9|elman-run-ab12-s0001|
+8|PENDING|(Nodes required for job are DOWN, DRAINED)||8|0|0|a|name|with bars   |
+9_0|FAILED|NonZeroExitCode|gpu-[03-04]|9|256|125|elman-other
 """
 
 
@@ -107,6 +110,28 @@ def test_squeue_lists_state_reason_node_and_array_of_every_task() -> None:
     assert [row.report.node for row in rows] == ["gpu-01", None, "gpu-02", None, "gpu-[03-04]"]
 
 
+@pytest.mark.parametrize(
+    ("own", "derived", "expected"),
+    [
+        ("0", "0", (0, None)),
+        ("768", "768", (3, None)),
+        ("9", "0", (0, 9)),
+        ("2304", "9", (9, 9)),
+        ("256", "125", (1, 125)),
+        # In case a later version writes them as sacct does.
+        ("1:0", "0:9", (1, 9)),
+        ("?", "", (None, None)),
+    ],
+)
+def test_squeue_tells_exit_code_and_signal_of_what_ended(
+    own: str, derived: str, expected: tuple[int | None, int | None]
+) -> None:
+    (row,) = parse_squeue(f"7_0|FAILED|None|n1|7|{own}|{derived}|a|\n")
+    assert (row.report.exit_code, row.report.signal) == expected
+    (alive,) = parse_squeue(f"7_0|RUNNING|None|n1|7|{own}|{derived}|a|\n")
+    assert (alive.report.exit_code, alive.report.signal) == (None, None)
+
+
 def test_bars_in_a_job_name_belong_to_the_name() -> None:
     assert parse_squeue(SQUEUE)[3].name == "a|name|with bars"
 
@@ -119,21 +144,30 @@ def test_squeue_line_that_was_cut_short_tells_of_no_other_job(length: int) -> No
     assert [row.job_id for row in rows[1:]] in ([], ["7_0"])
 
 
-# JobID|State|ExitCode|DerivedExitCode|NodeList|Reason, as `sacct -X -n -P` answers.
+# JobID|State|ExitCode|DerivedExitCode|NodeList|Reason|JobName, as `sacct -X -n -P` answers.
 SACCT = """\
-7_0|COMPLETED|0:0|0:0|gpu-01|None
-7_1|FAILED|1:0|1:0|gpu-02|NonZeroExitCode
-7_2|CANCELLED by 1000|0:0|0:0|None assigned|None
-7_3|OUT_OF_MEMORY|0:125|0:125|gpu-01|OutOfMemory
-7_4|FAILED|137:0|0:9|gpu-02|NonZeroExitCode
-7_5|NODE_FAIL|1:0|0:0|gpu-03|NodeDown
-7_6|TIMEOUT|0:0|0:0|gpu-03|TimeLimit
-7_[7-8%2]|PENDING|0:0|0:0|None assigned|Priority
+7_0|COMPLETED|0:0|0:0|gpu-01|None|a|b
+7_1|FAILED|1:0|1:0|gpu-02|NonZeroExitCode|a|b
+7_2|CANCELLED by 1000|0:0|0:0|None assigned|None|a|b
+7_3|OUT_OF_MEMORY|0:125|0:125|gpu-01|OutOfMemory|a|b
+7_4|FAILED|137:0|0:9|gpu-02|NonZeroExitCode|a|b
+7_5|NODE_FAIL|1:0|0:0|gpu-03|NodeDown|a|b
+7_6|TIMEOUT|0:0|0:0|gpu-03|TimeLimit|a|b
+7_[7-8%2]|PENDING|0:0|0:0|None assigned|Priority|a|b
 """
 
 
+def told(text: str) -> dict[str, JobReport]:
+    return {row.job_id: row.report for row in parse_sacct(text)}
+
+
+def test_sacct_tells_whose_job_it_is() -> None:
+    rows = parse_sacct(SACCT)
+    assert {(row.array_id, row.name) for row in rows} == {("7", "a|b")}
+
+
 def test_sacct_tells_state_exit_code_signal_node_and_reason() -> None:
-    reports = parse_sacct(SACCT)
+    reports = told(SACCT)
     seen = {k: (r.raw, r.exit_code, r.signal, r.node, r.reason) for k, r in reports.items()}
     assert seen == {
         "7_0": ("COMPLETED", 0, None, "gpu-01", None),
@@ -151,17 +185,17 @@ def test_sacct_tells_state_exit_code_signal_node_and_reason() -> None:
 
 
 def test_newest_line_of_a_job_is_the_one_that_counts() -> None:
-    text = "7_0|NODE_FAIL|1:0|0:0|gpu-01|None\n7_0|COMPLETED|0:0|0:0|gpu-02|None\n"
-    assert parse_sacct(text)["7_0"].raw == "COMPLETED"
+    text = "7_0|NODE_FAIL|1:0|0:0|gpu-01|None|a\n7_0|COMPLETED|0:0|0:0|gpu-02|None|a\n"
+    assert told(text)["7_0"].raw == "COMPLETED"
 
 
-@pytest.mark.parametrize("length", range(len("7_0|COMPLETED|0:0|0:0|")))
+@pytest.mark.parametrize("length", range(len("7_0|COMPLETED|0:0|0:0|n1|None")))
 def test_sacct_line_that_was_cut_short_tells_nothing(length: int) -> None:
-    assert parse_sacct("7_0|COMPLETED|0:0|0:0|"[:length]) == {}
+    assert parse_sacct("7_0|COMPLETED|0:0|0:0|n1|None"[:length]) == []
 
 
 def test_exit_codes_that_are_no_numbers_are_not_known() -> None:
-    (report,) = parse_sacct("7_0|FAILED|?|:|gpu-01|None").values()
+    (report,) = told("7_0|FAILED|?|:|gpu-01|None|a").values()
     assert (report.exit_code, report.signal) == (None, None)
 
 
@@ -235,12 +269,56 @@ def test_unknown_partition_is_refused_with_the_known_ones(tools: SlurmTools) -> 
     assert told.value.hint == "partitions here: cpu, gpu"
 
 
-def test_accounting_is_asked_once_for_all_tasks_of_all_arrays(tools: SlurmTools) -> None:
+def test_accounting_is_asked_once_for_all_names(tools: SlurmTools) -> None:
     tools.answer("sacct", SACCT)
-    reports = Slurm().accounting(["7_0", "7_1", "12_3"])
-    assert reports["7_1"].exit_code == 1
+    rows = Slurm().accounting(["one", "two"], since="2026-08-01T09:00:00")
+    assert rows[1].report.exit_code == 1
     (call,) = tools.calls
-    assert call[call.index("-j") + 1] == "12,7"
+    assert call[call.index("--name") + 1] == "one,two"
+    assert call[call.index("-S") + 1] == "2026-08-01T09:00:00"
+
+
+@pytest.mark.parametrize(
+    ("text", "limit"),
+    [
+        ("MaxArraySize            = 1001\n", 1001),
+        ("JobFileAppend = 0\nMaxArraySize = 4\nSchedulerParameters = (null)\n", 4),
+        ("MaxArraySize = 5000\nSchedulerParameters = bf_max=1,max_array_tasks=300,x\n", 300),
+        ("SchedulerParameters = defer\n", None),
+        ("", None),
+    ],
+)
+def test_array_limit_is_read_from_the_configuration(text: str, limit: int | None) -> None:
+    assert parse_array_limit(text) == limit
+
+
+# What judge makes of an end without a result or a log, by the state alone.
+VERDICTS = {
+    "BOOT_FAIL": VerdictKind.NODE_FAILURE,
+    "CANCELLED": VerdictKind.CANCELLED,
+    "COMPLETED": VerdictKind.UNDETERMINED,
+    "DEADLINE": VerdictKind.TIMEOUT,
+    "FAILED": VerdictKind.UNDETERMINED,
+    "NODE_FAIL": VerdictKind.NODE_FAILURE,
+    "OUT_OF_MEMORY": VerdictKind.OOM,
+    "PREEMPTED": VerdictKind.PREEMPTED,
+    "REVOKED": VerdictKind.CANCELLED,
+    "TIMEOUT": VerdictKind.TIMEOUT,
+}
+
+
+def test_every_state_that_ends_a_job_has_a_verdict_of_its_own() -> None:
+    assert sorted(VERDICTS) == ENDED
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize(("name", "kind"), VERDICTS.items())
+def test_job_that_left_nothing_is_judged_by_its_state(
+    name: str, kind: VerdictKind, form: str
+) -> None:
+    """Never as diverged: only a worker can know that."""
+    report = JobReport(state=JobState.ENDED, raw=form.format(name))
+    assert judge(Observation(report=report)).kind is kind
 
 
 def test_cancelling_names_every_job_in_one_call(tools: SlurmTools) -> None:

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from elmanctl.errors import EnvironmentNotReady
-from elmanctl.jobs.executor import JobReport, JobState, LiveJob
+from elmanctl.jobs.executor import JobReport, JobState, LiveJob, Sighting
 from elmanctl.jobs.paths import AttemptPaths, RunPaths
 from elmanctl.ledger.files import write_json
 from elmanctl.ledger.records import Evaluation, Submission, Verdict
@@ -83,8 +83,6 @@ class World:
 
     def report(self, job_id: str) -> JobReport:
         """Let a job take its next step and tell where it stands."""
-        if self.silent:
-            return JobReport(state=JobState.UNKNOWN, reason="`squeue` did not answer")
         if job_id in self.ended:
             return self.ended[job_id]
         evaluation, attempt = self.tasks[job_id]
@@ -133,8 +131,11 @@ def write_result(paths: AttemptPaths, verdict: str) -> None:
             "verdict": {"kind": verdict, "evidence": [evidence]},
             "loss": loss_of(spec["config"], spec["lr"]) if completed else None,
             "steps": 10 if completed else int(1000 * spec["lr"]),
+            **{key: spec[key] for key in ("evaluation", "attempt", "parameters_expected")},
         },
     )
+    if paths.finished_marker.parent.is_dir():
+        paths.finished_marker.touch()
 
 
 class ScriptedExecutor:
@@ -162,13 +163,13 @@ class ScriptedExecutor:
         self.submitted.append(submission)
         return self.world.accept(submission)
 
-    def find(self, submission: Submission, folder: Path) -> str | None:
+    def look(self, jobs: Sequence[LiveJob], intended: Sequence[Submission]) -> Sighting:
         if self.world.silent:
             raise EnvironmentNotReady("`squeue` did not answer")
-        return self.world.jobs.get(submission.job_name)
-
-    def reports(self, jobs: Sequence[LiveJob]) -> Mapping[str, JobReport]:
-        return {job.job_id: self.world.report(job.job_id) for job in jobs}
+        return Sighting(
+            reports={job.job_id: self.world.report(job.job_id) for job in jobs},
+            found={one.id: self.world.jobs.get(one.job_name) for one in intended},
+        )
 
     def cancel(self, jobs: Sequence[LiveJob]) -> None:
         if self.world.silent:

@@ -115,7 +115,7 @@ def test_stopped_search_goes_on_where_it_was(runs: Runs, tmp_path: Path) -> None
         stops += 1
         run.stop.clear()
         assert stops < 50
-    assert stops > 3
+    assert stops > 1
     assert_same_search(state, undisturbed, run.world, "stopped")
 
 

@@ -1,5 +1,6 @@
 """From a scheduler's reports to verdicts on record: when to wait, and when to be sure."""
 
+import json
 import os
 import time
 from collections.abc import Iterator
@@ -8,7 +9,9 @@ from typing import Any
 import pytest
 
 from elmanctl.jobs.executor import JobReport, JobState
+from elmanctl.ledger.files import write_json
 from elmanctl.ledger.records import State
+from elmanctl.search.poll import Poller
 from elmanctl.search.session import Session
 from elmanctl.search.watch import RESULT_GRACE_S, Watcher
 from tests.search.scripted import Run, Runs, ScriptedExecutor, write_result
@@ -28,9 +31,9 @@ class Watched:
         self.run = run
         self.now = 1000.0
         self.session = Session.open(run.folder)
-        self.watcher = Watcher(
-            self.session, ScriptedExecutor(run.world), poll_s=30.0, now=lambda: self.now
-        )
+        executor = ScriptedExecutor(run.world)
+        self.poller = Poller(self.session, executor, poll_s=30.0, now=lambda: self.now)
+        self.watcher = Watcher(self.session, executor, now=lambda: self.now)
         self.job = self.session.state.evaluations["g000-e01"].attempts[0].job_id or ""
 
     def report(self, state: JobState, raw: str = "", **details: Any) -> None:
@@ -39,7 +42,7 @@ class Watched:
 
     def look(self, after_s: float = 30.0) -> list[tuple[str, str]]:
         self.now += after_s
-        return [(e.id, verdict.kind.value) for e, verdict in self.watcher.look()]
+        return [(e.id, v.kind.value) for e, v in self.watcher.look(self.poller.look())]
 
     def beat(self, age_s: float) -> None:
         """Leave a heartbeat of this age; `heartbeat_s` is 0.01."""
@@ -87,7 +90,8 @@ def test_job_that_should_have_left_a_result_is_given_time_for_it(
 def test_job_that_never_leaves_its_result_is_judged_without_it(watched: Watched) -> None:
     watched.report(JobState.ENDED, "COMPLETED", exit_code=0)
     assert watched.look() == []
-    assert watched.look(after_s=31.0) == [("g000-e01", "undetermined")]
+    # Not at the next poll, which may be a minute away.
+    assert watched.look(after_s=RESULT_GRACE_S) == [("g000-e01", "undetermined")]
 
 
 def test_attempt_that_a_job_out_of_sight_works_on_is_waited_for(watched: Watched) -> None:
@@ -150,11 +154,112 @@ def test_silence_is_not_the_end_of_anything_and_its_reason_is_known(watched: Wat
     watched.run.world.silent = True
     for _ in range(5):
         assert watched.look() == []
-    assert watched.watcher.silent_reason == "`squeue` did not answer"
+    assert watched.poller.silent_reason == "`squeue` did not answer; asking again in 2m"
     assert len(watched.session.state.live_attempts()) == 4
     watched.run.world.silent = False
-    watched.look()
-    assert watched.watcher.silent_reason is None
+    watched.look(after_s=120.0)
+    assert watched.poller.silent_reason is None
+
+
+def test_job_that_vanished_while_accounting_is_silent_is_given_more_time(watched: Watched) -> None:
+    """Accounting may yet tell how it ended."""
+    watched.report(JobState.VANISHED, reason="`sacct` failed: Connection refused")
+    for _ in range(4):
+        assert watched.look() == []
+    assert watched.look() == [("g000-e01", "lost")]
+
+
+def test_marker_alone_tells_of_a_result_and_goes_when_it_is_on_record(watched: Watched) -> None:
+    write_result(watched.run.paths.attempt("g000-e01", 1), "completed")
+    marker = watched.run.paths.finished / "g000-e01-1"
+    assert marker.exists()
+    assert watched.look(after_s=0.0) == [("g000-e01", "completed")]
+    assert not marker.exists()
+    # Left over where a controller was killed before it removed it.
+    marker.touch()
+    assert watched.look(after_s=0.0) == []
+    assert not marker.exists()
+
+
+def test_marker_that_is_seen_before_its_result_is_kept(watched: Watched) -> None:
+    marker = watched.run.paths.finished / "g000-e01-1"
+    marker.touch()
+    assert watched.look(after_s=0.0) == []
+    assert marker.exists()
+
+
+def test_files_that_are_no_markers_are_left_alone(watched: Watched) -> None:
+    names = ["note.txt", "g000-e01", "g000-e01-9", "g999-e99-1", "-", "g000-e01-1x"]
+    for name in names:
+        (watched.run.paths.finished / name).touch()
+    assert watched.look(after_s=0.0) == []
+    assert sorted(p.name for p in watched.run.paths.finished.iterdir()) == sorted(names)
+
+
+def test_result_without_its_marker_is_found_by_the_end_of_its_job(watched: Watched) -> None:
+    """The worker was killed between the two."""
+    write_result(watched.run.paths.attempt("g000-e01", 1), "completed")
+    (watched.run.paths.finished / "g000-e01-1").unlink()
+    assert watched.look(after_s=0.0) == []
+    watched.report(JobState.ENDED, "COMPLETED", exit_code=0)
+    assert watched.look() == [("g000-e01", "completed")]
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("evaluation", "g000-e02"),
+        ("attempt", 2),
+        ("attempt", "1"),
+        ("parameters_expected", 7),
+        ("parameters", 7),
+    ],
+)
+def test_result_of_another_attempt_is_no_result(watched: Watched, key: str, value: object) -> None:
+    paths = watched.run.paths.attempt("g000-e01", 1)
+    write_result(paths, "completed")
+    write_json(paths.result, {**json.loads(paths.result.read_text(encoding="utf-8")), key: value})
+    assert watched.look(after_s=0.0) == [("g000-e01", "undetermined")]
+    attempt = watched.session.state.evaluations["g000-e01"].attempts[0]
+    assert attempt.result is None and attempt.verdict is not None
+    (quote,) = attempt.verdict.evidence
+    assert key in quote.text and repr(value) in quote.text
+    assert quote.file == "evaluations/g000-e01/attempt-1/result.json"
+
+
+def test_result_of_an_older_worker_that_does_not_say_whose_it_is_counts(watched: Watched) -> None:
+    paths = watched.run.paths.attempt("g000-e01", 1)
+    write_result(paths, "completed")
+    told = json.loads(paths.result.read_text(encoding="utf-8"))
+    for key in ("evaluation", "attempt", "parameters_expected"):
+        del told[key]
+    write_json(paths.result, told)
+    assert watched.look(after_s=0.0) == [("g000-e01", "completed")]
+
+
+def test_ended_duplicate_is_not_judged_while_the_job_with_the_claim_trains(
+    watched: Watched,
+) -> None:
+    paths = watched.run.paths.attempt("g000-e01", 1)
+    write_json(paths.claim, {"job_id": "another_0", "restart": 0})
+    watched.report(JobState.ENDED, "COMPLETED", exit_code=0)
+    for _ in range(3):
+        watched.beat(age_s=-60.0)
+        assert watched.look() == []
+    write_result(paths, "completed")
+    assert watched.look(after_s=0.0) == [("g000-e01", "completed")]
+
+
+def test_ended_duplicate_is_judged_when_the_job_with_the_claim_is_dead_too(
+    watched: Watched,
+) -> None:
+    paths = watched.run.paths.attempt("g000-e01", 1)
+    write_json(paths.claim, {"job_id": "another_0", "restart": 0})
+    watched.report(JobState.ENDED, "COMPLETED", exit_code=0)
+    watched.beat(age_s=-60.0)
+    assert watched.look() == []
+    watched.beat(age_s=5.0)
+    assert watched.look(after_s=RESULT_GRACE_S) == [("g000-e01", "undetermined")]
 
 
 def test_start_of_a_job_is_recorded_once_with_its_node(watched: Watched) -> None:

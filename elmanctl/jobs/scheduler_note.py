@@ -1,0 +1,71 @@
+"""What the scheduler last said, kept in a file for `status`: derived, and never relied on.
+
+The controller rewrites it at each poll.  It decides nothing, so that a file that is stale,
+damaged or absent costs nothing but words.
+"""
+
+import logging
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from elmanctl import clock
+from elmanctl.ledger.files import parse_object, write_json
+
+logger = logging.getLogger(__name__)
+
+_VERSION = 1
+
+# Two commands may take a minute each, and a submission three, before the next look is due.
+_LATE_S = 300.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SchedulerNote:
+    """One poll: `pending` is Slurm's reason by job id, `next_s` the time to the next poll."""
+
+    at: str
+    next_s: float
+    silent_reason: str | None = None
+    accounting: bool | None = None
+    pending: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def age_s(self) -> float:
+        """How long ago this was, in seconds."""
+        return (clock.now() - clock.from_text(self.at)).total_seconds()
+
+    @property
+    def is_stale(self) -> bool:
+        """Whether the next poll is overdue, so that this says nothing of the present."""
+        return self.age_s > self.next_s + _LATE_S
+
+
+def write_note(path: Path, note: SchedulerNote) -> None:
+    """Replace the file; a disk that refuses is no reason to stop a search."""
+    try:
+        write_json(path, {"version": _VERSION, **asdict(note)})
+    except OSError as exc:
+        logger.debug("%s is not written: %s", path, exc)
+
+
+def read_note(path: Path) -> SchedulerNote | None:
+    """Return what the file holds, None for a file that is absent or says nothing of use."""
+    try:
+        data = parse_object(path.read_bytes())
+        return _decode(data) if data.get("version") == _VERSION else None
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def _decode(data: Mapping[str, Any]) -> SchedulerNote:
+    silent, accounting, pending = data["silent_reason"], data["accounting"], data["pending"]
+    clock.from_text(data["at"])
+    return SchedulerNote(
+        at=data["at"],
+        next_s=float(data["next_s"]),
+        silent_reason=None if silent is None else str(silent),
+        accounting=accounting if isinstance(accounting, bool) else None,
+        pending={str(job): str(reason) for job, reason in dict(pending).items()},
+    )

@@ -1,0 +1,123 @@
+"""Asking the scheduler: the one place that decides when, for everybody who wants to know."""
+
+import logging
+import time
+from collections.abc import Callable
+
+from elmanctl import clock
+from elmanctl.errors import EnvironmentNotReady
+from elmanctl.jobs.executor import Executor, JobState, LiveJob, Sighting
+from elmanctl.jobs.scheduler_note import SchedulerNote, write_note
+from elmanctl.ledger.records import Attempt, Submission, SubmissionState
+from elmanctl.search.session import Session
+
+logger = logging.getLogger(__name__)
+
+# A scheduler that does not answer is asked ever more slowly, at last this slowly.
+_SLOWEST_S = 600.0
+
+
+class Poller:
+    """Takes one look for all live jobs and all unanswered submissions, once in `poll_s`.
+
+    A look costs two query commands at most (`Executor.look`), and nobody else asks any: that is
+    what bounds the load on a scheduler, whatever else goes on.
+    """
+
+    def __init__(
+        self,
+        session: Session,
+        executor: Executor,
+        *,
+        poll_s: float,
+        now: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._session = session
+        self._executor = executor
+        self._poll_s = poll_s
+        self._now = now
+        self._delay_s = poll_s
+        self._next = now()
+        self._not_before: dict[str, float] = {}
+        self._failures = 0
+        self.silent_reason: str | None = None
+
+    @property
+    def due_in_s(self) -> float:
+        """Seconds until the scheduler may be asked again."""
+        return max(0.0, self._next - self._now())
+
+    def look(self) -> Sighting | None:
+        """Return what the scheduler says, None when it is not time yet, or it says nothing."""
+        if self._now() < self._next:
+            return None
+        jobs = [
+            live_job(self._session, attempt)
+            for _, attempt in self._session.state.live_attempts()
+            if attempt.job_id is not None
+        ]
+        intended = [
+            one for one in self.intended() if self._not_before.get(one.id, 0.0) <= self._now()
+        ]
+        if not jobs and not intended and self._executor.tasks_per_submission != 0:
+            return None
+        try:
+            sighting = self._executor.look(jobs, intended)
+        except EnvironmentNotReady as exc:
+            self._failed(exc.message)
+            self._note(None)
+            return None
+        # From its end: a slow answer must not bring the next question closer.
+        self._delay_s, self._failures = self._poll_s, 0
+        self._next = self._now() + self._delay_s
+        self.silent_reason = sighting.unheard
+        self._note(sighting)
+        return sighting
+
+    def intended(self) -> list[Submission]:
+        """Return the submissions whose answer is not on record."""
+        submissions = self._session.state.submissions.values()
+        return [one for one in submissions if one.state is SubmissionState.INTENDED]
+
+    def heard_nothing_of(self, submission: str) -> None:
+        """Ask after a submission no sooner than in one interval: a slow scheduler lists it late."""
+        self._not_before[submission] = self._now() + self._poll_s
+
+    def _failed(self, reason: str) -> None:
+        # The first silence may be a hiccup: the pace changes with the second.
+        if self._failures:
+            self._delay_s = min(2 * self._delay_s, max(_SLOWEST_S, self._poll_s))
+        self._failures += 1
+        self._next = self._now() + self._delay_s
+        self.silent_reason = f"{reason}; asking again in {clock.format_rough(self._delay_s)}"
+        logger.warning("%s; asking again in %.0f s", reason, self._delay_s)
+
+    def _note(self, sighting: Sighting | None) -> None:
+        """Leave for `status` what was said."""
+        if self._session.run["executor"] != "slurm":
+            return
+        reports = {} if sighting is None else sighting.reports
+        note = SchedulerNote(
+            at=clock.to_text(clock.now()),
+            next_s=self._delay_s,
+            silent_reason=self.silent_reason,
+            accounting=None if sighting is None else sighting.accounting,
+            pending={
+                job_id: report.reason
+                for job_id, report in reports.items()
+                if report.state is JobState.PENDING and report.reason
+            },
+        )
+        write_note(self._session.paths.scheduler, note)
+
+
+def live_job(session: Session, attempt: Attempt) -> LiveJob:
+    """Return an attempt's job as executors know it."""
+    submission = session.state.submissions[attempt.submission]
+    return LiveJob(
+        job_id=str(attempt.job_id),
+        submission=attempt.submission,
+        task_index=attempt.task_index,
+        job_name=submission.job_name,
+        since=submission.intended_at,
+    )
