@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 
+from elmanctl.jobs.slurm import AccountingOff, Slurm, SlurmSilent
 from elmanctl.ledger.disk import free_bytes
 from elmanctl.models.backends import BACKENDS, fault_here
 from elmanctl.models.registry import FAMILIES
@@ -73,6 +74,32 @@ def _slurm() -> Iterator[Finding]:
             detail=path or "not on PATH",
             fix=None if path else "run on a login node of the cluster, or search with `--local`",
         )
+    if shutil.which("sbatch"):
+        yield _accounting()
+        yield _arrays()
+
+
+def _accounting() -> Finding:
+    try:
+        Slurm().check_accounting()
+    except AccountingOff as exc:
+        told, fix = f"none: {exc.message}", "not needed: squeue and files tell how jobs end"
+    except SlurmSilent as exc:
+        told, fix = exc.message, "is slurmdbd down? jobs are judged by squeue and files meanwhile"
+    else:
+        return Finding(part="slurm", name="accounting", is_fine=True, detail="sacct answers")
+    return Finding(part="slurm", name="accounting", is_fine=False, detail=told, fix=fix)
+
+
+def _arrays() -> Finding:
+    try:
+        limit = Slurm().array_limit()
+    except SlurmSilent as exc:
+        return Finding(
+            part="slurm", name="arrays", is_fine=False, detail=exc.message, fix="is slurmctld down?"
+        )
+    told = "no limit is told" if limit is None else f"of {limit} jobs at most; more are split"
+    return Finding(part="slurm", name="arrays", is_fine=True, detail=told)
 
 
 def _folder(runs: Path, floor_gb: float) -> Iterator[Finding]:

@@ -47,7 +47,7 @@ RULES: tuple[tuple[tuple[str, ...], tuple[str, ...]], ...] = (
         ("search",),
         (*LEAVES, "settings", "config", "ledger", "jobs", *SIZES, "search"),
     ),
-    (("doctor",), (*SIZES, "ledger.disk")),
+    (("doctor",), (*SIZES, "ledger.disk", "jobs.slurm")),
     (("cli",), ("",)),
     (("__main__",), (*LEAVES, "cli")),
 )

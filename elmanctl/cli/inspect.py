@@ -1,8 +1,6 @@
 """`show` and `logs`: one evaluation from near; these commands write nothing."""
 
 import json
-import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated
 
@@ -10,6 +8,7 @@ import typer
 
 from elmanctl.cli.complete import evaluation_names, run_or_evaluation_names
 from elmanctl.cli.context import JsonFlag, chosen_run, load_readable
+from elmanctl.cli.follow import Follower
 from elmanctl.cli.output import print_json, print_line, write_raw
 from elmanctl.cli.rows import (
     attempt_data,
@@ -19,11 +18,9 @@ from elmanctl.cli.rows import (
     start_line,
 )
 from elmanctl.errors import NotFound
-from elmanctl.jobs.observe import read_table
 from elmanctl.jobs.paths import RunPaths
 from elmanctl.ledger.records import Attempt, Evaluation, State
 from elmanctl.ledger.run_state import RunState
-from elmanctl.ledger.state import load_run
 from elmanctl.search.selection import find_evaluation
 
 RunOrEvaluation = Annotated[
@@ -38,8 +35,6 @@ EvaluationArgument = Annotated[
         help="Evaluation: g012-e03, 12.3, a job id, or best", autocompletion=evaluation_names
     ),
 ]
-
-_FOLLOW_S = 0.5
 
 _SHOWN_OF_RESULT = (
     "steps",
@@ -112,7 +107,8 @@ def logs(
         for line in _last_lines(log, tail):
             print_line(line)
     start = log.stat().st_size if tail is not None and log.exists() else 0
-    for text in _read_on(paths, chosen.id, number, log, start, follow=follow):
+    follower = Follower(paths, chosen.id, number, log)
+    for text in follower.read_on(start, follow=follow):
         write_raw(text)
 
 
@@ -167,28 +163,3 @@ def _log_path(paths: RunPaths, attempt: Attempt | None) -> Path:
 def _last_lines(path: Path, count: int) -> list[str]:
     lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
     return lines[-count:] if count > 0 else []
-
-
-def _read_on(
-    paths: RunPaths, evaluation: str, number: int, log: Path, start: int, *, follow: bool
-) -> Iterator[str]:
-    """Yield what is in a log from `start`, and on as it grows until the attempt has a result."""
-    offset = start
-    attempt = paths.attempt(evaluation, number)
-    while True:
-        ended = read_table(attempt.result) is not None or _is_finished(paths, evaluation, number)
-        if log.exists():
-            with log.open("rb") as stream:
-                stream.seek(offset)
-                data = stream.read()
-            offset += len(data)
-            if data:
-                yield data.decode(errors="replace")
-        if not follow or ended:
-            return
-        time.sleep(_FOLLOW_S)
-
-
-def _is_finished(paths: RunPaths, evaluation: str, number: int) -> bool:
-    attempts = load_run(paths.folder).state.evaluations[evaluation].attempts
-    return any(attempt.number == number and attempt.state.is_finished for attempt in attempts)

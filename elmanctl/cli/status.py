@@ -26,8 +26,10 @@ from elmanctl.cli.rows import (
     start_data,
     start_line,
 )
+from elmanctl.cli.scheduler import current_note, note_data, note_line, with_pending_reason
 from elmanctl.errors import LedgerError, NotFound, UsageError, nearest
 from elmanctl.jobs.paths import RunPaths
+from elmanctl.jobs.scheduler_note import SchedulerNote
 from elmanctl.ledger.lease import is_gone, read_holder
 from elmanctl.ledger.records import Evaluation, RunStatus, State
 from elmanctl.ledger.run_state import RunState
@@ -74,11 +76,13 @@ def status(
     paths = chosen_run(ctx, run)
     found = load_readable(paths)
     chosen = _select(found, everything=everything, state=state, generation=generation)
-    rows = [evaluation_row(evaluation) for evaluation in chosen]
+    note = current_note(paths, found)
     if as_json:
-        print_json({"run": _run_row(paths, found), "evaluations": rows})
+        rows = [with_pending_reason(evaluation_row(evaluation), note) for evaluation in chosen]
+        run_row = {**_run_row(paths, found), "scheduler": note_data(note)}
+        print_json({"run": run_row, "evaluations": rows})
     else:
-        _print_run(paths, found, chosen)
+        _print_run(paths, found, chosen, note)
     if exit_status:
         raise typer.Exit(_health(found))
 
@@ -201,7 +205,9 @@ def _select(
     return [e for e in chosen if e.generation >= found.generation - 1 or not e.state.is_finished]
 
 
-def _print_run(paths: RunPaths, found: RunState, chosen: list[Evaluation]) -> None:
+def _print_run(
+    paths: RunPaths, found: RunState, chosen: list[Evaluation], note: SchedulerNote | None
+) -> None:
     row = _run_row(paths, found)
     text = (
         f"{row['run']}: {row['status']}, generation {row['generation']} of {row['generations']}, "
@@ -216,6 +222,8 @@ def _print_run(paths: RunPaths, found: RunState, chosen: list[Evaluation]) -> No
     say(start_line(found.run))
     if row["reason"]:
         say(f"{row['status']}: {row['reason']}")
+    if note is not None:
+        say(note_line(note))
     names = searched_names(found.run)
     columns = [
         Column(name="EVAL"),
@@ -228,14 +236,16 @@ def _print_run(paths: RunPaths, found: RunState, chosen: list[Evaluation]) -> No
         Column(name="NODE", dispensable=1),
         Column(name="REASON", dispensable=1),
     ]
-    print_table(columns, [_evaluation_cells(evaluation, names) for evaluation in chosen])
+    print_table(columns, [_evaluation_cells(one, names, note) for one in chosen])
     hidden = len(found.evaluations) - len(chosen)
     if hidden:
         say(f"{hidden} more evaluations: `elmanctl status {row['run']} --all`")
 
 
-def _evaluation_cells(evaluation: Evaluation, names: list[str]) -> list[str | None]:
-    row = evaluation_row(evaluation)
+def _evaluation_cells(
+    evaluation: Evaluation, names: list[str], note: SchedulerNote | None
+) -> list[str | None]:
+    row = with_pending_reason(evaluation_row(evaluation), note)
     exact = not is_terminal()
     config = [evaluation.config.get(name) for name in names]
     return [

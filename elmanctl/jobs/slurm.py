@@ -213,6 +213,10 @@ class Slurm:
         command = ["sacct", "-X", "-n", "-P", "-o", _SACCT_FIELDS]
         return parse_sacct(self.run([*command, "-S", since, "--name", ",".join(names)]))
 
+    def check_accounting(self) -> None:
+        """Raise AccountingOff where there is none, SlurmSilent where it does not answer."""
+        self.run(["sacct", "-X", "-n", "-S", "now"])
+
     def array_limit(self) -> int | None:
         """Return how many tasks an array may have here, None when Slurm does not say."""
         return parse_array_limit(self.run(["scontrol", "show", "config"]))

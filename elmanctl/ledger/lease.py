@@ -176,6 +176,15 @@ def read_holder(folder: Path) -> Holder | None:
     return found.holder
 
 
+def lease_age_s(folder: Path, now_s: float) -> float | None:
+    """Return the seconds since the lease was last renewed, None without one.
+
+    For readers, who write no probe: `now_s` is this machine's clock.
+    """
+    found = _look(folder / LEASE_FILE)
+    return None if found is None else now_s - found.modified_at_s
+
+
 def _is_stale(found: _Found, host: str, folder: Path, stale_s: float) -> bool:
     gone = is_gone(found.holder, host) if found.holder is not None else None
     if gone is not None:

@@ -1,0 +1,121 @@
+"""Reading a log as it grows, until its attempt is over by all that files tell."""
+
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+from elmanctl import clock
+from elmanctl.cli.output import say
+from elmanctl.jobs.observe import heartbeat_age_s, read_table
+from elmanctl.jobs.paths import RunPaths
+from elmanctl.ledger.lease import STALE_S, is_gone, lease_age_s, read_holder
+from elmanctl.ledger.records import Attempt
+from elmanctl.ledger.run_state import RunState
+from elmanctl.ledger.state import load_run
+
+_FOLLOW_S = 0.5
+
+# A worker beats every `train.heartbeat_s`; a shared file system may show it late.
+_STALE_BEATS = 4
+_SILENT_S = 60.0
+
+# Before its first heartbeat a worker imports torch, from a slow disk maybe.
+_STARTING_S = 300.0
+
+
+class Follower:
+    """Follows the log of one attempt."""
+
+    def __init__(self, paths: RunPaths, evaluation: str, number: int, log: Path) -> None:
+        self._paths = paths
+        self._evaluation = evaluation
+        self._number = number
+        self._attempt = paths.attempt(evaluation, number)
+        self._log = log
+        self._ledger_size: int | None = None
+        self._is_finished = False
+        self._submission = ""
+        self._beats_s = 0.0
+
+    def read_on(self, start: int, *, follow: bool) -> Iterator[str]:
+        """Yield what is in the log from byte `start`, and on as it grows until it is over."""
+        offset = start
+        while True:
+            over = self._why_over() if follow else None
+            if self._log.exists():
+                with self._log.open("rb") as stream:
+                    stream.seek(offset)
+                    data = stream.read()
+                offset += len(data)
+                if data:
+                    yield data.decode(errors="replace")
+            if over:
+                say(over)
+            if not follow or over is not None:
+                return
+            time.sleep(_FOLLOW_S)
+
+    def _why_over(self) -> str | None:
+        """Return None while more may come, otherwise what has to be said of the end, if anything.
+
+        An attempt with a result, or with a verdict on record, needs no word.
+        """
+        self._read_ledger()
+        if self._is_finished or read_table(self._attempt.result) is not None:
+            return ""
+        if is_driven(self._paths):
+            # Its controller will say how it ended.
+            return None
+        if (self._paths.submission(self._submission) / "exit").exists():
+            return self._words("its worker has ended without a result")
+        age_s = heartbeat_age_s(self._attempt, time.time())
+        if age_s is not None and age_s > max(_SILENT_S, _STALE_BEATS * self._beats_s):
+            return self._words(f"its last heartbeat is {clock.format_rough(age_s)} old")
+        if age_s is None and self._log.exists():
+            quiet_s = time.time() - self._log.stat().st_mtime
+            if quiet_s > _STARTING_S:
+                quiet = clock.format_rough(quiet_s)
+                return self._words(f"its log is {quiet} old, and it never wrote a heartbeat")
+        return None
+
+    def _words(self, why: str) -> str:
+        return (
+            f"{self._evaluation} gives no sign of life and no controller is at work: {why}; "
+            f"`elmanctl resume {self._paths.folder.name}` finds out how it ended"
+        )
+
+    def _read_ledger(self) -> None:
+        """Read the ledger where it grew since the last time."""
+        size = self._paths.ledger.stat().st_size
+        if size == self._ledger_size:
+            return
+        self._ledger_size = size
+        state = load_run(self._paths.folder).state
+        self._beats_s = float(state.run["settings"]["train"]["heartbeat_s"])
+        attempt = _attempt(state, self._evaluation, self._number)
+        if attempt is None:
+            # Taken back: its job never was.
+            self._is_finished = True
+            return
+        self._is_finished = attempt.state.is_finished
+        self._submission = attempt.submission
+
+
+def is_driven(paths: RunPaths) -> bool:
+    """Whether a controller is at work on a run, as far as this machine can know.
+
+    One on another machine counts as alive while its lease is renewed.
+    """
+    holder = read_holder(paths.folder)
+    if holder is None:
+        return False
+    gone = is_gone(holder)
+    if gone is None:
+        age_s = lease_age_s(paths.folder, time.time())
+        gone = age_s is None or age_s > STALE_S
+    return not gone
+
+
+def _attempt(state: RunState, evaluation: str, number: int) -> Attempt | None:
+    attempts = state.evaluations[evaluation].attempts
+    return next((one for one in attempts if one.number == number), None)

@@ -1,0 +1,54 @@
+"""What `status` says of the scheduler: from a small file that the controller leaves."""
+
+from collections.abc import Mapping
+from dataclasses import asdict
+from typing import Any
+
+from elmanctl import clock
+from elmanctl.cli.follow import is_driven
+from elmanctl.jobs.paths import RunPaths
+from elmanctl.jobs.scheduler_note import SchedulerNote, read_note
+from elmanctl.ledger.records import RunStatus, State
+from elmanctl.ledger.run_state import RunState
+
+
+def current_note(paths: RunPaths, found: RunState) -> SchedulerNote | None:
+    """Return what the controller at work wrote at its last poll; no earlier one's counts."""
+    if found.status is not RunStatus.RUNNING or not is_driven(paths):
+        return None
+    note = read_note(paths.scheduler)
+    began = (found.controller or {}).get("at")
+    if note is None or began is None:
+        return None
+    return note if clock.from_text(note.at) >= clock.from_text(str(began)) else None
+
+
+def note_data(note: SchedulerNote | None) -> dict[str, Any] | None:
+    """Return a note as plain data; one that is stale tells its age, and nothing else."""
+    if note is None:
+        return None
+    told = asdict(note) if not note.is_stale else {"at": note.at}
+    told.pop("pending", None)
+    return {**told, "age_s": round(note.age_s, 3), "is_stale": note.is_stale}
+
+
+def note_line(note: SchedulerNote) -> str:
+    """Return one line on the last poll: its age, a silence, missing accounting."""
+    age = clock.format_rough(note.age_s)
+    if note.is_stale:
+        return f"Slurm was last asked {age} ago: the controller hangs, or cannot write its folder"
+    text = f"Slurm was asked {age} ago"
+    if note.silent_reason:
+        text += f" and did not answer everything: {note.silent_reason}"
+    if note.accounting is False:
+        text += "; no accounting here, so that only squeue and files tell how a job ended"
+    return text
+
+
+def with_pending_reason(row: Mapping[str, Any], note: SchedulerNote | None) -> dict[str, Any]:
+    """Return an evaluation's row with Slurm's reason where its job is waiting."""
+    waits = None
+    if note is not None and not note.is_stale and row["state"] == State.SUBMITTED:
+        waits = note.pending.get(str(row["job"]))
+    reasons = [text for text in (row["reason"], waits) if text]
+    return {**row, "reason": "; ".join(reasons) or None}

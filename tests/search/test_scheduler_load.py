@@ -1,0 +1,269 @@
+"""How often a scheduler is asked: real commands on PATH, and a clock that a test moves."""
+
+import itertools
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from elmanctl.errors import EnvironmentNotReady
+from elmanctl.jobs.slurm_executor import SlurmExecutor
+from elmanctl.ledger.records import State, SubmissionState, VerdictKind
+from elmanctl.ledger.requests import leave_request
+from elmanctl.ledger.run_state import RunState
+from elmanctl.search.loop import Controller
+from elmanctl.search.session import Session
+from tests.jobs.slurm_tools import SlurmTools
+from tests.search.scripted import Run, Runs, write_result
+
+pytestmark = pytest.mark.usefixtures("no_power_failures")
+
+POLL_S = 60.0
+TURN_S = 5.0
+QUERIES = ("squeue", "sacct", "scontrol")
+LOST_ANSWER = "sbatch: error: Batch job submission failed: Socket timed out on send/recv operation"
+TOO_LARGE = "sbatch: error: Batch job submission failed: Invalid job array specification"
+
+
+class Cluster:
+    """Slurm's commands for one run, and the controller that calls them.
+
+    `unlisted` are evaluations whose jobs squeue never lists; `lists_intended` says whether a
+    submission whose answer was lost was accepted all the same.
+    """
+
+    def __init__(self, run: Run, tools: SlurmTools, max_jobs: int) -> None:
+        self.run = run
+        self.tools = tools
+        self.now = 0.0
+        self.asked: list[tuple[float, str]] = []
+        self.unlisted: set[str] = set()
+        self.lists_intended = True
+        self.every_turn: Callable[[Session], None] = lambda session: None
+        self._seen = 0
+        self._max_jobs = max_jobs
+        (tools.folder / "count").write_text("100\n", encoding="utf-8")
+        self.accept()
+        tools.answer("sacct")
+        tools.answer("squeue")
+        tools.answer("scancel")
+        tools.answer("scontrol", "MaxArraySize            = 4\n")
+
+    def accept(self) -> None:
+        """Let sbatch take what it gets."""
+        count = "read -r n < count; n=$((n + 1)); echo $n > count; echo $n"
+        self.tools.answer("sbatch", does=count)
+
+    def refuse(self, words: str) -> None:
+        """Let sbatch answer with an error."""
+        self.tools.answer("sbatch", stderr=words + "\n", code=1)
+
+    def drive(self, minutes: float) -> RunState:
+        """Let a controller work for so long, by its own clock."""
+        end = self.now + 60 * minutes
+        run = self.run
+
+        def turn(session: Session) -> None:
+            calls = self.tools.calls
+            self.asked += [
+                (self.now, call[0]) for call in calls[self._seen :] if call[0] in QUERIES
+            ]
+            self._seen = len(calls)
+            self.now += TURN_S
+            self.every_turn(session)
+            self._list(session.state)
+            if self.now >= end:
+                run.stop.set()
+
+        run.view.every_turn = turn
+        run.stop.clear()
+        with Session.open(run.folder) as session:
+            session.start_controller()
+            self._list(session.state)
+            executor = SlurmExecutor(run.paths, max_jobs=self._max_jobs)
+            Controller(
+                session,
+                executor,
+                run.view,
+                poll_s=POLL_S,
+                tick_s=0.0,
+                stop=run.stop,
+                now=lambda: self.now,
+            ).drive()
+            return session.state
+
+    def _list(self, state: RunState) -> None:
+        """Let squeue list what a cluster would list now."""
+        rows = []
+        for evaluation, attempt in state.live_attempts():
+            name = state.submissions[attempt.submission].job_name
+            if attempt.job_id is not None and evaluation.id not in self.unlisted:
+                array = attempt.job_id.partition("_")[0]
+                rows.append(f"{attempt.job_id}|RUNNING|None|n1|{array}|0|0|{name}")
+        number = itertools.count(9000)
+        if self.lists_intended:
+            rows += [
+                f"{one}_0|PENDING|Priority||{one}|0|0|{submission.job_name}"
+                for submission in state.submissions.values()
+                if submission.state is SubmissionState.INTENDED
+                for one in [next(number)]
+            ]
+        text = "".join(f"{row}\n" for row in rows)
+        (self.tools.folder / "squeue.out").write_text(text, encoding="utf-8")
+
+    def busiest_interval(self) -> int:
+        """Return the most queries in any interval of `POLL_S`, its end left out."""
+        times = [at for at, _ in self.asked]
+        return max(sum(start <= at < start + POLL_S for at in times) for start in times)
+
+    def finish_one(self, session: Session) -> None:
+        """Let the worker of the oldest running job leave its result."""
+        for evaluation, attempt in session.state.live_attempts():
+            if attempt.job_id is not None and evaluation.id not in self.unlisted:
+                write_result(self.run.paths.attempt(evaluation.id, attempt.number), "completed")
+                return
+
+
+NewCluster = Callable[..., Cluster]
+
+
+@pytest.fixture
+def new_cluster(
+    runs: Runs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[NewCluster]:
+    def make(max_jobs: int, **settings: object) -> Cluster:
+        run = runs.new(**settings)
+        return Cluster(run, SlurmTools(tmp_path / "bin", monkeypatch), max_jobs)
+
+    yield make
+
+
+@pytest.mark.parametrize("jobs", [1, 16, 500])
+def test_two_commands_a_poll_are_asked_for_any_number_of_jobs(
+    new_cluster: NewCluster, jobs: int
+) -> None:
+    cluster = new_cluster(jobs, population=max(4, jobs), generations=1)
+    cluster.unlisted = {"g000-e00"}
+    state = cluster.drive(minutes=3.2)
+    assert len(state.live_attempts()) == jobs
+    assert cluster.busiest_interval() <= 2
+    # sacct only for the one that squeue does not list.
+    asked = [name for _, name in cluster.asked]
+    assert asked.count("squeue") == 4
+    assert 1 <= asked.count("sacct") <= 4
+
+
+def test_two_commands_a_poll_are_asked_at_twelve_submissions_a_minute(
+    new_cluster: NewCluster,
+) -> None:
+    cluster = new_cluster(8, population=48, generations=1)
+    cluster.every_turn = cluster.finish_one
+    state = cluster.drive(minutes=3)
+    assert len(state.submissions) >= 30
+    # Results are seen without asking anybody.
+    assert state.counts()[State.COMPLETED] >= 30
+    assert cluster.busiest_interval() <= 2
+    assert len(cluster.asked) in (3, 4)
+
+
+@pytest.mark.parametrize("accepted", [True, False])
+def test_two_commands_a_poll_are_asked_when_answers_are_lost_and_jobs_cancelled(
+    new_cluster: NewCluster, accepted: bool
+) -> None:
+    cluster = new_cluster(8, population=48, generations=1)
+    cluster.lists_intended = accepted
+    turns = itertools.count()
+
+    def disturb(session: Session) -> None:
+        number = next(turns)
+        cluster.finish_one(session)
+        if number % 4 == 1:
+            cluster.refuse(LOST_ANSWER)
+        elif number % 4 == 3:
+            cluster.accept()
+        if number % 3 == 0:
+            running = [e for e, a in session.state.live_attempts() if a.job_id is not None]
+            names = [e.id for e in running[-1:] if e.state is not State.CANCELLED]
+            cluster.unlisted |= set(names)
+            leave_request(session.paths.folder, "cancel", {"all": False, "evaluations": names})
+
+    cluster.every_turn = disturb
+    state = cluster.drive(minutes=8)
+    states = [submission.state for submission in state.submissions.values()]
+    assert states.count(SubmissionState.ABANDONED) == 0 if accepted else 1
+    assert state.counts()[State.CANCELLED] >= 3
+    assert (
+        sum(
+            submission.state is SubmissionState.ACCEPTED
+            for submission in state.submissions.values()
+        )
+        >= 5
+    )
+    assert cluster.tools.called("scancel") >= 3
+    assert cluster.busiest_interval() <= 2
+    assert 8 <= len(cluster.asked) <= 18
+
+
+def test_vanished_job_is_settled_within_two_polls(new_cluster: NewCluster) -> None:
+    cluster = new_cluster(4, population=4, generations=1)
+    cluster.unlisted = {"g000-e02"}
+    state = cluster.drive(minutes=1.2)
+    verdict = state.evaluations["g000-e02"].attempts[0].verdict
+    assert verdict is not None and verdict.kind is VerdictKind.LOST
+    assert [name for _, name in cluster.asked] == ["squeue", "sacct"] * 2
+
+
+def test_without_accounting_it_is_the_same_and_sacct_is_asked_once(
+    new_cluster: NewCluster,
+) -> None:
+    cluster = new_cluster(4, population=4, generations=1)
+    cluster.tools.answer("sacct", stderr="Slurm accounting storage is disabled\n", code=1)
+    cluster.unlisted = {"g000-e02"}
+    state = cluster.drive(minutes=1.2)
+    verdict = state.evaluations["g000-e02"].attempts[0].verdict
+    assert verdict is not None and verdict.kind is VerdictKind.LOST
+    assert [name for _, name in cluster.asked] == ["squeue", "sacct", "squeue"]
+
+
+def test_array_that_is_too_large_is_split_after_one_question(new_cluster: NewCluster) -> None:
+    cluster = new_cluster(64, population=10, generations=1)
+    cluster.refuse(TOO_LARGE)
+    # sbatch takes arrays of four: the first submission is all ten.
+    cluster.every_turn = lambda session: cluster.accept()
+    state = cluster.drive(minutes=1.2)
+    sizes = [(len(one.tasks), one.state.value) for one in state.submissions.values()]
+    assert sizes == [(10, "refused"), (4, "accepted"), (4, "accepted"), (2, "accepted")]
+    assert len(state.live_attempts()) == 10
+    assert [name for _, name in cluster.asked] == ["scontrol", "squeue"]
+    assert cluster.busiest_interval() <= 2
+
+
+def test_silent_scheduler_is_asked_ever_more_slowly_until_it_answers(
+    new_cluster: NewCluster,
+) -> None:
+    cluster = new_cluster(4, population=4, generations=1)
+    silent = {"stderr": "slurm_load_jobs error: Unable to contact\n", "code": 1}
+
+    def fall_silent(session: Session) -> None:
+        if cluster.now == 30:
+            cluster.tools.answer("squeue", **silent)
+        elif cluster.now == 2900:
+            cluster.tools.answer("squeue")
+
+    cluster.every_turn = fall_silent
+    state = cluster.drive(minutes=58)
+    gaps = [later - earlier for (earlier, _), (later, _) in itertools.pairwise(cluster.asked)]
+    # The first silence may be a hiccup; the answer at last sets the pace back.
+    assert gaps == [60, 60, 120, 240, 480, 600, 600, 600, 600, *[60] * len(gaps[9:])]
+    assert gaps[-1] == 60
+    assert len(state.live_attempts()) == 4
+
+
+def test_resume_while_the_scheduler_is_silent_concludes_nothing(new_cluster: NewCluster) -> None:
+    cluster = new_cluster(4, population=4, generations=1)
+    cluster.refuse(LOST_ANSWER)
+    cluster.drive(minutes=0.1)
+    cluster.tools.answer("squeue", stderr="slurm_load_jobs error: Unable to contact\n", code=1)
+    with pytest.raises(EnvironmentNotReady, match="`squeue` failed") as told:
+        cluster.drive(minutes=1)
+    assert told.value.hint is not None and "1 submission" in told.value.hint
