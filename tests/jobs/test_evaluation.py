@@ -217,6 +217,43 @@ def test_an_attempt_with_a_result_is_not_run_again(write_spec: Any) -> None:
     assert not paths.claim.exists()
 
 
+def test_a_result_says_whose_it_is_and_is_announced_where_a_controller_looks(
+    write_spec: Any,
+) -> None:
+    paths = write_spec(evaluation="g000-e00", attempt=1)
+    paths.finished_marker.parent.mkdir()
+    evaluate_attempt(str(paths.folder))
+    result = json.loads(paths.result.read_text())
+    assert (result["evaluation"], result["attempt"]) == ("g000-e00", 1)
+    assert result["parameters_expected"] == result["parameters"]
+    assert [marker.name for marker in paths.finished_marker.parent.iterdir()] == ["g000-e00-1"]
+    assert paths.finished_marker.read_bytes() == b""
+
+
+def test_a_failure_is_announced_too_and_says_whose_it_is(write_spec: Any) -> None:
+    paths = write_spec(evaluation="g000-e00", parameters_expected=7)
+    paths.finished_marker.parent.mkdir()
+    with pytest.raises(InvalidConfiguration):
+        evaluate_attempt(str(paths.folder))
+    assert json.loads(paths.result.read_text())["evaluation"] == "g000-e00"
+    assert paths.finished_marker.exists()
+
+
+def test_where_no_controller_looks_nothing_is_announced(write_spec: Any) -> None:
+    paths = write_spec()
+    evaluate_attempt(str(paths.folder))
+    assert paths.result.exists()
+    assert not paths.finished_marker.parent.exists()
+    # As `elmanctl eval` does beside a folder that happens to have the name.
+    other = AttemptPaths(paths.folder.parents[2] / "eval" / "x" / "y")
+    other.folder.mkdir(parents=True)
+    shutil.copyfile(paths.spec, other.spec)
+    other.finished_marker.parent.mkdir()
+    evaluate_attempt(str(other.folder))
+    assert other.result.exists()
+    assert list(other.finished_marker.parent.iterdir()) == []
+
+
 def test_a_machine_without_torch_is_told_from_a_mistake(write_spec: Any, start: Start) -> None:
     paths = write_spec()
     worker = start(paths, before="import sys; sys.modules['torch'] = None")
