@@ -25,6 +25,9 @@ class SearchSettings:
     seed: int = _setting(1, "Seed of the optimizer")
     start_from_best: bool = _setting(False, "Start at the known best configuration of the space")
     max_jobs: int = _setting(64, "Most attempts in the queue or running at one time")
+    repeats: str = _setting(
+        "answer", "A point asked again: answer it from the ledger, or reseed it to see the noise"
+    )
     axes: dict[str, Any] = _setting({}, "Axes that replace or add to those of the space")
 
 
@@ -108,6 +111,16 @@ class RetrySettings:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class BudgetSettings:
+    """[budget]: when the search stops paying; what is not set is no limit."""
+
+    evaluations: int | None = _setting(None, "Most evaluations that are trained")
+    gpu_hours: float | None = _setting(None, "Most GPU-hours; of jobs without a GPU, job-hours")
+    wall_h: float | None = _setting(None, "Most hours that controllers are at work")
+    failures: int | None = _setting(None, "Failed attempts after which nothing more is submitted")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class DiskSettings:
     """[disk]: when to stop before the disk is full."""
 
@@ -133,6 +146,7 @@ class Settings:
     slurm: SlurmSettings = field(default_factory=SlurmSettings)
     local: LocalSettings = field(default_factory=LocalSettings)
     retry: RetrySettings = field(default_factory=RetrySettings)
+    budget: BudgetSettings = field(default_factory=BudgetSettings)
     disk: DiskSettings = field(default_factory=DiskSettings)
     paths: PathSettings = field(default_factory=PathSettings)
 
@@ -148,6 +162,7 @@ SECTIONS: Mapping[str, type] = {
     "slurm": SlurmSettings,
     "local": LocalSettings,
     "retry": RetrySettings,
+    "budget": BudgetSettings,
     "disk": DiskSettings,
     "paths": PathSettings,
 }

@@ -123,6 +123,8 @@ def encode_evaluation(evaluation: Evaluation) -> dict[str, Any]:
     }
     if evaluation.replaces is not None:
         data["replaces"] = evaluation.replaces
+    if evaluation.repeats is not None:
+        data["repeats"] = evaluation.repeats
     return data
 
 
@@ -137,6 +139,7 @@ def decode_evaluation(data: object, path: str = "evaluation", *, generation: int
             parameters=fields.whole("parameters"),
             seed=fields.whole("seed"),
             replaces=fields.optional_text("replaces"),
+            repeats=fields.optional_text("repeats"),
         )
 
 

@@ -14,13 +14,16 @@ from elmanctl.ledger.encoding import (
 )
 from elmanctl.ledger.fields import Fields, as_number, as_text, describe
 from elmanctl.ledger.records import (
+    Answer,
     Evaluation,
     RunStatus,
     State,
     Submission,
     SubmissionState,
+    VerdictKind,
 )
 from elmanctl.ledger.run_state import Note, RunState
+from elmanctl.ledger.spending import Spent, cost_of
 from elmanctl.ledger.transitions import Ending
 
 Handler: TypeAlias = Callable[[RunState, Fields, str], None]
@@ -61,6 +64,11 @@ def _points_asked(state: RunState, fields: Fields, at: str) -> None:
             raise LedgerCorrupt(f"{evaluation.id} is asked twice")
         if evaluation.replaces is not None:
             _evaluation(state, evaluation.replaces)
+        if evaluation.repeats is not None:
+            first = _evaluation(state, evaluation.repeats)
+            if first.repeats is not None:
+                raise LedgerCorrupt(f"{evaluation.id} repeats {first.id}, which is a repeat itself")
+            state.repeats[first.id] = (*state.repeats.get(first.id, ()), evaluation.id)
         state.evaluations[evaluation.id] = evaluation
     state.refused[generation] = state.refused.get(generation, 0) + fields.whole("refused")
     with Fields(fields.mapping("optimizer"), "data.optimizer") as optimizer:
@@ -75,6 +83,7 @@ def _submission_intended(state: RunState, fields: Fields, at: str) -> None:
     state.submissions[submission.id] = submission
     for task in submission.tasks:
         evaluation = _evaluation(state, task.evaluation)
+        state.trained += not evaluation.attempts
         state.evaluations[evaluation.id] = transitions.submit(evaluation, task, submission.id, at)
 
 
@@ -98,7 +107,9 @@ def _submission_ended(outcome: SubmissionState) -> Handler:
         state.submissions[submission.id] = submission
         for task in submission.tasks:
             evaluation = _evaluation(state, task.evaluation)
-            state.evaluations[evaluation.id] = transitions.take_back(evaluation, task)
+            left = transitions.take_back(evaluation, task)
+            state.trained -= bool(evaluation.attempts) and not left.attempts
+            state.evaluations[evaluation.id] = left
 
     return ended
 
@@ -122,15 +133,37 @@ def _attempt_finished(state: RunState, fields: Fields, at: str) -> None:
         node=fields.optional_text("node"),
         elapsed_s=fields.optional_number("elapsed_s"),
     )
-    state.evaluations[evaluation.id] = transitions.finish(
-        evaluation, fields.whole("attempt"), ending, at
-    )
+    number = fields.whole("attempt")
+    finished = transitions.finish(evaluation, number, ending, at)
+    state.evaluations[evaluation.id] = finished
+    attempt = next(each for each in finished.attempts if each.number == number)
+    kind = ending.verdict.kind.value
+    cost = cost_of(attempt, _submission(state, attempt.submission).resources)
+    state.spent[kind] = state.spent.get(kind, Spent()) + cost
 
 
 def _evaluation_closed(state: RunState, fields: Fields, at: str) -> None:
     evaluation = _evaluation(state, fields.text("evaluation"))
     closed_as = decode_member(State, fields.text("state"), "data.state")
     state.evaluations[evaluation.id] = transitions.close(evaluation, closed_as)
+
+
+def _evaluation_answered(state: RunState, fields: Fields, at: str) -> None:
+    evaluation = _evaluation(state, fields.text("evaluation"))
+    kind = fields.optional_text("verdict")
+    found = Answer(
+        by=_evaluation(state, fields.text("by")).id,
+        verdict=None if kind is None else decode_member(VerdictKind, kind, "data.verdict"),
+        loss=fields.optional_number("loss"),
+        step=fields.optional_whole("step"),
+    )
+    closed_as = decode_member(State, fields.text("state"), "data.state")
+    state.evaluations[evaluation.id] = transitions.settle_repeat(evaluation, closed_as, found)
+    state.answered += 1
+    with Fields(fields.mapping("saved"), "data.saved") as saved:
+        state.saved += Spent(
+            attempts=1, elapsed_s=saved.number("elapsed_s"), device_s=saved.number("device_s")
+        )
 
 
 def _evaluation_reopened(state: RunState, fields: Fields, at: str) -> None:
@@ -209,6 +242,7 @@ HANDLERS: dict[str, Handler] = {
     "attempt_started": _attempt_started,
     "attempt_finished": _attempt_finished,
     "evaluation_closed": _evaluation_closed,
+    "evaluation_answered": _evaluation_answered,
     "evaluation_reopened": _evaluation_reopened,
     "generation_told": _generation_told,
     "run_paused": _run_status(RunStatus.PAUSED, has_reason=True),

@@ -95,12 +95,26 @@ class Attempt:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Answer:
+    """How an evaluation ended that was not trained: as the earlier one, `by`, had ended.
+
+    `verdict` is None where that one was cancelled before any verdict; `step` is where it diverged.
+    """
+
+    by: str
+    verdict: VerdictKind | None = None
+    loss: float | None = None
+    step: int | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Evaluation:
     """One candidate of a search.
 
     `point` is in the optimizer's coordinates, `config` what the worker gets, `parameters` the
     exact count of the model that `config` builds.  `replaces` names the failed evaluation whose
-    place this one takes.  `changes` are resource changes asked for by a re-queue.
+    place this one takes, `repeats` the first one of the same configuration.  `changes` are
+    resource changes asked for by a re-queue.
     """
 
     id: str
@@ -110,9 +124,11 @@ class Evaluation:
     parameters: int
     seed: int
     replaces: str | None = None
+    repeats: str | None = None
     state: State = State.CREATED
     changes: Mapping[str, object] = field(default_factory=dict)
     attempts: tuple[Attempt, ...] = ()
+    answer: Answer | None = None
 
     @property
     def last_attempt(self) -> Attempt | None:
@@ -126,8 +142,18 @@ class Evaluation:
         return last is not None and not last.state.is_finished
 
     @property
+    def verdict_kind(self) -> VerdictKind | None:
+        """The verdict of the newest attempt, or of the evaluation that answered this one."""
+        if self.answer is not None:
+            return self.answer.verdict
+        last = self.last_attempt
+        return last.verdict.kind if last is not None and last.verdict is not None else None
+
+    @property
     def loss(self) -> float | None:
-        """The loss of the newest completed attempt."""
+        """The loss of the newest completed attempt, or of the evaluation that answered this one."""
+        if self.answer is not None:
+            return self.answer.loss
         for attempt in reversed(self.attempts):
             if attempt.state is State.COMPLETED and attempt.result is not None:
                 value = attempt.result.get("loss")

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from elmanctl.ledger.records import Attempt, Evaluation, RunStatus, State, Submission
+from elmanctl.ledger.spending import Spent
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -25,6 +26,11 @@ class RunState:
     the newest controller: host, pid, at.  `changes` maps `section.key` to what replaces a
     setting, `freed_bytes` an evaluation, or "" for what belongs to none, to the bytes that
     cleaning freed.
+
+    Running sums, so that nobody has to look through all attempts: `spent` by verdict what ended
+    attempts cost, `saved` what repeats would have cost, `answered` how many there were, `trained`
+    how many evaluations ever had a job, `wall_s` how long controllers were at work.  `repeats`
+    maps an evaluation to those of the same configuration, in order.
     """
 
     run: Mapping[str, Any] = field(default_factory=dict)
@@ -41,6 +47,12 @@ class RunState:
     controller: Mapping[str, Any] | None = None
     changes: dict[str, Any] = field(default_factory=dict)
     freed_bytes: dict[str, int] = field(default_factory=dict)
+    spent: dict[str, Spent] = field(default_factory=dict)
+    saved: Spent = field(default_factory=Spent)
+    answered: int = 0
+    trained: int = 0
+    wall_s: float = 0.0
+    repeats: dict[str, tuple[str, ...]] = field(default_factory=dict)
     notes: list[Note] = field(default_factory=list)
     seq: int = 0
     fence: int = 0
@@ -59,11 +71,16 @@ class RunState:
         return counted
 
     def ranked(self) -> list[Evaluation]:
-        """Return the completed evaluations, lowest loss first, equal losses in order of id."""
+        """Return the completed evaluations, lowest loss first, equal losses in order of id.
+
+        Answered repeats are none of them: their loss is that of another one.
+        """
         keyed = [
             (evaluation.loss, evaluation.generation, evaluation.id)
             for evaluation in self.evaluations.values()
-            if evaluation.state is State.COMPLETED and evaluation.loss is not None
+            if evaluation.state is State.COMPLETED
+            and evaluation.loss is not None
+            and evaluation.answer is None
         ]
         return [self.evaluations[name] for _, _, name in sorted(keyed)]
 
@@ -101,6 +118,8 @@ class RunState:
             refused=dict(self.refused),
             applied_requests=dict(self.applied_requests),
             freed_bytes=dict(self.freed_bytes),
+            spent=dict(self.spent),
+            repeats=dict(self.repeats),
             changes=dict(self.changes),
             notes=list(self.notes),
         )

@@ -4,10 +4,12 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
+from elmanctl import clock
 from elmanctl.errors import LedgerCorrupt, LedgerError, LedgerTooNew
 from elmanctl.ledger.events import Event
 from elmanctl.ledger.fields import Fields, describe
 from elmanctl.ledger.handlers import HANDLERS
+from elmanctl.ledger.records import RunStatus
 from elmanctl.ledger.run_state import Note, RunState
 from elmanctl.ledger.store import LEDGER_FILE, RESTORE_HINT, LedgerWriter, read_events
 
@@ -73,6 +75,7 @@ def apply(state: RunState, event: Event) -> None:
             f"event {event.seq} is of the unknown kind {describe(event.kind)}",
             hint="use the version of elmanctl that wrote this run, or a newer one",
         )
+    worked_s = _worked_s(state, event)
     try:
         if event.seq != state.seq + 1:
             raise LedgerCorrupt(f"it does not follow event {state.seq}")
@@ -80,8 +83,22 @@ def apply(state: RunState, event: Event) -> None:
             raise LedgerCorrupt("`run_created` must be the first event and the only one")
         with Fields(event.data, "data") as fields:
             handler(state, fields, event.at)
+        state.wall_s += worked_s
     except LedgerCorrupt as exc:
         raise LedgerCorrupt(
             f"event {event.seq} ({event.kind}): {exc.message}", hint=RESTORE_HINT
         ) from exc
     state.seq, state.fence, state.last_event_at = event.seq, event.fence, event.at
+
+
+def _worked_s(state: RunState, event: Event) -> float:
+    """Return the seconds up to an event for which a controller was at work since the one before.
+
+    A controller that died is succeeded under another lease: the time between them is nobody's.
+    """
+    if state.status is not RunStatus.RUNNING or state.controller is None:
+        return 0.0
+    if event.fence != state.fence or state.last_event_at is None:
+        return 0.0
+    passed = clock.from_text(event.at) - clock.from_text(state.last_event_at)
+    return max(0.0, passed.total_seconds())

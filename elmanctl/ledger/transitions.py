@@ -6,6 +6,7 @@ from typing import Any
 
 from elmanctl.errors import LedgerCorrupt
 from elmanctl.ledger.records import (
+    Answer,
     Attempt,
     Evaluation,
     State,
@@ -120,13 +121,23 @@ def close(evaluation: Evaluation, state: State) -> Evaluation:
     return replace(evaluation, state=state)
 
 
+def settle_repeat(evaluation: Evaluation, state: State, found: Answer) -> Evaluation:
+    """End a repeat without training it, as the earlier evaluation ended."""
+    if evaluation.repeats is None:
+        raise LedgerCorrupt(f"{evaluation.id} is answered though it repeats no other")
+    if evaluation.has_live_attempt:
+        raise LedgerCorrupt(f"{evaluation.id} is answered while an attempt of it is live")
+    return close(replace(evaluation, answer=found), state)
+
+
 def reopen(evaluation: Evaluation, changes: Mapping[str, Any]) -> Evaluation:
     """Open a finished evaluation for another attempt."""
     if not evaluation.state.is_finished:
         raise LedgerCorrupt(f"{evaluation.id} is reopened though it is {evaluation.state}")
     if evaluation.has_live_attempt:
         raise LedgerCorrupt(f"{evaluation.id} is reopened while an attempt of it is live")
-    return replace(evaluation, state=State.CREATED, changes={**evaluation.changes, **changes})
+    merged = {**evaluation.changes, **changes}
+    return replace(evaluation, state=State.CREATED, changes=merged, answer=None)
 
 
 _STATE_OF = {

@@ -151,6 +151,5 @@ def _clean(session: Session, watcher: Watcher, arguments: Mapping[str, Any], by:
 
 
 def last_kind(evaluation: Evaluation) -> str:
-    """Return the verdict of the last attempt, or the state when there is none."""
-    last = evaluation.last_attempt
-    return last.verdict.kind.value if last and last.verdict else evaluation.state.value
+    """Return the verdict that an evaluation ended with, or its state when there is none."""
+    return (evaluation.verdict_kind or evaluation.state).value

@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from itertools import groupby
 from typing import Any
 
+from elmanctl import clock
 from elmanctl.errors import EnvironmentNotReady, SearchPaused, SubmissionError
 from elmanctl.jobs.executor import (
     Executor,
@@ -22,7 +23,10 @@ from elmanctl.ledger.disk import free_bytes
 from elmanctl.ledger.encoding import encode_submission
 from elmanctl.ledger.files import write_json
 from elmanctl.ledger.records import Evaluation, State, Submission, Task
+from elmanctl.ledger.spending import devices
+from elmanctl.search.costs import affordable, mean_device_s, overspent
 from elmanctl.search.poll import Poller
+from elmanctl.search.repeats import answering
 from elmanctl.search.session import Session
 from elmanctl.search.workload import attempt_resources, attempt_spec
 
@@ -82,13 +86,16 @@ class Dispatcher:
         return [
             evaluation
             for evaluation in self._session.state.evaluations.values()
-            if evaluation.state is State.CREATED and self._changes(evaluation) is not None
+            if evaluation.state is State.CREATED
+            and answering(self._session.state, evaluation) is None
+            and self._changes(evaluation) is not None
         ]
 
     def submit_waiting(self) -> None:
         """Submit what waits, as far as there is room.
 
-        Raises SearchPaused when the disk is nearly full, SubmissionError when the scheduler
+        Raises SearchPaused when the disk is nearly full, or when the budget is used up and
+        nothing is running that could be waited for; SubmissionError when the scheduler
         refuses and nothing is running that could change its mind.
         """
         waiting = self.waiting()
@@ -98,6 +105,7 @@ class Dispatcher:
             # Known after the next look.
             return
         live = self._session.state.live_attempts()
+        waiting = self._paid(waiting, is_idle=not live)
         slots = self._executor.free_slots(self._slot(attempt) for _, attempt in live)
         ready = list(zip(waiting, slots, strict=False))
         if not ready:
@@ -194,6 +202,28 @@ class Dispatcher:
         mem_gb = float(asked) if isinstance(asked, int | float) else None
         decision = decide(verdicts, self._session.settings.retry, mem_gb=mem_gb)
         return decision.changes if decision.close is None else None
+
+    def _paid(self, waiting: list[Evaluation], *, is_idle: bool) -> list[Evaluation]:
+        """Return those of `waiting` that the budget pays for.
+
+        Raises SearchPaused when it pays for none and nothing runs whose end could change that.
+        """
+        state, settings = self._session.state, self._session.settings
+        now = clock.now()
+        expected_s = mean_device_s(state)
+        if expected_s is None and settings.train.minutes is not None:
+            resources = attempt_resources(settings, self._session.run["executor"], {})
+            expected_s = 60 * settings.train.minutes * devices(resources.encode())
+        paid = affordable(waiting, state, settings.budget, expected_device_s=expected_s, now=now)
+        if not paid and is_idle:
+            raise overspent(
+                state,
+                settings.budget,
+                population=settings.search.population,
+                expected_device_s=expected_s,
+                now=now,
+            )
+        return paid
 
     def _slot(self, attempt: Any) -> int | None:
         submission = self._session.state.submissions[attempt.submission]

@@ -31,15 +31,14 @@ def told_values(evaluations: Sequence[Evaluation]) -> list[tuple[str, float]]:
 
 
 def has_diverged(evaluation: Evaluation) -> bool:
-    """Whether the worker itself said that the last attempt diverged."""
-    last = evaluation.last_attempt
-    return (
-        last is not None and last.verdict is not None and last.verdict.kind is VerdictKind.DIVERGED
-    )
+    """Whether the worker itself said that it diverged: of the last attempt, or of the answer's."""
+    return evaluation.verdict_kind is VerdictKind.DIVERGED
 
 
 def divergence_step(evaluation: Evaluation) -> int:
-    """Return the step at which the last attempt diverged, 0 where it is not on record."""
+    """Return the step at which an evaluation diverged, 0 where it is not on record."""
+    if evaluation.answer is not None:
+        return evaluation.answer.step or 0
     last = evaluation.last_attempt
     steps = last.result.get("steps") if last is not None and last.result is not None else None
     return steps if isinstance(steps, int) else 0

@@ -6,6 +6,7 @@ from typing import Any
 
 from elmanctl.errors import ConfigError, nearest
 from elmanctl.jobs.spec import DEVICES, PRECISIONS
+from elmanctl.search.repeats import REPEATS
 from elmanctl.settings import Settings
 
 _LOWEST: Mapping[str, int] = {
@@ -25,6 +26,8 @@ _LOWEST: Mapping[str, int] = {
     "slurm.timeout_min": 1,
     "local.workers": 1,
     "local.timeout_min": 1,
+    "budget.evaluations": 1,
+    "budget.failures": 1,
     "disk.floor_gb": 0,
 }
 
@@ -36,9 +39,15 @@ _ABOVE_ZERO = (
     "local.gpu_memory_gb",
     "slurm.poll_s",
     "retry.mem_factor",
+    "budget.gpu_hours",
+    "budget.wall_h",
 )
 
-_WORDS: Mapping[str, tuple[str, ...]] = {"train.device": DEVICES, "train.precision": PRECISIONS}
+_WORDS: Mapping[str, tuple[str, ...]] = {
+    "train.device": DEVICES,
+    "train.precision": PRECISIONS,
+    "search.repeats": REPEATS,
+}
 
 
 def check_limits(settings: Settings) -> None:

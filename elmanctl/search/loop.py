@@ -7,6 +7,7 @@ after a kill at any instant goes on from the ledger alone.
 import hashlib
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
@@ -29,6 +30,7 @@ from elmanctl.search.dispatch import Dispatcher, verdicts_since_reopened
 from elmanctl.search.fitness import has_diverged, told_values
 from elmanctl.search.optimizer import CmaOptimizer
 from elmanctl.search.poll import Poller
+from elmanctl.search.repeats import RESEED, Known, answer_data, answering
 from elmanctl.search.session import Session
 from elmanctl.search.space import SearchSpace
 from elmanctl.search.watch import Watcher
@@ -69,6 +71,7 @@ class Controller:
         self._dispatcher = Dispatcher(session, executor, self._poller)
         self._watcher = Watcher(session, executor, now=now)
         self._recent: list[VerdictKind] = []
+        self._known = Known(session.state)
         self._optimizer = self._restore()
         space = SearchSpace.decode(session.run["space"])
         self._builder = CandidateBuilder(space, session.settings, session.run["executor"])
@@ -102,10 +105,12 @@ class Controller:
     def _go_on(self) -> bool:
         """Take the search as far as it goes without waiting; return whether it is finished."""
         self._close_decided()
+        self._answer_repeats()
         if self._advance():
             self._session.record("run_finished", reason="all generations are done")
             self._view.refresh(self._session, None)
             return True
+        self._answer_repeats()
         self._dispatcher.submit_waiting()
         return False
 
@@ -137,6 +142,18 @@ class Controller:
                 else "an attempt met a full disk",
                 hint=_mend_hint(self._session),
             )
+
+    def _answer_repeats(self) -> None:
+        """End the evaluations that repeat one that has ended: no job is paid for them."""
+        state = self._session.state
+        for evaluation in list(state.evaluations.values()):
+            if evaluation.state is not State.CREATED:
+                continue
+            source = answering(state, evaluation)
+            if source is not None and source.state.is_finished:
+                self._session.record(
+                    "evaluation_answered", **answer_data(state, evaluation, source)
+                )
 
     def _advance(self) -> bool:
         """Ask the next points when there is nothing to wait for; return whether all is done."""
@@ -202,18 +219,28 @@ class Controller:
         file = f"g{generation:03}-{asked:02}-lease{session.lease.fence}.pickle"
         session.paths.optimizer.mkdir(exist_ok=True)
         write_atomically(session.paths.optimizer / file, state)
-        evaluations = [
-            Evaluation(
-                id=evaluation_id(generation, first + index),
-                generation=generation,
-                point=candidate.point,
-                config=candidate.config,
-                parameters=candidate.parameters,
-                seed=session.settings.train.seed,
-                replaces=replaced,
+        evaluations: list[Evaluation] = []
+        self._known.update(session.state)
+        repeated: Counter[str] = Counter()
+        for index, (candidate, replaced) in enumerate(zip(candidates, replaces, strict=True)):
+            name = evaluation_id(generation, first + index)
+            original = self._known.first(candidate.config, name)
+            seed = session.settings.train.seed
+            if original is not None and session.settings.search.repeats == RESEED:
+                repeated[original] += 1
+                seed += len(session.state.repeats.get(original, ())) + repeated[original]
+            evaluations.append(
+                Evaluation(
+                    id=name,
+                    generation=generation,
+                    point=candidate.point,
+                    config=candidate.config,
+                    parameters=candidate.parameters,
+                    seed=seed,
+                    replaces=replaced,
+                    repeats=original,
+                )
             )
-            for index, (candidate, replaced) in enumerate(zip(candidates, replaces, strict=True))
-        ]
         session.record(
             "points_asked",
             generation=generation,

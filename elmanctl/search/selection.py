@@ -94,8 +94,4 @@ def select_failed(state: RunState, *, kinds: Sequence[str]) -> list[Evaluation]:
     failed = state.failed_evaluations()
     if not kinds:
         return failed
-    return [
-        e
-        for e in failed
-        if e.last_attempt and e.last_attempt.verdict and e.last_attempt.verdict.kind in kinds
-    ]
+    return [e for e in failed if e.verdict_kind is not None and e.verdict_kind in kinds]

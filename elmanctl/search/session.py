@@ -20,8 +20,8 @@ from elmanctl.search.limits import check_limits
 from elmanctl.search.workload import attempt_resources
 from elmanctl.settings import Settings
 
-# Where and how jobs run, not what they measure.
-CHANGEABLE = ("slurm.", "local.", "retry.", "disk.", "search.max_jobs")
+# Where and how jobs run and how many are paid, not what they measure.
+CHANGEABLE = ("slurm.", "local.", "retry.", "budget.", "disk.", "search.max_jobs")
 
 
 class Session:

@@ -148,7 +148,9 @@ def run_description() -> dict[str, Any]:
     }
 
 
-def asked(generation: int, *names: str, replaces: str | None = None) -> dict[str, Any]:
+def asked(
+    generation: int, *names: str, replaces: str | None = None, repeats: str | None = None
+) -> dict[str, Any]:
     """Return the data of `points_asked`."""
     return {
         "generation": generation,
@@ -160,6 +162,7 @@ def asked(generation: int, *names: str, replaces: str | None = None) -> dict[str
                 "parameters": 1000 + index,
                 "seed": 3,
                 **({"replaces": replaces} if replaces else {}),
+                **({"repeats": repeats} if repeats else {}),
             }
             for index, name in enumerate(names)
         ],
@@ -200,6 +203,18 @@ def finished(
     }
 
 
+def answered(evaluation: str, by: str, loss: float) -> dict[str, Any]:
+    """Return the data of `evaluation_answered`, as a completed one answers."""
+    return {
+        "evaluation": evaluation,
+        "by": by,
+        "state": "completed",
+        "verdict": "completed",
+        "loss": loss,
+        "saved": {"elapsed_s": 12.5, "device_s": 12.5},
+    }
+
+
 def whole_story() -> list[tuple[str, dict[str, Any]]]:
     """Return a legal run in which every kind of event occurs."""
     return [
@@ -226,6 +241,8 @@ def whole_story() -> list[tuple[str, dict[str, Any]]]:
         ("submission_accepted", {"submission": "s0004", "job_id": "78", "adopted": False}),
         ("attempt_finished", finished("g000-e01", 2, "completed", 1.25)),
         ("evaluation_closed", {"evaluation": "g000-e01", "state": "completed"}),
+        ("points_asked", asked(0, "g000-e03", repeats="g000-e01")),
+        ("evaluation_answered", answered("g000-e03", "g000-e01", 1.25)),
         ("generation_told", {"generation": 0, "told": [["g000-e01", 1.25], ["g000-e00", 1.5]]}),
         ("request_applied", {"request": "r1", "command": "clean", "answer": {"files": 2}}),
         ("cleaned", {"evaluation": "g000-e01", "kind": "logs", "freed_bytes": 60, "files": 2}),
@@ -253,5 +270,6 @@ def build() -> Any:
         asked = staticmethod(asked)
         intended = staticmethod(intended)
         finished = staticmethod(finished)
+        answered = staticmethod(answered)
 
     return Builders

@@ -10,7 +10,8 @@ from elmanctl.errors import LedgerCorrupt, LedgerError, LedgerTooNew, NotFound
 from elmanctl.ledger.events import Event
 from elmanctl.ledger.handlers import HANDLERS
 from elmanctl.ledger.lease import Lease
-from elmanctl.ledger.records import RunStatus, State, SubmissionState, VerdictKind
+from elmanctl.ledger.records import Answer, RunStatus, State, SubmissionState, VerdictKind
+from elmanctl.ledger.spending import Spent
 from elmanctl.ledger.state import RunState, apply, load_run, record, replay
 from elmanctl.ledger.store import LEDGER_FILE, LedgerWriter, read_events
 
@@ -56,7 +57,7 @@ def test_every_kind_of_event_is_documented() -> None:
 
 def test_whole_story_is_told_right(story: Story, build: Any) -> None:
     state = told_by(story)
-    first, second, third = state.evaluations.values()
+    first, second, third, fourth = state.evaluations.values()
     assert state.run == build.run()
     assert (state.status, state.reason) == (RunStatus.FINISHED, "all generations are done")
     assert [e.state for e in (first, second, third)] == [
@@ -71,6 +72,9 @@ def test_whole_story_is_told_right(story: Story, build: Any) -> None:
         3,
     )
     assert third.replaces == "g000-e01"
+    assert (fourth.repeats, fourth.state, fourth.loss) == ("g000-e01", State.COMPLETED, 1.25)
+    assert fourth.answer == Answer(by="g000-e01", verdict=VerdictKind.COMPLETED, loss=1.25)
+    assert state.repeats == {"g000-e01": ("g000-e03",)}
     assert second.changes == {"mem_gb": 80}
     assert [(a.number, a.submission, a.job_id, a.state) for a in second.attempts] == [
         (1, "s0003", "77_1", State.FAILED),
@@ -93,14 +97,22 @@ def test_whole_story_is_told_right(story: Story, build: Any) -> None:
     ]
     assert state.submissions["s0001"].error == "no such partition"
     assert state.told == {0: [("g000-e01", 1.25), ("g000-e00", 1.5)]}
-    assert (state.generation, state.generations, state.refused) == (0, 3, {0: 2})
+    assert (state.generation, state.generations, state.refused) == (0, 3, {0: 3})
     assert state.optimizer_file == {"file": "g000-00.pickle", "sha256": "f" * 64}
     assert state.applied_requests == {"r1": {"command": "clean", "answer": {"files": 2}}}
     assert state.controller == {"host": "login", "pid": 12, "at": "2026-05-01T10:00:19.000Z"}
     assert [note.text for note in state.notes] == ["the node gpu-1 was replaced"]
     assert state.size_bytes == 100 + (100 + 100 - 60)
-    assert (state.seq, state.fence, state.last_event_at) == (32, 1, "2026-05-01T10:00:32.000Z")
+    assert (state.seq, state.fence, state.last_event_at) == (34, 1, "2026-05-01T10:00:34.000Z")
     assert state.live_attempts() == []
+    assert state.spent == {
+        "completed": Spent(attempts=2, elapsed_s=25.0, device_s=25.0),
+        "oom": Spent(attempts=1, elapsed_s=12.5, device_s=12.5),
+    }
+    assert (state.answered, state.trained) == (1, 2)
+    assert state.saved == Spent(attempts=1, elapsed_s=12.5, device_s=12.5)
+    # From the first controller to the pause and from the second to the interruption.
+    assert state.wall_s == 15.0 + 11.0
 
 
 def test_empty_ledger_is_an_empty_state() -> None:

@@ -1,8 +1,10 @@
 """Whatever legal thing happens to a run, in whatever order: its file tells the same story."""
 
+import math
 import os
 import random
 import tempfile
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -118,6 +120,7 @@ class Run(RuleBasedStateMachine):
         if opens or generation < 0 or generation in self.state.told:
             generation += 1
         first = len(self.state.evaluations)
+        originals = [e.id for e in self.state.evaluations.values() if e.repeats is None]
         self.tell(
             "points_asked",
             generation=generation,
@@ -128,12 +131,38 @@ class Run(RuleBasedStateMachine):
                     "config": {"dim": index},
                     "parameters": index,
                     "seed": 1,
+                    **({"repeats": originals[index]} if index < len(originals) else {}),
                 }
                 for index in range(count)
             ],
             refused=count,
             optimizer={"file": f"{first}", "sha256": "0"},
         )
+
+    @rule(dice=DICE, loss=st.floats(0, 9), seconds=st.floats(0, 1e6))
+    def answer_repeat(self, dice: int, loss: float, seconds: float) -> None:
+        waiting = [
+            evaluation
+            for evaluation in self.state.evaluations.values()
+            if evaluation.repeats
+            and evaluation.state is State.CREATED
+            and not evaluation.has_live_attempt
+        ]
+        if waiting:
+            chosen = random.Random(dice).choice(waiting)
+            self.tell(
+                "evaluation_answered",
+                evaluation=chosen.id,
+                by=chosen.repeats,
+                **random.Random(dice).choice(
+                    [
+                        {"state": "completed", "verdict": "completed", "loss": loss},
+                        {"state": "failed", "verdict": "diverged", "step": 3},
+                        {"state": "cancelled"},
+                    ]
+                ),
+                saved={"elapsed_s": seconds, "device_s": 2 * seconds},
+            )
 
     @rule(dice=DICE)
     def intend(self, dice: int) -> None:
@@ -177,6 +206,7 @@ class Run(RuleBasedStateMachine):
                 verdict={"kind": kind, "evidence": []},
                 result=None if loss is None else {"loss": loss},
                 size_bytes=size_bytes,
+                elapsed_s=dice / 1000,
             )
 
     @rule(dice=DICE)
@@ -297,6 +327,22 @@ class Run(RuleBasedStateMachine):
             assert numbers == list(range(1, len(numbers) + 1))
             if evaluation.state in (State.SUBMITTED, State.RUNNING):
                 assert live
+
+    @invariant()
+    def the_running_sums_are_those_of_the_records(self) -> None:
+        state = self.state
+        ended = [a for e in state.evaluations.values() for a in e.attempts if a.verdict]
+        by_kind = Counter(a.verdict.kind.value for a in ended if a.verdict)
+        assert {kind: spent.attempts for kind, spent in state.spent.items()} == by_kind
+        total_s = math.fsum(a.elapsed_s or 0.0 for a in ended)
+        for sums in ("elapsed_s", "device_s"):
+            spent_s = math.fsum(getattr(spent, sums) for spent in state.spent.values())
+            assert math.isclose(spent_s, total_s, abs_tol=1e-6)
+        assert state.trained == sum(bool(e.attempts) for e in state.evaluations.values())
+        repeats = [name for names in state.repeats.values() for name in names]
+        asked = [e.id for e in state.evaluations.values() if e.repeats is not None]
+        assert sorted(repeats) == sorted(asked)
+        assert state.wall_s >= 0
 
 
 TestRun = Run.TestCase

@@ -1,0 +1,90 @@
+"""What attempts cost: the seconds they ran, and device-seconds by the GPUs they asked for."""
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+from elmanctl import clock
+from elmanctl.ledger.records import Attempt
+
+# Of a Slurm job with one task; each is a number for the whole job, or `type:number`, or a list.
+_GPU_OPTIONS = ("gpus", "gpus_per_node", "gpus_per_task", "gpus_per_socket")
+
+# `gpu`, `gpu:2`, `gpu:a100`, `gpu:a100:2`, also as `gres/gpu=2` and with `(S:0-1)` behind.
+_GRES = re.compile(r"(?:gres/)?gpu(?:[:=](?P<rest>[^(]*))?(?:\(.*\))?")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Spent:
+    """A sum over attempts: how many, how long they ran, and that times their devices."""
+
+    attempts: int = 0
+    elapsed_s: float = 0.0
+    device_s: float = 0.0
+
+    def __add__(self, other: "Spent") -> "Spent":
+        return Spent(
+            attempts=self.attempts + other.attempts,
+            elapsed_s=self.elapsed_s + other.elapsed_s,
+            device_s=self.device_s + other.device_s,
+        )
+
+
+def cost_of(attempt: Attempt, resources: Mapping[str, Any], now: datetime | None = None) -> Spent:
+    """Return what one attempt cost that asked for `resources`.
+
+    Waiting in the queue costs nothing.  An attempt that runs cost what it did until `now`.
+    """
+    elapsed_s = _elapsed_s(attempt, now)
+    return Spent(attempts=1, elapsed_s=elapsed_s, device_s=elapsed_s * devices(resources))
+
+
+def devices(resources: Mapping[str, Any]) -> int:
+    """Return by how many a job's time counts: its GPUs, and 1 for a job without any."""
+    return max(1, gpus_asked(resources))
+
+
+def gpus_asked(resources: Mapping[str, Any]) -> int:
+    """Return how many GPUs the job of one attempt asks for, 0 for none."""
+    extra = {key.replace("-", "_"): value for key, value in resources.get("extra", {}).items()}
+    asked = [_in_gres(resources.get("gres"))]
+    asked += [_in_option(extra.get(key)) for key in _GPU_OPTIONS]
+    return max(asked)
+
+
+def _in_gres(text: object) -> int:
+    words = str(text or "").split(",")
+    found = [match for word in words if (match := _GRES.fullmatch(word.strip()))]
+    return sum(_count(match["rest"]) for match in found)
+
+
+def _in_option(value: object) -> int:
+    if value is None or value is False:
+        return 0
+    return sum(_count(word.strip()) for word in str(value).split(","))
+
+
+def _count(text: str | None) -> int:
+    """Return the number at the end of `2`, `a100:2` or `a100`; without one it is 1."""
+    last = (text or "").replace("=", ":").split(":")[-1]
+    return int(last) if last.isdigit() else 1
+
+
+def _elapsed_s(attempt: Attempt, now: datetime | None) -> float:
+    if attempt.elapsed_s is not None:
+        return max(0.0, attempt.elapsed_s)
+    began, end = _moment(attempt.started_at), _moment(attempt.finished_at) or now
+    if began is None or end is None:
+        return 0.0
+    return max(0.0, (end - began).total_seconds())
+
+
+def _moment(text: str | None) -> datetime | None:
+    """Return a moment on record, None for one that does not say of which zone it is."""
+    try:
+        moment = clock.from_text(text) if text is not None else None
+    except ValueError:
+        return None
+    return moment if moment is not None and moment.tzinfo is not None else None

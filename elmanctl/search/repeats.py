@@ -1,0 +1,168 @@
+"""Points that were evaluated before: the same configuration is not paid for twice.
+
+The optimizer asks whole numbers, so it often asks the same model again.  Such a point becomes an
+evaluation like any other, with a note of the first one of its configuration.  With the same
+training seed it would give the same loss: it ends as the earlier one ended, without a job.  A
+search that asks for noise estimates gives it the next seed, and it is trained.
+"""
+
+import json
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from elmanctl.ledger.records import Evaluation, State
+from elmanctl.ledger.run_state import RunState
+from elmanctl.ledger.spending import cost_of
+from elmanctl.search.fitness import divergence_step, has_diverged
+
+ANSWER = "answer"
+RESEED = "reseed"
+REPEATS = (ANSWER, RESEED)
+
+
+def phenotype(run: Mapping[str, Any], config: Mapping[str, object]) -> str:
+    """Return what a worker would train, apart from the seed, as a text of one spelling.
+
+    `run` is the ledger's record of the run.  Micro-batches are no part of it: they decide how
+    much memory a step takes, not what it computes.
+    """
+    parts = {
+        "model": run["model"],
+        "config": dict(config),
+        "protocol": run["protocol"],
+        "data": run["data"].get("sha256"),
+    }
+    return json.dumps(parts, sort_keys=True, separators=(",", ":"), allow_nan=False)
+
+
+class Known:
+    """The first evaluation of every configuration of a run, kept in step with its ledger."""
+
+    def __init__(self, state: RunState) -> None:
+        self._run = state.run
+        self._first: dict[str, str] = {}
+        self._seen = 0
+        self.update(state)
+
+    def update(self, state: RunState) -> None:
+        """Take in the evaluations that were asked since the last time."""
+        for evaluation in list(state.evaluations.values())[self._seen :]:
+            self._first.setdefault(phenotype(self._run, evaluation.config), evaluation.id)
+        self._seen = len(state.evaluations)
+
+    def first(self, config: Mapping[str, object], new: str) -> str | None:
+        """Return the first evaluation of a configuration; None where that is `new` itself."""
+        known = self._first.setdefault(phenotype(self._run, config), new)
+        return None if known == new else known
+
+
+def answering(state: RunState, evaluation: Evaluation) -> Evaluation | None:
+    """Return the earlier evaluation that this one ends as; it may not have ended yet itself.
+
+    None for one that is trained: no earlier one is of its configuration and seed, or all of them
+    failed and it was put back in the queue by hand.
+    """
+    if evaluation.repeats is None:
+        return None
+    same = [
+        each
+        for each in _family(state, evaluation.repeats, before=evaluation.id)
+        if each.seed == evaluation.seed and each.answer is None
+    ]
+    if not same:
+        return None
+    chosen = min(same, key=_preference)
+    is_asked_for = "since_attempt" in evaluation.changes
+    return None if is_asked_for and _has_failed(chosen) else chosen
+
+
+def answer_data(state: RunState, evaluation: Evaluation, source: Evaluation) -> dict[str, Any]:
+    """Return the data of `evaluation_answered`: all that is needed of `source`, copied."""
+    last = source.last_attempt
+    kind = source.verdict_kind
+    data: dict[str, Any] = {
+        "evaluation": evaluation.id,
+        "by": source.id,
+        "state": source.state.value,
+        "saved": {"elapsed_s": 0.0, "device_s": 0.0},
+    }
+    if last is not None:
+        cost = cost_of(last, state.submissions[last.submission].resources)
+        data["saved"] = {"elapsed_s": cost.elapsed_s, "device_s": cost.device_s}
+    if kind is not None:
+        data["verdict"] = kind.value
+    if source.state is State.COMPLETED:
+        data["loss"] = source.loss
+    if has_diverged(source):
+        data["step"] = divergence_step(source)
+    return data
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Noise:
+    """The losses of one configuration on several seeds; `sd` is the sample's, in nats."""
+
+    evaluations: tuple[str, ...]
+    mean: float
+    sd: float
+
+    @property
+    def n(self) -> int:
+        """How many losses there are, at least 2."""
+        return len(self.evaluations)
+
+
+def noise_estimates(state: RunState) -> dict[str, Noise]:
+    """Return the noise of every configuration with two losses or more, by its first evaluation.
+
+    Answered repeats are no second measurement.
+    """
+    found = {first: noise_of(_family(state, first)) for first in state.repeats}
+    return {first: noise for first, noise in found.items() if noise is not None}
+
+
+def noise_for(state: RunState, evaluation: Evaluation) -> Noise | None:
+    """Return the noise of an evaluation's configuration, None with fewer than two losses."""
+    return noise_of(_family(state, evaluation.repeats or evaluation.id))
+
+
+def noise_of(same: Iterable[Evaluation]) -> Noise | None:
+    """Return the mean and spread of the losses that were measured."""
+    measured = [
+        (each.id, each.loss)
+        for each in same
+        if each.state is State.COMPLETED and each.answer is None and each.loss is not None
+    ]
+    losses = [loss for _, loss in measured]
+    if len(losses) < 2:
+        return None
+    mean = math.fsum(losses) / len(losses)
+    squares = math.fsum((loss - mean) ** 2 for loss in losses)
+    return Noise(
+        evaluations=tuple(name for name, _ in measured),
+        mean=mean,
+        sd=math.sqrt(squares / (len(losses) - 1)),
+    )
+
+
+def _family(state: RunState, first: str, before: str | None = None) -> list[Evaluation]:
+    """Return the evaluations of one configuration, in the order in which they were asked."""
+    names = (first, *state.repeats.get(first, ()))
+    if before is not None:
+        names = names[: names.index(before)]
+    return [state.evaluations[name] for name in names]
+
+
+def _preference(evaluation: Evaluation) -> int:
+    """Order those that could answer: a loss, then what may still bring one, then divergence."""
+    if evaluation.state is State.COMPLETED:
+        return 0
+    if not evaluation.state.is_finished:
+        return 1
+    return 2 if has_diverged(evaluation) else 3
+
+
+def _has_failed(evaluation: Evaluation) -> bool:
+    return evaluation.state.is_finished and evaluation.state is not State.COMPLETED
