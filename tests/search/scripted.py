@@ -24,6 +24,7 @@ from elmanctl.search.loop import Controller
 from elmanctl.search.session import Session
 from elmanctl.search.start import create_run, plan_search
 from elmanctl.settings import (
+    BudgetSettings,
     DataSettings,
     RetrySettings,
     SearchSettings,
@@ -253,7 +254,7 @@ class Runs:
         self._made = 0
 
     def new(self, name: str | None = None, **changes: Any) -> Run:
-        """Return a new run; `changes` are settings of `[search]`, or `retry` and `model`."""
+        """Return a new run; `changes` are settings of `[search]`, or `retry`, `budget`, `model`."""
         settings = self._settings(dict(changes))
         known = self._templates / (name or hashlib.sha256(repr(settings).encode()).hexdigest()[:12])
         if not known.exists():
@@ -269,6 +270,7 @@ class Runs:
 
     def _settings(self, changes: dict[str, Any]) -> Settings:
         retry = RetrySettings(**changes.pop("retry", {}))
+        budget = BudgetSettings(**changes.pop("budget", {}))
         model = changes.pop("model", MODEL)
         search = {"space": "tiny", "axes": AXES, "generations": 2, "population": 4, "seed": 3}
         # A constant takes its axis out of the shipped space.
@@ -278,4 +280,5 @@ class Runs:
             train=TrainSettings(steps=10, batch=2, seq_len=16, heartbeat_s=0.01),
             data=DataSettings(path=str(self._corpus)),
             retry=retry,
+            budget=budget,
         )
