@@ -1,6 +1,7 @@
 """`show` and `logs`: one evaluation from near; these commands write nothing."""
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
@@ -21,6 +22,7 @@ from elmanctl.errors import NotFound
 from elmanctl.jobs.paths import RunPaths
 from elmanctl.ledger.records import Attempt, Evaluation, State
 from elmanctl.ledger.run_state import RunState
+from elmanctl.search.repeats import noise_for
 from elmanctl.search.selection import find_evaluation
 
 RunOrEvaluation = Annotated[
@@ -66,7 +68,9 @@ def show(
     if as_json:
         attempts = [attempt_data(attempt) for attempt in chosen.attempts]
         run = {"run": found.run["name"], **start_data(found.run)}
-        print_json({**run, **evaluation_row(chosen), "attempts": attempts})
+        noise = noise_for(found, chosen)
+        row = {**run, **evaluation_row(chosen), "noise": noise and asdict(noise)}
+        print_json({**row, "attempts": attempts})
         return
     _print_evaluation(paths, found, chosen)
     log = _log_path(paths, chosen.last_attempt) if chosen.attempts else None
@@ -95,6 +99,12 @@ def logs(
     """
     paths, _, chosen = _find(ctx, run_or_evaluation, evaluation)
     number = attempt or len(chosen.attempts)
+    if chosen.answer is not None and not chosen.attempts:
+        by = chosen.answer.by
+        raise NotFound(
+            f"{chosen.id} has no log: it ended as {by}, without a job",
+            hint=f"`elmanctl logs {paths.folder.name} {by}` shows the log of that one",
+        )
     if not 1 <= number <= len(chosen.attempts):
         raise NotFound(
             f"{chosen.id} has no attempt {number}" if attempt else f"{chosen.id} has no log yet",
@@ -130,6 +140,13 @@ def _print_evaluation(paths: RunPaths, found: RunState, chosen: Evaluation) -> N
         print_line(f"  loss        {row['loss']:.4f} nat a byte (unigram entropy {entropy:.4f})")
     if chosen.replaces:
         print_line(f"  replaces    {chosen.replaces}")
+    if chosen.answer:
+        print_line(f"  answered    as {chosen.answer.by}: the same configuration and seed, no job")
+    elif chosen.repeats:
+        print_line(f"  repeats     {chosen.repeats}: the same configuration")
+    noise = noise_for(found, chosen)
+    if noise is not None:
+        print_line(f"  noise       mean {noise.mean:.4f}, sd {noise.sd:.4f} of {noise.n} seeds")
     print_line(f"  parameters  {chosen.parameters:,}")
     print_line(f"  seed        {chosen.seed}")
     print_line("config")

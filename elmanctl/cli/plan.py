@@ -1,7 +1,9 @@
 """What a search would do, in words and as plain data, before anything of it is written."""
 
+from dataclasses import asdict
 from typing import Any
 
+from elmanctl.cli.costs import format_hours
 from elmanctl.cli.output import print_json, print_line, say, warn
 from elmanctl.cli.rows import describe_start
 from elmanctl.jobs.paths import RunPaths
@@ -23,10 +25,19 @@ def describe_plan(plan: SearchPlan) -> str:
         f"{plan.evaluations} evaluations of {each}{cost}; corpus {plan.corpus.path.name}, "
         f"{format_count(plan.corpus.size_bytes)} bytes, unigram entropy "
         f"{plan.unigram_nats:.4f} nat\n"
+        f"{_describe_cost(plan)}\n"
         f"{describe_start(plan.start_values, plan.start_source, search.seed)}\n"
         f"{plan.refused_share:.0%} of the first points are off the budget or impossible, and drawn "
         "again at no cost"
     )
+
+
+def _describe_cost(plan: SearchPlan) -> str:
+    """Say the most that a search can cost, and what its budget makes of that."""
+    each = f"{plan.evaluations} x {plan.resources.timeout_min} min"
+    gpus = f" x {plan.devices} GPUs" if plan.devices > 1 else ""
+    most = f"at most {format_hours(plan.most_gpu_hours)} {plan.unit} ({each}{gpus}), plus retries"
+    return f"{most}; the budget {plan.stop}" if plan.stop else f"{most}; no budget ends it"
 
 
 def warn_of_plan(plan: SearchPlan) -> None:
@@ -68,6 +79,13 @@ def plan_data(plan: SearchPlan) -> dict[str, Any]:
         "at_once": _at_once(plan) if is_local else None,
         "budget": plan.budget.encode(),
         "training_hours": plan.hours,
+        "cost": {
+            "unit": plan.unit,
+            "most_gpu_hours": plan.most_gpu_hours,
+            "expected_gpu_hours": None if plan.hours is None else plan.hours * plan.devices,
+            "budgets": asdict(plan.settings.budget),
+            "stop": plan.stop,
+        },
         "params": search.params,
         "tolerance": search.tolerance,
         "multiple_of": search.multiple_of,

@@ -8,6 +8,7 @@ from types import TracebackType
 from typing import Any
 
 from elmanctl import clock
+from elmanctl.cli.costs import cost_data, describe_cost
 from elmanctl.cli.output import (
     Column,
     build_table,
@@ -178,7 +179,9 @@ def generation_line(state: RunState, generation: int) -> str:
     losses = sorted(e.loss for name, _ in told if (e := state.evaluations[name]).loss is not None)
     best = state.best()
     best_of_it = f"best of it {losses[0]:.4f}" if losses else "none completed"
-    text = f"g{generation:03} done: {len(told)} told, {best_of_it}"
+    repeats = sum(state.evaluations[name].answer is not None for name, _ in told)
+    unpaid = f" ({repeats} repeats, unpaid)" if repeats else ""
+    text = f"g{generation:03} done: {len(told)} told{unpaid}, {best_of_it}"
     return f"{text}, best so far {format_loss(best.loss)} ({best.id})" if best else text
 
 
@@ -191,6 +194,8 @@ def run_summary(session: Session) -> dict[str, Any]:
         "status": state.status.value,
         "evaluations": {kind.value: count for kind, count in state.counts().items()},
         "refused_share": state.refused_share,
+        "answered": state.answered,
+        "cost": cost_data(state, is_driven=False, now=clock.now()),
         **start_data(state.run),
         "best": None
         if best is None
@@ -219,6 +224,8 @@ def print_summary(session: Session) -> None:
             f"points       {state.refused_share:.0%} were off the budget or impossible, "
             "and drawn again at no cost"
         )
+    cost = cost_data(state, is_driven=False, now=clock.now())
+    print_line(f"cost         {describe_cost(state, cost)}")
     best = state.best()
     if best is not None and best.loss is not None:
         entropy = float(state.run["data"]["unigram_nats"])
@@ -267,7 +274,7 @@ def _live_cells(session: Session, evaluation: Evaluation, names: Sequence[str]) 
     if last is not None and evaluation.has_live_attempt:
         beat = read_table(session.paths.attempt(evaluation.id, last.number).heartbeat) or {}
         seen = {"loss": beat.get("loss"), "steps": beat.get("step")}
-    loss, steps = seen.get("loss"), seen.get("steps")
+    loss, steps = seen.get("loss", evaluation.loss), seen.get("steps")
     return [
         evaluation.id,
         shown_state(evaluation),

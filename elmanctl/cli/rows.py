@@ -54,10 +54,12 @@ def evaluation_row(evaluation: Evaluation) -> dict[str, Any]:
         "config": dict(evaluation.config),
         "elapsed_s": last.elapsed_s if last else None,
         "node": last.node if last else None,
-        "verdict": last.verdict.kind.value if last and last.verdict else None,
+        "verdict": evaluation.verdict_kind.value if evaluation.verdict_kind else None,
         "reason": reason(evaluation),
         "size_bytes": sum(attempt.size_bytes or 0 for attempt in evaluation.attempts),
         "replaces": evaluation.replaces,
+        "repeats": evaluation.repeats,
+        "answered_by": evaluation.answer.by if evaluation.answer else None,
     }
 
 
@@ -69,7 +71,11 @@ def shown_state(evaluation: Evaluation) -> str:
 
 
 def reason(evaluation: Evaluation) -> str | None:
-    """Return why an evaluation has no loss: its last verdict and which attempt that was."""
+    """Return why an evaluation has no loss, or no job: a verdict, or which one it repeats."""
+    if evaluation.answer is not None:
+        end = evaluation.answer
+        failed = evaluation.state is not State.COMPLETED and end.verdict is not None
+        return f"as {end.by}: {end.verdict}" if failed else f"as {end.by}"
     judged = [a for a in evaluation.attempts if a.verdict is not None]
     if not judged or evaluation.state is State.COMPLETED:
         return None

@@ -84,6 +84,12 @@ def search(
     account: Annotated[str | None, typer.Option(help="Slurm account")] = None,
     template: Annotated[str | None, typer.Option(help="Named resources of a job")] = None,
     max_jobs: Annotated[int | None, typer.Option(help="Most jobs at one time")] = None,
+    gpu_hours: Annotated[
+        float | None, typer.Option(help="Pause when this much is spent; see [budget]")
+    ] = None,
+    wall_hours: Annotated[
+        float | None, typer.Option(help="Pause after so many hours of the controller's work")
+    ] = None,
     local: Annotated[
         bool, typer.Option("--local", help="Train on this machine, without Slurm")
     ] = False,
@@ -124,6 +130,8 @@ def search(
         "search.seed": seed,
         "search.start_from_best": start_from_best,
         "search.max_jobs": max_jobs,
+        "budget.gpu_hours": gpu_hours,
+        "budget.wall_h": wall_hours,
         "train.minutes": train_minutes,
         "train.steps": train_steps,
         "train.tokens": train_tokens,
@@ -172,7 +180,7 @@ def resume(
     ] = None,
     changes: Annotated[
         list[str] | None,
-        typer.Option("--set", help="Change where jobs run, e.g. slurm.partition=long"),
+        typer.Option("--set", help="Change where jobs run or the budget: slurm.partition=long"),
     ] = None,
     as_json: JsonFlag = False,
 ) -> None:
@@ -186,6 +194,7 @@ def resume(
         elmanctl resume
         elmanctl resume e88-480m --generations 30
         elmanctl resume --set slurm.partition=long --set slurm.mem_gb=80
+        elmanctl resume --set budget.gpu_hours=200
     """
     paths = chosen_run(ctx, run)
     drive(paths, generations=generations, changes=parse_assignments(changes or []), as_json=as_json)

@@ -8,6 +8,7 @@ import typer
 from elmanctl import clock
 from elmanctl.cli.complete import run_names
 from elmanctl.cli.context import JsonFlag, chosen_run, load_readable, resolve_settings
+from elmanctl.cli.costs import cost_data, describe_budget, describe_cost, noise_data
 from elmanctl.cli.output import (
     Column,
     format_bytes,
@@ -79,8 +80,12 @@ def status(
     note = current_note(paths, found)
     if as_json:
         rows = [with_pending_reason(evaluation_row(evaluation), note) for evaluation in chosen]
-        run_row = {**_run_row(paths, found), "scheduler": note_data(note)}
-        print_json({"run": run_row, "evaluations": rows})
+        run_row = {
+            **_run_row(paths, found),
+            "cost": _cost(paths, found),
+            "scheduler": note_data(note),
+        }
+        print_json({"run": run_row, "noise": noise_data(found), "evaluations": rows})
     else:
         _print_run(paths, found, chosen, note)
     if exit_status:
@@ -121,6 +126,11 @@ def _status_of_all(ctx: typer.Context, *, as_json: bool) -> None:
     )
 
 
+def _cost(paths: RunPaths, state: RunState) -> dict[str, Any]:
+    is_driven = _status(paths, state) == RunStatus.RUNNING.value
+    return cost_data(state, is_driven=is_driven, now=clock.now())
+
+
 def _run_row(paths: RunPaths, state: RunState) -> dict[str, Any]:
     run = state.run
     counts = state.counts()
@@ -141,6 +151,7 @@ def _run_row(paths: RunPaths, state: RunState) -> dict[str, Any]:
         "running": running,
         "pending": len(live) - running + counts[State.CREATED],
         "failed": counts[State.FAILED],
+        "answered": state.answered,
         "refused_share": state.refused_share,
         "cancelled": counts[State.CANCELLED],
         "best_loss": best.loss if best else None,
@@ -220,6 +231,11 @@ def _print_run(
         text += f", best {format_loss(row['best_loss'])} ({row['best']})"
     say(text)
     say(start_line(found.run))
+    cost = _cost(paths, found)
+    say(f"cost: {describe_cost(found, cost)}")
+    budget = describe_budget(cost)
+    if budget is not None:
+        say(f"budget: {budget}")
     if row["reason"]:
         say(f"{row['status']}: {row['reason']}")
     if note is not None:

@@ -258,3 +258,29 @@ def evaluations_left(state: RunState, population: int) -> int:
 def most_device_s(evaluations: int, timeout_min: int, devices: int) -> float:
     """Return the most that so many attempts can cost: the time limit ends each of them."""
     return evaluations * timeout_min * 60.0 * devices
+
+
+def budget_stop(
+    budget: BudgetSettings,
+    *,
+    evaluations: int,
+    expected_gpu_hours: float | None,
+    most_gpu_hours: float,
+    unit: str,
+) -> str | None:
+    """Return what the budget does to a search that is planned, None where it cannot end it.
+
+    Wall time and failures are not foreseen; repeats may let a search go further than this says.
+    """
+    words = []
+    if budget.evaluations is not None and budget.evaluations < evaluations:
+        words.append(f"ends it after {budget.evaluations} evaluations")
+    if budget.gpu_hours is not None and budget.gpu_hours < most_gpu_hours:
+        is_certain = expected_gpu_hours is not None and budget.gpu_hours < expected_gpu_hours
+        end = "ends" if is_certain else "may end"
+        words.append(f"{end} it after {budget.gpu_hours:g} {unit}")
+    if budget.wall_h is not None:
+        words.append(f"may end it after {budget.wall_h:g} h of work")
+    if budget.failures is not None:
+        words.append(f"may end it after {budget.failures} failed attempts")
+    return ", ".join(words) or None

@@ -19,12 +19,14 @@ from elmanctl.jobs.protocol import Budget
 from elmanctl.jobs.snapshot import freeze_code
 from elmanctl.jobs.submission import extra_options
 from elmanctl.ledger.lease import Lease
+from elmanctl.ledger.spending import devices, gpus_asked
 from elmanctl.ledger.store import LedgerWriter
 from elmanctl.models.backends import AUTO, BACKENDS, check_backend_name, fault_here
 from elmanctl.models.config import DOCUMENTED, FamilyConfig
 from elmanctl.models.registry import Family, decode_config, resolve_level
 from elmanctl.search.audit import LEARNING_RATE, AxisEffect, audit_space, refuse_dead_axes
 from elmanctl.search.candidates import Candidate, CandidateBuilder, ask_candidates
+from elmanctl.search.costs import budget_stop, most_device_s, unit_name
 from elmanctl.search.limits import check_limits
 from elmanctl.search.optimizer import CmaOptimizer
 from elmanctl.search.preflight import check_space, mixed_backends
@@ -77,6 +79,36 @@ class SearchPlan:
         if self.budget.kind != "minutes":
             return None
         return self.evaluations * self.budget.amount / 60
+
+    @property
+    def devices(self) -> int:
+        """By how much the time of a job counts: the GPUs that it asks for, at least 1."""
+        return devices(self.resources.encode())
+
+    @property
+    def unit(self) -> str:
+        """What an hour of one device is called."""
+        if self.executor == "local":
+            return unit_name(has_gpus=bool(self.settings.local.gpus))
+        return unit_name(has_gpus=gpus_asked(self.resources.encode()) > 0)
+
+    @property
+    def most_gpu_hours(self) -> float:
+        """The most that the search can cost when no attempt is run again, in `unit`."""
+        most_s = most_device_s(self.evaluations, self.resources.timeout_min, self.devices)
+        return most_s / 3600
+
+    @property
+    def stop(self) -> str | None:
+        """Which limit of `[budget]` ends the search before its last generation, if one does."""
+        expected = None if self.hours is None else self.hours * self.devices
+        return budget_stop(
+            self.settings.budget,
+            evaluations=self.evaluations,
+            expected_gpu_hours=expected,
+            most_gpu_hours=self.most_gpu_hours,
+            unit=self.unit,
+        )
 
 
 def plan_search(

@@ -93,8 +93,8 @@ def test_hours_are_spent_to_the_budget_and_a_higher_one_goes_on_as_if_never_stop
     assert (state.told, spent_h(state)) == (unlimited.told, 6.0)
 
 
-@pytest.mark.parametrize("slots", [1, 2, 3, 4])
-@pytest.mark.parametrize("budget_h", [0.1, 0.5, 1.0, 2.4, 2.5, 5.5])
+@pytest.mark.parametrize("slots", [1, 2, 4])
+@pytest.mark.parametrize("budget_h", [0.1, 1.0, 2.4, 5.5])
 def test_hours_are_never_exceeded_by_more_than_what_is_in_flight(
     runs: Runs, slots: int, budget_h: float
 ) -> None:

@@ -1,0 +1,104 @@
+"""What a run cost and will cost, as one line and as plain data."""
+
+from datetime import datetime
+from typing import Any
+
+from elmanctl import clock
+from elmanctl.ledger.run_state import RunState
+from elmanctl.ledger.spending import Spent
+from elmanctl.search.costs import (
+    budget_in_force,
+    failures,
+    forecast,
+    in_flight,
+    setting_in_force,
+    spent_device_s,
+    unit_of,
+    uses,
+    wasted,
+    worked_s,
+)
+from elmanctl.search.repeats import noise_estimates
+
+_HOUR_S = 3600.0
+
+
+def cost_data(state: RunState, *, is_driven: bool, now: datetime) -> dict[str, Any]:
+    """Return costs, forecast, waste, savings and budgets; hours are GPU-hours, see `unit`.
+
+    `is_driven` says whether a controller is at work: without one no working time passes.
+    """
+    wall_s = worked_s(state, now) if is_driven else state.wall_s
+    population = setting_in_force(state, "search.population")
+    ahead = forecast(state, population=population, now=now, wall_s=wall_s)
+    device_s = spent_device_s(state, now)
+    return {
+        "unit": unit_of(state),
+        "gpu_hours": device_s / _HOUR_S,
+        "in_flight_gpu_hours": sum(cost.device_s for cost in in_flight(state, now)) / _HOUR_S,
+        "forecast_gpu_hours": None if ahead.device_s is None else ahead.device_s / _HOUR_S,
+        "evaluations_left": ahead.evaluations_left,
+        "wall_h": wall_s / _HOUR_S,
+        "left_h": None if ahead.left_s is None else ahead.left_s / _HOUR_S,
+        "waste": {kind: spent.device_s / _HOUR_S for kind, spent in wasted(state).items()},
+        "attempts": {kind: spent.attempts for kind, spent in sorted(state.spent.items())},
+        "failures": failures(state),
+        "answered": state.answered,
+        "saved_gpu_hours": state.saved.device_s / _HOUR_S,
+        "budgets": {
+            use.key: {"limit": use.limit, "used": use.used, "left": use.left}
+            for use in uses(state, budget_in_force(state), device_s=device_s, wall_s=wall_s)
+        },
+    }
+
+
+def noise_data(state: RunState) -> list[dict[str, Any]]:
+    """Return the noise of every configuration that was trained on several seeds."""
+    return [
+        {"evaluation": first, "n": noise.n, "mean": noise.mean, "sd": noise.sd}
+        for first, noise in noise_estimates(state).items()
+    ]
+
+
+def describe_cost(state: RunState, cost: dict[str, Any]) -> str:
+    """Return in one line: spent, the whole search, how long it takes yet, waste, what was saved."""
+    unit = cost["unit"]
+    parts = [f"{format_hours(cost['gpu_hours'])} {unit} spent"]
+    if cost["evaluations_left"] and cost["forecast_gpu_hours"] is not None:
+        parts.append(f"about {format_hours(cost['forecast_gpu_hours'])} in all")
+    if cost["evaluations_left"] and cost["left_h"]:
+        parts.append(f"about {clock.format_rough(cost['left_h'] * _HOUR_S)} of work left")
+    waste = {kind: spent for kind, spent in wasted(state).items() if spent.attempts}
+    if waste:
+        total = sum(waste.values(), Spent())
+        by_kind = ", ".join(
+            f"{kind} {format_hours(spent.device_s / _HOUR_S)} in {spent.attempts}"
+            for kind, spent in sorted(waste.items(), key=lambda item: -item[1].device_s)
+        )
+        parts.append(f"{format_hours(total.device_s / _HOUR_S)} brought no loss ({by_kind})")
+    if cost["answered"]:
+        saved = format_hours(cost["saved_gpu_hours"])
+        parts.append(f"{cost['answered']} repeats answered, {saved} saved")
+    return "; ".join(parts)
+
+
+def describe_budget(cost: dict[str, Any]) -> str | None:
+    """Return in one line what is left of every limit that is set, None without any."""
+    if not cost["budgets"]:
+        return None
+    names = {
+        "evaluations": "evaluations",
+        "gpu_hours": cost["unit"],
+        "wall_h": "hours of work",
+        "failures": "failed attempts",
+    }
+    parts = [
+        f"{format_hours(use['left'])} of {use['limit']:g} {names[key]} left"
+        for key, use in cost["budgets"].items()
+    ]
+    return ", ".join(parts)
+
+
+def format_hours(hours: float) -> str:
+    """Write hours in few characters; small ones keep two digits that count."""
+    return f"{hours:.2g}" if hours < 1 else f"{hours:.1f}".removesuffix(".0")

@@ -1,0 +1,148 @@
+"""What the command line says of costs, budgets and repeats."""
+
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from elmanctl.cli import search as search_command
+from elmanctl.cli.costs import format_hours
+from elmanctl.ledger.records import RunStatus
+from elmanctl.ledger.state import load_run
+from tests.cli.conftest import QuickCommandLine
+from tests.cli.test_status import table
+from tests.command_line import CommandLine
+from tests.search.scripted import Run, Runs, ScriptedExecutor
+
+AXES = {
+    "n_heads": {"kind": "int", "low": 1, "high": 4},
+    "depth": {"kind": "int", "low": 1, "high": 2},
+}
+SEARCH = {"axes": AXES, "model": {"dim": 32, "n_state": 8, "lr": 1e-2}, "generations": 4}
+
+
+@pytest.fixture(scope="module")
+def repeated(tmp_path_factory: pytest.TempPathFactory, corpus: Path) -> Iterator[Path]:
+    """Runs in which points repeat: one answered them, one gave them other seeds."""
+    root = tmp_path_factory.mktemp("repeated")
+    (root / "templates").mkdir()
+    runs = Runs(root / "runs", corpus, root / "templates")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "fsync", lambda descriptor: None)
+        patch.setenv("XDG_CACHE_HOME", str(root / "cache"))
+        answered = runs.new(name="answered", budget={"gpu_hours": 9.0, "failures": 5}, **SEARCH)
+        answered.world.script = {"g000-e00": ["node_failure"]}
+        assert answered.drive().status is RunStatus.FINISHED
+        assert runs.new(name="reseeded", repeats="reseed", **SEARCH).drive().repeats
+    yield root / "runs"
+
+
+@pytest.fixture
+def user(elmanctl: CommandLine, repeated: Path, quick: QuickCommandLine) -> QuickCommandLine:
+    """The command line in a folder with these runs."""
+    shutil.copytree(repeated, elmanctl.folder / "runs")
+    return quick
+
+
+def test_status_marks_answered_repeats_and_counts_what_they_saved(user: QuickCommandLine) -> None:
+    done = user("status", "answered", "--all")
+    state = load_run(user.folder / "runs" / "answered").state
+    rows = {row["EVAL"]: row for row in table(done.stdout)}
+    for name, evaluation in state.evaluations.items():
+        by = evaluation.answer.by if evaluation.answer else None
+        assert rows[name]["REASON"] == (f"as {by}" if by else "")
+        assert rows[name]["LOSS"] == str(evaluation.loss)
+    assert state.answered > 3
+    assert f"{state.answered} repeats answered, " in done.stderr
+    assert "brought no loss (node_failure " in done.stderr
+    assert "budget: 9 of 9 job-hours left, 4 of 5 failed attempts left" in done.stderr
+
+
+def test_costs_and_noise_are_in_the_json(user: QuickCommandLine) -> None:
+    answered = json.loads(user("status", "answered", "--json").stdout)
+    cost = answered["run"]["cost"]
+    assert (cost["unit"], cost["evaluations_left"], cost["failures"]) == ("job-hours", 0, 1)
+    assert cost["forecast_gpu_hours"] == cost["gpu_hours"]
+    assert cost["answered"] == answered["run"]["answered"] > 3
+    assert set(cost["waste"]) == {"node_failure"}
+    assert cost["attempts"]["completed"] + cost["answered"] == 16
+    assert cost["budgets"]["failures"] == {"limit": 5.0, "used": 1.0, "left": 4.0}
+    assert answered["noise"] == []
+    reseeded = json.loads(user("status", "reseeded", "--json").stdout)
+    noise = reseeded["noise"]
+    assert noise
+    assert {"evaluation", "n", "mean", "sd"} == set(noise[0])
+    assert reseeded["run"]["cost"]["answered"] == 0
+
+
+def test_one_evaluation_shows_which_it_repeats(user: QuickCommandLine) -> None:
+    state = load_run(user.folder / "runs" / "answered").state
+    name = next(e.id for e in state.evaluations.values() if e.answer is not None)
+    by = state.evaluations[name].repeats
+    assert f"  answered    as {by}: the same" in user("show", "answered", name).stdout
+    shown = json.loads(user("show", "answered", name, "--json").stdout)
+    assert (shown["repeats"], shown["answered_by"], shown["noise"]) == (by, by, None)
+    done = user("logs", "answered", name)
+    assert done.returncode == 3
+    assert f"it ended as {by}, without a job" in done.stderr
+    assert f"`elmanctl logs answered {by}`" in done.stderr
+
+
+def test_one_evaluation_shows_the_noise_of_its_configuration(user: QuickCommandLine) -> None:
+    state = load_run(user.folder / "runs" / "reseeded").state
+    first, others = next(iter(state.repeats.items()))
+    n = 1 + len(others)
+    assert f", sd 0.0000 of {n} seeds" in user("show", "reseeded", first).stdout
+    shown = user("show", "reseeded", others[0]).stdout
+    assert f"  repeats     {first}: the same" in shown
+    assert f"of {n} seeds" in shown
+
+
+def test_plan_says_the_most_it_can_cost_and_what_the_budget_makes_of_it(
+    quick: QuickCommandLine, corpus: Path
+) -> None:
+    quick_search = ("search", "e88", "--preset", "tiny", "--data", str(corpus), "--dry-run")
+    done = quick(*quick_search, "--local", "--generations", "5")
+    assert "at most 20 job-hours (20 x 60 min), plus retries; no budget ends it" in done.stderr
+    done = quick(*quick_search, "--train-minutes", "5", "--gpu-hours", "1.5", "--wall-hours", "5")
+    assert "at most 2 GPU-hours (12 x 10 min)" in done.stderr
+    assert "the budget may end it after 1.5 GPU-hours, may end it after 5 h of work" in done.stderr
+    done = quick(*quick_search, "--train-minutes", "5", "--gpu-hours", "0.5", "--json")
+    cost = json.loads(done.stdout)["cost"]
+    assert (cost["expected_gpu_hours"], cost["most_gpu_hours"]) == (1.0, 2.0)
+    assert cost["stop"] == "ends it after 0.5 GPU-hours"
+
+
+def test_used_up_budget_ends_with_its_own_exit_code_and_the_command_that_goes_on(
+    elmanctl: CommandLine,
+    quick: QuickCommandLine,
+    corpus: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    runs = Runs(elmanctl.folder / "runs", corpus, tmp_path)
+    run: Run = runs.new(name="short", budget={"evaluations": 5}, generations=2)
+    monkeypatch.setattr(search_command, "make_executor", lambda *_: ScriptedExecutor(run.world))
+    monkeypatch.setattr(search_command, "_LOCAL_TICK_S", 0.0)
+    monkeypatch.setattr(search_command, "_TICK_S", 0.0)
+    monkeypatch.setattr(ScriptedExecutor, "name", "local")
+    done = quick("resume", "short")
+    assert done.returncode == 6, done.stderr
+    assert "error: `budget.evaluations` is used up: 5 evaluations were trained" in done.stderr
+    assert "`elmanctl resume short --set budget.evaluations=8` goes on" in done.stderr
+    assert "paused: `budget.evaluations` is used up" in quick("status", "short").stderr
+    done = quick("resume", "short", "--set", "budget.evaluations=8")
+    assert done.returncode == 0, done.stderr
+    assert "short finished: 8 completed" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("hours", "text"),
+    [(0.0, "0"), (0.0123, "0.012"), (0.5, "0.5"), (1.0, "1"), (12.34, "12.3"), (1234.0, "1234")],
+)
+def test_hours_are_short(hours: float, text: str) -> None:
+    assert format_hours(hours) == text
