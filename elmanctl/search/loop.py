@@ -219,16 +219,37 @@ class Controller:
         file = f"g{generation:03}-{asked:02}-lease{session.lease.fence}.pickle"
         session.paths.optimizer.mkdir(exist_ok=True)
         write_atomically(session.paths.optimizer / file, state)
+        evaluations = self._new_evaluations(generation, first, candidates, replaces)
+        session.record(
+            "points_asked",
+            generation=generation,
+            evaluations=[encode_evaluation(evaluation) for evaluation in evaluations],
+            refused=refused,
+            optimizer={"file": file, "sha256": hashlib.sha256(state).hexdigest()},
+        )
+
+    def _new_evaluations(
+        self,
+        generation: int,
+        first: int,
+        candidates: Sequence[Candidate],
+        replaces: Sequence[str | None],
+    ) -> list[Evaluation]:
+        """Return the evaluations of candidates, numbered from `first`; repeats are named as such.
+
+        With `search.repeats` at `reseed` a repeat gets the next seed of its configuration.
+        """
+        state, settings = self._session.state, self._session.settings
+        self._known.update(state)
         evaluations: list[Evaluation] = []
-        self._known.update(session.state)
         repeated: Counter[str] = Counter()
         for index, (candidate, replaced) in enumerate(zip(candidates, replaces, strict=True)):
             name = evaluation_id(generation, first + index)
             original = self._known.first(candidate.config, name)
-            seed = session.settings.train.seed
-            if original is not None and session.settings.search.repeats == RESEED:
+            seed = settings.train.seed
+            if original is not None and settings.search.repeats == RESEED:
                 repeated[original] += 1
-                seed += len(session.state.repeats.get(original, ())) + repeated[original]
+                seed += len(state.repeats.get(original, ())) + repeated[original]
             evaluations.append(
                 Evaluation(
                     id=name,
@@ -241,13 +262,7 @@ class Controller:
                     repeats=original,
                 )
             )
-        session.record(
-            "points_asked",
-            generation=generation,
-            evaluations=[encode_evaluation(evaluation) for evaluation in evaluations],
-            refused=refused,
-            optimizer={"file": file, "sha256": hashlib.sha256(state).hexdigest()},
-        )
+        return evaluations
 
     def _restore(self) -> CmaOptimizer:
         """Return the optimizer as it was after the ledger's last event."""
