@@ -108,8 +108,10 @@ def parse_assignments(words: Iterable[str]) -> dict[str, Any]:
     for word in words:
         key, equals, text = word.partition("=")
         section, dot, name = key.partition(".")
-        if not equals or not dot or section not in SECTIONS:
+        if not equals or not dot:
             raise ConfigError(f"`{word}` is not of the form section.key=value")
+        if section not in SECTIONS:
+            raise unknown_key(source, section, SECTIONS, "section")
         hints = typing.get_type_hints(SECTIONS[section])
         if name not in hints:
             raise unknown_key(source, key, [f"{section}.{other}" for other in hints], "key")

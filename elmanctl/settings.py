@@ -90,15 +90,19 @@ class LocalSettings:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RetrySettings:
-    """[retry]: attempts allowed beyond the first, by verdict."""
+    """[retry]: attempts allowed beyond the first, by verdict, and what they change."""
 
     diverged: int = _setting(0, "The worker saw a loss or gradient that is not finite")
     invalid: int = _setting(0, "The configuration cannot run")
-    oom: int = _setting(1, "Out of memory; again with mem_factor times the host memory")
-    mem_factor: float = _setting(1.5, "Factor on slurm.mem_gb after an out-of-memory verdict")
+    oom: int = _setting(1, "Out of host memory; again with mem_factor times as much")
+    mem_factor: float = _setting(1.5, "Factor on slurm.mem_gb after host memory ran out")
+    max_mem_gb: float | None = _setting(None, "Most host memory that a retry asks for")
+    oom_gpu: int = _setting(4, "Out of GPU memory; each time with half the micro-batch")
+    oom_neighbour: int = _setting(3, "Another process had the memory; again on another node")
     cuda_error: int = _setting(1, "A CUDA error")
+    cuda_device: int = _setting(3, "A broken GPU; again on another node")
     python_error: int = _setting(0, "An exception")
-    environment: int = _setting(0, "Something the node lacks: torch, the corpus, a GPU")
+    environment: int = _setting(2, "The node lacks torch, the corpus, a GPU; on another node only")
     disk_full: int = _setting(0, "No space left")
     timeout: int = _setting(0, "Over the time limit")
     killed: int = _setting(1, "A signal from outside")
@@ -107,7 +111,8 @@ class RetrySettings:
     lost: int = _setting(2, "The job vanished")
     undetermined: int = _setting(1, "The evidence does not say")
     replacements: int = _setting(2, "Points asked in place of failed ones, per generation")
-    breaker: int = _setting(3, "Failures of one kind in a row that pause the search")
+    breaker: int = _setting(3, "Same failures in a row, or bad nodes, that pause the search")
+    exclude_min: float = _setting(60.0, "Minutes for which a bad node gets no jobs; 0 is off")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

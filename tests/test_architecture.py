@@ -41,7 +41,7 @@ RULES: tuple[tuple[tuple[str, ...], tuple[str, ...]], ...] = (
     (SIZES, ("errors", "constants", *SIZES)),
     (("models",), ("errors", "models", "kernels")),
     (("jobs.evaluation",), (*LEAVES, *FILES, "jobs", "models.registry")),
-    (("jobs.retry",), (*FILES, "settings")),
+    (("jobs.policy",), (*FILES, "settings", "jobs.signature")),
     (("jobs",), (*LEAVES, *FILES, "jobs")),
     (
         ("search",),

@@ -326,7 +326,7 @@ def test_assignments_are_read_as_a_file_would_be() -> None:
     [
         ("nonsense", "not of the form"),
         ("partition=long", "not of the form"),
-        ("slurn.partition=long", "not of the form"),
+        ("slurn.partition=long", "unknown section `slurn`"),
         ("slurm.partitoin=long", "unknown key `slurm.partitoin`"),
         ("slurm.mem_gb=much", "cannot read the value of slurm.mem_gb"),
         ("local.workers=1.5", "must be a whole number"),

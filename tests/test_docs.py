@@ -15,6 +15,7 @@ from typer.main import get_command
 from elmanctl import errors
 from elmanctl.cli.app import app
 from elmanctl.constants import ENVIRONMENT_PREFIX
+from elmanctl.jobs.policy import RULES
 from elmanctl.ledger.handlers import HANDLERS
 from elmanctl.ledger.records import VerdictKind
 from elmanctl.models.config import FamilyConfig
@@ -157,6 +158,26 @@ def test_every_verdict_is_in_the_documents_with_its_default_retries() -> None:
     retries = {item.name: str(item.default) for item in fields(RetrySettings)}
     expected = {kind.value: retries.get(kind.value, "") for kind in VerdictKind}
     assert {name: cells[-1] for name, cells in table.items()} == expected
+
+
+def test_table_of_what_follows_is_the_one_that_decides() -> None:
+    text = read("docs/concepts/verdicts.md").partition("\n## What follows")[2].partition("\n- ")[0]
+    shown = [
+        tuple(cell.strip() for cell in line.strip("|").split("|"))
+        for line in text.splitlines()
+        if line.startswith("| `")
+    ]
+    decided = [
+        (
+            f"`{rule.kind}`, {rule.case}" if rule.case else f"`{rule.kind}`",
+            str(rule.told),
+            f"`retry.{rule.setting}`" if rule.setting else "never",
+            str(rule.change) if rule.setting else "",
+            str(rule.group),
+        )
+        for rule in RULES
+    ]
+    assert shown == decided
 
 
 @pytest.mark.parametrize("name", FAMILIES)

@@ -10,6 +10,7 @@ from typer.core import TyperGroup
 
 from elmanctl import __version__
 from elmanctl.cli import classify, data, doctor, inspect, manage, model, search
+from elmanctl.cli import requeue as again
 from elmanctl.cli import status as look
 from elmanctl.cli.context import Globals
 from elmanctl.cli.output import configure, print_line
@@ -107,7 +108,7 @@ app.command("eval")(model.evaluate)
 app.command("search")(search.search)
 app.command("resume")(search.resume)
 app.command("cancel")(manage.cancel)
-app.command("requeue")(manage.requeue)
+app.command("requeue")(again.requeue)
 app.command("status")(look.status)
 app.command("show")(inspect.show)
 app.command("logs")(inspect.logs)

@@ -3,7 +3,7 @@
 import json
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -14,6 +14,8 @@ from elmanctl.cli.output import print_json, print_line, write_raw
 from elmanctl.cli.rows import (
     attempt_data,
     evaluation_row,
+    excluded_lines,
+    excluded_rows,
     shown_elapsed,
     start_data,
     start_line,
@@ -66,10 +68,14 @@ def show(
     """
     paths, found, chosen = _find(ctx, run_or_evaluation, evaluation)
     if as_json:
-        attempts = [attempt_data(attempt) for attempt in chosen.attempts]
+        attempts = [
+            {**attempt_data(attempt), "resources": _resources(found, attempt)}
+            for attempt in chosen.attempts
+        ]
         run = {"run": found.run["name"], **start_data(found.run)}
         noise = noise_for(found, chosen)
         row = {**run, **evaluation_row(chosen), "noise": noise and asdict(noise)}
+        row["excluded_nodes"] = excluded_rows(found)
         print_json({**row, "attempts": attempts})
         return
     _print_evaluation(paths, found, chosen)
@@ -154,6 +160,13 @@ def _print_evaluation(paths: RunPaths, found: RunState, chosen: Evaluation) -> N
         print_line(f"  {key:<15} {json.dumps(value)}")
     for attempt in chosen.attempts:
         _print_attempt(paths, chosen, attempt)
+        asked = _resources(found, attempt)
+        if "mem_gb" in asked:
+            print_line(f"  memory      {asked['mem_gb']:g} GB asked for")
+        if "exclude" in asked:
+            print_line(f"  not on      {', '.join(asked['exclude'])}")
+    for line in excluded_lines(excluded_rows(found)):
+        print_line(line)
 
 
 def _print_attempt(paths: RunPaths, chosen: Evaluation, attempt: Attempt) -> None:
@@ -170,6 +183,11 @@ def _print_attempt(paths: RunPaths, chosen: Evaluation, attempt: Attempt) -> Non
         for quote in attempt.verdict.evidence:
             place = f" [{quote.file}:{quote.line}]" if quote.file and quote.line else ""
             print_line(f"    {quote.source}: {quote.text}{place}")
+
+
+def _resources(found: RunState, attempt: Attempt) -> dict[str, Any]:
+    """Return what the attempt's job asked for."""
+    return dict(found.submissions[attempt.submission].resources)
 
 
 def _log_path(paths: RunPaths, attempt: Attempt | None) -> Path:

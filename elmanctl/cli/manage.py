@@ -1,4 +1,4 @@
-"""`init`, `cancel`, `requeue`, `clean`, `config`, `completion`: changing and setting up."""
+"""`init`, `cancel`, `clean`, `config`, `completion`: changing and setting up."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -30,11 +30,12 @@ from elmanctl.cli.remote import act_on_run
 from elmanctl.cli.template import commented_config
 from elmanctl.constants import COMPLETION_VARIABLE, CONFIG_NAME, PROGRAM
 from elmanctl.errors import PartialFailure, UsageError
+from elmanctl.jobs.policy import shown_rules
 from elmanctl.ledger.records import Evaluation
 from elmanctl.ledger.state import load_run
-from elmanctl.search.actions import last_kind
 from elmanctl.search.cleaning import plan_cleaning
-from elmanctl.search.selection import select_failed, select_named
+from elmanctl.search.requeue import last_kind
+from elmanctl.search.selection import select_named
 
 Evaluations = Annotated[
     list[str] | None, typer.Argument(help="Evaluations", autocompletion=evaluation_names)
@@ -120,65 +121,6 @@ def cancel(
         )
 
 
-def requeue(
-    ctx: typer.Context,
-    names: Evaluations = None,
-    run: RunOption = None,
-    failed: Annotated[bool, typer.Option("--failed", help="Every failed evaluation")] = False,
-    kind: Annotated[
-        str | None, typer.Option(help="With --failed: only these verdicts, e.g. oom,timeout")
-    ] = None,
-    mem: Annotated[
-        float | None, typer.Option(help="Memory in GB for the new attempt", min=0.001)
-    ] = None,
-    timeout_min: Annotated[
-        int | None, typer.Option(help="Time limit in minutes for the new attempt", min=1)
-    ] = None,
-    dry_run: DryRunFlag = False,
-    yes: YesFlag = False,
-    as_json: JsonFlag = False,
-) -> None:
-    """Submit failed evaluations again
-
-    A new attempt is added to each evaluation; earlier attempts and their logs are kept.
-
-    \b
-    Examples:
-        elmanctl requeue --failed
-        elmanctl requeue g012-e03 --run e88-480m --mem 80
-        elmanctl requeue --failed --kind oom --dry-run
-    """
-    paths = chosen_run(ctx, run)
-    state = load_run(paths.folder).state
-    if failed == bool(names):
-        raise UsageError("name evaluations to queue again, or pass `--failed`")
-    kinds = kind.split(",") if kind else []
-    chosen = select_failed(state, kinds=kinds) if failed else select_named(state, names or [])
-    if dry_run or not chosen:
-        _print_chosen(chosen, as_json=as_json)
-        return
-    if failed and not confirm(f"submit {len(chosen)} evaluations again?", yes=yes):
-        return
-    changes = {"mem_gb": mem, "timeout_min": timeout_min}
-    arguments: dict[str, Any] = {
-        "evaluations": [e.id for e in chosen],
-        **{key: value for key, value in changes.items() if value is not None},
-    }
-    answer = act_on_run(paths, "requeue", arguments)
-    if as_json:
-        print_json(answer)
-        return
-    print_table(
-        [Column(name="EVAL"), Column(name="WAS"), Column(name="ATTEMPT"), Column(name="JOB")],
-        [
-            [row["evaluation"], row["was"], str(row["attempt"]), row.get("job")]
-            for row in answer["requeued"]
-        ],
-    )
-    if not answer.get("by_controller"):
-        hint(f"collect the results with `elmanctl resume {state.run['name']}`")
-
-
 def clean(
     ctx: typer.Context,
     run: RunArgument = None,
@@ -246,7 +188,7 @@ def config(
     preset: Annotated[str | None, typer.Option(help="As `search --preset` would see it")] = None,
     as_json: JsonFlag = False,
 ) -> None:
-    """Show settings and where each came from
+    """Show settings, where each came from, and what follows each verdict
 
     \b
     Examples:
@@ -262,12 +204,25 @@ def config(
         for section, table in resolved.settings.encode().items()
         for key, value in table.items()
     ]
+    policy = shown_rules(resolved.settings.retry)
     if as_json:
-        print_json({"settings": rows})
+        print_json({"settings": rows, "policy": policy})
         return
     columns = [Column(name="KEY"), Column(name="VALUE")]
     columns += [Column(name="FROM")] if show_origin else []
     print_table(columns, [_config_cells(row, show_origin=show_origin) for row in rows])
+    print_line("")
+    names = ("VERDICT", "CASE", "TOLD", "AGAIN", "WITH", "COUNTS AS")
+    print_table(
+        [Column(name=name, right=name == "AGAIN") for name in names],
+        [
+            [
+                *(row["verdict"], row["case"], row["told"]),
+                *(str(row["again"]), row["change"], row["group"]),
+            ]
+            for row in policy
+        ],
+    )
 
 
 def completion(

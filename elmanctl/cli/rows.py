@@ -1,11 +1,13 @@
 """Evaluations and runs as rows and as plain data, the same for tables and JSON."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from elmanctl import clock
 from elmanctl.ledger.encoding import encode_verdict
 from elmanctl.ledger.records import Attempt, Evaluation, State
+from elmanctl.ledger.run_state import RunState
+from elmanctl.search.nodes import nodes_in_force
 
 
 def searched_names(run: Mapping[str, Any]) -> list[str]:
@@ -38,6 +40,19 @@ def describe_start(values: Mapping[str, Any], source: str, seed: int) -> str:
 def describe_config(value: object) -> str:
     """Write one value of a configuration in few characters."""
     return f"{value:.3g}" if isinstance(value, float) else str(value)
+
+
+def excluded_rows(state: RunState) -> list[dict[str, Any]]:
+    """Return the nodes that new submissions avoid now, as plain data."""
+    return [
+        {"node": node.node, "until": node.until, "reason": node.reason}
+        for node in nodes_in_force(state)
+    ]
+
+
+def excluded_lines(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Return one line a node that is avoided."""
+    return [f"no new jobs on {r['node']} until {r['until']}: {r['reason']}" for r in rows]
 
 
 def evaluation_row(evaluation: Evaluation) -> dict[str, Any]:

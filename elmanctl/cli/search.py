@@ -31,7 +31,7 @@ from elmanctl.jobs.executor import Executor
 from elmanctl.jobs.paths import RunPaths
 from elmanctl.ledger.records import RunStatus
 from elmanctl.search.session import Session
-from elmanctl.search.start import SearchPlan, create_run, plan_search
+from elmanctl.search.start import create_run, plan_search
 
 # How often result files are looked for; Slurm itself is asked far less often.
 _TICK_S = 2.0
@@ -161,7 +161,7 @@ def search(
         return
     executor = make_executor(RunPaths(plan.folder), plan.executor, plan.settings)
     executor.check()
-    _check_partition(plan)
+    _check_partition(plan.executor, plan.settings.slurm.partition)
     warn_of_plan(plan)
     if not confirm(f"{describe_plan(plan)}\nstart it?", yes=yes):
         say("nothing was started")
@@ -214,6 +214,10 @@ def drive(
         if session.warning:
             warn(session.warning)
         session.refuse_cancelled()
+        if changes:
+            session.check_changes(changes)
+            if "slurm.partition" in changes:
+                _check_partition(session.run["executor"], changes["slurm.partition"])
         if generations is not None:
             session.extend(generations)
         if changes:
@@ -307,8 +311,8 @@ def _free_name(runs: Path, model: str, suffix: str | None) -> str:
     return base if number == 1 else f"{base}-{number}"
 
 
-def _check_partition(plan: SearchPlan) -> None:
-    if plan.executor == "slurm" and plan.settings.slurm.partition:
+def _check_partition(executor: str, partition: str | None) -> None:
+    if executor == "slurm" and partition:
         from elmanctl.jobs.slurm import Slurm
 
-        Slurm().check_partition(plan.settings.slurm.partition)
+        Slurm().check_partition(partition)

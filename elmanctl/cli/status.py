@@ -22,6 +22,8 @@ from elmanctl.cli.output import (
 from elmanctl.cli.rows import (
     describe_config,
     evaluation_row,
+    excluded_lines,
+    excluded_rows,
     searched_names,
     shown_elapsed,
     start_data,
@@ -160,6 +162,7 @@ def _run_row(paths: RunPaths, state: RunState) -> dict[str, Any]:
         "size_bytes": state.size_bytes,
         "updated_at": state.last_event_at,
         "ledger": str(paths.ledger),
+        "excluded_nodes": excluded_rows(state),
         **start_data(run),
     }
 
@@ -240,6 +243,8 @@ def _print_run(
         say(f"{row['status']}: {row['reason']}")
     if note is not None:
         say(note_line(note))
+    for line in excluded_lines(row["excluded_nodes"]):
+        say(line)
     names = searched_names(found.run)
     columns = [
         Column(name="EVAL"),

@@ -70,7 +70,10 @@ class Sighting:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Resources:
-    """What one job asks for; `timeout_min` is its time limit in minutes."""
+    """What one job asks for; `timeout_min` is its time limit in minutes.
+
+    `exclude` names the nodes that it must not run on.
+    """
 
     timeout_min: int
     partition: str | None = None
@@ -81,6 +84,7 @@ class Resources:
     setup: tuple[str, ...] = ()
     extra: Mapping[str, Any] = field(default_factory=dict)
     python: str | None = None
+    exclude: tuple[str, ...] = ()
 
     def encode(self) -> dict[str, Any]:
         """Return plain data for the ledger, without what is not set."""
@@ -89,7 +93,8 @@ class Resources:
     @classmethod
     def decode(cls, data: Mapping[str, Any]) -> "Resources":
         """Return the resources that `encode` wrote."""
-        return cls(**{**data, "setup": tuple(data.get("setup", ()))})
+        lists = {name: tuple(data.get(name, ())) for name in ("setup", "exclude")}
+        return cls(**{**data, **lists})
 
 
 class SubmissionUnknown(SubmissionError):

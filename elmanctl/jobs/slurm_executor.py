@@ -110,7 +110,10 @@ class SlurmExecutor:
             self._learn_array_limit(len(submission.tasks))
             raise SubmissionTooLarge(words)
         raise SubmissionError(
-            words, hint="check `[slurm]` in elman.toml, or pass `--template` or `--partition`"
+            words,
+            hint="change what its jobs ask for with "
+            f"`elmanctl resume {self._paths.folder.name} --set slurm.partition=NAME`, or another "
+            "key of `[slurm]`; for the next search set it in elman.toml",
         )
 
     def _learn_array_limit(self, refused: int) -> None:

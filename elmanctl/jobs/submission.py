@@ -100,9 +100,18 @@ def make_script(submission: Submission, folder: Path, code: Path) -> str:
             mem=None if resources.mem_gb is None else f"{round(resources.mem_gb * 1024)}M",
             cpus_per_task=resources.cpus,
             setup=_setup_lines(resources, folder, code),
-            additional_parameters={"no-requeue": True, **extra_options(resources.extra)},
+            additional_parameters={"no-requeue": True, **_extra(resources)},
         )
     )
+
+
+def _extra(resources: Resources) -> dict[str, Any]:
+    """Return the user's own options; nodes to avoid are added to those that the user avoids."""
+    options = extra_options(resources.extra)
+    if resources.exclude:
+        avoided = [str(options["exclude"])] if options.get("exclude") else []
+        options["exclude"] = ",".join([*avoided, *resources.exclude])
+    return options
 
 
 def _setup_lines(resources: Resources, folder: Path, code: Path) -> list[str]:

@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 from elmanctl.errors import LedgerCorrupt
 from elmanctl.ledger.fields import Fields, as_number, describe
 from elmanctl.ledger.records import (
+    Cause,
     Evaluation,
     Evidence,
     EvidenceSource,
@@ -54,18 +55,24 @@ def decode_evidence(data: object, path: str = "evidence") -> Evidence:
 
 
 def encode_verdict(verdict: Verdict) -> dict[str, Any]:
-    """Return plain data."""
-    return {
-        "kind": verdict.kind.value,
-        "evidence": [encode_evidence(evidence) for evidence in verdict.evidence],
-    }
+    """Return plain data; `cause` only where there is one."""
+    return _without_none(
+        {
+            "kind": verdict.kind.value,
+            "evidence": [encode_evidence(evidence) for evidence in verdict.evidence],
+            "cause": verdict.cause.value if verdict.cause else None,
+        }
+    )
 
 
 def decode_verdict(data: object, path: str = "verdict") -> Verdict:
     """Read what `encode_verdict` returned."""
     with Fields(data, path) as fields:
+        # Ledgers of version 0.1 know no cause.
+        cause = fields.optional_text("cause")
         return Verdict(
             kind=decode_member(VerdictKind, fields.text("kind"), f"{path}.kind"),
+            cause=None if cause is None else decode_member(Cause, cause, f"{path}.cause"),
             evidence=tuple(
                 decode_evidence(item, where) for where, item in fields.items("evidence")
             ),

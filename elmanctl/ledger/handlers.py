@@ -1,6 +1,7 @@
 """What each kind of event does to the state of a run."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import TypeAlias
 
 from elmanctl.errors import LedgerCorrupt
@@ -16,6 +17,7 @@ from elmanctl.ledger.fields import Fields, as_number, as_text, describe
 from elmanctl.ledger.records import (
     Answer,
     Evaluation,
+    ExcludedNode,
     RunStatus,
     State,
     Submission,
@@ -140,6 +142,10 @@ def _attempt_finished(state: RunState, fields: Fields, at: str) -> None:
     kind = ending.verdict.kind.value
     cost = cost_of(attempt, _submission(state, attempt.submission).resources)
     state.spent[kind] = state.spent.get(kind, Spent()) + cost
+    if ending.verdict.kind is VerdictKind.COMPLETED:
+        state.failures_in_a_row.clear()
+    else:
+        state.failures_in_a_row.append((evaluation.id, number))
 
 
 def _evaluation_closed(state: RunState, fields: Fields, at: str) -> None:
@@ -170,6 +176,22 @@ def _evaluation_reopened(state: RunState, fields: Fields, at: str) -> None:
     fields.text("by")
     evaluation = _evaluation(state, fields.text("evaluation"))
     state.evaluations[evaluation.id] = transitions.reopen(evaluation, fields.mapping("changes"))
+    state.failures_in_a_row.clear()
+
+
+def _node_excluded(state: RunState, fields: Fields, at: str) -> None:
+    node = fields.text("node")
+    state.excluded_nodes[node] = ExcludedNode(
+        node=node, at=at, until=fields.text("until"), reason=fields.text("reason")
+    )
+
+
+def _node_readmitted(state: RunState, fields: Fields, at: str) -> None:
+    fields.text("reason")
+    node = fields.text("node")
+    if node not in state.excluded_nodes:
+        raise LedgerCorrupt(f"node {describe(node)} is readmitted and was not excluded")
+    state.excluded_nodes[node] = replace(state.excluded_nodes[node], until=at, readmitted=True)
 
 
 def _generation_told(state: RunState, fields: Fields, at: str) -> None:
@@ -189,6 +211,8 @@ def _run_status(status: RunStatus, *, has_reason: bool) -> Handler:
     def changed(state: RunState, fields: Fields, at: str) -> None:
         state.reason = fields.text("reason") if has_reason else None
         state.status = status
+        if status is RunStatus.PAUSED:
+            state.failures_in_a_row.clear()
 
     return changed
 
@@ -244,6 +268,8 @@ HANDLERS: dict[str, Handler] = {
     "evaluation_closed": _evaluation_closed,
     "evaluation_answered": _evaluation_answered,
     "evaluation_reopened": _evaluation_reopened,
+    "node_excluded": _node_excluded,
+    "node_readmitted": _node_readmitted,
     "generation_told": _generation_told,
     "run_paused": _run_status(RunStatus.PAUSED, has_reason=True),
     "run_interrupted": _run_status(RunStatus.INTERRUPTED, has_reason=False),

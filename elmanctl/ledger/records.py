@@ -41,6 +41,15 @@ class VerdictKind(StrEnum):
     UNDETERMINED = "undetermined"
 
 
+class Cause(StrEnum):
+    """Whose doing a verdict was, where its kind leaves that open."""
+
+    HOST = "host"
+    GPU = "gpu"
+    NEIGHBOUR = "neighbour"
+    DEVICE = "device"
+
+
 class EvidenceSource(StrEnum):
     """Who says so, most trusted first."""
 
@@ -64,10 +73,14 @@ class Evidence:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Verdict:
-    """What happened to an attempt, and the observations that say so."""
+    """What happened to an attempt, and the observations that say so.
+
+    `cause` parts kinds of more than one origin: whose memory ran out, whether a device broke.
+    """
 
     kind: VerdictKind
     evidence: tuple[Evidence, ...] = ()
+    cause: Cause | None = None
 
     @property
     def summary(self) -> str:
@@ -113,8 +126,9 @@ class Evaluation:
 
     `point` is in the optimizer's coordinates, `config` what the worker gets, `parameters` the
     exact count of the model that `config` builds.  `replaces` names the failed evaluation whose
-    place this one takes, `repeats` the first one of the same configuration.  `changes` are
-    resource changes asked for by a re-queue.
+    place this one takes, `repeats` the first one of the same configuration.  `changes` are what
+    re-queues asked for: `mem_gb`, `micro_batch`, `timeout_min`, `exclude`, and `since_attempt`,
+    the attempts made before the newest of them.
     """
 
     id: str
@@ -134,6 +148,13 @@ class Evaluation:
     def last_attempt(self) -> Attempt | None:
         """The newest attempt, or None before the first submission."""
         return self.attempts[-1] if self.attempts else None
+
+    @property
+    def counted_attempts(self) -> tuple[Attempt, ...]:
+        """The judged attempts that decide what follows: a re-queue by hand starts anew."""
+        since = self.changes.get("since_attempt", 0)
+        first = since if isinstance(since, int) else 0
+        return tuple(item for item in self.attempts[first:] if item.verdict is not None)
 
     @property
     def has_live_attempt(self) -> bool:
@@ -192,6 +213,20 @@ class Submission:
     job_id: str | None = None
     intended_at: str | None = None
     error: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ExcludedNode:
+    """A node that new submissions avoid until a moment; `at` is when that was decided.
+
+    `readmitted` tells that it was taken back because no other node was left.
+    """
+
+    node: str
+    at: str
+    until: str
+    reason: str
+    readmitted: bool = False
 
 
 class RunStatus(StrEnum):

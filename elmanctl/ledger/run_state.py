@@ -4,7 +4,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from elmanctl.ledger.records import Attempt, Evaluation, RunStatus, State, Submission
+from elmanctl.ledger.records import (
+    Attempt,
+    Evaluation,
+    ExcludedNode,
+    RunStatus,
+    State,
+    Submission,
+)
 from elmanctl.ledger.spending import Spent
 
 
@@ -25,7 +32,9 @@ class RunState:
     order; `refused` maps it to the number of points refused while it was asked.  `controller` is
     the newest controller: host, pid, at.  `changes` maps `section.key` to what replaces a
     setting, `freed_bytes` an evaluation, or "" for what belongs to none, to the bytes that
-    cleaning freed.
+    cleaning freed, `excluded_nodes` a node to why and until when it is avoided, also when that is
+    over.  `failures_in_a_row` names the (evaluation, attempt) that failed since an attempt
+    completed, the run paused or an evaluation was reopened, in the order in which they ended.
 
     Running sums, so that nobody has to look through all attempts: `spent` by verdict what ended
     attempts cost, `saved` what repeats would have cost, `answered` how many there were, `trained`
@@ -53,6 +62,8 @@ class RunState:
     trained: int = 0
     wall_s: float = 0.0
     repeats: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    excluded_nodes: dict[str, ExcludedNode] = field(default_factory=dict)
+    failures_in_a_row: list[tuple[str, int]] = field(default_factory=list)
     notes: list[Note] = field(default_factory=list)
     seq: int = 0
     fence: int = 0
@@ -120,6 +131,8 @@ class RunState:
             freed_bytes=dict(self.freed_bytes),
             spent=dict(self.spent),
             repeats=dict(self.repeats),
+            excluded_nodes=dict(self.excluded_nodes),
+            failures_in_a_row=list(self.failures_in_a_row),
             changes=dict(self.changes),
             notes=list(self.notes),
         )

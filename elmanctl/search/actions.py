@@ -9,14 +9,14 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from elmanctl.errors import ElmanError, UsageError
-from elmanctl.ledger.records import Evaluation, RunStatus, State
+from elmanctl.ledger.records import RunStatus, State
 from elmanctl.ledger.requests import answer_request, pending_requests
 from elmanctl.ledger.run_state import RunState
 from elmanctl.search.cleaning import plan_cleaning, remove_planned
-from elmanctl.search.selection import select_failed, select_named
+from elmanctl.search.requeue import plan_requeue, reopened_row, select_requeueable
+from elmanctl.search.selection import select_named
 from elmanctl.search.session import Session
 from elmanctl.search.watch import Watcher
-from elmanctl.search.workload import attempt_resources
 
 logger = logging.getLogger(__name__)
 
@@ -65,40 +65,26 @@ def _requeue(session: Session, watcher: Watcher, arguments: Mapping[str, Any], b
     chosen = (
         select_named(session.state, names)
         if names
-        else select_failed(session.state, kinds=arguments.get("kinds") or [])
+        else select_requeueable(session.state, kinds=arguments.get("kinds") or [])
     )
-    changes = {key: arguments[key] for key in ("mem_gb", "timeout_min") if key in arguments}
-    # Refused now rather than when the attempt is submitted.
-    attempt_resources(session.settings, session.run["executor"], changes)
     # A controller that died before its answer was on record may have opened some already.
-    opened = {e.id for e in chosen if e.changes.get("request") == by}
-    for evaluation in chosen:
-        if evaluation.id not in opened:
-            _check_reopening(evaluation)
-    rows = []
-    for evaluation in chosen:
-        attempts = len(evaluation.attempts)
-        rows.append(
-            {"evaluation": evaluation.id, "was": last_kind(evaluation), "attempt": 1 + attempts}
+    opened = [e for e in chosen if e.changes.get("request") == by]
+    rest = [e for e in chosen if e not in opened]
+    plan = plan_requeue(session.state, session.settings, rest, arguments)
+    rows = [reopened_row(session.state, evaluation) for evaluation in opened]
+    for item in plan.chosen:
+        rows.append(item.row())
+        session.record(
+            "evaluation_reopened",
+            evaluation=item.evaluation.id,
+            changes={
+                **item.changes,
+                "since_attempt": len(item.evaluation.attempts),
+                "request": by,
+            },
+            by=by,
         )
-        if evaluation.id not in opened:
-            session.record(
-                "evaluation_reopened",
-                evaluation=evaluation.id,
-                changes={**changes, "since_attempt": attempts, "request": by},
-                by=by,
-            )
-    return {"requeued": rows}
-
-
-def _check_reopening(evaluation: Evaluation) -> None:
-    if evaluation.state is State.COMPLETED or not evaluation.state.is_finished:
-        raise UsageError(
-            f"{evaluation.id} is {evaluation.state}: only failed and cancelled evaluations "
-            "can be queued again"
-        )
-    if evaluation.has_live_attempt:
-        raise UsageError(f"{evaluation.id} still has a job that is ending", hint="try again")
+    return {"requeued": rows, "refused": dict(plan.refused)}
 
 
 def _cancel(session: Session, watcher: Watcher, arguments: Mapping[str, Any], by: str) -> Answer:
@@ -148,8 +134,3 @@ def _clean(session: Session, watcher: Watcher, arguments: Mapping[str, Any], by:
         "freed_bytes": sum(size_bytes for size_bytes, _ in freed.values()),
         "files": sum(files for _, files in freed.values()),
     }
-
-
-def last_kind(evaluation: Evaluation) -> str:
-    """Return the verdict that an evaluation ended with, or its state when there is none."""
-    return (evaluation.verdict_kind or evaluation.state).value

@@ -7,6 +7,7 @@ submission has.  Whatever happens in between, the name tells later whether it wa
 import logging
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from itertools import groupby
 from typing import Any
 
@@ -18,13 +19,14 @@ from elmanctl.jobs.executor import (
     SubmissionTooLarge,
     SubmissionUnknown,
 )
-from elmanctl.jobs.retry import decide
 from elmanctl.ledger.disk import free_bytes
 from elmanctl.ledger.encoding import encode_submission
 from elmanctl.ledger.files import write_json
 from elmanctl.ledger.records import Evaluation, State, Submission, Task
 from elmanctl.ledger.spending import devices
 from elmanctl.search.costs import affordable, mean_device_s, overspent
+from elmanctl.search.next_attempt import decision_on, deterministic_failures
+from elmanctl.search.nodes import nodes_in_force, readmit_oldest
 from elmanctl.search.poll import Poller
 from elmanctl.search.repeats import answering
 from elmanctl.search.session import Session
@@ -36,6 +38,15 @@ _GB = 1_000_000_000
 
 # A scheduler that refused, for a limit on jobs say, is left in peace for so long.
 _REFUSED_PAUSE_S = 60.0
+
+
+@dataclass(frozen=True, slots=True)
+class _Due:
+    """An evaluation that needs a new attempt, and all that this one gets of its own."""
+
+    evaluation: Evaluation
+    changes: Mapping[str, Any]
+    slot: int | None = None
 
 
 class Dispatcher:
@@ -81,16 +92,6 @@ class Dispatcher:
                     error="the scheduler has no job of this name",
                 )
 
-    def waiting(self) -> list[Evaluation]:
-        """Return the evaluations that need a new attempt, in order."""
-        return [
-            evaluation
-            for evaluation in self._session.state.evaluations.values()
-            if evaluation.state is State.CREATED
-            and answering(self._session.state, evaluation) is None
-            and self._changes(evaluation) is not None
-        ]
-
     def submit_waiting(self) -> None:
         """Submit what waits, as far as there is room.
 
@@ -98,8 +99,10 @@ class Dispatcher:
         nothing is running that could be waited for; SubmissionError when the scheduler
         refuses and nothing is running that could change its mind.
         """
-        waiting = self.waiting()
-        if not waiting or time.monotonic() < self._next_submission:
+        if time.monotonic() < self._next_submission:
+            return
+        waiting = self._waiting()
+        if not waiting:
             return
         if self._executor.tasks_per_submission == 0:
             # Known after the next look.
@@ -107,11 +110,11 @@ class Dispatcher:
         live = self._session.state.live_attempts()
         waiting = self._paid(waiting, is_idle=not live)
         slots = self._executor.free_slots(self._slot(attempt) for _, attempt in live)
-        ready = list(zip(waiting, slots, strict=False))
+        ready = [replace(due, slot=slot) for due, slot in zip(waiting, slots, strict=False)]
         if not ready:
             return
         self._check_disk()
-        for resources, group in groupby(ready, key=lambda pair: self._resources(pair[0])):
+        for resources, group in groupby(ready, key=self._resources):
             members = list(group)
             size = self._executor.tasks_per_submission or len(members)
             for first in range(0, len(members), size):
@@ -124,15 +127,37 @@ class Dispatcher:
                     logger.warning("the answer of a submission is missing: %s", exc.message)
                     return
                 except SubmissionError as exc:
+                    if readmit_oldest(self._session, exc.message):
+                        self.submit_waiting()
+                        return
                     if not self._session.state.live_attempts():
                         raise
                     self._next_submission = time.monotonic() + _REFUSED_PAUSE_S
                     logger.warning("a submission was refused, trying later: %s", exc.message)
                     return
 
-    def _submit(
-        self, members: Sequence[tuple[Evaluation, int | None]], resources: Mapping[str, Any]
-    ) -> None:
+    def _waiting(self) -> list[_Due]:
+        """Return the evaluations that need a new attempt, in order."""
+        state, settings = self._session.state, self._session.settings
+        open_ones = [
+            e
+            for e in state.evaluations.values()
+            if e.state is State.CREATED and answering(state, e) is None
+        ]
+        tried = any(evaluation.counted_attempts for evaluation in open_ones)
+        deterministic = deterministic_failures(state) if tried else {}
+        waiting = []
+        for evaluation in open_ones:
+            changes: Mapping[str, Any] = {}
+            if evaluation.counted_attempts:
+                decision = decision_on(state, settings, evaluation, deterministic)
+                if decision.close is not None:
+                    continue
+                changes = decision.changes
+            waiting.append(_Due(evaluation, {**evaluation.changes, **changes}))
+        return waiting
+
+    def _submit(self, members: Sequence[_Due], resources: Mapping[str, Any]) -> None:
         session = self._session
         number = self._next_number()
         submission = Submission(
@@ -141,15 +166,15 @@ class Dispatcher:
             tasks=tuple(
                 Task(
                     index=index,
-                    evaluation=evaluation.id,
-                    attempt=len(evaluation.attempts) + 1,
-                    slot=slot,
+                    evaluation=due.evaluation.id,
+                    attempt=len(due.evaluation.attempts) + 1,
+                    slot=due.slot,
                 )
-                for index, (evaluation, slot) in enumerate(members)
+                for index, due in enumerate(members)
             ),
             resources=resources,
         )
-        self._write_specs(submission)
+        self._write_specs(submission, members)
         session.record("submission_intended", submission=encode_submission(submission))
         intended = session.state.submissions[submission.id]
         try:
@@ -175,35 +200,24 @@ class Dispatcher:
             number += 1
         return number
 
-    def _write_specs(self, submission: Submission) -> None:
+    def _write_specs(self, submission: Submission, members: Sequence[_Due]) -> None:
         session = self._session
         limit = int(str(submission.resources["timeout_min"]))
-        for task in submission.tasks:
-            evaluation = session.state.evaluations[task.evaluation]
-            spec = attempt_spec(session.run, session.settings, evaluation, task.attempt, limit)
+        for task, due in zip(submission.tasks, members, strict=True):
+            # What the last failure changes is not among the evaluation's own changes.
+            changed = replace(due.evaluation, changes=due.changes)
+            spec = attempt_spec(session.run, session.settings, changed, task.attempt, limit)
             paths = session.paths.attempt(task.evaluation, task.attempt)
             paths.folder.mkdir(parents=True, exist_ok=True)
             write_json(paths.spec, spec.encode())
 
-    def _resources(self, evaluation: Evaluation) -> dict[str, Any]:
-        changes = {**evaluation.changes, **(self._changes(evaluation) or {})}
-        return attempt_resources(
-            self._session.settings, self._session.run["executor"], changes
-        ).encode()
+    def _resources(self, due: _Due) -> dict[str, Any]:
+        avoided = {node.node for node in nodes_in_force(self._session.state)}
+        changes = {**due.changes, "exclude": sorted(avoided.union(due.changes.get("exclude", ())))}
+        executor = self._session.run["executor"]
+        return attempt_resources(self._session.settings, executor, changes).encode()
 
-    def _changes(self, evaluation: Evaluation) -> Mapping[str, Any] | None:
-        """Return what the next attempt changes, None when there is to be none."""
-        verdicts = verdicts_since_reopened(evaluation)
-        if not verdicts:
-            return {}
-        last = evaluation.last_attempt
-        assert last is not None
-        asked = self._session.state.submissions[last.submission].resources.get("mem_gb")
-        mem_gb = float(asked) if isinstance(asked, int | float) else None
-        decision = decide(verdicts, self._session.settings.retry, mem_gb=mem_gb)
-        return decision.changes if decision.close is None else None
-
-    def _paid(self, waiting: list[Evaluation], *, is_idle: bool) -> list[Evaluation]:
+    def _paid(self, waiting: list[_Due], *, is_idle: bool) -> list[_Due]:
         """Return those of `waiting` that the budget pays for.
 
         Raises SearchPaused when it pays for none and nothing runs whose end could change that.
@@ -214,7 +228,13 @@ class Dispatcher:
         if expected_s is None and settings.train.minutes is not None:
             resources = attempt_resources(settings, self._session.run["executor"], {})
             expected_s = 60 * settings.train.minutes * devices(resources.encode())
-        paid = affordable(waiting, state, settings.budget, expected_device_s=expected_s, now=now)
+        paid = affordable(
+            [due.evaluation for due in waiting],
+            state,
+            settings.budget,
+            expected_device_s=expected_s,
+            now=now,
+        )
         if not paid and is_idle:
             raise overspent(
                 state,
@@ -223,7 +243,8 @@ class Dispatcher:
                 expected_device_s=expected_s,
                 now=now,
             )
-        return paid
+        names = {evaluation.id for evaluation in paid}
+        return [due for due in waiting if due.evaluation.id in names]
 
     def _slot(self, attempt: Any) -> int | None:
         submission = self._session.state.submissions[attempt.submission]
@@ -237,13 +258,3 @@ class Dispatcher:
                 f"{free_gb:.2f} GB are free, under the floor of {floor_gb:g} GB (`disk.floor_gb`)",
                 hint="make room, e.g. with `elmanctl clean`, then `elmanctl resume`",
             )
-
-
-def verdicts_since_reopened(evaluation: Evaluation) -> list[Any]:
-    """Return the verdicts that count for the retry policy, oldest first.
-
-    A re-queue by hand starts the count anew; attempts that were taken back have no verdict.
-    """
-    since = evaluation.changes.get("since_attempt", 0)
-    first = int(since) if isinstance(since, int) else 0
-    return [a.verdict for a in evaluation.attempts[first:] if a.verdict is not None]

@@ -2,12 +2,13 @@
 
 import math
 from collections.abc import Mapping
+from dataclasses import fields
 from typing import Any
 
 from elmanctl.errors import ConfigError, nearest
 from elmanctl.jobs.spec import DEVICES, PRECISIONS
 from elmanctl.search.repeats import REPEATS
-from elmanctl.settings import Settings
+from elmanctl.settings import RetrySettings, Settings
 
 _LOWEST: Mapping[str, int] = {
     "search.generations": 1,
@@ -29,7 +30,12 @@ _LOWEST: Mapping[str, int] = {
     "budget.evaluations": 1,
     "budget.failures": 1,
     "disk.floor_gb": 0,
+    "retry.mem_factor": 1,
+    "retry.exclude_min": 0,
 }
+
+_NO_COUNTS = ("mem_factor", "max_mem_gb", "exclude_min")
+_RETRIES = tuple(item.name for item in fields(RetrySettings) if item.name not in _NO_COUNTS)
 
 _ABOVE_ZERO = (
     "train.lr",
@@ -38,7 +44,7 @@ _ABOVE_ZERO = (
     "slurm.gpu_memory_gb",
     "local.gpu_memory_gb",
     "slurm.poll_s",
-    "retry.mem_factor",
+    "retry.max_mem_gb",
     "budget.gpu_hours",
     "budget.wall_h",
 )
@@ -52,7 +58,7 @@ _WORDS: Mapping[str, tuple[str, ...]] = {
 
 def check_limits(settings: Settings) -> None:
     """Raise ConfigError for a setting that no search can work with, naming its key."""
-    for key, low in _LOWEST.items():
+    for key, low in {**_LOWEST, **{f"retry.{name}": 0 for name in _RETRIES}}.items():
         value = _value(settings, key)
         if value is not None and not low <= value < math.inf:
             raise ConfigError(f"`{key}` must be at least {low}, not {value}")

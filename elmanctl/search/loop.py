@@ -13,7 +13,6 @@ from typing import Protocol
 
 from elmanctl.errors import LedgerCorrupt, SearchPaused
 from elmanctl.jobs.executor import Executor, Sighting
-from elmanctl.jobs.retry import decide, systematic_failure
 from elmanctl.ledger.encoding import encode_evaluation
 from elmanctl.ledger.files import write_atomically
 from elmanctl.ledger.records import (
@@ -21,16 +20,18 @@ from elmanctl.ledger.records import (
     RunStatus,
     State,
     Verdict,
-    VerdictKind,
     evaluation_id,
 )
 from elmanctl.search.actions import apply_requests
 from elmanctl.search.candidates import Candidate, CandidateBuilder, ask_candidates
-from elmanctl.search.dispatch import Dispatcher, verdicts_since_reopened
-from elmanctl.search.fitness import has_diverged, told_values
+from elmanctl.search.dispatch import Dispatcher
+from elmanctl.search.fitness import has_diverged, is_spare, told_values
+from elmanctl.search.next_attempt import decision_on, deterministic_failures, trip
+from elmanctl.search.nodes import exclude_bad_nodes, judged_attempts
 from elmanctl.search.optimizer import CmaOptimizer
 from elmanctl.search.poll import Poller
 from elmanctl.search.repeats import RESEED, Known, answer_data, answering
+from elmanctl.search.requeue import mend_hint
 from elmanctl.search.session import Session
 from elmanctl.search.space import SearchSpace
 from elmanctl.search.watch import Watcher
@@ -70,7 +71,6 @@ class Controller:
         self._poller = Poller(session, executor, poll_s=poll_s, now=now)
         self._dispatcher = Dispatcher(session, executor, self._poller)
         self._watcher = Watcher(session, executor, now=now)
-        self._recent: list[VerdictKind] = []
         self._known = Known(session.state)
         self._optimizer = self._restore()
         space = SearchSpace.decode(session.run["space"])
@@ -84,6 +84,8 @@ class Controller:
         """
         session = self._session
         self._observe(self._dispatcher.adopt_all())
+        # Judged by a controller that died before it drew this conclusion.
+        exclude_bad_nodes(session, judged_attempts(session.state))
         while not self._stop.is_set():
             session.lease.renew()
             apply_requests(session, self._watcher)
@@ -115,33 +117,29 @@ class Controller:
         return False
 
     def _observe(self, sighting: Sighting | None) -> None:
-        for evaluation, verdict in self._watcher.look(sighting):
+        judged = self._watcher.look(sighting)
+        for evaluation, verdict in judged:
             self._view.judged(evaluation, verdict)
-            if verdict.kind is VerdictKind.COMPLETED:
-                self._recent.clear()
-            else:
-                self._recent.append(verdict.kind)
+        exclude_bad_nodes(self._session, [(e, e.attempts[-1]) for e, _ in judged])
 
     def _close_decided(self) -> None:
-        """Close evaluations whose last verdict is final; stop at a failure that will repeat."""
-        settings = self._session.settings
-        for evaluation in list(self._session.state.evaluations.values()):
-            verdicts = verdicts_since_reopened(evaluation)
-            if evaluation.state is not State.CREATED or not verdicts:
-                continue
-            decision = decide(verdicts, settings.retry, mem_gb=None)
+        """Close evaluations whose last verdict is final; stop at failures that will repeat."""
+        session = self._session
+        undecided = [
+            evaluation
+            for evaluation in session.state.evaluations.values()
+            if evaluation.state is State.CREATED and evaluation.counted_attempts
+        ]
+        deterministic = deterministic_failures(session.state) if undecided else {}
+        for evaluation in undecided:
+            decision = decision_on(session.state, session.settings, evaluation, deterministic)
             if decision.close is not None:
-                self._session.record(
+                session.record(
                     "evaluation_closed", evaluation=evaluation.id, state=decision.close.value
                 )
-        kind = systematic_failure(self._recent, settings.retry.breaker)
-        if kind is not None:
-            raise SearchPaused(
-                f"the last {settings.retry.breaker} attempts ended as {kind}"
-                if kind is not VerdictKind.DISK_FULL
-                else "an attempt met a full disk",
-                hint=_mend_hint(self._session),
-            )
+        found = trip(session.state, session.settings)
+        if found is not None:
+            raise SearchPaused(found.reason, hint=mend_hint(session.state))
 
     def _answer_repeats(self) -> None:
         """End the evaluations that repeat one that has ended: no job is paid for them."""
@@ -178,10 +176,14 @@ class Controller:
         told = told_values(members)
         population = self._session.settings.search.population
         replaced = {e.replaces for e in members if e.replaces}
+        valued = [name for name, _ in told]
         missing = [
             e.id
             for e in members
-            if e.state is State.FAILED and not has_diverged(e) and e.id not in replaced
+            if e.state is State.FAILED
+            and not has_diverged(e)
+            and e.id not in replaced
+            and not is_spare(e, members, valued)
         ]
         room = self._session.settings.retry.replacements - len(replaced)
         if missing and room > 0 and len(told) < population:
@@ -192,7 +194,7 @@ class Controller:
         if len(told) < population // 2:
             raise SearchPaused(
                 f"only {len(told)} of {population} evaluations of g{generation:03} gave a loss",
-                hint=_mend_hint(self._session),
+                hint=mend_hint(self._session.state),
             )
         points = {e.id: e.point for e in members}
         self._session.record(
@@ -287,14 +289,6 @@ class Controller:
     def _members(self, generation: int) -> list[Evaluation]:
         evaluations = self._session.state.evaluations.values()
         return [e for e in evaluations if e.generation == generation]
-
-
-def _mend_hint(session: Session) -> str:
-    name = session.run["name"]
-    return (
-        f"see why with `elmanctl status {name}`, mend it, open what failed again with "
-        f"`elmanctl requeue --failed --run {name}`, then `elmanctl resume {name}`"
-    )
 
 
 def start_optimizer(session: Session) -> CmaOptimizer:

@@ -79,11 +79,8 @@ def select_named(state: RunState, names: Iterable[str]) -> list[Evaluation]:
     return list(found.values())
 
 
-def select_failed(state: RunState, *, kinds: Sequence[str]) -> list[Evaluation]:
-    """Return the failed evaluations, of the given verdicts only where any are given.
-
-    Raises UsageError for a verdict that does not exist.
-    """
+def check_kinds(kinds: Sequence[str]) -> None:
+    """Raise UsageError, with the nearest that exists, for a verdict that does not."""
     for kind in kinds:
         if kind not in set(VerdictKind):
             near = nearest(kind, VerdictKind)
@@ -91,7 +88,3 @@ def select_failed(state: RunState, *, kinds: Sequence[str]) -> list[Evaluation]:
                 f"no verdict named `{kind}`",
                 hint=f"did you mean `{near}`?" if near else f"verdicts: {', '.join(VerdictKind)}",
             )
-    failed = state.failed_evaluations()
-    if not kinds:
-        return failed
-    return [e for e in failed if e.verdict_kind is not None and e.verdict_kind in kinds]

@@ -23,6 +23,15 @@ from elmanctl.settings import Settings
 # Where and how jobs run and how many are paid, not what they measure.
 CHANGEABLE = ("slurm.", "local.", "retry.", "budget.", "disk.", "search.max_jobs")
 
+# What means nothing to a search on this machine, or to one on Slurm.
+_USELESS: Mapping[str, tuple[str, ...]] = {
+    "local": (
+        *("slurm.", "search.max_jobs", "retry.mem_factor", "retry.max_mem_gb"),
+        "retry.exclude_min",
+    ),
+    "slurm": ("local.",),
+}
+
 
 class Session:
     """One process' hold on a run; every change goes through `record`."""
@@ -32,7 +41,7 @@ class Session:
         self.lease = lease
         self.state: RunState = replay(writer.contents.events)
         require_run(paths, self.state)
-        self.settings = _settings_in_force(self.state)
+        self.settings = settings_in_force(self.state)
         self.warning = writer.contents.warning
         self._writer = writer
 
@@ -69,10 +78,11 @@ class Session:
         """Record that a controller drives this run from now on."""
         self.record("controller_started", host=platform.node(), pid=os.getpid())
 
-    def change_settings(self, changes: Mapping[str, Any]) -> None:
-        """Replace settings from now on.
+    def check_changes(self, changes: Mapping[str, Any]) -> None:
+        """Refuse settings that a run cannot have from now on.
 
-        Raises UsageError for one that would make losses unlike, ConfigError for an impossible one.
+        Raises UsageError for one that would make losses unlike or means nothing to this run,
+        ConfigError for an impossible one.
         """
         for key in changes:
             if not key.startswith(CHANGEABLE):
@@ -80,11 +90,27 @@ class Session:
                     f"`{key}` is part of what this search measures and stays as it is",
                     hint=f"changeable: {', '.join(f'{name}*' for name in CHANGEABLE)}",
                 )
-        changed = _settings_in_force(self.state, changes)
+            self._refuse_useless(key)
+        changed = settings_in_force(self.state, changes)
         check_limits(changed)
         extra_options(attempt_resources(changed, self.run["executor"], {}).extra)
+
+    def change_settings(self, changes: Mapping[str, Any]) -> None:
+        """Replace settings from now on; raises what `check_changes` raises."""
+        self.check_changes(changes)
         self.record("settings_changed", changes=dict(changes))
-        self.settings = _settings_in_force(self.state)
+        self.settings = settings_in_force(self.state)
+
+    def _refuse_useless(self, key: str) -> None:
+        executor = self.run["executor"]
+        if key.startswith(_USELESS[executor]):
+            where = "on this machine, without Slurm" if executor == "local" else "on Slurm"
+            raise UsageError(f"`{key}` means nothing to this search: it runs {where}")
+        if key == "slurm.template":
+            raise UsageError(
+                "a template is read when a search starts, and not again",
+                hint="set what it holds, e.g. `--set slurm.gres=gpu:h100:1`",
+            )
 
     def extend(self, generations: int) -> None:
         """Set a higher number of generations; raise UsageError for one that is not higher."""
@@ -117,7 +143,8 @@ class Session:
         self.close()
 
 
-def _settings_in_force(state: RunState, more: Mapping[str, Any] | None = None) -> Settings:
+def settings_in_force(state: RunState, more: Mapping[str, Any] | None = None) -> Settings:
+    """Return a run's settings with the changes on record, and with `more` of them."""
     tables = {name: dict(table) for name, table in state.run["settings"].items()}
     for key, value in {**state.changes, **(more or {})}.items():
         section, name = key.split(".", 1)

@@ -59,6 +59,8 @@ def attempt_resources(settings: Settings, executor: str, changes: Mapping[str, A
     if executor == "local":
         if "mem_gb" in changes:
             raise ConfigError("a search on this machine sets no limit on memory")
+        if changes.get("exclude"):
+            raise ConfigError("a search on this machine has no other node to run on")
         asked = changes.get("timeout_min", settings.local.timeout_min)
         return Resources(timeout_min=time_limit_min(budget, asked))
     return Resources(
@@ -71,6 +73,7 @@ def attempt_resources(settings: Settings, executor: str, changes: Mapping[str, A
         setup=slurm.setup,
         extra=slurm.extra,
         python=slurm.python,
+        exclude=tuple(changes.get("exclude", ())),
     )
 
 
@@ -80,7 +83,6 @@ def attempt_spec(
     """Return the spec of an attempt; `run` is the ledger's record of the run."""
     config = dict(evaluation.config)
     lr = float(str(config.pop("lr")))
-    model = decode_config(run["model"], config)
     return AttemptSpec(
         run=run["name"],
         evaluation=evaluation.id,
@@ -93,8 +95,20 @@ def attempt_spec(
         data=DataSpec(**{key: run["data"][key] for key in ("path", "sha256", "size_bytes")}),
         timeout_min=limit,
         **training_fields(settings.train)
-        | {"micro_batch": Preflight(settings, run["executor"]).micro_batch(model)},
+        | {"micro_batch": micro_batch_of(run, settings, evaluation)},
     )
+
+
+def micro_batch_of(run: Mapping[str, Any], settings: Settings, evaluation: Evaluation) -> int:
+    """Return the sequences that an evaluation's next attempt holds at once, 0 for a whole step's.
+
+    Raises InvalidConfiguration where the model does not fit what is known of its GPU.
+    """
+    asked = evaluation.changes.get("micro_batch")
+    if isinstance(asked, int):
+        return asked
+    fields = {name: value for name, value in evaluation.config.items() if name != "lr"}
+    return Preflight(settings, run["executor"]).micro_batch(decode_config(run["model"], fields))
 
 
 def training_fields(train: TrainSettings) -> dict[str, Any]:

@@ -11,12 +11,14 @@ from typing import Any
 import pytest
 
 from elmanctl.cli.search import interruptible
+from elmanctl.jobs.policy import RULES
 from elmanctl.ledger.events import decode_line, encode_event
 from elmanctl.ledger.records import State
 from elmanctl.ledger.run_state import RunState
 from elmanctl.ledger.state import load_run
 from elmanctl.models.params import count_parameters
 from elmanctl.models.registry import FAMILIES
+from elmanctl.search.requeue import TOLD_ALREADY
 from tests.cli.conftest import QuickCommandLine, Snapshot
 
 
@@ -87,7 +89,9 @@ def test_config_tells_where_each_value_was_set(
     assert rows["search.population"] == ["4", "preset tiny"]
     assert rows["search.seed"] == ["1", "default"]
     assert rows["train.minutes"] == ["", "default"]
+    assert rows["oom"] == ["neighbour", "nothing", "3", "another node", "infrastructure"]
     found = document(quick("config", "--json"))
+    assert len(found["policy"]) == len(RULES)
     values = {row["key"]: (row["value"], row["from"]) for row in found["settings"]}
     assert values["search.population"] == (6, "elman.toml")
 
@@ -231,7 +235,15 @@ def test_what_would_be_queued_or_cancelled_is_listed_and_nothing_is_done(
     before = snapshot()
     run = ("--run", "interrupted", "--dry-run")
     failed = succeeded(quick_with_runs("requeue", "--failed", *run))
-    assert failed.splitlines()[1:] == ["g000-e02\tfailed\tpython_error\t1"]
+    assert failed.splitlines() == [
+        "EVAL\tWAS\tATTEMPT\tSTATE\tCHANGES\tNOTE",
+        f"g000-e02\tpython_error\t2\tfailed\t\t{TOLD_ALREADY}",
+    ]
+    words = ("requeue", "interrupted-search", "g000-e02", "--timeout-min", "90", "--dry-run")
+    (row,) = document(quick_with_runs(*words, "--json"))["evaluations"]
+    assert (row["changes"], row["attempt"]) == ({"timeout_min": 90}, 2)
+    refused = quick_with_runs("requeue", "interrupted-search", "--dry-run")
+    assert (refused.returncode, "name evaluations" in refused.stderr) == (2, True)
     running = document(quick_with_runs("cancel", "--all", *run, "--json"))
     assert [row["evaluation"] for row in running["evaluations"]] == ["g001-e00"]
     assert succeeded(quick_with_runs("requeue", "--failed", "--kind", "oom", *run)).count("\n") == 1

@@ -244,6 +244,15 @@ def whole_story() -> list[tuple[str, dict[str, Any]]]:
         ("points_asked", asked(0, "g000-e03", repeats="g000-e01")),
         ("evaluation_answered", answered("g000-e03", "g000-e01", 1.25)),
         ("generation_told", {"generation": 0, "told": [["g000-e01", 1.25], ["g000-e00", 1.5]]}),
+        (
+            "node_excluded",
+            {
+                "node": "gpu-1",
+                "until": "2026-05-01T11:00:00.000Z",
+                "reason": "node_failure of g000-e00",
+            },
+        ),
+        ("node_readmitted", {"node": "gpu-1", "reason": "no other node is left"}),
         ("request_applied", {"request": "r1", "command": "clean", "answer": {"files": 2}}),
         ("cleaned", {"evaluation": "g000-e01", "kind": "logs", "freed_bytes": 60, "files": 2}),
         ("note", {"text": "the node gpu-1 was replaced"}),

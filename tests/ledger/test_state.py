@@ -103,6 +103,13 @@ def test_whole_story_is_told_right(story: Story, build: Any) -> None:
     assert state.controller == {"host": "login", "pid": 12, "at": "2026-05-01T10:00:19.000Z"}
     assert [note.text for note in state.notes] == ["the node gpu-1 was replaced"]
     assert state.size_bytes == 100 + (100 + 100 - 60)
+    (excluded,) = state.excluded_nodes.values()
+    assert (excluded.node, excluded.at, excluded.readmitted) == (
+        "gpu-1",
+        "2026-05-01T10:00:25.000Z",
+        True,
+    )
+    assert excluded.until == "2026-05-01T10:00:26.000Z"
     assert (state.seq, state.fence, state.last_event_at) == (34, 1, "2026-05-01T10:00:34.000Z")
     assert state.live_attempts() == []
     assert state.spent == {

@@ -11,10 +11,11 @@ import shutil
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from elmanctl.errors import EnvironmentNotReady
+from elmanctl.errors import ElmanError, EnvironmentNotReady, LedgerError
 from elmanctl.jobs.executor import JobReport, JobState, LiveJob, Sighting
 from elmanctl.jobs.paths import AttemptPaths, RunPaths
 from elmanctl.ledger.files import write_json
@@ -29,6 +30,7 @@ from elmanctl.settings import (
     RetrySettings,
     SearchSettings,
     Settings,
+    SlurmSettings,
     TrainSettings,
 )
 
@@ -44,7 +46,11 @@ WORDS = {
     "node_failure": JobReport(state=JobState.ENDED, raw="NODE_FAIL", node="n1"),
     "timeout": JobReport(state=JobState.ENDED, raw="TIMEOUT", node="n1"),
     "killed": JobReport(state=JobState.ENDED, raw="ended", exit_code=137, signal=9, node="n1"),
+    "cancelled": JobReport(state=JobState.ENDED, raw="CANCELLED by 1000", node="n1"),
 }
+
+# What a worker says besides the kind of its verdict.
+TEXTS = {"oom gpu": "OutOfMemoryError: CUDA out of memory."}
 
 
 def loss_of(config: Mapping[str, Any], lr: float) -> float:
@@ -57,13 +63,15 @@ class World:
     """Jobs and workers.
 
     `script` names, for an evaluation, the verdict of one attempt after the other; what it does
-    not name completes.  A job that is `held` runs until it is released or cancelled.
+    not name completes.  A job that is `held` runs until it is released or cancelled.  `nodes`
+    names where the attempts of an evaluation run, one after the other, if not on n1.
     """
 
     def __init__(self, folder: Path) -> None:
         self.paths = RunPaths(folder)
         self.script: dict[str, Sequence[str]] = {}
         self.everywhere: str | None = None
+        self.nodes: dict[str, Sequence[str]] = {}
         self.held: set[str] = set()
         self.jobs: dict[str, str] = {}
         self.tasks: dict[str, tuple[str, int]] = {}
@@ -96,7 +104,13 @@ class World:
             self.running.add(job_id)
         elif evaluation not in self.held:
             self.end(job_id, self._verdict(evaluation, attempt))
-        return JobReport(state=JobState.RUNNING, raw="RUNNING", node="n1")
+        return JobReport(state=JobState.RUNNING, raw="RUNNING", node=self.node(job_id))
+
+    def node(self, job_id: str) -> str:
+        """Return where a job runs."""
+        evaluation, attempt = self.tasks[job_id]
+        named = self.nodes.get(evaluation, ())
+        return named[attempt - 1] if attempt <= len(named) else "n1"
 
     def _verdict(self, evaluation: str, attempt: int) -> str:
         tried = self.script.get(evaluation, ())
@@ -106,9 +120,8 @@ class World:
         """End a job; its worker leaves a result unless nobody asked it."""
         evaluation, attempt = self.tasks[job_id]
         paths = self.paths.attempt(evaluation, attempt)
-        self.ended[job_id] = WORDS.get(
-            verdict, JobReport(state=JobState.ENDED, raw="COMPLETED", exit_code=0)
-        )
+        report = WORDS.get(verdict, JobReport(state=JobState.ENDED, raw="COMPLETED", exit_code=0))
+        self.ended[job_id] = replace(report, node=self.node(job_id))
         if verdict not in WORDS and not paths.result.exists():
             self.trained[evaluation, attempt] += 1
             write_result(paths, verdict)
@@ -124,12 +137,12 @@ def write_result(paths: AttemptPaths, verdict: str) -> None:
     """Write what a worker writes."""
     spec = json.loads(paths.spec.read_text(encoding="utf-8"))
     completed = verdict == "completed"
-    evidence = {"source": "result", "text": f"the worker says {verdict}"}
+    evidence = {"source": "result", "text": TEXTS.get(verdict, f"the worker says {verdict}")}
     write_json(
         paths.result,
         {
             "version": 1,
-            "verdict": {"kind": verdict, "evidence": [evidence]},
+            "verdict": {"kind": verdict.partition(" ")[0], "evidence": [evidence]},
             "loss": loss_of(spec["config"], spec["lr"]) if completed else None,
             "steps": 10 if completed else int(1000 * spec["lr"]),
             **{key: spec[key] for key in ("evaluation", "attempt", "parameters_expected")},
@@ -221,7 +234,16 @@ class Run:
                 session.extend(generations)
             session.start_controller()
             used = executor or ScriptedExecutor(self.world)
-            Controller(session, used, self.view, poll_s=0.0, tick_s=0.0, stop=self.stop).drive()
+            controller = Controller(
+                session, used, self.view, poll_s=0.0, tick_s=0.0, stop=self.stop
+            )
+            try:
+                controller.drive()
+            except LedgerError:
+                raise
+            except ElmanError as exc:
+                session.record("run_paused", reason=exc.message)
+                raise
             return session.state
 
     def leave_files(self, state: RunState) -> None:
@@ -254,12 +276,17 @@ class Runs:
         self._made = 0
 
     def new(self, name: str | None = None, **changes: Any) -> Run:
-        """Return a new run; `changes` are settings of `[search]`, or `retry`, `budget`, `model`."""
+        """Return a new run; `changes` are settings of `[search]`, or of the tables named below.
+
+        Those are `retry`, `budget`, `slurm` and `model`; with `slurm` it is a run on Slurm.
+        """
+        executor = "slurm" if "slurm" in changes else "local"
         settings = self._settings(dict(changes))
-        known = self._templates / (name or hashlib.sha256(repr(settings).encode()).hexdigest()[:12])
+        digest = hashlib.sha256(repr((executor, settings)).encode()).hexdigest()[:12]
+        known = self._templates / (name or digest)
         if not known.exists():
             plan = plan_search(
-                "e88", settings, executor="local", name=known.name, runs=known.parent
+                "e88", settings, executor=executor, name=known.name, runs=known.parent
             )
             create_run(plan)
         self._made += 1
@@ -271,6 +298,7 @@ class Runs:
     def _settings(self, changes: dict[str, Any]) -> Settings:
         retry = RetrySettings(**changes.pop("retry", {}))
         budget = BudgetSettings(**changes.pop("budget", {}))
+        slurm = SlurmSettings(**changes.pop("slurm", {}))
         model = changes.pop("model", MODEL)
         search = {"space": "tiny", "axes": AXES, "generations": 2, "population": 4, "seed": 3}
         # A constant takes its axis out of the shipped space.
@@ -281,4 +309,5 @@ class Runs:
             data=DataSettings(path=str(self._corpus)),
             retry=retry,
             budget=budget,
+            slurm=slurm,
         )

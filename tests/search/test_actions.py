@@ -117,8 +117,10 @@ def test_requeued_evaluation_is_run_again_by_the_controller_at_work(
     driven = start(run)
     driven.wait_for(has_failed("g000-e01"))
     answer = with_commands(run)("requeue", evaluations=["g000-e01"])
+    row = {"evaluation": "g000-e01", "was": "python_error", "attempt": 2, "changes": {}}
     assert answer == {
-        "requeued": [{"evaluation": "g000-e01", "was": "python_error", "attempt": 2}],
+        "requeued": [{**row, "note": None}],
+        "refused": {},
         "by_controller": True,
     }
     run.world.held.clear()
@@ -237,10 +239,10 @@ def test_requeued_evaluation_of_a_generation_already_told_is_not_told_again(
     assert "g000-e01" in [e.id for e in state.ranked()]
 
 
-def test_evaluation_that_was_replaced_and_queued_again_is_told_beside_its_replacement(
+def test_evaluation_that_was_replaced_and_queued_again_is_told_in_place_of_its_replacement(
     runs: Runs, with_commands: WithCommands, start: Start
 ) -> None:
-    """The optimizer then learns from more points than a generation has."""
+    """The optimizer never learns from more points than a generation has."""
     run = runs.new(generations=2)
     run.world.script = {"g000-e01": ["python_error"]}
     run.world.held = {"g000-e04"}
@@ -250,7 +252,7 @@ def test_evaluation_that_was_replaced_and_queued_again_is_told_beside_its_replac
     driven.wait_for(lambda state: verdicts(state, "g000-e01") == ["python_error", "completed"])
     run.world.held.clear()
     state = driven.join()
-    assert [name for name, _ in state.told[0]] == [f"g000-e0{index}" for index in range(5)]
+    assert [name for name, _ in state.told[0]] == [f"g000-e0{index}" for index in range(4)]
     assert state.status is RunStatus.FINISHED
 
 
@@ -351,7 +353,7 @@ def test_request_that_is_carried_out_and_not_answered_is_not_carried_out_twice(
 ) -> None:
     """Killed around every event of a controller that applies a requeue."""
     run = runs.new(generations=1, retry={"replacements": 0})
-    run.world.script = {"g000-e01": ["python_error"], "g000-e02": ["python_error"]}
+    run.world.script = {"g000-e01": ["timeout"], "g000-e02": ["timeout"]}
     run.drive()
     request = leave_request(run.folder, "requeue", {"evaluations": ["g000-e01", "g000-e02"]})
     left: list[Run] = []
@@ -368,7 +370,7 @@ def test_request_that_is_carried_out_and_not_answered_is_not_carried_out_twice(
     for killed in left:
         state = killed.drive()
         for name in ("g000-e01", "g000-e02"):
-            assert verdicts(state, name) == ["python_error", "completed"]
+            assert verdicts(state, name) == ["timeout", "completed"]
         answer = state.applied_requests[request]["answer"]
         assert [row["evaluation"] for row in answer["requeued"]] == ["g000-e01", "g000-e02"]
         assert not (killed.folder / "requests" / f"{request}.json").exists()

@@ -129,7 +129,7 @@ def test_search_whose_every_evaluation_fails_pauses_and_tells_nothing(runs: Runs
     run.world.everywhere = "killed"
     with pytest.raises(SearchPaused, match="only 0 of 4 evaluations") as told:
         run.drive()
-    assert told.value.hint is not None and "requeue --failed" in told.value.hint
+    assert told.value.hint is not None and " --failed`" in told.value.hint
     state = load_run(run.folder).state
     assert state.told == {}
     # Four, and two in place of failed ones.

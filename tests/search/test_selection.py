@@ -7,11 +7,11 @@ import pytest
 
 from elmanctl.errors import NotFound, UsageError
 from elmanctl.ledger.run_state import RunState
+from elmanctl.search.requeue import select_requeueable
 from elmanctl.search.selection import (
     find_evaluation,
     find_run,
     list_runs,
-    select_failed,
     select_named,
 )
 from tests.search.scripted import Runs
@@ -96,7 +96,7 @@ def test_evaluation_that_is_named_twice_is_selected_once(state: RunState) -> Non
 
 def test_failed_evaluations_are_selected_by_their_last_verdict(state: RunState) -> None:
     def selected(*kinds: str) -> list[str]:
-        return [evaluation.id for evaluation in select_failed(state, kinds=kinds)]
+        return [evaluation.id for evaluation in select_requeueable(state, kinds=kinds)]
 
     assert selected() == ["g000-e01", "g001-e02"]
     assert selected("killed") == ["g001-e02"]

@@ -1,0 +1,161 @@
+"""`requeue`: new attempts of evaluations that failed or were cancelled."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from elmanctl.cli.complete import run_or_evaluation_names
+from elmanctl.cli.context import (
+    DryRunFlag,
+    JsonFlag,
+    RunOption,
+    YesFlag,
+    chosen_run,
+    load_readable,
+    resolve_settings,
+)
+from elmanctl.cli.output import Column, confirm, hint, print_json, print_table, warn
+from elmanctl.cli.remote import act_on_run
+from elmanctl.errors import UsageError
+from elmanctl.search.requeue import RequeuePlan, plan_requeue, select_requeueable
+from elmanctl.search.selection import list_runs, select_named
+from elmanctl.search.session import settings_in_force
+
+# What a new attempt changes, as it is said.
+_UNITS = {"mem_gb": "{} GB of memory", "micro_batch": "micro-batch {}", "timeout_min": "{} min"}
+
+
+def requeue(
+    ctx: typer.Context,
+    names: Annotated[
+        list[str] | None,
+        typer.Argument(
+            help="Run, then evaluations; without a run evaluations of the newest",
+            autocompletion=run_or_evaluation_names,
+        ),
+    ] = None,
+    run: RunOption = None,
+    failed: Annotated[
+        bool,
+        typer.Option("--failed", help="All that failed, or were cancelled by other means than us"),
+    ] = False,
+    kind: Annotated[
+        str | None, typer.Option(help="With --failed: only these verdicts, e.g. oom,timeout")
+    ] = None,
+    mem: Annotated[
+        float | None, typer.Option(help="Memory in GB for the new attempt", min=0.001)
+    ] = None,
+    timeout_min: Annotated[
+        int | None, typer.Option(help="Time limit in minutes for the new attempt", min=1)
+    ] = None,
+    exclude_node: Annotated[
+        list[str] | None, typer.Option(help="Node that the new attempts must not run on")
+    ] = None,
+    force: Annotated[
+        bool, typer.Option("--force", help="Also what failed twice in the same way")
+    ] = False,
+    dry_run: DryRunFlag = False,
+    yes: YesFlag = False,
+    as_json: JsonFlag = False,
+) -> None:
+    """Submit failed evaluations again
+
+    A new attempt is added to each evaluation; earlier attempts and their logs are kept. What ran
+    out of memory gets more of it, or smaller micro-batches, also without `--mem`.
+
+    \b
+    Examples:
+        elmanctl requeue --failed
+        elmanctl requeue e88-480m g012-e03 --mem 80 --exclude-node n2
+        elmanctl requeue e88-480m --failed --kind oom,lost --dry-run
+    """
+    run, evaluations = _parted(ctx, run, names or [])
+    if failed == bool(evaluations):
+        raise UsageError("name evaluations to queue again, or pass `--failed`")
+    if kind and not failed:
+        raise UsageError("`--kind` goes with `--failed`", hint="leave it out, or the names")
+    paths = chosen_run(ctx, run)
+    state = load_readable(paths)
+    kinds = [word.strip() for word in kind.split(",")] if kind else []
+    chosen = select_requeueable(state, kinds=kinds) if failed else select_named(state, evaluations)
+    asked: dict[str, Any] = {
+        "evaluations": [e.id for e in chosen],
+        "mem_gb": mem,
+        "timeout_min": timeout_min,
+        "exclude": exclude_node,
+        "force": force,
+        # What was named one by one is all meant; of all that failed the rest is still wanted.
+        "skip_deterministic": failed,
+    }
+    asked = {key: value for key, value in asked.items() if value not in (None, False)}
+    plan = plan_requeue(state, settings_in_force(state), chosen, asked)
+    if dry_run or not chosen:
+        _print_plan(plan, as_json=as_json)
+        return
+    if failed and not confirm(f"submit {len(plan.chosen)} evaluations again?", yes=yes):
+        return
+    answer = act_on_run(paths, "requeue", asked)
+    if as_json:
+        print_json(answer)
+        return
+    _print_rows(answer["requeued"], [Column(name="JOB")], lambda row: [row.get("job")])
+    _warn_of_refused(answer["refused"])
+    if not answer.get("by_controller"):
+        hint(f"collect the results with `elmanctl resume {state.run['name']}`")
+
+
+def _parted(
+    ctx: typer.Context, run: str | None, names: Sequence[str]
+) -> tuple[str | None, list[str]]:
+    """Part a run's name, in full and first, from the names of evaluations."""
+    if run is None and names:
+        runs = Path(resolve_settings(ctx, {}).settings.paths.runs).expanduser()
+        if names[0] in (folder.name for folder in list_runs(runs)):
+            return names[0], list(names[1:])
+    return run, list(names)
+
+
+def _print_plan(plan: RequeuePlan, *, as_json: bool) -> None:
+    rows = [
+        {
+            **item.row(),
+            "state": item.evaluation.state.value,
+            "attempts": len(item.evaluation.attempts),
+        }
+        for item in plan.chosen
+    ]
+    if as_json:
+        print_json({"evaluations": rows, "refused": dict(plan.refused)})
+        return
+    _print_rows(rows, [Column(name="STATE")], lambda row: [row["state"]])
+    _warn_of_refused(plan.refused)
+
+
+def _print_rows(rows: Sequence[Mapping[str, Any]], more: list[Column], cells: Any) -> None:
+    print_table(
+        [
+            *(Column(name="EVAL"), Column(name="WAS"), Column(name="ATTEMPT", right=True)),
+            *(*more, Column(name="CHANGES"), Column(name="NOTE")),
+        ],
+        [
+            [
+                *(row["evaluation"], row["was"], str(row["attempt"])),
+                *(*cells(row), _shown_changes(row["changes"]), row["note"]),
+            ]
+            for row in rows
+        ],
+    )
+
+
+def _shown_changes(changes: Mapping[str, Any]) -> str | None:
+    parts = [words.format(f"{changes[key]:g}") for key, words in _UNITS.items() if key in changes]
+    if changes.get("exclude"):
+        parts.append(f"not on {', '.join(changes['exclude'])}")
+    return ", ".join(parts) or None
+
+
+def _warn_of_refused(refused: Mapping[str, str]) -> None:
+    for name, words in refused.items():
+        warn(f"{name} is left alone, it would fail again as before: {words}; see `--force`")
