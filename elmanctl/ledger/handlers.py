@@ -61,8 +61,10 @@ def _points_asked(state: RunState, fields: Fields, at: str) -> None:
             raise LedgerCorrupt(f"{evaluation.id} is asked twice")
         if evaluation.replaces is not None:
             _evaluation(state, evaluation.replaces)
-        state.evaluations[evaluation.id] = evaluation
-    state.refused[generation] = state.refused.get(generation, 0) + fields.whole("refused")
+        state.put(evaluation)
+    refused = fields.whole("refused")
+    state.refused[generation] = state.refused.get(generation, 0) + refused
+    state.add("refused", refused)
     with Fields(fields.mapping("optimizer"), "data.optimizer") as optimizer:
         state.optimizer_file = {"file": optimizer.text("file"), "sha256": optimizer.text("sha256")}
     state.generation = generation
@@ -72,10 +74,10 @@ def _submission_intended(state: RunState, fields: Fields, at: str) -> None:
     submission = decode_submission(fields.mapping("submission"), "data.submission", intended_at=at)
     if submission.id in state.submissions:
         raise LedgerCorrupt(f"submission {submission.id} is intended twice")
-    state.submissions[submission.id] = submission
+    state.put_submission(submission)
     for task in submission.tasks:
         evaluation = _evaluation(state, task.evaluation)
-        state.evaluations[evaluation.id] = transitions.submit(evaluation, task, submission.id, at)
+        state.put(transitions.submit(evaluation, task, submission.id, at))
 
 
 def _submission_accepted(state: RunState, fields: Fields, at: str) -> None:
@@ -84,10 +86,10 @@ def _submission_accepted(state: RunState, fields: Fields, at: str) -> None:
     submission = transitions.answer(
         _submission(state, fields.text("submission")), SubmissionState.ACCEPTED, job_id=job_id
     )
-    state.submissions[submission.id] = submission
+    state.put_submission(submission)
     for task in submission.tasks:
         evaluation = _evaluation(state, task.evaluation)
-        state.evaluations[evaluation.id] = transitions.accept(evaluation, task, job_id)
+        state.put(transitions.accept(evaluation, task, job_id))
 
 
 def _submission_ended(outcome: SubmissionState) -> Handler:
@@ -95,21 +97,23 @@ def _submission_ended(outcome: SubmissionState) -> Handler:
         submission = transitions.answer(
             _submission(state, fields.text("submission")), outcome, error=fields.text("error")
         )
-        state.submissions[submission.id] = submission
+        state.put_submission(submission)
         for task in submission.tasks:
             evaluation = _evaluation(state, task.evaluation)
-            state.evaluations[evaluation.id] = transitions.take_back(evaluation, task)
+            state.put(transitions.take_back(evaluation, task))
 
     return ended
 
 
 def _attempt_started(state: RunState, fields: Fields, at: str) -> None:
     evaluation = _evaluation(state, fields.text("evaluation"))
-    state.evaluations[evaluation.id] = transitions.start(
-        evaluation,
-        fields.whole("attempt"),
-        fields.optional_text("node"),
-        fields.optional_text("at") or at,
+    state.put(
+        transitions.start(
+            evaluation,
+            fields.whole("attempt"),
+            fields.optional_text("node"),
+            fields.optional_text("at") or at,
+        )
     )
 
 
@@ -122,21 +126,19 @@ def _attempt_finished(state: RunState, fields: Fields, at: str) -> None:
         node=fields.optional_text("node"),
         elapsed_s=fields.optional_number("elapsed_s"),
     )
-    state.evaluations[evaluation.id] = transitions.finish(
-        evaluation, fields.whole("attempt"), ending, at
-    )
+    state.put(transitions.finish(evaluation, fields.whole("attempt"), ending, at))
 
 
 def _evaluation_closed(state: RunState, fields: Fields, at: str) -> None:
     evaluation = _evaluation(state, fields.text("evaluation"))
     closed_as = decode_member(State, fields.text("state"), "data.state")
-    state.evaluations[evaluation.id] = transitions.close(evaluation, closed_as)
+    state.put(transitions.close(evaluation, closed_as))
 
 
 def _evaluation_reopened(state: RunState, fields: Fields, at: str) -> None:
     fields.text("by")
     evaluation = _evaluation(state, fields.text("evaluation"))
-    state.evaluations[evaluation.id] = transitions.reopen(evaluation, fields.mapping("changes"))
+    state.put(transitions.reopen(evaluation, fields.mapping("changes")))
 
 
 def _generation_told(state: RunState, fields: Fields, at: str) -> None:
@@ -175,11 +177,12 @@ def _cleaned(state: RunState, fields: Fields, at: str) -> None:
     fields.whole("files")
     named = fields.optional_text("evaluation")
     owner = _evaluation(state, named).id if named is not None else ""
-    state.freed_bytes[owner] = state.freed_bytes.get(owner, 0) + fields.whole("freed_bytes")
+    state.free(owner, fields.whole("freed_bytes"))
 
 
 def _note(state: RunState, fields: Fields, at: str) -> None:
     state.notes.append(Note(at=at, text=fields.text("text")))
+    state.add("notes", 1)
 
 
 def _evaluation(state: RunState, name: str) -> Evaluation:

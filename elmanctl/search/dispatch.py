@@ -81,7 +81,7 @@ class Dispatcher:
         """Return the evaluations that need a new attempt, in order."""
         return [
             evaluation
-            for evaluation in self._session.state.evaluations.values()
+            for evaluation in self._session.state.unfinished()
             if evaluation.state is State.CREATED and self._changes(evaluation) is not None
         ]
 

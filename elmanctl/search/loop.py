@@ -120,7 +120,7 @@ class Controller:
     def _close_decided(self) -> None:
         """Close evaluations whose last verdict is final; stop at a failure that will repeat."""
         settings = self._session.settings
-        for evaluation in list(self._session.state.evaluations.values()):
+        for evaluation in self._session.state.unfinished():
             verdicts = verdicts_since_reopened(evaluation)
             if evaluation.state is not State.CREATED or not verdicts:
                 continue
@@ -142,9 +142,7 @@ class Controller:
         """Ask the next points when there is nothing to wait for; return whether all is done."""
         state = self._session.state
         generation = state.generation
-        if any(not e.state.is_finished for e in state.evaluations.values()):
-            return False
-        if state.live_attempts():
+        if state.unfinished() or state.live_attempts():
             return False
         if generation >= 0 and generation not in state.told and not self._tell(generation):
             return False
@@ -196,7 +194,7 @@ class Controller:
         session = self._session
         first = len(self._members(generation))
         state = self._optimizer.dump()
-        asked = sum(e.generation == generation for e in session.state.evaluations.values())
+        asked = len(self._members(generation))
         # A controller that was paused here and wakes up must not overwrite its successor's file:
         # hash keys in the pickle make the same state other bytes in another process.
         file = f"g{generation:03}-{asked:02}-lease{session.lease.fence}.pickle"
@@ -243,8 +241,7 @@ class Controller:
         return optimizer
 
     def _members(self, generation: int) -> list[Evaluation]:
-        evaluations = self._session.state.evaluations.values()
-        return [e for e in evaluations if e.generation == generation]
+        return self._session.state.generation_members(generation)
 
 
 def _mend_hint(session: Session) -> str:
