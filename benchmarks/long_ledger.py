@@ -17,6 +17,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +41,7 @@ MOST_BYTES = 150_000_000
 
 
 def make_run(runs: Path, evaluations: int) -> None:
-    """Record a search of so many evaluations and print how fast that goes."""
+    """Record a search of so many evaluations and print how fast that goes, without the disk."""
     corpus = runs / "corpus.bytes"
     runs.mkdir(parents=True, exist_ok=True)
     corpus.write_bytes(bytes(range(256)) * 64)
@@ -55,13 +56,14 @@ def make_run(runs: Path, evaluations: int) -> None:
     with Session.open(folder) as session:
         session.start_controller()
         tenth = max(1, evaluations // POPULATION // 10)
-        begun, seq = time.perf_counter(), session.state.seq
+        begun, seq = time.process_time(), session.state.seq
         for generation in range(evaluations // POPULATION):
             _record_generation(session, generation)
             if (generation + 1) % tenth == 0:
-                rate = (session.state.seq - seq) / (time.perf_counter() - begun)
-                print(f"{len(session.state.evaluations):7} evaluations: {rate:5.0f} events/s")
-                begun, seq = time.perf_counter(), session.state.seq
+                rate = (session.state.seq - seq) / (time.process_time() - begun)
+                known = len(session.state.evaluations)
+                print(f"{known:7} evaluations: {rate:5.0f} events a second of CPU", flush=True)
+                begun, seq = time.process_time(), session.state.seq
         session.record("run_interrupted")
 
 
@@ -112,21 +114,24 @@ def _ending(loss: float) -> dict[str, Any]:
     }
 
 
-def measure(runs: Path, words: list[str], rounds: int) -> tuple[float, int]:
-    """Return the median of the wall time in s and the highest peak of memory in bytes."""
+def measure(runs: Path, words: list[str], rounds: int) -> tuple[float, float, int]:
+    """Return the medians of wall and CPU time in s, and the highest peak of memory in bytes."""
     command = [sys.executable, "-m", "elmanctl", *words]
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "ELMAN_PATHS_RUNS": str(runs)}
-    walls, peaks = [], []
+    walls, busy, peaks = [], [], []
     for _ in range(rounds):
         begun = time.perf_counter()
-        with subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL) as child:
+        with subprocess.Popen(
+            command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        ) as child:
             _, status, used = os.wait4(child.pid, 0)
             child.returncode = os.waitstatus_to_exitcode(status)
         walls.append(time.perf_counter() - begun)
+        busy.append(used.ru_utime + used.ru_stime)
         if child.returncode:
             raise SystemExit(f"{' '.join(words)} ended with exit code {child.returncode}")
         peaks.append(used.ru_maxrss * 1024)
-    return statistics.median(walls), max(peaks)
+    return statistics.median(walls), statistics.median(busy), max(peaks)
 
 
 def main() -> int:
@@ -140,14 +145,18 @@ def main() -> int:
         runs = (asked.folder or Path(scratch)).resolve() / f"runs-{asked.evaluations}"
         paths = RunPaths(runs / "long")
         if not paths.ledger.exists():
-            make_run(runs, asked.evaluations)
+            # In a process of its own: what it needs of memory would count as its children's.
+            made = get_context("spawn").Process(target=make_run, args=(runs, asked.evaluations))
+            made.start()
+            made.join()
         snapshot = paths.folder / SNAPSHOT_FILE
         print(f"ledger {paths.ledger.stat().st_size / 1e6:.1f} MB,", end=" ")
         print(f"snapshot {snapshot.stat().st_size / 1e6:.3f} MB")
         good = snapshot.stat().st_size <= LIMIT_BYTES + EVERY_BYTES
         for words in (["--version"], ["status"], ["status", "long"]):
-            wall_s, peak_bytes = measure(runs, words, asked.rounds)
-            print(f"{' '.join(words):12} {wall_s:.3f} s, peak {peak_bytes / 1e6:.0f} MB")
+            wall_s, busy_s, peak_bytes = measure(runs, words, asked.rounds)
+            times = f"{wall_s:.3f} s wall, {busy_s:.3f} s CPU"
+            print(f"{' '.join(words):12} {times}, peak {peak_bytes / 1e6:.0f} MB", flush=True)
             good = good and wall_s < MOST_S and peak_bytes < MOST_BYTES
     return 0 if good else 1
 

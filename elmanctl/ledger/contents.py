@@ -15,7 +15,7 @@ from elmanctl.ledger.events import (
 
 RESTORE_HINT = (
     "nothing was changed; copy the ledger from a backup, or keep the lines before the damaged one,"
-    " which are intact (docs/concepts/ledger.md)"
+    " which are intact: `elmanctl ledger repair` (docs/concepts/ledger.md)"
 )
 
 _READS = 3

@@ -65,9 +65,13 @@ def _points_asked(state: RunState, fields: Fields, at: str) -> None:
     refused = fields.whole("refused")
     state.refused[generation] = state.refused.get(generation, 0) + refused
     state.add("refused", refused)
+    _optimizer_rebuilt(state, fields, at)
+    state.generation = generation
+
+
+def _optimizer_rebuilt(state: RunState, fields: Fields, at: str) -> None:
     with Fields(fields.mapping("optimizer"), "data.optimizer") as optimizer:
         state.optimizer_file = {"file": optimizer.text("file"), "sha256": optimizer.text("sha256")}
-    state.generation = generation
 
 
 def _submission_intended(state: RunState, fields: Fields, at: str) -> None:
@@ -209,6 +213,7 @@ HANDLERS: dict[str, Handler] = {
     "submission_accepted": _submission_accepted,
     "submission_refused": _submission_ended(SubmissionState.REFUSED),
     "submission_abandoned": _submission_ended(SubmissionState.ABANDONED),
+    "optimizer_rebuilt": _optimizer_rebuilt,
     "attempt_started": _attempt_started,
     "attempt_finished": _attempt_finished,
     "evaluation_closed": _evaluation_closed,

@@ -227,12 +227,13 @@ class Controller:
         if saved is None:
             return start_optimizer(session)
         path = session.paths.optimizer / str(saved["file"])
+        hint = f"make it again from the ledger: `elmanctl ledger repair {session.run['name']}`"
         try:
             data = path.read_bytes()
         except OSError as exc:
-            raise LedgerCorrupt(f"the optimizer's state cannot be read: {path}") from exc
+            raise LedgerCorrupt(f"the optimizer's state cannot be read: {path}", hint=hint) from exc
         if hashlib.sha256(data).hexdigest() != saved["sha256"]:
-            raise LedgerCorrupt(f"the optimizer's state is damaged: {path}")
+            raise LedgerCorrupt(f"the optimizer's state is damaged: {path}", hint=hint)
         optimizer = CmaOptimizer.load(data)
         told = session.state.told.get(session.state.generation)
         if told is not None:
