@@ -67,6 +67,12 @@ def make_run(runs: Path, evaluations: int) -> None:
         session.record("run_interrupted")
 
 
+def renew(folder: Path) -> None:
+    """Have a run's snapshot written again."""
+    with Session.open(folder) as session:
+        session.record("run_interrupted")
+
+
 def _record_generation(session: Session, generation: int) -> None:
     names = [f"g{generation:03}-e{index:02}" for index in range(POPULATION)]
     session.record(
@@ -147,6 +153,11 @@ def main() -> int:
         if not paths.ledger.exists():
             # In a process of its own: what it needs of memory would count as its children's.
             made = get_context("spawn").Process(target=make_run, args=(runs, asked.evaluations))
+            made.start()
+            made.join()
+        else:
+            # The snapshot may be that of other code.
+            made = get_context("spawn").Process(target=renew, args=(paths.folder,))
             made.start()
             made.join()
         snapshot = paths.folder / SNAPSHOT_FILE

@@ -14,7 +14,6 @@ import typing
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from functools import cache
-from importlib import resources
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -267,7 +266,7 @@ def _bytes(path: Path) -> bytes | None:
 @cache
 def _fingerprint() -> str:
     """Return what tells the code that makes a state from any other."""
-    package = resources.files("elmanctl.ledger")
+    package = Path(__file__).parent
     digest = hashlib.sha256()
     for name in _MAKERS:
         digest.update((package / f"{name}.py").read_bytes())
