@@ -99,7 +99,7 @@ def test_whole_story_is_told_right(story: Story, build: Any) -> None:
     assert state.controller == {"host": "login", "pid": 12, "at": "2026-05-01T10:00:19.000Z"}
     assert [note.text for note in state.notes] == ["the node gpu-1 was replaced"]
     assert state.size_bytes == 100 + (100 + 100 - 60)
-    assert (state.seq, state.fence, state.last_event_at) == (32, 1, "2026-05-01T10:00:32.000Z")
+    assert (state.seq, state.fence, state.last_event_at) == (33, 1, "2026-05-01T10:00:33.000Z")
     assert state.live_attempts() == []
 
 
