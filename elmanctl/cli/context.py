@@ -12,7 +12,9 @@ from elmanctl.cli.output import warn
 from elmanctl.config import Resolved, resolve
 from elmanctl.jobs.paths import RunPaths
 from elmanctl.ledger.run_state import RunState
+from elmanctl.ledger.snapshot import load_summary
 from elmanctl.ledger.state import load_run
+from elmanctl.ledger.summary import RunSummary
 from elmanctl.search.selection import find_run
 from elmanctl.search.session import require_run
 
@@ -45,6 +47,15 @@ def chosen_run(ctx: typer.Context, name: str | None) -> RunPaths:
     """Return the run that a user names, or the newest one."""
     runs = Path(resolve_settings(ctx, {}).settings.paths.runs).expanduser()
     return RunPaths(find_run(runs, name).resolve())
+
+
+def load_brief(paths: RunPaths) -> RunSummary:
+    """Return a run in brief, reading no more than is needed for it; else as `load_readable`."""
+    loaded = load_summary(paths.folder)
+    if loaded.warning:
+        warn(loaded.warning)
+    require_run(paths, loaded.summary)
+    return loaded.summary
 
 
 def load_readable(paths: RunPaths) -> RunState:

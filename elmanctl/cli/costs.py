@@ -6,6 +6,7 @@ from typing import Any
 from elmanctl import clock
 from elmanctl.ledger.run_state import RunState
 from elmanctl.ledger.spending import Spent
+from elmanctl.ledger.summary import RunSummary
 from elmanctl.search.costs import (
     budget_in_force,
     failures,
@@ -23,7 +24,7 @@ from elmanctl.search.repeats import noise_estimates
 _HOUR_S = 3600.0
 
 
-def cost_data(state: RunState, *, is_driven: bool, now: datetime) -> dict[str, Any]:
+def cost_data(state: RunState | RunSummary, *, is_driven: bool, now: datetime) -> dict[str, Any]:
     """Return costs, forecast, waste, savings and budgets; hours are GPU-hours, see `unit`.
 
     `is_driven` says whether a controller is at work: without one no working time passes.
@@ -60,7 +61,7 @@ def noise_data(state: RunState) -> list[dict[str, Any]]:
     ]
 
 
-def describe_cost(state: RunState, cost: dict[str, Any]) -> str:
+def describe_cost(state: RunState | RunSummary, cost: dict[str, Any]) -> str:
     """Return in one line: spent, the whole search, how long it takes yet, waste, what was saved."""
     unit = cost["unit"]
     parts = [f"{format_hours(cost['gpu_hours'])} {unit} spent"]

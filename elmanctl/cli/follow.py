@@ -2,10 +2,12 @@
 
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 from elmanctl import clock
 from elmanctl.cli.output import say
+from elmanctl.errors import LedgerCorrupt
 from elmanctl.jobs.observe import heartbeat_age_s, read_table
 from elmanctl.jobs.paths import RunPaths
 from elmanctl.ledger.lease import STALE_S, is_gone, lease_age_s, read_holder
@@ -104,12 +106,12 @@ class Follower:
 def is_driven(paths: RunPaths) -> bool:
     """Whether a controller is at work on a run, as far as this machine can know.
 
-    One on another machine counts as alive while its lease is renewed.
+    One on another machine, or whose lease is damaged, counts as alive while that is renewed.
     """
-    holder = read_holder(paths.folder)
-    if holder is None:
-        return False
-    gone = is_gone(holder)
+    gone: bool | None = None
+    with suppress(LedgerCorrupt):
+        holder = read_holder(paths.folder)
+        gone = holder is None or is_gone(holder)
     if gone is None:
         age_s = lease_age_s(paths.folder, time.time())
         gone = age_s is None or age_s > STALE_S

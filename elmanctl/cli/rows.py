@@ -7,6 +7,7 @@ from elmanctl import clock
 from elmanctl.ledger.encoding import encode_verdict
 from elmanctl.ledger.records import Attempt, Evaluation, State
 from elmanctl.ledger.run_state import RunState
+from elmanctl.ledger.summary import RunSummary
 from elmanctl.search.nodes import nodes_in_force
 
 
@@ -42,7 +43,7 @@ def describe_config(value: object) -> str:
     return f"{value:.3g}" if isinstance(value, float) else str(value)
 
 
-def excluded_rows(state: RunState) -> list[dict[str, Any]]:
+def excluded_rows(state: RunState | RunSummary) -> list[dict[str, Any]]:
     """Return the nodes that new submissions avoid now, as plain data."""
     return [
         {"node": node.node, "until": node.until, "reason": node.reason}

@@ -10,9 +10,10 @@ from elmanctl.jobs.paths import RunPaths
 from elmanctl.jobs.scheduler_note import SchedulerNote, read_note
 from elmanctl.ledger.records import RunStatus, State
 from elmanctl.ledger.run_state import RunState
+from elmanctl.ledger.summary import RunSummary
 
 
-def current_note(paths: RunPaths, found: RunState) -> SchedulerNote | None:
+def current_note(paths: RunPaths, found: RunState | RunSummary) -> SchedulerNote | None:
     """Return what the controller at work wrote at its last poll; no earlier one's counts."""
     if found.status is not RunStatus.RUNNING or not is_driven(paths):
         return None

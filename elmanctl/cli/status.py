@@ -1,5 +1,6 @@
 """`status`: all runs, or the evaluations of one; it reads ledgers and writes nothing."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -7,7 +8,7 @@ import typer
 
 from elmanctl import clock
 from elmanctl.cli.complete import run_names
-from elmanctl.cli.context import JsonFlag, chosen_run, load_readable, resolve_settings
+from elmanctl.cli.context import JsonFlag, chosen_run, load_brief, load_readable, resolve_settings
 from elmanctl.cli.costs import cost_data, describe_budget, describe_cost, noise_data
 from elmanctl.cli.output import (
     Column,
@@ -30,12 +31,13 @@ from elmanctl.cli.rows import (
     start_line,
 )
 from elmanctl.cli.scheduler import current_note, note_data, note_line, with_pending_reason
-from elmanctl.errors import LedgerError, NotFound, UsageError, nearest
+from elmanctl.errors import LedgerCorrupt, LedgerError, NotFound, UsageError, nearest
 from elmanctl.jobs.paths import RunPaths
 from elmanctl.jobs.scheduler_note import SchedulerNote
 from elmanctl.ledger.lease import is_gone, read_holder
 from elmanctl.ledger.records import Evaluation, RunStatus, State
 from elmanctl.ledger.run_state import RunState
+from elmanctl.ledger.summary import RunSummary, summarize
 from elmanctl.models.params import format_count
 from elmanctl.search.selection import list_runs
 
@@ -63,7 +65,8 @@ def status(
 ) -> None:
     """Show runs, or the evaluations of one run
 
-    Reads the ledger only: it asks Slurm nothing and changes nothing.
+    Reads the ledger only: it asks Slurm nothing and changes nothing. Without --all, --state or
+    --generation it shows the newest two generations and what is not done, 1000 rows at most.
 
     \b
     Examples:
@@ -77,8 +80,15 @@ def status(
         _status_of_all(ctx, as_json=as_json)
         return
     paths = chosen_run(ctx, run)
-    found = load_readable(paths)
-    chosen = _select(found, everything=everything, state=state, generation=generation)
+    _check_state(state)
+    whole: RunState | None = None
+    if everything or state is not None or generation is not None:
+        whole = load_readable(paths)
+        found = summarize(whole)
+        chosen: Sequence[Evaluation] = _select(whole, state=state, generation=generation)
+    else:
+        found = load_brief(paths)
+        chosen = found.page
     note = current_note(paths, found)
     if as_json:
         rows = [with_pending_reason(evaluation_row(evaluation), note) for evaluation in chosen]
@@ -87,7 +97,9 @@ def status(
             "cost": _cost(paths, found),
             "scheduler": note_data(note),
         }
-        print_json({"run": run_row, "noise": noise_data(found), "evaluations": rows})
+        # Only the whole run tells what its repeats on other seeds came to.
+        noise = None if whole is None else noise_data(whole)
+        print_json({"run": run_row, "noise": noise, "evaluations": rows})
     else:
         _print_run(paths, found, chosen, note)
     if exit_status:
@@ -100,7 +112,7 @@ def _status_of_all(ctx: typer.Context, *, as_json: bool) -> None:
     for folder in reversed(list_runs(runs)):
         paths = RunPaths(folder.resolve())
         try:
-            rows.append(_run_row(paths, load_readable(paths)))
+            rows.append(_run_row(paths, load_brief(paths)))
         except (LedgerError, NotFound) as exc:
             warn(f"{folder.name}: {exc.message}")
     if as_json:
@@ -128,18 +140,15 @@ def _status_of_all(ctx: typer.Context, *, as_json: bool) -> None:
     )
 
 
-def _cost(paths: RunPaths, state: RunState) -> dict[str, Any]:
+def _cost(paths: RunPaths, state: RunSummary) -> dict[str, Any]:
     is_driven = _status(paths, state) == RunStatus.RUNNING.value
     return cost_data(state, is_driven=is_driven, now=clock.now())
 
 
-def _run_row(paths: RunPaths, state: RunState) -> dict[str, Any]:
+def _run_row(paths: RunPaths, state: RunSummary) -> dict[str, Any]:
     run = state.run
     counts = state.counts()
-    best = state.best()
-    # A cancelled evaluation whose job is still ending is no longer pending.
-    live = [attempt for e, attempt in state.live_attempts() if not e.state.is_finished]
-    running = sum(attempt.state is State.RUNNING for attempt in live)
+    running = state.count(f"live:{State.RUNNING}")
     return {
         "run": run["name"],
         "status": _status(paths, state),
@@ -148,16 +157,16 @@ def _run_row(paths: RunPaths, state: RunState) -> dict[str, Any]:
         "executor": run["executor"],
         "generation": state.generation + 1,
         "generations": state.generations,
-        "evaluations": len(state.evaluations),
+        "evaluations": state.count("evaluations"),
         "done": counts[State.COMPLETED],
         "running": running,
-        "pending": len(live) - running + counts[State.CREATED],
+        "pending": state.count("live") - running + counts[State.CREATED],
         "failed": counts[State.FAILED],
         "answered": state.answered,
         "refused_share": state.refused_share,
         "cancelled": counts[State.CANCELLED],
-        "best_loss": best.loss if best else None,
-        "best": best.id if best else None,
+        "best_loss": state.best[0] if state.best else None,
+        "best": state.best[2] if state.best else None,
         "unigram_nats": run["data"]["unigram_nats"],
         "size_bytes": state.size_bytes,
         "updated_at": state.last_event_at,
@@ -190,17 +199,30 @@ def _run_cells(row: dict[str, Any]) -> list[str | None]:
     ]
 
 
-def _status(paths: RunPaths, state: RunState) -> str:
+def _status(paths: RunPaths, state: RunSummary) -> str:
     """Return the run's status; a run that says it is running without a controller is not."""
-    holder = read_holder(paths.folder)
+    try:
+        holder = read_holder(paths.folder)
+    except LedgerCorrupt as exc:
+        # Whether anybody is at work cannot be known, and the ledger says enough without it.
+        warn(f"{paths.folder.name}: {exc.message}; {exc.hint}")
+        return state.status.value
     # Another machine's holder may be alive as far as this one can know.
     gone = holder is None or is_gone(holder) is True
     return "stopped" if state.status is RunStatus.RUNNING and gone else state.status.value
 
 
-def _select(
-    found: RunState, *, everything: bool, state: str | None, generation: int | None
-) -> list[Evaluation]:
+def _select(found: RunState, *, state: str | None, generation: int | None) -> list[Evaluation]:
+    """Return the evaluations of these properties, all where none is given."""
+    chosen = list(found.evaluations.values())
+    if generation is not None:
+        chosen = [e for e in chosen if e.generation == generation]
+    if state is not None:
+        chosen = [e for e in chosen if evaluation_row(e)["state"] == state]
+    return chosen
+
+
+def _check_state(state: str | None) -> None:
     states = [*State, "waiting"]
     if state is not None and state not in states:
         near = nearest(state, states)
@@ -208,19 +230,10 @@ def _select(
             f"no state named `{state}`",
             hint=f"did you mean `{near}`?" if near else f"states: {', '.join(states)}",
         )
-    chosen = list(found.evaluations.values())
-    if generation is not None:
-        chosen = [e for e in chosen if e.generation == generation]
-    if state is not None:
-        chosen = [e for e in chosen if evaluation_row(e)["state"] == state]
-    if everything or generation is not None or state is not None:
-        return chosen
-    # What a person looks for first: the newest two generations, and whatever is not done.
-    return [e for e in chosen if e.generation >= found.generation - 1 or not e.state.is_finished]
 
 
 def _print_run(
-    paths: RunPaths, found: RunState, chosen: list[Evaluation], note: SchedulerNote | None
+    paths: RunPaths, found: RunSummary, chosen: Sequence[Evaluation], note: SchedulerNote | None
 ) -> None:
     row = _run_row(paths, found)
     text = (
@@ -258,7 +271,7 @@ def _print_run(
         Column(name="REASON", dispensable=1),
     ]
     print_table(columns, [_evaluation_cells(one, names, note) for one in chosen])
-    hidden = len(found.evaluations) - len(chosen)
+    hidden = found.count("evaluations") - len(chosen)
     if hidden:
         say(f"{hidden} more evaluations: `elmanctl status {row['run']} --all`")
 
@@ -282,7 +295,7 @@ def _evaluation_cells(
     ]
 
 
-def _health(found: RunState) -> int:
+def _health(found: RunSummary) -> int:
     counts = found.counts()
     unfinished = found.status is not RunStatus.FINISHED and found.status is not RunStatus.CANCELLED
     if counts[State.FAILED]:

@@ -15,7 +15,7 @@ from elmanctl.ledger.events import (
 
 RESTORE_HINT = (
     "nothing was changed; copy the ledger from a backup, or keep the lines before the damaged one,"
-    " which are intact (docs/concepts/ledger.md)"
+    " which are intact: `elmanctl ledger repair` (docs/concepts/ledger.md)"
 )
 
 _READS = 3
@@ -26,10 +26,12 @@ class LedgerContents:
     """What a ledger holds: the accepted events, and the bytes of a torn last line.
 
     The first `good_size_bytes` bytes of the file are whole lines, except that the last of them
-    has no newline where `lacks_newline` says so.
+    has no newline where `lacks_newline` says so.  The line of the last accepted event begins at
+    `last_line_at`.
     """
 
     events: tuple[Event, ...]
+    last_line_at: int = 0
     torn: bytes = b""
     warning: str | None = None
     good_size_bytes: int = 0
@@ -50,10 +52,10 @@ def read_events(path: Path) -> LedgerContents:
     for _ in range(_READS - 1):
         # What looks damaged may be a line that is being written or repaired at this very moment.
         with suppress(LedgerCorrupt):
-            contents = _parse(_read(path), path)
+            contents = parse(_read(path), path)
             if not contents.torn:
                 return contents
-    return _parse(_read(path), path)
+    return parse(_read(path), path)
 
 
 def _read(path: Path) -> bytes:
@@ -65,8 +67,11 @@ def _read(path: Path) -> bytes:
         raise LedgerError(f"cannot read {path}: {exc.strerror}") from exc
 
 
-def _parse(raw: bytes, path: Path) -> LedgerContents:
-    """Decide which lines of a ledger count."""
+def parse(raw: bytes, path: Path, *, first: int = 1) -> LedgerContents:
+    """Decide which lines count, of a ledger or of the part that begins with event `first`.
+
+    Raises LedgerCorrupt, LedgerTooNew.
+    """
     *lines, tail = raw.split(b"\n")
     events: list[Event] = []
     stale = 0
@@ -74,9 +79,11 @@ def _parse(raw: bytes, path: Path) -> LedgerContents:
     lacks_newline = False
     if tail:
         lines.append(tail)
+    at = last_line_at = 0
     for number, line in enumerate(lines, start=1):
         try:
-            stale += _accept(events, decode_line(line))
+            event = decode_line(line)
+            stale += accept(events, event, first)
         except (DamagedLine, MalformedEvent, LedgerCorrupt) as exc:
             # A torn write is a part of one line, so it never holds a right checksum.
             if number < len(lines) or holds_whole_event(line):
@@ -86,7 +93,11 @@ def _parse(raw: bytes, path: Path) -> LedgerContents:
             raise LedgerTooNew(f"{path} line {number}: {exc}", hint=exc.hint) from exc
         else:
             lacks_newline = bool(tail) and number == len(lines)
+            if events[-1] is event:
+                last_line_at = at
+        at += len(line) + 1
     return LedgerContents(
+        last_line_at=last_line_at,
         events=tuple(events),
         torn=torn,
         warning=_warning(path, torn, stale),
@@ -95,7 +106,7 @@ def _parse(raw: bytes, path: Path) -> LedgerContents:
     )
 
 
-def _accept(events: list[Event], event: Event) -> int:
+def accept(events: list[Event], event: Event, first: int = 1) -> int:
     """Add `event` to the accepted ones; return how many events of deposed writers it reveals.
 
     A writer of a newer fence numbers its events from what it saw.  Events of an older fence that
@@ -105,10 +116,10 @@ def _accept(events: list[Event], event: Event) -> int:
     fence = events[-1].fence if events else 0
     if event.fence < fence:
         return 1
-    expected = len(events) + 1
+    expected = events[-1].seq + 1 if events else first
     overtaken = expected - event.seq
     if event.fence > fence and 0 < overtaken < len(events):
-        del events[event.seq - 1 :]
+        del events[-overtaken:]
     elif overtaken != 0:
         raise LedgerCorrupt(f"event {event.seq} stands where event {expected} belongs")
     events.append(event)

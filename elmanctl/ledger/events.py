@@ -65,7 +65,7 @@ def encode_event(event: Event) -> bytes:
         separators=(",", ":"),
         allow_nan=False,
     ).encode("ascii")[:-1]
-    return body + _seal(body) + b"\n"
+    return body + seal(body) + b"\n"
 
 
 def decode_line(line: bytes) -> Event:
@@ -75,7 +75,7 @@ def decode_line(line: bytes) -> Event:
     contents are not those of an event, LedgerTooNew for a version this code does not know.
     """
     body = line[:-SEAL_BYTES]
-    if line[-SEAL_BYTES:] != _seal(body):
+    if line[-SEAL_BYTES:] != seal(body):
         raise DamagedLine("the checksum does not match")
     try:
         record = parse_object(line)
@@ -93,7 +93,7 @@ def decode_line(line: bytes) -> Event:
 def holds_whole_event(torn: bytes) -> bool:
     """Return whether damaged bytes begin with a complete event, which a torn write never does."""
     return any(
-        torn[match.start() : match.end()] == _seal(torn[: match.start()])
+        torn[match.start() : match.end()] == seal(torn[: match.start()])
         for match in _SEAL.finditer(torn)
     )
 
@@ -118,7 +118,8 @@ def to_plain(value: object, path: str) -> object:
     raise ValueError(f"{path} is of type {type(value).__name__}, which a ledger cannot hold")
 
 
-def _seal(body: bytes) -> bytes:
+def seal(body: bytes) -> bytes:
+    """Return what closes a JSON object that lacks its last bracket: its checksum and that."""
     return b',"crc":"%08x"}' % zlib.crc32(body)
 
 

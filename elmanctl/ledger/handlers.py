@@ -71,22 +71,28 @@ def _points_asked(state: RunState, fields: Fields, at: str) -> None:
             if first.repeats is not None:
                 raise LedgerCorrupt(f"{evaluation.id} repeats {first.id}, which is a repeat itself")
             state.repeats[first.id] = (*state.repeats.get(first.id, ()), evaluation.id)
-        state.evaluations[evaluation.id] = evaluation
-    state.refused[generation] = state.refused.get(generation, 0) + fields.whole("refused")
+        state.put(evaluation)
+    refused = fields.whole("refused")
+    state.refused[generation] = state.refused.get(generation, 0) + refused
+    state.add("refused", refused)
+    _optimizer_rebuilt(state, fields, at)
+    state.generation = generation
+
+
+def _optimizer_rebuilt(state: RunState, fields: Fields, at: str) -> None:
     with Fields(fields.mapping("optimizer"), "data.optimizer") as optimizer:
         state.optimizer_file = {"file": optimizer.text("file"), "sha256": optimizer.text("sha256")}
-    state.generation = generation
 
 
 def _submission_intended(state: RunState, fields: Fields, at: str) -> None:
     submission = decode_submission(fields.mapping("submission"), "data.submission", intended_at=at)
     if submission.id in state.submissions:
         raise LedgerCorrupt(f"submission {submission.id} is intended twice")
-    state.submissions[submission.id] = submission
+    state.put_submission(submission)
     for task in submission.tasks:
         evaluation = _evaluation(state, task.evaluation)
         state.trained += not evaluation.attempts
-        state.evaluations[evaluation.id] = transitions.submit(evaluation, task, submission.id, at)
+        state.put(transitions.submit(evaluation, task, submission.id, at))
 
 
 def _submission_accepted(state: RunState, fields: Fields, at: str) -> None:
@@ -95,10 +101,10 @@ def _submission_accepted(state: RunState, fields: Fields, at: str) -> None:
     submission = transitions.answer(
         _submission(state, fields.text("submission")), SubmissionState.ACCEPTED, job_id=job_id
     )
-    state.submissions[submission.id] = submission
+    state.put_submission(submission)
     for task in submission.tasks:
         evaluation = _evaluation(state, task.evaluation)
-        state.evaluations[evaluation.id] = transitions.accept(evaluation, task, job_id)
+        state.put(transitions.accept(evaluation, task, job_id))
 
 
 def _submission_ended(outcome: SubmissionState) -> Handler:
@@ -106,23 +112,25 @@ def _submission_ended(outcome: SubmissionState) -> Handler:
         submission = transitions.answer(
             _submission(state, fields.text("submission")), outcome, error=fields.text("error")
         )
-        state.submissions[submission.id] = submission
+        state.put_submission(submission)
         for task in submission.tasks:
             evaluation = _evaluation(state, task.evaluation)
             left = transitions.take_back(evaluation, task)
             state.trained -= bool(evaluation.attempts) and not left.attempts
-            state.evaluations[evaluation.id] = left
+            state.put(left)
 
     return ended
 
 
 def _attempt_started(state: RunState, fields: Fields, at: str) -> None:
     evaluation = _evaluation(state, fields.text("evaluation"))
-    state.evaluations[evaluation.id] = transitions.start(
-        evaluation,
-        fields.whole("attempt"),
-        fields.optional_text("node"),
-        fields.optional_text("at") or at,
+    state.put(
+        transitions.start(
+            evaluation,
+            fields.whole("attempt"),
+            fields.optional_text("node"),
+            fields.optional_text("at") or at,
+        )
     )
 
 
@@ -137,7 +145,7 @@ def _attempt_finished(state: RunState, fields: Fields, at: str) -> None:
     )
     number = fields.whole("attempt")
     finished = transitions.finish(evaluation, number, ending, at)
-    state.evaluations[evaluation.id] = finished
+    state.put(finished)
     attempt = next(each for each in finished.attempts if each.number == number)
     kind = ending.verdict.kind.value
     cost = cost_of(attempt, _submission(state, attempt.submission).resources)
@@ -151,7 +159,7 @@ def _attempt_finished(state: RunState, fields: Fields, at: str) -> None:
 def _evaluation_closed(state: RunState, fields: Fields, at: str) -> None:
     evaluation = _evaluation(state, fields.text("evaluation"))
     closed_as = decode_member(State, fields.text("state"), "data.state")
-    state.evaluations[evaluation.id] = transitions.close(evaluation, closed_as)
+    state.put(transitions.close(evaluation, closed_as))
 
 
 def _evaluation_answered(state: RunState, fields: Fields, at: str) -> None:
@@ -164,7 +172,7 @@ def _evaluation_answered(state: RunState, fields: Fields, at: str) -> None:
         step=fields.optional_whole("step"),
     )
     closed_as = decode_member(State, fields.text("state"), "data.state")
-    state.evaluations[evaluation.id] = transitions.settle_repeat(evaluation, closed_as, found)
+    state.put(transitions.settle_repeat(evaluation, closed_as, found))
     state.answered += 1
     with Fields(fields.mapping("saved"), "data.saved") as saved:
         state.saved += Spent(
@@ -175,7 +183,7 @@ def _evaluation_answered(state: RunState, fields: Fields, at: str) -> None:
 def _evaluation_reopened(state: RunState, fields: Fields, at: str) -> None:
     fields.text("by")
     evaluation = _evaluation(state, fields.text("evaluation"))
-    state.evaluations[evaluation.id] = transitions.reopen(evaluation, fields.mapping("changes"))
+    state.put(transitions.reopen(evaluation, fields.mapping("changes")))
     state.failures_in_a_row.clear()
 
 
@@ -205,6 +213,7 @@ def _generation_told(state: RunState, fields: Fields, at: str) -> None:
         evaluation = _evaluation(state, as_text(pair[0], f"{path}[0]"))
         told.append((evaluation.id, as_number(pair[1], f"{path}[1]")))
     state.told[generation] = told
+    state.add("generations_told", 1)
 
 
 def _run_status(status: RunStatus, *, has_reason: bool) -> Handler:
@@ -232,11 +241,12 @@ def _cleaned(state: RunState, fields: Fields, at: str) -> None:
     fields.whole("files")
     named = fields.optional_text("evaluation")
     owner = _evaluation(state, named).id if named is not None else ""
-    state.freed_bytes[owner] = state.freed_bytes.get(owner, 0) + fields.whole("freed_bytes")
+    state.free(owner, fields.whole("freed_bytes"))
 
 
 def _note(state: RunState, fields: Fields, at: str) -> None:
     state.notes.append(Note(at=at, text=fields.text("text")))
+    state.add("notes", 1)
 
 
 def _evaluation(state: RunState, name: str) -> Evaluation:
@@ -263,6 +273,7 @@ HANDLERS: dict[str, Handler] = {
     "submission_accepted": _submission_accepted,
     "submission_refused": _submission_ended(SubmissionState.REFUSED),
     "submission_abandoned": _submission_ended(SubmissionState.ABANDONED),
+    "optimizer_rebuilt": _optimizer_rebuilt,
     "attempt_started": _attempt_started,
     "attempt_finished": _attempt_finished,
     "evaluation_closed": _evaluation_closed,

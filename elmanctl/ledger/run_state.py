@@ -1,9 +1,11 @@
 """All that is known of a run at one moment, and the questions asked of it."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from bisect import insort
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
+from elmanctl.ledger.overlay import Overlay
 from elmanctl.ledger.records import (
     Attempt,
     Evaluation,
@@ -11,8 +13,12 @@ from elmanctl.ledger.records import (
     RunStatus,
     State,
     Submission,
+    SubmissionState,
 )
-from elmanctl.ledger.spending import Spent
+from elmanctl.ledger.spending import Spent, devices
+
+# So many of the best evaluations are known without a look at the others.
+LEADERS = 10
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,6 +46,12 @@ class RunState:
     attempts cost, `saved` what repeats would have cost, `answered` how many there were, `trained`
     how many evaluations ever had a job, `wall_s` how long controllers were at work.  `repeats`
     maps an evaluation to those of the same configuration, in order.
+
+    The rest follows from these and is kept in step with them, so that nothing that is asked often
+    costs more in a long run than in a short one: `totals` are the sums of `counted`, `positions`
+    the order of the evaluations, `open` names those that are not finished or have a live attempt,
+    `members` those of each generation, `intended` the submissions without an answer, `leaders` the
+    best ones as (loss, generation, id).  A value in a dict is replaced and never changed in place.
     """
 
     run: Mapping[str, Any] = field(default_factory=dict)
@@ -68,41 +80,108 @@ class RunState:
     seq: int = 0
     fence: int = 0
     last_event_at: str | None = None
+    totals: dict[str, int] = field(default_factory=dict)
+    positions: dict[str, int] = field(default_factory=dict)
+    open: dict[str, int] = field(default_factory=dict)
+    members: dict[int, tuple[str, ...]] = field(default_factory=dict)
+    intended: dict[str, None] = field(default_factory=dict)
+    leaders: tuple[tuple[float, int, str], ...] = ()
+
+    def put(self, evaluation: Evaluation) -> None:
+        """Replace an evaluation or add a new one."""
+        name = evaluation.id
+        before = self.evaluations.get(name)
+        if before is None:
+            self.positions[name] = self.totals.get("evaluations", 0)
+            members = self.members.get(evaluation.generation, ())
+            self.members[evaluation.generation] = (*members, name)
+        else:
+            self._count(before, -1)
+            self._unrank(before)
+        self.evaluations[name] = evaluation
+        self._count(evaluation, 1)
+        self._rank(evaluation)
+        if evaluation.has_live_attempt or not evaluation.state.is_finished:
+            self.open[name] = self.positions[name]
+        else:
+            self.open.pop(name, None)
+
+    def put_submission(self, submission: Submission) -> None:
+        """Replace a submission or add a new one."""
+        self.submissions[submission.id] = submission
+        if submission.state is SubmissionState.INTENDED:
+            self.intended[submission.id] = None
+        else:
+            self.intended.pop(submission.id, None)
+
+    def free(self, name: str, freed_bytes: int) -> None:
+        """Count what cleaning freed of an evaluation, or under "" of what belongs to none."""
+        evaluation = self.evaluations.get(name)
+        if evaluation is not None:
+            self._count(evaluation, -1)
+        self.freed_bytes[name] = self.freed_bytes.get(name, 0) + freed_bytes
+        if evaluation is not None:
+            self._count(evaluation, 1)
+
+    def add(self, total: str, number: int) -> None:
+        """Add to one of the totals."""
+        self.totals[total] = self.totals.get(total, 0) + number
 
     def live_attempts(self) -> list[tuple[Evaluation, Attempt]]:
         """Return every attempt that is not finished, with its evaluation, in order."""
-        live = (item for item in self.evaluations.values() if item.has_live_attempt)
-        return [(evaluation, evaluation.attempts[-1]) for evaluation in live]
+        return [(item, item.attempts[-1]) for item in self._open() if item.has_live_attempt]
+
+    @property
+    def flights(self) -> tuple[tuple[Attempt, int], ...]:
+        """Every attempt that is not finished, with the number by which its time counts."""
+        return tuple(
+            (attempt, devices(self.submissions[attempt.submission].resources))
+            for _, attempt in self.live_attempts()
+        )
+
+    @property
+    def newest_settled(self) -> int:
+        """How many of the newest generation are decided, replaced ones and told ones left out."""
+        if self.generation in self.told:
+            return 0
+        members = self.generation_members(self.generation)
+        replaced = {e.replaces for e in members if e.replaces}
+        return sum(e.state.is_finished and e.id not in replaced for e in members)
+
+    def unfinished(self) -> list[Evaluation]:
+        """Return the evaluations that are not decided, in order."""
+        return [item for item in self._open() if not item.state.is_finished]
+
+    def generation_members(self, generation: int) -> list[Evaluation]:
+        """Return the evaluations of a generation, in order."""
+        return [self.evaluations[name] for name in self.members.get(generation, ())]
+
+    def unanswered(self) -> list[Submission]:
+        """Return the submissions that are intended and not answered, in order."""
+        return [self.submissions[name] for name in self.intended]
 
     def counts(self) -> dict[State, int]:
         """Return how many evaluations are in each state; every state is a key."""
-        counted = dict.fromkeys(State, 0)
-        for evaluation in self.evaluations.values():
-            counted[evaluation.state] += 1
-        return counted
+        return {state: self.totals.get(f"state:{state}", 0) for state in State}
 
     def ranked(self) -> list[Evaluation]:
         """Return the completed evaluations, lowest loss first, equal losses in order of id.
 
         Answered repeats are none of them: their loss is that of another one.
         """
-        keyed = [
-            (evaluation.loss, evaluation.generation, evaluation.id)
-            for evaluation in self.evaluations.values()
-            if evaluation.state is State.COMPLETED
-            and evaluation.loss is not None
-            and evaluation.answer is None
-        ]
-        return [self.evaluations[name] for _, _, name in sorted(keyed)]
+        keys = filter(None, map(rank, self.evaluations.values()))
+        return [self.evaluations[name] for _, _, name in sorted(keys)]
 
     @property
     def refused_share(self) -> float:
         """The share of sampled points that were refused before they cost anything."""
-        refused = sum(self.refused.values())
-        return refused / max(1, refused + len(self.evaluations))
+        refused = self.totals.get("refused", 0)
+        return refused / max(1, refused + self.totals.get("evaluations", 0))
 
     def best(self) -> Evaluation | None:
         """Return the completed evaluation of the lowest loss, or None."""
+        if self.leaders:
+            return self.evaluations[self.leaders[0][2]]
         return next(iter(self.ranked()), None)
 
     def failed_evaluations(self) -> list[Evaluation]:
@@ -112,7 +191,7 @@ class RunState:
     @property
     def size_bytes(self) -> int:
         """What the attempts left on disk, less what cleaning freed of it."""
-        return sum(map(self.size_of, self.evaluations.values()))
+        return self.totals.get("size_bytes", 0)
 
     def size_of(self, evaluation: Evaluation) -> int:
         """Return what an evaluation's attempts left on disk, less what cleaning freed of it."""
@@ -121,18 +200,75 @@ class RunState:
 
     def copy(self) -> "RunState":
         """Return a state of its own that shares the immutable records."""
-        return replace(
-            self,
-            evaluations=dict(self.evaluations),
-            submissions=dict(self.submissions),
-            told=dict(self.told),
-            refused=dict(self.refused),
-            applied_requests=dict(self.applied_requests),
-            freed_bytes=dict(self.freed_bytes),
-            spent=dict(self.spent),
-            repeats=dict(self.repeats),
-            excluded_nodes=dict(self.excluded_nodes),
-            failures_in_a_row=list(self.failures_in_a_row),
-            changes=dict(self.changes),
-            notes=list(self.notes),
-        )
+        return replace(self, **{name: type(old)(old) for name, old in self._containers()})
+
+    def trial(self) -> "RunState":
+        """Return a state to try an event on: it shares all with this one and changes nothing."""
+        overlaid = {
+            name: Overlay(old) if isinstance(old, dict) else list(old)
+            for name, old in self._containers()
+        }
+        return replace(self, **overlaid)  # type: ignore[arg-type]
+
+    def _containers(self) -> Iterator[tuple[str, Any]]:
+        for name in _NAMES:
+            value = getattr(self, name)
+            if isinstance(value, dict | list) and name not in _REPLACED:
+                yield name, value
+
+    def _open(self) -> list[Evaluation]:
+        return [self.evaluations[name] for name in sorted(self.open, key=self.open.__getitem__)]
+
+    def _count(self, evaluation: Evaluation, sign: int) -> None:
+        for total, number in counted(evaluation, self.size_of(evaluation)):
+            self.add(total, sign * number)
+
+    def _unrank(self, evaluation: Evaluation) -> None:
+        key = rank(evaluation)
+        if key is not None:
+            self.add("ranked", -1)
+            self.leaders = tuple(other for other in self.leaders if other != key)
+
+    def _rank(self, evaluation: Evaluation) -> None:
+        key = rank(evaluation)
+        if key is None:
+            return
+        # Behind the last known one there may be others that are not known here.
+        knows_all = self.totals.get("ranked", 0) == len(self.leaders)
+        self.add("ranked", 1)
+        if knows_all or (self.leaders and key < self.leaders[-1]):
+            leaders = list(self.leaders)
+            insort(leaders, key)
+            self.leaders = tuple(leaders[:LEADERS])
+
+
+_NAMES = tuple(each.name for each in fields(RunState))
+
+# Plain JSON from events, replaced as a whole.
+_REPLACED = ("run", "optimizer_file", "controller")
+
+
+def rank(evaluation: Evaluation) -> tuple[float, int, str] | None:
+    """Return what completed evaluations are sorted by, None for any other and for repeats."""
+    if evaluation.state is not State.COMPLETED or evaluation.loss is None:
+        return None
+    if evaluation.answer is not None:
+        return None
+    return (evaluation.loss, evaluation.generation, evaluation.id)
+
+
+def counted(evaluation: Evaluation, size_bytes: int) -> list[tuple[str, int]]:
+    """Return what one evaluation adds to the totals of its run.
+
+    Whole numbers only, so that adding and taking back in any order leaves no trace.
+    """
+    parts = [("evaluations", 1), (f"state:{evaluation.state}", 1), ("size_bytes", size_bytes)]
+    parts += [
+        (f"verdict:{attempt.verdict.kind}", 1)
+        for attempt in evaluation.attempts
+        if attempt.verdict is not None
+    ]
+    # The job of a cancelled evaluation may still be ending; it is no longer waited for.
+    if evaluation.has_live_attempt and not evaluation.state.is_finished:
+        parts += [("live", 1), (f"live:{evaluation.attempts[-1].state}", 1)]
+    return parts

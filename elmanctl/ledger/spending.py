@@ -37,8 +37,13 @@ def cost_of(attempt: Attempt, resources: Mapping[str, Any], now: datetime | None
 
     Waiting in the queue costs nothing.  An attempt that runs cost what it did until `now`.
     """
+    return cost_on(attempt, devices(resources), now)
+
+
+def cost_on(attempt: Attempt, device_count: int, now: datetime | None = None) -> Spent:
+    """Return what one attempt cost on so many devices; see `cost_of`."""
     elapsed_s = _elapsed_s(attempt, now)
-    return Spent(attempts=1, elapsed_s=elapsed_s, device_s=elapsed_s * devices(resources))
+    return Spent(attempts=1, elapsed_s=elapsed_s, device_s=elapsed_s * device_count)
 
 
 def devices(resources: Mapping[str, Any]) -> int:

@@ -3,17 +3,30 @@
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from elmanctl import clock
 from elmanctl.errors import LedgerCorrupt, LedgerError, LedgerTooNew
 from elmanctl.ledger.events import Event
 from elmanctl.ledger.fields import Fields, describe
 from elmanctl.ledger.handlers import HANDLERS
+from elmanctl.ledger.overlay import Overlay
 from elmanctl.ledger.records import RunStatus
 from elmanctl.ledger.run_state import Note, RunState
 from elmanctl.ledger.store import LEDGER_FILE, RESTORE_HINT, LedgerWriter, read_events
 
-__all__ = ["LoadedRun", "Note", "RunState", "apply", "load_run", "record", "replay"]
+__all__ = [
+    "LoadedRun",
+    "Note",
+    "Prepared",
+    "RunState",
+    "apply",
+    "commit",
+    "load_run",
+    "prepare",
+    "record",
+    "replay",
+]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,17 +56,41 @@ def record(writer: LedgerWriter, state: RunState, kind: str, /, **data: object) 
     Raises LedgerError for an impossible event, ValueError for data a ledger cannot hold, and
     what `LedgerWriter.append` raises; in all these cases `state` is unchanged.
     """
+    prepared = prepare(writer, state, kind, **data)
+    commit(writer, state, prepared)
+    return prepared.event
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Prepared:
+    """An event that can follow, and the evaluations on record that it is about."""
+
+    event: Event
+    evaluations: frozenset[str]
+
+
+def prepare(writer: LedgerWriter, state: RunState, kind: str, /, **data: object) -> Prepared:
+    """Return the event that `record` would write, after trying it; nothing is changed.
+
+    Raises what `record` raises for an event that cannot follow.
+    """
     event = writer.draft(kind, **data)
+    trial = state.trial()
     try:
-        apply(state.copy(), event)
+        apply(trial, event)
     except LedgerCorrupt as exc:
         raise LedgerError(
             f"refused to write {exc.message}",
             hint="nothing was written; this is a fault of elmanctl",
         ) from exc
-    writer.write(event)
-    apply(state, event)
-    return event
+    looked_up: Overlay[str, Any] = trial.evaluations  # type: ignore[assignment]
+    return Prepared(event=event, evaluations=frozenset(looked_up.looked_up))
+
+
+def commit(writer: LedgerWriter, state: RunState, prepared: Prepared) -> None:
+    """Write an event that `prepare` returned, and apply it."""
+    writer.write(prepared.event)
+    apply(state, prepared.event)
 
 
 def replay(events: Iterable[Event]) -> RunState:

@@ -4,6 +4,7 @@ import errno
 import logging
 import os
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 
@@ -37,6 +38,7 @@ class LedgerWriter:
         self.lease = lease
         self.contents = read_events(path)
         self._next_seq = len(self.contents.events) + 1
+        self._last_line_at = self.contents.last_line_at
         _check_fence(path, lease, self.contents.highest_fence)
         lease.has_writer = True
         self._broken: str | None = None
@@ -111,8 +113,23 @@ class LedgerWriter:
         self.lease.check()
         self._broken = None
         self._size_bytes = start + len(line)
+        self._last_line_at = start
         self._next_seq += 1
         return event
+
+    @property
+    def size_bytes(self) -> int:
+        """The size of the file after the last event."""
+        return self._size_bytes
+
+    @property
+    def last_line_at(self) -> int:
+        """Where in the file the line of the last event begins."""
+        return self._last_line_at
+
+    def forget(self) -> None:
+        """Give up the events that were read at the opening, once they are replayed."""
+        self.contents = replace(self.contents, events=())
 
     def close(self) -> None:
         """Close the file; the lease stays as it is."""

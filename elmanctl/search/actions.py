@@ -93,7 +93,7 @@ def _cancel(session: Session, watcher: Watcher, arguments: Mapping[str, Any], by
     if everything and session.state.status is RunStatus.FINISHED and not _is_busy(session.state):
         raise UsageError(f"the run `{session.run['name']}` is finished: nothing is left to cancel")
     chosen = (
-        [e for e in session.state.evaluations.values() if not e.state.is_finished]
+        session.state.unfinished()
         if everything
         else select_named(session.state, arguments.get("evaluations") or [])
     )
@@ -113,8 +113,7 @@ def _cancel(session: Session, watcher: Watcher, arguments: Mapping[str, Any], by
 
 
 def _is_busy(state: RunState) -> bool:
-    unfinished = any(not e.state.is_finished for e in state.evaluations.values())
-    return unfinished or bool(state.live_attempts())
+    return bool(state.unfinished() or state.live_attempts())
 
 
 def _clean(session: Session, watcher: Watcher, arguments: Mapping[str, Any], by: str) -> Answer:

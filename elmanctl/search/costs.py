@@ -8,19 +8,70 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from datetime import datetime
-from typing import Any
+from typing import Any, Protocol
 
 from elmanctl import clock
 from elmanctl.errors import SearchPaused
-from elmanctl.ledger.records import Evaluation, RunStatus, VerdictKind
-from elmanctl.ledger.run_state import RunState
-from elmanctl.ledger.spending import Spent, cost_of, gpus_asked
+from elmanctl.ledger.records import Attempt, Evaluation, RunStatus, VerdictKind
+from elmanctl.ledger.spending import Spent, cost_on, gpus_asked
 from elmanctl.settings import BudgetSettings
 
 _HOUR_S = 3600.0
 
 # Sums of fractions must not make a budget that is met exactly look exceeded.
 _SLACK = 1e-6
+
+
+class Account(Protocol):
+    """What costs are worked out from: a run's state, or its summary."""
+
+    @property
+    def run(self) -> Mapping[str, Any]:
+        """The record of the run."""
+
+    @property
+    def changes(self) -> Mapping[str, Any]:
+        """Settings that were replaced."""
+
+    @property
+    def status(self) -> RunStatus:
+        """Where the run stands."""
+
+    @property
+    def last_event_at(self) -> str | None:
+        """When the newest event was written."""
+
+    @property
+    def generations(self) -> int:
+        """How many generations the search is to make."""
+
+    @property
+    def totals(self) -> Mapping[str, int]:
+        """Sums that are kept with every event."""
+
+    @property
+    def newest_settled(self) -> int:
+        """How many of the newest generation are decided while it is not told."""
+
+    @property
+    def spent(self) -> Mapping[str, Spent]:
+        """What ended attempts cost, by verdict."""
+
+    @property
+    def answered(self) -> int:
+        """How many repeats were answered."""
+
+    @property
+    def trained(self) -> int:
+        """How many evaluations ever had a job."""
+
+    @property
+    def wall_s(self) -> float:
+        """How long controllers were at work."""
+
+    @property
+    def flights(self) -> tuple[tuple[Attempt, int], ...]:
+        """The live attempts, each with the number by which its time counts."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,20 +106,20 @@ class Forecast:
     left_s: float | None
 
 
-def setting_in_force(state: RunState, key: str) -> Any:
+def setting_in_force(state: Account, key: str) -> Any:
     """Return a setting of a run as it is now; None where the run is older than the setting."""
     section, name = key.split(".")
     recorded: Mapping[str, Any] = state.run["settings"].get(section, {})
     return state.changes.get(key, recorded.get(name))
 
 
-def budget_in_force(state: RunState) -> BudgetSettings:
+def budget_in_force(state: Account) -> BudgetSettings:
     """Return the budget of a run as it is now."""
     names = [item.name for item in fields(BudgetSettings)]
     return BudgetSettings(**{name: setting_in_force(state, f"budget.{name}") for name in names})
 
 
-def unit_of(state: RunState) -> str:
+def unit_of(state: Account) -> str:
     """Return what a device-hour of this run is called."""
     if state.run["executor"] == "local":
         return unit_name(has_gpus=bool(setting_in_force(state, "local.gpus")))
@@ -84,25 +135,22 @@ def unit_name(*, has_gpus: bool) -> str:
     return "GPU-hours" if has_gpus else "job-hours"
 
 
-def ended(state: RunState) -> Spent:
+def ended(state: Account) -> Spent:
     """Return what all ended attempts cost."""
     return sum(state.spent.values(), Spent())
 
 
-def in_flight(state: RunState, now: datetime) -> list[Spent]:
+def in_flight(state: Account, now: datetime) -> list[Spent]:
     """Return what each live attempt has cost so far."""
-    return [
-        cost_of(attempt, state.submissions[attempt.submission].resources, now)
-        for _, attempt in state.live_attempts()
-    ]
+    return [cost_on(attempt, devices, now) for attempt, devices in state.flights]
 
 
-def spent_device_s(state: RunState, now: datetime) -> float:
+def spent_device_s(state: Account, now: datetime) -> float:
     """Return what a run has cost until now, with what is still running."""
     return ended(state).device_s + sum(cost.device_s for cost in in_flight(state, now))
 
 
-def wasted(state: RunState) -> dict[str, Spent]:
+def wasted(state: Account) -> dict[str, Spent]:
     """Return what the attempts cost that brought no loss, by verdict."""
     return {
         kind: cost
@@ -111,13 +159,13 @@ def wasted(state: RunState) -> dict[str, Spent]:
     }
 
 
-def failures(state: RunState) -> int:
+def failures(state: Account) -> int:
     """Return how many attempts failed; one that was cancelled did not."""
     waste = wasted(state)
     return sum(c.attempts for kind, c in waste.items() if kind != VerdictKind.CANCELLED.value)
 
 
-def worked_s(state: RunState, now: datetime) -> float:
+def worked_s(state: Account, now: datetime) -> float:
     """Return how long controllers were at work.
 
     One that was killed counts until its last event: nobody knows how long it lived after that.
@@ -127,7 +175,7 @@ def worked_s(state: RunState, now: datetime) -> float:
     return state.wall_s + max(0.0, (now - clock.from_text(state.last_event_at)).total_seconds())
 
 
-def uses(state: RunState, budget: BudgetSettings, *, device_s: float, wall_s: float) -> list[Use]:
+def uses(state: Account, budget: BudgetSettings, *, device_s: float, wall_s: float) -> list[Use]:
     """Return every limit that is set, with what is used of it."""
     used = {
         "evaluations": float(state.trained),
@@ -143,7 +191,7 @@ def uses(state: RunState, budget: BudgetSettings, *, device_s: float, wall_s: fl
     ]
 
 
-def mean_device_s(state: RunState) -> float | None:
+def mean_device_s(state: Account) -> float | None:
     """Return what a completed attempt costs on average, None before the first."""
     completed = state.spent.get(VerdictKind.COMPLETED.value)
     return completed.device_s / completed.attempts if completed else None
@@ -151,7 +199,7 @@ def mean_device_s(state: RunState) -> float | None:
 
 def affordable(
     waiting: Sequence[Evaluation],
-    state: RunState,
+    state: Account,
     budget: BudgetSettings,
     *,
     expected_device_s: float | None,
@@ -182,7 +230,7 @@ def affordable(
 
 
 def overspent(
-    state: RunState,
+    state: Account,
     budget: BudgetSettings,
     *,
     population: int,
@@ -218,7 +266,7 @@ def overspent(
     )
 
 
-def forecast(state: RunState, *, population: int, now: datetime, wall_s: float) -> Forecast:
+def forecast(state: Account, *, population: int, now: datetime, wall_s: float) -> Forecast:
     """Return what the search will have cost at its end, from what it cost so far.
 
     Every evaluation that is left costs the mean of the completed attempts; on top comes the same
@@ -242,16 +290,12 @@ def forecast(state: RunState, *, population: int, now: datetime, wall_s: float) 
     return Forecast(evaluations_left=left, device_s=device_s, left_s=left_s)
 
 
-def evaluations_left(state: RunState, population: int) -> int:
+def evaluations_left(state: Account, population: int) -> int:
     """Return how many evaluations are still to be settled, replacements not counted twice."""
     if state.status in (RunStatus.FINISHED, RunStatus.CANCELLED):
         return 0
-    left = (state.generations - len(state.told)) * population
-    if state.generation not in state.told:
-        members = [e for e in state.evaluations.values() if e.generation == state.generation]
-        replaced = {e.replaces for e in members if e.replaces}
-        done = sum(e.state.is_finished and e.id not in replaced for e in members)
-        left -= min(population, done)
+    left = (state.generations - state.totals.get("generations_told", 0)) * population
+    left -= min(population, state.newest_settled)
     return max(0, left)
 
 

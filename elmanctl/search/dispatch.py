@@ -141,7 +141,7 @@ class Dispatcher:
         state, settings = self._session.state, self._session.settings
         open_ones = [
             e
-            for e in state.evaluations.values()
+            for e in state.unfinished()
             if e.state is State.CREATED and answering(state, e) is None
         ]
         tried = any(evaluation.counted_attempts for evaluation in open_ones)

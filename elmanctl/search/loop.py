@@ -127,7 +127,7 @@ class Controller:
         session = self._session
         undecided = [
             evaluation
-            for evaluation in session.state.evaluations.values()
+            for evaluation in session.state.unfinished()
             if evaluation.state is State.CREATED and evaluation.counted_attempts
         ]
         deterministic = deterministic_failures(session.state) if undecided else {}
@@ -144,7 +144,7 @@ class Controller:
     def _answer_repeats(self) -> None:
         """End the evaluations that repeat one that has ended: no job is paid for them."""
         state = self._session.state
-        for evaluation in list(state.evaluations.values()):
+        for evaluation in state.unfinished():
             if evaluation.state is not State.CREATED:
                 continue
             source = answering(state, evaluation)
@@ -157,9 +157,7 @@ class Controller:
         """Ask the next points when there is nothing to wait for; return whether all is done."""
         state = self._session.state
         generation = state.generation
-        if any(not e.state.is_finished for e in state.evaluations.values()):
-            return False
-        if state.live_attempts():
+        if state.unfinished() or state.live_attempts():
             return False
         if generation >= 0 and generation not in state.told and not self._tell(generation):
             return False
@@ -215,7 +213,7 @@ class Controller:
         session = self._session
         first = len(self._members(generation))
         state = self._optimizer.dump()
-        asked = sum(e.generation == generation for e in session.state.evaluations.values())
+        asked = len(self._members(generation))
         # A controller that was paused here and wakes up must not overwrite its successor's file:
         # hash keys in the pickle make the same state other bytes in another process.
         file = f"g{generation:03}-{asked:02}-lease{session.lease.fence}.pickle"
@@ -273,12 +271,13 @@ class Controller:
         if saved is None:
             return start_optimizer(session)
         path = session.paths.optimizer / str(saved["file"])
+        hint = f"make it again from the ledger: `elmanctl ledger repair {session.run['name']}`"
         try:
             data = path.read_bytes()
         except OSError as exc:
-            raise LedgerCorrupt(f"the optimizer's state cannot be read: {path}") from exc
+            raise LedgerCorrupt(f"the optimizer's state cannot be read: {path}", hint=hint) from exc
         if hashlib.sha256(data).hexdigest() != saved["sha256"]:
-            raise LedgerCorrupt(f"the optimizer's state is damaged: {path}")
+            raise LedgerCorrupt(f"the optimizer's state is damaged: {path}", hint=hint)
         optimizer = CmaOptimizer.load(data)
         told = session.state.told.get(session.state.generation)
         if told is not None:
@@ -287,8 +286,7 @@ class Controller:
         return optimizer
 
     def _members(self, generation: int) -> list[Evaluation]:
-        evaluations = self._session.state.evaluations.values()
-        return [e for e in evaluations if e.generation == generation]
+        return self._session.state.generation_members(generation)
 
 
 def start_optimizer(session: Session) -> CmaOptimizer:

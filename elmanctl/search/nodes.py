@@ -12,6 +12,7 @@ from elmanctl import clock
 from elmanctl.jobs.policy import Change, rule_of
 from elmanctl.ledger.records import Attempt, Evaluation, ExcludedNode
 from elmanctl.ledger.run_state import RunState
+from elmanctl.ledger.summary import RunSummary
 from elmanctl.search.session import Session
 
 logger = logging.getLogger(__name__)
@@ -26,7 +27,7 @@ _NOTHING_LEFT = re.compile(
 )
 
 
-def nodes_in_force(state: RunState) -> list[ExcludedNode]:
+def nodes_in_force(state: RunState | RunSummary) -> list[ExcludedNode]:
     """Return the nodes that are avoided now, the oldest exclusion first."""
     now = clock.now()
     kept = [node for node in state.excluded_nodes.values() if clock.from_text(node.until) > now]

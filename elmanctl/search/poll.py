@@ -8,7 +8,7 @@ from elmanctl import clock
 from elmanctl.errors import EnvironmentNotReady
 from elmanctl.jobs.executor import Executor, JobState, LiveJob, Sighting
 from elmanctl.jobs.scheduler_note import SchedulerNote, write_note
-from elmanctl.ledger.records import Attempt, Submission, SubmissionState
+from elmanctl.ledger.records import Attempt, Submission
 from elmanctl.search.session import Session
 
 logger = logging.getLogger(__name__)
@@ -76,8 +76,7 @@ class Poller:
 
     def intended(self) -> list[Submission]:
         """Return the submissions whose answer is not on record."""
-        submissions = self._session.state.submissions.values()
-        return [one for one in submissions if one.state is SubmissionState.INTENDED]
+        return self._session.state.unanswered()
 
     def heard_nothing_of(self, submission: str) -> None:
         """Ask after a submission no sooner than in one interval: a slow scheduler lists it late."""

@@ -14,8 +14,10 @@ from elmanctl.jobs.submission import extra_options
 from elmanctl.ledger import state as ledger_state
 from elmanctl.ledger.lease import Lease
 from elmanctl.ledger.records import RunStatus
-from elmanctl.ledger.state import RunState, load_run, replay
+from elmanctl.ledger.snapshot import SnapshotKeeper, load_summary
+from elmanctl.ledger.state import RunState, replay
 from elmanctl.ledger.store import LedgerWriter
+from elmanctl.ledger.summary import RunSummary
 from elmanctl.search.limits import check_limits
 from elmanctl.search.workload import attempt_resources
 from elmanctl.settings import Settings
@@ -43,7 +45,9 @@ class Session:
         require_run(paths, self.state)
         self.settings = settings_in_force(self.state)
         self.warning = writer.contents.warning
+        writer.forget()
         self._writer = writer
+        self._snapshots = SnapshotKeeper(paths.folder, writer, self.state)
 
     @classmethod
     def open(cls, folder: Path) -> "Session":
@@ -53,9 +57,9 @@ class Session:
         NotFound for one in which nothing stands.
         """
         paths = RunPaths(folder)
-        loaded = load_run(folder)
-        require_run(paths, loaded.state)
-        lease = Lease.acquire(folder, minimum_fence=loaded.state.fence)
+        found = load_summary(folder).summary
+        require_run(paths, found)
+        lease = Lease.acquire(folder, minimum_fence=found.fence)
         try:
             return cls(paths, lease, LedgerWriter(paths.ledger, lease))
         except BaseException:
@@ -64,7 +68,10 @@ class Session:
 
     def record(self, kind: str, /, **data: Any) -> None:
         """Write one event and apply it to the state; what the state refuses is not written."""
-        ledger_state.record(self._writer, self.state, kind, **data)
+        prepared = ledger_state.prepare(self._writer, self.state, kind, **data)
+        self._snapshots.before(prepared.evaluations)
+        ledger_state.commit(self._writer, self.state, prepared)
+        self._snapshots.after()
 
     def refuse_cancelled(self) -> None:
         """Raise UsageError for a run that was cancelled as a whole: that is for good."""
@@ -128,6 +135,7 @@ class Session:
 
     def close(self) -> None:
         """Close the ledger and give the lease back."""
+        self._snapshots.close()
         self._writer.close()
         self.lease.release()
 
@@ -152,7 +160,7 @@ def settings_in_force(state: RunState, more: Mapping[str, Any] | None = None) ->
     return decode_settings(tables)
 
 
-def require_run(paths: RunPaths, state: RunState) -> None:
+def require_run(paths: RunPaths, state: RunState | RunSummary) -> None:
     """Raise NotFound for a ledger that was cut before its first event."""
     if not state.run:
         raise NotFound(

@@ -62,7 +62,7 @@ def test_status_marks_answered_repeats_and_counts_what_they_saved(user: QuickCom
 
 
 def test_costs_and_noise_are_in_the_json(user: QuickCommandLine) -> None:
-    answered = json.loads(user("status", "answered", "--json").stdout)
+    answered = json.loads(user("status", "answered", "--all", "--json").stdout)
     cost = answered["run"]["cost"]
     assert (cost["unit"], cost["evaluations_left"], cost["failures"]) == ("job-hours", 0, 1)
     assert cost["forecast_gpu_hours"] == cost["gpu_hours"]
@@ -71,7 +71,7 @@ def test_costs_and_noise_are_in_the_json(user: QuickCommandLine) -> None:
     assert cost["attempts"]["completed"] + cost["answered"] == 16
     assert cost["budgets"]["failures"] == {"limit": 5.0, "used": 1.0, "left": 4.0}
     assert answered["noise"] == []
-    reseeded = json.loads(user("status", "reseeded", "--json").stdout)
+    reseeded = json.loads(user("status", "reseeded", "--all", "--json").stdout)
     noise = reseeded["noise"]
     assert noise
     assert {"evaluation", "n", "mean", "sd"} == set(noise[0])

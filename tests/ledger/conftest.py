@@ -255,6 +255,7 @@ def whole_story() -> list[tuple[str, dict[str, Any]]]:
         ("node_readmitted", {"node": "gpu-1", "reason": "no other node is left"}),
         ("request_applied", {"request": "r1", "command": "clean", "answer": {"files": 2}}),
         ("cleaned", {"evaluation": "g000-e01", "kind": "logs", "freed_bytes": 60, "files": 2}),
+        ("optimizer_rebuilt", {"optimizer": {"file": "again.pickle", "sha256": "e" * 64}}),
         ("note", {"text": "the node gpu-1 was replaced"}),
         ("run_interrupted", {}),
         ("run_cancelled", {}),

@@ -98,7 +98,7 @@ def test_whole_story_is_told_right(story: Story, build: Any) -> None:
     assert state.submissions["s0001"].error == "no such partition"
     assert state.told == {0: [("g000-e01", 1.25), ("g000-e00", 1.5)]}
     assert (state.generation, state.generations, state.refused) == (0, 3, {0: 3})
-    assert state.optimizer_file == {"file": "g000-00.pickle", "sha256": "f" * 64}
+    assert state.optimizer_file == {"file": "again.pickle", "sha256": "e" * 64}
     assert state.applied_requests == {"r1": {"command": "clean", "answer": {"files": 2}}}
     assert state.controller == {"host": "login", "pid": 12, "at": "2026-05-01T10:00:19.000Z"}
     assert [note.text for note in state.notes] == ["the node gpu-1 was replaced"]
@@ -106,11 +106,11 @@ def test_whole_story_is_told_right(story: Story, build: Any) -> None:
     (excluded,) = state.excluded_nodes.values()
     assert (excluded.node, excluded.at, excluded.readmitted) == (
         "gpu-1",
-        "2026-05-01T10:00:25.000Z",
+        "2026-05-01T10:00:27.000Z",
         True,
     )
-    assert excluded.until == "2026-05-01T10:00:26.000Z"
-    assert (state.seq, state.fence, state.last_event_at) == (34, 1, "2026-05-01T10:00:34.000Z")
+    assert excluded.until == "2026-05-01T10:00:28.000Z"
+    assert (state.seq, state.fence, state.last_event_at) == (37, 1, "2026-05-01T10:00:37.000Z")
     assert state.live_attempts() == []
     assert state.spent == {
         "completed": Spent(attempts=2, elapsed_s=25.0, device_s=25.0),

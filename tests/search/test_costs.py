@@ -121,7 +121,7 @@ def test_attempts_in_flight_are_expected_to_cost_what_others_did(runs: Runs) -> 
 
     run.view.every_turn = look_on
     state, _ = paused(run, executor=ScriptedExecutor(run.world, slots=2))
-    assert turns > 40
+    assert turns >= 40
     assert spent_h(state) == 2.0
 
 

@@ -1,0 +1,219 @@
+"""`ledger`: check a run's records, mend them, and give them to other programs."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from elmanctl.cli.context import (
+    DryRunFlag,
+    JsonFlag,
+    RunArgument,
+    YesFlag,
+    chosen_run,
+    load_readable,
+)
+from elmanctl.cli.output import (
+    Column,
+    confirm,
+    hint,
+    print_json,
+    print_line,
+    print_table,
+    say,
+    write_raw,
+)
+from elmanctl.errors import UsageError
+from elmanctl.search.repair import RepairPlan, plan_repair, repair_run
+from elmanctl.search.verify import Verification, verify_run
+
+app = typer.Typer(
+    rich_markup_mode=None, no_args_is_help=True, help="Check, repair, export records", name="ledger"
+)
+
+
+@app.callback()
+def ledger() -> None:
+    """Check, repair, export records"""
+
+
+@app.command("verify")
+def verify(ctx: typer.Context, run: RunArgument = None, as_json: JsonFlag = False) -> None:
+    """Read all that a run has on record, and compare
+
+    Every line and its checksum, the order of the events, the snapshot, the optimizer's state, and
+    the files of submissions and attempts. Changes nothing. Exit code 1 when anything is wrong.
+
+    \b
+    Examples:
+        elmanctl ledger verify
+        elmanctl ledger verify e88-480m --json
+    """
+    paths = chosen_run(ctx, run)
+    found = verify_run(paths)
+    if as_json:
+        print_json(_verification_data(paths.folder.name, found))
+    else:
+        _print_verification(paths.folder.name, found)
+    if found.findings:
+        raise typer.Exit(1)
+
+
+def _verification_data(name: str, found: Verification) -> dict[str, Any]:
+    return {
+        "run": name,
+        "intact": not found.findings,
+        "events": len(found.scan.events),
+        "evaluations": len(found.scan.state.evaluations),
+        "torn_bytes": found.scan.torn_bytes,
+        "late_events": found.scan.stale,
+        "findings": [
+            {"file": each.file, "line": each.line, "text": each.text} for each in found.findings
+        ],
+    }
+
+
+def _print_verification(name: str, found: Verification) -> None:
+    scan = found.scan
+    if found.findings:
+        print_table(
+            [
+                Column(name="FILE"),
+                Column(name="LINE", right=True),
+                Column(name="FAULT", wraps=True),
+            ],
+            [
+                (each.file, str(each.line) if each.line else None, each.text)
+                for each in found.findings
+            ],
+        )
+    if scan.torn_bytes:
+        say(f"a torn last line of {scan.torn_bytes} bytes does not count; `resume` cuts it off")
+    if scan.stale:
+        say(f"{scan.stale} late events of a controller that had lost its lease do not count")
+    events = f"{len(scan.events)} events, {len(scan.state.evaluations)} evaluations"
+    if not found.findings:
+        print_line(f"{name}: intact, {events}")
+        return
+    say(f"{name}: {len(found.findings)} faults; {events} are intact")
+    hint(f"see what a repair would do: `elmanctl ledger repair {name} --dry-run`")
+
+
+@app.command("repair")
+def repair(
+    ctx: typer.Context,
+    run: RunArgument = None,
+    yes: YesFlag = False,
+    dry_run: DryRunFlag = False,
+    as_json: JsonFlag = False,
+) -> None:
+    """Make a damaged run usable again
+
+    Keeps what stands before the first damage of the ledger and moves the whole old file aside.
+    Makes a lost state of the optimizer again. Refused while a controller is alive.
+
+    \b
+    Examples:
+        elmanctl ledger repair e88-480m --dry-run
+        elmanctl ledger repair e88-480m --yes
+    """
+    paths = chosen_run(ctx, run)
+    name = paths.folder.name
+    plan = plan_repair(paths)
+    if not as_json:
+        _print_plan(name, plan)
+    if plan.is_needed and not dry_run:
+        if not confirm(f"repair {name}?", yes=yes):
+            return
+        plan = repair_run(paths, say)
+        hint(f"go on with `elmanctl resume {name}`")
+    if as_json:
+        print_json(_plan_data(name, plan, done=plan.is_needed and not dry_run))
+
+
+def _plan_data(name: str, plan: RepairPlan, *, done: bool) -> dict[str, Any]:
+    return {
+        "run": name,
+        "needed": plan.is_needed,
+        "repaired": done,
+        "damage": {"line": plan.fault.line, "text": plan.fault.text} if plan.fault else None,
+        "torn_bytes": plan.torn_bytes,
+        "optimizer": plan.optimizer,
+        "lost_events": plan.lost_events,
+        "lost_evaluations": list(plan.lost_evaluations),
+        "lost_submissions": list(plan.lost_submissions),
+        "looked_up_later": list(plan.adopted),
+        "unknown_jobs": list(plan.job_names),
+        "unknown_attempts": list(plan.orphans),
+        "unknown_results": list(plan.results),
+    }
+
+
+def _print_plan(name: str, plan: RepairPlan) -> None:
+    if not plan.is_needed:
+        print_line(f"{name}: nothing to repair")
+        return
+    if plan.torn_bytes:
+        print_line(f"an incomplete last line of {plan.torn_bytes} bytes is saved and cut off")
+    if plan.optimizer:
+        print_line(f"the optimizer's state is made again from the ledger: {plan.optimizer}")
+    if plan.fault is None:
+        return
+    print_line(f"ledger.jsonl line {plan.fault.line}: {plan.fault.text}")
+    print_line(f"everything before that line is kept; {plan.lost_events} intact events after it go")
+    for title, names in (
+        ("evaluations no longer known", plan.lost_evaluations),
+        ("submissions no longer known", plan.lost_submissions),
+        ("submissions that `resume` looks up by their names", plan.adopted),
+        ("folders of attempts no longer known, moved aside", plan.orphans),
+        ("of these with a result", plan.results),
+    ):
+        if names:
+            print_line(f"{title}: {', '.join(names)}")
+    if plan.job_names:
+        say("end these jobs if they still run, so that nothing is trained twice:")
+        for job_name in plan.job_names:
+            say(f"  scancel --name={job_name}")
+
+
+@app.command("export")
+def export(
+    ctx: typer.Context,
+    run: RunArgument = None,
+    as_csv: Annotated[
+        bool, typer.Option("--csv", help="A table with one line for each evaluation")
+    ] = False,
+    out: Annotated[
+        Path | None, typer.Option("-o", "--out", help="File to write; default standard output")
+    ] = None,
+    force: Annotated[bool, typer.Option("--force", help="Replace an existing file")] = False,
+) -> None:
+    """Write every evaluation of a run as JSON or CSV
+
+    \b
+    Examples:
+        elmanctl ledger export e88-480m > e88-480m.json
+        elmanctl ledger export e88-480m --csv --out e88-480m.csv
+    """
+    # csv is of use to nobody else.
+    from elmanctl.search.export import export_csv, export_json
+
+    state = load_readable(chosen_run(ctx, run))
+    parts = export_csv(state) if as_csv else export_json(state)
+    if out is None:
+        for part in parts:
+            write_raw(part)
+        return
+    if out.exists() and not force:
+        raise UsageError(f"{out} exists", hint="pass `--force` to replace it")
+    _write(out, parts)
+    say(f"wrote {len(state.evaluations)} evaluations to {out}")
+
+
+def _write(out: Path, parts: Iterator[str]) -> None:
+    try:
+        with out.open("w", encoding="utf-8", newline="") as file:
+            file.writelines(parts)
+    except OSError as exc:
+        raise UsageError(f"cannot write {out}: {exc.strerror}") from exc

@@ -1,0 +1,283 @@
+"""`snapshot.json`: what a run came to up to one event, so that a reader need not replay it all.
+
+The file is derived and may be removed at any time.  The holder of the lease writes it whenever
+the ledger has grown by `EVERY_BYTES`.  A reader takes it only when the line of the ledger that it
+names is still that event, applies the events after it by the same handlers, and replays the whole
+ledger whenever anything does not fit; so a snapshot makes an answer quick and never different.
+"""
+
+import hashlib
+import json
+import logging
+import math
+import typing
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, fields, replace
+from functools import cache
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from elmanctl.errors import LedgerCorrupt, LedgerError, NotFound
+from elmanctl.ledger.compact import restore, squeeze
+from elmanctl.ledger.contents import parse
+from elmanctl.ledger.events import DamagedLine, MalformedEvent, decode_line, seal
+from elmanctl.ledger.files import parse_object, write_atomically
+from elmanctl.ledger.records import Evaluation, Submission
+from elmanctl.ledger.run_state import RunState
+from elmanctl.ledger.state import apply, load_run
+from elmanctl.ledger.store import LEDGER_FILE, LedgerWriter
+from elmanctl.ledger.summary import RunSummary, newest_members, page, summarize, trimmed
+
+logger = logging.getLogger(__name__)
+
+SNAPSHOT_FILE = "snapshot.json"
+
+# Shorter ledgers are always read whole: that is quick, and checks every line.
+EVERY_BYTES = 256 * 1024
+LIMIT_BYTES = 1_000_000
+
+# So many evaluations are held beside one that is taken up again, as others often follow it.
+_NEIGHBOURS = 128
+
+_READS = 3
+
+# What makes a state of events; after any change to it older snapshots are not used.
+_MAKERS = (
+    *("compact", "encoding", "fields", "handlers", "records", "run_state", "snapshot"),
+    *("spending", "summary", "transitions"),
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LoadedSummary:
+    """A run in brief as a reader finds it, and a warning where the ledger is not quite whole."""
+
+    summary: RunSummary
+    warning: str | None = None
+    from_snapshot: bool = False
+
+
+class _Unfit(ValueError):
+    """A snapshot that says nothing about the ledger as it is."""
+
+
+def load_summary(folder: Path) -> LoadedSummary:
+    """Read a run in brief; writes nothing, waits for nobody, and reads little where it can.
+
+    Raises NotFound, LedgerCorrupt, LedgerTooNew.
+    """
+    path = folder / LEDGER_FILE
+    try:
+        if path.stat().st_size > EVERY_BYTES:
+            for _ in range(_READS):
+                found = _from_snapshot(folder, path)
+                if found is not None:
+                    return found
+    except (OSError, ValueError, TypeError, LookupError, LedgerError, NotFound) as exc:
+        # Whatever is really wrong with the ledger, reading all of it says better.
+        logger.info("%s is read whole: %s", path, exc)
+    loaded = load_run(folder)
+    return LoadedSummary(summary=summarize(loaded.state), warning=loaded.warning)
+
+
+def read_snapshot(folder: Path) -> tuple[int, RunState] | None:
+    """Return where the line of a snapshot's last event begins, and the part of the state it holds.
+
+    None when there is no snapshot, or one that other code made.  Raises ValueError or LedgerError
+    for one that is damaged, or that the ledger contradicts.
+    """
+    raw = _bytes(folder / SNAPSHOT_FILE)
+    if raw is None:
+        return None
+    body, found_seal = raw[:-19], raw[-19:-1]
+    if raw[-1:] != b"\n" or found_seal != seal(body):
+        raise _Unfit(f"{SNAPSHOT_FILE} is damaged: the checksum does not match")
+    data = parse_object(raw)
+    if data["code"] != _fingerprint():
+        return None
+    hints = typing.get_type_hints(RunState)
+    state = RunState(**{name: restore(hints[name], data["state"][name]) for name in hints})
+    with (folder / LEDGER_FILE).open("rb") as file:
+        file.seek(data["last_line_at"])
+        line = file.readline().removesuffix(b"\n")
+    if _identity(line) != [state.seq, state.fence, data["line_crc"]]:
+        raise _Unfit(f"{SNAPSHOT_FILE} is of another ledger")
+    return data["last_line_at"], state
+
+
+def _from_snapshot(folder: Path, path: Path) -> LoadedSummary | None:
+    """Return a run in brief, None when an event was just being written.
+
+    Raises whatever shows that the snapshot cannot be used.
+    """
+    found = read_snapshot(folder)
+    if found is None:
+        raise _Unfit(f"there is no {SNAPSHOT_FILE} of this version")
+    last_line_at, state = found
+    with path.open("rb") as file:
+        file.seek(last_line_at)
+        contents = parse(file.read(), path, first=state.seq)
+    if contents.torn:
+        return None
+    # The first one is the snapshot's own; one that takes its place does not parse.
+    for event in contents.events[1:]:
+        apply(state, event)
+    return LoadedSummary(summary=summarize(state), warning=contents.warning, from_snapshot=True)
+
+
+class SnapshotKeeper:
+    """Writes the snapshots of one run for the process that holds its lease."""
+
+    def __init__(self, folder: Path, writer: LedgerWriter, state: RunState) -> None:
+        self._path = folder / SNAPSHOT_FILE
+        self._writer = writer
+        self._state = state
+        self._written_at_bytes = 0
+        self._held: frozenset[str] = frozenset()
+        # Nothing is known of a snapshot that an earlier holder left.
+        self._held_from = math.inf
+
+    def before(self, evaluations: Iterable[str]) -> None:
+        """Make sure that a reader of the snapshot can follow an event about these evaluations."""
+        if self._writer.size_bytes <= EVERY_BYTES:
+            return
+        unknown = [name for name in evaluations if not self._is_held(name)]
+        if unknown:
+            self._write(unknown)
+
+    def after(self) -> None:
+        """Write a snapshot if the ledger has grown by enough since the last one."""
+        if self._writer.size_bytes - self._written_at_bytes > EVERY_BYTES:
+            self._write()
+
+    def close(self) -> None:
+        """Write the last snapshot of this process, so that readers find little to apply."""
+        size_bytes = self._writer.size_bytes
+        if size_bytes > EVERY_BYTES and size_bytes != self._written_at_bytes:
+            self._write()
+
+    def _is_held(self, name: str) -> bool:
+        return name in self._held or self._state.positions[name] >= self._held_from
+
+    def _write(self, also: Sequence[str] = ()) -> None:
+        """Write a snapshot; a failure is logged and does no harm."""
+        state = self._state
+        # Not again at every event, whatever comes of it.
+        self._written_at_bytes = self._writer.size_bytes
+        try:
+            self._writer.lease.check()
+            held = _held(state, [*also, *_neighbours(state, also)])
+            data = self._encode(held)
+            if len(data) > LIMIT_BYTES:
+                held = _held(state, also)
+                data = self._encode(held)
+            if len(data) > LIMIT_BYTES:
+                raise _Unfit(f"it would have {len(data)} bytes")
+            write_atomically(self._path, data)
+        except (OSError, _Unfit, LedgerError) as exc:
+            logger.warning("%s is not written, `status` will take longer: %s", self._path, exc)
+            return
+        self._held = frozenset(held)
+        self._held_from = state.totals.get("evaluations", 0)
+
+    def _encode(self, held: Mapping[str, Evaluation]) -> bytes:
+        with self._writer.path.open("rb") as file:
+            file.seek(self._writer.last_line_at)
+            line = file.readline().removesuffix(b"\n")
+        seq, fence, crc = _identity(line)
+        if (seq, fence) != (self._state.seq, self._state.fence):
+            raise _Unfit(f"the ledger's last line is event {seq}, not {self._state.seq}")
+        return encode_snapshot(self._state, held, last_line_at=self._writer.last_line_at, crc=crc)
+
+
+def encode_snapshot(
+    state: RunState, held: Mapping[str, Evaluation], *, last_line_at: int, crc: str
+) -> bytes:
+    """Return the contents of a snapshot that holds these evaluations."""
+    part = {
+        each.name: squeeze(
+            _PARTS[each.name](state, held) if each.name in _PARTS else getattr(state, each.name)
+        )
+        for each in fields(RunState)
+    }
+    data = {"code": _fingerprint(), "last_line_at": last_line_at, "line_crc": crc, "state": part}
+    body = json.dumps(data, separators=(",", ":"), allow_nan=False).encode("ascii")[:-1]
+    return body + seal(body) + b"\n"
+
+
+# What grows with a run, and what of it a snapshot holds.  All other fields are held whole.
+_PARTS: dict[str, Callable[[RunState, Mapping[str, Evaluation]], Any]] = {
+    "evaluations": lambda state, held: held,
+    "submissions": lambda state, held: _held_submissions(state),
+    "repeats": lambda state, held: {
+        name: names for name, names in state.repeats.items() if name in held
+    },
+    "told": lambda state, held: _newest(state, state.told),
+    "refused": lambda state, held: _newest(state, state.refused),
+    "members": lambda state, held: _newest(state, state.members),
+    "positions": lambda state, held: {
+        name: state.positions[name] for name in {*held, *state.open, *newest_members(state)}
+    },
+    "applied_requests": lambda state, held: {},
+    "freed_bytes": lambda state, held: {
+        name: size for name, size in state.freed_bytes.items() if name in held
+    },
+    "notes": lambda state, held: [],
+}
+
+
+def _held_submissions(state: RunState) -> dict[str, Submission]:
+    """Return those that may still be answered, and of those with live attempts what they cost."""
+    live = {attempt.submission for _, attempt in state.live_attempts()}
+    costs = {name: replace(state.submissions[name], tasks=()) for name in sorted(live)}
+    return costs | {item.id: item for item in state.unanswered()}
+
+
+def _newest(state: RunState, table: Mapping[int, Any]) -> dict[int, Any]:
+    newest = (state.generation - 1, state.generation)
+    return {generation: table[generation] for generation in newest if generation in table}
+
+
+def _held(state: RunState, also: Iterable[str]) -> dict[str, Evaluation]:
+    """Return the evaluations of a snapshot, trimmed and in order: the page, the best, and more."""
+    names = {item.id for item in page(state)} | {name for _, _, name in state.leaders} | {*also}
+    ordered = sorted(names, key=state.positions.__getitem__)
+    return {name: trimmed(state.evaluations[name]) for name in ordered}
+
+
+def _neighbours(state: RunState, names: Sequence[str]) -> list[str]:
+    """Return what is likely taken up after these: the next in order, and the next of their kind."""
+    found: list[str] = []
+    for name in names[:1]:
+        start = state.positions[name]
+        kind = state.evaluations[name].state
+        later = list(islice(state.evaluations.values(), start + 1, None))
+        found += [item.id for item in later[:_NEIGHBOURS]]
+        found += islice((item.id for item in later if item.state is kind), _NEIGHBOURS)
+    return found
+
+
+def _identity(line: bytes) -> list[Any]:
+    try:
+        event = decode_line(line)
+    except (DamagedLine, MalformedEvent) as exc:
+        raise LedgerCorrupt(f"there is no event where one ended: {exc}") from exc
+    return [event.seq, event.fence, line[-10:-2].decode("ascii")]
+
+
+def _bytes(path: Path) -> bytes | None:
+    try:
+        return path.read_bytes()
+    except FileNotFoundError:
+        return None
+
+
+@cache
+def _fingerprint() -> str:
+    """Return what tells the code that makes a state from any other."""
+    package = Path(__file__).parent
+    digest = hashlib.sha256()
+    for name in _MAKERS:
+        digest.update((package / f"{name}.py").read_bytes())
+    return digest.hexdigest()

@@ -1,0 +1,123 @@
+"""What `status` tells of a run: the same from its whole ledger and from a snapshot and the rest.
+
+A summary is made of the totals, which are kept with every event, and of the page: the evaluations
+that a person looks for first.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields, replace
+from typing import Any
+
+from elmanctl.ledger.records import Attempt, Evaluation, ExcludedNode, RunStatus, State
+from elmanctl.ledger.run_state import RunState, rank
+from elmanctl.ledger.spending import Spent
+
+# More rows than anybody reads; with them a snapshot stays under 1 MB.
+PAGE_ROWS = 1000
+
+
+class NotKnown(LookupError):
+    """A part of a state does not hold what a summary needs of the whole."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunSummary:
+    """A run in brief; the fields that `RunState` has too mean the same here.
+
+    `page` holds the newest two generations and whatever is not done or has a job that is ending,
+    in order, the last `PAGE_ROWS` of them; of each evaluation what `trimmed` leaves.  `best` is
+    (loss, generation, id).  A further field of `RunState` is shown by declaring it here:
+    `summarize` copies it.
+    """
+
+    run: Mapping[str, Any]
+    status: RunStatus
+    reason: str | None
+    generation: int
+    generations: int
+    controller: Mapping[str, Any] | None
+    changes: Mapping[str, Any]
+    seq: int
+    fence: int
+    last_event_at: str | None
+    totals: Mapping[str, int]
+    size_bytes: int
+    refused_share: float
+    spent: Mapping[str, Spent]
+    saved: Spent
+    answered: int
+    trained: int
+    wall_s: float
+    excluded_nodes: Mapping[str, ExcludedNode]
+    flights: tuple[tuple[Attempt, int], ...]
+    newest_settled: int
+    best: tuple[float, int, str] | None
+    page: tuple[Evaluation, ...]
+
+    def count(self, total: str) -> int:
+        """Return one of the totals, 0 for one that nothing was added to."""
+        return self.totals.get(total, 0)
+
+    def counts(self) -> dict[State, int]:
+        """Return how many evaluations are in each state; every state is a key."""
+        return {state: self.count(f"state:{state}") for state in State}
+
+
+def summarize(state: RunState) -> RunSummary:
+    """Return a run in brief.
+
+    Raises NotKnown when `state` is a part that does not hold what is needed.
+    """
+    own = ("best", "page")
+    copied = {
+        each.name: getattr(state, each.name) for each in fields(RunSummary) if each.name not in own
+    }
+    copied["totals"] = {total: number for total, number in state.totals.items() if number}
+    return RunSummary(
+        **copied, best=_best(state), page=tuple(trimmed(item) for item in page(state))
+    )
+
+
+def page(state: RunState) -> list[Evaluation]:
+    """Return what a person looks for first: the newest two generations, and what is not done.
+
+    Raises NotKnown when `state` is a part that does not hold them.
+    """
+    names = {*state.open, *newest_members(state)}
+    shown = sorted(names, key=state.positions.__getitem__)[-PAGE_ROWS:]
+    try:
+        return [state.evaluations[name] for name in shown]
+    except KeyError as exc:
+        raise NotKnown(f"evaluation {exc}") from exc
+
+
+def newest_members(state: RunState) -> list[str]:
+    """Return the names of the evaluations of the newest two generations."""
+    newest = (state.generation - 1, state.generation)
+    return [name for generation in newest for name in state.members.get(generation, ())]
+
+
+def trimmed(evaluation: Evaluation) -> Evaluation:
+    """Return an evaluation without what is long and neither shown in a row nor decides anything.
+
+    Of results the loss stays, of evidence the first observation.
+    """
+    return replace(evaluation, point=(), attempts=tuple(map(_trimmed_attempt, evaluation.attempts)))
+
+
+def _trimmed_attempt(attempt: Attempt) -> Attempt:
+    result, verdict = attempt.result, attempt.verdict
+    if result is not None:
+        result = {key: value for key, value in result.items() if key == "loss"}
+    if verdict is not None:
+        verdict = replace(verdict, evidence=verdict.evidence[:1])
+    return replace(attempt, result=result, verdict=verdict)
+
+
+def _best(state: RunState) -> tuple[float, int, str] | None:
+    if state.leaders:
+        return state.leaders[0]
+    keys = list(filter(None, map(rank, state.evaluations.values())))
+    if len(keys) != state.totals.get("ranked", 0):
+        raise NotKnown("the best evaluation")
+    return min(keys, default=None)

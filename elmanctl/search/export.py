@@ -1,0 +1,118 @@
+"""Everything a run has on record, for programs that are not elmanctl."""
+
+import csv
+import io
+import json
+from collections.abc import Iterator
+from typing import Any
+
+from elmanctl.ledger.encoding import encode_verdict
+from elmanctl.ledger.records import Attempt, Evaluation
+from elmanctl.ledger.run_state import RunState
+
+EXPORT_VERSION = 1
+
+# Of each evaluation; `config.` columns follow, one for each name that any evaluation has.
+CSV_COLUMNS = (
+    *("run", "evaluation", "generation", "state", "loss", "parameters", "seed", "replaces"),
+    *("attempts", "verdict", "evidence", "job", "node", "elapsed_s", "size_bytes", "fingerprint"),
+)
+
+
+def export_json(state: RunState) -> Iterator[str]:
+    """Yield one JSON document in parts: a head, one evaluation a line, and an end."""
+    head = {
+        "version": EXPORT_VERSION,
+        "run": dict(state.run),
+        "changes": dict(state.changes),
+        "status": state.status.value,
+        "generations": state.generations,
+        "events": state.seq,
+        "told": {str(generation): told for generation, told in state.told.items()},
+    }
+    yield json.dumps(head, allow_nan=False)[:-1] + ', "evaluations": ['
+    separator = "\n"
+    for evaluation in state.evaluations.values():
+        yield separator + json.dumps(export_evaluation(state, evaluation), allow_nan=False)
+        separator = ",\n"
+    yield "\n]}\n"
+
+
+def export_evaluation(state: RunState, evaluation: Evaluation) -> dict[str, Any]:
+    """Return all that is on record about one evaluation, as plain data."""
+    return {
+        "evaluation": evaluation.id,
+        "generation": evaluation.generation,
+        "state": evaluation.state.value,
+        "replaces": evaluation.replaces,
+        "seed": evaluation.seed,
+        "point": list(evaluation.point),
+        "config": dict(evaluation.config),
+        "parameters": evaluation.parameters,
+        "loss": evaluation.loss,
+        "fingerprint": fingerprint(evaluation),
+        "changes": dict(evaluation.changes),
+        "size_bytes": state.size_of(evaluation),
+        "attempts": [export_attempt(attempt) for attempt in evaluation.attempts],
+    }
+
+
+def export_attempt(attempt: Attempt) -> dict[str, Any]:
+    """Return all that is on record about one attempt, as plain data."""
+    return {
+        "attempt": attempt.number,
+        "state": attempt.state.value,
+        "job": attempt.job_id,
+        "submission": attempt.submission,
+        "node": attempt.node,
+        "submitted_at": attempt.submitted_at,
+        "started_at": attempt.started_at,
+        "finished_at": attempt.finished_at,
+        "elapsed_s": attempt.elapsed_s,
+        "verdict": encode_verdict(attempt.verdict) if attempt.verdict else None,
+        "result": dict(attempt.result) if attempt.result is not None else None,
+        "size_bytes": attempt.size_bytes,
+    }
+
+
+def fingerprint(evaluation: Evaluation) -> object:
+    """Return the fingerprint of the protocol by which the loss was measured, None without one."""
+    results = [attempt.result for attempt in evaluation.attempts if attempt.result is not None]
+    return results[-1].get("fingerprint") if results else None
+
+
+def export_csv(state: RunState) -> Iterator[str]:
+    """Yield a table with one line for each evaluation, under a header; RFC 4180, UTF-8."""
+    names = sorted({name for e in state.evaluations.values() for name in e.config})
+    yield _line([*CSV_COLUMNS, *(f"config.{name}" for name in names)])
+    for evaluation in state.evaluations.values():
+        yield _line([*_cells(state, evaluation), *map(evaluation.config.get, names)])
+
+
+def _cells(state: RunState, evaluation: Evaluation) -> list[object]:
+    last = evaluation.last_attempt
+    verdict = last.verdict if last else None
+    return [
+        state.run["name"],
+        evaluation.id,
+        evaluation.generation,
+        evaluation.state.value,
+        evaluation.loss,
+        evaluation.parameters,
+        evaluation.seed,
+        evaluation.replaces,
+        len(evaluation.attempts),
+        verdict.kind.value if verdict else None,
+        verdict.summary if verdict else None,
+        last.job_id if last else None,
+        last.node if last else None,
+        last.elapsed_s if last else None,
+        state.size_of(evaluation),
+        fingerprint(evaluation),
+    ]
+
+
+def _line(cells: list[object]) -> str:
+    text = io.StringIO()
+    csv.writer(text).writerow(cells)
+    return text.getvalue()

@@ -1,0 +1,66 @@
+"""The optimizer's state made again from the ledger, by asking and telling all from the start."""
+
+import hashlib
+from collections.abc import Iterable
+
+from elmanctl.errors import ElmanError, LedgerError
+from elmanctl.ledger.events import Event
+from elmanctl.ledger.files import write_atomically
+from elmanctl.search.candidates import CandidateBuilder, ask_candidates
+from elmanctl.search.loop import start_optimizer
+from elmanctl.search.session import Session
+from elmanctl.search.space import SearchSpace
+
+
+def rebuild_optimizer(session: Session, events: Iterable[Event]) -> bytes:
+    """Return the optimizer's state after the newest points were asked.
+
+    Every point that is asked on the way is compared with the one on record.  Raises LedgerError
+    for one that differs: other versions of pycma or numpy draw other points.
+    """
+    optimizer = start_optimizer(session)
+    space = SearchSpace.decode(session.run["space"])
+    builder = CandidateBuilder(space, session.settings, session.run["executor"])
+    state = optimizer.dump()
+    for event in events:
+        if event.kind == "points_asked":
+            asked = event.data["evaluations"]
+            try:
+                candidates, refused = ask_candidates(optimizer, builder, len(asked))
+            except ElmanError as exc:
+                raise _differs(event, exc.message) from exc
+            points = [list(candidate.point) for candidate in candidates]
+            if points != [item["point"] for item in asked] or refused != event.data["refused"]:
+                raise _differs(event, "its points are not those that the seed gives here")
+            state = optimizer.dump()
+        elif event.kind == "generation_told":
+            told = event.data["told"]
+            points = [list(session.state.evaluations[name].point) for name, _ in told]
+            optimizer.tell(points, [float(value) for _, value in told])
+    return state
+
+
+def restore_optimizer(session: Session, state: bytes) -> str:
+    """Write a state that was made again and put it on record; return the file's name."""
+    saved = session.state.optimizer_file
+    assert saved is not None, "nothing was ever asked"
+    digest = hashlib.sha256(state).hexdigest()
+    name = str(saved["file"])
+    if digest != saved["sha256"]:
+        # Equal states may be pickled to other bytes; the old file stays for whoever wants it.
+        name = f"{name.removesuffix('.pickle')}-rebuilt-{session.state.seq}.pickle"
+    session.paths.optimizer.mkdir(exist_ok=True)
+    write_atomically(session.paths.optimizer / name, state)
+    if digest != saved["sha256"]:
+        session.record("optimizer_rebuilt", optimizer={"file": name, "sha256": digest})
+    return name
+
+
+def _differs(event: Event, why: str) -> LedgerError:
+    generation = event.data["generation"]
+    return LedgerError(
+        "the optimizer cannot be made again:"
+        f" at generation {generation} (event {event.seq}), {why}",
+        hint="copy the folder `optimizer` from a backup, or use the versions that"
+        " `elmanctl ledger export` shows under `run.versions`",
+    )

@@ -1,0 +1,242 @@
+"""Making a damaged run usable again, without losing a byte of what there was."""
+
+import os
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from elmanctl import clock
+from elmanctl.errors import LedgerCorrupt, LedgerError, LedgerLocked
+from elmanctl.jobs.paths import RunPaths
+from elmanctl.ledger.events import Event
+from elmanctl.ledger.files import sync_folder, write_atomically
+from elmanctl.ledger.lease import LEASE_FILE, STALE_S, Lease, read_holder
+from elmanctl.ledger.run_state import RunState
+from elmanctl.ledger.scan import Fault, Scan, scan
+from elmanctl.ledger.snapshot import SNAPSHOT_FILE
+from elmanctl.ledger.store import LedgerWriter
+from elmanctl.search.rebuild import rebuild_optimizer, restore_optimizer
+from elmanctl.search.session import Session
+from elmanctl.search.verify import optimizer_fault
+
+_ATTEMPT = re.compile(r"attempt-(\d+)")
+_SUBMISSION = re.compile(r"s(\d+)")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RepairPlan:
+    """What is wrong with a run and what a repair does about it.
+
+    `fault` is the first damage of the ledger; from its line on nothing is kept, which takes away
+    `lost_events` intact events, the asking of `lost_evaluations`, and `lost_submissions`.  Jobs of
+    `adopted` are looked up by name when the search goes on, those of `job_names` are not.
+    `orphans` are folders of attempts that are no longer known, `results` those of them in which a
+    result lies.
+    """
+
+    fault: Fault | None
+    lost_events: int
+    lost_evaluations: tuple[str, ...]
+    lost_submissions: tuple[str, ...]
+    adopted: tuple[str, ...]
+    job_names: tuple[str, ...]
+    orphans: tuple[str, ...]
+    results: tuple[str, ...]
+    torn_bytes: int
+    optimizer: str | None
+
+    @property
+    def is_needed(self) -> bool:
+        """Whether there is anything to repair."""
+        return self.fault is not None or self.torn_bytes > 0 or self.optimizer is not None
+
+
+def plan_repair(paths: RunPaths) -> RepairPlan:
+    """Say what a repair would do; writes nothing.
+
+    Raises NotFound, LedgerTooNew, LedgerError for a ledger of which nothing can be kept.
+    """
+    return _plan(paths, scan(paths.ledger))
+
+
+def repair_run(paths: RunPaths, say: Callable[[str], None]) -> RepairPlan:
+    """Repair a run under its lease; each step that is done is told to `say`.
+
+    Raises LedgerLocked while a controller is alive, LedgerError when the optimizer's state is lost
+    and cannot be made again; the ledger is repaired then.
+    """
+    found = scan(paths.ledger)
+    with _lease(paths, found.highest_fence) as lease:
+        # Again: the run may have gone on until the lease was ours.
+        found = scan(paths.ledger)
+        plan = _plan(paths, found)
+        if plan.fault is not None:
+            say(f"the whole old ledger is now {_set_aside(paths, found)}")
+            for old, new in _move_orphans(paths, plan):
+                say(f"moved {old} to {new}")
+        with Session(paths, lease, LedgerWriter(paths.ledger, lease)) as session:
+            if plan.fault is not None:
+                _put_on_record(session, plan, found.later)
+            if plan.torn_bytes:
+                say(f"{plan.torn_bytes} bytes of an incomplete last line are saved and cut off")
+            if plan.optimizer is not None:
+                name = restore_optimizer(session, rebuild_optimizer(session, found.events))
+                say(f"the optimizer's state was made again: optimizer/{name}")
+    return plan
+
+
+def _plan(paths: RunPaths, found: Scan) -> RepairPlan:
+    state = found.state
+    if not state.run:
+        raise LedgerError(
+            f"nothing of {paths.ledger} can be kept: its first event is missing or damaged",
+            hint="copy the ledger from a backup",
+        )
+    fault = found.faults[0] if found.faults else None
+    intents = _lost_intents(state, found.later)
+    adopted = _adoptable(state, intents)
+    orphans = _orphans(paths, state, adopted) if fault is not None else []
+    asked = [item["id"] for event in found.later for item in _items(event)]
+    on_disk = [name for name in _names(paths.submissions, _SUBMISSION) if fault is not None]
+    lost = {*on_disk, *intents} - {*state.submissions} - {str(item["id"]) for item in adopted}
+    return RepairPlan(
+        fault=fault,
+        lost_events=len(found.later),
+        lost_evaluations=tuple(name for name in asked if name not in state.evaluations),
+        lost_submissions=tuple(sorted(lost)),
+        adopted=tuple(str(item["id"]) for item in adopted),
+        job_names=tuple(_job_name(state, name) for name in sorted(lost)),
+        orphans=tuple(str(path.relative_to(paths.folder)) for path in orphans),
+        results=tuple(
+            str(path.relative_to(paths.folder))
+            for path in orphans
+            if (path / "result.json").is_file()
+        ),
+        torn_bytes=found.torn_bytes,
+        optimizer=optimizer_fault(paths, state),
+    )
+
+
+def _items(event: Event) -> Sequence[Any]:
+    return event.data["evaluations"] if event.kind == "points_asked" else ()
+
+
+def _lost_intents(state: RunState, later: Sequence[Event]) -> dict[str, Any]:
+    """Return the submissions that were intended after the damage, by their names."""
+    intents = [e.data["submission"] for e in later if e.kind == "submission_intended"]
+    return {item["id"]: item for item in intents if item["id"] not in state.submissions}
+
+
+def _adoptable(state: RunState, intents: dict[str, Any]) -> list[Any]:
+    """Return the intents that can follow what is kept, so that their jobs are found again."""
+    busy: set[str] = set()
+    chosen = []
+    for item in intents.values():
+        names = {task["evaluation"] for task in item["tasks"]}
+        if all(_is_next(state, task) for task in item["tasks"]) and not names & busy:
+            busy |= names
+            chosen.append(item)
+    return chosen
+
+
+def _is_next(state: RunState, task: Any) -> bool:
+    evaluation = state.evaluations.get(task["evaluation"])
+    return (
+        evaluation is not None
+        and not evaluation.state.is_finished
+        and not evaluation.has_live_attempt
+        and task["attempt"] == len(evaluation.attempts) + 1
+    )
+
+
+def _orphans(paths: RunPaths, state: RunState, adopted: Sequence[Any]) -> list[Path]:
+    """Return the folders of attempts that are not on record once the ledger is repaired."""
+    known = {(e.id, a.number) for e in state.evaluations.values() for a in e.attempts}
+    known |= {(task["evaluation"], task["attempt"]) for item in adopted for task in item["tasks"]}
+    if not paths.evaluations.is_dir():
+        return []
+    found = []
+    for folder in sorted(paths.evaluations.iterdir()):
+        for name in _names(folder, _ATTEMPT):
+            if (folder.name, int(name.removeprefix("attempt-"))) not in known:
+                found.append(folder / name)
+    return found
+
+
+def _names(folder: Path, pattern: re.Pattern[str]) -> list[str]:
+    if not folder.is_dir():
+        return []
+    return sorted(path.name for path in folder.iterdir() if pattern.fullmatch(path.name))
+
+
+def _job_name(state: RunState, submission: str) -> str:
+    return f"elman-{state.run['name']}-{state.run['token']}-{submission}"
+
+
+def _lease(paths: RunPaths, fence: int) -> Lease:
+    try:
+        return Lease.acquire(paths.folder, minimum_fence=fence)
+    except LedgerLocked as exc:
+        try:
+            read_holder(paths.folder)
+        except LedgerCorrupt:
+            raise LedgerLocked(
+                f"{paths.folder / LEASE_FILE} is damaged, so whether a controller of this run is"
+                " alive is not known",
+                hint="look for one on every machine that it may run on; when there is none, remove"
+                f" the file, or wait until nobody touched it for {STALE_S:.0f} s; then repair",
+            ) from exc
+        raise
+
+
+def _set_aside(paths: RunPaths, found: Scan) -> str:
+    """Give the whole ledger another name and keep what stands before the damage; return the name.
+
+    A kill in between leaves the damaged ledger where it was, under two names.
+    """
+    kept = paths.folder / f"ledger.damaged-{_moment()}"
+    os.link(paths.ledger, kept)
+    sync_folder(paths.folder)
+    with kept.open("rb") as file:
+        write_atomically(paths.ledger, file.read(found.good_size_bytes))
+    (paths.folder / SNAPSHOT_FILE).unlink(missing_ok=True)
+    return kept.name
+
+
+def _move_orphans(paths: RunPaths, plan: RepairPlan) -> list[tuple[str, str]]:
+    """Rename the folders of unknown attempts: a new attempt of that number begins afresh."""
+    moved = []
+    for name in plan.orphans:
+        path = paths.folder / name
+        target = path.with_name(f"lost-{path.name}-{_moment()}")
+        path.rename(target)
+        moved.append((name, str(target.relative_to(paths.folder))))
+    return moved
+
+
+def _put_on_record(session: Session, plan: RepairPlan, later: Sequence[Event]) -> None:
+    """Record what was lost, so that no submission gets a name that another one had."""
+    assert plan.fault is not None
+    intents = _lost_intents(session.state, later)
+    numbers = [int(name[1:]) for name in (*plan.adopted, *plan.lost_submissions)]
+    for number in range(len(session.state.submissions) + 1, max(numbers, default=0) + 1):
+        name = f"s{number:04}"
+        if name in plan.adopted:
+            session.record("submission_intended", submission=intents[name])
+            continue
+        empty = {"id": name, "job_name": _job_name(session.state, name), "tasks": []}
+        session.record("submission_intended", submission={**empty, "resources": {}})
+        session.record(
+            "submission_abandoned", submission=name, error="its record was lost with the ledger's"
+        )
+    session.record(
+        "note",
+        text=f"repaired: everything from line {plan.fault.line} on was set aside"
+        f" ({plan.fault.text})",
+    )
+
+
+def _moment() -> str:
+    return clock.to_text(clock.now()).replace(":", "").replace("-", "")

@@ -1,0 +1,132 @@
+"""Reading all that a run's folder holds beside the ledger, and comparing."""
+
+import hashlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from elmanctl.errors import LedgerCorrupt, LedgerError
+from elmanctl.jobs.paths import RunPaths
+from elmanctl.ledger.files import DamagedFile, read_json
+from elmanctl.ledger.lease import LEASE_FILE, read_holder
+from elmanctl.ledger.records import Attempt, Evaluation, SubmissionState
+from elmanctl.ledger.run_state import RunState
+from elmanctl.ledger.scan import Scan, scan
+from elmanctl.ledger.snapshot import SNAPSHOT_FILE, load_summary, read_snapshot
+from elmanctl.ledger.store import LEDGER_FILE
+from elmanctl.ledger.summary import summarize
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Finding:
+    """One thing that is wrong: in which file of the run, in which line where that is known."""
+
+    file: str
+    text: str
+    line: int | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Verification:
+    """What a run was found to be: the ledger as read, and all that is wrong."""
+
+    scan: Scan
+    findings: tuple[Finding, ...]
+
+
+def verify_run(paths: RunPaths) -> Verification:
+    """Read everything that a run has on record and compare; writes nothing.
+
+    Raises NotFound, LedgerTooNew, LedgerError when the ledger cannot be read at all.
+    """
+    found = scan(paths.ledger)
+    findings = [
+        Finding(file=LEDGER_FILE, line=fault.line, text=fault.text) for fault in found.faults
+    ]
+    findings += _lease(paths)
+    if found.state.run:
+        findings += _optimizer(paths, found.state)
+        findings += _submissions(paths, found.state)
+        findings += _attempts(paths, found.state)
+        if not found.faults:
+            findings += _snapshot(paths, found.state)
+    elif not found.faults:
+        findings.append(Finding(file=LEDGER_FILE, text="there is no event in it"))
+    return Verification(scan=found, findings=tuple(findings))
+
+
+def optimizer_fault(paths: RunPaths, state: RunState) -> str | None:
+    """Return what is wrong with the optimizer's saved state, None when it is as on record."""
+    saved = state.optimizer_file
+    if saved is None:
+        return None
+    try:
+        data = (paths.optimizer / str(saved["file"])).read_bytes()
+    except OSError as exc:
+        return f"it cannot be read: {exc.strerror}"
+    if hashlib.sha256(data).hexdigest() != saved["sha256"]:
+        return "it is damaged: its sha256 is not the one on record"
+    return None
+
+
+def _optimizer(paths: RunPaths, state: RunState) -> Iterator[Finding]:
+    fault = optimizer_fault(paths, state)
+    if fault is not None and state.optimizer_file is not None:
+        path = paths.optimizer / str(state.optimizer_file["file"])
+        yield Finding(file=_name(paths, path), text=fault)
+
+
+def _lease(paths: RunPaths) -> Iterator[Finding]:
+    try:
+        read_holder(paths.folder)
+    except LedgerCorrupt:
+        yield Finding(file=LEASE_FILE, text="it is damaged")
+
+
+def _snapshot(paths: RunPaths, state: RunState) -> Iterator[Finding]:
+    try:
+        read_snapshot(paths.folder)
+    except (OSError, ValueError, TypeError, LookupError, LedgerError) as exc:
+        yield Finding(file=SNAPSHOT_FILE, text=f"{exc}; `status` reads the ledger instead")
+        return
+    loaded = load_summary(paths.folder)
+    # A controller may have gone on meanwhile.
+    if loaded.summary.seq == state.seq and loaded.summary != summarize(state):
+        yield Finding(file=SNAPSHOT_FILE, text="it tells another story than the ledger")
+
+
+def _submissions(paths: RunPaths, state: RunState) -> Iterator[Finding]:
+    for submission in state.submissions.values():
+        folder = paths.submission(submission.id)
+        if submission.state is SubmissionState.ACCEPTED and not folder.is_dir():
+            yield Finding(file=_name(paths, folder), text="the folder of the submission is missing")
+
+
+def _attempts(paths: RunPaths, state: RunState) -> Iterator[Finding]:
+    for evaluation in state.evaluations.values():
+        for attempt in evaluation.attempts:
+            yield from _attempt(paths, evaluation, attempt)
+
+
+def _attempt(paths: RunPaths, evaluation: Evaluation, attempt: Attempt) -> Iterator[Finding]:
+    files = paths.attempt(evaluation.id, attempt.number)
+    if not files.spec.is_file():
+        yield Finding(file=_name(paths, files.spec), text="what the worker was asked is missing")
+    if attempt.result is None:
+        return
+    try:
+        result = read_json(files.result)
+    except (DamagedFile, OSError) as exc:
+        yield Finding(file=_name(paths, files.result), text=str(exc))
+        return
+    if result is None:
+        yield Finding(file=_name(paths, files.result), text="the result on record is missing")
+    elif result.get("loss") != attempt.result.get("loss"):
+        told, kept = result.get("loss"), attempt.result.get("loss")
+        yield Finding(
+            file=_name(paths, files.result), text=f"its loss is {told}, {kept} is on record"
+        )
+
+
+def _name(paths: RunPaths, path: Path) -> str:
+    return str(path.relative_to(paths.folder))
