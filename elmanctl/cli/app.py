@@ -9,7 +9,7 @@ import typer
 from typer.core import TyperGroup
 
 from elmanctl import __version__
-from elmanctl.cli import classify, data, doctor, inspect, manage, model, search
+from elmanctl.cli import classify, data, disk, doctor, inspect, manage, model, search
 from elmanctl.cli import status as look
 from elmanctl.cli.context import Globals
 from elmanctl.cli.output import configure, print_line
@@ -19,7 +19,7 @@ PANELS = {
     "Start": ["init", "doctor", "models", "params", "calc-dim", "data", "eval"],
     "Search": ["search", "resume", "cancel", "requeue"],
     "Look": ["status", "show", "logs", "classify"],
-    "Keep": ["clean", "config", "completion"],
+    "Keep": ["disk", "clean", "config", "completion"],
 }
 
 _COLORS = ("auto", "always", "never")
@@ -112,6 +112,7 @@ app.command("status")(look.status)
 app.command("show")(inspect.show)
 app.command("logs")(inspect.logs)
 app.command("classify")(classify.classify)
-app.command("clean")(manage.clean)
+app.command("disk")(disk.disk)
+app.command("clean")(disk.clean)
 app.command("config")(manage.config)
 app.command("completion")(manage.completion)

@@ -28,11 +28,14 @@ from elmanctl.cli.rows import (
 )
 from elmanctl.errors import LedgerError, NotFound, UsageError, nearest
 from elmanctl.jobs.paths import RunPaths
+from elmanctl.ledger.disk import space_of
 from elmanctl.ledger.lease import is_gone, read_holder
 from elmanctl.ledger.records import Evaluation, RunStatus, State
 from elmanctl.ledger.run_state import RunState
 from elmanctl.models.params import format_count
 from elmanctl.search.selection import list_runs
+from elmanctl.search.session import settings_in_force
+from elmanctl.search.storage import forecast
 
 
 def status(
@@ -216,6 +219,9 @@ def _print_run(paths: RunPaths, found: RunState, chosen: list[Evaluation]) -> No
     say(start_line(found.run))
     if row["reason"]:
         say(f"{row['status']}: {row['reason']}")
+    disk = forecast(found, space_of(paths.folder, with_quota=False), settings_in_force(found).disk)
+    if disk is not None and disk.warning:
+        warn(f"{disk.warning}: see `elmanctl disk {row['run']}`")
     names = searched_names(found.run)
     columns = [
         Column(name="EVAL"),

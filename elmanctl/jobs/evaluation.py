@@ -22,8 +22,9 @@ from elmanctl.jobs.metrics import MetricsLog, StepRecord
 from elmanctl.jobs.paths import AttemptPaths
 from elmanctl.jobs.signals import signals_noted
 from elmanctl.jobs.spec import AttemptSpec
-from elmanctl.ledger.files import write_json
+from elmanctl.ledger.files import encode_json, write_json
 from elmanctl.ledger.records import Evidence, EvidenceSource, Verdict
+from elmanctl.ledger.reserve import full_disk, hold, write_over
 
 logger = logging.getLogger(__name__)
 
@@ -55,10 +56,18 @@ def evaluate_attempt(folder: str) -> dict[str, Any]:
             logger.info("%s has a result, nothing to do", folder)
             return {"already_finished": True}
         worker = this_worker()
-        claim = take_claim(paths.claim, worker)
+        try:
+            claim = take_claim(paths.claim, worker)
+        except OSError as exc:
+            if full_disk(exc) is None or paths.claim.exists():
+                raise
+            # No other job holds the attempt: the reserve that the controller left is ours.
+            _Evaluation(paths, worker).leave_failure(exc)
+            raise
         if not claim.is_ours:
             logger.info("%s is held by another job, nothing to do: %s", folder, claim.earlier)
             return {"duplicate": True}
+        _hold_reserve(paths)
         if claim.earlier is not None and paths.metrics.exists():
             paths.metrics.replace(paths.earlier_metrics(claim.earlier["restart"]))
         return _Evaluation(paths, worker).run()
@@ -77,12 +86,26 @@ class _Evaluation:
         try:
             return self._run(AttemptSpec.read(self._paths.spec))
         except Exception as exc:
-            kind, text = classify_exception(exc)
-            told = Evidence(source=EvidenceSource.RESULT, text=text)
-            partial = {} if self._progress is None else self._progress.partial_result()
-            record = self._header(Verdict(kind=kind, evidence=(told,))) | partial
-            write_json(self._paths.result, record)
+            self.leave_failure(exc)
             raise
+
+    def leave_failure(self, exc: Exception) -> None:
+        """Write a result that says how an exception ended the attempt."""
+        kind, text = classify_exception(exc)
+        told = Evidence(source=EvidenceSource.RESULT, text=text)
+        partial = {} if self._progress is None else self._progress.partial_result()
+        self._write(self._header(Verdict(kind=kind, evidence=(told,))) | partial)
+
+    def _write(self, result: dict[str, Any]) -> None:
+        """Write the result, on a full disk over the blocks held back for it."""
+        try:
+            write_json(self._paths.result, result)
+        except OSError as exc:
+            if full_disk(exc) is None:
+                raise
+            logger.warning("the disk is full, the result takes the place of its reserve: %s", exc)
+            write_over(self._paths.reserve, self._paths.result, encode_json(result))
+        self._paths.reserve.unlink(missing_ok=True)
 
     def _run(self, spec: AttemptSpec) -> dict[str, Any]:
         heartbeat = Heartbeat(
@@ -96,7 +119,7 @@ class _Evaluation:
                 self._progress = _Progress(heartbeat, metrics)
                 result = self._train(spec, self._progress)
             heartbeat.enter_phase("finishing")
-            write_json(self._paths.result, result)
+            self._write(result)
             heartbeat.enter_phase("done")
         logger.info("%s: %s", result["verdict"]["kind"], result["verdict"]["evidence"][0]["text"])
         return result
@@ -139,6 +162,17 @@ class _Evaluation:
             "restart": self._worker.restart,
             "host": self._worker.host,
         }
+
+
+def _hold_reserve(paths: AttemptPaths) -> None:
+    """Hold blocks back for the result, where the controller has not done so."""
+    try:
+        hold(paths.reserve)
+    except FileExistsError:
+        return
+    except OSError as exc:
+        # The disk is full already: the next write says so, or there is room again by then.
+        logger.warning("nothing is held back for the result: %s", exc)
 
 
 class _Progress:

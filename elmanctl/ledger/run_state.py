@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from elmanctl.ledger.disk_use import DiskUse
 from elmanctl.ledger.records import Attempt, Evaluation, RunStatus, State, Submission
 
 
@@ -24,7 +25,7 @@ class RunState:
     order; `refused` maps it to the number of points refused while it was asked.  `controller` is
     the newest controller: host, pid, at.  `changes` maps `section.key` to what replaces a
     setting, `freed_bytes` an evaluation, or "" for what belongs to none, to the bytes that
-    cleaning freed.
+    cleaning freed.  `disk` holds the totals of what attempts left.
     """
 
     run: Mapping[str, Any] = field(default_factory=dict)
@@ -41,6 +42,7 @@ class RunState:
     controller: Mapping[str, Any] | None = None
     changes: dict[str, Any] = field(default_factory=dict)
     freed_bytes: dict[str, int] = field(default_factory=dict)
+    disk: DiskUse = field(default_factory=DiskUse)
     notes: list[Note] = field(default_factory=list)
     seq: int = 0
     fence: int = 0

@@ -7,25 +7,30 @@ submission has.  Whatever happens in between, the name tells later whether it wa
 import logging
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from itertools import groupby
 from typing import Any
 
 from elmanctl.errors import EnvironmentNotReady, SearchPaused, SubmissionError
 from elmanctl.jobs.executor import Executor, SubmissionUnknown
 from elmanctl.jobs.retry import decide
-from elmanctl.ledger.disk import free_bytes
+from elmanctl.ledger.disk import space_of
 from elmanctl.ledger.encoding import encode_submission
 from elmanctl.ledger.files import write_json
 from elmanctl.ledger.records import Evaluation, State, Submission, SubmissionState, Task
+from elmanctl.ledger.reserve import hold
+from elmanctl.search.cleaning import Freed, plan_cleaning, remove_planned, retention
 from elmanctl.search.session import Session
+from elmanctl.search.storage import attempts_that_fit, describe_shortage
 from elmanctl.search.workload import attempt_resources, attempt_spec
 
 logger = logging.getLogger(__name__)
 
-_GB = 1_000_000_000
-
 # A scheduler that refused, for a limit on jobs say, is left in peace for so long.
 _REFUSED_PAUSE_S = 60.0
+
+# Between two cleanings of a run that waits for room.
+_CLEANED_PAUSE_S = 60.0
 
 
 class Dispatcher:
@@ -37,6 +42,7 @@ class Dispatcher:
         self._poll_s = poll_s
         self._next_adoption = 0.0
         self._next_submission = 0.0
+        self._next_cleaning = 0.0
 
     def adopt(self) -> None:
         """Settle every submission whose answer is not on record.
@@ -89,9 +95,9 @@ class Dispatcher:
         live = self._session.state.live_attempts()
         slots = self._executor.free_slots(self._slot(attempt) for _, attempt in live)
         ready = list(zip(waiting, slots, strict=False))
+        ready = ready[: self._room(len(ready), len(live))]
         if not ready:
             return
-        self._check_disk()
         for resources, group in groupby(ready, key=lambda pair: self._resources(pair[0])):
             members = list(group)
             size = self._executor.tasks_per_submission or len(members)
@@ -163,6 +169,8 @@ class Dispatcher:
             paths = session.paths.attempt(task.evaluation, task.attempt)
             paths.folder.mkdir(parents=True, exist_ok=True)
             write_json(paths.spec, spec.encode())
+            with suppress(FileExistsError):
+                hold(paths.reserve)
 
     def _resources(self, evaluation: Evaluation) -> dict[str, Any]:
         changes = {**evaluation.changes, **(self._changes(evaluation) or {})}
@@ -186,14 +194,68 @@ class Dispatcher:
         submission = self._session.state.submissions[attempt.submission]
         return next(task.slot for task in submission.tasks if task.index == attempt.task_index)
 
-    def _check_disk(self) -> None:
-        floor_gb = self._session.settings.disk.floor_gb
-        free_gb = free_bytes(self._session.paths.folder) / _GB
-        if free_gb < floor_gb:
-            raise SearchPaused(
-                f"{free_gb:.2f} GB are free, under the floor of {floor_gb:g} GB (`disk.floor_gb`)",
-                hint="make room, e.g. with `elmanctl clean`, then `elmanctl resume`",
-            )
+    def _room(self, wanted: int, live: int) -> int:
+        """Return how many of the wanted attempts the disk has room for, beside the live ones.
+
+        Raises SearchPaused at the floor, and when nothing fits and no job is left to wait for.
+        """
+        if not wanted:
+            return 0
+        fit = self._fitting(wanted, live)
+        freed: Freed | None = None
+        if fit <= 0 and self._may_clean():
+            freed = self._clean()
+            fit = self._fitting(wanted, live)
+        if fit < 0 or (fit == 0 and not live):
+            raise self._shortage(wanted, freed)
+        return fit
+
+    def _fitting(self, wanted: int, live: int) -> int:
+        session = self._session
+        fit = attempts_that_fit(
+            space_of(session.paths.folder),
+            session.settings.disk,
+            attempt_bytes=session.state.disk.attempt_bytes,
+            live=live,
+        )
+        return wanted if fit is None else min(wanted, fit)
+
+    def _may_clean(self) -> bool:
+        """Whether the run's own rules ask for cleaning; looking for what may go takes a while."""
+        if not self._session.settings.disk.auto_clean or time.monotonic() < self._next_cleaning:
+            return False
+        self._next_cleaning = time.monotonic() + _CLEANED_PAUSE_S
+        return True
+
+    def _clean(self) -> Freed:
+        """Free what the run's own rules let go, and say so in the ledger."""
+        session = self._session
+        policy = retention(session.settings.disk, {})
+        plan = plan_cleaning(session.paths, session.state, policy)
+        freed = remove_planned(session, plan)
+        if freed.files:
+            text = f"too little room: {freed.files} files, {freed.size_bytes} bytes, were cleaned"
+            session.record("note", text=f"{text} by the rules of [disk]")
+        return freed
+
+    def _shortage(self, wanted: int, freed: Freed | None) -> SearchPaused:
+        session = self._session
+        settings, name = session.settings.disk, session.run["name"]
+        text = describe_shortage(
+            space_of(session.paths.folder),
+            settings,
+            attempt_bytes=session.state.disk.attempt_bytes,
+            waiting=wanted,
+        )
+        plan = plan_cleaning(session.paths, session.state, retention(settings, {}))
+        could_bytes = sum(item.size_bytes for item in plan)
+        if freed is not None:
+            text += f"; cleaning by the rules of [disk] freed {freed.size_bytes} bytes"
+        return SearchPaused(
+            text,
+            hint=f"`elmanctl clean {name}` would free {could_bytes / 1e9:.3f} GB, `elmanctl disk` "
+            f"shows what else takes room; then `elmanctl resume {name}`",
+        )
 
 
 def verdicts_since_reopened(evaluation: Evaluation) -> list[Any]:

@@ -26,6 +26,9 @@ _LOWEST: Mapping[str, int] = {
     "local.workers": 1,
     "local.timeout_min": 1,
     "disk.floor_gb": 0,
+    "disk.floor_inodes": 0,
+    "disk.keep_best": 0,
+    "disk.keep_last": 0,
 }
 
 _ABOVE_ZERO = (

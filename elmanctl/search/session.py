@@ -1,5 +1,6 @@
 """A run that is open for writing: its lease, its ledger and its state, kept in step."""
 
+import logging
 import os
 import platform
 from collections.abc import Mapping
@@ -8,17 +9,23 @@ from types import TracebackType
 from typing import Any
 
 from elmanctl.config import decode_settings
-from elmanctl.errors import NotFound, UsageError
+from elmanctl.errors import ElmanError, LedgerError, NotFound, UsageError
 from elmanctl.jobs.paths import RunPaths
 from elmanctl.jobs.submission import extra_options
 from elmanctl.ledger import state as ledger_state
 from elmanctl.ledger.lease import Lease
 from elmanctl.ledger.records import RunStatus
+from elmanctl.ledger.reserve import full_disk, give_up, refill
 from elmanctl.ledger.state import RunState, load_run, replay
 from elmanctl.ledger.store import LedgerWriter
 from elmanctl.search.limits import check_limits
 from elmanctl.search.workload import attempt_resources
 from elmanctl.settings import Settings
+
+logger = logging.getLogger(__name__)
+
+# Of the reserve, so many parts stay for the command that will make room.
+_KEPT_PARTS = 2
 
 # Where and how jobs run, not what they measure.
 CHANGEABLE = ("slurm.", "local.", "retry.", "disk.", "search.max_jobs")
@@ -32,13 +39,16 @@ class Session:
         self.lease = lease
         self.state: RunState = replay(writer.contents.events)
         require_run(paths, self.state)
-        self.settings = _settings_in_force(self.state)
+        self.settings = settings_in_force(self.state)
         self.warning = writer.contents.warning
         self._writer = writer
 
     @classmethod
-    def open(cls, folder: Path) -> "Session":
+    def open(cls, folder: Path, *, may_use_reserve: bool = False) -> "Session":
         """Take the lease of a run and read its ledger.
+
+        A lease is a file: `may_use_reserve` gives up the run's reserve where a full disk has no
+        room for it, so that a command can make some.
 
         Raises LedgerLocked while another process holds it, LedgerCorrupt for a damaged ledger,
         NotFound for one in which nothing stands.
@@ -46,7 +56,12 @@ class Session:
         paths = RunPaths(folder)
         loaded = load_run(folder)
         require_run(paths, loaded.state)
-        lease = Lease.acquire(folder, minimum_fence=loaded.state.fence)
+        try:
+            lease = Lease.acquire(folder, minimum_fence=loaded.state.fence)
+        except LedgerError as exc:
+            if full_disk(exc) is None or not may_use_reserve or not give_up(folder):
+                raise
+            lease = Lease.acquire(folder, minimum_fence=loaded.state.fence)
         try:
             return cls(paths, lease, LedgerWriter(paths.ledger, lease))
         except BaseException:
@@ -67,7 +82,25 @@ class Session:
 
     def start_controller(self) -> None:
         """Record that a controller drives this run from now on."""
+        refill(self.paths.folder)
         self.record("controller_started", host=platform.node(), pid=os.getpid())
+
+    def pause(self, error: Exception) -> None:
+        """Put on record why the controller stops, where that can be written.
+
+        A ledger that refuses stays as it is, unless all that it lacks is room: for this one event
+        a part of the run's reserve is given up.
+        """
+        full = full_disk(error)
+        if full is None:
+            if isinstance(error, ElmanError) and not isinstance(error, LedgerError):
+                self.record("run_paused", reason=error.message)
+            return
+        try:
+            give_up(self.paths.folder, keep=_KEPT_PARTS)
+            self.record("run_paused", reason="the disk is full")
+        except (OSError, LedgerError) as exc:
+            logger.warning("that the disk is full is not on record: %s", exc)
 
     def change_settings(self, changes: Mapping[str, Any]) -> None:
         """Replace settings from now on.
@@ -80,11 +113,11 @@ class Session:
                     f"`{key}` is part of what this search measures and stays as it is",
                     hint=f"changeable: {', '.join(f'{name}*' for name in CHANGEABLE)}",
                 )
-        changed = _settings_in_force(self.state, changes)
+        changed = settings_in_force(self.state, changes)
         check_limits(changed)
         extra_options(attempt_resources(changed, self.run["executor"], {}).extra)
         self.record("settings_changed", changes=dict(changes))
-        self.settings = _settings_in_force(self.state)
+        self.settings = settings_in_force(self.state)
 
     def extend(self, generations: int) -> None:
         """Set a higher number of generations; raise UsageError for one that is not higher."""
@@ -101,8 +134,9 @@ class Session:
         return self.state.run
 
     def close(self) -> None:
-        """Close the ledger and give the lease back."""
+        """Close the ledger, make the run's reserve whole, and give the lease back."""
         self._writer.close()
+        refill(self.paths.folder)
         self.lease.release()
 
     def __enter__(self) -> "Session":
@@ -117,7 +151,8 @@ class Session:
         self.close()
 
 
-def _settings_in_force(state: RunState, more: Mapping[str, Any] | None = None) -> Settings:
+def settings_in_force(state: RunState, more: Mapping[str, Any] | None = None) -> Settings:
+    """Return the settings of a run with all changes to them, and those of `more`."""
     tables = {name: dict(table) for name, table in state.run["settings"].items()}
     for key, value in {**state.changes, **(more or {})}.items():
         section, name = key.split(".", 1)

@@ -25,6 +25,7 @@ from elmanctl.search.session import Session
 from elmanctl.search.start import create_run, plan_search
 from elmanctl.settings import (
     DataSettings,
+    DiskSettings,
     RetrySettings,
     SearchSettings,
     Settings,
@@ -268,6 +269,7 @@ class Runs:
 
     def _settings(self, changes: dict[str, Any]) -> Settings:
         retry = RetrySettings(**changes.pop("retry", {}))
+        disk = DiskSettings(**changes.pop("disk", {}))
         model = changes.pop("model", MODEL)
         search = {"space": "tiny", "axes": AXES, "generations": 2, "population": 4, "seed": 3}
         # A constant takes its axis out of the shipped space.
@@ -277,4 +279,5 @@ class Runs:
             train=TrainSettings(steps=10, batch=2, seq_len=16, heartbeat_s=0.01),
             data=DataSettings(path=str(self._corpus)),
             retry=retry,
+            disk=disk,
         )
