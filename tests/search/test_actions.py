@@ -302,7 +302,8 @@ def test_cleaning_frees_what_it_says_and_keeps_the_best_and_all_results(
     run.leave_files(state)
     before = measure(run.folder)
     answer = with_commands(run)("clean", keep_best=2, keep_last=0, kinds=[])
-    assert answer["files"] == 6 * 3
+    # Metrics, log, pickle, and what the stand-in for a worker left of its reserve.
+    assert answer["files"] == 6 * 4
     assert before - measure(run.folder) >= answer["freed_bytes"] - 64_000
     state = load_run(run.folder).state
     assert sum(state.freed_bytes.values()) == answer["freed_bytes"]
