@@ -14,7 +14,9 @@ Disk quotas for user ada (uid 1000):
      Filesystem  blocks   quota   limit   grace   files   quota   limit   grace
           /home   {used}   50000  60000  {grace}    120      0     500   0
 """
-LUSTRE = "  /lustre/with/a/long/name\n      400*    0     10240       -       7       0       0     -\n"
+LUSTRE = (
+    "  /lustre/with/a/long/name\n      400*    0     10240       -       7       0       0     -\n"
+)
 
 
 def test_quota_leaves_the_hard_limit_less_what_is_used() -> None:

@@ -1,5 +1,6 @@
 """What cleaning plans and removes: never more than the plan, never outside the run."""
 
+import itertools
 import os
 import threading
 import time
@@ -7,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from elmanctl.ledger.disk import measure
@@ -87,40 +88,46 @@ def files_below(folder: Path) -> set[Path]:
 
 
 # What somebody may have put where the files of an attempt lie.
+FOLDERS = (
+    *("evaluations/g000-e00/attempt-1", "evaluations/g000-e02", "evaluations/g999-e00/attempt-1"),
+    *("evaluations/..x", "submissions/s0001", "optimizer", "."),
+)
+NAMES = (
+    *("metrics-1.jsonl", "metrics-restart-1.jsonl", "100_0_0_log.out", "100_1_submitted.pkl"),
+    *("task-0.pkl", "task-7.pkl", ".x.tmp", "checkpoint.pt", "g000-00.pickle", "...pkl"),
+    *("result.jsonl", "spec.json.pkl", "-rf", "a\nb.pkl", "metrics\udcff.jsonl"),
+)
+THINGS = ("file", "link to file", "link to folder", "hard link", "fifo", "folder")
 PIECES = st.lists(
-    st.tuples(
-        st.sampled_from(
-            ["evaluations/g000-e00/attempt-1", "evaluations/g000-e02", "submissions/s0001"]
-            + ["evaluations/g999-e00/attempt-1", "optimizer", "evaluations/..x", "."]
-        ),
-        st.sampled_from(
-            ["metrics-1.jsonl", "metrics-restart-1.jsonl", "100_0_0_log.out", "100_1_submitted.pkl"]
-            + ["task-0.pkl", "task-7.pkl", ".x.tmp", "checkpoint.pt", "g000-00.pickle", "...pkl"]
-            + ["result.jsonl", "spec.json.pkl", "-rf", "a\nb.pkl", "metrics\udcff.jsonl"]
-        ),
-        st.sampled_from(["file", "link to file", "link to folder", "hard link", "fifo", "folder"]),
-    ),
+    st.tuples(st.sampled_from(FOLDERS), st.sampled_from(NAMES), st.sampled_from(THINGS)),
     min_size=4,
     max_size=14,
 )
 
 
-@given(pieces=PIECES)
-@settings(
-    max_examples=12,
-    deadline=None,
-    suppress_health_check=[HealthCheck.function_scoped_fixture],
-)
 def test_whatever_lies_in_a_run_nothing_outside_and_nothing_kept_is_removed(
-    runs: Runs, tmp_path: Path, pieces: list[tuple[str, str, str]]
+    runs: Runs, tmp_path: Path
 ) -> None:
-    run = finished(runs, generations=1)
-    outside = tmp_path / f"outside-{run.folder.name}"
+    template = finished(runs, generations=1)
+    numbers = itertools.count()
+
+    @given(pieces=PIECES)
+    @settings(max_examples=20, deadline=None)
+    def check(pieces: list[tuple[str, str, str]]) -> None:
+        folder = tmp_path / f"example-{next(numbers)}"
+        check_pieces(template.copy(folder / "run"), folder, pieces)
+
+    check()
+
+
+def check_pieces(run: Run, folder: Path, pieces: list[tuple[str, str, str]]) -> None:
+    """Put pieces into a run, clean it of all it can be, and look at what is left."""
+    outside = folder / "outside"
     outside.mkdir()
     precious = outside / "metrics.jsonl"
     precious.write_text("precious", encoding="utf-8")
-    for folder, name, what in pieces:
-        path = run.folder / folder / name
+    for where, name, what in pieces:
+        path = run.folder / where / name
         path.parent.mkdir(parents=True, exist_ok=True)
         if not path.exists() and not path.is_symlink():
             make(path, what, precious)
@@ -133,7 +140,8 @@ def test_whatever_lies_in_a_run_nothing_outside_and_nothing_kept_is_removed(
         plan = plan_cleaning(run.paths, session.state, EVERYTHING)
         there = files_below(run.folder)
         remove_planned(session, plan)
-    assert there - files_below(run.folder) == {item.path for item in plan}
+        gone = there - files_below(run.folder)
+    assert gone == {item.path for item in plan}
     assert precious.read_text(encoding="utf-8") == "precious"
     assert list(outside.iterdir()) == [precious]
     assert all(path.read_bytes() == data for path, data in kept.items())
