@@ -204,10 +204,8 @@ def _disk_of_one(paths: RunPaths, *, as_json: bool) -> None:
 
 def _say_run(paths: RunPaths, view: _View) -> None:
     freeable_bytes = sum(item.size_bytes for item in view.plan)
-    say(
-        f"{paths.folder.name}: {format_bytes(view.size_bytes)}, of which `elmanctl clean "
-        f"{paths.folder.name}` would free {format_bytes(freeable_bytes)}"
-    )
+    name, size = paths.folder.name, format_bytes(view.size_bytes)
+    say(f"{name}: {size}; `elmanctl clean {name}` would free {format_bytes(freeable_bytes)}")
     if view.forecast is not None:
         say(
             f"{view.forecast.evaluations_left} evaluations are left, at "
