@@ -21,7 +21,7 @@ PART_BYTES = 16 * 1024
 _PARTS = 4
 
 # A reserve is not taken from what is nearly gone.
-_FREE_FACTOR = 4
+_FREE_FACTOR = 2
 
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 
