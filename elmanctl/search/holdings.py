@@ -27,7 +27,8 @@ _OF_TASK = re.compile(r"task-(\d+)\.pkl")
 _ATTEMPT = re.compile(r"attempt-([1-9]\d*)")
 _TEMPORARY = re.compile(r"\..*\.tmp")
 _TORN = re.compile(r"ledger\.torn-.*")
-_STATE = re.compile(r"g(\d+)-(\d+)\.pickle")
+# The number of the lease is part of the name since version 0.2.
+_STATE = re.compile(r"g(\d+)-(\d+)(?:-lease\d+)?\.pickle")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -93,8 +94,9 @@ def optimizer_states_in_use(state: RunState, names: Iterator[str]) -> set[str]:
     known = sorted((order, name) for name in names if (order := _order(name)) is not None)
     if on_record is None:
         return {name for _, name in known}
-    earlier = [name for order, name in known if order < on_record]
-    return {name for order, name in known if order >= on_record} | set(earlier[-1:])
+    # Of several controllers' states before the one on record it is not known whose was recorded.
+    before = max((order for order, _ in known if order < on_record), default=on_record)
+    return {name for order, name in known if order >= before}
 
 
 def _order(name: str) -> tuple[int, int] | None:

@@ -94,7 +94,7 @@ FOLDERS = (
 )
 NAMES = (
     *("metrics-1.jsonl", "metrics-restart-1.jsonl", "100_0_0_log.out", "100_1_submitted.pkl"),
-    *("task-0.pkl", "task-7.pkl", ".x.tmp", "checkpoint.pt", "g000-00.pickle", "...pkl"),
+    *("task-0.pkl", "task-7.pkl", ".x.tmp", "checkpoint.pt", "g000-00-lease1.pickle", "...pkl"),
     *("result.jsonl", "spec.json.pkl", "-rf", "a\nb.pkl", "metrics\udcff.jsonl"),
 )
 THINGS = ("file", "link to file", "link to folder", "hard link", "fifo", "folder")
