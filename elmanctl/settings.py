@@ -127,9 +127,14 @@ class BudgetSettings:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DiskSettings:
-    """[disk]: when to stop before the disk is full."""
+    """[disk]: when to stop before the disk is full, and what may go."""
 
     floor_gb: float = _setting(1.0, "Nothing is submitted with less free space than this")
+    floor_inodes: int = _setting(1000, "Nothing is submitted with room for fewer files than this")
+    keep_best: int = _setting(3, "Evaluations, best first, of which cleaning keeps all files")
+    keep_last: int = _setting(2, "Newest generations of which cleaning keeps all files")
+    keep_failed_logs: bool = _setting(True, "Cleaning keeps the logs of failed attempts")
+    auto_clean: bool = _setting(False, "Under the floor, clean by these rules before pausing")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -4,6 +4,7 @@ import os
 import shutil
 import subprocess
 import sysconfig
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -43,6 +44,24 @@ def environment(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
 def elmanctl(tmp_path: Path, environment: dict[str, str]) -> CommandLine:
     """The command line in an empty folder."""
     return CommandLine(folder=tmp_path, environment=environment)
+
+
+@pytest.fixture
+def tmpfs(tmp_path: Path) -> Iterator[Callable[..., Path]]:
+    """Mount a file system of so many KiB in memory; needs root, and fails without."""
+    mounted: list[Path] = []
+
+    def mount(size_kib: int, *, inodes: int = 0) -> Path:
+        folder = tmp_path / f"tmpfs-{len(mounted)}"
+        folder.mkdir()
+        options = f"size={size_kib}k" + (f",nr_inodes={inodes}" if inodes else "")
+        subprocess.run(["mount", "-t", "tmpfs", "-o", options, "elmanctl-test", folder], check=True)
+        mounted.append(folder)
+        return folder
+
+    yield mount
+    for folder in mounted:
+        subprocess.run(["umount", "--lazy", folder], check=True)
 
 
 def _cluster_answers() -> bool:

@@ -9,7 +9,7 @@ import typer
 from typer.core import TyperGroup
 
 from elmanctl import __version__
-from elmanctl.cli import classify, data, doctor, inspect, ledger, manage, model, search
+from elmanctl.cli import classify, data, disk, doctor, inspect, ledger, manage, model, search
 from elmanctl.cli import requeue as again
 from elmanctl.cli import status as look
 from elmanctl.cli.context import Globals
@@ -20,7 +20,7 @@ PANELS = {
     "Start": ["init", "doctor", "models", "params", "calc-dim", "data", "eval"],
     "Search": ["search", "resume", "cancel", "requeue"],
     "Look": ["status", "show", "logs", "classify"],
-    "Keep": ["clean", "ledger", "config", "completion"],
+    "Keep": ["disk", "clean", "ledger", "config", "completion"],
 }
 
 _COLORS = ("auto", "always", "never")
@@ -113,7 +113,8 @@ app.command("status")(look.status)
 app.command("show")(inspect.show)
 app.command("logs")(inspect.logs)
 app.command("classify")(classify.classify)
-app.command("clean")(manage.clean)
+app.command("disk")(disk.disk)
+app.command("clean")(disk.clean)
 app.add_typer(ledger.app, name="ledger")
 app.command("config")(manage.config)
 app.command("completion")(manage.completion)

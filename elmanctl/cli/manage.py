@@ -1,4 +1,4 @@
-"""`init`, `cancel`, `clean`, `config`, `completion`: changing and setting up."""
+"""`init`, `cancel`, `config`, `completion`: changing and setting up."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -10,7 +10,6 @@ from elmanctl.cli.complete import evaluation_names
 from elmanctl.cli.context import (
     DryRunFlag,
     JsonFlag,
-    RunArgument,
     RunOption,
     YesFlag,
     chosen_run,
@@ -19,12 +18,10 @@ from elmanctl.cli.context import (
 from elmanctl.cli.output import (
     Column,
     confirm,
-    format_bytes,
     hint,
     print_json,
     print_line,
     print_table,
-    say,
 )
 from elmanctl.cli.remote import act_on_run
 from elmanctl.cli.template import commented_config
@@ -33,7 +30,6 @@ from elmanctl.errors import PartialFailure, UsageError
 from elmanctl.jobs.policy import shown_rules
 from elmanctl.ledger.records import Evaluation
 from elmanctl.ledger.state import load_run
-from elmanctl.search.cleaning import plan_cleaning
 from elmanctl.search.requeue import last_kind
 from elmanctl.search.selection import select_named
 
@@ -119,65 +115,6 @@ def cancel(
             f"the evaluations are closed, but their jobs may still run: {answer['error']}",
             hint="end them with scancel",
         )
-
-
-def clean(
-    ctx: typer.Context,
-    run: RunArgument = None,
-    keep_best: Annotated[
-        int, typer.Option(help="Evaluations, best first, of which all is kept", min=0)
-    ] = 3,
-    kind: Annotated[str | None, typer.Option(help="Only these kinds: metrics,logs,pickles")] = None,
-    dry_run: DryRunFlag = False,
-    yes: YesFlag = False,
-    as_json: JsonFlag = False,
-) -> None:
-    """Remove metrics, logs and pickles that are no longer needed
-
-    The ledger, all results, unfinished evaluations and the best ones are never touched.
-
-    \b
-    Examples:
-        elmanctl clean --dry-run
-        elmanctl clean e88-480m --keep-best 10 --yes
-    """
-    paths = chosen_run(ctx, run)
-    state = load_run(paths.folder).state
-    kinds = kind.split(",") if kind else []
-    plan = plan_cleaning(paths, state, keep_best=keep_best, kinds=kinds)
-    total_bytes = sum(item.size_bytes for item in plan)
-    if dry_run:
-        rows: list[dict[str, Any]] = [
-            {
-                "path": str(item.path.relative_to(paths.folder)),
-                "size_bytes": item.size_bytes,
-                "kind": item.kind,
-                "evaluation": item.evaluation,
-            }
-            for item in plan
-        ]
-        if as_json:
-            print_json({"removable": rows, "freed_bytes": total_bytes})
-            return
-        print_table(
-            [
-                Column(name="PATH"),
-                Column(name="SIZE", right=True),
-                Column(name="KIND"),
-                Column(name="EVAL"),
-            ],
-            [[r["path"], format_bytes(r["size_bytes"]), r["kind"], r["evaluation"]] for r in rows],
-        )
-        say(f"would free {format_bytes(total_bytes)} in {len(plan)} files")
-        return
-    question = f"remove {len(plan)} files of {state.run['name']}, {format_bytes(total_bytes)}?"
-    if plan and not confirm(question, yes=yes):
-        return
-    answer = act_on_run(paths, "clean", {"keep_best": keep_best, "kinds": kinds})
-    if as_json:
-        print_json(answer)
-        return
-    print_line(f"freed {format_bytes(answer['freed_bytes'])} in {answer['files']} files")
 
 
 def config(

@@ -6,15 +6,17 @@ from typing import Any
 
 from elmanctl.cli.output import say
 from elmanctl.cli.search import make_executor
-from elmanctl.errors import ElmanError, LedgerLocked
+from elmanctl.errors import ElmanError, LedgerError, LedgerLocked
 from elmanctl.jobs.paths import RunPaths
 from elmanctl.ledger.lease import is_gone, read_holder
 from elmanctl.ledger.records import State
 from elmanctl.ledger.requests import leave_request, wait_for_answer, withdraw_request
+from elmanctl.ledger.reserve import full_disk, give_up
 from elmanctl.search.actions import apply_requests, perform
 from elmanctl.search.dispatch import Dispatcher
 from elmanctl.search.poll import Poller
 from elmanctl.search.session import Session
+from elmanctl.search.storage import explained
 from elmanctl.search.watch import Watcher
 
 # A controller that is inside sbatch answers after it.
@@ -24,6 +26,9 @@ _POLL_S = 0.2
 # Jobs that were cancelled take a moment to end.
 _COLLECT_S = 10.0
 _COLLECT_POLL_S = 1.0
+
+# What must work on a full disk, to get out of it.
+_MAKING_ROOM = ("clean", "cancel")
 
 
 def act_on_run(paths: RunPaths, command: str, arguments: Mapping[str, Any]) -> dict[str, Any]:
@@ -45,7 +50,10 @@ def act_on_run(paths: RunPaths, command: str, arguments: Mapping[str, Any]) -> d
 
 
 def _act_here(paths: RunPaths, command: str, arguments: Mapping[str, Any]) -> dict[str, Any]:
-    with Session.open(paths.folder) as session:
+    with (
+        explained(paths.folder.name),
+        Session.open(paths.folder, may_use_reserve=command in _MAKING_ROOM) as session,
+    ):
         executor = make_executor(paths, session.run["executor"], session.settings)
         is_slurm = session.run["executor"] == "slurm"
         poll_s = session.settings.slurm.poll_s if is_slurm else 0.0
@@ -92,7 +100,12 @@ def _ask_controller(
         holder = read_holder(paths.folder)
         return holder is not None and is_gone(holder) is not True
 
-    request = leave_request(paths.folder, command, arguments)
+    try:
+        request = leave_request(paths.folder, command, arguments)
+    except LedgerError as exc:
+        if full_disk(exc) is None or command not in _MAKING_ROOM or not give_up(paths.folder):
+            raise
+        request = leave_request(paths.folder, command, arguments)
     say(f"asking the controller of {paths.folder.name}")
     try:
         found = wait_for_answer(

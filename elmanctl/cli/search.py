@@ -1,6 +1,5 @@
 """`search` and `resume`: start a search, or go on with one."""
 
-import errno
 import re
 import signal
 import threading
@@ -26,12 +25,13 @@ from elmanctl.cli.output import confirm, hint, print_json, say, warn
 from elmanctl.cli.plan import describe_plan, print_dry_run, warn_of_plan
 from elmanctl.cli.progress import make_view, print_summary, run_summary
 from elmanctl.config import parse_assignments
-from elmanctl.errors import ElmanError, LedgerError, SearchPaused, UsageError
+from elmanctl.errors import ElmanError, UsageError
 from elmanctl.jobs.executor import Executor
 from elmanctl.jobs.paths import RunPaths
 from elmanctl.ledger.records import RunStatus
 from elmanctl.search.session import Session
 from elmanctl.search.start import create_run, plan_search
+from elmanctl.search.storage import explained
 
 # How often result files are looked for; Slurm itself is asked far less often.
 _TICK_S = 2.0
@@ -210,7 +210,11 @@ def drive(
     """Run a search's controller in the foreground until it ends or is interrupted."""
     from elmanctl.search.loop import Controller
 
-    with Session.open(paths.folder) as session, interruptible() as stop:
+    with (
+        explained(paths.folder.name),
+        Session.open(paths.folder) as session,
+        interruptible() as stop,
+    ):
         if session.warning:
             warn(session.warning)
         session.refuse_cancelled()
@@ -230,19 +234,9 @@ def drive(
         try:
             with make_view(session) as view:
                 Controller(session, executor, view, poll_s=poll_s, tick_s=tick_s, stop=stop).drive()
-        except LedgerError:
+        except (ElmanError, OSError) as exc:
+            session.pause(exc)
             raise
-        except ElmanError as exc:
-            session.record("run_paused", reason=exc.message)
-            raise
-        except OSError as exc:
-            if exc.errno not in (errno.ENOSPC, errno.EDQUOT):
-                raise
-            # Not put on record: the ledger lies on the same disk.
-            raise SearchPaused(
-                f"the disk is full: {exc}",
-                hint=f"make room, then `elmanctl resume {session.run['name']}`",
-            ) from exc
         state = session.state
         if as_json:
             print_json(run_summary(session))

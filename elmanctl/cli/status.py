@@ -34,12 +34,15 @@ from elmanctl.cli.scheduler import current_note, note_data, note_line, with_pend
 from elmanctl.errors import LedgerCorrupt, LedgerError, NotFound, UsageError, nearest
 from elmanctl.jobs.paths import RunPaths
 from elmanctl.jobs.scheduler_note import SchedulerNote
+from elmanctl.ledger.disk import space_of
 from elmanctl.ledger.lease import is_gone, read_holder
 from elmanctl.ledger.records import Evaluation, RunStatus, State
 from elmanctl.ledger.run_state import RunState
 from elmanctl.ledger.summary import RunSummary, summarize
 from elmanctl.models.params import format_count
 from elmanctl.search.selection import list_runs
+from elmanctl.search.session import settings_in_force
+from elmanctl.search.storage import forecast
 
 
 def status(
@@ -258,6 +261,9 @@ def _print_run(
         say(note_line(note))
     for line in excluded_lines(row["excluded_nodes"]):
         say(line)
+    disk = forecast(found, space_of(paths.folder, with_quota=False), settings_in_force(found).disk)
+    if disk is not None and disk.warning:
+        warn(f"{disk.warning}: see `elmanctl disk {row['run']}`")
     names = searched_names(found.run)
     columns = [
         Column(name="EVAL"),

@@ -22,8 +22,9 @@ from elmanctl.jobs.metrics import MetricsLog, StepRecord
 from elmanctl.jobs.paths import AttemptPaths
 from elmanctl.jobs.signals import signals_noted
 from elmanctl.jobs.spec import AttemptSpec
-from elmanctl.ledger.files import write_json
+from elmanctl.ledger.files import encode_json, write_json
 from elmanctl.ledger.records import Evidence, EvidenceSource, Verdict
+from elmanctl.ledger.reserve import full_disk, hold, write_over
 
 logger = logging.getLogger(__name__)
 
@@ -55,10 +56,18 @@ def evaluate_attempt(folder: str) -> dict[str, Any]:
             logger.info("%s has a result, nothing to do", folder)
             return {"already_finished": True}
         worker = this_worker()
-        claim = take_claim(paths.claim, worker)
+        try:
+            claim = take_claim(paths.claim, worker)
+        except OSError as exc:
+            if full_disk(exc) is None or paths.claim.exists():
+                raise
+            # No other job holds the attempt: the reserve that the controller left is ours.
+            _Evaluation(paths, worker).leave_failure(exc)
+            raise
         if not claim.is_ours:
             logger.info("%s is held by another job, nothing to do: %s", folder, claim.earlier)
             return {"duplicate": True}
+        _hold_reserve(paths)
         if claim.earlier is not None and paths.metrics.exists():
             paths.metrics.replace(paths.earlier_metrics(claim.earlier["restart"]))
         return _Evaluation(paths, worker).run()
@@ -79,12 +88,15 @@ class _Evaluation:
             self._spec = AttemptSpec.read(self._paths.spec)
             return self._run(self._spec)
         except Exception as exc:
-            kind, text = classify_exception(exc)
-            told = Evidence(source=EvidenceSource.RESULT, text=text)
-            partial = {} if self._progress is None else self._progress.partial_result()
-            record = self._header(Verdict(kind=kind, evidence=(told,))) | partial
-            self._leave(record)
+            self.leave_failure(exc)
             raise
+
+    def leave_failure(self, exc: Exception) -> None:
+        """Write a result that says how an exception ended the attempt."""
+        kind, text = classify_exception(exc)
+        told = Evidence(source=EvidenceSource.RESULT, text=text)
+        partial = {} if self._progress is None else self._progress.partial_result()
+        self._leave(self._header(Verdict(kind=kind, evidence=(told,))) | partial)
 
     def _run(self, spec: AttemptSpec) -> dict[str, Any]:
         heartbeat = Heartbeat(
@@ -105,7 +117,7 @@ class _Evaluation:
 
     def _leave(self, result: dict[str, Any]) -> None:
         """Write the result, and then the empty file that tells the controller of it."""
-        write_json(self._paths.result, result)
+        self._write(result)
         marker = self._paths.finished_marker
         # A foreground evaluation lies in no run, and no controller looks for it.
         if self._paths.folder.parent.parent.name == "evaluations" and marker.parent.is_dir():
@@ -114,6 +126,17 @@ class _Evaluation:
             except OSError as exc:
                 # Without it the controller learns of the result from the scheduler, later.
                 logger.warning("%s is not written: %s", marker, exc)
+
+    def _write(self, result: dict[str, Any]) -> None:
+        """Write the result, on a full disk over the blocks held back for it."""
+        try:
+            write_json(self._paths.result, result)
+        except OSError as exc:
+            if full_disk(exc) is None:
+                raise
+            logger.warning("the disk is full, the result takes the place of its reserve: %s", exc)
+            write_over(self._paths.reserve, self._paths.result, encode_json(result))
+        self._paths.reserve.unlink(missing_ok=True)
 
     def _train(self, spec: AttemptSpec, progress: "_Progress") -> dict[str, Any]:
         from elmanctl.jobs.data import ByteStream
@@ -165,6 +188,17 @@ class _Evaluation:
             "attempt": spec.attempt,
             "parameters_expected": spec.parameters_expected,
         }
+
+
+def _hold_reserve(paths: AttemptPaths) -> None:
+    """Hold blocks back for the result, where the controller has not done so."""
+    try:
+        hold(paths.reserve)
+    except FileExistsError:
+        return
+    except OSError as exc:
+        # The disk is full already: the next write says so, or there is room again by then.
+        logger.warning("nothing is held back for the result: %s", exc)
 
 
 class _Progress:

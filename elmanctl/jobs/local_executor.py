@@ -34,9 +34,11 @@ _SUPERVISOR = """\
 process=$1 exit=$2; shift 2
 trap : TERM
 echo "$$ $(cut -d' ' -f22 /proc/$$/stat)" > "$process.new" && mv "$process.new" "$process"
+# Written now and written over later, which needs no room on a disk that is full by then.
+echo 'no code' > "$exit.new"
 "$@"
 code=$?
-echo "$code" > "$exit.new" && mv "$exit.new" "$exit"
+printf '%-7s\n' "$code" 1<> "$exit.new" && mv "$exit.new" "$exit"
 """
 
 _KILL_AFTER_S = 20

@@ -35,6 +35,11 @@ class AttemptPaths:
         """The worker's own word on how the attempt ended."""
         return self.folder / "result.json"
 
+    @property
+    def reserve(self) -> Path:
+        """Blocks held back for a result that a full disk would not take."""
+        return self.folder / ".result.json.reserve.tmp"
+
     def earlier_metrics(self, restart: int) -> Path:
         """Return where the metrics of an earlier start of a requeued job are kept."""
         return self.folder / f"metrics-restart-{restart}.jsonl"

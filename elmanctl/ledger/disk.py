@@ -2,64 +2,137 @@
 
 import errno
 import os
-import stat
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 from elmanctl.errors import LedgerError
+from elmanctl.ledger.quota import Quota, ask_quota
 
 _VANISHED = (errno.ENOENT, errno.ENOTDIR, errno.ESTALE)
 _BLOCK_BYTES = 512
+
+# What an attempt leaves, by the names of its files; `other` is the rest, folders included.
+CATEGORIES = ("metrics", "log", "pickle", "result", "checkpoint", "other")
+_NAMES = (
+    ("metrics", re.compile(r"metrics.*\.jsonl")),
+    ("log", re.compile(r".*_log\.(out|err)")),
+    ("pickle", re.compile(r".*\.pkl")),
+    ("result", re.compile(r"result\.json")),
+    ("checkpoint", re.compile(r"checkpoint.*|.*\.(pt|pth|ckpt|safetensors)")),
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Found:
+    """One file or folder below another one: its names from there, and what it is."""
+
+    parts: tuple[str, ...]
+    status: os.stat_result
+
+    @property
+    def size_bytes(self) -> int:
+        """The bytes allocated on disk: blocks, so that sparse files cost what they cost."""
+        return self.status.st_blocks * _BLOCK_BYTES
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Space:
+    """What this user can still write somewhere; None for inodes where they are not counted."""
+
+    free_bytes: int
+    free_inodes: int | None
+    quota: Quota
+
+    @property
+    def usable_bytes(self) -> int:
+        """What the file system and the quota both allow."""
+        left = self.quota.left_bytes
+        return self.free_bytes if left is None else min(self.free_bytes, left)
+
+    @property
+    def usable_inodes(self) -> int | None:
+        """How many more files both allow, None where neither counts them."""
+        known = [left for left in (self.free_inodes, self.quota.left_inodes) if left is not None]
+        return min(known, default=None)
+
+
+def category_of(name: str) -> str:
+    """Return the category of a file that an attempt left, by its name."""
+    return next((category for category, names in _NAMES if names.fullmatch(name)), "other")
+
+
+def walk(folder: Path) -> Iterator[Found]:
+    """Yield everything below `folder`, which may itself be named by a link; no link is followed.
+
+    What vanishes meanwhile is passed over.  Raises LedgerError when a folder cannot be read.
+    """
+    with _mapped(folder):
+        top = os.path.realpath(folder)
+        for root, folders, files, descriptor in os.fwalk(top, onerror=_refuse):
+            above = Path(root).relative_to(top).parts
+            for name in (*folders, *files):
+                with _mapped(folder):
+                    status = os.stat(name, dir_fd=descriptor, follow_symlinks=False)
+                    yield Found(parts=(*above, name), status=status)
 
 
 def measure(folder: Path) -> int:
     """Return the bytes allocated on disk by `folder` and all below it; 0 when it does not exist.
 
-    Counts blocks, not lengths, so that sparse files cost what they cost.  Links inside are not
-    followed, a file with several names is counted once, and what vanishes meanwhile is not
-    counted.  Raises LedgerError when a folder cannot be read.
+    Links inside are not followed, a file with several names is counted once, and what vanishes
+    meanwhile is not counted.  Raises LedgerError when a folder cannot be read.
     """
     total = 0
+    with _mapped(folder):
+        total += folder.stat().st_blocks * _BLOCK_BYTES
+    return total + sum(found.size_bytes for found in each_once(walk(folder)))
+
+
+def each_once(found: Iterator[Found]) -> Iterator[Found]:
+    """Leave out the further names of a file that has several."""
     seen: set[tuple[int, int]] = set()
-    for status in _walk(folder):
-        if status.st_nlink > 1:
-            identity = (status.st_dev, status.st_ino)
+    for item in found:
+        if item.status.st_nlink > 1:
+            identity = (item.status.st_dev, item.status.st_ino)
             if identity in seen:
                 continue
             seen.add(identity)
-        total += status.st_blocks * _BLOCK_BYTES
-    return total
+        yield item
 
 
 def free_bytes(path: Path) -> int:
     """Return the bytes that this user can still write to the file system of `path`."""
-    try:
-        status = os.statvfs(path)
-    except OSError as exc:
-        raise LedgerError(f"cannot ask how much space is free at {path}: {exc.strerror}") from exc
+    status = _statvfs(path)
     return status.f_bavail * status.f_frsize
 
 
-def _walk(folder: Path) -> Iterator[os.stat_result]:
-    """Yield the status of `folder`, which may itself be named by a link, and of all below it."""
-    with _mapped(folder):
-        yield folder.stat()
-    waiting = [folder]
-    while waiting:
-        current = waiting.pop()
-        for entry in _entries(current):
-            with _mapped(current):
-                status = entry.stat(follow_symlinks=False)
-                if stat.S_ISDIR(status.st_mode):
-                    waiting.append(Path(entry.path))
-                yield status
+def space_of(path: Path, *, with_quota: bool = True) -> Space:
+    """Return what is left on the file system of `path`, and of this user's quota on it.
+
+    Asking for a quota runs a command, at most once a minute.  Raises LedgerError.
+    """
+    status = _statvfs(path)
+    return Space(
+        free_bytes=status.f_bavail * status.f_frsize,
+        # A file system that makes inodes as it needs them says that it has none.
+        free_inodes=status.f_favail if status.f_files else None,
+        quota=ask_quota(path) if with_quota else Quota(note="not asked"),
+    )
 
 
-def _entries(folder: Path) -> list[os.DirEntry[str]]:
-    with _mapped(folder), os.scandir(folder) as entries:
-        return list(entries)
-    return []
+def _statvfs(path: Path) -> os.statvfs_result:
+    try:
+        return os.statvfs(path)
+    except OSError as exc:
+        raise LedgerError(f"cannot ask how much space is free at {path}: {exc.strerror}") from exc
+
+
+def _refuse(error: OSError) -> None:
+    if error.errno not in _VANISHED:
+        raise error
 
 
 @contextmanager

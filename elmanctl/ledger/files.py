@@ -46,8 +46,13 @@ def create_atomically(path: Path, data: bytes) -> None:
 
 def write_json(path: Path, obj: Mapping[str, object]) -> None:
     """Replace `path` atomically by one JSON object; NaN and infinities raise ValueError."""
+    write_atomically(path, encode_json(obj))
+
+
+def encode_json(obj: Mapping[str, object]) -> bytes:
+    """Return one JSON object as one line; NaN and infinities raise ValueError."""
     text = json.dumps(obj, separators=(",", ":"), allow_nan=False)
-    write_atomically(path, text.encode("ascii") + b"\n")
+    return text.encode("ascii") + b"\n"
 
 
 def read_json(path: Path) -> dict[str, Any] | None:

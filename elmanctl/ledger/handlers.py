@@ -6,6 +6,7 @@ from typing import TypeAlias
 
 from elmanctl.errors import LedgerCorrupt
 from elmanctl.ledger import transitions
+from elmanctl.ledger.disk_use import OTHER
 from elmanctl.ledger.encoding import (
     decode_evaluation,
     decode_member,
@@ -136,10 +137,12 @@ def _attempt_started(state: RunState, fields: Fields, at: str) -> None:
 
 def _attempt_finished(state: RunState, fields: Fields, at: str) -> None:
     evaluation = _evaluation(state, fields.text("evaluation"))
+    size_bytes, sizes = _sizes(fields)
     ending = Ending(
         verdict=decode_verdict(fields.mapping("verdict"), "data.verdict"),
         result=fields.optional_mapping("result"),
-        size_bytes=fields.optional_whole("size_bytes"),
+        size_bytes=size_bytes,
+        sizes=sizes,
         node=fields.optional_text("node"),
         elapsed_s=fields.optional_number("elapsed_s"),
     )
@@ -154,6 +157,22 @@ def _attempt_finished(state: RunState, fields: Fields, at: str) -> None:
         state.failures_in_a_row.clear()
     else:
         state.failures_in_a_row.append((evaluation.id, number))
+    if size_bytes is not None:
+        is_first = all(each.size_bytes is None for each in evaluation.attempts)
+        state.disk = state.disk.wrote(sizes or {OTHER: size_bytes}, new_evaluation=is_first)
+
+
+def _sizes(fields: Fields) -> tuple[int | None, dict[str, int]]:
+    """Return what an attempt left on disk, and the same by category where that is known."""
+    size_bytes = fields.optional_whole("size_bytes")
+    told = fields.optional_mapping("sizes")
+    if told is None:
+        return size_bytes, {}
+    with Fields(told, "data.sizes") as by_category:
+        sizes = {category: by_category.whole(category) for category in told}
+    if sum(sizes.values()) != size_bytes:
+        raise LedgerCorrupt(f"`data.sizes` add up to {sum(sizes.values())}, not to {size_bytes}")
+    return size_bytes, sizes
 
 
 def _evaluation_closed(state: RunState, fields: Fields, at: str) -> None:
@@ -237,11 +256,22 @@ def _request_applied(state: RunState, fields: Fields, at: str) -> None:
 
 
 def _cleaned(state: RunState, fields: Fields, at: str) -> None:
-    fields.text("kind")
+    kind = fields.text("kind")
     fields.whole("files")
+    total = fields.whole("freed_bytes")
     named = fields.optional_text("evaluation")
-    owner = _evaluation(state, named).id if named is not None else ""
-    state.free(owner, fields.whole("freed_bytes"))
+    several = fields.optional_mapping("evaluations")
+    owners: dict[str, int] = {named or "": total}
+    if several is not None:
+        with Fields(several, "data.evaluations") as by_owner:
+            owners = {name: by_owner.whole(name) for name in several}
+        if named is not None or sum(owners.values()) != total:
+            raise LedgerCorrupt("`data.evaluations` do not add up to `data.freed_bytes`")
+    for name, freed in owners.items():
+        owner = _evaluation(state, name).id if name else ""
+        state.free(owner, freed)
+    if several is not None or named is not None:
+        state.disk = state.disk.freed(kind, total)
 
 
 def _note(state: RunState, fields: Fields, at: str) -> None:

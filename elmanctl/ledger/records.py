@@ -90,7 +90,11 @@ class Verdict:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Attempt:
-    """One job that runs, or ran, an evaluation; `number` counts from 1."""
+    """One job that runs, or ran, an evaluation; `number` counts from 1.
+
+    `sizes` are the bytes that it left by category, `size_bytes` is their sum; a ledger of version
+    0.1 has the sum alone.
+    """
 
     number: int
     submission: str
@@ -105,6 +109,7 @@ class Attempt:
     verdict: Verdict | None = None
     result: Mapping[str, object] | None = None
     size_bytes: int | None = None
+    sizes: Mapping[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

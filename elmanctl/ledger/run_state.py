@@ -5,6 +5,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
+from elmanctl.ledger.disk_use import DiskUse
 from elmanctl.ledger.overlay import Overlay
 from elmanctl.ledger.records import (
     Attempt,
@@ -38,9 +39,10 @@ class RunState:
     order; `refused` maps it to the number of points refused while it was asked.  `controller` is
     the newest controller: host, pid, at.  `changes` maps `section.key` to what replaces a
     setting, `freed_bytes` an evaluation, or "" for what belongs to none, to the bytes that
-    cleaning freed, `excluded_nodes` a node to why and until when it is avoided, also when that is
-    over.  `failures_in_a_row` names the (evaluation, attempt) that failed since an attempt
-    completed, the run paused or an evaluation was reopened, in the order in which they ended.
+    cleaning freed, `disk` the totals of what attempts left, `excluded_nodes` a node to why and
+    until when it is avoided, also when that is over.  `failures_in_a_row` names the (evaluation,
+    attempt) that failed since an attempt completed, the run paused or an evaluation was reopened,
+    in the order in which they ended.
 
     Running sums, so that nobody has to look through all attempts: `spent` by verdict what ended
     attempts cost, `saved` what repeats would have cost, `answered` how many there were, `trained`
@@ -76,6 +78,7 @@ class RunState:
     repeats: dict[str, tuple[str, ...]] = field(default_factory=dict)
     excluded_nodes: dict[str, ExcludedNode] = field(default_factory=dict)
     failures_in_a_row: list[tuple[str, int]] = field(default_factory=list)
+    disk: DiskUse = field(default_factory=DiskUse)
     notes: list[Note] = field(default_factory=list)
     seq: int = 0
     fence: int = 0

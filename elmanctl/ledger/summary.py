@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
+from elmanctl.ledger.disk_use import DiskUse
 from elmanctl.ledger.records import Attempt, Evaluation, ExcludedNode, RunStatus, State
 from elmanctl.ledger.run_state import RunState, rank
 from elmanctl.ledger.spending import Spent
@@ -48,6 +49,7 @@ class RunSummary:
     answered: int
     trained: int
     wall_s: float
+    disk: DiskUse
     excluded_nodes: Mapping[str, ExcludedNode]
     flights: tuple[tuple[Attempt, int], ...]
     newest_settled: int

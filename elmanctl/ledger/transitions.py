@@ -25,6 +25,7 @@ class Ending:
     verdict: Verdict
     result: Mapping[str, Any] | None
     size_bytes: int | None
+    sizes: Mapping[str, int]
     node: str | None
     elapsed_s: float | None
 
@@ -103,6 +104,7 @@ def finish(evaluation: Evaluation, number: int, ending: Ending, at: str) -> Eval
             verdict=ending.verdict,
             result=ending.result,
             size_bytes=ending.size_bytes,
+            sizes=ending.sizes,
         ),
     )
     return changed if changed.state.is_finished else replace(changed, state=State.CREATED)

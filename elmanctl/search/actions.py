@@ -12,7 +12,7 @@ from elmanctl.errors import ElmanError, UsageError
 from elmanctl.ledger.records import RunStatus, State
 from elmanctl.ledger.requests import answer_request, pending_requests
 from elmanctl.ledger.run_state import RunState
-from elmanctl.search.cleaning import plan_cleaning, remove_planned
+from elmanctl.search.cleaning import plan_cleaning, remove_planned, retention
 from elmanctl.search.requeue import plan_requeue, reopened_row, select_requeueable
 from elmanctl.search.selection import select_named
 from elmanctl.search.session import Session
@@ -118,18 +118,8 @@ def _is_busy(state: RunState) -> bool:
 
 def _clean(session: Session, watcher: Watcher, arguments: Mapping[str, Any], by: str) -> Answer:
     """Remove what the plan names, and record how much that freed."""
-    plan = plan_cleaning(
-        session.paths,
-        session.state,
-        keep_best=int(arguments.get("keep_best", 3)),
-        kinds=arguments.get("kinds") or [],
-    )
-    freed = remove_planned(session.paths, plan)
-    for (evaluation, kind), (size_bytes, files) in freed.items():
-        session.record(
-            "cleaned", evaluation=evaluation, kind=kind, freed_bytes=size_bytes, files=files
-        )
-    return {
-        "freed_bytes": sum(size_bytes for size_bytes, _ in freed.values()),
-        "files": sum(files for _, files in freed.values()),
-    }
+    policy = retention(session.settings.disk, arguments)
+    kinds = arguments.get("kinds") or []
+    plan = plan_cleaning(session.paths, session.state, policy, kinds=kinds)
+    freed = remove_planned(session, plan)
+    return {"freed_bytes": freed.size_bytes, "files": freed.files}

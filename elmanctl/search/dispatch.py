@@ -7,34 +7,34 @@ submission has.  Whatever happens in between, the name tells later whether it wa
 import logging
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from itertools import groupby
 from typing import Any
 
 from elmanctl import clock
-from elmanctl.errors import EnvironmentNotReady, SearchPaused, SubmissionError
+from elmanctl.errors import EnvironmentNotReady, SubmissionError
 from elmanctl.jobs.executor import (
     Executor,
     Sighting,
     SubmissionTooLarge,
     SubmissionUnknown,
 )
-from elmanctl.ledger.disk import free_bytes
 from elmanctl.ledger.encoding import encode_submission
 from elmanctl.ledger.files import write_json
 from elmanctl.ledger.records import Evaluation, State, Submission, Task
+from elmanctl.ledger.reserve import hold
 from elmanctl.ledger.spending import devices
 from elmanctl.search.costs import affordable, mean_device_s, overspent
 from elmanctl.search.next_attempt import decision_on, deterministic_failures
 from elmanctl.search.nodes import nodes_in_force, readmit_oldest
 from elmanctl.search.poll import Poller
 from elmanctl.search.repeats import answering
+from elmanctl.search.room import Room
 from elmanctl.search.session import Session
 from elmanctl.search.workload import attempt_resources, attempt_spec
 
 logger = logging.getLogger(__name__)
-
-_GB = 1_000_000_000
 
 # A scheduler that refused, for a limit on jobs say, is left in peace for so long.
 _REFUSED_PAUSE_S = 60.0
@@ -57,6 +57,7 @@ class Dispatcher:
         self._executor = executor
         self._poller = poller
         self._next_submission = 0.0
+        self._room = Room(session)
 
     def adopt_all(self) -> Sighting | None:
         """Settle every submission whose answer is not on record; return what the look brought.
@@ -111,9 +112,9 @@ class Dispatcher:
         waiting = self._paid(waiting, is_idle=not live)
         slots = self._executor.free_slots(self._slot(attempt) for _, attempt in live)
         ready = [replace(due, slot=slot) for due, slot in zip(waiting, slots, strict=False)]
+        ready = ready[: self._room.for_attempts(len(ready), live=len(live))]
         if not ready:
             return
-        self._check_disk()
         for resources, group in groupby(ready, key=self._resources):
             members = list(group)
             size = self._executor.tasks_per_submission or len(members)
@@ -210,6 +211,8 @@ class Dispatcher:
             paths = session.paths.attempt(task.evaluation, task.attempt)
             paths.folder.mkdir(parents=True, exist_ok=True)
             write_json(paths.spec, spec.encode())
+            with suppress(FileExistsError):
+                hold(paths.reserve)
 
     def _resources(self, due: _Due) -> dict[str, Any]:
         avoided = {node.node for node in nodes_in_force(self._session.state)}
@@ -249,12 +252,3 @@ class Dispatcher:
     def _slot(self, attempt: Any) -> int | None:
         submission = self._session.state.submissions[attempt.submission]
         return next(task.slot for task in submission.tasks if task.index == attempt.task_index)
-
-    def _check_disk(self) -> None:
-        floor_gb = self._session.settings.disk.floor_gb
-        free_gb = free_bytes(self._session.paths.folder) / _GB
-        if free_gb < floor_gb:
-            raise SearchPaused(
-                f"{free_gb:.2f} GB are free, under the floor of {floor_gb:g} GB (`disk.floor_gb`)",
-                hint="make room, e.g. with `elmanctl clean`, then `elmanctl resume`",
-            )

@@ -32,6 +32,9 @@ _LOWEST: Mapping[str, int] = {
     "disk.floor_gb": 0,
     "retry.mem_factor": 1,
     "retry.exclude_min": 0,
+    "disk.floor_inodes": 0,
+    "disk.keep_best": 0,
+    "disk.keep_last": 0,
 }
 
 _NO_COUNTS = ("mem_factor", "max_mem_gb", "exclude_min")

@@ -1,5 +1,6 @@
 """A run that is open for writing: its lease, its ledger and its state, kept in step."""
 
+import logging
 import os
 import platform
 from collections.abc import Mapping
@@ -8,12 +9,13 @@ from types import TracebackType
 from typing import Any
 
 from elmanctl.config import decode_settings
-from elmanctl.errors import NotFound, UsageError
+from elmanctl.errors import ElmanError, LedgerError, NotFound, UsageError
 from elmanctl.jobs.paths import RunPaths
 from elmanctl.jobs.submission import extra_options
 from elmanctl.ledger import state as ledger_state
 from elmanctl.ledger.lease import Lease
 from elmanctl.ledger.records import RunStatus
+from elmanctl.ledger.reserve import full_disk, give_up, refill
 from elmanctl.ledger.snapshot import SnapshotKeeper, load_summary
 from elmanctl.ledger.state import RunState, replay
 from elmanctl.ledger.store import LedgerWriter
@@ -21,6 +23,11 @@ from elmanctl.ledger.summary import RunSummary
 from elmanctl.search.limits import check_limits
 from elmanctl.search.workload import attempt_resources
 from elmanctl.settings import Settings
+
+logger = logging.getLogger(__name__)
+
+# Of the reserve, so many parts stay for the command that will make room.
+_KEPT_PARTS = 2
 
 # Where and how jobs run and how many are paid, not what they measure.
 CHANGEABLE = ("slurm.", "local.", "retry.", "budget.", "disk.", "search.max_jobs")
@@ -50,8 +57,11 @@ class Session:
         self._snapshots = SnapshotKeeper(paths.folder, writer, self.state)
 
     @classmethod
-    def open(cls, folder: Path) -> "Session":
+    def open(cls, folder: Path, *, may_use_reserve: bool = False) -> "Session":
         """Take the lease of a run and read its ledger.
+
+        A lease is a file: `may_use_reserve` gives up the run's reserve where a full disk has no
+        room for it, so that a command can make some.
 
         Raises LedgerLocked while another process holds it, LedgerCorrupt for a damaged ledger,
         NotFound for one in which nothing stands.
@@ -59,7 +69,12 @@ class Session:
         paths = RunPaths(folder)
         found = load_summary(folder).summary
         require_run(paths, found)
-        lease = Lease.acquire(folder, minimum_fence=found.fence)
+        try:
+            lease = Lease.acquire(folder, minimum_fence=found.fence)
+        except LedgerError as exc:
+            if full_disk(exc) is None or not may_use_reserve or not give_up(folder):
+                raise
+            lease = Lease.acquire(folder, minimum_fence=found.fence)
         try:
             return cls(paths, lease, LedgerWriter(paths.ledger, lease))
         except BaseException:
@@ -83,7 +98,25 @@ class Session:
 
     def start_controller(self) -> None:
         """Record that a controller drives this run from now on."""
+        refill(self.paths.folder)
         self.record("controller_started", host=platform.node(), pid=os.getpid())
+
+    def pause(self, error: Exception) -> None:
+        """Put on record why the controller stops, where that can be written.
+
+        A ledger that refuses stays as it is, unless all that it lacks is room: for this one event
+        a part of the run's reserve is given up.
+        """
+        full = full_disk(error)
+        if full is None:
+            if isinstance(error, ElmanError) and not isinstance(error, LedgerError):
+                self.record("run_paused", reason=error.message)
+            return
+        try:
+            give_up(self.paths.folder, keep=_KEPT_PARTS)
+            self.record("run_paused", reason="the disk is full")
+        except (OSError, LedgerError) as exc:
+            logger.warning("that the disk is full is not on record: %s", exc)
 
     def check_changes(self, changes: Mapping[str, Any]) -> None:
         """Refuse settings that a run cannot have from now on.
@@ -134,9 +167,10 @@ class Session:
         return self.state.run
 
     def close(self) -> None:
-        """Close the ledger and give the lease back."""
+        """Close the ledger, make the run's reserve whole, and give the lease back."""
         self._snapshots.close()
         self._writer.close()
+        refill(self.paths.folder)
         self.lease.release()
 
     def __enter__(self) -> "Session":
@@ -151,7 +185,9 @@ class Session:
         self.close()
 
 
-def settings_in_force(state: RunState, more: Mapping[str, Any] | None = None) -> Settings:
+def settings_in_force(
+    state: RunState | RunSummary, more: Mapping[str, Any] | None = None
+) -> Settings:
     """Return a run's settings with the changes on record, and with `more` of them."""
     tables = {name: dict(table) for name, table in state.run["settings"].items()}
     for key, value in {**state.changes, **(more or {})}.items():

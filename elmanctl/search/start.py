@@ -4,14 +4,22 @@ import importlib.util
 import platform
 import re
 import secrets
-from collections.abc import Mapping
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import elmanctl
-from elmanctl.errors import ConfigError, EnvironmentNotReady, InvalidConfiguration, UsageError
+from elmanctl.errors import (
+    ConfigError,
+    EnvironmentNotReady,
+    InvalidConfiguration,
+    LedgerError,
+    UsageError,
+)
 from elmanctl.jobs.corpus import CorpusInfo, describe, standard_library_corpus, unigram_entropy
 from elmanctl.jobs.executor import Resources
 from elmanctl.jobs.paths import RunPaths
@@ -19,6 +27,7 @@ from elmanctl.jobs.protocol import Budget
 from elmanctl.jobs.snapshot import freeze_code
 from elmanctl.jobs.submission import extra_options
 from elmanctl.ledger.lease import Lease
+from elmanctl.ledger.reserve import full_disk, refill
 from elmanctl.ledger.spending import devices, gpus_asked
 from elmanctl.ledger.store import LedgerWriter
 from elmanctl.models.backends import AUTO, BACKENDS, check_backend_name, fault_here
@@ -31,6 +40,7 @@ from elmanctl.search.limits import check_limits
 from elmanctl.search.optimizer import CmaOptimizer
 from elmanctl.search.preflight import check_space, mixed_backends
 from elmanctl.search.space import SearchSpace, load_space
+from elmanctl.search.storage import named
 from elmanctl.search.workload import attempt_resources, training_budget
 from elmanctl.settings import Settings
 
@@ -165,13 +175,58 @@ def plan_search(
 
 
 def create_run(plan: SearchPlan) -> Path:
-    """Write the run's folder and the first event of its ledger; return the folder."""
-    plan.folder.mkdir(parents=True)
-    paths = RunPaths(plan.folder)
-    with Lease.acquire(plan.folder) as lease:
-        code = freeze_code(paths.code)
-        LedgerWriter.create(paths.ledger, lease, "run_created", run=_run_record(plan, code)).close()
+    """Write the run's folder and the first event of its ledger; return the folder.
+
+    What was begun is taken back when it cannot be finished.  Raises EnvironmentNotReady for a
+    disk that is full or cannot be written, UsageError when the name was taken meanwhile.
+    """
+    try:
+        with _new_folder(plan.folder):
+            paths = RunPaths(plan.folder)
+            with Lease.acquire(plan.folder) as lease:
+                code = freeze_code(paths.code)
+                refill(plan.folder)
+                record = _run_record(plan, code)
+                LedgerWriter.create(paths.ledger, lease, "run_created", run=record).close()
+    except (OSError, LedgerError) as exc:
+        failure = full_disk(exc) or (exc if isinstance(exc, OSError) else exc.__cause__)
+        if not isinstance(failure, OSError):
+            raise
+        raise EnvironmentNotReady(
+            f"the run's folder cannot be made: {named(failure)}; nothing was started",
+            hint="make room, e.g. with `elmanctl clean`, and start again"
+            if full_disk(exc)
+            else "set `paths.runs` to a folder of yours on a shared disk",
+        ) from exc
     return plan.folder
+
+
+@contextmanager
+def _new_folder(folder: Path) -> Iterator[None]:
+    """Make a folder and those above it; when the body fails they are as if never made."""
+    made = [path for path in (folder, *folder.parents) if not path.exists()]
+    try:
+        folder.mkdir(parents=True)
+    except FileExistsError as exc:
+        raise UsageError(
+            f"{folder} was made by another process meanwhile", hint="pass another `--name`"
+        ) from exc
+    except OSError:
+        _remove_empty(made)
+        raise
+    try:
+        yield
+    except BaseException:
+        shutil.rmtree(folder, ignore_errors=True)
+        _remove_empty(made)
+        raise
+
+
+def _remove_empty(folders: list[Path]) -> None:
+    """Remove folders that this process made, from the inside, as far as nobody uses them."""
+    for path in folders:
+        with suppress(OSError):
+            path.rmdir()
 
 
 def _constants(settings: Mapping[str, Any]) -> dict[str, Any]:

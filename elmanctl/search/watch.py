@@ -14,7 +14,6 @@ from elmanctl.jobs.executor import Executor, JobReport, JobState, LiveJob, Sight
 from elmanctl.jobs.observe import heartbeat_age_s, observe, read_table
 from elmanctl.jobs.result import find_mismatch
 from elmanctl.jobs.verdict import Observation, judge
-from elmanctl.ledger.disk import measure
 from elmanctl.ledger.encoding import encode_verdict
 from elmanctl.ledger.records import (
     Attempt,
@@ -25,6 +24,7 @@ from elmanctl.ledger.records import (
     Verdict,
     VerdictKind,
 )
+from elmanctl.search.holdings import attempt_sizes
 from elmanctl.search.poll import live_job
 from elmanctl.search.session import Session
 
@@ -212,6 +212,7 @@ class Watcher:
             result = None
         known = {"node": (report.node if report else None) or attempt.node or beat.get("host")}
         known |= {"elapsed_s": seen.elapsed_s}
+        sizes = attempt_sizes(session.paths, evaluation.id, attempt)
         session.record(
             "attempt_finished",
             evaluation=evaluation.id,
@@ -220,7 +221,8 @@ class Watcher:
             result=None
             if result is None
             else {key: value for key, value in result.items() if key not in _NOT_IN_LEDGER},
-            size_bytes=measure(paths.folder) + (log.stat().st_size if log.exists() else 0),
+            size_bytes=sum(sizes.values()),
+            sizes=sizes,
             **{key: value for key, value in known.items() if value is not None},
         )
         return session.state.evaluations[evaluation.id], verdict

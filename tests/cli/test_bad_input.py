@@ -175,7 +175,12 @@ def test_search_that_nobody_can_confirm_is_not_started(
         (("requeue", "g000-e00", "--run", "finished"), 2, "g000-e00 is completed", None),
         (("cancel", "--run", "finished", "--all"), 2, "confirmation required", "--yes"),
         (("clean", "finished", "--kind", "dust", "--yes"), 2, "`dust`", "metrics"),
-        (("clean", "finished", "--keep-best", "0"), 2, "confirmation required", "--yes"),
+        (
+            ("clean", "finished", "--keep-best", "0", "--keep-last", "0"),
+            2,
+            "confirmation required",
+            "--yes",
+        ),
         (("cancel", "--run", "finished", "--all", "--yes"), 2, "is finished", None),
         (("requeue", "--failed", "--run", "interrupted"), 2, "confirmation required", "--yes"),
         (("requeue", "--failed", "--kind", "omm", "--run", "interrupted"), 2, "`omm`", "`oom`"),

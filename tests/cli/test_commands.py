@@ -254,12 +254,16 @@ def test_clean_removes_exactly_what_its_dry_run_listed(
     quick_with_runs: QuickCommandLine, snapshot: Snapshot
 ) -> None:
     before = snapshot()
-    words = ("clean", "finished", "--keep-best", "6", "--kind", "metrics,logs")
+    keep = ("--keep-best", "6", "--keep-last", "0")
+    words = ("clean", "finished", *keep, "--kind", "metrics,logs")
     listed = document(quick_with_runs(*words, "--dry-run", "--json"))
     assert snapshot() == before
     planned = {f"runs/finished/{row['path']}" for row in listed["removable"]}
     others = state_of(quick_with_runs, "finished").ranked()[6:]
-    assert len(planned) == 2 * sum(len(evaluation.attempts) for evaluation in others) > 0
+    attempts = [attempt for evaluation in others for attempt in evaluation.attempts]
+    # The logs of failures stay.
+    logs = [attempt for attempt in attempts if attempt.state is not State.FAILED]
+    assert len(planned) == len(attempts) + len(logs) > 0
     done = document(quick_with_runs(*words, "--yes", "--json"))
     after = snapshot()
     assert set(before) - set(after) == planned

@@ -40,7 +40,7 @@ def test_search_is_run_looked_at_cleaned_and_resumed(elmanctl: CommandLine, corp
     _look(elmanctl, best.id, best.loss)
 
     before = measure(run.folder)
-    cleaned = elmanctl("clean", "--keep-best", "1", "--yes")
+    cleaned = elmanctl("clean", "--keep-best", "1", "--keep-last", "0", "--yes")
     assert re.fullmatch(r"freed \d.* in \d+ files\n", cleaned.stdout), cleaned.stderr
     assert measure(run.folder) < before
     assert list(run.evaluations.glob("*/*/metrics.jsonl")) == [run.attempt(best.id, 1).metrics]

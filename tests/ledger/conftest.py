@@ -111,24 +111,6 @@ def spawn() -> Iterator[Callable[..., Child]]:
         child.close()
 
 
-@pytest.fixture
-def tmpfs(tmp_path: Path) -> Iterator[Callable[[int], Path]]:
-    """Mount a file system of so many KiB in memory; needs root, and fails without."""
-    mounted: list[Path] = []
-
-    def mount(size_kib: int) -> Path:
-        folder = tmp_path / f"tmpfs-{len(mounted)}"
-        folder.mkdir()
-        command = ["mount", "-t", "tmpfs", "-o", f"size={size_kib}k", "elmanctl-test", folder]
-        subprocess.run(command, check=True)
-        mounted.append(folder)
-        return folder
-
-    yield mount
-    for folder in mounted:
-        subprocess.run(["umount", "--lazy", folder], check=True)
-
-
 def run_description() -> dict[str, Any]:
     """Return what `run_created` tells of a run."""
     return {

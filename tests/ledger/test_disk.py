@@ -1,12 +1,12 @@
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from elmanctl.errors import LedgerError
-from elmanctl.ledger import disk
 from elmanctl.ledger.disk import free_bytes, measure
 
 
@@ -68,17 +68,17 @@ def test_what_vanishes_during_the_walk_is_not_counted(
     for name in ("a", "b"):
         (tmp_path / name).mkdir()
         (tmp_path / name / "file").write_bytes(b"x" * 50_000)
-    real = disk._entries
+    real = os.fwalk
 
-    def list_then_remove(folder: Path) -> list[os.DirEntry[str]]:
-        entries = real(folder)
-        if folder == tmp_path:
-            shutil.rmtree(tmp_path / "a")
-        else:
-            (folder / "file").unlink(missing_ok=True)
-        return entries
+    def list_then_remove(top: str, **options: Any) -> Iterator[Any]:
+        for root, folders, files, descriptor in real(top, **options):
+            if Path(root) == tmp_path:
+                shutil.rmtree(tmp_path / "a")
+            else:
+                (Path(root) / "file").unlink(missing_ok=True)
+            yield root, folders, files, descriptor
 
-    monkeypatch.setattr(disk, "_entries", list_then_remove)
+    monkeypatch.setattr(os, "fwalk", list_then_remove)
     assert 0 < measure(tmp_path) < 50_000
 
 

@@ -27,6 +27,7 @@ from elmanctl.search.start import create_run, plan_search
 from elmanctl.settings import (
     BudgetSettings,
     DataSettings,
+    DiskSettings,
     RetrySettings,
     SearchSettings,
     Settings,
@@ -299,6 +300,7 @@ class Runs:
         retry = RetrySettings(**changes.pop("retry", {}))
         budget = BudgetSettings(**changes.pop("budget", {}))
         slurm = SlurmSettings(**changes.pop("slurm", {}))
+        disk = DiskSettings(**changes.pop("disk", {}))
         model = changes.pop("model", MODEL)
         search = {"space": "tiny", "axes": AXES, "generations": 2, "population": 4, "seed": 3}
         # A constant takes its axis out of the shipped space.
@@ -310,4 +312,5 @@ class Runs:
             retry=retry,
             budget=budget,
             slurm=slurm,
+            disk=disk,
         )

@@ -12,6 +12,8 @@ from elmanctl.errors import (
     SubmissionError,
 )
 from elmanctl.jobs.executor import JobReport, JobState, SubmissionUnknown
+from elmanctl.ledger.disk import Space
+from elmanctl.ledger.quota import Quota
 from elmanctl.ledger.records import RunStatus, State, SubmissionState
 from elmanctl.ledger.state import load_run
 from elmanctl.search import dispatch
@@ -172,8 +174,9 @@ def test_nothing_is_submitted_below_the_floor_of_free_space(
 ) -> None:
     run = runs.new()
     executor = ScriptedExecutor(run.world)
-    monkeypatch.setattr(dispatch, "free_bytes", lambda path: 999_000_000)
-    with pytest.raises(SearchPaused, match=r"1\.00 GB are free, under the floor of 1 GB"):
+    space = Space(free_bytes=999_000_000, free_inodes=None, quota=Quota(note="none"))
+    monkeypatch.setattr(dispatch, "space_of", lambda path: space)
+    with pytest.raises(SearchPaused, match=r"999\.00 MB are free, under the floor of 1 GB"):
         run.drive(executor=executor)
     assert executor.submitted == []
     assert load_run(run.folder).state.submissions == {}

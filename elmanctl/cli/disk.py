@@ -1,0 +1,359 @@
+"""`disk` and `clean`: what runs take on disk, what may go, and removing it."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from elmanctl.cli.complete import run_names
+from elmanctl.cli.context import (
+    DryRunFlag,
+    JsonFlag,
+    RunArgument,
+    YesFlag,
+    chosen_run,
+    load_readable,
+    resolve_settings,
+)
+from elmanctl.cli.output import (
+    Column,
+    confirm,
+    format_bytes,
+    hint,
+    is_terminal,
+    print_json,
+    print_line,
+    print_table,
+    say,
+    warn,
+)
+from elmanctl.cli.remote import act_on_run
+from elmanctl.errors import LedgerError, NotFound
+from elmanctl.jobs.paths import RunPaths
+from elmanctl.ledger.disk import Space, measure, space_of
+from elmanctl.ledger.reserve import parts_held
+from elmanctl.ledger.run_state import RunState
+from elmanctl.ledger.state import load_run
+from elmanctl.search.cleaning import Removable, choose, plan_cleaning, retention
+from elmanctl.search.holdings import KINDS, Held, scan
+from elmanctl.search.selection import list_runs
+from elmanctl.search.session import settings_in_force
+from elmanctl.search.storage import Forecast, forecast
+from elmanctl.settings import DiskSettings
+
+_BIGGEST = 10
+_FIGURES = ("size_bytes", "freeable_bytes", "needed_bytes", "orphan_bytes")
+
+
+def disk(
+    ctx: typer.Context,
+    run: Annotated[
+        str | None,
+        typer.Argument(help="Run; default a list of all runs", autocompletion=run_names),
+    ] = None,
+    as_json: JsonFlag = False,
+) -> None:
+    """Show what runs take on disk, what may go, and what is left
+
+    Measures the files themselves and changes nothing. FREEABLE is what `clean` would remove now,
+    NEEDED what the rest of the search will write, NOBODY'S what no record of the run names.
+
+    \b
+    Examples:
+        elmanctl disk
+        elmanctl disk e88-480m --json
+    """
+    if run is not None:
+        _disk_of_one(chosen_run(ctx, run), as_json=as_json)
+        return
+    settings = resolve_settings(ctx, {}).settings
+    runs = Path(settings.paths.runs).expanduser()
+    folders = [RunPaths(folder.resolve()) for folder in reversed(list_runs(runs))]
+    space = space_of(_existing(runs))
+    rows = [_row(paths, space) for paths in folders]
+    if as_json:
+        print_json({"space": _space_data(space, settings.disk), "runs": rows})
+        return
+    _say_space(space, settings.disk)
+    if not rows:
+        say(f"no runs in {runs}")
+        return
+    print_table(
+        [
+            Column(name="RUN"),
+            Column(name="SIZE", right=True),
+            Column(name="FREEABLE", right=True),
+            Column(name="NEEDED", right=True),
+            Column(name="NOBODY'S", right=True, dispensable=1),
+        ],
+        [[row["run"], *_sizes(row, *_FIGURES)] for row in rows],
+    )
+    for row in rows:
+        if row["warning"]:
+            warn(f"{row['run']}: {row['warning']}")
+
+
+def _row(paths: RunPaths, space: Space) -> dict[str, Any]:
+    """Return one run in figures; only its size where its ledger cannot be read."""
+    try:
+        state = load_readable(paths)
+    except (LedgerError, NotFound) as exc:
+        unknown = dict.fromkeys(("freeable_bytes", "needed_bytes", "orphan_bytes"))
+        size_bytes = measure(paths.folder)
+        name = paths.folder.name
+        return {"run": name, "size_bytes": size_bytes, **unknown, "warning": exc.message}
+    view = _View(paths, state, space)
+    return {
+        "run": paths.folder.name,
+        "size_bytes": view.size_bytes,
+        "freeable_bytes": sum(item.size_bytes for item in view.plan),
+        "needed_bytes": view.forecast.needed_bytes if view.forecast else None,
+        "orphan_bytes": _sum(view.orphans),
+        "warning": view.forecast.warning if view.forecast else None,
+    }
+
+
+class _View:
+    """One run as it lies on disk."""
+
+    def __init__(self, paths: RunPaths, state: RunState, space: Space) -> None:
+        self.settings = settings_in_force(state).disk
+        self.held = scan(paths, state)
+        self.plan = choose(paths, state, self.held, retention(self.settings, {}))
+        self.orphans = [item for item in self.held if item.orphan is not None]
+        self.forecast: Forecast | None = forecast(state, space, self.settings)
+        self.size_bytes = _sum(self.held) + paths.folder.stat().st_blocks * 512
+
+    def categories(self) -> list[dict[str, Any]]:
+        """Return files, bytes and what may go of each category, the biggest first."""
+        rows: dict[str, dict[str, Any]] = {}
+        for item in self.held:
+            blank = {"category": item.category, "files": 0, "size_bytes": 0, "freeable_bytes": 0}
+            row = rows.setdefault(item.category, blank)
+            row["files"] += 1
+            row["size_bytes"] += item.found.size_bytes
+        for removable in self.plan:
+            rows[removable.category]["freeable_bytes"] += removable.size_bytes
+        return sorted(rows.values(), key=lambda row: (-row["size_bytes"], row["category"]))
+
+    def biggest(self) -> list[dict[str, Any]]:
+        """Return the evaluations that take most."""
+        sizes: dict[str, int] = {}
+        for item in self.held:
+            if item.evaluation is not None:
+                sizes[item.evaluation] = sizes.get(item.evaluation, 0) + item.found.size_bytes
+        ranked = sorted(sizes.items(), key=lambda pair: (-pair[1], pair[0]))[:_BIGGEST]
+        return [{"evaluation": name, "size_bytes": size} for name, size in ranked]
+
+
+def _disk_of_one(paths: RunPaths, *, as_json: bool) -> None:
+    space = space_of(paths.folder)
+    state = load_readable(paths)
+    view = _View(paths, state, space)
+    orphans: list[dict[str, Any]] = [
+        {"path": item.name, "size_bytes": item.found.size_bytes, "why": item.orphan}
+        for item in view.orphans
+    ]
+    if as_json:
+        print_json(
+            {
+                "space": _space_data(space, view.settings),
+                "run": paths.folder.name,
+                "size_bytes": view.size_bytes,
+                "freeable_bytes": sum(item.size_bytes for item in view.plan),
+                "recorded_sizes": dict(state.disk.sizes),
+                "reserve_parts": parts_held(paths.folder),
+                "forecast": _forecast_data(view.forecast),
+                "categories": view.categories(),
+                "biggest": view.biggest(),
+                "orphans": orphans,
+            }
+        )
+        return
+    _say_space(space, view.settings)
+    _say_run(paths, view)
+    print_table(
+        [
+            Column(name="WHAT"),
+            Column(name="FILES", right=True),
+            Column(name="SIZE", right=True),
+            Column(name="FREEABLE", right=True),
+        ],
+        [
+            [row["category"], str(row["files"]), *_sizes(row, "size_bytes", "freeable_bytes")]
+            for row in view.categories()
+        ],
+    )
+    print_line()
+    print_table(
+        [Column(name="EVAL"), Column(name="SIZE", right=True)],
+        [[row["evaluation"], *_sizes(row, "size_bytes")] for row in view.biggest()],
+    )
+    if orphans:
+        print_line()
+        print_table(
+            [
+                Column(name="NOBODY'S"),
+                Column(name="SIZE", right=True),
+                Column(name="WHY", wraps=True),
+            ],
+            [[row["path"], *_sizes(row, "size_bytes"), row["why"]] for row in orphans],
+        )
+
+
+def _say_run(paths: RunPaths, view: _View) -> None:
+    freeable_bytes = sum(item.size_bytes for item in view.plan)
+    name, size = paths.folder.name, format_bytes(view.size_bytes)
+    say(f"{name}: {size}; `elmanctl clean {name}` would free {format_bytes(freeable_bytes)}")
+    if view.forecast is not None:
+        say(
+            f"{view.forecast.evaluations_left} evaluations are left, at "
+            f"{format_bytes(view.forecast.evaluation_bytes)} each: "
+            f"{format_bytes(view.forecast.needed_bytes)}"
+        )
+        if view.forecast.warning:
+            warn(view.forecast.warning)
+
+
+def _say_space(space: Space, settings: DiskSettings) -> None:
+    inodes = "" if space.free_inodes is None else f", room for {space.free_inodes} files"
+    say(
+        f"{format_bytes(space.free_bytes)} free on the file system{inodes}; "
+        f"{settings.floor_gb:g} GB and {settings.floor_inodes} files are kept free"
+    )
+    left = space.quota.left_bytes
+    if left is None:
+        say(space.quota.note)
+    else:
+        say(f"{format_bytes(left)} left of your quota ({space.quota.note})")
+
+
+def _space_data(space: Space, settings: DiskSettings) -> dict[str, Any]:
+    return {
+        "free_bytes": space.free_bytes,
+        "free_inodes": space.free_inodes,
+        "quota_left_bytes": space.quota.left_bytes,
+        "quota_left_inodes": space.quota.left_inodes,
+        "quota_note": space.quota.note,
+        "usable_bytes": space.usable_bytes,
+        "floor_gb": settings.floor_gb,
+        "floor_inodes": settings.floor_inodes,
+    }
+
+
+def _forecast_data(found: Forecast | None) -> dict[str, Any] | None:
+    if found is None:
+        return None
+    return {
+        "evaluation_bytes": found.evaluation_bytes,
+        "evaluations_left": found.evaluations_left,
+        "needed_bytes": found.needed_bytes,
+        "room_bytes": found.room_bytes,
+        "fits": found.fits,
+    }
+
+
+def _existing(folder: Path) -> Path:
+    """Return the folder, or the nearest one above it that exists."""
+    folder = folder.absolute()
+    return next(path for path in (folder, *folder.parents) if path.exists())
+
+
+def _sum(held: Sequence[Held]) -> int:
+    return sum(item.found.size_bytes for item in held)
+
+
+def _sizes(row: dict[str, Any], *keys: str) -> list[str | None]:
+    """Return cells: readable on a terminal, exact elsewhere."""
+    return [None if row[key] is None else _size(row[key]) for key in keys]
+
+
+def _size(size_bytes: int) -> str:
+    return format_bytes(size_bytes) if is_terminal() else str(size_bytes)
+
+
+def clean(
+    ctx: typer.Context,
+    run: RunArgument = None,
+    keep_best: Annotated[
+        int | None,
+        typer.Option(help="Evaluations, best first, of which all is kept; default 3", min=0),
+    ] = None,
+    keep_last: Annotated[
+        int | None,
+        typer.Option(help="Newest generations of which all is kept; default 2", min=0),
+    ] = None,
+    keep_failed_logs: Annotated[
+        bool | None,
+        typer.Option(
+            "--keep-failed-logs/--no-keep-failed-logs",
+            help="Keep the logs of failed attempts; default yes",
+        ),
+    ] = None,
+    kind: Annotated[str | None, typer.Option(help=f"Only these kinds: {','.join(KINDS)}")] = None,
+    dry_run: DryRunFlag = False,
+    yes: YesFlag = False,
+    as_json: JsonFlag = False,
+) -> None:
+    """Remove metrics, logs and pickles that are no longer needed
+
+    What is kept is decided by `[disk]` in the settings of the run, and by the options here.
+    The ledger, all results, unfinished evaluations and the best ones are never touched.
+
+    \b
+    Examples:
+        elmanctl clean --dry-run
+        elmanctl clean e88-480m --keep-best 10 --keep-last 0 --yes
+    """
+    paths = chosen_run(ctx, run)
+    state = load_run(paths.folder).state
+    kinds = kind.split(",") if kind else []
+    asked = {
+        "keep_best": keep_best,
+        "keep_last": keep_last,
+        "keep_failed_logs": keep_failed_logs,
+    }
+    policy = retention(settings_in_force(state).disk, asked)
+    plan = plan_cleaning(paths, state, policy, kinds=kinds)
+    total_bytes = sum(item.size_bytes for item in plan)
+    if dry_run:
+        _print_plan(paths, plan, as_json=as_json)
+    else:
+        question = f"remove {len(plan)} files of {state.run['name']}, {format_bytes(total_bytes)}?"
+        if plan and not confirm(question, yes=yes):
+            return
+        arguments = {name: value for name, value in asked.items() if value is not None}
+        answer = act_on_run(paths, "clean", {**arguments, "kinds": kinds})
+        if as_json:
+            print_json(answer)
+            return
+        print_line(f"freed {format_bytes(answer['freed_bytes'])} in {answer['files']} files")
+    if not plan and policy.keep_last:
+        hint(f"the newest {policy.keep_last} generations are kept whole, see `--keep-last`")
+
+
+def _print_plan(paths: RunPaths, plan: Sequence[Removable], *, as_json: bool) -> None:
+    total_bytes = sum(item.size_bytes for item in plan)
+    rows: list[dict[str, Any]] = [
+        {
+            "path": str(item.path.relative_to(paths.folder)),
+            "size_bytes": item.size_bytes,
+            "kind": item.kind,
+            "evaluation": item.evaluation,
+        }
+        for item in plan
+    ]
+    if as_json:
+        print_json({"removable": rows, "freed_bytes": total_bytes})
+        return
+    print_table(
+        [
+            Column(name="PATH"),
+            Column(name="SIZE", right=True),
+            Column(name="KIND"),
+            Column(name="EVAL"),
+        ],
+        [[r["path"], format_bytes(r["size_bytes"]), r["kind"], r["evaluation"]] for r in rows],
+    )
+    say(f"would free {format_bytes(total_bytes)} in {len(plan)} files")
