@@ -40,6 +40,11 @@ class AttemptPaths:
         return self.folder / f"metrics-restart-{restart}.jsonl"
 
     @property
+    def run_folder(self) -> Path:
+        """The folder of the run, which the attempt lies in."""
+        return self.folder.parents[2]
+
+    @property
     def name_in_run(self) -> str:
         """The attempt's folder as seen from the run's folder, as evidence names files."""
         return "/".join(self.folder.parts[-3:])

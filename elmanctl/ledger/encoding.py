@@ -12,6 +12,8 @@ from typing import Any, TypeVar
 from elmanctl.errors import LedgerCorrupt
 from elmanctl.ledger.fields import Fields, as_number, describe
 from elmanctl.ledger.records import (
+    Cause,
+    Confidence,
     Evaluation,
     Evidence,
     EvidenceSource,
@@ -54,11 +56,14 @@ def decode_evidence(data: object, path: str = "evidence") -> Evidence:
 
 
 def encode_verdict(verdict: Verdict) -> dict[str, Any]:
-    """Return plain data."""
-    return {
+    """Return plain data; `confidence` and `cause` only where they are known."""
+    data = {
         "kind": verdict.kind.value,
         "evidence": [encode_evidence(evidence) for evidence in verdict.evidence],
+        "confidence": verdict.confidence and verdict.confidence.value,
+        "cause": verdict.cause and verdict.cause.value,
     }
+    return _without_none(data)
 
 
 def decode_verdict(data: object, path: str = "verdict") -> Verdict:
@@ -69,6 +74,8 @@ def decode_verdict(data: object, path: str = "verdict") -> Verdict:
             evidence=tuple(
                 decode_evidence(item, where) for where, item in fields.items("evidence")
             ),
+            confidence=_optional_member(Confidence, fields, "confidence"),
+            cause=_optional_member(Cause, fields, "cause"),
         )
 
 
@@ -157,6 +164,11 @@ def decode_member(members: type[_Member], text: str, path: str) -> _Member:
     except ValueError as exc:
         known = ", ".join(members)
         raise LedgerCorrupt(f"`{path}` is {describe(text)}, not one of {known}") from exc
+
+
+def _optional_member(members: type[_Member], fields: Fields, key: str) -> _Member | None:
+    text = fields.optional_text(key)
+    return None if text is None else decode_member(members, text, f"{fields.path}.{key}")
 
 
 def _without_none(data: dict[str, Any]) -> dict[str, Any]:

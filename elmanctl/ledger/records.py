@@ -62,12 +62,35 @@ class Evidence:
     line: int | None = None
 
 
+class Confidence(StrEnum):
+    """How sure a verdict is."""
+
+    CERTAIN = "certain"  # the worker's own word, or the scheduler names the cause
+    LIKELY = "likely"  # an exit code, a signal or a line of a log that is understood
+    UNCLEAR = "unclear"  # nothing that is understood
+
+
+class Cause(StrEnum):
+    """Whose memory ran out, or that the device itself failed."""
+
+    HOST = "host"
+    GPU = "gpu"
+    NEIGHBOUR = "neighbour"
+    DEVICE = "device"
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Verdict:
-    """What happened to an attempt, and the observations that say so."""
+    """What happened to an attempt, and the observations that say so.
+
+    `cause` is host, gpu or neighbour for `oom`, device for a `cuda_error` of broken hardware, and
+    otherwise None.  `confidence` is None in ledgers that were written before it existed.
+    """
 
     kind: VerdictKind
     evidence: tuple[Evidence, ...] = ()
+    confidence: Confidence | None = None
+    cause: Cause | None = None
 
     @property
     def summary(self) -> str:
