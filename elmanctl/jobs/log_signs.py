@@ -7,6 +7,7 @@ import re
 from collections.abc import Collection
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import islice
 
 _OWN = r"(?:train(?:ing)?|avg|average|mean|total|running|smoothed|batch|step|lm|ce|nll|final|last)"
 _NUMBER = r"[-+]?(?:\d+\.?\d*(?:e[-+]?\d+)?(?![a-z_])|\.\d+|(?:nan|inf(?:inity)?)(?![\w-]))"
@@ -21,7 +22,9 @@ _LOSS = re.compile(
 _BEFORE = re.compile(
     rf"(?i)(?P<before>(?:[a-z]+[\s:(\['\"-]*)?)(?<![\w.])(?P<own>(?:{_OWN}[\s_/.-]+)*)$"
 )
-_LOOK_BACK = 60
+_LOOK_BACK = 40
+# A line that prints more says nothing with the others.
+_LOSSES_OF_A_LINE = 8
 _MEAN = re.compile(
     rf"(?i)^\W{{0,20}}\w{{0,20}}\W{{0,20}}step\b.*\bAvg\d*\s*[:=]?\s*(?P<value>{_NUMBER})"
 )
@@ -50,7 +53,8 @@ def read_loss(line: str) -> bool | None:
         return None
     if _FOUND_NAN.search(line) and not (_CONDITION.search(line) or _OTHER_DATA.search(line)):
         return False
-    values = [found["value"] for found in _LOSS.finditer(line) if _is_of_training(line, found)]
+    printed = islice(_LOSS.finditer(line), _LOSSES_OF_A_LINE)
+    values = [found["value"] for found in printed if _is_of_training(line, found)]
     if "avg" in lowered:
         values += [found["value"] for found in _MEAN.finditer(line)]
     return all(_is_finite(value) for value in values) if values else None

@@ -28,7 +28,8 @@ class Observation:
     """Everything known of an attempt.
 
     `elapsed_s` is how long the worker lived by its own clock; `heartbeat_age_s` how long ago it
-    wrote last, and `stale_after_s` from which age on it counts as silent.
+    wrote last, and `stale_after_s` from which age on it counts as silent.  `free_bytes` is the room
+    that is left where the run lies.
     """
 
     result: Mapping[str, object] | None = None
@@ -42,6 +43,7 @@ class Observation:
     cancel_requested: bool = False
     elapsed_s: float | None = None
     limit_s: float | None = None
+    free_bytes: int | None = None
 
     @property
     def is_alive(self) -> bool:

@@ -1,5 +1,6 @@
 """Reading what an attempt left behind: result, heartbeat, the end of its log."""
 
+import shutil
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -42,6 +43,7 @@ def observe(
         cancel_requested=cancel_requested,
         elapsed_s=elapsed_s(heartbeat),
         limit_s=limit_s,
+        free_bytes=shutil.disk_usage(root).free,
     )
 
 

@@ -65,6 +65,9 @@ _REASONS = {
     "TimeLimit": _K.TIMEOUT,
 }
 
+# Less than any log needs that tells of an error.
+_NO_ROOM_BYTES = 64 * 1024
+
 # Slurm's own signal number for a step that went over its memory.
 SIGNAL_OOM = 125
 
@@ -151,6 +154,11 @@ def _of_end(seen: Observation, report: JobReport, word: LogWord | None) -> _Opin
     failed = report.exit_code if report.exit_code is not None else report.raw == "FAILED"
     if failed and word is not None and (word.kind is not _K.CANCELLED or word.of_scheduler):
         return _Opinion(kind=word.kind, confidence=Confidence.LIKELY, lead=word.quotes)
+    if failed and seen.free_bytes is not None and seen.free_bytes < _NO_ROOM_BYTES:
+        # On a full disk neither worker nor Slurm can write down why.
+        text = f"{seen.free_bytes} bytes are free where the run lies"
+        full = Evidence(source=EvidenceSource.CONTROLLER, text=text)
+        return _Opinion(kind=_K.DISK_FULL, confidence=Confidence.LIKELY, lead=(full,))
     missing = Evidence(source=EvidenceSource.CONTROLLER, text="ended without a result")
     return _Opinion(kind=_K.UNDETERMINED, confidence=Confidence.UNCLEAR, lead=(missing,))
 

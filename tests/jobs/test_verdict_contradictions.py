@@ -124,6 +124,9 @@ TABLE: dict[str, tuple[dict[str, Any], VerdictKind, Confidence, Cause | None]] =
     ),
     "an exit code and no word": ({"report": ended("FAILED", 3)}, _K.UNDETERMINED, UNCLEAR, None),
     "well, without a result": ({"report": ended("COMPLETED", 0)}, _K.UNDETERMINED, UNCLEAR, None),
+    "failed where there is no room for a word": (
+        {"report": ended("FAILED", 1), "free_bytes": 0}, _K.DISK_FULL, LIKELY, None,
+    ),
     "vanished and silent": ({"report": VANISHED}, _K.LOST, LIKELY, None),
     "vanished and alive": (
         {"report": VANISHED, "heartbeat": beat(5), "heartbeat_age_s": 3.0, "stale_after_s": 40.0},
