@@ -11,7 +11,7 @@ import typer
 from elmanctl.cli.context import JsonFlag
 from elmanctl.cli.output import Column, print_json, print_table
 from elmanctl.errors import NotFound
-from elmanctl.jobs.classify import classify_lines
+from elmanctl.jobs.classify import classify_parts
 from elmanctl.ledger.records import Verdict
 
 _SUFFIXES = (".log", ".out", ".err", ".txt")
@@ -72,10 +72,10 @@ def _logs_in(folder: Path) -> list[str]:
 
 def _verdict(name: str) -> Verdict:
     if name == _STDIN:
-        return classify_lines(read_ends(sys.stdin.buffer))
+        return classify_parts(read_ends(sys.stdin.buffer))
     try:
         with Path(name).open("rb") as stream:
-            return classify_lines(read_ends(stream))
+            return classify_parts(read_ends(stream))
     except OSError as exc:
         raise NotFound(f"cannot read {name}: {exc.strerror}") from exc
 
@@ -83,7 +83,7 @@ def _verdict(name: str) -> Verdict:
 def read_ends(
     stream: BinaryIO, head_bytes: int = _HEAD_BYTES, tail_bytes: int = _TAIL_BYTES
 ) -> Iterator[tuple[int, str]]:
-    """Yield the lines at the beginning and at the end of a stream, with their numbers from 1."""
+    """Yield the beginning and the end of a stream, each with the number of its first line."""
     head = stream.read(head_bytes)
     kept: deque[bytes] = deque()
     kept_bytes, dropped_lines, is_cut = 0, 0, False
@@ -97,15 +97,10 @@ def read_ends(
             is_cut = True
     tail = b"".join(kept)
     if not is_cut:
-        yield from enumerate(_lines(head + tail), start=1)
+        yield 1, (head + tail).decode(errors="replace")
         return
-    yield from enumerate(_lines(head), start=1)
-    yield from enumerate(_lines(tail), start=head.count(b"\n") + dropped_lines + 1)
-
-
-def _lines(data: bytes) -> list[str]:
-    # Not splitlines: it also parts lines where no editor counts one, e.g. at a form feed.
-    return data.decode(errors="replace").split("\n")
+    yield 1, head.decode(errors="replace")
+    yield head.count(b"\n") + dropped_lines + 1, tail.decode(errors="replace")
 
 
 def _told(verdict: Verdict) -> str | None:
@@ -117,4 +112,10 @@ def _told(verdict: Verdict) -> str | None:
 
 def _data(name: str, verdict: Verdict) -> dict[str, object]:
     evidence = [{"line": quote.line, "text": quote.text} for quote in verdict.evidence]
-    return {"file": name, "kind": verdict.kind, "evidence": evidence}
+    return {
+        "file": name,
+        "kind": verdict.kind,
+        "confidence": verdict.confidence,
+        "cause": verdict.cause,
+        "evidence": evidence,
+    }

@@ -13,6 +13,7 @@ from elmanctl.cli.follow import Follower
 from elmanctl.cli.output import print_json, print_line, write_raw
 from elmanctl.cli.rows import (
     attempt_data,
+    describe_verdict,
     evaluation_row,
     excluded_lines,
     excluded_rows,
@@ -22,7 +23,7 @@ from elmanctl.cli.rows import (
 )
 from elmanctl.errors import NotFound
 from elmanctl.jobs.paths import RunPaths
-from elmanctl.ledger.records import Attempt, Evaluation, State
+from elmanctl.ledger.records import Attempt, Evaluation, Evidence, State
 from elmanctl.ledger.run_state import RunState
 from elmanctl.search.repeats import noise_for
 from elmanctl.search.selection import find_evaluation
@@ -179,10 +180,15 @@ def _print_attempt(paths: RunPaths, chosen: Evaluation, attempt: Attempt) -> Non
             if key in attempt.result:
                 print_line(f"  {key:<11} {attempt.result[key]}")
     if attempt.verdict is not None and attempt.state is not State.COMPLETED:
-        print_line(f"  verdict     {attempt.verdict.kind}")
+        print_line(f"  verdict     {describe_verdict(attempt.verdict)}")
         for quote in attempt.verdict.evidence:
-            place = f" [{quote.file}:{quote.line}]" if quote.file and quote.line else ""
-            print_line(f"    {quote.source}: {quote.text}{place}")
+            print_line(f"    {quote.source}: {quote.text}{_place(quote)}")
+
+
+def _place(quote: Evidence) -> str:
+    if quote.file is None:
+        return ""
+    return f" [{quote.file}]" if quote.line is None else f" [{quote.file}:{quote.line}]"
 
 
 def _resources(found: RunState, attempt: Attempt) -> dict[str, Any]:

@@ -5,7 +5,7 @@ from typing import Any
 
 from elmanctl import clock
 from elmanctl.ledger.encoding import encode_verdict
-from elmanctl.ledger.records import Attempt, Evaluation, State
+from elmanctl.ledger.records import Attempt, Evaluation, State, Verdict
 from elmanctl.ledger.run_state import RunState
 from elmanctl.ledger.summary import RunSummary
 from elmanctl.search.nodes import nodes_in_force
@@ -98,6 +98,12 @@ def reason(evaluation: Evaluation) -> str | None:
     verdict = judged[-1].verdict
     assert verdict is not None
     return f"{verdict.kind.value} (attempt {judged[-1].number})"
+
+
+def describe_verdict(verdict: Verdict) -> str:
+    """Write a verdict in few words: its kind, whose fault where that is known, how sure."""
+    kind = f"{verdict.kind} ({verdict.cause})" if verdict.cause else verdict.kind.value
+    return f"{kind}, {verdict.confidence}" if verdict.confidence else kind
 
 
 def attempt_data(attempt: Attempt) -> dict[str, Any]:

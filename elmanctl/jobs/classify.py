@@ -4,33 +4,29 @@ A log is less than what the worker and the scheduler say, so it is asked last.  
 say clearly is `undetermined`, and only a training loss printed as not finite is `diverged`.
 """
 
-import re
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Sequence
 
 from elmanctl.jobs import log_rules
-from elmanctl.jobs.log_rules import Rule, Weight
-from elmanctl.jobs.log_signs import read_signs
-from elmanctl.ledger.records import Evidence, EvidenceSource, Verdict, VerdictKind
+from elmanctl.jobs.causes import find_cause, find_neighbour, names_broken_device
+from elmanctl.jobs.log_ends import declared_end
+from elmanctl.jobs.log_reading import Error, Piece, Reading, read_parts
+from elmanctl.jobs.log_rules import Weight
+from elmanctl.ledger.records import (
+    Cause,
+    Confidence,
+    Evidence,
+    EvidenceSource,
+    Verdict,
+    VerdictKind,
+)
 
-_QUOTE_LIMIT = 400
-# A line may be a whole file; what it says is at its ends.
-_PIECE_HEAD, _PIECE_TAIL = 3000, 1000
+QUOTE_LIMIT = 400
 
 # Python flushes at most a buffer of stdout after it has written a traceback to stderr.
 _BUFFER_BYTES = 10_000
 
 # So many losses after the last bad one say that the run got over it.
 _RECOVERED = 2
-
-# As many losses may follow a finish, for its summary.
-_SUMMARIES = 2
-
-_ESCAPE = re.compile(r"\x1b\[[0-9;?]*[ -/]*[@-~]|\x1b\][^\x07\x1b]*(?:\x07|\x1b\\)|\x1b.")
-_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f]")
-_RANK = re.compile(r"^(?:\[(?:rank|default|Rank )\d+\]:?[ ]?|\d+:[ ](?=\S|  ))+")
-# The margin of an exception group.
-_GROUP = re.compile(r"^\s+\| ")
 
 _ORDER = (
     VerdictKind.DISK_FULL,
@@ -42,160 +38,56 @@ _ORDER = (
     VerdictKind.PYTHON_ERROR,
 )
 
-
-@dataclass(frozen=True, slots=True)
-class Piece:
-    """One line, or one state of a progress bar; `number` counts the lines of the file."""
-
-    number: int
-    offset: int
-    text: str
-
-
-@dataclass(frozen=True, slots=True)
-class Error:
-    """A piece that tells of an error."""
-
-    piece: Piece
-    rule: Rule
-
-
-@dataclass(frozen=True, slots=True)
-class Loss:
-    """A piece that prints training losses; `of_step` where it counts steps or epochs too."""
-
-    piece: Piece
-    finite: bool
-    of_step: bool
-
-
-@dataclass(slots=True)
-class Reading:
-    """All that was found in a log."""
-
-    last: Piece | None = None
-    errors: list[Error] = field(default_factory=list)
-    losses: list[Loss] = field(default_factory=list)
-    bad_gradients: list[bool] = field(default_factory=list)
-    finished: Piece | None = None
-    begun: Piece | None = None
-    cut_traceback: Piece | None = None
-    refused: Piece | None = None
-    several: Piece | None = None
-    reopened: Piece | None = None
-    skipped_step: bool = False
-
-    def progress_after(self, piece: Piece) -> int:
-        """Return how far beyond a piece the last printed loss stands, in characters."""
-        return self.losses[-1].piece.offset - piece.offset if self.losses else 0
-
-    def goes_on_after(self, piece: Piece) -> bool:
-        """Whether training goes on after a piece; a summary may print the loss once more."""
-        later = [loss for loss in self.losses if loss.piece.offset > piece.offset]
-        return len(later) > _SUMMARIES or any(loss.of_step for loss in later)
+# Kinds that say only that nothing was understood, or that the text just ends.
+_UNCLEAR = (VerdictKind.UNDETERMINED, VerdictKind.LOST)
 
 
 def classify_log(text: str) -> Verdict:
     """Return what the text of a training log says of its end, with the lines quoted."""
-    # Not splitlines: it also parts lines where no editor counts one, e.g. at a form feed.
-    return classify_lines(enumerate(text.split("\n"), start=1))
+    return classify_parts([(1, text)])
 
 
-def classify_lines(lines: Iterable[tuple[int, str]]) -> Verdict:
-    """Return the verdict on lines with their numbers in the file."""
-    found = read_lines(lines)
+def classify_parts(parts: Iterable[tuple[int, str]]) -> Verdict:
+    """Return the verdict on the parts of a log, each with the number of its first line."""
+    found = read_parts(parts)
     if found.last is None:
-        return Verdict(
-            kind=VerdictKind.LOST,
-            evidence=(Evidence(source=EvidenceSource.LOG, text="the log is empty"),),
-        )
+        empty = Evidence(source=EvidenceSource.LOG, text="the log is empty")
+        return Verdict(kind=VerdictKind.LOST, evidence=(empty,), confidence=Confidence.UNCLEAR)
     kind, pieces = _decide(found)
-    return Verdict(kind=kind, evidence=tuple(quote(piece) for piece in pieces))
+    cause = find_cause(kind, texts_of(found, kind))
+    return Verdict(
+        kind=kind,
+        evidence=(*(quote(piece) for piece in pieces), *of_cause(found, cause, pieces)),
+        confidence=Confidence.UNCLEAR if kind in _UNCLEAR else Confidence.LIKELY,
+        cause=cause,
+    )
+
+
+def texts_of(found: Reading, kind: VerdictKind) -> tuple[str, ...]:
+    """Return the lines of a log that tell of a kind of end."""
+    return tuple(error.piece.text for error in found.errors if error.rule.kind is kind)
+
+
+def of_cause(
+    found: Reading, cause: Cause | None, quoted: Sequence[Piece], file: str | None = None
+) -> list[Evidence]:
+    """Return the line that names the broken device or the neighbour, beyond those quoted."""
+    for piece in (error.piece for error in found.errors):
+        if cause is Cause.DEVICE and names_broken_device(piece.text):
+            return [] if piece in quoted else [quote(piece, file)]
+        neighbour = find_neighbour(piece.text) if cause is Cause.NEIGHBOUR else None
+        if neighbour is not None:
+            told = Evidence(
+                source=EvidenceSource.LOG, text=str(neighbour), file=file, line=piece.number
+            )
+            return [told]
+    return []
 
 
 def quote(piece: Piece, file: str | None = None) -> Evidence:
     """Return a piece of a log as evidence."""
-    text = piece.text.strip()[:_QUOTE_LIMIT]
+    text = piece.text.strip()[:QUOTE_LIMIT]
     return Evidence(source=EvidenceSource.LOG, text=text, file=file, line=piece.number)
-
-
-def read_lines(lines: Iterable[tuple[int, str]]) -> Reading:
-    """Return what the rules find in numbered lines."""
-    found = Reading()
-    traceback: Piece | None = None
-    ignored = False
-    for piece in _pieces(lines):
-        text = piece.text
-        found.last = piece
-        if log_rules.IGNORED.match(text):
-            ignored = True
-        if log_rules.TRACEBACK.search(text):
-            traceback = piece
-            continue
-        inside = traceback is not None and text[0].isspace()
-        ends = traceback is not None and not inside and bool(log_rules.EXCEPTION.match(text))
-        if inside:
-            continue
-        if traceback is not None and not ends and not ignored:
-            found.cut_traceback = found.cut_traceback or traceback
-        traceback = None
-        if ends and ignored:
-            ignored = False
-            continue
-        _read_piece(found, piece, ends_traceback=ends)
-    if traceback is not None and not ignored:
-        found.cut_traceback = traceback
-    return found
-
-
-def _read_piece(found: Reading, piece: Piece, *, ends_traceback: bool) -> None:
-    text = piece.text
-    if log_rules.SUPERSEDED.match(text):
-        if found.errors and found.errors[-1].rule.kind not in _ORDER[:2]:
-            found.errors.pop()
-        return
-    signs = read_signs(text)
-    if signs.may_be_error or ends_traceback:
-        rule = log_rules.read_error(text, ends_traceback=ends_traceback)
-        if rule is not None:
-            found.errors.append(Error(piece, rule))
-    if signs.several_runs:
-        found.several = found.several or piece
-    if signs.finished:
-        found.finished = piece
-    elif found.finished is not None and signs.counted:
-        found.reopened = piece
-    if signs.loss is not None:
-        if found.reopened is not None and signs.step:
-            # Another model trains in the same file.
-            found.several = found.several or found.reopened
-        found.losses.append(Loss(piece, signs.loss, signs.step))
-        if signs.gradient is not None:
-            found.bad_gradients.append(not signs.gradient)
-    if signs.refused:
-        found.refused = found.refused or piece
-    if signs.begun:
-        found.begun = found.begun or piece
-    found.skipped_step |= signs.skipped_step
-
-
-def _pieces(lines: Iterable[tuple[int, str]]) -> Iterator[Piece]:
-    offset = 0
-    for number, line in lines:
-        for part in line.split("\r"):
-            text = clean(part)
-            if text and not text.isspace():
-                yield Piece(number, offset, text)
-            offset += len(part) + 1
-
-
-def clean(text: str) -> str:
-    """Return a line without colours, control characters and the label of its process."""
-    if len(text) > _PIECE_HEAD + _PIECE_TAIL:
-        text = f"{text[:_PIECE_HEAD]} ... {text[-_PIECE_TAIL:]}"
-    if not text.isprintable():
-        text = _CONTROL.sub("", _ESCAPE.sub("", text))
-    return _GROUP.sub("", _RANK.sub("", text, count=1), count=1).rstrip()
 
 
 def _decide(found: Reading) -> tuple[VerdictKind, tuple[Piece, ...]]:
@@ -213,15 +105,31 @@ def _decide(found: Reading) -> tuple[VerdictKind, tuple[Piece, ...]]:
             return kind, (*pieces, *after)
         if error is not None:
             return error.rule.kind, after
-    if found.finished is not None and not found.goes_on_after(found.finished):
+    finished = _finish(found)
+    if finished is not None:
         if len(found.bad_gradients) > _RECOVERED and all(found.bad_gradients[-_RECOVERED - 1 :]):
-            return VerdictKind.UNDETERMINED, (found.losses[-1].piece, found.finished)
-        return VerdictKind.COMPLETED, (found.finished,)
+            return VerdictKind.UNDETERMINED, (found.losses[-1].piece, finished)
+        return VerdictKind.COMPLETED, (finished,)
     if found.cut_traceback is not None:
         return VerdictKind.LOST, (found.cut_traceback, found.last)
     if found.losses or found.begun is not None:
         return VerdictKind.LOST, (found.last,)
     return VerdictKind.UNDETERMINED, (found.last,)
+
+
+def _finish(found: Reading) -> Piece | None:
+    """Return the piece that tells of a finish after which no training goes on."""
+    for piece in (found.finished, _weak_finish(found)):
+        if piece is not None and not found.goes_on_after(piece):
+            return piece
+    return None
+
+
+def _weak_finish(found: Reading) -> Piece | None:
+    """Return a sign of a good end that says so only where no error came after the last loss."""
+    if found.ended_well is not None and (found.losses or found.begun is not None):
+        return found.ended_well
+    return declared_end(found)
 
 
 def _yields_to_losses(error: Error) -> bool:
@@ -248,7 +156,20 @@ def _of_bad_losses(found: Reading, bad: Sequence[Piece]) -> tuple[VerdictKind, t
 def _may_be_cause(found: Reading, error: Error) -> bool:
     """Whether an error may have ended its process, though buffered losses follow it."""
     is_near = found.progress_after(error.piece) <= _BUFFER_BYTES
-    return is_near and error.rule.weight is Weight.CAUSE
+    # What a logger wrote was caught.
+    return is_near and error.rule.weight is Weight.CAUSE and not error.caught
+
+
+def _late_errors(found: Reading) -> list[Error]:
+    """Return the errors that no finish follows: what is followed by one was survived."""
+    weak = _weak_finish(found)
+    if weak is not None and not found.goes_on_after(weak):
+        end = min(weak.offset, found.losses[-1].piece.offset) if found.losses else -1
+    else:
+        end = -1
+    if found.finished is not None:
+        end = max(end, found.finished.offset)
+    return [error for error in found.errors if error.piece.offset >= end]
 
 
 def find_error(found: Reading) -> Error | None:
@@ -257,8 +178,7 @@ def find_error(found: Reading) -> Error | None:
     What is followed by a finish was survived.  Of several processes one fails first and the
     others fail for it, hence causes before symptoms, and memory before what follows from it.
     """
-    end = found.finished.offset if found.finished is not None else -1
-    late = [error for error in found.errors if error.piece.offset >= end]
+    late = _late_errors(found)
     ends = [error for error in late if found.progress_after(error.piece) <= 0]
     flushed = [error for error in late if _may_be_cause(found, error)]
     errors = ends or flushed

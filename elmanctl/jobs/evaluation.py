@@ -16,7 +16,7 @@ from typing import Any
 
 from elmanctl.jobs.claim import Worker, take_claim, this_worker
 from elmanctl.jobs.corpus import CorpusInfo, verify
-from elmanctl.jobs.failure import classify_exception
+from elmanctl.jobs.failure import classify_exception, frame_of
 from elmanctl.jobs.heartbeat import Heartbeat
 from elmanctl.jobs.metrics import MetricsLog, StepRecord
 from elmanctl.jobs.paths import AttemptPaths
@@ -94,7 +94,8 @@ class _Evaluation:
     def leave_failure(self, exc: Exception) -> None:
         """Write a result that says how an exception ended the attempt."""
         kind, text = classify_exception(exc)
-        told = Evidence(source=EvidenceSource.RESULT, text=text)
+        file, line = frame_of(exc, self._paths.run_folder) or (None, None)
+        told = Evidence(source=EvidenceSource.RESULT, text=text, file=file, line=line)
         partial = {} if self._progress is None else self._progress.partial_result()
         self._leave(self._header(Verdict(kind=kind, evidence=(told,))) | partial)
 

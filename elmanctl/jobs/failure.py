@@ -10,7 +10,7 @@ import traceback
 from collections.abc import Iterator
 from pathlib import Path
 
-from elmanctl.errors import EnvironmentNotReady, InvalidConfiguration, NotFound
+from elmanctl.errors import ElmanError, EnvironmentNotReady, InvalidConfiguration, NotFound
 from elmanctl.ledger.records import VerdictKind
 
 # An error message may be a page long; the evidence keeps its beginning.
@@ -113,7 +113,25 @@ def _text(exc: BaseException, *, with_frame: bool = False) -> str:
     summary = f"{name}: {first}" if first else name
     if with_frame and (place := _innermost_frame(exc)):
         summary = f"{summary} ({place})"
+    if isinstance(exc, ElmanError) and exc.hint:
+        rest = [*rest, f"hint: {exc.hint}"]
     return "\n".join([summary, *rest])[:TEXT_LIMIT]
+
+
+def frame_of(exc: BaseException, root: Path) -> tuple[str, int] | None:
+    """Return file and line of the innermost frame below `root`, or else of the innermost one.
+
+    Files below `root` are named relative to it.
+    """
+    places = [
+        (Path(frame.filename), frame.lineno)
+        for frame in traceback.extract_tb(exc.__traceback__)
+        if frame.lineno is not None
+    ]
+    for path, line in reversed(places):
+        if path.is_relative_to(root):
+            return str(path.relative_to(root)), line
+    return (str(places[-1][0]), places[-1][1]) if places else None
 
 
 def _innermost_frame(exc: BaseException) -> str | None:

@@ -1,51 +1,73 @@
-"""What single lines of a log say besides errors: losses, beginnings and ends, who is talking."""
+"""What single lines of a log say besides errors: losses, beginnings and ends, who is talking.
+
+Patterns that look for a number find it in the line's shape, where every numeral is a 0.
+"""
 
 import re
+from collections.abc import Collection
 from dataclasses import dataclass
 from functools import lru_cache
-
-from elmanctl.jobs.log_rules import may_be_error
+from itertools import islice
 
 _OWN = r"(?:train(?:ing)?|avg|average|mean|total|running|smoothed|batch|step|lm|ce|nll|final|last)"
 _NUMBER = r"[-+]?(?:\d+\.?\d*(?:e[-+]?\d+)?(?![a-z_])|\.\d+|(?:nan|inf(?:inity)?)(?![\w-]))"
 _LOSS = re.compile(
     rf"""(?ix)
-    (?P<before>(?:[a-z]+[\s:(\['"-]*)?)                # the word before
-    (?<![\w.])(?P<own>(?:{_OWN}[\s_/.-]+)*)loss
+    loss
     (?:[_/.]{_OWN})? (?:\s\((?:{_OWN}|nats?|nll)\))?
     (?P<told>['"]?\s*[:=]\s*|\s+is\s+|\s+)['"]?(?:tensor\(|\[)?
     (?P<value>{_NUMBER})"""
 )
-_MEAN = re.compile(rf"(?i)^\W*\w*\W*step\b.*\bAvg\d*\s*[:=]?\s*(?P<value>{_NUMBER})")
+# What stands before that: the word before, and whose loss it is.
+_BEFORE = re.compile(
+    rf"(?i)(?P<before>(?:[a-z]+[\s:(\['\"-]*)?)(?<![\w.])(?P<own>(?:{_OWN}[\s_/.-]+)*)$"
+)
+_LOOK_BACK = 40
+# A line that prints more says nothing with the others.
+_LOSSES_OF_A_LINE = 8
+_MEAN = re.compile(
+    rf"(?i)^\W{{0,20}}\w{{0,20}}\W{{0,20}}step\b.*\bAvg\d*\s*[:=]?\s*(?P<value>{_NUMBER})"
+)
 _NOT_TRAINING = re.compile(
     r"(?i)^(val|valid|validation|eval|evaluation|test|dev|holdout|best|min|minimum|lowest|initial"
     r"|init|previous|prev|old|target|max|maximum|threshold|until|if|when|stop|auxiliary|aux)\b"
 )
 _CONDITION = re.compile(r"(?i)\b(if|when|whether|until|unless|case|may|might|check\w*)\b")
-_OF_OTHER_DATA = re.compile(r"(?i)\b(val|valid|validation|eval|evaluation|test|holdout)\b[^|,;]*$")
+_OTHER_DATA = re.compile(r"(?i)\b(val|valid|validation|eval|evaluation|test|holdout)\b")
 _FOUND_NAN = re.compile(
     r"found (NaN|Inf) in local forward loss calculation|^Unexpected result nan "
-    r"|(?i:\b(nan|inf|infinite|non-finite) (training )?loss (detected|encountered|found|at step)\b)"
+    r"|(?i:\b(nan|inf|infinite|non-finite) (training )?loss (detected|encountered|found|at step)\b"
+    r"|\bloss\b.{0,40}? (is|was|became|has become|turned|went) (nan|inf|infinite|not finite"
+    r"|non-finite)\b"
+    r"|\b(training|loss|model) (has )?diverged\b)"
 )
 _GRADIENT = re.compile(
-    rf"(?i)\bgrad(?:ient)?(?:[_ ]norm)?['\"]?\s*[:=]?\s*['\"]?(?P<value>{_NUMBER})"
+    rf"(?i)\bgrad(?:ient)?(?:[_ ]norm)?['\"]?\s{{0,8}}[:=]?\s{{0,8}}['\"]?(?P<value>{_NUMBER})"
 )
 
 
 def read_loss(line: str) -> bool | None:
     """Return whether the training losses that a line prints are finite, None where it has none."""
     lowered = line.lower()
-    if "loss" not in lowered and "avg" not in lowered:
+    if "loss" not in lowered and "avg" not in lowered and "diverged" not in lowered:
         return None
-    if _FOUND_NAN.search(line) and not _CONDITION.search(line):
+    if _FOUND_NAN.search(line) and not (_CONDITION.search(line) or _OTHER_DATA.search(line)):
         return False
-    values = [found["value"] for found in _LOSS.finditer(line) if _is_of_training(line, found)]
-    values += [found["value"] for found in _MEAN.finditer(line)]
+    printed = islice(_LOSS.finditer(line), _LOSSES_OF_A_LINE)
+    values = [found["value"] for found in printed if _is_of_training(line, found)]
+    if "avg" in lowered:
+        values += [found["value"] for found in _MEAN.finditer(line)]
     return all(_is_finite(value) for value in values) if values else None
 
 
 def _is_of_training(line: str, found: re.Match[str]) -> bool:
-    if _NOT_TRAINING.match(found["before"]) or _OF_OTHER_DATA.search(line[: found.start("own")]):
+    head = line[max(0, found.start() - _LOOK_BACK) : found.start()]
+    before = _BEFORE.search(head)
+    if before is None or _NOT_TRAINING.match(before["before"]):
+        return False
+    # Who is told of in the same field counts.
+    field = re.split(r"[|,;]", head[: before.start("own")])[-1]
+    if _OTHER_DATA.search(field):
         return False
     # "stops if the loss is nan" tells of no loss.
     return found["told"].strip() != "is" or not _CONDITION.search(line[: found.start("told")])
@@ -61,27 +83,63 @@ def _is_finite(value: str) -> bool:
     return value.lower().lstrip("+-")[:3] not in ("nan", "inf")
 
 
-# Scalers that skip a step say so; the loss of such a step means nothing.
-SKIPPED_STEP = re.compile(r"(?i)\boverflow\b|skipping (the |this )?(step|batch|update)")
+@dataclass(frozen=True, slots=True)
+class _Sign:
+    """A pattern, and the lower-case substrings of which a line that fits holds one."""
 
-# A kernel that refuses its sizes and returns all the same.
-REFUSED_BY_KERNEL = re.compile(
-    r"(?i)^(?!.*warn).*\bunsupported\s+(config(uration)?\b|(size|shape|dtype|head|dim)\w*\b|\w+\s*=)"
+    keys: frozenset[str]
+    pattern: re.Pattern[str]
+
+    def stands_in(self, line: str, keys: Collection[str]) -> bool:
+        return not self.keys.isdisjoint(keys) and self.pattern.search(line) is not None
+
+
+def _sign(keys: str, pattern: str) -> _Sign:
+    return _Sign(frozenset(keys.split()), re.compile(pattern))
+
+
+# Scalers that skip a step say so; the loss of such a step means nothing.
+_SKIPPED_STEP = _sign(
+    "overflow skipping", r"(?i)\boverflow\b|skipping (the |this )?(step|batch|update)"
 )
 
-FINISHED = re.compile(
+# A kernel that refuses its sizes and returns all the same.
+_REFUSED_BY_KERNEL = _sign(
+    "unsupported",
+    r"(?i)^(?!.*warn).*\bunsupported\s+(config(uration)?\b|(size|shape|dtype|head"
+    r"|dim)\w*\b|\w+\s*=)",
+)
+
+_FINISHED = _sign(
+    "train best job done final learning result throughput",
     r"(?i:^(?:(?!\bepoch\b).)*\btraining (is |has )?(complete|completed|finished|done)\b"
     r"|^(?:(?!\bepoch\b).)*\b(finished|completed|done) training\b)"
     r"|^\*\*\* Best metric|^Training time \d+:\d+:\d+"
-    r"|`?Trainer\.fit`? stopped: `?max_|['\"]train_runtime['\"]|\*{3,} train metrics \*{3,}"
+    r"|`?Trainer\.fit`? stopped: `?max_|['\"]train_runtime['\"]|\*{3} train metrics \*{3}"
     r"|Job completed successfully"
     r"|^\W*DONE\b|\bFINAL\b|^\W*Final: |^LEARNING:|^RESULT\||^\W*Results? saved\b"
     r"|^\W*Throughput:\s*[\d.]"
-    r"|(?i:\bfinal (\w+ ){0,3}loss\b\W*[\d.])|^\S+: loss=\S+, throughput="
+    r"|(?i:\bfinal (\w+ ){0,3}loss\b\W*[\d.])|^\S+: loss=\S+, throughput=",
+)
+
+# Says so only as long as nothing tells of an error after the last loss: a shell may say it, too.
+_ENDED_WELL = _sign(
+    "done exits early improve max_update total final finished",
+    r"(?i:^\W{0,20}(all )?done\W*$|\bexits successfully\b|\btotal training time\W"
+    r"|^\W{0,20}(\[?epoch\W{0,3}\d+\W{1,3})?early[ -]?stopping"
+    r"(\W*$|\W{1,3}(triggered|at|after|on)\b)"
+    r"|\bearly[ -]stopping (was )?(triggered|condition met)|\bstopp(ing|ed) (training )?early\b"
+    r"|\bdid not improve in the last \d+ (records|epochs|evaluations|checks)"
+    r"|\bnum_updates: \d+ >= max_update|^\W{0,20}finished\W*$"
+    r"|\bsaved (the )?final (model|checkpoint|weights)\b)",
 )
 
 # What starts or tells of many runs is none itself.
-SEVERAL_RUNS = re.compile(
+_SEVERAL_RUNS = _sign(
+    "eval trial run job launching start submitting queueing gpu cma generation study "
+    "agent models train best completed failed succeeded [0/0] experiments configs "
+    "trials runs jobs done [ok] launched submitted generated exploring sweeping "
+    "evaluating running testing",
     r"^\s*\[(Eval|Trial|Run|Job) \d+\].*\b(GPU|Timeout|Skip|Worker|params)\b"
     r"|^\W*(Launching|Starting|Started|Submitting|Queueing) (?!train|run|process|worker|rank)"
     r"\S+ on (GPU|node|slot)\b"
@@ -91,23 +149,52 @@ SEVERAL_RUNS = re.compile(
     r"|^\W*Models to run|^\W*To train with best|^\W*Best (config\w*|trial|hyperparameters)\b"
     r"|^\W*(Completed|Failed|Succeeded): \d+/\d+(?!\s*(step|epoch|batch|iter))\b"
     r"|^\s*\[\d+/\d+\]\s*$|\b\d+/\d+ (runs|jobs|experiments|models|configs|trials)\b"
-    r"|^\s*\[(DONE|FAILED|OK)\] \S+$|^\W*\S+ FAILED \(exit"
+    r"|^\s*\[(DONE|FAILED|OK)\] \S+$|^\W{0,20}\S{1,80} FAILED \(exit"
     r"|All \d+ (jobs |experiments |runs )?(launched|submitted|done)|^\W*Done! Results in "
     r"|\b(Generated|Exploring|Sweeping|Evaluating) \d+ (config|experiment|run|trial|candidate)"
     r"|^\W*(Running|Launching|Starting|Testing) (config\w*|experiment|run|job|model|trial)s? "
-    r"#?\d+ ?(/|of) ?\d+"
+    r"#?\d+ ?(/|of) ?\d+",
 )
 
-COUNTED = re.compile(r"(?i)\b(params|parameters)\b")
+_COUNTED = _sign("param", r"(?i)\b(params|parameters)\b")
 
-BEGUN = re.compile(
+_BEGUN = _sign(
+    "param model train device config creat load initializ submitit command gpu epoch "
+    "step iter tok it/s",
     r"(?i)\b(params|parameters)\b"
     r"|^\W*(model|training|starting training|using device|device|config)\b"
-    r"|\b(creating|created|loading|initializing)\b.*\b(model|data|dataset|checkpoint)\b"
-    r"|running training|^submitit INFO|\bCommand:.*\b(python\S*|torchrun|accelerate|deepspeed)\b"
-    r"|GPU available:|\b(epoch|step|iter|iteration)\s*[:#=\[]?\s*\d+|\btok(ens)?/s\b|it/s[\],]"
+    r"|\b(creating|created|loading|initializing)\b.{0,80}?\b(model|data|dataset|checkpoint)\b"
+    r"|running training|^submitit INFO|\bCommand:.{0,80}?\b(python\S*|torchrun"
+    r"|accelerate|deepspeed)\b"
+    r"|GPU available:|\b(epoch|step|iter|iteration)\s{0,4}[:#=\[]?\s{0,4}\d+|\btok(ens)?/s\b"
+    r"|it/s[\],]",
 )
-STEP = re.compile(r"(?i)\b(step|iter|iteration|epoch)\b|it/s")
+_STEP = _sign("step iter epoch it/s", r"(?i)\b(step|iter|iteration|epoch)\b|it/s")
+
+# Numbers of steps or epochs, or a bar's: `log_ends` reads them.
+_COUNTER = _sign(
+    "step iter epoch update it/s s/it",
+    r"(?i)\b(steps?|iter|iteration|epoch|updates?|num_updates)\b\W{0,4}\d|\b0/0\b",
+)
+_BOUND = _sign(
+    "max total num for",
+    r"(?i)\b(max|total|num|train|training)[_ -](\w{1,20}[_ -]){0,2}"
+    r"(steps|iters|iterations|updates)\b\W{1,6}\d|\bfor 0 (steps|iterations|updates)\b",
+)
+
+SIGN_KEYS = frozenset(
+    {
+        *("loss", "avg", "diverged", "unexpected", "grad"),
+        *(
+            key
+            for sign in (
+                *(_SKIPPED_STEP, _REFUSED_BY_KERNEL, _FINISHED, _ENDED_WELL, _SEVERAL_RUNS),
+                *(_COUNTED, _BEGUN, _STEP, _COUNTER, _BOUND),
+            )
+            for key in sign.keys
+        ),
+    }
+)
 
 _NUMERAL = re.compile(r"\d+")
 
@@ -116,35 +203,39 @@ _NUMERAL = re.compile(r"\d+")
 class Signs:
     """What a line says besides errors; `loss` and `gradient` are whether they are finite."""
 
-    may_be_error: bool
     loss: bool | None
     gradient: bool | None
     finished: bool
+    ended_well: bool
     several_runs: bool
     refused: bool
     begun: bool
     counted: bool
     skipped_step: bool
     step: bool
+    counter: bool
+    bound: bool
 
 
-def read_signs(line: str) -> Signs:
-    """Return what a line says besides errors, which no number in it decides."""
-    return _read_shape(_NUMERAL.sub("0", line))
+def shape_of(line: str) -> str:
+    """Return a line with every numeral as 0: most lines of a log differ in their numbers only."""
+    return _NUMERAL.sub("0", line)
 
 
-# Most lines of a log differ in their numbers only.
 @lru_cache(maxsize=2048)
-def _read_shape(line: str) -> Signs:
+def read_signs(shape: str, keys: tuple[str, ...]) -> Signs:
+    """Return what a line of this shape says besides errors; it holds these of SIGN_KEYS."""
     return Signs(
-        may_be_error=may_be_error(line),
-        loss=read_loss(line),
-        gradient=read_gradient(line),
-        finished=bool(FINISHED.search(line)),
-        several_runs=bool(SEVERAL_RUNS.search(line)),
-        refused=bool(REFUSED_BY_KERNEL.search(line)),
-        begun=bool(BEGUN.search(line)),
-        counted=bool(COUNTED.search(line)),
-        skipped_step=bool(SKIPPED_STEP.search(line)),
-        step=bool(STEP.search(line)),
+        loss=read_loss(shape),
+        gradient=read_gradient(shape) if "grad" in keys else None,
+        finished=_FINISHED.stands_in(shape, keys),
+        ended_well=_ENDED_WELL.stands_in(shape, keys),
+        several_runs=_SEVERAL_RUNS.stands_in(shape, keys),
+        refused=_REFUSED_BY_KERNEL.stands_in(shape, keys),
+        begun=_BEGUN.stands_in(shape, keys),
+        counted=_COUNTED.stands_in(shape, keys),
+        skipped_step=_SKIPPED_STEP.stands_in(shape, keys),
+        step=_STEP.stands_in(shape, keys),
+        counter=_COUNTER.stands_in(shape, keys),
+        bound=_BOUND.stands_in(shape, keys),
     )

@@ -1,5 +1,7 @@
 """Reading what an attempt left behind: result, heartbeat, the end of its log."""
 
+import shutil
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -21,9 +23,13 @@ def observe(
     *,
     root: Path,
     limit_s: float,
+    stale_after_s: float | None = None,
     cancel_requested: bool = False,
 ) -> Observation:
-    """Return everything known of an attempt; files are named relative to `root`, the run."""
+    """Return everything known of an attempt; files are named relative to `root`, the run.
+
+    A heartbeat older than `stale_after_s` is no sign of life.
+    """
     heartbeat = read_table(paths.heartbeat)
     return Observation(
         result=read_table(paths.result),
@@ -31,9 +37,13 @@ def observe(
         report=report,
         log=read_log(log, root),
         heartbeat=heartbeat,
+        heartbeat_file=str(paths.heartbeat.relative_to(root)),
+        heartbeat_age_s=heartbeat_age_s(paths, time.time()),
+        stale_after_s=stale_after_s,
         cancel_requested=cancel_requested,
         elapsed_s=elapsed_s(heartbeat),
         limit_s=limit_s,
+        free_bytes=shutil.disk_usage(root).free,
     )
 
 

@@ -45,11 +45,15 @@ class AttemptPaths:
         return self.folder / f"metrics-restart-{restart}.jsonl"
 
     @property
+    def run_folder(self) -> Path:
+        """The folder of the run, which the attempt lies in."""
+        return self.folder.parents[2]
+
+    @property
     def finished_marker(self) -> Path:
         """The file that tells the controller of this attempt's result."""
-        run, evaluation = self.folder.parent.parent.parent, self.folder.parent.name
         number = self.folder.name.removeprefix("attempt-")
-        return RunPaths(run).finished / f"{evaluation}-{number}"
+        return RunPaths(self.run_folder).finished / f"{self.folder.parent.name}-{number}"
 
     @property
     def name_in_run(self) -> str:

@@ -1,98 +1,264 @@
-"""From observations to a verdict: a pure function, and the rules it reads logs by.
+"""From observations to a verdict: a pure function.
 
-The worker's own result decides when there is one; then the scheduler's named states, the exit
-code, and the log.  What is not understood is `undetermined`, never `diverged`: only the worker,
+The worker's own result decides when there is one; then the scheduler's named states, signals, exit
+codes and the log.  What is not understood is `undetermined`, never `diverged`: only the worker,
 which sees every step's loss and gradient, can say that a run diverged.
 """
 
-import signal
+import re
 import sys
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 
-from elmanctl.jobs.classify import classify_log, find_error, quote, read_lines
+from elmanctl.jobs.causes import find_cause, find_neighbour
+from elmanctl.jobs.classify import QUOTE_LIMIT, classify_log
 from elmanctl.jobs.executor import JobReport, JobState
-from elmanctl.ledger.records import Evidence, EvidenceSource, Verdict, VerdictKind
+from elmanctl.jobs.observation import (
+    Log,
+    LogWord,
+    Observation,
+    context,
+    ended_by,
+    heartbeat_quote,
+    read_word,
+    was_limit_reached,
+    was_warned_early,
+)
+from elmanctl.ledger.records import (
+    Cause,
+    Confidence,
+    Evidence,
+    EvidenceSource,
+    Verdict,
+    VerdictKind,
+)
 
 __all__ = ["Log", "Observation", "classify_log", "judge"]
 
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Log:
-    """The end of a job's output: `lines` are numbered from `first_line`."""
-
-    file: str
-    lines: Sequence[str] = ()
-    first_line: int = 1
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Observation:
-    """Everything known of an attempt that is no longer running."""
-
-    result: Mapping[str, object] | None = None
-    result_file: str | None = None
-    report: JobReport | None = None
-    log: Log | None = None
-    heartbeat: Mapping[str, object] | None = None
-    cancel_requested: bool = False
-    elapsed_s: float | None = None
-    limit_s: float | None = None
-
-
-# Slurm's own signal number for a step that went over its memory.
-_SIGNAL_OOM = 125
+_K = VerdictKind
 
 _STATES = {
-    "BOOT_FAIL": VerdictKind.NODE_FAILURE,
-    "CANCELLED": VerdictKind.CANCELLED,
-    "DEADLINE": VerdictKind.TIMEOUT,
-    "NODE_FAIL": VerdictKind.NODE_FAILURE,
-    "OUT_OF_MEMORY": VerdictKind.OOM,
-    "PREEMPTED": VerdictKind.PREEMPTED,
-    "REVOKED": VerdictKind.CANCELLED,
-    "TIMEOUT": VerdictKind.TIMEOUT,
+    "BOOT_FAIL": _K.NODE_FAILURE,
+    "CANCELLED": _K.CANCELLED,
+    "DEADLINE": _K.TIMEOUT,
+    "LAUNCH_FAILED": _K.NODE_FAILURE,
+    "NODE_FAIL": _K.NODE_FAILURE,
+    "OUT_OF_MEMORY": _K.OOM,
+    "PREEMPTED": _K.PREEMPTED,
+    # Another cluster of the federation has it, if any.
+    "REVOKED": _K.LOST,
+    "TIMEOUT": _K.TIMEOUT,
 }
 
-# A signal that a log tells of is the scheduler's to name.
-_NOT_BY_LOG = (VerdictKind.KILLED, VerdictKind.CANCELLED)
+# What Slurm gives as the reason of an end whose state says less.
+_REASONS = {
+    "BadConstraints": _K.ENVIRONMENT,
+    "BootFail": _K.NODE_FAILURE,
+    "DeadLine": _K.TIMEOUT,
+    "InvalidAccount": _K.ENVIRONMENT,
+    "InvalidQOS": _K.ENVIRONMENT,
+    "JobLaunchFailure": _K.NODE_FAILURE,
+    "NodeDown": _K.NODE_FAILURE,
+    "OutOfMemory": _K.OOM,
+    "Preempted": _K.PREEMPTED,
+    "SystemFailure": _K.NODE_FAILURE,
+    "TimeLimit": _K.TIMEOUT,
+}
+
+# Less than any log needs that tells of an error.
+_NO_ROOM_BYTES = 64 * 1024
+
+# Slurm's own signal number for a step that went over its memory.
+SIGNAL_OOM = 125
+
+# What a log may say of a process that a signal ended; any other error in it was survived.
+_BEHIND_SIGNAL = (_K.OOM, _K.CUDA_ERROR, _K.DISK_FULL)
+
+_MODULES = re.compile(r"^(?:\w+\.)+")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Opinion:
+    """A kind, how sure, and the observations that say so."""
+
+    kind: VerdictKind
+    confidence: Confidence
+    lead: tuple[Evidence, ...] = ()
 
 
 def judge(seen: Observation) -> Verdict:
     """Return what happened to an attempt, with the evidence quoted."""
     if seen.result is not None:
-        return _from_result(seen.result, seen.result_file)
-    context = _context(seen)
+        return _from_result(seen, seen.result)
+    word = read_word(seen.log)
     if seen.cancel_requested:
-        asked = Evidence(source=EvidenceSource.CONTROLLER, text="cancelled on request")
-        return Verdict(kind=VerdictKind.CANCELLED, evidence=(asked, *context))
-    report = seen.report
-    if report is None or report.state is not JobState.ENDED:
-        found = _from_log(seen.log)
-        kind = VerdictKind.LOST if found is None else found[0]
-        quotes = () if found is None else (found[1],)
-        return Verdict(kind=kind, evidence=(*quotes, *context))
+        opinion = _of_request(seen)
+    elif seen.report is not None and seen.report.state is JobState.ENDED:
+        opinion = _of_end(seen, seen.report, word)
+    else:
+        opinion = _of_silence(seen, word)
+    return _verdict(seen, opinion, word)
+
+
+def _verdict(seen: Observation, opinion: _Opinion, word: LogWord | None) -> Verdict:
+    quotes = [*opinion.lead, *(quote for quote in context(seen) if quote not in opinion.lead)]
+    if word is not None:
+        quotes += [quote for quote in word.quotes if quote not in quotes]
+    cause = word.cause if word is not None and word.kind is opinion.kind else None
+    if opinion.kind is _K.OOM and (cause is None or _names_memory(seen.report)):
+        # Slurm counts the host's memory only.
+        cause = Cause.HOST
+    return Verdict(
+        kind=opinion.kind,
+        evidence=tuple(quotes),
+        confidence=opinion.confidence,
+        cause=cause,
+    )
+
+
+def _names_memory(report: JobReport | None) -> bool:
+    return report is not None and (_named(report) is _K.OOM or ended_by(report) == SIGNAL_OOM)
+
+
+def _named(report: JobReport) -> VerdictKind | None:
+    """Return the cause that the scheduler itself names."""
     # Slurm adds to some states, as in "CANCELLED by 1000".
     state = report.raw.strip().partition(" ")[0].rstrip("+")
-    if state in _STATES:
-        return Verdict(kind=_STATES[state], evidence=context)
-    return _from_exit(seen, report, context)
+    by_reason = _REASONS.get((report.reason or "").partition(":")[0])
+    if state in _STATES and _STATES[state] is not _K.CANCELLED:
+        return _STATES[state]
+    if state in ("FAILED", "CANCELLED") and by_reason is not None:
+        return by_reason
+    return _STATES.get(state)
 
 
-def _from_result(result: Mapping[str, object], file: str | None) -> Verdict:
+def _of_request(seen: Observation) -> _Opinion:
+    asked = Evidence(source=EvidenceSource.CONTROLLER, text="cancelled on request")
+    named = None if seen.report is None else _named(seen.report)
+    agrees = named in (None, _K.CANCELLED)
+    confidence = Confidence.CERTAIN if agrees else Confidence.LIKELY
+    return _Opinion(kind=_K.CANCELLED, confidence=confidence, lead=(asked,))
+
+
+def _of_end(seen: Observation, report: JobReport, word: LogWord | None) -> _Opinion:
+    """Return what the end means that a scheduler reports."""
+    named = _named(report)
+    if named is _K.CANCELLED:
+        return _of_cancellation(seen, report, word)
+    if named is not None:
+        disagrees = word is not None and word.is_cause and word.kind is not named
+        unsure = disagrees or named is _K.LOST
+        return _Opinion(kind=named, confidence=Confidence.LIKELY if unsure else Confidence.CERTAIN)
+    if ended_by(report) is not None:
+        return _of_signal(seen, report, word)
+    failed = report.exit_code if report.exit_code is not None else report.raw == "FAILED"
+    if failed and word is not None and (word.kind is not _K.CANCELLED or word.of_scheduler):
+        return _Opinion(kind=word.kind, confidence=Confidence.LIKELY, lead=word.quotes)
+    if failed and seen.free_bytes is not None and seen.free_bytes < _NO_ROOM_BYTES:
+        # On a full disk neither worker nor Slurm can write down why.
+        text = f"{seen.free_bytes} bytes are free where the run lies"
+        full = Evidence(source=EvidenceSource.CONTROLLER, text=text)
+        return _Opinion(kind=_K.DISK_FULL, confidence=Confidence.LIKELY, lead=(full,))
+    missing = Evidence(source=EvidenceSource.CONTROLLER, text="ended without a result")
+    return _Opinion(kind=_K.UNDETERMINED, confidence=Confidence.UNCLEAR, lead=(missing,))
+
+
+def _of_cancellation(seen: Observation, report: JobReport, word: LogWord | None) -> _Opinion:
+    """Return why a job was cancelled that nobody here cancelled; Slurm cancels jobs itself, too."""
+    if word is not None and word.of_scheduler and word.kind is not _K.CANCELLED:
+        return _Opinion(kind=word.kind, confidence=Confidence.LIKELY, lead=word.quotes)
+    if report.raw.strip() == "CANCELLED by 0" and was_limit_reached(seen):
+        return _Opinion(kind=_K.TIMEOUT, confidence=Confidence.LIKELY)
+    return _Opinion(kind=_K.CANCELLED, confidence=Confidence.CERTAIN)
+
+
+def _of_signal(seen: Observation, report: JobReport, word: LogWord | None) -> _Opinion:
+    """Return why a signal ended a job."""
+    likely = Confidence.LIKELY
+    if ended_by(report) == SIGNAL_OOM:
+        kind, likely = _K.OOM, Confidence.CERTAIN
+    elif word is not None and (word.of_scheduler and word.kind is not _K.CANCELLED):
+        kind = word.kind
+    elif was_limit_reached(seen):
+        kind = _K.TIMEOUT
+    elif word is not None and word.kind in _BEHIND_SIGNAL:
+        kind = word.kind
+    elif was_warned_early(seen):
+        kind = _K.PREEMPTED
+    else:
+        kind = _K.KILLED
+    exits = tuple(q for q in context(seen) if q.source is EvidenceSource.EXIT)
+    return _Opinion(kind=kind, confidence=likely, lead=exits)
+
+
+def _of_silence(seen: Observation, word: LogWord | None) -> _Opinion:
+    """Return what became of a job of which the scheduler does not say that it ended."""
+    likely, unclear = Confidence.LIKELY, Confidence.UNCLEAR
+    vanished = seen.report is not None and seen.report.state is JobState.VANISHED
+    if seen.is_alive:
+        return _Opinion(kind=_K.UNDETERMINED, confidence=unclear, lead=(heartbeat_quote(seen),))
+    if word is not None and (word.kind is not _K.CANCELLED or word.of_scheduler):
+        return _Opinion(kind=word.kind, confidence=likely, lead=word.quotes)
+    if not vanished:
+        return _Opinion(kind=_K.UNDETERMINED, confidence=unclear)
+    if seen.signals and was_limit_reached(seen):
+        return _Opinion(kind=_K.TIMEOUT, confidence=likely, lead=(heartbeat_quote(seen),))
+    if was_warned_early(seen):
+        return _Opinion(kind=_K.PREEMPTED, confidence=likely, lead=(heartbeat_quote(seen),))
+    return _Opinion(kind=_K.LOST, confidence=likely)
+
+
+def _from_result(seen: Observation, result: Mapping[str, object]) -> Verdict:
+    """Return what the worker itself says."""
     verdict = result.get("verdict")
     if not isinstance(verdict, Mapping) or str(verdict.get("kind")) not in set(VerdictKind):
-        unread = _quote({"text": "the worker's result holds no verdict"}, file)
-        return Verdict(kind=VerdictKind.UNDETERMINED, evidence=(unread,))
+        return _unread(seen, "the worker's result holds no verdict")
     kind = VerdictKind(str(verdict["kind"]))
-    if kind is VerdictKind.COMPLETED and not _is_loss(result.get("loss")):
-        unread = _quote({"text": "the worker says completed and gives no finite loss"}, file)
-        return Verdict(kind=VerdictKind.UNDETERMINED, evidence=(unread,))
+    if kind is _K.COMPLETED and not _is_loss(result.get("loss")):
+        return _unread(seen, "the worker says completed and gives no finite loss")
     told = verdict.get("evidence")
     listed = told if isinstance(told, list) else []
     quotes = [quote for quote in listed if isinstance(quote, Mapping) and "text" in quote]
-    said = quotes or [{"text": f"the worker says {kind}"}]
-    return Verdict(kind=kind, evidence=tuple(_quote(quote, file) for quote in said))
+    said = [_quote(q, seen.result_file) for q in quotes or [{"text": f"the worker says {kind}"}]]
+    texts = tuple(quote.text for quote in said)
+    cause = find_cause(kind, texts)
+    holders = [holder for text in texts if (holder := find_neighbour(text))]
+    if cause is Cause.NEIGHBOUR:
+        said.append(replace(said[0], text=str(holders[0])))
+    if kind not in (_K.COMPLETED, _K.DIVERGED):
+        said += _in_log(seen.log, said[0].text)
+    confidence = Confidence.UNCLEAR if kind is _K.UNDETERMINED else Confidence.CERTAIN
+    named = None if seen.report is None else _named(seen.report)
+    if named not in (None, kind):
+        # Both are kept, and neither is sure any more.
+        confidence = Confidence.UNCLEAR if kind is _K.UNDETERMINED else Confidence.LIKELY
+        said += [quote for quote in context(seen) if quote.source is EvidenceSource.SCHEDULER]
+    return Verdict(kind=kind, evidence=tuple(said), confidence=confidence, cause=cause)
+
+
+def _unread(seen: Observation, text: str) -> Verdict:
+    unread = _quote({"text": text}, seen.result_file)
+    return Verdict(
+        kind=_K.UNDETERMINED,
+        evidence=(unread, *context(seen)),
+        confidence=Confidence.UNCLEAR,
+    )
+
+
+def _in_log(log: Log | None, text: str) -> list[Evidence]:
+    """Return where a log prints the exception that the worker wrote down."""
+    # The worker adds to the first line where the exception was raised.
+    first = text.partition("\n")[0].partition(" (")[0].strip()
+    if log is None or not first:
+        return []
+    for index in range(len(log.lines) - 1, -1, -1):
+        line = log.lines[index].strip()
+        # Python prints it after the name of its module.
+        if _MODULES.sub("", line, count=1).startswith(first):
+            place = log.first_line + index
+            text = line[:QUOTE_LIMIT]
+            return [Evidence(source=EvidenceSource.LOG, text=text, file=log.file, line=place)]
+    return []
 
 
 def _is_loss(value: object) -> bool:
@@ -111,69 +277,3 @@ def _quote(quote: Mapping[str, object], file: str | None) -> Evidence:
         file=named if isinstance(named, str) else file,
         line=line if isinstance(line, int) else None,
     )
-
-
-def _from_exit(seen: Observation, report: JobReport, context: tuple[Evidence, ...]) -> Verdict:
-    found = _from_log(seen.log)
-    quotes = () if found is None else (found[1],)
-    if report.signal is not None:
-        over = seen.elapsed_s and seen.limit_s and seen.elapsed_s >= seen.limit_s
-        if over:
-            kind = VerdictKind.TIMEOUT
-        elif report.signal == _SIGNAL_OOM:
-            kind = VerdictKind.OOM
-        elif found is not None and found[0] in (VerdictKind.OOM, VerdictKind.CUDA_ERROR):
-            kind = found[0]
-        else:
-            kind = VerdictKind.KILLED
-        by_weight = sorted(context, key=lambda quote: quote.source is not EvidenceSource.EXIT)
-        return Verdict(kind=kind, evidence=(*by_weight, *quotes))
-    if report.exit_code and found is not None:
-        return Verdict(kind=found[0], evidence=(*quotes, *context))
-    missing = Evidence(source=EvidenceSource.CONTROLLER, text="ended without a result")
-    return Verdict(kind=VerdictKind.UNDETERMINED, evidence=(missing, *quotes, *context))
-
-
-def _context(seen: Observation) -> tuple[Evidence, ...]:
-    quotes = []
-    report = seen.report
-    if report is not None and report.state is JobState.VANISHED:
-        text = "the scheduler no longer knows the job"
-        quotes.append(Evidence(source=EvidenceSource.SCHEDULER, text=text))
-    elif report is not None and report.raw:
-        text = f"state {report.raw}" + (f", reason {report.reason}" if report.reason else "")
-        if report.node:
-            text += f", on {report.node}"
-        quotes.append(Evidence(source=EvidenceSource.SCHEDULER, text=text))
-    if report is not None and report.signal is not None:
-        text = f"ended by signal {report.signal} ({_signal_name(report.signal)})"
-        quotes.append(Evidence(source=EvidenceSource.EXIT, text=text))
-    elif report is not None and report.exit_code is not None:
-        text = f"exit code {report.exit_code}"
-        quotes.append(Evidence(source=EvidenceSource.EXIT, text=text))
-    if seen.heartbeat is not None:
-        beat = seen.heartbeat
-        text = f"last heartbeat {beat.get('at')}: {beat.get('phase')}, step {beat.get('step')}"
-        quotes.append(Evidence(source=EvidenceSource.HEARTBEAT, text=text))
-    else:
-        text = "the worker never wrote a heartbeat"
-        quotes.append(Evidence(source=EvidenceSource.HEARTBEAT, text=text))
-    return tuple(quotes)
-
-
-def _from_log(log: Log | None) -> tuple[VerdictKind, Evidence] | None:
-    if log is None:
-        return None
-    error = find_error(read_lines(enumerate(log.lines, start=log.first_line)))
-    if error is None or error.rule.kind in _NOT_BY_LOG:
-        return None
-    return error.rule.kind, quote(error.piece, log.file)
-
-
-def _signal_name(number: int) -> str:
-    if number == _SIGNAL_OOM:
-        return "out of memory"
-    try:
-        return signal.Signals(number).name
-    except ValueError:
-        return "unknown"

@@ -13,6 +13,7 @@ from elmanctl.errors import LedgerCorrupt
 from elmanctl.ledger.fields import Fields, as_number, describe
 from elmanctl.ledger.records import (
     Cause,
+    Confidence,
     Evaluation,
     Evidence,
     EvidenceSource,
@@ -55,27 +56,27 @@ def decode_evidence(data: object, path: str = "evidence") -> Evidence:
 
 
 def encode_verdict(verdict: Verdict) -> dict[str, Any]:
-    """Return plain data; `cause` only where there is one."""
-    return _without_none(
-        {
-            "kind": verdict.kind.value,
-            "evidence": [encode_evidence(evidence) for evidence in verdict.evidence],
-            "cause": verdict.cause.value if verdict.cause else None,
-        }
-    )
+    """Return plain data; `confidence` and `cause` only where they are known."""
+    data = {
+        "kind": verdict.kind.value,
+        "evidence": [encode_evidence(evidence) for evidence in verdict.evidence],
+        "confidence": verdict.confidence and verdict.confidence.value,
+        "cause": verdict.cause and verdict.cause.value,
+    }
+    return _without_none(data)
 
 
 def decode_verdict(data: object, path: str = "verdict") -> Verdict:
     """Read what `encode_verdict` returned."""
     with Fields(data, path) as fields:
-        # Ledgers of version 0.1 know no cause.
-        cause = fields.optional_text("cause")
+        # Ledgers of version 0.1 know neither confidence nor cause.
         return Verdict(
             kind=decode_member(VerdictKind, fields.text("kind"), f"{path}.kind"),
-            cause=None if cause is None else decode_member(Cause, cause, f"{path}.cause"),
             evidence=tuple(
                 decode_evidence(item, where) for where, item in fields.items("evidence")
             ),
+            confidence=_optional_member(Confidence, fields, "confidence"),
+            cause=_optional_member(Cause, fields, "cause"),
         )
 
 
@@ -167,6 +168,11 @@ def decode_member(members: type[_Member], text: str, path: str) -> _Member:
     except ValueError as exc:
         known = ", ".join(members)
         raise LedgerCorrupt(f"`{path}` is {describe(text)}, not one of {known}") from exc
+
+
+def _optional_member(members: type[_Member], fields: Fields, key: str) -> _Member | None:
+    text = fields.optional_text(key)
+    return None if text is None else decode_member(members, text, f"{fields.path}.{key}")
 
 
 def _without_none(data: dict[str, Any]) -> dict[str, Any]:

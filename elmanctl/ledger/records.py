@@ -41,15 +41,6 @@ class VerdictKind(StrEnum):
     UNDETERMINED = "undetermined"
 
 
-class Cause(StrEnum):
-    """Whose doing a verdict was, where its kind leaves that open."""
-
-    HOST = "host"
-    GPU = "gpu"
-    NEIGHBOUR = "neighbour"
-    DEVICE = "device"
-
-
 class EvidenceSource(StrEnum):
     """Who says so, most trusted first."""
 
@@ -71,15 +62,34 @@ class Evidence:
     line: int | None = None
 
 
+class Confidence(StrEnum):
+    """How sure a verdict is."""
+
+    CERTAIN = "certain"  # the worker's own word, or the scheduler names the cause
+    LIKELY = "likely"  # an exit code, a signal or a line of a log that is understood
+    UNCLEAR = "unclear"  # nothing that is understood
+
+
+class Cause(StrEnum):
+    """Whose memory ran out, or that the device itself failed."""
+
+    HOST = "host"
+    GPU = "gpu"
+    NEIGHBOUR = "neighbour"
+    DEVICE = "device"
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Verdict:
     """What happened to an attempt, and the observations that say so.
 
-    `cause` parts kinds of more than one origin: whose memory ran out, whether a device broke.
+    `cause` is host, gpu or neighbour for `oom`, device for a `cuda_error` of broken hardware, and
+    otherwise None.  `confidence` is None in ledgers that were written before it existed.
     """
 
     kind: VerdictKind
     evidence: tuple[Evidence, ...] = ()
+    confidence: Confidence | None = None
     cause: Cause | None = None
 
     @property

@@ -187,7 +187,11 @@ class Watcher:
     def _is_silent(self, evaluation: Evaluation, attempt: Attempt) -> bool:
         paths = self._session.paths.attempt(evaluation.id, attempt.number)
         age = heartbeat_age_s(paths, time.time())
-        return age is None or age > _STALE_BEATS * self._session.settings.train.heartbeat_s
+        return age is None or age > self._stale_after_s
+
+    @property
+    def _stale_after_s(self) -> float:
+        return _STALE_BEATS * self._session.settings.train.heartbeat_s
 
     def _settle(
         self, evaluation: Evaluation, attempt: Attempt, report: JobReport | None
@@ -203,6 +207,7 @@ class Watcher:
             report,
             root=session.paths.folder,
             limit_s=60 * float(str(submission.resources["timeout_min"])),
+            stale_after_s=self._stale_after_s,
             cancel_requested=evaluation.state is State.CANCELLED,
         )
         result, beat = seen.result, seen.heartbeat or {}

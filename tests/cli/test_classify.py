@@ -42,11 +42,15 @@ def test_json_names_kind_and_lines(quick: QuickCommandLine, folder: Path) -> Non
         {
             "file": "logs/c.bin",
             "kind": "oom",
+            "confidence": "likely",
+            "cause": "host",
             "evidence": [{"line": 1, "text": "MemoryError"}],
         },
         {
             "file": "logs/b.log",
             "kind": "diverged",
+            "confidence": "likely",
+            "cause": None,
             "evidence": [{"line": 1, "text": "step 1 loss nan"}],
         },
     ]
@@ -98,7 +102,8 @@ def test_any_bytes_are_given_a_kind(quick: QuickCommandLine, data: bytes) -> Non
 @pytest.mark.parametrize("size", [0, 1, 99, 100, 101, 599, 600, 2_000_000])
 def test_ends_of_a_file_are_read_with_their_true_line_numbers(size: int) -> None:
     data = b"".join(b"%d\n" % number for number in range(1, size))
-    lines = list(read_ends(io.BytesIO(data), head_bytes=100, tail_bytes=500))
+    parts = read_ends(io.BytesIO(data), head_bytes=100, tail_bytes=500)
+    lines = [line for first, text in parts for line in enumerate(text.split("\n"), start=first)]
     expected = data.decode().split("\n")
     whole = [(n, line) for n, line in lines if line]
     # Only where the middle was left out may a line be torn.

@@ -3,26 +3,16 @@
 import os
 import shutil
 import subprocess
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from elmanctl.clock import now, to_text
-from elmanctl.jobs.executor import JobReport, JobState, LiveJob
-from elmanctl.jobs.observe import observe
+from elmanctl.jobs.executor import JobState
 from elmanctl.jobs.paths import RunPaths
-from elmanctl.jobs.protocol import Budget
-from elmanctl.jobs.slurm_executor import SlurmExecutor
-from elmanctl.jobs.snapshot import freeze_code
-from elmanctl.jobs.spec import AttemptSpec, DataSpec
-from elmanctl.jobs.verdict import judge
-from elmanctl.ledger.files import write_json
-from elmanctl.ledger.records import RunStatus, State, Submission, Task, Verdict, VerdictKind
+from elmanctl.ledger.records import RunStatus, State, VerdictKind
 from elmanctl.ledger.run_state import RunState
-from elmanctl.models.params import count_parameters
 from tests.command_line import CommandLine
+from tests.integration.cluster import Job
 from tests.integration.runs import (
     KILLED_AT,
     assert_same_search,
@@ -174,102 +164,6 @@ def _running_node(folder: Path) -> str | None:
         if attempt.state is State.RUNNING and attempt.node and claim.exists():
             return attempt.node
     return None
-
-
-class Job:
-    """One attempt, submitted by hand under a spec and resources of its own."""
-
-    def __init__(
-        self,
-        folder: Path,
-        corpus: Path,
-        *,
-        spec: Mapping[str, Any] | None = None,
-        config: Mapping[str, Any] | None = None,
-        mem_gb: float = 1.0,
-        timeout_min: int = 5,
-        broken_by: str = "",
-    ) -> None:
-        self.paths = RunPaths(folder)
-        self.timeout_min = timeout_min
-        freeze_code(self.paths.code)
-        if broken_by:
-            data = self.paths.code / "elmanctl" / "jobs" / "data.py"
-            data.write_text(f"{data.read_text()}\n{broken_by}\n")
-        model = {"dim": 32, "depth": 1, "n_heads": 2, "n_state": 8, **(config or {})}
-        values: dict[str, Any] = {
-            "run": folder.name,
-            "evaluation": "g000-e00",
-            "attempt": 1,
-            "level": "e88",
-            "config": model,
-            "parameters_expected": count_parameters("e88", model),
-            "seed": 1,
-            "lr": 1e-2,
-            "budget": Budget(kind="steps", amount=20),
-            "batch": 2,
-            "seq_len": 16,
-            "warmup_steps": 0,
-            "data": _data_spec(corpus),
-            "timeout_min": timeout_min,
-            "threads": 1,
-            "device": "cpu",
-            "heartbeat_s": 1.0,
-            **(spec or {}),
-        }
-        attempt = self.paths.attempt("g000-e00", 1)
-        attempt.folder.mkdir(parents=True)
-        write_json(attempt.spec, AttemptSpec(**values).encode())
-        self.executor = SlurmExecutor(self.paths, max_jobs=4)
-        submission = Submission(
-            id="s0001",
-            job_name=f"elman-test-{folder.name}-{os.getpid()}",
-            tasks=(Task(index=0, evaluation="g000-e00", attempt=1),),
-            resources={
-                "timeout_min": timeout_min,
-                "partition": "gpu",
-                "gres": "gpu:1",
-                "mem_gb": mem_gb,
-                "cpus": 1,
-            },
-            intended_at=to_text(now()),
-        )
-        job_id = self.executor.submit(submission, self.paths.submission("s0001"))
-        self.live = LiveJob(
-            job_id=f"{job_id}_0",
-            submission="s0001",
-            task_index=0,
-            job_name=submission.job_name,
-            since=submission.intended_at,
-        )
-
-    def report(self) -> JobReport:
-        return self.executor.look([self.live], []).reports[self.live.job_id]
-
-    def verdict(self) -> Verdict:
-        """Wait for the job's end and judge it as a controller does."""
-
-        def ended() -> JobReport | None:
-            report = self.report()
-            return report if report.state is JobState.ENDED else None
-
-        report = wait_for(ended, f"job {self.live.job_id} to end", 150)
-        return judge(
-            observe(
-                self.paths.attempt("g000-e00", 1),
-                self.executor.log(self.live),
-                report,
-                root=self.paths.folder,
-                limit_s=60.0 * self.timeout_min,
-            )
-        )
-
-
-def _data_spec(corpus: Path) -> DataSpec:
-    from elmanctl.jobs.corpus import describe
-
-    found = describe(corpus)
-    return DataSpec(path=str(corpus), sha256=found.sha256, size_bytes=found.size_bytes)
 
 
 def test_partition_that_does_not_exist_submits_nothing(

@@ -49,7 +49,7 @@ TABLE: dict[str, tuple[dict[str, Any], VerdictKind, str]] = {
         VerdictKind.CANCELLED,
         "CANCELLED by 1000",
     ),
-    "revoked": ({"report": ended("REVOKED")}, VerdictKind.CANCELLED, "REVOKED"),
+    "revoked": ({"report": ended("REVOKED")}, VerdictKind.LOST, "REVOKED"),
     "cancelled on request": (
         {"report": ended("FAILED", 143, 15), "cancel_requested": True},
         VerdictKind.CANCELLED,
@@ -140,10 +140,10 @@ TABLE: dict[str, tuple[dict[str, Any], VerdictKind, str]] = {
         VerdictKind.UNDETERMINED,
         "without a result",
     ),
-    "no exit code known": (
+    "failed, with accounting off": (
         {"report": ended("FAILED"), "log": log("ValueError: x")},
-        VerdictKind.UNDETERMINED,
-        "without a result",
+        VerdictKind.PYTHON_ERROR,
+        "ValueError: x",
     ),
     "vanished": ({"report": VANISHED}, VerdictKind.LOST, "no longer knows the job"),
     "vanished after a word": (
@@ -198,7 +198,8 @@ def test_workers_own_word_beats_everything_else(kind: VerdictKind) -> None:
     )
     verdict = judge(seen)
     assert verdict.kind is kind
-    (quote,) = verdict.evidence
+    quote, *others = verdict.evidence
+    assert {other.source for other in others} <= {EvidenceSource.SCHEDULER, EvidenceSource.LOG}
     assert (quote.source, quote.text, quote.line) == (EvidenceSource.RESULT, "it says so", 7)
     assert quote.file == "evaluations/g000-e00/attempt-1/result.json"
 

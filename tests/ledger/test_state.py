@@ -119,7 +119,7 @@ def test_whole_story_is_told_right(story: Story, build: Any) -> None:
     assert (state.answered, state.trained) == (1, 2)
     assert state.saved == Spent(attempts=1, elapsed_s=12.5, device_s=12.5)
     # From the first controller to the pause and from the second to the interruption.
-    assert state.wall_s == 15.0 + 11.0
+    assert state.wall_s == 15.0 + 14.0
 
 
 def test_empty_ledger_is_an_empty_state() -> None:

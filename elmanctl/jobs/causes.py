@@ -1,0 +1,88 @@
+"""Whose fault an end was: whose memory ran out, and whether the device itself failed; pure."""
+
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from elmanctl.ledger.records import Cause, VerdictKind
+
+_UNITS = {"KiB": 2**10, "MiB": 2**20, "GiB": 2**30, "TiB": 2**40}
+_SIZE = r"([\d.]+) (KiB|MiB|GiB|TiB)"
+
+# Accelerators' own words; every other want of memory is the host's.
+_OF_DEVICE = re.compile(
+    r"(?i)\b(CUDA|HIP|XPU|MPS)\b|\bOutOfMemoryError\b|_STATUS_ALLOC_FAILED"
+    r"|RESOURCE_EXHAUSTED|ran out of memory trying to allocate"
+)
+_OF_HOST = re.compile(r"(?i)DefaultCPUAllocator|oom[-_ ]?kill|cgroup out-of-memory")
+
+_TRIED = re.compile(rf"Tried to allocate {_SIZE}")
+_CAPACITY = re.compile(rf"total capacity of {_SIZE}")
+_FREE = re.compile(rf"of which {_SIZE} is free")
+_OTHER = re.compile(rf"Process (\d+) has {_SIZE} memory in use")
+
+# These Xids follow from what a program does; the others are the device's, its link's or its
+# driver's.
+_XID = re.compile(r"\bXid\b[^:]*(?:\([^)]*\))?: (?!(?:13|31|32|43|45|68|69)\b)\d+")
+_BROKEN = re.compile(
+    r"(?i)\bECC error|\becc\b.*\bencountered|(device|gpu) is lost|fallen off the bus|uncorrectable"
+    r"|(cuda|hip)error(ECCUncorrectable|HardwareStackError|NvlinkUncorrectable)"
+    r"|hardware stack error|nvlink (transport )?error"
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Neighbour:
+    """Another process whose memory on the same GPU would have been enough."""
+
+    pid: int
+    held: str
+    missing_bytes: float
+
+    def __str__(self) -> str:
+        return (
+            f"process {self.pid} on the same GPU holds {self.held}; "
+            f"{self.missing_bytes / 2**30:.2f} GiB were missing"
+        )
+
+
+def find_cause(kind: VerdictKind, texts: Iterable[str]) -> Cause | None:
+    """Return whose memory ran out, or that the device failed, by texts that tell of it."""
+    told = list(texts)
+    if kind is VerdictKind.CUDA_ERROR:
+        return Cause.DEVICE if any(map(names_broken_device, told)) else None
+    if kind is not VerdictKind.OOM:
+        return None
+    if any(find_neighbour(text) for text in told):
+        return Cause.NEIGHBOUR
+    of_device = (_OF_DEVICE.search(text) and not _OF_HOST.search(text) for text in told)
+    return Cause.GPU if any(of_device) else Cause.HOST
+
+
+def names_broken_device(text: str) -> bool:
+    """Whether a text says that the hardware failed, not only the program on it."""
+    return bool(_XID.search(text) or _BROKEN.search(text))
+
+
+def find_neighbour(text: str) -> Neighbour | None:
+    """Return the largest other process on a GPU, if without it the memory would have sufficed."""
+    tried, capacity, free = (found.search(text) for found in (_TRIED, _CAPACITY, _FREE))
+    if tried is None or capacity is None or free is None:
+        return None
+    limit = _size(*capacity.groups())
+    missing = _size(*tried.groups()) - _size(*free.groups())
+    others = {
+        found[1]: (_size(found[2], found[3]), f"{found[2]} {found[3]}")
+        for found in _OTHER.finditer(text)
+        # A driver that cannot tell gives a number beyond all bounds.
+        if _size(found[2], found[3]) <= limit
+    }
+    if not 0 < missing <= sum(size for size, _ in others.values()):
+        return None
+    pid, (_, held) = max(others.items(), key=lambda other: other[1][0])
+    return Neighbour(pid=int(pid), held=held, missing_bytes=missing)
+
+
+def _size(number: str, unit: str) -> float:
+    digits, _, rest = number.partition(".")
+    return float(f"{digits or 0}.{rest.replace('.', '') or 0}") * _UNITS[unit]

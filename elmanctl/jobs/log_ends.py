@@ -1,0 +1,91 @@
+"""Whether a log that has no word for its finish stands at its declared end; pure.
+
+A run says beforehand how far it goes: `step 900/1000`, `epoch 3/3`, a bar, `max_steps=1000`.
+"""
+
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from elmanctl.jobs.log_reading import Piece, Reading
+
+_OF = re.compile(
+    r"(?i)\b(step|iter|iteration|epoch|update)s?\b\W{0,4}(\d{1,12})\]?\s{0,4}(?:/|of)\s{0,4}(\d{1,12})\b"
+)
+# tqdm's, and Keras' two.
+_BAR = re.compile(r"\b(\d{1,12})/(\d{1,12})\s{1,4}(?:\[\d|\[=|━)")
+_EPOCH = re.compile(r"(?i)\bepoch\b")
+_STEP = re.compile(
+    r"(?i)\b(?:step|iter|iteration|num_updates)\b\W{0,4}(\d{1,12})\b(?!\s{0,4}(?:/|of\b))"
+)
+_BOUND = re.compile(
+    r"(?i)\b(?:max|total|num|train|training)[_ -](?:\w{1,20}[_ -]){0,2}"
+    r"(?:steps|iters|iterations|updates)\b\W{1,6}(\d{1,12})\b"
+    r"|\bfor (\d{1,12}) (?:steps|iterations|updates)\b"
+)
+
+
+def declared_end(found: Reading) -> Piece | None:
+    """Return the piece that says that the last declared step is done, None where none does.
+
+    Everything that the log counts must stand at its end, the training among it: a loss is printed
+    with the last count, or after it.
+    """
+    if not found.losses or not found.losses[-1].finite:
+        return None
+    last_loss = found.losses[-1].piece
+    counts = _counts(found.counters)
+    if not counts:
+        return _at_bound(found, last_loss)
+    if any(not count.is_full for count in counts.values()):
+        return None
+    # Of what was counted while losses were printed; data are loaded before, tested after.
+    ends = [
+        count.last
+        for count in counts.values()
+        if count.first.offset <= last_loss.offset <= count.last.offset
+    ]
+    return ends[-1] if ends else None
+
+
+@dataclass(slots=True)
+class _Count:
+    """The first and the last state of something counted up to a known end."""
+
+    first: Piece
+    last: Piece
+    count: int
+    total: int
+
+    @property
+    def is_full(self) -> bool:
+        return self.count >= self.total
+
+
+def _counts(pieces: Iterable[Piece]) -> dict[str, _Count]:
+    """Return what is counted; a bar that begins again, or names an epoch, tells only of that."""
+    counts: dict[str, _Count] = {}
+    of_epoch: set[str] = set()
+    for piece in pieces:
+        seen = [(unit.lower(), count, total) for unit, count, total in _OF.findall(piece.text)]
+        bar = _BAR.search(piece.text)
+        if bar is not None and int(bar[2]) > 0:
+            name = f"bar of {bar[2]}"
+            seen.append((name, bar[1], bar[2]))
+            before = counts.get(name)
+            if _EPOCH.search(piece.text) or (before and int(bar[1]) < before.count):
+                of_epoch.add(name)
+        for name, count, total in seen:
+            first = counts[name].first if name in counts else piece
+            counts[name] = _Count(first, piece, int(count), int(total))
+    return {
+        name: count for name, count in counts.items() if not (name in of_epoch and count.is_full)
+    }
+
+
+def _at_bound(found: Reading, last_loss: Piece) -> Piece | None:
+    bounds = [int(a or b) for piece in found.bounds for a, b in _BOUND.findall(piece.text)]
+    steps = [int(step) for step in _STEP.findall(last_loss.text)]
+    if bounds and steps and steps[0] in bounds:
+        return last_loss
+    return None
