@@ -10,7 +10,7 @@ from typing import Any
 from elmanctl.config import decode_settings
 from elmanctl.errors import NotFound, UsageError
 from elmanctl.jobs.paths import RunPaths
-from elmanctl.jobs.submission import extra_options
+from elmanctl.jobs.submission import check_resources
 from elmanctl.ledger import state as ledger_state
 from elmanctl.ledger.lease import Lease
 from elmanctl.ledger.records import RunStatus
@@ -82,7 +82,7 @@ class Session:
                 )
         changed = _settings_in_force(self.state, changes)
         check_limits(changed)
-        extra_options(attempt_resources(changed, self.run["executor"], {}).extra)
+        check_resources(attempt_resources(changed, self.run["executor"], {}))
         self.record("settings_changed", changes=dict(changes))
         self.settings = _settings_in_force(self.state)
 

@@ -12,12 +12,13 @@ from typing import Any
 
 import elmanctl
 from elmanctl.errors import ConfigError, EnvironmentNotReady, InvalidConfiguration, UsageError
+from elmanctl.jobs.carried import check_path
 from elmanctl.jobs.corpus import CorpusInfo, describe, standard_library_corpus, unigram_entropy
 from elmanctl.jobs.executor import Resources
 from elmanctl.jobs.paths import RunPaths
 from elmanctl.jobs.protocol import Budget
 from elmanctl.jobs.snapshot import freeze_code
-from elmanctl.jobs.submission import extra_options
+from elmanctl.jobs.submission import check_resources
 from elmanctl.ledger.lease import Lease
 from elmanctl.ledger.store import LedgerWriter
 from elmanctl.models.backends import AUTO, BACKENDS, check_backend_name, fault_here
@@ -31,9 +32,6 @@ from elmanctl.search.preflight import check_space, mixed_backends
 from elmanctl.search.space import SearchSpace, load_space
 from elmanctl.search.workload import attempt_resources, training_budget
 from elmanctl.settings import Settings
-
-# Slurm reads these in paths of its own accord.
-_NOT_IN_PATHS = ("%", "\n", "\\")
 
 # A run's name is a folder's, a part of Slurm's job names, and typed by people.
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
@@ -101,7 +99,7 @@ def plan_search(
     budget = training_budget(settings.train)
     resources = attempt_resources(settings, executor, {})
     if executor == "slurm":
-        extra_options(resources.extra)
+        check_resources(resources)
     check_space(space, settings, executor)
     effects = audit_space(space, settings.search.multiple_of)
     refuse_dead_axes(effects)
@@ -233,11 +231,7 @@ def _run_folder(runs: Path, name: str) -> Path:
             hint="use letters, digits, `.`, `_` and `-`, a letter or digit first",
         )
     folder = runs.expanduser().resolve() / name
-    if any(text in str(folder) for text in _NOT_IN_PATHS):
-        raise UsageError(
-            f"Slurm would misread the path `{folder}`",
-            hint="use a folder without %, \\ and newlines",
-        )
+    check_path(folder)
     if folder.exists() and not RunPaths(folder).ledger.exists():
         raise UsageError(
             f"{folder} exists and is no run", hint="remove it, or pass another `--name`"
