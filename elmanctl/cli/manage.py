@@ -13,8 +13,8 @@ from elmanctl.cli.context import (
     RunArgument,
     RunOption,
     YesFlag,
-    chosen_run,
     resolve_settings,
+    run_to_change,
 )
 from elmanctl.cli.output import (
     Column,
@@ -90,7 +90,7 @@ def cancel(
         elmanctl cancel g003-e01 g003-e02
         elmanctl cancel --run e88-480m --all
     """
-    paths = chosen_run(ctx, run)
+    paths = run_to_change(ctx, run, whole_name=everything)
     state = load_run(paths.folder).state
     if everything == bool(names):
         raise UsageError("name evaluations to cancel, or pass `--all`")
@@ -148,7 +148,7 @@ def requeue(
         elmanctl requeue g012-e03 --run e88-480m --mem 80
         elmanctl requeue --failed --kind oom --dry-run
     """
-    paths = chosen_run(ctx, run)
+    paths = run_to_change(ctx, run)
     state = load_run(paths.folder).state
     if failed == bool(names):
         raise UsageError("name evaluations to queue again, or pass `--failed`")
@@ -199,7 +199,7 @@ def clean(
         elmanctl clean --dry-run
         elmanctl clean e88-480m --keep-best 10 --yes
     """
-    paths = chosen_run(ctx, run)
+    paths = run_to_change(ctx, run)
     state = load_run(paths.folder).state
     kinds = kind.split(",") if kind else []
     plan = plan_cleaning(paths, state, keep_best=keep_best, kinds=kinds)

@@ -7,12 +7,14 @@ from typing import Any
 from elmanctl.cli.output import say
 from elmanctl.cli.search import make_executor
 from elmanctl.errors import ElmanError, LedgerLocked
+from elmanctl.jobs.carried import check_path
 from elmanctl.jobs.paths import RunPaths
 from elmanctl.ledger.lease import is_gone, read_holder
 from elmanctl.ledger.records import State
 from elmanctl.ledger.requests import leave_request, wait_for_answer, withdraw_request
 from elmanctl.search.actions import apply_requests, perform
 from elmanctl.search.dispatch import Dispatcher
+from elmanctl.search.identity import refuse_changed_code, refuse_copy
 from elmanctl.search.session import Session
 from elmanctl.search.watch import Watcher
 
@@ -45,6 +47,10 @@ def act_on_run(paths: RunPaths, command: str, arguments: Mapping[str, Any]) -> d
 
 def _act_here(paths: RunPaths, command: str, arguments: Mapping[str, Any]) -> dict[str, Any]:
     with Session.open(paths.folder) as session:
+        refuse_copy(paths, session.state)
+        if command == "requeue":
+            refuse_changed_code(paths, session.run)
+            check_path(paths.folder)
         executor = make_executor(paths, session.run["executor"], session.settings)
         watcher = Watcher(session, executor, poll_s=0.0)
         # Left behind by a command whose controller ended before it answered.
@@ -86,7 +92,7 @@ def _ask_controller(
         holder = read_holder(paths.folder)
         return holder is not None and is_gone(holder) is not True
 
-    request = leave_request(paths.folder, command, arguments)
+    request = leave_request(paths.folder, command, arguments, waits_s=_ANSWER_TIMEOUT_S)
     say(f"asking the controller of {paths.folder.name}")
     try:
         found = wait_for_answer(

@@ -58,11 +58,12 @@ def pack_files(
     Raises NotFound when there is no text at all, EnvironmentNotReady when `out` cannot be
     written; an earlier `out` is then untouched.
     """
-    temporary = out.with_name(f".{out.name}.{os.getpid()}.tmp")
+    # Not to be guessed, and new: the folder may be one where others plant links.
+    temporary = out.with_name(f".{out.name}.{os.urandom(8).hex()}.tmp")
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         try:
-            with temporary.open("w+b") as stream:
+            with temporary.open("x+b") as stream:
                 packer = _Packer(stream, limit_bytes, Counter() if skipped is None else skipped)
                 for file in files:
                     packer.add(file)

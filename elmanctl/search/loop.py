@@ -11,6 +11,7 @@ from typing import Protocol
 
 from elmanctl.errors import LedgerCorrupt, SearchPaused
 from elmanctl.jobs.executor import Executor
+from elmanctl.jobs.ownership import refuse_foreign_files
 from elmanctl.jobs.retry import decide, systematic_failure
 from elmanctl.ledger.encoding import encode_evaluation
 from elmanctl.ledger.files import write_atomically
@@ -223,6 +224,7 @@ class Controller:
         if saved is None:
             return start_optimizer(session)
         path = session.paths.optimizer / str(saved["file"])
+        refuse_foreign_files([path], why="a pickle is a program")
         try:
             data = path.read_bytes()
         except OSError as exc:

@@ -3,10 +3,12 @@
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from elmanctl.errors import NotFound, UsageError, nearest
+from elmanctl.errors import LedgerError, NotFound, UsageError, nearest
 from elmanctl.jobs.paths import RunPaths
-from elmanctl.ledger.records import Evaluation, VerdictKind
-from elmanctl.ledger.state import RunState
+from elmanctl.ledger.records import Evaluation, RunStatus, VerdictKind
+from elmanctl.ledger.state import RunState, load_run
+
+_NAMES_SHOWN = 8
 
 
 def list_runs(folder: Path) -> list[Path]:
@@ -44,6 +46,43 @@ def find_run(folder: Path, name: str | None) -> Path:
     near = nearest(name, names)
     known = f"did you mean `{near}`? " if near else ""
     raise NotFound(f"no run named `{name}`", hint=f"{known}List runs with `elmanctl status`")
+
+
+def find_run_to_change(folder: Path, name: str | None, *, whole_name: bool = False) -> Path:
+    """Return the folder of a run that is to be changed, which is never guessed among several.
+
+    Without a name it is the only run, or the only one that is neither finished nor cancelled.
+    With `whole_name` a beginning of a name is not enough.  Raises NotFound, UsageError.
+    """
+    if name is not None:
+        found = find_run(folder, name)
+        if whole_name and found.name != name:
+            raise UsageError(
+                f"`{name}` is only the beginning of a run's name",
+                hint=f"write the whole name: {found.name}",
+            )
+        return found
+    find_run(folder, None)
+    runs = list_runs(folder)
+    candidates = [path for path in runs if _is_open(path)] if len(runs) > 1 else runs
+    if len(candidates) == 1:
+        return candidates[0]
+    what = "not finished" if candidates else "finished or cancelled"
+    names = [path.name for path in reversed(candidates or runs)]
+    more = f" and {len(names) - _NAMES_SHOWN} more" if len(names) > _NAMES_SHOWN else ""
+    raise UsageError(
+        f"{len(names)} runs are {what}, and none is named",
+        hint=f"name one: {', '.join(names[:_NAMES_SHOWN])}{more}",
+    )
+
+
+def _is_open(path: Path) -> bool:
+    """Whether a run may have something left to do; one that cannot be read may."""
+    try:
+        state = load_run(path).state
+    except LedgerError:
+        return True
+    return state.status not in (RunStatus.FINISHED, RunStatus.CANCELLED)
 
 
 def find_evaluation(state: RunState, name: str) -> Evaluation:

@@ -9,6 +9,7 @@ from typing import Any
 
 from elmanctl.config import decode_settings
 from elmanctl.errors import NotFound, UsageError
+from elmanctl.jobs.ownership import refuse_foreign_run
 from elmanctl.jobs.paths import RunPaths
 from elmanctl.jobs.submission import check_resources
 from elmanctl.ledger import state as ledger_state
@@ -40,10 +41,12 @@ class Session:
     def open(cls, folder: Path) -> "Session":
         """Take the lease of a run and read its ledger.
 
-        Raises LedgerLocked while another process holds it, LedgerCorrupt for a damaged ledger,
-        NotFound for one in which nothing stands.
+        Raises ForeignFolder where somebody else may write, LedgerLocked while another process
+        holds the lease, LedgerCorrupt for a damaged ledger, NotFound for one in which nothing
+        stands.
         """
         paths = RunPaths(folder)
+        refuse_foreign_run(paths)
         loaded = load_run(folder)
         require_run(paths, loaded.state)
         lease = Lease.acquire(folder, minimum_fence=loaded.state.fence)
@@ -67,7 +70,8 @@ class Session:
 
     def start_controller(self) -> None:
         """Record that a controller drives this run from now on."""
-        self.record("controller_started", host=platform.node(), pid=os.getpid())
+        folder = str(self.paths.folder)
+        self.record("controller_started", host=platform.node(), pid=os.getpid(), folder=folder)
 
     def change_settings(self, changes: Mapping[str, Any]) -> None:
         """Replace settings from now on.

@@ -15,6 +15,7 @@ from elmanctl.errors import ConfigError, EnvironmentNotReady, InvalidConfigurati
 from elmanctl.jobs.carried import check_path
 from elmanctl.jobs.corpus import CorpusInfo, describe, standard_library_corpus, unigram_entropy
 from elmanctl.jobs.executor import Resources
+from elmanctl.jobs.ownership import refuse_open_parents
 from elmanctl.jobs.paths import RunPaths
 from elmanctl.jobs.protocol import Budget
 from elmanctl.jobs.snapshot import freeze_code
@@ -132,6 +133,7 @@ def plan_search(
 
 def create_run(plan: SearchPlan) -> Path:
     """Write the run's folder and the first event of its ledger; return the folder."""
+    refuse_open_parents(plan.folder)
     plan.folder.mkdir(parents=True)
     paths = RunPaths(plan.folder)
     with Lease.acquire(plan.folder) as lease:
