@@ -318,7 +318,7 @@ def _create(plan: SearchPlan, *, is_named: bool) -> Path:
         try:
             return create_run(plan)
         except FileExistsError as exc:
-            if is_named:
+            if is_named or not plan.folder.is_dir():
                 raise UsageError(
                     f"{plan.folder} exists: another command has just made it",
                     hint="pass another `--name`",

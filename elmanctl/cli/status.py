@@ -32,7 +32,7 @@ from elmanctl.ledger.lease import is_gone, read_holder
 from elmanctl.ledger.records import Evaluation, RunStatus, State
 from elmanctl.ledger.run_state import RunState
 from elmanctl.models.params import format_count
-from elmanctl.search.selection import list_runs
+from elmanctl.search.selection import list_runs, list_single_evaluations
 
 
 def status(
@@ -95,6 +95,7 @@ def _status_of_all(ctx: typer.Context, *, as_json: bool) -> None:
     if as_json:
         print_json({"runs": rows})
         return
+    _tell_of_single_evaluations(runs)
     if not rows:
         say(f"no runs in {runs}")
         return
@@ -115,6 +116,16 @@ def _status_of_all(ctx: typer.Context, *, as_json: bool) -> None:
         ],
         [_run_cells(row) for row in rows],
     )
+
+
+def _tell_of_single_evaluations(runs: Path) -> None:
+    """Say where `elmanctl eval` keeps its results: they are no runs, and nobody's to list."""
+    found = list_single_evaluations(runs)
+    if found:
+        say(
+            f"{len(found)} evaluations by `elmanctl eval` are in {runs}, the newest "
+            f"{found[-1].name}: see its result.json"
+        )
 
 
 def _run_row(paths: RunPaths, state: RunState) -> dict[str, Any]:

@@ -3,8 +3,8 @@
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from elmanctl.errors import LedgerError, NotFound, UsageError, nearest
-from elmanctl.jobs.paths import RunPaths
+from elmanctl.errors import EnvironmentNotReady, LedgerError, NotFound, UsageError, nearest
+from elmanctl.jobs.paths import AttemptPaths, RunPaths
 from elmanctl.ledger.records import Evaluation, RunStatus, VerdictKind
 from elmanctl.ledger.state import RunState, load_run
 
@@ -12,11 +12,40 @@ _NAMES_SHOWN = 8
 
 
 def list_runs(folder: Path) -> list[Path]:
-    """Return the folders of all runs, oldest ledger first."""
-    if not folder.is_dir():
+    """Return the folders of all runs, oldest ledger first.
+
+    Raises NotFound where something that is no folder stands in its place, EnvironmentNotReady
+    when it cannot be read.
+    """
+    try:
+        paths = list(folder.iterdir())
+    except FileNotFoundError:
         return []
-    found = [path for path in folder.iterdir() if RunPaths(path).ledger.is_file()]
-    return sorted(found, key=lambda path: (RunPaths(path).ledger.stat().st_mtime_ns, path.name))
+    except NotADirectoryError as exc:
+        raise NotFound(
+            f"{folder} is no folder, so no runs are in it", hint="change `paths.runs`"
+        ) from exc
+    except OSError as exc:
+        raise EnvironmentNotReady(f"cannot read the runs in {folder}: {exc.strerror}") from exc
+    found = [(at_ns, path) for path in paths if (at_ns := _last_write_ns(path)) is not None]
+    return [path for _, path in sorted(found, key=lambda item: (item[0], item[1].name))]
+
+
+def list_single_evaluations(folder: Path) -> list[Path]:
+    """Return the folders in which `elmanctl eval` left results, oldest first."""
+    found = [path for path in folder.glob("eval-*") if AttemptPaths(path).spec.is_file()]
+    return sorted(found, key=lambda path: (AttemptPaths(path).spec.stat().st_mtime_ns, path.name))
+
+
+def _last_write_ns(path: Path) -> int | None:
+    """Return when a run's ledger was last written, None for what is no run."""
+    try:
+        return RunPaths(path).ledger.stat().st_mtime_ns
+    except PermissionError:
+        # Somebody else's run may be in it: whoever reads it is told why that fails.
+        return 0
+    except OSError:
+        return None
 
 
 def find_run(folder: Path, name: str | None) -> Path:

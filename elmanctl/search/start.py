@@ -1,6 +1,7 @@
 """Starting a run: everything is checked first, and nothing is written before it is."""
 
 import importlib.util
+import os
 import platform
 import re
 import secrets
@@ -36,6 +37,7 @@ from elmanctl.settings import Settings
 
 # A run's name is a folder's, a part of Slurm's job names, and typed by people.
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+_NAME_LIMIT = 100
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -132,9 +134,20 @@ def plan_search(
 
 
 def create_run(plan: SearchPlan) -> Path:
-    """Write the run's folder and the first event of its ledger; return the folder."""
+    """Write the run's folder and the first event of its ledger; return the folder.
+
+    Raises FileExistsError when the name was taken meanwhile, EnvironmentNotReady when the folder
+    cannot be made, ForeignFolder where somebody else could replace it.
+    """
     refuse_open_parents(plan.folder)
-    plan.folder.mkdir(parents=True)
+    try:
+        plan.folder.mkdir(parents=True)
+    except FileExistsError:
+        raise
+    except OSError as exc:
+        raise EnvironmentNotReady(
+            f"cannot make the folder {plan.folder}: {exc.strerror}", hint="change `paths.runs`"
+        ) from exc
     paths = RunPaths(plan.folder)
     with Lease.acquire(plan.folder) as lease:
         code = freeze_code(paths.code)
@@ -232,8 +245,14 @@ def _run_folder(runs: Path, name: str) -> Path:
             f"a run cannot be named `{name}`",
             hint="use letters, digits, `.`, `_` and `-`, a letter or digit first",
         )
+    if len(name) > _NAME_LIMIT:
+        raise UsageError(
+            f"a run's name of {len(name)} characters is too long",
+            hint=f"use at most {_NAME_LIMIT}; folders and jobs are named after it",
+        )
     folder = runs.expanduser().resolve() / name
     check_path(folder)
+    _check_place(folder.parent)
     if folder.exists() and not RunPaths(folder).ledger.exists():
         raise UsageError(
             f"{folder} exists and is no run", hint="remove it, or pass another `--name`"
@@ -244,6 +263,21 @@ def _run_folder(runs: Path, name: str) -> Path:
             hint=f"continue it with `elmanctl resume {name}`, or pass another `--name`",
         )
     return folder
+
+
+def _check_place(runs: Path) -> None:
+    """Raise EnvironmentNotReady unless a folder can be made here, as far as can be told."""
+    nearest_above = next(path for path in (runs, *runs.parents) if path.exists())
+    if not nearest_above.is_dir():
+        raise EnvironmentNotReady(
+            f"runs cannot be kept in {runs}: {nearest_above} is a file",
+            hint="change `paths.runs`",
+        )
+    if not os.access(nearest_above, os.W_OK | os.X_OK, effective_ids=True):
+        raise EnvironmentNotReady(
+            f"runs cannot be kept in {runs}: {nearest_above} cannot be written by you",
+            hint="change `paths.runs`",
+        )
 
 
 def _run_record(plan: SearchPlan, code: str) -> dict[str, Any]:
