@@ -17,10 +17,12 @@ from elmanctl.search.selection import find_run, find_run_to_change
 from elmanctl.search.session import require_run
 
 RunArgument = Annotated[
-    str | None, typer.Argument(help="Run; default the only open one", autocompletion=run_names)
+    str | None,
+    typer.Argument(help="Run; default the only one not finished", autocompletion=run_names),
 ]
 RunOption = Annotated[
-    str | None, typer.Option(help="Run; default the only open one", autocompletion=run_names)
+    str | None,
+    typer.Option(help="Run; default the only one not finished", autocompletion=run_names),
 ]
 JsonFlag = Annotated[bool, typer.Option("--json", help="Print JSON")]
 YesFlag = Annotated[bool, typer.Option("-y", "--yes", help="Do not ask")]

@@ -24,7 +24,7 @@ def pack(
     force: Annotated[bool, typer.Option("--force", help="Replace an existing file")] = False,
     as_json: JsonFlag = False,
 ) -> None:
-    """Pack folders of text files into one corpus
+    """Pack folders of text into one corpus
 
     Documents are parted by the byte 0x1e. Binary files, hidden folders and links are left out.
 

@@ -56,8 +56,9 @@ def find_run(folder: Path, name: str | None) -> Path:
     runs = list_runs(folder)
     if not runs:
         raise NotFound(
-            f"no runs in {folder}",
-            hint="start one with `elmanctl search e88 --preset tiny --local`",
+            f"no runs in {folder.absolute()}",
+            hint="start one with `elmanctl search e88 --preset tiny --local`; "
+            "`elmanctl -C DIR ...` looks elsewhere",
         )
     if name is None:
         return runs[-1]
