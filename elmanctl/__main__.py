@@ -22,6 +22,9 @@ TYPER_USAGE_ERROR: Any = typer.BadParameter.__base__
 
 def main() -> None:
     """Run `elmanctl` with the arguments of this process, and exit."""
+    with contextlib.suppress(AttributeError):
+        # A file's name need not be UTF-8; in JSON what is printed then reads back to that name.
+        sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
     code = _run()
     with contextlib.suppress(AttributeError, BrokenPipeError):
         # There is no stdout at all after `>&-`.

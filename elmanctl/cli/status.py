@@ -136,7 +136,7 @@ def _run_row(paths: RunPaths, state: RunState) -> dict[str, Any]:
     live = [attempt for e, attempt in state.live_attempts() if not e.state.is_finished]
     running = sum(attempt.state is State.RUNNING for attempt in live)
     return {
-        "run": run["name"],
+        "run": paths.folder.name,
         "status": _status(paths, state),
         "reason": state.reason,
         "model": run["model"],

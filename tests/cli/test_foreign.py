@@ -1,5 +1,6 @@
 """Folders, names and files that are not what a command needs: one plain line, and nothing done."""
 
+import json
 import os
 import shutil
 from pathlib import Path
@@ -7,9 +8,11 @@ from typing import Any
 
 import pytest
 
+from elmanctl.search.selection import find_run
 from elmanctl.search.start import SearchPlan, plan_search
 from tests.cli.conftest import QuickCommandLine, Snapshot
 from tests.cli.test_bad_input import assert_refused
+from tests.command_line import CommandLine
 from tests.users import NOBODY, as_root, nobody
 
 SEARCH = ("search", "e88", "--local", "--preset", "tiny", "--yes")
@@ -189,3 +192,16 @@ def test_axis_of_a_billion_values_takes_no_memory(
     assert done.returncode == 2 and "n_heads" in done.stderr
     path.write_text(table.format(10**18), encoding="utf-8")
     assert_refused(quick(*tiny), 2, "axis `n_heads` has more than 1,000,000,000 values")
+
+
+def test_run_is_listed_by_the_name_that_finds_it_even_where_that_is_no_text(
+    with_runs: CommandLine,
+) -> None:
+    runs = with_runs.folder / "runs"
+    (runs / "finished").rename(runs / "renamed")
+    (runs / "interrupted-search").rename(runs / os.fsdecode(b"\xff"))
+    user = CommandLine(with_runs.folder, {**with_runs.environment, "PYTHONIOENCODING": "utf-8"})
+    names = {row["run"] for row in json.loads(user("status", "--json").stdout)["runs"]}
+    assert names == {"renamed", "\udcff"}
+    assert all(find_run(runs, name).name == name for name in names)
+    assert "\\udcff\t" in user("status").stdout
