@@ -10,7 +10,7 @@ from typing import Any
 import typer
 
 from elmanctl.constants import COMPLETION_VARIABLE, PROGRAM
-from elmanctl.errors import ElmanError, UsageError
+from elmanctl.errors import ElmanError, EnvironmentNotReady, UsageError
 
 logger = logging.getLogger(__name__)
 
@@ -22,6 +22,9 @@ TYPER_USAGE_ERROR: Any = typer.BadParameter.__base__
 
 def main() -> None:
     """Run `elmanctl` with the arguments of this process, and exit."""
+    with contextlib.suppress(AttributeError):
+        # A file's name need not be UTF-8; in JSON what is printed then reads back to that name.
+        sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
     code = _run()
     with contextlib.suppress(AttributeError, BrokenPipeError):
         # There is no stdout at all after `>&-`.
@@ -57,6 +60,10 @@ def _run() -> int:
     except SystemExit as exc:
         # Typer and rich leave so when nobody reads on, as in `elmanctl status | head -1`.
         return 0 if _reader_is_gone() or not isinstance(exc.code, int) else exc.code
+    except OSError as exc:
+        logger.debug("where it happened", exc_info=True)
+        print_error(_describe_os_error(exc))
+        return EnvironmentNotReady.exit_code
     except Exception as exc:
         logger.debug("where it happened", exc_info=True)
         internal = ElmanError(
@@ -65,6 +72,15 @@ def _run() -> int:
         )
         print_error(internal)
         return 1
+
+
+def _describe_os_error(error: OSError) -> ElmanError:
+    """Say which file stands in the way: that is the machine's fault, and seldom ours."""
+    where = f"{os.fsdecode(error.filename)}: " if isinstance(error.filename, str | bytes) else ""
+    return EnvironmentNotReady(
+        f"{where}{error.strerror or error}",
+        hint="`elmanctl -vv ...` shows what was to be done there",
+    )
 
 
 def _reader_is_gone() -> bool:

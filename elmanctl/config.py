@@ -8,12 +8,18 @@ import tomllib
 import types
 import typing
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
-from elmanctl.constants import CONFIG_NAME, ENVIRONMENT_PREFIX, LOCAL_JOB_VARIABLE
-from elmanctl.errors import ConfigError, NotFound
+from elmanctl.constants import (
+    CONFIG_NAME,
+    ENVIRONMENT_PREFIX,
+    LOCAL_JOB_VARIABLE,
+    OTHER_VARIABLES,
+    TRUST_VARIABLE,
+)
+from elmanctl.errors import ConfigError, NotFound, nearest
 from elmanctl.settings import BUDGET_KEYS, SECTIONS, Settings
 from elmanctl.sources import (
     Source,
@@ -27,10 +33,15 @@ from elmanctl.sources import (
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Resolved:
-    """The settings in force and, for each key that is not a default, where it came from."""
+    """The settings in force and, for each key that is not a default, where it came from.
+
+    `files` are those that were found without being named; `warnings` are for the user.
+    """
 
     settings: Settings
     origins: Mapping[str, str]
+    files: tuple[Path, ...] = ()
+    warnings: tuple[str, ...] = ()
 
 
 def resolve(
@@ -53,7 +64,12 @@ def resolve(
         *([preset_source(preset)] if preset else []),
         Source(name="the command line", values={k: v for k, v in flags.items() if v is not None}),
     ]
-    return merge(_with_template(sources, folder or Path.cwd(), environ))
+    sources = _with_template(sources, folder or Path.cwd(), environ)
+    return replace(
+        merge(sources),
+        files=tuple(source.path for source in sources if source.path is not None),
+        warnings=_unknown_variables(environ),
+    )
 
 
 def _with_template(sources: list[Source], folder: Path, environ: Mapping[str, str]) -> list[Source]:
@@ -123,7 +139,7 @@ def _files(config: Path | None, folder: Path, environ: Mapping[str, str]) -> lis
     if config is not None:
         if not config.is_file():
             raise NotFound(f"no such configuration file: {config}")
-        return [read_file(config)]
+        return [replace(read_file(config), path=None)]
     user = _user_folder(environ) / "config.toml"
     found = [user] if user.is_file() else []
     for parent in (folder.resolve(), *folder.resolve().parents):
@@ -159,6 +175,22 @@ def _refuse_unknown_variables(source: Source, environ: Mapping[str, str]) -> Non
     for name in environ:
         if name.startswith(prefixes) and name not in known and name != LOCAL_JOB_VARIABLE:
             raise unknown_key(source, name, known, "variable")
+
+
+def _unknown_variables(environ: Mapping[str, str]) -> tuple[str, ...]:
+    """Return a warning for each variable with our prefix that nothing reads."""
+    known = {TRUST_VARIABLE, LOCAL_JOB_VARIABLE, *OTHER_VARIABLES} | {
+        f"{ENVIRONMENT_PREFIX}{section}_{item.name}".upper()
+        for section, record in SECTIONS.items()
+        for item in fields(record)
+    }
+    warnings = []
+    for name in sorted(environ):
+        if name.upper().startswith(ENVIRONMENT_PREFIX) and name not in known:
+            near = nearest(name, known)
+            meant = f"; did you mean `{near}`?" if near else ""
+            warnings.append(f"the environment variable {name} means nothing here{meant}")
+    return tuple(warnings)
 
 
 def _build(values: Mapping[str, Any]) -> Settings:

@@ -6,6 +6,7 @@ ElmanError                exit 1
 ├── InvalidConfiguration  exit 2   a model configuration that cannot be built or run
 ├── NotFound              exit 3   no such run, evaluation, model or file
 ├── EnvironmentNotReady   exit 4   no sbatch, no torch, no data, no such partition
+├── ForeignFolder         exit 4   a folder that somebody else may write to
 ├── LedgerError           exit 1
 │   ├── LedgerCorrupt              damage that is not a torn last line
 │   ├── LedgerLocked               another process holds the run's lease
@@ -59,6 +60,12 @@ class NotFound(ElmanError):
 
 class EnvironmentNotReady(ElmanError):
     """The machine or cluster lacks something that the command needs."""
+
+    exit_code = 4
+
+
+class ForeignFolder(ElmanError):
+    """A file or folder that belongs to somebody else, or that everybody may write to."""
 
     exit_code = 4
 

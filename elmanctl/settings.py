@@ -71,9 +71,13 @@ class SlurmSettings:
     mem_gb: float | None = _setting(None, "Host memory of one job")
     cpus: int | None = _setting(None, "CPUs of one job")
     timeout_min: int | None = _setting(None, "Time limit; default the training budget and a margin")
-    setup: tuple[str, ...] = _setting((), "Shell lines before the worker, e.g. module load cuda")
+    setup: tuple[str, ...] = _setting(
+        (), "Shell lines before the worker, run as they are, e.g. module load cuda"
+    )
     extra: dict[str, Any] = _setting({}, "Other sbatch options, e.g. {qos = 'high'}")
-    python: str | None = _setting(None, "Command that starts Python on the node")
+    python: str | None = _setting(
+        None, "Shell command that starts Python on the node, e.g. apptainer exec x.sif python3"
+    )
     gpu_memory_gb: float | None = _setting(None, "Memory of one GPU; micro-batches are made to fit")
     poll_s: float = _setting(60.0, "Seconds between two looks at Slurm, of two commands at most")
 
@@ -141,7 +145,9 @@ class DiskSettings:
 class PathSettings:
     """[paths]: where things are kept."""
 
-    runs: str = _setting("runs", "Folder of the runs; must be shared with the compute nodes")
+    runs: str = _setting(
+        "runs", "Folder of the runs, shared with the compute nodes; from a file, relative to it"
+    )
     templates: str = _setting("sbatch_templates", "Folder of your own resource templates")
 
 

@@ -14,11 +14,15 @@ from elmanctl.settings import PATH_KEYS, SECTIONS, TEMPLATE_KEYS
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Source:
-    """One place that sets values: `values` maps `section.key` to a value, `text` is for lines."""
+    """One place that sets values: `values` maps `section.key` to a value, `text` is for lines.
+
+    `path` is the file that was found without being named.
+    """
 
     name: str
     values: Mapping[str, Any]
     text: str = ""
+    path: Path | None = None
 
     def where(self, key: str) -> str:
         """Return where `key` was set, with the line for a file."""
@@ -46,7 +50,7 @@ def read_file(path: Path) -> Source:
         else value
         for key, value in flat(data)
     }
-    return Source(name=path.name, values=values, text=text)
+    return Source(name=path.name, values=values, text=text, path=path)
 
 
 def preset_source(name: str) -> Source:
@@ -68,9 +72,12 @@ def template_source(name: str, folders: Iterable[Path]) -> Source:
     Raises NotFound, naming the templates there are, ConfigError for a key that is no resource.
     """
     known: dict[str, str] = {}
+    paths: dict[str, Path] = {}
     for folder in folders:
         for path in sorted(folder.glob("*.toml")) if folder.is_dir() else ():
-            known.setdefault(path.stem, path.read_text(encoding="utf-8"))
+            if path.stem not in known:
+                known[path.stem] = path.read_text(encoding="utf-8")
+                paths[path.stem] = path
     for shipped in resources.files("elmanctl.sbatch_templates").iterdir():
         if shipped.name.endswith(".toml"):
             known.setdefault(shipped.name[: -len(".toml")], shipped.read_text(encoding="utf-8"))
@@ -89,7 +96,7 @@ def template_source(name: str, folders: Iterable[Path]) -> Source:
         if key not in TEMPLATE_KEYS:
             raise unknown_key(source, key, TEMPLATE_KEYS, "key")
     values = {f"slurm.{key}": value for key, value in table.items() if key != "summary"}
-    return Source(name=source.name, values=values, text=source.text)
+    return Source(name=source.name, values=values, text=source.text, path=paths.get(name))
 
 
 def flat(data: Mapping[str, Any]) -> Iterable[tuple[str, Any]]:

@@ -1,7 +1,7 @@
 """What every command shares: the settings in force and the run that a user means."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -15,14 +15,16 @@ from elmanctl.ledger.run_state import RunState
 from elmanctl.ledger.snapshot import load_summary
 from elmanctl.ledger.state import load_run
 from elmanctl.ledger.summary import RunSummary
-from elmanctl.search.selection import find_run
+from elmanctl.search.selection import find_run, find_run_to_change
 from elmanctl.search.session import require_run
 
 RunArgument = Annotated[
-    str | None, typer.Argument(help="Run; default the newest", autocompletion=run_names)
+    str | None,
+    typer.Argument(help="Run; default the only one not finished", autocompletion=run_names),
 ]
 RunOption = Annotated[
-    str | None, typer.Option(help="Run; default the newest", autocompletion=run_names)
+    str | None,
+    typer.Option(help="Run; default the only one not finished", autocompletion=run_names),
 ]
 JsonFlag = Annotated[bool, typer.Option("--json", help="Print JSON")]
 YesFlag = Annotated[bool, typer.Option("-y", "--yes", help="Do not ask")]
@@ -34,13 +36,19 @@ class Globals:
     """The global options that commands need."""
 
     config: Path | None = None
+    warned: set[str] = field(default_factory=set)
 
 
 def resolve_settings(
     ctx: typer.Context, flags: Mapping[str, Any], preset: str | None = None
 ) -> Resolved:
     """Return the settings in force for a command with these flags."""
-    return resolve(flags, preset=preset, config=ctx.obj.config)
+    resolved = resolve(flags, preset=preset, config=ctx.obj.config)
+    for warning in resolved.warnings:
+        if warning not in ctx.obj.warned:
+            ctx.obj.warned.add(warning)
+            warn(warning)
+    return resolved
 
 
 def chosen_run(ctx: typer.Context, name: str | None) -> RunPaths:
@@ -56,6 +64,12 @@ def load_brief(paths: RunPaths) -> RunSummary:
         warn(loaded.warning)
     require_run(paths, loaded.summary)
     return loaded.summary
+
+
+def run_to_change(ctx: typer.Context, name: str | None, *, whole_name: bool = False) -> RunPaths:
+    """Return the run that a command changes: as named, or the only one there can be."""
+    runs = Path(resolve_settings(ctx, {}).settings.paths.runs).expanduser()
+    return RunPaths(find_run_to_change(runs, name, whole_name=whole_name).resolve())
 
 
 def load_readable(paths: RunPaths) -> RunState:

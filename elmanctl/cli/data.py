@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from elmanctl.cli.context import JsonFlag
-from elmanctl.cli.output import hint, print_json, print_line
+from elmanctl.cli.output import hint, print_json, print_line, warn
 from elmanctl.errors import UsageError
 
 app = typer.Typer(rich_markup_mode=None, no_args_is_help=True, help="Make corpora", name="data")
@@ -24,7 +24,7 @@ def pack(
     force: Annotated[bool, typer.Option("--force", help="Replace an existing file")] = False,
     as_json: JsonFlag = False,
 ) -> None:
-    """Pack folders of text files into one corpus
+    """Pack folders of text into one corpus
 
     Documents are parted by the byte 0x1e. Binary files, hidden folders and links are left out.
 
@@ -32,12 +32,15 @@ def pack(
     Examples:
         elmanctl data pack ~/books ~/notes -o corpus.bytes
     """
-    from elmanctl.jobs.corpus import pack_folders
+    from elmanctl.jobs.corpus import MET_BEFORE, pack_folders
 
     if out.exists() and not force:
         raise UsageError(f"{out} exists", hint="pass `--force` to replace it")
     summary = pack_folders(folders, out)
     left_out = sum(summary.skipped.values())
+    twice = summary.skipped.get(MET_BEFORE)
+    if twice:
+        warn(f"{twice} files are in two of the folders, and once in the corpus")
     if as_json:
         print_json(
             {

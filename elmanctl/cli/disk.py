@@ -15,6 +15,7 @@ from elmanctl.cli.context import (
     chosen_run,
     load_readable,
     resolve_settings,
+    run_to_change,
 )
 from elmanctl.cli.output import (
     Column,
@@ -306,7 +307,7 @@ def clean(
         elmanctl clean --dry-run
         elmanctl clean e88-480m --keep-best 10 --keep-last 0 --yes
     """
-    paths = chosen_run(ctx, run)
+    paths = run_to_change(ctx, run)
     state = load_run(paths.folder).state
     kinds = kind.split(",") if kind else []
     asked = {

@@ -13,6 +13,7 @@ from elmanctl.cli.context import (
     YesFlag,
     chosen_run,
     load_readable,
+    run_to_change,
 )
 from elmanctl.cli.output import (
     Column,
@@ -118,7 +119,7 @@ def repair(
         elmanctl ledger repair e88-480m --dry-run
         elmanctl ledger repair e88-480m --yes
     """
-    paths = chosen_run(ctx, run)
+    paths = run_to_change(ctx, run)
     name = paths.folder.name
     plan = plan_repair(paths)
     if not as_json:

@@ -12,8 +12,8 @@ from elmanctl.cli.context import (
     JsonFlag,
     RunOption,
     YesFlag,
-    chosen_run,
     resolve_settings,
+    run_to_change,
 )
 from elmanctl.cli.output import (
     Column,
@@ -87,7 +87,7 @@ def cancel(
         elmanctl cancel g003-e01 g003-e02
         elmanctl cancel --run e88-480m --all
     """
-    paths = chosen_run(ctx, run)
+    paths = run_to_change(ctx, run, whole_name=everything)
     state = load_run(paths.folder).state
     if everything == bool(names):
         raise UsageError("name evaluations to cancel, or pass `--all`")

@@ -7,6 +7,7 @@ from typing import Any
 from elmanctl.cli.output import say
 from elmanctl.cli.search import make_executor
 from elmanctl.errors import ElmanError, LedgerError, LedgerLocked
+from elmanctl.jobs.carried import check_path
 from elmanctl.jobs.paths import RunPaths
 from elmanctl.ledger.lease import is_gone, read_holder
 from elmanctl.ledger.records import State
@@ -14,6 +15,7 @@ from elmanctl.ledger.requests import leave_request, wait_for_answer, withdraw_re
 from elmanctl.ledger.reserve import full_disk, give_up
 from elmanctl.search.actions import apply_requests, perform
 from elmanctl.search.dispatch import Dispatcher
+from elmanctl.search.identity import refuse_changed_code, refuse_copy
 from elmanctl.search.poll import Poller
 from elmanctl.search.session import Session
 from elmanctl.search.storage import explained
@@ -54,6 +56,10 @@ def _act_here(paths: RunPaths, command: str, arguments: Mapping[str, Any]) -> di
         explained(paths.folder.name),
         Session.open(paths.folder, may_use_reserve=command in _MAKING_ROOM) as session,
     ):
+        refuse_copy(paths, session.state)
+        if command == "requeue":
+            refuse_changed_code(paths, session.run)
+            check_path(paths.folder)
         executor = make_executor(paths, session.run["executor"], session.settings)
         is_slurm = session.run["executor"] == "slurm"
         poll_s = session.settings.slurm.poll_s if is_slurm else 0.0
@@ -101,11 +107,11 @@ def _ask_controller(
         return holder is not None and is_gone(holder) is not True
 
     try:
-        request = leave_request(paths.folder, command, arguments)
+        request = leave_request(paths.folder, command, arguments, waits_s=_ANSWER_TIMEOUT_S)
     except LedgerError as exc:
         if full_disk(exc) is None or command not in _MAKING_ROOM or not give_up(paths.folder):
             raise
-        request = leave_request(paths.folder, command, arguments)
+        request = leave_request(paths.folder, command, arguments, waits_s=_ANSWER_TIMEOUT_S)
     say(f"asking the controller of {paths.folder.name}")
     try:
         found = wait_for_answer(

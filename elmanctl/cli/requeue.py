@@ -12,9 +12,9 @@ from elmanctl.cli.context import (
     JsonFlag,
     RunOption,
     YesFlag,
-    chosen_run,
     load_readable,
     resolve_settings,
+    run_to_change,
 )
 from elmanctl.cli.output import Column, confirm, hint, print_json, print_table, warn
 from elmanctl.cli.remote import act_on_run
@@ -76,7 +76,7 @@ def requeue(
         raise UsageError("name evaluations to queue again, or pass `--failed`")
     if kind and not failed:
         raise UsageError("`--kind` goes with `--failed`", hint="leave it out, or the names")
-    paths = chosen_run(ctx, run)
+    paths = run_to_change(ctx, run)
     state = load_readable(paths)
     kinds = [word.strip() for word in kind.split(",")] if kind else []
     chosen = select_requeueable(state, kinds=kinds) if failed else select_named(state, evaluations)

@@ -5,6 +5,7 @@ import signal
 import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from types import FrameType
 from typing import Annotated, Any
@@ -17,8 +18,8 @@ from elmanctl.cli.context import (
     JsonFlag,
     RunArgument,
     YesFlag,
-    chosen_run,
     resolve_settings,
+    run_to_change,
 )
 from elmanctl.cli.fields import model_fields
 from elmanctl.cli.output import confirm, hint, print_json, say, warn
@@ -26,11 +27,14 @@ from elmanctl.cli.plan import describe_plan, print_dry_run, warn_of_plan
 from elmanctl.cli.progress import make_view, print_summary, run_summary
 from elmanctl.config import parse_assignments
 from elmanctl.errors import ElmanError, UsageError
+from elmanctl.jobs.carried import check_path
 from elmanctl.jobs.executor import Executor
+from elmanctl.jobs.ownership import refuse_foreign_files
 from elmanctl.jobs.paths import RunPaths
 from elmanctl.ledger.records import RunStatus
+from elmanctl.search.identity import refuse_changed_code, refuse_copy
 from elmanctl.search.session import Session
-from elmanctl.search.start import create_run, plan_search
+from elmanctl.search.start import SearchPlan, create_run, plan_search
 from elmanctl.search.storage import explained
 
 # How often result files are looked for; Slurm itself is asked far less often.
@@ -147,7 +151,11 @@ def search(
             for field, value in model_fields(assignments, with_lr=True).items()
         },
     }
-    settings = resolve_settings(ctx, flags, preset).settings
+    resolved = resolve_settings(ctx, flags, preset)
+    refuse_foreign_files(
+        resolved.files, why="its shell lines are run as you; name it with `--config` to use it"
+    )
+    settings = resolved.settings
     runs = Path(settings.paths.runs).expanduser()
     plan = plan_search(
         model,
@@ -168,8 +176,8 @@ def search(
         return
     if yes:
         say(describe_plan(plan))
-    create_run(plan)
-    drive(RunPaths(plan.folder), as_json=as_json)
+    folder = _create(plan, is_named=name is not None)
+    drive(RunPaths(folder), as_json=as_json)
 
 
 def resume(
@@ -196,7 +204,7 @@ def resume(
         elmanctl resume --set slurm.partition=long --set slurm.mem_gb=80
         elmanctl resume --set budget.gpu_hours=200
     """
-    paths = chosen_run(ctx, run)
+    paths = run_to_change(ctx, run)
     drive(paths, generations=generations, changes=parse_assignments(changes or []), as_json=as_json)
 
 
@@ -218,6 +226,9 @@ def drive(
         if session.warning:
             warn(session.warning)
         session.refuse_cancelled()
+        refuse_copy(paths, session.state)
+        refuse_changed_code(paths, session.run)
+        check_path(paths.folder)
         if changes:
             session.check_changes(changes)
             if "slurm.partition" in changes:
@@ -298,11 +309,30 @@ def _gpu_list(text: str | None) -> list[int] | None:
 def _free_name(runs: Path, model: str, suffix: str | None) -> str:
     asked = f"{model}-{suffix}" if suffix else model
     # A budget may be written 480,000,000.
-    base = re.sub(r"[^a-z0-9._-]", "", asked.lower())
+    return _next_free(runs, re.sub(r"[^a-z0-9._-]", "", asked.lower()))
+
+
+def _next_free(runs: Path, base: str) -> str:
     number = 1
     while (runs / (base if number == 1 else f"{base}-{number}")).exists():
         number += 1
     return base if number == 1 else f"{base}-{number}"
+
+
+def _create(plan: SearchPlan, *, is_named: bool) -> Path:
+    """Make the run; where another command took the name meanwhile, under the next free one."""
+    while True:
+        try:
+            return create_run(plan)
+        except FileExistsError as exc:
+            if is_named or not plan.folder.is_dir():
+                raise UsageError(
+                    f"{plan.folder} exists: another command has just made it",
+                    hint="pass another `--name`",
+                ) from exc
+        name = _next_free(plan.folder.parent, plan.name)
+        say(f"`{plan.name}` is taken by now; this run is `{name}`")
+        plan = replace(plan, name=name, folder=plan.folder.with_name(name))
 
 
 def _check_partition(executor: str, partition: str | None) -> None:

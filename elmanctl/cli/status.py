@@ -40,7 +40,7 @@ from elmanctl.ledger.records import Evaluation, RunStatus, State
 from elmanctl.ledger.run_state import RunState
 from elmanctl.ledger.summary import RunSummary, summarize
 from elmanctl.models.params import format_count
-from elmanctl.search.selection import list_runs
+from elmanctl.search.selection import list_runs, list_single_evaluations
 from elmanctl.search.session import settings_in_force
 from elmanctl.search.storage import forecast
 
@@ -121,6 +121,7 @@ def _status_of_all(ctx: typer.Context, *, as_json: bool) -> None:
     if as_json:
         print_json({"runs": rows})
         return
+    _tell_of_single_evaluations(runs)
     if not rows:
         say(f"no runs in {runs}")
         return
@@ -143,6 +144,16 @@ def _status_of_all(ctx: typer.Context, *, as_json: bool) -> None:
     )
 
 
+def _tell_of_single_evaluations(runs: Path) -> None:
+    """Say where `elmanctl eval` keeps its results: they are no runs, and nobody's to list."""
+    found = list_single_evaluations(runs)
+    if found:
+        say(
+            f"{len(found)} evaluations by `elmanctl eval` are in {runs}, the newest "
+            f"{found[-1].name}: see its result.json"
+        )
+
+
 def _cost(paths: RunPaths, state: RunSummary) -> dict[str, Any]:
     is_driven = _status(paths, state) == RunStatus.RUNNING.value
     return cost_data(state, is_driven=is_driven, now=clock.now())
@@ -153,7 +164,7 @@ def _run_row(paths: RunPaths, state: RunSummary) -> dict[str, Any]:
     counts = state.counts()
     running = state.count(f"live:{State.RUNNING}")
     return {
-        "run": run["name"],
+        "run": paths.folder.name,
         "status": _status(paths, state),
         "reason": state.reason,
         "model": run["model"],

@@ -13,10 +13,11 @@ from pathlib import Path
 
 from elmanctl.constants import PROGRAM, VOCABULARY
 from elmanctl.errors import EnvironmentNotReady, NotFound
-from elmanctl.jobs.packing import PackSummary, pack_files, pack_folders, walk_sorted
+from elmanctl.jobs.packing import MET_BEFORE, PackSummary, pack_files, pack_folders, walk_sorted
 from elmanctl.ledger.files import write_json
 
 __all__ = [
+    "MET_BEFORE",
     "CorpusInfo",
     "PackSummary",
     "cache_folder",

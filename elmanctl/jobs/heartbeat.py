@@ -31,6 +31,8 @@ class Heartbeat:
 
     def __init__(self, path: Path, *, interval_s: float, job_id: str, restart: int) -> None:
         self._path = path
+        # Not to be guessed, like all temporary names.
+        self._temporary = path.with_name(f".{path.name}.{os.urandom(8).hex()}.tmp")
         self._interval_s = interval_s
         self._fixed = {
             "version": 1,
@@ -103,7 +105,7 @@ class Heartbeat:
     def _write(self) -> None:
         signals = self._signals
         text = json.dumps(self._content(signals))
-        temporary = self._path.with_name(f".{self._path.name}.{os.getpid()}.tmp")
+        temporary = self._temporary
         try:
             # No fsync: a beat lost with the machine is no loss, and the disk may be busy.
             temporary.write_text(text, encoding="utf-8")

@@ -14,6 +14,8 @@ from elmanctl.errors import EnvironmentNotReady, NotFound
 SEPARATOR = b"\x1e"
 _CHUNK_BYTES = 1 << 20
 
+MET_BEFORE = "met before"
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PackSummary:
@@ -32,7 +34,8 @@ def pack_folders(folders: Iterable[Path], out: Path) -> PackSummary:
 
     Files come in the order of the folders, then of their paths.  Left out and counted: files
     with a NUL byte or invalid UTF-8, hidden files and folders, symbolic links (they lead outside
-    or repeat a document), empty and unreadable files.  A 0x1e inside a document becomes a space.
+    or repeat a document), empty and unreadable files, and files met before, because a folder is
+    named twice or lies in another.  A 0x1e inside a document becomes a space.
     Raises NotFound for a missing folder or when there is no text at all, EnvironmentNotReady
     when `out` cannot be written.
     """
@@ -43,7 +46,19 @@ def pack_folders(folders: Iterable[Path], out: Path) -> PackSummary:
     skipped: Counter[str] = Counter()
     target = out.resolve()
     files = (file for root in roots for file in _candidates(root, skipped))
-    return pack_files((file for file in files if file.resolve() != target), out, skipped)
+    others = (file for file in files if file.resolve() != target)
+    return pack_files(_each_once(others, skipped), out, skipped)
+
+
+def _each_once(files: Iterable[Path], skipped: Counter[str]) -> Iterator[Path]:
+    met: set[Path] = set()
+    for file in files:
+        path = file.resolve()
+        if path in met:
+            skipped[MET_BEFORE] += 1
+            continue
+        met.add(path)
+        yield file
 
 
 def pack_files(
@@ -58,11 +73,12 @@ def pack_files(
     Raises NotFound when there is no text at all, EnvironmentNotReady when `out` cannot be
     written; an earlier `out` is then untouched.
     """
-    temporary = out.with_name(f".{out.name}.{os.getpid()}.tmp")
+    # Not to be guessed, and new: the folder may be one where others plant links.
+    temporary = out.with_name(f".{out.name}.{os.urandom(8).hex()}.tmp")
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         try:
-            with temporary.open("w+b") as stream:
+            with temporary.open("x+b") as stream:
                 packer = _Packer(stream, limit_bytes, Counter() if skipped is None else skipped)
                 for file in files:
                     packer.add(file)

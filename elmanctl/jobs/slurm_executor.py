@@ -22,6 +22,7 @@ from elmanctl.jobs.paths import RunPaths
 from elmanctl.jobs.processes import command_lines
 from elmanctl.jobs.slurm import AccountingOff, JobRow, Slurm, SlurmSilent, askable
 from elmanctl.jobs.submission import SCRIPT_NAME, make_script, write_pickles
+from elmanctl.ledger.files import write_atomically
 from elmanctl.ledger.records import Submission
 
 # An answer that may follow an acceptance: the controller of the cluster was slow, not unwilling.
@@ -80,7 +81,8 @@ class SlurmExecutor:
         folder.mkdir(parents=True, exist_ok=True)
         write_pickles(submission, folder, self._paths)
         script = folder / SCRIPT_NAME
-        script.write_text(make_script(submission, folder, self._paths.code), encoding="utf-8")
+        text = make_script(submission, folder, self._paths.code)
+        write_atomically(script, text.encode())
         try:
             done = subprocess.run(
                 ["sbatch", "--parsable", str(script)],

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from elmanctl.errors import UsageError
+from elmanctl.jobs.carried import check_command, check_path, check_setup, check_value
 from elmanctl.jobs.evaluation import EvaluateAttempt
 from elmanctl.jobs.executor import Resources
 from elmanctl.jobs.paths import RunPaths
@@ -76,11 +77,14 @@ def worker_environment(code: Path) -> dict[str, str]:
 def make_script(submission: Submission, folder: Path, code: Path) -> str:
     """Return the sbatch script of a submission; `code` is the run's frozen code.
 
-    Raises UsageError for an extra option that the controller itself decides.
+    Raises UsageError for what cannot be carried into it; see `check_resources`.
     """
     from submitit.slurm.slurm import _make_sbatch_string
 
     resources = Resources.decode(submission.resources)
+    check_resources(resources)
+    check_path(folder)
+    check_path(code)
     return str(
         _make_sbatch_string(
             command=worker_command(folder, resources.python),
@@ -94,8 +98,8 @@ def make_script(submission: Submission, folder: Path, code: Path) -> str:
             nodes=1,
             ntasks_per_node=1,
             job_name=submission.job_name,
-            partition=resources.partition,
-            account=resources.account,
+            partition=resources.partition or None,
+            account=resources.account or None,
             gres=resources.gres or None,
             mem=None if resources.mem_gb is None else f"{round(resources.mem_gb * 1024)}M",
             cpus_per_task=resources.cpus,
@@ -119,12 +123,25 @@ def _setup_lines(resources: Resources, folder: Path, code: Path) -> list[str]:
     if resources.cpus:
         # Since Slurm 22.05 srun no longer inherits this from sbatch.
         lines.append(f"export SRUN_CPUS_PER_TASK={resources.cpus}")
+    # With `--export=NONE` srun would pass on nothing that is set here.
+    lines.append("export SLURM_EXPORT_ENV=ALL")
     lines.append(f'export PYTHONPATH={shlex.quote(str(code))}"${{PYTHONPATH:+:$PYTHONPATH}}"')
     where = shlex.quote(str(folder))
     task = f'{where}/"task-${{SLURM_ARRAY_TASK_ID}}.pkl"'
     link = f'{where}/"${{SLURM_ARRAY_JOB_ID}}_${{SLURM_ARRAY_TASK_ID}}_submitted.pkl"'
     lines.append(f"ln -sfn {task} {link}")
     return lines
+
+
+def check_resources(resources: Resources) -> None:
+    """Raise UsageError, naming the key, for what cannot reach sbatch as it is."""
+    for key in ("partition", "account", "gres"):
+        check_value(f"slurm.{key}", getattr(resources, key) or "")
+    for name, value in extra_options(resources.extra).items():
+        check_value(f"slurm.extra.{name}", value)
+    check_setup("slurm.setup", resources.setup)
+    if resources.python is not None:
+        check_command("slurm.python", resources.python)
 
 
 def extra_options(extra: Mapping[str, Any]) -> dict[str, Any]:

@@ -52,6 +52,9 @@ def _run_extended(state: RunState, fields: Fields, at: str) -> None:
 
 def _controller_started(state: RunState, fields: Fields, at: str) -> None:
     state.controller = {"host": fields.text("host"), "pid": fields.whole("pid"), "at": at}
+    folder = fields.optional_text("folder")
+    if folder is not None:
+        state.controller["folder"] = folder
     state.status, state.reason = RunStatus.RUNNING, None
 
 

@@ -59,18 +59,23 @@ def decode_holder(raw: bytes) -> Holder | None:
     try:
         with Fields(parse_object(raw), "lease") as fields:
             fields.whole("version")
-            return Holder(
-                host=fields.text("host"),
-                boot_id=fields.text("boot_id"),
-                pid_namespace=fields.text("pid_namespace"),
-                pid=fields.whole("pid"),
-                pid_start=fields.whole("pid_start"),
-                fence=fields.whole("fence"),
-                token=fields.text("token"),
-                since=fields.text("since"),
-            )
+            return read_holder_fields(fields)
     except (ValueError, LedgerCorrupt):
         return None
+
+
+def read_holder_fields(fields: Fields) -> Holder:
+    """Read the keys of a holder from a JSON object; raises LedgerCorrupt."""
+    return Holder(
+        host=fields.text("host"),
+        boot_id=fields.text("boot_id"),
+        pid_namespace=fields.text("pid_namespace"),
+        pid=fields.whole("pid"),
+        pid_start=fields.whole("pid_start"),
+        fence=fields.whole("fence"),
+        token=fields.text("token"),
+        since=fields.text("since"),
+    )
 
 
 def is_gone(holder: Holder, host: str | None = None) -> bool | None:

@@ -2,14 +2,17 @@
 
 A request is `requests/<id>.json`, its answer `requests/<id>.answer.json`; both appear whole.  The
 controller records a request as `request_applied` before it answers; one whose id is on record
-already is answered again and not applied again.
+already is answered again and not applied again.  A request of a process that has ended, or that
+nobody waits for any more, is removed and never applied.
 """
 
 import logging
 import os
+import socket
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +20,13 @@ from elmanctl import clock
 from elmanctl.errors import LedgerCorrupt, LedgerError
 from elmanctl.ledger.fields import Fields
 from elmanctl.ledger.files import read_json, sync_folder, write_json
+from elmanctl.ledger.holder import Holder, is_gone, read_holder_fields, this_process
 
 REQUESTS_FOLDER = "requests"
 COMMANDS = ("requeue", "cancel", "clean")
+
+# What clocks of one cluster may differ by; authentication in Slurm fails beyond it.
+CLOCK_SKEW_S = 300.0
 
 _VERSION = 1
 _ANSWER = ".answer.json"
@@ -29,16 +36,32 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Request:
-    """What a command asks for; ids sort by time of asking."""
+    """What a command asks for; ids sort by time of asking.
+
+    `asker` is the process that waits for the answer, until `expires_at`.
+    """
 
     id: str
     command: str
     arguments: Mapping[str, Any]
     at: str
+    asker: Holder | None = None
+    expires_at: str | None = None
+
+    @property
+    def is_awaited(self) -> bool:
+        """Whether somebody may still wait for the answer."""
+        if self.asker is not None and is_gone(self.asker) is True:
+            return False
+        return self.expires_at is None or clock.now() < clock.from_text(self.expires_at)
 
 
-def leave_request(folder: Path, command: str, arguments: Mapping[str, object]) -> str:
+def leave_request(
+    folder: Path, command: str, arguments: Mapping[str, object], *, waits_s: float | None = None
+) -> str:
     """Put a request into the mailbox of the run in `folder` and return its id.
+
+    Its caller, this process, is going to wait for the answer for `waits_s`, or for ever.
 
     Raises ValueError for an unknown command or arguments that are not JSON, LedgerError when the
     mailbox cannot be written.
@@ -58,6 +81,10 @@ def leave_request(folder: Path, command: str, arguments: Mapping[str, object]) -
                 "command": command,
                 "arguments": arguments,
                 "at": clock.to_text(moment),
+                "asker": asdict(this_process(socket.gethostname(), 0)),
+                "expires_at": None
+                if waits_s is None
+                else clock.to_text(moment + timedelta(seconds=waits_s + CLOCK_SKEW_S)),
             },
         )
     except OSError as exc:
@@ -68,7 +95,8 @@ def leave_request(folder: Path, command: str, arguments: Mapping[str, object]) -
 def pending_requests(folder: Path) -> list[Request]:
     """Return the requests that have no answer yet, oldest first.
 
-    A damaged one is renamed to `*.damaged`, with a warning in the log.
+    A damaged one is renamed to `*.damaged`, with a warning in the log.  One that nobody waits
+    for is removed: its user was told nothing, and may have done something else since.
     """
     requests = []
     try:
@@ -76,8 +104,14 @@ def pending_requests(folder: Path) -> list[Request]:
             if path.name.endswith(_ANSWER):
                 continue
             request = _read_request(path)
-            if request is not None:
+            if request is None:
+                continue
+            if request.is_awaited:
                 requests.append(request)
+            elif _remove(path):
+                logger.warning(
+                    "%s of %s is dropped: who asked for it is gone", request.command, request.at
+                )
     except OSError as exc:
         raise LedgerError(f"cannot read the requests in {folder}: {exc.strerror}") from exc
     return requests
@@ -158,10 +192,19 @@ def _decode_request(data: Mapping[str, Any], name: str) -> Request:
             command=fields.text("command"),
             arguments=fields.mapping("arguments"),
             at=fields.text("at"),
+            asker=_decode_asker(fields.optional_mapping("asker")),
+            expires_at=fields.optional_text("expires_at"),
         )
     if version != _VERSION or request.id != name:
         raise LedgerCorrupt(f"version {version} and id {request.id} are not {_VERSION} and {name}")
     return request
+
+
+def _decode_asker(data: Mapping[str, Any] | None) -> Holder | None:
+    if data is None:
+        return None
+    with Fields(data, "request.asker") as fields:
+        return read_holder_fields(fields)
 
 
 def _take_answer(path: Path) -> Mapping[str, Any] | None:

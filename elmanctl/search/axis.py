@@ -6,7 +6,7 @@ coordinate from 0 to 1.
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,6 +23,9 @@ _FIELDS = {
     "float": {"low", "high"},
     "log": {"low", "high"},
 }
+# Beyond it one step is less than the optimizer's own rounding in a coordinate.
+_LEVELS_LIMIT = 10**9
+
 _OPTIONAL = {"multiple_of", "at_most"}
 
 
@@ -89,11 +92,14 @@ class Axis:
         return {"kind": self.kind} | fitting
 
     @property
-    def levels(self) -> tuple[Value, ...] | None:
-        """Every value of a finite axis in order, None for a continuous one."""
+    def levels(self) -> Sequence[Value] | None:
+        """Every value of a finite axis in order, None for a continuous one.
+
+        A range where there may be millions.
+        """
         if self.kind == "int":
-            first = math.ceil(self._low / self.multiple_of) * self.multiple_of
-            return tuple(range(first, int(self._high) + 1, self.multiple_of))
+            first = -(-int(self._low) // self.multiple_of) * self.multiple_of
+            return range(first, int(self._high) + 1, self.multiple_of)
         if self.kind == "pow2":
             powers = (2**i for i in range(int(self._high).bit_length()))
             return tuple(power for power in powers if self._low <= power <= self._high)
@@ -126,7 +132,12 @@ class Axis:
         Raises ConfigError for a value outside the axis.
         """
         levels = self.levels
-        if levels is not None and value in levels:
+        if isinstance(levels, range):
+            # A range looks through all its values for what is no whole number.
+            whole = int(value) if isinstance(value, float) and value.is_integer() else value
+            if isinstance(whole, int) and whole in levels:
+                return float(levels.index(whole))
+        elif levels is not None and value in levels:
             return float(levels.index(value))
         number = float(value) if isinstance(value, int | float) else math.nan
         if levels is None and self._low <= number <= self._high:
@@ -186,5 +197,11 @@ class Axis:
         if not all(isinstance(value, Value) for value in self.values):
             raise ConfigError(f"axis `{self.name}`: values are numbers, words, true or false")
         levels = self.levels
-        if levels is not None and len(set(levels)) < max(2, len(levels)):
+        if isinstance(levels, range) and len(levels) > _LEVELS_LIMIT:
+            raise ConfigError(
+                f"axis `{self.name}` has more than {_LEVELS_LIMIT:,} values",
+                hint="raise multiple_of, or use kind = pow2",
+            )
+        distinct = len(levels or ()) if isinstance(levels, range) else len(set(levels or ()))
+        if levels is not None and distinct < max(2, len(levels)):
             raise ConfigError(f"axis `{self.name}`: needs two or more different values")

@@ -13,6 +13,7 @@ from typing import Protocol
 
 from elmanctl.errors import LedgerCorrupt, SearchPaused
 from elmanctl.jobs.executor import Executor, Sighting
+from elmanctl.jobs.ownership import refuse_foreign_files
 from elmanctl.ledger.encoding import encode_evaluation
 from elmanctl.ledger.files import write_atomically
 from elmanctl.ledger.records import (
@@ -272,6 +273,7 @@ class Controller:
             return start_optimizer(session)
         path = session.paths.optimizer / str(saved["file"])
         hint = f"make it again from the ledger: `elmanctl ledger repair {session.run['name']}`"
+        refuse_foreign_files([path], why="a pickle is a program")
         try:
             data = path.read_bytes()
         except OSError as exc:

@@ -14,6 +14,8 @@ from elmanctl.search.axis import Axis, Value
 from elmanctl.search.space import SearchSpace
 from elmanctl.settings import Settings
 
+_LEVELS_TRIED = 1000
+
 _GB = 10**9
 
 
@@ -111,7 +113,7 @@ def check_space(space: SearchSpace, settings: Settings, executor: str) -> None:
     _check_learning_rates(space)
     _check_limited_axes(space)
     for axis in space.axes:
-        levels = axis.levels or ()
+        levels = _tried(axis.levels or ())
         found = [(level, _fault(space, axis, level, settings, preflight)) for level in levels]
         faults = [(level, fault) for level, fault in found if fault is not None]
         if not faults:
@@ -124,6 +126,14 @@ def check_space(space: SearchSpace, settings: Settings, executor: str) -> None:
             f"axis `{axis.name}` at {level}: {fault.message}",
             hint=fault.hint or "take it out of the axis in `[search.axes]`",
         ) from fault
+
+
+def _tried(levels: Sequence[Value]) -> Sequence[Value]:
+    """Return every value, or as many of a very long axis, evenly spread, both ends included."""
+    last = len(levels) - 1
+    if last < _LEVELS_TRIED:
+        return levels
+    return [levels[index * last // _LEVELS_TRIED] for index in range(_LEVELS_TRIED + 1)]
 
 
 def _check_learning_rates(space: SearchSpace) -> None:

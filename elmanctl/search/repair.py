@@ -9,6 +9,7 @@ from typing import Any
 
 from elmanctl import clock
 from elmanctl.errors import LedgerCorrupt, LedgerError, LedgerLocked
+from elmanctl.jobs.ownership import refuse_foreign_run
 from elmanctl.jobs.paths import RunPaths
 from elmanctl.ledger.events import Event
 from elmanctl.ledger.files import sync_folder, write_atomically
@@ -64,9 +65,11 @@ def plan_repair(paths: RunPaths) -> RepairPlan:
 def repair_run(paths: RunPaths, say: Callable[[str], None]) -> RepairPlan:
     """Repair a run under its lease; each step that is done is told to `say`.
 
-    Raises LedgerLocked while a controller is alive, LedgerError when the optimizer's state is lost
-    and cannot be made again; the ledger is repaired then.
+    Raises ForeignFolder where somebody else may write, LedgerLocked while a controller is alive,
+    LedgerError when the optimizer's state is lost and cannot be made again; the ledger is repaired
+    then.
     """
+    refuse_foreign_run(paths)
     found = scan(paths.ledger)
     with _lease(paths, found.highest_fence) as lease:
         # Again: the run may have gone on until the lease was ours.

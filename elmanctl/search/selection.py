@@ -3,18 +3,50 @@
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from elmanctl.errors import NotFound, UsageError, nearest
-from elmanctl.jobs.paths import RunPaths
-from elmanctl.ledger.records import Evaluation, VerdictKind
-from elmanctl.ledger.state import RunState
+from elmanctl.errors import EnvironmentNotReady, LedgerError, NotFound, UsageError, nearest
+from elmanctl.jobs.paths import AttemptPaths, RunPaths
+from elmanctl.ledger.records import Evaluation, RunStatus, VerdictKind
+from elmanctl.ledger.run_state import RunState
+from elmanctl.ledger.snapshot import load_summary
+
+_NAMES_SHOWN = 8
 
 
 def list_runs(folder: Path) -> list[Path]:
-    """Return the folders of all runs, oldest ledger first."""
-    if not folder.is_dir():
+    """Return the folders of all runs, oldest ledger first.
+
+    Raises NotFound where something that is no folder stands in its place, EnvironmentNotReady
+    when it cannot be read.
+    """
+    try:
+        paths = list(folder.iterdir())
+    except FileNotFoundError:
         return []
-    found = [path for path in folder.iterdir() if RunPaths(path).ledger.is_file()]
-    return sorted(found, key=lambda path: (RunPaths(path).ledger.stat().st_mtime_ns, path.name))
+    except NotADirectoryError as exc:
+        raise NotFound(
+            f"{folder} is no folder, so no runs are in it", hint="change `paths.runs`"
+        ) from exc
+    except OSError as exc:
+        raise EnvironmentNotReady(f"cannot read the runs in {folder}: {exc.strerror}") from exc
+    found = [(at_ns, path) for path in paths if (at_ns := _last_write_ns(path)) is not None]
+    return [path for _, path in sorted(found, key=lambda item: (item[0], item[1].name))]
+
+
+def list_single_evaluations(folder: Path) -> list[Path]:
+    """Return the folders in which `elmanctl eval` left results, oldest first."""
+    found = [path for path in folder.glob("eval-*") if AttemptPaths(path).spec.is_file()]
+    return sorted(found, key=lambda path: (AttemptPaths(path).spec.stat().st_mtime_ns, path.name))
+
+
+def _last_write_ns(path: Path) -> int | None:
+    """Return when a run's ledger was last written, None for what is no run."""
+    try:
+        return RunPaths(path).ledger.stat().st_mtime_ns
+    except PermissionError:
+        # Somebody else's run may be in it: whoever reads it is told why that fails.
+        return 0
+    except OSError:
+        return None
 
 
 def find_run(folder: Path, name: str | None) -> Path:
@@ -25,8 +57,9 @@ def find_run(folder: Path, name: str | None) -> Path:
     runs = list_runs(folder)
     if not runs:
         raise NotFound(
-            f"no runs in {folder}",
-            hint="start one with `elmanctl search e88 --preset tiny --local`",
+            f"no runs in {folder.absolute()}",
+            hint="start one with `elmanctl search e88 --preset tiny --local`; "
+            "`elmanctl -C DIR ...` looks elsewhere",
         )
     if name is None:
         return runs[-1]
@@ -44,6 +77,43 @@ def find_run(folder: Path, name: str | None) -> Path:
     near = nearest(name, names)
     known = f"did you mean `{near}`? " if near else ""
     raise NotFound(f"no run named `{name}`", hint=f"{known}List runs with `elmanctl status`")
+
+
+def find_run_to_change(folder: Path, name: str | None, *, whole_name: bool = False) -> Path:
+    """Return the folder of a run that is to be changed, which is never guessed among several.
+
+    Without a name it is the only run, or the only one that is neither finished nor cancelled.
+    With `whole_name` a beginning of a name is not enough.  Raises NotFound, UsageError.
+    """
+    if name is not None:
+        found = find_run(folder, name)
+        if whole_name and found.name != name:
+            raise UsageError(
+                f"`{name}` is only the beginning of a run's name",
+                hint=f"write the whole name: {found.name}",
+            )
+        return found
+    find_run(folder, None)
+    runs = list_runs(folder)
+    candidates = [path for path in runs if _is_open(path)] if len(runs) > 1 else runs
+    if len(candidates) == 1:
+        return candidates[0]
+    what = "not finished" if candidates else "finished or cancelled"
+    names = [path.name for path in reversed(candidates or runs)]
+    more = f" and {len(names) - _NAMES_SHOWN} more" if len(names) > _NAMES_SHOWN else ""
+    raise UsageError(
+        f"{len(names)} runs are {what}, and none is named",
+        hint=f"name one: {', '.join(names[:_NAMES_SHOWN])}{more}",
+    )
+
+
+def _is_open(path: Path) -> bool:
+    """Whether a run may have something left to do; one that cannot be read may."""
+    try:
+        status = load_summary(path).summary.status
+    except LedgerError:
+        return True
+    return status not in (RunStatus.FINISHED, RunStatus.CANCELLED)
 
 
 def find_evaluation(state: RunState, name: str) -> Evaluation:

@@ -10,8 +10,9 @@ from typing import Any
 
 from elmanctl.config import decode_settings
 from elmanctl.errors import ElmanError, LedgerError, NotFound, UsageError
+from elmanctl.jobs.ownership import refuse_foreign_run
 from elmanctl.jobs.paths import RunPaths
-from elmanctl.jobs.submission import extra_options
+from elmanctl.jobs.submission import check_resources
 from elmanctl.ledger import state as ledger_state
 from elmanctl.ledger.lease import Lease
 from elmanctl.ledger.records import RunStatus
@@ -63,10 +64,12 @@ class Session:
         A lease is a file: `may_use_reserve` gives up the run's reserve where a full disk has no
         room for it, so that a command can make some.
 
-        Raises LedgerLocked while another process holds it, LedgerCorrupt for a damaged ledger,
-        NotFound for one in which nothing stands.
+        Raises ForeignFolder where somebody else may write, LedgerLocked while another process
+        holds the lease, LedgerCorrupt for a damaged ledger, NotFound for one in which nothing
+        stands.
         """
         paths = RunPaths(folder)
+        refuse_foreign_run(paths)
         found = load_summary(folder).summary
         require_run(paths, found)
         try:
@@ -99,7 +102,8 @@ class Session:
     def start_controller(self) -> None:
         """Record that a controller drives this run from now on."""
         refill(self.paths.folder)
-        self.record("controller_started", host=platform.node(), pid=os.getpid())
+        folder = str(self.paths.folder)
+        self.record("controller_started", host=platform.node(), pid=os.getpid(), folder=folder)
 
     def pause(self, error: Exception) -> None:
         """Put on record why the controller stops, where that can be written.
@@ -133,7 +137,7 @@ class Session:
             self._refuse_useless(key)
         changed = settings_in_force(self.state, changes)
         check_limits(changed)
-        extra_options(attempt_resources(changed, self.run["executor"], {}).extra)
+        check_resources(attempt_resources(changed, self.run["executor"], {}))
 
     def change_settings(self, changes: Mapping[str, Any]) -> None:
         """Replace settings from now on; raises what `check_changes` raises."""

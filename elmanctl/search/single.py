@@ -9,6 +9,7 @@ from elmanctl import clock
 from elmanctl.errors import ElmanError, EvaluationFailed, UsageError
 from elmanctl.jobs.evaluation import evaluate_attempt
 from elmanctl.jobs.observe import read_table
+from elmanctl.jobs.ownership import refuse_open_parents
 from elmanctl.jobs.paths import AttemptPaths
 from elmanctl.jobs.spec import AttemptSpec, DataSpec
 from elmanctl.ledger.files import write_json
@@ -85,6 +86,7 @@ def _failed(paths: AttemptPaths, result: Mapping[str, Any]) -> EvaluationFailed:
 
 def _new_folder(out: Path | None, runs: Path, model: str) -> Path:
     folder = (out or runs / f"eval-{model}-{clock.now():%Y%m%d-%H%M%S}").resolve()
+    refuse_open_parents(folder)
     try:
         folder.mkdir(parents=True)
     except FileExistsError as exc:

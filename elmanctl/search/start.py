@@ -1,6 +1,7 @@
 """Starting a run: everything is checked first, and nothing is written before it is."""
 
 import importlib.util
+import os
 import platform
 import re
 import secrets
@@ -20,12 +21,14 @@ from elmanctl.errors import (
     LedgerError,
     UsageError,
 )
+from elmanctl.jobs.carried import check_path
 from elmanctl.jobs.corpus import CorpusInfo, describe, standard_library_corpus, unigram_entropy
 from elmanctl.jobs.executor import Resources
+from elmanctl.jobs.ownership import refuse_open_parents
 from elmanctl.jobs.paths import RunPaths
 from elmanctl.jobs.protocol import Budget
 from elmanctl.jobs.snapshot import freeze_code
-from elmanctl.jobs.submission import extra_options
+from elmanctl.jobs.submission import check_resources
 from elmanctl.ledger.lease import Lease
 from elmanctl.ledger.reserve import full_disk, refill
 from elmanctl.ledger.spending import devices, gpus_asked
@@ -44,11 +47,9 @@ from elmanctl.search.storage import named
 from elmanctl.search.workload import attempt_resources, training_budget
 from elmanctl.settings import Settings
 
-# Slurm reads these in paths of its own accord.
-_NOT_IN_PATHS = ("%", "\n", "\\")
-
 # A run's name is a folder's, a part of Slurm's job names, and typed by people.
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+_NAME_LIMIT = 100
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -143,7 +144,7 @@ def plan_search(
     budget = training_budget(settings.train)
     resources = attempt_resources(settings, executor, {})
     if executor == "slurm":
-        extra_options(resources.extra)
+        check_resources(resources)
     check_space(space, settings, executor)
     effects = audit_space(space, settings.search.multiple_of)
     refuse_dead_axes(effects)
@@ -177,9 +178,11 @@ def plan_search(
 def create_run(plan: SearchPlan) -> Path:
     """Write the run's folder and the first event of its ledger; return the folder.
 
-    What was begun is taken back when it cannot be finished.  Raises EnvironmentNotReady for a
-    disk that is full or cannot be written, UsageError when the name was taken meanwhile.
+    What was begun is taken back when it cannot be finished.  Raises FileExistsError when the name
+    was taken meanwhile, EnvironmentNotReady for a disk that is full or cannot be written,
+    ForeignFolder where somebody else could replace the folder.
     """
+    refuse_open_parents(plan.folder)
     try:
         with _new_folder(plan.folder):
             paths = RunPaths(plan.folder)
@@ -188,6 +191,8 @@ def create_run(plan: SearchPlan) -> Path:
                 refill(plan.folder)
                 record = _run_record(plan, code)
                 LedgerWriter.create(paths.ledger, lease, "run_created", run=record).close()
+    except FileExistsError:
+        raise
     except (OSError, LedgerError) as exc:
         failure = full_disk(exc) or (exc if isinstance(exc, OSError) else exc.__cause__)
         if not isinstance(failure, OSError):
@@ -207,10 +212,6 @@ def _new_folder(folder: Path) -> Iterator[None]:
     made = [path for path in (folder, *folder.parents) if not path.exists()]
     try:
         folder.mkdir(parents=True)
-    except FileExistsError as exc:
-        raise UsageError(
-            f"{folder} was made by another process meanwhile", hint="pass another `--name`"
-        ) from exc
     except OSError:
         _remove_empty(made)
         raise
@@ -319,12 +320,14 @@ def _run_folder(runs: Path, name: str) -> Path:
             f"a run cannot be named `{name}`",
             hint="use letters, digits, `.`, `_` and `-`, a letter or digit first",
         )
-    folder = runs.expanduser().resolve() / name
-    if any(text in str(folder) for text in _NOT_IN_PATHS):
+    if len(name) > _NAME_LIMIT:
         raise UsageError(
-            f"Slurm would misread the path `{folder}`",
-            hint="use a folder without %, \\ and newlines",
+            f"a run's name of {len(name)} characters is too long",
+            hint=f"use at most {_NAME_LIMIT}; folders and jobs are named after it",
         )
+    folder = runs.expanduser().resolve() / name
+    check_path(folder)
+    _check_place(folder.parent)
     if folder.exists() and not RunPaths(folder).ledger.exists():
         raise UsageError(
             f"{folder} exists and is no run", hint="remove it, or pass another `--name`"
@@ -335,6 +338,21 @@ def _run_folder(runs: Path, name: str) -> Path:
             hint=f"continue it with `elmanctl resume {name}`, or pass another `--name`",
         )
     return folder
+
+
+def _check_place(runs: Path) -> None:
+    """Raise EnvironmentNotReady unless a folder can be made here, as far as can be told."""
+    nearest_above = next(path for path in (runs, *runs.parents) if path.exists())
+    if not nearest_above.is_dir():
+        raise EnvironmentNotReady(
+            f"runs cannot be kept in {runs}: {nearest_above} is a file",
+            hint="change `paths.runs`",
+        )
+    if not os.access(nearest_above, os.W_OK | os.X_OK, effective_ids=True):
+        raise EnvironmentNotReady(
+            f"runs cannot be kept in {runs}: {nearest_above} cannot be written by you",
+            hint="change `paths.runs`",
+        )
 
 
 def _run_record(plan: SearchPlan, code: str) -> dict[str, Any]:

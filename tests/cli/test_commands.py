@@ -233,7 +233,7 @@ def test_what_would_be_queued_or_cancelled_is_listed_and_nothing_is_done(
     quick_with_runs: QuickCommandLine, snapshot: Snapshot
 ) -> None:
     before = snapshot()
-    run = ("--run", "interrupted", "--dry-run")
+    run = ("--run", "interrupted-search", "--dry-run")
     failed = succeeded(quick_with_runs("requeue", "--failed", *run))
     assert failed.splitlines() == [
         "EVAL\tWAS\tATTEMPT\tSTATE\tCHANGES\tNOTE",
@@ -274,7 +274,7 @@ def test_clean_removes_exactly_what_its_dry_run_listed(
 
 
 def test_cancelled_run_is_closed_for_good(quick_with_runs: QuickCommandLine) -> None:
-    done = quick_with_runs("cancel", "--run", "interrupted", "--all", "--yes", "--json")
+    done = quick_with_runs("cancel", "--run", "interrupted-search", "--all", "--yes", "--json")
     found = document(done)
     assert [row["evaluation"] for row in found["cancelled"]] == ["g001-e00"]
     state = state_of(quick_with_runs, "interrupted-search")

@@ -17,6 +17,7 @@
 #SBATCH --time=21
 
 # setup
+export SLURM_EXPORT_ENV=ALL
 export PYTHONPATH='/cluster/it'"'"'s a "run"/-x $(touch pwned) `touch pwned`; #/code'"${PYTHONPATH:+:$PYTHONPATH}"
 ln -sfn '/cluster/it'"'"'s a "run"/-x $(touch pwned) `touch pwned`; #/submissions/s0007'/"task-${SLURM_ARRAY_TASK_ID}.pkl" '/cluster/it'"'"'s a "run"/-x $(touch pwned) `touch pwned`; #/submissions/s0007'/"${SLURM_ARRAY_JOB_ID}_${SLURM_ARRAY_TASK_ID}_submitted.pkl"
 

@@ -23,6 +23,7 @@
 module load cuda
 ulimit -n 4096
 export SRUN_CPUS_PER_TASK=4
+export SLURM_EXPORT_ENV=ALL
 export PYTHONPATH=/cluster/runs/e88-480m/code"${PYTHONPATH:+:$PYTHONPATH}"
 ln -sfn /cluster/runs/e88-480m/submissions/s0007/"task-${SLURM_ARRAY_TASK_ID}.pkl" /cluster/runs/e88-480m/submissions/s0007/"${SLURM_ARRAY_JOB_ID}_${SLURM_ARRAY_TASK_ID}_submitted.pkl"
 

@@ -1,13 +1,20 @@
+import json
 import logging
+import os
+import signal
+import socket
 import threading
 import time
 from collections.abc import Mapping
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
 
+from elmanctl import clock
 from elmanctl.errors import LedgerCorrupt, LedgerError
 from elmanctl.ledger.requests import (
+    CLOCK_SKEW_S,
     REQUESTS_FOLDER,
     answer_request,
     leave_request,
@@ -153,3 +160,41 @@ def test_mailbox_that_cannot_be_used_is_a_ledger_error(tmp_path: Path) -> None:
             use()
     with pytest.raises(LedgerError, match="cannot withdraw"):
         withdraw_request(tmp_path, name)
+
+
+def test_request_of_a_process_that_was_killed_is_dropped(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    ours = leave_request(tmp_path, "clean", {})
+    child = os.fork()
+    if not child:
+        leave_request(tmp_path, "cancel", {"all": True}, waits_s=300)
+        os.kill(os.getpid(), signal.SIGKILL)
+    os.waitpid(child, 0)
+    assert len(files(tmp_path)) == 2
+    assert [request.id for request in pending_requests(tmp_path)] == [ours]
+    assert files(tmp_path) == [f"{ours}.json"]
+    assert "cancel" in caplog.text and "is dropped" in caplog.text
+
+
+def test_request_of_another_machine_is_dropped_when_its_time_is_over(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(socket, "gethostname", lambda: "elsewhere")
+    leave_request(tmp_path, "clean", {}, waits_s=300)
+    forever = leave_request(tmp_path, "clean", {})
+    monkeypatch.undo()
+    assert len(pending_requests(tmp_path)) == 2
+    late = clock.now() + timedelta(seconds=300 + CLOCK_SKEW_S + 1)
+    monkeypatch.setattr(clock, "now", lambda: late)
+    assert [request.id for request in pending_requests(tmp_path)] == [forever]
+
+
+def test_request_that_names_nobody_is_carried_out(tmp_path: Path) -> None:
+    name = leave_request(tmp_path, "clean", {})
+    path = tmp_path / REQUESTS_FOLDER / f"{name}.json"
+    data = json.loads(path.read_text(encoding="utf-8"))
+    for key in ("asker", "expires_at"):
+        del data[key]
+    path.write_text(json.dumps(data), encoding="utf-8")
+    assert [request.id for request in pending_requests(tmp_path)] == [name]

@@ -260,7 +260,8 @@ class Run:
 
     def copy(self, folder: Path) -> "Run":
         """Return what a kill at this very moment would leave: files and world, no controller."""
-        shutil.copytree(self.folder, folder, ignore=shutil.ignore_patterns("lease*", ".*"))
+        left_out = shutil.ignore_patterns("lease*", ".*")
+        shutil.copytree(self.folder, folder, ignore=left_out, symlinks=True)
         other = Run(folder)
         other.world = copy.deepcopy(self.world)
         other.world.paths = other.paths
@@ -294,6 +295,7 @@ class Runs:
         folder = self._folder / (name or f"run-{self._made}")
         folder.mkdir(parents=True)
         shutil.copyfile(RunPaths(known).ledger, RunPaths(folder).ledger)
+        RunPaths(folder).code.symlink_to(RunPaths(known).code)
         return Run(folder)
 
     def _settings(self, changes: dict[str, Any]) -> Settings:

@@ -5,16 +5,19 @@ from pathlib import Path
 
 import pytest
 
-from elmanctl.errors import NotFound, UsageError
+from elmanctl.errors import EnvironmentNotReady, NotFound, UsageError
 from elmanctl.ledger.run_state import RunState
 from elmanctl.search.requeue import select_requeueable
 from elmanctl.search.selection import (
     find_evaluation,
     find_run,
+    find_run_to_change,
     list_runs,
+    list_single_evaluations,
     select_named,
 )
 from tests.search.scripted import Runs
+from tests.users import as_root, nobody
 
 pytestmark = pytest.mark.usefixtures("no_power_failures")
 
@@ -53,6 +56,64 @@ def test_unknown_run_is_answered_with_the_nearest(folder: Path) -> None:
     with pytest.raises(NotFound, match="no run named `othre`") as told:
         find_run(folder, "othre")
     assert told.value.hint is not None and "did you mean `other`?" in told.value.hint
+
+
+def test_run_to_change_is_the_only_open_one_and_never_a_guess(runs: Runs, tmp_path: Path) -> None:
+    with pytest.raises(NotFound, match="no runs"):
+        find_run_to_change(tmp_path, None)
+    runs.new(name="first").drive()
+    assert find_run_to_change(tmp_path, None).name == "first"
+    runs.new(name="second")
+    assert find_run_to_change(tmp_path, None).name == "second"
+    runs.new(name="third")
+    with pytest.raises(UsageError, match="2 runs are not finished") as told:
+        find_run_to_change(tmp_path, None)
+    assert told.value.hint == "name one: third, second"
+    # What cannot be read may be the one that is meant.
+    (tmp_path / "third" / "ledger.jsonl").write_bytes(b"{}\n{}\n")
+    with pytest.raises(UsageError, match="2 runs are not finished"):
+        find_run_to_change(tmp_path, None)
+
+
+def test_one_of_several_finished_runs_is_to_be_named(runs: Runs, tmp_path: Path) -> None:
+    for name in ("one", "two"):
+        runs.new(name=name, generations=1).drive()
+    with pytest.raises(UsageError, match="2 runs are finished or cancelled"):
+        find_run_to_change(tmp_path, None)
+    assert find_run_to_change(tmp_path, "tw").name == "two"
+
+
+def test_whole_name_is_asked_for_where_a_beginning_is_too_little(folder: Path) -> None:
+    with pytest.raises(UsageError, match="only the beginning") as told:
+        find_run_to_change(folder, "oth", whole_name=True)
+    assert told.value.hint == "write the whole name: other"
+    assert find_run_to_change(folder, "other", whole_name=True).name == "other"
+
+
+def test_file_in_place_of_the_runs_is_said_to_be_one(folder: Path) -> None:
+    with pytest.raises(NotFound, match="is no folder") as told:
+        list_runs(folder / "notes.txt")
+    assert told.value.hint == "change `paths.runs`"
+
+
+def test_single_evaluations_are_found_among_the_runs(folder: Path) -> None:
+    assert list_single_evaluations(folder) == []
+    (folder / "eval-e88" / "spec.json").touch()
+    assert [path.name for path in list_single_evaluations(folder)] == ["eval-e88"]
+
+
+@as_root
+def test_runs_that_cannot_be_looked_into_are_listed_and_a_closed_folder_is_an_error(
+    folder: Path,
+) -> None:
+    for above in (folder, *folder.parents[:3]):
+        above.chmod(0o755)
+    (folder / "other").chmod(0o700)
+    with nobody():
+        assert {path.name for path in list_runs(folder)} == {"other", "e88-480m", "e88-480m-2"}
+    folder.chmod(0o700)
+    with nobody(), pytest.raises(EnvironmentNotReady, match="cannot read the runs"):
+        list_runs(folder)
 
 
 def test_folder_without_runs_names_the_first_thing_to_do(tmp_path: Path) -> None:

@@ -83,7 +83,7 @@ def test_middle_of_a_logarithmic_axis_is_its_geometric_mean() -> None:
 
 def test_integer_axis_with_a_step_has_only_multiples_of_it() -> None:
     axis = Axis.decode("heads", {"kind": "int", "low": 10, "high": 33, "multiple_of": 8})
-    assert axis.levels == (16, 24, 32)
+    assert tuple(axis.levels or ()) == (16, 24, 32)
     assert axis.describe() == "10 to 33, multiples of 8"
 
 
@@ -146,7 +146,7 @@ def test_users_axis_replaces_the_shipped_one_and_new_ones_are_added() -> None:
     }
     space = shipped("3d", axes=axes)
     found = {axis.name: axis for axis in space.axes}
-    assert found["n_heads"].levels == (4, 5, 6)
+    assert tuple(found["n_heads"].levels or ()) == (4, 5, 6)
     assert list(found) == ["n_heads", "n_state", "depth", "expansion"]
     assert "expansion" not in space.fixed
 

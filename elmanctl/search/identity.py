@@ -1,0 +1,64 @@
+"""Whether a folder is the run that its ledger tells of, with the code that the run began with."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from elmanctl.errors import LedgerCorrupt, LedgerError, UsageError
+from elmanctl.jobs.paths import RunPaths
+from elmanctl.jobs.snapshot import hash_code
+from elmanctl.ledger.events import DamagedLine, MalformedEvent, decode_line
+from elmanctl.ledger.run_state import RunState
+
+
+def refuse_copy(paths: RunPaths, state: RunState) -> None:
+    """Raise UsageError for a copy of a run that still lies where its last controller ran.
+
+    Both have the same names for jobs, so that each would take the other's for its own.  A folder
+    that was moved or renamed is no copy.
+    """
+    recorded = state.controller.get("folder") if state.controller else None
+    if recorded is None:
+        return
+    original = Path(recorded)
+    if _is_same(original, paths.folder) or _token(RunPaths(original)) != state.run["token"]:
+        return
+    raise UsageError(
+        f"{paths.folder} is a copy of the run in {original}",
+        hint=f"go on with the run there; if this copy is to go on in its place, remove {original}, "
+        "or move it away",
+    )
+
+
+def refuse_changed_code(paths: RunPaths, run: Mapping[str, Any]) -> None:
+    """Raise LedgerCorrupt unless workers would import the code that the run began with."""
+    if not paths.code.is_dir():
+        raise LedgerCorrupt(
+            f"the run's frozen code is missing: {paths.code}",
+            hint="copy it from a backup; losses under other code could not be compared",
+        )
+    # The folder holds one package.
+    found = [hash_code(package) for package in sorted(paths.code.iterdir()) if package.is_dir()]
+    if found != [run["code"]["sha256"]]:
+        raise LedgerCorrupt(
+            f"the run's frozen code is not what it was when the run began: {paths.code}",
+            hint="copy it from a backup; losses under other code could not be compared",
+        )
+
+
+def _is_same(one: Path, other: Path) -> bool:
+    try:
+        return one.samefile(other)
+    except OSError:
+        return False
+
+
+def _token(paths: RunPaths) -> str | None:
+    """Return the token of the run in a folder, None where none can be read."""
+    try:
+        with paths.ledger.open("rb") as file:
+            event = decode_line(file.readline().rstrip(b"\n"))
+    except (OSError, DamagedLine, MalformedEvent, LedgerError):
+        return None
+    run = event.data.get("run")
+    return str(run.get("token")) if isinstance(run, dict) else None
