@@ -2,19 +2,23 @@
 
 import random
 import shutil
+import signal
 import subprocess
 from collections import Counter
 from pathlib import Path
 
-from campaign.search import Search, Shape
+from campaign.search import Fault, Search, Shape
 
 UNIFORM = "at a random instant"
 
 # A uniform kill comes within this time from the start of the controller.
 UNIFORM_WITHIN_S = 3.0
 
+# A controller that did not come to the chosen call within this time is killed by the clock too.
+INSIDE_WITHIN_S = 8.0
+
 # Inside these, before or after the call itself, at one of the first so many of a controller's life.
-INSIDE = {"fsync": 16, "link": 3, "replace": 6, "tell": 2}
+INSIDE = {"fsync": 16, "link": 1, "replace": 5, "tell": 2}
 
 SBATCH = {
     "sbatch, before Slurm hears of it": "before",
@@ -58,14 +62,13 @@ class Killer:
         while kills.total() < wanted:
             kind = self._choose(search.executor)
             if kind == UNIFORM:
-                ended = self._kill_by_clock(search)
+                found = self._kill_by_clock(search, search.start(), UNIFORM_WITHIN_S)
             else:
-                ended = self._kill_inside(search, kind, tools)
-            if ended:
-                return kills
-            kills[kind] += 1
-            if kind != UNIFORM:
+                found = self._kill_inside(search, kind, tools)
                 self._forced[kind] += 1
+            if found is None:
+                return kills
+            kills[found] += 1
         search.finish()
         return kills
 
@@ -76,18 +79,30 @@ class Killer:
         least = min(self._forced[kind] for kind in kinds)
         return self._chance.choice([kind for kind in kinds if self._forced[kind] == least])
 
-    def _kill_by_clock(self, search: Search) -> bool:
-        """Kill a controller by the clock; return whether it had reached the search's end."""
-        process = search.start()
+    def _kill_by_clock(
+        self,
+        search: Search,
+        process: subprocess.Popen[bytes],
+        within_s: float,
+        kind: str = UNIFORM,
+    ) -> str | None:
+        """Kill a controller by the clock; None when it reached the search's end before.
+
+        `kind` is what is returned when it dies by itself after all.
+        """
         try:
-            process.wait(self._chance.uniform(0.0, UNIFORM_WITHIN_S))
+            code = process.wait(self._chance.uniform(0.0, within_s))
         except subprocess.TimeoutExpired:
             search.kill(process)
-            return False
-        search.expect(process, 0)
-        return True
+            return UNIFORM
+        if code == -signal.SIGKILL:
+            return kind
+        if code != 0:
+            raise Fault(f"a controller ended with exit code {code}\n{search.words(process)}")
+        return None
 
-    def _kill_inside(self, search: Search, kind: str, tools: Path | None) -> bool:
+    def _kill_inside(self, search: Search, kind: str, tools: Path | None) -> str | None:
+        """Let a controller die at a chosen instant; return the instant at which it did."""
         options: list[str] = []
         if tools is not None and kind in SBATCH:
             (tools / "next").write_text(SBATCH[kind] + "\n", encoding="ascii")
@@ -98,12 +113,14 @@ class Killer:
             count = self._chance.randint(1, INSIDE[name])
             options = ["--die", f"{name}:{moment.removesuffix(' it')}:{count}"]
         process = search.start(options=options)
-        if search.wait(process) == -9:
-            return False
+        try:
+            if process.wait(INSIDE_WITHIN_S) == -signal.SIGKILL:
+                return kind
+        except subprocess.TimeoutExpired:
+            pass
         if tools is not None:
             (tools / "next").unlink(missing_ok=True)
-        search.expect(process, 0)
-        return True
+        return self._kill_by_clock(search, process, 1.0, kind)
 
     def _tools(self, search: Search) -> Path:
         """Put an sbatch before the real one that kills its caller when told to."""
