@@ -128,20 +128,22 @@ class Campaign:
         }
         disturbance, after = doings[part]
         for number in range(rounds):
-            faults = 0.2 if part in ("slurmctld", "slurmdbd", "no-accounting") else 0.0
+            ends_trainings = part in ("node", "preempt")
             shape = Shape(
                 population=6,
                 generations=3,
                 seed=self._seed + number,
-                faults=faults,
-                seconds=(2.0, 5.0) if faults == 0.0 else (0.0, 2.0),
+                faults=0.0 if ends_trainings else 0.2,
+                seconds=(2.0, 5.0) if ends_trainings else (0.0, 2.0),
             )
 
             def disturb(search: Search) -> tuple[Counter[str], str]:
                 resumes = cluster.disturb(search, disturbance, after)
                 return Counter({part: 1}), f"`resume` was needed {resumes}x" if resumes else ""
 
-            self._try(part, "slurm", number, shape, disturb, more_attempts=faults == 0.0)
+            # Without slurmctld srun gives up before the worker begins: an attempt, no training.
+            again = ends_trainings or part == "slurmctld"
+            self._try(part, "slurm", number, shape, disturb, more_attempts=again)
 
     def disk(self, executor: str, rounds: int) -> None:
         """Fill the disk of a running search."""
