@@ -1,0 +1,52 @@
+"""A real ledger cut at every byte, and searches that go on from a cut one."""
+
+import random
+import shutil
+import tempfile
+from collections.abc import Iterable
+from pathlib import Path
+
+from campaign.search import Fault, Judgement, Search, judge
+from elmanctl.ledger.state import load_run
+from elmanctl.ledger.store import read_events
+
+
+def open_every_cut(ledger: Path, sizes: Iterable[int]) -> tuple[int, int]:
+    """Open a ledger cut to each size; return how many cuts, and the most events that one lost.
+
+    An event counts as lost when its line was whole before the cut, its newline included.  Raises
+    Fault for a cut that does not open, or that shows another event than those before it.
+    """
+    data = ledger.read_bytes()
+    whole = read_events(ledger).events
+    opened = most = 0
+    with tempfile.TemporaryDirectory() as name:
+        cut = Path(name) / ledger.name
+        for size in sizes:
+            cut.write_bytes(data[:size])
+            try:
+                seen = read_events(cut).events
+                load_run(cut.parent)
+            except Exception as exc:
+                raise Fault(f"cut to {size} bytes it does not open: {exc!r}") from exc
+            if list(seen) != list(whole[: len(seen)]):
+                raise Fault(f"cut to {size} bytes it shows other events")
+            opened += 1
+            most = max(most, data.count(b"\n", 0, size) - len(seen))
+    return opened, most
+
+
+def resume_from_cut(reference: Search, folder: Path, chance: random.Random) -> Judgement:
+    """Cut the ledger of a finished search anywhere after its first event and let it go on.
+
+    This loses far more than a torn last line: everything after the cut, while the files of the
+    workers stay.
+    """
+    search = Search(folder, reference.shape, reference.executor)
+    shutil.copytree(reference.run_folder, search.run_folder, symlinks=True)
+    shutil.copy(reference.log, search.log)
+    ledger = search.run_folder / "ledger.jsonl"
+    data = ledger.read_bytes()
+    ledger.write_bytes(data[: chance.randint(data.index(b"\n") + 1, len(data) - 1)])
+    search.finish()
+    return judge(search, reference)

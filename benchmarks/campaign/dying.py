@@ -1,0 +1,86 @@
+"""Runs elmanctl as a process that dies at a chosen instant, or believes to be another machine.
+
+    dying.py [--die POINT:MOMENT:N [--stop]] [--host NAME --stale-s S] -- ARGUMENTS...
+
+POINT is fsync, link, replace, tell, spawn, or save for the optimizer's state; MOMENT is before or
+after; the process gets SIGKILL at the Nth call, with --stop SIGSTOP instead.  With --host it takes
+over leases of other machines after S seconds of silence.
+"""
+
+import argparse
+import os
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Callable
+from typing import Any
+
+
+def dies_at(
+    real: Callable[..., Any], moment: str, count: int, number: signal.Signals
+) -> Callable[..., Any]:
+    """Return `real`, with a signal to this process before or after its `count`th call."""
+    seen = 0
+
+    def called(*arguments: Any, **named: Any) -> Any:
+        nonlocal seen
+        seen += 1
+        if seen == count and moment == "before":
+            os.kill(os.getpid(), number)
+        result = real(*arguments, **named)
+        if seen == count and moment == "after":
+            os.kill(os.getpid(), number)
+        return result
+
+    return called
+
+
+def prepare_death(text: str, number: signal.Signals) -> None:
+    """Replace the function that `text` names by one that sends this process a signal."""
+    from elmanctl.search import loop
+    from elmanctl.search.optimizer import CmaOptimizer
+
+    point, moment, count = text.split(":")
+    owners: dict[str, tuple[Any, str]] = {
+        "fsync": (os, "fsync"),
+        "link": (os, "link"),
+        "replace": (os, "replace"),
+        "tell": (CmaOptimizer, "tell"),
+        "spawn": (subprocess, "run"),
+        "save": (loop, "write_atomically"),
+    }
+    owner, name = owners[point]
+    setattr(owner, name, dies_at(getattr(owner, name), moment, int(count), number))
+
+
+def become_another_machine(name: str, stale_s: float) -> None:
+    """Give this process another machine's name and less patience with silent leases."""
+    from elmanctl.ledger.lease import Lease
+
+    acquire = Lease.acquire.__func__  # type: ignore[attr-defined]
+    acquire.__kwdefaults__["stale_s"] = stale_s
+    socket.gethostname = lambda: name
+
+
+def main() -> None:
+    """Read the own options and run elmanctl with the others."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--die")
+    parser.add_argument("--stop", action="store_true")
+    parser.add_argument("--host")
+    parser.add_argument("--stale-s", type=float, default=2.0)
+    parser.add_argument("arguments", nargs="*")
+    own = parser.parse_args()
+    if own.host:
+        become_another_machine(own.host, own.stale_s)
+    if own.die:
+        prepare_death(own.die, signal.SIGSTOP if own.stop else signal.SIGKILL)
+    from elmanctl.__main__ import main as elmanctl
+
+    sys.argv = ["elmanctl", *own.arguments]
+    elmanctl()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,99 @@
+"""Results as they come: kept in a file after every search, so that a campaign can go on."""
+
+import json
+import os
+import platform
+import subprocess
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from campaign.search import ROOT, Judgement
+
+VERSION = 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trial:
+    """One search of a part of the campaign; `times` is how often it was disturbed."""
+
+    part: str
+    executor: str
+    number: int
+    shape: str
+    times: int
+    kinds: dict[str, int]
+    evaluations: int
+    lost: int
+    duplicated: int
+    same: bool
+    seconds: float
+    note: str = ""
+
+    @classmethod
+    def of(cls, judgement: Judgement, *, note: str = "", **known: Any) -> "Trial":
+        """Return the trial that came to this judgement."""
+        return cls(
+            evaluations=judgement.evaluations,
+            lost=judgement.lost,
+            duplicated=judgement.duplicated,
+            same=judgement.same,
+            note="; ".join(text for text in (judgement.why, note) if text),
+            **known,
+        )
+
+    @property
+    def is_good(self) -> bool:
+        """Whether nothing was lost, nothing was done twice, and the points are the same."""
+        return self.same and self.lost == 0 and self.duplicated == 0
+
+
+class Results:
+    """The trials of one commit in one file."""
+
+    def __init__(self, path: Path, *, go_on: bool) -> None:
+        self._path = path
+        self.about = about_this_machine()
+        self.trials: list[Trial] = []
+        if go_on and path.exists():
+            known = json.loads(path.read_text(encoding="utf-8"))
+            self.trials = [Trial(**trial) for trial in known["trials"]]
+
+    def of(self, part: str, executor: str) -> list[Trial]:
+        """Return the trials of one part on one executor."""
+        return [t for t in self.trials if (t.part, t.executor) == (part, executor)]
+
+    def add(self, trial: Trial) -> None:
+        """Keep one more trial, on disk too."""
+        self.trials.append(trial)
+        data = {"version": VERSION, **self.about, "trials": [asdict(t) for t in self.trials]}
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        new = self._path.with_suffix(".new")
+        new.write_text(json.dumps(data, indent=1) + "\n", encoding="utf-8")
+        new.replace(self._path)
+
+
+def about_this_machine() -> dict[str, Any]:
+    """Return what the numbers depend on: commit, date, versions and the machine in words."""
+    names = ("cma", "numpy", "submitit")
+    memory_gb = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e9
+    return {
+        "commit": _say("git", "-C", str(ROOT), "rev-parse", "--short", "HEAD"),
+        "date": datetime.now(UTC).strftime("%Y-%m-%d"),
+        "machine": f"{os.cpu_count()} CPU cores, {memory_gb:.0f} GB of memory, no GPU, Linux "
+        f"{platform.release()}",
+        "versions": {
+            "python": platform.python_version(),
+            **{name: metadata.version(name) for name in names},
+            "slurm": _say("sinfo", "--version").removeprefix("slurm ") or "none",
+        },
+    }
+
+
+def _say(*command: str) -> str:
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()
+    except FileNotFoundError:
+        return ""

@@ -1,0 +1,79 @@
+"""The table of docs/reliability.md, from the results."""
+
+from collections import Counter
+from pathlib import Path
+
+from campaign.record import Results, Trial
+
+BEGIN = "<!-- made by benchmarks/reliability.py: begin -->"
+END = "<!-- made by benchmarks/reliability.py: end -->"
+
+# What each part did, in the order of the table; `{times}` of it.
+WHAT = {
+    "kills": "controller killed by SIGKILL",
+    "cut": "ledger cut, at every byte, and opened",
+    "cut-resume": "ledger cut anywhere, then `resume`",
+    "pairs": "two controllers started at one instant, the driving one then killed",
+    "paused": "controller paused, replaced and woken",
+    "slurmctld": "slurmctld stopped for 6 s and started again",
+    "slurmdbd": "slurmdbd stopped for the rest of the search",
+    "node": "a node's power cut while it trained",
+    "preempt": "all nodes taken by a job of another partition",
+    "no-accounting": "a cluster without accounting",
+    "disk": "disk filled to the last byte, then freed",
+}
+
+
+def rewrite(page: Path, results: Results) -> None:
+    """Replace what stands between the markers of a page."""
+    text = page.read_text(encoding="utf-8")
+    before, _, rest = text.partition(BEGIN)
+    _, _, after = rest.partition(END)
+    page.write_text(f"{before}{BEGIN}\n{generated(results)}\n{END}{after}", encoding="utf-8")
+
+
+def generated(results: Results) -> str:
+    """Return the generated part: what it was made with, and the tables."""
+    about = results.about
+    versions = ", ".join(f"{name} {version}" for name, version in about["versions"].items())
+    lines = [
+        f"Commit {about['commit']}, {about['date']}; {about['machine']}; {versions}.",
+        "",
+        "| What was done | Where | How often | Searches | Evaluations | Lost | Trained twice "
+        "| Same points | Seconds |",
+        "| --- | --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
+    ]
+    for part in WHAT:
+        for executor in ("slurm", "local"):
+            trials = results.of(part, executor)
+            if trials:
+                lines.append(_row(part, executor, trials))
+    kinds: Counter[str] = Counter()
+    for trial in results.trials:
+        if trial.part == "kills":
+            kinds.update(trial.kinds)
+    if kinds:
+        lines += ["", "Where the controller was when it was killed:", ""]
+        lines += ["| Instant | Kills |", "| --- | ---: |"]
+        lines += [f"| {kind} | {count} |" for kind, count in sorted(kinds.items())]
+    notes = [f"- {t.part}, {t.executor}, search {t.number}: {t.note}" for t in results.trials]
+    notes = [note for note, t in zip(notes, results.trials, strict=True) if t.note]
+    if notes:
+        lines += ["", "Notes:", "", *notes]
+    return "\n".join(lines)
+
+
+def _row(part: str, executor: str, trials: list[Trial]) -> str:
+    same = sum(trial.same for trial in trials)
+    cells = [
+        WHAT[part],
+        "Slurm" if executor == "slurm" else "one machine",
+        f"{sum(t.times for t in trials):,}",
+        str(len(trials)),
+        str(sum(t.evaluations for t in trials)),
+        str(sum(t.lost for t in trials)),
+        str(sum(t.duplicated for t in trials)),
+        f"{same} of {len(trials)}",
+        f"{sum(t.seconds for t in trials):.0f}",
+    ]
+    return f"| {' | '.join(cells)} |"

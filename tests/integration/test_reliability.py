@@ -1,0 +1,39 @@
+"""A sample of the campaign of docs/reliability.md, on a real cluster."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.mark.slurm
+@pytest.mark.slow
+@pytest.mark.timeout(280)
+def test_ten_kills_of_controllers_on_slurm_lose_and_repeat_nothing(
+    tmp_path: Path, environment: dict[str, str]
+) -> None:
+    done = subprocess.run(
+        [
+            *(sys.executable, str(ROOT / "benchmarks" / "reliability.py")),
+            *("--quick", "--slurm", "--folder", str(tmp_path)),
+        ],
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+        stdin=subprocess.DEVNULL,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    results = json.loads((tmp_path / "reliability.json").read_text(encoding="utf-8"))
+    trials = results["trials"]
+    assert sum(trial["times"] for trial in trials) == 10
+    # One of the ten at least came by the clock, and one inside a call.
+    kinds = {kind for trial in trials for kind in trial["kinds"]}
+    assert "at a random instant" in kinds
+    assert len(kinds) > 1
+    for trial in trials:
+        assert (trial["lost"], trial["duplicated"], trial["same"]) == (0, 0, True), trial
