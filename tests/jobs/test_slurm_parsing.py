@@ -302,7 +302,7 @@ VERDICTS = {
     "NODE_FAIL": VerdictKind.NODE_FAILURE,
     "OUT_OF_MEMORY": VerdictKind.OOM,
     "PREEMPTED": VerdictKind.PREEMPTED,
-    "REVOKED": VerdictKind.CANCELLED,
+    "REVOKED": VerdictKind.LOST,
     "TIMEOUT": VerdictKind.TIMEOUT,
 }
 
