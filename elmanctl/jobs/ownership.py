@@ -9,6 +9,7 @@ import os
 import pwd
 import stat
 from collections.abc import Iterable, Iterator, Mapping
+from itertools import chain
 from pathlib import Path
 
 from elmanctl.constants import TRUST_VARIABLE
@@ -22,7 +23,8 @@ _TRUST_HINT = f"if you trust whoever can write there, set {TRUST_VARIABLE}=1 for
 def refuse_foreign_run(paths: RunPaths) -> None:
     """Raise ForeignFolder unless a run's folder is this user's, and nobody else's to write."""
     own = (paths.submissions, paths.evaluations, paths.requests)
-    listed = (paths.folder, paths.ledger, *own, *_tree(paths.optimizer), *_tree(paths.code))
+    # The folder itself first: below somebody else's one may not even look.
+    listed = chain((paths.folder, paths.ledger, *own), _tree(paths.optimizer), _tree(paths.code))
     refuse_foreign_files(listed, why="what lies in a run's folder is run as you")
     refuse_open_parents(paths.folder)
 

@@ -5,9 +5,7 @@ import os
 import platform
 import re
 import secrets
-import shutil
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -40,6 +38,7 @@ from elmanctl.search.audit import LEARNING_RATE, AxisEffect, audit_space, refuse
 from elmanctl.search.candidates import Candidate, CandidateBuilder, ask_candidates
 from elmanctl.search.costs import budget_stop, most_device_s, unit_name
 from elmanctl.search.limits import check_limits
+from elmanctl.search.new_folder import new_folder
 from elmanctl.search.optimizer import CmaOptimizer
 from elmanctl.search.preflight import check_space, mixed_backends
 from elmanctl.search.space import SearchSpace, load_space
@@ -184,7 +183,7 @@ def create_run(plan: SearchPlan) -> Path:
     """
     refuse_open_parents(plan.folder)
     try:
-        with _new_folder(plan.folder):
+        with new_folder(plan.folder):
             paths = RunPaths(plan.folder)
             with Lease.acquire(plan.folder) as lease:
                 code = freeze_code(paths.code)
@@ -204,30 +203,6 @@ def create_run(plan: SearchPlan) -> Path:
             else "set `paths.runs` to a folder of yours on a shared disk",
         ) from exc
     return plan.folder
-
-
-@contextmanager
-def _new_folder(folder: Path) -> Iterator[None]:
-    """Make a folder and those above it; when the body fails they are as if never made."""
-    made = [path for path in (folder, *folder.parents) if not path.exists()]
-    try:
-        folder.mkdir(parents=True)
-    except OSError:
-        _remove_empty(made)
-        raise
-    try:
-        yield
-    except BaseException:
-        shutil.rmtree(folder, ignore_errors=True)
-        _remove_empty(made)
-        raise
-
-
-def _remove_empty(folders: list[Path]) -> None:
-    """Remove folders that this process made, from the inside, as far as nobody uses them."""
-    for path in folders:
-        with suppress(OSError):
-            path.rmdir()
 
 
 def _constants(settings: Mapping[str, Any]) -> dict[str, Any]:

@@ -16,6 +16,7 @@
 #SBATCH --time=60
 
 # setup
+export SLURM_EXPORT_ENV=ALL
 export PYTHONPATH=/cluster/runs/e88/code"${PYTHONPATH:+:$PYTHONPATH}"
 ln -sfn /cluster/runs/e88/submissions/s0002/"task-${SLURM_ARRAY_TASK_ID}.pkl" /cluster/runs/e88/submissions/s0002/"${SLURM_ARRAY_JOB_ID}_${SLURM_ARRAY_TASK_ID}_submitted.pkl"
 

@@ -216,7 +216,7 @@ def test_file_swapped_since_the_plan_is_left(runs: Runs) -> None:
 def test_what_belongs_to_nobody_is_named_and_never_planned(runs: Runs) -> None:
     run = finished(runs, generations=1)
     run.drive()
-    for name in (".lease.json.0a.tmp", "ledger.torn-20260501T000000Z-0a0b", "code/.x.tmp"):
+    for name in (".lease.json.0a.tmp", "ledger.torn-20260501T000000Z-0a0b", "optimizer/.x.tmp"):
         path = run.folder / name
         path.parent.mkdir(exist_ok=True)
         path.write_text("x", encoding="utf-8")
@@ -229,7 +229,7 @@ def test_what_belongs_to_nobody_is_named_and_never_planned(runs: Runs) -> None:
     assert orphans == {
         ".lease.json.0a.tmp",
         "ledger.torn-20260501T000000Z-0a0b",
-        "code/.x.tmp",
+        "optimizer/.x.tmp",
         "evaluations/g777-e00",
         "evaluations/g777-e00/attempt-1",
         "evaluations/g777-e00/attempt-1/task-0.pkl",

@@ -268,11 +268,11 @@ def test_read_only_file_system_is_named_and_changes_nothing(
 def test_folder_that_may_not_be_written_is_named(on_small_disk: Callable[..., Run]) -> None:
     run = on_small_disk()
     with (
-        pytest.raises(LedgerError, match="Permission denied") as told,
+        pytest.raises(EnvironmentNotReady, match="Permission denied") as told,
         AsNobody(),
     ):
         search.drive(run.paths)
-    assert told.value.exit_code == 1
+    assert told.value.exit_code == 4
 
 
 class AsNobody:
