@@ -51,6 +51,7 @@ class TrainSettings:
     backend: str = _setting("auto", "Implementation of the recurrence")
     threads: int = _setting(0, "CPU threads of a worker; 0 leaves it to torch")
     heartbeat_s: float = _setting(10.0, "Seconds between two heartbeats of a worker")
+    checkpoint_min: float = _setting(0.0, "Minutes between two checkpoints of a worker; 0: none")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -53,7 +53,12 @@ RULES: tuple[tuple[tuple[str, ...], tuple[str, ...]], ...] = (
 )
 
 # What needs torch at once: imported by the worker, inside a function, and by nobody else.
-WORKER_ONLY = {"jobs.train": "jobs.evaluation", "jobs.data": "jobs.evaluation"}
+WORKER_ONLY = {
+    "jobs.train": "jobs.evaluation",
+    "jobs.data": "jobs.evaluation",
+    "jobs.checkpoint": "jobs.train",
+    "jobs.checkpoints": "jobs.evaluation",
+}
 
 PRINTING = {"cli.output", "__main__"}
 
@@ -140,7 +145,12 @@ def test_nobody_but_the_worker_imports_what_needs_torch_at_once() -> None:
         for found in own(module)
         if found.target in WORKER_ONLY
     ]
-    inside = {("jobs.train", "jobs.data")}
+    inside = {
+        ("jobs.train", "jobs.data"),
+        ("jobs.train", "jobs.checkpoint"),
+        ("jobs.train", "jobs.checkpoints"),
+        ("jobs.checkpoints", "jobs.checkpoint"),
+    }
     for module, found in edges:
         if (module, found.target) not in inside:
             assert module == WORKER_ONLY[found.target] and found.late, (module, found)

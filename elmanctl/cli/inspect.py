@@ -1,6 +1,7 @@
 """`show` and `logs`: one evaluation from near; these commands write nothing."""
 
 import json
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
@@ -179,6 +180,7 @@ def _print_attempt(paths: RunPaths, chosen: Evaluation, attempt: Attempt) -> Non
         for key in _SHOWN_OF_RESULT:
             if key in attempt.result:
                 print_line(f"  {key:<11} {attempt.result[key]}")
+        _print_continued(attempt.result)
     if attempt.verdict is not None and attempt.state is not State.COMPLETED:
         print_line(f"  verdict     {describe_verdict(attempt.verdict)}")
         for quote in attempt.verdict.evidence:
@@ -194,6 +196,14 @@ def _place(quote: Evidence) -> str:
 def _resources(found: RunState, attempt: Attempt) -> dict[str, Any]:
     """Return what the attempt's job asked for."""
     return dict(found.submissions[attempt.submission].resources)
+
+
+def _print_continued(result: Mapping[str, Any]) -> None:
+    found = result.get("continued_from")
+    if found:
+        print_line(f"  continued   from attempt {found['attempt']}, step {found['step']}")
+    elif result.get("not_continued"):
+        print_line(f"  begun anew  {result['not_continued']}")
 
 
 def _log_path(paths: RunPaths, attempt: Attempt | None) -> Path:

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from elmanctl.jobs.claim import Worker, take_claim, this_worker
 from elmanctl.jobs.corpus import CorpusInfo, verify
@@ -20,7 +20,7 @@ from elmanctl.jobs.failure import classify_exception, frame_of
 from elmanctl.jobs.heartbeat import Heartbeat
 from elmanctl.jobs.metrics import MetricsLog, StepRecord
 from elmanctl.jobs.paths import AttemptPaths
-from elmanctl.jobs.signals import signals_noted
+from elmanctl.jobs.signals import Warned, signals_noted
 from elmanctl.jobs.spec import AttemptSpec
 from elmanctl.ledger.files import encode_json, write_json
 from elmanctl.ledger.records import Evidence, EvidenceSource, Verdict
@@ -70,17 +70,29 @@ def evaluate_attempt(folder: str) -> dict[str, Any]:
         _hold_reserve(paths)
         if claim.earlier is not None and paths.metrics.exists():
             paths.metrics.replace(paths.earlier_metrics(claim.earlier["restart"]))
-        return _Evaluation(paths, worker).run()
+        return _Evaluation(paths, worker, is_restart=claim.earlier is not None).run()
+
+
+class _Kept(Protocol):
+    """The attempt's checkpoints, by what is done with them here: their module needs torch."""
+
+    def record(self) -> dict[str, Any]:
+        """Return what the result says of them."""
+
+    def discard(self) -> None:
+        """Remove them."""
 
 
 class _Evaluation:
     """One attempt under way."""
 
-    def __init__(self, paths: AttemptPaths, worker: Worker) -> None:
+    def __init__(self, paths: AttemptPaths, worker: Worker, *, is_restart: bool = False) -> None:
         self._paths = paths
         self._worker = worker
+        self._is_restart = is_restart
         self._progress: _Progress | None = None
         self._spec: AttemptSpec | None = None
+        self._checkpoints: _Kept | None = None
 
     def run(self) -> dict[str, Any]:
         """Run the attempt; leave a result, also of an exception."""
@@ -106,12 +118,14 @@ class _Evaluation:
             job_id=self._worker.job_id,
             restart=self._worker.restart,
         )
-        with heartbeat, signals_noted(heartbeat):
+        with heartbeat, signals_noted(heartbeat) as warned:
             with MetricsLog(self._paths.metrics) as metrics:
                 self._progress = _Progress(heartbeat, metrics)
-                result = self._train(spec, self._progress)
+                result = self._train(spec, self._progress, warned)
             heartbeat.enter_phase("finishing")
             self._leave(result)
+            if self._checkpoints is not None:
+                self._checkpoints.discard()
             heartbeat.enter_phase("done")
         logger.info("%s: %s", result["verdict"]["kind"], result["verdict"]["evidence"][0]["text"])
         return result
@@ -139,7 +153,8 @@ class _Evaluation:
             write_over(self._paths.reserve, self._paths.result, encode_json(result))
         self._paths.reserve.unlink(missing_ok=True)
 
-    def _train(self, spec: AttemptSpec, progress: "_Progress") -> dict[str, Any]:
+    def _train(self, spec: AttemptSpec, progress: "_Progress", warned: Warned) -> dict[str, Any]:
+        from elmanctl.jobs.checkpoints import Checkpoints
         from elmanctl.jobs.data import ByteStream
         from elmanctl.jobs.train import choose_device, train, versions
         from elmanctl.models.registry import build_model, decode_config
@@ -154,8 +169,20 @@ class _Evaluation:
             backend=spec.backend,
             device=choose_device(spec.device).type,
         )
-        outcome = train(model, ByteStream(path), spec, progress)
-        verdict = outcome.verdict(f"{self._paths.name_in_run}/{self._paths.metrics.name}")
+        checkpoints = None
+        if spec.checkpoint_min:
+            checkpoints = self._checkpoints = Checkpoints(
+                self._paths,
+                spec,
+                is_restart=self._is_restart,
+                warned=warned,
+                note=progress.checkpoint,
+            )
+        outcome = train(model, ByteStream(path), spec, progress, checkpoints)
+        verdict = outcome.verdict(
+            f"{self._paths.name_in_run}/{self._paths.metrics.name}",
+            steps_before=checkpoints.steps_before if checkpoints is not None else 0,
+        )
         protocol = spec.protocol(outcome.precision)
         return {
             **self._header(verdict),
@@ -177,6 +204,7 @@ class _Evaluation:
             "restart": self._worker.restart,
             "host": self._worker.host,
             **self._whose(),
+            **(self._checkpoints.record() if self._checkpoints is not None else {}),
         }
 
     def _whose(self) -> dict[str, Any]:
@@ -232,6 +260,10 @@ class _Progress:
                 record.tokens,
                 record.elapsed_s,
             )
+
+    def checkpoint(self, step: int, error: str | None) -> None:
+        """Learn of a checkpoint, or why it was not written."""
+        self._heartbeat.note_checkpoint(step, error)
 
     def partial_result(self) -> dict[str, Any]:
         """Return how far a training that ended by an exception came."""

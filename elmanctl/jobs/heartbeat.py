@@ -46,6 +46,7 @@ class Heartbeat:
         self._phase = "starting"
         self._progress: dict[str, float | int | None] = {"step": 0, "loss": None, "tokens": 0}
         self._signals: tuple[dict[str, str], ...] = ()
+        self._checkpoint: dict[str, Any] | None = None
         self._failures = 0
         self._error: OSError | None = None
         # SimpleQueue.put is reentrant: a signal handler may interrupt another put.
@@ -77,6 +78,15 @@ class Heartbeat:
     def progress(self, *, step: int, loss: float | None, tokens: int) -> None:
         """Record how far the training is; written with the next beat."""
         self._progress = {"step": step, "loss": loss, "tokens": tokens}
+
+    def note_checkpoint(self, step: int, error: str | None) -> None:
+        """Record the last checkpoint, or why it could not be written.
+
+        Beats that failed meanwhile are forgiven: a checkpoint that found no room has left it.
+        """
+        self._checkpoint = {"step": step, "error": error, "at": clock.to_text(clock.now())}
+        self._failures = 0
+        self._wishes.put(True)
 
     def note_signal(self, name: str) -> None:
         """Record a signal and wait, at most two seconds, until it is in the file.
@@ -126,6 +136,7 @@ class Heartbeat:
             **self._progress,
             "at": clock.to_text(clock.now()),
             "signals": list(signals),
+            **({"checkpoint": self._checkpoint} if self._checkpoint else {}),
         }
 
 

@@ -41,8 +41,11 @@ class TrainOutcome:
     precision: str
     peak_memory_bytes: int
 
-    def verdict(self, metrics_file: str) -> Verdict:
-        """Return completed or diverged; `metrics_file` is quoted as seen from the run's folder."""
+    def verdict(self, metrics_file: str, *, steps_before: int = 0) -> Verdict:
+        """Return completed or diverged; `metrics_file` is quoted as seen from the run's folder.
+
+        `steps_before` were made by earlier attempts, whose metrics are in files of their own.
+        """
         found = self.divergence
         if found is None:
             text = f"loss {self.loss:.4f} after {self.steps} steps and {self.tokens} bytes"
@@ -52,5 +55,6 @@ class TrainOutcome:
         text = f"the {found.quantity} of step {found.step} is {found.value}; " + (
             "no step was finite" if last is None else f"the last finite loss was {last:.4f}"
         )
-        told = Evidence(source=EvidenceSource.RESULT, text=text, file=metrics_file, line=found.step)
+        line = found.step - steps_before
+        told = Evidence(source=EvidenceSource.RESULT, text=text, file=metrics_file, line=line)
         return Verdict(kind=VerdictKind.DIVERGED, evidence=(told,))

@@ -40,6 +40,11 @@ class AttemptPaths:
         """Blocks held back for a result that a full disk would not take."""
         return self.folder / ".result.json.reserve.tmp"
 
+    @property
+    def checkpoint(self) -> Path:
+        """The state of the training, for another attempt to go on from."""
+        return self.folder / "checkpoint.pt"
+
     def earlier_metrics(self, restart: int) -> Path:
         """Return where the metrics of an earlier start of a requeued job are kept."""
         return self.folder / f"metrics-restart-{restart}.jsonl"

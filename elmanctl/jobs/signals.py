@@ -9,16 +9,27 @@ from types import FrameType
 from elmanctl.jobs.heartbeat import Heartbeat
 
 
+class Warned:
+    """Whether the end was announced since somebody last took notice of it."""
+
+    # A bare attribute and no lock: the handler may interrupt whoever reads it.
+    is_pending = False
+
+
 @contextmanager
-def signals_noted(heartbeat: Heartbeat) -> Iterator[None]:
+def signals_noted(heartbeat: Heartbeat) -> Iterator[Warned]:
     """Note SIGUSR2 and SIGTERM in the heartbeat file; SIGTERM then ends the process.
 
-    SIGUSR2 announces an end whose reason only the scheduler knows, so nothing else follows from
-    it.  submitit's own handlers would requeue the job, or raise inside the training; they are
-    replaced and come back on leaving.  SIGINT is left alone.  Main thread only.
+    SIGUSR2 announces an end whose reason only the scheduler knows, so nothing follows from it
+    but a mark in what is yielded.  submitit's own handlers would requeue the job, or raise inside
+    the training; they are replaced and come back on leaving.  SIGINT is left alone.  Main thread
+    only.
     """
 
+    warned = Warned()
+
     def note(number: int, frame: FrameType | None) -> None:
+        warned.is_pending = True
         _note(heartbeat, number)
 
     def note_and_end(number: int, frame: FrameType | None) -> None:
@@ -31,7 +42,7 @@ def signals_noted(heartbeat: Heartbeat) -> Iterator[None]:
     handlers = {signal.SIGUSR2: note, signal.SIGTERM: note_and_end}
     earlier = {number: signal.signal(number, handler) for number, handler in handlers.items()}
     try:
-        yield
+        yield warned
     finally:
         for number, handler in earlier.items():
             signal.signal(number, handler)

@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -13,6 +14,11 @@ from elmanctl.jobs.protocol import BETAS, Budget, Protocol
 VERSION = 1
 DEVICES = ("auto", "cpu", "cuda")
 PRECISIONS = ("auto", "fp32", "bf16")
+
+# Left out where they ask for nothing.
+_OPTIONAL = ("checkpoint_min", "continues_from")
+
+_ATTEMPT_FOLDER = re.compile(r"attempt-[1-9]\d*")
 
 _T = TypeVar("_T")
 
@@ -33,6 +39,8 @@ class AttemptSpec:
     `batch` is the sequences of one step and `micro_batch` those held in memory at once (0: all),
     `seq_len` the bytes predicted in one sequence.  `precision` auto is bf16 autocast over fp32
     weights on CUDA and fp32 on the CPU; `threads` 0 leaves the number to torch.
+    `checkpoint_min` minutes part two checkpoints (0: none), and `continues_from` names the
+    folders of earlier attempts whose checkpoints may be gone on from, the newest first.
     """
 
     run: str
@@ -58,6 +66,8 @@ class AttemptSpec:
     threads: int = 0
     heartbeat_s: float = 10.0
     timeout_min: float
+    checkpoint_min: float = 0.0
+    continues_from: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         for name in ("attempt", "parameters_expected", "batch", "seq_len"):
@@ -66,11 +76,13 @@ class AttemptSpec:
             self._require(name, getattr(self, name) >= 0, "at least 0")
         for name in ("lr", "heartbeat_s", "timeout_min"):
             self._require(name, 0 < getattr(self, name) < math.inf, "above 0 and finite")
-        for name in ("grad_clip", "weight_decay"):
+        for name in ("grad_clip", "weight_decay", "checkpoint_min"):
             self._require(name, 0 <= getattr(self, name) < math.inf, "at least 0 and finite")
         self._require("betas", all(0 < beta < 1 for beta in self.betas), "between 0 and 1")
         self._require("precision", self.precision in PRECISIONS, f"one of {PRECISIONS}")
         self._require("device", self.device in DEVICES, f"one of {DEVICES}")
+        folders = all(_ATTEMPT_FOLDER.fullmatch(name) for name in self.continues_from)
+        self._require("continues_from", folders, "a list of names such as attempt-1")
 
     @property
     def tokens_per_step(self) -> int:
@@ -95,7 +107,10 @@ class AttemptSpec:
     def encode(self) -> dict[str, Any]:
         """Return the spec as plain data, for spec.json."""
         data = asdict(self) | {"budget": self.budget.encode(), "betas": list(self.betas)}
-        return {"version": VERSION} | data
+        data["continues_from"] = list(self.continues_from)
+        # The frozen code of an older run refuses keys that it does not know.
+        kept = {k: v for k, v in data.items() if v or k not in _OPTIONAL}
+        return {"version": VERSION} | kept
 
     @classmethod
     def decode(cls, data: object) -> "AttemptSpec":
@@ -133,6 +148,8 @@ class AttemptSpec:
             threads=table.take("threads", int),
             heartbeat_s=table.take("heartbeat_s", float),
             timeout_min=table.take("timeout_min", float),
+            checkpoint_min=table.take_or("checkpoint_min", 0.0),
+            continues_from=table.take_names("continues_from"),
         )
         corpus.refuse_the_rest()
         table.refuse_the_rest()
@@ -176,6 +193,17 @@ class _Table:
                 f"{self._path}.{key}: expected {kind.__name__}, not {type(value).__name__}"
             )
         return value
+
+    def take_or(self, key: str, default: float) -> float:
+        """Return a number that may be missing."""
+        return self.take(key, float) if key in self._rest else default
+
+    def take_names(self, key: str) -> tuple[str, ...]:
+        """Return a list of texts that may be missing."""
+        values = self.take(key, list) if key in self._rest else []
+        if not all(isinstance(value, str) for value in values):
+            raise InvalidConfiguration(f"{self._path}.{key}: expected texts, not {values}")
+        return tuple(values)
 
     def take_budget(self) -> Budget:
         """Return the training budget."""

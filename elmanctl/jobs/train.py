@@ -3,7 +3,6 @@
 import math
 import os
 import platform
-import time
 from collections import deque
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -19,11 +18,14 @@ from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
 import elmanctl
 from elmanctl.errors import EnvironmentNotReady, InvalidConfiguration
+from elmanctl.jobs.checkpoint import Position, Trained, position_of, restore, spec_fingerprint
+from elmanctl.jobs.checkpoints import Checkpoints
 from elmanctl.jobs.data import ByteStream
 from elmanctl.jobs.metrics import StepRecord
 from elmanctl.jobs.outcome import Divergence, TrainOutcome
 from elmanctl.jobs.protocol import EPS, LOSS_WINDOW_STEPS, Budget
 from elmanctl.jobs.spec import AttemptSpec
+from elmanctl.jobs.training_clock import TrainingClock
 
 # Slurm sets these in a job with GPUs, some releases the last one to -1 or a word in one without.
 _GPU_VARIABLES = ("SLURM_JOB_GPUS", "SLURM_STEP_GPUS", "CUDA_VISIBLE_DEVICES")
@@ -40,12 +42,19 @@ class Report(Protocol):
         """Learn of a step whose numbers are known; the update follows."""
 
 
-def train(model: nn.Module, stream: ByteStream, spec: AttemptSpec, report: Report) -> TrainOutcome:
+def train(
+    model: nn.Module,
+    stream: ByteStream,
+    spec: AttemptSpec,
+    report: Report,
+    checkpoints: Checkpoints | None = None,
+) -> TrainOutcome:
     """Train `model` under `spec` and return what came of it, divergence included.
 
     `model.loss` takes int64 tokens [B, T+1] and returns the mean loss in nats, which is reported;
     `model.auxiliary_loss()` is what is minimised beside it.  With a budget of
-    steps or tokens on the CPU and `threads` 1, equal specs give equal losses, bit for bit.
+    steps or tokens on the CPU and `threads` 1, equal specs give equal losses, bit for bit, and
+    so does a run that goes on from a checkpoint.
     Raises InvalidConfiguration when the model has not the expected number of parameters.
     """
     parameters = count_parameters(model)
@@ -59,7 +68,7 @@ def train(model: nn.Module, stream: ByteStream, spec: AttemptSpec, report: Repor
         torch.set_num_threads(spec.threads)
     with _repeatable(device.type == "cpu" and spec.threads == 1):
         torch.manual_seed(spec.seed)
-        loop = _Loop(model.to(device), stream, spec, device, precision)
+        loop = _Loop(model.to(device), stream, spec, device, precision, checkpoints)
         divergence = loop.run(report)
     return TrainOutcome(
         divergence=divergence,
@@ -141,33 +150,6 @@ def versions() -> dict[str, str | None]:
     }
 
 
-class _Clock:
-    """Time since the start, and since the end of the warm-up: a budget counts the latter."""
-
-    def __init__(self) -> None:
-        self._start = time.monotonic()
-        self._warm: float | None = None
-        self._warm_tokens = 0
-
-    def warm_up_ends(self, tokens: int) -> None:
-        """Start the budget's clock."""
-        self._warm = time.monotonic()
-        self._warm_tokens = tokens
-
-    def elapsed_s(self) -> float:
-        """Return the seconds since the first step began."""
-        return time.monotonic() - self._start
-
-    def counted_s(self) -> float:
-        """Return the seconds since the end of the warm-up."""
-        return 0.0 if self._warm is None else time.monotonic() - self._warm
-
-    def tokens_per_s(self, tokens: int) -> float | None:
-        """Return the speed after the warm-up, None when nothing followed it."""
-        counted = tokens - self._warm_tokens
-        return counted / self.counted_s() if self._warm is not None and counted > 0 else None
-
-
 class _Loop:
     """The state of a training run between two steps."""
 
@@ -178,12 +160,13 @@ class _Loop:
         spec: AttemptSpec,
         device: torch.device,
         precision: str,
+        checkpoints: Checkpoints | None,
     ) -> None:
         self.micro_batch = min(spec.micro_batch or spec.batch, spec.batch)
         self.losses: deque[float] = deque(maxlen=LOSS_WINDOW_STEPS)
         self.steps = 0
         self.tokens = 0
-        self.clock = _Clock()
+        self.clock = TrainingClock()
         self._model = model.train()
         self._parameters = list(model.parameters())
         self._stream = stream
@@ -197,6 +180,13 @@ class _Loop:
             eps=EPS,
             weight_decay=spec.weight_decay,
         )
+        self._checkpoints = checkpoints
+        self._trained = Trained(
+            model=self._model,
+            optimizer=self._optimizer,
+            device=device,
+            fingerprint=spec_fingerprint(spec, precision),
+        )
 
     @property
     def mean_loss(self) -> float:
@@ -208,16 +198,52 @@ class _Loop:
         if self._device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(self._device)
         self._optimizer.train()
-        self.clock = _Clock()
+        self.clock = TrainingClock()
         report.phase("warmup")
+        self._go_on_from_checkpoint()
+        if self.clock.is_warm:
+            report.phase("training")
         while not self._is_spent():
-            if self.steps == self._spec.warmup_steps:
+            if self.steps == self._spec.warmup_steps and not self.clock.is_warm:
                 self.clock.warm_up_ends(self.tokens)
                 report.phase("training")
             divergence = self._step(report)
             if divergence is not None:
                 return divergence
+            # Here the last step was finite, and there is something left to be saved for.
+            if self._checkpoints is not None and self._checkpoints.is_due and not self._is_spent():
+                with self.clock.stopped():
+                    self._checkpoints.write(self._trained, self._position())
         return None
+
+    def _position(self) -> Position:
+        return Position(
+            steps=self.steps,
+            tokens=self.tokens,
+            losses=tuple(self.losses),
+            elapsed_s=self.clock.elapsed_s(),
+            counted_s=self.clock.counted_s() if self.clock.is_warm else None,
+            warm_tokens=self.clock.warm_tokens,
+        )
+
+    def _go_on_from_checkpoint(self) -> None:
+        content = None if self._checkpoints is None else self._checkpoints.find(self._trained)
+        if content is None:
+            return
+        position = position_of(content)
+        self.steps, self.tokens = position.steps, position.tokens
+        if position.counted_s is not None and self._spec.budget.kind == "minutes":
+            # What is compiled at the first steps would be taken from the budget a second time.
+            # Nothing is learned from these, and the state that replaces all comes after them.
+            for _ in range(self._spec.warmup_steps):
+                self._forward_and_backward()
+        restore(content, self._trained)
+        self.losses.extend(position.losses)
+        self.clock = TrainingClock(
+            elapsed_s=position.elapsed_s,
+            counted_s=position.counted_s,
+            warm_tokens=position.warm_tokens,
+        )
 
     def _is_spent(self) -> bool:
         budget: Budget = self._spec.budget

@@ -23,6 +23,7 @@ _LOWEST: Mapping[str, int] = {
     "train.weight_decay": 0,
     "train.seed": 0,
     "train.threads": 0,
+    "train.checkpoint_min": 0,
     "slurm.cpus": 1,
     "slurm.timeout_min": 1,
     "local.workers": 1,

@@ -26,6 +26,22 @@ def test_each_missing_key_is_named(make_spec: MakeSpec) -> None:
             AttemptSpec.decode(without)
 
 
+def test_a_spec_names_checkpoints_only_where_they_are_wanted(make_spec: MakeSpec) -> None:
+    # The frozen code of a run of version 0.1 refuses keys that it does not know.
+    assert {"checkpoint_min", "continues_from"}.isdisjoint(make_spec().encode())
+    spec = make_spec(checkpoint_min=5.0, continues_from=("attempt-2", "attempt-1"))
+    assert AttemptSpec.decode(json.loads(json.dumps(spec.encode()))) == spec
+
+
+@pytest.mark.parametrize("folder", ["../g000-e01/attempt-1", "attempt-0", "/attempt-1", "", 1])
+def test_a_checkpoint_lies_in_an_attempt_of_the_same_evaluation(
+    make_spec: MakeSpec, folder: object
+) -> None:
+    data = make_spec().encode() | {"continues_from": [folder]}
+    with pytest.raises(InvalidConfiguration, match=r"spec\.continues_from"):
+        AttemptSpec.decode(data)
+
+
 def test_unknown_keys_are_named(make_spec: MakeSpec) -> None:
     with pytest.raises(InvalidConfiguration, match=r"unknown: spec\.learning_rate"):
         AttemptSpec.decode(make_spec().encode() | {"learning_rate": 1})

@@ -1,0 +1,236 @@
+"""The whole state of a training run between two steps: in memory, and as a file.
+
+With it the steps that follow are those of a run that nothing interrupted, since the bytes of a
+step depend on its number alone.  A file is read by `torch.load` with `weights_only`, which runs
+no code of it, and taken only where everything in it fits.
+"""
+
+import errno
+import hashlib
+import json
+import os
+import zipfile
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from elmanctl.jobs.spec import AttemptSpec
+from elmanctl.ledger.files import sync_folder
+
+VERSION = 1
+
+# What may differ between two attempts of which one goes on where the other ended: a step is the
+# same whatever part of it is held in memory at once, and wherever it is computed.
+_MAY_DIFFER = (
+    *("attempt", "micro_batch", "timeout_min", "heartbeat_s", "device"),
+    *("checkpoint_min", "continues_from"),
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Position:
+    """Where a run stands between two steps.
+
+    `losses` is the window of the last steps, in nats; `counted_s` the seconds since the end of
+    the warm-up, None before it, and `warm_tokens` the tokens until then.
+    """
+
+    steps: int
+    tokens: int
+    losses: tuple[float, ...]
+    elapsed_s: float
+    counted_s: float | None
+    warm_tokens: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Trained:
+    """What is trained, and how: all that has a state besides the position."""
+
+    model: nn.Module
+    optimizer: torch.optim.Optimizer
+    device: torch.device
+    fingerprint: str
+
+
+def spec_fingerprint(spec: AttemptSpec, precision: str) -> str:
+    """Return what two attempts must share for one to go on from the other, as 64 digits.
+
+    `precision` is the one that is used, fp32 or bf16.
+    """
+    data = {key: value for key, value in spec.encode().items() if key not in _MAY_DIFFER}
+    corpus = {key: data["data"][key] for key in ("sha256", "size_bytes")}
+    text = json.dumps(data | {"data": corpus, "precision": precision}, sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def capture(trained: Trained, position: Position) -> dict[str, Any]:
+    """Return the state as plain containers of the living tensors.
+
+    The weights are those that the optimizer trains, not their average: schedule-free's change
+    from the one to the other and back is not exact.  Its mode is in its own state.
+    """
+    on_gpu = trained.device.type == "cuda"
+    return {
+        "version": VERSION,
+        "fingerprint": trained.fingerprint,
+        "position": asdict(position) | {"losses": list(position.losses)},
+        "model": trained.model.state_dict(),
+        "optimizer": trained.optimizer.state_dict(),
+        "generators": {
+            "cpu": torch.get_rng_state(),
+            "cuda": torch.cuda.get_rng_state(trained.device) if on_gpu else None,
+        },
+    }
+
+
+def restore(content: Mapping[str, Any], trained: Trained) -> None:
+    """Put a state in place; `misfit` must have found nothing."""
+    trained.model.load_state_dict(content["model"])
+    trained.optimizer.load_state_dict(content["optimizer"])
+    generators = content["generators"]
+    torch.set_rng_state(generators["cpu"])
+    if trained.device.type == "cuda" and generators["cuda"] is not None:
+        torch.cuda.set_rng_state(generators["cuda"], trained.device)
+
+
+def position_of(content: Mapping[str, Any]) -> Position:
+    """Return where a state that fits stands."""
+    data = content["position"]
+    return Position(**data | {"losses": tuple(data["losses"])})
+
+
+def save(content: Mapping[str, Any], path: Path) -> int:
+    """Write a state so that the file is whole or the one before, and return its bytes.
+
+    Raises OSError, with ENOSPC before a byte is written where there is no room, and RuntimeError
+    where there is no memory; what was written of it is removed.
+    """
+    _check_room(content, path.parent)
+    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    try:
+        with temporary.open("wb") as file:
+            try:
+                torch.save(content, file)
+            except RuntimeError as exc:
+                # torch closes its archive over a failed write and reports only that.
+                found = _first_os_error(exc)
+                if found is None:
+                    raise
+                raise OSError(found.errno, found.strerror) from exc
+            file.flush()
+            os.fsync(file.fileno())
+            size_bytes = file.tell()
+        temporary.replace(path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    sync_folder(path.parent)
+    return size_bytes
+
+
+def _check_room(content: Mapping[str, Any], folder: Path) -> None:
+    """Raise OSError where a state has no room: a disk filled for a moment would fail others."""
+    needed = sum(tensor.numel() * tensor.element_size() for tensor in _tensors(content))
+    status = os.statvfs(folder)
+    free = status.f_bavail * status.f_frsize
+    if free < needed:
+        raise OSError(
+            errno.ENOSPC, f"{needed / 1e9:.3g} GB are needed and {free / 1e9:.3g} GB are free"
+        )
+
+
+def _tensors(value: object) -> Iterator[Tensor]:
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, Mapping):
+        for item in value.values():
+            yield from _tensors(item)
+
+
+def _first_os_error(exc: BaseException) -> OSError | None:
+    link: BaseException | None = exc
+    while link is not None:
+        if isinstance(link, OSError):
+            return link
+        link = link.__cause__ or link.__context__
+    return None
+
+
+def read(path: Path, trained: Trained) -> tuple[dict[str, Any] | None, str]:
+    """Return a state that fits, or None and the reason why there is none."""
+    try:
+        # torch does not look at the checksums in its own archive.
+        with zipfile.ZipFile(path) as archive:
+            damaged = archive.testzip()
+        if damaged is not None:
+            return None, f"its checkpoint cannot be read: {damaged} is damaged"
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError:
+        return None, "no checkpoint"
+    except Exception as exc:
+        # Damage shows as almost any exception; the run must not end by what it can do without.
+        first, *_ = str(exc).splitlines() or [""]
+        return None, f"its checkpoint cannot be read: {type(exc).__name__}: {first}"
+    reason = misfit(content, trained)
+    return (content, "") if reason is None else (None, f"its checkpoint does not fit: {reason}")
+
+
+def misfit(content: object, trained: Trained) -> str | None:
+    """Return why a state cannot be put in place, None when it can."""
+    if not isinstance(content, dict) or content.get("version") != VERSION:
+        return f"it is not of version {VERSION}"
+    if content.get("fingerprint") != trained.fingerprint:
+        return "it is of another configuration, seed, budget, precision or corpus"
+    try:
+        parts = (
+            ("position", _position_fits(content)),
+            ("weights", _alike(content["model"], trained.model.state_dict())),
+            ("optimizer", _optimizer_fits(content["optimizer"], trained.optimizer)),
+            ("generators", _generators_fit(content["generators"], trained.device)),
+        )
+    except (AttributeError, KeyError, TypeError, ValueError) as exc:
+        return f"it is not a whole state: {type(exc).__name__}: {exc}"
+    wrong = [name for name, fits in parts if not fits]
+    return f"other {', '.join(wrong)}" if wrong else None
+
+
+def _position_fits(content: Mapping[str, Any]) -> bool:
+    position = position_of(content)
+    return position.steps >= 1 and bool(position.losses)
+
+
+def _alike(saved: Mapping[str, Any], own: Mapping[str, Any]) -> bool:
+    return saved.keys() == own.keys() and all(_same_kind(saved[k], own[k]) for k in own)
+
+
+def _same_kind(one: Any, other: Any) -> bool:
+    return bool(one.shape == other.shape and one.dtype == other.dtype)
+
+
+def _optimizer_fits(saved: Mapping[str, Any], optimizer: torch.optim.Optimizer) -> bool:
+    own = optimizer.state_dict()
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    return (
+        len(saved["param_groups"]) == len(own["param_groups"])
+        and all(
+            mine.keys() == its.keys() and mine["params"] == its["params"]
+            for mine, its in zip(own["param_groups"], saved["param_groups"], strict=True)
+        )
+        and all(
+            _same_kind(value, parameters[number])
+            for number, state in saved["state"].items()
+            for value in state.values()
+        )
+    )
+
+
+def _generators_fit(saved: Mapping[str, Any], device: torch.device) -> bool:
+    cuda = saved["cuda"]
+    return _same_kind(saved["cpu"], torch.get_rng_state()) and (
+        cuda is None or device.type != "cuda" or _same_kind(cuda, torch.cuda.get_rng_state(device))
+    )

@@ -1,0 +1,120 @@
+"""The checkpoints of one attempt: which one it goes on from, when it writes one, when all go."""
+
+import logging
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from elmanctl.jobs.checkpoint import Position, Trained, capture, read, save
+from elmanctl.jobs.paths import AttemptPaths
+from elmanctl.jobs.signals import Warned
+from elmanctl.jobs.spec import AttemptSpec
+
+logger = logging.getLogger(__name__)
+
+
+class Checkpoints:
+    """What a worker does with checkpoints while `train.checkpoint_min` is above 0.
+
+    `is_restart`: an earlier start of the same job may have left one in the attempt's own folder.
+    `warned` is marked when the end is near, which makes one due at once.
+    `note` is told the step of each checkpoint, and why it could not be written, if so.
+    """
+
+    def __init__(
+        self,
+        paths: AttemptPaths,
+        spec: AttemptSpec,
+        *,
+        is_restart: bool,
+        warned: Warned,
+        note: Callable[[int, str | None], None],
+    ) -> None:
+        self._paths = paths
+        self._interval_s = spec.checkpoint_min * 60
+        self._earlier = [AttemptPaths(paths.folder.parent / n) for n in spec.continues_from]
+        self._sources = [paths, *self._earlier] if is_restart else list(self._earlier)
+        self._note = note
+        self._warned = warned
+        self._last = time.monotonic()
+        self._continued_from: dict[str, int] | None = None
+        self._reasons: list[str] = []
+        self._written = 0
+        _remove(_temporaries(paths))
+
+    def find(self, trained: Trained) -> dict[str, Any] | None:
+        """Return the newest state that fits, None where the training begins at the beginning."""
+        for source in self._sources:
+            name = source.folder.name
+            content, reason = read(source.checkpoint, trained)
+            if content is not None:
+                step = int(content["position"]["steps"])
+                attempt = int(name.removeprefix("attempt-"))
+                self._continued_from = {"attempt": attempt, "step": step}
+                logger.info("going on from the checkpoint of %s, step %d", name, step)
+                break
+            self._reasons.append(f"{name}: {reason}")
+            logger.warning("not going on from %s: %s", name, reason)
+        self._last = time.monotonic()
+        return content if self._continued_from else None
+
+    @property
+    def steps_before(self) -> int:
+        """The steps that were made by earlier starts or attempts."""
+        return 0 if self._continued_from is None else self._continued_from["step"]
+
+    @property
+    def is_due(self) -> bool:
+        """Whether one is to be written now."""
+        return self._warned.is_pending or time.monotonic() - self._last >= self._interval_s
+
+    def write(self, trained: Trained, position: Position) -> None:
+        """Write one; where that fails, the training goes on without it."""
+        self._warned.is_pending = False
+        began = time.monotonic()
+        try:
+            size_bytes = save(capture(trained, position), self._paths.checkpoint)
+        except (OSError, RuntimeError) as exc:
+            # What is wrong with the GPU itself comes again with the next step.
+            error = (exc.strerror if isinstance(exc, OSError) else None) or str(exc)
+            logger.warning("the checkpoint of step %d is not written: %s", position.steps, error)
+            self._note(position.steps, error)
+        else:
+            took_s = time.monotonic() - began
+            logger.info(
+                "checkpoint of step %d: %.1f MB in %.1f s", position.steps, size_bytes / 1e6, took_s
+            )
+            self._written += 1
+            self._note(position.steps, None)
+            self._remove_earlier()
+        # Counted from the end: a slow disk must not leave checkpoints and nothing else.
+        self._last = time.monotonic()
+
+    def record(self) -> dict[str, Any]:
+        """Return what the result says of checkpoints."""
+        reasons = {"not_continued": "; ".join(self._reasons)} if self._reasons else {}
+        written = {"checkpoints_written": self._written}
+        return {"continued_from": self._continued_from, **reasons, **written}
+
+    def discard(self) -> None:
+        """Remove all that this attempt and those it could go on from have left."""
+        _remove([self._paths.checkpoint, *_temporaries(self._paths)])
+        self._remove_earlier()
+
+    def _remove_earlier(self) -> None:
+        for paths in self._earlier:
+            _remove([paths.checkpoint, *_temporaries(paths)])
+
+
+def _temporaries(paths: AttemptPaths) -> Iterator[Path]:
+    """Yield what workers left that were killed while they wrote."""
+    yield from sorted(paths.folder.glob(f"{paths.checkpoint.name}.*.tmp"))
+
+
+def _remove(files: Iterator[Path] | list[Path]) -> None:
+    for path in files:
+        try:
+            path.unlink(missing_ok=True)
+        except OSError as exc:
+            logger.warning("%s is not removed: %s", path, exc.strerror)

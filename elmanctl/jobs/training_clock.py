@@ -1,0 +1,55 @@
+"""The time that a training run has taken, whoever interrupted it."""
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+
+class TrainingClock:
+    """Seconds since the first step, and since the end of the warm-up: a budget counts the latter.
+
+    It may go on from what an earlier worker had counted, and stands still while it is stopped.
+    """
+
+    def __init__(
+        self, *, elapsed_s: float = 0.0, counted_s: float | None = None, warm_tokens: int = 0
+    ) -> None:
+        now = time.monotonic()
+        self._start = now - elapsed_s
+        self._warm = None if counted_s is None else now - counted_s
+        self.warm_tokens = warm_tokens
+
+    def warm_up_ends(self, tokens: int) -> None:
+        """Start the budget's clock."""
+        self._warm = time.monotonic()
+        self.warm_tokens = tokens
+
+    @property
+    def is_warm(self) -> bool:
+        """Whether the budget's clock runs."""
+        return self._warm is not None
+
+    def elapsed_s(self) -> float:
+        """Return the seconds since the first step began."""
+        return time.monotonic() - self._start
+
+    def counted_s(self) -> float:
+        """Return the seconds since the end of the warm-up."""
+        return 0.0 if self._warm is None else time.monotonic() - self._warm
+
+    def tokens_per_s(self, tokens: int) -> float | None:
+        """Return the speed after the warm-up, None when nothing followed it."""
+        counted = tokens - self.warm_tokens
+        return counted / self.counted_s() if self._warm is not None and counted > 0 else None
+
+    @contextmanager
+    def stopped(self) -> Iterator[None]:
+        """Count nothing of what happens inside."""
+        began = time.monotonic()
+        try:
+            yield
+        finally:
+            lost = time.monotonic() - began
+            self._start += lost
+            if self._warm is not None:
+                self._warm += lost

@@ -1,0 +1,408 @@
+"""A training that was interrupted goes on as if it had not been, or begins anew and says why."""
+
+import errno
+import io
+import json
+import os
+import random
+import resource
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import elmanctl
+from elmanctl.jobs import evaluation
+from elmanctl.jobs.checkpoint import save
+from elmanctl.jobs.checkpoints import Checkpoints
+from elmanctl.jobs.evaluation import evaluate_attempt
+from elmanctl.jobs.metrics import MetricsLog, StepRecord
+from elmanctl.jobs.paths import AttemptPaths, RunPaths
+from elmanctl.jobs.protocol import Budget
+from elmanctl.jobs.spec import AttemptSpec
+from elmanctl.jobs.training_clock import TrainingClock
+from elmanctl.models.params import count_parameters
+
+CHECKOUT = Path(elmanctl.__file__).parents[1]
+MODELS = {
+    "e88": {"dim": 16, "depth": 1, "n_heads": 2, "n_state": 4},
+    "transformer": {"dim": 16, "depth": 1, "n_heads": 2},
+}
+# A worker that is killed some time after it reported a step, whatever it is doing then.
+KILLED = """
+import os, signal, sys, threading
+from elmanctl.jobs.evaluation import evaluate_attempt
+from elmanctl.jobs.metrics import MetricsLog
+folder, step, delay_s = sys.argv[1], int(sys.argv[2]), float(sys.argv[3])
+append = MetricsLog.append
+def append_and_set_timer(log, record):
+    append(log, record)
+    if record.step == step:
+        threading.Timer(delay_s, os.kill, (os.getpid(), signal.SIGKILL)).start()
+MetricsLog.append = append_and_set_timer
+evaluate_attempt(folder)
+"""
+EVERY_STEP = 1e-9
+ON_DEMAND = 1e6
+
+Write = Callable[..., AttemptPaths]
+
+
+@pytest.fixture
+def write(make_spec: Callable[..., AttemptSpec], tmp_path: Path) -> Write:
+    """Write the spec of an attempt and return its paths."""
+
+    def write(number: int = 1, *, evaluation: str = "g000-e00", **changes: Any) -> AttemptPaths:
+        paths = RunPaths(tmp_path / "run").attempt(evaluation, number)
+        paths.folder.mkdir(parents=True)
+        level = changes.get("level", "e88")
+        values = {
+            "attempt": number,
+            "level": level,
+            "config": MODELS[level],
+            "parameters_expected": count_parameters(level, MODELS[level]),
+            "budget": Budget(kind="steps", amount=12),
+            "checkpoint_min": EVERY_STEP,
+        }
+        if number > 1:
+            values["continues_from"] = ("attempt-1",)
+        paths.spec.write_text(json.dumps(make_spec(**(values | changes)).encode()))
+        return paths
+
+    return write
+
+
+def read(path: Path) -> dict[str, Any]:
+    content = json.loads(path.read_text())
+    assert isinstance(content, dict)
+    return content
+
+
+def steps(paths: AttemptPaths) -> list[int]:
+    return [json.loads(line)["step"] for line in paths.metrics.read_text().splitlines()]
+
+
+@contextmanager
+def ended_before_step(step: int) -> Iterator[None]:
+    """Let every worker end, without a result, when it reports this step."""
+    append = MetricsLog.append
+
+    def end(log: MetricsLog, record: StepRecord) -> None:
+        if record.step == step:
+            raise KeyboardInterrupt
+        append(log, record)
+
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(MetricsLog, "append", end)
+        yield
+
+
+def interrupted(paths: AttemptPaths, *, before_step: int) -> None:
+    with ended_before_step(before_step):
+        evaluate_attempt(str(paths.folder))
+    assert not paths.result.exists()
+
+
+def run(paths: AttemptPaths) -> dict[str, Any]:
+    return evaluate_attempt(str(paths.folder))
+
+
+@pytest.fixture
+def whole(write: Write) -> dict[str, Any]:
+    """The result of the same training without interruption and without checkpoints."""
+    return run(write(evaluation="g000-e99", checkpoint_min=0.0))
+
+
+@pytest.mark.parametrize("level", MODELS)
+def test_a_killed_training_goes_on_to_the_same_loss_to_the_last_bit(
+    write: Write, level: str
+) -> None:
+    budget = Budget(kind="steps", amount=100)
+    first = write(level=level, budget=budget)
+    step, delay_s = random.randrange(2, 30), random.uniform(0, 0.03)
+    worker = subprocess.run(
+        [sys.executable, "-c", KILLED, str(first.folder), str(step), str(delay_s)],
+        env={**os.environ, "PYTHONPATH": str(CHECKOUT), "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        check=False,
+    )
+    assert worker.returncode == -signal.SIGKILL, worker.stderr
+    made = len(steps(first))
+    assert not first.result.exists() and first.checkpoint.exists()
+
+    second = write(2, level=level, budget=budget)
+    result = run(second)
+    # It was killed before, while or after it wrote the checkpoint of its last step.
+    step = result["continued_from"]["step"]
+    assert result["continued_from"]["attempt"] == 1 and made - 1 <= step <= made
+    assert steps(second) == list(range(step + 1, 101))
+    other = write(evaluation="g000-e99", level=level, budget=budget, checkpoint_min=0.0)
+    left_alone = run(other)
+    assert (result["loss"], result["last_loss"]) == (left_alone["loss"], left_alone["last_loss"])
+    assert (result["steps"], result["tokens"]) == (left_alone["steps"], left_alone["tokens"])
+    assert "continued_from" not in left_alone
+    assert not list(first.folder.glob("checkpoint*")) + list(second.folder.glob("checkpoint*"))
+
+
+def test_writing_checkpoints_changes_no_loss(write: Write, whole: dict[str, Any]) -> None:
+    paths = write()
+    result = run(paths)
+    assert result["loss"] == whole["loss"]
+    assert (result["continued_from"], result["checkpoints_written"]) == (None, 11)
+    assert "not_continued" not in result
+    assert not list(paths.folder.glob("checkpoint*"))
+
+
+def test_another_micro_batch_goes_on_with_the_same_steps(
+    write: Write, whole: dict[str, Any]
+) -> None:
+    interrupted(write(), before_step=7)
+    result = run(write(2, micro_batch=1, timeout_min=9.0))
+    assert result["continued_from"] == {"attempt": 1, "step": 6}
+    assert result["micro_batch"] == 1
+    assert result["loss"] == pytest.approx(whole["loss"], rel=1e-5)
+
+
+def test_a_chain_of_interruptions_loses_at_most_one_step_each(
+    write: Write, whole: dict[str, Any]
+) -> None:
+    interrupted(write(), before_step=4)
+    second = write(2)
+    interrupted(second, before_step=5)
+    # Its only step was saved in a file of its own, and the earlier one was no longer needed.
+    assert second.checkpoint.exists()
+    assert not (second.folder.parent / "attempt-1" / "checkpoint.pt").exists()
+    third = write(3, continues_from=("attempt-2", "attempt-1"))
+    result = run(third)
+    assert result["continued_from"] == {"attempt": 2, "step": 4}
+    assert result["loss"] == whole["loss"]
+
+
+def test_an_older_checkpoint_stands_until_there_is_a_newer_one(
+    write: Write, whole: dict[str, Any]
+) -> None:
+    interrupted(write(), before_step=4)
+    interrupted(write(2, checkpoint_min=ON_DEMAND), before_step=9)
+    result = run(write(3, continues_from=("attempt-2", "attempt-1")))
+    assert result["continued_from"] == {"attempt": 1, "step": 3}
+    assert result["not_continued"] == "attempt-2: no checkpoint"
+    assert result["loss"] == whole["loss"]
+
+
+def test_a_job_that_slurm_starts_again_goes_on_from_its_own_checkpoint(
+    write: Write, whole: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SLURM_JOB_ID", "41")
+    paths = write()
+    interrupted(paths, before_step=7)
+    stale = paths.folder / "checkpoint.pt.1.tmp"
+    stale.write_bytes(b"half")
+    monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
+    result = run(paths)
+    assert result["continued_from"] == {"attempt": 1, "step": 6}
+    assert steps(paths) == list(range(7, 13))
+    assert result["loss"] == whole["loss"]
+    assert not stale.exists()
+
+
+def cut(data: bytes) -> bytes:
+    return data[: len(data) // 2]
+
+
+def flip(data: bytes) -> bytes:
+    weights = torch.load(io.BytesIO(data), weights_only=True)["model"]
+    place = data.index(max(weights.values(), key=torch.numel).numpy().tobytes())
+    return data[:place] + bytes([data[place] ^ 1]) + data[place + 1 :]
+
+
+@pytest.mark.parametrize("damage", [cut, flip, lambda data: b"", lambda data: b"[]" * 99])
+def test_a_damaged_checkpoint_is_named_and_the_training_begins_anew(
+    write: Write, whole: dict[str, Any], damage: Callable[[bytes], bytes]
+) -> None:
+    first = write()
+    interrupted(first, before_step=7)
+    first.checkpoint.write_bytes(damage(first.checkpoint.read_bytes()))
+    result = run(write(2))
+    assert result["continued_from"] is None
+    assert result["not_continued"].startswith("attempt-1: its checkpoint cannot be read: ")
+    assert result["loss"] == whole["loss"]
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"seed": 4},
+        {"lr": 2e-2},
+        {"budget": Budget(kind="steps", amount=13)},
+        {"precision": "bf16"},
+        {"seq_len": 17},
+    ],
+    ids=lambda changes: next(iter(changes)),
+)
+def test_a_checkpoint_of_something_else_is_not_used(write: Write, changes: dict[str, Any]) -> None:
+    interrupted(write(), before_step=3)
+    second = write(2, **changes)
+    result = run(second)
+    assert result["continued_from"] is None
+    assert "does not fit: it is of another configuration" in result["not_continued"]
+    assert steps(second)[0] == 1
+
+
+@pytest.mark.parametrize("part", ["position", "model", "optimizer", "generators"])
+def test_a_state_that_is_not_whole_is_not_put_in_place(
+    write: Write, whole: dict[str, Any], part: str
+) -> None:
+    first = write()
+    interrupted(first, before_step=3)
+    content = torch.load(first.checkpoint, weights_only=True)
+    content[part] = {}
+    torch.save(content, first.checkpoint)
+    result = run(write(2))
+    assert result["continued_from"] is None
+    assert "attempt-1: its checkpoint does not fit: " in result["not_continued"]
+    assert result["loss"] == whole["loss"]
+
+
+def test_a_checkpoint_runs_no_code(write: Write, tmp_path: Path) -> None:
+    class Evil:
+        def __reduce__(self) -> Any:
+            return Path.touch, (tmp_path / "ran",)
+
+    first = write()
+    torch.save(Evil(), first.checkpoint)
+    result = run(write(2))
+    assert result["verdict"]["kind"] == "completed"
+    assert "cannot be read: UnpicklingError" in result["not_continued"]
+    assert not (tmp_path / "ran").exists()
+
+
+def test_a_checkpoint_that_finds_no_room_costs_nothing_else(
+    write: Write, whole: dict[str, Any], caplog: pytest.LogCaptureFixture
+) -> None:
+    paths = write()
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, limits[1]))
+    try:
+        result = run(paths)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert (result["checkpoints_written"], result["loss"]) == (0, whole["loss"])
+    assert "the checkpoint of step 3 is not written: File too large" in caplog.text
+    told = read(paths.heartbeat)["checkpoint"]
+    assert (told["step"], told["error"]) == (11, "File too large")
+    assert not list(paths.folder.glob("checkpoint*"))
+
+
+def test_no_byte_is_written_where_a_state_cannot_fit(tmp_path: Path) -> None:
+    huge = {"model": {"weight": torch.empty(10**16, device="meta")}}
+    with pytest.raises(OSError, match=r"4e\+07 GB are needed") as told:
+        save(huge, tmp_path / "checkpoint.pt")
+    assert told.value.errno == errno.ENOSPC
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_warning_of_the_end_writes_one_checkpoint(
+    write: Write, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    append = MetricsLog.append
+
+    def warn(log: MetricsLog, record: StepRecord) -> None:
+        append(log, record)
+        if record.step == 5:
+            os.kill(os.getpid(), signal.SIGUSR2)
+
+    monkeypatch.setattr(MetricsLog, "append", warn)
+    paths = write(checkpoint_min=ON_DEMAND)
+    result = run(paths)
+    assert result["checkpoints_written"] == 1
+    told = read(paths.heartbeat)
+    assert (told["checkpoint"]["step"], told["checkpoint"]["error"]) == (5, None)
+    assert [entry["name"] for entry in told["signals"]] == ["SIGUSR2"]
+
+
+def test_without_checkpoints_the_warning_writes_nothing(
+    write: Write, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    paths = write(checkpoint_min=0.0)
+    timer = threading.Timer(0.0, os.kill, (os.getpid(), signal.SIGUSR2))
+    train = evaluation._Evaluation._train
+
+    def train_warned(self: Any, *arguments: Any) -> Any:
+        timer.start()
+        timer.join()
+        return train(self, *arguments)
+
+    monkeypatch.setattr(evaluation._Evaluation, "_train", train_warned)
+    result = run(paths)
+    assert "continued_from" not in result and "checkpoints_written" not in result
+    assert not list(paths.folder.glob("checkpoint*"))
+
+
+def test_a_divergence_leaves_no_checkpoint_and_names_its_line(
+    write: Write, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    interrupted(write(), before_step=4)
+    from elmanctl.models.lm import LanguageModel
+
+    loss = LanguageModel.loss
+    calls = []
+
+    def poisoned(self: Any, tokens: torch.Tensor) -> torch.Tensor:
+        calls.append(1)
+        return loss(self, tokens) * (float("nan") if len(calls) == 3 else 1.0)
+
+    monkeypatch.setattr(LanguageModel, "loss", poisoned)
+    second = write(2)
+    result = run(second)
+    assert result["verdict"]["kind"] == "diverged"
+    assert result["divergence"]["step"] == 6
+    quoted = result["verdict"]["evidence"][0]
+    assert json.loads(second.metrics.read_text().splitlines()[quoted["line"] - 1])["step"] == 6
+    assert not list(second.folder.parent.glob("*/checkpoint*"))
+
+
+def test_a_time_budget_goes_on_with_the_seconds_it_had(write: Write) -> None:
+    budget = Budget(kind="minutes", amount=0.4 / 60)
+    first = write(budget=budget, checkpoint_min=EVERY_STEP)
+    interrupted(first, before_step=20)
+    position = torch.load(first.checkpoint, weights_only=True)["position"]
+    assert 0 < position["counted_s"] < 0.4
+    began = time.monotonic()
+    result = run(write(2, budget=budget, checkpoint_min=ON_DEMAND))
+    counted = (result["tokens"] - position["warm_tokens"]) / result["tokens_per_s"]
+    assert counted == pytest.approx(0.4, abs=0.1)
+    assert result["elapsed_s"] - position["elapsed_s"] < time.monotonic() - began
+    assert result["elapsed_s"] >= position["elapsed_s"] + 0.4 - position["counted_s"]
+
+
+def test_no_second_of_a_checkpoint_is_counted(
+    write: Write, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_one = Checkpoints.write
+
+    def slowly(self: Checkpoints, *arguments: Any) -> None:
+        time.sleep(0.05)
+        write_one(self, *arguments)
+
+    monkeypatch.setattr(Checkpoints, "write", slowly)
+    began = time.monotonic()
+    result = run(write())
+    assert result["checkpoints_written"] == 11
+    assert result["elapsed_s"] < time.monotonic() - began - 0.55
+
+
+def test_a_stopped_clock_keeps_what_it_had_counted() -> None:
+    clock = TrainingClock(elapsed_s=5.0, counted_s=3.0, warm_tokens=10)
+    with clock.stopped():
+        time.sleep(0.05)
+    assert clock.elapsed_s() == pytest.approx(5.0, abs=0.04)
+    assert clock.counted_s() == pytest.approx(3.0, abs=0.04)
+    assert not TrainingClock(elapsed_s=5.0).is_warm
