@@ -83,7 +83,7 @@ class Checkpoints:
         else:
             took_s = time.monotonic() - began
             logger.info(
-                "checkpoint of step %d: %.1f MB in %.1f s", position.steps, size_bytes / 1e6, took_s
+                "checkpoint of step %d: %.1f MB in %.2f s", position.steps, size_bytes / 1e6, took_s
             )
             self._written += 1
             self._note(position.steps, None)

@@ -54,7 +54,8 @@ class Rule:
 
     `case` parts verdicts of one kind.  `setting` is the key of `[retry]` that holds how many
     attempts are allowed beyond the first, None where there is never another.  A rule that
-    `needs_change` allows none that would be the same as the one that failed.
+    `needs_change` allows none that would be the same as the one that failed.  Where an attempt
+    that was ended from outside left a checkpoint, the next one `goes_on` from it.
     """
 
     kind: VerdictKind
@@ -63,6 +64,7 @@ class Rule:
     setting: str | None = None
     change: Change = Change.NONE
     needs_change: bool = False
+    goes_on: bool = False
     group: Group = Group.NONE
     closes_as: State = State.FAILED
 
@@ -84,6 +86,7 @@ RULES: tuple[Rule, ...] = (
         setting="oom_gpu",
         change=Change.MICRO_BATCH,
         needs_change=True,
+        goes_on=True,
     ),
     Rule(
         kind=VerdictKind.OOM,
@@ -109,15 +112,16 @@ RULES: tuple[Rule, ...] = (
         group=Group.INFRASTRUCTURE,
     ),
     Rule(kind=VerdictKind.DISK_FULL, setting="disk_full", group=Group.DISK),
-    Rule(kind=VerdictKind.TIMEOUT, setting="timeout"),
-    Rule(kind=VerdictKind.KILLED, setting="killed"),
+    Rule(kind=VerdictKind.TIMEOUT, setting="timeout", goes_on=True),
+    Rule(kind=VerdictKind.KILLED, setting="killed", goes_on=True),
     Rule(
         kind=VerdictKind.NODE_FAILURE,
         setting="node_failure",
         change=Change.NODE,
+        goes_on=True,
         group=Group.INFRASTRUCTURE,
     ),
-    Rule(kind=VerdictKind.PREEMPTED, setting="preempted"),
+    Rule(kind=VerdictKind.PREEMPTED, setting="preempted", goes_on=True),
     Rule(kind=VerdictKind.CANCELLED, case=ASKED, closes_as=State.CANCELLED),
     Rule(
         kind=VerdictKind.CANCELLED,
@@ -125,7 +129,7 @@ RULES: tuple[Rule, ...] = (
         group=Group.INFRASTRUCTURE,
         closes_as=State.CANCELLED,
     ),
-    Rule(kind=VerdictKind.LOST, setting="lost", group=Group.INFRASTRUCTURE),
+    Rule(kind=VerdictKind.LOST, setting="lost", goes_on=True, group=Group.INFRASTRUCTURE),
     Rule(kind=VerdictKind.UNDETERMINED, setting="undetermined", group=Group.CODE),
 )
 
@@ -139,6 +143,11 @@ def rule_of(verdict: Verdict) -> Rule:
     """Return the line of the table for a verdict."""
     exact = _RULE_OF.get((verdict.kind, _case(verdict)))
     return exact or _RULE_OF[verdict.kind, None]
+
+
+def continues(verdict: Verdict) -> bool:
+    """Return whether the next attempt may go on from the checkpoint of one that ended so."""
+    return rule_of(verdict).goes_on
 
 
 def _case(verdict: Verdict) -> str | None:
@@ -281,6 +290,7 @@ def shown_rules(table: RetrySettings) -> list[dict[str, Any]]:
             "setting": f"retry.{rule.setting}" if rule.setting else None,
             "again": int(getattr(table, rule.setting)) if rule.setting else 0,
             "change": rule.change.value if rule.setting else None,
+            "from_checkpoint": rule.goes_on,
             "group": rule.group.value,
         }
         for rule in RULES

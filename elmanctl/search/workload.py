@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from elmanctl.errors import ConfigError
+from elmanctl.jobs.continuing import checkpoint_folders
 from elmanctl.jobs.executor import Resources
 from elmanctl.jobs.protocol import Budget
 from elmanctl.jobs.spec import AttemptSpec, DataSpec
@@ -94,6 +95,10 @@ def attempt_spec(
         lr=lr,
         data=DataSpec(**{key: run["data"][key] for key in ("path", "sha256", "size_bytes")}),
         timeout_min=limit,
+        checkpoint_min=settings.train.checkpoint_min,
+        continues_from=(
+            checkpoint_folders(evaluation.attempts) if settings.train.checkpoint_min else ()
+        ),
         **training_fields(settings.train)
         | {"micro_batch": micro_batch_of(run, settings, evaluation)},
     )

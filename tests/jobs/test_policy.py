@@ -188,6 +188,7 @@ def test_shown_table_has_the_numbers_of_the_settings() -> None:
         "setting": "retry.oom",
         "again": 7,
         "change": "more host memory",
+        "from_checkpoint": False,
         "group": "none",
     }
     assert (rows["completed", None]["again"], rows["completed", None]["change"]) == (0, None)

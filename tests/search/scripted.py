@@ -280,7 +280,7 @@ class Runs:
     def new(self, name: str | None = None, **changes: Any) -> Run:
         """Return a new run; `changes` are settings of `[search]`, or of the tables named below.
 
-        Those are `retry`, `budget`, `slurm` and `model`; with `slurm` it is a run on Slurm.
+        Those are `retry`, `train`, `budget`, `slurm` and `model`; with `slurm` it runs on Slurm.
         """
         executor = "slurm" if "slurm" in changes else "local"
         settings = self._settings(dict(changes))
@@ -304,12 +304,14 @@ class Runs:
         slurm = SlurmSettings(**changes.pop("slurm", {}))
         disk = DiskSettings(**changes.pop("disk", {}))
         model = changes.pop("model", MODEL)
+        train = {"steps": 10, "batch": 2, "seq_len": 16, "heartbeat_s": 0.01}
+        train |= changes.pop("train", {})
         search = {"space": "tiny", "axes": AXES, "generations": 2, "population": 4, "seed": 3}
         # A constant takes its axis out of the shipped space.
         return Settings(
             model=model,
             search=SearchSettings(**{**search, **changes}),
-            train=TrainSettings(steps=10, batch=2, seq_len=16, heartbeat_s=0.01),
+            train=TrainSettings(**train),
             data=DataSettings(path=str(self._corpus)),
             retry=retry,
             budget=budget,

@@ -386,3 +386,21 @@ def test_unknown_request_is_answered_and_disturbs_nothing(runs: Runs) -> None:
     state = run.drive()
     assert state.status is RunStatus.FINISHED
     assert "no evaluation `nonsense`" in state.applied_requests[request]["answer"]["error"]
+
+
+def test_cleaning_leaves_the_checkpoints_of_what_may_still_be_tried_again(
+    runs: Runs, with_commands: WithCommands, start: Start
+) -> None:
+    run = runs.new(generations=1, train={"checkpoint_min": 5.0}, retry={"replacements": 0})
+    run.world.script = {"g000-e00": ["timeout"]}
+    run.world.held = {"g000-e03"}
+    driven = start(run)
+    driven.wait_for(lambda state: sum(e.state.is_finished for e in state.evaluations.values()) == 3)
+    files = [run.paths.attempt(f"g000-e0{index}", 1).checkpoint for index in (0, 3)]
+    for path in files:
+        path.write_bytes(b"state" * 2000)
+    answer = with_commands(run)("clean", keep_best=0, keep_last=0, kinds=["checkpoints"])
+    assert answer["files"] == 1
+    assert [path.exists() for path in files] == [False, True]
+    run.world.held.clear()
+    assert driven.join().status is RunStatus.FINISHED
