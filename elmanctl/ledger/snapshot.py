@@ -45,7 +45,7 @@ _READS = 3
 # What makes a state of events; after any change to it older snapshots are not used.
 _MAKERS = (
     *("compact", "disk_use", "encoding", "fields", "handlers", "records", "run_state", "snapshot"),
-    *("spending", "summary", "transitions"),
+    *("spending", "state", "summary", "transitions"),
 )
 
 

@@ -196,7 +196,8 @@ def settings_in_force(
     tables = {name: dict(table) for name, table in state.run["settings"].items()}
     for key, value in {**state.changes, **(more or {})}.items():
         section, name = key.split(".", 1)
-        tables[section][name] = value
+        # A ledger of an earlier version may lack a whole section.
+        tables.setdefault(section, {})[name] = value
     return decode_settings(tables)
 
 

@@ -1,0 +1,66 @@
+"""Runs that earlier versions wrote: what their ledgers lack is no obstacle."""
+
+import copy
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from elmanctl.ledger.events import decode_line, encode_event
+from elmanctl.ledger.records import RunStatus
+from elmanctl.search.session import Session
+from tests.search.scripted import Run, Runs
+
+pytestmark = pytest.mark.usefixtures("no_power_failures")
+
+# What `[settings]` of version 0.1 did not have, and what its events did not tell.
+NEW_SETTINGS = {
+    "search": ("repeats",),
+    "retry": ("max_mem_gb", "oom_gpu", "oom_neighbour", "cuda_device", "exclude_min"),
+    "disk": ("floor_inodes", "keep_best", "keep_last", "keep_failed_logs", "auto_clean"),
+}
+NEW_DATA = {"attempt_finished": ("sizes",), "controller_started": ("folder",)}
+
+
+def make_old(ledger: Path) -> None:
+    """Take out of a ledger what version 0.1 did not write."""
+    lines = []
+    for line in ledger.read_bytes().splitlines():
+        event = decode_line(line)
+        data = copy.deepcopy(dict(event.data))
+        if event.kind == "run_created":
+            tables = data["run"]["settings"]
+            del tables["budget"]
+            for section, names in NEW_SETTINGS.items():
+                tables[section] = {k: v for k, v in tables[section].items() if k not in names}
+        if event.kind == "attempt_finished":
+            data["verdict"] = {key: data["verdict"][key] for key in ("kind", "evidence")}
+        left = {k: v for k, v in data.items() if k not in NEW_DATA.get(event.kind, ())}
+        lines.append(encode_event(replace(event, data=left)))
+    ledger.write_bytes(b"".join(lines))
+
+
+@pytest.fixture
+def old(runs: Runs) -> Run:
+    """A run of version 0.1 that was stopped in the middle of its first generation."""
+    run = runs.new()
+    run.world.script = {"g000-e01": ["oom gpu"]}
+    run.view.every_turn = lambda session: run.stop.set()
+    for _ in range(3):
+        run.stop.clear()
+        run.drive()
+    run.stop.clear()
+    run.view.every_turn = lambda session: None
+    make_old(run.paths.ledger)
+    return run
+
+
+def test_settings_that_a_run_never_had_can_be_set(old: Run) -> None:
+    changes = {"budget.evaluations": 100, "disk.keep_last": 1, "retry.oom_gpu": 2}
+    with Session.open(old.folder) as session:
+        assert session.settings.budget.evaluations is None
+        session.change_settings(changes)
+        assert session.settings.budget.evaluations == 100
+    state = old.drive()
+    assert state.status is RunStatus.FINISHED
+    assert state.changes == changes
