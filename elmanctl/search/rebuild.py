@@ -2,13 +2,15 @@
 
 import hashlib
 from collections.abc import Iterable
+from dataclasses import replace
+from typing import Any
 
 from elmanctl.errors import ElmanError, LedgerError
 from elmanctl.ledger.events import Event
 from elmanctl.ledger.files import write_atomically
 from elmanctl.search.candidates import CandidateBuilder, ask_candidates
 from elmanctl.search.loop import start_optimizer
-from elmanctl.search.session import Session
+from elmanctl.search.session import Session, settings_in_force
 from elmanctl.search.space import SearchSpace
 
 
@@ -19,11 +21,15 @@ def rebuild_optimizer(session: Session, events: Iterable[Event]) -> bytes:
     for one that differs: other versions of pycma or numpy draw other points.
     """
     optimizer = start_optimizer(session)
-    space = SearchSpace.decode(session.run["space"])
-    builder = CandidateBuilder(space, session.settings, session.run["executor"])
+    changes: dict[str, Any] = {}
+    builder = _builder(session, changes)
     state = optimizer.dump()
     for event in events:
-        if event.kind == "points_asked":
+        if event.kind == "settings_changed":
+            # What is known of a GPU's memory decides which points are refused.
+            changes |= event.data["changes"]
+            builder = _builder(session, changes)
+        elif event.kind == "points_asked":
             asked = event.data["evaluations"]
             try:
                 candidates, refused = ask_candidates(optimizer, builder, len(asked))
@@ -38,6 +44,13 @@ def rebuild_optimizer(session: Session, events: Iterable[Event]) -> bytes:
             points = [list(session.state.evaluations[name].point) for name, _ in told]
             optimizer.tell(points, [float(value) for _, value in told])
     return state
+
+
+def _builder(session: Session, changes: dict[str, Any]) -> CandidateBuilder:
+    """Return what judged the points of a run when these were its changes of settings."""
+    space = SearchSpace.decode(session.run["space"])
+    settings = settings_in_force(replace(session.state, changes=changes))
+    return CandidateBuilder(space, settings, session.run["executor"])
 
 
 def restore_optimizer(session: Session, state: bytes) -> str:
