@@ -187,24 +187,33 @@ def _evaluation_closed(state: RunState, fields: Fields, at: str) -> None:
 def _evaluation_answered(state: RunState, fields: Fields, at: str) -> None:
     evaluation = _evaluation(state, fields.text("evaluation"))
     kind = fields.optional_text("verdict")
+    with Fields(fields.mapping("saved"), "data.saved") as saved:
+        saved_s, saved_device_s = saved.number("elapsed_s"), saved.number("device_s")
     found = Answer(
         by=_evaluation(state, fields.text("by")).id,
         verdict=None if kind is None else decode_member(VerdictKind, kind, "data.verdict"),
         loss=fields.optional_number("loss"),
         step=fields.optional_whole("step"),
+        saved_s=saved_s,
+        saved_device_s=saved_device_s,
     )
     closed_as = decode_member(State, fields.text("state"), "data.state")
     state.put(transitions.settle_repeat(evaluation, closed_as, found))
     state.answered += 1
-    with Fields(fields.mapping("saved"), "data.saved") as saved:
-        state.saved += Spent(
-            attempts=1, elapsed_s=saved.number("elapsed_s"), device_s=saved.number("device_s")
-        )
+    state.saved += _saved(found)
+
+
+def _saved(answer: Answer) -> Spent:
+    return Spent(attempts=1, elapsed_s=answer.saved_s, device_s=answer.saved_device_s)
 
 
 def _evaluation_reopened(state: RunState, fields: Fields, at: str) -> None:
     fields.text("by")
     evaluation = _evaluation(state, fields.text("evaluation"))
+    if evaluation.answer is not None:
+        # It may be trained now, or be answered another time.
+        state.answered -= 1
+        state.saved -= _saved(evaluation.answer)
     state.put(transitions.reopen(evaluation, fields.mapping("changes")))
     state.failures_in_a_row.clear()
 

@@ -127,12 +127,15 @@ class Answer:
     """How an evaluation ended that was not trained: as the earlier one, `by`, had ended.
 
     `verdict` is None where that one was cancelled before any verdict; `step` is where it diverged.
+    `saved_s` and `saved_device_s` are what its last attempt cost.
     """
 
     by: str
     verdict: VerdictKind | None = None
     loss: float | None = None
     step: int | None = None
+    saved_s: float = 0.0
+    saved_device_s: float = 0.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -31,6 +31,14 @@ class Spent:
             device_s=self.device_s + other.device_s,
         )
 
+    def __sub__(self, other: "Spent") -> "Spent":
+        # Fractions that were added and are taken away again may leave a trace below 0.
+        return Spent(
+            attempts=self.attempts - other.attempts,
+            elapsed_s=max(0.0, self.elapsed_s - other.elapsed_s),
+            device_s=max(0.0, self.device_s - other.device_s),
+        )
+
 
 def cost_of(attempt: Attempt, resources: Mapping[str, Any], now: datetime | None = None) -> Spent:
     """Return what one attempt cost that asked for `resources`.

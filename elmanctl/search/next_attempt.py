@@ -91,15 +91,15 @@ def _configurations(state: RunState, names: Iterable[str]) -> int:
     return len({repr(sorted(state.evaluations[name].config.items())) for name in names})
 
 
-def last_signature(evaluation: Evaluation) -> str | None:
+def last_signature(state: RunState, evaluation: Evaluation) -> str | None:
     """Return the signature of the newest verdict, None where the newest attempt has none."""
-    last = evaluation.last_attempt
+    last = _trained(state, evaluation).last_attempt
     return signature(last.verdict) if last is not None and last.verdict is not None else None
 
 
-def was_cancelled_outside(evaluation: Evaluation) -> bool:
+def was_cancelled_outside(state: RunState, evaluation: Evaluation) -> bool:
     """Whether a job was cancelled, and with it its evaluation, without a request of ours."""
-    tried = evaluation.counted_attempts
+    tried = _trained(state, evaluation).counted_attempts
     if evaluation.state is not State.CANCELLED or not tried:
         return False
     assert tried[-1].verdict is not None
@@ -110,6 +110,13 @@ def trip(state: RunState, settings: Settings) -> Trip | None:
     """Return why the newest failures stop the search, None where they do not."""
     row = [_failure(state, name, number) for name, number in state.failures_in_a_row]
     return tripped(row, settings.retry.breaker, can_move=can_move(state, settings))
+
+
+def _trained(state: RunState, evaluation: Evaluation) -> Evaluation:
+    """Return the evaluation whose attempts decided: of an answered repeat, an earlier one."""
+    while evaluation.answer is not None:
+        evaluation = state.evaluations[evaluation.answer.by]
+    return evaluation
 
 
 def _failure(state: RunState, name: str, number: int) -> Failure:

@@ -60,7 +60,7 @@ def select_requeueable(state: RunState, *, kinds: Sequence[str]) -> list[Evaluat
     found = [
         evaluation
         for evaluation in state.evaluations.values()
-        if evaluation.state is State.FAILED or was_cancelled_outside(evaluation)
+        if evaluation.state is State.FAILED or was_cancelled_outside(state, evaluation)
     ]
     return [e for e in found if not kinds or last_kind(e) in kinds]
 
@@ -76,7 +76,8 @@ def plan_requeue(
     for evaluation in chosen:
         _check_reopening(evaluation)
     repeated = {} if asked.get("force") else deterministic_failures(state)
-    refused = {e.id: words for e in chosen if (words := last_signature(e)) in repeated and words}
+    words_of = {e.id: last_signature(state, e) for e in chosen}
+    refused = {name: words for name, words in words_of.items() if words and words in repeated}
     kept = [e for e in chosen if e.id not in refused]
     if refused and (not kept or not asked.get("skip_deterministic")):
         raise UsageError(
@@ -151,7 +152,7 @@ def mend_hint(state: RunState) -> str:
     if failed:
         repeated = deterministic_failures(state)
         again = f"open what failed again with `elmanctl requeue {name} --failed`"
-        forced = any(last_signature(e) in repeated for e in failed)
+        forced = any(last_signature(state, e) in repeated for e in failed)
         parts.append(f"{again} and `--force`" if forced else again)
     return f"{', '.join(parts)}, then `elmanctl resume {name}`"
 

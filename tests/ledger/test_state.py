@@ -73,7 +73,13 @@ def test_whole_story_is_told_right(story: Story, build: Any) -> None:
     )
     assert third.replaces == "g000-e01"
     assert (fourth.repeats, fourth.state, fourth.loss) == ("g000-e01", State.COMPLETED, 1.25)
-    assert fourth.answer == Answer(by="g000-e01", verdict=VerdictKind.COMPLETED, loss=1.25)
+    assert fourth.answer == Answer(
+        by="g000-e01",
+        verdict=VerdictKind.COMPLETED,
+        loss=1.25,
+        saved_s=12.5,
+        saved_device_s=12.5,
+    )
     assert state.repeats == {"g000-e01": ("g000-e03",)}
     assert second.changes == {"mem_gb": 80}
     assert [(a.number, a.submission, a.job_id, a.state) for a in second.attempts] == [

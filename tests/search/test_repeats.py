@@ -2,12 +2,14 @@
 
 import json
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
 import pytest
 
+from elmanctl.errors import UsageError
 from elmanctl.jobs.paths import AttemptPaths
 from elmanctl.ledger.files import write_json
 from elmanctl.ledger.records import RunStatus, State
@@ -16,6 +18,7 @@ from elmanctl.ledger.state import load_run
 from elmanctl.search import repeats
 from elmanctl.search.fitness import divergence_step
 from elmanctl.search.repeats import noise_estimates, noise_for
+from elmanctl.search.requeue import plan_requeue, select_requeueable
 from elmanctl.search.session import Session
 from tests.integration.runs import losses, points
 from tests.search import scripted
@@ -184,6 +187,47 @@ def test_original_and_repeat_put_back_together_cost_one_job(runs: Runs) -> None:
     assert jobs(state) == before + 1
     assert state.evaluations[twin].answer is not None
     assert state.evaluations[twin].loss == state.evaluations[first].loss
+
+
+def test_requeue_refuses_a_repeat_that_would_only_fail_as_its_original_did(runs: Runs) -> None:
+    """Nothing else can answer it, so it would be paid for."""
+    run, first, twin = failed_twins(runs)
+    other = next(n for n, e in load_run(run.folder).state.evaluations.items() if not e.repeats)
+    with Session.open(run.folder) as session:
+        state, settings = session.state, session.settings
+        # The same exception on two configurations is one of the code.
+        failed = state.evaluations[first].attempts
+        also = replace(state.evaluations[other], state=State.FAILED, attempts=failed)
+        known = replace(state, evaluations={**state.evaluations, other: also})
+        chosen = [known.evaluations[name] for name in (first, twin)]
+        with pytest.raises(UsageError, match=f"{first}, {twin} would fail again"):
+            plan_requeue(known, settings, chosen, {"skip_deterministic": True})
+        forced = plan_requeue(known, settings, chosen, {"force": True})
+        assert [item.evaluation.id for item in forced.chosen] == [first, twin]
+
+
+def test_repeat_of_what_somebody_else_cancelled_is_put_back_with_it(runs: Runs) -> None:
+    settings = {**INTEGERS, "generations": 1, "population": 24}
+    first, others = next(iter(runs.new(**settings).drive().repeats.items()))
+    run = runs.new(**settings)
+    run.world.script = {first: ["cancelled"]}
+    state = run.drive()
+    assert {e.id for e in select_requeueable(state, kinds=())} == {first, *others}
+    reopen(run, first, *others)
+    state = run.drive()
+    assert {state.evaluations[name].loss for name in others} == {state.evaluations[first].loss}
+
+
+def test_answer_that_is_taken_back_saved_nothing(runs: Runs) -> None:
+    run, first, twin = failed_twins(runs)
+    before = load_run(run.folder).state
+    reopen(run, first, twin)
+    opened = load_run(run.folder).state
+    assert opened.answered == before.answered - 1
+    assert opened.saved.attempts == before.saved.attempts - 1
+    state = run.drive()
+    assert state.answered == before.answered == len(answered(state))
+    assert state.saved.attempts == before.answered
 
 
 def test_cancelled_original_cancels_its_repeats(runs: Runs) -> None:
