@@ -240,9 +240,15 @@ def overspent(
     """Return the error of a search whose budget pays for nothing more: why, and how to go on."""
     wall_s = worked_s(state, now)
     found = uses(state, budget, device_s=spent_device_s(state, now), wall_s=wall_s)
-    use = next((each for each in found if each.is_used_up), None)
-    if use is None:
-        use = next(each for each in found if each.key == "gpu_hours")
+    used_up = [each for each in found if each.is_used_up]
+    # One that was trained before costs no evaluation: whatever else is short is short for it too.
+    short = [each for each in used_up if each.key != "evaluations"]
+    short += [
+        each
+        for each in found
+        if each.key == "gpu_hours" and each.left * _HOUR_S < (expected_device_s or 0.0)
+    ]
+    use = (short + used_up)[0]
     ahead = forecast(state, population=population, now=now, wall_s=wall_s)
     needed = {
         "evaluations": state.trained + ahead.evaluations_left,

@@ -139,6 +139,17 @@ def test_evaluations_are_counted_once_however_often_they_are_tried(runs: Runs) -
     assert told.hint is not None and "budget.evaluations=8`" in told.hint
 
 
+def test_limit_that_is_named_is_the_one_that_is_in_the_way(runs: Runs) -> None:
+    """A further attempt costs no evaluation: with none left, it is the hours that are short."""
+    run = runs.new(generations=1, budget={"evaluations": 4, "gpu_hours": 1.7})
+    run.world.script = {"g000-e01": ["killed"]}
+    _, told = paused(run)
+    assert "`budget.gpu_hours` is used up: 1.5 of 1.7 job-hours" in told.message
+    with Session.open(run.folder) as session:
+        session.change_settings({"budget.gpu_hours": 3.0})
+    assert run.drive().status is RunStatus.FINISHED
+
+
 def test_answered_repeats_use_up_no_budget(runs: Runs) -> None:
     axes = {
         "n_heads": {"kind": "int", "low": 1, "high": 3},
