@@ -48,10 +48,18 @@ WORDS = {
     "timeout": JobReport(state=JobState.ENDED, raw="TIMEOUT", node="n1"),
     "killed": JobReport(state=JobState.ENDED, raw="ended", exit_code=137, signal=9, node="n1"),
     "cancelled": JobReport(state=JobState.ENDED, raw="CANCELLED by 1000", node="n1"),
+    "lost": JobReport(state=JobState.VANISHED),
 }
 
 # What a worker says besides the kind of its verdict.
-TEXTS = {"oom gpu": "OutOfMemoryError: CUDA out of memory."}
+TEXTS = {
+    "oom gpu": "OutOfMemoryError: CUDA out of memory.",
+    "oom neighbour": (
+        "OutOfMemoryError: CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total "
+        "capacity of 10.00 GiB of which 1.00 GiB is free. Process 77 has 5.00 GiB memory in use."
+    ),
+    "cuda_error device": "CUDA error: uncorrectable ECC error encountered",
+}
 
 
 def loss_of(config: Mapping[str, Any], lr: float) -> float:
