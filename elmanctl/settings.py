@@ -108,6 +108,7 @@ class RetrySettings:
     cuda_device: int = _setting(3, "A broken GPU; again on another node")
     python_error: int = _setting(0, "An exception")
     environment: int = _setting(2, "The node lacks torch, the corpus, a GPU; on another node only")
+    scheduler: int = _setting(5, "Slurm's controller did not answer when the job began")
     disk_full: int = _setting(0, "No space left")
     timeout: int = _setting(0, "Over the time limit")
     killed: int = _setting(1, "A signal from outside")

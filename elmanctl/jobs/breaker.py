@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from elmanctl.jobs.policy import ASKED, Group, rule_of
 from elmanctl.jobs.signature import signature
-from elmanctl.ledger.records import Verdict, VerdictKind
+from elmanctl.ledger.records import Cause, Verdict, VerdictKind
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -67,4 +67,5 @@ def _everywhere(heard: Sequence[Failure], groups: Sequence[Group], limit: int) -
 
 def _says_nothing(verdict: Verdict) -> bool:
     """Whether a verdict tells neither of the code nor of the cluster's health."""
-    return verdict.kind is VerdictKind.PREEMPTED or rule_of(verdict).case == ASKED
+    case = rule_of(verdict).case
+    return verdict.kind is VerdictKind.PREEMPTED or case in (ASKED, Cause.SCHEDULER)

@@ -1,4 +1,4 @@
-"""Whose fault an end was: whose memory ran out, and whether the device itself failed; pure."""
+"""Whose fault an end was: whose memory ran out, what else failed than code or node; pure."""
 
 import re
 from collections.abc import Iterable
@@ -30,6 +30,14 @@ _BROKEN = re.compile(
     r"|hardware stack error|nvlink (transport )?error"
 )
 
+# srun, in the job itself, asks the scheduler before it starts the worker, and gives up.
+NO_SCHEDULER = re.compile(
+    r"^srun: (error: |fatal: )?"
+    r"((Unable to (confirm allocation|create step|allocate resources)\b.*: )?"
+    r"(Unable to contact slurm controller|Socket timed out|Zero Bytes were transmitted)"
+    r"|Unable to confirm allocation for job|Check SLURM_JOB_ID environment variable\b)"
+)
+
 
 @dataclass(frozen=True, slots=True)
 class Neighbour:
@@ -47,8 +55,11 @@ class Neighbour:
 
 
 def find_cause(kind: VerdictKind, texts: Iterable[str]) -> Cause | None:
-    """Return whose memory ran out, or that the device failed, by texts that tell of it."""
+    """Return whose memory ran out, or that device or scheduler failed, by texts that tell of it."""
     told = list(texts)
+    if kind is VerdictKind.ENVIRONMENT:
+        silent = [bool(NO_SCHEDULER.search(text)) for text in told]
+        return Cause.SCHEDULER if silent and all(silent) else None
     if kind is VerdictKind.CUDA_ERROR:
         return Cause.DEVICE if any(map(names_broken_device, told)) else None
     if kind is not VerdictKind.OOM:

@@ -10,6 +10,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
 
+from elmanctl.jobs.causes import NO_SCHEDULER
 from elmanctl.ledger.records import VerdictKind
 
 _K = VerdictKind
@@ -217,6 +218,14 @@ LINE_RULES = (
         _K.NODE_FAILURE,
         Weight.SCHEDULER,
     ),
+    # The node's own daemon does not answer.
+    _rule(
+        "launch",
+        r"^srun: error: (Task launch for .{1,60} failed on node \S+"
+        r"|Application launch failed): (Communication|Socket timed out|Zero Bytes)",
+        _K.NODE_FAILURE,
+        Weight.SCHEDULER,
+    ),
     _rule(
         "cancelled",
         r"\*\*\* (JOB|STEP) \S+ ON \S+ CANCELLED AT\b",
@@ -240,12 +249,13 @@ LINE_RULES = (
         r"^\S*python[\d.]*: (can't open file|No module named)|^\S*python[\d.]*: Error while finding"
         r"|^\S*sh: (\S+: )?(command not found|.*: Permission denied|.*: No such file or directory)"
         r"|^\(eval\):\d+: |execve\(\): |NVIDIA-SMI has failed"
-        r"|^s(run|batch): error: (Unable to|Invalid|Batch job submission failed)"
+        r"|^s(run|batch): (fatal: |error: (Unable to|Invalid|Batch job submission failed))"
         r"|\btask \d+ launch failed|^Fatal Python error: init_"
         r"|error while loading shared libraries|^(CommandNotFoundError|EnvironmentNameNotFound):"
         r"|^Lmod has detected the following error|Unable to locate a modulefile",
         _K.ENVIRONMENT,
     ),
+    Rule(("srun:",), (NO_SCHEDULER,), _K.ENVIRONMENT),
     _rule(
         "found denied such",
         r": (line )?\d+: ",

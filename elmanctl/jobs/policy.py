@@ -111,6 +111,8 @@ RULES: tuple[Rule, ...] = (
         needs_change=True,
         group=Group.INFRASTRUCTURE,
     ),
+    # No group: an outage meets all jobs that begin in it, on every node, and speaks of none.
+    Rule(kind=VerdictKind.ENVIRONMENT, case=Cause.SCHEDULER, setting="scheduler"),
     Rule(kind=VerdictKind.DISK_FULL, setting="disk_full", group=Group.DISK),
     Rule(kind=VerdictKind.TIMEOUT, setting="timeout", goes_on=True),
     Rule(kind=VerdictKind.KILLED, setting="killed", goes_on=True),

@@ -71,20 +71,22 @@ class Confidence(StrEnum):
 
 
 class Cause(StrEnum):
-    """Whose memory ran out, or that the device itself failed."""
+    """Whose memory ran out, or what failed that is neither the code nor the node's setup."""
 
     HOST = "host"
     GPU = "gpu"
     NEIGHBOUR = "neighbour"
     DEVICE = "device"
+    SCHEDULER = "scheduler"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Verdict:
     """What happened to an attempt, and the observations that say so.
 
-    `cause` is host, gpu or neighbour for `oom`, device for a `cuda_error` of broken hardware, and
-    otherwise None.  `confidence` is None in ledgers that were written before it existed.
+    `cause` is host, gpu or neighbour for `oom`, device for a `cuda_error` of broken hardware,
+    scheduler for an `environment` where the scheduler did not answer its own job, and otherwise
+    None.  `confidence` is None in ledgers that were written before it existed.
     """
 
     kind: VerdictKind

@@ -57,6 +57,15 @@ def test_infrastructure_that_fails_wherever_jobs_go_stops_the_search() -> None:
     assert tripped([row[0], row[1], row[1], row[2]], 3, can_move=True) is not None
 
 
+def test_outage_of_the_scheduler_meets_every_node_and_stops_nothing() -> None:
+    outage = [failure("environment", node=f"n{n}", cause=Cause.SCHEDULER) for n in range(9)]
+    for can_move in (True, False):
+        assert tripped(outage, 3, can_move=can_move) is None
+    # Nor does it end a row of other failures.
+    row = [failure("python_error", "KeyError: x") for _ in range(3)]
+    assert tripped([*row[:2], *outage, row[2]], 3, can_move=True) is not None
+
+
 def test_node_that_cannot_be_avoided_counts_like_code() -> None:
     row = [failure("environment", "no torch", "n1")] * 3
     assert tripped(row, 3, can_move=True) is None

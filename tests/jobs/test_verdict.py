@@ -12,7 +12,7 @@ from elmanctl.jobs.observe import elapsed_s, heartbeat_age_s, observe, read_log,
 from elmanctl.jobs.paths import RunPaths
 from elmanctl.jobs.verdict import Log, Observation, judge
 from elmanctl.ledger.encoding import decode_verdict, encode_verdict
-from elmanctl.ledger.records import EvidenceSource, VerdictKind
+from elmanctl.ledger.records import Cause, Confidence, EvidenceSource, VerdictKind
 
 BEAT = {"at": "2026-08-01T10:05:00.000Z", "phase": "training", "step": 120}
 
@@ -145,6 +145,19 @@ TABLE: dict[str, tuple[dict[str, Any], VerdictKind, str]] = {
         VerdictKind.PYTHON_ERROR,
         "ValueError: x",
     ),
+    "srun cannot reach the node's daemon": (
+        {
+            "report": ended("FAILED", 1),
+            "log": log(
+                "srun: error: Task launch for StepId=30.0 failed on node n2: "
+                "Communication connection failure",
+                "srun: error: Application launch failed: Communication connection failure",
+                "srun: Job step aborted",
+            ),
+        },
+        VerdictKind.NODE_FAILURE,
+        "failed on node n2",
+    ),
     "vanished": ({"report": VANISHED}, VerdictKind.LOST, "no longer knows the job"),
     "vanished after a word": (
         {"report": VANISHED, "log": log("slurmstepd: error: DUE TO NODE FAILURE ***")},
@@ -185,6 +198,49 @@ def test_last_sign_of_life_is_always_among_the_evidence(name: str) -> None:
 
 def told(kind: object, **rest: Any) -> dict[str, Any]:
     return {"verdict": {"kind": kind, "evidence": [{"text": "it says so", "line": 7}]}, **rest}
+
+
+# As srun of Slurm 22.05 puts it while slurmctld is down, and as other versions do.
+NO_SCHEDULER = {
+    "down": (
+        "srun: error: Unable to confirm allocation for job 28: "
+        "Unable to contact slurm controller (connect failure)",
+        "srun: Check SLURM_JOB_ID environment variable. Expired or invalid job 28",
+    ),
+    "down, without `error`": ("srun: Unable to contact slurm controller",),
+    "slow": (
+        "srun: error: Unable to create step for job 28: Socket timed out on send/recv operation",
+    ),
+    "forgot the job": (
+        "srun: error: Unable to confirm allocation for job 28: Invalid job id specified",
+        "srun: Check SLURM_JOB_ID environment variable. Expired or invalid job 28",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", NO_SCHEDULER)
+@pytest.mark.parametrize("report", [ended("FAILED", 1), VANISHED])
+def test_scheduler_that_did_not_answer_its_job_is_no_fault_of_the_node(
+    name: str, report: JobReport
+) -> None:
+    verdict = judge(Observation(report=report, log=log(*NO_SCHEDULER[name])))
+    assert (verdict.kind, verdict.cause) == (VerdictKind.ENVIRONMENT, Cause.SCHEDULER)
+    assert verdict.confidence is Confidence.LIKELY
+    assert verdict.summary.startswith("srun: ")
+    assert decode_verdict(encode_verdict(verdict)) == verdict
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "srun: error: Unable to create step for job 28: Invalid generic resource (gres) specified",
+        "srun: fatal: Could not establish a configuration source",
+        "bash: line 3: module: command not found",
+    ],
+)
+def test_what_a_node_lacks_is_not_taken_for_an_outage(line: str) -> None:
+    verdict = judge(Observation(report=ended("FAILED", 1), log=log(line)))
+    assert (verdict.kind, verdict.cause) == (VerdictKind.ENVIRONMENT, None)
 
 
 @pytest.mark.parametrize("kind", VerdictKind)

@@ -59,6 +59,7 @@ TEXTS = {
         "capacity of 10.00 GiB of which 1.00 GiB is free. Process 77 has 5.00 GiB memory in use."
     ),
     "cuda_error device": "CUDA error: uncorrectable ECC error encountered",
+    "environment outage": "srun: Unable to contact slurm controller",
 }
 
 
@@ -90,6 +91,7 @@ class World:
         self.cancelled: list[str] = []
         self.ending: Counter[str] = Counter()
         self.silent = False
+        self.avoided: dict[str, tuple[str, ...]] = {}
 
     def accept(self, submission: Submission) -> str:
         """Take a submission, as the scheduler does before its answer is on its way."""
@@ -198,6 +200,11 @@ class ScriptedExecutor:
         if self.world.silent:
             raise EnvironmentNotReady("`scancel` did not answer")
         self.world.cancelled += [job.job_id for job in jobs]
+
+    def avoid(self, jobs: Sequence[LiveJob], resources: Mapping[str, Any]) -> None:
+        if self.world.silent:
+            raise EnvironmentNotReady("`scontrol` did not answer")
+        self.world.avoided |= {job.job_id: tuple(resources["exclude"]) for job in jobs}
 
     def log(self, job: LiveJob) -> Path:
         return self.world.paths.submission(job.submission) / f"{job.job_id}_0_log.out"

@@ -119,6 +119,16 @@ def test_bad_node_gets_no_new_jobs_until_its_time_is_over(runs: Runs) -> None:
     assert nodes_in_force(state) == []
 
 
+def test_outage_of_the_scheduler_is_outlived_on_the_same_nodes(runs: Runs) -> None:
+    run = runs.new(generations=1, slurm={})
+    run.world.script = {f"g000-e0{n}": ["environment outage"] * 5 for n in range(4)}
+    run.world.nodes = {f"g000-e0{n}": [f"n{n}"] * 9 for n in range(4)}
+    state = run.drive()
+    assert state.status is RunStatus.FINISHED
+    assert verdicts(state, "g000-e01") == ["environment"] * 5 + ["completed"]
+    assert state.excluded_nodes == {}
+
+
 def test_no_node_is_avoided_where_that_is_off_or_there_is_no_other(runs: Runs) -> None:
     for changes in ({"slurm": {}, "retry": {"exclude_min": 0.0}}, {}):
         run = runs.new(generations=1, **changes)
