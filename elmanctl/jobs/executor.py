@@ -133,6 +133,12 @@ class Executor(Protocol):
     def cancel(self, jobs: Sequence[LiveJob]) -> None:
         """Ask for jobs to be ended."""
 
+    def avoid(self, jobs: Sequence[LiveJob], resources: Mapping[str, Any]) -> None:
+        """Let jobs that wait avoid the nodes that these resources exclude, and no others.
+
+        Raises EnvironmentNotReady when the scheduler does not do it, for one that began say.
+        """
+
     def log(self, job: LiveJob) -> Path:
         """Return where the job's output is kept."""
 

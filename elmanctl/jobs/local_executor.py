@@ -11,8 +11,9 @@ import shlex
 import signal
 import subprocess
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from elmanctl.constants import LOCAL_JOB_VARIABLE
 from elmanctl.errors import SubmissionError
@@ -185,6 +186,9 @@ class LocalExecutor:
         if len(process) == 2 and start_ticks(int(process[0])) == int(process[1]):
             return int(process[0])
         return None
+
+    def avoid(self, jobs: Sequence[LiveJob], resources: Mapping[str, Any]) -> None:
+        """Nothing: this machine is the only node, and no job waits for another."""
 
     def log(self, job: LiveJob) -> Path:
         """Return the file of the worker's output, as submitit names it."""

@@ -225,6 +225,10 @@ class Slurm:
         """Cancel jobs; those that already ended are no error."""
         self.run(["scancel", "--quiet", *job_ids])
 
+    def exclude(self, job_ids: Sequence[str], nodes: str) -> None:
+        """Let jobs that wait exclude these nodes, as sbatch's --exclude has them, and no others."""
+        self.run(["scontrol", "update", f"JobId={','.join(job_ids)}", f"ExcNodeList={nodes}"])
+
     def run(self, command: Sequence[str]) -> str:
         """Run one Slurm command and return its output.
 

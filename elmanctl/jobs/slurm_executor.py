@@ -4,9 +4,10 @@ import logging
 import os
 import subprocess
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 from elmanctl.clock import from_text
 from elmanctl.errors import SubmissionError
@@ -14,6 +15,7 @@ from elmanctl.jobs.executor import (
     JobReport,
     JobState,
     LiveJob,
+    Resources,
     Sighting,
     SubmissionTooLarge,
     SubmissionUnknown,
@@ -21,7 +23,7 @@ from elmanctl.jobs.executor import (
 from elmanctl.jobs.paths import RunPaths
 from elmanctl.jobs.processes import command_lines
 from elmanctl.jobs.slurm import AccountingOff, JobRow, Slurm, SlurmSilent, askable
-from elmanctl.jobs.submission import SCRIPT_NAME, make_script, write_pickles
+from elmanctl.jobs.submission import SCRIPT_NAME, excluded, make_script, write_pickles
 from elmanctl.ledger.files import write_atomically
 from elmanctl.ledger.records import Submission
 
@@ -228,6 +230,10 @@ class SlurmExecutor:
         """Cancel jobs by scancel."""
         if jobs:
             self._slurm.cancel([job.job_id for job in jobs])
+
+    def avoid(self, jobs: Sequence[LiveJob], resources: Mapping[str, Any]) -> None:
+        """Change what jobs that wait exclude, by scontrol."""
+        self._slurm.exclude([job.job_id for job in jobs], excluded(Resources.decode(resources)))
 
     def log(self, job: LiveJob) -> Path:
         """Return the file of the job's output, as submitit names it."""

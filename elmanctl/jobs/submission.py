@@ -110,12 +110,16 @@ def make_script(submission: Submission, folder: Path, code: Path) -> str:
 
 
 def _extra(resources: Resources) -> dict[str, Any]:
-    """Return the user's own options; nodes to avoid are added to those that the user avoids."""
     options = extra_options(resources.extra)
     if resources.exclude:
-        avoided = [str(options["exclude"])] if options.get("exclude") else []
-        options["exclude"] = ",".join([*avoided, *resources.exclude])
+        options["exclude"] = excluded(resources)
     return options
+
+
+def excluded(resources: Resources) -> str:
+    """Return what --exclude gets: nodes to avoid are added to those that the user avoids."""
+    own = extra_options(resources.extra).get("exclude")
+    return ",".join([*([str(own)] if own else []), *resources.exclude])
 
 
 def _setup_lines(resources: Resources, folder: Path, code: Path) -> list[str]:

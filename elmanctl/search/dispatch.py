@@ -27,7 +27,7 @@ from elmanctl.ledger.reserve import hold
 from elmanctl.ledger.spending import devices
 from elmanctl.search.costs import affordable, mean_device_s, overspent
 from elmanctl.search.next_attempt import decision_on, deterministic_failures
-from elmanctl.search.nodes import nodes_in_force, readmit_oldest
+from elmanctl.search.nodes import nodes_in_force, readmit_oldest, says_no_node
 from elmanctl.search.poll import Poller
 from elmanctl.search.repeats import answering
 from elmanctl.search.room import Room
@@ -128,7 +128,7 @@ class Dispatcher:
                     logger.warning("the answer of a submission is missing: %s", exc.message)
                     return
                 except SubmissionError as exc:
-                    if readmit_oldest(self._session, exc.message):
+                    if says_no_node(exc.message) and readmit_oldest(self._session, exc.message):
                         self.submit_waiting()
                         return
                     if not self._session.state.live_attempts():

@@ -35,6 +35,7 @@ from elmanctl.search.repeats import RESEED, Known, answer_data, answering
 from elmanctl.search.requeue import mend_hint
 from elmanctl.search.session import Session
 from elmanctl.search.space import SearchSpace
+from elmanctl.search.waiting import Waiting
 from elmanctl.search.watch import Watcher
 
 
@@ -72,6 +73,7 @@ class Controller:
         self._poller = Poller(session, executor, poll_s=poll_s, now=now)
         self._dispatcher = Dispatcher(session, executor, self._poller)
         self._watcher = Watcher(session, executor, now=now)
+        self._waiting = Waiting(session, executor, now=now)
         self._known = Known(session.state)
         self._optimizer = self._restore()
         space = SearchSpace.decode(session.run["space"])
@@ -122,6 +124,8 @@ class Controller:
         for evaluation, verdict in judged:
             self._view.judged(evaluation, verdict)
         exclude_bad_nodes(self._session, [(e, e.attempts[-1]) for e, _ in judged])
+        if sighting is not None:
+            self._waiting.look(sighting)
 
     def _close_decided(self) -> None:
         """Close evaluations whose last verdict is final; stop at failures that will repeat."""

@@ -5,7 +5,7 @@ Every exclusion is an event before it is acted on, and ends by itself.
 
 import logging
 import re
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from datetime import timedelta
 
 from elmanctl import clock
@@ -67,15 +67,21 @@ def judged_attempts(state: RunState) -> list[tuple[Evaluation, Attempt]]:
     return sorted(ended, key=lambda pair: str(pair[1].finished_at))
 
 
-def readmit_oldest(session: Session, error: str) -> bool:
-    """Take back the oldest exclusion where sbatch says that no node is left; return whether.
+def says_no_node(error: str) -> bool:
+    """Whether sbatch refused a submission because no node is left for it."""
+    return bool(_NOTHING_LEFT.search(error))
 
-    The jobs would wait for ever otherwise, while a bad node may have been mended.
+
+def readmit_oldest(session: Session, words: str, *, among: Collection[str] | None = None) -> bool:
+    """Take back the oldest exclusion, of `among` where given; return whether there was one.
+
+    `words` are the scheduler's on that no node is left.  The jobs would wait for ever otherwise,
+    while a bad node may have been mended.
     """
-    if not _NOTHING_LEFT.search(error):
-        return False
     for node in nodes_in_force(session.state):
-        reason = f"no other node is left: {error.splitlines()[0]}"
+        if among is not None and node.node not in among:
+            continue
+        reason = f"no other node is left: {words.splitlines()[0]}"
         session.record("node_readmitted", node=node.node, reason=reason)
         logger.warning("jobs may run on %s again: %s", node.node, reason)
         return True

@@ -488,3 +488,14 @@ def test_cancelling_nothing_asks_nobody(slurm: Setup) -> None:
 
 def test_log_of_a_job_is_where_the_script_sends_it(slurm: Setup) -> None:
     assert slurm.executor.log(JOBS[1]) == slurm.folder / "7_1_0_log.out"
+
+
+def test_nodes_that_waiting_jobs_avoid_are_changed_in_one_call(slurm: Setup) -> None:
+    slurm.tools.answer("scontrol")
+    resources = {"timeout_min": 5, "extra": {"exclude": "old[1-3]"}, "exclude": ["n1"]}
+    slurm.executor.avoid(JOBS[:2], resources)
+    slurm.executor.avoid(JOBS[2:], {"timeout_min": 5, "exclude": []})
+    assert slurm.tools.calls == [
+        ["scontrol", "update", "JobId=7_0,7_1", "ExcNodeList=old[1-3],n1"],
+        ["scontrol", "update", "JobId=7_2", "ExcNodeList="],
+    ]
