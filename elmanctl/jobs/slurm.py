@@ -19,26 +19,39 @@ logger = logging.getLogger(__name__)
 
 COMMAND_TIMEOUT_S = 60
 
-_WAITING = {
-    "PENDING",
-    "CONFIGURING",
-    "REQUEUED",
-    "REQUEUE_FED",
-    "REQUEUE_HOLD",
-    "RESV_DEL_HOLD",
-    "SPECIAL_EXIT",
-}
-_ENDED = {
-    "BOOT_FAIL",
-    "CANCELLED",
-    "COMPLETED",
-    "DEADLINE",
-    "FAILED",
-    "NODE_FAIL",
-    "OUT_OF_MEMORY",
-    "PREEMPTED",
-    "REVOKED",
-    "TIMEOUT",
+_PENDING, _RUNNING, _ENDED = JobState.PENDING, JobState.RUNNING, JobState.ENDED
+
+# Every state of squeue(1) and sacct(1), and the flags that newer versions show as states.
+STATES = {
+    "BOOT_FAIL": _ENDED,
+    "CANCELLED": _ENDED,
+    "COMPLETED": _ENDED,
+    "COMPLETING": _RUNNING,
+    "CONFIGURING": _PENDING,
+    "DEADLINE": _ENDED,
+    "EXPEDITING": _RUNNING,
+    "FAILED": _ENDED,
+    "LAUNCH_FAILED": _RUNNING,
+    "NODE_FAIL": _ENDED,
+    "OUT_OF_MEMORY": _ENDED,
+    "PENDING": _PENDING,
+    "POWER_UP_NODE": _RUNNING,
+    "PREEMPTED": _ENDED,
+    "RECONFIG_FAIL": _RUNNING,
+    "REQUEUED": _PENDING,
+    "REQUEUE_FED": _PENDING,
+    "REQUEUE_HOLD": _PENDING,
+    "RESIZING": _RUNNING,
+    "RESV_DEL_HOLD": _PENDING,
+    "REVOKED": _ENDED,
+    "RUNNING": _RUNNING,
+    "SIGNALING": _RUNNING,
+    "SPECIAL_EXIT": _PENDING,
+    "STAGE_OUT": _RUNNING,
+    "STOPPED": _RUNNING,
+    "SUSPENDED": _RUNNING,
+    "TIMEOUT": _ENDED,
+    "UPDATE_DB": _RUNNING,
 }
 
 # sbatch refuses a request that no node can meet, and yet leaves a record under its name.
@@ -87,9 +100,7 @@ class JobRow:
 def job_state(raw: str) -> JobState:
     """Return what a Slurm state means for the loop; anything unheard of counts as alive."""
     name = raw.split()[0].rstrip("+") if raw.split() else ""
-    if name in _ENDED:
-        return JobState.ENDED
-    return JobState.PENDING if name in _WAITING else JobState.RUNNING
+    return STATES.get(name, JobState.RUNNING)
 
 
 def parse_squeue(text: str) -> list[JobRow]:

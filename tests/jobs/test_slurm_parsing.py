@@ -58,6 +58,10 @@ ENDED = [
 FORMS = ["{}", "{}+", "{} by 0", "{} by 4294967294", " {} "]
 
 
+def test_every_state_is_known() -> None:
+    assert {**LIVE, **dict.fromkeys(ENDED, JobState.ENDED)} == slurm.STATES
+
+
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize(("name", "expected"), LIVE.items())
 def test_live_state_never_ends_a_job(name: str, expected: JobState, form: str) -> None:
