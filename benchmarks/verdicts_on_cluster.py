@@ -1,204 +1,120 @@
 """Produce every verdict for real on a Slurm cluster of scripts/slurmbox, and compare.
 
-    eval "$(scripts/slurmbox up)" && python -m benchmarks.verdicts_on_cluster --out verdicts.json
+    eval "$(scripts/slurmbox up)"
+    python benchmarks/verdicts_on_cluster.py [--out FILE] [--only NAMES] [--together] [--list]
 
 Prints case, expected, verdict, confidence and the first evidence; exits with 1 on any mismatch.
-All jobs run side by side where they do not disturb each other.  `--only` runs some cases, `--list`
-names them.  Cases that need accounting off are left out on a box that has it (ACCOUNTING=0).
+Jobs run side by side where they do not disturb each other; --together leaves out the cases that
+disturb the whole cluster.  --out keeps the rows of other cases that the file already holds, those
+of a cluster without accounting (ACCOUNTING=0) too; with --table they go into docs/reliability.md.
+Needs root, to mount a small disk.
 """
 
 import argparse
-import json
 import os
+import shlex
 import subprocess
 import sys
 import sysconfig
 import tempfile
-from collections.abc import Callable
-from dataclasses import dataclass
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from elmanctl.ledger.records import Verdict, VerdictKind
-from tests.integration.cluster import Job
-from tests.integration.runs import wait_for
+ROOT = Path(__file__).parents[1]
+sys.path.insert(0, str(ROOT))
 
-SLURMBOX = Path(__file__).parents[1] / "scripts" / "slurmbox"
+from campaign.cases import CASES, GATE, Case  # noqa: E402
+from campaign.cluster import slurmbox  # noqa: E402
+from campaign.verdict_table import keep, rewrite  # noqa: E402
 
-_K = VerdictKind
-_HANG = "import time; time.sleep(600)"
-_SLOW = "import time; time.sleep(20)"
-_WIDE = {"dim": 4096, "depth": 2, "n_heads": 64, "n_state": 32}
-
-
-def slurmbox(*arguments: str) -> None:
-    """Run a command on the box that SLURM_CONF belongs to."""
-    folder = Path(os.environ["SLURM_CONF"]).parents[1]
-    subprocess.run(
-        [SLURMBOX, *arguments],
-        check=True,
-        capture_output=True,
-        env={**os.environ, "SLURMBOX": str(folder)},
-    )
-
-
-def start(job: Job) -> str:
-    """Wait until a job's worker works; return its node."""
-    claim = job.paths.attempt("g000-e00", 1).claim
-    wait_for(claim.exists, f"the worker of {job.live.job_id}")
-    return str(wait_for(lambda: job.report().node, "the job's node"))
-
-
-def kill_node(job: Job) -> None:
-    """Take the power from the node that the job runs on."""
-    slurmbox("kill-node", start(job))
-
-
-def preempt(job: Job) -> None:
-    """Let a job of the partition `urgent` take all CPUs of the job's node."""
-    node = start(job)
-    claim = ["--partition=urgent", f"--nodelist={node}", "--exclusive", "--time=1"]
-    subprocess.run(
-        ["sbatch", "--parsable", *claim, "--output=/dev/null", "--wrap=sleep 5"],
-        check=True,
-        capture_output=True,
-    )
-
-
-def scancel(job: Job) -> None:
-    """Cancel as a user does, behind the controller's back."""
-    start(job)
-    subprocess.run(["scancel", job.live.job_id], check=True)
-
-
-def kill_worker(job: Job) -> None:
-    """Send the worker itself SIGKILL."""
-    start(job)
-    beat = job.paths.attempt("g000-e00", 1).heartbeat
-    wait_for(beat.exists, "a heartbeat")
-    pid = int(json.loads(beat.read_text(encoding="utf-8"))["pid"])
-    os.kill(pid, 9)
-
-
-def restart_slurmctld(job: Job) -> None:
-    """Restart the cluster's controller while the job runs."""
-    start(job)
-    slurmbox("stop", "slurmctld")
-    slurmbox("start", "slurmctld")
-
-
-def kill_without_slurmdbd(job: Job) -> None:
-    """Kill the worker while the accounting daemon is down: nobody knows the exit code."""
-    start(job)
-    slurmbox("stop", "slurmdbd")
-    kill_worker(job)
-
-
-def forget(job: Job) -> None:
-    """Let Slurm lose the job: its node dies, and then all records of it."""
-    node = start(job)
-    if subprocess.run(["sacct", "-n"], capture_output=True, check=False).returncode == 0:
-        slurmbox("stop", "slurmdbd")
-    slurmbox("kill-node", node)
-    slurmbox("stop", "slurmctld")
-    for name in ("job_state", "job_state.old"):
-        (Path(os.environ["SLURM_CONF"]).parents[1] / "state" / name).unlink(missing_ok=True)
-    slurmbox("start", "slurmctld")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Case:
-    """A way to end a job, and the verdict it must get."""
-
-    expected: VerdictKind
-    job: dict[str, Any]
-    disturb: Callable[[Job], None] | None = None
-    on_full_disk: bool = False
-    alone: bool = False
-
-
-CASES = {
-    "completed": Case(expected=_K.COMPLETED, job={}),
-    "diverged": Case(expected=_K.DIVERGED, job={"spec": {"lr": 1e6}}),
-    "invalid": Case(expected=_K.INVALID, job={"spec": {"level": "e99"}}),
-    "python error": Case(
-        expected=_K.PYTHON_ERROR, job={"broken_by": 'raise RuntimeError("a bug")'}
-    ),
-    "environment": Case(
-        expected=_K.ENVIRONMENT, job={"broken_by": "import a_package_that_is_not_here"}
-    ),
-    "out of memory": Case(expected=_K.OOM, job={"config": _WIDE, "mem_gb": 0.5}),
-    "time limit": Case(expected=_K.TIMEOUT, job={"broken_by": _HANG, "timeout_min": 1}),
-    "cancelled by hand": Case(expected=_K.CANCELLED, job={"broken_by": _HANG}, disturb=scancel),
-    "killed": Case(expected=_K.KILLED, job={"broken_by": _HANG}, disturb=kill_worker),
-    "disk full": Case(expected=_K.DISK_FULL, job={}, on_full_disk=True),
-    "preempted": Case(expected=_K.PREEMPTED, job={"broken_by": _HANG}, disturb=preempt, alone=True),
-    "node killed": Case(
-        expected=_K.NODE_FAILURE, job={"broken_by": _HANG}, disturb=kill_node, alone=True
-    ),
-    "slurmctld restarted": Case(
-        expected=_K.COMPLETED, job={"broken_by": _SLOW}, disturb=restart_slurmctld, alone=True
-    ),
-    "slurmdbd down": Case(
-        expected=_K.KILLED, job={"broken_by": _HANG}, disturb=kill_without_slurmdbd, alone=True
-    ),
-    "lost": Case(expected=_K.LOST, job={"broken_by": _HANG}, disturb=forget, alone=True),
-}
+from elmanctl.ledger.records import Verdict  # noqa: E402
+from tests.integration.cluster import Job  # noqa: E402
 
 
 def main() -> int:
     """Run the cases and print the table."""
-    parser = argparse.ArgumentParser(description="Every verdict for real, on a slurmbox cluster.")
-    parser.add_argument("--out", type=Path, help="write the table as JSON, too")
-    parser.add_argument("--only", help="names of cases, with commas between them")
-    parser.add_argument("--list", action="store_true", help="name the cases")
-    options = parser.parse_args()
+    options = read_arguments()
     if options.list:
         print("\n".join(CASES))
         return 0
     names = options.only.split(",") if options.only else list(CASES)
+    chosen = [CASES[name.strip()] for name in names]
+    if options.together:
+        chosen = [case for case in chosen if not case.alone]
+    accounting = subprocess.run(["sacct", "-n"], capture_output=True, check=False).returncode == 0
+    chosen = [case for case in chosen if accounting or not case.needs_accounting]
     with tempfile.TemporaryDirectory(prefix="verdicts-") as folder:
-        rows = run([name.strip() for name in names], Path(folder))
+        rows = run(chosen, Path(folder))
     if options.out:
-        options.out.write_text(json.dumps({"cases": rows}, indent=2) + "\n", encoding="utf-8")
+        kept = keep(options.out, rows, accounting=accounting)
+        if options.table:
+            rewrite(ROOT / "docs" / "reliability.md", kept)
     for row in rows:
-        shown = (row["case"], row["expected"], row["verdict"], row["confidence"])
-        print("".join(f"{word:<22}" for word in map(str, shown)) + str(row["evidence"])[:120])
-    wrong = [row for row in rows if row["verdict"] != row["expected"]]
+        words = (row["case"], row["expected"], row["verdict"], row["cause"] or "-")
+        print("".join(f"{word:<26}" for word in words) + row["evidence"][:100])
+    wrong = [row for row in rows if not row["holds"]]
     print(f"\n{len(rows) - len(wrong)} of {len(rows)} as expected")
     return 1 if wrong else 0
 
 
-def run(names: list[str], folder: Path) -> list[dict[str, Any]]:
+def read_arguments() -> argparse.Namespace:
+    """Return the options."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--out", type=Path, help="keep the rows in this JSON file")
+    parser.add_argument("--table", action="store_true", help="write the table of the docs, too")
+    parser.add_argument("--only", help="names of cases, with commas between them")
+    parser.add_argument("--together", action="store_true", help="only what runs side by side")
+    parser.add_argument("--list", action="store_true", help="name the cases")
+    return parser.parse_args()
+
+
+def run(cases: list[Case], folder: Path) -> list[dict[str, Any]]:
     """Return a row for each case; what disturbs the whole cluster runs alone, at the end."""
     corpus = folder / "corpus.bytes"
     corpus.write_bytes((Path(sysconfig.get_path("stdlib")) / "turtle.py").read_bytes())
-    together = {name: submit(name, folder, corpus) for name in names if not CASES[name].alone}
-    for name, job in together.items():
-        disturb = CASES[name].disturb
-        if disturb is not None:
-            disturb(job)
-    rows = [row_of(name, job.verdict()) for name, job in together.items()]
-    for name in (name for name in names if CASES[name].alone):
-        case, job = CASES[name], submit(name, folder, corpus)
-        assert case.disturb is not None
-        case.disturb(job)
-        rows.append(row_of(name, job.verdict()))
+    try:
+        together = [(case, submit(case, folder, corpus)) for case in cases if not case.alone]
+        # All at once: without accounting Slurm forgets a job soon after its end.
+        with ThreadPoolExecutor(max_workers=len(together) or 1) as pool:
+            rows = list(pool.map(lambda pair: meet(*pair), together))
         slurmbox("up")
-    for name in together:
-        if CASES[name].on_full_disk:
-            subprocess.run(["umount", folder / name.replace(" ", "-")], check=True)
+        for case in (case for case in cases if case.alone):
+            rows.append(meet(case, submit(case, folder, corpus)))
+            slurmbox("up")
+    finally:
+        for case in cases:
+            if case.on_full_disk:
+                subprocess.run(["umount", place(case, folder)], check=False)
     return rows
 
 
-def submit(name: str, folder: Path, corpus: Path) -> Job:
+def place(case: Case, folder: Path) -> Path:
+    """Return the folder of a case's run."""
+    return folder / case.name.replace(" ", "-")
+
+
+def submit(case: Case, folder: Path, corpus: Path) -> Job:
     """Submit the job of a case, on a small file system where it asks for one."""
-    case, run_folder = CASES[name], folder / name.replace(" ", "-")
+    run_folder = place(case, folder)
     if case.on_full_disk:
         run_folder.mkdir()
         mount = ["mount", "-t", "tmpfs", "-o", "size=16m", "elmanctl", str(run_folder)]
         subprocess.run(mount, check=True)
-    job = Job(run_folder, corpus, **case.job)
+    gate = shlex.quote(str(run_folder / GATE))
+    nodes = subprocess.check_output(["sinfo", "-hN", "-p", "gpu", "-o", "%N"], text=True).split()
+    if case.alone:
+        extra = {}
+    elif case.node is None:
+        taken = {other.node for other in CASES.values() if other.node is not None}
+        extra = {"exclude": ",".join(nodes[-number] for number in sorted(taken))}
+    else:
+        extra = {"nodelist": nodes[-case.node]}
+    setup = (f"until [ -e {gate} ]; do sleep 0.2; done",) if case.gated else ()
+    job = Job(run_folder, corpus, setup=setup, extra=extra, **case.job)
     if case.on_full_disk:
         fill(run_folder)
     return job
@@ -214,17 +130,27 @@ def fill(folder: Path) -> None:
             return
 
 
-def row_of(name: str, verdict: Verdict) -> dict[str, Any]:
-    """Return one case of the table."""
+def meet(case: Case, job: Job) -> dict[str, Any]:
+    """End the job of a case, wait for its verdict, and return the row."""
+    if case.disturb is not None:
+        case.disturb(job)
+    verdict: Verdict = job.verdict()
+    cause = verdict.cause and verdict.cause.value
     return {
-        "case": name,
-        "expected": CASES[name].expected.value,
+        "case": case.name,
+        "done": case.done,
+        "expected": case.expected.value,
         "verdict": verdict.kind.value,
         "confidence": verdict.confidence and verdict.confidence.value,
-        "cause": verdict.cause and verdict.cause.value,
+        "cause": cause,
+        "holds": (verdict.kind, verdict.cause) == (case.expected, case.cause),
         "evidence": verdict.summary,
+        "at": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
     }
 
 
 if __name__ == "__main__":
+    if "SLURM_CONF" not in os.environ and "--list" not in sys.argv:
+        print('no cluster: eval "$(scripts/slurmbox up)"', file=sys.stderr)
+        sys.exit(4)
     sys.exit(main())

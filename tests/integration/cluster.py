@@ -1,7 +1,7 @@
 """Single attempts on a real cluster, each under a spec and resources of its own."""
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +34,8 @@ class Job:
         timeout_min: int = 5,
         partition: str = "gpu",
         broken_by: str = "",
+        setup: Sequence[str] = (),
+        extra: Mapping[str, str] | None = None,
     ) -> None:
         self.paths = RunPaths(folder)
         self.timeout_min = timeout_min
@@ -76,6 +78,8 @@ class Job:
                 "gres": "gpu:1",
                 "mem_gb": mem_gb,
                 "cpus": 1,
+                "setup": list(setup),
+                "extra": dict(extra or {}),
             },
             intended_at=to_text(now()),
         )
@@ -99,9 +103,9 @@ class Job:
             nonlocal missed
             report = self.report()
             missed = missed + 1 if report.state is JobState.VANISHED else 0
-            return report if report.state is JobState.ENDED or missed > 40 else None
+            return report if report.state is JobState.ENDED or missed > 20 else None
 
-        report = wait_for(over, f"job {self.live.job_id} to end", timeout_s)
+        report = wait_for(over, f"job {self.live.job_id} to end", timeout_s, pause_s=0.5)
         return judge(
             observe(
                 self.paths.attempt("g000-e00", 1),

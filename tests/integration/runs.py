@@ -23,14 +23,16 @@ def search_arguments(corpus: Path) -> list[str]:
     ]
 
 
-def wait_for(look: Callable[[], _T | None], what: str, timeout_s: float = 120) -> _T:
+def wait_for(
+    look: Callable[[], _T | None], what: str, timeout_s: float = 120, pause_s: float = 0.1
+) -> _T:
     """Return what `look` finds, as soon as it finds something."""
     end = time.monotonic() + timeout_s
     while time.monotonic() < end:
         found = look()
         if found:
             return found
-        time.sleep(0.1)
+        time.sleep(pause_s)
     raise AssertionError(f"waited {timeout_s} s for {what}")
 
 
