@@ -154,7 +154,7 @@ def test_every_error_is_in_the_documents_with_its_exit_code() -> None:
 
 
 def test_every_verdict_is_in_the_documents_with_its_default_retries() -> None:
-    table = rows(read("docs/concepts/verdicts.md").partition("\n## What follows")[0])
+    table = rows(read("docs/concepts/verdicts.md").partition("\n## The states of Slurm")[0])
     retries = {item.name: str(item.default) for item in fields(RetrySettings)}
     expected = {kind.value: retries.get(kind.value, "") for kind in VerdictKind}
     assert {name: cells[-1] for name, cells in table.items()} == expected
