@@ -68,5 +68,4 @@ def test_job_that_excludes_every_node_that_is_up_waits_until_it_is_eased(
     eased = {"timeout_min": 5, "extra": {"exclude": nodes[0]}, "exclude": [nodes[2]]}
     job.executor.avoid([job.live], eased)
     assert job.verdict().kind == "completed"
-    node = slurm("sacct", "-XnP", "-j", job.live.job_id, "-o", "NodeList").strip()
-    assert node in nodes[3:]
+    assert job.report().node in nodes[3:]
