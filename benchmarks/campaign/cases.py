@@ -259,7 +259,7 @@ CASES = {
         ),
         Case(
             name="preempted and requeued",
-            done="the same, of a job that Slurm may put back",
+            done="a higher partition takes the node, and Slurm may put the job back",
             expected=_K.COMPLETED,
             job={"broken_by": _HANG_ONCE},
             disturb=preempt_and_requeue,
@@ -275,7 +275,7 @@ CASES = {
         ),
         Case(
             name="node killed and requeued",
-            done="the same, of a job that Slurm may put back",
+            done="a node's power is cut, and Slurm may put the job back",
             expected=_K.COMPLETED,
             job={"broken_by": _HANG_ONCE},
             disturb=kill_node_and_requeue,

@@ -35,7 +35,7 @@ NO_SCHEDULER = re.compile(
     r"^srun: (error: |fatal: )?"
     r"((Unable to (confirm allocation|create step|allocate resources)\b.*: )?"
     r"(Unable to contact slurm controller|Socket timed out|Zero Bytes were transmitted)"
-    r"|Unable to confirm allocation for job|Check SLURM_JOB_ID environment variable\b)"
+    r"|Unable to confirm allocation for job)"
 )
 
 

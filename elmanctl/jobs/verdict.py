@@ -188,7 +188,9 @@ def _of_signal(seen: Observation, report: JobReport, word: LogWord | None) -> _O
     else:
         kind = _K.KILLED
     exits = tuple(q for q in context(seen) if q.source is EvidenceSource.EXIT)
-    return _Opinion(kind=kind, confidence=likely, lead=exits)
+    # Slurm ends what it gives up with signals of its own, which say less than its words.
+    words = word.quotes if word is not None and word.of_scheduler and word.kind is kind else ()
+    return _Opinion(kind=kind, confidence=likely, lead=(*words, *exits))
 
 
 def _of_silence(seen: Observation, word: LogWord | None) -> _Opinion:
