@@ -13,7 +13,7 @@ from elmanctl.cli import classify, data, disk, doctor, inspect, ledger, manage, 
 from elmanctl.cli import requeue as again
 from elmanctl.cli import status as look
 from elmanctl.cli.context import Globals
-from elmanctl.cli.output import configure, print_line
+from elmanctl.cli.output import configure, print_line, printable
 from elmanctl.errors import NotFound
 
 PANELS = {
@@ -61,6 +61,14 @@ def _print_version(value: bool) -> None:
         raise typer.Exit
 
 
+class _Plain(logging.Formatter):
+    """Shows control characters: a log names files that anybody may have made."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """Return the line of a record."""
+        return printable(str(super().format(record)))
+
+
 @app.callback()
 def root(
     ctx: typer.Context,
@@ -87,7 +95,9 @@ def root(
         raise typer.BadParameter(f"{color} is not one of {', '.join(_COLORS)}")
     configure(color=color, quiet=quiet)
     level = (logging.WARNING, logging.INFO, logging.DEBUG)[min(verbose, 2)]
-    logging.basicConfig(level=level, format="%(levelname)s: %(message)s")
+    handler = logging.StreamHandler()
+    handler.setFormatter(_Plain("%(levelname)s: %(message)s"))
+    logging.basicConfig(level=level, handlers=[handler])
     if config is not None:
         config = config.resolve()
     if directory is not None:

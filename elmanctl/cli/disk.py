@@ -35,7 +35,6 @@ from elmanctl.jobs.paths import RunPaths
 from elmanctl.ledger.disk import Space, measure, space_of
 from elmanctl.ledger.reserve import parts_held
 from elmanctl.ledger.run_state import RunState
-from elmanctl.ledger.state import load_run
 from elmanctl.search.cleaning import Removable, choose, plan_cleaning, retention
 from elmanctl.search.holdings import KINDS, Held, scan
 from elmanctl.search.selection import list_runs
@@ -308,7 +307,7 @@ def clean(
         elmanctl clean e88-480m --keep-best 10 --keep-last 0 --yes
     """
     paths = run_to_change(ctx, run)
-    state = load_run(paths.folder).state
+    state = load_readable(paths)
     kinds = kind.split(",") if kind else []
     asked = {
         "keep_best": keep_best,

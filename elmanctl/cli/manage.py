@@ -12,6 +12,7 @@ from elmanctl.cli.context import (
     JsonFlag,
     RunOption,
     YesFlag,
+    load_readable,
     resolve_settings,
     run_to_change,
 )
@@ -29,7 +30,6 @@ from elmanctl.constants import COMPLETION_VARIABLE, CONFIG_NAME, PROGRAM
 from elmanctl.errors import PartialFailure, UsageError
 from elmanctl.jobs.policy import shown_rules
 from elmanctl.ledger.records import Evaluation
-from elmanctl.ledger.state import load_run
 from elmanctl.search.requeue import last_kind
 from elmanctl.search.selection import select_named
 
@@ -88,7 +88,7 @@ def cancel(
         elmanctl cancel --run e88-480m --all
     """
     paths = run_to_change(ctx, run, whole_name=everything)
-    state = load_run(paths.folder).state
+    state = load_readable(paths)
     if everything == bool(names):
         raise UsageError("name evaluations to cancel, or pass `--all`")
     chosen = (

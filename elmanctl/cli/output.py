@@ -1,11 +1,13 @@
 """Everything that is printed: tables, JSON, questions, errors; the only import of rich.
 
 stdout holds what was asked for, stderr all talk.  On a terminal tables are rich tables; elsewhere
-lines of tab-separated fields with a header, complete words and nothing cut.
+lines of tab-separated fields with a header, complete words and nothing cut.  Names, logs and errors
+come from files that anybody may have written, so control characters are shown and never obeyed.
 """
 
 import json
 import os
+import re
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -32,6 +34,19 @@ _STYLES = {
     "submitted": "yellow",
     "cancelled": "dim",
 }
+
+
+# What moves the cursor, starts a command of the terminal, or turns the direction of writing.
+_CONTROLS = (
+    *(code for code in range(0x20) if code not in b"\t\n"),
+    *range(0x7F, 0xA0),
+    *(0x061C, 0x200E, 0x200F, *range(0x202A, 0x202F), *range(0x2066, 0x206A)),
+)
+_SHOWN = {code: f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}" for code in _CONTROLS}
+_IN_JSON = {code: f"\\u{code:04x}" for code in _CONTROLS if code >= 0x7F}
+
+# Colours and returns to the start of a line are what logs are made of.
+_OF_LOGS = re.compile(r"\x1b\[[0-9;]*m|\r")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -84,6 +99,11 @@ def _wants_color(stream: TextIO) -> bool:
     return bool(os.environ.get("FORCE_COLOR")) or is_terminal(stream)
 
 
+def printable(text: str) -> str:
+    """Return a text with control characters written out, as in `\\x1b`; tabs and newlines stay."""
+    return text.translate(_SHOWN)
+
+
 def print_table(columns: Sequence[Column], rows: Iterable[Sequence[str | None]]) -> None:
     """Print rows; a missing value is a dash on a terminal and empty elsewhere."""
     if is_terminal():
@@ -95,7 +115,7 @@ def print_table(columns: Sequence[Column], rows: Iterable[Sequence[str | None]])
 
 
 def _plain(cell: str | None) -> str:
-    return "" if cell is None else cell.replace("\t", " ").replace("\n", " ")
+    return "" if cell is None else printable(cell.replace("\t", " ").replace("\n", " "))
 
 
 def _print_rich(columns: Sequence[Column], rows: Sequence[Sequence[str | None]]) -> None:
@@ -118,7 +138,7 @@ def build_table(
             column.name, justify="right" if column.right else "left", no_wrap=not column.wraps
         )
     for row in rows:
-        cells = [MISSING if row[i] is None else str(row[i]) for i in kept]
+        cells = [MISSING if (cell := row[i]) is None else printable(str(cell)) for i in kept]
         table.add_row(*(Text(cell, style=_STYLES.get(cell, "")) for cell in cells))
     return table
 
@@ -148,16 +168,21 @@ def _fitting(
 def print_json(data: Mapping[str, Any] | Sequence[Any]) -> None:
     """Print one JSON document and nothing else; a mapping gets the format's version."""
     document = {"version": JSON_VERSION, **data} if isinstance(data, Mapping) else data
-    print(json.dumps(document, indent=2, ensure_ascii=False, allow_nan=False))
+    text = json.dumps(document, indent=2, ensure_ascii=False, allow_nan=False)
+    print(text.translate(_IN_JSON))
 
 
 def print_line(text: str = "") -> None:
     """Print one line of data."""
-    print(text)
+    print(printable(text))
 
 
 def write_raw(text: str) -> None:
-    """Write text to stdout as it is, at once."""
+    """Write a log to stdout as it is, at once; to a terminal only what cannot harm it."""
+    if is_terminal():
+        kept = [*_OF_LOGS.findall(text), ""]
+        parts = _OF_LOGS.split(text)
+        text = "".join(printable(part) + mark for part, mark in zip(parts, kept, strict=True))
     sys.stdout.write(text)
     sys.stdout.flush()
 
@@ -165,24 +190,26 @@ def write_raw(text: str) -> None:
 def say(text: str) -> None:
     """Tell the user something on stderr, unless asked to be quiet."""
     if not _options.quiet:
-        print(text, file=sys.stderr, flush=True)
+        print(printable(text), file=sys.stderr, flush=True)
 
 
 def warn(text: str) -> None:
     """Warn the user on stderr."""
-    print(f"{_tag('warning', 'yellow')} {text}", file=sys.stderr, flush=True)
+    print(f"{_tag('warning', 'yellow')} {printable(text)}", file=sys.stderr, flush=True)
 
 
 def print_error(error: ElmanError) -> None:
     """Print an error and its hint on stderr."""
-    print(f"{_tag('error', 'red')} {error.message}", file=sys.stderr)
+    print(f"{_tag('error', 'red')} {printable(error.message)}", file=sys.stderr)
     if error.hint:
-        print(f"\n{_tag('hint', 'cyan')} {error.hint}", file=sys.stderr, flush=True)
+        text = printable(error.hint)
+        print(f"\n{_tag('hint', 'cyan')} {text}", file=sys.stderr, flush=True)
 
 
 def hint(text: str) -> None:
     """Name the next command on stderr."""
-    say(f"{_tag('hint', 'cyan')} {text}")
+    if not _options.quiet:
+        print(f"{_tag('hint', 'cyan')} {printable(text)}", file=sys.stderr, flush=True)
 
 
 def _tag(word: str, colour: str) -> str:
@@ -203,7 +230,7 @@ def confirm(question: str, *, yes: bool) -> bool:
         raise UsageError(
             "confirmation required when not running interactively", hint="pass `--yes`"
         )
-    print(f"{question} [y/N] ", end="", file=sys.stderr, flush=True)
+    print(f"{printable(question)} [y/N] ", end="", file=sys.stderr, flush=True)
     return sys.stdin.readline().strip().casefold() in ("y", "yes")
 
 

@@ -17,6 +17,7 @@ from elmanctl.cli.output import (
     hint,
     is_terminal,
     print_line,
+    printable,
     say,
 )
 from elmanctl.cli.rows import (
@@ -102,7 +103,9 @@ class LiveView:
     def judged(self, evaluation: Evaluation, verdict: Verdict) -> None:
         """Keep a line for every attempt that did not complete."""
         if verdict.kind is not VerdictKind.COMPLETED:
-            self._live.console.print(judged_line(evaluation, verdict), style="red", markup=False)
+            self._live.console.print(
+                printable(judged_line(evaluation, verdict)), style="red", markup=False
+            )
 
     def generation_done(self, session: Session, generation: int) -> None:
         """Keep a line for every generation."""
@@ -115,7 +118,7 @@ class LiveView:
         left = self._time_left(session)
         lines = [Text(headline(session) + (f"  about {left} left" if left else ""), style="bold")]
         if silent_reason:
-            lines.append(Text(silent_reason, style="yellow"))
+            lines.append(Text(printable(silent_reason), style="yellow"))
         names = searched_names(session.run)
         columns = [
             Column(name="EVAL"),

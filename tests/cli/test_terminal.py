@@ -1,0 +1,60 @@
+"""Names, logs and errors that hold commands for a terminal: shown, and never obeyed."""
+
+import os
+
+import pytest
+
+from elmanctl.cli import output
+from tests.cli.conftest import QuickCommandLine
+
+EVIL = "a\x1b[2Jb\x9b1m\u202ec"
+
+
+def test_control_characters_reach_no_terminal(capsys: pytest.CaptureFixture[str]) -> None:
+    output.print_line(EVIL)
+    output.print_table([output.Column(name="NAME")], [[EVIL]])
+    output.print_json({"name": EVIL})
+    output.say(EVIL)
+    output.warn(EVIL)
+    output.hint(EVIL)
+    output.print_error(output.UsageError(EVIL, hint=EVIL))
+    text = "".join(capsys.readouterr())
+    assert not set(text) & set("\x1b\x9b\u202e")
+    assert text.count("2Jb") == 8
+
+
+def test_log_keeps_its_colours_on_a_terminal(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    log = "\x1b[31mred\x1b[0m\r50 %\x1b]0;title\x07\n"
+    output.write_raw(log)
+    assert capsys.readouterr().out == log
+    monkeypatch.setattr(output, "is_terminal", lambda stream=None: True)
+    output.write_raw(log)
+    assert capsys.readouterr().out == "\x1b[31mred\x1b[0m\r50 %\\x1b]0;title\\x07\n"
+
+
+def test_log_that_is_a_pipe_or_a_hole_is_no_trap(quick_with_runs: QuickCommandLine) -> None:
+    run = quick_with_runs.folder / "runs" / "finished"
+    logs = sorted((run / "submissions").rglob("*_log.out"))
+    for log in logs:
+        log.unlink()
+        os.mkfifo(log)
+    done = quick_with_runs("logs", "finished", "best")
+    assert done.returncode == 4 and "not a regular file" in done.stderr
+    for log in logs:
+        log.unlink()
+        with log.open("wb") as file:
+            file.truncate(20 << 30)
+            file.seek(0, os.SEEK_END)
+            file.write(b"\nlast \x1b[2J\n")
+    done = quick_with_runs("logs", "finished", "best", "-n", "1")
+    assert done.stdout == "last \\x1b[2J\n"
+
+
+def test_torn_first_line_is_no_internal_error(quick_with_runs: QuickCommandLine) -> None:
+    ledger = quick_with_runs.folder / "runs" / "finished" / "ledger.jsonl"
+    ledger.write_bytes(b"\x1b[2J{")
+    for words in (("clean", "finished", "--dry-run"), ("cancel", "x", "--run", "finished")):
+        done = quick_with_runs(*words)
+        assert done.returncode == 3 and "is empty" in done.stderr
