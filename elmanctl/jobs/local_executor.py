@@ -226,6 +226,7 @@ def _read_words(path: Path) -> list[str]:
 def _group_alive(group: int) -> bool:
     try:
         os.killpg(group, 0)
-    except ProcessLookupError:
+    except (ProcessLookupError, PermissionError):
+        # Somebody else's processes have the number by now.
         return False
     return True

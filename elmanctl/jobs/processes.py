@@ -1,14 +1,20 @@
 """Processes of this machine, as /proc tells of them."""
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
 
 def command_lines() -> Iterator[tuple[int, str]]:
-    """Yield the process id and command line of every process that can be read."""
+    """Yield the process id and command line of every process of this user.
+
+    What others call their processes says nothing: it may be a trap for whoever waits for one.
+    """
     for folder in Path("/proc").iterdir():
         if folder.name.isdigit():
             try:
+                if folder.stat().st_uid != os.geteuid():
+                    continue
                 raw = (folder / "cmdline").read_bytes()
             except OSError:
                 continue

@@ -54,6 +54,9 @@ STATES = {
     "UPDATE_DB": _RUNNING,
 }
 
+# `isdigit` holds for digits that `int` does not know.
+_NUMBER = re.compile(r"[0-9]{1,10}")
+
 # sbatch refuses a request that no node can meet, and yet leaves a record under its name.
 _REFUSED = "BadConstraints"
 _NO_NODE = "None assigned"
@@ -180,11 +183,11 @@ def expand_array(job_id: str) -> list[str]:
 
 def _exit(text: str) -> tuple[int | None, int | None]:
     """Read `code:signal`, or the status of wait(2) as one number, as squeue writes it."""
-    if text.isdigit():
+    if _NUMBER.fullmatch(text):
         return int(text) >> 8, int(text) & 0x7F or None
     code, _, signal = text.partition(":")
-    number = int(signal) if signal.isdigit() else 0
-    return int(code) if code.isdigit() else None, number or None
+    number = int(signal) if _NUMBER.fullmatch(signal) else 0
+    return int(code) if _NUMBER.fullmatch(code) else None, number or None
 
 
 class Slurm:
@@ -250,6 +253,8 @@ class Slurm:
                 command,
                 capture_output=True,
                 text=True,
+                # Among the jobs of a user may be one with a name in another encoding.
+                errors="replace",
                 timeout=COMMAND_TIMEOUT_S,
                 check=False,
                 stdin=subprocess.DEVNULL,

@@ -90,6 +90,7 @@ class SlurmExecutor:
                 ["sbatch", "--parsable", str(script)],
                 capture_output=True,
                 text=True,
+                errors="replace",
                 timeout=SBATCH_TIMEOUT_S,
                 check=False,
                 stdin=subprocess.DEVNULL,

@@ -88,7 +88,8 @@ def is_gone(holder: Holder, host: str | None = None) -> bool | None:
         return None
     try:
         os.kill(holder.pid, 0)
-    except ProcessLookupError:
+    except (ProcessLookupError, OverflowError):
+        # No process has a number that the system cannot hold.
         return True
     except PermissionError:
         # It exists and belongs to another user; whether the number was reused is asked below.

@@ -82,6 +82,7 @@ def _ask(mount: Mount) -> Quota:
             command,
             capture_output=True,
             text=True,
+            errors="replace",
             timeout=_TIMEOUT_S,
             check=False,
             stdin=subprocess.DEVNULL,
