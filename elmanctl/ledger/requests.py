@@ -11,8 +11,9 @@ import os
 import socket
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass
-from datetime import timedelta
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -53,7 +54,7 @@ class Request:
         """Whether somebody may still wait for the answer."""
         if self.asker is not None and is_gone(self.asker) is True:
             return False
-        return self.expires_at is None or clock.now() < clock.from_text(self.expires_at)
+        return self.expires_at is None or clock.now() < _moment(self.expires_at)
 
 
 def leave_request(
@@ -124,6 +125,12 @@ def answer_request(folder: Path, request: Request, answer: Mapping[str, object])
             _answer_path(folder, request.id),
             {"version": _VERSION, "request": request.id, "answer": answer},
         )
+    except IsADirectoryError as exc:
+        # Nobody will read it there; the request is on record, and must not be met again for ever.
+        logger.warning("request %s has no answer: %s", request.id, exc)
+    except OSError as exc:
+        raise LedgerError(f"cannot answer request {request.id}: {exc.strerror}") from exc
+    try:
         _remove(_request_path(folder, request.id))
     except OSError as exc:
         raise LedgerError(f"cannot answer request {request.id}: {exc.strerror}") from exc
@@ -177,9 +184,11 @@ def _read_request(path: Path) -> Request | None:
     try:
         data = read_json(path)
         return _decode_request(data, path.stem) if data is not None else None
-    except (ValueError, LedgerCorrupt) as exc:
+    except (ValueError, LedgerCorrupt, OSError) as exc:
+        # A pipe or a folder in place of a request is no reason to stop a search either.
         damaged = path.with_name(f"{path.name}.damaged")
-        path.rename(damaged)
+        with suppress(FileNotFoundError):
+            path.rename(damaged)
         logger.warning("request %s is damaged, moved to %s: %s", path.stem, damaged, exc)
         return None
 
@@ -197,7 +206,16 @@ def _decode_request(data: Mapping[str, Any], name: str) -> Request:
         )
     if version != _VERSION or request.id != name:
         raise LedgerCorrupt(f"version {version} and id {request.id} are not {_VERSION} and {name}")
+    if request.expires_at is not None:
+        _moment(request.expires_at)
     return request
+
+
+def _moment(text: str) -> datetime:
+    moment = clock.from_text(text)
+    if moment.tzinfo is None:
+        raise LedgerCorrupt(f"`{text}` does not say of which zone it is")
+    return moment
 
 
 def _decode_asker(data: Mapping[str, Any] | None) -> Holder | None:

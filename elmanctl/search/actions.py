@@ -12,6 +12,7 @@ from elmanctl.errors import ElmanError, UsageError
 from elmanctl.ledger.records import RunStatus, State
 from elmanctl.ledger.requests import answer_request, pending_requests
 from elmanctl.ledger.run_state import RunState
+from elmanctl.search.asked import check_arguments
 from elmanctl.search.cleaning import plan_cleaning, remove_planned, retention
 from elmanctl.search.requeue import plan_requeue, reopened_row, select_requeueable
 from elmanctl.search.selection import select_named
@@ -53,8 +54,7 @@ def perform(
         "cancel": _cancel,
         "clean": _clean,
     }
-    if command not in actions:
-        raise UsageError(f"no request named `{command}`")
+    check_arguments(command, arguments)
     return actions[command](session, watcher, arguments, by)
 
 
