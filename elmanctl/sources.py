@@ -11,6 +11,9 @@ from typing import Any
 from elmanctl.errors import ConfigError, NotFound, nearest
 from elmanctl.settings import PATH_KEYS, SECTIONS, TEMPLATE_KEYS
 
+# Settings are written by hand.
+_LARGEST_BYTES = 1 << 20
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Source:
@@ -33,9 +36,9 @@ class Source:
 def read_file(path: Path) -> Source:
     """Return the values of one TOML file; its keys are checked."""
     try:
-        text = path.read_text(encoding="utf-8")
+        text = _text_of(path)
         data = tomllib.loads(text)
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as exc:
+    except tomllib.TOMLDecodeError as exc:
         raise ConfigError(f"cannot read `{path}`: {exc}") from exc
     source = Source(name=path.name, values={}, text=text)
     for section, table in data.items():
@@ -51,6 +54,21 @@ def read_file(path: Path) -> Source:
         for key, value in flat(data)
     }
     return Source(name=path.name, values=values, text=text, path=path)
+
+
+def _text_of(path: Path) -> str:
+    """Return what a file of settings holds; raises ConfigError.
+
+    What has another size or sort may be a trap for every command that is started in its folder.
+    """
+    if path.exists() and not path.is_file():
+        raise ConfigError(f"cannot read `{path}`: it is not a regular file")
+    try:
+        if path.stat().st_size > _LARGEST_BYTES:
+            raise ConfigError(f"cannot read `{path}`: it is larger than {_LARGEST_BYTES} bytes")
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as exc:
+        raise ConfigError(f"cannot read `{path}`: {exc}") from exc
 
 
 def preset_source(name: str) -> Source:
@@ -76,7 +94,7 @@ def template_source(name: str, folders: Iterable[Path]) -> Source:
     for folder in folders:
         for path in sorted(folder.glob("*.toml")) if folder.is_dir() else ():
             if path.stem not in known:
-                known[path.stem] = path.read_text(encoding="utf-8")
+                known[path.stem] = _text_of(path)
                 paths[path.stem] = path
     for shipped in resources.files("elmanctl.sbatch_templates").iterdir():
         if shipped.name.endswith(".toml"):

@@ -10,12 +10,14 @@ from elmanctl.cli.output import say
 from elmanctl.errors import LedgerCorrupt
 from elmanctl.jobs.observe import heartbeat_age_s, read_table
 from elmanctl.jobs.paths import RunPaths
+from elmanctl.ledger.files import open_regular
 from elmanctl.ledger.lease import STALE_S, is_gone, lease_age_s, read_holder
 from elmanctl.ledger.records import Attempt
 from elmanctl.ledger.run_state import RunState
 from elmanctl.ledger.state import load_run
 
 _FOLLOW_S = 0.5
+_BLOCK_BYTES = 1 << 20
 
 # A worker beats every `train.heartbeat_s`; a shared file system may show it late.
 _STALE_BEATS = 4
@@ -45,12 +47,11 @@ class Follower:
         while True:
             over = self._why_over() if follow else None
             if self._log.exists():
-                with self._log.open("rb") as stream:
+                with open_regular(self._log) as stream:
                     stream.seek(offset)
-                    data = stream.read()
-                offset += len(data)
-                if data:
-                    yield data.decode(errors="replace")
+                    while data := stream.read(_BLOCK_BYTES):
+                        offset += len(data)
+                        yield data.decode(errors="replace")
             if over:
                 say(over)
             if not follow or over is not None:

@@ -1,6 +1,7 @@
 """`show` and `logs`: one evaluation from near; these commands write nothing."""
 
 import json
+import os
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -24,6 +25,7 @@ from elmanctl.cli.rows import (
 )
 from elmanctl.errors import NotFound
 from elmanctl.jobs.paths import RunPaths
+from elmanctl.ledger.files import open_regular
 from elmanctl.ledger.records import Attempt, Evaluation, Evidence, State
 from elmanctl.ledger.run_state import RunState
 from elmanctl.search.repeats import noise_for
@@ -41,6 +43,11 @@ EvaluationArgument = Annotated[
         help="Evaluation: g012-e03, 12.3, a job id, or best", autocompletion=evaluation_names
     ),
 ]
+
+_BLOCK_BYTES = 1 << 16
+
+# Of lines without an end no more than this is shown.
+_TAIL_LIMIT_BYTES = 64 << 20
 
 _SHOWN_OF_RESULT = (
     "steps",
@@ -212,5 +219,15 @@ def _log_path(paths: RunPaths, attempt: Attempt | None) -> Path:
 
 
 def _last_lines(path: Path, count: int) -> list[str]:
-    lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
-    return lines[-count:] if count > 0 else []
+    """Return the last lines of a log, however long it is."""
+    if count <= 0:
+        return []
+    with open_regular(path) as stream:
+        at = stream.seek(0, os.SEEK_END)
+        data = b""
+        while at > 0 and data.count(b"\n") <= count and len(data) < _TAIL_LIMIT_BYTES:
+            size_bytes = min(at, max(_BLOCK_BYTES, len(data)))
+            at -= size_bytes
+            stream.seek(at)
+            data = stream.read(size_bytes) + data
+    return data.decode(errors="replace").splitlines()[-count:]

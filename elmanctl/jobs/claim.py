@@ -11,7 +11,7 @@ from typing import Any
 from elmanctl import clock
 from elmanctl.constants import LOCAL_JOB_VARIABLE
 from elmanctl.jobs.processes import start_ticks
-from elmanctl.ledger.files import create_atomically, parse_object, write_json
+from elmanctl.ledger.files import create_atomically, parse_object, read_small, write_json
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -66,7 +66,7 @@ def take_claim(path: Path, worker: Worker) -> Claim:
         create_atomically(path, json.dumps(record).encode())
         return Claim(is_ours=True)
     except FileExistsError:
-        holder = parse_object(path.read_bytes())
+        holder = parse_object(read_small(path))
     if holder["job_id"] != worker.job_id or holder["restart"] >= worker.restart:
         return Claim(is_ours=False, earlier=holder)
     write_json(path, record)

@@ -14,7 +14,7 @@ from pathlib import Path
 from elmanctl.constants import PROGRAM, VOCABULARY
 from elmanctl.errors import EnvironmentNotReady, NotFound
 from elmanctl.jobs.packing import MET_BEFORE, PackSummary, pack_files, pack_folders, walk_sorted
-from elmanctl.ledger.files import write_json
+from elmanctl.ledger.files import read_small, write_json
 
 __all__ = [
     "MET_BEFORE",
@@ -148,7 +148,7 @@ def unigram_entropy(path: Path, *, limit_bytes: int = ENTROPY_LIMIT_BYTES) -> fl
 def known_digest(path: Path) -> str | None:
     """Return the remembered digest of a file that has not changed since, or None."""
     try:
-        record = json.loads(_memory_of(path).read_bytes())
+        record = json.loads(read_small(_memory_of(path)))
         return str(record["sha256"]) if record["key"] == _key(path) else None
     except (OSError, ValueError, KeyError, TypeError):
         return None
@@ -175,7 +175,7 @@ def _key(path: Path) -> list[str | int]:
 
 def _is_complete(corpus: Path, side: Path) -> bool:
     try:
-        return bool(json.loads(side.read_bytes())["size_bytes"] == corpus.stat().st_size)
+        return bool(json.loads(read_small(side))["size_bytes"] == corpus.stat().st_size)
     except (OSError, ValueError, KeyError, TypeError):
         return False
 

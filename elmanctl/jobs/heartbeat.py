@@ -43,6 +43,7 @@ class Heartbeat:
             "restart": restart,
             "started_at": clock.to_text(clock.now()),
         }
+        self._began_s = time.monotonic()
         self._phase = "starting"
         self._progress: dict[str, float | int | None] = {"step": 0, "loss": None, "tokens": 0}
         self._signals: tuple[dict[str, str], ...] = ()
@@ -135,6 +136,7 @@ class Heartbeat:
             "phase": self._phase,
             **self._progress,
             "at": clock.to_text(clock.now()),
+            "elapsed_s": round(time.monotonic() - self._began_s, 3),
             "signals": list(signals),
             **({"checkpoint": self._checkpoint} if self._checkpoint else {}),
         }

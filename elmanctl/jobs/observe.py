@@ -1,19 +1,31 @@
 """Reading what an attempt left behind: result, heartbeat, the end of its log."""
 
+import os
 import shutil
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from elmanctl.clock import from_text
 from elmanctl.jobs.executor import JobReport
 from elmanctl.jobs.paths import AttemptPaths
 from elmanctl.jobs.verdict import Log, Observation
-from elmanctl.ledger.files import parse_object
+from elmanctl.ledger.files import open_regular, parse_object, read_small
 
 # What a verdict needs of a log is at its end.
 _TAIL_BYTES = 64 * 1024
+
+# Of a longer log lines are counted from its last part: reading it all may take minutes.
+_COUNTED_BYTES = 1 << 30
+_BLOCK_BYTES = 1 << 20
+
+# What workers write has a few kilobytes and two levels or three; it goes into the ledger.
+_TABLE_BYTES = 256 * 1024
+_DEEPEST = 20
+
+# Ten years: no worker lives longer, and no clock that says so is right.
+_LONGEST_S = 10 * 365 * 86400.0
 
 
 def observe(
@@ -48,41 +60,77 @@ def observe(
 
 
 def read_table(path: Path) -> dict[str, Any] | None:
-    """Return the JSON object of a file, None when there is none or it is not readable yet."""
+    """Return the JSON object of a file, None when there is none or it is not readable yet.
+
+    What no worker of elmanctl writes is not readable: a pipe, more than 256 KiB, deep nesting.
+    """
     try:
-        return parse_object(path.read_bytes())
+        table = parse_object(read_small(path, _TABLE_BYTES))
     except (OSError, ValueError):
         return None
+    return None if _is_deep(table) else table
+
+
+def _is_deep(table: Mapping[str, Any]) -> bool:
+    level: list[Any] = [table]
+    for _ in range(_DEEPEST):
+        level = [
+            inner
+            for item in level
+            if isinstance(item, dict | list)
+            for inner in (item.values() if isinstance(item, dict) else item)
+        ]
+        if not level:
+            return False
+    return True
 
 
 def read_log(path: Path, root: Path) -> Log | None:
     """Return the end of a log with its true line numbers, named relative to the run's folder."""
     try:
-        size_bytes = path.stat().st_size
-        with path.open("rb") as stream:
+        with open_regular(path) as stream:
+            size_bytes = os.fstat(stream.fileno()).st_size
             skipped = max(0, size_bytes - _TAIL_BYTES)
-            first_line = _count_lines(stream.read(skipped)) + 1 if skipped else 1
-            text = stream.read().decode(errors="replace")
-    except FileNotFoundError:
+            is_counted = size_bytes <= _COUNTED_BYTES
+            first_line = 1 + (_count_lines(stream, skipped) if is_counted else 0)
+            stream.seek(skipped)
+            # It may grow meanwhile.
+            text = stream.read(2 * _TAIL_BYTES).decode(errors="replace")
+    except OSError:
+        # None, or none that can be read: a verdict is reached without.
         return None
     name = str(path.relative_to(root)) if path.is_relative_to(root) else str(path)
+    if not is_counted:
+        name += f" (its last {_TAIL_BYTES // 1024} KiB)"
     # Not splitlines: it also parts lines where no editor counts one, e.g. at a form feed.
     return Log(file=name, lines=text.removesuffix("\n").split("\n"), first_line=first_line)
 
 
-def _count_lines(data: bytes) -> int:
-    return data.count(b"\n")
+def _count_lines(stream: BinaryIO, end: int) -> int:
+    """Count the lines that end among the first `end` bytes, without holding them all."""
+    lines = 0
+    while end > 0 and (block := stream.read(min(_BLOCK_BYTES, end))):
+        lines += block.count(b"\n")
+        end -= len(block)
+    return lines
 
 
 def elapsed_s(heartbeat: Mapping[str, Any] | None) -> float | None:
-    """Return how long a worker lived, in seconds, by its own clock."""
+    """Return how long a worker lived, in seconds, None where it does not say.
+
+    Its own count does not follow a clock that is set meanwhile; workers of version 0.1 have none.
+    """
     if heartbeat is None:
         return None
+    counted = heartbeat.get("elapsed_s")
+    if isinstance(counted, float | int) and 0 <= counted <= _LONGEST_S:
+        return round(float(counted), 3)
     try:
         began, last = from_text(heartbeat["started_at"]), from_text(heartbeat["at"])
+        passed_s = (last - began).total_seconds()
     except (KeyError, TypeError, ValueError):
         return None
-    return round((last - began).total_seconds(), 3)
+    return round(passed_s, 3) if 0 <= passed_s <= _LONGEST_S else None
 
 
 def heartbeat_age_s(paths: AttemptPaths, now_s: float) -> float | None:

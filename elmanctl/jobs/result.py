@@ -2,6 +2,8 @@
 
 from collections.abc import Mapping
 
+_SHOWN = 100
+
 
 def find_mismatch(
     result: Mapping[str, object], *, evaluation: str, attempt: int, parameters: int
@@ -18,5 +20,6 @@ def find_mismatch(
     )
     for key, wanted in expected:
         if key in result and result[key] != wanted:
-            return f"the result is of {key} {result[key]!r}, not {wanted!r}"
+            found = repr(result[key])[:_SHOWN]
+            return f"the result is of {key} {found}, not {wanted!r}"
     return None

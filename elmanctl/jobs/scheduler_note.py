@@ -11,11 +11,14 @@ from pathlib import Path
 from typing import Any
 
 from elmanctl import clock
-from elmanctl.ledger.files import parse_object, write_json
+from elmanctl.ledger.files import parse_object, read_small, write_json
 
 logger = logging.getLogger(__name__)
 
 _VERSION = 1
+
+# A reason for each of 100,000 jobs that wait.
+_LIMIT_BYTES = 16 << 20
 
 # Two commands may take a minute each, and a submission three, before the next look is due.
 _LATE_S = 300.0
@@ -53,7 +56,7 @@ def write_note(path: Path, note: SchedulerNote) -> None:
 def read_note(path: Path) -> SchedulerNote | None:
     """Return what the file holds, None for a file that is absent or says nothing of use."""
     try:
-        data = parse_object(path.read_bytes())
+        data = parse_object(read_small(path, _LIMIT_BYTES))
         return _decode(data) if data.get("version") == _VERSION else None
     except (OSError, ValueError, KeyError, TypeError):
         return None

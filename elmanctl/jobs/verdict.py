@@ -74,6 +74,10 @@ SIGNAL_OOM = 125
 # What a log may say of a process that a signal ended; any other error in it was survived.
 _BEHIND_SIGNAL = (_K.OOM, _K.CUDA_ERROR, _K.DISK_FULL)
 
+# Of what a worker tells: a traceback's words, and not a whole log.
+_QUOTES_KEPT = 20
+_TEXT_LIMIT = 4000
+
 _MODULES = re.compile(r"^(?:\w+\.)+")
 
 
@@ -219,7 +223,7 @@ def _from_result(seen: Observation, result: Mapping[str, object]) -> Verdict:
     if kind is _K.COMPLETED and not _is_loss(result.get("loss")):
         return _unread(seen, "the worker says completed and gives no finite loss")
     told = verdict.get("evidence")
-    listed = told if isinstance(told, list) else []
+    listed = told[:_QUOTES_KEPT] if isinstance(told, list) else []
     quotes = [quote for quote in listed if isinstance(quote, Mapping) and "text" in quote]
     said = [_quote(q, seen.result_file) for q in quotes or [{"text": f"the worker says {kind}"}]]
     texts = tuple(quote.text for quote in said)
@@ -275,7 +279,7 @@ def _quote(quote: Mapping[str, object], file: str | None) -> Evidence:
     named, line = quote.get("file"), quote.get("line")
     return Evidence(
         source=EvidenceSource.RESULT,
-        text=str(quote.get("text")),
-        file=named if isinstance(named, str) else file,
-        line=line if isinstance(line, int) else None,
+        text=str(quote.get("text"))[:_TEXT_LIMIT],
+        file=named[:QUOTE_LIMIT] if isinstance(named, str) else file,
+        line=line if type(line) is int else None,
     )

@@ -3,6 +3,7 @@
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO
 
 from elmanctl.errors import LedgerCorrupt, LedgerError, LedgerTooNew, NotFound
 from elmanctl.ledger.events import (
@@ -12,6 +13,7 @@ from elmanctl.ledger.events import (
     decode_line,
     holds_whole_event,
 )
+from elmanctl.ledger.files import open_regular
 
 RESTORE_HINT = (
     "nothing was changed; copy the ledger from a backup, or keep the lines before the damaged one,"
@@ -19,6 +21,10 @@ RESTORE_HINT = (
 )
 
 _READS = 3
+
+# Far beyond any event: a search of 10,000 points a generation asks for them in 4 MiB.
+LONGEST_LINE_BYTES = 64 << 20
+_BLOCK_BYTES = 1 << 20
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,11 +66,30 @@ def read_events(path: Path) -> LedgerContents:
 
 def _read(path: Path) -> bytes:
     try:
-        return path.read_bytes()
+        with open_regular(path) as file:
+            return read_lines(file, path)
     except FileNotFoundError as exc:
         raise NotFound(f"there is no ledger at {path}") from exc
     except OSError as exc:
         raise LedgerError(f"cannot read {path}: {exc.strerror}") from exc
+
+
+def read_lines(file: BinaryIO, path: Path) -> bytes:
+    """Return all that follows in a ledger that is open.
+
+    Raises LedgerCorrupt for what cannot be lines of a ledger, before it fills the memory.
+    """
+    blocks: list[bytes] = []
+    since_newline = 0
+    while block := file.read(_BLOCK_BYTES):
+        blocks.append(block)
+        since_newline = 0 if b"\n" in block else since_newline + len(block)
+        if since_newline > LONGEST_LINE_BYTES:
+            raise LedgerCorrupt(
+                f"{path} holds a line of more than {LONGEST_LINE_BYTES >> 20} MiB",
+                hint=RESTORE_HINT,
+            )
+    return b"".join(blocks)
 
 
 def parse(raw: bytes, path: Path, *, first: int = 1) -> LedgerContents:

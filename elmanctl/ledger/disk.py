@@ -1,6 +1,7 @@
 """What a run takes on disk, and what is left."""
 
 import errno
+import logging
 import os
 import re
 from collections.abc import Iterator
@@ -11,8 +12,13 @@ from pathlib import Path
 from elmanctl.errors import LedgerError
 from elmanctl.ledger.quota import Quota, ask_quota
 
+logger = logging.getLogger(__name__)
+
 _VANISHED = (errno.ENOENT, errno.ENOTDIR, errno.ESTALE)
 _BLOCK_BYTES = 512
+
+# A descriptor is held for each folder above the one that is read.
+_DEEPEST = 64
 
 # What an attempt leaves, by the names of its files; `other` is the rest, folders included.
 CATEGORIES = ("metrics", "log", "pickle", "result", "checkpoint", "other")
@@ -64,19 +70,25 @@ def category_of(name: str) -> str:
     return next((category for category, names in _NAMES if names.fullmatch(name)), "other")
 
 
-def walk(folder: Path) -> Iterator[Found]:
+def walk(folder: Path, *, passes_locked: bool = False) -> Iterator[Found]:
     """Yield everything below `folder`, which may itself be named by a link; no link is followed.
 
-    What vanishes meanwhile is passed over.  Raises LedgerError when a folder cannot be read.
+    What vanishes meanwhile is passed over, and so is what lies below 64 folders: each of them is
+    a descriptor that is held.  Raises LedgerError when a folder cannot be read, unless
+    `passes_locked` lets those pass that this user may not read.
     """
+    onerror = _pass_locked if passes_locked else _refuse
     with _mapped(folder):
         top = os.path.realpath(folder)
-        for root, folders, files, descriptor in os.fwalk(top, onerror=_refuse):
+        for root, folders, files, descriptor in os.fwalk(top, onerror=onerror):
             above = Path(root).relative_to(top).parts
             for name in (*folders, *files):
                 with _mapped(folder):
                     status = os.stat(name, dir_fd=descriptor, follow_symlinks=False)
                     yield Found(parts=(*above, name), status=status)
+            if len(above) >= _DEEPEST:
+                logger.warning("what lies below %s is not counted: it is too deep", root)
+                folders.clear()
 
 
 def measure(folder: Path) -> int:
@@ -133,6 +145,13 @@ def _statvfs(path: Path) -> os.statvfs_result:
 def _refuse(error: OSError) -> None:
     if error.errno not in _VANISHED:
         raise error
+
+
+def _pass_locked(error: OSError) -> None:
+    if error.errno != errno.EACCES:
+        _refuse(error)
+        return
+    logger.warning("what lies in %s is not counted: %s", error.filename, error.strerror)
 
 
 @contextmanager

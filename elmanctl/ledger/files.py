@@ -1,11 +1,15 @@
-"""Writing files so that a reader never sees half of one."""
+"""Writing files so that a reader never sees half of one; reading what others may have put there."""
 
 import errno
 import json
 import os
+import stat
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
+
+# Leases, requests, results and heartbeats have a few kilobytes, a run's settings less.
+SMALL_BYTES = 1 << 20
 
 
 class DamagedFile(ValueError):
@@ -61,13 +65,41 @@ def read_json(path: Path) -> dict[str, Any] | None:
     Raises DamagedFile (a ValueError) when the file holds anything but one JSON object.
     """
     try:
-        data = path.read_bytes()
+        data = read_small(path)
     except FileNotFoundError:
         return None
     try:
         return parse_object(data)
     except ValueError as exc:
         raise DamagedFile(f"{path}: {exc}") from exc
+
+
+def open_regular(path: Path) -> BinaryIO:
+    """Open a file for reading that somebody else may have put there.
+
+    Raises OSError, for what is no regular file too: who opens a pipe waits for its writer, perhaps
+    for ever, and a device has no end.
+    """
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
+    try:
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            raise OSError(errno.EINVAL, "not a regular file", str(path))
+        return os.fdopen(descriptor, "rb")
+    except BaseException:
+        os.close(descriptor)
+        raise
+
+
+def read_small(path: Path, limit_bytes: int = SMALL_BYTES) -> bytes:
+    """Return what a file holds that has no reason to be large.
+
+    Raises OSError, for a file above `limit_bytes` and for what is no regular file too.
+    """
+    with open_regular(path) as file:
+        data = file.read(limit_bytes + 1)
+    if len(data) > limit_bytes:
+        raise OSError(errno.EFBIG, f"larger than {limit_bytes} bytes", str(path))
+    return data
 
 
 def parse_object(data: bytes) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from pathlib import Path
 from types import TracebackType
 
 from elmanctl.errors import LeaseLost, LedgerCorrupt, LedgerError, LedgerLocked
-from elmanctl.ledger.files import create_atomically
+from elmanctl.ledger.files import SMALL_BYTES, create_atomically, open_regular, read_small
 from elmanctl.ledger.holder import Holder, decode_holder, encode_holder, is_gone, this_process
 
 __all__ = ["LEASE_FILE", "RENEW_EVERY_S", "STALE_S", "Holder", "Lease", "is_gone", "read_holder"]
@@ -221,10 +221,10 @@ def _move_aside(path: Path, judged: bytes) -> Path | None:
     """
     aside = path.with_name(_ASIDE.replace("*", os.urandom(8).hex()))
     try:
-        if path.read_bytes() != judged:
+        if read_small(path) != judged:
             return None
         path.rename(aside)
-        if aside.read_bytes() == judged:
+        if read_small(aside) == judged:
             return aside
         path.hardlink_to(aside)
     except (FileNotFoundError, FileExistsError):
@@ -242,8 +242,9 @@ def _highest_fence(folder: Path) -> int:
 def _look(path: Path) -> _Found | None:
     try:
         # Opening is what makes an NFS client ask the server again.
-        with path.open("rb") as file:
-            raw = file.read()
+        with open_regular(path) as file:
+            # What is longer is no lease; its beginning is damaged, and never equal to a whole one.
+            raw = file.read(SMALL_BYTES)
             modified_at_s = os.fstat(file.fileno()).st_mtime
     except FileNotFoundError:
         return None

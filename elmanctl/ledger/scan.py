@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from elmanctl.errors import LedgerCorrupt, LedgerError, LedgerTooNew, NotFound
-from elmanctl.ledger.contents import accept
+from elmanctl.ledger.contents import LONGEST_LINE_BYTES, RESTORE_HINT, accept
 from elmanctl.ledger.events import (
     DamagedLine,
     Event,
@@ -13,6 +13,7 @@ from elmanctl.ledger.events import (
     decode_line,
     holds_whole_event,
 )
+from elmanctl.ledger.files import open_regular
 from elmanctl.ledger.run_state import RunState
 from elmanctl.ledger.state import apply
 
@@ -56,7 +57,8 @@ class _Line:
 def scan(path: Path) -> Scan:
     """Read every line of a ledger.
 
-    Raises NotFound, LedgerError when it cannot be read, LedgerTooNew for a newer format.
+    Raises NotFound, LedgerError when it cannot be read, LedgerTooNew for a newer format,
+    LedgerCorrupt for a line that no memory should hold.
     """
     found = Scan()
     # Of each accepted event, the number of its line.
@@ -112,10 +114,16 @@ def _lines(path: Path) -> Iterator[_Line]:
     """Yield the lines of a file, each with its newline."""
     try:
         size_bytes = path.stat().st_size
-        with path.open("rb") as file:
+        with open_regular(path) as file:
             begins_at = 0
-            for number, raw in enumerate(file, start=1):
+            lines = iter(lambda: file.readline(LONGEST_LINE_BYTES), b"")
+            for number, raw in enumerate(lines, start=1):
                 ends_at = begins_at + len(raw)
+                if len(raw) == LONGEST_LINE_BYTES:
+                    raise LedgerCorrupt(
+                        f"{path} line {number} is longer than {LONGEST_LINE_BYTES >> 20} MiB",
+                        hint=RESTORE_HINT,
+                    )
                 yield _Line(number, begins_at, raw, ends_at >= size_bytes)
                 begins_at = ends_at
     except FileNotFoundError as exc:

@@ -20,9 +20,9 @@ from typing import Any
 
 from elmanctl.errors import LedgerCorrupt, LedgerError, NotFound
 from elmanctl.ledger.compact import restore, squeeze
-from elmanctl.ledger.contents import parse
+from elmanctl.ledger.contents import LONGEST_LINE_BYTES, parse, read_lines
 from elmanctl.ledger.events import DamagedLine, MalformedEvent, decode_line, seal
-from elmanctl.ledger.files import parse_object, write_atomically
+from elmanctl.ledger.files import open_regular, parse_object, read_small, write_atomically
 from elmanctl.ledger.records import Evaluation, Submission
 from elmanctl.ledger.run_state import RunState
 from elmanctl.ledger.state import apply, load_run
@@ -98,9 +98,9 @@ def read_snapshot(folder: Path) -> tuple[int, RunState] | None:
         return None
     hints = typing.get_type_hints(RunState)
     state = RunState(**{name: restore(hints[name], data["state"][name]) for name in hints})
-    with (folder / LEDGER_FILE).open("rb") as file:
+    with open_regular(folder / LEDGER_FILE) as file:
         file.seek(data["last_line_at"])
-        line = file.readline().removesuffix(b"\n")
+        line = file.readline(LONGEST_LINE_BYTES).removesuffix(b"\n")
     if _identity(line) != [state.seq, state.fence, data["line_crc"]]:
         raise _Unfit(f"{SNAPSHOT_FILE} is of another ledger")
     return data["last_line_at"], state
@@ -115,9 +115,9 @@ def _from_snapshot(folder: Path, path: Path) -> LoadedSummary | None:
     if found is None:
         raise _Unfit(f"there is no {SNAPSHOT_FILE} of this version")
     last_line_at, state = found
-    with path.open("rb") as file:
+    with open_regular(path) as file:
         file.seek(last_line_at)
-        contents = parse(file.read(), path, first=state.seq)
+        contents = parse(read_lines(file, path), path, first=state.seq)
     if contents.torn:
         return None
     # The first one is the snapshot's own; one that takes its place does not parse.
@@ -268,7 +268,8 @@ def _identity(line: bytes) -> list[Any]:
 
 def _bytes(path: Path) -> bytes | None:
     try:
-        return path.read_bytes()
+        # The writer makes none above its limit.
+        return read_small(path, LIMIT_BYTES)
     except FileNotFoundError:
         return None
 

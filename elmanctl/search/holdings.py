@@ -55,7 +55,7 @@ class Held:
 def scan(paths: RunPaths, state: RunState) -> list[Held]:
     """Return every file and folder of a run, each once; raises LedgerError."""
     owners = _Owners(state)
-    return [owners.judge(found) for found in each_once(walk(paths.folder))]
+    return [owners.judge(found) for found in each_once(walk(paths.folder, passes_locked=True))]
 
 
 def attempt_sizes(paths: RunPaths, evaluation: str, attempt: Attempt) -> dict[str, int]:
@@ -71,7 +71,7 @@ def _left_by(paths: RunPaths, evaluation: str, attempt: Attempt) -> Iterator[tup
     folder = paths.attempt(evaluation, attempt.number).folder
     if folder.is_dir():
         yield folder.name, folder.stat().st_blocks * 512
-    for found in each_once(walk(folder)):
+    for found in each_once(walk(folder, passes_locked=True)):
         yield found.parts[0], found.size_bytes
     # Not a scan: the folder of an array holds the files of all its tasks.
     submission = paths.submission(attempt.submission)

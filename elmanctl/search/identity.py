@@ -8,6 +8,7 @@ from elmanctl.errors import LedgerCorrupt, LedgerError, UsageError
 from elmanctl.jobs.paths import RunPaths
 from elmanctl.jobs.snapshot import hash_code
 from elmanctl.ledger.events import DamagedLine, MalformedEvent, decode_line
+from elmanctl.ledger.files import SMALL_BYTES, open_regular
 from elmanctl.ledger.run_state import RunState
 
 
@@ -56,8 +57,8 @@ def _is_same(one: Path, other: Path) -> bool:
 def _token(paths: RunPaths) -> str | None:
     """Return the token of the run in a folder, None where none can be read."""
     try:
-        with paths.ledger.open("rb") as file:
-            event = decode_line(file.readline().rstrip(b"\n"))
+        with open_regular(paths.ledger) as file:
+            event = decode_line(file.readline(SMALL_BYTES).rstrip(b"\n"))
     except (OSError, DamagedLine, MalformedEvent, LedgerError):
         return None
     run = event.data.get("run")

@@ -15,7 +15,7 @@ from elmanctl.errors import LedgerCorrupt, SearchPaused
 from elmanctl.jobs.executor import Executor, Sighting
 from elmanctl.jobs.ownership import refuse_foreign_files
 from elmanctl.ledger.encoding import encode_evaluation
-from elmanctl.ledger.files import write_atomically
+from elmanctl.ledger.files import read_small, write_atomically
 from elmanctl.ledger.records import (
     Evaluation,
     RunStatus,
@@ -29,7 +29,7 @@ from elmanctl.search.dispatch import Dispatcher
 from elmanctl.search.fitness import has_diverged, is_spare, told_values
 from elmanctl.search.next_attempt import decision_on, deterministic_failures, trip
 from elmanctl.search.nodes import exclude_bad_nodes, judged_attempts
-from elmanctl.search.optimizer import CmaOptimizer
+from elmanctl.search.optimizer import LARGEST_BYTES, CmaOptimizer
 from elmanctl.search.poll import Poller
 from elmanctl.search.repeats import RESEED, Known, answer_data, answering
 from elmanctl.search.requeue import mend_hint
@@ -279,7 +279,7 @@ class Controller:
         hint = f"make it again from the ledger: `elmanctl ledger repair {session.run['name']}`"
         refuse_foreign_files([path], why="a pickle is a program")
         try:
-            data = path.read_bytes()
+            data = read_small(path, LARGEST_BYTES)
         except OSError as exc:
             raise LedgerCorrupt(f"the optimizer's state cannot be read: {path}", hint=hint) from exc
         if hashlib.sha256(data).hexdigest() != saved["sha256"]:

@@ -18,7 +18,7 @@ from elmanctl.search.session import Session
 logger = logging.getLogger(__name__)
 
 # What can stand in sbatch's --exclude as one node, and means nothing to a shell.
-NODE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+NODE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,254}")
 
 # sbatch's words where the nodes that are left cannot run a job, or a name is none of its nodes.
 _NOTHING_LEFT = re.compile(

@@ -20,6 +20,9 @@ from elmanctl.errors import UsageError
 # numpy seeds are below 2**32, and the next one is used too.
 MAX_SEED = 2**32 - 2
 
+# Of a saved state, far above any: the matrix of 1000 axes has 8 MB.
+LARGEST_BYTES = 1 << 28
+
 # What pycma finds odd and a search does on purpose.
 _EXPECTED = (
     # Points refused before submission were asked and are never told.

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from elmanctl.errors import LedgerCorrupt, LedgerError
 from elmanctl.jobs.paths import RunPaths
-from elmanctl.ledger.files import DamagedFile, read_json
+from elmanctl.ledger.files import DamagedFile, read_json, read_small
 from elmanctl.ledger.lease import LEASE_FILE, read_holder
 from elmanctl.ledger.records import Attempt, Evaluation, SubmissionState
 from elmanctl.ledger.run_state import RunState
@@ -15,6 +15,7 @@ from elmanctl.ledger.scan import Scan, scan
 from elmanctl.ledger.snapshot import SNAPSHOT_FILE, load_summary, read_snapshot
 from elmanctl.ledger.store import LEDGER_FILE
 from elmanctl.ledger.summary import summarize
+from elmanctl.search.optimizer import LARGEST_BYTES
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,7 +62,7 @@ def optimizer_fault(paths: RunPaths, state: RunState) -> str | None:
     if saved is None:
         return None
     try:
-        data = (paths.optimizer / str(saved["file"])).read_bytes()
+        data = read_small(paths.optimizer / str(saved["file"]), LARGEST_BYTES)
     except OSError as exc:
         return f"it cannot be read: {exc.strerror}"
     if hashlib.sha256(data).hexdigest() != saved["sha256"]:

@@ -7,7 +7,7 @@ found by what the scheduler says of its job.
 
 import logging
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 
 from elmanctl.errors import EnvironmentNotReady
 from elmanctl.jobs.executor import Executor, JobReport, JobState, LiveJob, Sighting
@@ -25,6 +25,7 @@ from elmanctl.ledger.records import (
     VerdictKind,
 )
 from elmanctl.search.holdings import attempt_sizes
+from elmanctl.search.nodes import NODE_NAME
 from elmanctl.search.poll import live_job
 from elmanctl.search.session import Session
 
@@ -215,8 +216,10 @@ class Watcher:
         verdict = judge(seen) if fault is None else fault
         if fault is not None:
             result = None
-        known = {"node": (report.node if report else None) or attempt.node or beat.get("host")}
-        known |= {"elapsed_s": seen.elapsed_s}
+        known = {
+            "node": (report.node if report else None) or attempt.node or _host(beat),
+            "elapsed_s": seen.elapsed_s,
+        }
         sizes = attempt_sizes(session.paths, evaluation.id, attempt)
         session.record(
             "attempt_finished",
@@ -253,6 +256,12 @@ class Watcher:
             logger.warning("%s", exc.message)
             return exc.message
         return None
+
+
+def _host(beat: Mapping[str, object]) -> str | None:
+    """Return where a worker says that it runs, None for what is no node's name."""
+    host = beat.get("host")
+    return host if isinstance(host, str) and NODE_NAME.fullmatch(host) else None
 
 
 def _mismatch(seen: Observation, evaluation: Evaluation, attempt: Attempt) -> Verdict | None:

@@ -125,9 +125,9 @@ def read_bytes(monkeypatch: pytest.MonkeyPatch) -> Callable[[Path], int]:
                 total += len(data or b"")
                 return data or b""
 
-        def opened(path: Path, mode: str = "r", *rest: Any, **named: Any) -> Any:
+        def opened(path: Path | int, mode: str = "r", *rest: Any, **named: Any) -> Any:
             assert mode == "rb", "a reader of a run reads bytes"
-            return io.BufferedReader(Counting(str(path), "rb"))
+            return io.BufferedReader(Counting(path if isinstance(path, int) else str(path), "rb"))
 
         def whole(path: Path) -> bytes:
             with opened(path, "rb") as file:
@@ -135,6 +135,7 @@ def read_bytes(monkeypatch: pytest.MonkeyPatch) -> Callable[[Path], int]:
 
         with monkeypatch.context() as patch:
             patch.setattr(Path, "open", opened)
+            patch.setattr(os, "fdopen", opened)
             patch.setattr(Path, "read_bytes", whole)
             summary = load_summary(folder).summary
         assert summary == summarize(load_run(folder).state)
