@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from elmanctl.errors import LedgerError
-from elmanctl.ledger.quota import Quota, ask_quota
+from elmanctl.ledger.quota import Quota, ask_quota, mounts
 
 logger = logging.getLogger(__name__)
 
@@ -73,19 +73,23 @@ def category_of(name: str) -> str:
 def walk(folder: Path, *, passes_locked: bool = False) -> Iterator[Found]:
     """Yield everything below `folder`, which may itself be named by a link; no link is followed.
 
-    What vanishes meanwhile is passed over, and so is what lies below 64 folders: each of them is
-    a descriptor that is held.  Raises LedgerError when a folder cannot be read, unless
-    `passes_locked` lets those pass that this user may not read.
+    What vanishes meanwhile is passed over, and so is what is mounted below, though it be of the
+    same file system, and what lies below 64 folders: each of them is a descriptor that is held.
+    Raises LedgerError when a folder cannot be read, unless `passes_locked` lets those pass that
+    this user may not read.
     """
     onerror = _pass_locked if passes_locked else _refuse
     with _mapped(folder):
         top = os.path.realpath(folder)
+        elsewhere = {mount.point for mount in mounts()}
         for root, folders, files, descriptor in os.fwalk(top, onerror=onerror):
             above = Path(root).relative_to(top).parts
             for name in (*folders, *files):
                 with _mapped(folder):
                     status = os.stat(name, dir_fd=descriptor, follow_symlinks=False)
                     yield Found(parts=(*above, name), status=status)
+            # Nested ones have their names from the outer one, and are never reached.
+            folders[:] = [name for name in folders if f"{root}/{name}" not in elsewhere]
             if len(above) >= _DEEPEST:
                 logger.warning("what lies below %s is not counted: it is too deep", root)
                 folders.clear()

@@ -86,6 +86,9 @@ def is_gone(holder: Holder, host: str | None = None) -> bool | None:
         return True
     if holder.pid_namespace != _pid_namespace():
         return None
+    if holder.pid < 1:
+        # Zero and less stand for groups of processes, and some of those always live.
+        return True
     try:
         os.kill(holder.pid, 0)
     except (ProcessLookupError, OverflowError):

@@ -4,10 +4,11 @@
 """
 
 import os
+import re
 import shutil
 import subprocess
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -41,6 +42,10 @@ class Mount:
     kind: str
 
 
+# Of a line of mountinfo; blanks and the like stand there as three octal digits.
+_POINT = 4
+_ESCAPED = re.compile(rb"\\([0-7]{3})")
+
 _answers: dict[str, tuple[float, Quota]] = {}
 
 
@@ -59,13 +64,21 @@ def find_mount(path: Path) -> Mount:
     """Return the mount that holds `path`, by the longest mount point above it."""
     wanted = Path(os.path.realpath(path))
     best = Mount(point="/", kind="")
-    for line in Path("/proc/self/mountinfo").read_text(encoding="utf-8").splitlines():
-        before, _, after = line.partition(" - ")
-        point = before.split(" ")[4].encode().decode("unicode_escape")
+    for mount in mounts():
         # A later mount on the same point hides the earlier one.
-        if wanted.is_relative_to(point) and len(point) >= len(best.point):
-            best = Mount(point=point, kind=after.split(" ")[0])
+        if wanted.is_relative_to(mount.point) and len(mount.point) >= len(best.point):
+            best = mount
     return best
+
+
+def mounts() -> Iterator[Mount]:
+    """Yield what is mounted, in order; any user may have mounted something under any name."""
+    for line in Path("/proc/self/mountinfo").read_bytes().split(b"\n"):
+        before, _, after = line.partition(b" - ")
+        fields = before.split(b" ")
+        if len(fields) > _POINT:
+            point = _ESCAPED.sub(lambda octal: bytes([int(octal[1], 8) & 0xFF]), fields[_POINT])
+            yield Mount(point=os.fsdecode(point), kind=os.fsdecode(after.split(b" ")[0]))
 
 
 def _ask(mount: Mount) -> Quota:

@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import subprocess
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from pathlib import Path
@@ -16,7 +17,9 @@ from elmanctl.jobs.executor import JobState
 from elmanctl.jobs.observe import read_log
 from elmanctl.jobs.paths import AttemptPaths
 from elmanctl.jobs.slurm import parse_squeue
+from elmanctl.ledger.disk import walk
 from elmanctl.ledger.holder import is_gone, this_process
+from elmanctl.ledger.quota import mounts
 from elmanctl.ledger.requests import REQUESTS_FOLDER, leave_request
 from elmanctl.ledger.scan import scan
 from elmanctl.ledger.state import load_run
@@ -120,6 +123,8 @@ def test_whatever_a_worker_leaves_it_gets_a_verdict(watched: Watched, name: str)
     attempt = load_run(watched.run.folder).state.evaluations["g000-e01"].attempts[0]
     assert attempt.node in (None, "n1", "n7")
     assert watched.run.paths.ledger.stat().st_size < 20_000
+    # Neither Python nor pytest can remove folders that are so deep.
+    subprocess.run(["rm", "-rf", watched.run.paths.attempt("g000-e01", 1).folder], check=True)
 
 
 @pytest.mark.parametrize(
@@ -229,9 +234,34 @@ def test_processes_of_others_are_not_asked_what_they_are_called() -> None:
         os.waitpid(child, 0)
 
 
-def test_holder_with_an_impossible_number_is_gone() -> None:
-    data = asdict(this_process(os.uname().nodename, 1)) | {"pid": 10**30}
+@pytest.mark.parametrize("pid", [10**30, 0, -1])
+def test_holder_with_an_impossible_number_is_gone(pid: int) -> None:
+    data = asdict(this_process(os.uname().nodename, 1)) | {"pid": pid}
     assert is_gone(type(this_process("h", 0))(**data)) is True
+
+
+@as_root
+def test_what_is_mounted_in_a_run_is_neither_counted_nor_cleaned(
+    watched: Watched, tmp_path: Path
+) -> None:
+    outside = tmp_path / "outside ü"
+    outside.mkdir()
+    (outside / "model.pt").write_bytes(b"x" * 9999)
+    inside = watched.run.paths.attempt("g000-e01", 1).folder / "checkpoint \xfc"
+    inside.mkdir()
+    subprocess.run(["mount", "--bind", outside, inside], check=True)
+    try:
+        found = [one.parts[-1] for one in walk(watched.run.folder)]
+    finally:
+        subprocess.run(["umount", "--lazy", inside], check=True)
+    assert inside.name in found and "model.pt" not in found
+
+
+def test_mount_of_any_name_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    line = b"36 35 98:0 / /home/m\xff\\040x\xc3\xbc rw - fuse.sshfs /dev/x rw\n\n"
+    monkeypatch.setattr(Path, "read_bytes", lambda path: line)
+    (mount,) = mounts()
+    assert os.fsencode(mount.point) == b"/home/m\xff x\xc3\xbc" and mount.kind == "fuse.sshfs"
 
 
 def test_digits_that_are_no_numbers_are_no_exit_code() -> None:
