@@ -258,10 +258,10 @@ def test_what_is_mounted_in_a_run_is_neither_counted_nor_cleaned(
 
 
 def test_mount_of_any_name_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
-    line = b"36 35 98:0 / /home/m\xff\\040x\xc3\xbc rw - fuse.sshfs /dev/x rw\n\n"
+    line = b"36 35 98:0 / /net/m\xff\\040x\xc3\xbc rw - fuse.sshfs /dev/x rw\n\n"
     monkeypatch.setattr(Path, "read_bytes", lambda path: line)
     (mount,) = mounts()
-    assert os.fsencode(mount.point) == b"/home/m\xff x\xc3\xbc" and mount.kind == "fuse.sshfs"
+    assert os.fsencode(mount.point) == b"/net/m\xff x\xc3\xbc" and mount.kind == "fuse.sshfs"
 
 
 def test_digits_that_are_no_numbers_are_no_exit_code() -> None:
