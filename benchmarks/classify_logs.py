@@ -2,7 +2,8 @@
 
     python benchmarks/classify_logs.py CORPUS.jsonl.gz
 
-Each line of the corpus is a JSON object with text, label, alt_labels and path.  Prints accuracy,
+Each line of the corpus is a JSON object with text, label (the study's or a kind of
+verdict), alt_labels and path.  Prints accuracy,
 recall of each class, the confusion table and every miss; exits with 1 when a log is called diverged
 that is not, or completed that is.
 """
@@ -47,7 +48,7 @@ def main() -> int:
     for record, verdict in zip(records, verdicts, strict=True):
         label, kind = record["label"], str(verdict.kind)
         table[label, kind] += 1
-        if kind in {KINDS[name] for name in (label, *record["alt_labels"])}:
+        if kind in {KINDS.get(name, name) for name in (label, *record["alt_labels"])}:
             right[label] += 1
             continue
         told = "; ".join(f"{quote.line}: {quote.text[:120]}" for quote in verdict.evidence)
@@ -64,7 +65,7 @@ def print_table(table: Counter[tuple[str, str]], right: Counter[str]) -> None:
     """Print how often each label was called what, and the share that was right."""
     kinds = sorted({kind for _, kind in table})
     print(f"{'label':<16}{'logs':>6}{'recall':>8}  " + " ".join(kinds))
-    for label in KINDS:
+    for label in (*KINDS, *sorted({name for name, _ in table} - set(KINDS))):
         count = sum(n for (name, _), n in table.items() if name == label)
         if not count:
             continue

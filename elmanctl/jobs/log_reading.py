@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from elmanctl.jobs import log_rules
 from elmanctl.jobs.log_rules import ERROR_KEYS, Rule
-from elmanctl.jobs.log_signs import Signs, read_signs, shape_of
+from elmanctl.jobs.log_signs import SIGN_KEYS, Signs, read_signs, shape_of
 from elmanctl.jobs.log_words import keys_in, lines_with_words
 from elmanctl.ledger.records import VerdictKind
 
@@ -25,7 +25,11 @@ _BOUNDS = 20
 _STATE = re.compile(r"[^\r]+")
 _ESCAPE = re.compile(r"\x1b\[[0-9;?]*[ -/]*[@-~]|\x1b\][^\x07\x1b]*(?:\x07|\x1b\\)|\x1b.")
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f]")
-_RANK = re.compile(r"^(?:\[(?:rank|default|Rank )\d+\]:?[ ]?|\d+:[ ](?=\S|  ))+")
+# Who prints a line, and when.
+_PRINTED_BY = re.compile(
+    r"^(?:\[(?:rank|default|Rank )\d+\]:?[ ]?|\d+:[ ](?=\S|  )"
+    r"|\[?\d{4}-\d\d-\d\d[T ]\d\d:\d\d:\d\d(?:[.,]\d{1,9})?(?:Z|[+-]\d\d:?\d\d)?\]?:?(?:[ ]|$))+"
+)
 # The margin of an exception group.
 _GROUP = re.compile(r"^\s+\| ")
 
@@ -53,6 +57,7 @@ class Loss(NamedTuple):
     piece: Piece
     finite: bool
     of_step: bool
+    of_bar: bool = False
 
 
 @dataclass(slots=True)
@@ -76,7 +81,12 @@ class Reading:
 
     def progress_after(self, piece: Piece) -> int:
         """Return how far beyond a piece the last printed loss stands, in characters."""
-        return self.losses[-1].piece.offset - piece.offset if self.losses else 0
+        losses = self.losses
+        # A bar that is closed shows its last state once more.
+        closed = len(losses) > 0 and losses[-1].of_bar
+        if closed and (len(losses) == 1 or losses[-2].piece.offset <= piece.offset):
+            return 0
+        return losses[-1].piece.offset - piece.offset if losses else 0
 
     def goes_on_after(self, piece: Piece) -> bool:
         """Whether training goes on after a piece; a summary may print the loss once more."""
@@ -213,7 +223,7 @@ def _signs(shape: str) -> _Shape:
         keys = keys_in(shape.lower())
         known = _Shape(
             error_keys=tuple(key for key in keys if key in ERROR_KEYS),
-            signs=read_signs(shape, keys) if keys else None,
+            signs=None if SIGN_KEYS.isdisjoint(keys) else read_signs(shape, keys),
         )
         if len(_SHAPES) >= _SHAPES_LIMIT:
             _SHAPES.clear()
@@ -235,7 +245,7 @@ def _note(found: Reading, piece: Piece, signs: Signs) -> None:
         if found.reopened is not None and signs.step:
             # Another model trains in the same file.
             found.several = found.several or found.reopened
-        found.losses.append(Loss(piece, signs.loss, signs.step))
+        found.losses.append(Loss(piece, signs.loss, signs.step, signs.bar))
         if signs.gradient is not None:
             found.bad_gradients.append(not signs.gradient)
     if signs.refused:
@@ -244,15 +254,16 @@ def _note(found: Reading, piece: Piece, signs: Signs) -> None:
         found.begun = found.begun or piece
     if signs.counter:
         found.counters.append(piece)
-    if signs.bound and len(found.bounds) < _BOUNDS:
+    # `num_updates=20` beside a loss counts what is done.
+    if signs.bound and signs.loss is None and len(found.bounds) < _BOUNDS:
         found.bounds.append(piece)
     found.skipped_step |= signs.skipped_step
 
 
 def clean(text: str) -> str:
-    """Return a line without colours, control characters and the label of its process."""
+    """Return a line without colours, control characters, and who printed it when."""
     if len(text) > _PIECE_HEAD + _PIECE_TAIL:
         text = f"{text[:_PIECE_HEAD]} ... {text[-_PIECE_TAIL:]}"
     if not text.isprintable():
         text = _CONTROL.sub("", _ESCAPE.sub("", text))
-    return _GROUP.sub("", _RANK.sub("", text, count=1), count=1).rstrip()
+    return _GROUP.sub("", _PRINTED_BY.sub("", text, count=1), count=1).rstrip()

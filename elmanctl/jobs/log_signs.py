@@ -6,10 +6,15 @@ Patterns that look for a number find it in the line's shape, where every numeral
 import re
 from collections.abc import Collection
 from dataclasses import dataclass
-from functools import lru_cache
 from itertools import islice
 
 _OWN = r"(?:train(?:ing)?|avg|average|mean|total|running|smoothed|batch|step|lm|ce|nll|final|last)"
+# Terms of a loss; they stand alone, or right before it.
+_TERM = (
+    r"(?:cross[_ -]?entropy|mlm|mse|mae|l1|huber|bbox|box|cls|obj|dfl|kl|ctc|rpn|mask"
+    r"|recon(?:struction)?|policy|actor|critic|value|gen(?:erator)?|disc(?:riminator)?|[dg]"
+    r"|contrastive|distill(?:ation)?|dpo|sft|model|global|local)"
+)
 _NUMBER = r"[-+]?(?:\d+\.?\d*(?:e[-+]?\d+)?(?![a-z_])|\.\d+|(?:nan|inf(?:inity)?)(?![\w-]))"
 _LOSS = re.compile(
     rf"""(?ix)
@@ -20,7 +25,7 @@ _LOSS = re.compile(
 )
 # What stands before that: the word before, and whose loss it is.
 _BEFORE = re.compile(
-    rf"(?i)(?P<before>(?:[a-z]+[\s:(\['\"-]*)?)(?<![\w.])(?P<own>(?:{_OWN}[\s_/.-]+)*)$"
+    rf"(?i)(?P<before>(?:[a-z]+[\s:(\['\"-]*)?)(?<![\w.])(?P<own>(?:{_OWN}[\s_/.-]+)*(?:{_TERM}[\s_/.-]+|(?:{_OWN}|{_TERM}(?<!\b[dg])))?)$"
 )
 _LOOK_BACK = 40
 # A line that prints more says nothing with the others.
@@ -36,9 +41,13 @@ _CONDITION = re.compile(r"(?i)\b(if|when|whether|until|unless|case|may|might|che
 _OTHER_DATA = re.compile(r"(?i)\b(val|valid|validation|eval|evaluation|test|holdout)\b")
 _FOUND_NAN = re.compile(
     r"found (NaN|Inf) in local forward loss calculation|^Unexpected result nan "
+    r"|^(\w+\.)*\w+(Error|Exception): .{0,80}\b([Nn]a[Nn]|[Ii]nf|[Nn]on-?finite) (\w+ )?loss\W*$"
+    r"|Invalid loss, terminating training"
+    r"|loss contains a NaN|^.{0,60}TerminateOnNan: Output .{0,400}contains NaN or Inf"
     r"|(?i:\b(nan|inf|infinite|non-finite) (training )?loss (detected|encountered|found|at step)\b"
-    r"|\bloss\b.{0,40}? (is|was|became|has become|turned|went) (nan|inf|infinite|not finite"
-    r"|non-finite)\b"
+    r"|\b(nan|inf) loss\W{1,3}(exiting|stopping|aborting|terminating)\b"
+    r"|\bloss(_\w{1,20})?\b.{0,40}? (is|was|became|has become|turned|went) (nan|inf|infinite"
+    r"|not finite|non-finite)\b"
     r"|\b(training|loss|model) (has )?diverged\b)"
 )
 _GRADIENT = re.compile(
@@ -49,7 +58,7 @@ _GRADIENT = re.compile(
 def read_loss(line: str) -> bool | None:
     """Return whether the training losses that a line prints are finite, None where it has none."""
     lowered = line.lower()
-    if "loss" not in lowered and "avg" not in lowered and "diverged" not in lowered:
+    if not any(word in lowered for word in ("loss", "avg", "diverged", "terminateonnan")):
         return None
     if _FOUND_NAN.search(line) and not (_CONDITION.search(line) or _OTHER_DATA.search(line)):
         return False
@@ -111,10 +120,12 @@ _REFUSED_BY_KERNEL = _sign(
 )
 
 _FINISHED = _sign(
-    "train best job done final learning result throughput",
+    "train best job done final learning result throughput run_",
     r"(?i:^(?:(?!\bepoch\b).)*\btraining (is |has )?(complete|completed|finished|done)\b"
     r"|^(?:(?!\bepoch\b).)*\b(finished|completed|done) training\b)"
     r"|^\*\*\* Best metric|^Training time \d+:\d+:\d+"
+    r"|(?i:\b(training|train|run)_(finished|completed?|done)\b|\bend of training\b(?! step| loop)"
+    r"|\bafter training is done\b)|^\W*Training Time\s{0,9}:\s{0,9}[\d.]"
     r"|`?Trainer\.fit`? stopped: `?max_|['\"]train_runtime['\"]|\*{3} train metrics \*{3}"
     r"|Job completed successfully"
     r"|^\W*DONE\b|\bFINAL\b|^\W*Final: |^LEARNING:|^RESULT\||^\W*Results? saved\b"
@@ -124,13 +135,16 @@ _FINISHED = _sign(
 
 # Says so only as long as nothing tells of an error after the last loss: a shell may say it, too.
 _ENDED_WELL = _sign(
-    "done exits early improve max_update total final finished",
+    "done exits early improve max_update total final finished engine took completed process",
     r"(?i:^\W{0,20}(all )?done\W*$|\bexits successfully\b|\btotal training time\W"
     r"|^\W{0,20}(\[?epoch\W{0,3}\d+\W{1,3})?early[ -]?stopping"
     r"(\W*$|\W{1,3}(triggered|at|after|on)\b)"
     r"|\bearly[ -]stopping (was )?(triggered|condition met)|\bstopp(ing|ed) (training )?early\b"
     r"|\bdid not improve in the last \d+ (records|epochs|evaluations|checks)"
     r"|\bnum_updates: \d+ >= max_update|^\W{0,20}finished\W*$"
+    r"|\btrainer INFO: Engine run (complete|finished)\b|\btraining took [\d.]"
+    r"|\b(finished|completed|done) (after|in) [\d,.]+ ?(steps|iterations|updates)\b"
+    r"|\bprocess group destroyed\b"
     r"|\bsaved (the )?final (model|checkpoint|weights)\b)",
 )
 
@@ -169,6 +183,7 @@ _BEGUN = _sign(
     r"|GPU available:|\b(epoch|step|iter|iteration)\s{0,4}[:#=\[]?\s{0,4}\d+|\btok(ens)?/s\b"
     r"|it/s[\],]",
 )
+_BAR = _sign("it/s s/it", r"it/s|s/it")
 _STEP = _sign("step iter epoch it/s", r"(?i)\b(step|iter|iteration|epoch)\b|it/s")
 
 # Numbers of steps or epochs, or a bar's: `log_ends` reads them.
@@ -184,12 +199,12 @@ _BOUND = _sign(
 
 SIGN_KEYS = frozenset(
     {
-        *("loss", "avg", "diverged", "unexpected", "grad"),
+        *("loss", "avg", "diverged", "unexpected", "grad", "terminateonnan"),
         *(
             key
             for sign in (
                 *(_SKIPPED_STEP, _REFUSED_BY_KERNEL, _FINISHED, _ENDED_WELL, _SEVERAL_RUNS),
-                *(_COUNTED, _BEGUN, _STEP, _COUNTER, _BOUND),
+                *(_COUNTED, _BEGUN, _STEP, _BAR, _COUNTER, _BOUND),
             )
             for key in sign.keys
         ),
@@ -213,6 +228,7 @@ class Signs:
     counted: bool
     skipped_step: bool
     step: bool
+    bar: bool
     counter: bool
     bound: bool
 
@@ -222,7 +238,6 @@ def shape_of(line: str) -> str:
     return _NUMERAL.sub("0", line)
 
 
-@lru_cache(maxsize=2048)
 def read_signs(shape: str, keys: tuple[str, ...]) -> Signs:
     """Return what a line of this shape says besides errors; it holds these of SIGN_KEYS."""
     return Signs(
@@ -236,6 +251,7 @@ def read_signs(shape: str, keys: tuple[str, ...]) -> Signs:
         counted=_COUNTED.stands_in(shape, keys),
         skipped_step=_SKIPPED_STEP.stands_in(shape, keys),
         step=_STEP.stands_in(shape, keys),
+        bar=_BAR.stands_in(shape, keys),
         counter=_COUNTER.stands_in(shape, keys),
         bound=_BOUND.stands_in(shape, keys),
     )

@@ -3,12 +3,23 @@
 Most lines of a log hold none, and of noise nearly all: only the others are read one by one.
 """
 
+import re
 from collections.abc import Iterator
+from functools import lru_cache
 
 from elmanctl.jobs.log_rules import ERROR_KEYS
 from elmanctl.jobs.log_signs import SIGN_KEYS
 
 KEYS = tuple(sorted(ERROR_KEYS | SIGN_KEYS))
+
+_WORD = re.compile(r"[a-z_]{3,}")
+_HEAD = 3
+# Those that are found in a word, by their first letters, and the others.
+_BY_HEAD: dict[str, list[str]] = {}
+for _key in KEYS:
+    if _WORD.fullmatch(_key):
+        _BY_HEAD.setdefault(_key[:_HEAD], []).append(_key)
+_OF_SIGNS = tuple(key for key in KEYS if not _WORD.fullmatch(key))
 
 # Below this numpy takes longer to import than to save.
 _SMALL = 200_000
@@ -19,7 +30,19 @@ _OF_LETTERS = tuple(key for key in KEYS if key != "[0/0]")
 
 def keys_in(lowered: str) -> tuple[str, ...]:
     """Return the known words in a lower-case line in which every numeral is a 0."""
-    return tuple(key for key in KEYS if key in lowered)
+    found = {key for word in set(_WORD.findall(lowered)) for key in _keys_of_word(word)}
+    found.update(key for key in _OF_SIGNS if key in lowered)
+    return tuple(sorted(found))
+
+
+@lru_cache(maxsize=8192)
+def _keys_of_word(word: str) -> tuple[str, ...]:
+    return tuple(
+        key
+        for at in range(len(word) - _HEAD + 1)
+        for key in _BY_HEAD.get(word[at : at + _HEAD], ())
+        if word.startswith(key, at)
+    )
 
 
 def lines_with_words(text: str, lines: list[str]) -> Iterator[int]:

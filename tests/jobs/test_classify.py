@@ -1,7 +1,8 @@
 """From the text of a log alone to its kind.
 
 The logs of tests/data/logs are of jobs that really ran and broke; benchmarks/make_log_fixtures.py
-makes them.  The single lines are what trainers, launchers and schedulers print.
+and benchmarks/make_trainer_logs.py make such.  The single lines are what trainers, launchers and
+schedulers print.
 """
 
 import re
@@ -87,6 +88,27 @@ AFTER_TRAINING = [
     ("NaN loss detected at step 30, stopping", "diverged"),
     ("NaN loss detected, skipping batch\nstep 40 loss 2.0\nstep 50 loss 1.9", "lost"),
     ("Training time 1:23:45", "completed"),
+    ('{"event": "training_finished", "step": 20}', "completed"),
+    ("2026-01-02 10:00:00,000 trainer INFO: Engine run finished. Time taken: 00:01", "completed"),
+    ("2026-01-02 10:00:00,000 evaluator INFO: Engine run finished. Time taken: 00:01", "lost"),
+    ("2026-01-02 10:00:00,000 train INFO: finished after 20 steps in 12.1 s", "completed"),
+    ("[after training is done] datetime: 2026-01-02 03:05:05", "completed"),
+    ("| - Training Time : 2.31 s", "completed"),
+    (
+        "30/30 - 0s - 8ms/step - loss: 1.89\nEpoch 2/2\n30/30 - 0s - 8ms/step - loss: 1.2",
+        "completed",
+    ),
+    ("Epoch 1/2\n30/30 - 0s - 8ms/step - loss: 1.8900 - mae: 1.2216", "lost"),
+    ("Iter(train) [  30/30]  lr: 1.0e-02  eta: 0:00:00  loss: 2.0\nSaving checkpoint", "completed"),
+    ("epoch 001:     20 / 42 loss=4.523, ppl=23.00, num_updates=20, lr=1e-05", "lost"),
+    ("    train/CrossEntropyLoss=nan", "diverged"),
+    ("    eval/CrossEntropyLoss=nan", "lost"),
+    ("policy_loss: nan | value_loss: 0.2", "diverged"),
+    ("val_cls_loss: nan", "lost"),
+    ("ValueError: NaN loss", "diverged"),
+    ("FloatingPointError: Minimum loss scale reached (0.0001).", "python_error"),
+    ("2026-01-02 03:04:05,678 MemoryError", "oom"),
+    ("KeyboardInterrupt\r 53%|##| 20/43 [00:00<00:00, 42.45it/s, loss=0.618]", "cancelled"),
     ("timeout: sending signal TERM to command 'python'", "timeout"),
     ("=>> PBS: job killed: walltime 3601 exceeded limit 3600", "timeout"),
     ("Some of your processes may have been killed by the cgroup out-of-memory handler.", "oom"),
