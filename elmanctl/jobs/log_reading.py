@@ -81,12 +81,14 @@ class Reading:
 
     def progress_after(self, piece: Piece) -> int:
         """Return how far beyond a piece the last printed loss stands, in characters."""
-        losses = self.losses
-        # A bar that is closed shows its last state once more.
-        closed = len(losses) > 0 and losses[-1].of_bar
-        if closed and (len(losses) == 1 or losses[-2].piece.offset <= piece.offset):
+        if not self.losses or self._closes(piece):
             return 0
-        return losses[-1].piece.offset - piece.offset if losses else 0
+        return self.losses[-1].piece.offset - piece.offset
+
+    def _closes(self, piece: Piece) -> bool:
+        """Whether all losses after a piece are a bar's, that shows its last state once more."""
+        *others, last = self.losses
+        return last.of_bar and (not others or others[-1].piece.offset <= piece.offset)
 
     def goes_on_after(self, piece: Piece) -> bool:
         """Whether training goes on after a piece; a summary may print the loss once more."""
@@ -94,7 +96,7 @@ class Reading:
         for loss in reversed(self.losses):
             if loss.piece.offset <= piece.offset:
                 break
-            if loss.of_step:
+            if loss.of_step and not self._closes(piece):
                 return True
             later += 1
         return later > _SUMMARIES

@@ -158,7 +158,7 @@ _INTERRUPT = _rule(
 )
 # A launcher that ends the other ranks sends them SIGTERM; SIGABRT a process sends itself.
 _CHILD_ENDED = _rule(
-    "signal exitcode return",
+    "signal exitcode return sigterm",
     r"terminated with signal SIG(TERM|ABRT)|exitcode\s*:\s*-(6|15)\b|return code = -(6|15)\b"
     r"|\b[Rr]eceived (SIGTERM|signal 15\b)|\bSIGTERM received\b|is killed by signal: Aborted",
     _K.KILLED,

@@ -108,6 +108,12 @@ AFTER_TRAINING = [
     ("ValueError: NaN loss", "diverged"),
     ("FloatingPointError: Minimum loss scale reached (0.0001).", "python_error"),
     ("2026-01-02 03:04:05,678 MemoryError", "oom"),
+    (
+        "Monitored metric val_loss did not improve in the last 1 records. Signaling Trainer to "
+        "stop.\nEpoch 1/3  ━━━━ 45/45 0:00:01 • 0:00:00 26.79it/s train_loss: 0.788",
+        "completed",
+    ),
+    ("[rank: 0] Received SIGTERM: 15\nEpoch 0/3 ━━ 31/57 4.8it/s train_loss: 0.03", "killed"),
     ("KeyboardInterrupt\r 53%|##| 20/43 [00:00<00:00, 42.45it/s, loss=0.618]", "cancelled"),
     ("timeout: sending signal TERM to command 'python'", "timeout"),
     ("=>> PBS: job killed: walltime 3601 exceeded limit 3600", "timeout"),
