@@ -55,7 +55,7 @@ def _controller_started(state: RunState, fields: Fields, at: str) -> None:
     folder = fields.optional_text("folder")
     if folder is not None:
         state.controller["folder"] = folder
-    state.status, state.reason = RunStatus.RUNNING, None
+    state.status, state.reason, state.advice = RunStatus.RUNNING, None, None
 
 
 def _points_asked(state: RunState, fields: Fields, at: str) -> None:
@@ -250,6 +250,8 @@ def _generation_told(state: RunState, fields: Fields, at: str) -> None:
 def _run_status(status: RunStatus, *, has_reason: bool) -> Handler:
     def changed(state: RunState, fields: Fields, at: str) -> None:
         state.reason = fields.text("reason") if has_reason else None
+        # Events of version 0.1 have no hint.
+        state.advice = fields.optional_text("hint") if status is RunStatus.PAUSED else None
         state.status = status
         if status is RunStatus.PAUSED:
             state.failures_in_a_row.clear()

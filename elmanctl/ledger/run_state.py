@@ -34,10 +34,11 @@ class Note:
 class RunState:
     """All that is known of a run.  Only `apply` changes it; the records in it are immutable.
 
-    `run` is empty before the first event.  `generation` is the newest that was asked, `generations`
-    how many the search is to make.  `told` maps a generation to what the optimizer was told, in
-    order; `refused` maps it to the number of points refused while it was asked.  `controller` is
-    the newest controller: host, pid, at.  `changes` maps `section.key` to what replaces a
+    `run` is empty before the first event.  `reason` is why it stands still, `advice` what to do
+    about it.  `generation` is the newest that was asked, `generations` how many the search is to
+    make.  `told` maps a generation to what the optimizer was told, in order; `refused` maps it to
+    the number of points refused while it was asked.  `controller` is the newest controller: host,
+    pid, at.  `changes` maps `section.key` to what replaces a
     setting, `freed_bytes` an evaluation, or "" for what belongs to none, to the bytes that
     cleaning freed, `disk` the totals of what attempts left, `excluded_nodes` a node to why and
     until when it is avoided, also when that is over.  `failures_in_a_row` names the (evaluation,
@@ -59,6 +60,7 @@ class RunState:
     run: Mapping[str, Any] = field(default_factory=dict)
     status: RunStatus = RunStatus.RUNNING
     reason: str | None = None
+    advice: str | None = None
     evaluations: dict[str, Evaluation] = field(default_factory=dict)
     submissions: dict[str, Submission] = field(default_factory=dict)
     told: dict[int, list[tuple[str, float]]] = field(default_factory=dict)

@@ -34,6 +34,7 @@ class RunSummary:
     run: Mapping[str, Any]
     status: RunStatus
     reason: str | None
+    advice: str | None
     generation: int
     generations: int
     controller: Mapping[str, Any] | None

@@ -147,13 +147,21 @@ def _refusal(refused: Mapping[str, str], repeated: Mapping[str, Sequence[str]]) 
 def mend_hint(state: RunState) -> str:
     """Return what to do after a pause: words that work for what the run has."""
     name = state.run["name"]
-    parts = [f"see why with `elmanctl status {name}`", "mend it"]
+    ended = [
+        (attempt.finished_at or "", evaluation.id)
+        for evaluation in state.evaluations.values()
+        if (attempt := evaluation.last_attempt) and attempt.state is State.FAILED
+    ]
+    why = f"elmanctl show {name} {max(ended)[1]}" if ended else f"elmanctl status {name}"
+    parts = [f"see why with `{why}`", "mend it"]
     failed = select_requeueable(state, kinds=())
     if failed:
         repeated = deterministic_failures(state)
-        again = f"open what failed again with `elmanctl requeue {name} --failed`"
-        forced = any(last_signature(state, e) in repeated for e in failed)
-        parts.append(f"{again} and `--force`" if forced else again)
+        again = f"elmanctl requeue {name} --failed"
+        if any(last_signature(state, e) in repeated for e in failed):
+            # What repeats is refused otherwise.
+            again += " --force"
+        parts.append(f"open what failed again with `{again}`")
     return f"{', '.join(parts)}, then `elmanctl resume {name}`"
 
 

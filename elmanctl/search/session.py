@@ -114,7 +114,8 @@ class Session:
         full = full_disk(error)
         if full is None:
             if isinstance(error, ElmanError) and not isinstance(error, LedgerError):
-                self.record("run_paused", reason=error.message)
+                advice = {"hint": error.hint} if error.hint else {}
+                self.record("run_paused", reason=error.message, **advice)
             return
         try:
             give_up(self.paths.folder, keep=_KEPT_PARTS)

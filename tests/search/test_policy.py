@@ -222,7 +222,7 @@ def test_pause_while_everything_waits_for_another_attempt_is_no_dead_end(runs: R
         run.drive()
     # There is nothing to open again: what waits is submitted by `resume` alone.
     assert told.value.hint == (
-        "see why with `elmanctl status stuck`, mend it, then `elmanctl resume stuck`"
+        "see why with `elmanctl show stuck g000-e03`, mend it, then `elmanctl resume stuck`"
     )
     assert run.drive().status is RunStatus.FINISHED
 
