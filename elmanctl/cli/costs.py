@@ -1,5 +1,6 @@
 """What a run cost and will cost, as one line and as plain data."""
 
+from collections.abc import Mapping
 from datetime import datetime
 from typing import Any
 
@@ -61,29 +62,39 @@ def noise_data(state: RunState) -> list[dict[str, Any]]:
     ]
 
 
-def describe_cost(state: RunState | RunSummary, cost: dict[str, Any]) -> str:
-    """Return in one line: spent, the whole search, how long it takes yet, waste, what was saved."""
-    unit = cost["unit"]
-    parts = [f"{format_hours(cost['gpu_hours'])} {unit} spent"]
+def describe_cost(state: RunState | RunSummary, cost: Mapping[str, Any]) -> str | None:
+    """Return in one line: spent, the whole search, how long it takes yet, and what was saved.
+
+    None where nothing was spent.
+    """
+    if not cost["gpu_hours"] and not cost["answered"]:
+        return None
+    parts = [f"{format_hours(cost['gpu_hours'])} {cost['unit']} spent"]
     if cost["evaluations_left"] and cost["forecast_gpu_hours"] is not None:
         parts.append(f"about {format_hours(cost['forecast_gpu_hours'])} in all")
     if cost["evaluations_left"] and cost["left_h"]:
         parts.append(f"about {clock.format_rough(cost['left_h'] * _HOUR_S)} of work left")
-    waste = {kind: spent for kind, spent in wasted(state).items() if spent.attempts}
-    if waste:
-        total = sum(waste.values(), Spent())
-        by_kind = ", ".join(
-            f"{kind} {format_hours(spent.device_s / _HOUR_S)} in {spent.attempts}"
-            for kind, spent in sorted(waste.items(), key=lambda item: -item[1].device_s)
-        )
-        parts.append(f"{format_hours(total.device_s / _HOUR_S)} brought no loss ({by_kind})")
     if cost["answered"]:
         saved = format_hours(cost["saved_gpu_hours"])
-        parts.append(f"{cost['answered']} repeats answered, {saved} saved")
+        repeats = "repeat" if cost["answered"] == 1 else "repeats"
+        parts.append(f"{cost['answered']} {repeats} answered, {saved} saved")
     return "; ".join(parts)
 
 
-def describe_budget(cost: dict[str, Any]) -> str | None:
+def describe_waste(state: RunState | RunSummary, cost: Mapping[str, Any]) -> str | None:
+    """Return in one line what brought no loss, the dearest verdict first; None without any."""
+    waste = {kind: spent for kind, spent in wasted(state).items() if spent.attempts}
+    if not waste:
+        return None
+    total = sum(waste.values(), Spent())
+    by_kind = ", ".join(
+        f"{kind} {format_hours(spent.device_s / _HOUR_S)} in {spent.attempts}"
+        for kind, spent in sorted(waste.items(), key=lambda item: -item[1].device_s)
+    )
+    return f"{format_hours(total.device_s / _HOUR_S)} {cost['unit']} brought no loss: {by_kind}"
+
+
+def describe_budget(cost: Mapping[str, Any]) -> str | None:
     """Return in one line what is left of every limit that is set, None without any."""
     if not cost["budgets"]:
         return None

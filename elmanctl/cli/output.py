@@ -31,6 +31,7 @@ _STYLES = {
     "failed": "red",
     "paused": "yellow",
     "interrupted": "yellow",
+    "stopped": "yellow",
     "submitted": "yellow",
     "cancelled": "dim",
 }
@@ -51,12 +52,16 @@ _OF_LOGS = re.compile(r"\x1b\[[0-9;]*m|\r")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Column:
-    """A column of a table; on a narrow terminal those of a high `dispensable` go first."""
+    """A column of a table; on a narrow terminal those of a high `dispensable` go first.
+
+    One that `may_be_empty` is left out on a terminal where no row has a value for it.
+    """
 
     name: str
     right: bool = False
     dispensable: int = 0
     wraps: bool = False
+    may_be_empty: bool = False
 
 
 @dataclass
@@ -157,7 +162,11 @@ def _fitting(
     for i, column in enumerate(columns):
         if column.wraps:
             widths[i] = min(widths[i], max(len(column.name), _NARROWEST_PROSE))
-    kept = list(range(len(columns)))
+    kept = [
+        i
+        for i, column in enumerate(columns)
+        if not (column.may_be_empty and all(row[i] is None for row in rows))
+    ]
     for index in sorted(kept[1:], key=lambda i: (-columns[i].dispensable, -i)):
         if sum(widths[i] + 2 for i in kept) - 2 <= width:
             break

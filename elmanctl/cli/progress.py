@@ -8,7 +8,7 @@ from types import TracebackType
 from typing import Any
 
 from elmanctl import clock
-from elmanctl.cli.costs import cost_data, describe_cost
+from elmanctl.cli.costs import cost_data, describe_cost, describe_waste
 from elmanctl.cli.output import (
     Column,
     build_table,
@@ -138,7 +138,7 @@ class LiveView:
         population = session.settings.search.population
         rest = session.state.generations * population - _settled(session.state)
         each_s = (time.monotonic() - self._since) / done
-        return clock.format_rough(max(0, rest) * each_s)
+        return clock.format_rough(rest * each_s) if rest > 0 else None
 
 
 def make_view(session: Session) -> PlainView | LiveView:
@@ -156,7 +156,7 @@ def headline(session: Session) -> str:
     best = state.best()
     generation = max(0, state.generation)
     text = (
-        f"{state.run['name']}  g{generation:03}, generation {generation + 1} of {state.generations}"
+        f"{state.run['name']}  generation {generation + 1} of {state.generations}"
         f"  {counts[State.COMPLETED]}/{total} done  {running} running  {waiting} queued"
         f"  {counts[State.FAILED]} failed"
     )
@@ -228,7 +228,12 @@ def print_summary(session: Session) -> None:
             "and drawn again at no cost"
         )
     cost = cost_data(state, is_driven=False, now=clock.now())
-    print_line(f"cost         {describe_cost(state, cost)}")
+    for label, text in (
+        ("cost", describe_cost(state, cost)),
+        ("waste", describe_waste(state, cost)),
+    ):
+        if text:
+            print_line(f"{label:<12} {text}")
     best = state.best()
     if best is not None and best.loss is not None:
         entropy = float(state.run["data"]["unigram_nats"])
@@ -249,7 +254,11 @@ def print_summary(session: Session) -> None:
         print_line(f"  parameters {best.parameters:,} (counted in the trained model)")
     print_line(f"ledger       {_near(session.paths.ledger)}")
     name = state.run["name"]
-    hint(f"see `elmanctl show {name} best`, or `elmanctl resume {name} --generations N` for more")
+    if best is None:
+        hint(f"see why with `elmanctl status {name} --state failed`")
+        return
+    more = f"elmanctl resume {name} --generations {state.generations + 2}"
+    hint(f"see `elmanctl show {name} best`; `{more}` adds two generations")
 
 
 def _near(path: Path) -> Path:

@@ -52,8 +52,16 @@ def excluded_rows(state: RunState | RunSummary) -> list[dict[str, Any]]:
 
 
 def excluded_lines(rows: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Return one line a node that is avoided."""
-    return [f"no new jobs on {r['node']} until {r['until']}: {r['reason']}" for r in rows]
+    """Return one line on the nodes that are avoided, none without any."""
+    if not rows:
+        return []
+    now = clock.now()
+    longest_s = max((clock.from_text(row["until"]) - now).total_seconds() for row in rows)
+    names = ", ".join(row["node"] for row in rows)
+    left = clock.format_rough(max(0.0, longest_s))
+    if len(rows) == 1:
+        return [f"no new jobs on {names} for {left} after {rows[0]['reason']}"]
+    return [f"no new jobs on {names} for up to {left} after failures there"]
 
 
 def evaluation_row(evaluation: Evaluation) -> dict[str, Any]:

@@ -9,7 +9,7 @@ import typer
 from elmanctl import clock
 from elmanctl.cli.complete import run_names
 from elmanctl.cli.context import JsonFlag, chosen_run, load_brief, load_readable, resolve_settings
-from elmanctl.cli.costs import cost_data, describe_budget, describe_cost, noise_data
+from elmanctl.cli.costs import cost_data, noise_data
 from elmanctl.cli.output import (
     Column,
     format_bytes,
@@ -23,14 +23,13 @@ from elmanctl.cli.output import (
 from elmanctl.cli.rows import (
     describe_config,
     evaluation_row,
-    excluded_lines,
     excluded_rows,
     searched_names,
     shown_elapsed,
     start_data,
-    start_line,
 )
-from elmanctl.cli.scheduler import current_note, note_data, note_line, with_pending_reason
+from elmanctl.cli.run_head import STOPPED, facts, headline
+from elmanctl.cli.scheduler import current_note, note_data, with_pending_reason
 from elmanctl.errors import LedgerCorrupt, LedgerError, NotFound, UsageError, nearest
 from elmanctl.jobs.paths import RunPaths
 from elmanctl.jobs.scheduler_note import SchedulerNote
@@ -129,15 +128,15 @@ def _status_of_all(ctx: typer.Context, *, as_json: bool) -> None:
         [
             Column(name="RUN"),
             Column(name="STATUS"),
-            Column(name="MODEL", dispensable=1),
+            Column(name="MODEL", dispensable=3),
             Column(name="GEN", right=True),
             Column(name="DONE", right=True),
             Column(name="RUNNING", right=True),
-            Column(name="PENDING", right=True, dispensable=1),
+            Column(name="PENDING", right=True, dispensable=2),
             Column(name="FAILED", right=True),
             Column(name="BEST LOSS", right=True),
-            Column(name="BEST", dispensable=1),
-            Column(name="DISK", right=True, dispensable=1),
+            Column(name="BEST", dispensable=2),
+            Column(name="DISK", right=True, dispensable=3),
             Column(name="UPDATED", dispensable=1),
         ],
         [_run_cells(row) for row in rows],
@@ -167,11 +166,16 @@ def _run_row(paths: RunPaths, state: RunSummary) -> dict[str, Any]:
         "run": paths.folder.name,
         "status": _status(paths, state),
         "reason": state.reason,
+        "next": state.advice,
         "model": run["model"],
         "executor": run["executor"],
         "generation": state.generation + 1,
         "generations": state.generations,
         "evaluations": state.count("evaluations"),
+        # Replacements come on top of what was planned.
+        "planned": max(
+            state.count("evaluations"), state.generations * int(run["optimizer"]["population"])
+        ),
         "done": counts[State.COMPLETED],
         "running": running,
         "pending": state.count("live") - running + counts[State.CREATED],
@@ -223,7 +227,7 @@ def _status(paths: RunPaths, state: RunSummary) -> str:
         return state.status.value
     # Another machine's holder may be alive as far as this one can know.
     gone = holder is None or is_gone(holder) is True
-    return "stopped" if state.status is RunStatus.RUNNING and gone else state.status.value
+    return STOPPED if state.status is RunStatus.RUNNING and gone else state.status.value
 
 
 def _select(found: RunState, *, state: str | None, generation: int | None) -> list[Evaluation]:
@@ -250,27 +254,8 @@ def _print_run(
     paths: RunPaths, found: RunSummary, chosen: Sequence[Evaluation], note: SchedulerNote | None
 ) -> None:
     row = _run_row(paths, found)
-    text = (
-        f"{row['run']}: {row['status']}, generation {row['generation']} of {row['generations']}, "
-        f"{row['done']} of {row['evaluations']} asked are done, {row['running']} running, "
-        f"{row['failed']} failed"
-    )
-    if row["refused_share"]:
-        text += f", {row['refused_share']:.0%} of the points drawn again unpaid"
-    if row["best"]:
-        text += f", best {format_loss(row['best_loss'])} ({row['best']})"
-    say(text)
-    say(start_line(found.run))
-    cost = _cost(paths, found)
-    say(f"cost: {describe_cost(found, cost)}")
-    budget = describe_budget(cost)
-    if budget is not None:
-        say(f"budget: {budget}")
-    if row["reason"]:
-        say(f"{row['status']}: {row['reason']}")
-    if note is not None:
-        say(note_line(note))
-    for line in excluded_lines(row["excluded_nodes"]):
+    say(headline(row))
+    for line in facts(found, row, _cost(paths, found), note):
         say(line)
     disk = forecast(found, space_of(paths.folder, with_quota=False), settings_in_force(found).disk)
     if disk is not None and disk.warning:
@@ -279,18 +264,20 @@ def _print_run(
     columns = [
         Column(name="EVAL"),
         Column(name="STATE"),
-        Column(name="JOB", dispensable=1),
+        Column(name="JOB", dispensable=3),
         Column(name="LOSS", right=True),
-        *(Column(name=name.upper(), right=True, dispensable=1) for name in names),
-        Column(name="PARAMS", right=True, dispensable=1),
-        Column(name="ELAPSED", right=True, dispensable=1),
-        Column(name="NODE", dispensable=1),
-        Column(name="REASON", dispensable=1),
+        *(Column(name=name.upper(), right=True, dispensable=2) for name in names),
+        Column(name="PARAMS", right=True, dispensable=5),
+        Column(name="ELAPSED", right=True, dispensable=3),
+        Column(name="NODE", dispensable=4),
+        # Why something failed is worth more than what it was; where all is well it says nothing.
+        Column(name="REASON", dispensable=1, wraps=True, may_be_empty=True),
     ]
     print_table(columns, [_evaluation_cells(one, names, note) for one in chosen])
     hidden = found.count("evaluations") - len(chosen)
     if hidden:
-        say(f"{hidden} more evaluations: `elmanctl status {row['run']} --all`")
+        what = "evaluation" if hidden == 1 else "evaluations"
+        say(f"{hidden} more {what}: `elmanctl status {row['run']} --all`")
 
 
 def _evaluation_cells(

@@ -58,7 +58,7 @@ def test_status_marks_answered_repeats_and_counts_what_they_saved(user: QuickCom
     assert state.answered > 3
     assert f"{state.answered} repeats answered, " in done.stderr
     assert "brought no loss (node_failure " in done.stderr
-    assert "budget: 9 of 9 job-hours left, 4 of 5 failed attempts left" in done.stderr
+    assert "  budget  9 of 9 job-hours left, 4 of 5 failed attempts left" in done.stderr
 
 
 def test_costs_and_noise_are_in_the_json(user: QuickCommandLine) -> None:
@@ -134,7 +134,10 @@ def test_used_up_budget_ends_with_its_own_exit_code_and_the_command_that_goes_on
     assert done.returncode == 6, done.stderr
     assert "error: `budget.evaluations` is used up: 5 evaluations were trained" in done.stderr
     assert "`elmanctl resume short --set budget.evaluations=8` goes on" in done.stderr
-    assert "paused: `budget.evaluations` is used up" in quick("status", "short").stderr
+    told = quick("status", "short").stderr.splitlines()
+    assert told[0].startswith("short: paused, generation 2 of 2, 5 of 8 done")
+    assert told[1].startswith("  reason  `budget.evaluations` is used up")
+    assert told[2] == "  next    `elmanctl resume short --set budget.evaluations=8` goes on"
     done = quick("resume", "short", "--set", "budget.evaluations=8")
     assert done.returncode == 0, done.stderr
     assert "short finished: 8 completed" in done.stdout

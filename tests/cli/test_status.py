@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from elmanctl.cli.output import Column, build_table
 from tests.cli.conftest import QuickCommandLine, Snapshot
 from tests.command_line import CommandLine
 
@@ -56,6 +57,27 @@ def test_piped_list_of_evaluations_holds_every_digit(quick_with_runs: QuickComma
         assert len(row["LOSS"].partition(".")[2]) > 4
     # The summary is talk, and talk goes to stderr.
     assert done.stderr.startswith("finished: finished, generation 2 of 2, 8 of 8")
+
+
+def test_what_is_normal_is_not_said_above_the_table(quick_with_runs: QuickCommandLine) -> None:
+    told = quick_with_runs("status", "finished").stderr.splitlines()
+    labels = [line.split()[0] for line in told[1:]]
+    assert set(labels) <= {"cost", "waste", "search"} and "search" in labels
+    told = quick_with_runs("status", "interrupted").stderr.splitlines()
+    assert told[0].startswith("interrupted-search: interrupted, generation 2 of 2, ")
+    assert told[1] == "  next    `elmanctl resume interrupted-search` goes on"
+
+
+def test_reason_of_a_failure_outlives_what_failed_on_a_narrow_terminal() -> None:
+    columns = [
+        Column(name="EVAL"),
+        Column(name="LR", dispensable=2),
+        Column(name="REASON", dispensable=1, wraps=True, may_be_empty=True),
+    ]
+    failed = build_table(columns, [["g000-e00", "0.00123456", "oom (attempt 1)"]], 32)
+    assert [column.header for column in failed.columns] == ["EVAL", "REASON"]
+    fine = build_table(columns, [["g000-e00", "0.00123456", None]], 32)
+    assert [column.header for column in fine.columns] == ["EVAL", "LR"]
 
 
 def test_missing_values_are_empty_fields(quick_with_runs: QuickCommandLine) -> None:

@@ -1,0 +1,68 @@
+"""What `status RUN` says above its table: first what needs somebody, nothing that is normal."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from elmanctl.cli.costs import describe_budget, describe_cost, describe_waste
+from elmanctl.cli.output import format_loss
+from elmanctl.cli.rows import excluded_lines, start_line
+from elmanctl.cli.scheduler import note_line
+from elmanctl.jobs.scheduler_note import SchedulerNote
+from elmanctl.ledger.records import RunStatus
+from elmanctl.ledger.summary import RunSummary
+
+STOPPED = "stopped"
+
+
+def headline(row: Mapping[str, Any]) -> str:
+    """Return one line on a run's row: where it stands and its best loss."""
+    parts = [
+        f"{row['run']}: {row['status']}",
+        f"generation {row['generation']} of {row['generations']}",
+        f"{row['done']} of {row['planned']} done",
+    ]
+    parts += [
+        f"{row[key]} {key}" for key in ("running", "pending", "failed", "cancelled") if row[key]
+    ]
+    if row["best"]:
+        parts.append(f"best {format_loss(row['best_loss'])} ({row['best']})")
+    return ", ".join(parts)
+
+
+def facts(
+    found: RunSummary, row: Mapping[str, Any], cost: Mapping[str, Any], note: SchedulerNote | None
+) -> list[str]:
+    """Return one line for each thing worth saying of a run, what needs somebody first."""
+    nodes = excluded_lines(row["excluded_nodes"])
+    told: list[tuple[str, str | None]] = [
+        ("reason", _reason(row)),
+        ("next", _next(found, row)),
+        ("cost", describe_cost(found, cost)),
+        ("waste", describe_waste(found, cost)),
+        ("budget", describe_budget(cost)),
+        ("slurm", note_line(note) if note is not None else None),
+        ("nodes", "; ".join(nodes) or None),
+        ("search", _search(found, row)),
+    ]
+    return [f"  {label:<7} {text}" for label, text in told if text]
+
+
+def _reason(row: Mapping[str, Any]) -> str | None:
+    if row["status"] == STOPPED:
+        return "its controller is gone; jobs that it submitted go on"
+    # That all generations are done is what `finished` means.
+    return None if row["status"] == RunStatus.FINISHED.value else row["reason"]
+
+
+def _next(found: RunSummary, row: Mapping[str, Any]) -> str | None:
+    """Return what to type to go on, None where nothing waits for it."""
+    if row["status"] not in (STOPPED, RunStatus.PAUSED.value, RunStatus.INTERRUPTED.value):
+        return None
+    return found.advice or f"`elmanctl resume {row['run']}` goes on"
+
+
+def _search(found: RunSummary, row: Mapping[str, Any]) -> str:
+    text = start_line(found.run)
+    if row["refused_share"]:
+        text += f"; {row['refused_share']:.0%} of the points drawn again, unpaid"
+    return text
