@@ -206,7 +206,7 @@ def _say_run(paths: RunPaths, view: _View) -> None:
     freeable_bytes = sum(item.size_bytes for item in view.plan)
     name, size = paths.folder.name, format_bytes(view.size_bytes)
     say(f"{name}: {size}; `elmanctl clean {name}` would free {format_bytes(freeable_bytes)}")
-    if view.forecast is not None:
+    if view.forecast is not None and view.forecast.evaluations_left:
         say(
             f"{view.forecast.evaluations_left} evaluations are left, at "
             f"{format_bytes(view.forecast.evaluation_bytes)} each: "
@@ -291,7 +291,7 @@ def clean(
             help="Keep the logs of failed attempts; default yes",
         ),
     ] = None,
-    kind: Annotated[str | None, typer.Option(help=f"Only these kinds: {','.join(KINDS)}")] = None,
+    kind: Annotated[str | None, typer.Option(help=f"Only these kinds: {', '.join(KINDS)}")] = None,
     dry_run: DryRunFlag = False,
     yes: YesFlag = False,
     as_json: JsonFlag = False,
@@ -308,7 +308,7 @@ def clean(
     """
     paths = run_to_change(ctx, run)
     state = load_readable(paths)
-    kinds = kind.split(",") if kind else []
+    kinds = [word.strip() for word in kind.split(",")] if kind else []
     asked = {
         "keep_best": keep_best,
         "keep_last": keep_last,

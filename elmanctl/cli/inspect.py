@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from elmanctl.cli.complete import evaluation_names, run_or_evaluation_names
-from elmanctl.cli.context import JsonFlag, chosen_run, load_readable
+from elmanctl.cli.context import JsonFlag, chosen_run, load_readable, resolve_settings
 from elmanctl.cli.follow import Follower
 from elmanctl.cli.output import print_json, print_line, write_raw
 from elmanctl.cli.rows import (
@@ -23,13 +23,13 @@ from elmanctl.cli.rows import (
     start_data,
     start_line,
 )
-from elmanctl.errors import NotFound
+from elmanctl.errors import NotFound, UsageError
 from elmanctl.jobs.paths import RunPaths
 from elmanctl.ledger.files import open_regular
 from elmanctl.ledger.records import Attempt, Evaluation, Evidence, State
 from elmanctl.ledger.run_state import RunState
 from elmanctl.search.repeats import noise_for
-from elmanctl.search.selection import find_evaluation
+from elmanctl.search.selection import find_evaluation, list_runs
 
 RunOrEvaluation = Annotated[
     str,
@@ -141,9 +141,19 @@ def _find(
     ctx: typer.Context, first: str, second: str | None
 ) -> tuple[RunPaths, RunState, Evaluation]:
     run, name = (None, first) if second is None else (first, second)
+    if second is None and first in _runs(ctx):
+        raise UsageError(
+            f"`{first}` is a run: name an evaluation of it",
+            hint=f"`elmanctl {ctx.info_name} {first} best`; `elmanctl status {first}` lists them",
+        )
     paths = chosen_run(ctx, run)
     found = load_readable(paths)
     return paths, found, find_evaluation(found, name)
+
+
+def _runs(ctx: typer.Context) -> list[str]:
+    folder = Path(resolve_settings(ctx, {}).settings.paths.runs).expanduser()
+    return [path.name for path in list_runs(folder)]
 
 
 def _print_evaluation(paths: RunPaths, found: RunState, chosen: Evaluation) -> None:
@@ -165,8 +175,9 @@ def _print_evaluation(paths: RunPaths, found: RunState, chosen: Evaluation) -> N
     print_line(f"  parameters  {chosen.parameters:,}")
     print_line(f"  seed        {chosen.seed}")
     print_line("config")
+    width = max(map(len, chosen.config))
     for key, value in chosen.config.items():
-        print_line(f"  {key:<15} {json.dumps(value)}")
+        print_line(f"  {key:<{width}} {json.dumps(value)}")
     for attempt in chosen.attempts:
         _print_attempt(paths, chosen, attempt)
         asked = _resources(found, attempt)
@@ -186,7 +197,9 @@ def _print_attempt(paths: RunPaths, chosen: Evaluation, attempt: Attempt) -> Non
     if attempt.result is not None:
         for key in _SHOWN_OF_RESULT:
             if key in attempt.result:
-                print_line(f"  {key:<11} {attempt.result[key]}")
+                value = attempt.result[key]
+                shown = f"{value:.0f}" if key == "tokens_per_s" else value
+                print_line(f"  {key:<12} {shown}")
         _print_continued(attempt.result)
     if attempt.verdict is not None and attempt.state is not State.COMPLETED:
         print_line(f"  verdict     {describe_verdict(attempt.verdict)}")

@@ -203,4 +203,7 @@ def _print_chosen(chosen: list[Evaluation], *, as_json: bool) -> None:
 def _config_cells(row: Mapping[str, Any], *, show_origin: bool) -> list[str | None]:
     value = row["value"]
     text = None if value is None else str(list(value) if isinstance(value, tuple) else value)
+    if isinstance(value, bool):
+        # As elman.toml spells it.
+        text = str(value).lower()
     return [row["key"], text, *([row["from"]] if show_origin else [])]

@@ -16,7 +16,7 @@ from elmanctl.cli.context import (
     resolve_settings,
     run_to_change,
 )
-from elmanctl.cli.output import Column, confirm, hint, print_json, print_table, warn
+from elmanctl.cli.output import Column, confirm, hint, print_json, print_table, say, warn
 from elmanctl.cli.remote import act_on_run
 from elmanctl.errors import UsageError
 from elmanctl.search.requeue import RequeuePlan, plan_requeue, select_requeueable
@@ -39,7 +39,7 @@ def requeue(
     run: RunOption = None,
     failed: Annotated[
         bool,
-        typer.Option("--failed", help="All that failed, or were cancelled by other means than us"),
+        typer.Option("--failed", help="All that failed, or were cancelled by others than elmanctl"),
     ] = False,
     kind: Annotated[
         str | None, typer.Option(help="With --failed: only these verdicts, e.g. oom,timeout")
@@ -73,7 +73,15 @@ def requeue(
     """
     run, evaluations = _parted(ctx, run, names or [])
     if failed == bool(evaluations):
-        raise UsageError("name evaluations to queue again, or pass `--failed`")
+        if failed:
+            raise UsageError(
+                f"`--failed` takes no names, and no run is named `{evaluations[0]}`",
+                hint="`elmanctl status` lists the runs",
+            )
+        raise UsageError(
+            "name evaluations to queue again, or pass `--failed`",
+            hint="`elmanctl requeue --failed --dry-run` shows what that would take",
+        )
     if kind and not failed:
         raise UsageError("`--kind` goes with `--failed`", hint="leave it out, or the names")
     paths = run_to_change(ctx, run)
@@ -91,6 +99,9 @@ def requeue(
     }
     asked = {key: value for key, value in asked.items() if value not in (None, False)}
     plan = plan_requeue(state, settings_in_force(state), chosen, asked)
+    if not (chosen or as_json):
+        say(f"nothing of {state.run['name']} {'ended so' if kinds else 'failed'}: nothing to do")
+        return
     if dry_run or not chosen:
         _print_plan(plan, as_json=as_json)
         return

@@ -221,7 +221,7 @@ def drive(
     with (
         explained(paths.folder.name),
         Session.open(paths.folder) as session,
-        interruptible() as stop,
+        interruptible(paths.folder.name) as stop,
     ):
         if session.warning:
             warn(session.warning)
@@ -256,7 +256,8 @@ def drive(
     if state.status is RunStatus.INTERRUPTED:
         running = len(state.live_attempts())
         if running:
-            say(f"interrupted; {running} jobs go on without the controller")
+            jobs = "1 job goes" if running == 1 else f"{running} jobs go"
+            say(f"interrupted; {jobs} on without the controller")
         hint(f"continue with `elmanctl resume {state.run['name']}`")
         raise typer.Exit(130)
 
@@ -273,7 +274,7 @@ def make_executor(paths: RunPaths, name: str, settings: Any) -> Executor:
 
 
 @contextmanager
-def interruptible() -> Iterator[threading.Event]:
+def interruptible(run: str) -> Iterator[threading.Event]:
     """Turn the first Ctrl-C, SIGTERM or SIGHUP into an event; the second leaves at once.
 
     The loop stops between two steps, so that no ledger line is cut by its own user.
@@ -282,6 +283,7 @@ def interruptible() -> Iterator[threading.Event]:
 
     def handle(number: int, frame: FrameType | None) -> None:
         if stop.is_set():
+            say(f"\nleft at once; nothing is lost: `elmanctl resume {run}` goes on")
             raise KeyboardInterrupt
         stop.set()
         if number == signal.SIGINT:

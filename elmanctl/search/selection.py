@@ -76,7 +76,7 @@ def find_run(folder: Path, name: str | None) -> Path:
         )
     near = nearest(name, names)
     known = f"did you mean `{near}`? " if near else ""
-    raise NotFound(f"no run named `{name}`", hint=f"{known}List runs with `elmanctl status`")
+    raise NotFound(f"no run named `{name}`", hint=f"{known}`elmanctl status` lists the runs")
 
 
 def find_run_to_change(folder: Path, name: str | None, *, whole_name: bool = False) -> Path:
@@ -139,7 +139,9 @@ def find_evaluation(state: RunState, name: str) -> Evaluation:
     near = nearest(name, state.evaluations)
     raise NotFound(
         f"no evaluation `{name}` in run `{state.run['name']}`",
-        hint=f"did you mean `{near}`?" if near else "`elmanctl status RUN` lists them",
+        hint=f"did you mean `{near}`?"
+        if near
+        else f"`elmanctl status {state.run['name']} --all` lists them",
     )
 
 

@@ -167,7 +167,7 @@ def test_search_says_where_it_starts_and_warns_of_a_start_it_would_refuse(
 
 def test_every_report_of_a_run_says_where_it_started(quick_with_runs: QuickCommandLine) -> None:
     line = "starts at n_heads=8 lr=0.00316 (the middle of the space); optimizer seed 3"
-    assert line in quick_with_runs("status", "finished").stderr.splitlines()
+    assert f"  search  {line}" in quick_with_runs("status", "finished").stderr.splitlines()
     assert f"  search      {line}" in succeeded(quick_with_runs("show", "finished", "best"))
     for words in (("show", "finished", "best"), ("status", "finished"), ("resume", "finished")):
         found = document(quick_with_runs(*words, "--json"))
@@ -187,7 +187,8 @@ def test_run_whose_ledger_tells_no_values_is_shown_by_its_source(
     ledger.write_bytes(b"".join([encode_event(event), *rest]))
     done = quick_with_runs("status", "finished")
     assert done.returncode == 0
-    assert "starts at the middle of the space; optimizer seed 3" in done.stderr.splitlines()
+    start = "starts at the middle of the space; optimizer seed 3"
+    assert f"  search  {start}" in done.stderr.splitlines()
 
 
 def test_name_of_a_new_run_is_free_and_fit_for_a_folder(
@@ -294,21 +295,48 @@ def test_quiet_command_keeps_its_talk_to_itself(quick_with_runs: QuickCommandLin
     assert quick_with_runs("-q", "status", "nothing").stderr.startswith("error: ")
 
 
-def test_first_signal_asks_a_search_to_stop_and_the_second_ends_it() -> None:
+def test_first_signal_asks_a_search_to_stop_and_the_second_ends_it(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     before = signal.getsignal(signal.SIGTERM)
-    with interruptible() as stop:
+    with interruptible("e88-tiny") as stop:
         signal.raise_signal(signal.SIGTERM)
         assert stop.is_set()
         with pytest.raises(KeyboardInterrupt):
             signal.raise_signal(signal.SIGTERM)
     assert signal.getsignal(signal.SIGTERM) is before
+    assert "`elmanctl resume e88-tiny` goes on" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("words", "next_words"),
+    [
+        (("show", "finished"), "elmanctl show finished best"),
+        (("logs", "finished"), "elmanctl logs finished best"),
+        (("cancel", "--run", "finished", "zzz"), "elmanctl status finished --all"),
+        (("requeue", "nosuchrun", "--failed"), "elmanctl status"),
+        (("requeue", "interrupted-search"), "elmanctl requeue --failed --dry-run"),
+    ],
+)
+def test_hint_after_a_mistake_can_be_typed_as_it_stands(
+    quick_with_runs: QuickCommandLine, words: tuple[str, ...], next_words: str
+) -> None:
+    done = quick_with_runs(*words)
+    assert done.returncode in (2, 3)
+    assert f"`{next_words}`" in done.stderr.partition("hint:")[2]
+
+
+def test_requeue_of_nothing_says_so(quick_with_runs: QuickCommandLine) -> None:
+    done = quick_with_runs("requeue", "finished", "--failed", "--dry-run")
+    assert (done.returncode, done.stdout) == (0, "")
+    assert done.stderr == "nothing of finished failed: nothing to do\n"
 
 
 def test_signal_that_is_ignored_stays_ignored() -> None:
     """As SIGHUP is under nohup, so that a search outlives its terminal."""
     before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
     try:
-        with interruptible() as stop:
+        with interruptible("e88-tiny") as stop:
             signal.raise_signal(signal.SIGHUP)
             assert not stop.is_set()
     finally:
