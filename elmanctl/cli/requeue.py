@@ -16,7 +16,16 @@ from elmanctl.cli.context import (
     resolve_settings,
     run_to_change,
 )
-from elmanctl.cli.output import Column, confirm, hint, print_json, print_table, say, warn
+from elmanctl.cli.output import (
+    Column,
+    confirm,
+    hint,
+    is_terminal,
+    print_json,
+    print_table,
+    say,
+    warn,
+)
 from elmanctl.cli.remote import act_on_run
 from elmanctl.errors import UsageError
 from elmanctl.search.requeue import RequeuePlan, plan_requeue, select_requeueable
@@ -101,7 +110,9 @@ def requeue(
     plan = plan_requeue(state, settings_in_force(state), chosen, asked)
     if not (chosen or as_json):
         say(f"nothing of {state.run['name']} {'ended so' if kinds else 'failed'}: nothing to do")
-        return
+        # A script gets the table all the same, without a row.
+        if is_terminal():
+            return
     if dry_run or not chosen:
         _print_plan(plan, as_json=as_json)
         return

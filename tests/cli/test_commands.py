@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from elmanctl.cli.output import configure
 from elmanctl.cli.search import interruptible
 from elmanctl.jobs.policy import RULES
 from elmanctl.ledger.events import decode_line, encode_event
@@ -298,6 +299,7 @@ def test_quiet_command_keeps_its_talk_to_itself(quick_with_runs: QuickCommandLin
 def test_first_signal_asks_a_search_to_stop_and_the_second_ends_it(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
+    configure(color="auto", quiet=False)
     before = signal.getsignal(signal.SIGTERM)
     with interruptible("e88-tiny") as stop:
         signal.raise_signal(signal.SIGTERM)
@@ -312,7 +314,7 @@ def test_first_signal_asks_a_search_to_stop_and_the_second_ends_it(
     ("words", "next_words"),
     [
         (("show", "finished"), "elmanctl show finished best"),
-        (("logs", "finished"), "elmanctl logs finished best"),
+        (("logs", "finished"), "elmanctl status finished"),
         (("cancel", "--run", "finished", "zzz"), "elmanctl status finished --all"),
         (("requeue", "nosuchrun", "--failed"), "elmanctl status"),
         (("requeue", "interrupted-search"), "elmanctl requeue --failed --dry-run"),
@@ -328,7 +330,7 @@ def test_hint_after_a_mistake_can_be_typed_as_it_stands(
 
 def test_requeue_of_nothing_says_so(quick_with_runs: QuickCommandLine) -> None:
     done = quick_with_runs("requeue", "finished", "--failed", "--dry-run")
-    assert (done.returncode, done.stdout) == (0, "")
+    assert (done.returncode, done.stdout.count("\n")) == (0, 1)
     assert done.stderr == "nothing of finished failed: nothing to do\n"
 
 

@@ -57,7 +57,7 @@ def test_status_marks_answered_repeats_and_counts_what_they_saved(user: QuickCom
         assert rows[name]["LOSS"] == str(evaluation.loss)
     assert state.answered > 3
     assert f"{state.answered} repeats answered, " in done.stderr
-    assert "brought no loss (node_failure " in done.stderr
+    assert "brought no loss: node_failure " in done.stderr
     assert "  budget  9 of 9 job-hours left, 4 of 5 failed attempts left" in done.stderr
 
 
