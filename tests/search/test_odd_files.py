@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -116,15 +117,17 @@ LEFT: dict[str, tuple[Callable[[AttemptPaths], None], str]] = {
 @pytest.mark.parametrize("name", LEFT)
 def test_whatever_a_worker_leaves_it_gets_a_verdict(watched: Watched, name: str) -> None:
     leave, verdict = LEFT[name]
-    leave(watched.run.paths.attempt("g000-e01", 1))
-    watched.report(JobState.ENDED, "FAILED", exit_code=1)
-    judged = watched.look() + watched.look(20.0)
-    assert judged == [("g000-e01", verdict)]
-    attempt = load_run(watched.run.folder).state.evaluations["g000-e01"].attempts[0]
-    assert attempt.node in (None, "n1", "n7")
-    assert watched.run.paths.ledger.stat().st_size < 20_000
+    folder = watched.run.paths.attempt("g000-e01", 1).folder
     # Neither Python nor pytest can remove folders that are so deep.
-    subprocess.run(["rm", "-rf", watched.run.paths.attempt("g000-e01", 1).folder], check=True)
+    with ExitStack() as after:
+        after.callback(subprocess.run, ["rm", "-rf", folder], check=True)
+        leave(watched.run.paths.attempt("g000-e01", 1))
+        watched.report(JobState.ENDED, "FAILED", exit_code=1)
+        judged = watched.look() + watched.look(20.0)
+        assert judged == [("g000-e01", verdict)]
+        attempt = load_run(watched.run.folder).state.evaluations["g000-e01"].attempts[0]
+        assert attempt.node in (None, "n1", "n7")
+        assert watched.run.paths.ledger.stat().st_size < 20_000
 
 
 @pytest.mark.parametrize(
