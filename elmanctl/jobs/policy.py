@@ -137,6 +137,8 @@ RULES: tuple[Rule, ...] = (
 
 _RULE_OF = {(rule.kind, rule.case): rule for rule in RULES}
 
+_OOM_CAUSES = (Cause.HOST, Cause.GPU, Cause.NEIGHBOUR)
+
 # Verdicts of version 0.1 have no cause; their words tell whose memory it was.
 _DEVICE_MEMORY = re.compile(r"\b(CUDA|HIP|XPU)\b|_STATUS_ALLOC_FAILED|torch\.OutOfMemoryError")
 
@@ -156,7 +158,7 @@ def _case(verdict: Verdict) -> str | None:
     if verdict.kind is VerdictKind.CANCELLED:
         asked = any(quote.source is EvidenceSource.CONTROLLER for quote in verdict.evidence)
         return ASKED if asked else OUTSIDE
-    if verdict.kind is VerdictKind.OOM and verdict.cause in (None, Cause.DEVICE):
+    if verdict.kind is VerdictKind.OOM and verdict.cause not in _OOM_CAUSES:
         texts = (quote.text for quote in verdict.evidence)
         return Cause.GPU if any(map(_DEVICE_MEMORY.search, texts)) else Cause.HOST
     return verdict.cause
