@@ -4,8 +4,9 @@
 
 Needs a Slurm cluster made by scripts/slurmbox for all that is about Slurm (`--local` leaves it
 out), and root to mount a small disk.  Writes results/reliability.json and the tables of
-docs/reliability.md; --continue keeps the trials that the file already holds.  The folders of the
-searches stay in --folder.  Exits with 1 when anything was lost, trained twice or otherwise.
+docs/reliability.md; --continue keeps the trials that the file already holds, and several campaigns
+of one version of the product may add to it at one time.  The folders of the searches stay in
+--folder.  Exits with 1 when anything was lost, trained twice or otherwise.
 
 The part no-accounting needs a cluster of its own and runs only when it is asked for:
 
@@ -27,7 +28,10 @@ from campaign.parts import Campaign  # noqa: E402
 from campaign.record import Results  # noqa: E402
 from campaign.report import rewrite  # noqa: E402
 
-PARTS = ("kills", "cut", "pairs", "paused", "slurmctld", "slurmdbd", "node", "preempt", "disk")
+PARTS = (
+    *("kills", "cut", "pairs", "paused", "orphan"),
+    *("slurmctld", "slurmdbd", "node", "preempt", "disk"),
+)
 ASKED = ("no-accounting",)
 
 
@@ -74,7 +78,9 @@ def run_part(campaign: Campaign, part: str, executors: list[str], own: argparse.
     elif part == "disk":
         for executor in executors:
             campaign.disk(executor, own.rounds or 3)
-    elif part not in ("cut", "pairs", "paused") and "slurm" in executors:
+    elif part == "orphan" and "slurm" in executors:
+        campaign.orphans(own.rounds or 6)
+    elif part not in ("cut", "orphan") and "slurm" in executors:
         campaign.cluster(part, own.rounds or 2)
 
 

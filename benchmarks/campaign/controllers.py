@@ -5,6 +5,7 @@ import random
 import signal
 import subprocess
 import time
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -17,21 +18,20 @@ ELSEWHERE = ("--host", "elsewhere", "--stale-s", "2")
 _LOCKED = ("the run is held by", "several processes are taking over", "was written under lease")
 
 
-def start_pairs(search: Search, wanted: int, chance: random.Random) -> int:
+def start_pairs(search: Search, wanted: int, chance: random.Random, kinds: Counter[str]) -> str:
     """Start two controllers at the same instant, again and again; kill the one that drives.
 
-    Returns how often exactly one drove and the other said so.  Raises Fault when both drove or
+    Counts how often exactly one drove and the other said so.  Raises Fault when both drove or
     both gave up.  The search is driven to its end.
     """
     begin(search)
-    pairs = 0
-    while pairs < wanted:
+    while kinds["pairs"] < wanted:
         both = [search.start(["resume", "run"]) for _ in range(2)]
         first = wait_for(lambda both=both: _ended(both), "one of two controllers to give up")
         (other,) = [process for process in both if process is not first]
         if first.returncode == 0:
             search.wait(other)
-            return pairs
+            return ""
         words = search.words(first)
         if first.returncode != 1 or not any(text in words for text in _LOCKED):
             raise Fault(f"the second controller ended with {first.returncode}: {words}")
@@ -40,9 +40,9 @@ def start_pairs(search: Search, wanted: int, chance: random.Random) -> int:
             search.kill(other)
         elif other.returncode != 0:
             raise Fault(f"nobody drives: {words}\n{search.words(other)}")
-        pairs += 1
+        kinds["pairs"] += 1
     search.finish()
-    return pairs
+    return ""
 
 
 def _ended(processes: Sequence[subprocess.Popen[bytes]]) -> subprocess.Popen[bytes] | None:
@@ -86,6 +86,45 @@ def pause_and_replace(
         raise Fault(f"the woken controller ended with {code}: {search.words(paused)}")
     if not wakes_late:
         search.expect(successor, 0)
+
+
+def submit_after_replacement(
+    search: Search, chance: random.Random, *, wakes_late: bool = False
+) -> str:
+    """Pause a controller before it calls sbatch, and wake it when it was replaced.
+
+    By then its successor has given that submission up and makes another one; with `wakes_late`
+    it has finished the search.  Returns what became of the orphan's jobs.
+    """
+    paused = search.start(options=["--die", "submit:before:1", "--stop"])
+    wait_for(lambda: _is_stopped(paused), "a controller to pause before sbatch")
+    (orphan,) = search.state().unanswered()
+    time.sleep(2.5)
+    successor = search.start(["resume", "run"], options=ELSEWHERE)
+    wait_for(lambda: not search.state().unanswered() or successor.poll() is not None, "a verdict")
+    if wakes_late:
+        search.expect(successor, 0)
+    else:
+        time.sleep(chance.uniform(0.0, 1.0))
+    os.kill(paused.pid, signal.SIGCONT)
+    code = search.wait(paused)
+    if code == 0 or "the lease of the run was taken over" not in search.words(paused):
+        raise Fault(f"the woken controller ended with {code}: {search.words(paused)}")
+    if not wakes_late:
+        search.expect(successor, 0)
+    wait_for(lambda: not _queue(orphan.job_name), "the orphan's jobs to end")
+    known = {a.job_id for e in search.state().evaluations.values() for a in e.attempts}
+    begun = len(list((search.run_folder / "submissions" / orphan.id).glob("*_log.out")))
+    if not begun:
+        raise Fault("the orphan was never submitted")
+    trained = sum(what == "start" for _, _, job, what in search.trainings() if job not in known)
+    return f"of {begun} jobs that nobody knew of, {trained} trained"
+
+
+def _queue(job_name: str) -> str:
+    """Return what Slurm's queue holds under a name."""
+    command = ["squeue", "--noheader", "--name", job_name]
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout
 
 
 def _is_stopped(process: subprocess.Popen[bytes]) -> bool:

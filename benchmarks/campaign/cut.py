@@ -6,7 +6,7 @@ import tempfile
 from collections.abc import Iterable
 from pathlib import Path
 
-from campaign.search import Fault, Judgement, Search, judge
+from campaign.search import Fault, Search
 from elmanctl.ledger.state import load_run
 from elmanctl.ledger.store import read_events
 
@@ -36,17 +36,27 @@ def open_every_cut(ledger: Path, sizes: Iterable[int]) -> tuple[int, int]:
     return opened, most
 
 
-def resume_from_cut(reference: Search, folder: Path, chance: random.Random) -> Judgement:
+def make_varied_ledger(search: Search) -> None:
+    """Drive a small search and change it on its way: its ledger gets many kinds of events."""
+    search.finish()
+    for arguments in (
+        ["requeue", "--failed", "--run", "run", "--force", "--yes"],
+        ["resume", "run", "--set", "slurm.mem_gb=0.4"],
+        ["clean", "run", "--keep-best", "1", "--keep-last", "0", "--yes"],
+        ["resume", "run", "--generations", str(search.shape.generations + 1)],
+    ):
+        search.expect(search.start(arguments), 0)
+
+
+def resume_from_cut(reference: Search, search: Search, chance: random.Random) -> None:
     """Cut the ledger of a finished search anywhere after its first event and let it go on.
 
     This loses far more than a torn last line: everything after the cut, while the files of the
     workers stay.
     """
-    search = Search(folder, reference.shape, reference.executor)
     shutil.copytree(reference.run_folder, search.run_folder, symlinks=True)
     shutil.copy(reference.log, search.log)
     ledger = search.run_folder / "ledger.jsonl"
     data = ledger.read_bytes()
     ledger.write_bytes(data[: chance.randint(data.index(b"\n") + 1, len(data) - 1)])
     search.finish()
-    return judge(search, reference)

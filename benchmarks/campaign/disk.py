@@ -11,6 +11,9 @@ from campaign.search import PATIENCE_S, Fault, Search, wait_for
 
 _SIZE = "12m"
 
+# The exit code of a search that stopped itself.
+PAUSED = 6
+
 
 @contextlib.contextmanager
 def small_disk(folder: Path) -> Iterator[None]:
@@ -38,11 +41,12 @@ def fill(filler: Path) -> None:
         os.close(file)
 
 
-def fill_and_free(search: Search, after_s: float) -> tuple[int, str]:
+def fill_and_free(search: Search, after_s: float) -> str:
     """Fill the disk of a running search, make room when it has stopped, and let it finish.
 
-    Returns the exit code and the last words with which it stopped.  What failed for want of space
-    is put back by `requeue --failed`, as the search's own hint says.
+    Raises Fault when it does not stop by itself with the exit code and the word of a pause, or
+    when its ledger does not open on the full disk.  What failed for want of space is put back by
+    `requeue --failed`, as the search's own hint says.  Returns how it went.
     """
     process = search.start()
     wait_for(lambda: search.trainings(), "a worker to train")
@@ -51,15 +55,19 @@ def fill_and_free(search: Search, after_s: float) -> tuple[int, str]:
     end = time.monotonic() + PATIENCE_S
     while process.poll() is None and time.monotonic() < end:
         fill(filler)
-        time.sleep(0.05)
-    code, words = search.wait(process, 1.0), search.words(process)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(2.0)
+    search.expect(process, PAUSED, 1.0)
     # Workers that still train meet the full disk too.
     time.sleep(search.shape.seconds[1] + 1.0)
+    status = search.state().status
+    full = search.start()
+    search.expect(full, PAUSED)
     filler.unlink()
-    for _ in range(4):
+    for resumes in range(1, 5):
         requeue = search.start(["requeue", "--failed", "--run", "run", "--yes"])
         search.wait(requeue)
         process = search.start()
         if search.wait(process) == 0:
-            return code, words
+            return f"exit code {PAUSED}, status {status}, done after {resumes}x `resume`"
     raise Fault(f"not finished after room was made\n{search.words(process)}")

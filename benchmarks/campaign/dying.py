@@ -2,9 +2,9 @@
 
     dying.py [--die POINT:MOMENT:N [--stop]] [--host NAME --stale-s S] -- ARGUMENTS...
 
-POINT is fsync, link, replace, tell, spawn, or save for the optimizer's state; MOMENT is before or
-after; the process gets SIGKILL at the Nth call, with --stop SIGSTOP instead.  With --host it takes
-over leases of other machines after S seconds of silence.
+POINT is fsync, link, replace, tell, submit for sbatch or the start of a worker, or save for the
+optimizer's state; MOMENT is before or after; the process gets SIGKILL at the Nth call, with --stop
+SIGSTOP instead.  With --host it takes over leases of other machines after S seconds of silence.
 """
 
 import argparse
@@ -13,18 +13,27 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 
 def dies_at(
-    real: Callable[..., Any], moment: str, count: int, number: signal.Signals
+    real: Callable[..., Any],
+    moment: str,
+    count: int,
+    number: signal.Signals,
+    counts: Callable[..., bool] = lambda *arguments: True,
 ) -> Callable[..., Any]:
-    """Return `real`, with a signal to this process before or after its `count`th call."""
+    """Return `real`, with a signal to this process before or after its `count`th call.
+
+    Only calls with arguments that `counts` says yes to are counted.
+    """
     seen = 0
 
     def called(*arguments: Any, **named: Any) -> Any:
         nonlocal seen
+        if not counts(*arguments):
+            return real(*arguments, **named)
         seen += 1
         if seen == count and moment == "before":
             os.kill(os.getpid(), number)
@@ -47,11 +56,17 @@ def prepare_death(text: str, number: signal.Signals) -> None:
         "link": (os, "link"),
         "replace": (os, "replace"),
         "tell": (CmaOptimizer, "tell"),
-        "spawn": (subprocess, "run"),
+        "submit": (subprocess, "run"),
         "save": (loop, "write_atomically"),
     }
     owner, name = owners[point]
-    setattr(owner, name, dies_at(getattr(owner, name), moment, int(count), number))
+    counts = _submits if point == "submit" else lambda *arguments: True
+    setattr(owner, name, dies_at(getattr(owner, name), moment, int(count), number, counts))
+
+
+def _submits(command: Sequence[str], *others: Any) -> bool:
+    """Whether a command hands work over: sbatch does on Slurm, setsid on one machine."""
+    return command[0] in ("sbatch", "setsid")
 
 
 def become_another_machine(name: str, stale_s: float) -> None:

@@ -7,25 +7,32 @@ import subprocess
 from collections import Counter
 from pathlib import Path
 
-from campaign.search import Fault, Search, Shape
+from campaign.search import Search, Shape, wait_for
 
 UNIFORM = "at a random instant"
+EARLY = "at a random instant of its start"
 
-# A uniform kill comes within this time from the start of the controller.
+# A uniform kill comes within this time from the controller's first event, or from its start.
 UNIFORM_WITHIN_S = 3.0
 
-# A controller that did not come to the chosen call within this time is killed by the clock too.
-INSIDE_WITHIN_S = 8.0
+# Of uniform kills, those that may come before the controller has written anything.
+EARLY_SHARE = 0.25
+
+# A controller that did not come to the chosen call within this time is killed by the clock. It is
+# long because a generation may have to end before the optimizer is told.
+INSIDE_WITHIN_S = 60.0
 
 # Inside these, before or after the call itself, at one of the first so many of a controller's life.
-INSIDE = {"fsync": 16, "link": 1, "replace": 5, "tell": 2}
+INSIDE = {"fsync": 16, "link": 1, "replace": 5, "tell": 1, "worker": 1}
+
+# Of a hundred kills, so many are aimed at each call.
+AIMED = {"fsync": 4, "link": 4, "replace": 4, "tell": 4, "worker": 4, "sbatch": 8}
 
 SBATCH = {
     "sbatch, before Slurm hears of it": "before",
     "sbatch, after Slurm accepted": "after",
     "sbatch, Slurm accepts after the kill": "late",
 }
-SPAWN = "the start of a worker"
 
 # `$1` is consumed once; the parent is the controller.
 _WRAPPER = """\
@@ -42,63 +49,75 @@ exec {sbatch} "$@"
 """
 
 
-def kinds_of(executor: str) -> list[str]:
-    """Return the instants at which a controller can be killed, besides random ones."""
-    inside = [f"{name}, {moment} it" for name in INSIDE for moment in ("before", "after")]
-    return inside + (list(SBATCH) if executor == "slurm" else [SPAWN])
+def aims(executor: str, kills: int) -> Counter[str]:
+    """Return how many of so many kills are to come at each chosen instant."""
+    names = [name for name in INSIDE if name != "worker" or executor == "local"]
+    kinds = [f"{name}, {moment} it" for name in names for moment in ("before", "after")]
+    kinds += list(SBATCH) if executor == "slurm" else []
+    return Counter({kind: -(-AIMED[kind.partition(",")[0]] * kills // 100) for kind in kinds})
 
 
 class Killer:
-    """Kills controllers of one search after another; forced instants take turns."""
+    """Kills the controllers of one search after another, `kills` times in all.
 
-    def __init__(self, chance: random.Random) -> None:
+    In each search the kills that are aimed at calls come first: later it has none left.
+    """
+
+    def __init__(self, chance: random.Random, executor: str, kills: int, searches: int) -> None:
         self._chance = chance
-        self._forced: Counter[str] = Counter()
+        self._missing = aims(executor, kills)
+        self._searches = searches
 
-    def disturb(self, search: Search, wanted: int) -> Counter[str]:
+    def disturb(self, search: Search, wanted: int, kills: Counter[str]) -> str:
         """Kill the controllers of a search up to `wanted` times, then let it finish."""
-        kills: Counter[str] = Counter()
         tools = self._tools(search) if search.executor == "slurm" else None
+        plan = self._plan(wanted)
         while kills.total() < wanted:
-            kind = self._choose(search.executor)
-            if kind == UNIFORM:
-                found = self._kill_by_clock(search, search.start(), UNIFORM_WITHIN_S)
+            if plan:
+                found = self._kill_inside(search, plan.pop(), tools)
             else:
-                found = self._kill_inside(search, kind, tools)
-                self._forced[kind] += 1
+                found = self._kill_at_random(search)
             if found is None:
-                return kills
+                return ""
             kills[found] += 1
+            self._missing[found] -= 1
         search.finish()
-        return kills
+        return ""
 
-    def _choose(self, executor: str) -> str:
-        if self._chance.random() < 0.5:
-            return UNIFORM
-        kinds = kinds_of(executor)
-        least = min(self._forced[kind] for kind in kinds)
-        return self._chance.choice([kind for kind in kinds if self._forced[kind] == least])
+    def _plan(self, wanted: int) -> list[str]:
+        """Return this search's share of what is missing, at most two thirds of its kills."""
+        share = [
+            kind
+            for kind, count in self._missing.items()
+            for _ in range(-(-max(count, 0) // max(self._searches, 1)))
+        ]
+        self._searches -= 1
+        self._chance.shuffle(share)
+        return share[: -(-2 * wanted // 3)]
+
+    def _kill_at_random(self, search: Search) -> str | None:
+        """Kill a controller at a random instant; None when it reached the search's end before."""
+        path = search.run_folder / "ledger.jsonl"
+        before = path.stat().st_size if search.exists else 0
+        process = search.start()
+        if self._chance.random() < EARLY_SHARE:
+            return self._kill_by_clock(search, process, UNIFORM_WITHIN_S, EARLY)
+        wait_for(
+            lambda: process.poll() is not None or (search.exists and path.stat().st_size > before),
+            "a controller to begin",
+        )
+        return self._kill_by_clock(search, process, UNIFORM_WITHIN_S, UNIFORM)
 
     def _kill_by_clock(
-        self,
-        search: Search,
-        process: subprocess.Popen[bytes],
-        within_s: float,
-        kind: str = UNIFORM,
+        self, search: Search, process: subprocess.Popen[bytes], within_s: float, kind: str
     ) -> str | None:
-        """Kill a controller by the clock; None when it reached the search's end before.
-
-        `kind` is what is returned when it dies by itself after all.
-        """
+        """Kill a controller within a time; None when it reached the search's end before."""
         try:
-            code = process.wait(self._chance.uniform(0.0, within_s))
+            process.wait(self._chance.uniform(0.0, within_s))
         except subprocess.TimeoutExpired:
             search.kill(process)
-            return UNIFORM
-        if code == -signal.SIGKILL:
             return kind
-        if code != 0:
-            raise Fault(f"a controller ended with exit code {code}\n{search.words(process)}")
+        search.expect(process, 0)
         return None
 
     def _kill_inside(self, search: Search, kind: str, tools: Path | None) -> str | None:
@@ -106,21 +125,25 @@ class Killer:
         options: list[str] = []
         if tools is not None and kind in SBATCH:
             (tools / "next").write_text(SBATCH[kind] + "\n", encoding="ascii")
-        elif kind == SPAWN:
-            options = ["--die", f"spawn:{self._chance.choice(['before', 'after'])}:1"]
         else:
             name, _, moment = kind.partition(", ")
             count = self._chance.randint(1, INSIDE[name])
-            options = ["--die", f"{name}:{moment.removesuffix(' it')}:{count}"]
+            point = "submit" if name == "worker" else name
+            options = ["--die", f"{point}:{moment.removesuffix(' it')}:{count}"]
         process = search.start(options=options)
         try:
-            if process.wait(INSIDE_WITHIN_S) == -signal.SIGKILL:
-                return kind
+            code: int | None = process.wait(INSIDE_WITHIN_S)
         except subprocess.TimeoutExpired:
-            pass
+            search.kill(process)
+            code = None
         if tools is not None:
             (tools / "next").unlink(missing_ok=True)
-        return self._kill_by_clock(search, process, 1.0, kind)
+        if code == -signal.SIGKILL:
+            return kind
+        if code is None:
+            return UNIFORM
+        search.expect(process, 0)
+        return None
 
     def _tools(self, search: Search) -> Path:
         """Put an sbatch before the real one that kills its caller when told to."""

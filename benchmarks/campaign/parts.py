@@ -9,15 +9,16 @@ from dataclasses import replace
 from pathlib import Path
 
 from campaign import cluster, controllers, cut, disk
-from campaign.kills import Killer, shapes
+from campaign.kills import UNIFORM, Killer, shapes
 from campaign.record import Results, Trial
 from campaign.search import Fault, Judgement, References, Search, Shape, judge
+from elmanctl.ledger.store import read_events
 
 # Instants at which a controller is paused, as dying.py knows them; None is a random one.
-PAUSES = (None, "save:before:2", "fsync:before:12", "spawn:before:1", "fsync:after:9", None)
+PAUSES = (None, "save:before:2", "fsync:before:12", "submit:before:1", "fsync:after:9", None)
 
-# What a trial does with its search: how often by kind, and a remark.
-Doing = Callable[[Search], tuple[Counter[str], str]]
+# What a trial does with its search: it counts how often by kind as it goes, and returns a remark.
+Doing = Callable[[Search, Counter[str]], str]
 
 
 class Campaign:
@@ -36,59 +37,59 @@ class Campaign:
 
     def kills(self, executor: str, wanted: int, searches: int) -> None:
         """Kill controllers `wanted` times, spread over about so many searches."""
-        killer = Killer(self._chance)
         many = -(-wanted // searches)
         done = self._results.of("kills", executor)
         left = wanted - sum(trial.times for trial in done)
+        killer = Killer(self._chance, executor, left, max(1, searches - len(done)))
         for number, shape in enumerate(shapes(self._seed, 10 * searches)):
             if left <= 0:
                 return
             if number < len(done):
                 continue
-            trial = self._try(
-                "kills", executor, number, shape,
-                lambda search, left=left: (killer.disturb(search, min(many, left)), ""),
-            )  # fmt: skip
-            left -= trial.times if trial else many
+
+            def kill(search: Search, kinds: Counter[str], most: int = min(many, left)) -> str:
+                return killer.disturb(search, most, kinds)
+
+            trial = self._try("kills", executor, number, shape, kill)
+            # A fault before the first kill must not make the campaign endless.
+            left -= trial.times or many
 
     def cuts(self, step: int, resumes: int) -> None:
         """Open a ledger cut to every `step`th size, and go on from `resumes` random cuts."""
-        reference = self._references.of(Shape(population=4, generations=2, seed=2, faults=0.35))
-        ledger = reference.run_folder / "ledger.jsonl"
+        shape = Shape(population=4, generations=2, seed=2, faults=0.35)
+        if not self._results.of("cut", "local"):
+            self._cut_everywhere(shape, step)
+        for number in range(resumes):
+
+            def resume(search: Search, kinds: Counter[str]) -> str:
+                cut.resume_from_cut(self._references.of(shape), search, self._chance)
+                kinds["cut-resume"] += 1
+                return ""
+
+            self._try("cut-resume", "local", number, shape, resume)
+
+    def _cut_everywhere(self, shape: Shape, step: int) -> None:
         start = time.monotonic()
-        size = ledger.stat().st_size
+        kinds: Counter[str] = Counter()
         try:
-            opened, most = cut.open_every_cut(ledger, range(0, size + 1, step))
-        except Fault as fault:
-            self._fault("cut", "local", 0, fault)
-        else:
-            events = ledger.read_bytes().count(b"\n")
-            self._results.add(
-                Trial(
-                    part="cut",
-                    executor="local",
-                    number=0,
-                    shape=reference.shape.name,
-                    times=opened,
-                    kinds={},
-                    evaluations=len(reference.state().evaluations),
-                    lost=most,
-                    duplicated=0,
-                    same=True,
-                    seconds=round(time.monotonic() - start, 1),
-                    note=f"{size:,} bytes, {events} events; every cut opened and showed each event "
-                    "whose line was whole",
-                )
+            search = Search(self._folder / "cut", shape, "local")
+            cut.make_varied_ledger(search)
+            ledger = search.run_folder / "ledger.jsonl"
+            size = ledger.stat().st_size
+            kinds["cut"], most = cut.open_every_cut(ledger, range(0, size + 1, step))
+            events = Counter(event.kind for event in read_events(ledger).events)
+            judgement = Judgement(
+                evaluations=len(search.state().evaluations), lost=most, duplicated=0, same=True
             )
-        for number in range(len(self._results.of("cut-resume", "local")), resumes):
-            start = time.monotonic()
-            folder = self._folder / "cut-resume" / str(number)
-            try:
-                judgement = cut.resume_from_cut(reference, folder, self._chance)
-            except Fault as fault:
-                self._fault("cut-resume", "local", number, fault)
-            else:
-                self._keep("cut-resume", "local", number, reference.shape, judgement, start)
+        except Exception as exc:
+            self._fault("cut", "local", 0, shape, start, kinds, exc)
+        else:
+            note = (
+                f"{size:,} bytes, {events.total()} events of {len(events)} kinds "
+                f"({', '.join(sorted(events))}); every cut opened and showed each event whose "
+                "line was whole"
+            )
+            self._keep("cut", "local", 0, shape, judgement, start, kinds, note)
 
     def pairs(self, executor: str, wanted: int) -> None:
         """Start two controllers at one instant, `wanted` times in all."""
@@ -96,11 +97,10 @@ class Campaign:
         while left > 0 and number < wanted:
             shape = Shape(population=6, generations=4, seed=self._seed + number, faults=0.2)
 
-            def both(search: Search, left: int = left) -> tuple[Counter[str], str]:
-                return Counter(pairs=controllers.start_pairs(search, left, self._chance)), ""
+            def both(search: Search, kinds: Counter[str], left: int = left) -> str:
+                return controllers.start_pairs(search, left, self._chance, kinds)
 
-            trial = self._try("pairs", executor, number, shape, both)
-            left -= trial.times if trial else wanted
+            left -= self._try("pairs", executor, number, shape, both).times or wanted
             number += 1
 
     def paused(self, executor: str, rounds: int) -> None:
@@ -110,12 +110,28 @@ class Campaign:
             shape = Shape(population=4, generations=3, seed=self._seed + number, faults=0.35)
 
             def pause(
-                search: Search, point: str | None = point, late: bool = number % 6 == 5
-            ) -> tuple[Counter[str], str]:
+                search: Search,
+                kinds: Counter[str],
+                point: str | None = point,
+                late: bool = number % 6 == 5,
+            ) -> str:
                 controllers.pause_and_replace(search, self._chance, point, wakes_late=late)
-                return Counter(paused=1), ""
+                kinds[point or UNIFORM] += 1
+                return ""
 
             self._try("paused", executor, number, shape, pause)
+
+    def orphans(self, rounds: int) -> None:
+        """Let a replaced controller submit to Slurm what its successor has given up."""
+        for number in range(rounds):
+            shape = Shape(population=6, generations=2, seed=self._seed + number)
+
+            def wake(search: Search, kinds: Counter[str], late: bool = number % 3 == 2) -> str:
+                note = controllers.submit_after_replacement(search, self._chance, wakes_late=late)
+                kinds["orphan"] += 1
+                return note
+
+            self._try("orphan", "slurm", number, shape, wake)
 
     def cluster(self, part: str, rounds: int) -> None:
         """Disturb the cluster in the middle of a search."""
@@ -137,9 +153,10 @@ class Campaign:
                 seconds=(2.0, 5.0) if ends_trainings else (0.0, 2.0),
             )
 
-            def disturb(search: Search) -> tuple[Counter[str], str]:
+            def disturb(search: Search, kinds: Counter[str]) -> str:
                 resumes = cluster.disturb(search, disturbance, after)
-                return Counter({part: 1}), f"`resume` was needed {resumes}x" if resumes else ""
+                kinds[part] += 1
+                return f"`resume` was needed {resumes}x" if resumes else ""
 
             # Without slurmctld srun gives up before the worker begins: an attempt, no training.
             again = ends_trainings or part == "slurmctld"
@@ -150,13 +167,14 @@ class Campaign:
         for number in range(rounds):
             shape = Shape(population=6, generations=3, seed=self._seed + number)
 
-            def fill(search: Search, number: int = number) -> tuple[Counter[str], str]:
+            def fill(search: Search, kinds: Counter[str], number: int = number) -> str:
                 with disk.small_disk(search.run_folder.parent):
-                    code, _ = disk.fill_and_free(search, 1.5 * number)
+                    note = disk.fill_and_free(search, 1.5 * number)
                     # The judgement comes after the file system is gone.
                     shutil.copytree(search.run_folder, search.folder / "kept", symlinks=True)
                 shutil.copytree(search.folder / "kept", search.run_folder, symlinks=True)
-                return Counter(disk=1), f"it stopped with exit code {code}"
+                kinds["disk"] += 1
+                return note
 
             self._try("disk", executor, number, shape, fill, more_attempts=True)
 
@@ -169,20 +187,22 @@ class Campaign:
         do: Doing,
         *,
         more_attempts: bool = False,
-    ) -> Trial | None:
-        """Make one search and disturb it; None for a fault, or when there is a trial already."""
+    ) -> Trial:
+        """Make one search, disturb it and judge it, unless there is a trial of it already."""
         known = [t for t in self._results.of(part, executor) if t.number == number]
         if known:
             return known[0]
+        start = time.monotonic()
+        kinds: Counter[str] = Counter()
+        folder = self._folder / f"{part}-{executor}" / str(number)
         try:
             reference = self._references.of(replace(shape, seconds=(0.0, 0.1)))
-            search = Search(self._folder / f"{part}-{executor}" / str(number), shape, executor)
-            start = time.monotonic()
-            kinds, note = do(search)
+            search = Search(folder, shape, executor)
+            note = do(search, kinds)
             judgement = judge(search, reference, more_attempts=more_attempts)
-        except Fault as fault:
-            self._fault(part, executor, number, fault)
-            return None
+        except Exception as exc:
+            # A ledger that does not open any more is a finding too: the campaign goes on.
+            return self._fault(part, executor, number, shape, start, kinds, exc)
         return self._keep(part, executor, number, shape, judgement, start, kinds, note)
 
     def _keep(
@@ -193,31 +213,60 @@ class Campaign:
         shape: Shape,
         judgement: Judgement,
         start: float,
-        kinds: Counter[str] | None = None,
+        kinds: Counter[str],
         note: str = "",
     ) -> Trial:
-        kinds = Counter({part: 1}) if kinds is None else kinds
-        trial = Trial.of(
-            judgement,
-            part=part,
-            executor=executor,
-            number=number,
-            shape=shape.name,
-            times=kinds.total(),
-            kinds=dict(kinds),
-            seconds=round(time.monotonic() - start, 1),
-            note=note,
+        return self._add(
+            Trial.of(
+                judgement,
+                part=part,
+                executor=executor,
+                number=number,
+                shape=shape.name,
+                times=kinds.total(),
+                kinds=dict(kinds),
+                seconds=round(time.monotonic() - start, 1),
+                note=note,
+            )
         )
+
+    def _fault(
+        self,
+        part: str,
+        executor: str,
+        number: int,
+        shape: Shape,
+        start: float,
+        kinds: Counter[str],
+        exc: Exception,
+    ) -> Trial:
+        """Put on record that a search could not be judged, and why."""
+        return self._add(
+            Trial(
+                part=part,
+                executor=executor,
+                number=number,
+                shape=shape.name,
+                times=kinds.total(),
+                kinds=dict(kinds),
+                evaluations=0,
+                lost=0,
+                duplicated=0,
+                same=False,
+                seconds=round(time.monotonic() - start, 1),
+                fault=str(exc) if isinstance(exc, Fault) else repr(exc),
+            )
+        )
+
+    def _add(self, trial: Trial) -> Trial:
         self._results.add(trial)
+        words = f"{trial.part} {trial.executor} {trial.number}"
         if not trial.is_good:
-            self.faults.append(f"{part} {executor} {number}: {trial.note}")
+            self.faults.append(f"{words}: {trial.fault or trial.note}")
         self._say(
-            f"{part} {executor} {number}: {trial.times} times, {trial.evaluations} evaluations, "
+            f"{words}: {trial.times} times, {trial.evaluations} evaluations, "
             f"{trial.lost} lost, {trial.duplicated} trained twice, "
             f"{'same' if trial.same else 'OTHER'} points, {trial.seconds:.0f} s {trial.note}"
+            + (f" FAULT {trial.fault}" if trial.fault else "")
         )
         return trial
-
-    def _fault(self, part: str, executor: str, number: int, fault: Fault) -> None:
-        self.faults.append(f"{part} {executor} {number}: {fault}")
-        self._say(f"FAULT in {part} {executor} {number}: {fault}")

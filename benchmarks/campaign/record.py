@@ -1,5 +1,6 @@
 """Results as they come: kept in a file after every search, so that a campaign can go on."""
 
+import fcntl
 import json
 import os
 import platform
@@ -17,7 +18,10 @@ VERSION = 1
 
 @dataclass(frozen=True, kw_only=True)
 class Trial:
-    """One search of a part of the campaign; `times` is how often it was disturbed."""
+    """One search of a part of the campaign; `times` is how often it was disturbed.
+
+    `fault` says what went wrong where the search could not be driven to its end and judged.
+    """
 
     part: str
     executor: str
@@ -31,6 +35,7 @@ class Trial:
     same: bool
     seconds: float
     note: str = ""
+    fault: str = ""
 
     @classmethod
     def of(cls, judgement: Judgement, *, note: str = "", **known: Any) -> "Trial":
@@ -46,41 +51,71 @@ class Trial:
 
     @property
     def is_good(self) -> bool:
-        """Whether nothing was lost, nothing was done twice, and the points are the same."""
-        return self.same and self.lost == 0 and self.duplicated == 0
+        """Whether it ended, nothing was lost or done twice, and the points are the same."""
+        return not self.fault and self.same and self.lost == 0 and self.duplicated == 0
+
+
+class OtherCode(Exception):
+    """The results that are to be continued were made with another version of the product."""
 
 
 class Results:
-    """The trials of one commit in one file."""
+    """The trials of one version of the product in one file.
+
+    Several campaigns that run at one time may add to it.  Raises OtherCode when the file to go on
+    with tells of other code than this.
+    """
 
     def __init__(self, path: Path, *, go_on: bool) -> None:
         self._path = path
         self.about = about_this_machine()
+        self._commit: str = self.about["commit"]
         self.trials: list[Trial] = []
         if go_on and path.exists():
-            known = json.loads(path.read_text(encoding="utf-8"))
-            self.trials = [Trial(**trial) for trial in known["trials"]]
+            self._read()
+        else:
+            path.unlink(missing_ok=True)
 
     def of(self, part: str, executor: str) -> list[Trial]:
         """Return the trials of one part on one executor."""
         return [t for t in self.trials if (t.part, t.executor) == (part, executor)]
 
     def add(self, trial: Trial) -> None:
-        """Keep one more trial, on disk too."""
-        self.trials.append(trial)
-        data = {"version": VERSION, **self.about, "trials": [asdict(t) for t in self.trials]}
+        """Keep one more trial, on disk too, with those that others have added meanwhile."""
         self._path.parent.mkdir(parents=True, exist_ok=True)
+        with self._path.with_suffix(".lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if self._path.exists():
+                self._read()
+            self.trials.append(trial)
+            self._write()
+
+    def _read(self) -> None:
+        known = json.loads(self._path.read_text(encoding="utf-8"))
+        if known["product"] != self.about["product"]:
+            raise OtherCode(f"{self._path} was made with other code (commit {known['commit']})")
+        commits = [*known["commit"].split(", "), *self._commit.split(", ")]
+        self.about = {name: known[name] for name in self.about}
+        self.about["commit"] = ", ".join(dict.fromkeys(commits))
+        self.trials = [Trial(**trial) for trial in known["trials"]]
+
+    def _write(self) -> None:
+        data = {"version": VERSION, **self.about, "trials": [asdict(t) for t in self.trials]}
         new = self._path.with_suffix(".new")
         new.write_text(json.dumps(data, indent=1) + "\n", encoding="utf-8")
         new.replace(self._path)
 
 
 def about_this_machine() -> dict[str, Any]:
-    """Return what the numbers depend on: commit, date, versions and the machine in words."""
+    """Return what the numbers depend on: code, date, versions and the machine in words.
+
+    `product` is git's hash of the product's folder, which commits to anything else do not change.
+    """
     names = ("cma", "numpy", "submitit")
     memory_gb = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e9
     return {
-        "commit": _say("git", "-C", str(ROOT), "rev-parse", "--short", "HEAD"),
+        "commit": _say("git", "-C", str(ROOT), "describe", "--always", "--dirty"),
+        "product": _say("git", "-C", str(ROOT), "rev-parse", "HEAD:elmanctl"),
         "date": datetime.now(UTC).strftime("%Y-%m-%d"),
         "machine": f"{os.cpu_count()} CPU cores, {memory_gb:.0f} GB of memory, no GPU, Linux "
         f"{platform.release()}",

@@ -15,6 +15,7 @@ WHAT = {
     "cut-resume": "ledger cut anywhere, then `resume`",
     "pairs": "two controllers started at one instant, the driving one then killed",
     "paused": "controller paused, replaced and woken",
+    "orphan": "controller paused before sbatch, replaced, and woken to submit",
     "slurmctld": "slurmctld stopped for 6 s and started again",
     "slurmdbd": "slurmdbd stopped for the rest of the search",
     "node": "a node's power cut while it trained",
@@ -40,8 +41,8 @@ def generated(results: Results) -> str:
         f"Commit {about['commit']}, {about['date']}; {about['machine']}; {versions}.",
         "",
         "| What was done | Where | How often | Searches | Evaluations | Lost | Trained twice "
-        "| Same points | Seconds |",
-        "| --- | --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
+        "| Same points | Faults | Seconds |",
+        "| --- | --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
     ]
     for part in WHAT:
         for executor in ("slurm", "local"):
@@ -56,10 +57,17 @@ def generated(results: Results) -> str:
         lines += ["", "Where the controller was when it was killed:", ""]
         lines += ["| Instant | Kills |", "| --- | ---: |"]
         lines += [f"| {kind} | {count} |" for kind, count in sorted(kinds.items())]
-    notes = [f"- {t.part}, {t.executor}, search {t.number}: {t.note}" for t in results.trials]
-    notes = [note for note, t in zip(notes, results.trials, strict=True) if t.note]
-    if notes:
-        lines += ["", "Notes:", "", *notes]
+    for title, texts in (
+        ("Faults", [(t, t.fault) for t in results.trials]),
+        ("Notes", [(t, t.note) for t in results.trials]),
+    ):
+        listed = [
+            f"- {t.part}, {t.executor}, search {t.number}: {' '.join(text.split())}"
+            for t, text in texts
+            if text
+        ]
+        if listed:
+            lines += ["", f"{title}:", "", *listed]
     return "\n".join(lines)
 
 
@@ -74,6 +82,7 @@ def _row(part: str, executor: str, trials: list[Trial]) -> str:
         str(sum(t.lost for t in trials)),
         str(sum(t.duplicated for t in trials)),
         f"{same} of {len(trials)}",
+        str(sum(bool(t.fault) for t in trials)),
         f"{sum(t.seconds for t in trials):.0f}",
     ]
     return f"| {' | '.join(cells)} |"
