@@ -1,0 +1,90 @@
+"""What the campaign of benchmarks/reliability.py promises without a run of it."""
+
+import importlib
+import inspect
+import json
+from collections import Counter
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+from elmanctl.jobs.evaluation import _Evaluation
+
+BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
+
+
+@pytest.fixture
+def campaign(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    """The package of the campaign, importable for one test."""
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    monkeypatch.syspath_prepend(str(BENCHMARKS / "campaign" / "worker"))
+    return importlib.import_module("campaign")
+
+
+def test_the_stand_in_is_called_as_the_training_it_replaces(campaign: ModuleType) -> None:
+    standin = importlib.import_module("standin")
+    replaced = inspect.signature(_Evaluation._train).parameters
+    assert list(inspect.signature(standin._train).parameters) == list(replaced)
+
+
+def test_a_fault_is_in_the_results_and_in_the_table(campaign: ModuleType, tmp_path: Path) -> None:
+    parts = importlib.import_module("campaign.parts")
+    record = importlib.import_module("campaign.record")
+    report = importlib.import_module("campaign.report")
+    shape = importlib.import_module("campaign.search").Shape(population=4, generations=1, seed=1)
+    path = tmp_path / "results.json"
+    results = record.Results(path, go_on=False)
+    told: list[str] = []
+    campaign = parts.Campaign(tmp_path, results, seed=1, say=told.append)
+    kinds = Counter({"at a random instant": 3})
+    campaign._fault("kills", "local", 0, shape, 0.0, kinds, ValueError("damaged\nin line 3"))
+
+    (kept,) = json.loads(path.read_text(encoding="utf-8"))["trials"]
+    assert kept["times"] == 3
+    assert "damaged" in kept["fault"]
+    assert campaign.faults
+    table = report.generated(record.Results(path, go_on=True))
+    (row,) = [line for line in table.splitlines() if "killed by SIGKILL" in line]
+    assert [cell.strip() for cell in row.split("|")][-4:-2] == ["0 of 1", "1"]
+    assert "- kills, local, search 0: ValueError" in table
+
+
+def test_campaigns_at_one_time_add_to_one_file(campaign: ModuleType, tmp_path: Path) -> None:
+    record = importlib.import_module("campaign.record")
+    path = tmp_path / "results.json"
+    one, other = (record.Results(path, go_on=True) for _ in range(2))
+    for results, executor in ((one, "slurm"), (other, "local"), (one, "slurm")):
+        results.add(_trial(record, executor))
+    assert [t.executor for t in record.Results(path, go_on=True).trials] == [
+        *("slurm", "local", "slurm")
+    ]
+
+
+def test_trials_of_another_product_are_not_continued(campaign: ModuleType, tmp_path: Path) -> None:
+    record = importlib.import_module("campaign.record")
+    path = tmp_path / "results.json"
+    record.Results(path, go_on=False).add(_trial(record, "local"))
+    data = json.loads(path.read_text(encoding="utf-8"))
+    path.write_text(json.dumps({**data, "product": "other"}), encoding="utf-8")
+    with pytest.raises(record.OtherCode):
+        record.Results(path, go_on=True)
+
+
+def test_a_full_campaign_aims_eight_kills_at_every_instant(campaign: ModuleType) -> None:
+    kills = importlib.import_module("campaign.kills")
+    on_slurm, on_one_machine = (kills.aims(name, 100) for name in ("slurm", "local"))
+    both = on_slurm + on_one_machine
+    assert set(kills.SBATCH) <= set(on_slurm)
+    assert min(both.values()) >= 4
+    assert all(count >= 8 for kind, count in both.items() if not kind.startswith("worker"))
+    # The others come by the clock.
+    assert on_slurm.total() < 66
+    assert on_one_machine.total() < 66
+
+
+def _trial(record: ModuleType, executor: str) -> object:
+    return record.Trial(
+        part="kills", executor=executor, number=0, shape="1x1-seed1", times=1, kinds={},
+        evaluations=1, lost=0, duplicated=0, same=True, seconds=1.0,
+    )  # fmt: skip
