@@ -66,7 +66,9 @@ def run_part(campaign: Campaign, part: str, executors: list[str], own: argparse.
     """Run one part on every executor that is asked for."""
     if part == "kills":
         for executor in executors:
-            campaign.kills(executor, own.kills // len(executors), max(1, own.searches // 2))
+            wanted = own.kills // len(executors)
+            searches = max(1, own.searches // len(executors))
+            campaign.kills(executor, wanted, searches, is_quick=own.quick)
     elif part == "cut" and "local" in executors:
         campaign.cuts(1, own.rounds or 20)
     elif part == "pairs":

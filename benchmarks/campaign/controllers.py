@@ -7,6 +7,7 @@ import subprocess
 import time
 from collections import Counter
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 from campaign.search import Fault, Search, wait_for
@@ -27,7 +28,7 @@ def start_pairs(search: Search, wanted: int, chance: random.Random, kinds: Count
     begin(search)
     while kinds["pairs"] < wanted:
         both = [search.start(["resume", "run"]) for _ in range(2)]
-        first = wait_for(lambda both=both: _ended(both), "one of two controllers to give up")
+        first = wait_for(partial(_ended, both), "one of two controllers to give up")
         (other,) = [process for process in both if process is not first]
         if first.returncode == 0:
             search.wait(other)

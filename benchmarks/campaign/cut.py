@@ -6,7 +6,8 @@ import tempfile
 from collections.abc import Iterable
 from pathlib import Path
 
-from campaign.search import Fault, Search
+from campaign.search import Fault, Search, wait_for
+from elmanctl.ledger.records import RunStatus
 from elmanctl.ledger.state import load_run
 from elmanctl.ledger.store import read_events
 
@@ -39,13 +40,15 @@ def open_every_cut(ledger: Path, sizes: Iterable[int]) -> tuple[int, int]:
 def make_varied_ledger(search: Search) -> None:
     """Drive a small search and change it on its way: its ledger gets many kinds of events."""
     search.finish()
-    for arguments in (
-        ["requeue", "--failed", "--run", "run", "--force", "--yes"],
-        ["resume", "run", "--set", "slurm.mem_gb=0.4"],
-        ["clean", "run", "--keep-best", "1", "--keep-last", "0", "--yes"],
-        ["resume", "run", "--generations", str(search.shape.generations + 1)],
-    ):
-        search.expect(search.start(arguments), 0)
+    requeue = ["requeue", "--failed", "--run", "run", "--force", "--yes"]
+    search.expect(search.start(requeue), 0)
+    generations = str(search.shape.generations + 1)
+    changed = ["resume", "run", "--generations", generations, "--set", "budget.evaluations=500"]
+    controller = search.start(changed)
+    wait_for(lambda: search.state().status is RunStatus.RUNNING, "the search to go on")
+    clean = ["clean", "run", "--keep-best", "1", "--keep-last", "0", "--yes"]
+    search.expect(search.start(clean), 0)
+    search.expect(controller, 0)
 
 
 def resume_from_cut(reference: Search, search: Search, chance: random.Random) -> None:

@@ -35,13 +35,13 @@ class Campaign:
         self._references = References(folder / "undisturbed")
         self.faults: list[str] = []
 
-    def kills(self, executor: str, wanted: int, searches: int) -> None:
+    def kills(self, executor: str, wanted: int, searches: int, *, is_quick: bool = False) -> None:
         """Kill controllers `wanted` times, spread over about so many searches."""
         many = -(-wanted // searches)
         done = self._results.of("kills", executor)
         left = wanted - sum(trial.times for trial in done)
         killer = Killer(self._chance, executor, left, max(1, searches - len(done)))
-        for number, shape in enumerate(shapes(self._seed, 10 * searches)):
+        for number, shape in enumerate(shapes(self._seed, 10 * searches, is_quick=is_quick)):
             if left <= 0:
                 return
             if number < len(done):

@@ -7,6 +7,7 @@ import platform
 import subprocess
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
+from functools import cache
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -106,6 +107,7 @@ class Results:
         new.replace(self._path)
 
 
+@cache
 def about_this_machine() -> dict[str, Any]:
     """Return what the numbers depend on: code, date, versions and the machine in words.
 
