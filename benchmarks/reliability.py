@@ -55,6 +55,7 @@ def read_arguments() -> argparse.Namespace:
         "--results", type=Path, default=ROOT / "benchmarks" / "results" / "reliability.json"
     )
     parser.add_argument("--continue", action="store_true", dest="go_on")
+    parser.add_argument("--table", action="store_true", help="only the tables of what is there")
     parser.add_argument("--quick", action="store_true", help="10 kills and no table: what CI runs")
     where = parser.add_mutually_exclusive_group()
     where.add_argument("--slurm", action="store_true", help="only what runs on Slurm")
@@ -89,6 +90,10 @@ def run_part(campaign: Campaign, part: str, executors: list[str], own: argparse.
 def main() -> int:
     """Run the parts and write what they came to."""
     own = read_arguments()
+    page = ROOT / "docs" / "reliability.md"
+    if own.table:
+        rewrite(page, Results(own.results, go_on=True))
+        return 0
     executors = [name for name in ("slurm", "local") if not getattr(own, _other(name))]
     if "slurm" in executors and "SLURM_CONF" not in os.environ:
         say('no cluster: eval "$(scripts/slurmbox up)", or pass --local')
@@ -103,7 +108,7 @@ def main() -> int:
     for part in own.part or PARTS:
         run_part(campaign, part, executors, own)
     if not own.quick:
-        rewrite(ROOT / "docs" / "reliability.md", results)
+        rewrite(page, results)
     for fault in campaign.faults:
         say(f"FAULT {fault}")
     return 1 if campaign.faults or not results.trials else 0

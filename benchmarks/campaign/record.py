@@ -89,15 +89,15 @@ class Results:
             if self._path.exists():
                 self._read()
             self.trials.append(trial)
+            commits = [*self.about["commit"].split(", "), self._commit]
+            self.about = {**self.about, "commit": ", ".join(dict.fromkeys(commits))}
             self._write()
 
     def _read(self) -> None:
         known = json.loads(self._path.read_text(encoding="utf-8"))
         if known["product"] != self.about["product"]:
             raise OtherCode(f"{self._path} was made with other code (commit {known['commit']})")
-        commits = [*known["commit"].split(", "), *self._commit.split(", ")]
         self.about = {name: known[name] for name in self.about}
-        self.about["commit"] = ", ".join(dict.fromkeys(commits))
         self.trials = [Trial(**trial) for trial in known["trials"]]
 
     def _write(self) -> None:

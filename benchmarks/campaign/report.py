@@ -38,7 +38,8 @@ def generated(results: Results) -> str:
     about = results.about
     versions = ", ".join(f"{name} {version}" for name, version in about["versions"].items())
     lines = [
-        f"Commit {about['commit']}, {about['date']}; {about['machine']}; {versions}.",
+        f"Commit {about['commit']} (`elmanctl/` is tree {about['product'][:8]}), {about['date']}; "
+        f"{about['machine']}; {versions}.",
         "",
         "| What was done | Where | How often | Searches | Evaluations | Lost | Trained twice "
         "| Same points | Faults | Seconds |",
