@@ -1,7 +1,6 @@
 """A real ledger cut at every byte, and searches that go on from a cut one."""
 
 import random
-import shutil
 import tempfile
 from collections.abc import Iterable
 from pathlib import Path
@@ -51,15 +50,16 @@ def make_varied_ledger(search: Search) -> None:
     search.expect(controller, 0)
 
 
-def resume_from_cut(reference: Search, search: Search, chance: random.Random) -> None:
-    """Cut the ledger of a finished search anywhere after its first event and let it go on.
+def resume_from_cut(search: Search, chance: random.Random) -> str:
+    """Finish a search, cut its ledger anywhere after its first event, and let it go on.
 
     This loses far more than a torn last line: everything after the cut, while the files of the
-    workers stay.
+    workers stay.  Returns where the cut was.
     """
-    shutil.copytree(reference.run_folder, search.run_folder, symlinks=True)
-    shutil.copy(reference.log, search.log)
+    search.finish()
     ledger = search.run_folder / "ledger.jsonl"
     data = ledger.read_bytes()
-    ledger.write_bytes(data[: chance.randint(data.index(b"\n") + 1, len(data) - 1)])
+    size = chance.randint(data.index(b"\n") + 1, len(data) - 1)
+    ledger.write_bytes(data[:size])
     search.finish()
+    return f"cut after {size:,} of {len(data):,} bytes"

@@ -62,9 +62,9 @@ class Campaign:
         for number in range(resumes):
 
             def resume(search: Search, kinds: Counter[str]) -> str:
-                cut.resume_from_cut(self._references.of(shape), search, self._chance)
+                note = cut.resume_from_cut(search, self._chance)
                 kinds["cut-resume"] += 1
-                return ""
+                return note
 
             self._try("cut-resume", "local", number, shape, resume)
 
