@@ -194,7 +194,8 @@ def reached_at_once(start: str) -> set[str]:
 
 
 def test_nothing_heavy_is_imported_while_the_command_line_starts() -> None:
-    reached = reached_at_once("cli.app")
+    # Each command's module is imported when the command is run, or listed for `--help`.
+    reached = set().union(*(reached_at_once(m) for m in modules() if m.startswith("cli.")))
     assert len(reached) > 40
     heavy = [
         f"{module} imports {found.target}"
@@ -203,6 +204,13 @@ def test_nothing_heavy_is_imported_while_the_command_line_starts() -> None:
         if found.target.split(".")[0] in HEAVY and not found.late and not found.typing
     ]
     assert heavy == []
+
+
+def test_status_waits_for_nothing_that_only_a_search_needs() -> None:
+    reached = reached_at_once("cli.app") | reached_at_once("cli.status")
+    assert "ledger.snapshot" in reached
+    slow = ("jobs.submission", "jobs.classify", "search.loop", "search.audit", "jobs.policy")
+    assert [module for module in sorted(reached) if is_in(module, slow)] == []
 
 
 def test_only_the_output_module_knows_rich_and_only_the_optimizer_knows_pycma() -> None:

@@ -2,19 +2,22 @@
 
 import logging
 import os
+from collections.abc import Iterator, Mapping
+from functools import cache
+from importlib import import_module
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 from typer.core import TyperGroup
+from typer.main import get_command
 
 from elmanctl import __version__
-from elmanctl.cli import classify, data, disk, doctor, inspect, ledger, manage, model, search
-from elmanctl.cli import requeue as again
-from elmanctl.cli import status as look
 from elmanctl.cli.context import Globals
 from elmanctl.cli.output import configure, print_line, printable
 from elmanctl.errors import NotFound
+
+_HELP = {"help_option_names": ["-h", "--help"]}
 
 PANELS = {
     "Start": ["init", "doctor", "models", "params", "calc-dim", "data", "eval"],
@@ -23,11 +26,68 @@ PANELS = {
     "Keep": ["disk", "clean", "ledger", "config", "completion"],
 }
 
+# Where each command is: a function, or the `app` of a group.  A module is imported when its command
+# is run or listed, so that `status` does not wait for what only `search` needs.
+_PLACES = {
+    "init": "manage:init",
+    "doctor": "doctor:doctor",
+    "models": "model:models",
+    "params": "model:params",
+    "calc-dim": "model:calc_dim",
+    "data": "data:app",
+    "eval": "model:evaluate",
+    "search": "search:search",
+    "resume": "search:resume",
+    "cancel": "manage:cancel",
+    "requeue": "requeue:requeue",
+    "status": "status:status",
+    "show": "inspect:show",
+    "logs": "inspect:logs",
+    "classify": "classify:classify",
+    "disk": "disk:disk",
+    "clean": "disk:clean",
+    "ledger": "ledger:app",
+    "config": "manage:config",
+    "completion": "manage:completion",
+}
+
 _COLORS = ("auto", "always", "never")
 
 
+class _Late(Mapping[str, Any]):
+    """The commands by name, each made as click knows it when it is asked for."""
+
+    def __getitem__(self, name: str) -> Any:
+        return _make(_PLACES[name], name)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(_PLACES)
+
+    def __len__(self) -> int:
+        return len(_PLACES)
+
+
+@cache
+def _make(place: str, name: str) -> Any:
+    """Return a command as click knows it, its module imported."""
+    module, _, attribute = place.partition(":")
+    found = getattr(import_module(f"elmanctl.cli.{module}"), attribute)
+    if isinstance(found, typer.Typer):
+        command = get_command(found)
+    else:
+        single = typer.Typer(rich_markup_mode=None, add_completion=False)
+        single.command(name, context_settings=_HELP)(found)
+        command = get_command(single)
+    command.name = name
+    return command
+
+
 class Commands(TyperGroup):
-    """A group whose help lists its commands under the headings of `PANELS`."""
+    """A group that imports its commands late and lists them under the headings of `PANELS`."""
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self.commands: Any = _Late()
 
     def format_options(self, ctx: Any, formatter: Any) -> None:
         """Write the commands first and the options last."""
@@ -51,7 +111,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     add_completion=False,
     no_args_is_help=True,
-    context_settings={"help_option_names": ["-h", "--help"]},
+    context_settings=_HELP,
 )
 
 
@@ -106,25 +166,3 @@ def root(
         except OSError as exc:
             raise NotFound(f"no such folder: {directory}") from exc
     ctx.obj = Globals(config=config)
-
-
-app.command("init")(manage.init)
-app.command("doctor")(doctor.doctor)
-app.command("models")(model.models)
-app.command("params")(model.params)
-app.command("calc-dim")(model.calc_dim)
-app.add_typer(data.app, name="data")
-app.command("eval")(model.evaluate)
-app.command("search")(search.search)
-app.command("resume")(search.resume)
-app.command("cancel")(manage.cancel)
-app.command("requeue")(again.requeue)
-app.command("status")(look.status)
-app.command("show")(inspect.show)
-app.command("logs")(inspect.logs)
-app.command("classify")(classify.classify)
-app.command("disk")(disk.disk)
-app.command("clean")(disk.clean)
-app.add_typer(ledger.app, name="ledger")
-app.command("config")(manage.config)
-app.command("completion")(manage.completion)

@@ -15,8 +15,8 @@ from elmanctl.ledger.run_state import RunState
 from elmanctl.ledger.snapshot import load_summary
 from elmanctl.ledger.state import load_run
 from elmanctl.ledger.summary import RunSummary
+from elmanctl.search.in_force import require_run
 from elmanctl.search.selection import find_run, find_run_to_change
-from elmanctl.search.session import require_run
 
 RunArgument = Annotated[
     str | None,

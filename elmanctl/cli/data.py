@@ -9,7 +9,13 @@ from elmanctl.cli.context import JsonFlag
 from elmanctl.cli.output import hint, print_json, print_line, warn
 from elmanctl.errors import UsageError
 
-app = typer.Typer(rich_markup_mode=None, no_args_is_help=True, help="Make corpora", name="data")
+app = typer.Typer(
+    rich_markup_mode=None,
+    add_completion=False,
+    no_args_is_help=True,
+    help="Make corpora",
+    name="data",
+)
 
 
 @app.callback()

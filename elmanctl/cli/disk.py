@@ -37,8 +37,8 @@ from elmanctl.ledger.reserve import parts_held
 from elmanctl.ledger.run_state import RunState
 from elmanctl.search.cleaning import Removable, choose, plan_cleaning, retention
 from elmanctl.search.holdings import KINDS, Held, scan
+from elmanctl.search.in_force import settings_in_force
 from elmanctl.search.selection import list_runs
-from elmanctl.search.session import settings_in_force
 from elmanctl.search.storage import Forecast, forecast
 from elmanctl.settings import DiskSettings
 

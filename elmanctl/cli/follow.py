@@ -2,16 +2,14 @@
 
 import time
 from collections.abc import Iterator
-from contextlib import suppress
 from pathlib import Path
 
 from elmanctl import clock
 from elmanctl.cli.output import say
-from elmanctl.errors import LedgerCorrupt
+from elmanctl.cli.scheduler import is_driven
 from elmanctl.jobs.observe import heartbeat_age_s, read_table
 from elmanctl.jobs.paths import RunPaths
 from elmanctl.ledger.files import open_regular
-from elmanctl.ledger.lease import STALE_S, is_gone, lease_age_s, read_holder
 from elmanctl.ledger.records import Attempt
 from elmanctl.ledger.run_state import RunState
 from elmanctl.ledger.state import load_run
@@ -102,21 +100,6 @@ class Follower:
             return
         self._is_finished = attempt.state.is_finished
         self._submission = attempt.submission
-
-
-def is_driven(paths: RunPaths) -> bool:
-    """Whether a controller is at work on a run, as far as this machine can know.
-
-    One on another machine, or whose lease is damaged, counts as alive while that is renewed.
-    """
-    gone: bool | None = None
-    with suppress(LedgerCorrupt):
-        holder = read_holder(paths.folder)
-        gone = holder is None or is_gone(holder)
-    if gone is None:
-        age_s = lease_age_s(paths.folder, time.time())
-        gone = age_s is None or age_s > STALE_S
-    return not gone
 
 
 def _attempt(state: RunState, evaluation: str, number: int) -> Attempt | None:

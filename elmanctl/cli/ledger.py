@@ -30,7 +30,11 @@ from elmanctl.search.repair import RepairPlan, plan_repair, repair_run
 from elmanctl.search.verify import Verification, verify_run
 
 app = typer.Typer(
-    rich_markup_mode=None, no_args_is_help=True, help="Check, repair, export records", name="ledger"
+    add_completion=False,
+    rich_markup_mode=None,
+    no_args_is_help=True,
+    help="Check, repair, export records",
+    name="ledger",
 )
 
 

@@ -28,9 +28,9 @@ from elmanctl.cli.output import (
 )
 from elmanctl.cli.remote import act_on_run
 from elmanctl.errors import UsageError
+from elmanctl.search.in_force import settings_in_force
 from elmanctl.search.requeue import RequeuePlan, plan_requeue, select_requeueable
 from elmanctl.search.selection import list_runs, select_named
-from elmanctl.search.session import settings_in_force
 
 # What a new attempt changes, as it is said.
 _UNITS = {"mem_gb": "{} GB of memory", "micro_batch": "micro-batch {}", "timeout_min": "{} min"}

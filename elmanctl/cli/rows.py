@@ -8,7 +8,7 @@ from elmanctl.ledger.encoding import encode_verdict
 from elmanctl.ledger.records import Attempt, Evaluation, State, Verdict
 from elmanctl.ledger.run_state import RunState
 from elmanctl.ledger.summary import RunSummary
-from elmanctl.search.nodes import nodes_in_force
+from elmanctl.search.in_force import nodes_in_force
 
 
 def searched_names(run: Mapping[str, Any]) -> list[str]:

@@ -1,16 +1,34 @@
 """What `status` says of the scheduler: from a small file that the controller leaves."""
 
+import time
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import asdict
 from typing import Any
 
 from elmanctl import clock
-from elmanctl.cli.follow import is_driven
+from elmanctl.errors import LedgerCorrupt
 from elmanctl.jobs.paths import RunPaths
 from elmanctl.jobs.scheduler_note import SchedulerNote, read_note
+from elmanctl.ledger.lease import STALE_S, is_gone, lease_age_s, read_holder
 from elmanctl.ledger.records import RunStatus, State
 from elmanctl.ledger.run_state import RunState
 from elmanctl.ledger.summary import RunSummary
+
+
+def is_driven(paths: RunPaths) -> bool:
+    """Whether a controller is at work on a run, as far as this machine can know.
+
+    One on another machine, or whose lease is damaged, counts as alive while that is renewed.
+    """
+    gone: bool | None = None
+    with suppress(LedgerCorrupt):
+        holder = read_holder(paths.folder)
+        gone = holder is None or is_gone(holder)
+    if gone is None:
+        age_s = lease_age_s(paths.folder, time.time())
+        gone = age_s is None or age_s > STALE_S
+    return not gone
 
 
 def current_note(paths: RunPaths, found: RunState | RunSummary) -> SchedulerNote | None:

@@ -39,8 +39,8 @@ from elmanctl.ledger.records import Evaluation, RunStatus, State
 from elmanctl.ledger.run_state import RunState
 from elmanctl.ledger.summary import RunSummary, summarize
 from elmanctl.models.params import format_count
+from elmanctl.search.in_force import settings_in_force
 from elmanctl.search.selection import list_runs, list_single_evaluations
-from elmanctl.search.session import settings_in_force
 from elmanctl.search.storage import forecast
 
 

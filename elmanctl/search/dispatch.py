@@ -26,8 +26,9 @@ from elmanctl.ledger.records import Evaluation, State, Submission, Task
 from elmanctl.ledger.reserve import hold
 from elmanctl.ledger.spending import devices
 from elmanctl.search.costs import affordable, mean_device_s, overspent
+from elmanctl.search.in_force import nodes_in_force
 from elmanctl.search.next_attempt import decision_on, deterministic_failures
-from elmanctl.search.nodes import nodes_in_force, readmit_oldest, says_no_node
+from elmanctl.search.nodes import readmit_oldest, says_no_node
 from elmanctl.search.poll import Poller
 from elmanctl.search.repeats import answering
 from elmanctl.search.room import Room

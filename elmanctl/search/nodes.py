@@ -10,9 +10,9 @@ from datetime import timedelta
 
 from elmanctl import clock
 from elmanctl.jobs.policy import Change, rule_of
-from elmanctl.ledger.records import Attempt, Evaluation, ExcludedNode
+from elmanctl.ledger.records import Attempt, Evaluation
 from elmanctl.ledger.run_state import RunState
-from elmanctl.ledger.summary import RunSummary
+from elmanctl.search.in_force import nodes_in_force
 from elmanctl.search.session import Session
 
 logger = logging.getLogger(__name__)
@@ -25,13 +25,6 @@ _NOTHING_LEFT = re.compile(
     r"node configuration is not available|nodes? .*not available|Invalid node name",
     re.IGNORECASE,
 )
-
-
-def nodes_in_force(state: RunState | RunSummary) -> list[ExcludedNode]:
-    """Return the nodes that are avoided now, the oldest exclusion first."""
-    now = clock.now()
-    kept = [node for node in state.excluded_nodes.values() if clock.from_text(node.until) > now]
-    return sorted(kept, key=lambda node: (node.at, node.node))
 
 
 def exclude_bad_nodes(session: Session, judged: Iterable[tuple[Evaluation, Attempt]]) -> None:

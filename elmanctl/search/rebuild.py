@@ -9,8 +9,9 @@ from elmanctl.errors import ElmanError, LedgerError
 from elmanctl.ledger.events import Event
 from elmanctl.ledger.files import write_atomically
 from elmanctl.search.candidates import CandidateBuilder, ask_candidates
+from elmanctl.search.in_force import settings_in_force
 from elmanctl.search.loop import start_optimizer
-from elmanctl.search.session import Session, settings_in_force
+from elmanctl.search.session import Session
 from elmanctl.search.space import SearchSpace
 
 

@@ -8,8 +8,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from elmanctl.config import decode_settings
-from elmanctl.errors import ElmanError, LedgerError, NotFound, UsageError
+from elmanctl.errors import ElmanError, LedgerError, UsageError
 from elmanctl.jobs.ownership import refuse_foreign_run
 from elmanctl.jobs.paths import RunPaths
 from elmanctl.jobs.submission import check_resources
@@ -20,10 +19,9 @@ from elmanctl.ledger.reserve import full_disk, give_up, refill
 from elmanctl.ledger.snapshot import SnapshotKeeper, load_summary
 from elmanctl.ledger.state import RunState, replay
 from elmanctl.ledger.store import LedgerWriter
-from elmanctl.ledger.summary import RunSummary
+from elmanctl.search.in_force import require_run, settings_in_force
 from elmanctl.search.limits import check_limits
 from elmanctl.search.workload import attempt_resources
-from elmanctl.settings import Settings
 
 logger = logging.getLogger(__name__)
 
@@ -188,24 +186,3 @@ class Session:
         trace: TracebackType | None,
     ) -> None:
         self.close()
-
-
-def settings_in_force(
-    state: RunState | RunSummary, more: Mapping[str, Any] | None = None
-) -> Settings:
-    """Return a run's settings with the changes on record, and with `more` of them."""
-    tables = {name: dict(table) for name, table in state.run["settings"].items()}
-    for key, value in {**state.changes, **(more or {})}.items():
-        section, name = key.split(".", 1)
-        # A ledger of an earlier version may lack a whole section.
-        tables.setdefault(section, {})[name] = value
-    return decode_settings(tables)
-
-
-def require_run(paths: RunPaths, state: RunState | RunSummary) -> None:
-    """Raise NotFound for a ledger that was cut before its first event."""
-    if not state.run:
-        raise NotFound(
-            f"the ledger of `{paths.folder.name}` is empty: nothing was ever submitted",
-            hint=f"remove {paths.folder}, and start again with `elmanctl search`",
-        )

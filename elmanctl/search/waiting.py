@@ -16,7 +16,8 @@ from typing import Any
 
 from elmanctl.errors import EnvironmentNotReady
 from elmanctl.jobs.executor import Executor, JobState, LiveJob, Resources, Sighting
-from elmanctl.search.nodes import nodes_in_force, readmit_oldest
+from elmanctl.search.in_force import nodes_in_force
+from elmanctl.search.nodes import readmit_oldest
 from elmanctl.search.poll import live_job
 from elmanctl.search.session import Session
 

@@ -21,7 +21,8 @@ from elmanctl.ledger.run_state import RunState
 from elmanctl.ledger.state import load_run
 from elmanctl.search import dispatch
 from elmanctl.search.cleaning import plan_cleaning, retention
-from elmanctl.search.session import Session, settings_in_force
+from elmanctl.search.in_force import settings_in_force
+from elmanctl.search.session import Session
 from elmanctl.search.start import create_run, plan_search
 from tests.integration.runs import losses, points
 from tests.search import scripted

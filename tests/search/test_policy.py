@@ -15,7 +15,7 @@ from elmanctl.jobs.submission import make_script
 from elmanctl.ledger.records import RunStatus, State, Submission, Task
 from elmanctl.ledger.run_state import RunState
 from elmanctl.ledger.state import load_run
-from elmanctl.search.nodes import nodes_in_force
+from elmanctl.search.in_force import nodes_in_force
 from elmanctl.search.session import Session
 from tests.search.scripted import Run, Runs, ScriptedExecutor, verdicts
 from tests.search.test_actions import WithCommands, with_commands
