@@ -10,6 +10,7 @@ from types import ModuleType
 import pytest
 
 from elmanctl.jobs.evaluation import _Evaluation
+from elmanctl.jobs.signature import normalised
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 
@@ -26,6 +27,12 @@ def test_the_stand_in_is_called_as_the_training_it_replaces(campaign: ModuleType
     standin = importlib.import_module("standin")
     replaced = inspect.signature(_Evaluation._train).parameters
     assert list(inspect.signature(standin._train).parameters) == list(replaced)
+
+
+def test_stand_ins_fail_in_words_of_their_own(campaign: ModuleType) -> None:
+    standin = importlib.import_module("standin")
+    told = {normalised(standin.plan("e88", {"dim": dim}, 0.01, 1, 1.0).words) for dim in range(100)}
+    assert len(told) == 100
 
 
 def test_a_fault_is_in_the_results_and_in_the_table(campaign: ModuleType, tmp_path: Path) -> None:

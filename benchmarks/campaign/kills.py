@@ -167,7 +167,7 @@ def _is_frequent(kind: str) -> bool:
 
 def shapes(seed: int, count: int, *, is_quick: bool) -> list[Shape]:
     """Return `count` searches of several sizes, most of them with failing configurations."""
-    sizes = [(4, 4)] if is_quick else [(6, 4), (8, 3), (4, 6), (5, 5), (7, 4)]
+    sizes = [(4, 3)] if is_quick else [(6, 4), (8, 3), (4, 6), (5, 5), (7, 4)]
     shares = [0.35, 0.2, 0.35, 0.0, 0.35]
     return [
         Shape(
