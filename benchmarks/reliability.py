@@ -92,7 +92,7 @@ def main() -> int:
     own = read_arguments()
     page = ROOT / "docs" / "reliability.md"
     if own.table:
-        rewrite(page, Results(own.results, go_on=True))
+        rewrite(page, Results(own.results, go_on=True, is_read_only=True))
         return 0
     executors = [name for name in ("slurm", "local") if not getattr(own, _other(name))]
     if "slurm" in executors and "SLURM_CONF" not in os.environ:

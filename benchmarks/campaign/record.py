@@ -64,13 +64,13 @@ class Results:
     """The trials of one version of the product in one file.
 
     Several campaigns that run at one time may add to it.  Raises OtherCode when the file to go on
-    with tells of other code than this.
+    with tells of other code than this, unless it is only read.
     """
 
-    def __init__(self, path: Path, *, go_on: bool) -> None:
+    def __init__(self, path: Path, *, go_on: bool, is_read_only: bool = False) -> None:
         self._path = path
+        self._is_read_only = is_read_only
         self.about = about_this_machine()
-        self._commit: str = self.about["commit"]
         self.trials: list[Trial] = []
         if go_on and path.exists():
             self._read()
@@ -89,13 +89,11 @@ class Results:
             if self._path.exists():
                 self._read()
             self.trials.append(trial)
-            commits = [*self.about["commit"].split(", "), self._commit]
-            self.about = {**self.about, "commit": ", ".join(dict.fromkeys(commits))}
             self._write()
 
     def _read(self) -> None:
         known = json.loads(self._path.read_text(encoding="utf-8"))
-        if known["product"] != self.about["product"]:
+        if known["product"] != self.about["product"] and not self._is_read_only:
             raise OtherCode(f"{self._path} was made with other code (commit {known['commit']})")
         self.about = {name: known[name] for name in self.about}
         self.trials = [Trial(**trial) for trial in known["trials"]]
@@ -111,12 +109,14 @@ class Results:
 def about_this_machine() -> dict[str, Any]:
     """Return what the numbers depend on: code, date, versions and the machine in words.
 
-    `product` is git's hash of the product's folder, which commits to anything else do not change.
+    `commit` is the newest one that touched the product's folder, `product` git's hash of that
+    folder: commits to anything else change neither.
     """
     names = ("cma", "numpy", "submitit")
     memory_gb = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e9
     return {
-        "commit": _say("git", "-C", str(ROOT), "describe", "--always", "--dirty"),
+        "commit": _say("git", "-C", str(ROOT), "log", "-1", "--format=%h", "--", "elmanctl")
+        + ("-dirty" if _say("git", "-C", str(ROOT), "status", "-s", "--", "elmanctl") else ""),
         "product": _say("git", "-C", str(ROOT), "rev-parse", "HEAD:elmanctl"),
         "date": datetime.now(UTC).strftime("%Y-%m-%d"),
         "machine": f"{os.cpu_count()} CPU cores, {memory_gb:.0f} GB of memory, no GPU, Linux "

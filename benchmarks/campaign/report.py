@@ -38,7 +38,7 @@ def generated(results: Results) -> str:
     about = results.about
     versions = ", ".join(f"{name} {version}" for name, version in about["versions"].items())
     lines = [
-        f"Commit {about['commit']} (`elmanctl/` is tree {about['product'][:8]}), {about['date']}; "
+        f"`elmanctl/` of commit {about['commit']} (tree {about['product'][:8]}), {about['date']}; "
         f"{about['machine']}; {versions}.",
         "",
         "| What was done | Where | How often | Searches | Evaluations | Lost | Trained twice "
