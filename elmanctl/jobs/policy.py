@@ -7,7 +7,7 @@ kill decides the same.
 """
 
 import re
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
@@ -198,16 +198,11 @@ class Decision:
     changes: Mapping[str, Any] = field(default_factory=dict)
 
 
-def decide(
-    tried: Sequence[Tried],
-    table: RetrySettings,
-    ground: Ground,
-    *,
-    deterministic: Collection[str] = (),
-) -> Decision:
+def decide(tried: Sequence[Tried], table: RetrySettings, ground: Ground) -> Decision:
     """Return what follows the last of an evaluation's attempts (oldest first, since reopened).
 
-    `deterministic` holds the signatures of failures that would only happen again.
+    Nothing is asked of other evaluations: which of them failed before depends on when their jobs
+    ran, and the points of a search must not.
     """
     last = tried[-1].verdict
     rule = rule_of(last)
@@ -216,12 +211,18 @@ def decide(
     seen = sum(rule_of(attempt.verdict).setting == rule.setting for attempt in tried)
     if seen > int(getattr(table, rule.setting)):
         return Decision(close=rule.closes_as)
-    if rule.group is Group.CODE and signature(last) in deterministic:
+    if rule.group is Group.CODE and _failed_alike(tried) > 1:
         return Decision(close=rule.closes_as)
     changes = changes_after(tried, table, ground)
     if rule.needs_change and not _differs(rule, tried, table, ground):
         return Decision(close=rule.closes_as)
     return Decision(close=None, changes=changes)
+
+
+def _failed_alike(tried: Sequence[Tried]) -> int:
+    """Return how many attempts failed as the last one did, itself included."""
+    last = signature(tried[-1].verdict)
+    return sum(signature(attempt.verdict) == last for attempt in tried)
 
 
 def changes_after(

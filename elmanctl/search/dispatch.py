@@ -27,7 +27,7 @@ from elmanctl.ledger.reserve import hold
 from elmanctl.ledger.spending import devices
 from elmanctl.search.costs import affordable, mean_device_s, overspent
 from elmanctl.search.in_force import nodes_in_force
-from elmanctl.search.next_attempt import decision_on, deterministic_failures
+from elmanctl.search.next_attempt import decision_on
 from elmanctl.search.nodes import readmit_oldest, says_no_node
 from elmanctl.search.poll import Poller
 from elmanctl.search.repeats import answering
@@ -146,13 +146,11 @@ class Dispatcher:
             for e in state.unfinished()
             if e.state is State.CREATED and answering(state, e) is None
         ]
-        tried = any(evaluation.counted_attempts for evaluation in open_ones)
-        deterministic = deterministic_failures(state) if tried else {}
         waiting = []
         for evaluation in open_ones:
             changes: Mapping[str, Any] = {}
             if evaluation.counted_attempts:
-                decision = decision_on(state, settings, evaluation, deterministic)
+                decision = decision_on(state, settings, evaluation)
                 if decision.close is not None:
                     continue
                 changes = decision.changes

@@ -27,7 +27,7 @@ from elmanctl.search.actions import apply_requests
 from elmanctl.search.candidates import Candidate, CandidateBuilder, ask_candidates
 from elmanctl.search.dispatch import Dispatcher
 from elmanctl.search.fitness import has_diverged, is_spare, told_values
-from elmanctl.search.next_attempt import decision_on, deterministic_failures, trip
+from elmanctl.search.next_attempt import decision_on, trip
 from elmanctl.search.nodes import exclude_bad_nodes, judged_attempts
 from elmanctl.search.optimizer import LARGEST_BYTES, CmaOptimizer
 from elmanctl.search.poll import Poller
@@ -135,9 +135,8 @@ class Controller:
             for evaluation in session.state.unfinished()
             if evaluation.state is State.CREATED and evaluation.counted_attempts
         ]
-        deterministic = deterministic_failures(session.state) if undecided else {}
         for evaluation in undecided:
-            decision = decision_on(session.state, session.settings, evaluation, deterministic)
+            decision = decision_on(session.state, session.settings, evaluation)
             if decision.close is not None:
                 session.record(
                     "evaluation_closed", evaluation=evaluation.id, state=decision.close.value

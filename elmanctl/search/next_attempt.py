@@ -5,7 +5,7 @@ say the same, and a controller that starts after a kill decides as the one befor
 """
 
 from collections import Counter, defaultdict
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from elmanctl.jobs.breaker import Failure, Trip, tripped
@@ -26,19 +26,13 @@ from elmanctl.search.workload import attempt_resources, micro_batch_of
 from elmanctl.settings import Settings
 
 
-def decision_on(
-    state: RunState, settings: Settings, evaluation: Evaluation, deterministic: Collection[str]
-) -> Decision:
+def decision_on(state: RunState, settings: Settings, evaluation: Evaluation) -> Decision:
     """Return what follows the newest attempt of an evaluation that has one.
 
     Raises InvalidConfiguration where the model no longer fits what is known of its GPU.
     """
-    return decide(
-        _tried(state, evaluation),
-        settings.retry,
-        ground_of(state, settings, evaluation),
-        deterministic=deterministic,
-    )
+    ground = ground_of(state, settings, evaluation)
+    return decide(_tried(state, evaluation), settings.retry, ground)
 
 
 def due_changes(state: RunState, settings: Settings, evaluation: Evaluation) -> Mapping[str, Any]:

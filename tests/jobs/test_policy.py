@@ -1,6 +1,6 @@
 """What follows a verdict: a declared table, and the changes that add up over attempts."""
 
-from dataclasses import fields
+from dataclasses import fields, replace
 
 import pytest
 from hypothesis import given
@@ -19,7 +19,6 @@ from elmanctl.jobs.policy import (
     rule_of,
     shown_rules,
 )
-from elmanctl.jobs.signature import signature
 from elmanctl.ledger.records import (
     Cause,
     Evidence,
@@ -57,6 +56,12 @@ def tried(*verdicts: Verdict, mem_gb: float | None = 32.0) -> list[Tried]:
     return [Tried(verdict=each, mem_gb=mem_gb) for each in verdicts]
 
 
+def _said(failure: Verdict, words: str) -> Verdict:
+    """Return the same verdict with further words, from a source that decides nothing."""
+    first = Evidence(source=EvidenceSource.LOG, text=words)
+    return replace(failure, evidence=(first, *failure.evidence))
+
+
 def test_every_verdict_has_its_line_and_every_line_its_verdict() -> None:
     assert {id(rule_of(each)) for each in EVERY} == {id(rule) for rule in RULES}
 
@@ -79,8 +84,12 @@ def test_failure_is_tried_again_as_often_as_the_table_says(failure: Verdict) -> 
     for allowed in (0, 1, 3):
         table = RetrySettings(**{setting: allowed})
         for count in range(1, allowed + 3):
-            # Each attempt asked for what the ones before it made of the memory.
-            attempts = [Tried(verdict=failure, mem_gb=32 * 1.5**number) for number in range(count)]
+            # Each attempt asked for what the ones before it made of the memory, and failed in
+            # words of its own.
+            attempts = [
+                Tried(verdict=_said(failure, "and so on " * number), mem_gb=32 * 1.5**number)
+                for number in range(count)
+            ]
             expected = None if count <= allowed else State.FAILED
             assert decide(attempts, table, NODES).close is expected
 
@@ -166,10 +175,12 @@ def test_verdict_without_a_cause_goes_by_its_words() -> None:
 
 def test_failure_of_code_that_would_only_happen_again_is_not_tried_again() -> None:
     failure = verdict(VerdictKind.CUDA_ERROR, None, "CUDA error: misaligned address")
-    known = {signature(failure)}
-    assert decide(tried(failure), DEFAULT, NODES).close is None
-    assert decide(tried(failure), DEFAULT, NODES, deterministic=known).close is State.FAILED
-    assert decide(tried(NODE), DEFAULT, NODES, deterministic={signature(NODE)}).close is None
+    other = verdict(VerdictKind.CUDA_ERROR, None, "CUDA error: illegal instruction")
+    often = replace(DEFAULT, cuda_error=5, node_failure=5)
+    assert decide(tried(failure), often, NODES).close is None
+    assert decide(tried(failure, other), often, NODES).close is None
+    assert decide(tried(failure, other, failure), often, NODES).close is State.FAILED
+    assert decide(tried(NODE, NODE), often, NODES).close is None
 
 
 @pytest.mark.parametrize(
