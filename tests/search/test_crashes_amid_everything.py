@@ -25,6 +25,7 @@ from elmanctl.search.actions import perform
 from elmanctl.search.session import Session
 from elmanctl.search.watch import Watcher
 from tests.integration.runs import losses, points
+from tests.long import LONG
 from tests.search.scripted import Run, Runs, ScriptedExecutor, World, verdicts
 
 pytestmark = pytest.mark.usefixtures("no_power_failures")
@@ -185,20 +186,12 @@ def check(
 
 
 # The quick test looks around one event in so many; a prime, so that it meets every kind.
-SAMPLE = 61
+SAMPLE = 1 if LONG else 61
 
 
+@pytest.mark.timeout(3600 if LONG else 300)
 @pytest.mark.parametrize("repeats", ["answer", "reseed"])
 def test_kill_amid_everything_loses_and_repeats_nothing(
     runs: Runs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, repeats: str
 ) -> None:
     check(runs, tmp_path, monkeypatch, repeats, every=SAMPLE)
-
-
-@pytest.mark.slow
-@pytest.mark.timeout(3600)
-@pytest.mark.parametrize("repeats", ["answer", "reseed"])
-def test_kill_around_every_event_amid_everything_loses_and_repeats_nothing(
-    runs: Runs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, repeats: str
-) -> None:
-    check(runs, tmp_path, monkeypatch, repeats, every=1)

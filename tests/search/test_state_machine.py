@@ -38,6 +38,7 @@ from elmanctl.search.actions import perform
 from elmanctl.search.session import Session
 from elmanctl.search.storage import explained
 from elmanctl.search.watch import Watcher
+from tests.long import LONG
 from tests.search.scripted import Run, Runs, ScriptedExecutor, World
 
 pytestmark = pytest.mark.usefixtures("no_power_failures")
@@ -404,15 +405,8 @@ def work(runs: Runs, monkeypatch: pytest.MonkeyPatch, examples: int, steps: int)
         ScriptedExecutor.tasks_per_submission = None
 
 
+@pytest.mark.timeout(3600 if LONG else 300)
 def test_search_keeps_its_promises_whatever_happens(
     runs: Runs, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    work(runs, monkeypatch, examples=5, steps=15)
-
-
-@pytest.mark.slow
-@pytest.mark.timeout(3600)
-def test_search_keeps_its_promises_whatever_happens_for_long(
-    runs: Runs, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    work(runs, monkeypatch, examples=200, steps=40)
+    work(runs, monkeypatch, examples=200 if LONG else 5, steps=40 if LONG else 15)
