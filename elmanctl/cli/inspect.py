@@ -14,7 +14,6 @@ from elmanctl.cli.context import JsonFlag, chosen_run, load_readable, resolve_se
 from elmanctl.cli.follow import Follower
 from elmanctl.cli.output import print_json, print_line, write_raw
 from elmanctl.cli.rows import (
-    attempt_data,
     describe_verdict,
     evaluation_row,
     excluded_lines,
@@ -28,6 +27,7 @@ from elmanctl.jobs.paths import RunPaths
 from elmanctl.ledger.files import open_regular
 from elmanctl.ledger.records import Attempt, Evaluation, Evidence, State
 from elmanctl.ledger.run_state import RunState
+from elmanctl.search.export import export_attempt
 from elmanctl.search.repeats import noise_for
 from elmanctl.search.selection import find_evaluation, list_runs
 
@@ -78,7 +78,7 @@ def show(
     paths, found, chosen = _find(ctx, run_or_evaluation, evaluation)
     if as_json:
         attempts = [
-            {**attempt_data(attempt), "resources": _resources(found, attempt)}
+            {**export_attempt(attempt), "resources": _resources(found, attempt)}
             for attempt in chosen.attempts
         ]
         run = {"run": found.run["name"], **start_data(found.run)}

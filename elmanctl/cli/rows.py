@@ -4,8 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from elmanctl import clock
-from elmanctl.ledger.encoding import encode_verdict
-from elmanctl.ledger.records import Attempt, Evaluation, State, Verdict
+from elmanctl.ledger.records import Evaluation, State, Verdict
 from elmanctl.ledger.run_state import RunState
 from elmanctl.ledger.summary import RunSummary
 from elmanctl.search.in_force import nodes_in_force
@@ -112,24 +111,6 @@ def describe_verdict(verdict: Verdict) -> str:
     """Write a verdict in few words: its kind, whose fault where that is known, how sure."""
     kind = f"{verdict.kind} ({verdict.cause})" if verdict.cause else verdict.kind.value
     return f"{kind}, {verdict.confidence}" if verdict.confidence else kind
-
-
-def attempt_data(attempt: Attempt) -> dict[str, Any]:
-    """Return an attempt as plain data."""
-    return {
-        "attempt": attempt.number,
-        "state": attempt.state.value,
-        "job": attempt.job_id,
-        "submission": attempt.submission,
-        "node": attempt.node,
-        "submitted_at": attempt.submitted_at,
-        "started_at": attempt.started_at,
-        "finished_at": attempt.finished_at,
-        "elapsed_s": attempt.elapsed_s,
-        "verdict": encode_verdict(attempt.verdict) if attempt.verdict else None,
-        "result": dict(attempt.result) if attempt.result is not None else None,
-        "size_bytes": attempt.size_bytes,
-    }
 
 
 def shown_elapsed(elapsed_s: float | None) -> str | None:

@@ -15,6 +15,7 @@ EXPORT_VERSION = 1
 # Of each evaluation; `config.` columns follow, one for each name that any evaluation has.
 CSV_COLUMNS = (
     *("run", "evaluation", "generation", "state", "loss", "parameters", "seed", "replaces"),
+    *("repeats", "answered_by"),
     *("attempts", "verdict", "evidence", "job", "node", "elapsed_s", "size_bytes", "fingerprint"),
 )
 
@@ -45,6 +46,8 @@ def export_evaluation(state: RunState, evaluation: Evaluation) -> dict[str, Any]
         "generation": evaluation.generation,
         "state": evaluation.state.value,
         "replaces": evaluation.replaces,
+        "repeats": evaluation.repeats,
+        "answered_by": evaluation.answer.by if evaluation.answer else None,
         "seed": evaluation.seed,
         "point": list(evaluation.point),
         "config": dict(evaluation.config),
@@ -101,8 +104,10 @@ def _cells(state: RunState, evaluation: Evaluation) -> list[object]:
         evaluation.parameters,
         evaluation.seed,
         evaluation.replaces,
+        evaluation.repeats,
+        evaluation.answer.by if evaluation.answer else None,
         len(evaluation.attempts),
-        verdict.kind.value if verdict else None,
+        evaluation.verdict_kind.value if evaluation.verdict_kind else None,
         verdict.summary if verdict else None,
         last.job_id if last else None,
         last.node if last else None,

@@ -6,10 +6,10 @@ from dataclasses import dataclass
 
 from elmanctl.errors import ElmanError, EnvironmentNotReady, SearchPaused
 from elmanctl.ledger.disk import Space
-from elmanctl.ledger.records import RunStatus
 from elmanctl.ledger.reserve import full_disk
 from elmanctl.ledger.run_state import RunState
 from elmanctl.ledger.summary import RunSummary
+from elmanctl.search.costs import evaluations_left
 from elmanctl.settings import DiskSettings
 
 GB = 1_000_000_000
@@ -54,17 +54,9 @@ def forecast(state: RunState | RunSummary, space: Space, settings: DiskSettings)
         return None
     return Forecast(
         evaluation_bytes=evaluation_bytes,
-        evaluations_left=_evaluations_left(state),
+        evaluations_left=evaluations_left(state, int(state.run["optimizer"]["population"])),
         room_bytes=space.usable_bytes - int(settings.floor_gb * GB),
     )
-
-
-def _evaluations_left(state: RunState | RunSummary) -> int:
-    if state.status in (RunStatus.FINISHED, RunStatus.CANCELLED):
-        return 0
-    unfinished = sum(n for where, n in state.counts().items() if not where.is_finished)
-    to_ask = state.generations - (state.generation + 1)
-    return unfinished + max(0, to_ask) * int(state.run["optimizer"]["population"])
 
 
 def attempts_that_fit(

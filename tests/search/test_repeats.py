@@ -1,5 +1,7 @@
 """A configuration that is asked again is not paid for again."""
 
+import csv
+import io
 import json
 from collections.abc import Iterator
 from dataclasses import replace
@@ -16,6 +18,7 @@ from elmanctl.ledger.records import RunStatus, State
 from elmanctl.ledger.run_state import RunState
 from elmanctl.ledger.state import load_run
 from elmanctl.search import repeats
+from elmanctl.search.export import export_csv, export_json
 from elmanctl.search.fitness import divergence_step
 from elmanctl.search.repeats import noise_estimates, noise_for
 from elmanctl.search.requeue import plan_requeue, select_requeueable
@@ -322,3 +325,16 @@ def test_run_of_before_repeats_goes_on_and_knows_what_it_evaluated(
         if evaluation.config["n_heads"] * 10 + evaluation.config["depth"] in known:
             assert evaluation.answer is not None
     assert points(state) == points(runs.new(**INTEGERS).drive())
+
+
+def test_export_tells_an_answered_loss_from_one_that_was_trained(runs: Runs) -> None:
+    """Else whoever reads it takes copies of one measurement for several."""
+    state = runs.new(**INTEGERS).drive()
+    told = json.loads("".join(export_json(state)))["evaluations"]
+    rows = list(csv.DictReader(io.StringIO("".join(export_csv(state)))))
+    expected = {e.id: e.answer.by if e.answer else None for e in state.evaluations.values()}
+    assert any(expected.values()) and not all(expected.values())
+    assert {row["evaluation"]: row["answered_by"] for row in told} == expected
+    assert {row["evaluation"]: row["answered_by"] or None for row in rows} == expected
+    assert {row["verdict"] for row in rows} == {"completed"}
+    assert all(bool(row["attempts"]) is not bool(row["answered_by"]) for row in told)
