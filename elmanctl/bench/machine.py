@@ -34,9 +34,10 @@ def require_device(name: str) -> "torch.device":
 
     if name == "cuda" and not torch.cuda.is_available():
         raise EnvironmentNotReady(
-            "this machine has no GPU that torch sees, and there is nothing else to measure",
-            hint="run it where `nvidia-smi` lists a GPU and torch was built for CUDA; "
-            "`--device cpu` tries the command on tiny shapes, and measures nothing of a GPU",
+            "torch sees no GPU on this machine, and there is nothing else to measure",
+            hint="run it where `nvidia-smi` lists a GPU and torch was built for CUDA; on a CPU "
+            "`elmanctl bench` with `--device cpu` tries itself on tiny shapes, and "
+            "`TRITON_INTERPRET=1 elmanctl doctor --gpu` checks formulas",
         )
     return torch.device(name, torch.cuda.current_device()) if name == "cuda" else torch.device(name)
 

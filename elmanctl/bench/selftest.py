@@ -1,9 +1,10 @@
 """Whether the implementations of an operation compute it: each against its time loop in float64."""
 
 import logging
+import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 from zlib import crc32
 
@@ -33,6 +34,7 @@ class Check:
 
     operation: str
     path: str
+    is_ours: bool
     size: str
     dtype: str
     status: str
@@ -48,6 +50,13 @@ class Check:
         """Whether results were wrong, or there were none where there should have been."""
         return self.status in ("wrong", "failed")
 
+    def encode(self) -> dict[str, Any]:
+        """Return it as plain data; an error that is not a number is None."""
+        data = asdict(self)
+        if self.error is not None and not math.isfinite(self.error):
+            data["error"] = None
+        return data
+
 
 def check_all(device: torch.device) -> Iterator[Check]:
     """Check every implementation that models use, at every size of its tests and in every dtype."""
@@ -61,7 +70,8 @@ def check_all(device: torch.device) -> Iterator[Check]:
                 yield Check(
                     operation=operation.name,
                     path=path.name,
-                    size=f"{len(sizes)} sizes",
+                    is_ours=path.is_ours,
+                    size="every size",
                     dtype=", ".join(path.tolerances),
                     status="not run",
                     reason=fault,
@@ -89,6 +99,7 @@ def check(
     what: dict[str, Any] = {
         "operation": operation.name,
         "path": path.name,
+        "is_ours": path.is_ours,
         "size": size.label,
         "dtype": dtype,
     }

@@ -11,7 +11,7 @@ from elmanctl.bench.kernel_rows import KernelRow, kernel_rows, plan
 from elmanctl.bench.machine import cache_bytes, describe
 from elmanctl.bench.products import Product, measure_products, products_of_step
 from elmanctl.bench.report import Report
-from elmanctl.bench.shapes import step_shape
+from elmanctl.bench.shapes import StepModel, step_shape
 from elmanctl.bench.step_rows import StepRow, plan_steps, step_rows
 from elmanctl.errors import UsageError
 from elmanctl.jobs.corpus import standard_library_corpus
@@ -44,7 +44,8 @@ class Session:
         planned = plan(self._device, only)
         _refuse_nothing(planned, only)
         rates = self._ceilings()
-        self._products()
+        if not only:
+            self._products(step_shape(self._device).models)
         rows = kernel_rows(planned, rates, self._device, cache_bytes(self._device), self._is_over)
         for row in rows:
             self._keep("kernels", row, _told_of_kernel(row))
@@ -56,7 +57,8 @@ class Session:
         planned = plan_steps(shape, only)
         _refuse_nothing(planned, only)
         rates = self._ceilings()
-        self._products()
+        names = {row.model.name for row in planned}
+        self._products([model for model in shape.models if model.name in names])
         corpus = standard_library_corpus()
         rows = step_rows(planned, shape, corpus, self._device, rates.matrix_flops, self._is_over)
         for row in rows:
@@ -70,16 +72,15 @@ class Session:
             self._keep("ceilings", ceiling, _told_of_ceiling(ceiling))
         return rates_of(found)
 
-    def _products(self) -> None:
-        shape = step_shape(self._device)
+    def _products(self, models: Sequence[StepModel]) -> None:
+        """Measure the linear maps of these models, at the tokens of a step."""
+        tokens = step_shape(self._device).tokens
         found: list[Product] = []
-        for product in measure_products(
-            shape.models, shape.tokens, self._device, cache_bytes(self._device)
-        ):
+        for product in measure_products(models, tokens, self._device, cache_bytes(self._device)):
             found.append(product)
             told = f"product {product.n_in} -> {product.n_out}: {product.ms:.3g} ms"
             self._keep("products", product, told)
-        for model in shape.models:
+        for model in models:
             ms, _ = products_of_step(model, found)
             self.report.products_alone_ms[model.name] = ms
 

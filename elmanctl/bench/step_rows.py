@@ -161,7 +161,7 @@ def _measured(
     trusting: AbstractContextManager[None] = (
         fla_gradients_for_timing() if distrusted else nullcontext()
     )
-    with trusting, quiet():
+    with quiet(), trusting:
         minutes = Budget(kind="minutes", amount=_TIMED_S[device.type] / 60)
         outcome = train(model, stream, _spec(row, shape, corpus, device, minutes), clock)
         _refuse_divergence(outcome)
