@@ -99,13 +99,7 @@ def _late_zero(output: Tensor) -> Tensor:
         (lambda r: {**r, "state": r["state"] + 1e-5 * r["state"].detach()}, "state"),
         (lambda r: {**r, "state": r["state"].mT}, None),
         (lambda r: {**r, "output": _late_zero(r["output"])}, None),
-        (
-            lambda r: {
-                **r,
-                "output": r["output"] * torch.where(r["output"] > r["output"].mean(), torch.nan, 1),
-            },
-            None,
-        ),
+        (lambda r: {**r, "output": _with_a_nan(r["output"])}, None),
         (lambda r: {**r, "output": _GradientOff.apply(r["output"])}, None),
         (lambda r: {**r, "output": r["output"] + torch.empty_like(r["output"])}, None),
     ],
