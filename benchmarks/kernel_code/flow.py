@@ -35,7 +35,11 @@ class Loop:
 @dataclass(frozen=True, slots=True)
 class _Block:
     instructions: tuple[Instruction, ...]
-    next: tuple[int, ...]
+    next: frozenset[int]
+
+
+# For each register that lanes wait at, the addresses where they may have been told to go on.
+_Waits = Mapping[str, frozenset[int]]
 
 
 def find_loops(listing: Listing) -> list[Loop]:
@@ -44,7 +48,7 @@ def find_loops(listing: Listing) -> list[Loop]:
     Raises ValueError on a jump to an address that only the running kernel knows, and on a way
     into the middle of a loop.
     """
-    blocks = _reached(_blocks(listing))
+    blocks = _blocks(listing)
     dominators = _dominators(blocks)
     bodies: dict[int, set[int]] = {}
     latches: dict[int, list[int]] = {}
@@ -71,39 +75,49 @@ def find_loops(listing: Listing) -> list[Loop]:
 
 
 def _blocks(listing: Listing) -> dict[int, _Block]:
-    instructions = listing.instructions
-    following = {a.address: b.address for a, b in pairwise(instructions)}
-    syncs = _where_syncs_lead(listing)
-    starts = {instructions[0].address, *listing.addresses.values()}
-    for instruction in instructions:
-        if _root(instruction) in _ENDS and instruction.address in following:
-            starts.add(following[instruction.address])
-    blocks = {}
-    run: list[Instruction] = []
-    for instruction in instructions:
+    """Return the blocks that a kernel can reach, by their first addresses."""
+    runs = _runs(listing)
+    after = dict(pairwise(runs))
+    found: dict[int, _Block] = {}
+    told: dict[int, _Waits] = {min(runs): {}}
+    waiting = [min(runs)]
+    while waiting:
+        start = waiting.pop()
+        waits = dict(told[start])
+        for instruction in runs[start]:
+            if _root(instruction) == "BSSY":
+                (label,) = instruction.targets
+                waits[_barrier(instruction)] = frozenset({listing.addresses[label]})
+        targets = frozenset(_next(runs[start][-1], after.get(start), listing, waits))
+        found[start] = _Block(runs[start], targets)
+        for target in targets:
+            before = told.get(target)
+            told[target] = _merged(before or {}, waits)
+            if told[target] != before:
+                waiting.append(target)
+    return {start: found[start] for start in sorted(found)}
+
+
+def _runs(listing: Listing) -> dict[int, tuple[Instruction, ...]]:
+    """Cut a listing where control may come from or go to elsewhere."""
+    starts = set(listing.addresses.values())
+    runs: dict[int, list[Instruction]] = {}
+    ended = True
+    for instruction in listing.instructions:
+        if ended or instruction.address in starts:
+            run = runs[instruction.address] = []
         run.append(instruction)
-        after = following.get(instruction.address)
-        if after is None or after in starts:
-            blocks[run[0].address] = _Block(
-                tuple(run), tuple(_next(instruction, after, listing, syncs))
-            )
-            run = []
-    return blocks
+        ended = _root(instruction) in _ENDS
+    return {start: tuple(run) for start, run in runs.items()}
+
+
+def _merged(one: _Waits, other: _Waits) -> _Waits:
+    empty: frozenset[int] = frozenset()
+    return {name: one.get(name, empty) | other.get(name, empty) for name in {*one, *other}}
 
 
 def _root(instruction: Instruction) -> str:
     return instruction.opcode.split(".")[0]
-
-
-def _where_syncs_lead(listing: Listing) -> Mapping[str, set[int]]:
-    """Return, for each barrier register, the addresses that its BSSY instructions name."""
-    found: dict[str, set[int]] = {}
-    for instruction in listing.instructions:
-        if _root(instruction) == "BSSY":
-            register = _barrier(instruction)
-            (label,) = instruction.targets
-            found.setdefault(register, set()).add(listing.addresses[label])
-    return found
 
 
 def _barrier(instruction: Instruction) -> str:
@@ -113,9 +127,12 @@ def _barrier(instruction: Instruction) -> str:
 
 
 def _next(
-    last: Instruction, after: int | None, listing: Listing, syncs: Mapping[str, set[int]]
+    last: Instruction, after: int | None, listing: Listing, waits: dict[str, frozenset[int]]
 ) -> Iterator[int]:
-    """Yield the addresses that may follow the last instruction of a block."""
+    """Yield the addresses that may follow the last instruction of a block.
+
+    A register at which lanes have met is taken out of `waits`.
+    """
     root = _root(last)
     if root in _UNREADABLE:
         raise ValueError(f"{last.opcode} at {last.address:#x} goes where only a GPU knows")
@@ -127,7 +144,9 @@ def _next(
         if not last.opcode.startswith("BRA.DIV"):
             yield listing.addresses[label]
     elif root == "BSYNC":
-        yield from sorted(syncs[_barrier(last)])
+        if _barrier(last) not in waits:
+            raise ValueError(f"BSYNC at {last.address:#x} without a BSSY before it")
+        yield from waits.pop(_barrier(last))
     elif root == "CALL":
         # For sm_80 ptxas also leaves loops by a call, to code that never returns.
         yield from (listing.addresses[to] for to in last.targets if to in listing.addresses)
@@ -136,17 +155,6 @@ def _next(
         goes_on = True
     if goes_on and after is not None:
         yield after
-
-
-def _reached(blocks: dict[int, _Block]) -> dict[int, _Block]:
-    seen: set[int] = set()
-    waiting = [min(blocks)]
-    while waiting:
-        start = waiting.pop()
-        if start not in seen:
-            seen.add(start)
-            waiting += blocks[start].next
-    return {start: block for start, block in blocks.items() if start in seen}
 
 
 def _dominators(blocks: dict[int, _Block]) -> dict[int, set[int]]:

@@ -160,6 +160,29 @@ def test_lanes_that_wait_for_each_other_go_on_where_they_were_told() -> None:
     assert loop.guarded == 4
 
 
+def test_lanes_that_meet_go_on_where_the_last_of_several_told_them() -> None:
+    (loop,) = loops("""
+        .L_x_0:
+        BSSY B0, `(.L_x_2)
+        @P1 BRA `(.L_x_1)
+        MUFU.EX2 R0, R0
+        .L_x_1:
+        BSYNC B0
+        .L_x_2:
+        @P0 BRA `(.L_x_0)
+        BSSY B0, `(.L_x_4)
+        @P1 BRA `(.L_x_3)
+        MUFU.RCP R0, R0
+        .L_x_3:
+        BSYNC B0
+        .L_x_4:
+        EXIT
+    """)
+    assert opcodes(loop) == "BSSY BRA MUFU.EX2 BSYNC BRA"
+    with pytest.raises(ValueError, match="without a BSSY"):
+        loops("BSYNC B0\nEXIT")
+
+
 def test_loop_is_left_by_a_call_that_never_returns() -> None:
     (loop,) = loops("""
         .L_x_1:
