@@ -8,7 +8,7 @@ from benchmarks.kernel_code import budgets
 from benchmarks.kernel_code.cases import ARCHITECTURES, CASES
 from benchmarks.kernel_code.children import NotCompiled
 from benchmarks.kernel_code.steps import step_cost
-from tests.kernels.conftest import NEW, OLD, Compilation
+from tests.kernels.compilation import NEW, OLD, Compilation
 from tests.kernels.sample_cases import LENGTH, SAMPLES
 
 ROOT = Path(__file__).parents[2]
