@@ -10,10 +10,10 @@ import torch
 import triton
 from torch import Tensor
 
+from elmanctl.errors import InvalidConfiguration
 from elmanctl.kernels.matrix_recurrence.launches import (
     ALIGNED_UNIT,
     Problem,
-    Split,
     backward_launch,
     backward_split,
     forward_launch,
@@ -52,7 +52,16 @@ def triton_matrix_recurrence(
     initial_state: Tensor | None,
     flags: Flags,
 ) -> tuple[Tensor, Tensor]:
-    """Compute what `naive_matrix_recurrence` computes; the tensors have been checked."""
+    """Compute what `naive_matrix_recurrence` computes; shapes and dtypes have been checked.
+
+    Raises InvalidConfiguration for a tensor whose values do not lie side by side.
+    """
+    for name, x in {"q": q, "k": k, "v": v, "gate": gate, "alpha": alpha}.items():
+        if x is not None and x.ndim == 4 and x.stride(3) != 1 and x.shape[3] > 1:
+            raise InvalidConfiguration(
+                f"{name} has stride {x.stride(3)} on its last axis, and backend `triton` needs 1",
+                hint=f"{name}.contiguous() is a copy that has it",
+            )
     tensors = (q, k, v, alpha, beta, blend, gate, initial_state)
     keep = torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in tensors)
     output, final_state, _ = _forward(
@@ -200,8 +209,7 @@ def _empty_results(
 
 @_forward.register_fake
 def _(q: Tensor, k: Tensor, v: Tensor, *others: Any) -> tuple[Tensor, Tensor, Tensor]:
-    *_, bf16_checkpoints, keep = others
-    return _empty_results(k, v, bf16_checkpoints, keep)
+    return _empty_results(k, v, *others[-2:])
 
 
 @torch.library.custom_op("elmanctl::matrix_recurrence_backward", mutates_args=())
@@ -309,7 +317,9 @@ def _empty_parts(
     }
 
 
-def _joined(parts: dict[str, Tensor], k: Tensor, alpha: Tensor) -> Any:
+def _joined(
+    parts: dict[str, Tensor], k: Tensor, alpha: Tensor
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """The parts of a head added up, in the order of the operator's results."""
 
     def join(x: Tensor, dtype: torch.dtype) -> Tensor:
@@ -349,10 +359,8 @@ def _(
 
 
 def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    *tensors, keep = inputs
-    tensors, flags = tensors[:9], tensors[9:]
-    ctx.flags = flags
-    ctx.save_for_backward(output[2], *tensors)
+    ctx.flags = inputs[9:-1]
+    ctx.save_for_backward(output[2], *inputs[:9])
 
 
 def _gradients(ctx: Any, d_output: Tensor, d_final_state: Tensor, _: Tensor) -> tuple[Any, ...]:

@@ -29,8 +29,8 @@ def matrix_recurrence_forward_kernel(
     alpha_batch, alpha_time, alpha_head, beta_batch, beta_time, beta_head,
     blend_batch, blend_time, blend_head, written_batch, written_time, written_head,
     T, H,
-    N: tl.constexpr, M: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr, G: tl.constexpr, BV: tl.constexpr,
-    EVERY: tl.constexpr, UNIT: tl.constexpr,
+    N: tl.constexpr, M: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr, G: tl.constexpr,
+    BV: tl.constexpr, EVERY: tl.constexpr, UNIT: tl.constexpr,
     PER_VALUE: tl.constexpr, LINEAR: tl.constexpr, ACTIVATE: tl.constexpr, NORMALIZE: tl.constexpr,
     SELF_GATE: tl.constexpr, READ_ALL: tl.constexpr, FAST: tl.constexpr, EPS: tl.constexpr,
 ):  # fmt: skip
@@ -38,7 +38,8 @@ def matrix_recurrence_forward_kernel(
 
     q, k: [B, T, H, N]; v, gate: [B, T, H, M]; alpha: [B, T, H] or [B, T, H, M]; beta, blend,
     written: [B, T, H]; all by their strides but the last, which is 1.  The others lie without
-    gaps: output [B, T, H, M], states [B, H, N, M], checkpoints [B, H, ceil(T / EVERY), N / BK, M, BK], scratch [programs, 2, EVERY, G, N].  Strides of q and k come in units of UNIT.
+    gaps: output [B, T, H, M], states [B, H, N, M], checkpoints [B, H, ceil(T / EVERY), N / BK, M,
+    BK], scratch [programs, 2, EVERY, G, N].  Strides of q and k come in units of UNIT elements.
     """
     TILES: tl.constexpr = N // BK
     # Products with these outgrow 32 bits.
