@@ -42,7 +42,7 @@ class Arguments:
         values = [addresses.get(i, one) for i, one in enumerate(self.arguments)]
         values += [0] * len(missing)
         return {
-            one.name: np.array([value], TYPES[one.type]).tobytes()
+            one.name: _encode(value, TYPES[one.type])
             for one, value in zip(declared, values, strict=True)
         }
 
@@ -63,6 +63,12 @@ class Arguments:
         np.lib.stride_tricks.as_strided(
             buffer.holes[offset:], (*shape, size), (*strides, 1)
         )[...] = True  # fmt: skip
+
+
+def _encode(value: float, dtype: np.dtype[Any]) -> bytes:
+    if isinstance(value, int) and dtype.kind != "f":
+        return (value % (1 << 8 * dtype.itemsize)).to_bytes(dtype.itemsize, "little")
+    return np.array([value], dtype).tobytes()
 
 
 def _is_tensor(argument: Any) -> bool:
