@@ -13,8 +13,11 @@ from elmanctl.models.config import FamilyConfig
 
 AUTO = "auto"
 
-MAMBA_SSM_TRITON = (3, 5)
-"""The oldest Triton that mamba-ssm works with."""
+OLDEST_TRITON = (3, 5)
+"""The oldest Triton that mamba-ssm works with, and the oldest that our own kernels are tried on."""
+
+OLDEST_GPU = (8, 0)
+"""The lowest compute capability that our own kernels are compiled for in tests."""
 
 FLA_WRONG_ON_HOPPER = ((3, 4, 0), (3, 7, 1))
 """The first Triton that gets the gradients of fla wrong on Hopper, and the first that does not."""
@@ -52,13 +55,41 @@ def _mamba_ssm_fault(device: str) -> str | None:
     for package in ("mamba_ssm", "triton", "einops", "transformers"):
         if importlib.util.find_spec(package) is None:
             return f"{package} is not installed"
+    return _triton_version_fault() or _torch_fault(device)
+
+
+def _triton_version_fault() -> str | None:
     import triton
 
     version = tuple(int(digits) for digits in re.findall(r"\d+", triton.__version__)[:2])
-    if version < MAMBA_SSM_TRITON:
-        wanted = ".".join(map(str, MAMBA_SSM_TRITON))
+    if version < OLDEST_TRITON:
+        wanted = ".".join(map(str, OLDEST_TRITON))
         return f"triton is {triton.__version__}, but must be {wanted} or newer"
-    return _torch_fault(device)
+    return None
+
+
+def _triton_fault(device: str) -> str | None:
+    interpreted = "TRITON_INTERPRET" in os.environ
+    if device != "cuda" and not interpreted:
+        return f"its kernels run on cuda, not on {device}"
+    if importlib.util.find_spec("triton") is None:
+        return "triton is not installed"
+    fault = _triton_version_fault() or _torch_fault(device)
+    if fault:
+        return fault
+    import torch
+    import triton
+
+    if device != "cuda":
+        # Triton reads more words than 1 as a yes.
+        if triton.knobs.runtime.interpret:
+            return None
+        return f"its kernels run on cuda, not on {device}, unless TRITON_INTERPRET is 1"
+    capability = torch.cuda.get_device_capability()
+    if capability < OLDEST_GPU:
+        found, wanted = (".".join(map(str, pair)) for pair in (capability, OLDEST_GPU))
+        return f"this GPU has compute capability {found}, but the kernels need {wanted}"
+    return None
 
 
 def _cudnn_fault(device: str) -> str | None:
@@ -124,6 +155,13 @@ BACKENDS: Mapping[str, Backend] = {
             find_fault=_torch_fault,
         ),
         Backend(
+            name="triton",
+            summary="our own Triton kernels, on CUDA",
+            fix="on a machine with a CUDA device of compute capability 8.0 or higher: "
+            "pip install 'elmanctl[gpu]'",
+            find_fault=_triton_fault,
+        ),
+        Backend(
             name="cudnn",
             summary="the recurrent networks of cuDNN, on CUDA devices",
             fix="choose backend `torch`, or a machine whose torch sees a CUDA device and cuDNN",
@@ -170,7 +208,8 @@ def resolve_backend(
 ) -> str:
     """Return the backend that runs: the one named, or for `auto` the first that can.
 
-    `known` are the backends of the level, the fastest first; `device` is cpu or cuda.
+    `known` are the backends of the level, the fastest first; `device` is cpu or cuda.  On a CPU
+    `auto` is the last one: Triton can interpret kernels there, for tests, and is slow at it.
     Raises InvalidConfiguration for a backend that does not exist or does not compute this model,
     EnvironmentNotReady for one that cannot run here.
     """
@@ -183,7 +222,7 @@ def resolve_backend(
                 f"backend `{name}` cannot run here: {fault}", hint=BACKENDS[name].fix
             )
         return name
-    for candidate in known[:-1]:
+    for candidate in known[:-1] if device == "cuda" else ():
         if BACKENDS[candidate].find_fault(device) is None and _computes(config, candidate):
             return candidate
     return resolve_backend(level, known, known[-1], config, device)

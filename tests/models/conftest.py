@@ -1,9 +1,12 @@
-"""Equal draws for every test of a model, and asserts that say what they compared."""
+"""Equal draws for every test of a model, asserts that say what they compared, kernels that run."""
 
 import pytest
 import torch
 
+from tests.kernels.interpreted import interpret_without_gpu
+
 pytest.register_assert_rewrite("tests.models.layers")
+interpret_without_gpu()
 
 
 @pytest.fixture(autouse=True)

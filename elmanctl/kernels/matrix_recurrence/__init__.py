@@ -1,16 +1,30 @@
 """The recurrence of E88: a delta rule on a matrix state, squashed at every position."""
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from elmanctl.errors import InvalidConfiguration
 from elmanctl.kernels.arguments import check_tensors
-from elmanctl.kernels.matrix_recurrence.sizes import SUPPORTED, check_size, resolve_backend
+from elmanctl.kernels.matrix_recurrence.sizes import (
+    AUTO,
+    SUPPORTED,
+    check_size,
+    check_values,
+    choose_backend,
+    resolve_backend,
+)
 
 # The command line asks for sizes here and must not wait for torch.
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ["BACKENDS", "SUPPORTED", "check_size", "matrix_recurrence", "resolve_backend"]
+__all__ = [
+    "BACKENDS",
+    "SUPPORTED",
+    "check_size",
+    "check_values",
+    "matrix_recurrence",
+    "resolve_backend",
+]
 
 BACKENDS = tuple(SUPPORTED)
 
@@ -24,48 +38,109 @@ def matrix_recurrence(
     *,
     beta: "Tensor | None" = None,
     blend: "Tensor | None" = None,
+    written: "Tensor | None" = None,
     initial_state: "Tensor | None" = None,
+    read: Literal["all", "written"] = "all",
+    activation: Literal["silu"] | None = None,
+    self_gate: bool = False,
     linear_state: bool = False,
     normalize: bool = True,
     eps: float = 1e-12,
-    backend: str = "auto",
+    tanh: Literal["auto", "exact", "fast"] = "auto",
+    checkpoints: Literal["fp32", "bf16"] = "fp32",
+    backend: str = AUTO,
 ) -> "tuple[Tensor, Tensor]":
     """Run the recurrence on a named backend; return the output and the final state.
 
     With S the state, key by value, and k, q of unit length (`normalize`, guarded by `eps`):
-    `C = tanh(alpha S + beta k (v - S^T k)^T)`, then `S <- S + blend (C - S)`, then `o = S^T q`,
-    then `o * silu(gate)`.
+    `C = tanh(alpha S + beta k (v - S^T k)^T)`, then `S <- S + blend (C - S)` where `written`, then
+    `o = S^T q`, then `o * silu(o)` with `self_gate`, then `o * silu(gate)`.
     This is the delta rule of Schlag, Irie and Schmidhuber (2021, arXiv 2102.11174) with a decay
-    and a tanh; `linear_state` leaves the tanh out, beta and blend are 1 where left out.
+    and a tanh; `linear_state` leaves the tanh out, beta and blend are 1 where left out.  q, k and
+    v go through `activation` first.  With `read` "written", what is not written is not read
+    either: its output is 0.  Of a position that is not written, only the query and the gate have
+    a gradient.
 
     q, k: [B, T, H, N]; v, gate, output: [B, T, H, M], all of one floating dtype.
     beta, blend: [B, T, H]; alpha: [B, T, H], or [B, T, H, M] with a decay for each value;
     states: [B, H, N, M]; these four in float64 if q is, float32 for any other dtype.
-    Raises InvalidConfiguration on an N without code, on shapes or dtypes that do not fit and on
-    an unknown backend; nothing is ever computed by another path than the one named.
+    written: bool [B, T, H].
+
+    Backend `torch` computes every dtype on every device.  Backend `triton` computes float32 and
+    bfloat16 on CUDA devices, for the sizes in `SUPPORTED`, and takes views as they are as long as
+    their last stride is 1; `auto` is `triton` for what it can compute, and `torch` for all else.
+    `tanh` "fast" is that of the GPU's special-function unit (relative error 2^-11), forward and
+    backward, and is what "auto" means on `triton` in bfloat16; in all other cases it is "exact".
+    `checkpoints` is the dtype of the states that are kept for the gradient, on `triton`.
+    Autocast changes nothing here: the op computes in the dtypes that it is given.
+    Raises InvalidConfiguration on a size, dtype, device, stride or option without code, on shapes
+    that do not fit and on an unknown backend; nothing is ever computed by another path than the
+    one named.
     """
-    resolve_backend(backend)
-    check_size(backend, k.shape[-1])
-    _check_tensors(q, k, v, alpha, gate, beta, blend, initial_state)
-    import torch
+    _check_tensors(q, k, v, alpha, gate, beta, blend, written, initial_state)
+    _check_options(read=read, activation=activation, tanh=tanh, checkpoints=checkpoints)
+    backend = choose_backend(
+        backend,
+        n_key=k.shape[3],
+        n_value=v.shape[3],
+        device=k.device.type,
+        dtype=str(k.dtype).removeprefix("torch."),
+    )
+    if backend == "triton":
+        from elmanctl.kernels.matrix_recurrence.triton import Flags, triton_matrix_recurrence
 
-    from elmanctl.kernels.matrix_recurrence.checkpointed import checkpointed_matrix_recurrence
-
-    # Autocast would run the products of the state in half precision.
-    with torch.autocast(q.device.type, enabled=False):
-        return checkpointed_matrix_recurrence(
-            q,
-            k,
-            v,
-            alpha,
-            gate,
-            beta=beta,
-            blend=blend,
-            initial_state=initial_state,
+        flags = Flags(
             linear_state=linear_state,
             normalize=normalize,
+            activate=activation == "silu",
+            self_gate=self_gate,
+            read_all=read == "all",
+            fast=tanh == "fast" or (tanh == AUTO and k.element_size() == 2),
             eps=eps,
+            bf16_checkpoints=checkpoints == "bf16",
         )
+        return triton_matrix_recurrence(
+            q, k, v, alpha, beta, blend, written, gate, initial_state, flags
+        )
+    if tanh == "fast" or checkpoints != "fp32":
+        raise InvalidConfiguration(
+            f'backend `torch` has the exact tanh and checkpoints in fp32 alone, not "{tanh}" and '
+            f'"{checkpoints}"'
+        )
+    from elmanctl.kernels.matrix_recurrence.checkpointed import torch_matrix_recurrence
+
+    return torch_matrix_recurrence(
+        q,
+        k,
+        v,
+        alpha,
+        gate,
+        beta=beta,
+        blend=blend,
+        written=written,
+        initial_state=initial_state,
+        read=read,
+        activation=activation,
+        self_gate=self_gate,
+        linear_state=linear_state,
+        normalize=normalize,
+        eps=eps,
+    )
+
+
+_OPTIONS = {
+    "read": ("all", "written"),
+    "activation": (None, "silu"),
+    "tanh": ("auto", "exact", "fast"),
+    "checkpoints": ("fp32", "bf16"),
+}
+
+
+def _check_options(**told: str | None) -> None:
+    for name, value in told.items():
+        if value not in _OPTIONS[name]:
+            known = ", ".join(map(repr, _OPTIONS[name]))
+            raise InvalidConfiguration(f"{name} must be one of {known}, not {value!r}")
 
 
 def _check_tensors(
@@ -76,6 +151,7 @@ def _check_tensors(
     gate: "Tensor | None",
     beta: "Tensor | None",
     blend: "Tensor | None",
+    written: "Tensor | None",
     initial_state: "Tensor | None",
 ) -> None:
     import torch
@@ -97,6 +173,7 @@ def _check_tensors(
         ("alpha", alpha, (*steps, v.shape[3]) if alpha.ndim == 4 else tuple(steps), state_dtype),
         ("beta", beta, tuple(steps), state_dtype),
         ("blend", blend, tuple(steps), state_dtype),
+        ("written", written, tuple(steps), torch.bool),
         ("initial_state", initial_state, state_shape, state_dtype),
     )
     check_tensors("k", k, demands)

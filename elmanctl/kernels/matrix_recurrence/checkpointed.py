@@ -31,6 +31,54 @@ KEY, QUERY = 0, 1
 DELTA, READ_OUT = 0, 1
 
 
+def torch_matrix_recurrence(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    alpha: Tensor,
+    gate: Tensor | None,
+    *,
+    beta: Tensor | None,
+    blend: Tensor | None,
+    written: Tensor | None,
+    initial_state: Tensor | None,
+    read: str,
+    activation: str | None,
+    self_gate: bool,
+    linear_state: bool,
+    normalize: bool,
+    eps: float,
+) -> tuple[Tensor, Tensor]:
+    """Compute what `naive_matrix_recurrence` computes, whatever the dtype and the device."""
+    if activation == "silu":
+        q, k, v = F.silu(q), F.silu(k), F.silu(v)
+    if written is not None:
+        # A share of 0 leaves a state exactly as it is, and its gradient too.
+        chosen = written.to(alpha.dtype)
+        blend = chosen if blend is None else blend * chosen
+    # Autocast would run the products of the state in half precision.
+    with torch.autocast(q.device.type, enabled=False):
+        output, final_state = checkpointed_matrix_recurrence(
+            q,
+            k,
+            v,
+            alpha,
+            None if self_gate else gate,
+            beta=beta,
+            blend=blend,
+            initial_state=initial_state,
+            linear_state=linear_state,
+            normalize=normalize,
+            eps=eps,
+        )
+        if self_gate:
+            output = output * F.silu(output)
+            output = output if gate is None else output * F.silu(gate)
+    if written is not None and read == "written":
+        output = torch.where(written.unsqueeze(-1), output, 0.0)
+    return output, final_state
+
+
 def checkpointed_matrix_recurrence(
     q: Tensor,
     k: Tensor,

@@ -1,5 +1,7 @@
 """Which state sizes each backend of the matrix recurrence computes; imports no torch."""
 
+import importlib.util
+import os
 from bisect import bisect_left
 from collections.abc import Mapping
 
@@ -9,10 +11,18 @@ AUTO = "auto"
 
 SUPPORTED: Mapping[str, tuple[int, ...]] = {
     "torch": (*range(4, 65, 4), 72, 80, 88, 96, 128),
+    "triton": (16, 32, 48, 64),
 }
+"""Keys of a state, rising."""
+
+VALUES: Mapping[str, tuple[int, ...]] = {"triton": tuple(range(8, 129, 8))}
+"""Values of a state, rising; a backend that is not named computes any number."""
+
+DTYPES: Mapping[str, tuple[str, ...]] = {"triton": ("float32", "bfloat16")}
+"""Dtypes of keys and values; a backend that is not named computes all."""
 
 CHECKPOINT_EVERY = 16
-"""Positions between two states that backend `torch` stores for the backward pass."""
+"""Positions between two states that are stored for the backward pass, on every backend."""
 
 
 def numbers_kept(key_width: int, value_width: int, state_size: int) -> int:
@@ -58,11 +68,56 @@ def check_size(backend: str, n_state: int) -> None:
     The message names the nearest sizes that it does compute.
     """
     backend = resolve_backend(backend)
-    sizes = sizes_of(backend)
-    place = bisect_left(sizes, n_state)
-    if place < len(sizes) and sizes[place] == n_state:
+    _check_among("n_state", n_state, sizes_of(backend), backend)
+
+
+def check_values(backend: str, n_value: int) -> None:
+    """Raise InvalidConfiguration unless `backend` computes states with `n_value` values a key."""
+    backend = resolve_backend(backend)
+    if backend in VALUES:
+        _check_among("values of a head", n_value, VALUES[backend], backend)
+
+
+def _check_among(name: str, size: int, sizes: tuple[int, ...], backend: str) -> None:
+    place = bisect_left(sizes, size)
+    if place < len(sizes) and sizes[place] == size:
         return
     around = " and ".join(str(size) for size in sizes[max(0, place - 1) : place + 1])
     raise InvalidConfiguration(
-        f"n_state={n_state} is not supported by the {backend} backend; nearest supported: {around}"
+        f"{name}={size} is not supported by the {backend} backend; nearest supported: {around}"
     )
+
+
+def choose_backend(name: str, *, n_key: int, n_value: int, device: str, dtype: str) -> str:
+    """Return the backend that computes these tensors: the one named, or for `auto` the fastest.
+
+    `device` and `dtype` are as torch names them.  Raises InvalidConfiguration where the backend
+    that is named does not compute them.
+    """
+    if name != AUTO:
+        backend = resolve_backend(name)
+        fault = _fault(backend, n_key, n_value, device, dtype)
+        if fault is not None:
+            raise fault
+        return backend
+    # The interpreter is for tests that name it, and slower than anything.
+    can = device == "cuda" and importlib.util.find_spec("triton") is not None
+    if can and _fault("triton", n_key, n_value, device, dtype) is None:
+        return "triton"
+    return choose_backend("torch", n_key=n_key, n_value=n_value, device=device, dtype=dtype)
+
+
+def _fault(
+    backend: str, n_key: int, n_value: int, device: str, dtype: str
+) -> InvalidConfiguration | None:
+    if backend == "triton" and device != "cuda" and os.environ.get("TRITON_INTERPRET") != "1":
+        return InvalidConfiguration(f"backend `triton` computes on cuda, not on {device}")
+    if dtype not in DTYPES.get(backend, (dtype,)):
+        known = " and ".join(DTYPES[backend])
+        return InvalidConfiguration(f"backend `{backend}` computes in {known}, not in {dtype}")
+    try:
+        check_size(backend, n_key)
+        check_values(backend, n_value)
+    except InvalidConfiguration as exc:
+        return exc
+    return None

@@ -1,0 +1,194 @@
+"""How the kernels of the matrix recurrence are launched for given sizes; imports no torch."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from elmanctl.kernels.launch import Launch
+from elmanctl.kernels.matrix_recurrence.sizes import CHECKPOINT_EVERY
+
+TILE_KEYS = 4
+"""Keys of one tile: four float32 are what one instruction loads, and any number of keys fits."""
+
+ALIGNED_UNIT = 4
+"""Elements in which strides are counted where all allow it, so that four are loaded at once."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Problem:
+    """What is computed, as far as it is compiled in.
+
+    `dtype` is that of q, k, v and the gate as Triton names it, fp32 or bf16; `given` names the
+    tensors that may be left out and are not.  The others are the arguments of the operation.
+    """
+
+    n_key: int
+    n_value: int
+    dtype: str
+    given: frozenset[str] = frozenset()
+    per_value: bool = False
+    linear_state: bool = False
+    activate: bool = False
+    normalize: bool = True
+    self_gate: bool = False
+    read_all: bool = True
+    fast: bool = False
+    eps: float = 1e-12
+    unit: int = ALIGNED_UNIT
+    checkpoint_dtype: str = "fp32"
+
+    @property
+    def stash_dtype(self) -> str:
+        """How the backward kernel keeps the states of a segment.
+
+        A squashed state is at most 1, where fp16 is eight times as fine as bf16; one that is not
+        squashed knows no bound.
+        """
+        return "fp16" if self.fast and not self.linear_state else "fp32"
+
+    @property
+    def constants(self) -> dict[str, Any]:
+        """What both kernels are compiled with."""
+        return {
+            "N": self.n_key,
+            "M": self.n_value,
+            "BK": TILE_KEYS,
+            "EVERY": CHECKPOINT_EVERY,
+            "UNIT": self.unit,
+            "PER_VALUE": self.per_value,
+            "LINEAR": self.linear_state,
+            "ACTIVATE": self.activate,
+            "NORMALIZE": self.normalize,
+            "SELF_GATE": self.self_gate,
+            "READ_ALL": self.read_all,
+            "FAST": self.fast,
+            "EPS": self.eps,
+        }
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Split:
+    """What one program has: `heads` of a sequence, `values` of each."""
+
+    heads: int
+    values: int
+
+    def grid(self, batch: int, n_heads: int, n_value: int) -> tuple[int, int]:
+        """Return how many programs there are: of groups of heads, and of parts of their values."""
+        return batch * -(-n_heads // self.heads), self.parts(n_value)
+
+    def parts(self, n_value: int) -> int:
+        """Return into how many parts the values of a head are split."""
+        return -(-n_value // self.values)
+
+
+def forward_split(problem: Problem) -> Split:
+    """Return what a program of the forward kernel has."""
+    return _split("forward", problem)
+
+
+def backward_split(problem: Problem) -> Split:
+    """Return what a program of the backward kernel has."""
+    return _split("backward", problem)
+
+
+def _split(direction: str, problem: Problem) -> Split:
+    told = _table()[direction].get(f"{problem.n_key}x{problem.n_value}")
+    if told is None:
+        # A lane for each value, and what is left of a warp for more heads.
+        values = 32 if problem.n_value % 32 == 0 else 16
+        told = {"heads": 32 // values, "values": values}
+    if "written" in problem.given:
+        # Heads that are written at different positions have nothing to share.
+        told = {**told, "heads": 1}
+    return Split(**told)
+
+
+@cache
+def _table() -> Mapping[str, Mapping[str, Mapping[str, int]]]:
+    text = Path(__file__).with_name("launches.json").read_text(encoding="utf-8")
+    table: Mapping[str, Mapping[str, Mapping[str, int]]] = json.loads(text)
+    return table
+
+
+def forward_launch(problem: Problem, *, keep: bool) -> Launch:
+    """Return the launch of the forward kernel; `keep` is whether a gradient will be asked for."""
+    from elmanctl.kernels.matrix_recurrence import triton_forward
+
+    pointers = {
+        **_input_pointers(problem),
+        "initial_state": "*fp32" if "initial_state" in problem.given else None,
+        "output": f"*{problem.dtype}",
+        "final_state": "*fp32",
+        "checkpoints": f"*{problem.checkpoint_dtype}" if keep else None,
+        "scratch": "*fp32",
+    }
+    kernel = triton_forward.matrix_recurrence_forward_kernel
+    return _launch(kernel, triton_forward.INTEGERS, pointers, problem, forward_split(problem))
+
+
+def backward_launch(problem: Problem) -> Launch:
+    """Return the launch of the backward kernel in plain Triton."""
+    from elmanctl.kernels.matrix_recurrence import triton_backward
+
+    split = backward_split(problem)
+    dtype = f"*{problem.dtype}"
+    # Parts are added in float32 before they are rounded.
+    part = dtype if split.parts(problem.n_value) == 1 else "*fp32"
+    given = problem.given
+    pointers = {
+        **_input_pointers(problem),
+        "checkpoints": f"*{problem.checkpoint_dtype}",
+        "d_output": dtype,
+        "d_final_state": "*fp32",
+        "d_q": part,
+        "d_k": part,
+        "d_v": dtype,
+        "d_alpha": "*fp32",
+        "d_beta": "*fp32" if "beta" in given else None,
+        "d_blend": "*fp32" if "blend" in given else None,
+        "d_gate": dtype if "gate" in given else None,
+        "d_initial_state": "*fp32" if "initial_state" in given else None,
+        "scratch": "*fp32",
+        "stash": f"*{problem.stash_dtype}",
+    }
+    kernel = triton_backward.matrix_recurrence_backward_kernel
+    return _launch(kernel, triton_backward.INTEGERS, pointers, problem, split)
+
+
+def _input_pointers(problem: Problem) -> dict[str, str | None]:
+    dtype, given = f"*{problem.dtype}", problem.given
+    return {
+        "q": dtype,
+        "k": dtype,
+        "v": dtype,
+        "alpha": "*fp32",
+        "beta": "*fp32" if "beta" in given else None,
+        "blend": "*fp32" if "blend" in given else None,
+        "written": "*i1" if "written" in given else None,
+        "gate": dtype if "gate" in given else None,
+    }
+
+
+def _launch(
+    kernel: Any,
+    integers: tuple[str, ...],
+    pointers: Mapping[str, str | None],
+    problem: Problem,
+    split: Split,
+) -> Launch:
+    return Launch(
+        kernel=kernel,
+        pointers={name: kind for name, kind in pointers.items() if kind is not None},
+        integers=integers,
+        constants={
+            **{name: None for name, kind in pointers.items() if kind is None},
+            **problem.constants,
+            "BN": 1 << (problem.n_key - 1).bit_length(),
+            "G": split.heads,
+            "BV": split.values,
+        },
+    )

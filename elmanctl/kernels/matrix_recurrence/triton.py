@@ -1,0 +1,383 @@
+"""The matrix recurrence on the kernels of Triton: their launches, and what torch is told of them.
+
+Both kernels are custom operators of torch, so that a model around them compiles as one graph and
+no compiler looks inside: `elmanctl::matrix_recurrence_forward` and `.._backward`.
+"""
+
+from typing import Any, NamedTuple
+
+import torch
+import triton
+from torch import Tensor
+
+from elmanctl.errors import InvalidConfiguration
+from elmanctl.kernels.matrix_recurrence.launches import (
+    ALIGNED_UNIT,
+    Problem,
+    backward_launch,
+    backward_split,
+    forward_launch,
+    forward_split,
+)
+from elmanctl.kernels.matrix_recurrence.sizes import CHECKPOINT_EVERY
+
+IS_INTERPRETED = triton.knobs.runtime.interpret
+"""Whether kernels run on the CPU, in Triton's interpreter, as TRITON_INTERPRET=1 asks."""
+
+_TRITON_NAMES = {torch.float32: "fp32", torch.bfloat16: "bf16"}
+
+
+class Flags(NamedTuple):
+    """What is not a tensor, in the order in which the operators take it."""
+
+    linear_state: bool
+    normalize: bool
+    activate: bool
+    self_gate: bool
+    read_all: bool
+    fast: bool
+    eps: float
+    bf16_checkpoints: bool
+
+
+def triton_matrix_recurrence(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    alpha: Tensor,
+    beta: Tensor | None,
+    blend: Tensor | None,
+    written: Tensor | None,
+    gate: Tensor | None,
+    initial_state: Tensor | None,
+    flags: Flags,
+) -> tuple[Tensor, Tensor]:
+    """Compute what `naive_matrix_recurrence` computes; shapes and dtypes have been checked.
+
+    Raises InvalidConfiguration for a tensor whose values do not lie side by side.
+    """
+    for name, x in {"q": q, "k": k, "v": v, "gate": gate, "alpha": alpha}.items():
+        if x is not None and x.ndim == 4 and x.stride(3) != 1 and x.shape[3] > 1:
+            raise InvalidConfiguration(
+                f"{name} has stride {x.stride(3)} on its last axis, and backend `triton` needs 1",
+                hint=f"{name}.contiguous() is a copy that has it",
+            )
+    tensors = (q, k, v, alpha, beta, blend, gate, initial_state)
+    keep = torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in tensors)
+    output, final_state, _ = _forward(
+        q, k, v, alpha, beta, blend, written, gate, initial_state, *flags, keep
+    )
+    return output, final_state
+
+
+def _problem(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    alpha: Tensor,
+    beta: Tensor | None,
+    blend: Tensor | None,
+    written: Tensor | None,
+    gate: Tensor | None,
+    initial_state: Tensor | None,
+    flags: Flags,
+) -> Problem:
+    optional = {
+        "beta": beta,
+        "blend": blend,
+        "written": written,
+        "gate": gate,
+        "initial_state": initial_state,
+    }
+    is_aligned = all(step % ALIGNED_UNIT == 0 for x in (q, k) for step in x.stride()[:3])
+    return Problem(
+        n_key=k.shape[3],
+        n_value=v.shape[3],
+        dtype=_TRITON_NAMES[k.dtype],
+        given=frozenset(name for name, x in optional.items() if x is not None),
+        per_value=alpha.ndim == 4,
+        linear_state=flags.linear_state,
+        activate=flags.activate,
+        normalize=flags.normalize,
+        self_gate=flags.self_gate,
+        read_all=flags.read_all,
+        fast=flags.fast,
+        eps=flags.eps,
+        unit=ALIGNED_UNIT if is_aligned else 1,
+        checkpoint_dtype="bf16" if flags.bf16_checkpoints else "fp32",
+    )
+
+
+def _strides(problem: Problem, **tensors: Tensor | None) -> dict[str, int]:
+    """The steps of batch, time and head by their names in the kernels; 0 for what is left out."""
+    steps = {}
+    for name, tensor in tensors.items():
+        unit = problem.unit if name in ("q", "k") else 1
+        for axis, of in enumerate(("batch", "time", "head")):
+            steps[f"{name}_{of}"] = 0 if tensor is None else tensor.stride(axis) // unit
+    return steps
+
+
+def _given(**tensors: Tensor | None) -> dict[str, Tensor]:
+    return {name: x for name, x in tensors.items() if x is not None}
+
+
+def _n_segments(length: int) -> int:
+    return -(-length // CHECKPOINT_EVERY)
+
+
+@torch.library.custom_op("elmanctl::matrix_recurrence_forward", mutates_args=())
+def _forward(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    alpha: Tensor,
+    beta: Tensor | None,
+    blend: Tensor | None,
+    written: Tensor | None,
+    gate: Tensor | None,
+    initial_state: Tensor | None,
+    linear_state: bool,
+    normalize: bool,
+    activate: bool,
+    self_gate: bool,
+    read_all: bool,
+    fast: bool,
+    eps: float,
+    bf16_checkpoints: bool,
+    keep: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return output, final state and, with `keep`, the checkpoints."""
+    flags = Flags(
+        linear_state, normalize, activate, self_gate, read_all, fast, eps, bf16_checkpoints
+    )
+    problem = _problem(q, k, v, alpha, beta, blend, written, gate, initial_state, flags)
+    output, final_state, checkpoints = _empty_results(k, v, bf16_checkpoints, keep)
+    batch, length, heads, n_key = k.shape
+    split = forward_split(problem)
+    n_programs, n_parts = split.grid(batch, heads, v.shape[3])
+    rows = 2 * CHECKPOINT_EVERY * split.heads * n_key
+    launch = forward_launch(problem, keep=keep)
+    with _on_device_of(k):
+        launch(
+            (n_programs, n_parts),
+            **_given(
+                q=q,
+                k=k,
+                v=v,
+                alpha=alpha,
+                beta=beta,
+                blend=blend,
+                written=written,
+                gate=gate,
+                initial_state=None if initial_state is None else initial_state.contiguous(),
+                checkpoints=checkpoints if keep else None,
+            ),
+            output=output,
+            final_state=final_state,
+            scratch=k.new_empty(n_programs * n_parts * rows, dtype=torch.float32),
+            **_strides(
+                problem,
+                q=q,
+                k=k,
+                v=v,
+                gate=gate,
+                alpha=alpha,
+                beta=beta,
+                blend=blend,
+                written=written,
+            ),
+            T=length,
+            H=heads,
+        )
+    return output, final_state, checkpoints
+
+
+def _empty_results(
+    k: Tensor, v: Tensor, bf16_checkpoints: bool, keep: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    batch, length, heads, n_key = k.shape
+    n_value = v.shape[3]
+    n_kept = _n_segments(length) if keep else 0
+    kept_dtype = torch.bfloat16 if bf16_checkpoints else torch.float32
+    return (
+        torch.empty(v.shape, dtype=v.dtype, device=v.device),
+        k.new_empty(batch, heads, n_key, n_value, dtype=torch.float32),
+        k.new_empty(batch, heads, n_kept, n_key * n_value, dtype=kept_dtype),
+    )
+
+
+@_forward.register_fake
+def _(q: Tensor, k: Tensor, v: Tensor, *others: Any) -> tuple[Tensor, Tensor, Tensor]:
+    return _empty_results(k, v, *others[-2:])
+
+
+@torch.library.custom_op("elmanctl::matrix_recurrence_backward", mutates_args=())
+def _backward(
+    d_output: Tensor,
+    d_final_state: Tensor,
+    checkpoints: Tensor,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    alpha: Tensor,
+    beta: Tensor | None,
+    blend: Tensor | None,
+    written: Tensor | None,
+    gate: Tensor | None,
+    initial_state: Tensor | None,
+    linear_state: bool,
+    normalize: bool,
+    activate: bool,
+    self_gate: bool,
+    read_all: bool,
+    fast: bool,
+    eps: float,
+    bf16_checkpoints: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Return the gradients of all but `written`; empty ones of what was left out."""
+    flags = Flags(
+        linear_state, normalize, activate, self_gate, read_all, fast, eps, bf16_checkpoints
+    )
+    problem = _problem(q, k, v, alpha, beta, blend, written, gate, initial_state, flags)
+    split = backward_split(problem)
+    batch, length, heads, n_key = k.shape
+    n_value = v.shape[3]
+    n_programs, n_parts = split.grid(batch, heads, n_value)
+    # Gradients may come expanded from one number.
+    d_output = d_output if d_output.stride(3) == 1 else d_output.contiguous()
+    parts = _empty_parts(k, v, alpha, beta, blend, gate, initial_state, n_parts)
+    state_size = split.heads * n_key * split.values
+    rows = CHECKPOINT_EVERY * split.heads * (4 * n_key + 2 * split.values)
+    stash_dtype = torch.float16 if problem.stash_dtype == "fp16" else torch.float32
+    launch = backward_launch(problem)
+    with _on_device_of(k):
+        launch(
+            (n_programs, n_parts),
+            **_given(
+                q=q, k=k, v=v, alpha=alpha, beta=beta, blend=blend, written=written, gate=gate
+            ),
+            checkpoints=checkpoints,
+            d_output=d_output,
+            d_final_state=d_final_state.contiguous(),
+            **{name: part for name, part in parts.items() if name in launch.pointers},
+            scratch=k.new_empty(n_programs * n_parts * rows, dtype=torch.float32),
+            stash=k.new_empty(
+                n_programs * n_parts * CHECKPOINT_EVERY * state_size, dtype=stash_dtype
+            ),
+            **_strides(
+                problem,
+                q=q,
+                k=k,
+                v=v,
+                gate=gate,
+                alpha=alpha,
+                beta=beta,
+                blend=blend,
+                written=written,
+                d_output=d_output,
+            ),
+            B=batch,
+            T=length,
+            H=heads,
+        )
+    return _joined(parts, k, alpha)
+
+
+def _empty_parts(
+    k: Tensor,
+    v: Tensor,
+    alpha: Tensor,
+    beta: Tensor | None,
+    blend: Tensor | None,
+    gate: Tensor | None,
+    initial_state: Tensor | None,
+    n_parts: int,
+) -> dict[str, Tensor]:
+    """What the kernel writes; what programs of the same head share has one place for each."""
+    steps = k.shape[:3]
+    of_key = k.dtype if n_parts == 1 else torch.float32
+
+    def empty(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+        return torch.empty(shape, dtype=dtype, device=k.device)
+
+    per_head = (n_parts, *steps)
+    return {
+        "d_q": empty((n_parts, *k.shape), of_key),
+        "d_k": empty((n_parts, *k.shape), of_key),
+        "d_v": empty(v.shape, v.dtype),
+        "d_alpha": empty(alpha.shape if alpha.ndim == 4 else per_head, torch.float32),
+        "d_beta": empty(per_head if beta is not None else (0,), torch.float32),
+        "d_blend": empty(per_head if blend is not None else (0,), torch.float32),
+        "d_gate": empty(v.shape if gate is not None else (0,), v.dtype),
+        "d_initial_state": empty(
+            (k.shape[0], k.shape[2], k.shape[3], v.shape[3]) if initial_state is not None else (0,),
+            torch.float32,
+        ),
+    }
+
+
+def _joined(
+    parts: dict[str, Tensor], k: Tensor, alpha: Tensor
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """The parts of a head added up, in the order of the operator's results."""
+
+    def join(x: Tensor, dtype: torch.dtype) -> Tensor:
+        if x.ndim <= 1:
+            return x
+        return x[0] if len(x) == 1 else x.sum(0).to(dtype)
+
+    return (
+        join(parts["d_q"], k.dtype),
+        join(parts["d_k"], k.dtype),
+        parts["d_v"],
+        parts["d_alpha"] if alpha.ndim == 4 else join(parts["d_alpha"], torch.float32),
+        join(parts["d_beta"], torch.float32),
+        join(parts["d_blend"], torch.float32),
+        parts["d_gate"],
+        parts["d_initial_state"],
+    )
+
+
+@_backward.register_fake
+def _(
+    d_output: Tensor,
+    d_final_state: Tensor,
+    checkpoints: Tensor,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    alpha: Tensor,
+    beta: Tensor | None,
+    blend: Tensor | None,
+    written: Tensor | None,
+    gate: Tensor | None,
+    initial_state: Tensor | None,
+    *flags: Any,
+) -> Any:
+    return _joined(_empty_parts(k, v, alpha, beta, blend, gate, initial_state, 1), k, alpha)
+
+
+def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    ctx.flags = inputs[9:-1]
+    ctx.save_for_backward(output[2], *inputs[:9])
+
+
+def _gradients(ctx: Any, d_output: Tensor, d_final_state: Tensor, _: Tensor) -> tuple[Any, ...]:
+    checkpoints, *tensors = ctx.saved_tensors
+    found = _backward(d_output, d_final_state, checkpoints, *tensors, *ctx.flags)
+    *six, d_gate, d_initial_state = found
+    gradients = (*six, None, d_gate, d_initial_state)
+    return (
+        *(d if x is not None else None for d, x in zip(gradients, tensors, strict=True)),
+        *(None for _ in ctx.flags),
+        None,
+    )
+
+
+_forward.register_autograd(_gradients, setup_context=_setup)
+
+
+def _on_device_of(x: Tensor) -> Any:
+    """Launches go to the current device, which need not be that of the tensors."""
+    return torch.cuda.device(x.device) if x.is_cuda else torch.autograd.grad_mode.no_grad()

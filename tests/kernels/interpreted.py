@@ -1,0 +1,33 @@
+"""Where tests run our own kernels: on the GPU, or in Triton's interpreter where there is none.
+
+Triton makes up its mind when it is imported, for a whole process.  So the conftest of every folder
+whose tests launch kernels calls `interpret_without_gpu` before any test module is imported, and
+what compiles kernels does so in a child process with the environment of `without_interpreter`.
+"""
+
+import os
+import sys
+
+import torch
+
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+"""The device of the tensors that tests give to kernels."""
+
+_VARIABLE = "TRITON_INTERPRET"
+
+
+def interpret_without_gpu() -> None:
+    """Have kernels interpreted in this process unless it has a CUDA device.
+
+    Raises RuntimeError where that comes too late.
+    """
+    if DEVICE == "cuda":
+        return
+    if "triton" in sys.modules and _VARIABLE not in os.environ:
+        raise RuntimeError("triton was imported before tests could choose its interpreter")
+    os.environ[_VARIABLE] = "1"
+
+
+def without_interpreter() -> dict[str, str]:
+    """Return the environment of a child process that compiles kernels."""
+    return {name: value for name, value in os.environ.items() if name != _VARIABLE}
