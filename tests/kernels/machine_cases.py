@@ -1,6 +1,5 @@
 """The kernels of `machine_kernels` as they are compiled for the machine."""
 
-from collections.abc import Callable
 from typing import Any
 
 from elmanctl.kernels.launch import Launch
@@ -15,23 +14,19 @@ BLOCK = 256
 BINS = 7
 KEPT = 8
 
-Make = Callable[[], Launch]
 Named = dict[str, str]
 
 
-def _case(name: str, pointers: Named, warps: int, integers: tuple[str, ...] = (), **c: Any) -> Make:
-    def launch() -> Launch:
-        from tests.kernels import machine_kernels
-
-        return Launch(
-            kernel=getattr(machine_kernels, name),
-            pointers=pointers,
-            integers=integers,
-            constants=c,
-            num_warps=warps,
-        )
-
-    return launch
+def _case(
+    name: str, pointers: Named, warps: int, integers: tuple[str, ...] = (), **c: Any
+) -> Launch:
+    return Launch(
+        kernel=f"tests.kernels.machine_kernels:{name}",
+        pointers=pointers,
+        integers=integers,
+        constants=c,
+        num_warps=warps,
+    )
 
 
 # What the architectures have instructions of their own for.

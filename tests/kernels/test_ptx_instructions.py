@@ -12,7 +12,6 @@ import pytest
 import triton
 from numpy.typing import NDArray
 
-from tests.kernels.ptx.faults import PtxFault, Unsupported
 from tests.kernels.ptx.machine import PtxMachine
 
 Array = NDArray[Any]

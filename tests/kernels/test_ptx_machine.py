@@ -11,6 +11,7 @@ from tests.kernels.machine_cases import (
     ARCHITECTURES,
     BINS,
     BLOCK,
+    CASES,
     COLUMNS,
     DTYPES,
     KEPT,
@@ -37,7 +38,9 @@ each_dtype = pytest.mark.parametrize("dtype", DTYPES)
 @pytest.fixture(scope="module")
 def machines(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Machines]:
     folder = tmp_path_factory.mktemp("machines")
-    with compiling("tests.kernels.machine_cases", WANTED, folder) as made:
+    with compiling(folder) as made:
+        for name, architecture in WANTED:
+            made.expect(CASES[name], architecture)
         yield made
 
 
@@ -63,7 +66,7 @@ def error(result: Tensor, truth: Tensor) -> float:
 def test_functions_of_each_number_are_right(
     machines: Machines, version: str, architecture: int, warps: int, dtype: str
 ) -> None:
-    machine = machines.machine(version, f"elementwise-{dtype}-{warps}", architecture)
+    machine = machines.machine(version, CASES[f"elementwise-{dtype}-{warps}"], architecture)
     x, y = draw(3 * BLOCK + 5, dtype=dtype), nothing(3 * BLOCK + 9, dtype=dtype)
     machine.run((4,), [x, y, len(x)], poisoned=[1])
     a = x.double()
@@ -81,7 +84,7 @@ def test_functions_of_each_number_are_right(
 def test_state_is_carried_through_sums_over_both_axes(
     machines: Machines, version: str, architecture: int, warps: int, dtype: str
 ) -> None:
-    machine = machines.machine(version, f"carried-{dtype}-{warps}", architecture)
+    machine = machines.machine(version, CASES[f"carried-{dtype}-{warps}"], architecture)
     steps, m = 5, ROWS - 3
     x, state, largest = draw(steps, ROWS, COLUMNS, dtype=dtype), nothing(ROWS, COLUMNS), None
     largest = nothing(COLUMNS)
@@ -102,7 +105,7 @@ def test_state_is_carried_through_sums_over_both_axes(
 def test_products_of_matrices_are_right(
     machines: Machines, version: str, architecture: int, warps: int, dtype: str
 ) -> None:
-    machine = machines.machine(version, f"product-{dtype}-{warps}", architecture)
+    machine = machines.machine(version, CASES[f"product-{dtype}-{warps}"], architecture)
     k = 3 * SIZE
     x, y, z = draw(SIZE, k, dtype=dtype), draw(k, SIZE, dtype=dtype, seed=1), nothing(SIZE, SIZE)
     report = machine.run((1,), [x, y, z, k], poisoned=[2])
@@ -117,7 +120,7 @@ def test_products_of_matrices_are_right(
 def test_values_change_lanes_through_shared_memory(
     machines: Machines, version: str, architecture: int, warps: int, dtype: str
 ) -> None:
-    machine = machines.machine(version, f"transposed-{dtype}-{warps}", architecture)
+    machine = machines.machine(version, CASES[f"transposed-{dtype}-{warps}"], architecture)
     x, y = draw(ROWS, COLUMNS, dtype=dtype), nothing(COLUMNS, ROWS, dtype=dtype)
     report = machine.run((1,), [x, y], poisoned=[1])
     assert report.count("st.shared") + report.count("stmatrix") > 0
@@ -127,7 +130,7 @@ def test_values_change_lanes_through_shared_memory(
 @each_version
 @each_number_of_warps
 def test_integers_are_right(machines: Machines, version: str, warps: int) -> None:
-    machine = machines.machine(version, f"whole_numbers-{warps}", 90)
+    machine = machines.machine(version, CASES[f"whole_numbers-{warps}"], 90)
     rng = np.random.default_rng(0)
     a = rng.integers(-(2**31), 2**31, BLOCK).astype(np.int32)
     a[: BLOCK // 2] >>= 20
@@ -155,7 +158,7 @@ def test_integers_are_right(machines: Machines, version: str, warps: int) -> Non
 def test_conversions_between_types_are_right(
     machines: Machines, version: str, architecture: int, warps: int
 ) -> None:
-    machine = machines.machine(version, f"converted-{warps}", architecture)
+    machine = machines.machine(version, CASES[f"converted-{warps}"], architecture)
     x, y = 20 * draw(BLOCK), nothing(6, BLOCK)
     machine.run((1,), [x, y], poisoned=[1])
     short, half = x.bfloat16(), x.half()
@@ -173,7 +176,7 @@ def test_conversions_between_types_are_right(
 def test_atomic_updates_of_several_programs_add_up(
     machines: Machines, version: str, warps: int
 ) -> None:
-    machine = machines.machine(version, f"counted-{warps}", 90)
+    machine = machines.machine(version, CASES[f"counted-{warps}"], 90)
     x = np.arange(3 * BLOCK, dtype=np.int32) ** 2 % 1001
     counts, total = np.zeros(BINS, np.int32), np.zeros(1, np.float32)
     machine.run((3,), [x, counts, total])
@@ -186,7 +189,7 @@ def test_atomic_updates_of_several_programs_add_up(
 def test_threads_take_up_what_others_left_in_global_memory(
     machines: Machines, version: str, warps: int
 ) -> None:
-    machine = machines.machine(version, f"reversed-{warps}", 90)
+    machine = machines.machine(version, CASES[f"reversed-{warps}"], 90)
     x, y, scratch = draw(3, BLOCK), nothing(3, BLOCK), nothing(3, BLOCK)
     machine.run((3,), [x, y, scratch], poisoned=[1, 2])
     assert torch.equal(y, 2 * x.flip(1))
@@ -195,7 +198,7 @@ def test_threads_take_up_what_others_left_in_global_memory(
 @each_version
 @each_number_of_warps
 def test_programs_go_ways_of_their_own(machines: Machines, version: str, warps: int) -> None:
-    machine = machines.machine(version, f"programs_of_their_own-{warps}", 90)
+    machine = machines.machine(version, CASES[f"programs_of_their_own-{warps}"], 90)
     steps = np.array([[3, 0, 7], [8, 1, 4]], np.int32)
     y = np.full((2, 3, 2, BLOCK), np.nan, np.float32)
     machine.run((3, 2), [steps, y], poisoned=[1])
@@ -209,7 +212,7 @@ def test_programs_go_ways_of_their_own(machines: Machines, version: str, warps: 
 def test_gluon_kernel_keeps_its_states_in_shared_memory(
     machines: Machines, version: str, architecture: int
 ) -> None:
-    machine = machines.machine(version, "stashed", architecture)
+    machine = machines.machine(version, CASES["stashed"], architecture)
     x, y = draw(KEPT, SIZE), nothing(KEPT, SIZE, SIZE)
     report = machine.run((1,), [x, y, KEPT], poisoned=[1])
     state, truth = torch.zeros(SIZE, SIZE, dtype=torch.float64), []
@@ -222,7 +225,7 @@ def test_gluon_kernel_keeps_its_states_in_shared_memory(
 
 
 def test_views_are_written_where_they_lie(machines: Machines) -> None:
-    machine = machines.machine(NEW, "copied_from", 90)
+    machine = machines.machine(NEW, CASES["copied_from"], 90)
     whole = torch.zeros(4, BLOCK)
     machine.run((1,), [draw(BLOCK), whole[2], 0])
     assert torch.equal(whole[2], draw(BLOCK))
@@ -237,8 +240,8 @@ def test_tanh_can_be_given_the_error_that_it_has_on_hardware(machines: Machines)
         assert name == "tanh"
         return value * (1 + 2.0**-11 * rng.uniform(-1, 1, value.shape))
 
-    machines.machine(NEW, "stashed", 90).run((1,), [x, exact, KEPT])
-    machines.machine(NEW, "stashed", 90, perturb=perturb).run((1,), [x, near, KEPT])
+    machines.machine(NEW, CASES["stashed"], 90).run((1,), [x, exact, KEPT])
+    machines.machine(NEW, CASES["stashed"], 90, perturb=perturb).run((1,), [x, near, KEPT])
     assert 1e-5 < error(near, exact.double()) < 2.0**-9
 
 
@@ -260,7 +263,7 @@ def spoilt(ptx: str, barrier: int) -> str:
 def test_missing_barrier_between_a_write_and_a_read_is_found(
     machines: Machines, version: str, architecture: int, warps: int, dtype: str
 ) -> None:
-    case = f"transposed-{dtype}-{warps}"
+    case = CASES[f"transposed-{dtype}-{warps}"]
     x, y = draw(ROWS, COLUMNS, dtype=dtype), nothing(COLUMNS, ROWS, dtype=dtype)
     barriers = machines.ptx(version, case, architecture).count("bar.")
     assert barriers > 0
@@ -276,7 +279,7 @@ def test_missing_barrier_between_a_write_and_a_read_is_found(
 def test_missing_barrier_in_global_memory_is_found(
     machines: Machines, version: str, warps: int
 ) -> None:
-    machine = machines.machine(version, f"reversed-at-once-{warps}", 90)
+    machine = machines.machine(version, CASES[f"reversed-at-once-{warps}"], 90)
     with pytest.raises(DataRace, match="reads what thread"):
         machine.run((1,), [draw(BLOCK), nothing(BLOCK), nothing(BLOCK)])
 
@@ -285,7 +288,7 @@ def test_missing_barrier_in_global_memory_is_found(
 def test_what_is_right_in_lockstep_alone_passes_when_races_are_not_looked_for(
     machines: Machines, warps: int
 ) -> None:
-    machine = machines.machine(NEW, f"reversed-at-once-{warps}", 90, check_races=False)
+    machine = machines.machine(NEW, CASES[f"reversed-at-once-{warps}"], 90, check_races=False)
     x, y = draw(BLOCK), nothing(BLOCK)
     machine.run((1,), [x, y, nothing(BLOCK)])
     assert torch.equal(y, 2 * x.flip(0))
@@ -293,7 +296,7 @@ def test_what_is_right_in_lockstep_alone_passes_when_races_are_not_looked_for(
 
 @each_number_of_warps
 def test_programs_may_not_read_what_others_write(machines: Machines, warps: int) -> None:
-    machine = machines.machine(NEW, f"shared_by_programs-{warps}", 90)
+    machine = machines.machine(NEW, CASES[f"shared_by_programs-{warps}"], 90)
     with pytest.raises(DataRace, match=r"of program 0 reads what thread \d+ of program 1 wrote"):
         machine.run((2,), [draw(2, BLOCK), nothing(2, BLOCK)])
     # Alone, a program reads its own part.
@@ -303,7 +306,7 @@ def test_programs_may_not_read_what_others_write(machines: Machines, warps: int)
 
 
 def test_access_outside_of_an_argument_is_found(machines: Machines) -> None:
-    machine = machines.machine(NEW, "copied_from", 90)
+    machine = machines.machine(NEW, CASES["copied_from"], 90)
     x = draw(BLOCK)
     with pytest.raises(OutOfBounds, match=r"bytes from byte 1024 of argument 0, which has 1024"):
         machine.run((1,), [x, nothing(BLOCK), 4])
@@ -317,30 +320,30 @@ def test_write_to_what_may_only_be_read_is_found(machines: Machines) -> None:
     y = np.zeros(BLOCK, np.float32)
     y.flags.writeable = False
     with pytest.raises(OutOfBounds, match="may only be read"):
-        machines.machine(NEW, "copied_from", 90).run((1,), [draw(BLOCK), y, 0])
+        machines.machine(NEW, CASES["copied_from"], 90).run((1,), [draw(BLOCK), y, 0])
 
 
 def test_read_of_what_was_never_written_is_found(machines: Machines) -> None:
-    machine = machines.machine(NEW, "copied_from", 90)
+    machine = machines.machine(NEW, CASES["copied_from"], 90)
     with pytest.raises(NeverWritten, match=r"in `ld\.global"):
         machine.run((1,), [nothing(BLOCK), nothing(BLOCK), 0], poisoned=[0])
 
 
 def test_address_that_the_launch_promised_to_align_is_found(machines: Machines) -> None:
-    machine = machines.machine(NEW, "transposed-fp32-1", 90)
+    machine = machines.machine(NEW, CASES["transposed-fp32-1"], 90)
     x = draw(ROWS * COLUMNS + 1)[1:]
     with pytest.raises(Misaligned, match="no multiple of 16"):
         machine.run((1,), [x, nothing(COLUMNS, ROWS)])
 
 
 def test_wrong_number_of_arguments_is_refused(machines: Machines) -> None:
-    machine = machines.machine(NEW, "copied_from", 90)
+    machine = machines.machine(NEW, CASES["copied_from"], 90)
     with pytest.raises(ValueError, match="2 arguments for the parameters"):
         machine.run((1,), [draw(BLOCK), nothing(BLOCK)])
 
 
 def test_nothing_is_written_back_after_a_fault(machines: Machines) -> None:
-    machine = machines.machine(NEW, "copied_from", 90)
+    machine = machines.machine(NEW, CASES["copied_from"], 90)
     y = nothing(BLOCK)
     with pytest.raises(PtxFault):
         machine.run((1,), [draw(BLOCK - 1), y, 0])
