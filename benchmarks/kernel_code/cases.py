@@ -11,7 +11,9 @@ from typing import Any
 
 from elmanctl.kernels.launch import Launch
 from elmanctl.kernels.matrix_recurrence import launches as matrix
-from elmanctl.kernels.matrix_recurrence.sizes import CHECKPOINT_EVERY
+from elmanctl.kernels.matrix_recurrence.sizes import SUPPORTED
+from elmanctl.kernels.minimal_scan.sizes import CHECKPOINT_EVERY as TILE_STEPS
+from elmanctl.kernels.minimal_scan.sizes import SCORES, choose_tile
 
 ARCHITECTURES = (80, 89, 90)
 
@@ -85,30 +87,37 @@ _VARIANTS: Mapping[str, Mapping[str, Any]] = {
 def _matrix_recurrence() -> Iterator[tuple[str, Case]]:
     for n, heads in _HEADS.items():
         problem = replace(_E88, n_key=n, n_value=n)
-        yield from _both_ways(f"e88-{n}x{n}", problem, heads)
+        yield f"e88-{n}x{n}-forward", _matrix_forward(problem, heads)
+        yield f"e88-{n}x{n}-backward", _matrix_backward(problem, heads)
+        if n in SUPPORTED["gluon"]:
+            problem = replace(problem, backend="gluon")
+            yield f"e88-{n}x{n}-forward-for-gluon", _matrix_forward(problem, heads)
+            yield f"e88-{n}x{n}-backward-gluon", _matrix_backward(problem, heads)
     for name, changes in _VARIANTS.items():
-        for way, case in _both_ways(f"matrix-{name}", replace(_E88, **changes), None):
-            yield way, replace(case, architectures=(90,))
+        problem = replace(_E88, **changes)
+        for way, case in (
+            ("forward", _matrix_forward(problem)),
+            ("backward", _matrix_backward(problem)),
+        ):
+            yield f"matrix-{name}-{way}", replace(case, architectures=(90,))
 
 
-def _both_ways(name: str, problem: matrix.Problem, heads: int | None) -> Iterator[tuple[str, Case]]:
-    forward = matrix.forward_split(problem)
-    backward = matrix.backward_split(problem)
-    yield (
-        f"{name}-forward",
-        Case(
-            launch=lambda: matrix.forward_launch(problem, keep=True),
-            loops={"segment": CHECKPOINT_EVERY, "step": 1},
-            layer=_layer(forward, heads, problem.n_value),
-        ),
+def _matrix_forward(problem: matrix.Problem, heads: int | None = None) -> Case:
+    return Case(
+        launch=lambda: matrix.forward_launch(problem, keep=True),
+        loops={"segment": matrix.checkpoint_every(problem.backend), "step": 1},
+        layer=_layer(matrix.forward_split(problem), heads, problem.n_value),
     )
-    yield (
-        f"{name}-backward",
-        Case(
-            launch=lambda: matrix.backward_launch(problem),
-            loops={"segment": CHECKPOINT_EVERY, "replay": 1, "reverse": 1},
-            layer=_layer(backward, heads, problem.n_value),
-        ),
+
+
+def _matrix_backward(problem: matrix.Problem, heads: int | None = None) -> Case:
+    # In Gluon the way back is gone two steps at a time.
+    back = 2 if problem.backend == "gluon" else 1
+    every = matrix.checkpoint_every(problem.backend)
+    return Case(
+        launch=lambda: matrix.backward_launch(problem),
+        loops={"segment": every, "replay": 1, "reverse": back},
+        layer=_layer(matrix.backward_split(problem), heads, problem.n_value),
     )
 
 
@@ -119,7 +128,47 @@ def _layer(split: matrix.Split, heads: int | None, n_value: int) -> Layer | None
     return Layer(heads, groups * parts)
 
 
-CASES: dict[str, Case] = dict(_matrix_recurrence())
+# Channels of the study's two minimal networks.
+_WIDTHS = {"mingru": 2944, "minlstm": 1792}
+
+
+def _minimal_scan() -> Iterator[tuple[str, Case]]:
+    for cell in _WIDTHS:
+        for is_backward, way in ((False, "forward"), (True, "backward")):
+            name = f"{cell}-{way}"
+            yield name, _scan(cell, is_backward=is_backward)
+            # A length that tiles do not fit puts a predicate on every position.
+            ragged = _scan(cell, is_backward=is_backward, length=STEPS - 1)
+            yield f"{name}-ragged", replace(ragged, architectures=(90,))
+            exact = _scan(cell, is_backward=is_backward, dtype="fp32")
+            yield f"{name}-fp32", replace(exact, architectures=(90,))
+
+
+def _scan(cell: str, *, is_backward: bool, length: int = STEPS, dtype: str = "bf16") -> Case:
+    def launch() -> Launch:
+        from elmanctl.kernels.minimal_scan import launches
+
+        together = _WIDTHS[cell] * SCORES[cell]
+        problem = launches.Problem(
+            cell=cell,
+            batch=BATCH,
+            length=length,
+            width=_WIDTHS[cell],
+            row=together,
+            batch_stride=together * length,
+            scores=dtype,
+            hidden=dtype,
+        )
+        if is_backward:
+            return launches.backward_launch(problem, has_d_final=False)
+        return launches.forward_launch(problem, has_initial=False)
+
+    itemsize = 2 if dtype == "bf16" else 4
+    tile = choose_tile(BATCH, _WIDTHS[cell], is_backward=is_backward, itemsize=itemsize)
+    return Case(launch=launch, loops={"tile": tile.segments * TILE_STEPS})
+
+
+CASES: dict[str, Case] = dict([*_matrix_recurrence(), *_minimal_scan()])
 
 WANTED = [
     (name, architecture)
