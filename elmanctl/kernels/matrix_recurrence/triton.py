@@ -372,10 +372,24 @@ def _(
 def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
     ctx.flags = inputs[9:-1]
     ctx.save_for_backward(output[2], *inputs[:9])
+    ctx.mark_non_differentiable(output[2])
+    # Else zeros as large as all checkpoints are made for a gradient that they do not have.
+    ctx.set_materialize_grads(False)
 
 
-def _gradients(ctx: Any, d_output: Tensor, d_final_state: Tensor, _: Tensor) -> tuple[Any, ...]:
+def _gradients(
+    ctx: Any, d_output: Tensor | None, d_final_state: Tensor | None, _: None
+) -> tuple[Any, ...]:
     checkpoints, *tensors = ctx.saved_tensors
+    k, v = tensors[1:3]
+    if checkpoints.shape[2] == 0:
+        raise RuntimeError("no states were kept for a gradient: the operator had keep=False")
+    if d_output is None:
+        d_output = torch.zeros_like(v, memory_format=torch.contiguous_format)
+    if d_final_state is None:
+        d_final_state = k.new_zeros(
+            k.shape[0], k.shape[2], k.shape[3], v.shape[3], dtype=torch.float32
+        )
     found = _backward(d_output, d_final_state, checkpoints, *tensors, *ctx.flags)
     *six, d_gate, d_initial_state = found
     gradients = (*six, None, d_gate, d_initial_state)
