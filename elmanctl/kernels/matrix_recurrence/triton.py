@@ -126,6 +126,15 @@ def _given(**tensors: Tensor | None) -> dict[str, Tensor]:
     return {name: x for name, x in tensors.items() if x is not None}
 
 
+def _side_by_side(x: Tensor) -> Tensor:
+    """The same numbers with the last stride that the kernels count on.
+
+    Tensors had it when they were checked, but a compiler may have laid them out anew since, and
+    gradients come as they like, such as expanded from one number.
+    """
+    return x if x.ndim == 3 or x.stride(3) == 1 else x.contiguous()
+
+
 @torch.library.custom_op("elmanctl::matrix_recurrence_forward", mutates_args=())
 def _forward(
     q: Tensor,
@@ -152,6 +161,8 @@ def _forward(
     flags = Flags(
         linear_state, normalize, activate, self_gate, read_all, fast, eps, checkpoint_dtype, backend
     )
+    q, k, v, alpha = (_side_by_side(x) for x in (q, k, v, alpha))
+    gate = None if gate is None else _side_by_side(gate)
     problem = _problem(q, k, v, alpha, beta, blend, written, gate, initial_state, flags)
     output, final_state, checkpoints = _empty_results(k, v, checkpoint_dtype, backend, keep)
     batch, length, heads, n_key = k.shape
@@ -241,13 +252,15 @@ def _backward(
     flags = Flags(
         linear_state, normalize, activate, self_gate, read_all, fast, eps, checkpoint_dtype, backend
     )
+    q, k, v, alpha, d_output = (_side_by_side(x) for x in (q, k, v, alpha, d_output))
+    gate = None if gate is None else _side_by_side(gate)
     problem = _problem(q, k, v, alpha, beta, blend, written, gate, initial_state, flags)
     split = backward_split(problem)
     batch, length, heads, n_key = k.shape
     n_value = v.shape[3]
     n_programs, n_parts = split.grid(batch, heads, n_value)
-    # Gradients may come expanded from one number, and the kernels in blocks know no strides of it.
-    if d_output.stride(3) != 1 or backend == "gluon":
+    if backend == "gluon":
+        # Its kernel counts on a gradient without gaps.
         d_output = d_output.contiguous()
     parts = _empty_parts(k, v, alpha, beta, blend, gate, initial_state, n_parts)
     launch = backward_launch(problem)
@@ -363,10 +376,24 @@ def _(
 def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
     ctx.flags = inputs[9:-1]
     ctx.save_for_backward(output[2], *inputs[:9])
+    ctx.mark_non_differentiable(output[2])
+    # Else zeros as large as all checkpoints are made for a gradient that they do not have.
+    ctx.set_materialize_grads(False)
 
 
-def _gradients(ctx: Any, d_output: Tensor, d_final_state: Tensor, _: Tensor) -> tuple[Any, ...]:
+def _gradients(
+    ctx: Any, d_output: Tensor | None, d_final_state: Tensor | None, _: None
+) -> tuple[Any, ...]:
     checkpoints, *tensors = ctx.saved_tensors
+    k, v = tensors[1:3]
+    if checkpoints.shape[2] == 0:
+        raise RuntimeError("no states were kept for a gradient: the operator had keep=False")
+    if d_output is None:
+        d_output = torch.zeros_like(v, memory_format=torch.contiguous_format)
+    if d_final_state is None:
+        d_final_state = k.new_zeros(
+            k.shape[0], k.shape[2], k.shape[3], v.shape[3], dtype=torch.float32
+        )
     found = _backward(d_output, d_final_state, checkpoints, *tensors, *ctx.flags)
     *six, d_gate, d_initial_state = found
     gradients = (*six, None, d_gate, d_initial_state)

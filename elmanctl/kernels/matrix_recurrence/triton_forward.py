@@ -39,7 +39,7 @@ def matrix_recurrence_forward_kernel(
     q, k: [B, T, H, N]; v, gate: [B, T, H, M]; alpha: [B, T, H] or [B, T, H, M]; beta, blend,
     written: [B, T, H]; all by their strides but the last, which is 1.  The others lie without
     gaps: output [B, T, H, M], states [B, H, N, M], checkpoints [B, H, ceil(T / EVERY), N / CHUNK,
-    M, CHUNK], scratch [programs, 2, EVERY, G, N].  Strides of q, k, v and gate come in units of UNIT.
+    M, CHUNK], scratch [programs, 2, EVERY, G, N].  UNIT divides the strides of q, k, v and gate.
     """
     TILES: tl.constexpr = N // BK
     # Products with these outgrow 32 bits.
