@@ -122,6 +122,15 @@ def _given(**tensors: Tensor | None) -> dict[str, Tensor]:
     return {name: x for name, x in tensors.items() if x is not None}
 
 
+def _side_by_side(x: Tensor) -> Tensor:
+    """The same numbers with the last stride that the kernels count on.
+
+    Tensors had it when they were checked, but a compiler may have laid them out anew since, and
+    gradients come as they like, such as expanded from one number.
+    """
+    return x if x.ndim == 3 or x.stride(3) == 1 else x.contiguous()
+
+
 def _n_segments(length: int) -> int:
     return -(-length // CHECKPOINT_EVERY)
 
@@ -151,6 +160,8 @@ def _forward(
     flags = Flags(
         linear_state, normalize, activate, self_gate, read_all, fast, eps, bf16_checkpoints
     )
+    q, k, v, alpha = (_side_by_side(x) for x in (q, k, v, alpha))
+    gate = None if gate is None else _side_by_side(gate)
     problem = _problem(q, k, v, alpha, beta, blend, written, gate, initial_state, flags)
     output, final_state, checkpoints = _empty_results(k, v, bf16_checkpoints, keep)
     batch, length, heads, n_key = k.shape
@@ -239,13 +250,13 @@ def _backward(
     flags = Flags(
         linear_state, normalize, activate, self_gate, read_all, fast, eps, bf16_checkpoints
     )
+    q, k, v, alpha, d_output = (_side_by_side(x) for x in (q, k, v, alpha, d_output))
+    gate = None if gate is None else _side_by_side(gate)
     problem = _problem(q, k, v, alpha, beta, blend, written, gate, initial_state, flags)
     split = backward_split(problem)
     batch, length, heads, n_key = k.shape
     n_value = v.shape[3]
     n_programs, n_parts = split.grid(batch, heads, n_value)
-    # Gradients may come expanded from one number.
-    d_output = d_output if d_output.stride(3) == 1 else d_output.contiguous()
     parts = _empty_parts(k, v, alpha, beta, blend, gate, initial_state, n_parts)
     state_size = split.heads * n_key * split.values
     rows = CHECKPOINT_EVERY * split.heads * (4 * n_key + 2 * split.values)
