@@ -16,6 +16,7 @@ from elmanctl.bench.operations import OPERATIONS
 from elmanctl.bench.selftest import Check, check, differentiable, leaf
 from elmanctl.bench.size import Size
 from elmanctl.bench.timing import Timing, measure, sets_needed
+from elmanctl.errors import InvalidConfiguration
 
 logger = logging.getLogger(__name__)
 
@@ -134,6 +135,9 @@ def kernel_rows(
             if key not in checks:
                 checks[key] = _check(row, device)
             yield _with_error(made, checks[key])
+        except InvalidConfiguration as exc:
+            # Not every implementation computes every size.
+            yield _empty(row, "missing", f"refused: {exc.message}")
         except Exception as exc:
             logger.debug("%s failed", describe(row), exc_info=True)
             yield _empty(row, "failed", f"{type(exc).__name__}: {exc}")

@@ -60,6 +60,7 @@ def _recurrence(
     test_sizes: tuple[Size, ...],
     *,
     tiny_sizes: tuple[Size, ...] = (matrix_size(1, 4, 1, 16),),
+    has_gluon: bool = False,
     gated: bool = False,
     per_value_decay: bool = False,
     write_gate: bool = False,
@@ -68,6 +69,14 @@ def _recurrence(
 ) -> Operation:
     """Return the entry of one form of the matrix recurrence; switches are those of the op."""
     on = partial(output_and_state, matrix_recurrence, **switches)
+    # Triton's kernel forward, and another one, in Gluon, back.
+    in_gluon = Path(
+        name="gluon",
+        run=on(backend="gluon"),
+        find_fault=BACKENDS["gluon"].find_fault,
+        tolerances={"bfloat16": 6e-3, "float32": 2e-3},
+        is_ours=True,
+    )
     return Operation(
         name=name,
         summary=summary,
@@ -89,6 +98,7 @@ def _recurrence(
                 tolerances={"bfloat16": 6e-3, "float32": 2e-3},
                 is_ours=True,
             ),
+            *([in_gluon] if has_gluon else []),
             Path(
                 name="triton-exact",
                 run=on(backend="triton", tanh="exact"),
@@ -139,6 +149,7 @@ RECURRENCES: tuple[Operation, ...] = (
         ),
         # More positions than there are between two kept states.
         tiny_sizes=(matrix_size(1, 18, 1, 16), matrix_size(1, 2, 1, 32)),
+        has_gluon=True,
         gated=True,
         activation="silu",
     ),
@@ -147,7 +158,9 @@ RECURRENCES: tuple[Operation, ...] = (
         "E90, and E88 with a gate of the write",
         sizes=(),
         test_sizes=(matrix_size(2, 35, 3, 16), matrix_size(1, 67, 2, 64)),
+        has_gluon=True,
         write_gate=True,
+        activation="silu",
     ),
     _recurrence(
         "matrix_recurrence:linear_state",

@@ -84,14 +84,19 @@ class PlannedSteps:
 
 
 def plan_steps(shape: StepShape, only: Sequence[str] = ()) -> list[PlannedSteps]:
-    """Return the rows to measure: every model on its fastest backend, then on plain torch."""
-    fastest = [PlannedSteps(model=m, backend=m.backends[0]) for m in shape.models]
-    plain = [
-        PlannedSteps(model=m, backend="torch") for m in shape.models if m.backends[0] != "torch"
-    ]
-    # The gated delta net has right gradients on torch alone where fla has not: never the last.
-    plain.sort(key=lambda row: row.model.level != "fla-gdn")
-    rows = [*fastest, *plain]
+    """Return the rows to measure: every model on its first backend, then on the others.
+
+    Plain torch comes last, but for the gated delta net: where fla has wrong gradients, torch alone
+    trains it.
+    """
+    rows = [PlannedSteps(model=model, backend=b) for model in shape.models for b in model.backends]
+
+    def order(row: PlannedSteps) -> tuple[bool, bool, bool]:
+        is_plain = row.backend == "torch"
+        is_first = row.backend == row.model.backends[0]
+        return not is_first, is_plain and row.model.level != "fla-gdn", is_plain
+
+    rows.sort(key=order)
     return [row for row in rows if not only or any(t in describe_steps(row) for t in only)]
 
 
