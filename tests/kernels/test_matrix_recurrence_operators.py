@@ -15,8 +15,8 @@ from elmanctl.kernels.matrix_recurrence import launches, matrix_recurrence
 from elmanctl.kernels.matrix_recurrence import triton as operators
 from elmanctl.kernels.matrix_recurrence.sizes import choose_backend
 from elmanctl.kernels.matrix_recurrence.triton import Flags
-from tests.kernels.interpreted import DEVICE, quicken_interpreter
-from tests.kernels.recurrences import draw, results
+from tests.kernels.interpreted import DEVICE
+from tests.kernels.recurrences import draw, results, widen_tiles
 
 # In the order of the operator.
 TENSORS = ("q", "k", "v", "alpha", "beta", "blend", "written", "gate", "initial_state")
@@ -28,16 +28,15 @@ FLAGS = Flags(
     read_all=True,
     fast=False,
     eps=1e-12,
-    bf16_checkpoints=False,
+    checkpoints="fp32",
+    backend="triton",
 )
 
 
 @pytest.fixture(autouse=True)
 def few_operations(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The interpreter takes as long for a large tile as for a small one."""
     if DEVICE == "cpu":
-        quicken_interpreter()
-        monkeypatch.setattr(launches, "TILE_KEYS", 16)
+        widen_tiles(monkeypatch)
 
 
 def draw_small(length: int = 2, **differing: Any) -> dict[str, Tensor]:
