@@ -148,3 +148,13 @@ def test_sequences_and_positions_may_lie_further_apart_than_32_bits_count(
             arguments[name] = view.copy_(x.detach()).requires_grad_()
     found = results(operate, arguments)
     assert all(torch.equal(found[name], expected[name]) for name in expected)
+
+
+@pytest.mark.skipif(DEVICE == "cuda", reason="kernels are compiled where there is a GPU")
+def test_bfloat16_has_the_exact_tanh_in_the_interpreter_and_no_fast_one() -> None:
+    arguments = draw_small(dtype=torch.bfloat16)
+    chosen, _ = matrix_recurrence(**arguments, backend="triton")
+    exact, _ = matrix_recurrence(**arguments, backend="triton", tanh="exact")
+    assert torch.equal(chosen, exact)
+    with pytest.raises(InvalidConfiguration, match="interpreter has no fast tanh"):
+        matrix_recurrence(**arguments, backend="triton", tanh="fast")
