@@ -93,11 +93,16 @@ class Problem:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Split:
-    """What one program has: `heads` of a sequence, `values` of each, in tiles of `keys`."""
+    """What one program has: `heads` of a sequence, `values` of each, in tiles of `keys`.
+
+    `registers` is the most that a lane may take, where fewer than it would leave room for more
+    programs on a multiprocessor.
+    """
 
     heads: int
     values: int
     keys: int
+    registers: int | None = None
 
     def grid(self, batch: int, n_heads: int, n_value: int) -> tuple[int, int]:
         """Return how many programs there are: of groups of heads, and of parts of their values."""
@@ -233,4 +238,5 @@ def _launch(
         pointers={x: kind for x, kind in pointers.items() if kind is not None and x in names},
         integers=integers,
         constants={name: value for name, value in constants.items() if name in names},
+        max_registers=split.registers,
     )
