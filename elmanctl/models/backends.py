@@ -108,15 +108,18 @@ def _cudnn_fault(device: str) -> str | None:
 _SHIPPED_AS = {"fla": "flash-linear-attention"}
 
 
-def _fla_fault(device: str) -> str | None:
+def fla_absence(device: str) -> str | None:
+    """Return why the kernels of fla cannot run at all on cpu or cuda, or None."""
     if device != "cuda":
         return f"its kernels run on cuda, not on {device}"
     for package in ("fla", "triton", "einops"):
         if importlib.util.find_spec(package) is None:
             return f"{_SHIPPED_AS.get(package, package)} is not installed"
-    fault = _torch_fault(device)
-    if fault:
-        return fault
+    return _torch_fault(device)
+
+
+def fla_gradient_fault() -> str | None:
+    """Return why fla, where its kernels run, computes no gradients of gated rules, or None."""
     import torch
     import triton
 
@@ -136,6 +139,10 @@ def _fla_fault(device: str) -> str | None:
         f"triton is {triton.__version__}, and on a Hopper GPU like this one fla computes gradients "
         f"with a triton before {first} or from {fixed} on, or by tilelang, which {missing}"
     )
+
+
+def _fla_fault(device: str) -> str | None:
+    return fla_absence(device) or fla_gradient_fault()
 
 
 def _has_nvcc() -> bool:

@@ -127,12 +127,14 @@ FAMILIES: Mapping[str, Family] = {
             summary="MinGRU: a gate and a candidate that do not see the state",
             config="elmanctl.models.configs.min_rnn:MinGRUConfig",
             layer="elmanctl.models.min_rnn:MinGRULayer",
+            backends=("triton", "torch"),
         ),
         Family(
             name="minlstm",
             summary="MinLSTM: two gates that do not see the state",
             config="elmanctl.models.configs.min_rnn:MinLSTMConfig",
             layer="elmanctl.models.min_rnn:MinLSTMLayer",
+            backends=("triton", "torch"),
         ),
         Family(
             name="gru",

@@ -13,6 +13,14 @@ from elmanctl.kernels.matrix_recurrence.sizes import CHECKPOINT_EVERY
 TILE_KEYS = 4
 """Keys of one tile: four float32 are what one instruction loads, and any number of keys fits."""
 
+GLUON_EVERY = 8
+"""Positions between two checkpoints for the backward kernel in Gluon.
+
+What it holds of a segment must leave a multiprocessor room for a dozen programs."""
+
+GLUON_LANES = 4
+"""Groups of keys into which that kernel splits a warp."""
+
 ALIGNED_UNIT = 4
 """Elements in which strides are counted where all allow it, so that four are loaded at once."""
 
@@ -21,13 +29,16 @@ ALIGNED_UNIT = 4
 class Problem:
     """What is computed, as far as it is compiled in.
 
-    `dtype` is that of q, k, v and the gate as Triton names it, fp32 or bf16; `given` names the
-    tensors that may be left out and are not.  The others are the arguments of the operation.
+    `backend` is triton or gluon, which is the kernel that goes back; `dtype` is that of q, k, v
+    and the gate as Triton names it, fp32 or bf16; `given` names the tensors that may be left out
+    and are not; `unit` divides all strides of q, k, v and the gate.  The others are the arguments
+    of the operation.
     """
 
     n_key: int
     n_value: int
     dtype: str
+    backend: str = "triton"
     given: frozenset[str] = frozenset()
     per_value: bool = False
     linear_state: bool = False
@@ -39,6 +50,11 @@ class Problem:
     eps: float = 1e-12
     unit: int = ALIGNED_UNIT
     checkpoint_dtype: str = "fp32"
+
+    @property
+    def every(self) -> int:
+        """Positions between two checkpoints."""
+        return checkpoint_every(self.backend)
 
     @property
     def stash_dtype(self) -> str:
@@ -56,7 +72,7 @@ class Problem:
             "N": self.n_key,
             "M": self.n_value,
             "BK": TILE_KEYS,
-            "EVERY": CHECKPOINT_EVERY,
+            "EVERY": self.every,
             "UNIT": self.unit,
             "PER_VALUE": self.per_value,
             "LINEAR": self.linear_state,
@@ -85,6 +101,11 @@ class Split:
         return -(-n_value // self.values)
 
 
+def checkpoint_every(backend: str) -> int:
+    """Return how many positions lie between two checkpoints of a backend."""
+    return GLUON_EVERY if backend == "gluon" else CHECKPOINT_EVERY
+
+
 def forward_split(problem: Problem) -> Split:
     """Return what a program of the forward kernel has."""
     return _split("forward", problem)
@@ -96,6 +117,10 @@ def backward_split(problem: Problem) -> Split:
 
 
 def _split(direction: str, problem: Problem) -> Split:
+    if direction == "backward" and problem.backend == "gluon":
+        # So many registers of a lane hold a state of 64 keys.
+        narrow = problem.n_key == 64 or problem.n_value % 32
+        return Split(heads=1, values=16 if narrow else 32)
     told = _table()[direction].get(f"{problem.n_key}x{problem.n_value}")
     if told is None:
         # A lane for each value, and what is left of a warp for more heads.
@@ -131,14 +156,11 @@ def forward_launch(problem: Problem, *, keep: bool) -> Launch:
 
 
 def backward_launch(problem: Problem) -> Launch:
-    """Return the launch of the backward kernel in plain Triton."""
-    from elmanctl.kernels.matrix_recurrence import triton_backward
-
+    """Return the launch of the backward kernel of the problem's backend."""
+    given, dtype = problem.given, f"*{problem.dtype}"
     split = backward_split(problem)
-    dtype = f"*{problem.dtype}"
     # Parts are added in float32 before they are rounded.
     part = dtype if split.parts(problem.n_value) == 1 else "*fp32"
-    given = problem.given
     pointers = {
         **_input_pointers(problem),
         "checkpoints": f"*{problem.checkpoint_dtype}",
@@ -155,6 +177,13 @@ def backward_launch(problem: Problem) -> Launch:
         "scratch": "*fp32",
         "stash": f"*{problem.stash_dtype}",
     }
+    if problem.backend == "gluon":
+        from elmanctl.kernels.matrix_recurrence import gluon_backward
+
+        in_blocks = gluon_backward.matrix_recurrence_backward_in_blocks_kernel
+        return _launch(in_blocks, gluon_backward.INTEGERS, pointers, problem, split)
+    from elmanctl.kernels.matrix_recurrence import triton_backward
+
     kernel = triton_backward.matrix_recurrence_backward_kernel
     return _launch(kernel, triton_backward.INTEGERS, pointers, problem, split)
 
@@ -180,15 +209,19 @@ def _launch(
     problem: Problem,
     split: Split,
 ) -> Launch:
+    """The launch of a kernel with those of the arguments that it has."""
+    constants = {
+        **{name: None for name, kind in pointers.items() if kind is None},
+        **problem.constants,
+        "BN": 1 << (problem.n_key - 1).bit_length(),
+        "G": split.heads,
+        "BV": split.values,
+        "LK": GLUON_LANES,
+    }
+    names = kernel.arg_names
     return Launch(
         kernel=kernel,
-        pointers={name: kind for name, kind in pointers.items() if kind is not None},
+        pointers={x: kind for x, kind in pointers.items() if kind is not None and x in names},
         integers=integers,
-        constants={
-            **{name: None for name, kind in pointers.items() if kind is None},
-            **problem.constants,
-            "BN": 1 << (problem.n_key - 1).bit_length(),
-            "G": split.heads,
-            "BV": split.values,
-        },
+        constants={name: value for name, value in constants.items() if name in names},
     )

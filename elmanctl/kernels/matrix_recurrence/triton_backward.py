@@ -64,12 +64,12 @@ def matrix_recurrence_backward_kernel(
     # Products with these outgrow 32 bits.
     q_time = q_time.to(tl.int64)
     k_time = k_time.to(tl.int64)
-    v_time = v_time.to(tl.int64)
+    v_time = v_time.to(tl.int64) * UNIT
     alpha_time = alpha_time.to(tl.int64)
     beta_time = beta_time.to(tl.int64)
     blend_time = blend_time.to(tl.int64)
     written_time = written_time.to(tl.int64)
-    gate_time = gate_time.to(tl.int64)
+    gate_time = gate_time.to(tl.int64) * UNIT
     d_output_time = d_output_time.to(tl.int64)
     n_groups = tl.cdiv(H, G)
     i_batch = (tl.program_id(0) // n_groups).to(tl.int64)
@@ -110,8 +110,8 @@ def matrix_recurrence_backward_kernel(
     o_values_row = o_group[:, None] * BV + tl.arange(0, BV)[None, :]
     stash += i_program * (EVERY * N * G * BV)
 
-    o_v = o_head[:, None] * v_head + o_value[None, :]
-    v += i_batch * v_batch
+    o_v = o_head[:, None] * (v_head * UNIT) + o_value[None, :]
+    v += i_batch * v_batch * UNIT
     d_v += i_batch * T * H * M
     alpha += i_batch * alpha_batch
     if PER_VALUE:
@@ -129,8 +129,8 @@ def matrix_recurrence_backward_kernel(
     if written is not None:
         written += i_batch * written_batch + i_head * written_head
     if gate is not None:
-        o_gate = o_head[:, None] * gate_head + o_value[None, :]
-        gate += i_batch * gate_batch
+        o_gate = o_head[:, None] * (gate_head * UNIT) + o_value[None, :]
+        gate += i_batch * gate_batch * UNIT
         d_gate += i_batch * T * H * M
     o_out = o_head[:, None] * M + o_value[None, :]
     o_d_output = o_head[:, None] * d_output_head + o_value[None, :]

@@ -39,18 +39,18 @@ def matrix_recurrence_forward_kernel(
     q, k: [B, T, H, N]; v, gate: [B, T, H, M]; alpha: [B, T, H] or [B, T, H, M]; beta, blend,
     written: [B, T, H]; all by their strides but the last, which is 1.  The others lie without
     gaps: output [B, T, H, M], states [B, H, N, M], checkpoints [B, H, ceil(T / EVERY), N / BK, M,
-    BK], scratch [programs, 2, EVERY, G, N].  Strides of q and k come in units of UNIT elements.
+    BK], scratch [programs, 2, EVERY, G, N].  Strides of q, k, v and gate come in units of UNIT.
     """
     TILES: tl.constexpr = N // BK
     # Products with these outgrow 32 bits.
     q_time = q_time.to(tl.int64)
     k_time = k_time.to(tl.int64)
-    v_time = v_time.to(tl.int64)
+    v_time = v_time.to(tl.int64) * UNIT
     alpha_time = alpha_time.to(tl.int64)
     beta_time = beta_time.to(tl.int64)
     blend_time = blend_time.to(tl.int64)
     written_time = written_time.to(tl.int64)
-    gate_time = gate_time.to(tl.int64)
+    gate_time = gate_time.to(tl.int64) * UNIT
     n_groups = tl.cdiv(H, G)
     i_batch = (tl.program_id(0) // n_groups).to(tl.int64)
     i_head = (tl.program_id(0) % n_groups) * G
@@ -80,8 +80,8 @@ def matrix_recurrence_forward_kernel(
     o_staged = (o_time * G + o_group[None, :, None]) * N + o_all
     o_row = o_group[None, :] * N + o_key[:, None]
 
-    o_v = o_head[:, None] * v_head + o_value[None, :]
-    v += i_batch * v_batch
+    o_v = o_head[:, None] * (v_head * UNIT) + o_value[None, :]
+    v += i_batch * v_batch * UNIT
     alpha += i_batch * alpha_batch
     if PER_VALUE:
         o_alpha = o_head[:, None] * alpha_head + o_value[None, :]
@@ -94,8 +94,8 @@ def matrix_recurrence_forward_kernel(
     if written is not None:
         written += i_batch * written_batch + i_head * written_head
     if gate is not None:
-        o_gate = o_head[:, None] * gate_head + o_value[None, :]
-        gate += i_batch * gate_batch
+        o_gate = o_head[:, None] * (gate_head * UNIT) + o_value[None, :]
+        gate += i_batch * gate_batch * UNIT
     o_out = o_head[:, None] * M + o_value[None, :]
     output += i_batch * T * H * M
 
