@@ -15,8 +15,10 @@ from benchmarks.kernel_code.measure import Measured
 
 ROOT = Path(__file__).resolve().parents[2]
 REGISTRY = "benchmarks.kernel_code.cases"
+# Triton finds here what it compiled before, by the text of kernel and compiler.
+CACHE = ROOT / ".cache" / "kernel-code"
 POLL_S = 0.05
-KEPT_CHARACTERS = 4000
+KEPT_CHARACTERS = 8000
 # Triton has dozens of variables of its own, under several beginnings; none of them is among these.
 KEPT_VARIABLES = ("HOME", "LANG", "LC_ALL", "LD_LIBRARY_PATH", "PATH", "TMPDIR")
 
@@ -43,7 +45,7 @@ class Child:
     """One process under one Triton, at work from the moment this is made.
 
     `triton` is a folder that holds another Triton than the installed one; `folder`, an empty one,
-    gets the process' request, answers and talk, its cache and what it compiles.
+    gets the process' request, answers and talk, and what it compiles.
     """
 
     def __init__(
@@ -68,7 +70,7 @@ class Child:
             self._process = subprocess.Popen(
                 [sys.executable, "-P", "-m", "benchmarks.kernel_code.child"],
                 cwd=ROOT,
-                env=_environment(triton, folder / "cache"),
+                env=_environment(triton),
                 stdin=stdin,
                 stdout=stdout,
                 stderr=stderr,
@@ -132,8 +134,8 @@ class Child:
             self._answers[answer["case"], answer["architecture"]] = answer
 
 
-def _environment(triton: Path | None, cache: Path) -> dict[str, str]:
+def _environment(triton: Path | None) -> dict[str, str]:
     """Return an environment in which nothing of this process' own changes a compilation."""
     path = [str(folder) for folder in (triton, ROOT) if folder is not None]
     kept = {name: os.environ[name] for name in KEPT_VARIABLES if name in os.environ}
-    return kept | {"PYTHONPATH": os.pathsep.join(path), "TRITON_CACHE_DIR": str(cache)}
+    return kept | {"PYTHONPATH": os.pathsep.join(path), "TRITON_CACHE_DIR": str(CACHE)}

@@ -17,7 +17,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from benchmarks.kernel_code import budgets
-from benchmarks.kernel_code.cases import ARCHITECTURES, CASES
+from benchmarks.kernel_code.cases import CASES, WANTED
 from benchmarks.kernel_code.children import ROOT, Answer, Child
 
 
@@ -58,7 +58,7 @@ def main() -> int:
 
 
 def _measured(chosen: list[str], old: Path) -> list[Answer]:
-    wanted = [(name, architecture) for name in chosen for architecture in ARCHITECTURES]
+    wanted = [pair for pair in WANTED if pair[0] in chosen]
     with ExitStack() as stack:
         children = []
         for triton in (None, old):

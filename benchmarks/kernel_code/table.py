@@ -4,11 +4,10 @@ import math
 from collections.abc import Iterable, Mapping
 
 from benchmarks.kernel_code.budgets import Budgets, Record
-from benchmarks.kernel_code.cases import CASES, Case
+from benchmarks.kernel_code.cases import BATCH, CASES, STEPS, Case
 
-# E88 of the study, and an H100 SXM: 132 multiprocessors of 4 schedulers, each of which issues one
-# instruction of one warp a cycle.
-BATCH, STEPS, HEADS = 16, 512, 83
+# An H100 SXM: 132 multiprocessors of 4 schedulers, each of which issues one instruction of one warp
+# a cycle.
 SCHEDULERS = 4 * 132
 CLOCK_GHZ = 1.755
 ESTIMATED = "sm_90"
@@ -24,11 +23,11 @@ def kernel_tables(budgets: Budgets, cases: Mapping[str, Case] = CASES) -> str:
         parts.append(f"Table {number}. {architecture}.\n\n{_code_table(records, cases)}")
     records = {version: budgets[version].get(ESTIMATED, {}) for version in versions}
     parts.append(
-        f"Table {len(architectures) + 1}. Arithmetic, not a measurement: the time of one layer at "
-        f"B{BATCH} T{STEPS} H{HEADS} if an H100 at\n{CLOCK_GHZ} GHz did nothing but issue these "
-        f'instructions, one a cycle from each of its {SCHEDULERS} schedulers. "Even"\nspreads '
-        'the warps over the schedulers evenly; "worst" is the scheduler that has the most of '
-        f"them.\n\n{_time_table(records, cases)}"
+        f"Table {len(architectures) + 1}. Arithmetic, not a measurement: the time of one layer of "
+        f"E88 at B{BATCH} T{STEPS} if an H100 at {CLOCK_GHZ}\nGHz did nothing but issue the "
+        f"instructions of Table 1, one a cycle from each of its {SCHEDULERS} schedulers. "
+        '"Even"\nspreads the warps over the schedulers evenly; "worst" is the scheduler that has '
+        f"the most of them.\n\n{_time_table(records, cases)}"
     )
     return "\n".join(parts)
 
@@ -77,20 +76,20 @@ def _spilled(record: Record) -> str:
 
 def _time_table(records: Mapping[str, Mapping[str, Record]], cases: Mapping[str, Case]) -> str:
     lines = [
-        "| Kernel | Triton | Warps of the layer | Instructions a step | Even, ms | Worst, ms |",
-        "| --- | --- | ---: | ---: | ---: | ---: |",
+        "| Kernel | Triton | Heads | Warps | Instructions a step | Even, ms | Worst, ms |",
+        "| --- | --- | ---: | ---: | ---: | ---: | ---: |",
     ]
     for name, case in cases.items():
-        if case.programs_per_head is None:
+        if case.layer is None:
             continue
         for version, part in records.items():
             if name in part:
-                warps = math.ceil(case.programs_per_head * BATCH * HEADS) * part[name].warps
+                warps = case.layer.programs * part[name].warps
                 slots = part[name].instructions * STEPS
                 even_ms = slots * warps / SCHEDULERS / CLOCK_GHZ / 1e6
                 worst_ms = slots * math.ceil(warps / SCHEDULERS) / CLOCK_GHZ / 1e6
                 lines.append(
-                    f"| `{name}` | {version} | {warps:,} | {_number(part[name].instructions)} "
-                    f"| {even_ms:.2f} | {worst_ms:.2f} |"
+                    f"| `{name}` | {version} | {case.layer.heads} | {warps:,} "
+                    f"| {_number(part[name].instructions)} | {even_ms:.2f} | {worst_ms:.2f} |"
                 )
     return "\n".join(lines) + "\n"

@@ -18,6 +18,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
+from benchmarks.kernel_code.children import CACHE
 from elmanctl.kernels.launch import Launch
 from tests.kernels.interpreted import without_interpreter
 from tests.kernels.old_triton import VERSION as OLD
@@ -48,7 +49,8 @@ class Compiler:
                 [sys.executable, "-P", "-m", "tests.kernels.compile_ptx"],
                 cwd=ROOT,
                 env=without_interpreter()
-                | {"PYTHONPATH": path, "TRITON_CACHE_DIR": str(folder / "cache")},
+                # The cache of those who count instructions: many launches are the same.
+                | {"PYTHONPATH": path, "TRITON_CACHE_DIR": str(CACHE)},
                 stdin=subprocess.PIPE,
                 stdout=subprocess.DEVNULL,
                 stderr=stderr,

@@ -76,6 +76,6 @@ WANTED = [
     ("too-few-registers", 90),
     ("argument-left-out", 90),
     ("specialized", 90),
-    *((name, architecture) for name in cases.CASES for architecture in ARCHITECTURES),
+    *cases.WANTED,
     ("ends-the-process", 90),
 ]

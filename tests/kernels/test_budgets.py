@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks.kernel_code.budgets import Record, differences, dump, load
-from benchmarks.kernel_code.cases import Case
+from benchmarks.kernel_code.cases import Case, Layer
 from benchmarks.kernel_code.table import kernel_tables
 from elmanctl.kernels.launch import Launch
 
@@ -88,7 +88,7 @@ def _never() -> Launch:
 
 def test_table_has_both_tritons_side_by_side_and_the_time_of_a_layer() -> None:
     cases = {
-        "forward": Case(launch=_never, loops={}, programs_per_head=1),
+        "forward": Case(launch=_never, loops={}, layer=Layer(83, 16 * 83)),
         "other": Case(launch=_never, loops={}),
     }
     spilling = replace(RECORD, registers=255, spills=SPILLS | {"reason": "so"})
@@ -107,6 +107,6 @@ def test_table_has_both_tritons_side_by_side_and_the_time_of_a_layer() -> None:
     # 16 x 83 warps on 528 schedulers: 2.515 on the average, 3 at most, each 512 x 300 instructions
     # at 1.755 a nanosecond.
     assert rows[2:] == [
-        ["`forward`", "3.9.0", "1,328", "300", "0.22", "0.26"],
-        ["`forward`", "3.6.0", "1,328", "400.2", "0.29", "0.35"],
+        ["`forward`", "3.9.0", "83", "1,328", "300", "0.22", "0.26"],
+        ["`forward`", "3.6.0", "83", "1,328", "400.2", "0.29", "0.35"],
     ]

@@ -229,18 +229,19 @@ def _shares(scores, j: tl.constexpr, SCORES: tl.constexpr):
         larger = _inverse(1.0 + e)
         smaller = e * larger
         return tl.where(gate >= 0, smaller, larger), tl.where(gate >= 0, larger, smaller)
-    forget = scores[3 * j + 1].to(tl.float32)
-    write = scores[3 * j + 2].to(tl.float32)
-    # sigma(x) is exp(min(x, 0)) / (1 + exp(-|x|)), and only the ratio of two is needed.
-    a = 1.0 + _exp_of_minus(tl.abs(forget))
-    b = 1.0 + _exp_of_minus(tl.abs(write))
-    lead = tl.minimum(forget, 0.0) - tl.minimum(write, 0.0)
-    ahead = tl.where(lead >= 0, b, a)
-    behind = tl.where(lead >= 0, a, b) * _exp_of_minus(tl.abs(lead))
-    inverse = _inverse(ahead + behind)
-    larger = ahead * inverse
-    smaller = behind * inverse
-    return tl.where(lead >= 0, larger, smaller), tl.where(lead >= 0, smaller, larger)
+    else:  # noqa: RET505 - what follows a return is compiled all the same
+        forget = scores[3 * j + 1].to(tl.float32)
+        write = scores[3 * j + 2].to(tl.float32)
+        # sigma(x) is exp(min(x, 0)) / (1 + exp(-|x|)), and only the ratio of two is needed.
+        a = 1.0 + _exp_of_minus(tl.abs(forget))
+        b = 1.0 + _exp_of_minus(tl.abs(write))
+        lead = tl.minimum(forget, 0.0) - tl.minimum(write, 0.0)
+        ahead = tl.where(lead >= 0, b, a)
+        behind = tl.where(lead >= 0, a, b) * _exp_of_minus(tl.abs(lead))
+        inverse = _inverse(ahead + behind)
+        larger = ahead * inverse
+        smaller = behind * inverse
+        return tl.where(lead >= 0, larger, smaller), tl.where(lead >= 0, smaller, larger)
 
 
 @triton.jit
