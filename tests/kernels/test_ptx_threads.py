@@ -180,6 +180,8 @@ def test_trap_that_a_thread_reaches_is_a_fault() -> None:
         "add.f32 %a, %a, 1;",
         "mov.b64 %first, %a;",
         "add.u64 %a, %first, %first;",
+        "shl.b128 %a, %a, 1;",
+        "cvt.rn.f32.e4m3 %a, %a;",
     ],
 )
 def test_what_the_machine_does_not_have_is_refused_by_name(code: str) -> None:
