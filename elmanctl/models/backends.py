@@ -16,6 +16,9 @@ AUTO = "auto"
 OLDEST_TRITON = (3, 5)
 """The oldest Triton that mamba-ssm works with, and the oldest that our own kernels are tried on."""
 
+OLDEST_GLUON = (3, 6)
+"""The oldest Triton on which our kernels in its experimental language are compiled in tests."""
+
 OLDEST_GPU = (8, 0)
 """The lowest compute capability that our own kernels are compiled for in tests."""
 
@@ -89,6 +92,21 @@ def _triton_fault(device: str) -> str | None:
     if capability < OLDEST_GPU:
         found, wanted = (".".join(map(str, pair)) for pair in (capability, OLDEST_GPU))
         return f"this GPU has compute capability {found}, but the kernels need {wanted}"
+    return None
+
+
+def _gluon_fault(device: str) -> str | None:
+    if device != "cuda":
+        return f"its kernels run on cuda, not on {device}"
+    fault = _triton_fault(device)
+    if fault:
+        return fault
+    import triton
+
+    version = tuple(int(digits) for digits in re.findall(r"\d+", triton.__version__)[:2])
+    if version < OLDEST_GLUON:
+        wanted = ".".join(map(str, OLDEST_GLUON))
+        return f"triton is {triton.__version__}, but must be {wanted} or newer"
     return None
 
 
@@ -167,6 +185,13 @@ BACKENDS: Mapping[str, Backend] = {
             fix="on a machine with a CUDA device of compute capability 8.0 or higher: "
             "pip install 'elmanctl[gpu]'",
             find_fault=_triton_fault,
+        ),
+        Backend(
+            name="gluon",
+            summary="our own Triton kernels, the gradient in Gluon, on CUDA; auto leaves it alone",
+            fix="on a machine with a CUDA device of compute capability 8.0 or higher and triton "
+            "3.6 or newer: pip install 'elmanctl[gpu]'",
+            find_fault=_gluon_fault,
         ),
         Backend(
             name="cudnn",

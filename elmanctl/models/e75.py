@@ -71,11 +71,11 @@ class E75Layer(nn.Module):
             v,
             torch.sigmoid(score + self.decay_bias.to(score.dtype)),
             initial_state=None if state is None else state.memory,
+            self_gate=True,
             normalize=False,
             backend=self.backend,
         )
-        gated = read_out * F.silu(read_out)
-        return self.out(gated.flatten(-2).to(x.dtype)), E75State(memory, conv_tail)
+        return self.out(read_out.flatten(-2).to(x.dtype)), E75State(memory, conv_tail)
 
     def _cell(
         self, x: Tensor, tail: Tensor | None

@@ -70,18 +70,21 @@ class E87Layer(nn.Module):
         mixed = at_least_float32(self.cell(z))
         k, v, score = mixed.view(*x.shape[:2], 3, self.config.n_blocks, -1).unbind(2)
         q = at_least_float32(self.query(z))
+        written = self._choose(rho)
         read_out, memory = matrix_recurrence(
             q.unsqueeze(2).expand_as(k),
             k / (k.norm(dim=-1, keepdim=True) + KEY_EPS),
             v,
             torch.sigmoid(score + self.decay_bias.to(score.dtype)),
-            blend=self._writes(rho, p),
+            blend=self._shares(p, written) if self.config.is_study else None,
+            written=written,
             initial_state=None if state is None else state.memory,
+            self_gate=True,
             normalize=False,
             backend=self.backend,
         )
         # A sum and not a product of matrices, which autocast would run in half precision.
-        o = (p.unsqueeze(-1) * read_out * F.silu(read_out)).sum(-2)
+        o = (p.unsqueeze(-1) * read_out).sum(-2)
         return self.out(o.to(x.dtype)), E87State(memory, conv_tail)
 
     def _inner(self, x: Tensor, tail: Tensor | None) -> tuple[Tensor, Tensor | None]:
@@ -90,12 +93,13 @@ class E87Layer(nn.Module):
             inner, tail = self.conv(inner, tail)
         return F.silu(inner), tail
 
-    def _writes(self, rho: Tensor, p: Tensor) -> Tensor:
-        """Return how far each block moves to what is written to it, all [B, T, n_blocks]."""
+    def _choose(self, rho: Tensor) -> Tensor:
+        """Return whether each block is written, bool, of rho [B, T, n_blocks]."""
         # By rho, since p of several blocks can be 0; choosing has no gradient.
         chosen = rho.detach().topk(self.config.top_k, dim=-1).indices
-        mask = torch.zeros_like(p).scatter(-1, chosen, 1.0)
-        if not self.config.is_study:
-            return mask
-        shares = p * mask
+        return torch.zeros_like(rho, dtype=torch.bool).scatter(-1, chosen, True)
+
+    def _shares(self, p: Tensor, written: Tensor) -> Tensor:
+        """Return how far each block moves to what is written to it, as in the study."""
+        shares = p * written
         return shares / (shares.sum(-1, keepdim=True) + SHARE_EPS)

@@ -74,7 +74,7 @@ class E88Layer(nn.Module):
     def forward(self, x: Tensor, state: E88State | None = None) -> tuple[Tensor, E88State]:
         """Return y [B, T, dim] of x [B, T, dim], and the state after the last position."""
         mixed, conv_tail = self._mix(x, None if state is None else state.conv_tail)
-        q, k, v = self._split(F.silu(mixed))
+        q, k, v = self._split(mixed)
         gate = None if self.gate is None else self._heads(self.gate(x))
         read_out, memory = matrix_recurrence(
             q,
@@ -84,6 +84,7 @@ class E88Layer(nn.Module):
             gate if self._gates_inside else None,
             beta=None if self.rate is None else torch.sigmoid(at_least_float32(self.rate(x))),
             initial_state=None if state is None else state.memory,
+            activation="silu",
             linear_state=not self.config.squashes,
             backend=self.backend,
         )
@@ -104,12 +105,18 @@ class E88Layer(nn.Module):
         if self.conv is None:
             return mixed, None
         convolved, tail = self.conv(mixed, tail)
-        return convolved, tail
+        # Kernels read the numbers of a head side by side; the convolution leaves positions so.
+        return convolved.contiguous() if self.backend == "triton" else convolved, tail
 
     def _split(self, mixed: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Return queries, keys and values before their silu, as views of what was projected."""
         keys = self.config.key_width
-        q, k = self._heads(mixed[..., :keys]), self._heads(mixed[..., keys : 2 * keys])
-        return q, k, k if self.config.tie_kv else self._heads(mixed[..., 2 * keys :])
+        if self.config.tie_kv:
+            q, k = map(self._heads, torch.split(mixed, keys, dim=-1))
+            return q, k, k
+        widths = [keys, keys, self.config.value_width]
+        q, k, v = map(self._heads, torch.split(mixed, widths, dim=-1))
+        return q, k, v
 
     def _heads(self, x: Tensor) -> Tensor:
         """[B, T, H * width] as [B, T, H, width]."""
@@ -117,7 +124,7 @@ class E88Layer(nn.Module):
 
     def _finish(self, read_out: Tensor, v: Tensor) -> Tensor:
         if self.skip is not None:
-            read_out = read_out + self.skip * v
+            read_out = read_out + self.skip * F.silu(v)
         if self.norm is not None:
             read_out = self.norm(at_least_float32(read_out))
         return read_out

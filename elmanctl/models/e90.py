@@ -62,14 +62,14 @@ class E90Layer(nn.Module):
     def forward(self, x: Tensor, state: E90State | None = None) -> tuple[Tensor, E90State]:
         """Return y [B, T, dim] of x [B, T, dim], and the state after the last position."""
         fast, fast_state = self._remember(
-            F.silu(self.fast(x)),
+            self.fast(x),
             self.config.k_fast,
             self.fast_decay(x),
             rate=None,
             state=None if state is None else state.fast,
         )
         slow, slow_state = self._remember(
-            F.silu(self.slow(x)),
+            self.slow(x),
             self.config.k_slow,
             self.slow_decay(x),
             rate=torch.sigmoid(at_least_float32(self.rate(x))),
@@ -88,14 +88,16 @@ class E90Layer(nn.Module):
     ) -> tuple[Tensor, Tensor]:
         """Write and read one of the two states: its read-out [B, T, H, values], and what it is."""
         keys = self.config.n_heads * n_key
-        q, k, v = mixed[..., :keys], mixed[..., keys : 2 * keys], mixed[..., 2 * keys :]
+        widths = [keys, keys, mixed.shape[-1] - 2 * keys]
+        q, k, v = map(self._heads, torch.split(mixed, widths, dim=-1))
         return matrix_recurrence(
-            self._heads(q),
-            self._heads(k),
-            self._heads(v),
+            q,
+            k,
+            v,
             decay,
             beta=rate,
             initial_state=state,
+            activation="silu",
             backend=self.backend,
         )
 

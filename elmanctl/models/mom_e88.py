@@ -80,14 +80,15 @@ class MomE88Layer(nn.Module):
         p = scores.softmax(-1)  # [B, T, H]
         self.auxiliary_loss = self._balance_loss(scores, p)
         chosen = p.topk(self.config.top_k).indices  # [B, T, K], the largest p first
-        remember = self._remember_by_rank if self.config.is_study else self._remember
-        read_out, state = remember(x, chosen, state)
         gate = None if self.gate is None else self._heads(self.gate(x))
         if self.config.is_study:
+            read_out, state = self._remember_by_rank(x, chosen, state)
             weights = p.gather(-1, chosen)
             gate = None if gate is None else _pick(gate, chosen)
         else:
-            weights = p * _is_chosen(p, chosen)
+            is_chosen = torch.zeros_like(p, dtype=torch.bool).scatter(-1, chosen, True)
+            read_out, state = self._remember(x, is_chosen, state)
+            weights = p * is_chosen
         weights = weights / weights.sum(-1, keepdim=True)
         y = _sum_heads(weights, read_out)
         if gate is not None:
@@ -96,14 +97,17 @@ class MomE88Layer(nn.Module):
             y = y * (F.silu(mixed_gate) if silu else torch.sigmoid(mixed_gate))
         return self.out(y.to(x.dtype)), state
 
-    def _remember(self, x: Tensor, chosen: Tensor, state: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Write the chosen memories; return what every memory reads, and the memories."""
-        alpha = self.decay(x)
+    def _remember(
+        self, x: Tensor, is_chosen: Tensor, state: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        """Write and read the memories chosen [B, T, H]; return what they read, and all of them."""
         return matrix_recurrence(
             *self._queries_keys_values(x),
-            alpha,
-            blend=_is_chosen(alpha, chosen),
+            self.decay(x),
+            written=is_chosen,
             initial_state=state,
+            read="written",
+            activation="silu",
             backend=self.backend,
         )
 
@@ -111,7 +115,7 @@ class MomE88Layer(nn.Module):
         self, x: Tensor, chosen: Tensor, state: Tensor | None
     ) -> tuple[Tensor, Tensor]:
         """Let the chosen heads write and read the memories of their ranks, as the study did."""
-        q, k, v = (_pick(heads, chosen) for heads in self._queries_keys_values(x))
+        q, k, v = (F.silu(_pick(heads, chosen)) for heads in self._queries_keys_values(x))
         return matrix_recurrence(
             _study_unit_length(q),
             _study_unit_length(k),
@@ -123,7 +127,8 @@ class MomE88Layer(nn.Module):
         )
 
     def _queries_keys_values(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        q, k, v = (self._heads(F.silu(linear(x))) for linear in (self.query, self.key, self.value))
+        """Queries, keys and values of all heads before their silu."""
+        q, k, v = (self._heads(linear(x)) for linear in (self.query, self.key, self.value))
         return q, k, v
 
     def _heads(self, x: Tensor) -> Tensor:
@@ -137,11 +142,6 @@ class MomE88Layer(nn.Module):
         usage = p.mean((0, 1))
         balance = self.config.n_heads * usage.square().sum()
         return weight * (balance + SCORE_WEIGHT * scores.logsumexp(-1).square().mean())
-
-
-def _is_chosen(like: Tensor, chosen: Tensor) -> Tensor:
-    """1 for the heads in `chosen` and 0 for the others, [B, T, H]."""
-    return torch.zeros_like(like).scatter(-1, chosen, 1.0)
 
 
 def _pick(heads: Tensor, chosen: Tensor) -> Tensor:

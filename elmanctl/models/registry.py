@@ -68,6 +68,7 @@ FAMILIES: Mapping[str, Family] = {
             summary="Nonlinear recurrence of matrix states with a delta-rule write",
             config="elmanctl.models.configs.e88:E88Config",
             layer="elmanctl.models.e88:E88Layer",
+            backends=("triton", "gluon", "torch"),
             letters={"h": "n_heads", "n": "n_state"},
         ),
         Family(
@@ -75,6 +76,7 @@ FAMILIES: Mapping[str, Family] = {
             summary="E88 with a fast and a slow state in each head",
             config="elmanctl.models.configs.e90:E90Config",
             layer="elmanctl.models.e90:E90Layer",
+            backends=("triton", "gluon", "torch"),
             letters={"h": "n_heads"},
         ),
         Family(
@@ -82,6 +84,7 @@ FAMILIES: Mapping[str, Family] = {
             summary="Matrix states with a gate for each row, read by themselves",
             config="elmanctl.models.configs.e75:E75Config",
             layer="elmanctl.models.e75:E75Layer",
+            backends=("triton", "torch"),
             letters={"h": "n_heads", "n": "n_state"},
             spellings={"e75pc": {"post_conv": True}},
         ),
@@ -90,6 +93,7 @@ FAMILIES: Mapping[str, Family] = {
             summary="Blocks of memory of which a router writes a few",
             config="elmanctl.models.configs.e87:E87Config",
             layer="elmanctl.models.e87:E87Layer",
+            backends=("triton", "torch"),
             spellings={"87": {}},
             letters={"b": "n_blocks", "k": "top_k", "n": "n_state"},
         ),
@@ -98,6 +102,7 @@ FAMILIES: Mapping[str, Family] = {
             summary="E88 memories of which a router writes and reads a few",
             config="elmanctl.models.configs.mom_e88:MomE88Config",
             layer="elmanctl.models.mom_e88:MomE88Layer",
+            backends=("triton", "torch"),
             letters={"h": "n_heads", "k": "top_k", "n": "n_state"},
         ),
         Family(

@@ -19,71 +19,16 @@ from elmanctl.kernels.matrix_recurrence import (
 )
 from elmanctl.kernels.matrix_recurrence.checkpointed import checkpointed_matrix_recurrence
 from elmanctl.kernels.matrix_recurrence.naive import naive_matrix_recurrence
-
-NAMES = ("q", "k", "v", "alpha", "gate", "beta", "blend", "initial_state")
-FLOAT64_TOLERANCE = 1e-12
-FLOAT32_TOLERANCE = 2e-6
-BFLOAT16_TOLERANCE = 6e-3
-
-
-def draw(
-    length: int,
-    *,
-    batch: int = 2,
-    heads: int = 2,
-    n_key: int = 4,
-    n_value: int = 3,
-    dtype: torch.dtype = torch.float64,
-    without: tuple[str, ...] = (),
-    per_value: bool = False,
-    blend: bool = False,
-    seed: int = 0,
-) -> dict[str, Tensor]:
-    """Random arguments of the op, by name; with one decay for each value, or a blend, if told."""
-    generator = torch.Generator().manual_seed(seed)
-
-    def normal(*shape: int) -> Tensor:
-        return torch.randn(*shape, generator=generator, dtype=torch.float64)
-
-    steps = (batch, length, heads)
-    state_dtype = torch.promote_types(dtype, torch.float32)
-    tensors = {
-        "q": normal(*steps, n_key).to(dtype),
-        "k": normal(*steps, n_key).to(dtype),
-        "v": normal(*steps, n_value).to(dtype),
-        "alpha": torch.sigmoid(normal(*steps, *[n_value] * per_value) + 2).to(state_dtype),
-        "gate": normal(*steps, n_value).to(dtype),
-        "beta": torch.sigmoid(normal(*steps)).to(state_dtype),
-        "blend": torch.sigmoid(normal(*steps)).to(state_dtype),
-        "initial_state": torch.tanh(normal(batch, heads, n_key, n_value)).to(state_dtype),
-    }
-    left_out = without if blend else (*without, "blend")
-    return {name: x.requires_grad_() for name, x in tensors.items() if name not in left_out}
-
-
-def results(function: Any, arguments: dict[str, Tensor], **switches: Any) -> dict[str, Tensor]:
-    """Output, final state and all gradients of a weighted sum of both."""
-    output, final_state = function(**arguments, **switches)
-    weights = torch.Generator().manual_seed(1)
-
-    def weighted(x: Tensor) -> Tensor:
-        return (x * torch.randn(x.shape, generator=weights, dtype=torch.float64).to(x.dtype)).sum()
-
-    total = weighted(output).double() + weighted(final_state).double()
-    gradients = torch.autograd.grad(total, list(arguments.values()))
-    return {
-        "output": output.detach(),
-        "final_state": final_state.detach(),
-        **{f"d_{name}": d for name, d in zip(arguments, gradients, strict=True)},
-    }
-
-
-def assert_close(actual: dict[str, Tensor], truth: dict[str, Tensor], tolerance: float) -> None:
-    assert actual.keys() == truth.keys()
-    for name, expected in truth.items():
-        error = (actual[name].double() - expected.double()).norm()
-        assert error <= tolerance * expected.double().norm(), name
-
+from tests.kernels.recurrences import (
+    BFLOAT16_TOLERANCE,
+    FLOAT32_TOLERANCE,
+    FLOAT64_TOLERANCE,
+    NAMES,
+    assert_close,
+    draw,
+    exact,
+    results,
+)
 
 DECAYS_AND_BLENDS = {
     "decay for each head": {},
@@ -186,11 +131,9 @@ def test_lower_precision_is_near_the_float64_truth(
     dtype: torch.dtype, tolerance: float, linear_state: bool, kind: str
 ) -> None:
     arguments = draw(100, n_key=16, n_value=16, dtype=dtype, **DECAYS_AND_BLENDS[kind])
-    exact = {name: x.detach().double().requires_grad_() for name, x in arguments.items()}
     actual = results(matrix_recurrence, arguments, linear_state=linear_state)
-    assert_close(
-        actual, results(naive_matrix_recurrence, exact, linear_state=linear_state), tolerance
-    )
+    truth = results(naive_matrix_recurrence, exact(arguments), linear_state=linear_state)
+    assert_close(actual, truth, tolerance)
     assert actual["output"].dtype == actual["d_gate"].dtype == dtype
     assert actual["final_state"].dtype == actual["d_alpha"].dtype == torch.float32
 
@@ -220,8 +163,7 @@ def test_extremes_stay_finite_and_right(extreme: str, dtype: torch.dtype, per_va
     actual = results(matrix_recurrence, arguments)
     assert all(x.isfinite().all() for x in actual.values())
     assert actual["final_state"].abs().max() <= 1
-    exact = {name: x.detach().double().requires_grad_() for name, x in arguments.items()}
-    truth = results(naive_matrix_recurrence, exact)
+    truth = results(naive_matrix_recurrence, exact(arguments))
     tolerance = FLOAT64_TOLERANCE if dtype == torch.float64 else 1e-5
     for name in ("output", "final_state", "d_v", "d_beta"):
         error = (actual[name] - truth[name]).abs().max()

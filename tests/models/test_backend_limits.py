@@ -59,17 +59,39 @@ def test_equal_steps_are_drawn_together(sizes: tuple[int, ...], words: str) -> N
 @pytest.mark.parametrize(("family", "backend"), IMPLEMENTATIONS)
 def test_sizes_that_are_told_are_those_that_are_computed(family: str, backend: str) -> None:
     config_class = FAMILIES[family].load_config()
-    limits = config_class.backend_limits(backend)
+    limits, _, _ = config_class.backend_limits(backend).partition("; ")
     named = [field.name for field in fields(config_class) if f"`{field.name}`" in limits]
-    for name in set(named) & set(SIZED):
-        # A width that every size divides; both of E90's states are moved alone.
+    sized = set(named) & set(SIZED)
+    for name in sized:
+        # A width that every size divides; of E90's states one is moved, beside a size that all do.
+        beside = {"dim": 64 * 3 * 5, **dict.fromkeys(sized, 16)}
         computed = {
-            size
-            for size in range(1, 140)
-            if is_computed(family, backend, **{name: size, "dim": 64 * 3 * 5})
+            size for size in range(1, 140) if is_computed(family, backend, **{**beside, name: size})
         }
         assert computed == spelled_out(limits)
     assert bool(limits) == bool(named) or (family, backend) == ("fla-gdn", "fla")
+
+
+@pytest.mark.parametrize(
+    ("family", "sizes"),
+    [
+        ("e88", {"n_state": 16}),
+        ("e90", {"k_fast": 16, "k_slow": 16}),
+        ("mom-e88", {"n_state": 16}),
+    ],
+)
+def test_values_that_are_told_are_those_that_are_computed(
+    family: str, sizes: dict[str, int]
+) -> None:
+    limits = FAMILIES[family].load_config().backend_limits("triton")
+    _, _, values = limits.partition("; ")
+    computed = {
+        number
+        for number in range(1, 140)
+        if is_computed(family, "triton", **sizes, expansion=number / 16)
+    }
+    assert computed == spelled_out(values)
+    assert is_computed(family, "torch", **sizes, expansion=17 / 16)
 
 
 @pytest.mark.parametrize("family", ["gru", "lstm"])

@@ -118,11 +118,10 @@ def test_blocks_are_chosen_by_score_where_their_probabilities_are_zero(variant: 
     rho = z @ layer.router.weight.T
     p = torch.softmax(rho, dim=-1)
     assert ((p == 0).sum(-1) >= 3).any()
-    chosen = layer._writes(rho, p) > 0
-    if variant == "documented":
-        assert torch.equal(chosen, rho >= rho.topk(3).values[:, -1:])
-    else:
-        assert torch.equal(chosen, (p > 0) & (rho >= rho.topk(3).values[:, -1:]))
+    chosen = layer._choose(rho)
+    assert torch.equal(chosen, rho >= rho.topk(3).values[:, -1:])
+    if variant == "study-2026-01":
+        assert torch.equal(layer._shares(p, chosen) > 0, chosen & (p > 0))
     assert layer(x)[0].isfinite().all()
 
 

@@ -51,7 +51,9 @@ def torch_matrix_recurrence(
 ) -> tuple[Tensor, Tensor]:
     """Compute what `naive_matrix_recurrence` computes, whatever the dtype and the device."""
     if activation == "silu":
-        q, k, v = F.silu(q), F.silu(k), F.silu(v)
+        is_tied = v is k
+        q, k = F.silu(q), F.silu(k)
+        v = k if is_tied else F.silu(v)
     if written is not None:
         # A share of 0 leaves a state exactly as it is, and its gradient too.
         chosen = written.to(alpha.dtype)
@@ -75,7 +77,8 @@ def torch_matrix_recurrence(
             output = output * F.silu(output)
             output = output if gate is None else output * F.silu(gate)
     if written is not None and read == "written":
-        output = torch.where(written.unsqueeze(-1), output, 0.0)
+        # In place, since nothing that is kept for the gradient shares memory with the output.
+        output = output.masked_fill_(~written.unsqueeze(-1), 0.0)
     return output, final_state
 
 

@@ -145,7 +145,7 @@ def matrix_recurrence_backward_in_blocks_kernel(
     v_batch, v_time, v_head, gate_batch, gate_time, gate_head,
     alpha_batch, alpha_time, alpha_head, beta_batch, beta_time, beta_head,
     B, T, H,
-    N: gl.constexpr, M: gl.constexpr, BK: gl.constexpr, BV: gl.constexpr, LK: gl.constexpr,
+    N: gl.constexpr, M: gl.constexpr, CHUNK: gl.constexpr, BV: gl.constexpr, LK: gl.constexpr,
     EVERY: gl.constexpr, UNIT: gl.constexpr,
     ACTIVATE: gl.constexpr, NORMALIZE: gl.constexpr, EPS: gl.constexpr,
 ):  # fmt: skip
@@ -204,7 +204,9 @@ def matrix_recurrence_backward_in_blocks_kernel(
     o_state = (i_batch * H + i_head) * (N * M) + (s_group * NI + s_inner) * M + s_value
     n_segments = (T + EVERY - 1) // EVERY
     checkpoints += (i_batch * H + i_head) * n_segments * (N * M)
-    o_checkpoint = s_group * (NI * M) + s_inner // BK * (BK * M) + s_value * BK + s_inner % BK
+    o_checkpoint = (
+        s_group * (NI * M) + s_inner // CHUNK * (CHUNK * M) + s_value * CHUNK + s_inner % CHUNK
+    )
 
     # Each place is seen as a tile of the segment and as one row for each position.
     TILE: gl.constexpr = gl.SwizzledSharedLayout(1, 1, 1, [1, 0])

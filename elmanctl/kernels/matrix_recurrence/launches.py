@@ -11,7 +11,13 @@ from elmanctl.kernels.launch import Launch
 from elmanctl.kernels.matrix_recurrence.sizes import CHECKPOINT_EVERY
 
 TILE_KEYS = 4
-"""Keys of one tile: four float32 are what one instruction loads, and any number of keys fits."""
+"""Keys of a tile where the table says nothing: four float32 are what one instruction loads."""
+
+BACKWARD_TILE_KEYS = 8
+"""The same in the backward kernel, which has more to compile for each tile."""
+
+CHUNK = 4
+"""Keys that lie side by side in a checkpoint, whatever the tiles of the kernels around it are."""
 
 GLUON_EVERY = 8
 """Positions between two checkpoints for the backward kernel in Gluon.
@@ -71,7 +77,7 @@ class Problem:
         return {
             "N": self.n_key,
             "M": self.n_value,
-            "BK": TILE_KEYS,
+            "CHUNK": CHUNK,
             "EVERY": self.every,
             "UNIT": self.unit,
             "PER_VALUE": self.per_value,
@@ -87,10 +93,16 @@ class Problem:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Split:
-    """What one program has: `heads` of a sequence, `values` of each."""
+    """What one program has: `heads` of a sequence, `values` of each, in tiles of `keys`.
+
+    `registers` is the most that a lane may take, where fewer than it would leave room for more
+    programs on a multiprocessor.
+    """
 
     heads: int
     values: int
+    keys: int
+    registers: int | None = None
 
     def grid(self, batch: int, n_heads: int, n_value: int) -> tuple[int, int]:
         """Return how many programs there are: of groups of heads, and of parts of their values."""
@@ -120,12 +132,13 @@ def _split(direction: str, problem: Problem) -> Split:
     if direction == "backward" and problem.backend == "gluon":
         # So many registers of a lane hold a state of 64 keys.
         narrow = problem.n_key == 64 or problem.n_value % 32
-        return Split(heads=1, values=16 if narrow else 32)
+        return Split(heads=1, values=16 if narrow else 32, keys=problem.n_key)
     told = _table()[direction].get(f"{problem.n_key}x{problem.n_value}")
     if told is None:
         # A lane for each value, and what is left of a warp for more heads.
         values = 32 if problem.n_value % 32 == 0 else 16
         told = {"heads": 32 // values, "values": values}
+    told = {"keys": TILE_KEYS if direction == "forward" else BACKWARD_TILE_KEYS, **told}
     if "written" in problem.given:
         # Heads that are written at different positions have nothing to share.
         told = {**told, "heads": 1}
@@ -216,6 +229,7 @@ def _launch(
         "BN": 1 << (problem.n_key - 1).bit_length(),
         "G": split.heads,
         "BV": split.values,
+        "BK": split.keys,
         "LK": GLUON_LANES,
     }
     names = kernel.arg_names
@@ -224,4 +238,5 @@ def _launch(
         pointers={x: kind for x, kind in pointers.items() if kind is not None and x in names},
         integers=integers,
         constants={name: value for name, value in constants.items() if name in names},
+        max_registers=split.registers,
     )

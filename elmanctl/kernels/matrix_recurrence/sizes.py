@@ -86,9 +86,10 @@ def check_values(backend: str, n_value: int) -> None:
 
 
 def _check_among(name: str, size: int, sizes: tuple[int, ...], backend: str) -> None:
-    place = bisect_left(sizes, size)
-    if place < len(sizes) and sizes[place] == size:
+    # First of all, since torch.compile cannot look into bisect_left.
+    if size in sizes:
         return
+    place = bisect_left(sizes, size)
     around = " and ".join(str(size) for size in sizes[max(0, place - 1) : place + 1])
     raise InvalidConfiguration(
         f"{name}={size} is not supported by the {backend} backend; nearest supported: {around}"
@@ -109,9 +110,18 @@ def choose_backend(name: str, *, n_key: int, n_value: int, device: str, dtype: s
         return backend
     # The interpreter is for tests that name it, and slower than anything.
     can = device == "cuda" and importlib.util.find_spec("triton") is not None
-    if can and _fault("triton", n_key, n_value, device, dtype) is None:
+    # Asked without an exception, which would break the graph of torch.compile.
+    if can and _has_code("triton", n_key, n_value, dtype):
         return "triton"
     return choose_backend("torch", n_key=n_key, n_value=n_value, device=device, dtype=dtype)
+
+
+def _has_code(backend: str, n_key: int, n_value: int, dtype: str) -> bool:
+    return (
+        n_key in SUPPORTED[backend]
+        and n_value in VALUES.get(backend, (n_value,))
+        and dtype in DTYPES.get(backend, (dtype,))
+    )
 
 
 def _fault(

@@ -30,7 +30,7 @@ def matrix_recurrence_forward_kernel(
     blend_batch, blend_time, blend_head, written_batch, written_time, written_head,
     T, H,
     N: tl.constexpr, M: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr, G: tl.constexpr,
-    BV: tl.constexpr, EVERY: tl.constexpr, UNIT: tl.constexpr,
+    BV: tl.constexpr, CHUNK: tl.constexpr, EVERY: tl.constexpr, UNIT: tl.constexpr,
     PER_VALUE: tl.constexpr, LINEAR: tl.constexpr, ACTIVATE: tl.constexpr, NORMALIZE: tl.constexpr,
     SELF_GATE: tl.constexpr, READ_ALL: tl.constexpr, FAST: tl.constexpr, EPS: tl.constexpr,
 ):  # fmt: skip
@@ -38,8 +38,8 @@ def matrix_recurrence_forward_kernel(
 
     q, k: [B, T, H, N]; v, gate: [B, T, H, M]; alpha: [B, T, H] or [B, T, H, M]; beta, blend,
     written: [B, T, H]; all by their strides but the last, which is 1.  The others lie without
-    gaps: output [B, T, H, M], states [B, H, N, M], checkpoints [B, H, ceil(T / EVERY), N / BK, M,
-    BK], scratch [programs, 2, EVERY, G, N].  Strides of q, k, v and gate come in units of UNIT.
+    gaps: output [B, T, H, M], states [B, H, N, M], checkpoints [B, H, ceil(T / EVERY), N / CHUNK,
+    M, CHUNK], scratch [programs, 2, EVERY, G, N].  UNIT divides the strides of q, k, v and gate.
     """
     TILES: tl.constexpr = N // BK
     # Products with these outgrow 32 bits.
@@ -65,8 +65,10 @@ def matrix_recurrence_forward_kernel(
     is_value = is_head[:, None] & (o_value[None, :] < M)
     H = H.to(tl.int64)
 
-    # A segment of raw keys or queries, [EVERY, G, BN].
-    o_time = tl.arange(0, EVERY)[:, None, None]
+    # Raw keys or queries of a segment, [ROWS, G, BN].
+    # They go through the registers ROWS positions at a time: sixteen numbers a lane are enough.
+    ROWS: tl.constexpr = EVERY if N <= 16 else EVERY * 16 // BN
+    o_time = tl.arange(0, ROWS)[:, None, None]
     o_all = tl.arange(0, BN)[None, None, :]
     is_raw = is_head[None, :, None] & (o_all < N)
     o_q = (o_time * q_time.to(tl.int32) + o_head[None, :, None] * q_head) * UNIT + o_all
@@ -110,8 +112,8 @@ def matrix_recurrence_forward_kernel(
         checkpoints += (i_batch * H + i_head) * n_segments * (N * M)
     o_checkpoint = (
         o_group[None, :, None] * n_segments * (N * M)
-        + o_value[None, None, :] * BK
-        + o_key[:, None, None]
+        + (o_key // CHUNK * (CHUNK * M) + o_key % CHUNK)[:, None, None]
+        + o_value[None, None, :] * CHUNK
     )
 
     state = ()
@@ -136,12 +138,21 @@ def matrix_recurrence_forward_kernel(
                 )
             checkpoints += N * M
 
-        is_there = is_raw & (o_time < T - start)
-        raw_k = tl.load(k + start * k_time * UNIT + o_k, mask=is_there, other=0.0)
-        raw_q = tl.load(q + start * q_time * UNIT + o_q, mask=is_there, other=0.0)
         tl.debug_barrier()
-        tl.store(keys + o_staged, address(raw_k, ACTIVATE, NORMALIZE, EPS, FAST), mask=o_all < N)
-        tl.store(queries + o_staged, address(raw_q, ACTIVATE, NORMALIZE, EPS, FAST), mask=o_all < N)
+        for first in tl.static_range(0, EVERY, ROWS):
+            is_there = is_raw & (o_time < T - start - first)
+            raw_k = tl.load(k + (start + first) * k_time * UNIT + o_k, mask=is_there, other=0.0)
+            raw_q = tl.load(q + (start + first) * q_time * UNIT + o_q, mask=is_there, other=0.0)
+            tl.store(
+                keys + first * G * N + o_staged,
+                address(raw_k, ACTIVATE, NORMALIZE, EPS, FAST),
+                mask=o_all < N,
+            )
+            tl.store(
+                queries + first * G * N + o_staged,
+                address(raw_q, ACTIVATE, NORMALIZE, EPS, FAST),
+                mask=o_all < N,
+            )
         tl.debug_barrier()
 
         for t in range(start, min(start + EVERY, T)):

@@ -7,6 +7,7 @@ from typing import Any, Literal
 from elmanctl.errors import InvalidConfiguration
 from elmanctl.kernels.matrix_recurrence.sizes import (
     check_size,
+    check_values,
     flops_per_entry,
     numbers_kept,
     sizes_of,
@@ -85,6 +86,7 @@ class E75Config(FamilyConfig):
     def check_backend(self, backend: str) -> None:
         """Raise InvalidConfiguration unless the backend computes states of this size."""
         check_size(backend, self.n_state)
+        check_values(backend, self.n_state)
 
     @classmethod
     def backend_limits(cls, backend: str) -> str:

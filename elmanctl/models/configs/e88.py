@@ -6,6 +6,7 @@ from typing import Literal
 from elmanctl.errors import InvalidConfiguration
 from elmanctl.kernels.matrix_recurrence.sizes import (
     check_size,
+    check_values,
     flops_per_entry,
     numbers_kept,
     sizes_of,
@@ -16,9 +17,8 @@ from elmanctl.models.config import (
     Expansion,
     FamilyConfig,
     Heads,
-    in_words,
 )
-from elmanctl.models.configs.sizes import check_values_are_even, values_of
+from elmanctl.models.configs.sizes import check_values_are_even, limits_in_words, values_of
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -112,11 +112,17 @@ class E88Config(FamilyConfig):
         """
         check_values_are_even(self, self.n_heads, self.n_state, self.expansion)
         check_size(backend, self.n_state)
+        check_values(backend, self.head_values)
+        if backend == "gluon" and not self.squashes:
+            raise InvalidConfiguration(
+                f"{self.level}: backend `gluon` computes no `linear_state`",
+                hint="backend `triton` does",
+            )
 
     @classmethod
     def backend_limits(cls, backend: str) -> str:
         """Return in words which sizes a backend computes."""
-        return f"`n_state` {in_words(sizes_of(backend))}"
+        return limits_in_words("`n_state`", sizes_of(backend), backend)
 
     def layer_parameters(self) -> int:
         """Return the number of parameters of one layer, the norm before it left out."""
@@ -156,8 +162,8 @@ class E88Config(FamilyConfig):
         values = self.use_gate * (3 if gates_outside else 1) + 2 * self.output_norm
         if self.head_mix not in ("sum", "concat", "per_head"):
             values += 1
-        # The values of `value_residual` hold on to the keys and queries beside them.
-        mixed = self.mixed_width * (1 + self.use_conv + self.value_residual)
+        mixed = self.mixed_width * (1 + self.use_conv)
+        mixed += self.value_residual * self.value_width
         joined = self.value_width if self.head_mix in ("concat", "per_head") else self.head_values
         recurrence = numbers_kept(self.key_width, self.value_width, state_size)
         return 2 * self.dim + mixed + recurrence + values * self.value_width + joined

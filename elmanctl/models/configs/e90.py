@@ -7,12 +7,13 @@ from typing import Literal
 from elmanctl.errors import InvalidConfiguration
 from elmanctl.kernels.matrix_recurrence.sizes import (
     check_size,
+    check_values,
     flops_per_entry,
     numbers_kept,
     sizes_of,
 )
-from elmanctl.models.config import Expansion, FamilyConfig, Heads, in_words, whole
-from elmanctl.models.configs.sizes import expansions_around, values_of
+from elmanctl.models.config import Expansion, FamilyConfig, Heads, whole
+from elmanctl.models.configs.sizes import expansions_around, limits_in_words, values_of
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -86,12 +87,13 @@ class E90Config(FamilyConfig):
     @classmethod
     def backend_limits(cls, backend: str) -> str:
         """Return in words which sizes a backend computes."""
-        return f"`k_fast` and `k_slow` {in_words(sizes_of(backend))}"
+        return limits_in_words("`k_fast` and `k_slow`", sizes_of(backend), backend)
 
     def _check_sizes(self, backend: str) -> None:
         for name in ("k_fast", "k_slow"):
             try:
                 check_size(backend, getattr(self, name))
+                check_values(backend, self._values(getattr(self, name)))
             except InvalidConfiguration as exc:
                 message = f"{self.level}: `{name}`: {exc}"
                 raise InvalidConfiguration(message, hint=exc.hint) from exc

@@ -6,12 +6,13 @@ from typing import Annotated, Literal
 from elmanctl.errors import InvalidConfiguration
 from elmanctl.kernels.matrix_recurrence.sizes import (
     check_size,
+    check_values,
     flops_per_entry,
     numbers_kept,
     sizes_of,
 )
-from elmanctl.models.config import Between, Expansion, FamilyConfig, Heads, in_words
-from elmanctl.models.configs.sizes import check_values_are_even, values_of
+from elmanctl.models.config import Between, Expansion, FamilyConfig, Heads
+from elmanctl.models.configs.sizes import check_values_are_even, limits_in_words, values_of
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,11 +63,12 @@ class MomE88Config(FamilyConfig):
     def check_backend(self, backend: str) -> None:
         """Raise InvalidConfiguration unless the backend computes states of this size."""
         check_size(backend, self.n_state)
+        check_values(backend, self.head_values)
 
     @classmethod
     def backend_limits(cls, backend: str) -> str:
         """Return in words which sizes a backend computes."""
-        return f"`n_state` {in_words(sizes_of(backend))}"
+        return limits_in_words("`n_state`", sizes_of(backend), backend)
 
     def layer_parameters(self) -> int:
         """Return the number of parameters of one layer, the norm before it left out."""
@@ -91,7 +93,7 @@ class MomE88Config(FamilyConfig):
         if self.is_study:
             # The chosen heads are copied out of all, which stay, and then brought to unit length.
             keys, values = self.top_k * self.n_state, self.top_k * self.head_values
-            mixed += mixed + self.use_gate * self.value_width + 2 * keys
+            mixed += 2 * keys + values + self.use_gate * self.value_width + 2 * keys
         recurrence = numbers_kept(keys, values, self.layer_state_size(seq_len))
         summed = values * (1 + self.use_gate) + 4 * self.head_values
         return 2 * self.dim + mixed + recurrence + summed + scores

@@ -1,7 +1,10 @@
 """What several families work out of their settings in the same way."""
 
+from collections.abc import Iterable
+
 from elmanctl.errors import InvalidConfiguration
-from elmanctl.models.config import FamilyConfig, whole
+from elmanctl.kernels.matrix_recurrence.sizes import VALUES
+from elmanctl.models.config import FamilyConfig, in_words, whole
 
 
 def values_of(n_keys: int, expansion: float, *, is_study: bool) -> int:
@@ -33,6 +36,17 @@ def check_values_are_even(
             f"evenly to {n_heads} heads",
             hint=f"the nearest expansions that can are {expansions_around(n_state, expansion)}",
         )
+
+
+def limits_in_words(names: str, sizes: Iterable[int], backend: str) -> str:
+    """Return which keys, told by `names`, and values of a state a backend computes.
+
+    Values are left out where any number of them is computed.
+    """
+    keys = f"{names} {in_words(sizes)}"
+    if backend not in VALUES:
+        return keys
+    return f"{keys}; values of a head {in_words(VALUES[backend])}"
 
 
 def check_inner_width(config: FamilyConfig, width: int, expansion: float) -> None:

@@ -1,0 +1,160 @@
+"""What torch is told of the kernels of the matrix recurrence: to trace, differentiate, compile."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from elmanctl.errors import InvalidConfiguration
+from elmanctl.kernels.matrix_recurrence import launches, matrix_recurrence
+from elmanctl.kernels.matrix_recurrence import triton as operators
+from elmanctl.kernels.matrix_recurrence.sizes import choose_backend
+from elmanctl.kernels.matrix_recurrence.triton import Flags
+from tests.kernels.interpreted import DEVICE
+from tests.kernels.recurrences import draw, results, widen_tiles
+
+# In the order of the operator.
+TENSORS = ("q", "k", "v", "alpha", "beta", "blend", "written", "gate", "initial_state")
+FLAGS = Flags(
+    linear_state=False,
+    normalize=True,
+    activate=False,
+    self_gate=False,
+    read_all=True,
+    fast=False,
+    eps=1e-12,
+    checkpoints="fp32",
+    backend="triton",
+)
+
+
+@pytest.fixture(autouse=True)
+def few_operations(monkeypatch: pytest.MonkeyPatch) -> None:
+    if DEVICE == "cpu":
+        widen_tiles(monkeypatch)
+
+
+def draw_small(length: int = 2, **differing: Any) -> dict[str, Tensor]:
+    small = {"batch": 1, "heads": 1, "n_key": 16, "n_value": 16, "dtype": torch.float32}
+    return draw(length, device=DEVICE, **{**small, **differing})
+
+
+def operate(*, keep: bool = True, **tensors: Tensor) -> tuple[Tensor, Tensor]:
+    """Output and final state of the operator, with nothing between the caller and it."""
+    forward = torch.ops.elmanctl.matrix_recurrence_forward
+    output, final_state, _ = forward(*(tensors.get(name) for name in TENSORS), *FLAGS, keep)
+    return output, final_state
+
+
+@pytest.mark.parametrize(("n_key", "backend"), [(32, "triton"), (24, "torch")])
+def test_choice_of_a_backend_breaks_no_graph(n_key: int, backend: str) -> None:
+    def add_choice(x: Tensor) -> Tensor:
+        chosen = choose_backend("auto", n_key=n_key, n_value=32, device="cuda", dtype="bfloat16")
+        return x + (chosen == backend)
+
+    compiled = torch.compile(add_choice, backend="eager", fullgraph=True)
+    assert compiled(torch.zeros(())) == 1
+
+
+def test_operator_reads_tensors_that_a_compiler_laid_out_anew() -> None:
+    arguments = draw_small(per_value=True)
+    expected = results(operate, arguments)
+    for name in ("q", "k", "v", "alpha", "gate"):
+        apart = torch.empty(*arguments[name].shape, 2, device=DEVICE)[..., 0]
+        arguments[name] = apart.copy_(arguments[name].detach()).requires_grad_()
+    found = results(operate, arguments)
+    assert all(torch.equal(found[name], expected[name]) for name in expected)
+
+
+def test_gradient_for_which_nothing_was_kept_is_refused() -> None:
+    output, _ = operate(**draw_small(), keep=False)
+    with pytest.raises(RuntimeError, match="no states were kept for a gradient"):
+        output.sum().backward()
+
+
+class Sizes(TorchDispatchMode):
+    """Notes how many numbers each tensor has that is made while this is entered."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: list[int] = []
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        made = func(*args, **(kwargs or {}))
+        self.seen += [x.numel() for x in tree_leaves(made) if isinstance(x, Tensor)]
+        return made
+
+
+@pytest.mark.parametrize("lost", ["output", "final_state"])
+def test_backward_pass_makes_nothing_as_large_as_the_checkpoints(lost: str) -> None:
+    with FakeTensorMode():
+        arguments = draw_small(160, n_key=64, n_value=64)
+        output, final_state = operate(**arguments)
+        kept = 10 * final_state.numel()
+        total = (final_state if lost == "output" else output).sum()
+        with Sizes() as sizes:
+            total.backward()
+    assert arguments["q"].numel() in sizes.seen
+    assert max(sizes.seen) < kept
+
+
+FAR = {
+    "q": [2**40, 2**26, 2**30, 1],
+    "k": [2**40, 2**28, 16, 1],
+    "v": [2**40, 48, 2**30, 1],
+    "alpha": [2**40, 48, 2**30, 1],
+    "beta": [2**40, 48, 2**30],
+    "written": [2**40, 48, 2**30],
+}
+
+
+@pytest.mark.parametrize("name", FAR)
+def test_heads_that_lie_too_far_apart_are_refused(name: str) -> None:
+    arguments = {k: x.to("meta") for k, x in draw_small(17, heads=3, per_value=True).items()}
+    arguments["written"] = torch.ones(1, 17, 3, dtype=torch.bool, device="meta")
+    x = arguments[name]
+    arguments[name] = torch.empty_strided(x.shape, FAR[name], dtype=x.dtype, device="meta")
+    with pytest.raises(InvalidConfiguration, match=f"^{name} has strides .* with 32 bits"):
+        matrix_recurrence(**arguments, backend="triton", tanh="exact")
+
+
+def test_sequences_and_positions_may_lie_further_apart_than_32_bits_count(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Strides that fit into 32 bits, while two of them do not: both of batches and of segments.
+    strides = (2**31 - 2**20, 2**30 + 64, 16, 1)
+    # A product that wraps around ends up before the first element, in memory of ours.
+    first = 2**31
+    for module in (launches, operators):
+        monkeypatch.setattr(module, "CHECKPOINT_EVERY", 2)
+    arguments = draw_small(3, batch=3, n_value=8, per_value=True, blend=True)
+    expected = results(operate, arguments)
+    size = 4 * (first + 2**32 + 2**31 + 2**20)
+    if DEVICE == "cpu":  # hardly a page of it is ever touched
+        memory = torch.from_file(str(tmp_path / "sparse"), shared=True, size=size, dtype=torch.int8)
+    else:
+        memory = torch.empty(size, dtype=torch.int8, device=DEVICE)
+    memory = memory.view(torch.float32)
+    for index, (name, x) in enumerate(arguments.items()):
+        if name != "initial_state":
+            view = memory.as_strided(x.shape, strides[: x.ndim], first + 16 * index)
+            arguments[name] = view.copy_(x.detach()).requires_grad_()
+    found = results(operate, arguments)
+    assert all(torch.equal(found[name], expected[name]) for name in expected)
+
+
+@pytest.mark.skipif(DEVICE == "cuda", reason="kernels are compiled where there is a GPU")
+def test_bfloat16_has_the_exact_tanh_in_the_interpreter_and_no_fast_one() -> None:
+    arguments = draw_small(dtype=torch.bfloat16)
+    chosen, _ = matrix_recurrence(**arguments, backend="triton")
+    exact, _ = matrix_recurrence(**arguments, backend="triton", tanh="exact")
+    assert torch.equal(chosen, exact)
+    with pytest.raises(InvalidConfiguration, match="interpreter has no fast tanh"):
+        matrix_recurrence(**arguments, backend="triton", tanh="fast")
