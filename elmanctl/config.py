@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from elmanctl.constants import (
+    COMMIT_VARIABLE,
     CONFIG_NAME,
     ENVIRONMENT_PREFIX,
     LOCAL_JOB_VARIABLE,
@@ -179,7 +180,7 @@ def _refuse_unknown_variables(source: Source, environ: Mapping[str, str]) -> Non
 
 def _unknown_variables(environ: Mapping[str, str]) -> tuple[str, ...]:
     """Return a warning for each variable with our prefix that nothing reads."""
-    known = {TRUST_VARIABLE, LOCAL_JOB_VARIABLE, *OTHER_VARIABLES} | {
+    known = {TRUST_VARIABLE, LOCAL_JOB_VARIABLE, COMMIT_VARIABLE, *OTHER_VARIABLES} | {
         f"{ENVIRONMENT_PREFIX}{section}_{item.name}".upper()
         for section, record in SECTIONS.items()
         for item in fields(record)

@@ -11,8 +11,11 @@ LOCAL_JOB_VARIABLE = "ELMAN_LOCAL_JOB"
 # Set to 1 by a user who means to work in a folder that somebody else may write to.
 TRUST_VARIABLE = "ELMAN_TRUST_OWNER"
 
+# Names the commit of a copy without a history, for the head of what is measured.
+COMMIT_VARIABLE = "ELMAN_COMMIT"
+
 # With the same prefix, and read by programs beside the package.
-OTHER_VARIABLES = ("ELMAN_REQUIRE_SLURM",)
+OTHER_VARIABLES = ("ELMAN_REQUIRE_SLURM", "ELMAN_WHEELS")
 
 VOCABULARY = 256
 

@@ -23,6 +23,7 @@ PANELS = {
     "Start": ["init", "doctor", "models", "params", "calc-dim", "data", "eval"],
     "Search": ["search", "resume", "cancel", "requeue"],
     "Look": ["status", "show", "logs", "classify"],
+    "Measure": ["bench"],
     "Keep": ["disk", "clean", "ledger", "config", "completion"],
 }
 
@@ -44,6 +45,7 @@ _PLACES = {
     "show": "inspect:show",
     "logs": "inspect:logs",
     "classify": "classify:classify",
+    "bench": "bench:app",
     "disk": "disk:disk",
     "clean": "disk:clean",
     "ledger": "ledger:app",

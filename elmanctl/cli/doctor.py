@@ -1,32 +1,62 @@
 """`doctor`: what this machine has, and what to do about the rest."""
 
+import os
+from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from elmanctl.bench.machine import require_device
 from elmanctl.cli.context import JsonFlag, resolve_settings
-from elmanctl.cli.output import Column, hint, print_json, print_table
-from elmanctl.doctor import examine
+from elmanctl.cli.output import Column, hint, print_json, print_table, say
+from elmanctl.doctor import Finding, examine
+from elmanctl.errors import EnvironmentNotReady
+from elmanctl.models.backends import BACKENDS
+
+if TYPE_CHECKING:
+    import torch
+
+INTERPRETED = "cpu, Triton's interpreter: the formulas are checked, no GPU is"
 
 
-def doctor(ctx: typer.Context, as_json: JsonFlag = False) -> None:
-    """Check what this machine has: packages, model backends, Slurm, disk
+def doctor(
+    ctx: typer.Context,
+    gpu: Annotated[
+        bool, typer.Option("--gpu", help="Check the kernels against float64 on this GPU instead")
+    ] = False,
+    as_json: JsonFlag = False,
+) -> None:
+    """Check what this machine has: packages, model backends, Slurm, disk; or its GPU
 
     Nothing is changed.  What is missing may not be needed: a login node trains nothing, and a
     workstation has no Slurm.
+
+    With `--gpu` every kernel runs on this machine's GPU, at several sizes and in every dtype that
+    it computes, and outputs and all gradients are compared with a loop in float64. Exit code 1
+    when one of them is wrong, 4 without a GPU. Where TRITON_INTERPRET is 1 and there is no GPU,
+    Triton's interpreter runs our own kernels on the CPU.
 
     \b
     Examples:
         elmanctl doctor
         elmanctl doctor --json
+        elmanctl doctor --gpu
     """
+    if gpu:
+        _check_kernels(as_json)
+        return
     settings = resolve_settings(ctx, {}).settings
     runs = Path(settings.paths.runs).expanduser().resolve()
     findings = examine(runs, settings.disk.floor_gb)
     if as_json:
         print_json({"findings": [asdict(finding) for finding in findings]})
         return
+    _print_findings(findings)
+
+
+def _print_findings(findings: list[Finding]) -> None:
     print_table(
         [
             Column(name="PART"),
@@ -39,3 +69,78 @@ def doctor(ctx: typer.Context, as_json: JsonFlag = False) -> None:
     for finding in findings:
         if finding.fix:
             hint(f"{finding.name}: {finding.fix}")
+
+
+def _check_kernels(as_json: bool) -> None:
+    """Check every kernel and print what came of it.
+
+    Raises Exit when one of them is wrong, EnvironmentNotReady when none of ours could run.
+    """
+    device = _device()
+    from elmanctl.bench.machine import describe
+
+    machine = describe(device)
+    if device.type == "cpu":
+        machine["label"] = INTERPRETED
+    say(str(machine.get("label") or machine["name"]))
+    checks = list(_checks(device))
+    if as_json:
+        print_json({"machine": machine, "checks": checks})
+    else:
+        print_table(_COLUMNS, [_cells(check) for check in checks])
+    if any(check["status"] in ("wrong", "failed") for check in checks):
+        raise typer.Exit(1)
+    ours = [check for check in checks if check["is_ours"]]
+    if device.type == "cuda" and all(check["status"] == "not run" for check in ours):
+        raise EnvironmentNotReady(
+            f"none of our own kernels ran on this GPU: {ours[0]['reason']}",
+            hint=BACKENDS["triton"].fix,
+        )
+
+
+def _device() -> "torch.device":
+    try:
+        return require_device("cuda")
+    except EnvironmentNotReady:
+        if os.environ.get("TRITON_INTERPRET") != "1":
+            raise
+    return require_device("cpu")
+
+
+def _checks(device: "torch.device") -> Iterator[dict[str, Any]]:
+    """Yield every check as plain data, told as it is made."""
+    from elmanctl.bench.selftest import check_all
+
+    for check in check_all(device):
+        say(f"{check.operation} {check.path} {check.size} {check.dtype}: {check.status}")
+        yield check.encode()
+
+
+_COLUMNS = [
+    Column(name="OPERATION"),
+    Column(name="PATH"),
+    Column(name="SIZE"),
+    Column(name="DTYPE"),
+    Column(name="RESULT"),
+    Column(name="ERROR", right=True),
+    Column(name="ALLOWED", right=True, dispensable=1),
+    Column(name="OF", dispensable=2),
+    Column(name="FORWARD MS", right=True, dispensable=1),
+    Column(name="BOTH MS", right=True, dispensable=1),
+    Column(name="NOTE", wraps=True, may_be_empty=True),
+]
+
+
+def _cells(check: dict[str, Any]) -> list[str | None]:
+    def written(key: str, form: str) -> str | None:
+        return None if check[key] is None else format(check[key], form)
+
+    return [
+        *(check[key] for key in ("operation", "path", "size", "dtype", "status")),
+        written("error", ".1e"),
+        written("allowed", ".0e"),
+        check["worst"],
+        written("forward_ms", ".3g"),
+        written("forward_backward_ms", ".3g"),
+        check["reason"],
+    ]

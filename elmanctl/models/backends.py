@@ -16,6 +16,9 @@ AUTO = "auto"
 OLDEST_TRITON = (3, 5)
 """The oldest Triton that mamba-ssm works with, and the oldest that our own kernels are tried on."""
 
+OLDEST_GLUON = (3, 6)
+"""The oldest Triton on which our kernels in its experimental language are compiled in tests."""
+
 OLDEST_GPU = (8, 0)
 """The lowest compute capability that our own kernels are compiled for in tests."""
 
@@ -92,6 +95,21 @@ def _triton_fault(device: str) -> str | None:
     return None
 
 
+def _gluon_fault(device: str) -> str | None:
+    if device != "cuda":
+        return f"its kernels run on cuda, not on {device}"
+    fault = _triton_fault(device)
+    if fault:
+        return fault
+    import triton
+
+    version = tuple(int(digits) for digits in re.findall(r"\d+", triton.__version__)[:2])
+    if version < OLDEST_GLUON:
+        wanted = ".".join(map(str, OLDEST_GLUON))
+        return f"triton is {triton.__version__}, but must be {wanted} or newer"
+    return None
+
+
 def _cudnn_fault(device: str) -> str | None:
     if device != "cuda":
         return "cuDNN needs a CUDA device"
@@ -108,15 +126,18 @@ def _cudnn_fault(device: str) -> str | None:
 _SHIPPED_AS = {"fla": "flash-linear-attention"}
 
 
-def _fla_fault(device: str) -> str | None:
+def fla_absence(device: str) -> str | None:
+    """Return why the kernels of fla cannot run at all on cpu or cuda, or None."""
     if device != "cuda":
         return f"its kernels run on cuda, not on {device}"
     for package in ("fla", "triton", "einops"):
         if importlib.util.find_spec(package) is None:
             return f"{_SHIPPED_AS.get(package, package)} is not installed"
-    fault = _torch_fault(device)
-    if fault:
-        return fault
+    return _torch_fault(device)
+
+
+def fla_gradient_fault() -> str | None:
+    """Return why fla, where its kernels run, computes no gradients of gated rules, or None."""
     import torch
     import triton
 
@@ -136,6 +157,10 @@ def _fla_fault(device: str) -> str | None:
         f"triton is {triton.__version__}, and on a Hopper GPU like this one fla computes gradients "
         f"with a triton before {first} or from {fixed} on, or by tilelang, which {missing}"
     )
+
+
+def _fla_fault(device: str) -> str | None:
+    return fla_absence(device) or fla_gradient_fault()
 
 
 def _has_nvcc() -> bool:
@@ -160,6 +185,13 @@ BACKENDS: Mapping[str, Backend] = {
             fix="on a machine with a CUDA device of compute capability 8.0 or higher: "
             "pip install 'elmanctl[gpu]'",
             find_fault=_triton_fault,
+        ),
+        Backend(
+            name="gluon",
+            summary="our own Triton kernels, the gradient in Gluon, on CUDA; auto leaves it alone",
+            fix="on a machine with a CUDA device of compute capability 8.0 or higher and triton "
+            "3.6 or newer: pip install 'elmanctl[gpu]'",
+            find_fault=_gluon_fault,
         ),
         Backend(
             name="cudnn",

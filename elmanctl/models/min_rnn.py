@@ -10,18 +10,17 @@ starts from 0.  Unusual: with `expansion` 1 nothing projects h back, and the res
 given h itself, which no sign can lower.  A convolution, if there is one, runs over x before W.
 
 The published code scans logarithms; this scans the states themselves, which is the same function
-and loses less in float32.  The state that is carried over is h, also for MinLSTM.
+and loses less in float32.  The state that is carried over is h, also for MinLSTM.  All from the
+scores c, g, f, i to h is one operation, which backend `triton` computes in one kernel.
 """
 
 from typing import NamedTuple
 
-import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from elmanctl.kernels.minimal_scan import minimal_scan
+from elmanctl.kernels.minimal_scan import gated_scan
 from elmanctl.models.configs.min_rnn import MinGRUConfig, MinLSTMConfig, MinRNNConfig
-from elmanctl.models.layers import CausalConvolution, at_least_float32, projection
+from elmanctl.models.layers import CausalConvolution, projection
 
 
 class MinRNNState(NamedTuple):
@@ -32,12 +31,13 @@ class MinRNNState(NamedTuple):
 
 
 class _MinRNNLayer(nn.Module):
-    """All but the gates, which MinGRU and MinLSTM have each their own."""
+    """One mixer of either kind; which it is, its configuration says."""
 
     def __init__(self, config: MinRNNConfig, backend: str) -> None:
         """Draw the weights from torch's global generator."""
         super().__init__()
         self.config = config
+        self.backend = backend
         width = config.n_channels
         self.mixed = projection(config.dim, config.scores * width)
         self.out = projection(width, config.dim) if config.has_output else None
@@ -52,19 +52,17 @@ class _MinRNNLayer(nn.Module):
         mixed, conv_tail = x, None
         if self.conv is not None:
             mixed, conv_tail = self.conv(x, None if state is None else state.conv_tail)
-        candidate, *gates = at_least_float32(self.mixed(mixed)).chunk(self.config.scores, dim=-1)
-        keep, write = self.shares(*gates)
-        hidden = minimal_scan(
-            keep, write * positive(candidate), None if state is None else state.hidden
+        scores = self.mixed(mixed)
+        hidden, last = gated_scan(
+            scores,
+            self.config.level,
+            None if state is None else state.hidden,
+            # What a product under autocast would round h to, h may be stored as.
+            dtype=x.dtype if self.out is None else scores.dtype,
+            backend=self.backend,
         )
-        y = hidden.to(x.dtype)
-        if self.out is not None:
-            y = self.out(y)
-        return y, MinRNNState(hidden[:, -1], conv_tail)
-
-    def shares(self, *gates: Tensor) -> tuple[Tensor, Tensor]:
-        """Return how much of h is kept and of the candidate written; both together are 1."""
-        raise NotImplementedError
+        y = hidden if self.out is None else self.out(hidden)
+        return y, MinRNNState(last, conv_tail)
 
 
 class MinGRULayer(_MinRNNLayer):
@@ -74,12 +72,6 @@ class MinGRULayer(_MinRNNLayer):
         """Draw the weights from torch's global generator."""
         super().__init__(config, backend)
 
-    def shares(self, *gates: Tensor) -> tuple[Tensor, Tensor]:
-        """Return 1 - z and z."""
-        (gate,) = gates
-        # 1 - z taken as a difference would be 0 for any large g.
-        return torch.sigmoid(-gate), torch.sigmoid(gate)
-
 
 class MinLSTMLayer(_MinRNNLayer):
     """One MinLSTM mixer."""
@@ -87,15 +79,3 @@ class MinLSTMLayer(_MinRNNLayer):
     def __init__(self, config: MinLSTMConfig, backend: str) -> None:
         """Draw the weights from torch's global generator."""
         super().__init__(config, backend)
-
-    def shares(self, *gates: Tensor) -> tuple[Tensor, Tensor]:
-        """Return F and 1 - F."""
-        forget, write = gates
-        # Where both sigmoids round to 0, the difference of their logarithms still says which wins.
-        lead = F.logsigmoid(forget) - F.logsigmoid(write)
-        return torch.sigmoid(lead), torch.sigmoid(-lead)
-
-
-def positive(x: Tensor) -> Tensor:
-    """Return phi(x): x + 1/2 from zero on, sigmoid(x) below, which meet at 1/2."""
-    return torch.where(x >= 0, x + 0.5, torch.sigmoid(x))

@@ -68,7 +68,7 @@ FAMILIES: Mapping[str, Family] = {
             summary="Nonlinear recurrence of matrix states with a delta-rule write",
             config="elmanctl.models.configs.e88:E88Config",
             layer="elmanctl.models.e88:E88Layer",
-            backends=("triton", "torch"),
+            backends=("triton", "gluon", "torch"),
             letters={"h": "n_heads", "n": "n_state"},
         ),
         Family(
@@ -76,7 +76,7 @@ FAMILIES: Mapping[str, Family] = {
             summary="E88 with a fast and a slow state in each head",
             config="elmanctl.models.configs.e90:E90Config",
             layer="elmanctl.models.e90:E90Layer",
-            backends=("triton", "torch"),
+            backends=("triton", "gluon", "torch"),
             letters={"h": "n_heads"},
         ),
         Family(
@@ -132,12 +132,14 @@ FAMILIES: Mapping[str, Family] = {
             summary="MinGRU: a gate and a candidate that do not see the state",
             config="elmanctl.models.configs.min_rnn:MinGRUConfig",
             layer="elmanctl.models.min_rnn:MinGRULayer",
+            backends=("triton", "torch"),
         ),
         Family(
             name="minlstm",
             summary="MinLSTM: two gates that do not see the state",
             config="elmanctl.models.configs.min_rnn:MinLSTMConfig",
             layer="elmanctl.models.min_rnn:MinLSTMLayer",
+            backends=("triton", "torch"),
         ),
         Family(
             name="gru",

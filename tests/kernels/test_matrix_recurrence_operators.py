@@ -5,6 +5,9 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from elmanctl.kernels.matrix_recurrence import launches
 from elmanctl.kernels.matrix_recurrence.sizes import choose_backend
@@ -64,3 +67,37 @@ def test_operator_reads_tensors_that_a_compiler_laid_out_anew() -> None:
         arguments[name] = apart.copy_(arguments[name].detach()).requires_grad_()
     found = results(operate, arguments)
     assert all(torch.equal(found[name], expected[name]) for name in expected)
+
+
+def test_gradient_for_which_nothing_was_kept_is_refused() -> None:
+    output, _ = operate(**draw_small(), keep=False)
+    with pytest.raises(RuntimeError, match="no states were kept for a gradient"):
+        output.sum().backward()
+
+
+class Sizes(TorchDispatchMode):
+    """Notes how many numbers each tensor has that is made while this is entered."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: list[int] = []
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        made = func(*args, **(kwargs or {}))
+        self.seen += [x.numel() for x in tree_leaves(made) if isinstance(x, Tensor)]
+        return made
+
+
+@pytest.mark.parametrize("lost", ["output", "final_state"])
+def test_backward_pass_makes_nothing_as_large_as_the_checkpoints(lost: str) -> None:
+    with FakeTensorMode():
+        arguments = draw_small(160, n_key=64, n_value=64)
+        output, final_state = operate(**arguments)
+        kept = 10 * final_state.numel()
+        total = (final_state if lost == "output" else output).sum()
+        with Sizes() as sizes:
+            total.backward()
+    assert arguments["q"].numel() in sizes.seen
+    assert max(sizes.seen) < kept

@@ -168,7 +168,7 @@ def test_building_leaves_the_random_state_of_the_caller_alone() -> None:
 
 def test_unknown_backend_is_refused_when_a_model_is_built() -> None:
     with pytest.raises(
-        InvalidConfiguration, match="e88 has no backend `cuda`; it has: auto, triton, torch"
+        InvalidConfiguration, match="e88 has no backend `cuda`; it has: auto, triton, gluon, torch"
     ):
         build_model(decode_config("e88", SMALL), seed=5, backend="cuda")
 

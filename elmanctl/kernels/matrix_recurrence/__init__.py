@@ -47,7 +47,7 @@ def matrix_recurrence(
     normalize: bool = True,
     eps: float = 1e-12,
     tanh: Literal["auto", "exact", "fast"] = "auto",
-    checkpoints: Literal["fp32", "bf16"] = "fp32",
+    checkpoints: Literal["auto", "fp32", "bf16", "fp16"] = "auto",
     backend: str = AUTO,
 ) -> "tuple[Tensor, Tensor]":
     """Run the recurrence on a named backend; return the output and the final state.
@@ -71,7 +71,12 @@ def matrix_recurrence(
     their last stride is 1; `auto` is `triton` for what it can compute, and `torch` for all else.
     `tanh` "fast" is that of the GPU's special-function unit (relative error 2^-11), forward and
     backward, and is what "auto" means on `triton` in bfloat16; in all other cases it is "exact".
-    `checkpoints` is the dtype of the states that are kept for the gradient, on `triton`.
+    `checkpoints` is the dtype of the states that are kept for the gradient where there is a
+    choice: "auto" is "fp32" on `triton`, every 16 positions, and "fp16" on `gluon`, every 8, where
+    states are tanhs and at most 1.
+    Backend `gluon` is `triton` with another kernel for the gradient, which needs a fraction of the
+    shuffles.  It is written in Triton's experimental language, has the fast tanh alone, and
+    computes no `linear_state`, `blend`, `written`, `self_gate` or decay for each value.
     Autocast changes nothing here: the op computes in the dtypes that it is given.
     Raises InvalidConfiguration on a size, dtype, device, stride or option without code, on shapes
     that do not fit and on an unknown backend; nothing is ever computed by another path than the
@@ -86,23 +91,36 @@ def matrix_recurrence(
         device=k.device.type,
         dtype=str(k.dtype).removeprefix("torch."),
     )
-    if backend == "triton":
+    if backend != "torch":
         from elmanctl.kernels.matrix_recurrence.triton import Flags, triton_matrix_recurrence
 
+        fast = tanh == "fast" or (tanh == AUTO and k.element_size() == 2)
+        if backend == "gluon":
+            _check_gluon(
+                fast=fast,
+                blend=blend is not None,
+                written=written is not None,
+                per_value=alpha.ndim == 4,
+                self_gate=self_gate,
+                linear_state=linear_state,
+            )
+        if checkpoints == AUTO:
+            checkpoints = "fp16" if backend == "gluon" else "fp32"
         flags = Flags(
             linear_state=linear_state,
             normalize=normalize,
             activate=activation == "silu",
             self_gate=self_gate,
             read_all=read == "all",
-            fast=tanh == "fast" or (tanh == AUTO and k.element_size() == 2),
+            fast=fast,
             eps=eps,
-            bf16_checkpoints=checkpoints == "bf16",
+            checkpoints=checkpoints,
+            backend=backend,
         )
         return triton_matrix_recurrence(
             q, k, v, alpha, beta, blend, written, gate, initial_state, flags
         )
-    if tanh == "fast" or checkpoints != "fp32":
+    if tanh == "fast" or checkpoints not in (AUTO, "fp32"):
         raise InvalidConfiguration(
             f'backend `torch` has the exact tanh and checkpoints in fp32 alone, not "{tanh}" and '
             f'"{checkpoints}"'
@@ -132,7 +150,7 @@ _OPTIONS = {
     "read": ("all", "written"),
     "activation": (None, "silu"),
     "tanh": ("auto", "exact", "fast"),
-    "checkpoints": ("fp32", "bf16"),
+    "checkpoints": ("auto", "fp32", "bf16", "fp16"),
 }
 
 
@@ -141,6 +159,19 @@ def _check_options(**told: str | None) -> None:
         if value not in _OPTIONS[name]:
             known = ", ".join(map(repr, _OPTIONS[name]))
             raise InvalidConfiguration(f"{name} must be one of {known}, not {value!r}")
+
+
+def _check_gluon(*, fast: bool, **refused: bool) -> None:
+    told = [name for name, is_asked in refused.items() if is_asked]
+    if told:
+        raise InvalidConfiguration(
+            f"backend `gluon` does not compute {' and '.join(told)}", hint="backend `triton` does"
+        )
+    if not fast:
+        raise InvalidConfiguration(
+            "backend `gluon` has the fast tanh alone",
+            hint='compute in bfloat16, or ask for tanh "fast"',
+        )
 
 
 def _check_tensors(

@@ -11,7 +11,21 @@ from elmanctl.kernels.launch import Launch
 from elmanctl.kernels.matrix_recurrence.sizes import CHECKPOINT_EVERY
 
 TILE_KEYS = 4
-"""Keys of one tile: four float32 are what one instruction loads, and any number of keys fits."""
+"""Keys of a tile where the table says nothing: four float32 are what one instruction loads."""
+
+BACKWARD_TILE_KEYS = 8
+"""The same in the backward kernel, which has more to compile for each tile."""
+
+CHUNK = 4
+"""Keys that lie side by side in a checkpoint, whatever the tiles of the kernels around it are."""
+
+GLUON_EVERY = 8
+"""Positions between two checkpoints for the backward kernel in Gluon.
+
+What it holds of a segment must leave a multiprocessor room for a dozen programs."""
+
+GLUON_LANES = 4
+"""Groups of keys into which that kernel splits a warp."""
 
 ALIGNED_UNIT = 4
 """Elements in which strides are counted where all allow it, so that four are loaded at once."""
@@ -21,13 +35,16 @@ ALIGNED_UNIT = 4
 class Problem:
     """What is computed, as far as it is compiled in.
 
-    `dtype` is that of q, k, v and the gate as Triton names it, fp32 or bf16; `given` names the
-    tensors that may be left out and are not.  The others are the arguments of the operation.
+    `backend` is triton or gluon, which is the kernel that goes back; `dtype` is that of q, k, v
+    and the gate as Triton names it, fp32 or bf16; `given` names the tensors that may be left out
+    and are not; `unit` divides all strides of q, k, v and the gate.  The others are the arguments
+    of the operation.
     """
 
     n_key: int
     n_value: int
     dtype: str
+    backend: str = "triton"
     given: frozenset[str] = frozenset()
     per_value: bool = False
     linear_state: bool = False
@@ -39,6 +56,11 @@ class Problem:
     eps: float = 1e-12
     unit: int = ALIGNED_UNIT
     checkpoint_dtype: str = "fp32"
+
+    @property
+    def every(self) -> int:
+        """Positions between two checkpoints."""
+        return checkpoint_every(self.backend)
 
     @property
     def stash_dtype(self) -> str:
@@ -55,8 +77,8 @@ class Problem:
         return {
             "N": self.n_key,
             "M": self.n_value,
-            "BK": TILE_KEYS,
-            "EVERY": CHECKPOINT_EVERY,
+            "CHUNK": CHUNK,
+            "EVERY": self.every,
             "UNIT": self.unit,
             "PER_VALUE": self.per_value,
             "LINEAR": self.linear_state,
@@ -71,10 +93,11 @@ class Problem:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Split:
-    """What one program has: `heads` of a sequence, `values` of each."""
+    """What one program has: `heads` of a sequence, `values` of each, in tiles of `keys`."""
 
     heads: int
     values: int
+    keys: int
 
     def grid(self, batch: int, n_heads: int, n_value: int) -> tuple[int, int]:
         """Return how many programs there are: of groups of heads, and of parts of their values."""
@@ -83,6 +106,11 @@ class Split:
     def parts(self, n_value: int) -> int:
         """Return into how many parts the values of a head are split."""
         return -(-n_value // self.values)
+
+
+def checkpoint_every(backend: str) -> int:
+    """Return how many positions lie between two checkpoints of a backend."""
+    return GLUON_EVERY if backend == "gluon" else CHECKPOINT_EVERY
 
 
 def forward_split(problem: Problem) -> Split:
@@ -96,11 +124,16 @@ def backward_split(problem: Problem) -> Split:
 
 
 def _split(direction: str, problem: Problem) -> Split:
+    if direction == "backward" and problem.backend == "gluon":
+        # So many registers of a lane hold a state of 64 keys.
+        narrow = problem.n_key == 64 or problem.n_value % 32
+        return Split(heads=1, values=16 if narrow else 32, keys=problem.n_key)
     told = _table()[direction].get(f"{problem.n_key}x{problem.n_value}")
     if told is None:
         # A lane for each value, and what is left of a warp for more heads.
         values = 32 if problem.n_value % 32 == 0 else 16
         told = {"heads": 32 // values, "values": values}
+    told = {"keys": TILE_KEYS if direction == "forward" else BACKWARD_TILE_KEYS, **told}
     if "written" in problem.given:
         # Heads that are written at different positions have nothing to share.
         told = {**told, "heads": 1}
@@ -131,14 +164,11 @@ def forward_launch(problem: Problem, *, keep: bool) -> Launch:
 
 
 def backward_launch(problem: Problem) -> Launch:
-    """Return the launch of the backward kernel in plain Triton."""
-    from elmanctl.kernels.matrix_recurrence import triton_backward
-
+    """Return the launch of the backward kernel of the problem's backend."""
+    given, dtype = problem.given, f"*{problem.dtype}"
     split = backward_split(problem)
-    dtype = f"*{problem.dtype}"
     # Parts are added in float32 before they are rounded.
     part = dtype if split.parts(problem.n_value) == 1 else "*fp32"
-    given = problem.given
     pointers = {
         **_input_pointers(problem),
         "checkpoints": f"*{problem.checkpoint_dtype}",
@@ -155,6 +185,13 @@ def backward_launch(problem: Problem) -> Launch:
         "scratch": "*fp32",
         "stash": f"*{problem.stash_dtype}",
     }
+    if problem.backend == "gluon":
+        from elmanctl.kernels.matrix_recurrence import gluon_backward
+
+        in_blocks = gluon_backward.matrix_recurrence_backward_in_blocks_kernel
+        return _launch(in_blocks, gluon_backward.INTEGERS, pointers, problem, split)
+    from elmanctl.kernels.matrix_recurrence import triton_backward
+
     kernel = triton_backward.matrix_recurrence_backward_kernel
     return _launch(kernel, triton_backward.INTEGERS, pointers, problem, split)
 
@@ -180,15 +217,20 @@ def _launch(
     problem: Problem,
     split: Split,
 ) -> Launch:
+    """The launch of a kernel with those of the arguments that it has."""
+    constants = {
+        **{name: None for name, kind in pointers.items() if kind is None},
+        **problem.constants,
+        "BN": 1 << (problem.n_key - 1).bit_length(),
+        "G": split.heads,
+        "BV": split.values,
+        "BK": split.keys,
+        "LK": GLUON_LANES,
+    }
+    names = kernel.arg_names
     return Launch(
         kernel=kernel,
-        pointers={name: kind for name, kind in pointers.items() if kind is not None},
+        pointers={x: kind for x, kind in pointers.items() if kind is not None and x in names},
         integers=integers,
-        constants={
-            **{name: None for name, kind in pointers.items() if kind is None},
-            **problem.constants,
-            "BN": 1 << (problem.n_key - 1).bit_length(),
-            "G": split.heads,
-            "BV": split.values,
-        },
+        constants={name: value for name, value in constants.items() if name in names},
     )

@@ -12,17 +12,24 @@ AUTO = "auto"
 SUPPORTED: Mapping[str, tuple[int, ...]] = {
     "torch": (*range(4, 65, 4), 72, 80, 88, 96, 128),
     "triton": (16, 32, 48, 64),
+    "gluon": (16, 32, 64),
 }
 """Keys of a state, rising."""
 
-VALUES: Mapping[str, tuple[int, ...]] = {"triton": tuple(range(8, 129, 8))}
+VALUES: Mapping[str, tuple[int, ...]] = {
+    "triton": tuple(range(8, 129, 8)),
+    "gluon": tuple(range(16, 129, 16)),
+}
 """Values of a state, rising; a backend that is not named computes any number."""
 
-DTYPES: Mapping[str, tuple[str, ...]] = {"triton": ("float32", "bfloat16")}
+DTYPES: Mapping[str, tuple[str, ...]] = {
+    "triton": ("float32", "bfloat16"),
+    "gluon": ("float32", "bfloat16"),
+}
 """Dtypes of keys and values; a backend that is not named computes all."""
 
 CHECKPOINT_EVERY = 16
-"""Positions between two states that are stored for the backward pass, on every backend."""
+"""Positions between two states that are stored for the backward pass, but on backend `gluon`."""
 
 
 def numbers_kept(key_width: int, value_width: int, state_size: int) -> int:
@@ -120,8 +127,9 @@ def _has_code(backend: str, n_key: int, n_value: int, dtype: str) -> bool:
 def _fault(
     backend: str, n_key: int, n_value: int, device: str, dtype: str
 ) -> InvalidConfiguration | None:
-    if backend == "triton" and device != "cuda" and os.environ.get("TRITON_INTERPRET") != "1":
-        return InvalidConfiguration(f"backend `triton` computes on cuda, not on {device}")
+    interpreted = backend == "triton" and os.environ.get("TRITON_INTERPRET") == "1"
+    if backend != "torch" and device != "cuda" and not interpreted:
+        return InvalidConfiguration(f"backend `{backend}` computes on cuda, not on {device}")
     if dtype not in DTYPES.get(backend, (dtype,)):
         known = " and ".join(DTYPES[backend])
         return InvalidConfiguration(f"backend `{backend}` computes in {known}, not in {dtype}")

@@ -16,15 +16,16 @@ from elmanctl.kernels.matrix_recurrence.launches import (
     Problem,
     backward_launch,
     backward_split,
+    checkpoint_every,
     forward_launch,
     forward_split,
 )
-from elmanctl.kernels.matrix_recurrence.sizes import CHECKPOINT_EVERY
 
 IS_INTERPRETED = triton.knobs.runtime.interpret
 """Whether kernels run on the CPU, in Triton's interpreter, as TRITON_INTERPRET=1 asks."""
 
-_TRITON_NAMES = {torch.float32: "fp32", torch.bfloat16: "bf16"}
+_TORCH_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+_TRITON_NAMES = {dtype: name for name, dtype in _TORCH_DTYPES.items()}
 
 
 class Flags(NamedTuple):
@@ -37,7 +38,8 @@ class Flags(NamedTuple):
     read_all: bool
     fast: bool
     eps: float
-    bf16_checkpoints: bool
+    checkpoints: str
+    backend: str
 
 
 def triton_matrix_recurrence(
@@ -89,7 +91,8 @@ def _problem(
         "gate": gate,
         "initial_state": initial_state,
     }
-    is_aligned = all(step % ALIGNED_UNIT == 0 for x in (q, k) for step in x.stride()[:3])
+    in_units = (x for x in (q, k, v, gate) if x is not None)
+    is_aligned = all(step % ALIGNED_UNIT == 0 for x in in_units for step in x.stride()[:3])
     return Problem(
         n_key=k.shape[3],
         n_value=v.shape[3],
@@ -104,7 +107,8 @@ def _problem(
         fast=flags.fast,
         eps=flags.eps,
         unit=ALIGNED_UNIT if is_aligned else 1,
-        checkpoint_dtype="bf16" if flags.bf16_checkpoints else "fp32",
+        checkpoint_dtype=flags.checkpoints,
+        backend=flags.backend,
     )
 
 
@@ -112,7 +116,7 @@ def _strides(problem: Problem, **tensors: Tensor | None) -> dict[str, int]:
     """The steps of batch, time and head by their names in the kernels; 0 for what is left out."""
     steps = {}
     for name, tensor in tensors.items():
-        unit = problem.unit if name in ("q", "k") else 1
+        unit = problem.unit if name in ("q", "k", "v", "gate") else 1
         for axis, of in enumerate(("batch", "time", "head")):
             steps[f"{name}_{of}"] = 0 if tensor is None else tensor.stride(axis) // unit
     return steps
@@ -129,10 +133,6 @@ def _side_by_side(x: Tensor) -> Tensor:
     gradients come as they like, such as expanded from one number.
     """
     return x if x.ndim == 3 or x.stride(3) == 1 else x.contiguous()
-
-
-def _n_segments(length: int) -> int:
-    return -(-length // CHECKPOINT_EVERY)
 
 
 @torch.library.custom_op("elmanctl::matrix_recurrence_forward", mutates_args=())
@@ -153,21 +153,22 @@ def _forward(
     read_all: bool,
     fast: bool,
     eps: float,
-    bf16_checkpoints: bool,
+    checkpoint_dtype: str,
+    backend: str,
     keep: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return output, final state and, with `keep`, the checkpoints."""
     flags = Flags(
-        linear_state, normalize, activate, self_gate, read_all, fast, eps, bf16_checkpoints
+        linear_state, normalize, activate, self_gate, read_all, fast, eps, checkpoint_dtype, backend
     )
     q, k, v, alpha = (_side_by_side(x) for x in (q, k, v, alpha))
     gate = None if gate is None else _side_by_side(gate)
     problem = _problem(q, k, v, alpha, beta, blend, written, gate, initial_state, flags)
-    output, final_state, checkpoints = _empty_results(k, v, bf16_checkpoints, keep)
+    output, final_state, checkpoints = _empty_results(k, v, checkpoint_dtype, backend, keep)
     batch, length, heads, n_key = k.shape
     split = forward_split(problem)
     n_programs, n_parts = split.grid(batch, heads, v.shape[3])
-    rows = 2 * CHECKPOINT_EVERY * split.heads * n_key
+    rows = 2 * problem.every * split.heads * n_key
     launch = forward_launch(problem, keep=keep)
     with _on_device_of(k):
         launch(
@@ -205,12 +206,12 @@ def _forward(
 
 
 def _empty_results(
-    k: Tensor, v: Tensor, bf16_checkpoints: bool, keep: bool
+    k: Tensor, v: Tensor, checkpoint_dtype: str, backend: str, keep: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
     batch, length, heads, n_key = k.shape
     n_value = v.shape[3]
-    n_kept = _n_segments(length) if keep else 0
-    kept_dtype = torch.bfloat16 if bf16_checkpoints else torch.float32
+    n_kept = -(-length // checkpoint_every(backend)) if keep else 0
+    kept_dtype = _TORCH_DTYPES[checkpoint_dtype]
     return (
         torch.empty(v.shape, dtype=v.dtype, device=v.device),
         k.new_empty(batch, heads, n_key, n_value, dtype=torch.float32),
@@ -220,7 +221,7 @@ def _empty_results(
 
 @_forward.register_fake
 def _(q: Tensor, k: Tensor, v: Tensor, *others: Any) -> tuple[Tensor, Tensor, Tensor]:
-    return _empty_results(k, v, *others[-2:])
+    return _empty_results(k, v, *others[-3:])
 
 
 @torch.library.custom_op("elmanctl::matrix_recurrence_backward", mutates_args=())
@@ -244,11 +245,12 @@ def _backward(
     read_all: bool,
     fast: bool,
     eps: float,
-    bf16_checkpoints: bool,
+    checkpoint_dtype: str,
+    backend: str,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Return the gradients of all but `written`; empty ones of what was left out."""
     flags = Flags(
-        linear_state, normalize, activate, self_gate, read_all, fast, eps, bf16_checkpoints
+        linear_state, normalize, activate, self_gate, read_all, fast, eps, checkpoint_dtype, backend
     )
     q, k, v, alpha, d_output = (_side_by_side(x) for x in (q, k, v, alpha, d_output))
     gate = None if gate is None else _side_by_side(gate)
@@ -257,41 +259,43 @@ def _backward(
     batch, length, heads, n_key = k.shape
     n_value = v.shape[3]
     n_programs, n_parts = split.grid(batch, heads, n_value)
+    if backend == "gluon":
+        # Its kernel counts on a gradient without gaps.
+        d_output = d_output.contiguous()
     parts = _empty_parts(k, v, alpha, beta, blend, gate, initial_state, n_parts)
-    state_size = split.heads * n_key * split.values
-    rows = CHECKPOINT_EVERY * split.heads * (4 * n_key + 2 * split.values)
-    stash_dtype = torch.float16 if problem.stash_dtype == "fp16" else torch.float32
     launch = backward_launch(problem)
-    with _on_device_of(k):
-        launch(
-            (n_programs, n_parts),
-            **_given(
-                q=q, k=k, v=v, alpha=alpha, beta=beta, blend=blend, written=written, gate=gate
-            ),
-            checkpoints=checkpoints,
+    arguments = {
+        **_given(q=q, k=k, v=v, alpha=alpha, beta=beta, blend=blend, written=written, gate=gate),
+        "checkpoints": checkpoints,
+        "d_output": d_output,
+        "d_final_state": d_final_state.contiguous(),
+        **parts,
+        **_strides(
+            problem,
+            q=q,
+            k=k,
+            v=v,
+            gate=gate,
+            alpha=alpha,
+            beta=beta,
+            blend=blend,
+            written=written,
             d_output=d_output,
-            d_final_state=d_final_state.contiguous(),
-            **{name: part for name, part in parts.items() if name in launch.pointers},
-            scratch=k.new_empty(n_programs * n_parts * rows, dtype=torch.float32),
-            stash=k.new_empty(
-                n_programs * n_parts * CHECKPOINT_EVERY * state_size, dtype=stash_dtype
-            ),
-            **_strides(
-                problem,
-                q=q,
-                k=k,
-                v=v,
-                gate=gate,
-                alpha=alpha,
-                beta=beta,
-                blend=blend,
-                written=written,
-                d_output=d_output,
-            ),
-            B=batch,
-            T=length,
-            H=heads,
-        )
+        ),
+        "B": batch,
+        "T": length,
+        "H": heads,
+    }
+    if "stash" in launch.pointers:
+        n_all = n_programs * n_parts * problem.every
+        rows = split.heads * (4 * n_key + 2 * split.values)
+        arguments["scratch"] = k.new_empty(n_all * rows, dtype=torch.float32)
+        state_size = split.heads * n_key * split.values
+        stash_dtype = _TORCH_DTYPES[problem.stash_dtype]
+        arguments["stash"] = k.new_empty(n_all * state_size, dtype=stash_dtype)
+    taken = {*launch.pointers, *launch.integers}
+    with _on_device_of(k):
+        launch((n_programs, n_parts), **{name: x for name, x in arguments.items() if name in taken})
     return _joined(parts, k, alpha)
 
 
@@ -372,10 +376,24 @@ def _(
 def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
     ctx.flags = inputs[9:-1]
     ctx.save_for_backward(output[2], *inputs[:9])
+    ctx.mark_non_differentiable(output[2])
+    # Else zeros as large as all checkpoints are made for a gradient that they do not have.
+    ctx.set_materialize_grads(False)
 
 
-def _gradients(ctx: Any, d_output: Tensor, d_final_state: Tensor, _: Tensor) -> tuple[Any, ...]:
+def _gradients(
+    ctx: Any, d_output: Tensor | None, d_final_state: Tensor | None, _: None
+) -> tuple[Any, ...]:
     checkpoints, *tensors = ctx.saved_tensors
+    k, v = tensors[1:3]
+    if checkpoints.shape[2] == 0:
+        raise RuntimeError("no states were kept for a gradient: the operator had keep=False")
+    if d_output is None:
+        d_output = torch.zeros_like(v, memory_format=torch.contiguous_format)
+    if d_final_state is None:
+        d_final_state = k.new_zeros(
+            k.shape[0], k.shape[2], k.shape[3], v.shape[3], dtype=torch.float32
+        )
     found = _backward(d_output, d_final_state, checkpoints, *tensors, *ctx.flags)
     *six, d_gate, d_initial_state = found
     gradients = (*six, None, d_gate, d_initial_state)

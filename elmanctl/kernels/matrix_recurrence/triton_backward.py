@@ -49,7 +49,7 @@ def matrix_recurrence_backward_kernel(
     d_output_batch, d_output_time, d_output_head,
     B, T, H,
     N: tl.constexpr, M: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr, G: tl.constexpr,
-    BV: tl.constexpr, EVERY: tl.constexpr, UNIT: tl.constexpr,
+    BV: tl.constexpr, CHUNK: tl.constexpr, EVERY: tl.constexpr, UNIT: tl.constexpr,
     PER_VALUE: tl.constexpr, LINEAR: tl.constexpr, ACTIVATE: tl.constexpr, NORMALIZE: tl.constexpr,
     SELF_GATE: tl.constexpr, READ_ALL: tl.constexpr, FAST: tl.constexpr, EPS: tl.constexpr,
 ):  # fmt: skip
@@ -64,12 +64,12 @@ def matrix_recurrence_backward_kernel(
     # Products with these outgrow 32 bits.
     q_time = q_time.to(tl.int64)
     k_time = k_time.to(tl.int64)
-    v_time = v_time.to(tl.int64)
+    v_time = v_time.to(tl.int64) * UNIT
     alpha_time = alpha_time.to(tl.int64)
     beta_time = beta_time.to(tl.int64)
     blend_time = blend_time.to(tl.int64)
     written_time = written_time.to(tl.int64)
-    gate_time = gate_time.to(tl.int64)
+    gate_time = gate_time.to(tl.int64) * UNIT
     d_output_time = d_output_time.to(tl.int64)
     n_groups = tl.cdiv(H, G)
     i_batch = (tl.program_id(0) // n_groups).to(tl.int64)
@@ -86,8 +86,10 @@ def matrix_recurrence_backward_kernel(
     is_value = is_head[:, None] & (o_value[None, :] < M)
     H = H.to(tl.int64)
 
-    # Segments of keys, queries and their gradients, [EVERY, G, BN].
-    o_time = tl.arange(0, EVERY)[:, None, None]
+    # Keys and queries of a segment and their gradients, [ROWS, G, BN].
+    # They go through the registers ROWS positions at a time.
+    ROWS: tl.constexpr = EVERY if BN * G <= 32 else EVERY // 2
+    o_time = tl.arange(0, ROWS)[:, None, None]
     o_all = tl.arange(0, BN)[None, None, :]
     is_raw = is_head[None, :, None] & (o_all < N)
     o_q = (o_time * q_time.to(tl.int32) + o_head[None, :, None] * q_head) * UNIT + o_all
@@ -110,8 +112,8 @@ def matrix_recurrence_backward_kernel(
     o_values_row = o_group[:, None] * BV + tl.arange(0, BV)[None, :]
     stash += i_program * (EVERY * N * G * BV)
 
-    o_v = o_head[:, None] * v_head + o_value[None, :]
-    v += i_batch * v_batch
+    o_v = o_head[:, None] * (v_head * UNIT) + o_value[None, :]
+    v += i_batch * v_batch * UNIT
     d_v += i_batch * T * H * M
     alpha += i_batch * alpha_batch
     if PER_VALUE:
@@ -129,8 +131,8 @@ def matrix_recurrence_backward_kernel(
     if written is not None:
         written += i_batch * written_batch + i_head * written_head
     if gate is not None:
-        o_gate = o_head[:, None] * gate_head + o_value[None, :]
-        gate += i_batch * gate_batch
+        o_gate = o_head[:, None] * (gate_head * UNIT) + o_value[None, :]
+        gate += i_batch * gate_batch * UNIT
         d_gate += i_batch * T * H * M
     o_out = o_head[:, None] * M + o_value[None, :]
     o_d_output = o_head[:, None] * d_output_head + o_value[None, :]
@@ -146,8 +148,8 @@ def matrix_recurrence_backward_kernel(
     checkpoints += (i_batch * H + i_head) * n_segments * (N * M)
     o_checkpoint = (
         o_group[None, :, None] * n_segments * (N * M)
-        + o_value[None, None, :] * BK
-        + o_key[:, None, None]
+        + (o_key // CHUNK * (CHUNK * M) + o_key % CHUNK)[:, None, None]
+        + o_value[None, None, :] * CHUNK
     )
     # In its own memory it leaves states as it has them.
     o_stored = (o_group[None, :, None] * BV + tl.arange(0, BV)[None, None, :]) * BK + o_key[
@@ -169,12 +171,21 @@ def matrix_recurrence_backward_kernel(
         start = i_segment * EVERY
         stop = min(start + EVERY, T)
 
-        is_there = is_raw & (o_time < T - start)
-        raw_k = tl.load(k + start * k_time * UNIT + o_k, mask=is_there, other=0.0)
-        raw_q = tl.load(q + start * q_time * UNIT + o_q, mask=is_there, other=0.0)
         tl.debug_barrier()
-        tl.store(keys + o_staged, address(raw_k, ACTIVATE, NORMALIZE, EPS, FAST), mask=o_all < N)
-        tl.store(queries + o_staged, address(raw_q, ACTIVATE, NORMALIZE, EPS, FAST), mask=o_all < N)
+        for first in tl.static_range(0, EVERY, ROWS):
+            is_there = is_raw & (o_time < T - start - first)
+            raw_k = tl.load(k + (start + first) * k_time * UNIT + o_k, mask=is_there, other=0.0)
+            raw_q = tl.load(q + (start + first) * q_time * UNIT + o_q, mask=is_there, other=0.0)
+            tl.store(
+                keys + first * G * N + o_staged,
+                address(raw_k, ACTIVATE, NORMALIZE, EPS, FAST),
+                mask=o_all < N,
+            )
+            tl.store(
+                queries + first * G * N + o_staged,
+                address(raw_q, ACTIVATE, NORMALIZE, EPS, FAST),
+                mask=o_all < N,
+            )
         tl.debug_barrier()
 
         state = ()
@@ -369,20 +380,17 @@ def matrix_recurrence_backward_kernel(
             state = before
 
         tl.debug_barrier()
-        d_rows_q = tl.load(d_queries + o_staged, mask=is_there, other=0.0)
-        raw_q = tl.load(q + start * q_time * UNIT + o_q, mask=is_there, other=0.0)
-        tl.store(
-            d_q + start * H * N + o_d,
-            from_address(raw_q, d_rows_q, ACTIVATE, NORMALIZE, EPS, FAST).to(d_q.dtype.element_ty),
-            mask=is_there,
-        )
-        d_rows_k = tl.load(d_keys + o_staged, mask=is_there, other=0.0)
-        raw_k = tl.load(k + start * k_time * UNIT + o_k, mask=is_there, other=0.0)
-        tl.store(
-            d_k + start * H * N + o_d,
-            from_address(raw_k, d_rows_k, ACTIVATE, NORMALIZE, EPS, FAST).to(d_k.dtype.element_ty),
-            mask=is_there,
-        )
+        for first in tl.static_range(0, EVERY, ROWS):
+            is_there = is_raw & (o_time < T - start - first)
+            raw_q = tl.load(q + (start + first) * q_time * UNIT + o_q, mask=is_there, other=0.0)
+            d_rows = tl.load(d_queries + first * G * N + o_staged, mask=is_there, other=0.0)
+            d_raw = from_address(raw_q, d_rows, ACTIVATE, NORMALIZE, EPS, FAST)
+            o_row_d = (start + first) * H * N + o_d
+            tl.store(d_q + o_row_d, d_raw.to(d_q.dtype.element_ty), mask=is_there)
+            raw_k = tl.load(k + (start + first) * k_time * UNIT + o_k, mask=is_there, other=0.0)
+            d_rows = tl.load(d_keys + first * G * N + o_staged, mask=is_there, other=0.0)
+            d_raw = from_address(raw_k, d_rows, ACTIVATE, NORMALIZE, EPS, FAST)
+            tl.store(d_k + o_row_d, d_raw.to(d_k.dtype.element_ty), mask=is_there)
 
     if d_initial_state is not None:
         for i in tl.static_range(TILES):

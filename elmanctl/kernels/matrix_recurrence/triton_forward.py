@@ -30,7 +30,7 @@ def matrix_recurrence_forward_kernel(
     blend_batch, blend_time, blend_head, written_batch, written_time, written_head,
     T, H,
     N: tl.constexpr, M: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr, G: tl.constexpr,
-    BV: tl.constexpr, EVERY: tl.constexpr, UNIT: tl.constexpr,
+    BV: tl.constexpr, CHUNK: tl.constexpr, EVERY: tl.constexpr, UNIT: tl.constexpr,
     PER_VALUE: tl.constexpr, LINEAR: tl.constexpr, ACTIVATE: tl.constexpr, NORMALIZE: tl.constexpr,
     SELF_GATE: tl.constexpr, READ_ALL: tl.constexpr, FAST: tl.constexpr, EPS: tl.constexpr,
 ):  # fmt: skip
@@ -38,19 +38,19 @@ def matrix_recurrence_forward_kernel(
 
     q, k: [B, T, H, N]; v, gate: [B, T, H, M]; alpha: [B, T, H] or [B, T, H, M]; beta, blend,
     written: [B, T, H]; all by their strides but the last, which is 1.  The others lie without
-    gaps: output [B, T, H, M], states [B, H, N, M], checkpoints [B, H, ceil(T / EVERY), N / BK, M,
-    BK], scratch [programs, 2, EVERY, G, N].  Strides of q and k come in units of UNIT elements.
+    gaps: output [B, T, H, M], states [B, H, N, M], checkpoints [B, H, ceil(T / EVERY), N / CHUNK,
+    M, CHUNK], scratch [programs, 2, EVERY, G, N].  UNIT divides the strides of q, k, v and gate.
     """
     TILES: tl.constexpr = N // BK
     # Products with these outgrow 32 bits.
     q_time = q_time.to(tl.int64)
     k_time = k_time.to(tl.int64)
-    v_time = v_time.to(tl.int64)
+    v_time = v_time.to(tl.int64) * UNIT
     alpha_time = alpha_time.to(tl.int64)
     beta_time = beta_time.to(tl.int64)
     blend_time = blend_time.to(tl.int64)
     written_time = written_time.to(tl.int64)
-    gate_time = gate_time.to(tl.int64)
+    gate_time = gate_time.to(tl.int64) * UNIT
     n_groups = tl.cdiv(H, G)
     i_batch = (tl.program_id(0) // n_groups).to(tl.int64)
     i_head = (tl.program_id(0) % n_groups) * G
@@ -65,8 +65,10 @@ def matrix_recurrence_forward_kernel(
     is_value = is_head[:, None] & (o_value[None, :] < M)
     H = H.to(tl.int64)
 
-    # A segment of raw keys or queries, [EVERY, G, BN].
-    o_time = tl.arange(0, EVERY)[:, None, None]
+    # Raw keys or queries of a segment, [ROWS, G, BN].
+    # They go through the registers ROWS positions at a time.
+    ROWS: tl.constexpr = EVERY if BN * G <= 32 else EVERY // 2
+    o_time = tl.arange(0, ROWS)[:, None, None]
     o_all = tl.arange(0, BN)[None, None, :]
     is_raw = is_head[None, :, None] & (o_all < N)
     o_q = (o_time * q_time.to(tl.int32) + o_head[None, :, None] * q_head) * UNIT + o_all
@@ -80,8 +82,8 @@ def matrix_recurrence_forward_kernel(
     o_staged = (o_time * G + o_group[None, :, None]) * N + o_all
     o_row = o_group[None, :] * N + o_key[:, None]
 
-    o_v = o_head[:, None] * v_head + o_value[None, :]
-    v += i_batch * v_batch
+    o_v = o_head[:, None] * (v_head * UNIT) + o_value[None, :]
+    v += i_batch * v_batch * UNIT
     alpha += i_batch * alpha_batch
     if PER_VALUE:
         o_alpha = o_head[:, None] * alpha_head + o_value[None, :]
@@ -94,8 +96,8 @@ def matrix_recurrence_forward_kernel(
     if written is not None:
         written += i_batch * written_batch + i_head * written_head
     if gate is not None:
-        o_gate = o_head[:, None] * gate_head + o_value[None, :]
-        gate += i_batch * gate_batch
+        o_gate = o_head[:, None] * (gate_head * UNIT) + o_value[None, :]
+        gate += i_batch * gate_batch * UNIT
     o_out = o_head[:, None] * M + o_value[None, :]
     output += i_batch * T * H * M
 
@@ -110,8 +112,8 @@ def matrix_recurrence_forward_kernel(
         checkpoints += (i_batch * H + i_head) * n_segments * (N * M)
     o_checkpoint = (
         o_group[None, :, None] * n_segments * (N * M)
-        + o_value[None, None, :] * BK
-        + o_key[:, None, None]
+        + (o_key // CHUNK * (CHUNK * M) + o_key % CHUNK)[:, None, None]
+        + o_value[None, None, :] * CHUNK
     )
 
     state = ()
@@ -136,12 +138,21 @@ def matrix_recurrence_forward_kernel(
                 )
             checkpoints += N * M
 
-        is_there = is_raw & (o_time < T - start)
-        raw_k = tl.load(k + start * k_time * UNIT + o_k, mask=is_there, other=0.0)
-        raw_q = tl.load(q + start * q_time * UNIT + o_q, mask=is_there, other=0.0)
         tl.debug_barrier()
-        tl.store(keys + o_staged, address(raw_k, ACTIVATE, NORMALIZE, EPS, FAST), mask=o_all < N)
-        tl.store(queries + o_staged, address(raw_q, ACTIVATE, NORMALIZE, EPS, FAST), mask=o_all < N)
+        for first in tl.static_range(0, EVERY, ROWS):
+            is_there = is_raw & (o_time < T - start - first)
+            raw_k = tl.load(k + (start + first) * k_time * UNIT + o_k, mask=is_there, other=0.0)
+            raw_q = tl.load(q + (start + first) * q_time * UNIT + o_q, mask=is_there, other=0.0)
+            tl.store(
+                keys + first * G * N + o_staged,
+                address(raw_k, ACTIVATE, NORMALIZE, EPS, FAST),
+                mask=o_all < N,
+            )
+            tl.store(
+                queries + first * G * N + o_staged,
+                address(raw_q, ACTIVATE, NORMALIZE, EPS, FAST),
+                mask=o_all < N,
+            )
         tl.debug_barrier()
 
         for t in range(start, min(start + EVERY, T)):

@@ -18,3 +18,25 @@ def naive_minimal_scan(
         state = decay[:, t] * state + written[:, t]
         states.append(state)
     return torch.stack(states, dim=1)
+
+
+def naive_gated_scan(
+    scores: Tensor, cell: str, initial_state: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """Run MinGRU or MinLSTM position by position, under autograd, as their equations are written.
+
+        mingru    c, g       h <- (1 - z) h + z phi(c)       z = sigma(g)
+        minlstm   c, f, i    h <- F h + (1 - F) phi(c)       F = sigma(f) / (sigma(f) + sigma(i))
+
+    scores: [B, T, 2 D] or [B, T, 3 D], all candidates before all first gates and so on;
+    initial_state: [B, D], zero where left out.  Returns every state [B, T, D] and the last one
+    [B, D], in the dtype of the scores: float64 for a truth, for sigma(f) and sigma(i) of scores
+    below -700 are both zero.
+    """
+    candidate, *gates = scores.chunk(2 if cell == "mingru" else 3, dim=-1)
+    value = torch.where(candidate >= 0, candidate + 0.5, torch.sigmoid(candidate))
+    odds = [torch.sigmoid(gate) for gate in gates]
+    write = odds[0] if cell == "mingru" else odds[1] / (odds[0] + odds[1])
+    keep = torch.sigmoid(-gates[0]) if cell == "mingru" else odds[0] / (odds[0] + odds[1])
+    states = naive_minimal_scan(keep, write * value, initial_state)
+    return states, states[:, -1]

@@ -113,6 +113,11 @@ class E88Config(FamilyConfig):
         check_values_are_even(self, self.n_heads, self.n_state, self.expansion)
         check_size(backend, self.n_state)
         check_values(backend, self.head_values)
+        if backend == "gluon" and not self.squashes:
+            raise InvalidConfiguration(
+                f"{self.level}: backend `gluon` computes no `linear_state`",
+                hint="backend `triton` does",
+            )
 
     @classmethod
     def backend_limits(cls, backend: str) -> str:

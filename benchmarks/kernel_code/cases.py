@@ -1,0 +1,178 @@
+"""Every kernel that is compiled and counted: one entry a size, a dtype and a set of flags.
+
+A new kernel needs an entry in `CASES`: a name, a function that returns its `Launch`, and its loops
+in the order of their addresses, outer ones first, each with the steps of time that one pass covers.
+That function imports the kernel, so that the names can be had without Triton.
+"""
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+from elmanctl.kernels.launch import Launch
+from elmanctl.kernels.matrix_recurrence import launches as matrix
+from elmanctl.kernels.matrix_recurrence.sizes import SUPPORTED
+from elmanctl.kernels.minimal_scan.sizes import CHECKPOINT_EVERY as TILE_STEPS
+from elmanctl.kernels.minimal_scan.sizes import SCORES, choose_tile
+
+ARCHITECTURES = (80, 89, 90)
+
+# What the times of docs/kernels.md are estimated for.
+BATCH, STEPS = 16, 512
+
+
+@dataclass(frozen=True, slots=True)
+class Counted:
+    """A loop whose step has so many instructions of a kind, such as 32 of MUFU.TANH.
+
+    Compilers write several steps of a short loop out in one pass, and add a loop for what is left.
+    Then the first of them, which most steps are done by, is the one that is meant.
+    """
+
+    kind: str
+    each: int
+
+
+@dataclass(frozen=True, slots=True)
+class Layer:
+    """A layer of so many heads, and the programs that do its work for a batch of BATCH."""
+
+    heads: int
+    programs: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Case:
+    """One kernel to compile, and how its loops are to be read.
+
+    `loops` gives for each loop its name, and how many steps of time one pass covers: a number where
+    the compiler leaves the loop as it is, or what to count.  A time is estimated for `layer`.
+    """
+
+    launch: Callable[[], Launch]
+    loops: Mapping[str, int | Counted]
+    architectures: tuple[int, ...] = ARCHITECTURES
+    layer: Layer | None = None
+
+
+# E88 as it trains: bfloat16, silu and unit length of keys and queries, a gate, the fast tanh.
+_E88 = matrix.Problem(
+    n_key=32,
+    n_value=32,
+    dtype="bf16",
+    given=frozenset({"gate"}),
+    activate=True,
+    fast=True,
+)
+
+# Layers by the size of their states: three of the study, and one as wide as that with 83 heads.
+_HEADS = {16: 76, 32: 83, 48: 108, 64: 42}
+
+# Flags and sizes beside it; their code differs too little between sm_80, sm_89 and sm_90 to be
+# compiled three times.
+_VARIANTS: Mapping[str, Mapping[str, Any]] = {
+    "exact-32x32": {"dtype": "fp32", "fast": False},
+    "unaligned-32x32": {"unit": 1},
+    "linear-32x32": {"linear_state": True, "activate": False},
+    "write-gate-32x32": {"given": _E88.given | {"beta", "initial_state"}},
+    "blend-32x32": {"given": _E88.given | {"beta", "blend"}},
+    "routed-32x32": {"given": _E88.given | {"written"}, "read_all": False},
+    "e75-32x32": {"given": frozenset(), "per_value": True, "self_gate": True},
+    "bf16-checkpoints-32x32": {"checkpoint_dtype": "bf16"},
+    "32x64": {"n_value": 64},
+    "64x32": {"n_key": 64},
+}
+
+
+def _matrix_recurrence() -> Iterator[tuple[str, Case]]:
+    for n, heads in _HEADS.items():
+        problem = replace(_E88, n_key=n, n_value=n)
+        yield f"e88-{n}x{n}-forward", _matrix_forward(problem, heads)
+        yield f"e88-{n}x{n}-backward", _matrix_backward(problem, heads)
+        if n in SUPPORTED["gluon"]:
+            problem = replace(problem, backend="gluon")
+            yield f"e88-{n}x{n}-forward-for-gluon", _matrix_forward(problem, heads)
+            yield f"e88-{n}x{n}-backward-gluon", _matrix_backward(problem, heads)
+    for name, changes in _VARIANTS.items():
+        problem = replace(_E88, **changes)
+        for way, case in (
+            ("forward", _matrix_forward(problem)),
+            ("backward", _matrix_backward(problem)),
+        ):
+            yield f"matrix-{name}-{way}", replace(case, architectures=(90,))
+
+
+def _matrix_forward(problem: matrix.Problem, heads: int | None = None) -> Case:
+    return Case(
+        launch=lambda: matrix.forward_launch(problem, keep=True),
+        loops={"segment": matrix.checkpoint_every(problem.backend), "step": 1},
+        layer=_layer(matrix.forward_split(problem), heads, problem.n_value),
+    )
+
+
+def _matrix_backward(problem: matrix.Problem, heads: int | None = None) -> Case:
+    # In Gluon the way back is gone two steps at a time.
+    back = 2 if problem.backend == "gluon" else 1
+    every = matrix.checkpoint_every(problem.backend)
+    return Case(
+        launch=lambda: matrix.backward_launch(problem),
+        loops={"segment": every, "replay": 1, "reverse": back},
+        layer=_layer(matrix.backward_split(problem), heads, problem.n_value),
+    )
+
+
+def _layer(split: matrix.Split, heads: int | None, n_value: int) -> Layer | None:
+    if heads is None:
+        return None
+    groups, parts = split.grid(BATCH, heads, n_value)
+    return Layer(heads, groups * parts)
+
+
+# Channels of the study's two minimal networks.
+_WIDTHS = {"mingru": 2944, "minlstm": 1792}
+
+
+def _minimal_scan() -> Iterator[tuple[str, Case]]:
+    for cell in _WIDTHS:
+        for is_backward, way in ((False, "forward"), (True, "backward")):
+            name = f"{cell}-{way}"
+            yield name, _scan(cell, is_backward=is_backward)
+            # A length that tiles do not fit puts a predicate on every position.
+            ragged = _scan(cell, is_backward=is_backward, length=STEPS - 1)
+            yield f"{name}-ragged", replace(ragged, architectures=(90,))
+            exact = _scan(cell, is_backward=is_backward, dtype="fp32")
+            yield f"{name}-fp32", replace(exact, architectures=(90,))
+
+
+def _scan(cell: str, *, is_backward: bool, length: int = STEPS, dtype: str = "bf16") -> Case:
+    def launch() -> Launch:
+        from elmanctl.kernels.minimal_scan import launches
+
+        together = _WIDTHS[cell] * SCORES[cell]
+        problem = launches.Problem(
+            cell=cell,
+            batch=BATCH,
+            length=length,
+            width=_WIDTHS[cell],
+            row=together,
+            batch_stride=together * length,
+            scores=dtype,
+            hidden=dtype,
+        )
+        if is_backward:
+            return launches.backward_launch(problem, has_d_final=False)
+        return launches.forward_launch(problem, has_initial=False)
+
+    itemsize = 2 if dtype == "bf16" else 4
+    tile = choose_tile(BATCH, _WIDTHS[cell], is_backward=is_backward, itemsize=itemsize)
+    return Case(launch=launch, loops={"tile": tile.segments * TILE_STEPS})
+
+
+CASES: dict[str, Case] = dict([*_matrix_recurrence(), *_minimal_scan()])
+
+WANTED = [
+    (name, architecture)
+    for architecture in reversed(ARCHITECTURES)
+    for name, case in CASES.items()
+    if architecture in case.architectures
+]

@@ -1,0 +1,143 @@
+"""What this card does at its best: copying, matrix products, single instructions, and its clocks.
+
+Every floor of a table rests on these, and they are measured in the process that fills the table.
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from elmanctl.bench import nvidia
+from elmanctl.bench.floors import Rates
+from elmanctl.bench.foreign import quiet
+from elmanctl.bench.timing import Timing, measure
+from elmanctl.models.backends import BACKENDS
+
+_SECONDS = {"cuda": 1.0, "cpu": 0.05}
+
+_COPIED_BYTES = {"cuda": 1 << 30, "cpu": 1 << 22}
+_SQUARE = {"cuda": 8192, "cpu": 128}
+
+# On a GPU every multiprocessor is full four times over, and a launch takes milliseconds.
+_WAVES, _PROGRAMS_A_PROCESSOR, _UNROLLED = 4, 16, 32
+_ROUNDS = {"tanh": 64, "exp2": 64, "fma": 512}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ceiling:
+    """One rate of this card, in `unit` a second; without a value, `reason` says why.
+
+    `spread` is the distance of the repeats over their median, `clocks` what the driver said of the
+    card while it was busy with this.
+    """
+
+    name: str
+    unit: str
+    value: float | None = None
+    spread: float | None = None
+    clocks: dict[str, str] | None = None
+    reason: str | None = None
+
+
+def measure_ceilings(device: torch.device) -> Iterator[Ceiling]:
+    """Measure every rate that floors are made of, one after another."""
+    yield _copy(device)
+    yield _square_product(device)
+    for kind in ("tanh", "exp2", "fma"):
+        yield _instruction(kind, device)
+
+
+def rates_of(ceilings: list[Ceiling]) -> Rates:
+    """Return the rates that floors rest on; the special functions of the recurrences are tanh."""
+    values = {ceiling.name: ceiling.value for ceiling in ceilings}
+    return Rates(
+        copied_bytes=values.get("copy"),
+        matrix_flops=values.get("matrix product"),
+        float_instructions=values.get("fma"),
+        special_functions=values.get("tanh"),
+    )
+
+
+def _copy(device: torch.device) -> Ceiling:
+    """Bytes read plus bytes written by copies from one part of the card's memory to another."""
+    size = _COPIED_BYTES[device.type]
+    pairs = [_two_halves(size, device) for _ in range(2)]
+
+    def call(number: int) -> None:
+        source, target = pairs[number % 2]
+        target.copy_(source)
+
+    return _ceiling("copy", "B", 2.0 * size, call, device)
+
+
+def _two_halves(size: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    # Zeros can move faster than real data.
+    source = torch.randint(0, 256, (size,), dtype=torch.uint8, device=device)
+    return source, torch.empty_like(source)
+
+
+def _square_product(device: torch.device) -> Ceiling:
+    """The best that the matrix units are seen to do: a large square product of random bf16."""
+    side = _SQUARE[device.type]
+    sets = [
+        tuple(torch.randn(side, side, device=device, dtype=torch.bfloat16) for _ in range(2))
+        for _ in range(2)
+    ]
+
+    def call(number: int) -> None:
+        left, right = sets[number % 2]
+        left @ right
+
+    return _ceiling("matrix product", "FLOP", 2.0 * side**3, call, device)
+
+
+def _instruction(kind: str, device: torch.device) -> Ceiling:
+    """Results of one instruction, by a kernel that does nothing else."""
+    unit = "results"
+    fault = BACKENDS["triton"].find_fault(device.type)
+    if fault:
+        return Ceiling(name=kind, unit=unit, reason=fault)
+    from elmanctl.bench.probes import BLOCK, instructions, probe
+
+    on_cuda = device.type == "cuda"
+    processors = torch.cuda.get_device_properties(device).multi_processor_count if on_cuda else 1
+    programs = _WAVES * _PROGRAMS_A_PROCESSOR * processors if on_cuda else 1
+    rounds, unrolled = (_ROUNDS[kind], _UNROLLED) if on_cuda else (1, 2)
+    launch = probe(kind, unrolled=unrolled, interpreted=not on_cuda)
+    out = torch.empty(programs * BLOCK, device=device)
+
+    def call(number: int) -> None:
+        launch((programs,), out=out, rounds=rounds)
+
+    return _ceiling(kind, unit, float(instructions(rounds, unrolled, programs)), call, device)
+
+
+def _ceiling(
+    name: str, unit: str, amount: float, call: Callable[[int], None], device: torch.device
+) -> Ceiling:
+    with quiet():
+        timing = measure(call, device, _SECONDS[device.type])
+        clocks = _clocks_under(call, timing, device)
+    return Ceiling(
+        name=name,
+        unit=unit,
+        value=amount / timing.ms * 1e3,
+        spread=timing.spread,
+        clocks=clocks,
+    )
+
+
+def _clocks_under(
+    call: Callable[[int], None], timing: Timing, device: torch.device
+) -> dict[str, str] | None:
+    """Ask the driver's tool while the card is busy: an idle one lowers its clocks."""
+    if device.type != "cuda":
+        return None
+    busy_ms = 1500.0
+    for number in range(int(busy_ms / timing.ms) + 1):
+        call(number)
+    clocks = dict(nvidia.query(nvidia.CLOCKS, device.index or 0))
+    torch.cuda.synchronize(device)
+    return clocks or None

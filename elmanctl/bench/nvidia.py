@@ -1,0 +1,42 @@
+"""What the driver's own tool says of the card, its clocks above all."""
+
+import shutil
+import subprocess
+from collections.abc import Mapping
+
+TOOL = "nvidia-smi"
+
+CLOCKS = ("clocks.sm", "clocks.mem", "power.draw", "temperature.gpu")
+_IDENTITY = ("driver_version", "power.limit", "clocks.max.sm", "clocks.max.mem")
+_TIMEOUT_S = 20
+
+
+def identity(index: int = 0) -> Mapping[str, str]:
+    """Return driver, limits of power and clocks; empty where the tool is missing or fails."""
+    return query(_IDENTITY, index)
+
+
+def query(names: tuple[str, ...], index: int = 0) -> Mapping[str, str]:
+    """Return what the tool tells of the card now, with units; empty where it cannot be asked."""
+    if shutil.which(TOOL) is None:
+        return {}
+    command = [TOOL, f"--id={index}", f"--query-gpu={','.join(names)}", "--format=csv,noheader"]
+    try:
+        done = subprocess.run(
+            command, capture_output=True, text=True, timeout=_TIMEOUT_S, check=False
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return {}
+    return parse(names, done.stdout) if done.returncode == 0 else {}
+
+
+def parse(names: tuple[str, ...], line: str) -> Mapping[str, str]:
+    """Read one line of values separated by commas; what the card does not tell is left out."""
+    values = [value.strip() for value in line.strip().split(",")]
+    if len(values) != len(names):
+        return {}
+    return {
+        name: value
+        for name, value in zip(names, values, strict=True)
+        if value and not value.startswith("[")
+    }

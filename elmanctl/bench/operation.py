@@ -1,0 +1,102 @@
+"""What an operation is: its inputs, its truth, its implementations and its sizes."""
+
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from elmanctl.bench.floors import Counts
+from elmanctl.bench.size import Size
+
+Results = Mapping[str, Tensor]
+Run = Callable[..., Results]
+
+
+class Draw:
+    """Random inputs on a device, the same for the same seed, device and torch."""
+
+    def __init__(self, seed: int, *, dtype: torch.dtype, device: torch.device) -> None:
+        self._generator = torch.Generator(device).manual_seed(seed)
+        self._device = device
+        self.dtype = dtype
+        self.state_dtype = torch.promote_types(dtype, torch.float32)
+
+    def vectors(self, *shape: int) -> Tensor:
+        """Return normal numbers in the dtype of queries, keys and values."""
+        return self.states(*shape).to(self.dtype)
+
+    def states(self, *shape: int) -> Tensor:
+        """Return normal numbers in the dtype of states and decays."""
+        return torch.randn(
+            shape, generator=self._generator, device=self._device, dtype=self.state_dtype
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Path:
+    """One implementation of an operation.
+
+    `find_fault` takes cpu or cuda and returns why it cannot run there, or None; `tolerances` holds,
+    by dtype, how far its results may be from the truth, |x - truth| / |truth|, and names the dtypes
+    that it computes.  `is_ours` is a kernel that must not be slower than the path `torch`,
+    `is_for_tests` one that no model uses.  `gradient_fault` returns why its gradients are not to be
+    used here, or None; they are then timed inside `for_timing` and never compared.
+    """
+
+    name: str
+    run: Run
+    find_fault: Callable[[str], str | None]
+    tolerances: Mapping[str, float]
+    is_ours: bool = False
+    is_for_tests: bool = False
+    gradient_fault: Callable[[], str | None] = lambda: None
+    for_timing: Callable[[], AbstractContextManager[None]] = nullcontext
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Operation:
+    """One operation: what it is given, what is true of it, and who computes it.
+
+    `draw` takes a size, a Draw and whether a first state is given, and returns the inputs by name.
+    `test_sizes` are compared with the truth on a GPU, `tiny_sizes` in Triton's interpreter, and
+    `sizes` are measured.  `is_tested` is false for what only others' models use.
+    """
+
+    name: str
+    summary: str
+    draw: Callable[[Size, Draw, bool], dict[str, Tensor]]
+    truth: Run
+    paths: tuple[Path, ...]
+    counts: Counts
+    sizes: tuple[Size, ...]
+    test_sizes: tuple[Size, ...]
+    tiny_sizes: tuple[Size, ...]
+    is_tested: bool = True
+    dtypes: tuple[str, ...] = ("bfloat16", "float32")
+    dtype: str = "bfloat16"
+
+    def path(self, name: str) -> Path:
+        """Return one of its implementations by name."""
+        return next(path for path in self.paths if path.name == name)
+
+
+def output_and_state(function: Callable[..., tuple[Tensor, Tensor]], **settings: Any) -> Run:
+    """Return a function of an output and a final state as one of results by name."""
+
+    def run(**inputs: Tensor) -> Results:
+        output, state = function(**inputs, **settings)
+        return {"output": output, "state": state}
+
+    return run
+
+
+def states_alone(function: Callable[..., Tensor], **settings: Any) -> Run:
+    """Return a function of all states as one of results by name."""
+
+    def run(**inputs: Tensor) -> Results:
+        return {"output": function(**inputs, **settings)}
+
+    return run

@@ -1,0 +1,224 @@
+"""The operations that are tested and measured: one entry each, with all their implementations.
+
+A new operation is one entry of `OPERATIONS`: how its inputs are drawn, its time loop, which is the
+truth when it is given float64, its implementations, what it must do at the least, and the sizes.
+"""
+
+from inspect import signature
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from elmanctl.bench.floors import ATTENTION, GATED_DELTA_RULE, MINIMAL_SCAN, STATE_SPACE_DUAL
+from elmanctl.bench.foreign import (
+    attention_as_defined,
+    fla_gradients_for_timing,
+    on_flash_attention,
+)
+from elmanctl.bench.operation import Draw, Operation, Path, output_and_state, states_alone
+from elmanctl.bench.recurrences import RECURRENCES
+from elmanctl.bench.size import Size, matrix_size
+from elmanctl.errors import NotFound, nearest
+from elmanctl.kernels.gated_delta_rule import gated_delta_rule
+from elmanctl.kernels.gated_delta_rule.naive import naive_gated_delta_rule
+from elmanctl.kernels.minimal_scan import minimal_scan
+from elmanctl.kernels.minimal_scan.naive import naive_minimal_scan
+from elmanctl.kernels.state_space_dual import state_space_dual
+from elmanctl.kernels.state_space_dual.naive import naive_state_space_dual
+from elmanctl.models.backends import BACKENDS, fla_absence, fla_gradient_fault
+from elmanctl.models.mamba_ssm import scan_on_cuda
+
+
+def _draw_scan(size: Size, draw: Draw, with_state: bool) -> dict[str, Tensor]:
+    shape = (size.batch, size.length, size.heads)
+    inputs = {"decay": torch.sigmoid(draw.vectors(*shape) + 1), "written": draw.vectors(*shape)}
+    if with_state:
+        inputs["initial_state"] = draw.vectors(size.batch, size.heads)
+    return inputs
+
+
+def _draw_delta_rule(size: Size, draw: Draw, with_state: bool) -> dict[str, Tensor]:
+    steps = (size.batch, size.length, size.heads)
+    inputs = {
+        "q": draw.vectors(*steps, size.keys),
+        "k": draw.vectors(*steps, size.keys),
+        "v": draw.vectors(*steps, size.values),
+        "log_decay": -0.1 * draw.states(*steps).exp(),
+        "beta": torch.sigmoid(draw.states(*steps)),
+    }
+    if with_state:
+        inputs["initial_state"] = draw.states(size.batch, size.heads, size.keys, size.values)
+    return inputs
+
+
+def _draw_state_space(size: Size, draw: Draw, with_state: bool) -> dict[str, Tensor]:
+    steps = (size.batch, size.length)
+    inputs = {
+        "x": draw.vectors(*steps, size.heads, size.values),
+        "step": F.softplus(draw.states(*steps, size.heads) - 3),
+        "rate": draw.states(size.heads).exp(),
+        "write": draw.vectors(*steps, size.keys),
+        "read": draw.vectors(*steps, size.keys),
+    }
+    if with_state:
+        inputs["initial_state"] = draw.states(size.batch, size.heads, size.values, size.keys)
+    return inputs
+
+
+def _draw_attention(size: Size, draw: Draw, with_state: bool) -> dict[str, Tensor]:
+    shape = (size.batch, size.length, size.heads, size.keys)
+    return {name: draw.vectors(*shape) for name in ("q", "k", "v")}
+
+
+def _scan_fault(device: str) -> str | None:
+    if "backend" not in signature(minimal_scan).parameters:
+        return "the minimal scan has no backend `triton`"
+    return BACKENDS["triton"].find_fault(device)
+
+
+def _any_device(device: str) -> str | None:
+    return None
+
+
+OPERATIONS: tuple[Operation, ...] = (
+    *RECURRENCES,
+    Operation(
+        name="minimal_scan",
+        summary="MinGRU and MinLSTM: channels that are linear in their state",
+        draw=_draw_scan,
+        truth=states_alone(naive_minimal_scan),
+        paths=(
+            Path(
+                name="triton",
+                run=states_alone(minimal_scan, backend="triton"),
+                find_fault=_scan_fault,
+                tolerances={"float32": 2e-6},
+                is_ours=True,
+            ),
+            Path(
+                name="torch",
+                run=states_alone(minimal_scan),
+                find_fault=BACKENDS["torch"].find_fault,
+                tolerances={"float32": 2e-6},
+            ),
+        ),
+        counts=MINIMAL_SCAN,
+        sizes=tuple(
+            Size(batch=batch, length=length, heads=width)
+            for batch, length, width in (
+                *((16, 512, 2944), (16, 512, 1792)),
+                *((4, 2048, 2944), (1, 8192, 2944)),
+            )
+        ),
+        test_sizes=(
+            Size(batch=2, length=130, heads=100),
+            Size(batch=1, length=1, heads=7),
+            Size(batch=3, length=700, heads=33),
+        ),
+        tiny_sizes=(Size(batch=1, length=19, heads=5),),
+        dtypes=("float32",),
+        dtype="float32",
+    ),
+    Operation(
+        name="gated_delta_rule",
+        summary="gated delta net: linear state, decay and delta rule",
+        draw=_draw_delta_rule,
+        truth=output_and_state(naive_gated_delta_rule),
+        paths=(
+            Path(
+                name="fla",
+                run=output_and_state(gated_delta_rule, backend="fla"),
+                find_fault=fla_absence,
+                # Its products of float32 are in TF32.
+                tolerances={"bfloat16": 2e-2, "float32": 5e-3},
+                gradient_fault=fla_gradient_fault,
+                for_timing=fla_gradients_for_timing,
+            ),
+            Path(
+                name="torch",
+                run=output_and_state(gated_delta_rule, backend="torch"),
+                find_fault=BACKENDS["torch"].find_fault,
+                tolerances={"bfloat16": 6e-3, "float32": 5e-6},
+            ),
+        ),
+        counts=GATED_DELTA_RULE,
+        sizes=(
+            matrix_size(16, 512, 24, 80, 160),
+            matrix_size(16, 512, 24, 64),
+            matrix_size(16, 512, 83, 32),
+            matrix_size(4, 2048, 24, 64),
+            matrix_size(1, 8192, 24, 64),
+        ),
+        test_sizes=(
+            matrix_size(2, 130, 3, 64, 128),
+            matrix_size(1, 67, 2, 32),
+            matrix_size(1, 64, 3, 24, 48),
+        ),
+        tiny_sizes=(matrix_size(1, 20, 2, 8, 12),),
+    ),
+    Operation(
+        name="state_space_dual",
+        summary="Mamba2: linear state, one decay a head, keys shared by all heads",
+        draw=_draw_state_space,
+        truth=output_and_state(naive_state_space_dual),
+        paths=(
+            Path(
+                name="mamba-ssm",
+                run=output_and_state(scan_on_cuda),
+                find_fault=BACKENDS["mamba-ssm"].find_fault,
+                tolerances={"bfloat16": 2e-2, "float32": 5e-3},
+            ),
+            Path(
+                name="torch",
+                run=output_and_state(state_space_dual),
+                find_fault=BACKENDS["torch"].find_fault,
+                tolerances={"bfloat16": 6e-3, "float32": 5e-6},
+            ),
+        ),
+        counts=STATE_SPACE_DUAL,
+        sizes=(
+            matrix_size(16, 512, 56, 96, 64),
+            matrix_size(4, 2048, 56, 96, 64),
+            matrix_size(1, 8192, 56, 96, 64),
+        ),
+        test_sizes=(matrix_size(2, 300, 4, 96, 64), matrix_size(1, 67, 2, 32, 64)),
+        tiny_sizes=(matrix_size(1, 20, 2, 6, 8),),
+    ),
+    Operation(
+        name="attention",
+        summary="causal attention of torch, for comparison",
+        draw=_draw_attention,
+        truth=attention_as_defined,
+        paths=(
+            Path(
+                name="flash",
+                run=on_flash_attention,
+                find_fault=_any_device,
+                tolerances={"bfloat16": 2e-2},
+            ),
+        ),
+        counts=ATTENTION,
+        sizes=(
+            matrix_size(16, 512, 24, 64),
+            matrix_size(4, 2048, 24, 64),
+            matrix_size(1, 8192, 24, 64),
+        ),
+        test_sizes=(matrix_size(2, 130, 3, 64),),
+        tiny_sizes=(matrix_size(1, 20, 2, 8),),
+        is_tested=False,
+    ),
+)
+
+
+def find_operation(name: str) -> Operation:
+    """Return an operation by its name; raise NotFound, naming the nearest, where there is none."""
+    for operation in OPERATIONS:
+        if operation.name == name:
+            return operation
+    names = [operation.name for operation in OPERATIONS]
+    near = nearest(name, names)
+    raise NotFound(
+        f"there is no operation `{name}`",
+        hint=f"did you mean `{near}`?" if near else f"there are {', '.join(names)}",
+    )

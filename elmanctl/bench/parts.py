@@ -1,0 +1,50 @@
+"""Which part of a training step a kernel belongs to, by its name; pure."""
+
+import re
+from collections.abc import Iterable, Mapping
+
+ATTENTION = "attention"
+RECURRENCE = "recurrence"
+CONVOLUTION = "convolution"
+PRODUCTS = "matrix products"
+OPTIMIZER = "optimizer"
+POINTWISE = "norms and pointwise"
+OTHER = "other"
+
+PARTS = (PRODUCTS, RECURRENCE, ATTENTION, CONVOLUTION, POINTWISE, OPTIMIZER, OTHER)
+
+# The first that fits decides: names of attention hold those of the products inside it.  Kernels of
+# cuBLAS are called nvjet, xmma or gemm, those of the optimizer, as clipping, apply to many tensors.
+_RULES: tuple[tuple[str, str], ...] = (
+    (ATTENTION, r"flash|fmha|sdpa|attention"),
+    # Ours, then those of fla, then those of mamba-ssm.
+    (
+        RECURRENCE,
+        r"recurrence|minimal_scan|prepare_wy|recompute_w_u|solve_tril|_inverse_kernel|l2norm"
+        r"|^_?chunk_|_chunk_|fused_recurrent|_state_passing|_cumsum_kernel|^kda_|^gdn_",
+    ),
+    (CONVOLUTION, r"convol|conv_|conv[12]d|depthwise|fprop|dgrad|wgrad"),
+    (PRODUCTS, r"gemm|nvjet|xmma|cutlass|gemv|split_?k|cublas"),
+    (PRODUCTS, r"^aten::(mm|addmm|bmm|baddbmm|matmul|linear|einsum)$"),
+    (OPTIMIZER, r"multi_tensor_apply|^aten::_foreach|^optimizer\."),
+    (
+        POINTWISE,
+        r"elementwise|reduce|norm|softmax|embedding|catarray|copy|fill|index|nll_loss|memcpy"
+        r"|memset|distribution|gather|scatter|arange|triton_(poi|red|per)_|^aten::",
+    ),
+)
+_COMPILED = tuple((part, re.compile(pattern, re.IGNORECASE)) for part, pattern in _RULES)
+
+
+def part_of(kernel: str) -> str:
+    """Return the part that a kernel, or on a CPU an operator of torch, belongs to."""
+    return next((part for part, pattern in _COMPILED if pattern.search(kernel)), OTHER)
+
+
+def by_part(times: Iterable[tuple[str, float]]) -> Mapping[str, float]:
+    """Return the sum of the times of each part; parts without a kernel are left out."""
+    sums: dict[str, float] = {}
+    for kernel, taken in times:
+        part = part_of(kernel)
+        sums[part] = sums.get(part, 0.0) + taken
+    return {part: sums[part] for part in PARTS if part in sums}

@@ -1,0 +1,95 @@
+"""How fast this card multiplies the matrices of our own models: no rate of a large square."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+
+from elmanctl.bench.shapes import StepModel, projections
+from elmanctl.bench.timing import Timing, measure, sets_needed
+
+_SECONDS = {"cuda": 0.25, "cpu": 0.01}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Product:
+    """The three products of a linear map in a training step, in bf16.
+
+    `tokens` positions by `n_in` numbers each, to `n_out`: forward, and the gradients of its input
+    and of its weight.
+    """
+
+    tokens: int
+    n_in: int
+    n_out: int
+    forward_ms: float
+    input_gradient_ms: float
+    weight_gradient_ms: float
+    spread: float
+
+    @property
+    def flops(self) -> float:
+        """FLOPs of one of the three, which are as many for each."""
+        return 2.0 * self.tokens * self.n_in * self.n_out
+
+    @property
+    def ms(self) -> float:
+        """The time of all three."""
+        return self.forward_ms + self.input_gradient_ms + self.weight_gradient_ms
+
+
+def measure_products(
+    models: Sequence[StepModel], tokens: int, device: torch.device, cache_bytes: int
+) -> Iterator[Product]:
+    """Measure every linear map of the models, each width once."""
+    widths = {(p.n_in, p.n_out): None for model in models for p in projections(model.config)}
+    for n_in, n_out in widths:
+        yield _measure(tokens, n_in, n_out, device, cache_bytes)
+
+
+def products_of_step(model: StepModel, products: Sequence[Product]) -> tuple[float, float]:
+    """Return the milliseconds of all matrix products of a step, and their FLOPs.
+
+    Raises KeyError when a linear map of the model was not measured.
+    """
+    by_width: Mapping[tuple[int, int], Product] = {(p.n_in, p.n_out): p for p in products}
+    found = [(by_width[p.n_in, p.n_out], p.count) for p in projections(model.config)]
+    ms = sum(count * product.ms for product, count in found)
+    return ms, sum(3 * count * product.flops for product, count in found)
+
+
+def _measure(tokens: int, n_in: int, n_out: int, device: torch.device, cache_bytes: int) -> Product:
+    set_bytes = 2 * (tokens * (n_in + n_out) + n_in * n_out)
+    sets = [
+        tuple(
+            torch.randn(shape, device=device, dtype=torch.bfloat16)
+            for shape in ((tokens, n_in), (n_out, n_in), (tokens, n_out))
+        )
+        for _ in range(sets_needed(set_bytes, cache_bytes))
+    ]
+
+    def forward(number: int) -> None:
+        x, weight, _ = sets[number % len(sets)]
+        x @ weight.T
+
+    def input_gradient(number: int) -> None:
+        _, weight, dy = sets[number % len(sets)]
+        dy @ weight
+
+    def weight_gradient(number: int) -> None:
+        x, _, dy = sets[number % len(sets)]
+        dy.T @ x
+
+    timings: list[Timing] = [
+        measure(call, device, _SECONDS[device.type])
+        for call in (forward, input_gradient, weight_gradient)
+    ]
+    return Product(
+        tokens=tokens,
+        n_in=n_in,
+        n_out=n_out,
+        forward_ms=timings[0].ms,
+        input_gradient_ms=timings[1].ms,
+        weight_gradient_ms=timings[2].ms,
+        spread=max(timing.spread for timing in timings),
+    )

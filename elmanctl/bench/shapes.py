@@ -1,0 +1,131 @@
+"""The models whose steps are measured, and the matrix products that they are made of."""
+
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from elmanctl.models.config import FamilyConfig
+from elmanctl.models.registry import FAMILIES, decode_config
+
+if TYPE_CHECKING:
+    import torch
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StepModel:
+    """A model that is trained for a few steps; `name` is how tables call it."""
+
+    name: str
+    level: str
+    settings: Mapping[str, Any]
+
+    @property
+    def config(self) -> FamilyConfig:
+        """The whole configuration, checked."""
+        return decode_config(self.level, self.settings)
+
+    @property
+    def backends(self) -> tuple[str, ...]:
+        """The implementations of its family, the fastest first."""
+        return FAMILIES[self.config.level].backends
+
+
+E88, E88_WIDE, MAMBA2, GDN, TRANSFORMER = (
+    "e88 D1920 L17 H83 n32",
+    "e88 D2176 L14 H98 n32",
+    "mamba2 D1792 L25",
+    "fla-gdn D1920 L17 H24",
+    "transformer D1536 L17 H24",
+)
+
+_LARGE = (
+    StepModel(
+        name=E88, level="e88", settings={"dim": 1920, "depth": 17, "n_heads": 83, "n_state": 32}
+    ),
+    StepModel(name=MAMBA2, level="mamba2", settings={"dim": 1792, "depth": 25, "d_state": 96}),
+    StepModel(
+        name=E88_WIDE,
+        level="e88",
+        settings={"dim": 2176, "depth": 14, "n_heads": 98, "n_state": 32},
+    ),
+    StepModel(name=GDN, level="fla-gdn", settings={"dim": 1920, "depth": 17, "n_heads": 24}),
+    StepModel(
+        name=TRANSFORMER, level="transformer", settings={"dim": 1536, "depth": 17, "n_heads": 24}
+    ),
+)
+
+_TINY = (
+    StepModel(
+        name="e88 tiny", level="e88", settings={"dim": 32, "depth": 2, "n_heads": 2, "n_state": 8}
+    ),
+    StepModel(
+        name="mamba2 tiny",
+        level="mamba2",
+        settings={"dim": 32, "depth": 1, "d_state": 8, "head_dim": 16},
+    ),
+    StepModel(name="fla-gdn tiny", level="fla-gdn", settings={"dim": 32, "depth": 1, "n_heads": 2}),
+    StepModel(
+        name="transformer tiny",
+        level="transformer",
+        settings={"dim": 32, "depth": 1, "n_heads": 2, "head_dim": 16},
+    ),
+)
+
+BATCH, SEQ_LEN = 16, 512
+"""Sequences and positions of a step on a GPU: the 8,192 tokens that every model is given."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StepShape:
+    """Which models take steps on a device, and the tokens of a step."""
+
+    models: tuple[StepModel, ...]
+    batch: int
+    seq_len: int
+
+    @property
+    def tokens(self) -> int:
+        """Positions of one step."""
+        return self.batch * self.seq_len
+
+
+def step_shape(device: "torch.device") -> StepShape:
+    """Return the models of about 480M parameters, or on a CPU tiny ones of the same families."""
+    if device.type == "cuda":
+        return StepShape(models=_LARGE, batch=BATCH, seq_len=SEQ_LEN)
+    return StepShape(models=_TINY, batch=2, seq_len=32)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Projection:
+    """A linear map of a model from `n_in` to `n_out` numbers, and how often a model has it."""
+
+    n_in: int
+    n_out: int
+    count: int
+
+
+def projections(config: FamilyConfig) -> tuple[Projection, ...]:
+    """Return the linear maps of a model, the widest first, the head that is the embedding last.
+
+    Read off one layer that is built without memory, so that no list of widths can grow stale.
+    """
+    import torch
+    from torch import nn
+
+    family = FAMILIES[config.level]
+    with torch.device("meta"):
+        made = family.load_layer()(config, family.backends[-1])
+    layers = made if isinstance(made, list) else [made]
+    shapes = Counter(
+        (module.in_features, module.out_features)
+        for layer in layers
+        for module in layer.modules()
+        if isinstance(module, nn.Linear)
+    )
+    found = [
+        Projection(n_in=n_in, n_out=n_out, count=config.depth * each)
+        for (n_in, n_out), each in sorted(shapes.items(), key=lambda item: -item[0][0] * item[0][1])
+    ]
+    return (*found, Projection(n_in=config.dim, n_out=256, count=1))

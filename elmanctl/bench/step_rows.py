@@ -1,0 +1,269 @@
+"""One row for each model and backend: whole training steps, as a worker takes them."""
+
+import gc
+import logging
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
+from pathlib import Path as FilePath
+from statistics import median
+from typing import Any
+
+import torch
+from torch import nn
+
+from elmanctl.bench.foreign import TIMING_ONLY, fla_gradients_for_timing, quiet
+from elmanctl.bench.parts import by_part
+from elmanctl.bench.shapes import StepModel, StepShape
+from elmanctl.bench.step_clock import StepClock, StepProfile, medians_of_thirds
+from elmanctl.errors import ElmanError
+from elmanctl.jobs.data import ByteStream
+from elmanctl.jobs.outcome import TrainOutcome
+from elmanctl.jobs.protocol import Budget
+from elmanctl.jobs.spec import AttemptSpec, DataSpec
+from elmanctl.jobs.train import train
+from elmanctl.models.backends import BACKENDS, fla_absence, fla_gradient_fault
+from elmanctl.models.params import count_parameters, flops_per_token
+from elmanctl.models.registry import build_model
+
+logger = logging.getLogger(__name__)
+
+WARMUP_STEPS = 5
+_TIMED_S = {"cuda": 8.0, "cpu": 1.0}
+_PROFILED_FROM, _PROFILED_TO = 2, 4
+_KERNELS_KEPT = 25
+_LEARNING_RATE = 3e-4
+
+# The plain recurrences launch hundreds of thousands of kernels a step: too many to look at.
+_LONGEST_PROFILED_MS = 1500.0
+
+TORCH_RECURRENCE = "the recurrence runs on torch's own kernels and is counted among the others"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StepRow:
+    """The training steps of one model on one backend.
+
+    `status` and `reason` are as of a KernelRow.  `tokens_per_s` is the trainer's own, over all
+    steps after the warm-up; `step_ms` the median of these steps, with the least and greatest median
+    of their thirds.  `parts_ms` are the milliseconds a step of each part, by the names of kernels,
+    `idle_ms` those in which the GPU did nothing.  `model_flops_per_s` counts what a model must do
+    and nothing that is done again, `mfu` is its share of the measured rate of matrix products.
+    """
+
+    model: str
+    level: str
+    config: Mapping[str, Any]
+    backend: str
+    status: str
+    reason: str | None = None
+    note: str | None = None
+    parameters: int | None = None
+    precision: str | None = None
+    tokens_per_step: int | None = None
+    steps: int | None = None
+    tokens_per_s: float | None = None
+    step_ms: float | None = None
+    step_low_ms: float | None = None
+    step_high_ms: float | None = None
+    peak_bytes: int | None = None
+    model_flops_per_s: float | None = None
+    mfu: float | None = None
+    parts_ms: Mapping[str, float] = field(default_factory=dict)
+    idle_ms: float | None = None
+    last_loss: float | None = None
+    kernels: Sequence[tuple[str, float, float]] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PlannedSteps:
+    """A row of steps that is to be measured."""
+
+    model: StepModel
+    backend: str
+
+
+def plan_steps(shape: StepShape, only: Sequence[str] = ()) -> list[PlannedSteps]:
+    """Return the rows to measure: every model on its fastest backend, then on plain torch."""
+    fastest = [PlannedSteps(model=m, backend=m.backends[0]) for m in shape.models]
+    plain = [
+        PlannedSteps(model=m, backend="torch") for m in shape.models if m.backends[0] != "torch"
+    ]
+    # The gated delta net has right gradients on torch alone where fla has not: never the last.
+    plain.sort(key=lambda row: row.model.level != "fla-gdn")
+    rows = [*fastest, *plain]
+    return [row for row in rows if not only or any(t in describe_steps(row) for t in only)]
+
+
+def describe_steps(row: PlannedSteps) -> str:
+    """Return model and backend of a row in one line."""
+    return f"{row.model.name} {row.backend}"
+
+
+def step_rows(
+    planned: Sequence[PlannedSteps],
+    shape: StepShape,
+    corpus: FilePath,
+    device: torch.device,
+    matrix_flops: float | None,
+    is_over: Callable[[], bool],
+) -> Iterator[StepRow]:
+    """Measure the planned rows one after another; every one of them becomes a row."""
+    for row in planned:
+        if is_over():
+            yield _empty(row, "not measured", "the time given was used up")
+            continue
+        fault = _fault(row.backend, device)
+        if fault:
+            yield _empty(row, "missing", fault)
+            continue
+        try:
+            yield _measured(row, shape, corpus, device, matrix_flops)
+        except Exception as exc:
+            logger.debug("%s failed", describe_steps(row), exc_info=True)
+            told = exc.message if isinstance(exc, ElmanError) else f"{type(exc).__name__}: {exc}"
+            yield _empty(row, "failed", told)
+        finally:
+            gc.collect()
+            if device.type == "cuda":
+                torch.cuda.empty_cache()
+
+
+def _empty(row: PlannedSteps, status: str, reason: str) -> StepRow:
+    return StepRow(
+        model=row.model.name,
+        level=row.model.level,
+        config=row.model.config.encode(),
+        backend=row.backend,
+        status=status,
+        reason=reason,
+    )
+
+
+def _fault(backend: str, device: torch.device) -> str | None:
+    # Gradients that fla gets wrong cost what right ones do: they are timed, and labelled.
+    find = fla_absence if backend == "fla" else BACKENDS[backend].find_fault
+    return find(device.type)
+
+
+def _measured(
+    row: PlannedSteps,
+    shape: StepShape,
+    corpus: FilePath,
+    device: torch.device,
+    matrix_flops: float | None,
+) -> StepRow:
+    distrusted = row.backend == "fla" and fla_gradient_fault() is not None
+    model = _build(row, device)
+    stream = ByteStream(corpus)
+    clock = StepClock()
+    profile = None
+    trusting: AbstractContextManager[None] = (
+        fla_gradients_for_timing() if distrusted else nullcontext()
+    )
+    with quiet(), trusting:
+        minutes = Budget(kind="minutes", amount=_TIMED_S[device.type] / 60)
+        outcome = train(model, stream, _spec(row, shape, corpus, device, minutes), clock)
+        _refuse_divergence(outcome)
+        if median(clock.step_ms()) <= _LONGEST_PROFILED_MS:
+            profile = StepProfile(_PROFILED_FROM, _PROFILED_TO, device)
+            steps = Budget(kind="steps", amount=_PROFILED_TO)
+            train(model, stream, _spec(row, shape, corpus, device, steps), profile)
+    return _row(row, shape, outcome, clock, profile, matrix_flops, distrusted=distrusted)
+
+
+def _build(row: PlannedSteps, device: torch.device) -> nn.Module:
+    """Return the model; fla's gradients, which the registry may refuse, are timed all the same."""
+    config = row.model.config
+    if row.backend != "fla":
+        return build_model(config, seed=0, backend=row.backend, device=device.type)
+    model = build_model(config, seed=0, backend="torch", device=device.type)
+    for module in model.modules():
+        if "backend" in vars(module):
+            vars(module)["backend"] = row.backend
+    return model
+
+
+def _spec(
+    row: PlannedSteps, shape: StepShape, corpus: FilePath, device: torch.device, budget: Budget
+) -> AttemptSpec:
+    config = row.model.config.encode()
+    return AttemptSpec(
+        run="bench",
+        evaluation="bench",
+        attempt=1,
+        level=row.model.level,
+        config=config,
+        parameters_expected=count_parameters(row.model.level, config),
+        seed=0,
+        lr=_LEARNING_RATE,
+        budget=budget,
+        batch=shape.batch,
+        seq_len=shape.seq_len,
+        warmup_steps=WARMUP_STEPS,
+        data=DataSpec(path=str(corpus), sha256="", size_bytes=0),
+        device=device.type,
+        backend=row.backend,
+        # More threads than cores make small products on a CPU slow beyond all measure.
+        threads=0 if device.type == "cuda" else 1,
+        timeout_min=60.0,
+    )
+
+
+def _refuse_divergence(outcome: TrainOutcome) -> None:
+    if outcome.divergence is not None:
+        told = outcome.divergence
+        raise RuntimeError(f"the {told.quantity} was {told.value} at step {told.step}")
+
+
+def _row(
+    row: PlannedSteps,
+    shape: StepShape,
+    outcome: TrainOutcome,
+    clock: StepClock,
+    profile: StepProfile | None,
+    matrix_flops: float | None,
+    *,
+    distrusted: bool,
+) -> StepRow:
+    config = row.model.config.encode()
+    step_ms = clock.step_ms()
+    thirds = medians_of_thirds(step_ms)
+    kernels = profile.kernel_ms() if profile else []
+    parts = by_part((name, ms) for name, ms, _ in kernels)
+    flops_per_s = None
+    if outcome.tokens_per_s:
+        level = row.model.level
+        flops = flops_per_token(level, config, seq_len=shape.seq_len, training=True)
+        flops_per_s = outcome.tokens_per_s * flops
+    notes = [TIMING_ONLY] if distrusted else []
+    if row.backend == "torch" and row.model.level != "transformer":
+        notes.append(TORCH_RECURRENCE)
+    if profile is None:
+        notes.append("a step is too long to be profiled")
+    idle_ms = None
+    if profile and outcome.device.startswith("cuda"):
+        idle_ms = max(0.0, median(step_ms) - sum(parts.values()))
+    return StepRow(
+        model=row.model.name,
+        level=row.model.level,
+        config=config,
+        backend=row.backend,
+        status="measured",
+        note="; ".join(notes) or None,
+        parameters=outcome.parameters,
+        precision=outcome.precision,
+        tokens_per_step=outcome.tokens_per_step,
+        steps=len(step_ms),
+        tokens_per_s=outcome.tokens_per_s,
+        step_ms=median(step_ms),
+        step_low_ms=min(thirds),
+        step_high_ms=max(thirds),
+        peak_bytes=outcome.peak_memory_bytes,
+        model_flops_per_s=flops_per_s,
+        mfu=flops_per_s / matrix_flops if flops_per_s and matrix_flops else None,
+        parts_ms=parts,
+        idle_ms=idle_ms,
+        last_loss=outcome.last_loss,
+        kernels=kernels[:_KERNELS_KEPT],
+    )

@@ -1,0 +1,203 @@
+"""Rows of a report as tables that people read; pure."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from elmanctl.bench.parts import PARTS
+
+Row = Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Table:
+    """A title, a head and rows of cells, None where there is no value; prose stands last."""
+
+    title: str
+    head: tuple[str, ...]
+    rows: list[list[str | None]]
+
+
+def ceiling_table(ceilings: Sequence[Row]) -> Table:
+    """Return the rates of the card."""
+    rows = [
+        [
+            row["name"],
+            _rate(row["value"], row["unit"]),
+            _share(row["spread"]),
+            (row["clocks"] or {}).get("clocks.sm"),
+            row["reason"],
+        ]
+        for row in ceilings
+    ]
+    return Table(
+        title="Ceilings", head=("CEILING", "RATE", "SPREAD", "SM CLOCK", "NOTE"), rows=rows
+    )
+
+
+def product_table(products: Sequence[Row]) -> Table:
+    """Return the matrix products of the models' linear maps, the rates of all three."""
+    rows = []
+    for row in products:
+        flops = 2.0 * row["tokens"] * row["n_in"] * row["n_out"]
+        times = (row["forward_ms"], row["input_gradient_ms"], row["weight_gradient_ms"])
+        rows.append(
+            [
+                f"{row['tokens']} x {row['n_in']} -> {row['n_out']}",
+                *(_rate(flops / ms * 1e3, "FLOP") for ms in times),
+                _number(sum(times)),
+                _share(row["spread"]),
+            ]
+        )
+    head = ("PRODUCT", "FORWARD", "BY INPUT", "BY WEIGHT", "MS", "SPREAD")
+    return Table(title="Matrix products of the models", head=head, rows=rows)
+
+
+def kernel_table(kernels: Sequence[Row]) -> Table:
+    """Return times, floors, memory and errors of the operations."""
+    head = (
+        *("OPERATION", "PATH", "SIZE", "FORWARD MS", "BACKWARD MS", "SPREAD"),
+        *("FLOOR F", "FLOOR B", "OF FLOOR F", "OF FLOOR B", "TOK/S", "GB/S", "MEMORY", "ERROR"),
+        "NOTE",
+    )
+    return Table(title="Operations", head=head, rows=[_kernel_cells(row) for row in kernels])
+
+
+def _kernel_cells(row: Row) -> list[str | None]:
+    note = [row["note"]] if row["note"] else []
+    if row["status"] != "measured":
+        note.insert(0, f"{row['status']}: {row['reason']}")
+    at_least = ""
+    if row["bound_length"]:
+        at_least = ">= "
+        note.insert(0, f"lower bound: the first {row['bound_length']} positions alone")
+    spreads = [s for s in (row["forward_spread"], row["forward_backward_spread"]) if s is not None]
+    return [
+        row["operation"],
+        row["path"],
+        row["size"],
+        _prefixed(at_least, _number(row["forward_ms"])),
+        _prefixed(at_least, _number(row["backward_ms"])),
+        _share(max(spreads)) if spreads else None,
+        _number(row["forward_floor_ms"]),
+        _number(row["backward_floor_ms"]),
+        _share(row["forward_fraction"]),
+        _share(row["backward_fraction"]),
+        _whole(row["tokens_per_s"]),
+        _whole(row["bytes_per_s"], 1e9),
+        _whole(row["peak_bytes"], 1e6, " MB"),
+        None if row["error"] is None else f"{row['error']:.1e}",
+        "; ".join(note) or None,
+    ]
+
+
+def step_table(steps: Sequence[Row], products_alone_ms: Mapping[str, float]) -> Table:
+    """Return speed and times by part of the training steps.
+
+    `products_alone_ms` is what all matrix products of a model took by themselves.
+    """
+    parts = [part for part in PARTS if any(part in row["parts_ms"] for row in steps)]
+    head = (
+        *("MODEL", "BACKEND", "TOK/S", "STEP MS", "FROM", "TO"),
+        *(f"{part.upper()} MS" for part in parts),
+        *("IDLE MS", "PRODUCTS ALONE MS", "MEMORY", "MODEL TFLOP/S", "MFU", "NOTE"),
+    )
+    rows: list[list[str | None]] = []
+    for row in steps:
+        failed = None if row["status"] == "measured" else f"{row['status']}: {row['reason']}"
+        alone = None if failed else products_alone_ms.get(row["model"])
+        rows.append(
+            [
+                row["model"],
+                row["backend"],
+                _whole(row["tokens_per_s"]),
+                *(_number(row[key]) for key in ("step_ms", "step_low_ms", "step_high_ms")),
+                *(_number(row["parts_ms"].get(part)) for part in parts),
+                _number(row["idle_ms"]),
+                _number(alone),
+                _whole(row["peak_bytes"], 1e6, " MB"),
+                _number(_over(row["model_flops_per_s"], 1e12)),
+                _share(row["mfu"]),
+                failed or row["note"],
+            ]
+        )
+    return Table(title="Training steps", head=head, rows=rows)
+
+
+def target_table(targets: Sequence[Row]) -> Table:
+    """Return every target with its verdict."""
+    rows: list[list[str | None]] = [
+        [
+            row["name"],
+            row["bound"],
+            None if row["value"] is None else _number(row["value"]),
+            row["unit"],
+            row["verdict"],
+            row["reason"],
+        ]
+        for row in targets
+    ]
+    head = ("TARGET", "BOUND", "MEASURED", "UNIT", "VERDICT", "NOTE")
+    return Table(title="Targets", head=head, rows=rows)
+
+
+def machine_lines(machine: Row) -> list[tuple[str, str]]:
+    """Return what is known of machine and code, name and value, groups in one line."""
+    found = []
+    for name, value in machine.items():
+        if isinstance(value, Mapping):
+            value = ", ".join(f"{key} {told}" for key, told in value.items())
+        if value not in (None, ""):
+            found.append((name, str(value)))
+    return found
+
+
+def markdown_of(title: str, facts: Iterable[tuple[str, str]], tables: Iterable[Table]) -> str:
+    """Return a document: what is known of the machine, then the tables that have rows."""
+    parts = [f"# {title}", "\n".join(f"- {name}: {value}" for name, value in facts)]
+    for table in tables:
+        if table.rows:
+            parts.append(f"## {table.title}\n\n{_markdown_table(table)}")
+    return "\n\n".join(parts) + "\n"
+
+
+def _markdown_table(table: Table) -> str:
+    prose = {"NOTE", *table.head[:1]}
+    marks = [" --- " if name in prose else " ---: " for name in table.head]
+    lines = [f"| {' | '.join(table.head)} |", f"|{'|'.join(marks)}|"]
+    for row in table.rows:
+        cells = ["" if cell is None else " ".join(cell.split()) for cell in row]
+        lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
+    return "\n".join(lines)
+
+
+def _number(value: float | None) -> str | None:
+    """Write three digits that mean something, and every digit before the point."""
+    if value is None:
+        return None
+    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
+
+
+def _whole(value: float | None, unit: float = 1.0, name: str = "") -> str | None:
+    return None if value is None else f"{value / unit:,.0f}{name}"
+
+
+def _share(value: float | None) -> str | None:
+    return None if value is None else f"{100 * value:.1f}%"
+
+
+def _over(value: float | None, unit: float) -> float | None:
+    return None if value is None else value / unit
+
+
+def _prefixed(prefix: str, text: str | None) -> str | None:
+    return None if text is None else prefix + text
+
+
+def _rate(value: float | None, unit: str) -> str | None:
+    if value is None:
+        return None
+    for size, letter in ((1e12, "T"), (1e9, "G"), (1e6, "M")):
+        if value >= size:
+            return f"{value / size:.4g} {letter}{unit}/s"
+    return f"{value:.4g} {unit}/s"

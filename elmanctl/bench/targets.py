@@ -1,0 +1,153 @@
+"""What the kernels were built to reach, each with what was measured; pure.
+
+The targets are set for an H100.  A number from a CPU, a number that is a bound or a row that was
+not measured meets nothing and misses nothing.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from elmanctl.bench.shapes import E88, E88_WIDE, GDN, MAMBA2
+
+Row = Mapping[str, Any]
+
+MET, MISSED, NOT_MEASURED = "met", "missed", "not measured"
+
+CARD = "H100"
+
+_NO_GPU = "no GPU: tiny shapes on a cpu say nothing of it"
+
+_RECURRENCE = ("matrix_recurrence", "triton", "B16 T512 H83 n32")
+_FORWARD_MS, _BACKWARD_MS = 0.3, 1.1
+_TOKENS_PER_S = 100_000
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Target:
+    """One target: what is measured, in which unit, its bound in words, and what came of it."""
+
+    name: str
+    bound: str
+    unit: str
+    verdict: str
+    value: float | None = None
+    reason: str | None = None
+
+
+def judge_targets(machine: Row, kernels: Sequence[Row], steps: Sequence[Row]) -> list[Target]:
+    """Return every target with its verdict, from the rows of a report as plain data."""
+    found = [*_recurrence(kernels), *_speeds(steps), *_against_torch(kernels)]
+    if machine.get("device") != "cuda":
+        return [
+            replace(target, verdict=NOT_MEASURED, value=None, reason=target.reason or _NO_GPU)
+            for target in found
+        ]
+    name = str(machine.get("name"))
+    if CARD in name:
+        return found
+    other = f"on {name}, not on an {CARD}"
+    return [
+        replace(target, reason=f"{other}; {target.reason}" if target.reason else other)
+        for target in found
+    ]
+
+
+def _recurrence(kernels: Sequence[Row]) -> Iterator[Target]:
+    operation, path, size = _RECURRENCE
+    row = _find(kernels, operation=operation, path=path, size=size)
+    for name, key, bound in (
+        ("forward", "forward_ms", _FORWARD_MS),
+        ("backward", "backward_ms", _BACKWARD_MS),
+    ):
+        yield _at_most(f"E88 recurrence {name}, {size}", "ms", row, key, bound)
+
+
+def _speeds(steps: Sequence[Row]) -> Iterator[Target]:
+    for name in (E88, E88_WIDE):
+        ours = _fastest(steps, name)
+        yield _at_least(name, "tok/s", ours, "tokens_per_s", _TOKENS_PER_S)
+        for other in (MAMBA2, GDN):
+            # Plain torch is no measure of a model that has kernels of its own.
+            theirs = _fastest([row for row in steps if row["backend"] != "torch"], other)
+            yield _ratio(f"{name} over {other}", ours, theirs)
+
+
+def _ratio(name: str, ours: Row | None, theirs: Row | None) -> Target:
+    bound, unit = ">= 1.0", "times the tok/s"
+    missing = _why_not(ours) or _why_not(theirs)
+    if missing or ours is None or theirs is None:
+        return Target(name=name, bound=bound, unit=unit, verdict=NOT_MEASURED, reason=missing)
+    value = ours["tokens_per_s"] / theirs["tokens_per_s"]
+    return Target(
+        name=name,
+        bound=bound,
+        unit=unit,
+        verdict=MET if value >= 1 else MISSED,
+        value=value,
+        reason=f"{theirs['backend']}{': ' + theirs['note'] if theirs.get('note') else ''}",
+    )
+
+
+def _against_torch(kernels: Sequence[Row]) -> Iterator[Target]:
+    """No kernel of ours takes longer than the plain path, forward and backward together."""
+    for row in kernels:
+        if not row["is_ours"]:
+            continue
+        name = f"{row['operation']} {row['size']}: plain torch over {row['path']}"
+        bound, unit = ">= 1.0", "times as long"
+        plain = _find(kernels, operation=row["operation"], path="torch", size=row["size"])
+        missing = _why_not(row) or _why_not(plain)
+        if missing or plain is None:
+            yield Target(name=name, bound=bound, unit=unit, verdict=NOT_MEASURED, reason=missing)
+            continue
+        value = plain["forward_backward_ms"] / row["forward_backward_ms"]
+        cut = plain.get("bound_length")
+        told = f"at least: plain torch was timed on the first {cut} positions" if cut else None
+        verdict = MET if value >= 1 else NOT_MEASURED if cut else MISSED
+        yield Target(name=name, bound=bound, unit=unit, verdict=verdict, value=value, reason=told)
+
+
+def _at_most(name: str, unit: str, row: Row | None, key: str, bound: float) -> Target:
+    return _compared(name, unit, row, key, f"<= {bound:g}", lambda value: value <= bound)
+
+
+def _at_least(name: str, unit: str, row: Row | None, key: str, bound: float) -> Target:
+    return _compared(name, unit, row, key, f">= {bound:,}", lambda value: value >= bound)
+
+
+def _compared(name: str, unit: str, row: Row | None, key: str, bound: str, holds: Any) -> Target:
+    missing = _why_not(row)
+    if missing or row is None:
+        return Target(name=name, bound=bound, unit=unit, verdict=NOT_MEASURED, reason=missing)
+    value = float(row[key])
+    return Target(
+        name=name,
+        bound=bound,
+        unit=unit,
+        verdict=MET if holds(value) else MISSED,
+        value=value,
+        reason=row.get("note"),
+    )
+
+
+def _why_not(row: Row | None) -> str | None:
+    """Return why a row gives no number, None where it gives one."""
+    if row is None:
+        return "no such row in this report"
+    if row.get("is_wrong"):
+        return f"its results are wrong: {row.get('note')}"
+    return None if row["status"] == "measured" else f"{row['status']}: {row.get('reason')}"
+
+
+def _find(rows: Sequence[Row], **wanted: str) -> Row | None:
+    return next((row for row in rows if all(row[k] == v for k, v in wanted.items())), None)
+
+
+def _fastest(steps: Sequence[Row], model: str) -> Row | None:
+    """Return the row of a model's fastest backend; one without a number where none has one."""
+    rows = [row for row in steps if row["model"] == model]
+    measured = [row for row in rows if row["status"] == "measured" and row["tokens_per_s"]]
+    if measured:
+        return max(measured, key=lambda row: float(row["tokens_per_s"]))
+    return rows[0] if rows else None

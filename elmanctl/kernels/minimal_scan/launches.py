@@ -1,0 +1,117 @@
+"""How the kernels of the minimal scan are launched, from sizes and dtypes alone; no torch."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from elmanctl.kernels.launch import Launch
+from elmanctl.kernels.minimal_scan import triton_kernels
+from elmanctl.kernels.minimal_scan.sizes import (
+    CHECKPOINT_EVERY,
+    SCORES,
+    Tile,
+    alignment,
+    choose_tile,
+    count_programs,
+    is_exact,
+)
+
+ITEM_SIZES: Mapping[str, int] = {"bf16": 2, "fp32": 4}
+"""The dtypes that the kernels compute with, as Triton calls them, and their bytes."""
+
+_INTEGERS = ("length", "batch_stride", "n_checkpoints")
+
+# Left to itself ptxas prefers a round number of registers and spills one or two for it, where a
+# predicate for every position needs a few more.
+_MASKED_FORWARD, _MASKED_BACKWARD = 128, 255
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Problem:
+    """One call: `row` and `batch_stride` are the strides of the scores, in numbers."""
+
+    cell: str
+    batch: int
+    length: int
+    width: int
+    row: int
+    batch_stride: int
+    scores: str
+    hidden: str
+
+    def tile(self, *, is_backward: bool) -> Tile:
+        """Return what one program computes at a time."""
+        itemsize = ITEM_SIZES[self.scores]
+        return choose_tile(self.batch, self.width, is_backward=is_backward, itemsize=itemsize)
+
+    def grid(self, *, is_backward: bool) -> tuple[int]:
+        """Return how many programs there are."""
+        return (count_programs(self.tile(is_backward=is_backward), self.batch, self.width),)
+
+
+def forward_launch(problem: Problem, *, has_initial: bool) -> Launch:
+    """Return the kernel that computes the states of a problem."""
+    pointers = {
+        "p_scores": f"*{problem.scores}",
+        "p_hidden": f"*{problem.hidden}",
+        "p_checkpoints": "*fp32",
+        "p_final": "*fp32",
+    }
+    return _launch(
+        triton_kernels.forward,
+        problem,
+        problem.tile(is_backward=False),
+        pointers,
+        optional=("p_initial", has_initial),
+        masked_registers=_MASKED_FORWARD,
+    )
+
+
+def backward_launch(problem: Problem, *, has_d_final: bool) -> Launch:
+    """Return the kernel that computes the gradients of a problem."""
+    pointers = {
+        "p_scores": f"*{problem.scores}",
+        "p_checkpoints": "*fp32",
+        "p_d_hidden": f"*{problem.hidden}",
+        "p_d_scores": f"*{problem.scores}",
+        "p_d_initial": "*fp32",
+    }
+    return _launch(
+        triton_kernels.backward,
+        problem,
+        problem.tile(is_backward=True),
+        pointers,
+        optional=("p_d_final", has_d_final),
+        masked_registers=_MASKED_BACKWARD,
+    )
+
+
+def _launch(
+    kernel: Any,
+    problem: Problem,
+    tile: Tile,
+    pointers: dict[str, str],
+    *,
+    optional: tuple[str, bool],
+    masked_registers: int,
+) -> Launch:
+    name, is_given = optional
+    exact = is_exact(tile, problem.length, problem.width)
+    constants = {
+        "SCORES": SCORES[problem.cell],
+        "WIDTH": problem.width,
+        "ROW": problem.row,
+        "ALIGNED": alignment(problem.batch_stride),
+        "SEGMENTS": tile.segments,
+        "STEPS": CHECKPOINT_EVERY,
+        "BLOCK": tile.channels,
+        "EXACT": exact,
+    }
+    return Launch(
+        kernel=kernel,
+        pointers=pointers | ({name: "*fp32"} if is_given else {}),
+        integers=_INTEGERS,
+        constants=constants | ({} if is_given else {name: None}),
+        num_warps=tile.warps,
+        max_registers=None if exact else masked_registers,
+    )
