@@ -40,6 +40,8 @@ def quicken_interpreter() -> None:
     from triton.runtime import interpreter
 
     prepare = interpreter._patch_lang
+    if prepare.__module__ == __name__:
+        return
 
     def prepare_once(fn: Any) -> Any:
         languages = [x for x in fn.__globals__.values() if x is tl or x is tl.core]

@@ -1,9 +1,14 @@
 """The matrix recurrence under test: its arguments, all that it computes, and how near that is."""
 
+from dataclasses import replace
 from typing import Any
 
+import pytest
 import torch
 from torch import Tensor
+
+from elmanctl.kernels.matrix_recurrence import launches
+from tests.kernels.interpreted import quicken_interpreter
 
 NAMES = ("q", "k", "v", "alpha", "gate", "beta", "blend", "initial_state")
 FLOAT64_TOLERANCE = 1e-12
@@ -78,3 +83,14 @@ def assert_close(actual: dict[str, Tensor], truth: dict[str, Tensor], tolerance:
         scale = expected.double().norm()
         error = (actual[name].cpu().double() - expected.double()).norm()
         assert error <= tolerance * scale, f"{name} is off by {error / scale:.2g}"
+
+
+def widen_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have states of as few tiles as can be: Triton's interpreter takes as long for a small one."""
+    split = launches._split
+
+    def split_widely(direction: str, problem: launches.Problem) -> launches.Split:
+        return replace(split(direction, problem), keys=problem.n_key & -problem.n_key)
+
+    monkeypatch.setattr(launches, "_split", split_widely)
+    quicken_interpreter()

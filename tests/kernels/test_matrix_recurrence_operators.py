@@ -1,5 +1,6 @@
 """What torch is told of the kernels of the matrix recurrence: to trace, differentiate, compile."""
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -9,11 +10,13 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from elmanctl.kernels.matrix_recurrence import launches
+from elmanctl.errors import InvalidConfiguration
+from elmanctl.kernels.matrix_recurrence import launches, matrix_recurrence
+from elmanctl.kernels.matrix_recurrence import triton as operators
 from elmanctl.kernels.matrix_recurrence.sizes import choose_backend
 from elmanctl.kernels.matrix_recurrence.triton import Flags
-from tests.kernels.interpreted import DEVICE, quicken_interpreter
-from tests.kernels.recurrences import draw, results
+from tests.kernels.interpreted import DEVICE
+from tests.kernels.recurrences import draw, results, widen_tiles
 
 # In the order of the operator.
 TENSORS = ("q", "k", "v", "alpha", "beta", "blend", "written", "gate", "initial_state")
@@ -25,16 +28,15 @@ FLAGS = Flags(
     read_all=True,
     fast=False,
     eps=1e-12,
-    bf16_checkpoints=False,
+    checkpoints="fp32",
+    backend="triton",
 )
 
 
 @pytest.fixture(autouse=True)
 def few_operations(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The interpreter takes as long for a large tile as for a small one."""
     if DEVICE == "cpu":
-        quicken_interpreter()
-        monkeypatch.setattr(launches, "TILE_KEYS", 16)
+        widen_tiles(monkeypatch)
 
 
 def draw_small(length: int = 2, **differing: Any) -> dict[str, Tensor]:
@@ -101,3 +103,58 @@ def test_backward_pass_makes_nothing_as_large_as_the_checkpoints(lost: str) -> N
             total.backward()
     assert arguments["q"].numel() in sizes.seen
     assert max(sizes.seen) < kept
+
+
+FAR = {
+    "q": [2**40, 2**26, 2**30, 1],
+    "k": [2**40, 2**28, 16, 1],
+    "v": [2**40, 48, 2**30, 1],
+    "alpha": [2**40, 48, 2**30, 1],
+    "beta": [2**40, 48, 2**30],
+    "written": [2**40, 48, 2**30],
+}
+
+
+@pytest.mark.parametrize("name", FAR)
+def test_heads_that_lie_too_far_apart_are_refused(name: str) -> None:
+    arguments = {k: x.to("meta") for k, x in draw_small(17, heads=3, per_value=True).items()}
+    arguments["written"] = torch.ones(1, 17, 3, dtype=torch.bool, device="meta")
+    x = arguments[name]
+    arguments[name] = torch.empty_strided(x.shape, FAR[name], dtype=x.dtype, device="meta")
+    with pytest.raises(InvalidConfiguration, match=f"^{name} has strides .* with 32 bits"):
+        matrix_recurrence(**arguments, backend="triton", tanh="exact")
+
+
+def test_sequences_and_positions_may_lie_further_apart_than_32_bits_count(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Strides that fit into 32 bits, while two of them do not: both of batches and of segments.
+    strides = (2**31 - 2**20, 2**30 + 64, 16, 1)
+    # A product that wraps around ends up before the first element, in memory of ours.
+    first = 2**31
+    for module in (launches, operators):
+        monkeypatch.setattr(module, "CHECKPOINT_EVERY", 2)
+    arguments = draw_small(3, batch=3, n_value=8, per_value=True, blend=True)
+    expected = results(operate, arguments)
+    size = 4 * (first + 2**32 + 2**31 + 2**20)
+    if DEVICE == "cpu":  # hardly a page of it is ever touched
+        memory = torch.from_file(str(tmp_path / "sparse"), shared=True, size=size, dtype=torch.int8)
+    else:
+        memory = torch.empty(size, dtype=torch.int8, device=DEVICE)
+    memory = memory.view(torch.float32)
+    for index, (name, x) in enumerate(arguments.items()):
+        if name != "initial_state":
+            view = memory.as_strided(x.shape, strides[: x.ndim], first + 16 * index)
+            arguments[name] = view.copy_(x.detach()).requires_grad_()
+    found = results(operate, arguments)
+    assert all(torch.equal(found[name], expected[name]) for name in expected)
+
+
+@pytest.mark.skipif(DEVICE == "cuda", reason="kernels are compiled where there is a GPU")
+def test_bfloat16_has_the_exact_tanh_in_the_interpreter_and_no_fast_one() -> None:
+    arguments = draw_small(dtype=torch.bfloat16)
+    chosen, _ = matrix_recurrence(**arguments, backend="triton")
+    exact, _ = matrix_recurrence(**arguments, backend="triton", tanh="exact")
+    assert torch.equal(chosen, exact)
+    with pytest.raises(InvalidConfiguration, match="interpreter has no fast tanh"):
+        matrix_recurrence(**arguments, backend="triton", tanh="fast")

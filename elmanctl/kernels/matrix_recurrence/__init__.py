@@ -70,7 +70,8 @@ def matrix_recurrence(
     bfloat16 on CUDA devices, for the sizes in `SUPPORTED`, and takes views as they are as long as
     their last stride is 1; `auto` is `triton` for what it can compute, and `torch` for all else.
     `tanh` "fast" is that of the GPU's special-function unit (relative error 2^-11), forward and
-    backward, and is what "auto" means on `triton` in bfloat16; in all other cases it is "exact".
+    backward, and is what "auto" means on `triton` in bfloat16; in all other cases it is "exact",
+    and so it is in Triton's interpreter, which has no such unit.
     `checkpoints` is the dtype of the states that are kept for the gradient where there is a
     choice: "auto" is "fp32" on `triton`, every 16 positions, and "fp16" on `gluon`, every 8, where
     states are tanhs and at most 1.
@@ -92,9 +93,17 @@ def matrix_recurrence(
         dtype=str(k.dtype).removeprefix("torch."),
     )
     if backend != "torch":
-        from elmanctl.kernels.matrix_recurrence.triton import Flags, triton_matrix_recurrence
+        from elmanctl.kernels.matrix_recurrence.triton import (
+            IS_INTERPRETED,
+            Flags,
+            triton_matrix_recurrence,
+        )
 
-        fast = tanh == "fast" or (tanh == AUTO and k.element_size() == 2)
+        if tanh == "fast" and IS_INTERPRETED:
+            raise InvalidConfiguration(
+                "Triton's interpreter has no fast tanh, which is an instruction of GPUs"
+            )
+        fast = tanh == "fast" or (tanh == AUTO and k.element_size() == 2 and not IS_INTERPRETED)
         if backend == "gluon":
             _check_gluon(
                 fast=fast,

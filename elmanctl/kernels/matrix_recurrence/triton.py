@@ -20,9 +20,13 @@ from elmanctl.kernels.matrix_recurrence.launches import (
     forward_launch,
     forward_split,
 )
+from elmanctl.kernels.matrix_recurrence.sizes import CHECKPOINT_EVERY
 
 IS_INTERPRETED = triton.knobs.runtime.interpret
 """Whether kernels run on the CPU, in Triton's interpreter, as TRITON_INTERPRET=1 asks."""
+
+FARTHEST = 2**31
+"""Elements up to which kernels count with 32 bits, where they need not count further."""
 
 _TORCH_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 _TRITON_NAMES = {dtype: name for name, dtype in _TORCH_DTYPES.items()}
@@ -56,20 +60,63 @@ def triton_matrix_recurrence(
 ) -> tuple[Tensor, Tensor]:
     """Compute what `naive_matrix_recurrence` computes; shapes and dtypes have been checked.
 
-    Raises InvalidConfiguration for a tensor whose values do not lie side by side.
+    Raises InvalidConfiguration for a tensor whose values do not lie side by side, or whose heads
+    lie too far apart.
     """
-    for name, x in {"q": q, "k": k, "v": v, "gate": gate, "alpha": alpha}.items():
-        if x is not None and x.ndim == 4 and x.stride(3) != 1 and x.shape[3] > 1:
-            raise InvalidConfiguration(
-                f"{name} has stride {x.stride(3)} on its last axis, and backend `triton` needs 1",
-                hint=f"{name}.contiguous() is a copy that has it",
-            )
+    of_steps = {
+        "q": q,
+        "k": k,
+        "v": v,
+        "gate": gate,
+        "alpha": alpha,
+        "beta": beta,
+        "blend": blend,
+        "written": written,
+    }
+    for name, x in of_steps.items():
+        if x is not None:
+            _check_strides(name, x)
     tensors = (q, k, v, alpha, beta, blend, gate, initial_state)
     keep = torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in tensors)
     output, final_state, _ = _forward(
         q, k, v, alpha, beta, blend, written, gate, initial_state, *flags, keep
     )
     return output, final_state
+
+
+def _check_strides(name: str, x: Tensor) -> None:
+    if x.ndim == 4 and x.stride(3) != 1:
+        raise InvalidConfiguration(
+            f"{name} has stride {x.stride(3)} on its last axis, and backend `triton` needs 1",
+            hint=f"{name}.contiguous() is a copy that has it",
+        )
+    if _reach(name, x) >= FARTHEST:
+        raise InvalidConfiguration(
+            f"{name} has strides {list(x.stride())}, and backend `triton` counts with 32 bits "
+            f"from one head or position to the next",
+            hint=f"{name}.contiguous() is a copy in which they lie together",
+        )
+
+
+def _reach(name: str, x: Tensor) -> int:
+    """How far it is from the first to the last element that kernels reach from one address.
+
+    Theirs are those of a segment where values lie side by side, and of a position elsewhere.
+    """
+    reach = (x.shape[2] - 1) * x.stride(2)
+    if name in ("q", "k", "v", "gate"):
+        reach += (min(x.shape[1], CHECKPOINT_EVERY) - 1) * x.stride(1)
+    return reach if x.ndim == 3 else reach + x.shape[3] - 1
+
+
+def _as_kernels_read(name: str, x: Tensor) -> Tensor:
+    """The same numbers with strides that `_check_strides` allows.
+
+    Tensors had such when they were checked, but a compiler may have laid them out anew since, and
+    gradients come as they like, such as expanded from one number.
+    """
+    fits = (x.ndim == 3 or x.stride(3) == 1) and _reach(name, x) < FARTHEST
+    return x if fits else x.contiguous()
 
 
 def _problem(
@@ -126,15 +173,6 @@ def _given(**tensors: Tensor | None) -> dict[str, Tensor]:
     return {name: x for name, x in tensors.items() if x is not None}
 
 
-def _side_by_side(x: Tensor) -> Tensor:
-    """The same numbers with the last stride that the kernels count on.
-
-    Tensors had it when they were checked, but a compiler may have laid them out anew since, and
-    gradients come as they like, such as expanded from one number.
-    """
-    return x if x.ndim == 3 or x.stride(3) == 1 else x.contiguous()
-
-
 @torch.library.custom_op("elmanctl::matrix_recurrence_forward", mutates_args=())
 def _forward(
     q: Tensor,
@@ -161,8 +199,9 @@ def _forward(
     flags = Flags(
         linear_state, normalize, activate, self_gate, read_all, fast, eps, checkpoint_dtype, backend
     )
-    q, k, v, alpha = (_side_by_side(x) for x in (q, k, v, alpha))
-    gate = None if gate is None else _side_by_side(gate)
+    q, k = _as_kernels_read("q", q), _as_kernels_read("k", k)
+    v, alpha = _as_kernels_read("v", v), _as_kernels_read("alpha", alpha)
+    gate = None if gate is None else _as_kernels_read("gate", gate)
     problem = _problem(q, k, v, alpha, beta, blend, written, gate, initial_state, flags)
     output, final_state, checkpoints = _empty_results(k, v, checkpoint_dtype, backend, keep)
     batch, length, heads, n_key = k.shape
@@ -252,8 +291,10 @@ def _backward(
     flags = Flags(
         linear_state, normalize, activate, self_gate, read_all, fast, eps, checkpoint_dtype, backend
     )
-    q, k, v, alpha, d_output = (_side_by_side(x) for x in (q, k, v, alpha, d_output))
-    gate = None if gate is None else _side_by_side(gate)
+    q, k = _as_kernels_read("q", q), _as_kernels_read("k", k)
+    v, alpha = _as_kernels_read("v", v), _as_kernels_read("alpha", alpha)
+    gate = None if gate is None else _as_kernels_read("gate", gate)
+    d_output = _as_kernels_read("d_output", d_output)
     problem = _problem(q, k, v, alpha, beta, blend, written, gate, initial_state, flags)
     split = backward_split(problem)
     batch, length, heads, n_key = k.shape
