@@ -109,7 +109,7 @@ def tune(
     \b
     Examples:
         elmanctl bench tune --out launches.json
-        export ELMAN_LAUNCHES=$PWD/launches.json
+        elmanctl bench tune --only 32x32 --out launches.json
     """
     if device not in ("cuda", "cpu"):
         raise typer.BadParameter(f"{device} is not one of cuda, cpu")
