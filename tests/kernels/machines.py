@@ -18,6 +18,8 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from benchmarks.kernel_code.children import CACHE
 from elmanctl.kernels.launch import Launch
 from tests.kernels.interpreted import without_interpreter
@@ -159,6 +161,18 @@ class Machines:
         machine = self.machine(version, launch, architecture, **settings)
         poisoned = [i for i, name in enumerate(names) if name in empty]
         return machine.run(grid, [arguments[name] for name in names], poisoned=poisoned)
+
+
+@contextmanager
+def launches_taken_over(function: Callable[..., None]) -> Iterator[None]:
+    """Give every launch of this process, with its grid and arguments, to a function instead."""
+
+    def launch(self: Launch, grid: tuple[int, ...], **arguments: Any) -> None:
+        function(self, grid, arguments)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Launch, "__call__", launch)
+        yield
 
 
 @contextmanager

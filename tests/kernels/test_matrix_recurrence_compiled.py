@@ -18,7 +18,14 @@ from torch import Tensor
 from elmanctl.kernels.launch import Launch
 from elmanctl.kernels.matrix_recurrence.naive import naive_matrix_recurrence
 from elmanctl.kernels.matrix_recurrence.triton import Flags, triton_matrix_recurrence
-from tests.kernels.machines import NEW, OLD, VERSIONS, Machines, compiling
+from tests.kernels.machines import (
+    NEW,
+    OLD,
+    VERSIONS,
+    Machines,
+    compiling,
+    launches_taken_over,
+)
 from tests.long import LONG
 
 MAIN_TEST = "test_compiled_kernels_compute_outputs_and_gradients"
@@ -207,57 +214,37 @@ def machines(
         for item in request.session.items
         if isinstance(item, pytest.Function) and item.originalname == MAIN_TEST
     ]
-    with compiling(tmp_path_factory.mktemp("machines")) as made, pytest.MonkeyPatch.context() as p:
+    with compiling(tmp_path_factory.mktemp("machines")) as made:
         for version, name, architecture in wanted:
 
-            def expect(launch: Launch, _: tuple[int, ...], **__: Any) -> None:
+            def expect(launch: Launch, *_: Any) -> None:
                 made.expect(launch, architecture, versions=[version])  # noqa: B023 - called at once
 
-            p.setattr(Launch, "__call__", expect)
-            computed(ALL[name])
-        p.undo()
+            with launches_taken_over(expect):
+                computed(ALL[name])
         yield made
 
 
-def take_over_launches(
-    monkeypatch: pytest.MonkeyPatch,
-    machines: Machines,
-    version: str,
-    architecture: int,
-    **settings: Any,
-) -> list[str]:
-    """Have launches executed by the machine from now on; their kernels' names are noted."""
-    launched: list[str] = []
+def executed(
+    machines: Machines, version: str, name: str, architecture: int, **settings: Any
+) -> dict[str, Tensor]:
+    """Results and gradients as the machine computes them."""
 
-    def execute(launch: Launch, grid: tuple[int, ...], **arguments: Any) -> None:
-        launched.append(launch.kernel.__name__)
-        machines.run(
-            version,
-            launch,
-            architecture,
-            grid,
-            arguments,
-            empty=results_of(launch),
-            # Sums over lanes of products: copies of them differ by their rounding.
-            **{"winner": "last", **settings},
-        )
+    def execute(launch: Launch, grid: tuple[int, ...], arguments: dict[str, Any]) -> None:
+        # Sums over lanes of products: copies of them differ by their rounding.
+        told = {"winner": "last", "empty": results_of(launch), **settings}
+        machines.run(version, launch, architecture, grid, arguments, **told)
 
-    monkeypatch.setattr(Launch, "__call__", execute)
-    return launched
+    with launches_taken_over(execute):
+        return computed(ALL[name])
 
 
 @pytest.mark.timeout(900)  # for the compiler, on a machine that has other work
 @pytest.mark.parametrize(("version", "name", "architecture"), RUNS)
 def test_compiled_kernels_compute_outputs_and_gradients(
-    monkeypatch: pytest.MonkeyPatch,
-    machines: Machines,
-    version: str,
-    name: str,
-    architecture: int,
+    machines: Machines, version: str, name: str, architecture: int
 ) -> None:
-    launched = take_over_launches(monkeypatch, machines, version, architecture)
-    found = errors(computed(ALL[name]), truth(name))
-    assert len(launched) == 2
+    found = errors(executed(machines, version, name, architecture), truth(name))
     is_exact = ALL[name].dtype == "fp32" and not ALL[name].options.fast
     wrong = {x: e for x, e in found.items() if not e < (EXACT if is_exact else ROUNDED)}
     assert not wrong
@@ -266,9 +253,7 @@ def test_compiled_kernels_compute_outputs_and_gradients(
 
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize("name", ["32", "32-gluon"])
-def test_relative_error_of_the_fast_tanh_does_not_grow(
-    monkeypatch: pytest.MonkeyPatch, machines: Machines, name: str
-) -> None:
+def test_relative_error_of_the_fast_tanh_does_not_grow(machines: Machines, name: str) -> None:
     rng = np.random.default_rng(0)
 
     def perturb(instruction: str, value: np.ndarray) -> np.ndarray:
@@ -276,18 +261,12 @@ def test_relative_error_of_the_fast_tanh_does_not_grow(
             return value
         return value * (1 + 2.0**-11 * rng.uniform(-1, 1, value.shape))
 
-    take_over_launches(monkeypatch, machines, NEW, 90, perturb=perturb)
-    found = errors(computed(ALL[name]), truth(name))
+    found = errors(executed(machines, NEW, name, 90, perturb=perturb), truth(name))
     assert 1e-5 < found["final_state"] < PERTURBED
     assert max(found.values()) < ROUNDED + PERTURBED
 
 
 @pytest.mark.timeout(900)
-def test_which_copy_of_a_sum_is_kept_changes_its_rounding_alone(
-    monkeypatch: pytest.MonkeyPatch, machines: Machines
-) -> None:
-    take_over_launches(monkeypatch, machines, OLD, 90, winner="first")
-    first = computed(ALL["32-fp32"])
-    take_over_launches(monkeypatch, machines, OLD, 90, winner="last")
-    last = computed(ALL["32-fp32"])
-    assert max(errors(first, {x: y.double() for x, y in last.items()}).values()) < EXACT
+def test_which_copy_of_a_sum_is_kept_changes_its_rounding_alone(machines: Machines) -> None:
+    first, last = (executed(machines, OLD, "32-fp32", 90, winner=x) for x in ("first", "last"))
+    assert max(errors(first, {name: x.double() for name, x in last.items()}).values()) < EXACT
