@@ -58,6 +58,11 @@ class Problem:
     checkpoint_dtype: str = "fp32"
 
     @property
+    def is_packed(self) -> bool:
+        """Whether a head walks through those positions alone where it is written."""
+        return "written" in self.given and not self.read_all
+
+    @property
     def every(self) -> int:
         """Positions between two checkpoints."""
         return checkpoint_every(self.backend)
@@ -85,7 +90,6 @@ class Problem:
             "ACTIVATE": self.activate,
             "NORMALIZE": self.normalize,
             "SELF_GATE": self.self_gate,
-            "READ_ALL": self.read_all,
             "FAST": self.fast,
             "EPS": self.eps,
         }
@@ -93,11 +97,16 @@ class Problem:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Split:
-    """What one program has: `heads` of a sequence, `values` of each, in tiles of `keys`."""
+    """What one program has: `heads` of a sequence, `values` of each, in tiles of `keys`.
+
+    `registers` is the most that a lane may take, where fewer than it would leave room for more
+    programs on a multiprocessor.
+    """
 
     heads: int
     values: int
     keys: int
+    registers: int | None = None
 
     def grid(self, batch: int, n_heads: int, n_value: int) -> tuple[int, int]:
         """Return how many programs there are: of groups of heads, and of parts of their values."""
@@ -205,7 +214,8 @@ def _input_pointers(problem: Problem) -> dict[str, str | None]:
         "alpha": "*fp32",
         "beta": "*fp32" if "beta" in given else None,
         "blend": "*fp32" if "blend" in given else None,
-        "written": "*i1" if "written" in given else None,
+        "written": "*i1" if "written" in given and not problem.is_packed else None,
+        "places": "*i32" if problem.is_packed else None,
         "gate": dtype if "gate" in given else None,
     }
 
@@ -233,4 +243,5 @@ def _launch(
         pointers={x: kind for x, kind in pointers.items() if kind is not None and x in names},
         integers=integers,
         constants={name: value for name, value in constants.items() if name in names},
+        max_registers=split.registers,
     )
