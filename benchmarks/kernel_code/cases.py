@@ -142,16 +142,29 @@ def _minimal_scan() -> Iterator[tuple[str, Case]]:
             yield f"{name}-ragged", replace(ragged, architectures=(90,))
             exact = _scan(cell, is_backward=is_backward, dtype="fp32")
             yield f"{name}-fp32", replace(exact, architectures=(90,))
+            # Fewer channels are shared out in other tiles.
+            for batch in (4, 1):
+                few = _scan(cell, is_backward=is_backward, batch=batch)
+                yield f"{name}-batch-{batch}", replace(few, architectures=(90,))
+            few = _scan(cell, is_backward=is_backward, batch=1, length=STEPS - 1)
+            yield f"{name}-batch-1-ragged", replace(few, architectures=(90,))
 
 
-def _scan(cell: str, *, is_backward: bool, length: int = STEPS, dtype: str = "bf16") -> Case:
+def _scan(
+    cell: str,
+    *,
+    is_backward: bool,
+    batch: int = BATCH,
+    length: int = STEPS,
+    dtype: str = "bf16",
+) -> Case:
     def launch() -> Launch:
         from elmanctl.kernels.minimal_scan import launches
 
         together = _WIDTHS[cell] * SCORES[cell]
         problem = launches.Problem(
             cell=cell,
-            batch=BATCH,
+            batch=batch,
             length=length,
             width=_WIDTHS[cell],
             row=together,
@@ -164,7 +177,7 @@ def _scan(cell: str, *, is_backward: bool, length: int = STEPS, dtype: str = "bf
         return launches.forward_launch(problem, has_initial=False)
 
     itemsize = 2 if dtype == "bf16" else 4
-    tile = choose_tile(BATCH, _WIDTHS[cell], is_backward=is_backward, itemsize=itemsize)
+    tile = choose_tile(batch, _WIDTHS[cell], is_backward=is_backward, itemsize=itemsize)
     return Case(launch=launch, loops={"tile": tile.segments * TILE_STEPS})
 
 

@@ -22,7 +22,7 @@ from elmanctl.kernels.minimal_scan.sizes import (
     choose_tile,
     count_programs,
 )
-from tests.kernels.interpreted import DEVICE, poison_undefined
+from tests.kernels.interpreted import DEVICE, poison_undefined, quicken_interpreter
 
 TOLERANCES = {torch.float32: 2e-6, torch.bfloat16: 6e-3}
 SMALLEST, WIDE, NARROW, LONG = Tile(16, 2, 1), Tile(64, 4, 4), Tile(32, 4, 4), Tile(16, 16, 8)
@@ -104,8 +104,9 @@ def assert_close(found: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
 
 
 @pytest.fixture(autouse=True)
-def nothing_undefined_is_used(monkeypatch: pytest.MonkeyPatch) -> None:
+def interpreter(monkeypatch: pytest.MonkeyPatch) -> None:
     if DEVICE == "cpu":
+        quicken_interpreter()
         poison_undefined(monkeypatch)
 
 
