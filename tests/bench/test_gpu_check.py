@@ -59,7 +59,6 @@ def run(copy: Path, environment: dict[str, str]) -> Script:
         (["--device", "cpu"], 4, "nobody knows the commit of this copy"),
         ([], 4, "torch sees no GPU"),
     ],
-    ids=" ".join,
 )
 def test_what_cannot_be_done_is_refused_at_once(
     run: Script, copy: Path, arguments: list[str], code: int, told: str
