@@ -86,9 +86,8 @@ class MomE88Layer(nn.Module):
             weights = p.gather(-1, chosen)
             gate = None if gate is None else _pick(gate, chosen)
         else:
-            is_chosen = torch.zeros_like(p, dtype=torch.bool).scatter(-1, chosen, True)
-            read_out, state = self._remember(x, is_chosen, state)
-            weights = p * is_chosen
+            read_out, state = self._remember(x, chosen, state)
+            weights = p * torch.zeros_like(p, dtype=torch.bool).scatter(-1, chosen, True)
         weights = weights / weights.sum(-1, keepdim=True)
         y = _sum_heads(weights, read_out)
         if gate is not None:
@@ -97,14 +96,12 @@ class MomE88Layer(nn.Module):
             y = y * (F.silu(mixed_gate) if silu else torch.sigmoid(mixed_gate))
         return self.out(y.to(x.dtype)), state
 
-    def _remember(
-        self, x: Tensor, is_chosen: Tensor, state: Tensor | None
-    ) -> tuple[Tensor, Tensor]:
-        """Write and read the memories chosen [B, T, H]; return what they read, and all of them."""
+    def _remember(self, x: Tensor, chosen: Tensor, state: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Write and read the memories chosen; return what they read, and all of them."""
         return matrix_recurrence(
             *self._queries_keys_values(x),
             self.decay(x),
-            written=is_chosen,
+            written=chosen,
             initial_state=state,
             read="written",
             activation="silu",

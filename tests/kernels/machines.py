@@ -12,7 +12,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import fields
 from pathlib import Path
@@ -110,10 +110,12 @@ class Machines:
     def __init__(self, compilers: dict[str, Compiler]) -> None:
         self._compilers = compilers
 
-    def expect(self, launch: Launch, architecture: int) -> None:
-        """Have a launch compiled by every Triton, and do not wait for it."""
-        for compiler in self._compilers.values():
-            compiler.ask(launch, architecture)
+    def expect(
+        self, launch: Launch, architecture: int, *, versions: Iterable[str] = VERSIONS
+    ) -> None:
+        """Have a launch compiled, and do not wait for it."""
+        for version in versions:
+            self._compilers[version].ask(launch, architecture)
 
     def ptx(self, version: str, launch: Launch, architecture: int) -> str:
         return str(self._compilers[version].answer(launch, architecture)["ptx"])

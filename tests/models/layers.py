@@ -100,6 +100,27 @@ def assert_every_parameter_is_counted_and_moved(config: FamilyConfig) -> None:
     assert count(config) == sum(p.numel() for p in model.parameters())
 
 
+def saved_bytes(model: nn.Module, batch: int, length: int) -> float:
+    """What a forward pass saves for the backward pass, in bytes a token, each storage once."""
+    model = model.train()
+    known = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
+    storages: dict[int, int] = {}
+
+    def keep(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in known:
+            storages[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    tokens = torch.randint(256, (batch, length + 1), generator=torch.Generator().manual_seed(1))
+    tokens = tokens.to(next(model.parameters()).device)
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        # The graph holds what was saved: no storage may be given to another tensor meanwhile.
+        objective = model.loss(tokens) + model.auxiliary_loss()
+    assert objective.requires_grad
+    return sum(storages.values()) / (batch * length)
+
+
 def state_in_bfloat16(layer: nn.Module) -> Any:
     """The state after two pieces with weights in bfloat16, whose output is in bfloat16 too."""
     layer, state = layer.bfloat16(), None

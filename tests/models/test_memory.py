@@ -3,12 +3,11 @@
 from typing import Any
 
 import pytest
-import torch
-from torch import Tensor
 
 from elmanctl.models.config import STUDY, FamilyConfig
 from elmanctl.models.memory import activation_bytes, training_memory_bytes
 from elmanctl.models.registry import FAMILIES, build_model, decode_config
+from tests.models.layers import saved_bytes
 from tests.models.samples import small_config
 
 BATCH, LENGTH = 4, 128
@@ -71,26 +70,6 @@ CASES = [
 ]
 
 
-def saved_bytes(config: FamilyConfig) -> float:
-    """What a forward pass saves for the backward pass, in bytes a token, each storage once."""
-    model = build_model(config, seed=0, backend="torch").train()
-    known = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
-    storages: dict[int, int] = {}
-
-    def keep(tensor: Tensor) -> Tensor:
-        storage = tensor.untyped_storage()
-        if storage.data_ptr() not in known:
-            storages[storage.data_ptr()] = storage.nbytes()
-        return tensor
-
-    tokens = torch.randint(256, (BATCH, LENGTH + 1), generator=torch.Generator().manual_seed(1))
-    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        # The graph holds what was saved: no storage may be given to another tensor meanwhile.
-        objective = model.loss(tokens) + model.auxiliary_loss()  # type: ignore[operator]
-    assert objective.requires_grad
-    return sum(storages.values()) / (BATCH * LENGTH)
-
-
 def test_every_family_has_configurations_to_compare() -> None:
     assert set(CONFIGURATIONS) == set(FAMILIES)
 
@@ -100,7 +79,10 @@ def test_estimate_is_within_a_factor_of_two_of_what_autograd_saves(
     family: str, settings: dict[str, Any]
 ) -> None:
     one, two = (decode_config(family, {**settings, "depth": depth}) for depth in (1, 2))
-    saved_by_one, saved_by_two = saved_bytes(one), saved_bytes(two)
+    saved_by_one, saved_by_two = (
+        saved_bytes(build_model(config, seed=0, backend="torch"), BATCH, LENGTH)
+        for config in (one, two)
+    )
     of_the_whole = activation_bytes(two, LENGTH) / saved_by_two
     # The difference is a layer alone, without the head and the loss.
     estimated = activation_bytes(two, LENGTH) - activation_bytes(one, LENGTH)

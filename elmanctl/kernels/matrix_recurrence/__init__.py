@@ -59,12 +59,12 @@ def matrix_recurrence(
     and a tanh; `linear_state` leaves the tanh out, beta and blend are 1 where left out.  q, k and
     v go through `activation` first.  With `read` "written", what is not written is not read
     either: its output is 0.  Of a position that is not written, only the query and the gate have
-    a gradient.
+    a gradient, and with `read` "written" nothing has.
 
     q, k: [B, T, H, N]; v, gate, output: [B, T, H, M], all of one floating dtype.
     beta, blend: [B, T, H]; alpha: [B, T, H], or [B, T, H, M] with a decay for each value;
     states: [B, H, N, M]; these four in float64 if q is, float32 for any other dtype.
-    written: bool [B, T, H].
+    written: bool [B, T, H], or int64 [B, T, K], the numbers of the K heads that are written.
 
     Backend `torch` computes every dtype on every device.  Backend `triton` computes float32 and
     bfloat16 on CUDA devices, for the sizes in `SUPPORTED`, and takes views as they are as long as
@@ -82,6 +82,10 @@ def matrix_recurrence(
     Raises InvalidConfiguration on a size, dtype, device, stride or option without code, on shapes
     that do not fit and on an unknown backend; nothing is ever computed by another path than the
     one named.
+
+    With `read` "written" backend `triton` goes through those positions of a head alone where it is
+    written, and keeps a state for every 16 of them; how much room these need is known from K, and
+    of a mask it is taken to be what all heads might.
     """
     _check_tensors(q, k, v, alpha, gate, beta, blend, written, initial_state)
     _check_options(read=read, activation=activation, tanh=tanh, checkpoints=checkpoints)
@@ -135,6 +139,7 @@ def matrix_recurrence(
             f'"{checkpoints}"'
         )
     from elmanctl.kernels.matrix_recurrence.checkpointed import torch_matrix_recurrence
+    from elmanctl.kernels.matrix_recurrence.routing import mask_of
 
     return torch_matrix_recurrence(
         q,
@@ -144,7 +149,7 @@ def matrix_recurrence(
         gate,
         beta=beta,
         blend=blend,
-        written=written,
+        written=None if written is None else mask_of(written, k.shape[2]),
         initial_state=initial_state,
         read=read,
         activation=activation,
@@ -204,6 +209,9 @@ def _check_tensors(
     if not k.is_floating_point():
         raise InvalidConfiguration(f"k must be a floating-point tensor, not {k.dtype}")
     steps = k.shape[:3]
+    of_written, kind = tuple(steps), torch.bool
+    if written is not None and written.dtype == torch.int64:
+        of_written, kind = (*steps[:2], written.shape[-1]), torch.int64
     state_dtype = torch.promote_types(k.dtype, torch.float32)
     state_shape = (k.shape[0], k.shape[2], k.shape[3], v.shape[3])
     demands = (
@@ -213,7 +221,7 @@ def _check_tensors(
         ("alpha", alpha, (*steps, v.shape[3]) if alpha.ndim == 4 else tuple(steps), state_dtype),
         ("beta", beta, tuple(steps), state_dtype),
         ("blend", blend, tuple(steps), state_dtype),
-        ("written", written, tuple(steps), torch.bool),
+        ("written", written, of_written, kind),
         ("initial_state", initial_state, state_shape, state_dtype),
     )
     check_tensors("k", k, demands)

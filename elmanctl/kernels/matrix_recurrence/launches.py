@@ -58,6 +58,11 @@ class Problem:
     checkpoint_dtype: str = "fp32"
 
     @property
+    def is_packed(self) -> bool:
+        """Whether a head walks through those positions alone where it is written."""
+        return "written" in self.given and not self.read_all
+
+    @property
     def every(self) -> int:
         """Positions between two checkpoints."""
         return checkpoint_every(self.backend)
@@ -85,7 +90,6 @@ class Problem:
             "ACTIVATE": self.activate,
             "NORMALIZE": self.normalize,
             "SELF_GATE": self.self_gate,
-            "READ_ALL": self.read_all,
             "FAST": self.fast,
             "EPS": self.eps,
         }
@@ -210,7 +214,8 @@ def _input_pointers(problem: Problem) -> dict[str, str | None]:
         "alpha": "*fp32",
         "beta": "*fp32" if "beta" in given else None,
         "blend": "*fp32" if "blend" in given else None,
-        "written": "*i1" if "written" in given else None,
+        "written": "*i1" if "written" in given and not problem.is_packed else None,
+        "places": "*i32" if problem.is_packed else None,
         "gate": dtype if "gate" in given else None,
     }
 

@@ -20,6 +20,7 @@ from elmanctl.kernels.matrix_recurrence.launches import (
     forward_launch,
     forward_split,
 )
+from elmanctl.kernels.matrix_recurrence.routing import mask_of, most_checkpoints, places_of
 from elmanctl.kernels.matrix_recurrence.sizes import CHECKPOINT_EVERY
 
 IS_INTERPRETED = triton.knobs.runtime.interpret
@@ -44,6 +45,8 @@ class Flags(NamedTuple):
     eps: float
     checkpoints: str
     backend: str
+    packed: int = 0
+    """How many checkpoints all heads have together, 0 where each has as many as the others."""
 
 
 def triton_matrix_recurrence(
@@ -60,9 +63,15 @@ def triton_matrix_recurrence(
 ) -> tuple[Tensor, Tensor]:
     """Compute what `naive_matrix_recurrence` computes; shapes and dtypes have been checked.
 
+    `written` is a mask or the numbers of heads, as for `matrix_recurrence`.
     Raises InvalidConfiguration for a tensor whose values do not lie side by side, or whose heads
     lie too far apart.
     """
+    if written is not None and flags.read_all:
+        written = mask_of(written, k.shape[2])
+    elif written is not None:
+        written, packed = _packed(written, k.shape[2], checkpoint_every(flags.backend))
+        flags = flags._replace(packed=packed)
     of_steps = {
         "q": q,
         "k": k,
@@ -71,7 +80,7 @@ def triton_matrix_recurrence(
         "alpha": alpha,
         "beta": beta,
         "blend": blend,
-        "written": written,
+        "written": None if flags.packed else written,
     }
     for name, x in of_steps.items():
         if x is not None:
@@ -82,6 +91,13 @@ def triton_matrix_recurrence(
         q, k, v, alpha, beta, blend, written, gate, initial_state, *flags, keep
     )
     return output, final_state
+
+
+def _packed(written: Tensor, n_heads: int, every: int) -> tuple[Tensor, int]:
+    """Where heads are written, as `places_of` has it, and how many checkpoints there may be."""
+    most = n_heads if written.dtype == torch.bool else written.shape[2]
+    mask = mask_of(written, n_heads)
+    return places_of(mask, every), most_checkpoints(mask.shape, most, every)
 
 
 def _check_strides(name: str, x: Tensor) -> None:
@@ -193,17 +209,22 @@ def _forward(
     eps: float,
     checkpoint_dtype: str,
     backend: str,
+    packed: int,
     keep: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Return output, final state and, with `keep`, the checkpoints."""
+    """Return output, final state and, with `keep`, the checkpoints.
+
+    `written` is a mask, or with `packed` what `places_of` makes of it.
+    """
     flags = Flags(
-        linear_state, normalize, activate, self_gate, read_all, fast, eps, checkpoint_dtype, backend
+        *(linear_state, normalize, activate, self_gate, read_all, fast, eps),
+        *(checkpoint_dtype, backend, packed),
     )
     q, k = _as_kernels_read("q", q), _as_kernels_read("k", k)
     v, alpha = _as_kernels_read("v", v), _as_kernels_read("alpha", alpha)
     gate = None if gate is None else _as_kernels_read("gate", gate)
     problem = _problem(q, k, v, alpha, beta, blend, written, gate, initial_state, flags)
-    output, final_state, checkpoints = _empty_results(k, v, checkpoint_dtype, backend, keep)
+    output, final_state, checkpoints = _empty_results(k, v, checkpoint_dtype, backend, packed, keep)
     batch, length, heads, n_key = k.shape
     split = forward_split(problem)
     n_programs, n_parts = split.grid(batch, heads, v.shape[3])
@@ -219,7 +240,7 @@ def _forward(
                 alpha=alpha,
                 beta=beta,
                 blend=blend,
-                written=written,
+                **{"places" if packed else "written": written},
                 gate=gate,
                 initial_state=None if initial_state is None else initial_state.contiguous(),
                 checkpoints=checkpoints if keep else None,
@@ -236,7 +257,7 @@ def _forward(
                 alpha=alpha,
                 beta=beta,
                 blend=blend,
-                written=written,
+                written=None if packed else written,
             ),
             T=length,
             H=heads,
@@ -245,22 +266,24 @@ def _forward(
 
 
 def _empty_results(
-    k: Tensor, v: Tensor, checkpoint_dtype: str, backend: str, keep: bool
+    k: Tensor, v: Tensor, checkpoint_dtype: str, backend: str, packed: int, keep: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
     batch, length, heads, n_key = k.shape
     n_value = v.shape[3]
-    n_kept = -(-length // checkpoint_every(backend)) if keep else 0
-    kept_dtype = _TORCH_DTYPES[checkpoint_dtype]
+    n_kept = packed or -(-length // checkpoint_every(backend))
+    kept_shape = (*((1, 1) if packed else (batch, heads)), n_kept if keep else 0, n_key * n_value)
+    # Of a packed sequence the kernel writes what is in it.
+    make = torch.zeros if packed else torch.empty
     return (
-        torch.empty(v.shape, dtype=v.dtype, device=v.device),
+        make(v.shape, dtype=v.dtype, device=v.device),
         k.new_empty(batch, heads, n_key, n_value, dtype=torch.float32),
-        k.new_empty(batch, heads, n_kept, n_key * n_value, dtype=kept_dtype),
+        k.new_empty(kept_shape, dtype=_TORCH_DTYPES[checkpoint_dtype]),
     )
 
 
 @_forward.register_fake
 def _(q: Tensor, k: Tensor, v: Tensor, *others: Any) -> tuple[Tensor, Tensor, Tensor]:
-    return _empty_results(k, v, *others[-3:])
+    return _empty_results(k, v, *others[-4:])
 
 
 @torch.library.custom_op("elmanctl::matrix_recurrence_backward", mutates_args=())
@@ -286,10 +309,12 @@ def _backward(
     eps: float,
     checkpoint_dtype: str,
     backend: str,
+    packed: int,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Return the gradients of all but `written`; empty ones of what was left out."""
     flags = Flags(
-        linear_state, normalize, activate, self_gate, read_all, fast, eps, checkpoint_dtype, backend
+        *(linear_state, normalize, activate, self_gate, read_all, fast, eps),
+        *(checkpoint_dtype, backend, packed),
     )
     q, k = _as_kernels_read("q", q), _as_kernels_read("k", k)
     v, alpha = _as_kernels_read("v", v), _as_kernels_read("alpha", alpha)
@@ -303,10 +328,11 @@ def _backward(
     if backend == "gluon":
         # Its kernel counts on a gradient without gaps.
         d_output = d_output.contiguous()
-    parts = _empty_parts(k, v, alpha, beta, blend, gate, initial_state, n_parts)
+    parts = _empty_parts(k, v, alpha, beta, blend, gate, initial_state, n_parts, packed=packed)
     launch = backward_launch(problem)
     arguments = {
-        **_given(q=q, k=k, v=v, alpha=alpha, beta=beta, blend=blend, written=written, gate=gate),
+        **_given(q=q, k=k, v=v, alpha=alpha, beta=beta, blend=blend, gate=gate),
+        **_given(**{"places" if packed else "written": written}),
         "checkpoints": checkpoints,
         "d_output": d_output,
         "d_final_state": d_final_state.contiguous(),
@@ -320,7 +346,7 @@ def _backward(
             alpha=alpha,
             beta=beta,
             blend=blend,
-            written=written,
+            written=None if packed else written,
             d_output=d_output,
         ),
         "B": batch,
@@ -349,13 +375,16 @@ def _empty_parts(
     gate: Tensor | None,
     initial_state: Tensor | None,
     n_parts: int,
+    *,
+    packed: int,
 ) -> dict[str, Tensor]:
     """What the kernel writes; what programs of the same head share has one place for each."""
     steps = k.shape[:3]
     of_key = k.dtype if n_parts == 1 else torch.float32
+    make = torch.zeros if packed else torch.empty
 
     def empty(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
-        return torch.empty(shape, dtype=dtype, device=k.device)
+        return make(shape, dtype=dtype, device=k.device)
 
     per_head = (n_parts, *steps)
     return {
@@ -411,7 +440,8 @@ def _(
     initial_state: Tensor | None,
     *flags: Any,
 ) -> Any:
-    return _joined(_empty_parts(k, v, alpha, beta, blend, gate, initial_state, 1), k, alpha)
+    parts = _empty_parts(k, v, alpha, beta, blend, gate, initial_state, 1, packed=0)
+    return _joined(parts, k, alpha)
 
 
 def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:

@@ -40,7 +40,7 @@ INTEGERS = (
 
 @triton.jit(do_not_specialize=INTEGERS)
 def matrix_recurrence_backward_kernel(
-    q, k, v, alpha, beta, blend, written, gate, checkpoints, d_output, d_final_state,
+    q, k, v, alpha, beta, blend, written, places, gate, checkpoints, d_output, d_final_state,
     d_q, d_k, d_v, d_alpha, d_beta, d_blend, d_gate, d_initial_state, scratch, stash,
     q_batch, q_time, q_head, k_batch, k_time, k_head,
     v_batch, v_time, v_head, gate_batch, gate_time, gate_head,
@@ -51,7 +51,7 @@ def matrix_recurrence_backward_kernel(
     N: tl.constexpr, M: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr, G: tl.constexpr,
     BV: tl.constexpr, CHUNK: tl.constexpr, EVERY: tl.constexpr, UNIT: tl.constexpr,
     PER_VALUE: tl.constexpr, LINEAR: tl.constexpr, ACTIVATE: tl.constexpr, NORMALIZE: tl.constexpr,
-    SELF_GATE: tl.constexpr, READ_ALL: tl.constexpr, FAST: tl.constexpr, EPS: tl.constexpr,
+    SELF_GATE: tl.constexpr, FAST: tl.constexpr, EPS: tl.constexpr,
 ):  # fmt: skip
     """Walk back through [B, T] for G heads and BV values.
 
@@ -85,6 +85,12 @@ def matrix_recurrence_backward_kernel(
     is_head = o_head < H
     is_value = is_head[:, None] & (o_value[None, :] < M)
     H = H.to(tl.int64)
+    n_steps = T
+    if places is not None:
+        places += (i_batch * H + i_head) * (T + 2)
+        n_steps = tl.load(places)
+        first_segment = tl.load(places + 1).to(tl.int64)
+        places += 2
 
     # Keys and queries of a segment and their gradients, [ROWS, G, BN].
     # They go through the registers ROWS positions at a time: sixteen numbers a lane are enough.
@@ -92,9 +98,11 @@ def matrix_recurrence_backward_kernel(
     o_time = tl.arange(0, ROWS)[:, None, None]
     o_all = tl.arange(0, BN)[None, None, :]
     is_raw = is_head[None, :, None] & (o_all < N)
-    o_q = (o_time * q_time.to(tl.int32) + o_head[None, :, None] * q_head) * UNIT + o_all
-    o_k = (o_time * k_time.to(tl.int32) + o_head[None, :, None] * k_head) * UNIT + o_all
-    o_d = (o_time * H + o_head[None, :, None]) * N + o_all
+    # Positions lie as far apart as strides say, or where `places` says.
+    o_apart = o_time if places is None else tl.zeros_like(o_time)
+    o_q = (o_apart * q_time.to(tl.int32) + o_head[None, :, None] * q_head) * UNIT + o_all
+    o_k = (o_apart * k_time.to(tl.int32) + o_head[None, :, None] * k_head) * UNIT + o_all
+    o_d = (o_apart * H + o_head[None, :, None]) * N + o_all
     q += i_batch * q_batch * UNIT
     k += i_batch * k_batch * UNIT
     d_q += i_part * T * H * N
@@ -144,8 +152,9 @@ def matrix_recurrence_backward_kernel(
         + o_key[:, None, None] * M
         + o_value[None, None, :]
     )
-    n_segments = tl.cdiv(T, EVERY)
-    checkpoints += (i_batch * H + i_head) * n_segments * (N * M)
+    n_segments = tl.cdiv(n_steps, EVERY)
+    i_segments = (i_batch * H + i_head) * n_segments if places is None else first_segment
+    checkpoints += i_segments * (N * M)
     o_checkpoint = (
         o_group[None, :, None] * n_segments * (N * M)
         + (o_key // CHUNK * (CHUNK * M) + o_key % CHUNK)[:, None, None]
@@ -169,13 +178,17 @@ def matrix_recurrence_backward_kernel(
     for i_back in range(0, n_segments):
         i_segment = n_segments - 1 - i_back
         start = i_segment * EVERY
-        stop = min(start + EVERY, T)
+        stop = min(start + EVERY, n_steps)
 
         tl.debug_barrier()
         for first in tl.static_range(0, EVERY, ROWS):
-            is_there = is_raw & (o_time < T - start - first)
-            raw_k = tl.load(k + (start + first) * k_time * UNIT + o_k, mask=is_there, other=0.0)
-            raw_q = tl.load(q + (start + first) * q_time * UNIT + o_q, mask=is_there, other=0.0)
+            is_step = o_time < n_steps - start - first
+            is_there = is_raw & is_step
+            o_t = start + first
+            if places is not None:
+                o_t = tl.load(places + o_t + o_time, mask=is_step, other=0)
+            raw_k = tl.load(k + o_t * k_time * UNIT + o_k, mask=is_there, other=0.0)
+            raw_q = tl.load(q + o_t * q_time * UNIT + o_q, mask=is_there, other=0.0)
             tl.store(
                 keys + first * G * N + o_staged,
                 address(raw_k, ACTIVATE, NORMALIZE, EPS, FAST),
@@ -197,12 +210,18 @@ def matrix_recurrence_backward_kernel(
             )
             state = state + (stored.to(tl.float32),)
 
-        for t in range(start, stop):
-            row = (t - start) * (G * N)
-            values_row = (t - start) * (G * BV)
+        if places is not None:
+            t_next = tl.load(places + start)
+        for step in range(start, stop):
+            t = step
+            if places is not None:
+                t = t_next
+                t_next = tl.load(places + min(step + 1, stop - 1))
+            row = (step - start) * (G * N)
+            values_row = (step - start) * (G * BV)
             for i in tl.static_range(TILES):
                 tl.store(
-                    stash + (t - start) * STATE + i * TILE + o_stored,
+                    stash + (step - start) * STATE + i * TILE + o_stored,
                     state[i].to(stash.dtype.element_ty),
                 )
             is_written = True
@@ -249,8 +268,6 @@ def matrix_recurrence_backward_kernel(
             d_read = tl.load(
                 d_output + t * d_output_time + o_d_output, mask=is_value, other=0.0
             ).to(tl.float32)
-            if not READ_ALL:
-                d_read = tl.where(is_written, d_read, 0.0)
             if SELF_GATE or gate is not None:
                 part = tl.zeros([BK, G, BV], tl.float32)
                 for i in tl.static_range(TILES):
@@ -277,13 +294,17 @@ def matrix_recurrence_backward_kernel(
 
         tl.debug_barrier()
         for back in range(0, stop - start):
-            t = stop - 1 - back
-            row = (t - start) * (G * N)
-            values_row = (t - start) * (G * BV)
+            step = stop - 1 - back
+            t = step
+            if places is not None:
+                t = t_next
+                t_next = tl.load(places + max(step - 1, start))
+            row = (step - start) * (G * N)
+            values_row = (step - start) * (G * BV)
             d_read = tl.load(d_reads + values_row + o_values_row)[None, :, :]
             before = ()
             for i in tl.static_range(TILES):
-                kept = tl.load(stash + (t - start) * STATE + i * TILE + o_stored)
+                kept = tl.load(stash + (step - start) * STATE + i * TILE + o_stored)
                 before = before + (kept.to(tl.float32),)
             grown = ()
             for i in tl.static_range(TILES):
@@ -381,13 +402,17 @@ def matrix_recurrence_backward_kernel(
 
         tl.debug_barrier()
         for first in tl.static_range(0, EVERY, ROWS):
-            is_there = is_raw & (o_time < T - start - first)
-            raw_q = tl.load(q + (start + first) * q_time * UNIT + o_q, mask=is_there, other=0.0)
+            is_step = o_time < n_steps - start - first
+            is_there = is_raw & is_step
+            o_t = start + first
+            if places is not None:
+                o_t = tl.load(places + o_t + o_time, mask=is_step, other=0)
+            raw_q = tl.load(q + o_t * q_time * UNIT + o_q, mask=is_there, other=0.0)
             d_rows = tl.load(d_queries + first * G * N + o_staged, mask=is_there, other=0.0)
             d_raw = from_address(raw_q, d_rows, ACTIVATE, NORMALIZE, EPS, FAST)
-            o_row_d = (start + first) * H * N + o_d
+            o_row_d = o_t * H * N + o_d
             tl.store(d_q + o_row_d, d_raw.to(d_q.dtype.element_ty), mask=is_there)
-            raw_k = tl.load(k + (start + first) * k_time * UNIT + o_k, mask=is_there, other=0.0)
+            raw_k = tl.load(k + o_t * k_time * UNIT + o_k, mask=is_there, other=0.0)
             d_rows = tl.load(d_keys + first * G * N + o_staged, mask=is_there, other=0.0)
             d_raw = from_address(raw_k, d_rows, ACTIVATE, NORMALIZE, EPS, FAST)
             tl.store(d_k + o_row_d, d_raw.to(d_k.dtype.element_ty), mask=is_there)

@@ -22,7 +22,7 @@ INTEGERS = (
 
 @triton.jit(do_not_specialize=INTEGERS)
 def matrix_recurrence_forward_kernel(
-    q, k, v, alpha, beta, blend, written, gate, initial_state,
+    q, k, v, alpha, beta, blend, written, places, gate, initial_state,
     output, final_state, checkpoints, scratch,
     q_batch, q_time, q_head, k_batch, k_time, k_head,
     v_batch, v_time, v_head, gate_batch, gate_time, gate_head,
@@ -32,7 +32,7 @@ def matrix_recurrence_forward_kernel(
     N: tl.constexpr, M: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr, G: tl.constexpr,
     BV: tl.constexpr, CHUNK: tl.constexpr, EVERY: tl.constexpr, UNIT: tl.constexpr,
     PER_VALUE: tl.constexpr, LINEAR: tl.constexpr, ACTIVATE: tl.constexpr, NORMALIZE: tl.constexpr,
-    SELF_GATE: tl.constexpr, READ_ALL: tl.constexpr, FAST: tl.constexpr, EPS: tl.constexpr,
+    SELF_GATE: tl.constexpr, FAST: tl.constexpr, EPS: tl.constexpr,
 ):  # fmt: skip
     """Walk through [B, T] for G heads and BV values; keep the state before every EVERY positions.
 
@@ -40,6 +40,8 @@ def matrix_recurrence_forward_kernel(
     written: [B, T, H]; all by their strides but the last, which is 1.  The others lie without
     gaps: output [B, T, H, M], states [B, H, N, M], checkpoints [B, H, ceil(T / EVERY), N / CHUNK,
     M, CHUNK], scratch [programs, 2, EVERY, G, N].  UNIT divides the strides of q, k, v and gate.
+    With places [B, H, 2 + T], G is 1, and a head has but some of the positions: places holds how
+    many, which of all checkpoints is its first, and then the positions, rising.
     """
     TILES: tl.constexpr = N // BK
     # Products with these outgrow 32 bits.
@@ -64,6 +66,12 @@ def matrix_recurrence_forward_kernel(
     is_head = o_head < H
     is_value = is_head[:, None] & (o_value[None, :] < M)
     H = H.to(tl.int64)
+    n_steps = T
+    if places is not None:
+        places += (i_batch * H + i_head) * (T + 2)
+        n_steps = tl.load(places)
+        first_segment = tl.load(places + 1).to(tl.int64)
+        places += 2
 
     # Raw keys or queries of a segment, [ROWS, G, BN].
     # They go through the registers ROWS positions at a time: sixteen numbers a lane are enough.
@@ -71,8 +79,10 @@ def matrix_recurrence_forward_kernel(
     o_time = tl.arange(0, ROWS)[:, None, None]
     o_all = tl.arange(0, BN)[None, None, :]
     is_raw = is_head[None, :, None] & (o_all < N)
-    o_q = (o_time * q_time.to(tl.int32) + o_head[None, :, None] * q_head) * UNIT + o_all
-    o_k = (o_time * k_time.to(tl.int32) + o_head[None, :, None] * k_head) * UNIT + o_all
+    # Positions lie as far apart as strides say, or where `places` says.
+    o_apart = o_time if places is None else tl.zeros_like(o_time)
+    o_q = (o_apart * q_time.to(tl.int32) + o_head[None, :, None] * q_head) * UNIT + o_all
+    o_k = (o_apart * k_time.to(tl.int32) + o_head[None, :, None] * k_head) * UNIT + o_all
     q += i_batch * q_batch * UNIT
     k += i_batch * k_batch * UNIT
 
@@ -107,9 +117,10 @@ def matrix_recurrence_forward_kernel(
         + o_key[:, None, None] * M
         + o_value[None, None, :]
     )
-    n_segments = tl.cdiv(T, EVERY)
+    n_segments = tl.cdiv(n_steps, EVERY)
+    i_segments = (i_batch * H + i_head) * n_segments if places is None else first_segment
     if checkpoints is not None:
-        checkpoints += (i_batch * H + i_head) * n_segments * (N * M)
+        checkpoints += i_segments * (N * M)
     o_checkpoint = (
         o_group[None, :, None] * n_segments * (N * M)
         + (o_key // CHUNK * (CHUNK * M) + o_key % CHUNK)[:, None, None]
@@ -125,10 +136,16 @@ def matrix_recurrence_forward_kernel(
                 tl.load(initial_state + o_state + i * BK * M, mask=is_tile, other=0.0),
             )
 
-    next_v = tl.load(v + o_v, mask=is_value, other=0.0)
+    t_first = 0
+    if places is not None:
+        # Loaded two positions ahead: what lies at a position is asked for one ahead.
+        t_first = tl.load(places)
+        t_next = t_first
+        t_after = tl.load(places + min(1, T - 1))
+    next_v = tl.load(v + t_first * v_time + o_v, mask=is_value, other=0.0)
     if gate is not None:
-        next_gate = tl.load(gate + o_gate, mask=is_value, other=0.0)
-    for start in range(0, T, EVERY):
+        next_gate = tl.load(gate + t_first * gate_time + o_gate, mask=is_value, other=0.0)
+    for start in range(0, n_steps, EVERY):
         if checkpoints is not None:
             for i in tl.static_range(TILES):
                 tl.store(
@@ -140,9 +157,13 @@ def matrix_recurrence_forward_kernel(
 
         tl.debug_barrier()
         for first in tl.static_range(0, EVERY, ROWS):
-            is_there = is_raw & (o_time < T - start - first)
-            raw_k = tl.load(k + (start + first) * k_time * UNIT + o_k, mask=is_there, other=0.0)
-            raw_q = tl.load(q + (start + first) * q_time * UNIT + o_q, mask=is_there, other=0.0)
+            is_step = o_time < n_steps - start - first
+            is_there = is_raw & is_step
+            o_t = start + first
+            if places is not None:
+                o_t = tl.load(places + o_t + o_time, mask=is_step, other=0)
+            raw_k = tl.load(k + o_t * k_time * UNIT + o_k, mask=is_there, other=0.0)
+            raw_q = tl.load(q + o_t * q_time * UNIT + o_q, mask=is_there, other=0.0)
             tl.store(
                 keys + first * G * N + o_staged,
                 address(raw_k, ACTIVATE, NORMALIZE, EPS, FAST),
@@ -155,8 +176,11 @@ def matrix_recurrence_forward_kernel(
             )
         tl.debug_barrier()
 
-        for t in range(start, min(start + EVERY, T)):
-            row = (t - start) * (G * N)
+        for step in range(start, min(start + EVERY, n_steps)):
+            t = step
+            if places is not None:
+                t = t_next
+            row = (step - start) * (G * N)
             value = next_v.to(tl.float32)
             decay = tl.load(
                 alpha + t * alpha_time + o_alpha,
@@ -164,7 +188,11 @@ def matrix_recurrence_forward_kernel(
                 other=0.0,
             )[None, :, :]
             # What is loaded here is used at the next position: a load takes as long as a position.
-            t_next = min(t + 1, T - 1)
+            if places is None:
+                t_next = min(t + 1, T - 1)
+            else:
+                t_next = t_after
+                t_after = tl.load(places + min(step + 2, n_steps - 1))
             next_v = tl.load(v + t_next * v_time + o_v, mask=is_value, other=0.0)
             if gate is not None:
                 opened = silu(next_gate.to(tl.float32), FAST)
@@ -212,8 +240,6 @@ def matrix_recurrence_forward_kernel(
                 read_out *= silu(read_out, FAST)
             if gate is not None:
                 read_out *= opened
-            if not READ_ALL:
-                read_out = tl.where(is_written, read_out, 0.0)
             tl.store(
                 output + t * H * M + o_out,
                 read_out.to(output.dtype.element_ty),
