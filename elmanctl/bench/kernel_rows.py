@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from elmanctl.bench.device import loss_of, release
 from elmanctl.bench.floors import Floor, Rates, floor_of
 from elmanctl.bench.foreign import TIMING_ONLY, quiet
 from elmanctl.bench.operation import Draw, Operation, Path
@@ -141,10 +142,10 @@ def kernel_rows(
         except Exception as exc:
             logger.debug("%s failed", describe(row), exc_info=True)
             yield _empty(row, "failed", f"{type(exc).__name__}: {exc}")
-            lost = _loss_of(device, describe(row))
+            lost = loss_of(device, describe(row))
         finally:
-            if device.type == "cuda" and not lost:
-                torch.cuda.empty_cache()
+            if not lost:
+                release(device)
 
 
 def _empty(row: Planned, status: str, reason: str) -> KernelRow:
@@ -157,18 +158,6 @@ def _empty(row: Planned, status: str, reason: str) -> KernelRow:
         status=status,
         reason=reason,
     )
-
-
-def _loss_of(device: torch.device, what: str) -> str | None:
-    """Return why nothing more can be measured: some errors stay with the process for good."""
-    if device.type != "cuda":
-        return None
-    try:
-        torch.cuda.synchronize(device)
-        torch.ones(1, device=device).item()
-    except RuntimeError as exc:
-        return f"the device was lost to {what}: {exc}"
-    return None
 
 
 def _check(row: Planned, device: torch.device) -> Check:

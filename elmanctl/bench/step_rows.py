@@ -1,6 +1,5 @@
 """One row for each model and backend: whole training steps, as a worker takes them."""
 
-import gc
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -12,6 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from elmanctl.bench.device import loss_of, release
 from elmanctl.bench.foreign import TIMING_ONLY, fla_gradients_for_timing, quiet
 from elmanctl.bench.parts import by_part
 from elmanctl.bench.shapes import StepModel, StepShape
@@ -113,10 +113,14 @@ def step_rows(
     matrix_flops: float | None,
     is_over: Callable[[], bool],
 ) -> Iterator[StepRow]:
-    """Measure the planned rows one after another; every one of them becomes a row."""
+    """Measure the planned rows one after another; every one of them becomes a row.
+
+    What `is_over` and a lost device mean is as for the rows of kernels.
+    """
+    lost: str | None = None
     for row in planned:
-        if is_over():
-            yield _empty(row, "not measured", "the time given was used up")
+        if lost or is_over():
+            yield _empty(row, "not measured", lost or "the time given was used up")
             continue
         fault = _fault(row.backend, device)
         if fault:
@@ -130,10 +134,10 @@ def step_rows(
         except Exception as exc:
             logger.debug("%s failed", describe_steps(row), exc_info=True)
             yield _empty(row, "failed", f"{type(exc).__name__}: {exc}")
+            lost = loss_of(device, describe_steps(row))
         finally:
-            gc.collect()
-            if device.type == "cuda":
-                torch.cuda.empty_cache()
+            if not lost:
+                release(device)
 
 
 def _empty(row: PlannedSteps, status: str, reason: str) -> StepRow:

@@ -130,7 +130,7 @@ def test_rows_after_a_lost_device_are_not_measured_and_name_what_lost_it(
     def broken(**inputs: Tensor) -> Mapping[str, Tensor]:
         raise RuntimeError("CUDA error: an illegal memory access was encountered")
 
-    monkeypatch.setattr(rows_module, "_loss_of", lambda device, what: f"lost to {what}")
+    monkeypatch.setattr(rows_module, "loss_of", lambda device, what: f"lost to {what}")
     failed, rest = measured(planned(run=broken), planned())
     assert failed.status == "failed"
     assert (rest.status, rest.reason) == (
