@@ -12,6 +12,7 @@ from typing import Any
 from elmanctl.kernels.launch import Launch
 from elmanctl.kernels.matrix_recurrence import launches as matrix
 from elmanctl.kernels.matrix_recurrence.sizes import SUPPORTED
+from elmanctl.kernels.matrix_recurrence.splits import Split
 from elmanctl.kernels.minimal_scan.sizes import CHECKPOINT_EVERY as TILE_STEPS
 from elmanctl.kernels.minimal_scan.sizes import SCORES, choose_tile
 
@@ -129,7 +130,7 @@ def _matrix_backward(problem: matrix.Problem, heads: int | None = None) -> Case:
     )
 
 
-def _layer(split: matrix.Split, heads: int | None, n_value: int) -> Layer | None:
+def _layer(split: Split, heads: int | None, n_value: int) -> Layer | None:
     if heads is None:
         return None
     groups, parts = split.grid(BATCH, heads, n_value)
