@@ -16,6 +16,7 @@ from elmanctl.constants import (
     COMMIT_VARIABLE,
     CONFIG_NAME,
     ENVIRONMENT_PREFIX,
+    LAUNCHES_VARIABLE,
     LOCAL_JOB_VARIABLE,
     OTHER_VARIABLES,
     TRUST_VARIABLE,
@@ -180,7 +181,13 @@ def _refuse_unknown_variables(source: Source, environ: Mapping[str, str]) -> Non
 
 def _unknown_variables(environ: Mapping[str, str]) -> tuple[str, ...]:
     """Return a warning for each variable with our prefix that nothing reads."""
-    known = {TRUST_VARIABLE, LOCAL_JOB_VARIABLE, COMMIT_VARIABLE, *OTHER_VARIABLES} | {
+    known = {
+        TRUST_VARIABLE,
+        LOCAL_JOB_VARIABLE,
+        COMMIT_VARIABLE,
+        LAUNCHES_VARIABLE,
+        *OTHER_VARIABLES,
+    } | {
         f"{ENVIRONMENT_PREFIX}{section}_{item.name}".upper()
         for section, record in SECTIONS.items()
         for item in fields(record)

@@ -13,6 +13,7 @@ TRUST_VARIABLE = "ELMAN_TRUST_OWNER"
 
 # Names the commit of a copy without a history, for the head of what is measured.
 COMMIT_VARIABLE = "ELMAN_COMMIT"
+LAUNCHES_VARIABLE = "ELMAN_LAUNCHES"
 
 # With the same prefix, and read by programs beside the package.
 OTHER_VARIABLES = ("ELMAN_REQUIRE_SLURM", "ELMAN_WHEELS")

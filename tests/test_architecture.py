@@ -37,7 +37,7 @@ RULES: tuple[tuple[tuple[str, ...], tuple[str, ...]], ...] = (
     (("sources",), (*LEAVES, "settings")),
     (("config",), (*LEAVES, "settings", "sources")),
     (("ledger",), (*LEAVES, "ledger")),
-    (("kernels",), ("errors", "kernels")),
+    (("kernels",), ("errors", "constants", "kernels")),
     (SIZES, ("errors", "constants", *SIZES)),
     (("models",), ("errors", "models", "kernels")),
     (("jobs.evaluation",), (*LEAVES, *FILES, "jobs", "models.registry")),

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from elmanctl.bench import nvidia
+from elmanctl.bench.device import driver_name
 from elmanctl.bench.floors import Rates
 from elmanctl.bench.foreign import quiet
 from elmanctl.bench.timing import Timing, measure
@@ -138,6 +139,6 @@ def _clocks_under(
     busy_ms = 1500.0
     for number in range(int(busy_ms / timing.ms) + 1):
         call(number)
-    clocks = dict(nvidia.query(nvidia.CLOCKS, device.index or 0))
+    clocks = dict(nvidia.query(nvidia.CLOCKS, driver_name(device)))
     torch.cuda.synchronize(device)
     return clocks or None

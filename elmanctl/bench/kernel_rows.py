@@ -9,13 +9,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from elmanctl.bench.device import loss_of, release
 from elmanctl.bench.floors import Floor, Rates, floor_of
 from elmanctl.bench.foreign import TIMING_ONLY, quiet
 from elmanctl.bench.operation import Draw, Operation, Path
 from elmanctl.bench.operations import OPERATIONS
-from elmanctl.bench.selftest import Check, check, leaf
+from elmanctl.bench.selftest import Check, check, differentiable, leaf
 from elmanctl.bench.size import Size
 from elmanctl.bench.timing import Timing, measure, sets_needed
+from elmanctl.errors import InvalidConfiguration
 
 logger = logging.getLogger(__name__)
 
@@ -93,7 +95,8 @@ def plan(device: torch.device, only: Sequence[str] = ()) -> list[Planned]:
 
 def _sizes(operation: Operation, path: Path, device: torch.device) -> tuple[Size, ...]:
     """Return the sizes to measure: none of what is only tested, one of what is for tests."""
-    sizes = operation.sizes if device.type == "cuda" else operation.tiny_sizes
+    # On a CPU, where Triton is interpreted, the last is the least work.
+    sizes = operation.sizes if device.type == "cuda" else operation.tiny_sizes[-1:]
     if not operation.sizes:
         return ()
     return sizes[:1] if path.is_for_tests else sizes
@@ -133,13 +136,16 @@ def kernel_rows(
             if key not in checks:
                 checks[key] = _check(row, device)
             yield _with_error(made, checks[key])
+        except InvalidConfiguration as exc:
+            # Not every implementation computes every size.
+            yield _empty(row, "missing", f"refused: {exc.message}")
         except Exception as exc:
             logger.debug("%s failed", describe(row), exc_info=True)
             yield _empty(row, "failed", f"{type(exc).__name__}: {exc}")
-            lost = _loss_of(device, describe(row))
+            lost = loss_of(device, describe(row))
         finally:
-            if device.type == "cuda" and not lost:
-                torch.cuda.empty_cache()
+            if not lost:
+                release(device)
 
 
 def _empty(row: Planned, status: str, reason: str) -> KernelRow:
@@ -154,23 +160,11 @@ def _empty(row: Planned, status: str, reason: str) -> KernelRow:
     )
 
 
-def _loss_of(device: torch.device, what: str) -> str | None:
-    """Return why nothing more can be measured: some errors stay with the process for good."""
-    if device.type != "cuda":
-        return None
-    try:
-        torch.cuda.synchronize(device)
-        torch.ones(1, device=device).item()
-    except RuntimeError as exc:
-        return f"the device was lost to {what}: {exc}"
-    return None
-
-
 def _check(row: Planned, device: torch.device) -> Check:
-    """Compare with float64 at the smallest size that says something."""
+    """Compare with float64 at a size that is small enough for it."""
     operation = row.operation
-    sizes = operation.test_sizes if device.type == "cuda" else operation.tiny_sizes
-    return check(operation, row.path, sizes[0], operation.dtype, device, with_times=False)
+    size = operation.test_sizes[0] if device.type == "cuda" else operation.tiny_sizes[-1]
+    return check(operation, row.path, size, operation.dtype, device, with_times=False)
 
 
 def _with_error(made: KernelRow, found: Check) -> KernelRow:
@@ -193,8 +187,9 @@ def _measured(row: Planned, rates: Rates, device: torch.device, cache_bytes: int
     operation, path, size = row.operation, row.path, row.size
     bound_length = _bearable_length(row, device) if path.name == "torch" else None
     timed = size if bound_length is None else replace(size, length=bound_length)
-    sets, gradients = _input_sets(operation, timed, device, cache_bytes)
-    names = tuple(sets[0])
+    sets = _input_sets(operation, timed, device, cache_bytes)
+    d_output = _gradient(path, sets[0])
+    names = differentiable(sets[0])
     seconds = _SECONDS[device.type]
 
     def forward(number: int) -> Mapping[str, Tensor]:
@@ -203,7 +198,7 @@ def _measured(row: Planned, rates: Rates, device: torch.device, cache_bytes: int
     def forward_backward(number: int) -> object:
         output = forward(number)["output"]
         inputs = [sets[number % len(sets)][name] for name in names]
-        return torch.autograd.grad(output, inputs, gradients)
+        return torch.autograd.grad(output, inputs, d_output)
 
     distrusted = path.gradient_fault() is not None
     with quiet():
@@ -269,8 +264,8 @@ def _named(name: str, floor: Floor | None, ms: float | None) -> dict[str, Any]:
 
 def _input_sets(
     operation: Operation, size: Size, device: torch.device, cache_bytes: int
-) -> tuple[list[dict[str, Tensor]], Tensor]:
-    """Return inputs to rotate, and a gradient of the output."""
+) -> list[dict[str, Tensor]]:
+    """Return inputs to rotate."""
     dtype = getattr(torch, operation.dtype)
 
     def drawn(seed: int) -> dict[str, Tensor]:
@@ -279,10 +274,13 @@ def _input_sets(
 
     sets = [drawn(0)]
     set_bytes = sum(x.numel() * x.element_size() for x in sets[0].values())
-    sets += [drawn(seed) for seed in range(1, sets_needed(set_bytes, cache_bytes))]
-    vectors = next(name for name in ("v", "x", "written") if name in sets[0])
-    # The output has the shape of what is written into the state.
-    return sets, torch.randn_like(sets[0][vectors], memory_format=torch.contiguous_format)
+    return sets + [drawn(seed) for seed in range(1, sets_needed(set_bytes, cache_bytes))]
+
+
+def _gradient(path: Path, inputs: Mapping[str, Tensor]) -> Tensor:
+    """Return a gradient of the output, which a first call shows the shape of."""
+    with quiet():
+        return torch.randn_like(path.run(**inputs)["output"].detach())
 
 
 def _peak_bytes(call: Callable[[int], object], device: torch.device) -> int | None:
@@ -316,12 +314,13 @@ def _bearable_length(row: Planned, device: torch.device) -> int | None:
 
 def _one_call_s(row: Planned, size: Size, device: torch.device) -> float:
     """Return the seconds of a forward and backward pass, the second of two."""
-    sets, gradient = _input_sets(row.operation, size, device, 0)
+    inputs = _input_sets(row.operation, size, device, 0)[0]
+    d_output = _gradient(row.path, inputs)
     times = []
     for _ in range(2):
         start = time.perf_counter()
-        output = row.path.run(**sets[0])["output"]
-        torch.autograd.grad(output, list(sets[0].values()), gradient)
+        output = row.path.run(**inputs)["output"]
+        torch.autograd.grad(output, [inputs[name] for name in differentiable(inputs)], d_output)
         if device.type == "cuda":
             torch.cuda.synchronize(device)
         times.append(time.perf_counter() - start)

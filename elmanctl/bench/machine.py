@@ -46,6 +46,8 @@ def describe(device: "torch.device") -> dict[str, Any]:
     """Return name, sizes, clocks, driver, versions, commit and time, for the head of a report."""
     import torch
 
+    from elmanctl.bench.device import driver_name
+
     told: dict[str, Any] = {
         "device": device.type,
         "name": platform.processor() or platform.machine(),
@@ -66,7 +68,7 @@ def describe(device: "torch.device") -> dict[str, Any]:
         "multiprocessors": card.multi_processor_count,
         "l2_bytes": cache_bytes(device),
         "memory_bytes": card.total_memory,
-        "driver": dict(nvidia.identity(device.index or 0)),
+        "driver": dict(nvidia.identity(driver_name(device))),
     }
 
 

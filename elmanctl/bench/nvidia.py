@@ -11,16 +11,19 @@ _IDENTITY = ("driver_version", "power.limit", "clocks.max.sm", "clocks.max.mem")
 _TIMEOUT_S = 20
 
 
-def identity(index: int = 0) -> Mapping[str, str]:
+def identity(card: str) -> Mapping[str, str]:
     """Return driver, limits of power and clocks; empty where the tool is missing or fails."""
-    return query(_IDENTITY, index)
+    return query(_IDENTITY, card)
 
 
-def query(names: tuple[str, ...], index: int = 0) -> Mapping[str, str]:
-    """Return what the tool tells of the card now, with units; empty where it cannot be asked."""
+def query(names: tuple[str, ...], card: str) -> Mapping[str, str]:
+    """Return what the tool tells of a card now, with units; empty where it cannot be asked.
+
+    `card` is its number or its name, GPU- and its UUID.
+    """
     if shutil.which(TOOL) is None:
         return {}
-    command = [TOOL, f"--id={index}", f"--query-gpu={','.join(names)}", "--format=csv,noheader"]
+    command = [TOOL, f"--id={card}", f"--query-gpu={','.join(names)}", "--format=csv,noheader"]
     try:
         done = subprocess.run(
             command, capture_output=True, text=True, timeout=_TIMEOUT_S, check=False

@@ -91,12 +91,3 @@ def output_and_state(function: Callable[..., tuple[Tensor, Tensor]], **settings:
         return {"output": output, "state": state}
 
     return run
-
-
-def states_alone(function: Callable[..., Tensor], **settings: Any) -> Run:
-    """Return a function of all states as one of results by name."""
-
-    def run(**inputs: Tensor) -> Results:
-        return {"output": function(**inputs, **settings)}
-
-    return run

@@ -4,37 +4,38 @@ A new operation is one entry of `OPERATIONS`: how its inputs are drawn, its time
 truth when it is given float64, its implementations, what it must do at the least, and the sizes.
 """
 
-from inspect import signature
+from functools import partial
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from elmanctl.bench.floors import ATTENTION, GATED_DELTA_RULE, MINIMAL_SCAN, STATE_SPACE_DUAL
+from elmanctl.bench.floors import ATTENTION, GATED_DELTA_RULE, STATE_SPACE_DUAL, gated_scan_counts
 from elmanctl.bench.foreign import (
     attention_as_defined,
     fla_gradients_for_timing,
     on_flash_attention,
 )
-from elmanctl.bench.operation import Draw, Operation, Path, output_and_state, states_alone
+from elmanctl.bench.operation import Draw, Operation, Path, output_and_state
 from elmanctl.bench.recurrences import RECURRENCES
 from elmanctl.bench.size import Size, matrix_size
 from elmanctl.errors import NotFound, nearest
 from elmanctl.kernels.gated_delta_rule import gated_delta_rule
 from elmanctl.kernels.gated_delta_rule.naive import naive_gated_delta_rule
-from elmanctl.kernels.minimal_scan import minimal_scan
-from elmanctl.kernels.minimal_scan.naive import naive_minimal_scan
+from elmanctl.kernels.minimal_scan import gated_scan
+from elmanctl.kernels.minimal_scan.naive import naive_gated_scan
+from elmanctl.kernels.minimal_scan.sizes import SCORES
 from elmanctl.kernels.state_space_dual import state_space_dual
 from elmanctl.kernels.state_space_dual.naive import naive_state_space_dual
 from elmanctl.models.backends import BACKENDS, fla_absence, fla_gradient_fault
 from elmanctl.models.mamba_ssm import scan_on_cuda
 
 
-def _draw_scan(size: Size, draw: Draw, with_state: bool) -> dict[str, Tensor]:
-    shape = (size.batch, size.length, size.heads)
-    inputs = {"decay": torch.sigmoid(draw.vectors(*shape) + 1), "written": draw.vectors(*shape)}
+def _draw_scores(size: Size, draw: Draw, with_state: bool, *, cell: str) -> dict[str, Tensor]:
+    """Draw the scores of gates as their projection leaves them."""
+    inputs = {"scores": draw.vectors(size.batch, size.length, SCORES[cell] * size.heads)}
     if with_state:
-        inputs["initial_state"] = draw.vectors(size.batch, size.heads)
+        inputs["initial_state"] = torch.sigmoid(draw.states(size.batch, size.heads))
     return inputs
 
 
@@ -71,10 +72,40 @@ def _draw_attention(size: Size, draw: Draw, with_state: bool) -> dict[str, Tenso
     return {name: draw.vectors(*shape) for name in ("q", "k", "v")}
 
 
-def _scan_fault(device: str) -> str | None:
-    if "backend" not in signature(minimal_scan).parameters:
-        return "the minimal scan has no backend `triton`"
-    return BACKENDS["triton"].find_fault(device)
+def _gated_scan(cell: str, summary: str, width: int) -> Operation:
+    """Return the entry of a cell; `width` is that of the model of 480M."""
+    return Operation(
+        name=f"gated_scan:{cell}",
+        summary=summary,
+        draw=partial(_draw_scores, cell=cell),
+        truth=output_and_state(naive_gated_scan, cell=cell),
+        paths=(
+            Path(
+                name="triton",
+                run=output_and_state(gated_scan, cell=cell, backend="triton"),
+                find_fault=BACKENDS["triton"].find_fault,
+                tolerances={"bfloat16": 6e-3, "float32": 2e-6},
+                is_ours=True,
+            ),
+            Path(
+                name="torch",
+                run=output_and_state(gated_scan, cell=cell, backend="torch"),
+                find_fault=BACKENDS["torch"].find_fault,
+                tolerances={"bfloat16": 6e-3, "float32": 2e-6},
+            ),
+        ),
+        counts=gated_scan_counts(SCORES[cell]),
+        sizes=tuple(
+            Size(batch=batch, length=length, heads=width)
+            for batch, length in ((16, 512), (4, 2048), (1, 8192))
+        ),
+        test_sizes=(
+            Size(batch=2, length=130, heads=100),
+            Size(batch=1, length=1, heads=7),
+            Size(batch=3, length=700, heads=33),
+        ),
+        tiny_sizes=(Size(batch=1, length=19, heads=5),),
+    )
 
 
 def _any_device(device: str) -> str | None:
@@ -83,43 +114,8 @@ def _any_device(device: str) -> str | None:
 
 OPERATIONS: tuple[Operation, ...] = (
     *RECURRENCES,
-    Operation(
-        name="minimal_scan",
-        summary="MinGRU and MinLSTM: channels that are linear in their state",
-        draw=_draw_scan,
-        truth=states_alone(naive_minimal_scan),
-        paths=(
-            Path(
-                name="triton",
-                run=states_alone(minimal_scan, backend="triton"),
-                find_fault=_scan_fault,
-                tolerances={"float32": 2e-6},
-                is_ours=True,
-            ),
-            Path(
-                name="torch",
-                run=states_alone(minimal_scan),
-                find_fault=BACKENDS["torch"].find_fault,
-                tolerances={"float32": 2e-6},
-            ),
-        ),
-        counts=MINIMAL_SCAN,
-        sizes=tuple(
-            Size(batch=batch, length=length, heads=width)
-            for batch, length, width in (
-                *((16, 512, 2944), (16, 512, 1792)),
-                *((4, 2048, 2944), (1, 8192, 2944)),
-            )
-        ),
-        test_sizes=(
-            Size(batch=2, length=130, heads=100),
-            Size(batch=1, length=1, heads=7),
-            Size(batch=3, length=700, heads=33),
-        ),
-        tiny_sizes=(Size(batch=1, length=19, heads=5),),
-        dtypes=("float32",),
-        dtype="float32",
-    ),
+    _gated_scan("mingru", "MinGRU: channels that are linear in their state, from gates on", 2944),
+    _gated_scan("minlstm", "MinLSTM: the same with two gates", 1792),
     Operation(
         name="gated_delta_rule",
         summary="gated delta net: linear state, decay and delta rule",

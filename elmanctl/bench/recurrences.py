@@ -1,7 +1,7 @@
 """The forms of the matrix recurrence that models use, one entry each."""
 
 from functools import partial
-from inspect import signature
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -9,7 +9,6 @@ from torch import Tensor
 from elmanctl.bench.floors import matrix_recurrence_counts
 from elmanctl.bench.operation import Draw, Operation, Path, output_and_state
 from elmanctl.bench.size import Size, matrix_size
-from elmanctl.kernels.matrix_recurrence import BACKENDS as KNOWN
 from elmanctl.kernels.matrix_recurrence import matrix_recurrence
 from elmanctl.kernels.matrix_recurrence.naive import naive_matrix_recurrence
 from elmanctl.models.backends import BACKENDS
@@ -20,11 +19,11 @@ def _draw_recurrence(
     draw: Draw,
     with_state: bool,
     *,
-    gated: bool = True,
-    per_value_decay: bool = False,
-    write_gate: bool = False,
-    blended: bool = False,
-    normalize: bool = True,
+    gated: bool,
+    per_value_decay: bool,
+    write_gate: bool,
+    blended: bool,
+    normalize: bool,
 ) -> dict[str, Tensor]:
     """Draw what a layer gives: q, k and v are parts of one projection, as its product wrote it."""
     steps = (size.batch, size.length, size.heads)
@@ -32,7 +31,7 @@ def _draw_recurrence(
     mixed = draw.vectors(size.batch, size.length, 2 * keys + values)
     if not normalize:
         mixed[..., : 2 * keys] *= size.keys**-0.5
-    q, k, v = (part.view(*steps, -1) for part in torch.split(mixed, [keys, keys, values], -1))
+    q, k, v = (part.view(*steps, -1) for part in torch.split(mixed, [keys, keys, values], dim=-1))
     decays = (*steps, size.values) if per_value_decay else steps
     inputs = {"q": q, "k": k, "v": v, "alpha": torch.sigmoid(draw.states(*decays) + 2)}
     if gated:
@@ -41,19 +40,15 @@ def _draw_recurrence(
         inputs["beta"] = torch.sigmoid(draw.states(*steps))
     if blended:
         inputs["blend"] = torch.sigmoid(draw.states(*steps))
+        inputs["written"] = draw.states(*steps) > 0
     if with_state:
         state = draw.states(size.batch, size.heads, size.keys, size.values)
         inputs["initial_state"] = torch.tanh(state)
     return inputs
 
 
-_HAS_TANH_MODES = "tanh" in signature(matrix_recurrence).parameters
-
-
-def _recurrence_fault(device: str, *, is_fast: bool) -> str | None:
-    if "triton" not in KNOWN:
-        return "the matrix recurrence has no backend `triton`"
-    if device == "cpu" and is_fast:
+def _on_gpu_alone(device: str) -> str | None:
+    if device == "cpu":
         return "the fast tanh is an instruction of GPUs"
     return BACKENDS["triton"].find_fault(device)
 
@@ -64,16 +59,24 @@ def _recurrence(
     sizes: tuple[Size, ...],
     test_sizes: tuple[Size, ...],
     *,
-    gated: bool = True,
+    tiny_sizes: tuple[Size, ...] = (matrix_size(1, 4, 1, 16),),
+    has_gluon: bool = False,
+    gated: bool = False,
     per_value_decay: bool = False,
     write_gate: bool = False,
     blended: bool = False,
-    **switches: bool,
+    **switches: Any,
 ) -> Operation:
-    """Return the entry of one form of the matrix recurrence."""
-
-    # The fast tanh is that of the special-function unit, to 2^-11; the exact one is for tests.
-    fast, exact = ({"tanh": mode} if _HAS_TANH_MODES else {} for mode in ("fast", "exact"))
+    """Return the entry of one form of the matrix recurrence; switches are those of the op."""
+    on = partial(output_and_state, matrix_recurrence, **switches)
+    # Triton's kernel forward, and another one, in Gluon, back.
+    in_gluon = Path(
+        name="gluon",
+        run=on(backend="gluon"),
+        find_fault=BACKENDS["gluon"].find_fault,
+        tolerances={"bfloat16": 6e-3, "float32": 2e-3},
+        is_ours=True,
+    )
     return Operation(
         name=name,
         summary=summary,
@@ -87,23 +90,25 @@ def _recurrence(
         ),
         truth=output_and_state(naive_matrix_recurrence, **switches),
         paths=(
+            # What models train on; its tanh is that of the special-function unit, to 2^-11.
             Path(
                 name="triton",
-                run=output_and_state(matrix_recurrence, backend="triton", **fast, **switches),
-                find_fault=partial(_recurrence_fault, is_fast=True),
+                run=on(backend="triton", tanh="fast"),
+                find_fault=_on_gpu_alone,
                 tolerances={"bfloat16": 6e-3, "float32": 2e-3},
                 is_ours=True,
             ),
+            *([in_gluon] if has_gluon else []),
             Path(
                 name="triton-exact",
-                run=output_and_state(matrix_recurrence, backend="triton", **exact, **switches),
-                find_fault=partial(_recurrence_fault, is_fast=False),
+                run=on(backend="triton", tanh="exact"),
+                find_fault=BACKENDS["triton"].find_fault,
                 tolerances={"bfloat16": 6e-3, "float32": 2e-6},
                 is_for_tests=True,
             ),
             Path(
                 name="torch",
-                run=output_and_state(matrix_recurrence, backend="torch", **switches),
+                run=on(backend="torch"),
                 find_fault=BACKENDS["torch"].find_fault,
                 tolerances={"bfloat16": 6e-3, "float32": 2e-6},
             ),
@@ -116,14 +121,14 @@ def _recurrence(
         ),
         sizes=sizes,
         test_sizes=test_sizes,
-        tiny_sizes=(matrix_size(1, 18, 2, 16), matrix_size(1, 3, 1, 32)),
+        tiny_sizes=tiny_sizes,
     )
 
 
 RECURRENCES: tuple[Operation, ...] = (
     _recurrence(
         "matrix_recurrence",
-        "E88: tanh state, one decay a head, output gate",
+        "E88: silu, unit keys, tanh state, one decay a head, output gate",
         sizes=(
             matrix_size(16, 512, 83, 32),
             matrix_size(16, 512, 98, 32),
@@ -142,36 +147,44 @@ RECURRENCES: tuple[Operation, ...] = (
             matrix_size(3, 1, 5, 32),
             matrix_size(1, 35, 3, 32, 16),
         ),
+        # More positions than there are between two kept states.
+        tiny_sizes=(matrix_size(1, 18, 1, 16), matrix_size(1, 2, 1, 32)),
+        has_gluon=True,
+        gated=True,
+        activation="silu",
     ),
     _recurrence(
         "matrix_recurrence:write_gate",
-        "E88 and E90 with a gate of the write",
+        "E90, and E88 with a gate of the write",
         sizes=(),
-        test_sizes=(matrix_size(2, 35, 3, 16), matrix_size(1, 67, 2, 32)),
+        test_sizes=(matrix_size(2, 35, 3, 16), matrix_size(1, 67, 2, 64)),
+        has_gluon=True,
         write_gate=True,
+        activation="silu",
     ),
     _recurrence(
         "matrix_recurrence:linear_state",
         "E88 without the tanh",
         sizes=(),
         test_sizes=(matrix_size(2, 67, 3, 32),),
+        gated=True,
         linear_state=True,
     ),
     _recurrence(
         "matrix_recurrence:decay_per_value",
-        "E75: a decay for each value, keys and queries as they are",
+        "E75: a decay for each value, keys as they are, gated by itself",
         sizes=(matrix_size(16, 512, 8, 32),),
         test_sizes=(matrix_size(2, 35, 3, 16), matrix_size(1, 67, 2, 32)),
-        gated=False,
         per_value_decay=True,
         normalize=False,
+        self_gate=True,
     ),
     _recurrence(
         "matrix_recurrence:blend",
-        "E87 and MoM-E88: how far each write replaces the state",
-        sizes=(matrix_size(16, 512, 4, 32),),
+        "E87 and MoM-E88: which heads are written and read, and how far",
+        sizes=(matrix_size(16, 512, 40, 64),),
         test_sizes=(matrix_size(2, 35, 3, 32), matrix_size(1, 19, 2, 64)),
-        gated=False,
         blended=True,
+        read="written",
     ),
 )

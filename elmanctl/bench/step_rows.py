@@ -1,6 +1,5 @@
 """One row for each model and backend: whole training steps, as a worker takes them."""
 
-import gc
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -12,11 +11,12 @@ from typing import Any
 import torch
 from torch import nn
 
+from elmanctl.bench.device import loss_of, release
 from elmanctl.bench.foreign import TIMING_ONLY, fla_gradients_for_timing, quiet
 from elmanctl.bench.parts import by_part
 from elmanctl.bench.shapes import StepModel, StepShape
 from elmanctl.bench.step_clock import StepClock, StepProfile, medians_of_thirds
-from elmanctl.errors import ElmanError
+from elmanctl.errors import InvalidConfiguration
 from elmanctl.jobs.data import ByteStream
 from elmanctl.jobs.outcome import TrainOutcome
 from elmanctl.jobs.protocol import Budget
@@ -84,14 +84,19 @@ class PlannedSteps:
 
 
 def plan_steps(shape: StepShape, only: Sequence[str] = ()) -> list[PlannedSteps]:
-    """Return the rows to measure: every model on its fastest backend, then on plain torch."""
-    fastest = [PlannedSteps(model=m, backend=m.backends[0]) for m in shape.models]
-    plain = [
-        PlannedSteps(model=m, backend="torch") for m in shape.models if m.backends[0] != "torch"
-    ]
-    # The gated delta net has right gradients on torch alone where fla has not: never the last.
-    plain.sort(key=lambda row: row.model.level != "fla-gdn")
-    rows = [*fastest, *plain]
+    """Return the rows to measure: every model on its first backend, then on the others.
+
+    Plain torch comes last, but for the gated delta net: where fla has wrong gradients, torch alone
+    trains it.
+    """
+    rows = [PlannedSteps(model=model, backend=b) for model in shape.models for b in model.backends]
+
+    def order(row: PlannedSteps) -> tuple[bool, bool, bool]:
+        is_plain = row.backend == "torch"
+        is_first = row.backend == row.model.backends[0]
+        return not is_first, is_plain and row.model.level != "fla-gdn", is_plain
+
+    rows.sort(key=order)
     return [row for row in rows if not only or any(t in describe_steps(row) for t in only)]
 
 
@@ -108,10 +113,14 @@ def step_rows(
     matrix_flops: float | None,
     is_over: Callable[[], bool],
 ) -> Iterator[StepRow]:
-    """Measure the planned rows one after another; every one of them becomes a row."""
+    """Measure the planned rows one after another; every one of them becomes a row.
+
+    What `is_over` and a lost device mean is as for the rows of kernels.
+    """
+    lost: str | None = None
     for row in planned:
-        if is_over():
-            yield _empty(row, "not measured", "the time given was used up")
+        if lost or is_over():
+            yield _empty(row, "not measured", lost or "the time given was used up")
             continue
         fault = _fault(row.backend, device)
         if fault:
@@ -119,14 +128,16 @@ def step_rows(
             continue
         try:
             yield _measured(row, shape, corpus, device, matrix_flops)
+        except InvalidConfiguration as exc:
+            # Not every backend computes every model.
+            yield _empty(row, "missing", f"refused: {exc.message}")
         except Exception as exc:
             logger.debug("%s failed", describe_steps(row), exc_info=True)
-            told = exc.message if isinstance(exc, ElmanError) else f"{type(exc).__name__}: {exc}"
-            yield _empty(row, "failed", told)
+            yield _empty(row, "failed", f"{type(exc).__name__}: {exc}")
+            lost = loss_of(device, describe_steps(row))
         finally:
-            gc.collect()
-            if device.type == "cuda":
-                torch.cuda.empty_cache()
+            if not lost:
+                release(device)
 
 
 def _empty(row: PlannedSteps, status: str, reason: str) -> StepRow:
@@ -141,6 +152,8 @@ def _empty(row: PlannedSteps, status: str, reason: str) -> StepRow:
 
 
 def _fault(backend: str, device: torch.device) -> str | None:
+    if backend == "triton" and device.type == "cpu":
+        return "in Triton's interpreter a training step takes minutes"
     # Gradients that fla gets wrong cost what right ones do: they are timed, and labelled.
     find = fla_absence if backend == "fla" else BACKENDS[backend].find_fault
     return find(device.type)

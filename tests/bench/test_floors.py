@@ -3,15 +3,16 @@ import pytest
 from elmanctl.bench.floors import (
     ATTENTION,
     GATED_DELTA_RULE,
-    MINIMAL_SCAN,
     STATE_SPACE_DUAL,
     Floor,
     Rates,
     Work,
     floor_of,
+    gated_scan_counts,
     matrix_recurrence_counts,
 )
 from elmanctl.bench.size import Size, matrix_size
+from elmanctl.kernels.minimal_scan.sizes import SCORES, bytes_moved
 
 E88 = matrix_size(16, 512, 83, 32)
 BF16, FP32 = 2, 4
@@ -83,8 +84,13 @@ def test_forms_of_the_recurrence_do_what_they_do_and_no_more() -> None:
 
 def test_other_operations_count_their_inputs_outputs_and_products() -> None:
     scan = Size(batch=2, length=3, heads=5)
-    assert MINIMAL_SCAN.forward(scan, FP32) == Work(moved_bytes=360, float_instructions=30)
-    assert MINIMAL_SCAN.backward(scan, FP32) == Work(moved_bytes=600, float_instructions=60)
+    gru = gated_scan_counts(2)
+    assert gru.forward(scan, BF16) == Work(
+        moved_bytes=30 * 6.25, float_instructions=90, special_functions=60
+    )
+    assert gru.backward(scan, BF16) == Work(
+        moved_bytes=30 * 10.25, float_instructions=180, special_functions=60
+    )
     rule = matrix_size(1, 2, 3, 4, 8)
     assert GATED_DELTA_RULE.forward(rule, BF16) == Work(
         moved_bytes=6 * (2 * (4 + 4 + 8 + 8) + 8), matrix_flops=6 * 3 * 2 * 4 * 8
@@ -106,6 +112,15 @@ def test_other_operations_count_their_inputs_outputs_and_products() -> None:
     assert ATTENTION.backward(heads, BF16) == Work(
         moved_bytes=6 * 8 * 4 * 2, matrix_flops=12 * 5 * 2 * 4, special_functions=12
     )
+
+
+@pytest.mark.parametrize("cell", SCORES)
+def test_scan_moves_the_bytes_that_its_kernel_says(cell: str) -> None:
+    one, counts = Size(batch=1, length=1, heads=1), gated_scan_counts(SCORES[cell])
+    for itemsize in (BF16, FP32):
+        for is_backward, count in ((False, counts.forward), (True, counts.backward)):
+            told = bytes_moved(cell, itemsize, is_backward=is_backward)
+            assert count(one, itemsize).moved_bytes == told
 
 
 def test_floor_is_the_longest_of_its_terms() -> None:

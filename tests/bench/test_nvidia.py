@@ -38,9 +38,9 @@ def test_tool_is_asked_for_the_names_on_one_card(
 ) -> None:
     monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
     tool(tmp_path, f'echo "$@" >{tmp_path}/asked; echo "1 MHz, 2 W, 3"')
-    assert nvidia.query(NAMES, 4)["power.draw"] == "2 W"
+    assert nvidia.query(NAMES, "GPU-4")["power.draw"] == "2 W"
     asked = (tmp_path / "asked").read_text().split()
-    assert asked == ["--id=4", f"--query-gpu={','.join(NAMES)}", "--format=csv,noheader"]
+    assert asked == ["--id=GPU-4", f"--query-gpu={','.join(NAMES)}", "--format=csv,noheader"]
 
 
 @pytest.mark.parametrize("text", ["echo no driver; exit 9", "exit 0"])
@@ -49,18 +49,18 @@ def test_tool_that_fails_tells_nothing(
 ) -> None:
     monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
     tool(tmp_path, text)
-    assert nvidia.query(NAMES) == {}
+    assert nvidia.query(NAMES, "0") == {}
 
 
 def test_machine_without_the_tool_tells_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
-    assert nvidia.query(NAMES) == {}
+    assert nvidia.query(NAMES, "0") == {}
 
 
 def test_tool_that_hangs_is_not_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     tool(tmp_path, "exec sleep 60")
     monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
     monkeypatch.setattr(nvidia, "_TIMEOUT_S", 0.2)
-    assert nvidia.query(NAMES) == {}
+    assert nvidia.query(NAMES, "0") == {}

@@ -199,7 +199,9 @@ def test_markdown_names_the_machine_and_has_every_table_that_has_rows(tmp_path: 
         "Operations",
         "Training steps",
     ]
-    assert "| E88 recurrence forward, B16 T512 H83 n32 | <= 0.3 | 0.25 | ms | met |  |" in text
+    assert (
+        "| E88 recurrence forward, B16 T512 H83 n32 | <= 0.3 | 0.25 | ms | met | triton |" in text
+    )
     widths = {
         title: {line.count(" |") for line in part.splitlines() if line.startswith("|")}
         for title, part in ((p.splitlines()[0], p) for p in text.split("\n## ")[1:])

@@ -86,6 +86,8 @@ def test_backend_that_cannot_run_here_has_a_row_that_says_why(
     )
     assert [row.status for row in rows] == ["missing", "missing"]
     assert {row.reason for row in rows} == {"its kernels run on cuda, not on cpu"}
+    (row,) = measure(PlannedSteps(model=tiny("e88"), backend="triton"))
+    assert row.status == "missing" and "interpreter" in (row.reason or "")
 
 
 def test_model_that_fails_ends_no_other_row(
@@ -111,6 +113,29 @@ def test_model_that_fails_ends_no_other_row(
         "OutOfMemoryError: CUDA out of memory",
     )
     assert ran.status == "measured"
+
+
+def test_models_after_a_lost_device_are_not_measured_and_name_what_lost_it(
+    measure: Callable[..., list[StepRow]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def train(*arguments: Any) -> Any:
+        raise RuntimeError("CUDA error: an illegal memory access was encountered")
+
+    monkeypatch.setattr(rows_module, "train", train)
+    monkeypatch.setattr(rows_module, "loss_of", lambda device, culprit: f"lost to {culprit}")
+    planned = PlannedSteps(model=tiny("transformer"), backend="torch")
+    failed, rest = measure(planned, planned)
+    assert failed.status == "failed"
+    assert (rest.status, rest.reason) == ("not measured", "lost to transformer tiny torch")
+
+
+def test_model_that_a_backend_refuses_is_no_failure(
+    measure: Callable[..., list[StepRow]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(rows_module, "_fault", lambda backend, device: None)
+    (row,) = measure(PlannedSteps(model=tiny("e88"), backend="triton"))
+    assert row.status == "missing" and row.reason
+    assert row.reason.startswith("refused: n_state=8 is not supported")
 
 
 def test_model_that_diverges_has_no_speed(

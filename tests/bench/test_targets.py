@@ -49,7 +49,7 @@ def judged(
         ({"status": "missing", "reason": "triton is not installed"}, NOT_MEASURED, NOT_MEASURED),
         ({"is_wrong": True, "note": "WRONG: d_q is off"}, NOT_MEASURED, NOT_MEASURED),
         ({"size": "B16 T512 H99 n32"}, NOT_MEASURED, NOT_MEASURED),
-        ({"path": "triton-exact"}, NOT_MEASURED, NOT_MEASURED),
+        ({"is_ours": False}, NOT_MEASURED, NOT_MEASURED),
     ],
 )
 def test_recurrence_is_held_to_its_milliseconds(
@@ -65,6 +65,17 @@ def test_value_and_reason_stand_beside_the_verdict() -> None:
     target = found[f"E88 recurrence forward, {SHAPE}"]
     assert (target.value, target.reason) == (None, "failed: out of memory")
     assert judged([kernel()], [])[f"E88 recurrence forward, {SHAPE}"].value == 0.25
+
+
+def test_fastest_of_our_kernels_and_of_a_models_backends_counts_and_is_named() -> None:
+    slower = kernel(backward_ms=2.0, forward_backward_ms=2.2)
+    faster = kernel("gluon", is_ours=True, forward_backward_ms=1.0, backward_ms=0.8)
+    wrong = kernel(is_wrong=True, forward_backward_ms=0.1, backward_ms=0.1)
+    rows = [steps(E88, 90_000.0), steps(E88, 110_000.0, backend="gluon")]
+    found = judged([wrong, slower, faster], rows)
+    backward = found[f"E88 recurrence backward, {SHAPE}"]
+    assert (backward.verdict, backward.value, backward.reason) == (MET, 0.8, "gluon")
+    assert (found[E88].verdict, found[E88].reason) == (MET, "gluon")
 
 
 def test_models_are_held_to_tokens_and_to_those_beside_them() -> None:
@@ -85,7 +96,7 @@ def test_plain_torch_is_no_stand_in_for_kernels_of_others() -> None:
 
 def test_speed_that_is_timing_only_says_so() -> None:
     rows = [steps(E88, 2.0), steps(GDN, 1.0, backend="fla", note="timing only")]
-    assert judged([], rows)[f"{E88} over {GDN}"].reason == "fla: timing only"
+    assert judged([], rows)[f"{E88} over {GDN}"].reason == "triton over fla: timing only"
 
 
 @pytest.mark.parametrize(
@@ -123,4 +134,4 @@ def test_cpu_meets_and_misses_nothing() -> None:
 def test_another_card_than_the_one_the_targets_are_for_is_named() -> None:
     found = judged([kernel()], [], {"device": "cuda", "name": "NVIDIA H200"})
     target = found[f"E88 recurrence forward, {SHAPE}"]
-    assert target.verdict == MET and target.reason == "on NVIDIA H200, not on an H100"
+    assert target.verdict == MET and target.reason == "on NVIDIA H200, not on an H100; triton"

@@ -68,7 +68,11 @@ def test_level_and_fields_hold_axes_fixed(quick: QuickCommandLine) -> None:
     ("words", "code", "message"),
     [
         (["e88", "--space", "sweep"], 2, "one search for each value of `n_state`: 16, 32"),
-        (["e88", "--backend", "fla"], 2, "e88 has no backend `fla`; it has: auto, triton, gluon, torch"),
+        (
+            ["e88", "--backend", "fla"],
+            2,
+            "e88 has no backend `fla`; it has: auto, triton, gluon, torch",
+        ),
         (["gru", "reset_after=false", "--backend", "cudnn"], 2, "cuDNN does not compute"),
         (["fla-gdn", "variant=study-2026-01"], 2, "moving `n_heads` changes neither"),
         (["E75h7x24"], 2, "did you mean `e75h7n24`?"),

@@ -9,6 +9,7 @@ import os
 import sys
 from typing import Any
 
+import pytest
 import torch
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -55,3 +56,24 @@ def quicken_interpreter() -> None:
 def without_interpreter() -> dict[str, str]:
     """Return the environment of a child process that compiles kernels."""
     return {name: value for name, value in os.environ.items() if name != _VARIABLE}
+
+
+def poison_undefined(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let interpreted loads give NaN where they are masked and name nothing else to give.
+
+    On a GPU they give what happens to stand in a register; in the interpreter, zero.
+    """
+    import numpy as np
+    import triton.language as tl
+    from triton.runtime.interpreter import InterpreterBuilder, TensorHandle
+
+    patterns = {tl.float32: np.float32("nan"), tl.bfloat16: np.uint16(0x7FC0)}
+    load = InterpreterBuilder.create_masked_load
+
+    def poisoned(self: Any, pointers: Any, mask: Any, other: Any, *options: Any) -> Any:
+        dtype = pointers.get_element_ty()
+        if other is None and dtype in patterns:
+            other = TensorHandle(np.full(pointers.data.shape, patterns[dtype]), dtype)
+        return load(self, pointers, mask, other, *options)
+
+    monkeypatch.setattr(InterpreterBuilder, "create_masked_load", poisoned)

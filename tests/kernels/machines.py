@@ -12,11 +12,13 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
+
+import pytest
 
 from benchmarks.kernel_code.children import CACHE
 from elmanctl.kernels.launch import Launch
@@ -110,10 +112,12 @@ class Machines:
     def __init__(self, compilers: dict[str, Compiler]) -> None:
         self._compilers = compilers
 
-    def expect(self, launch: Launch, architecture: int) -> None:
-        """Have a launch compiled by every Triton, and do not wait for it."""
-        for compiler in self._compilers.values():
-            compiler.ask(launch, architecture)
+    def expect(
+        self, launch: Launch, architecture: int, *, versions: Iterable[str] = VERSIONS
+    ) -> None:
+        """Have a launch compiled, and do not wait for it."""
+        for version in versions:
+            self._compilers[version].ask(launch, architecture)
 
     def ptx(self, version: str, launch: Launch, architecture: int) -> str:
         return str(self._compilers[version].answer(launch, architecture)["ptx"])
@@ -157,6 +161,18 @@ class Machines:
         machine = self.machine(version, launch, architecture, **settings)
         poisoned = [i for i, name in enumerate(names) if name in empty]
         return machine.run(grid, [arguments[name] for name in names], poisoned=poisoned)
+
+
+@contextmanager
+def launches_taken_over(function: Callable[..., None]) -> Iterator[None]:
+    """Give every launch of this process, with its grid and arguments, to a function instead."""
+
+    def launch(self: Launch, grid: tuple[int, ...], **arguments: Any) -> None:
+        function(self, grid, arguments)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Launch, "__call__", launch)
+        yield
 
 
 @contextmanager

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from elmanctl.errors import EnvironmentNotReady, InvalidConfiguration
 from elmanctl.kernels import minimal_scan
-from elmanctl.kernels.minimal_scan import gated_scan, launches, triton
+from elmanctl.kernels.minimal_scan import gated_scan, launches, triton, triton_kernels
 from elmanctl.kernels.minimal_scan.naive import naive_gated_scan
 from elmanctl.kernels.minimal_scan.sizes import (
     ENOUGH_WARPS,
@@ -22,10 +22,13 @@ from elmanctl.kernels.minimal_scan.sizes import (
     choose_tile,
     count_programs,
 )
-from tests.kernels.interpreted import DEVICE
+from tests.kernels.interpreted import DEVICE, poison_undefined, quicken_interpreter
 
 TOLERANCES = {torch.float32: 2e-6, torch.bfloat16: 6e-3}
 SMALLEST, WIDE, NARROW, LONG = Tile(16, 2, 1), Tile(64, 4, 4), Tile(32, 4, 4), Tile(16, 16, 8)
+
+FENCE = 1024
+"""Numbers before and after each result, more than a tile can reach beyond it."""
 
 CELL = pytest.mark.parametrize("cell", SCORES)
 
@@ -98,6 +101,13 @@ def assert_close(found: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
     for name, exact in expected.items():
         error = (found[name].double() - exact).norm() / exact.norm()
         assert error < TOLERANCES[found[name].dtype], f"{name}: {error:.1e}"
+
+
+@pytest.fixture(autouse=True)
+def interpreter(monkeypatch: pytest.MonkeyPatch) -> None:
+    if DEVICE == "cpu":
+        quicken_interpreter()
+        poison_undefined(monkeypatch)
 
 
 @pytest.fixture
@@ -178,6 +188,22 @@ def test_gates_of_minlstm_compare_where_both_sigmoids_round_off() -> None:
         torch.testing.assert_close(states[0, 0], expected, rtol=1e-5, atol=0.0)
 
 
+def test_runs_of_segments_join_in_any_grouping() -> None:
+    # The interpreter joins one segment after another, a GPU also runs of several.
+    join = triton_kernels._then.fn
+    maps = ((0.5, 2.0), (0.25, -3.0), (4.0, 1.5), (0.125, 7.0))
+    a, b, c, d = ((product, total, 1.0, 0.0) for product, total in maps)
+    in_turn = join(*join(*join(*a, *b), *c), *d)
+    assert join(*join(*a, *b), *join(*c, *d)) == in_turn
+    assert join(*a, *join(*b, *join(*c, *d))) == in_turn
+    # After all four, and before the last, of a state of 8.
+    after = before = 8.0
+    for product, total in maps:
+        before, after = after, product * after + total
+    product, total, part, start = in_turn
+    assert (product * 8.0 + total, part * 8.0 + start) == (after, before)
+
+
 def strided(kind: str, scores: Tensor) -> Tensor:
     """Equal scores in other places."""
     if kind == "time first":
@@ -207,20 +233,24 @@ def test_scores_are_read_in_any_strides(kind: str) -> None:
 
 @pytest.mark.usefixtures("smallest_tiles")
 @CELL
-def test_result_is_written_everywhere_and_the_same_each_time(
+def test_result_is_written_everywhere_and_nowhere_else_and_the_same_each_time(
     cell: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     arguments = draw(Case(1, 35, 17, dtype=torch.bfloat16), cell)
     once = results(gated_scan, arguments, cell=cell, backend="triton")
-    new_empty = Tensor.new_empty
+    new_empty, fences = Tensor.new_empty, []
 
-    def poisoned(self: Tensor, *size: Any, **options: Any) -> Tensor:
-        return new_empty(self, *size, **options).fill_(float("nan"))
+    def fenced(self: Tensor, *size: Any, **options: Any) -> Tensor:
+        shape = torch.Size(size if isinstance(size[0], int) else size[0])
+        whole = new_empty(self, shape.numel() + 2 * FENCE, **options).fill_(7.0)
+        fences.extend((whole[:FENCE], whole[-FENCE:]))
+        return whole[FENCE:-FENCE].fill_(float("nan")).view(shape)
 
-    monkeypatch.setattr(Tensor, "new_empty", poisoned)
+    monkeypatch.setattr(Tensor, "new_empty", fenced)
     again = results(gated_scan, arguments, cell=cell, backend="triton")
     assert all(x.isfinite().all() for x in again.values())
     assert all(torch.equal(once[name], again[name]) for name in once)
+    assert len(fences) >= 10 and all((fence == 7.0).all() for fence in fences)
 
 
 @pytest.mark.usefixtures("smallest_tiles")

@@ -1,4 +1,4 @@
-"""Single instructions against what PTX says of them, written again for one thread in whole numbers."""
+"""Single instructions against what PTX says of them, written again for one thread."""
 
 import math
 import subprocess
@@ -17,13 +17,14 @@ from tests.kernels.ptx.machine import PtxMachine
 Array = NDArray[Any]
 LANES = 32
 COUNT = 8 * LANES
+NAMES = "abcef"
 WIDTHS = {"b16": np.uint16, "b32": np.uint32, "b64": np.uint64}
 EDGES = (0, 1, 2, 31, 32, 33, 0x7FFFFFFF, 0x80000000, 0x80000001, 0xFFFFFFFF, 0xFFFFFFFE)
 
 
 def module(code: str, sources: Sequence[str], result: str, name: str = "tested") -> str:
     """A kernel of one warp a program that loads a, b, ... and stores d, an element a thread."""
-    names = "abcef"[: len(sources)]
+    names = NAMES[: len(sources)]
     parameters = ",\n".join(
         f".param .u64 .ptr .global .align 1 {name}_{one}" for one in (*names, "d")
     )
@@ -240,7 +241,9 @@ MAKERS = {WORD: words, SMALL: small, LONG: lambda seed: words(seed, 64)}
 @pytest.mark.parametrize("code", INTEGERS)
 def test_instruction_on_integers_does_what_its_definition_says(code: str) -> None:
     result, kinds, truth = INTEGERS[code]
-    sources = {name: MAKERS[kind](i) for i, (name, kind) in enumerate(zip("abcef", kinds))}
+    sources = {
+        name: MAKERS[kind](i) for i, (name, kind) in enumerate(zip("abcef", kinds, strict=False))
+    }
     d = execute(code, sources, result)
     size_bits = 8 * d.itemsize
     expected = [
@@ -342,7 +345,10 @@ def test_instruction_on_floats_rounds_once_and_to_even(code: str, seed: int) -> 
     ]
     if result == "f16":
         values = [np.clip(x, -60.0, 60.0) for x in values]
-        values = [np.array([nearest(Fraction(y), k) for y in x]) for x, k in zip(values, kinds)]
+        values = [
+            np.array([nearest(Fraction(y), kind) for y in x])
+            for x, kind in zip(values, kinds, strict=True)
+        ]
     sources = {name: bits(x, k) for name, x, k in zip("abc", values, kinds, strict=False)}
     d = execute(code, sources, "b32" if result == "f32" else "b16")
     expected = [

@@ -1,6 +1,7 @@
 """The machine on kernels of Triton's and Gluon's, against numpy and torch."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -20,7 +21,7 @@ from tests.kernels.machine_cases import (
     WANTED,
     WARPS,
 )
-from tests.kernels.machines import NEW, VERSIONS, Machines, compiling
+from tests.kernels.machines import NEW, VERSIONS, Machines, NotCompiled, compiling
 from tests.kernels.ptx.faults import DataRace, Misaligned, NeverWritten, OutOfBounds, PtxFault
 
 TORCH = {"fp32": torch.float32, "bf16": torch.bfloat16}
@@ -340,6 +341,13 @@ def test_wrong_number_of_arguments_is_refused(machines: Machines) -> None:
     machine = machines.machine(NEW, CASES["copied_from"], 90)
     with pytest.raises(ValueError, match="2 arguments for the parameters"):
         machine.run((1,), [draw(BLOCK), nothing(BLOCK)])
+
+
+def test_launch_that_cannot_be_compiled_says_why(machines: Machines) -> None:
+    incomplete = replace(CASES["copied_from"], pointers={"x": "*fp32"})
+    for version in VERSIONS:
+        with pytest.raises(NotCompiled, match="not given once and only once: y"):
+            machines.machine(version, incomplete, 90)
 
 
 def test_nothing_is_written_back_after_a_fault(machines: Machines) -> None:

@@ -5,12 +5,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from elmanctl.errors import InvalidConfiguration
+from elmanctl.errors import EnvironmentNotReady, InvalidConfiguration
 from elmanctl.kernels.minimal_scan.gates import positive, shares
 from elmanctl.models.configs.min_rnn import MinGRUConfig, MinLSTMConfig, MinRNNConfig
 from elmanctl.models.min_rnn import MinGRULayer, MinLSTMLayer
 from elmanctl.models.params import count_parameters, flops_per_token, state_size
 from elmanctl.models.registry import build_model, decode_config
+from tests.kernels.interpreted import DEVICE
 from tests.models.layers import (
     assert_autocast_trains,
     assert_fills,
@@ -324,3 +325,54 @@ def test_gates_of_mingru_add_up_where_one_minus_the_other_would_be_zero() -> Non
     assert keep[0].item() == pytest.approx(expected, rel=1e-5, abs=0)
     assert write[1].item() == pytest.approx(expected, rel=1e-5, abs=0)
     assert keep[1].item() == write[0].item() == 1.0
+
+
+def trained(layer: nn.Module, x: Tensor) -> dict[str, Tensor]:
+    """What a layer gives for two parts of x, and the gradients of it."""
+    x = x.detach().requires_grad_()
+    first, state = layer(x[:, :11])
+    second, state = layer(x[:, 11:], state)
+    y = torch.cat((first, second), dim=1)
+    weights = torch.linspace(-1.0, 1.0, y.numel(), device=y.device).view(y.shape).to(y.dtype)
+    named = dict(layer.named_parameters())
+    gradients = torch.autograd.grad((y * weights).sum() + state.hidden.sum(), [x, *named.values()])
+    found = dict(zip(["x", *named], gradients, strict=True))
+    return {"y": y.detach(), "hidden": state.hidden.detach(), **found}
+
+
+@FAMILY
+@pytest.mark.parametrize(
+    ("switch", "is_cast"),
+    [("plain", True), ("wide", True), ("convolution", False)],
+)
+def test_kernels_give_the_layer_what_plain_torch_does(
+    family: str, switch: str, is_cast: bool
+) -> None:
+    found = {}
+    for backend in ("torch", "triton"):
+        config = make_config(family, dim=8, **SWITCHES[switch])
+        torch.manual_seed(4)
+        layer = randomized(LAYERS[family](config, backend), scale=0.5).float().to(DEVICE)
+        torch.manual_seed(5)
+        x = torch.randn(1, 17, 8).to(DEVICE)
+        with torch.autocast(DEVICE, dtype=torch.bfloat16, enabled=is_cast):
+            found[backend] = trained(layer, x)
+    for name, expected in found["torch"].items():
+        ours = found["triton"][name]
+        assert ours.dtype == expected.dtype, name
+        error = (ours - expected).norm() / expected.norm()
+        # Under autocast both have roundings of their own.
+        assert error < (2e-2 if is_cast else 2e-6), f"{name}: {error:.1e}"
+
+
+@FAMILY
+def test_kernels_are_the_backend_that_is_named(
+    family: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = build_model(make_config(family), seed=0, backend="triton", device=DEVICE)
+    assert model.backend == "triton"
+    assert all(layer.backend == "triton" for layer in model.layers)
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    assert build_model(make_config(family), seed=0).backend == "torch"
+    with pytest.raises(EnvironmentNotReady, match="its kernels run on cuda, not on cpu"):
+        build_model(make_config(family), seed=0, backend="triton")

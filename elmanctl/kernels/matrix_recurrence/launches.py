@@ -1,20 +1,12 @@
 """How the kernels of the matrix recurrence are launched for given sizes; imports no torch."""
 
-import json
 from collections.abc import Mapping
-from dataclasses import dataclass
-from functools import cache
-from pathlib import Path
+from dataclasses import dataclass, replace
 from typing import Any
 
 from elmanctl.kernels.launch import Launch
 from elmanctl.kernels.matrix_recurrence.sizes import CHECKPOINT_EVERY
-
-TILE_KEYS = 4
-"""Keys of a tile where the table says nothing: four float32 are what one instruction loads."""
-
-BACKWARD_TILE_KEYS = 8
-"""The same in the backward kernel, which has more to compile for each tile."""
+from elmanctl.kernels.matrix_recurrence.splits import Direction, Split, told_split
 
 CHUNK = 4
 """Keys that lie side by side in a checkpoint, whatever the tiles of the kernels around it are."""
@@ -95,23 +87,6 @@ class Problem:
         }
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Split:
-    """What one program has: `heads` of a sequence, `values` of each, in tiles of `keys`."""
-
-    heads: int
-    values: int
-    keys: int
-
-    def grid(self, batch: int, n_heads: int, n_value: int) -> tuple[int, int]:
-        """Return how many programs there are: of groups of heads, and of parts of their values."""
-        return batch * -(-n_heads // self.heads), self.parts(n_value)
-
-    def parts(self, n_value: int) -> int:
-        """Return into how many parts the values of a head are split."""
-        return -(-n_value // self.values)
-
-
 def checkpoint_every(backend: str) -> int:
     """Return how many positions lie between two checkpoints of a backend."""
     return GLUON_EVERY if backend == "gluon" else CHECKPOINT_EVERY
@@ -127,28 +102,14 @@ def backward_split(problem: Problem) -> Split:
     return _split("backward", problem)
 
 
-def _split(direction: str, problem: Problem) -> Split:
+def _split(direction: Direction, problem: Problem) -> Split:
     if direction == "backward" and problem.backend == "gluon":
         # So many registers of a lane hold a state of 64 keys.
         narrow = problem.n_key == 64 or problem.n_value % 32
         return Split(heads=1, values=16 if narrow else 32, keys=problem.n_key)
-    told = _table()[direction].get(f"{problem.n_key}x{problem.n_value}")
-    if told is None:
-        # A lane for each value, and what is left of a warp for more heads.
-        values = 32 if problem.n_value % 32 == 0 else 16
-        told = {"heads": 32 // values, "values": values}
-    told = {"keys": TILE_KEYS if direction == "forward" else BACKWARD_TILE_KEYS, **told}
-    if "written" in problem.given:
-        # Heads that are written at different positions have nothing to share.
-        told = {**told, "heads": 1}
-    return Split(**told)
-
-
-@cache
-def _table() -> Mapping[str, Mapping[str, Mapping[str, int]]]:
-    text = Path(__file__).with_name("launches.json").read_text(encoding="utf-8")
-    table: Mapping[str, Mapping[str, Mapping[str, int]]] = json.loads(text)
-    return table
+    told = told_split(direction, problem.n_key, problem.n_value)
+    # Heads that are written at different positions have nothing to share.
+    return replace(told, heads=1) if "written" in problem.given else told
 
 
 def forward_launch(problem: Problem, *, keep: bool) -> Launch:
@@ -238,4 +199,5 @@ def _launch(
         pointers={x: kind for x, kind in pointers.items() if kind is not None and x in names},
         integers=integers,
         constants={name: value for name, value in constants.items() if name in names},
+        max_registers=split.registers,
     )

@@ -9,7 +9,7 @@ from tests.kernels.ptx.faults import Unsupported
 from tests.kernels.ptx.memory import Memory
 from tests.kernels.ptx.parse import Address, Instruction, Operand
 from tests.kernels.ptx.rounding import Array
-from tests.kernels.ptx.threads import TYPES, Builder, Mask, Modifiers, Step, Threads
+from tests.kernels.ptx.threads import TYPES, Builder, Mask, Modifiers, Step, Threads, dtype_of
 
 # How a line is kept in the caches changes no result.
 _CACHES = ("ca", "cg", "cs", "cv", "lu", "wb", "wt", "nc")
@@ -48,11 +48,9 @@ def _plain_access(instruction: Instruction) -> tuple[str, int, np.dtype[Any], bo
     modifiers.one_of(*_CACHES)
     hints = modifiers.starting_with(*_HINTS)
     vector = modifiers.one_of("v2", "v4")
-    kind = modifiers.type()
+    dtype = dtype_of(modifiers.word())
     modifiers.end()
-    if kind not in TYPES:
-        raise Unsupported(f"an access of {kind}")
-    return space, int(vector[1]) if vector else 1, TYPES[kind], "L2::cache_hint" in hints
+    return space, int(vector[1]) if vector else 1, dtype, "L2::cache_hint" in hints
 
 
 def least_size(instruction: Instruction) -> tuple[str, int] | None:
@@ -65,7 +63,7 @@ def least_size(instruction: Instruction) -> tuple[str, int] | None:
         return space, count * dtype.itemsize
     if opcode in ("atom", "red"):
         space = "global" if "global" in instruction.modifiers else "shared"
-        return space, TYPES[instruction.modifiers[-1]].itemsize
+        return space, dtype_of(instruction.modifiers[-1]).itemsize
     return None
 
 
@@ -94,7 +92,7 @@ def load(instruction: Instruction, threads: Threads) -> Step:
 def _load_parameter(instruction: Instruction, threads: Threads) -> Step:
     modifiers = Modifiers(instruction)
     modifiers.take("param")
-    dtype = TYPES[modifiers.type()]
+    dtype = dtype_of(modifiers.word())
     modifiers.end()
     result, address = instruction.operands
     if not isinstance(address, Address) or address.base not in threads.parameters:
@@ -142,11 +140,11 @@ def update(instruction: Instruction, threads: Threads) -> Step:
     space = space_of(modifiers)
     modifiers.one_of("cta", "gpu", "sys")
     modifiers.one_of("relaxed", "acq_rel", "acquire", "release")
-    operation, kind = modifiers.type(), modifiers.type()
+    operation, dtype = modifiers.word(), dtype_of(modifiers.word())
     modifiers.end()
-    if operation not in _UPDATES or kind not in TYPES:
-        raise Unsupported(f"the atomic update {operation} of {kind}")
-    dtype, function = TYPES[kind], _UPDATES[operation]
+    if operation not in _UPDATES:
+        raise Unsupported(f"the atomic update {operation}")
+    function = _UPDATES[operation]
     result = instruction.operands[0] if instruction.opcode == "atom" else "_"
     address, value = instruction.operands[-2:]
     memory, addresses = memory_of(space, threads), addresses_of(address, threads)

@@ -2,6 +2,8 @@
 
 What PTX calls approximate is computed in float64 and rounded: the value that the hardware's is near
 to.  A launch may perturb it, to see what the hardware's error would do.
+
+Products and sums that PTX leaves apart are rounded apart here; the assembler may fuse some of them.
 """
 
 from collections.abc import Callable
@@ -18,7 +20,7 @@ from tests.kernels.ptx.rounding import (
     multiply_add,
     to_half,
 )
-from tests.kernels.ptx.threads import TYPES, Modifiers, Read, Step, Threads, Write, apply
+from tests.kernels.ptx.threads import TYPES, Modifiers, Read, Step, Threads, Write, apply, dtype_of
 
 Function = Callable[..., Array]
 
@@ -97,7 +99,7 @@ def build(instruction: Instruction, threads: Threads) -> Step:
     propagates_nan = modifiers.take("NaN")
     saturates = modifiers.take("sat")
     relu = modifiers.take("relu")
-    kind = modifiers.type()
+    kind = modifiers.word()
     modifiers.end()
     function = _function(instruction.opcode, kind, is_approximate, threads)
     if propagates_nan:
@@ -110,7 +112,7 @@ def build(instruction: Instruction, threads: Threads) -> Step:
     if kind in _HALVES:
         reads, write = [half_reader(threads, one, kind) for one in sources], None
         return apply(function, reads, half_writer(threads, result, kind))
-    dtype = TYPES[kind]
+    dtype = dtype_of(kind)
     reads = [threads.reader(one, dtype) for one in sources]
     write = threads.writer(result, dtype)
     if ftz:
@@ -121,11 +123,11 @@ def build(instruction: Instruction, threads: Threads) -> Step:
 
 def _function(opcode: str, kind: str, is_approximate: bool, threads: Threads) -> Function:
     if not is_approximate:
-        table = _EXACT["half" if kind in _HALVES else kind]
+        table = _EXACT.get("half" if kind in _HALVES else kind, {})
         if opcode not in table:
             raise Unsupported(f"{opcode} of {kind}")
         return table[opcode]
-    if opcode not in _APPROXIMATE or kind == "f64":
+    if opcode not in _APPROXIMATE or kind not in ("f32", *_HALVES):
         raise Unsupported(f"{opcode}.approx of {kind}")
     exact, perturb = _APPROXIMATE[opcode], threads.perturb
 

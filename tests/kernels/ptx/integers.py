@@ -7,7 +7,7 @@ import numpy as np
 from tests.kernels.ptx.faults import PtxFault, Unsupported
 from tests.kernels.ptx.parse import Instruction
 from tests.kernels.ptx.rounding import Array
-from tests.kernels.ptx.threads import TYPES, Mask, Modifiers, Step, Threads, apply
+from tests.kernels.ptx.threads import TYPES, Mask, Modifiers, Step, Threads, apply, dtype_of
 
 Function = Callable[..., Array]
 
@@ -31,11 +31,11 @@ def multiply(instruction: Instruction, threads: Threads) -> Step:
     """mul and mad, of which the lower half, the upper half or both are kept."""
     modifiers = Modifiers(instruction)
     part = modifiers.one_of("lo", "hi", "wide")
-    kind = modifiers.type()
+    kind = modifiers.word()
     modifiers.end()
-    if part is None or kind not in TYPES:
-        raise Unsupported("a product of which it is not said what is kept")
-    dtype = TYPES[kind]
+    if part is None or (part == "wide" and kind not in _WIDER):
+        raise Unsupported("a product of this kind")
+    dtype = dtype_of(kind)
     wide = TYPES[_WIDER[kind]] if part == "wide" else dtype
     product: Function = {
         "lo": _low,
@@ -57,9 +57,8 @@ def divide(instruction: Instruction, threads: Threads) -> Step:
         PtxFault: a thread divides by zero, of which PTX leaves the result open.
     """
     modifiers = Modifiers(instruction)
-    kind = modifiers.type()
+    dtype = dtype_of(modifiers.word())
     modifiers.end()
-    dtype = TYPES[kind]
     result, a, b = instruction.operands
     dividend, divisor = threads.reader(a, dtype), threads.reader(b, dtype)
     write = threads.writer(result, dtype)
@@ -89,7 +88,7 @@ def _shift_right(x: Array, by: Array) -> Array:
 
 def shift(instruction: Instruction, threads: Threads) -> Step:
     modifiers = Modifiers(instruction)
-    dtype = TYPES[modifiers.type()]
+    dtype = dtype_of(modifiers.word())
     modifiers.end()
     result, x, by = instruction.operands
     function = _shift_left if instruction.opcode == "shl" else _shift_right
@@ -171,7 +170,7 @@ def _ones(count: Array) -> Array:
 def extract(instruction: Instruction, threads: Threads) -> Step:
     """bfe: a field of bits, of which the highest is repeated if it is signed."""
     modifiers = Modifiers(instruction)
-    dtype = TYPES[modifiers.type()]
+    dtype = dtype_of(modifiers.word())
     modifiers.end()
     unsigned, bits = np.dtype(f"u{dtype.itemsize}"), 8 * dtype.itemsize
 
@@ -195,7 +194,7 @@ def extract(instruction: Instruction, threads: Threads) -> Step:
 def insert(instruction: Instruction, threads: Threads) -> Step:
     """bfi: the low bits of the first source in place of a field of the second."""
     modifiers = Modifiers(instruction)
-    dtype = TYPES[modifiers.type()]
+    dtype = dtype_of(modifiers.word())
     modifiers.end()
 
     def function(x: Array, into: Array, start: Array, length: Array) -> Array:
@@ -238,11 +237,8 @@ SIMPLE_OPCODES = tuple(_SIMPLE)
 def simple(instruction: Instruction, threads: Threads) -> Step:
     """What numpy does as PTX does it; bits of predicates too."""
     modifiers = Modifiers(instruction)
-    kind = modifiers.type()
+    dtype = dtype_of(modifiers.word())
     modifiers.end()
-    if kind not in TYPES:
-        raise Unsupported(f"{instruction.opcode} of {kind}")
-    dtype = TYPES[kind]
     result, *sources = instruction.operands
     reads = [threads.reader(one, dtype) for one in sources]
     return apply(_SIMPLE[instruction.opcode], reads, threads.writer(result, dtype))
@@ -250,7 +246,7 @@ def simple(instruction: Instruction, threads: Threads) -> Step:
 
 def count_ones(instruction: Instruction, threads: Threads) -> Step:
     modifiers = Modifiers(instruction)
-    dtype = TYPES[modifiers.type()]
+    dtype = dtype_of(modifiers.word())
     modifiers.end()
     result, source = instruction.operands
     write = threads.writer(result, TYPES["u32"])

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from tests.kernels.ptx import access, floats, integers, matrices, moves, warps
+from tests.kernels.ptx import access, conversions, floats, integers, matrices, moves, warps
 from tests.kernels.ptx.arguments import Arguments
 from tests.kernels.ptx.faults import Divergence, PtxFault, Trapped, Unsupported
 from tests.kernels.ptx.memory import REFUSED, GlobalMemory, SharedMemory
@@ -26,7 +26,7 @@ _BUILDERS: dict[str, Builder] = {
     "mov": moves.move,
     "selp": moves.select,
     "setp": moves.compare,
-    "cvt": moves.convert,
+    "cvt": conversions.convert,
     "cvta": moves.convert_address,
     "shl": integers.shift,
     "shr": integers.shift,
@@ -195,7 +195,10 @@ def _assemble(instructions: list[Instruction], threads: Threads) -> _Code:
     steps = []
     for instruction in plain:
         with _naming(instruction):
-            steps.append((_guarded(instruction, threads), instruction))
+            try:
+                steps.append((_guarded(instruction, threads), instruction))
+            except ValueError as exc:
+                raise Unsupported("so many operands") from exc
     condition = None
     if branch is not None and branch.guard is not None:
         condition = threads.reader(branch.guard, TYPES["pred"])

@@ -128,10 +128,10 @@ def multiply(instruction: Instruction, threads: Threads) -> Step:
     modifiers = Modifiers(instruction)
     if not modifiers.take("sync", "aligned"):
         raise Unsupported("mma in this form")
-    shape = modifiers.type()
+    shape = modifiers.word()
     if not modifiers.take("row", "col", "f32"):
         raise Unsupported("mma with another result than float32")
-    kind, same, addend = modifiers.type(), modifiers.type(), modifiers.type()
+    kind, same, addend = modifiers.word(), modifiers.word(), modifiers.word()
     modifiers.end()
     if kind not in _INPUTS or same != kind or addend != "f32":
         raise Unsupported(f"mma of {kind}, {same} and {addend}")

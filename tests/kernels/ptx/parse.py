@@ -224,15 +224,17 @@ class _Body:
             source=self.source,
         )
 
-    def _register(self, name: str) -> Register:
-        for scope in reversed(self.scopes):
-            if name in scope:
-                return scope[name]
-        raise Unsupported(f"the register {name}, which is not declared")
-
     def _register_or_name(self, text: str) -> Register | str:
-        declared = any(text in scope for scope in self.scopes)
-        return self._register(text) if declared else text
+        for scope in reversed(self.scopes):
+            if text in scope:
+                return scope[text]
+        return text
+
+    def _register(self, name: str) -> Register:
+        found = self._register_or_name(name)
+        if isinstance(found, str):
+            raise Unsupported(f"the register {name}, which is not declared")
+        return found
 
     def _operand(self, text: str) -> Operand:
         if text.startswith("{"):

@@ -31,11 +31,10 @@ class Clock:
     def program_barrier(self, threads: NDArray[np.int64]) -> None:
         """All the programs of these threads met."""
         self.now += 1
-        programs = np.unique(threads // self.threads)
-        self.program_at[programs] = self.now
-        self.warp_at.reshape(len(self.program_at), -1)[programs] = self.now
+        self.program_at[np.unique(threads // self.threads)] = self.now
 
     def warp_barrier(self, threads: NDArray[np.int64]) -> None:
+        """All the warps of these threads met, each for itself."""
         self.now += 1
         self.warp_at[np.unique(threads // WARP)] = self.now
 
@@ -171,8 +170,9 @@ class Shadow:
         last = self.read_by[granules]
         others = last != threads
         if others.any():
+            # Reads from before that stay beside theirs are no farther from it than they are.
             distance = self._distance(last[others], threads[others])
-            np.maximum.at(self.read_scope, granules[others], np.maximum(distance, scope[others]))
+            np.maximum.at(self.read_scope, granules[others], distance)
 
     def _distance(self, one: NDArray[np.int32], other: NDArray[np.int64]) -> NDArray[np.int8]:
         threads = self.clock.threads

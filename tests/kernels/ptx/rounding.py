@@ -20,8 +20,9 @@ def multiply_add(a: Array, b: Array, c: Array) -> Array:
     product = np.multiply(a, b, dtype=np.float64)  # exact: 24 + 24 bits
     total = product + c
     result = total.astype(np.float32)
-    suspects = (total.view(np.uint64) & _CUT) == _HALF_WAY
-    if suspects.any() or (np.abs(result) < _TINY).any():
+    half_way = (total.view(np.uint64) & _CUT) == _HALF_WAY
+    subnormal = (np.abs(result) < _TINY) & (total != 0)
+    if (half_way | subnormal).any():
         result = add_to_odd(product, c.astype(np.float64)).astype(np.float32)
     return result
 

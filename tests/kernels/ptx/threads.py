@@ -34,6 +34,17 @@ _WIDTHS = {"pred": np.dtype(bool)} | {f"b{8 * n}": np.dtype(f"u{n}") for n in (1
 _SYMBOL = re.compile(r"([A-Za-z_$][\w$]*)(?:\s*\+\s*(\d+))?$")
 
 
+def dtype_of(kind: str) -> np.dtype[Any]:
+    """The dtype of a type of PTX, such as s32.
+
+    Raises:
+        Unsupported: no register holds it as it is.
+    """
+    if kind not in TYPES:
+        raise Unsupported(f"the type .{kind}")
+    return TYPES[kind]
+
+
 class Modifiers:
     """The words behind the opcode, each taken once; one that is left over is not understood."""
 
@@ -58,8 +69,8 @@ class Modifiers:
             found.append(self._left.pop(0))
         return found
 
-    def type(self) -> str:
-        """The next word, whatever type it is."""
+    def word(self) -> str:
+        """The next word, whatever it is."""
         return self._left.pop(0) if self._left else ""
 
     def end(self) -> None:

@@ -93,7 +93,7 @@ def reduce(instruction: Instruction, threads: Threads) -> Step:
     """redux: one value of all lanes of a warp."""
     modifiers = Modifiers(instruction)
     modifiers.take("sync")
-    function = _REDUCTIONS.get(modifiers.type())
+    function = _REDUCTIONS.get(modifiers.word())
     kind = modifiers.one_of("s32", "u32", "b32")
     if function is None or kind is None:
         raise Unsupported("redux in this form")
