@@ -76,11 +76,16 @@ def exact(arguments: dict[str, Tensor]) -> dict[str, Tensor]:
     return {name: x.detach().cpu().double().requires_grad_() for name, x in arguments.items()}
 
 
-def assert_close(actual: dict[str, Tensor], truth: dict[str, Tensor], tolerance: float) -> None:
-    """Compare by the norm of the difference over the norm; what is not a number is never close."""
+def assert_close(
+    actual: dict[str, Tensor], truth: dict[str, Tensor], tolerance: float, *, least: float = 0.0
+) -> None:
+    """Compare by the norm of the difference over the norm; what is not a number is never close.
+
+    A norm of the truth under `least` counts as that: sums that nearly vanish have no digits.
+    """
     assert actual.keys() == truth.keys()
     for name, expected in truth.items():
-        scale = expected.double().norm()
+        scale = expected.double().norm().clamp_min(least)
         error = (actual[name].cpu().double() - expected.double()).norm()
         assert error <= tolerance * scale, f"{name} is off by {error / scale:.2g}"
 
