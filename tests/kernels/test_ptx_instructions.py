@@ -128,6 +128,11 @@ def toward_zero(a: int, b: int) -> int:
     return abs(a) // abs(b) * (1 if (a < 0) == (b < 0) else -1)
 
 
+def bf16(word: int) -> float:
+    """The number whose bits are the lower half of a word."""
+    return float(np.array((word & 0xFFFF) << 16, np.uint32).view(np.float32))
+
+
 WORD, SMALL, LONG = "word", "small", "long"
 INTEGERS: dict[str, tuple[str, tuple[str, ...], Callable[..., int]]] = {
     "add.s32 d, a, b;": ("b32", (WORD, WORD), lambda a, b: a + b),
@@ -218,6 +223,11 @@ INTEGERS: dict[str, tuple[str, tuple[str, ...], Callable[..., int]]] = {
         lambda a, b: int(signed(a) < signed(b) and b != 0),
     ),
     "setp.gt.u32 p|q, a, b; selp.b32 d, 1, 0, q;": ("b32", (WORD, WORD), lambda a, b: int(a <= b)),
+    "setp.ge.bf16x2 p|q, a, b; selp.b32 d, 1, 0, p; @q add.u32 d, d, 2;": (
+        "b32",
+        (WORD, WORD),
+        lambda a, b: (bf16(a) >= bf16(b)) + 2 * (bf16(a >> 16) >= bf16(b >> 16)),
+    ),
     "setp.gt.u32 p, a, b; not.pred q, p; xor.pred p, p, q; selp.b32 d, 1, 0, p;": (
         "b32",
         (WORD, WORD),

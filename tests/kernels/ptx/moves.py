@@ -114,7 +114,10 @@ _JOINTS: dict[str, Function] = {
 
 
 def compare(instruction: Instruction, threads: Threads) -> Step:
-    """setp, alone or joined with another predicate; a second destination gets the opposite."""
+    """setp, alone or joined with another predicate.
+
+    A second destination gets the opposite, or of pairs what the upper halves compare to.
+    """
     modifiers = Modifiers(instruction)
     relation = modifiers.word()
     joint = modifiers.one_of(*_JOINTS)
@@ -122,7 +125,8 @@ def compare(instruction: Instruction, threads: Threads) -> Step:
     kind = modifiers.word()
     modifiers.end()
     result, a, b, *joined = instruction.operands
-    is_half = kind in ("f16", "bf16")
+    is_pair = kind in ("f16x2", "bf16x2")
+    is_half = is_pair or kind in ("f16", "bf16")
     is_float = is_half or kind in ("f32", "f64")
     table = _FLOAT_COMPARISONS if is_float else _COMPARISONS
     if relation not in table or bool(joined) != (joint is not None):
@@ -147,10 +151,12 @@ def compare(instruction: Instruction, threads: Threads) -> Step:
         )
 
         def write_both(value: Array, mask: Mask) -> None:
-            first(value, mask)
-            second(~value, mask)
+            first(value[0] if is_pair else value, mask)
+            second(value[1] if is_pair else ~value, mask)
 
         return apply(function, reads, write_both)
+    if is_pair:
+        raise Unsupported("setp of pairs with one destination")
     return apply(function, reads, threads.writer(result, TYPES["pred"]))
 
 
