@@ -12,6 +12,7 @@ from typing import Any
 from elmanctl.kernels.launch import Launch
 from elmanctl.kernels.matrix_recurrence import launches as matrix
 from elmanctl.kernels.matrix_recurrence.sizes import SUPPORTED
+from elmanctl.kernels.matrix_recurrence.splits import Split
 from elmanctl.kernels.minimal_scan.sizes import CHECKPOINT_EVERY as TILE_STEPS
 from elmanctl.kernels.minimal_scan.sizes import SCORES, choose_tile
 
@@ -68,15 +69,21 @@ _E88 = matrix.Problem(
 # Layers by the size of their states: three of the study, and one as wide as that with 83 heads.
 _HEADS = {16: 76, 32: 83, 48: 108, 64: 42}
 
-# Flags and sizes beside it; their code differs too little between sm_80, sm_89 and sm_90 to be
-# compiled three times.
+# What its relatives ask for, and other sizes and dtypes.  The code of these differs too little
+# between sm_80, sm_89 and sm_90 to be compiled three times.
+_UNGATED: Mapping[str, Any] = {"given": frozenset(), "activate": False, "normalize": False}
 _VARIANTS: Mapping[str, Mapping[str, Any]] = {
-    "exact-32x32": {"dtype": "fp32", "fast": False},
-    "write-gate-32x32": {"given": _E88.given | {"beta", "initial_state"}},
-    "blend-32x32": {"given": _E88.given | {"beta", "blend"}},
-    "routed-32x32": {"given": _E88.given | {"written"}, "read_all": False},
-    "e75-32x32": {"given": frozenset(), "per_value": True, "self_gate": True},
-    "32x64": {"n_value": 64},
+    "e88-exact-32x32": {"dtype": "fp32", "fast": False},
+    "e88-32x64": {"n_value": 64},
+    "e90-32x32": {"given": frozenset({"beta", "initial_state"})},
+    "e75-32x32": {**_UNGATED, "per_value": True, "self_gate": True},
+    "e87-32x32": {
+        **_UNGATED,
+        "given": frozenset({"written", "blend"}),
+        "per_value": True,
+        "self_gate": True,
+    },
+    "mom-e88-32x32": {"given": frozenset({"written"}), "read_all": False},
 }
 
 
@@ -86,17 +93,19 @@ def _matrix_recurrence() -> Iterator[tuple[str, Case]]:
         yield f"e88-{n}x{n}-forward", _matrix_forward(problem, heads)
         yield f"e88-{n}x{n}-backward", _matrix_backward(problem, heads)
         if n in SUPPORTED["gluon"]:
-            problem = replace(problem, backend="gluon")
-            every_eighth = replace(_matrix_forward(problem, heads), architectures=(90,))
-            yield f"e88-{n}x{n}-forward-for-gluon", every_eighth
+            problem = replace(problem, backend="gluon", checkpoint_dtype="fp16")
             yield f"e88-{n}x{n}-backward-gluon", _matrix_backward(problem, heads)
+    # The forward kernel differs in how often it stores a state.
+    gluon = replace(_E88, backend="gluon", checkpoint_dtype="fp16")
+    forward = _matrix_forward(gluon, _HEADS[32])
+    yield "e88-32x32-forward-for-gluon", replace(forward, architectures=(90,))
     for name, changes in _VARIANTS.items():
         problem = replace(_E88, **changes)
         for way, case in (
             ("forward", _matrix_forward(problem)),
             ("backward", _matrix_backward(problem)),
         ):
-            yield f"matrix-{name}-{way}", replace(case, architectures=(90,))
+            yield f"{name}-{way}", replace(case, architectures=(90,))
 
 
 def _matrix_forward(problem: matrix.Problem, heads: int | None = None) -> Case:
@@ -118,7 +127,7 @@ def _matrix_backward(problem: matrix.Problem, heads: int | None = None) -> Case:
     )
 
 
-def _layer(split: matrix.Split, heads: int | None, n_value: int) -> Layer | None:
+def _layer(split: Split, heads: int | None, n_value: int) -> Layer | None:
     if heads is None:
         return None
     groups, parts = split.grid(BATCH, heads, n_value)
@@ -130,16 +139,15 @@ _WIDTHS = {"mingru": 2944, "minlstm": 1792}
 
 
 def _minimal_scan() -> Iterator[tuple[str, Case]]:
-    for cell in _WIDTHS:
-        for is_backward, way in ((False, "forward"), (True, "backward")):
-            name = f"{cell}-{way}"
-            yield name, _scan(cell, is_backward=is_backward)
-            # A length that tiles do not fit puts a predicate on every position.
-            ragged = _scan(cell, is_backward=is_backward, length=STEPS - 1)
-            yield f"{name}-ragged", replace(ragged, architectures=(90,))
-            # Fewer channels are shared out in other tiles.
-            few = _scan(cell, is_backward=is_backward, batch=1)
-            yield f"{name}-batch-1", replace(few, architectures=(90,))
+    for is_backward, way in ((False, "forward"), (True, "backward")):
+        yield f"mingru-{way}", _scan("mingru", is_backward=is_backward)
+        yield f"minlstm-{way}", _scan("minlstm", is_backward=is_backward)
+        # A length that tiles do not fit puts a predicate on every position.
+        ragged = _scan("minlstm", is_backward=is_backward, length=STEPS - 1)
+        yield f"minlstm-ragged-{way}", replace(ragged, architectures=(90,))
+        # Fewer channels are shared out in other tiles.
+        few = _scan("mingru", is_backward=is_backward, batch=1)
+        yield f"mingru-batch-1-{way}", replace(few, architectures=(90,))
 
 
 def _scan(

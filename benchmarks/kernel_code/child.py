@@ -7,6 +7,7 @@ object a line, in the order of `wanted`: the case's numbers, or under `error` wh
 
 import importlib
 import json
+import os
 import sys
 import traceback
 from pathlib import Path
@@ -26,14 +27,21 @@ def main() -> None:
     cases: dict[str, Case] = importlib.import_module(request["registry"]).CASES
     for name, architecture in request["wanted"]:
         answer: dict[str, Any] = {"case": name, "architecture": architecture}
+        before_s = _processor_s()
         answer["triton"] = triton.__version__
         try:
             answer |= _compiled(cases[name], architecture, Path(request["folder"]) / name)
         except Exception:
             # One kernel that cannot be compiled must not hide the numbers of the others.
             answer["error"] = traceback.format_exc()
+        answer["processor_s"] = _processor_s() - before_s
         answer["torch"] = "torch" in sys.modules
         print(json.dumps(answer), flush=True)
+
+
+def _processor_s() -> float:
+    times = os.times()
+    return times.user + times.system + times.children_user + times.children_system
 
 
 def _compiled(case: Case, architecture: int, stem: Path) -> dict[str, Any]:

@@ -29,7 +29,10 @@ class NotCompiled(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """One compiled case; `ptx` is a file, beside which machine code and listing stand."""
+    """One compiled case; `ptx` is a file, beside which machine code and listing stand.
+
+    `processor_s` is little where the code was in the cache.
+    """
 
     case: str
     architecture: int
@@ -38,6 +41,7 @@ class Answer:
     warps: int
     ptx: Path
     torch: bool
+    processor_s: float
     measured: Measured
 
 
@@ -115,6 +119,7 @@ class Child:
             warps=found["warps"],
             ptx=Path(found["ptx"]),
             torch=found["torch"],
+            processor_s=found["processor_s"],
             measured=Measured.decode(found["measured"]),
         )
 

@@ -51,7 +51,10 @@ def main() -> int:
             architectures[architecture] = {name: records[name] for name in CASES if name in records}
     budgets.FILE.write_text(budgets.dump(after), encoding="utf-8")
     subprocess.run([sys.executable, ROOT / "scripts" / "make-reference"], check=True)
-    print(f"{len(answers)} kernels in {time.monotonic() - began_s:.0f} s")
+    print(
+        f"{len(answers)} kernels in {time.monotonic() - began_s:.0f} s, "
+        f"{sum(answer.processor_s for answer in answers):.0f} s of processors"
+    )
     for line in unexplained:
         print(f"spills, write the reason beside it in {budgets.FILE.name}: {line}")
     return bool(unexplained)

@@ -1,4 +1,4 @@
-"""The tuner tries splits, keeps the present one unless another is clearly faster, writes a table."""
+"""The tuner tries splits, and keeps the present one unless another is clearly faster."""
 
 import json
 from dataclasses import replace

@@ -153,8 +153,8 @@ def matrix_recurrence_backward_kernel(
         + o_value[None, None, :]
     )
     n_segments = tl.cdiv(n_steps, EVERY)
-    i_segments = (i_batch * H + i_head) * n_segments if places is None else first_segment
-    checkpoints += i_segments * (N * M)
+    i_first = (i_batch * H + i_head) * n_segments if places is None else first_segment
+    checkpoints += i_first * (N * M)
     o_checkpoint = (
         o_group[None, :, None] * n_segments * (N * M)
         + (o_key // CHUNK * (CHUNK * M) + o_key % CHUNK)[:, None, None]
@@ -210,13 +210,10 @@ def matrix_recurrence_backward_kernel(
             )
             state = state + (stored.to(tl.float32),)
 
-        if places is not None:
-            t_next = tl.load(places + start)
         for step in range(start, stop):
             t = step
             if places is not None:
-                t = t_next
-                t_next = tl.load(places + min(step + 1, stop - 1))
+                t = tl.load(places + step)
             row = (step - start) * (G * N)
             values_row = (step - start) * (G * BV)
             for i in tl.static_range(TILES):
@@ -297,8 +294,7 @@ def matrix_recurrence_backward_kernel(
             step = stop - 1 - back
             t = step
             if places is not None:
-                t = t_next
-                t_next = tl.load(places + max(step - 1, start))
+                t = tl.load(places + step)
             row = (step - start) * (G * N)
             values_row = (step - start) * (G * BV)
             d_read = tl.load(d_reads + values_row + o_values_row)[None, :, :]

@@ -118,9 +118,9 @@ def matrix_recurrence_forward_kernel(
         + o_value[None, None, :]
     )
     n_segments = tl.cdiv(n_steps, EVERY)
-    i_segments = (i_batch * H + i_head) * n_segments if places is None else first_segment
+    i_first = (i_batch * H + i_head) * n_segments if places is None else first_segment
     if checkpoints is not None:
-        checkpoints += i_segments * (N * M)
+        checkpoints += i_first * (N * M)
     o_checkpoint = (
         o_group[None, :, None] * n_segments * (N * M)
         + (o_key // CHUNK * (CHUNK * M) + o_key % CHUNK)[:, None, None]
