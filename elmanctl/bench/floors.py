@@ -84,7 +84,12 @@ class Counts:
 
 
 def matrix_recurrence_counts(
-    *, gated: bool = True, squashes: bool = True, per_value_decay: bool = False, scores: int = 1
+    *,
+    gated: bool = True,
+    squashes: bool = True,
+    per_value_decay: bool = False,
+    scores: int = 1,
+    routed: bool = False,
 ) -> Counts:
     """Return the counts of the recurrence of E88, for each number of the state and position.
 
@@ -95,10 +100,15 @@ def matrix_recurrence_counts(
     a state in float32 every 16 positions, and the backward pass reads it.  `scores` are the numbers
     of each head and position beside q, k, v and gate: decay, write gate, blend.  What activations
     and gates of the vectors take is left out: an eighth of the tanh of 32 by 32 states.
+    With `routed`, the few heads of `routed_heads` are at work at each position: nothing else is
+    read, but outputs and gradients are written for all heads.
     """
 
+    def share(size: Size) -> float:
+        return routed_heads(size) / size.heads if routed else 1.0
+
     def entries(size: Size) -> float:
-        return float(size.head_steps * size.keys * size.values)
+        return share(size) * size.head_steps * size.keys * size.values
 
     def small(size: Size) -> float:
         each = scores - 1 + size.values if per_value_decay else scores
@@ -108,23 +118,30 @@ def matrix_recurrence_counts(
         return _STATE_BYTES * entries(size) / CHECKPOINT_EVERY
 
     def forward(size: Size, itemsize: int) -> Work:
-        vectors = 2 * size.keys + (2 + gated) * size.values
+        inputs = itemsize * (2 * size.keys + (1 + gated) * size.values) * size.head_steps
+        output = itemsize * size.values * size.head_steps
         return Work(
-            moved_bytes=itemsize * vectors * size.head_steps + small(size) + kept(size),
+            moved_bytes=share(size) * (inputs + small(size)) + output + kept(size),
             float_instructions=4 * entries(size),
             special_functions=squashes * entries(size),
         )
 
     def backward(size: Size, itemsize: int) -> Work:
-        # Read: q, k, v, gate and the output's gradient; written: the gradients of all but the last.
-        vectors = 4 * size.keys + (3 + 2 * gated) * size.values
+        inputs = itemsize * (2 * size.keys + (1 + gated) * size.values) * size.head_steps
+        d_output = itemsize * size.values * size.head_steps
+        read = share(size) * (inputs + d_output + small(size)) + kept(size)
         return Work(
-            moved_bytes=itemsize * vectors * size.head_steps + 2 * small(size) + kept(size),
+            moved_bytes=read + inputs + small(size),
             float_instructions=(14 if squashes else 12) * entries(size),
             special_functions=squashes * entries(size),
         )
 
     return Counts(forward=forward, backward=backward)
+
+
+def routed_heads(size: Size) -> int:
+    """Return how many heads a router picks at each position: a fifth, as 8 of 40, at least one."""
+    return max(1, size.heads // 5)
 
 
 def gated_scan_counts(scores: int) -> Counts:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import elmanctl
 from elmanctl import clock
 from elmanctl.bench import nvidia
-from elmanctl.constants import COMMIT_VARIABLE
+from elmanctl.constants import COMMIT_VARIABLE, LAUNCHES_VARIABLE
 from elmanctl.errors import EnvironmentNotReady
 
 if TYPE_CHECKING:
@@ -53,6 +53,8 @@ def describe(device: "torch.device") -> dict[str, Any]:
         "name": platform.processor() or platform.machine(),
         "date": f"{clock.now():%Y-%m-%dT%H:%M:%SZ}",
         "commit": commit(),
+        # Another table of launches makes other kernels.
+        "launches": os.environ.get(LAUNCHES_VARIABLE),
         "elmanctl": elmanctl.__version__,
         "python": platform.python_version(),
         "torch": torch.__version__,

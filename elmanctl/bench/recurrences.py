@@ -4,9 +4,10 @@ from functools import partial
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
-from elmanctl.bench.floors import matrix_recurrence_counts
+from elmanctl.bench.floors import matrix_recurrence_counts, routed_heads
 from elmanctl.bench.operation import Draw, Operation, Path, output_and_state
 from elmanctl.bench.size import Size, matrix_size
 from elmanctl.kernels.matrix_recurrence import matrix_recurrence
@@ -23,6 +24,7 @@ def _draw_recurrence(
     per_value_decay: bool,
     write_gate: bool,
     blended: bool,
+    routed: bool,
     normalize: bool,
 ) -> dict[str, Tensor]:
     """Draw what a layer gives: q, k and v are parts of one projection, as its product wrote it."""
@@ -41,10 +43,19 @@ def _draw_recurrence(
     if blended:
         inputs["blend"] = torch.sigmoid(draw.states(*steps))
         inputs["written"] = draw.states(*steps) > 0
+    if routed:
+        inputs["written"] = draw.states(*steps).topk(routed_heads(size)).indices
     if with_state:
         state = draw.states(size.batch, size.heads, size.keys, size.values)
         inputs["initial_state"] = torch.tanh(state)
     return inputs
+
+
+def _truth(k: Tensor, *, written: Tensor | None = None, **arguments: Any) -> tuple[Tensor, Tensor]:
+    """Run the time loop, which is told the heads that are written by a mask alone."""
+    if written is not None and written.dtype != torch.bool:
+        written = F.one_hot(written, k.shape[2]).amax(-2).bool()
+    return naive_matrix_recurrence(k=k, written=written, **arguments)
 
 
 def _on_gpu_alone(device: str) -> str | None:
@@ -65,6 +76,7 @@ def _recurrence(
     per_value_decay: bool = False,
     write_gate: bool = False,
     blended: bool = False,
+    routed: bool = False,
     **switches: Any,
 ) -> Operation:
     """Return the entry of one form of the matrix recurrence; switches are those of the op."""
@@ -86,9 +98,10 @@ def _recurrence(
             per_value_decay=per_value_decay,
             write_gate=write_gate,
             blended=blended,
+            routed=routed,
             normalize=switches.get("normalize", True),
         ),
-        truth=output_and_state(naive_matrix_recurrence, **switches),
+        truth=output_and_state(_truth, **switches),
         paths=(
             # What models train on; its tanh is that of the special-function unit, to 2^-11.
             Path(
@@ -118,6 +131,7 @@ def _recurrence(
             squashes=not switches.get("linear_state"),
             per_value_decay=per_value_decay,
             scores=1 + write_gate + blended,
+            routed=routed,
         ),
         sizes=sizes,
         test_sizes=test_sizes,
@@ -181,10 +195,21 @@ RECURRENCES: tuple[Operation, ...] = (
     ),
     _recurrence(
         "matrix_recurrence:blend",
-        "E87 and MoM-E88: which heads are written and read, and how far",
-        sizes=(matrix_size(16, 512, 40, 64),),
-        test_sizes=(matrix_size(2, 35, 3, 32), matrix_size(1, 19, 2, 64)),
+        "E87 as the study ran it: which heads are written, and how far, gated by itself",
+        sizes=(),
+        test_sizes=(matrix_size(2, 35, 3, 32),),
         blended=True,
+        normalize=False,
+        self_gate=True,
+    ),
+    _recurrence(
+        "matrix_recurrence:routed",
+        "MoM-E88: a fifth of the heads at each position, by number",
+        sizes=(matrix_size(16, 512, 40, 64),),
+        test_sizes=(matrix_size(2, 67, 6, 32), matrix_size(1, 35, 10, 64)),
+        tiny_sizes=(matrix_size(1, 4, 2, 16),),
+        routed=True,
+        activation="silu",
         read="written",
     ),
 )

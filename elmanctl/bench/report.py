@@ -29,7 +29,7 @@ VERSION = 1
 _LISTS = ("ceilings", "products", "kernels", "steps")
 
 # What must agree for rows of several files to stand in one table.
-_SAME = ("device", "name", "commit", "torch", "triton", "driver")
+_SAME = ("device", "name", "commit", "launches", "torch", "triton", "driver")
 
 
 @dataclass(slots=True, kw_only=True)

@@ -82,6 +82,17 @@ def test_forms_of_the_recurrence_do_what_they_do_and_no_more() -> None:
     assert more == 2 * 4 * 679_936
 
 
+def test_routed_heads_alone_are_read_and_all_of_them_written() -> None:
+    size, hs = matrix_size(16, 512, 40, 64), 16 * 512 * 40
+    counts = matrix_recurrence_counts(gated=False, routed=True)
+    entries, vector, scores = hs / 5 * 64 * 64, 2 * hs * 64, 4 * hs
+    forward, backward = counts.forward(size, BF16), counts.backward(size, BF16)
+    assert forward.special_functions == entries and backward.float_instructions == 14 * entries
+    kept = 4 * entries / 16
+    assert forward.moved_bytes == (3 * vector + scores) / 5 + vector + kept
+    assert backward.moved_bytes == (4 * vector + scores) / 5 + kept + 3 * vector + scores
+
+
 def test_other_operations_count_their_inputs_outputs_and_products() -> None:
     scan = Size(batch=2, length=3, heads=5)
     gru = gated_scan_counts(2)
