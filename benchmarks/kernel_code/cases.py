@@ -143,18 +143,14 @@ def _minimal_scan() -> Iterator[tuple[str, Case]]:
         yield f"mingru-{way}", _scan("mingru", is_backward=is_backward)
         yield f"minlstm-{way}", _scan("minlstm", is_backward=is_backward)
         # A length that tiles do not fit puts a predicate on every position.
-        ragged = _scan("minlstm", is_backward=is_backward, length=STEPS - 1)
-        yield f"minlstm-ragged-{way}", replace(ragged, architectures=(90,))
-        # Fewer channels are shared out in other tiles.
-        few = _scan("mingru", is_backward=is_backward, batch=1)
-        yield f"mingru-batch-1-{way}", replace(few, architectures=(90,))
+        ragged = _scan("mingru", is_backward=is_backward, length=STEPS - 1)
+        yield f"mingru-ragged-{way}", replace(ragged, architectures=(90,))
 
 
 def _scan(
     cell: str,
     *,
     is_backward: bool,
-    batch: int = BATCH,
     length: int = STEPS,
 ) -> Case:
     def launch() -> Launch:
@@ -163,7 +159,7 @@ def _scan(
         together = _WIDTHS[cell] * SCORES[cell]
         problem = launches.Problem(
             cell=cell,
-            batch=batch,
+            batch=BATCH,
             length=length,
             width=_WIDTHS[cell],
             row=together,
@@ -175,7 +171,7 @@ def _scan(
             return launches.backward_launch(problem, has_d_final=False)
         return launches.forward_launch(problem, has_initial=False)
 
-    tile = choose_tile(batch, _WIDTHS[cell], is_backward=is_backward, itemsize=2)
+    tile = choose_tile(BATCH, _WIDTHS[cell], is_backward=is_backward, itemsize=2)
     return Case(launch=launch, loops={"tile": tile.segments * TILE_STEPS})
 
 

@@ -165,12 +165,15 @@ def test_machine_code_is_within_its_budget(
 # design, except that the forward kernel may use 168, with which a GPU still holds all its warps.
 LIMITS = [
     (NEW, "e88-16x16-forward", {"instructions": 184, "shuffles": 10, "registers": 2 * 64}),
-    (NEW, "e88-32x32-forward", {"instructions": 295, "shuffles": 10, "registers": 168}),
-    (NEW, "e88-64x64-forward", {"instructions": 936, "shuffles": 10}),
+    (NEW, "e88-32x32-forward", {"instructions": 295, "shuffles": 10, "registers": 96}),
+    # The design had silu of q, k and v outside: three instructions for each number of theirs.
+    (NEW, "e88-64x64-forward", {"instructions": 936 + 2 * 3 * (64 + 64 + 32) / 32, "shuffles": 10}),
     (OLD, "e88-32x32-forward", {"instructions": 422}),
     (NEW, "e88-32x32-backward", {"instructions": 1582, "shuffles": 350, "registers": 252}),
     (NEW, "e88-64x64-backward", {"instructions": 4 * 2275, "shuffles": 4 * 415}),
     (OLD, "e88-32x32-backward", {"instructions": 1738, "registers": 242}),
+    (NEW, "e88-32x32-backward-gluon", {"instructions": 1335, "shuffles": 101}),
+    (OLD, "e88-32x32-backward-gluon", {"instructions": 1268, "shuffles": 101, "registers": 168}),
 ]
 
 

@@ -1,15 +1,16 @@
 """The recurrence of MinGRU and MinLSTM: every channel for itself, and linear in its state."""
 
 from importlib.util import find_spec
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING
 
 from elmanctl.errors import EnvironmentNotReady, InvalidConfiguration, nearest
 from elmanctl.kernels.arguments import check_tensors
-from elmanctl.kernels.minimal_scan.chunked import chunked_minimal_scan
-from elmanctl.kernels.minimal_scan.gates import positive, shares
 from elmanctl.kernels.minimal_scan.sizes import SCORES
+
+# Sizes and launches are asked for where there is no torch.
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
 
 __all__ = ["BACKENDS", "gated_scan", "minimal_scan"]
 
@@ -19,7 +20,9 @@ BACKENDS = ("triton", "torch")
 _HAS_TRITON = find_spec("triton") is not None
 
 
-def minimal_scan(decay: Tensor, written: Tensor, initial_state: Tensor | None = None) -> Tensor:
+def minimal_scan(
+    decay: "Tensor", written: "Tensor", initial_state: "Tensor | None" = None
+) -> "Tensor":
     """Return every state [B, T, D] of `h_t = decay_t h_{t-1} + written_t`.
 
     decay, written: [B, T, D], both float32 or both float64; initial_state: [B, D] of the same
@@ -27,6 +30,10 @@ def minimal_scan(decay: Tensor, written: Tensor, initial_state: Tensor | None = 
     divided by them and no logarithm is taken.  Gradients can be taken once, not twice.
     Raises InvalidConfiguration on shapes, dtypes or devices that do not fit.
     """
+    import torch
+
+    from elmanctl.kernels.minimal_scan.chunked import chunked_minimal_scan
+
     if decay.ndim != 3 or 0 in decay.shape:
         raise InvalidConfiguration(
             f"decay must be [B, T, D] with no empty axis, not {list(decay.shape)}"
@@ -45,13 +52,13 @@ def minimal_scan(decay: Tensor, written: Tensor, initial_state: Tensor | None = 
 
 
 def gated_scan(
-    scores: Tensor,
+    scores: "Tensor",
     cell: str,
-    initial_state: Tensor | None = None,
+    initial_state: "Tensor | None" = None,
     *,
-    dtype: torch.dtype | None = None,
+    dtype: "torch.dtype | None" = None,
     backend: str = AUTO,
-) -> tuple[Tensor, Tensor]:
+) -> "tuple[Tensor, Tensor]":
     """Run MinGRU or MinLSTM from the scores of its gates; return every state and the last one.
 
         mingru    c, g       h <- (1 - z) h + z phi(c)       z = sigma(g)
@@ -89,7 +96,9 @@ def gated_scan(
     return triton_gated_scan(scores, cell, initial_state, dtype)
 
 
-def _runs_on_triton(scores: Tensor, dtype: torch.dtype) -> bool:
+def _runs_on_triton(scores: "Tensor", dtype: "torch.dtype") -> bool:
+    import torch
+
     computed = (torch.bfloat16, torch.float32)
     return (
         _HAS_TRITON
@@ -101,8 +110,12 @@ def _runs_on_triton(scores: Tensor, dtype: torch.dtype) -> bool:
 
 
 def _torch_gated_scan(
-    scores: Tensor, cell: str, initial_state: Tensor | None, dtype: torch.dtype
-) -> tuple[Tensor, Tensor]:
+    scores: "Tensor", cell: str, initial_state: "Tensor | None", dtype: "torch.dtype"
+) -> "tuple[Tensor, Tensor]":
+    import torch
+
+    from elmanctl.kernels.minimal_scan.gates import positive, shares
+
     scores = scores.to(torch.promote_types(scores.dtype, torch.float32))
     candidate, *gates = scores.chunk(SCORES[cell], dim=-1)
     keep, write = shares(cell, *gates)
@@ -110,7 +123,9 @@ def _torch_gated_scan(
     return states.to(dtype), states[:, -1]
 
 
-def _check(scores: Tensor, cell: str, initial_state: Tensor | None, backend: str) -> None:
+def _check(scores: "Tensor", cell: str, initial_state: "Tensor | None", backend: str) -> None:
+    import torch
+
     for what, word, known in (
         ("cell", cell, tuple(SCORES)),
         ("backend", backend, (AUTO, *BACKENDS)),
