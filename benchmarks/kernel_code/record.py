@@ -31,13 +31,14 @@ def main() -> int:
     before = budgets.load() if budgets.FILE.exists() else {}
     began_s = time.monotonic()
     answers = _measured(chosen, arguments.old)
-    after: budgets.Budgets = {}
+    after: budgets.Budgets = {
+        triton: {sm: {name: x[name] for name in CASES if name in x} for sm, x in of_triton.items()}
+        for triton, of_triton in before.items()
+    }
     unexplained = []
     for answer in answers:
         old = before.get(answer.triton, {}).get(f"sm_{answer.architecture}", {})
-        place = after.setdefault(answer.triton, {}).setdefault(
-            f"sm_{answer.architecture}", {name: old[name] for name in CASES if name in old}
-        )
+        place = after.setdefault(answer.triton, {}).setdefault(f"sm_{answer.architecture}", {})
         case = CASES[answer.case]
         found = budgets.record_of(answer.measured, case.loops, answer.warps)
         if found.spills:

@@ -158,3 +158,61 @@ def test_bfloat16_has_the_exact_tanh_in_the_interpreter_and_no_fast_one() -> Non
     assert torch.equal(chosen, exact)
     with pytest.raises(InvalidConfiguration, match="interpreter has no fast tanh"):
         matrix_recurrence(**arguments, backend="triton", tanh="fast")
+
+
+def operands(arguments: dict[str, Tensor], *, keep: bool) -> tuple[Any, ...]:
+    return (*(arguments.get(name) for name in TENSORS), *FLAGS, keep)
+
+
+@pytest.mark.parametrize("keep", [True, False])
+def test_torch_finds_no_fault_with_the_forward_operator(keep: bool) -> None:
+    arguments = draw_small(n_value=8, per_value=True)
+    if not keep:
+        arguments = {name: x.detach() for name, x in arguments.items()}
+    found = torch.library.opcheck(
+        torch.ops.elmanctl.matrix_recurrence_forward.default, operands(arguments, keep=keep)
+    )
+    assert set(found.values()) == {"SUCCESS"} and len(found) == 4
+
+
+def test_torch_finds_no_fault_with_the_backward_operator() -> None:
+    arguments = {name: x.detach() for name, x in draw_small(n_value=32).items()}
+    forward = torch.ops.elmanctl.matrix_recurrence_forward
+    output, final_state, checkpoints = forward(*operands(arguments, keep=True))
+    given = (output, final_state, checkpoints, *operands(arguments, keep=True)[:-1])
+    found = torch.library.opcheck(torch.ops.elmanctl.matrix_recurrence_backward.default, given)
+    assert set(found.values()) == {"SUCCESS"} and len(found) == 4
+
+
+class Layer(torch.nn.Module):
+    """What models do around the recurrence: one projection for all that it is given, and a sum."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.widths = [32, 32, 16, 16, 2]
+        self.project = torch.nn.Linear(8, 1 + sum(self.widths))
+        self.out = torch.nn.Linear(16, 8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v, gate, score = self.project(x)[..., 1:].split(self.widths, -1)
+        q, k, v, gate = (part.unflatten(-1, (2, -1)) for part in (q, k, v, gate))
+        read_out, state = matrix_recurrence(
+            q, k.tanh(), v, score.sigmoid(), gate, backend="triton", tanh="exact"
+        )
+        return self.out(read_out.flatten(-2)) + state.square().mean()
+
+
+def differentiate(layer: Any, x: Tensor) -> list[Tensor]:
+    output = layer(x)
+    return [output.detach(), *torch.autograd.grad(output.square().sum(), list(layer.parameters()))]
+
+
+@pytest.mark.parametrize("compiler", ["aot_eager"])  # inductor needs a C++ compiler as well
+def test_compiled_layer_is_one_graph_and_computes_the_same(compiler: str) -> None:
+    torch.manual_seed(0)
+    layer = Layer().to(DEVICE)
+    x = torch.randn(1, 3, 8, device=DEVICE)
+    expected = differentiate(layer, x)
+    compiled = torch.compile(layer, backend=compiler, fullgraph=True)
+    for found, right in zip(differentiate(compiled, x), expected, strict=True):
+        torch.testing.assert_close(found, right, rtol=1e-5, atol=1e-6)

@@ -94,7 +94,7 @@ def matrix_recurrence_backward_kernel(
 
     # Keys and queries of a segment and their gradients, [ROWS, G, BN].
     # They go through the registers ROWS positions at a time: sixteen numbers a lane are enough.
-    ROWS: tl.constexpr = EVERY if N <= 16 else EVERY * 16 // BN
+    ROWS: tl.constexpr = EVERY if N <= 16 or EVERY * 16 < BN else EVERY * 16 // BN
     o_time = tl.arange(0, ROWS)[:, None, None]
     o_all = tl.arange(0, BN)[None, None, :]
     is_raw = is_head[None, :, None] & (o_all < N)
