@@ -159,9 +159,8 @@ def test_report_joins_what_was_measured_apart(elmanctl: CommandLine) -> None:
 SPOILED = """
 import sys
 from elmanctl.kernels.minimal_scan import chunked
-import elmanctl.kernels.minimal_scan as package
-right = package.chunked_minimal_scan
-package.chunked_minimal_scan = lambda decay, written, state: right(decay, 1.02 * written, state)
+right = chunked.chunked_minimal_scan
+chunked.chunked_minimal_scan = lambda decay, written, state: right(decay, 1.02 * written, state)
 sys.argv = ["elmanctl", *sys.argv[1:]]
 from elmanctl.__main__ import main
 main()
