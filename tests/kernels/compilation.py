@@ -9,7 +9,7 @@ import pytest
 
 from benchmarks.kernel_code.children import Answer, Child
 from tests.kernels.old_triton import VERSION, old_triton_folder
-from tests.kernels.sample_cases import WANTED
+from tests.kernels.sample_cases import wanted
 
 NEW = importlib.metadata.version("triton")
 OLD = VERSION
@@ -32,7 +32,12 @@ class Compilation:
     def _start(self, version: str, triton: Path | None, folder: Path, stack: ExitStack) -> None:
         (folder / version).mkdir()
         self._children[version] = stack.enter_context(
-            Child(WANTED, folder / version, triton=triton, registry="tests.kernels.sample_cases")
+            Child(
+                wanted(of_the_old=version == OLD),
+                folder / version,
+                triton=triton,
+                registry="tests.kernels.sample_cases",
+            )
         )
 
     def answer(self, version: str, case: str, architecture: int) -> Answer:
