@@ -4,6 +4,7 @@ The second kind is of `sample_kernels`.
 """
 
 import os
+import re
 from typing import Any
 
 from benchmarks.kernel_code import cases
@@ -68,12 +69,18 @@ CASES = SAMPLES | cases.CASES
 
 
 def is_tried(case: str, architecture: int, *, of_the_old: bool) -> bool:
-    """Whether a kernel is compiled: all by the pinned Triton, and all by the old one for sm_90.
+    """Whether a kernel is compiled where time is short; LONG_TESTS=1 compiles all, in minutes.
 
-    For the other architectures the old one compiles the size that most models have; the rest,
-    which takes minutes, when LONG_TESTS asks for it.
+    The size that most models have, by both Tritons for sm_90 and by the pinned one for all; the
+    other sizes of E88 by the pinned one for sm_90.
     """
-    return LONG or not of_the_old or architecture == 90 or case.startswith("e88-32x32")
+    if LONG:
+        return True
+    is_common = case.startswith("e88-32x32")
+    if of_the_old:
+        return is_common and architecture == 90
+    is_size = re.match(r"e88-(\d+)x\1-", case) is not None
+    return is_common or (is_size and architecture == 90)
 
 
 def wanted(*, of_the_old: bool) -> list[tuple[str, int]]:
