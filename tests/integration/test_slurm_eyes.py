@@ -84,6 +84,8 @@ def test_job_that_slurm_restarts_takes_its_claim_over_and_completes_once(
     steps = len(attempt_of(job).metrics.read_text(encoding="utf-8").splitlines())
     assert steps == result["steps"]
     assert attempt_of(job).earlier_metrics(0).exists()
+    # Written after the result, so that whoever sees it finds the result too.
+    wait_for(lambda: any(job.paths.finished.iterdir()), "the finished marker")
     assert [marker.name for marker in job.paths.finished.iterdir()] == ["g000-e00-1"]
 
 
