@@ -88,7 +88,8 @@ _VARIANTS: Mapping[str, Mapping[str, Any]] = {
 
 
 def _matrix_recurrence() -> Iterator[tuple[str, Case]]:
-    for n, heads in _HEADS.items():
+    for n in SUPPORTED["triton"]:
+        heads = _HEADS.get(n)
         problem = replace(_E88, n_key=n, n_value=n)
         yield f"e88-{n}x{n}-forward", _matrix_forward(problem, heads)
         yield f"e88-{n}x{n}-backward", _matrix_backward(problem, heads)

@@ -53,7 +53,7 @@ class Trial:
 def candidates(direction: Direction, n_key: int, n_value: int) -> tuple[Split, ...]:
     """Return the splits that are tried, the one in force first."""
     told = told_split(direction, n_key, n_value)
-    tiles = [keys for keys in (4, 8, 16) if n_key % keys == 0]
+    tiles = [keys for keys in (4, 8, 16, 32) if n_key % keys == 0]
     caps = (None, 96, 128, 168) if direction == "forward" else (None, 168, 184)
     possible = (
         Split(heads=heads, values=values, keys=keys, registers=registers)

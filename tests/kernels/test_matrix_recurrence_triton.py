@@ -159,8 +159,8 @@ def test_options_compute_together_what_the_loop_computes_on_backend_torch(mixtur
 
 
 SIZES = (
-    *((16, 16), (32, 32), (48, 48), (64, 64), (16, 32), (32, 16)),
-    *((64, 32), (32, 64), (48, 24), (16, 8), (32, 128)),
+    *((8, 8), (16, 16), (24, 24), (32, 32), (40, 40), (48, 48), (56, 56), (64, 64)),
+    *((16, 32), (32, 16), (64, 32), (32, 64), (48, 24), (16, 8), (64, 8), (32, 128)),
 )
 
 
@@ -183,7 +183,7 @@ def as_launched(few_operations: None, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("as_launched")
-@pytest.mark.parametrize(("n", "heads"), [(16, 3), (32, 1), (48, 1)])
+@pytest.mark.parametrize(("n", "heads"), [(8, 5), (16, 3), (24, 3), (32, 1), (48, 1)])
 def test_states_of_many_tiles_are_computed(n: int, heads: int) -> None:
     check(draw_small(2, heads=heads, n_key=n, n_value=n))
 
@@ -430,7 +430,7 @@ def test_every_result_is_that_of_the_loop_for_any_shape_and_options(data: st.Dat
         length=data.draw(st.integers(1, 4), "length"),
         batch=data.draw(st.integers(1, 2), "batch"),
         heads=data.draw(st.integers(1, 2), "heads"),
-        n_key=choose(16, 32, 48, 64, name="n_key"),
+        n_key=choose(8, 16, 24, 32, 40, 48, 56, 64, name="n_key"),
         n_value=8 * data.draw(st.integers(1, 4), "n_value / 8"),
         seed=data.draw(st.integers(0, 2**32 - 1), "seed"),
     )

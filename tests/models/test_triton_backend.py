@@ -238,13 +238,12 @@ def test_auto_takes_no_interpreted_kernel_on_a_cpu(family: str) -> None:
 
 
 REFUSED: list[tuple[str, dict[str, Any], str]] = [
-    ("e88", {"n_state": 24}, "n_state=24 .* triton backend; nearest supported: 16 and 32"),
+    ("e88", {"n_state": 20}, "n_state=20 .* triton backend; nearest supported: 16 and 24"),
     ("e88", {"n_state": 96}, "n_state=96 .* nearest supported: 64"),
     ("e88", {"expansion": 1.25}, "values of a head=20 .* nearest supported: 16 and 24"),
-    ("e90", {"k_slow": 24}, "`k_slow`: n_state=24 .* nearest supported: 16 and 32"),
+    ("e90", {"k_slow": 20}, "`k_slow`: n_state=20 .* nearest supported: 16 and 24"),
     ("e90", {"expansion": 0.75}, "`k_fast`: values of a head=12 .* supported: 8 and 16"),
-    ("e75", {"n_state": 40}, "n_state=40 .* nearest supported: 32 and 48"),
-    ("e87", {"n_state": 8}, "n_state=8 .* nearest supported: 16"),
+    ("e87", {"n_state": 12}, "n_state=12 .* nearest supported: 8 and 16"),
     ("mom-e88", {"expansion": 0.25}, "values of a head=4 .* nearest supported: 8"),
 ]
 

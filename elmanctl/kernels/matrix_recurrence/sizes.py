@@ -11,7 +11,7 @@ AUTO = "auto"
 
 SUPPORTED: Mapping[str, tuple[int, ...]] = {
     "torch": (*range(4, 65, 4), 72, 80, 88, 96, 128),
-    "triton": (16, 32, 48, 64),
+    "triton": tuple(range(8, 65, 8)),
     "gluon": (16, 32, 64),
 }
 """Keys of a state, rising."""

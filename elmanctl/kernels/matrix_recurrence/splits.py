@@ -8,8 +8,9 @@ import json
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
+from math import gcd
 from pathlib import Path
 from typing import Literal
 
@@ -23,8 +24,14 @@ TABLE = Path(__file__).with_name("launches.json")
 TILE_KEYS = 4
 """Keys of a tile where the table says nothing: four float32 are what one instruction loads."""
 
-BACKWARD_TILE_KEYS = 8
-"""The same in the backward kernel, which has more to compile for each tile."""
+BACKWARD_TILE_KEYS = 32
+"""The most keys of a tile in the backward kernel, where sums over a lane's values are exchanged.
+
+With a key to each lane a sum takes one exchange a key, and five where a tile has but a few keys.
+"""
+
+_BACKWARD_WIDE_KEYS = 32
+"""States of more keys leave a lane of the backward kernel no registers for a value to each lane."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -72,13 +79,17 @@ def told_split(direction: Direction, n_key: int, n_value: int) -> Split:
     if (direction, size) in _tried:
         return _tried[direction, size]
     told = load_table(os.environ.get(LAUNCHES_VARIABLE)).get(direction, {}).get(size, {})
-    # A lane for each value, and what is left of a warp for more heads.
-    values = told.get("values", 32 if n_value % 32 == 0 else 16)
+    return replace(_usual_split(direction, n_key, n_value), **told)
+
+
+def _usual_split(direction: Direction, n_key: int, n_value: int) -> Split:
+    is_narrow = direction == "backward" and n_key > _BACKWARD_WIDE_KEYS
+    values = min(16 if is_narrow or n_value % 32 else 32, n_value)
     return Split(
-        heads=told.get("heads", max(1, 32 // values)),
+        # A lane for each value, and what is left of a warp for more heads.
+        heads=1 if is_narrow else 32 // values,
         values=values,
-        keys=told.get("keys", TILE_KEYS if direction == "forward" else BACKWARD_TILE_KEYS),
-        registers=told.get("registers"),
+        keys=TILE_KEYS if direction == "forward" else gcd(n_key, BACKWARD_TILE_KEYS),
     )
 
 

@@ -22,6 +22,7 @@ import triton.language as tl
 from elmanctl.kernels.matrix_recurrence.triton_parts import (
     address,
     from_address,
+    product,
     silu,
     silu_slope,
     squash,
@@ -286,7 +287,7 @@ def matrix_recurrence_backward_kernel(
                     d_read *= silu(read_out, FAST) + read_out * silu_slope(read_out, FAST)
             tl.store(d_reads + values_row + o_values_row, d_read)
             for i in tl.static_range(TILES):
-                d_query = tl.sum(state[i] * d_read[None, :, :], 2)
+                d_query = tl.sum(product(state[i], d_read[None, :, :]), 2)
                 tl.store(d_queries + row + i * BK + o_row, d_query)
 
         tl.debug_barrier()
@@ -332,7 +333,7 @@ def matrix_recurrence_backward_kernel(
                         other=0.0,
                     )[None, :, :]
                     d_shares = tl.zeros([BK, G, BV], tl.float32)
-                product = ()
+                slopes = ()
                 part = tl.zeros([BK, G, BV], tl.float32)
                 d_decays = tl.zeros([BK, G, BV], tl.float32)
                 for i in tl.static_range(TILES):
@@ -348,7 +349,7 @@ def matrix_recurrence_backward_kernel(
                         candidate = state[i]
                     if not LINEAR:
                         slope -= slope * candidate * candidate
-                    product = product + (slope,)
+                    slopes = slopes + (slope,)
                     part += key * slope
                     d_decays += slope * before[i]
                 d_delta = tl.sum(part, 0)[None, :, :]
@@ -358,7 +359,7 @@ def matrix_recurrence_backward_kernel(
                 else:
                     tl.store(d_alpha + t * H + o_head, tl.sum(d_decay, 1), mask=is_head)
                 if beta is not None:
-                    d_rate = tl.sum(tl.sum(delta * d_delta, 0), 1)
+                    d_rate = tl.sum(tl.sum(product(delta, d_delta), 0), 1)
                     tl.store(d_beta + t * H + o_head, d_rate, mask=is_head)
                     d_delta *= rate
                 if blend is not None:
@@ -372,9 +373,9 @@ def matrix_recurrence_backward_kernel(
                 d_before = ()
                 for i in tl.static_range(TILES):
                     key = tl.load(keys + row + i * BK + o_row)[:, :, None]
-                    d_key = tl.sum(product[i] * scaled - before[i] * d_delta, 2)
+                    d_key = tl.sum(slopes[i] * scaled - before[i] * d_delta, 2)
                     tl.store(d_keys + row + i * BK + o_row, d_key)
-                    d_tile = decay * product[i] - key * d_delta
+                    d_tile = decay * slopes[i] - key * d_delta
                     if blend is not None:
                         d_tile += (1 - share) * grown[i]
                     d_before = d_before + (d_tile,)

@@ -42,6 +42,16 @@ def silu_slope(x, FAST: tl.constexpr):
 
 
 @triton.jit
+def product(a, b):
+    """a b, rounded, however it is summed up.
+
+    Each lane adds its own product to that of another lane.  Were its own fused into that addition,
+    two lanes would have the same sum with different roundings, and write both to one address.
+    """
+    return tl.fma(a, b, 0.0)
+
+
+@triton.jit
 def address(
     raw, ACTIVATE: tl.constexpr, NORMALIZE: tl.constexpr, EPS: tl.constexpr, FAST: tl.constexpr
 ):
