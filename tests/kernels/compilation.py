@@ -9,7 +9,7 @@ import pytest
 
 from benchmarks.kernel_code.children import Answer, Child
 from tests.kernels.old_triton import VERSION, old_triton_folder
-from tests.kernels.sample_cases import wanted
+from tests.kernels.sample_cases import WANTED
 
 NEW = importlib.metadata.version("triton")
 OLD = VERSION
@@ -33,7 +33,7 @@ class Compilation:
         (folder / version).mkdir()
         self._children[version] = stack.enter_context(
             Child(
-                wanted(of_the_old=version == OLD),
+                WANTED,
                 folder / version,
                 triton=triton,
                 registry="tests.kernels.sample_cases",

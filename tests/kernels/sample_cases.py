@@ -4,13 +4,11 @@ The second kind is of `sample_kernels`.
 """
 
 import os
-import re
 from typing import Any
 
 from benchmarks.kernel_code import cases
 from benchmarks.kernel_code.cases import ARCHITECTURES, Case, Counted
 from elmanctl.kernels.launch import Launch
-from tests.long import LONG
 
 LENGTH = 16
 
@@ -68,27 +66,6 @@ SAMPLES = {
 CASES = SAMPLES | cases.CASES
 
 
-def is_tried(case: str, architecture: int, *, of_the_old: bool) -> bool:
-    """Whether a kernel is compiled where time is short; LONG_TESTS=1 compiles all, in minutes.
-
-    The size that most models have, by both Tritons for sm_90 and by the pinned one for all; the
-    other sizes of E88 by the pinned one for sm_90.
-    """
-    if LONG:
-        return True
-    is_common = case.startswith("e88-32x32")
-    if of_the_old:
-        return is_common and architecture == 90
-    is_size = re.match(r"e88-(\d+)x\1-", case) is not None
-    return is_common or (is_size and architecture == 90)
-
-
-def wanted(*, of_the_old: bool) -> list[tuple[str, int]]:
-    """Return what is compiled, in this order: the process is at its end after the last one."""
-    tried = [pair for pair in cases.WANTED if is_tried(*pair, of_the_old=of_the_old)]
-    return [*_SAMPLED, *tried, ("ends-the-process", 90)]
-
-
 _SAMPLED = [
     *(("one-loop", architecture) for architecture in ARCHITECTURES),
     *(("many-values", architecture) for architecture in ARCHITECTURES),
@@ -100,3 +77,6 @@ _SAMPLED = [
     ("argument-left-out", 90),
     ("specialized", 90),
 ]
+
+# What is compiled, in this order: the process is at its end after the last one.
+WANTED = [*_SAMPLED, *cases.WANTED, ("ends-the-process", 90)]

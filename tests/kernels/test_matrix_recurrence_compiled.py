@@ -71,7 +71,9 @@ class Setting:
 
 # As E88 trains, in every size; then what else the operation has, each once.
 SETTINGS = {
+    "8": Setting(8, 8),
     "16": Setting(16, 16),
+    "24": Setting(24, 24),
     "32": Setting(),
     "48": Setting(48, 48),
     "64": Setting(64, 64),
@@ -93,20 +95,15 @@ OF_THE_NEW = {
 }
 LONG_SETTINGS = {
     f"{n}-{dtype}-{'fast' if fast else 'exact'}": Setting(n, n, dtype, flags={"fast": fast})
-    for n in (16, 32, 48, 64)
+    for n in (8, 16, 24, 32, 40, 48, 56, 64)
     for dtype in DTYPES
     for fast in (False, True)
 }
 
-# Where time is short: each size, dtype and backend once, and what no other test executes.
-# LONG_TESTS=1 has both Tritons compute everything.
-OF_THE_OLD = ("32-gluon",)
-OF_THE_PINNED = ("16", "32", "48", "32-gluon", "64-gluon", "32-fp32", "32-routed", "32-e75")
-
 RUNS = [
-    *((NEW, name, 90) for name in SETTINGS | OF_THE_NEW if LONG or name in OF_THE_PINNED),
-    *((OLD, name, 90) for name in SETTINGS if LONG or name in OF_THE_OLD),
-    *((NEW, name, 80) for name in ("32", "32-gluon") if LONG),
+    *((NEW, name, 90) for name in SETTINGS | OF_THE_NEW),
+    *((OLD, name, 90) for name in SETTINGS),
+    *((NEW, name, 80) for name in ("32", "32-gluon")),
     *((version, name, 90) for name in LONG_SETTINGS for version in VERSIONS if LONG),
 ]
 ALL = SETTINGS | OF_THE_NEW | LONG_SETTINGS
