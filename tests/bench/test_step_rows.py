@@ -133,7 +133,7 @@ def test_model_that_a_backend_refuses_is_no_failure(
     measure: Callable[..., list[StepRow]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(rows_module, "_fault", lambda backend, device: None)
-    (row,) = measure(PlannedSteps(model=tiny("e88"), backend="triton"))
+    (row,) = measure(PlannedSteps(model=tiny("e88"), backend="gluon"))
     assert row.status == "missing" and row.reason
     assert row.reason.startswith("refused: n_state=8 is not supported")
 
