@@ -1,5 +1,6 @@
 """The training loop of one attempt: same data, same tokens a step and same clock for any model."""
 
+import inspect
 import math
 import os
 import platform
@@ -173,7 +174,7 @@ class _Loop:
         self._spec = spec
         self._device = device
         self._precision = precision
-        self._optimizer = schedulefree.AdamWScheduleFree(
+        self._optimizer = _AdamWScheduleFree(
             self._parameters,
             lr=spec.lr,
             betas=spec.betas,
@@ -306,15 +307,29 @@ class _Loop:
         return torch.autocast(self._device.type, dtype=torch.bfloat16)
 
 
+class _AdamWScheduleFree(schedulefree.AdamWScheduleFree):  # type: ignore[misc]
+    """The same, without torch's compiler.
+
+    torch imports the compiler, for more than a second of each job, to keep it away from these.
+    """
+
+    add_param_group = inspect.unwrap(torch.optim.Optimizer.add_param_group)
+    load_state_dict = inspect.unwrap(torch.optim.Optimizer.load_state_dict)
+    state_dict = inspect.unwrap(torch.optim.Optimizer.state_dict)
+    zero_grad = inspect.unwrap(torch.optim.Optimizer.zero_grad)
+
+
 @contextmanager
 def _repeatable(is_wanted: bool) -> Iterator[None]:
     """Let torch refuse operations whose result depends on scheduling."""
-    before = torch.are_deterministic_algorithms_enabled()
-    torch.use_deterministic_algorithms(is_wanted or before)
+    # Not torch.use_deterministic_algorithms, which imports torch's compiler.
+    before = torch.get_deterministic_debug_mode()
+    if is_wanted:
+        torch.set_deterministic_debug_mode("error")
     try:
         yield
     finally:
-        torch.use_deterministic_algorithms(before)
+        torch.set_deterministic_debug_mode(before)
 
 
 def _device_name(device: torch.device) -> str:

@@ -135,6 +135,17 @@ def test_two_processes_with_one_spec_get_the_same_loss_to_the_last_bit(
     assert losses[0] == losses[1]
 
 
+def test_a_job_does_not_wait_for_torchs_compiler(write_spec: Any) -> None:
+    paths = write_spec(budget=Budget(kind="steps", amount=2))
+    code = (
+        "import sys; from elmanctl.jobs.evaluation import evaluate_attempt; "
+        "evaluate_attempt(sys.argv[1]); sys.exit('torch._dynamo' in sys.modules)"
+    )
+    command = [sys.executable, "-c", code, str(paths.folder)]
+    subprocess.run(command, cwd=CHECKOUT, check=True)
+    assert read(paths.result)["steps"] == 2
+
+
 def test_a_learning_rate_of_a_million_diverges_and_says_so(write_spec: Any) -> None:
     paths = write_spec(lr=1e6, budget=Budget(kind="steps", amount=1000))
     result = evaluate_attempt(str(paths.folder))
