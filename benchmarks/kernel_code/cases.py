@@ -72,13 +72,18 @@ _HEADS = {16: 76, 32: 83, 48: 108, 64: 42}
 # What its relatives ask for, and other sizes and dtypes.  The code of these differs too little
 # between sm_80, sm_89 and sm_90 to be compiled three times.
 _UNGATED: Mapping[str, Any] = {"given": frozenset(), "activate": False, "normalize": False}
-_VARIANTS: Mapping[str, Mapping[str, Any]] = {
+_OTHER_SIZES: dict[str, Mapping[str, Any]] = {
+    f"e88-{n}x{n}": {"n_key": n, "n_value": n} for n in SUPPORTED["triton"] if n not in _HEADS
+}
+_VARIANTS: dict[str, Mapping[str, Any]] = {
     "e88-exact-32x32": {"dtype": "fp32", "fast": False},
     "e88-32x64": {"n_value": 64},
     "e90-32x32": {"given": frozenset({"beta", "initial_state"})},
-    "e75-32x32": {**_UNGATED, "per_value": True, "self_gate": True},
+    # These two hand over float32 that autocast's products have rounded.
+    "e75-32x32": {**_UNGATED, "dtype": "fp32", "per_value": True, "self_gate": True},
     "e87-32x32": {
         **_UNGATED,
+        "dtype": "fp32",
         "given": frozenset({"written", "blend"}),
         "per_value": True,
         "self_gate": True,
@@ -88,8 +93,7 @@ _VARIANTS: Mapping[str, Mapping[str, Any]] = {
 
 
 def _matrix_recurrence() -> Iterator[tuple[str, Case]]:
-    for n in SUPPORTED["triton"]:
-        heads = _HEADS.get(n)
+    for n, heads in _HEADS.items():
         problem = replace(_E88, n_key=n, n_value=n)
         yield f"e88-{n}x{n}-forward", _matrix_forward(problem, heads)
         yield f"e88-{n}x{n}-backward", _matrix_backward(problem, heads)
@@ -100,7 +104,7 @@ def _matrix_recurrence() -> Iterator[tuple[str, Case]]:
     gluon = replace(_E88, backend="gluon", checkpoint_dtype="fp16")
     forward = _matrix_forward(gluon, _HEADS[32])
     yield "e88-32x32-forward-for-gluon", replace(forward, architectures=(90,))
-    for name, changes in _VARIANTS.items():
+    for name, changes in (_OTHER_SIZES | _VARIANTS).items():
         problem = replace(_E88, **changes)
         for way, case in (
             ("forward", _matrix_forward(problem)),

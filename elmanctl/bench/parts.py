@@ -20,7 +20,7 @@ _RULES: tuple[tuple[str, str], ...] = (
     # Ours, then those of fla, then those of mamba-ssm.
     (
         RECURRENCE,
-        r"recurrence|gated_scan|^(forward|backward)$|prepare_wy|recompute_w_u|solve_tril|_inverse_kernel|l2norm"
+        r"recurrence|gated_scan|prepare_wy|recompute_w_u|solve_tril|_inverse_kernel|l2norm"
         r"|^_?chunk_|_chunk_|fused_recurrent|_state_passing|_cumsum_kernel|^kda_|^gdn_",
     ),
     (CONVOLUTION, r"convol|conv_|conv[12]d|depthwise|fprop|dgrad|wgrad"),

@@ -160,6 +160,33 @@ def test_bfloat16_has_the_exact_tanh_in_the_interpreter_and_no_fast_one() -> Non
         matrix_recurrence(**arguments, backend="triton", tanh="fast")
 
 
+@pytest.mark.parametrize(
+    ("dtype", "autocast", "fast"),
+    [
+        (torch.float32, False, False),
+        (torch.float32, True, True),
+        (torch.bfloat16, False, True),
+        (torch.bfloat16, True, True),
+    ],
+)
+def test_tanh_is_fast_where_its_arguments_come_from_16_bits(
+    monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype, autocast: bool, fast: bool
+) -> None:
+    asked = []
+
+    def note(*arguments: Any) -> tuple[Any, ...]:
+        asked.append(arguments[-1].fast)
+        return arguments[:2]
+
+    monkeypatch.setattr(operators, "triton_matrix_recurrence", note)
+    monkeypatch.setattr(operators, "IS_INTERPRETED", False)
+    arguments = draw_small(dtype=dtype)
+    with torch.autocast(DEVICE, dtype=torch.bfloat16, enabled=autocast):
+        for tanh in ("auto", "exact", "fast"):
+            matrix_recurrence(**arguments, backend="triton", tanh=tanh)
+    assert asked == [fast, False, True]
+
+
 def operands(arguments: dict[str, Tensor], *, keep: bool) -> tuple[Any, ...]:
     return (*(arguments.get(name) for name in TENSORS), *FLAGS, keep)
 

@@ -70,15 +70,16 @@ def matrix_recurrence(
     bfloat16 on CUDA devices, for the sizes in `SUPPORTED`, and takes views as they are as long as
     their last stride is 1; `auto` is `triton` for what it can compute, and `torch` for all else.
     `tanh` "fast" is that of the GPU's special-function unit (relative error 2^-11), forward and
-    backward, and is what "auto" means on `triton` in bfloat16; in all other cases it is "exact",
-    and so it is in Triton's interpreter, which has no such unit.
+    backward, and is what "auto" means on `triton` in bfloat16 and under autocast, where float32
+    that comes from a projection has no more digits; in all other cases it is "exact", and so it is
+    in Triton's interpreter, which has no such unit.
     `checkpoints` is the dtype of the states that are kept for the gradient where there is a
     choice: "auto" is "fp32" on `triton`, every 16 positions, and "fp16" on `gluon`, every 8, where
     states are tanhs and at most 1.
     Backend `gluon` is `triton` with another kernel for the gradient, which needs a fraction of the
     shuffles.  It is written in Triton's experimental language, has the fast tanh alone, and
     computes no `linear_state`, `blend`, `written`, `self_gate` or decay for each value.
-    Autocast changes nothing here: the op computes in the dtypes that it is given.
+    Autocast changes no dtype here: the op computes in those that it is given.
     Raises InvalidConfiguration on a size, dtype, device, stride or option without code, on shapes
     that do not fit and on an unknown backend; nothing is ever computed by another path than the
     one named.
@@ -107,7 +108,7 @@ def matrix_recurrence(
             raise InvalidConfiguration(
                 "Triton's interpreter has no fast tanh, which is an instruction of GPUs"
             )
-        fast = tanh == "fast" or (tanh == AUTO and k.element_size() == 2 and not IS_INTERPRETED)
+        fast = tanh == "fast" or (tanh == AUTO and not IS_INTERPRETED and _is_rounded(k))
         if backend == "gluon":
             _check_gluon(
                 fast=fast,
@@ -158,6 +159,13 @@ def matrix_recurrence(
         normalize=normalize,
         eps=eps,
     )
+
+
+def _is_rounded(k: "Tensor") -> bool:
+    """Whether a tensor comes from products in 16 bits."""
+    import torch
+
+    return k.element_size() == 2 or torch.is_autocast_enabled(k.device.type)
 
 
 _OPTIONS = {

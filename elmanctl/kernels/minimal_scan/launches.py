@@ -58,7 +58,7 @@ def forward_launch(problem: Problem, *, has_initial: bool) -> Launch:
         "p_final": "*fp32",
     }
     return _launch(
-        triton_kernels.forward,
+        triton_kernels.gated_scan_forward_kernel,
         problem,
         problem.tile(is_backward=False),
         pointers,
@@ -77,7 +77,7 @@ def backward_launch(problem: Problem, *, has_d_final: bool) -> Launch:
         "p_d_initial": "*fp32",
     }
     return _launch(
-        triton_kernels.backward,
+        triton_kernels.gated_scan_backward_kernel,
         problem,
         problem.tile(is_backward=True),
         pointers,

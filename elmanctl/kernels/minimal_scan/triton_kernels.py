@@ -25,7 +25,7 @@ _MINUS_LOG2_E: tl.constexpr = tl.constexpr(-1.4426950408889634)
 
 
 @triton.jit(do_not_specialize=["length", "batch_stride", "n_checkpoints"])
-def forward(
+def gated_scan_forward_kernel(
     p_scores,  # [B, T, SCORES * WIDTH]: candidates, then gates
     p_initial,  # [B, WIDTH], or None for zero
     p_hidden,  # [B, T, WIDTH]
@@ -89,8 +89,8 @@ def forward(
 
 
 @triton.jit(do_not_specialize=["length", "batch_stride", "n_checkpoints"])
-def backward(
-    p_scores,  # as in `forward`, also the strides
+def gated_scan_backward_kernel(
+    p_scores,  # as in the forward kernel, also the strides
     p_checkpoints,
     p_d_hidden,  # [B, T, WIDTH]
     p_d_final,  # [B, WIDTH], or None for zero
