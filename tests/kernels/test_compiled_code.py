@@ -11,6 +11,8 @@ from benchmarks.kernel_code.steps import step_cost
 from tests.kernels.compilation import NEW, OLD, Compilation
 from tests.kernels.sample_cases import LENGTH, SAMPLES
 
+pytestmark = pytest.mark.timeout(900)  # for the compiler, on a machine that has other work
+
 ROOT = Path(__file__).parents[2]
 VERSIONS = (NEW, OLD)
 
