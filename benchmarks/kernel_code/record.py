@@ -49,8 +49,8 @@ def main() -> int:
         place[answer.case] = found
     for architectures in after.values():
         for architecture, records in architectures.items():
-            wanted = [name for name, number in WANTED if f"sm_{number}" == architecture]
-            architectures[architecture] = {name: records[name] for name in wanted if name in records}
+            names = [name for name, number in WANTED if f"sm_{number}" == architecture]
+            architectures[architecture] = {name: records[name] for name in names if name in records}
     budgets.FILE.write_text(budgets.dump(after), encoding="utf-8")
     subprocess.run([sys.executable, ROOT / "scripts" / "make-reference"], check=True)
     print(
