@@ -181,7 +181,6 @@ def matrix_recurrence_backward_kernel(
         start = i_segment * EVERY
         stop = min(start + EVERY, n_steps)
 
-        tl.debug_barrier()
         for first in tl.static_range(0, EVERY, ROWS):
             is_step = o_time < n_steps - start - first
             is_there = is_raw & is_step
@@ -290,6 +289,7 @@ def matrix_recurrence_backward_kernel(
                 d_query = tl.sum(product(state[i], d_read[None, :, :]), 2)
                 tl.store(d_queries + row + i * BK + o_row, d_query)
 
+        # What a lane reads again it may not have written itself.
         tl.debug_barrier()
         for back in range(0, stop - start):
             step = stop - 1 - back
