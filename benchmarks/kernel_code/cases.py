@@ -76,7 +76,10 @@ _OTHER_SIZES: dict[str, Mapping[str, Any]] = {
     f"e88-{n}x{n}": {"n_key": n, "n_value": n} for n in SUPPORTED["triton"] if n not in _HEADS
 }
 _VARIANTS: dict[str, Mapping[str, Any]] = {
-    "e88-exact-32x32": {"dtype": "fp32", "fast": False},
+    **{
+        f"e88-exact-{n}x{n}": {"n_key": n, "n_value": n, "dtype": "fp32", "fast": False}
+        for n in _HEADS
+    },
     "e88-32x64": {"n_value": 64},
     "e90-32x32": {"given": frozenset({"beta", "initial_state"})},
     # These two hand over float32 that autocast's products have rounded.
