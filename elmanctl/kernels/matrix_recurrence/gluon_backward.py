@@ -1,10 +1,9 @@
 """The backward kernel of the matrix recurrence with layouts of its own, in Gluon; no torch.
 
 It computes what the kernel in plain Triton does, for a squashed state that is written everywhere
-and without blend.  There, sums over values are sums over all lanes of a warp, 320 shuffles a
-position.  Here a warp is LK by 32 / LK lanes, so that a lane has a small block of the state; what
-it has summed up over its own values goes through shared memory once, and comes back with one key to
-a lane.
+and without blend.  There, sums over values are sums over all lanes of a warp.  Here a warp is LK by
+32 / LK lanes, so that a lane has a small block of the state; what it has summed up over its own
+values goes through shared memory once, and comes back with one key to a lane.
 
 Keys, queries and what belongs to the positions of a segment lie in shared memory, where a row makes
 place for its own gradient as soon as it was used.  Of the states of a segment every second one lies

@@ -17,7 +17,7 @@ import numpy as np
 from tests.kernels.ptx import access, conversions, floats, integers, matrices, moves, warps
 from tests.kernels.ptx.arguments import Arguments
 from tests.kernels.ptx.faults import Divergence, PtxFault, Trapped, Unsupported
-from tests.kernels.ptx.memory import REFUSED, GlobalMemory, SharedMemory
+from tests.kernels.ptx.memory import GlobalMemory, SharedMemory
 from tests.kernels.ptx.parse import ENDS_A_BLOCK, TOGETHER, Instruction, Negated, Register, parse
 from tests.kernels.ptx.races import WARP, Clock
 from tests.kernels.ptx.threads import TYPES, Array, Builder, Mask, Read, Step, Threads
@@ -80,10 +80,7 @@ class PtxMachine:
     `perturb` is given the name of an approximate instruction, such as tanh, and the exact result in
     float64, and returns what the instruction shall give.
 
-    `winner` says what becomes of different words that lanes of one warp write to one address at
-    once, of which PTX keeps any: they are refused, or the `first` or the `last` lane's is kept.
-    Triton lets lanes have copies of a sum that differ by its rounding: it makes `a b + (c d)` a
-    fused product and sum, of which the lane that has c d rounds another product.
+    Different words that threads write to one address at once are refused: PTX keeps any of them.
     """
 
     def __init__(
@@ -94,7 +91,6 @@ class PtxMachine:
         shared_bytes: int,
         check_races: bool = True,
         perturb: Callable[[str, Array], Array] | None = None,
-        winner: str = REFUSED,
     ) -> None:
         self.kernel = parse(ptx)
         self.threads = num_warps * WARP
@@ -103,7 +99,6 @@ class PtxMachine:
         self.shared_bytes = shared_bytes
         self.check_races = check_races
         self.perturb = perturb
-        self.winner = winner
 
     def run(
         self,
@@ -128,7 +123,6 @@ class PtxMachine:
         checked = clock if self.check_races else None
         memory = GlobalMemory(laid.buffers, least["global"], checked)
         shared = SharedMemory(x * y * z, self.shared_bytes, least["shared"], checked, self.threads)
-        memory.winner = shared.winner = self.winner
         addresses = {i: memory.address(*place) for i, place in laid.places.items()}
         threads = Threads(
             self.kernel,

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tests.kernels.ptx.faults import DataRace, Misaligned, OutOfBounds
-from tests.kernels.ptx.races import WARP, Clock, Shadow
+from tests.kernels.ptx.races import Clock, Shadow
 
 Array = NDArray[np.generic]
 Integers = NDArray[np.int64]
@@ -24,14 +24,8 @@ def _rounded_up(size: int) -> int:
     return -(-size // _ALIGNED_TO) * _ALIGNED_TO
 
 
-REFUSED, FIRST, LAST = "refused", "first", "last"
-"""What becomes of the words that lanes of one warp write to one address at once, if they differ."""
-
-
 class Memory:
     """Bytes, and which thread touched which; `granule` bytes are the least ever accessed."""
-
-    winner = REFUSED
 
     def __init__(self, data: NDArray[np.uint8], granule: int, clock: Clock | None, written: bool):
         self.data = data
@@ -53,8 +47,6 @@ class Memory:
 
     def store(self, addresses: Integers, words: Array, threads: Integers) -> None:
         """Write words [threads, count]."""
-        if self.winner == FIRST:  # of several words for one place numpy keeps the last
-            addresses, words, threads = addresses[::-1], words[::-1], threads[::-1]
         count, width = words.shape[1], words.itemsize
         at = self._checked(addresses, width * count, threads, writes=True)
         view, index = self._view(width, count), at // (width * count)
@@ -62,7 +54,10 @@ class Memory:
         view[index] = words
         clashes = (view[index] != words).any(axis=1)
         if clashes.any():
-            self._settle(index, threads, clashes)
+            raise DataRace(
+                f"threads {threads[clashes].tolist()} and others write different words to one"
+                " address at once"
+            )
         if self.shadow is not None:
             granules, by = self._granules(at, width * count, threads)
             changed = np.repeat((before != words).any(axis=1), len(granules) // len(at))
@@ -82,16 +77,6 @@ class Memory:
             old[i] = words[index]
             words[index] = function(words[index], values[i])
         return old
-
-    def _settle(self, index: Integers, threads: Integers, clashes: NDArray[np.bool_]) -> None:
-        """Refuse different words at one address, but for those of one warp if that is allowed."""
-        warps = dict(zip(index.tolist(), (threads // WARP).tolist(), strict=True))
-        of_one = all(warps[at] == by // WARP for at, by in zip(index, threads, strict=True))
-        if self.winner == REFUSED or not of_one:
-            raise DataRace(
-                f"threads {threads[clashes].tolist()} and others write different words to one"
-                " address at once"
-            )
 
     def _checked(self, addresses: Integers, size: int, threads: Integers, writes: bool) -> Integers:
         crooked = addresses % size != 0
