@@ -156,9 +156,10 @@ class _Evaluation:
     def _train(self, spec: AttemptSpec, progress: "_Progress", warned: Warned) -> dict[str, Any]:
         from elmanctl.jobs.checkpoints import Checkpoints
         from elmanctl.jobs.data import ByteStream
-        from elmanctl.jobs.train import choose_device, train, versions
+        from elmanctl.jobs.train import choose_device, train, use_threads, versions
         from elmanctl.models.registry import build_model, decode_config
 
+        use_threads(spec.threads)
         path = Path(spec.data.path)
         compared_by = verify(
             CorpusInfo(path=path, size_bytes=spec.data.size_bytes, sha256=spec.data.sha256)

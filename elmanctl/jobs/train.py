@@ -55,7 +55,8 @@ def train(
     `model.loss` takes int64 tokens [B, T+1] and returns the mean loss in nats, which is reported;
     `model.auxiliary_loss()` is what is minimised beside it.  With a budget of
     steps or tokens on the CPU and `threads` 1, equal specs give equal losses, bit for bit, and
-    so does a run that goes on from a checkpoint.
+    so does a run that goes on from a checkpoint; a model that computes its first weights has to
+    be built after `use_threads`.
     Raises InvalidConfiguration when the model has not the expected number of parameters.
     """
     parameters = count_parameters(model)
@@ -65,8 +66,7 @@ def train(
         )
     device = choose_device(spec.device)
     precision = choose_precision(spec.precision, device)
-    if spec.threads:
-        torch.set_num_threads(spec.threads)
+    use_threads(spec.threads)
     with _repeatable(device.type == "cpu" and spec.threads == 1):
         torch.manual_seed(spec.seed)
         loop = _Loop(model.to(device), stream, spec, device, precision, checkpoints)
@@ -89,6 +89,16 @@ def train(
         precision=precision,
         peak_memory_bytes=_peak_memory_bytes(device),
     )
+
+
+def use_threads(count: int) -> None:
+    """Let torch compute with `count` CPU threads from here on; 0 leaves the number to torch.
+
+    Weights are computed too: an orthogonal one by another number of threads is another one in its
+    last bits.  So this comes before a model is built.
+    """
+    if count:
+        torch.set_num_threads(count)
 
 
 def count_parameters(model: nn.Module) -> int:
