@@ -189,7 +189,7 @@ def misfit(content: object, trained: Trained) -> str | None:
     try:
         parts = (
             ("position", _position_fits(content)),
-            ("weights", _alike(content["model"], trained.model.state_dict())),
+            ("weights", _weights_fit(content["model"], trained.model)),
             ("optimizer", _optimizer_fits(content["optimizer"], trained.optimizer)),
             ("generators", _generators_fit(content["generators"], trained.device)),
         )
@@ -204,8 +204,17 @@ def _position_fits(content: Mapping[str, Any]) -> bool:
     return position.steps >= 1 and bool(position.losses)
 
 
-def _alike(saved: Mapping[str, Any], own: Mapping[str, Any]) -> bool:
-    return saved.keys() == own.keys() and all(_same_kind(saved[k], own[k]) for k in own)
+def _weights_fit(saved: Mapping[str, Any], model: nn.Module) -> bool:
+    own = model.state_dict()
+    # Of an older version that kept less: what a module finds by itself may be missing.
+    found_anew = {
+        f"{path}.{name}"
+        for path, module in model.named_modules()
+        for name in getattr(module, "found_anew", ())
+    }
+    return own.keys() - found_anew <= saved.keys() <= own.keys() and all(
+        _same_kind(value, own[name]) for name, value in saved.items()
+    )
 
 
 def _same_kind(one: Any, other: Any) -> bool:

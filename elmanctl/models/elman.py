@@ -37,7 +37,7 @@ ITERATIONS_AT_START = 30
 """Steps of the power iteration on weights that were just drawn; training goes on from there."""
 
 ITERATIONS_AFTER_LOADING = 200
-"""Steps on weights that were loaded without a direction, and may only be evaluated."""
+"""Steps on weights that were loaded without a direction, as those of older versions are in E42."""
 
 
 class ElmanState(NamedTuple):
@@ -101,9 +101,7 @@ class E42Layer(nn.Module):
         """Draw the weights from torch's global generator."""
         super().__init__()
         self.inward = projection(config.dim, config.width)
-        self.tied = StateMatrix(
-            config.width, gain=1.0, norm=config.held_norm, saves_direction=False
-        )
+        self.tied = StateMatrix(config.width, gain=1.0, norm=config.held_norm)
         self.bias = nn.Parameter(torch.zeros(config.width))
         self.out = projection(config.width, config.dim)
 
@@ -141,26 +139,23 @@ class StateMatrix(nn.Module):
     Held, it is W norm / sigma(W), gradient included.  sigma is |W^T u| for a unit vector u that
     three steps of the power iteration on the weights move before each use in training; in
     evaluation u rests, so equal weights compute equally.  The estimate is never above sigma.
-    u is part of the state dict; without `saves_direction` it is found anew when weights are loaded.
+    u is part of the state dict; it is found anew for weights that are loaded without it.
     """
 
     direction: Tensor
+    found_anew = frozenset({"direction"})
+    """The buffers that `load_state_dict` finds by itself where they are missing."""
 
-    def __init__(
-        self, width: int, *, gain: float, norm: float | None, saves_direction: bool = True
-    ) -> None:
+    def __init__(self, width: int, *, gain: float, norm: float | None) -> None:
         super().__init__()
         self.norm = norm
         self.weight = nn.Parameter(torch.empty(width, width))
         nn.init.xavier_uniform_(self.weight, gain=gain)
         if norm is not None:
             drawn = F.normalize(torch.randn(width), dim=0)
-            self.register_buffer("direction", drawn, persistent=saves_direction)
+            self.register_buffer("direction", drawn)
+            self.register_load_state_dict_pre_hook(_find_direction)  # type: ignore[no-untyped-call]
             self.iterate(ITERATIONS_AT_START)
-            if not saves_direction:
-                self.register_load_state_dict_post_hook(  # type: ignore[no-untyped-call]
-                    _settle_after_loading
-                )
 
     def forward(self) -> Tensor:
         """Return the matrix [width, width] as it is used, at least float32."""
@@ -174,19 +169,28 @@ class StateMatrix(nn.Module):
         sigma: Tensor = (weight.T @ direction).norm()
         return weight * (self.norm / sigma)
 
-    @torch.no_grad()
     def iterate(self, times: int) -> None:
         """Move the direction towards the first left singular vector of the weights."""
-        weight = at_least_float32(self.weight)
-        moved = self.direction.to(weight.dtype)
-        for _ in range(times):
-            moved = F.normalize(weight @ F.normalize(weight.T @ moved, dim=0), dim=0)
         # Not in place: a gradient under way still needs the direction before.
-        self.direction = moved.to(self.direction.dtype)
+        self.direction = power_iteration(self.weight, self.direction, times)
 
 
-def _settle_after_loading(matrix: nn.Module, incompatible_keys: object) -> None:
-    cast(StateMatrix, matrix).iterate(ITERATIONS_AFTER_LOADING)
+@torch.no_grad()
+def power_iteration(weight: Tensor, direction: Tensor, times: int) -> Tensor:
+    """Return a direction [width] nearer to the first left singular vector of a square matrix."""
+    exact = at_least_float32(weight)
+    moved = direction.to(exact)
+    for _ in range(times):
+        moved = F.normalize(exact @ F.normalize(exact.T @ moved, dim=0), dim=0)
+    return moved.to(direction)
+
+
+def _find_direction(matrix: nn.Module, saved: dict[str, Any], prefix: str, *_: object) -> None:
+    """Complete what is about to be loaded by the direction that it lacks."""
+    weight = saved.get(f"{prefix}weight")
+    if weight is not None and f"{prefix}direction" not in saved:
+        own = cast(StateMatrix, matrix).direction
+        saved[f"{prefix}direction"] = power_iteration(weight, own, ITERATIONS_AFTER_LOADING)
 
 
 def vector_recurrence(

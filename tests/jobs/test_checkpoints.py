@@ -30,6 +30,8 @@ from elmanctl.jobs.protocol import Budget
 from elmanctl.jobs.spec import AttemptSpec
 from elmanctl.jobs.training_clock import TrainingClock
 from elmanctl.models.params import count_parameters
+from elmanctl.models.registry import FAMILIES
+from tests.models.samples import small_config
 
 CHECKOUT = Path(elmanctl.__file__).parents[1]
 MODELS = {
@@ -64,11 +66,12 @@ def write(make_spec: Callable[..., AttemptSpec], tmp_path: Path) -> Write:
         paths = RunPaths(tmp_path / "run").attempt(evaluation, number)
         paths.folder.mkdir(parents=True)
         level = changes.get("level", "e88")
+        config = changes.get("config", MODELS.get(level))
         values = {
             "attempt": number,
             "level": level,
-            "config": MODELS[level],
-            "parameters_expected": count_parameters(level, MODELS[level]),
+            "config": config,
+            "parameters_expected": count_parameters(level, config),
             "budget": Budget(kind="steps", amount=12),
             "checkpoint_min": EVERY_STEP,
         }
@@ -84,6 +87,10 @@ def read(path: Path) -> dict[str, Any]:
     content = json.loads(path.read_text())
     assert isinstance(content, dict)
     return content
+
+
+def losses(paths: AttemptPaths) -> list[float]:
+    return [json.loads(line)["loss"] for line in paths.metrics.read_text().splitlines()]
 
 
 def steps(paths: AttemptPaths) -> list[int]:
@@ -150,6 +157,35 @@ def test_a_killed_training_goes_on_to_the_same_loss_to_the_last_bit(
     assert (result["steps"], result["tokens"]) == (left_alone["steps"], left_alone["tokens"])
     assert "continued_from" not in left_alone
     assert not list(first.folder.glob("checkpoint*")) + list(second.folder.glob("checkpoint*"))
+
+
+@pytest.mark.parametrize("level", FAMILIES)
+def test_any_family_goes_on_to_the_same_loss_to_the_last_bit(write: Write, level: str) -> None:
+    budget = Budget(kind="steps", amount=8)
+    asked = {"level": level, "config": small_config(level).encode(), "budget": budget}
+    interrupted(write(**asked), before_step=5)
+    second = write(2, **asked)
+    result = run(second)
+    assert result["continued_from"] == {"attempt": 1, "step": 4}
+    other = write(evaluation="g000-e99", **(asked | {"checkpoint_min": 0.0}))
+    assert run(other)["loss"] == result["loss"]
+    assert losses(second) == losses(other)[4:]
+
+
+def test_a_checkpoint_of_a_version_that_kept_no_direction_of_e42_is_gone_on_from(
+    write: Write,
+) -> None:
+    asked = {"level": "e42", "config": small_config("e42").encode()}
+    first = write(**asked)
+    interrupted(first, before_step=7)
+    content = torch.load(first.checkpoint, weights_only=True)
+    kept = {k: v for k, v in content["model"].items() if not k.endswith("direction")}
+    assert len(kept) == len(content["model"]) - 2
+    torch.save(content | {"model": kept}, first.checkpoint)
+    result = run(write(2, **asked))
+    assert result["continued_from"] == {"attempt": 1, "step": 6}
+    whole = run(write(evaluation="g000-e99", **(asked | {"checkpoint_min": 0.0})))
+    assert result["loss"] == pytest.approx(whole["loss"], rel=1e-3)
 
 
 def test_writing_checkpoints_changes_no_loss(write: Write, whole: dict[str, Any]) -> None:

@@ -174,6 +174,24 @@ def test_equal_seeds_train_equally(family: str) -> None:
 
 
 @FAMILY
+def test_loaded_model_computes_as_the_saved_one_to_the_last_bit(family: str) -> None:
+    saved, loaded = (
+        build_model(small_config(family), seed=seed, backend="torch").train() for seed in (3, 4)
+    )
+    optimizer = torch.optim.SGD(saved.parameters(), lr=0.1)
+    for step in range(3):
+        (saved.loss(draw_tokens(2, 33, seed=step)) + saved.auxiliary_loss()).backward()
+        optimizer.step()
+    loaded.load_state_dict(saved.state_dict())
+    for is_training in (False, True):
+        outputs = []
+        for model in (saved, loaded):
+            torch.manual_seed(5)
+            outputs.append(model.train(is_training)(draw_tokens(2, 33))[0])
+        assert torch.equal(*outputs)
+
+
+@FAMILY
 @settings(max_examples=5, deadline=None)
 @given(data=st.data(), times=st.integers(2, 30))
 def test_dim_of_a_count_is_found_again(family: str, data: st.DataObject, times: int) -> None:
