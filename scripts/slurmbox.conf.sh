@@ -1,15 +1,17 @@
 # The configuration files of a slurmbox; scripts/slurmbox sources this.
-# Reads: box, kept and the options NODES, GPUS, CPUS, MEM, ACCOUNTING, MAX_ARRAY, SLURMBOX_PORT,
-# SLURMBOX_PREFIX; options_text.
+# Reads: box, kept and the options NODES, GPUS, CPUS, MEM, ACCOUNTING, MAX_ARRAY, STEPMGR,
+# SLURMBOX_PORT, SLURMBOX_PREFIX; options_text.
 # shellcheck shell=bash disable=SC2154
 
 slurm_conf() {
-  local store="AccountingStorageType=accounting_storage/none"
+  local stepmgr="" store="AccountingStorageType=accounting_storage/none"
   [[ $ACCOUNTING == 0 ]] || store="AccountingStorageType=accounting_storage/slurmdbd
 AccountingStorageHost=127.0.0.1
 AccountingStoragePort=$((SLURMBOX_PORT + 1))
 AccountingStoragePass=$box/run/munge.socket
 AccountingStorageTRES=gres/gpu"
+  [[ $STEPMGR == 0 ]] || stepmgr="SlurmctldParameters=enable_stepmgr
+PrologFlags=contain"
   cat <<CONF
 ClusterName=slurmbox
 SlurmctldHost=$(hostname -s)(127.0.0.1)
@@ -43,6 +45,7 @@ SlurmdTimeout=10
 ReturnToService=2
 # The nodes together claim more CPUs and memory than the machine has.
 SlurmdParameters=config_overrides
+$stepmgr
 $(nodes_conf)
 CONF
 }
