@@ -20,6 +20,7 @@ from elmanctl.errors import SubmissionError
 from elmanctl.jobs.executor import JobReport, JobState, LiveJob, Resources, Sighting
 from elmanctl.jobs.paths import RunPaths
 from elmanctl.jobs.processes import command_lines, start_ticks
+from elmanctl.jobs.slurm_environment import without_options
 from elmanctl.jobs.submission import (
     task_pickle,
     worker_command,
@@ -117,7 +118,8 @@ class LocalExecutor:
 
     def _environment(self, job: str, slot: int | None) -> dict[str, str]:
         environment = {
-            **os.environ,
+            # Inside an allocation, Slurm's words on its own job are about no worker of ours.
+            **without_options(os.environ),
             **worker_environment(self._paths.code),
             LOCAL_JOB_VARIABLE: job,
             "SUBMITIT_EXECUTOR": "local",

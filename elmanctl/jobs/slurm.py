@@ -6,14 +6,16 @@ answer.
 """
 
 import logging
+import os
 import re
 import shutil
-import subprocess
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from elmanctl.errors import EnvironmentNotReady
 from elmanctl.jobs.executor import JobReport, JobState
+from elmanctl.jobs.slurm_command import NoAnswer, run_command
+from elmanctl.jobs.slurm_environment import query_environment
 
 logger = logging.getLogger(__name__)
 
@@ -224,12 +226,12 @@ class Slurm:
         Names and not ids: ids are used again after a cluster was set up anew.
         Raises AccountingOff where there is none.
         """
-        command = ["sacct", "-X", "-n", "-P", "-o", _SACCT_FIELDS]
+        command = ["sacct", *_clusters(), "-X", "-n", "-P", "-o", _SACCT_FIELDS]
         return parse_sacct(self.run([*command, "-S", since, "--name", ",".join(names)]))
 
     def check_accounting(self) -> None:
         """Raise AccountingOff where there is none, SlurmSilent where it does not answer."""
-        self.run(["sacct", "-X", "-n", "-S", "now"])
+        self.run(["sacct", *_clusters(), "-X", "-n", "-S", "now"])
 
     def array_limit(self) -> int | None:
         """Return how many tasks an array may have here, None when Slurm does not say."""
@@ -249,30 +251,25 @@ class Slurm:
         Raises SlurmSilent with the command's own words.
         """
         try:
-            done = subprocess.run(
-                command,
-                capture_output=True,
-                text=True,
-                # Among the jobs of a user may be one with a name in another encoding.
-                errors="replace",
-                timeout=COMMAND_TIMEOUT_S,
-                check=False,
-                stdin=subprocess.DEVNULL,
-            )
+            done = run_command(command, query_environment(os.environ), timeout_s=COMMAND_TIMEOUT_S)
         except FileNotFoundError as exc:
             raise SlurmSilent(f"no `{command[0]}` on this machine") from exc
         except OSError as exc:
             raise SlurmSilent(f"cannot run `{command[0]}`: {exc.strerror}") from exc
-        except subprocess.TimeoutExpired as exc:
-            raise SlurmSilent(
-                f"`{command[0]}` did not answer within {COMMAND_TIMEOUT_S} s"
-            ) from exc
-        if done.returncode != 0:
-            words = done.stderr.strip().splitlines() or [f"exit code {done.returncode}"]
+        except NoAnswer as exc:
+            raise SlurmSilent(str(exc)) from exc
+        if done.code != 0:
+            words = done.stderr.strip().splitlines() or [f"exit code {done.code}"]
             logger.debug("%s failed: %s", command, done.stderr)
             silent = AccountingOff if _ACCOUNTING_OFF in done.stderr else SlurmSilent
             raise silent(f"`{command[0]}` failed: {words[0]}")
         return done.stdout
+
+
+def _clusters() -> list[str]:
+    """Return the option by which sacct, which alone reads no SLURM_CLUSTERS, follows it."""
+    clusters = os.environ.get("SLURM_CLUSTERS")
+    return [f"--clusters={clusters}"] if clusters else []
 
 
 def askable(names: Iterable[str]) -> list[str]:

@@ -2,7 +2,6 @@
 
 import logging
 import os
-import subprocess
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import timedelta
@@ -23,6 +22,8 @@ from elmanctl.jobs.executor import (
 from elmanctl.jobs.paths import RunPaths
 from elmanctl.jobs.processes import command_lines
 from elmanctl.jobs.slurm import AccountingOff, JobRow, Slurm, SlurmSilent, askable
+from elmanctl.jobs.slurm_command import NoAnswer, run_command
+from elmanctl.jobs.slurm_environment import job_environment
 from elmanctl.jobs.submission import SCRIPT_NAME, excluded, make_script, write_pickles
 from elmanctl.ledger.files import write_atomically
 from elmanctl.ledger.records import Submission
@@ -86,29 +87,21 @@ class SlurmExecutor:
         text = make_script(submission, folder, self._paths.code)
         write_atomically(script, text.encode())
         try:
-            done = subprocess.run(
+            done = run_command(
                 ["sbatch", "--parsable", str(script)],
-                capture_output=True,
-                text=True,
-                errors="replace",
-                timeout=SBATCH_TIMEOUT_S,
-                check=False,
-                stdin=subprocess.DEVNULL,
-                # SBATCH_* would outrank the script, the job's name among it.
-                env={k: v for k, v in os.environ.items() if not k.startswith("SBATCH_")},
-                # Its own session: a Ctrl-C meant for the controller must not cut a submission.
-                start_new_session=True,
+                job_environment(os.environ),
+                timeout_s=SBATCH_TIMEOUT_S,
             )
-        except subprocess.TimeoutExpired as exc:
-            raise SubmissionUnknown("`sbatch` did not answer") from exc
+        except NoAnswer as exc:
+            raise SubmissionUnknown(str(exc)) from exc
         except OSError as exc:
             raise SubmissionError(f"cannot run `sbatch`: {exc}") from exc
         job_id = done.stdout.strip().partition(";")[0]
-        if done.returncode == 0 and job_id.isdigit():
+        if done.code == 0 and job_id.isdigit():
             return job_id
-        words = done.stderr.strip() or done.stdout.strip() or f"exit code {done.returncode}"
+        words = done.stderr.strip() or done.stdout.strip() or f"exit code {done.code}"
         # Success without a job id, or an end by a signal: Slurm may have heard of it.
-        unsure = done.returncode <= 0
+        unsure = done.code <= 0
         if unsure or any(text.casefold() in words.casefold() for text in _MAYBE_ACCEPTED):
             raise SubmissionUnknown(words)
         if _TOO_LARGE in words and len(submission.tasks) > 1:

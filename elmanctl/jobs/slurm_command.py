@@ -1,0 +1,104 @@
+"""Running one command of Slurm: within a time, with a bounded answer, away from any terminal."""
+
+import contextlib
+import os
+import selectors
+import signal
+import subprocess
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+# squeue writes about 1,100 bytes a job in our format: room for 60,000 jobs of one user.
+ANSWER_LIMIT_BYTES = 64 << 20
+
+_CHUNK_BYTES = 1 << 16
+
+# A wrapper may leave something behind that keeps the pipes open; it is not waited for.
+_LOOK_S = 0.2
+
+_KILLED_S = 5.0
+
+
+class NoAnswer(Exception):
+    """A command took too long or said too much, and was killed; the text says which."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Answer:
+    """How a command ended; the code is negative where a signal ended it."""
+
+    code: int
+    stdout: str
+    stderr: str
+
+
+def run_command(
+    command: Sequence[str], environment: Mapping[str, str], *, timeout_s: float
+) -> Answer:
+    """Run a command to its end and return its answer.
+
+    In a session of its own it has no terminal to ask on, and a Ctrl-C meant for the controller
+    does not cut it.  Raises OSError where it cannot be started, NoAnswer where it, with all that
+    it started, was killed.
+    """
+    process = subprocess.Popen(
+        command,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        env=environment,
+        start_new_session=True,
+    )
+    try:
+        stdout, stderr = _read(process, command[0], time.monotonic() + timeout_s, timeout_s)
+    except BaseException:
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(process.pid, signal.SIGKILL)
+        raise
+    finally:
+        for pipe in (process.stdout, process.stderr):
+            assert pipe is not None
+            pipe.close()
+        # What hangs in the kernel cannot even be killed.
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(_KILLED_S)
+    # Among the jobs of a user may be one with a name in another encoding.
+    return Answer(
+        code=process.returncode,
+        stdout=stdout.decode(errors="replace"),
+        stderr=stderr.decode(errors="replace"),
+    )
+
+
+def _read(
+    process: subprocess.Popen[bytes], name: str, deadline: float, timeout_s: float
+) -> tuple[bytearray, bytearray]:
+    """Return what a process writes until it has ended and its pipes are empty."""
+    texts = (bytearray(), bytearray())
+    with selectors.DefaultSelector() as selector:
+        for pipe, text in zip((process.stdout, process.stderr), texts, strict=True):
+            assert pipe is not None
+            selector.register(pipe, selectors.EVENT_READ, text)
+        while selector.get_map() or process.poll() is None:
+            left_s = deadline - time.monotonic()
+            if left_s <= 0:
+                raise NoAnswer(f"`{name}` did not answer within {timeout_s:g} s")
+            if not selector.get_map():
+                # It closed its output and lives on.
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    process.wait(left_s)
+                continue
+            has_ended = process.poll() is not None
+            ready = selector.select(0 if has_ended else min(left_s, _LOOK_S))
+            if has_ended and not ready:
+                break
+            for key, _ in ready:
+                chunk = os.read(key.fd, _CHUNK_BYTES)
+                if not chunk:
+                    selector.unregister(key.fileobj)
+                key.data.extend(chunk)
+                if len(key.data) > ANSWER_LIMIT_BYTES:
+                    limit_mib = ANSWER_LIMIT_BYTES >> 20
+                    raise NoAnswer(f"`{name}` said more than {limit_mib} MiB and was stopped")
+    return texts
