@@ -7,7 +7,7 @@ import os
 import tomllib
 import types
 import typing
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ from elmanctl.constants import (
     OTHER_VARIABLES,
     TRUST_VARIABLE,
 )
-from elmanctl.errors import ConfigError, NotFound, nearest
+from elmanctl.errors import ConfigError, Faults, NotFound, nearest
 from elmanctl.settings import BUDGET_KEYS, SECTIONS, Settings
 from elmanctl.sources import (
     Source,
@@ -94,21 +94,27 @@ def merge(sources: Iterable[Source]) -> Resolved:
     """Return the settings of several sources, later ones first in rank."""
     values: dict[str, Any] = {}
     origins: dict[str, str] = {}
+    faults = Faults()
     for source in sources:
+        for fault in source.faults:
+            faults.add(fault)
         named = [key for key in BUDGET_KEYS if key in source.values]
         if len(named) > 1:
-            raise ConfigError(
+            fault = ConfigError(
                 f"{source.where(named[1])}: {' and '.join(f'`{k}`' for k in named)} exclude "
                 "each other",
                 hint="keep one training budget: minutes, steps or tokens",
             )
+            faults.add(fault)
         if named:
             for key in BUDGET_KEYS:
                 values.pop(key, None)
                 origins.pop(key, None)
         for key, value in source.values.items():
-            values[key] = _checked(key, value, source)
-            origins[key] = source.name
+            with faults:
+                values[key] = _checked(key, value, source)
+                origins[key] = source.name
+    faults.raise_any()
     return Resolved(settings=_build(values), origins=origins)
 
 
@@ -122,19 +128,26 @@ def decode_settings(data: Mapping[str, Any]) -> Settings:
 def parse_assignments(words: Iterable[str]) -> dict[str, Any]:
     """Read `section.key=value` words, checked as a file's values are; raise ConfigError."""
     source = Source(name="the command line", values={})
-    values = {}
+    values: dict[str, Any] = {}
+    faults = Faults()
     for word in words:
-        key, equals, text = word.partition("=")
-        section, dot, name = key.partition(".")
-        if not equals or not dot:
-            raise ConfigError(f"`{word}` is not of the form section.key=value")
-        if section not in SECTIONS:
-            raise unknown_key(source, section, SECTIONS, "section")
-        hints = typing.get_type_hints(SECTIONS[section])
-        if name not in hints:
-            raise unknown_key(source, key, [f"{section}.{other}" for other in hints], "key")
-        values[key] = _checked(key, _from_text(text, hints[name], f"value of {key}"), source)
+        with faults:
+            values |= _assigned(word, source)
+    faults.raise_any()
     return values
+
+
+def _assigned(word: str, source: Source) -> dict[str, Any]:
+    key, equals, text = word.partition("=")
+    section, dot, name = key.partition(".")
+    if not equals or not dot:
+        raise ConfigError(f"`{word}` is not of the form section.key=value")
+    if section not in SECTIONS:
+        raise unknown_key(source, section, SECTIONS, "section")
+    hints = typing.get_type_hints(SECTIONS[section])
+    if name not in hints:
+        raise unknown_key(source, key, [f"{section}.{other}" for other in hints], "key")
+    return {key: _checked(key, _from_text(text, hints[name], f"value of {key}"), source)}
 
 
 def _files(config: Path | None, folder: Path, environ: Mapping[str, str]) -> list[Source]:
@@ -153,21 +166,24 @@ def _files(config: Path | None, folder: Path, environ: Mapping[str, str]) -> lis
 
 def _from_environment(environ: Mapping[str, str]) -> Source:
     values: dict[str, Any] = {}
+    faults: list[ConfigError] = []
     for section, record in SECTIONS.items():
         for item in fields(record):
             name = f"{ENVIRONMENT_PREFIX}{section}_{item.name}".upper()
             if name in environ:
                 kind = typing.get_type_hints(record)[item.name]
-                values[f"{section}.{item.name}"] = _from_text(
-                    environ[name], kind, f"environment variable {name}"
-                )
+                try:
+                    values[f"{section}.{item.name}"] = _from_text(
+                        environ[name], kind, f"environment variable {name}"
+                    )
+                except ConfigError as exc:
+                    faults.append(exc)
     source = Source(name="the environment", values=values)
-    _refuse_unknown_variables(source, environ)
-    return source
+    return replace(source, faults=(*faults, *_unknown_names(source, environ)))
 
 
-def _refuse_unknown_variables(source: Source, environ: Mapping[str, str]) -> None:
-    """Raise ConfigError for a variable that names a section and no key of it."""
+def _unknown_names(source: Source, environ: Mapping[str, str]) -> Iterator[ConfigError]:
+    """Yield an error for each variable that names a section and no key of it."""
     known = {
         f"{ENVIRONMENT_PREFIX}{section}_{item.name}".upper()
         for section, record in SECTIONS.items()
@@ -176,7 +192,7 @@ def _refuse_unknown_variables(source: Source, environ: Mapping[str, str]) -> Non
     prefixes = tuple(f"{ENVIRONMENT_PREFIX}{section}_".upper() for section in SECTIONS)
     for name in environ:
         if name.startswith(prefixes) and name not in known and name != LOCAL_JOB_VARIABLE:
-            raise unknown_key(source, name, known, "variable")
+            yield unknown_key(source, name, known, "variable")
 
 
 def _unknown_variables(environ: Mapping[str, str]) -> tuple[str, ...]:

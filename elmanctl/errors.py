@@ -18,8 +18,9 @@ ElmanError                exit 1
 └── SearchPaused          exit 6   the search stopped itself; nothing is lost
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from difflib import get_close_matches
+from types import TracebackType
 from typing import ClassVar
 
 
@@ -32,6 +33,7 @@ class ElmanError(Exception):
         super().__init__(message)
         self.message = message
         self.hint = hint
+        self.parts: tuple[ElmanError, ...] = ()
 
 
 class UsageError(ElmanError):
@@ -108,6 +110,53 @@ class SearchPaused(ElmanError):
     """The search stopped itself before its end; `resume` goes on."""
 
     exit_code = 6
+
+
+class Faults:
+    """Collects the errors of checks that do not depend on each other, to tell all at once.
+
+    Each check stands in a `with faults:` of its own, `raise_any` after the last.
+    """
+
+    def __init__(self) -> None:
+        self._found: list[ElmanError] = []
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> bool:
+        if isinstance(error, ElmanError):
+            self.add(error)
+            return True
+        return False
+
+    def add(self, error: ElmanError) -> None:
+        """Keep an error; one that was joined of several counts as these."""
+        self._found += error.parts or (error,)
+
+    def raise_any(self) -> None:
+        """Raise what was collected, as one error of the first one's class."""
+        if self._found:
+            raise together(self._found)
+
+
+def together(faults: Sequence[ElmanError]) -> ElmanError:
+    """Return one error that tells of several; of one, that one."""
+    first = faults[0]
+    if len(faults) == 1:
+        return first
+    # An error that is raised in one place may be made in a way of its own.
+    kind = next(known for known in type(first).__mro__ if known.__module__ == __name__)
+    messages = dict.fromkeys(each.message for each in faults)
+    hints = dict.fromkeys(each.hint for each in faults if each.hint)
+    joined: ElmanError = kind("; ".join(messages), hint="; ".join(hints) or None)
+    joined.parts = tuple(faults)
+    return joined
 
 
 def nearest(name: str, known: Iterable[str]) -> str | None:

@@ -3,7 +3,7 @@
 import re
 import tomllib
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -19,13 +19,15 @@ _LARGEST_BYTES = 1 << 20
 class Source:
     """One place that sets values: `values` maps `section.key` to a value, `text` is for lines.
 
-    `path` is the file that was found without being named.
+    `path` is the file that was found without being named; `faults` are names in it that are
+    none, left out of the values.
     """
 
     name: str
     values: Mapping[str, Any]
     text: str = ""
     path: Path | None = None
+    faults: tuple[ConfigError, ...] = ()
 
     def where(self, key: str) -> str:
         """Return where `key` was set, with the line for a file."""
@@ -34,26 +36,30 @@ class Source:
 
 
 def read_file(path: Path) -> Source:
-    """Return the values of one TOML file; its keys are checked."""
+    """Return the values of one TOML file; what is no section is among the faults."""
     try:
         text = _text_of(path)
         data = tomllib.loads(text)
     except tomllib.TOMLDecodeError as exc:
         raise ConfigError(f"cannot read `{path}`: {exc}") from exc
     source = Source(name=path.name, values={}, text=text)
+    faults = []
     for section, table in data.items():
         if section not in SECTIONS and section != "model":
-            raise unknown_key(source, section, [*SECTIONS, "model"], "section")
-        if not isinstance(table, dict):
-            raise ConfigError(f"{source.where(section)}: `{section}` is a section, not a value")
+            faults.append(unknown_key(source, section, [*SECTIONS, "model"], "section"))
+        elif not isinstance(table, dict):
+            text = f"{source.where(section)}: `{section}` is a section, not a value"
+            faults.append(ConfigError(text))
+    sections = [*SECTIONS, "model"]
+    known = {k: v for k, v in data.items() if k in sections and isinstance(v, dict)}
     values = {
         # A path in a file means the same wherever a command is started.
         key: str(path.parent / Path(value).expanduser())
         if key in PATH_KEYS and isinstance(value, str)
         else value
-        for key, value in flat(data)
+        for key, value in flat(known)
     }
-    return Source(name=path.name, values=values, text=text, path=path)
+    return replace(source, values=values, path=path, faults=tuple(faults))
 
 
 def _text_of(path: Path) -> str:
@@ -110,11 +116,12 @@ def template_source(name: str, folders: Iterable[Path]) -> Source:
         table = tomllib.loads(known[name])
     except tomllib.TOMLDecodeError as exc:
         raise ConfigError(f"cannot read the template `{name}`: {exc}") from exc
-    for key in table:
-        if key not in TEMPLATE_KEYS:
-            raise unknown_key(source, key, TEMPLATE_KEYS, "key")
-    values = {f"slurm.{key}": value for key, value in table.items() if key != "summary"}
-    return Source(name=source.name, values=values, text=source.text, path=paths.get(name))
+    faults = [
+        unknown_key(source, key, TEMPLATE_KEYS, "key") for key in table if key not in TEMPLATE_KEYS
+    ]
+    held = {key: value for key, value in table.items() if key in TEMPLATE_KEYS}
+    values = {f"slurm.{key}": value for key, value in held.items() if key != "summary"}
+    return replace(source, values=values, path=paths.get(name), faults=tuple(faults))
 
 
 def flat(data: Mapping[str, Any]) -> Iterable[tuple[str, Any]]:

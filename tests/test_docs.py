@@ -15,11 +15,13 @@ from typer.main import get_command
 from elmanctl import errors
 from elmanctl.cli.app import app
 from elmanctl.constants import ENVIRONMENT_PREFIX
+from elmanctl.errors import ConfigError
 from elmanctl.jobs.policy import RULES
 from elmanctl.ledger.handlers import HANDLERS
 from elmanctl.ledger.records import VerdictKind
 from elmanctl.models.config import FamilyConfig
 from elmanctl.models.registry import FAMILIES, parse_level
+from elmanctl.search.axis import Axis
 from elmanctl.settings import SECTIONS, RetrySettings, setting_help
 
 ROOT = Path(__file__).parents[1]
@@ -131,6 +133,18 @@ def test_section_and_its_keys_are_in_the_reference(section: str) -> None:
     _, _, text = read("docs/reference/config.md").partition(f"\n## `[{section}]`\n")
     table = rows(text.partition("\n## ")[0])
     assert {item.name for item in fields(SECTIONS[section])} <= set(table)
+
+
+def test_kind_of_an_axis_that_a_hint_names_is_in_the_documents() -> None:
+    with pytest.raises(ConfigError) as told:
+        Axis.decode("a", {"kind": "?"})
+    kinds = (told.value.hint or "").removeprefix("kinds: ").split(", ")
+    reference = (ROOT / "docs" / "reference" / "config.md").read_text(encoding="utf-8")
+    table = reference.partition("| `kind` | Other keys")[2].partition("\n\n")[0]
+    listed = re.findall(r"^\| `(\w+)` \|", table, re.MULTILINE)
+    assert "pow2" in kinds and kinds == listed
+    shipped = (ROOT / "elmanctl" / "search" / "spaces.toml").read_text(encoding="utf-8")
+    assert set(re.findall(r"^#   (\w+) ", shipped, re.MULTILINE)) == set(kinds)
 
 
 def test_every_variable_occurs_in_the_documents() -> None:

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import pytest
 
 from elmanctl import errors
-from elmanctl.errors import ElmanError, nearest
+from elmanctl.errors import ElmanError, Faults, InvalidConfiguration, UsageError, nearest
 
 
 def _all(kind: type[ElmanError]) -> Iterator[type[ElmanError]]:
@@ -48,3 +48,30 @@ def test_message_and_hint_are_kept() -> None:
 )
 def test_nearest_name_is_found_whatever_its_case(name: str, found: str | None) -> None:
     assert nearest(name, ["population", "partition", "H100"]) == found
+
+
+def test_several_faults_are_one_error_of_the_first_class_and_one_is_itself() -> None:
+    alone = InvalidConfiguration("a is wrong", hint="leave a out")
+    faults = Faults()
+    faults.raise_any()
+    with faults:
+        raise alone
+    with pytest.raises(InvalidConfiguration) as told:
+        faults.raise_any()
+    assert told.value is alone
+    for words in ("b is wrong", "b is wrong", "c is wrong"):
+        with faults:
+            raise UsageError(words, hint="leave it out")
+    with pytest.raises(InvalidConfiguration) as told:
+        faults.raise_any()
+    assert told.value.message == "a is wrong; b is wrong; c is wrong"
+    assert told.value.hint == "leave a out; leave it out"
+    again = Faults()
+    again.add(told.value)
+    again.add(UsageError("d is wrong"))
+    with pytest.raises(
+        InvalidConfiguration, match="a is wrong; b is wrong; c is wrong; d is wrong"
+    ):
+        again.raise_any()
+    with pytest.raises(ValueError, match="no error of ours"), Faults():
+        raise ValueError("no error of ours")

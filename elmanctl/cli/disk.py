@@ -38,7 +38,7 @@ from elmanctl.ledger.run_state import RunState
 from elmanctl.search.cleaning import Removable, choose, plan_cleaning, retention
 from elmanctl.search.holdings import KINDS, Held, scan
 from elmanctl.search.in_force import settings_in_force
-from elmanctl.search.selection import list_runs
+from elmanctl.search.selection import list_runs, no_runs_in
 from elmanctl.search.storage import Forecast, forecast
 from elmanctl.settings import DiskSettings
 
@@ -77,7 +77,7 @@ def disk(
         return
     _say_space(space, settings.disk)
     if not rows:
-        say(f"no runs in {runs}")
+        say(no_runs_in(runs))
         return
     print_table(
         [

@@ -10,7 +10,7 @@ import typer
 from elmanctl.cli.context import JsonFlag, resolve_settings
 from elmanctl.cli.fields import model_fields
 from elmanctl.cli.output import Column, hint, print_json, print_line, print_table, say
-from elmanctl.errors import UsageError
+from elmanctl.errors import Faults, UsageError
 from elmanctl.models.backends import BACKENDS, fault_here
 from elmanctl.models.config import DOCUMENTED
 from elmanctl.models.params import (
@@ -158,7 +158,9 @@ def params(
 def calc_dim(
     level: Annotated[str, typer.Argument(help="Model, e.g. e88 or E75h7n24")],
     assignments: Assignments = None,
-    params: Annotated[str, typer.Option(help="Parameter budget, e.g. 480M")] = ...,  # type: ignore[assignment]
+    params: Annotated[
+        str | None, typer.Option(help="Parameter budget, e.g. 480M; must be given")
+    ] = None,
     multiple_of: Annotated[int, typer.Option(help="dim is a multiple of this", min=1)] = 128,
     tolerance: Annotated[float, typer.Option(help="Largest relative distance")] = 0.02,
     variant: VariantOption = DOCUMENTED,
@@ -170,10 +172,18 @@ def calc_dim(
     Examples:
         elmanctl calc-dim e88 --params 480M --multiple-of 64 depth=17 n_heads=83 n_state=32
     """
+    faults = Faults()
     family, values = resolve_level(level, model_fields(assignments), variant)
     if "dim" in values:
-        raise UsageError("`dim` is what this command finds", hint="leave it out")
-    target = parse_count(params)
+        faults.add(UsageError("`dim` is what this command finds", hint="leave it out"))
+    target = 0
+    with faults:
+        if params is None:
+            raise UsageError("no parameter budget is set", hint="pass e.g. `--params 480M`")
+        target = parse_count(params)
+    for fault in family.load_config().faults({"dim": 1, **values}):
+        faults.add(fault)
+    faults.raise_any()
     dim = solve_dim(
         family.name, values, target=target, tolerance=tolerance, multiple_of=multiple_of
     )

@@ -40,7 +40,7 @@ from elmanctl.ledger.run_state import RunState
 from elmanctl.ledger.summary import RunSummary, summarize
 from elmanctl.models.params import format_count
 from elmanctl.search.in_force import settings_in_force
-from elmanctl.search.selection import list_runs, list_single_evaluations
+from elmanctl.search.selection import list_runs, list_single_evaluations, no_runs_in
 from elmanctl.search.storage import forecast
 
 
@@ -122,7 +122,7 @@ def _status_of_all(ctx: typer.Context, *, as_json: bool) -> None:
         return
     _tell_of_single_evaluations(runs)
     if not rows:
-        say(f"no runs in {runs}")
+        say(no_runs_in(runs))
         return
     print_table(
         [

@@ -3,11 +3,11 @@
 Nothing here or in `models.configs` imports torch: a login node counts and checks without it.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import MISSING, asdict, dataclass, fields
 from typing import Annotated, Any, ClassVar, Literal, Self, get_args, get_origin, get_type_hints
 
-from elmanctl.errors import InvalidConfiguration, nearest
+from elmanctl.errors import InvalidConfiguration, nearest, together
 
 VOCABULARY = 256
 """Models read and predict bytes."""
@@ -54,8 +54,10 @@ class FamilyConfig:
     variant: Literal["documented", "study-2026-01"] = "documented"
 
     def __post_init__(self) -> None:
-        for name, annotation in _annotations(type(self)).items():
-            _check_value(self.level, name, annotation, getattr(self, name))
+        values = {item.name: getattr(self, item.name) for item in fields(self)}
+        faults = _value_faults(type(self), self.level, values)
+        if faults:
+            raise together(faults)
         self.check_together()
 
     @property
@@ -130,22 +132,35 @@ class FamilyConfig:
     def decode(cls, data: Mapping[str, object]) -> Self:
         """Return the configuration that plain data describes.
 
-        Raises InvalidConfiguration on an unknown, missing, ill-typed or impossible setting.
+        Raises InvalidConfiguration, naming every unknown, missing, ill-typed or impossible setting.
         """
+        names = {item.name for item in fields(cls)}
+        if not names.issuperset(data) or not cls._required().issubset(data):
+            raise together(cls.faults(data))
+        return cls(**{name: _widened(cls, name, value) for name, value in data.items()})
+
+    @classmethod
+    def faults(cls, data: Mapping[str, object]) -> list[InvalidConfiguration]:
+        """Return what is wrong with the settings one by one: unknown, missing, ill-typed."""
         known = {item.name: item for item in fields(cls)}
         default = known["level"].default
-        level = data.get("level", "" if default is MISSING else default)
-        for name in data:
-            if name not in known:
-                near = nearest(name, known)
-                raise InvalidConfiguration(
-                    f"{level} has no setting `{name}`",
-                    hint=f"did you mean `{near}`?" if near else f"it has {', '.join(known)}",
-                )
-        for name, item in known.items():
-            if item.default is MISSING and name not in data:
-                raise InvalidConfiguration(f"{level} needs the setting `{name}`")
-        return cls(**{name: _widened(cls, name, value) for name, value in data.items()})
+        level = str(data.get("level", "" if default is MISSING else default))
+        unknown = [name for name in data if name not in known]
+        found = [_unknown_setting(level, name, known) for name in unknown]
+        # A word that was misspelled is one fault, not two.
+        meant = {nearest(name, known) for name in unknown}
+        missing = [name for name in known if name in cls._required() - {*data, *meant}]
+        if missing:
+            plural = "s" if len(missing) > 1 else ""
+            found.append(
+                InvalidConfiguration(f"{level} needs the setting{plural} {_listed(missing)}")
+            )
+        given = {n: _widened(cls, n, value) for n, value in data.items() if n in known}
+        return [*found, *_value_faults(cls, level, given)]
+
+    @classmethod
+    def _required(cls) -> set[str]:
+        return {item.name for item in fields(cls) if item.default is MISSING}
 
     def encode(self) -> dict[str, Any]:
         """Return the plain data that `decode` reads."""
@@ -216,20 +231,46 @@ def in_words(sizes: Iterable[int]) -> str:
     return ", ".join(parts)
 
 
-def _check_value(level: str, name: str, annotation: Any, value: object) -> None:
+def _unknown_setting(level: str, name: str, known: Iterable[str]) -> InvalidConfiguration:
+    near = nearest(name, known)
+    return InvalidConfiguration(
+        f"{level} has no setting `{name}`",
+        hint=f"did you mean `{near}`?" if near else f"it has {', '.join(known)}",
+    )
+
+
+def _listed(names: Sequence[str]) -> str:
+    """Return names as a sentence lists them: `a`, `b` and `c`."""
+    quoted = [f"`{name}`" for name in names]
+    return " and ".join([", ".join(quoted[:-1]), quoted[-1]] if len(quoted) > 1 else quoted)
+
+
+def _value_faults(
+    config_class: type[FamilyConfig], level: str, values: Mapping[str, object]
+) -> list[InvalidConfiguration]:
+    """Return what is wrong with each value by itself."""
+    annotations = _annotations(config_class)
+    found = (_value_fault(level, name, annotations[name], value) for name, value in values.items())
+    return [fault for fault in found if fault is not None]
+
+
+def _value_fault(
+    level: str, name: str, annotation: Any, value: object
+) -> InvalidConfiguration | None:
     kind, between = _kind(annotation)
     accepted = (int, float) if kind is float else (kind,)
     if type(value) not in accepted:
-        raise InvalidConfiguration(f"{level}: `{name}` must be {_KINDS[kind]}, not {value!r}")
+        return InvalidConfiguration(f"{level}: `{name}` must be {_KINDS[kind]}, not {value!r}")
     if between is not None and not between.low <= value <= between.high:  # type: ignore[operator]
-        raise InvalidConfiguration(
+        return InvalidConfiguration(
             f"{level}: `{name}` is {value}, but must be from {between.low:g} to {between.high:g}"
         )
     words = get_args(annotation) if get_origin(annotation) is Literal else ()
     if words and value not in words:
         known = [str(word) for word in words]
         near = nearest(str(value), known) if kind is str else None
-        raise InvalidConfiguration(
+        return InvalidConfiguration(
             f"{level}: `{name}` is {value!r}, but must be one of {', '.join(known)}",
             hint=f"did you mean `{near}`?" if near else None,
         )
+    return None

@@ -10,23 +10,28 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from elmanctl.errors import ConfigError, nearest
+from elmanctl.errors import ConfigError, nearest, together
 from elmanctl.search.optimizer import Coordinate
 
 Value = int | float | str | bool
 
-_FIELDS = {
-    "int": {"low", "high", "multiple_of", "at_most"},
-    "pow2": {"low", "high", "at_most"},
-    "choice": {"values"},
-    "bool": set[str](),
-    "float": {"low", "high"},
-    "log": {"low", "high"},
+# What an axis of each kind holds, in the order of the documents, and which values it has.
+KINDS: Mapping[str, tuple[tuple[str, ...], str]] = {
+    "int": (("low", "high", "multiple_of", "at_most"), "whole numbers, the bounds included"),
+    "pow2": (("low", "high", "at_most"), "powers of two, the bounds included where they are one"),
+    "choice": (("values",), "one of a list"),
+    "bool": ((), "false or true"),
+    "float": (("low", "high"), "any number between the bounds"),
+    "log": (("low", "high"), "any number between the bounds, even in its logarithm"),
 }
+
+OPTIONAL: Mapping[str, str] = {
+    "multiple_of": "default 1",
+    "at_most": "a setting that no value may exceed",
+}
+
 # Beyond it one step is less than the optimizer's own rounding in a coordinate.
 _LEVELS_LIMIT = 10**9
-
-_OPTIONAL = {"multiple_of", "at_most"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,17 +58,17 @@ class Axis:
                 hint=f'e.g. {name} = {{ kind = "int", low = 1, high = 8 }}',
             )
         kind = data.get("kind")
-        if not isinstance(kind, str) or kind not in _FIELDS:
-            near = nearest(str(kind), _FIELDS)
+        if not isinstance(kind, str) or kind not in KINDS:
+            near = nearest(str(kind), KINDS)
             raise ConfigError(
                 f"axis `{name}`: unknown kind `{kind}`",
-                hint=f"did you mean `{near}`?" if near else f"kinds: {', '.join(_FIELDS)}",
+                hint=f"did you mean `{near}`?" if near else f"kinds: {', '.join(KINDS)}",
             )
-        unknown = set(data) - _FIELDS[kind] - {"kind"}
-        missing = _FIELDS[kind] - set(data) - _OPTIONAL
-        if unknown or missing:
-            wrong = f"has no `{min(unknown)}`" if unknown else f"lacks `{min(missing)}`"
-            raise ConfigError(f"axis `{name}` of kind {kind} {wrong}")
+        fields, _ = KINDS[kind]
+        wrong = [f"has no `{key}`" for key in data if key not in (*fields, "kind")]
+        wrong += [f"lacks `{key}`" for key in fields if key not in data and key not in OPTIONAL]
+        if wrong:
+            raise together([ConfigError(f"axis `{name}` of kind {kind} {text}") for text in wrong])
         values = data.get("values", ())
         if not isinstance(values, list | tuple):
             raise ConfigError(f"axis `{name}`: values must be a list, not `{values}`")
@@ -88,7 +93,7 @@ class Axis:
             "at_most": self.at_most,
             "values": list(self.values),
         }
-        fitting = {k: v for k, v in known.items() if k in _FIELDS[self.kind] and v is not None}
+        fitting = {k: v for k, v in known.items() if k in KINDS[self.kind][0] and v is not None}
         return {"kind": self.kind} | fitting
 
     @property

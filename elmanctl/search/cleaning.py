@@ -86,7 +86,8 @@ def choose(
     """Return what of the files found may be removed; see `plan_cleaning`."""
     unknown = [kind for kind in kinds if kind not in KINDS]
     if unknown:
-        raise UsageError(f"no kind of file named `{unknown[0]}`", hint=f"kinds: {', '.join(KINDS)}")
+        named = ", ".join(f"`{kind}`" for kind in unknown)
+        raise UsageError(f"no kind of file named {named}", hint=f"kinds: {', '.join(KINDS)}")
     device = paths.folder.stat().st_dev
     kept = kept_whole(state, policy)
     states = optimizer_states_in_use(

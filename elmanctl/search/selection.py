@@ -3,7 +3,14 @@
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from elmanctl.errors import EnvironmentNotReady, LedgerError, NotFound, UsageError, nearest
+from elmanctl.errors import (
+    EnvironmentNotReady,
+    Faults,
+    LedgerError,
+    NotFound,
+    UsageError,
+    nearest,
+)
 from elmanctl.jobs.paths import AttemptPaths, RunPaths
 from elmanctl.ledger.records import Evaluation, RunStatus, VerdictKind
 from elmanctl.ledger.run_state import RunState
@@ -24,10 +31,12 @@ def list_runs(folder: Path) -> list[Path]:
         return []
     except NotADirectoryError as exc:
         raise NotFound(
-            f"{folder} is no folder, so no runs are in it", hint="change `paths.runs`"
+            f"{folder.absolute()} is no folder, so no runs are in it", hint="change `paths.runs`"
         ) from exc
     except OSError as exc:
-        raise EnvironmentNotReady(f"cannot read the runs in {folder}: {exc.strerror}") from exc
+        raise EnvironmentNotReady(
+            f"cannot read the runs in {folder.absolute()}: {exc.strerror}"
+        ) from exc
     found = [(at_ns, path) for path in paths if (at_ns := _last_write_ns(path)) is not None]
     return [path for _, path in sorted(found, key=lambda item: (item[0], item[1].name))]
 
@@ -49,6 +58,12 @@ def _last_write_ns(path: Path) -> int | None:
         return None
 
 
+def no_runs_in(folder: Path) -> str:
+    """Return the words for a folder without runs, which name the folder that was looked at."""
+    missing = "" if folder.exists() else ": there is no such folder"
+    return f"no runs in {folder.absolute()}{missing}"
+
+
 def find_run(folder: Path, name: str | None) -> Path:
     """Return a run's folder: by its name or a unique beginning of it, or the newest one.
 
@@ -57,7 +72,7 @@ def find_run(folder: Path, name: str | None) -> Path:
     runs = list_runs(folder)
     if not runs:
         raise NotFound(
-            f"no runs in {folder.absolute()}",
+            no_runs_in(folder),
             hint="start one with `elmanctl search e88 --preset tiny --local`; "
             "`elmanctl -C DIR ...` looks elsewhere",
         )
@@ -76,7 +91,10 @@ def find_run(folder: Path, name: str | None) -> Path:
         )
     near = nearest(name, names)
     known = f"did you mean `{near}`? " if near else ""
-    raise NotFound(f"no run named `{name}`", hint=f"{known}`elmanctl status` lists the runs")
+    raise NotFound(
+        f"no run named `{name}` in {folder.absolute()}",
+        hint=f"{known}`elmanctl status` lists the runs",
+    )
 
 
 def find_run_to_change(folder: Path, name: str | None, *, whole_name: bool = False) -> Path:
@@ -147,16 +165,25 @@ def find_evaluation(state: RunState, name: str) -> Evaluation:
 
 def select_named(state: RunState, names: Iterable[str]) -> list[Evaluation]:
     """Return evaluations by their names, each once."""
-    found = {e.id: e for e in (find_evaluation(state, name) for name in names)}
+    found: dict[str, Evaluation] = {}
+    faults = Faults()
+    for name in names:
+        with faults:
+            evaluation = find_evaluation(state, name)
+            found[evaluation.id] = evaluation
+    faults.raise_any()
     return list(found.values())
 
 
 def check_kinds(kinds: Sequence[str]) -> None:
     """Raise UsageError, with the nearest that exists, for a verdict that does not."""
+    faults = Faults()
     for kind in kinds:
         if kind not in set(VerdictKind):
             near = nearest(kind, VerdictKind)
-            raise UsageError(
+            fault = UsageError(
                 f"no verdict named `{kind}`",
                 hint=f"did you mean `{near}`?" if near else f"verdicts: {', '.join(VerdictKind)}",
             )
+            faults.add(fault)
+    faults.raise_any()

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from elmanctl import clock
-from elmanctl.errors import ElmanError, EvaluationFailed, UsageError
+from elmanctl.errors import ElmanError, EvaluationFailed, Faults, UsageError
 from elmanctl.jobs.evaluation import evaluate_attempt
 from elmanctl.jobs.observe import read_table
 from elmanctl.jobs.ownership import refuse_open_parents
@@ -15,9 +15,9 @@ from elmanctl.jobs.spec import AttemptSpec, DataSpec
 from elmanctl.ledger.files import write_json
 from elmanctl.models.backends import check_backend_name
 from elmanctl.models.params import count_parameters
-from elmanctl.models.registry import FAMILIES, decode_config
+from elmanctl.models.registry import decode_config, resolve_level
 from elmanctl.search.start import check_trainable, find_corpus
-from elmanctl.search.workload import training_fields
+from elmanctl.search.workload import training_budget, training_fields
 from elmanctl.settings import Settings
 
 logger = logging.getLogger(__name__)
@@ -36,11 +36,19 @@ def evaluate_once(
     """
     values = {**settings.model, **fields}
     lr = values.pop("lr", settings.train.lr)
+    faults = Faults()
     if isinstance(lr, bool) or not isinstance(lr, int | float):
-        raise UsageError(f"`lr` is a number, not `{lr}`")
-    model = decode_config(level, values)
-    family, config = FAMILIES[model.level], model.encode()
-    check_backend_name(family.name, family.backends, settings.train.backend)
+        faults.add(UsageError(f"`lr` is a number, not `{lr}`"))
+        lr = settings.train.lr
+    family, _ = resolve_level(level, values)
+    with faults:
+        check_backend_name(family.name, family.backends, settings.train.backend)
+    with faults:
+        training_budget(settings.train)
+    with faults:
+        model = decode_config(level, values)
+    faults.raise_any()
+    config = model.encode()
     check_trainable(settings)
     corpus = find_corpus(settings)
     spec = AttemptSpec(

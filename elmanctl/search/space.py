@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from importlib import resources
 from typing import Any
 
-from elmanctl.errors import ConfigError, InvalidConfiguration, NotFound, nearest
+from elmanctl.errors import ConfigError, Faults, InvalidConfiguration, NotFound, nearest
 from elmanctl.search.axis import Axis
 from elmanctl.search.optimizer import Coordinate
 
@@ -125,13 +125,18 @@ def load_space(
     shipped = {k: v for k, v in table["axes"].items() if not (has_budget and k == "dim")}
     tables = {k: v for k, v in {**shipped, **axes}.items() if k not in fixed}
     constants = {k: v for k, v in {**table.get("fixed", {}), **fixed}.items() if k not in tables}
+    decoded, faults = [], Faults()
+    for axis, data in tables.items():
+        with faults:
+            decoded.append(Axis.decode(axis, data))
+    faults.raise_any()
     best = table.get("best", {})
     return SearchSpace(
         model=model,
         name=name,
         summary=table["summary"],
         is_shipped=not axes and set(fixed) <= set(table.get("sweep", {})),
-        axes=tuple(Axis.decode(axis, data) for axis, data in tables.items()),
+        axes=tuple(decoded),
         fixed=constants,
         best=best.get("values", {}),
         best_source=best.get("source"),
@@ -152,13 +157,16 @@ def swept_values(model: str, name: str) -> dict[str, list[Any]]:
 def _check_swept(
     model: str, name: str, sweep: Mapping[str, list[Any]], given: Mapping[str, Any]
 ) -> None:
+    faults = Faults()
     for setting, values in sweep.items():
         if setting not in given:
-            raise ConfigError(
+            fault = ConfigError(
                 f"space `{name}` of {model} is one search for each value of `{setting}`: "
                 f"{', '.join(map(str, values))}",
                 hint=f"add e.g. `{setting}={values[0]}` to the command, or set it in `[model]`",
             )
+            faults.add(fault)
+    faults.raise_any()
 
 
 def _shipped() -> dict[str, Any]:

@@ -15,6 +15,7 @@ import elmanctl
 from elmanctl.errors import (
     ConfigError,
     EnvironmentNotReady,
+    Faults,
     InvalidConfiguration,
     LedgerError,
     UsageError,
@@ -130,17 +131,26 @@ def plan_search(
     (settings), UsageError (name, sbatch options), EnvironmentNotReady (this machine cannot run it).
     """
     family, fixed = resolve_level(model, settings.model)
-    check_limits(settings)
-    check_backend_name(family.name, family.backends, settings.train.backend)
-    folder = _run_folder(runs, name)
-    space = load_space(
-        family.name,
-        settings.search.space,
-        axes=settings.search.axes,
-        fixed=_constants(fixed),
-        has_budget=settings.search.params is not None,
-    )
-    budget = training_budget(settings.train)
+    faults = Faults()
+    with faults:
+        check_limits(settings)
+    with faults:
+        check_backend_name(family.name, family.backends, settings.train.backend)
+    with faults:
+        folder = _run_folder(runs, name)
+    with faults:
+        budget = training_budget(settings.train)
+    with faults:
+        space = load_space(
+            family.name,
+            settings.search.space,
+            axes=settings.search.axes,
+            fixed=_constants(fixed),
+            has_budget=settings.search.params is not None,
+        )
+        # Without a width there is nothing to build.
+        CandidateBuilder(space, settings, executor)
+    faults.raise_any()
     resources = attempt_resources(settings, executor, {})
     if executor == "slurm":
         check_resources(resources)

@@ -46,6 +46,31 @@ WITHOUT_FILES: dict[str, Case] = {
         ("params", "e88", "dim=64", "depth=1", "n_head=2", "n_state=32"),
         *(2, "no setting `n_head`", "did you mean `n_heads`?"),
     ),
+    "every setting of a model missing": (
+        ("params", "e88"),
+        *(2, "e88 needs the settings `dim`, `depth`, `n_heads` and `n_state`", None),
+    ),
+    "model of a budget without budget and settings": (
+        ("calc-dim", "e88", "n_heads=x", "foo=1"),
+        2,
+        "no parameter budget is set; e88 has no setting `foo`; e88 needs the settings `depth` and "
+        "`n_state`; e88: `n_heads` must be a whole number, not 'x'",
+        "pass e.g. `--params 480M`; it has level, dim,",
+    ),
+    "words of several sorts": (
+        ("params", "e88", "a", "b=1", "b=2", "lr=3"),
+        *(2, "`a` is not of the form key=value; `b` is given twice; `lr` does not", "leave it out"),
+    ),
+    "evaluation of nothing": (
+        ("eval", "e88", "lr=x"),
+        *(2, "`lr` is a number, not `x`; no training budget is set; e88 needs the settings", None),
+    ),
+    "search of nothing": (
+        ("search", "e88"),
+        2,
+        "no training budget is set; neither a parameter budget nor `dim` is set",
+        "pass `--train-minutes 10`, `--train-steps N` or `--train-tokens N`; pass `--params 480M`",
+    ),
     "budget that no dim meets": ((*LOCAL, "--params", "1K"), 2, "no dim that is a multiple", None),
     "parameters that are no number": ((*LOCAL, "--params", "many"), 2, "`many`", "480M"),
     "neither budget nor dim": (
@@ -119,6 +144,20 @@ WRONG_SETTINGS: dict[str, tuple[str, str, str | None]] = {
         "[search.axes]\nn_headz = { kind = 'int', low = 1, high = 4 }\n",
         "no setting `n_headz`",
         "did you mean `n_heads`?",
+    ),
+    "things of several sorts": (
+        "[serach]\n[search]\npopulaton = 4\nsigma = 'x'\n[train]\nminutes = 1\nsteps = 2\n",
+        "`elman.toml` line 1: unknown section `serach`; `elman.toml` line 7: `train.minutes` and "
+        "`train.steps` exclude each other; `elman.toml` line 3: unknown key `search.populaton`; "
+        "`elman.toml` line 4: `search.sigma` must be a number, not `'x'`",
+        "did you mean `search`?; keep one training budget: minutes, steps or tokens; did you mean "
+        "`search.population`?",
+    ),
+    "axes": (
+        "[search.axes]\na = { kind = 'int', lo = 1 }\nb = { kind = 'pow3' }\n",
+        "axis `a` of kind int has no `lo`; axis `a` of kind int lacks `low`; axis `a` of kind int "
+        "lacks `high`; axis `b`: unknown kind `pow3`",
+        "did you mean `pow2`?",
     ),
     "micro-batch": ("[train]\nmicro_batch = 3\n", "does not divide", None),
     "workers": ("[local]\nworkers = 0\n", "`local.workers` must be at least 1, not 0", None),

@@ -138,7 +138,11 @@ def test_no_runs_at_all_is_an_empty_document_and_a_word_on_stderr(quick: QuickCo
     assert json.loads(quick("status", "--json").stdout) == {"version": 1, "runs": []}
     done = quick("status")
     assert (done.returncode, done.stdout) == (0, "")
-    assert "no runs" in done.stderr
+    where = f"no runs in {quick.folder}/runs"
+    assert done.stderr == f"{where}: there is no such folder\n"
+    (quick.folder / "runs").mkdir()
+    for words in (["status"], ["disk"], ["show", "best"], ["resume"]):
+        assert f"{where}\n" in quick(*words).stderr
 
 
 @pytest.mark.parametrize(("run", "code"), [("finished", 0), ("interrupted", 1)])
