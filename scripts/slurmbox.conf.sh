@@ -1,5 +1,5 @@
 # The configuration files of a slurmbox; scripts/slurmbox sources this.
-# Reads: box, kept and the options NODES, GPUS, CPUS, MEM, ACCOUNTING, MAX_ARRAY, STEPMGR,
+# Reads: box, kept and the options NODES, GPUS, CPUS, MEM, ACCOUNTING, LIMITS, MAX_ARRAY, STEPMGR,
 # SLURMBOX_PORT, SLURMBOX_PREFIX; options_text.
 # shellcheck shell=bash disable=SC2154
 
@@ -10,6 +10,7 @@ AccountingStorageHost=127.0.0.1
 AccountingStoragePort=$((SLURMBOX_PORT + 1))
 AccountingStoragePass=$box/run/munge.socket
 AccountingStorageTRES=gres/gpu"
+  ((!LIMITS)) || store+=$'\n'AccountingStorageEnforce=limits
   [[ $STEPMGR == 0 ]] || stepmgr="SlurmctldParameters=enable_stepmgr
 PrologFlags=contain"
   cat <<CONF
@@ -86,7 +87,7 @@ configure() {
   for ((i = 0; i < GPUS; i++)); do [[ -e $box/dev/gpu$i ]] || mknod "$box/dev/gpu$i" c 1 3; done
   echo "Name=gpu File=$box/dev/gpu[0-$((GPUS - 1))]" >"$box/etc/gres.conf"
   slurm_conf >"$box/etc/slurm.conf"
-  printf '%s\n' CgroupPlugin=cgroup/v1 CgroupMountpoint=/sys/fs/cgroup CgroupAutomount=yes \
+  printf '%s\n' CgroupPlugin=cgroup/v1 CgroupMountpoint=/sys/fs/cgroup \
     ConstrainRAMSpace=yes AllowedRAMSpace=100 >"$box/etc/cgroup.conf"
   (umask 177 && slurmdbd_conf >"$box/etc/slurmdbd.conf")
   options_text >"$kept"
