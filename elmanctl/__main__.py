@@ -44,7 +44,10 @@ def _run() -> int:
         # Typer knows the shells only after this, since `completion` is a command of our own.
         from typer._completion_classes import completion_init
 
+        from elmanctl.cli.complete import join_options
+
         completion_init()
+        join_options(os.environ)
     try:
         code = app(prog_name=PROGRAM, standalone_mode=False)
         return code if isinstance(code, int) else 0

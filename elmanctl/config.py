@@ -79,10 +79,21 @@ def _with_template(sources: list[Source], folder: Path, environ: Mapping[str, st
     for rank in range(len(sources) - 1, -1, -1):
         name = sources[rank].values.get("slurm.template")
         if name is not None:
-            own = merge(sources).settings.paths.templates
-            folders = (folder / own, _user_folder(environ) / "sbatch_templates")
+            own = merge(sources).settings
+            folders = template_folders(own, folder, environ)
             return [*sources[:rank], template_source(str(name), folders), *sources[rank:]]
     return sources
+
+
+def template_folders(
+    settings: Settings, folder: Path | None = None, environment: Mapping[str, str] | None = None
+) -> tuple[Path, Path]:
+    """Return where a user's own templates are looked for: by the settings, then at home."""
+    environ = os.environ if environment is None else environment
+    return (
+        (folder or Path.cwd()) / settings.paths.templates,
+        _user_folder(environ) / "sbatch_templates",
+    )
 
 
 def _user_folder(environ: Mapping[str, str]) -> Path:

@@ -5,6 +5,7 @@ import tomllib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from importlib import resources
+from importlib.resources.abc import Traversable
 from pathlib import Path
 from typing import Any
 
@@ -79,8 +80,7 @@ def _text_of(path: Path) -> str:
 
 def preset_source(name: str) -> Source:
     """Return the values of a preset that ships with elmanctl."""
-    text = resources.files("elmanctl").joinpath("presets.toml").read_text(encoding="utf-8")
-    presets = tomllib.loads(text)
+    presets = _presets()
     if name not in presets:
         near = nearest(name, presets)
         raise NotFound(
@@ -90,30 +90,52 @@ def preset_source(name: str) -> Source:
     return Source(name=f"preset {name}", values=dict(flat(presets[name])))
 
 
+def preset_names() -> list[str]:
+    """Return the names of the presets that ship with elmanctl."""
+    return list(_presets())
+
+
+def _presets() -> dict[str, Any]:
+    text = resources.files("elmanctl").joinpath("presets.toml").read_text(encoding="utf-8")
+    return tomllib.loads(text)
+
+
+def template_names(folders: Iterable[Path]) -> list[str]:
+    """Return the names of the resource templates in these folders and of those that ship."""
+    return sorted({*_templates_in(folders), *_shipped_templates()})
+
+
+def _templates_in(folders: Iterable[Path]) -> dict[str, Path]:
+    """Return the files of the user's templates by name; of two, that of the first folder."""
+    paths: dict[str, Path] = {}
+    for folder in folders:
+        for path in sorted(folder.glob("*.toml")) if folder.is_dir() else ():
+            paths.setdefault(path.stem, path)
+    return paths
+
+
+def _shipped_templates() -> dict[str, Traversable]:
+    there = resources.files("elmanctl.sbatch_templates").iterdir()
+    return {file.name.removesuffix(".toml"): file for file in there if file.name.endswith(".toml")}
+
+
 def template_source(name: str, folders: Iterable[Path]) -> Source:
     """Return the values of a resource template, looked for in the user's folders first.
 
     Raises NotFound, naming the templates there are, ConfigError for a key that is no resource.
     """
-    known: dict[str, str] = {}
-    paths: dict[str, Path] = {}
-    for folder in folders:
-        for path in sorted(folder.glob("*.toml")) if folder.is_dir() else ():
-            if path.stem not in known:
-                known[path.stem] = _text_of(path)
-                paths[path.stem] = path
-    for shipped in resources.files("elmanctl.sbatch_templates").iterdir():
-        if shipped.name.endswith(".toml"):
-            known.setdefault(shipped.name[: -len(".toml")], shipped.read_text(encoding="utf-8"))
+    paths, shipped = _templates_in(folders), _shipped_templates()
+    known = {*paths, *shipped}
     if name not in known:
         near = nearest(name, known)
         raise NotFound(
             f"no resource template named `{name}`",
             hint=f"did you mean `{near}`?" if near else f"templates: {', '.join(sorted(known))}",
         )
-    source = Source(name=f"template {name}", values={}, text=known[name])
+    text = _text_of(paths[name]) if name in paths else shipped[name].read_text(encoding="utf-8")
+    source = Source(name=f"template {name}", values={}, text=text)
     try:
-        table = tomllib.loads(known[name])
+        table = tomllib.loads(text)
     except tomllib.TOMLDecodeError as exc:
         raise ConfigError(f"cannot read the template `{name}`: {exc}") from exc
     faults = [

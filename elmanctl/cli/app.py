@@ -131,6 +131,10 @@ class _Plain(logging.Formatter):
         return printable(str(super().format(record)))
 
 
+def _complete_color(incomplete: str) -> list[str]:
+    return [word for word in _COLORS if word.startswith(incomplete)]
+
+
 @app.callback()
 def root(
     ctx: typer.Context,
@@ -140,7 +144,10 @@ def root(
     config: Annotated[
         Path | None, typer.Option(help="Use this file instead of the discovered elman.toml")
     ] = None,
-    color: Annotated[str, typer.Option(help="auto, always or never", metavar="WHEN")] = "auto",
+    color: Annotated[
+        str,
+        typer.Option(help="auto, always or never", metavar="WHEN", autocompletion=_complete_color),
+    ] = "auto",
     quiet: Annotated[
         bool, typer.Option("-q", "--quiet", help="Print only results and errors")
     ] = False,

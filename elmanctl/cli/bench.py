@@ -7,6 +7,7 @@ import typer
 
 from elmanctl.bench.machine import CPU_LABEL, require_device
 from elmanctl.bench.report import Report, check_out, read_reports
+from elmanctl.cli.complete import one_of
 from elmanctl.cli.context import JsonFlag
 from elmanctl.cli.output import Column, hint, print_json, print_table, say
 from elmanctl.constants import LAUNCHES_VARIABLE
@@ -22,8 +23,14 @@ app = typer.Typer(
     name="bench",
 )
 
+_DEVICES = ("cuda", "cpu")
+
 DeviceOption = Annotated[
-    str, typer.Option(help="cuda, or cpu: tiny shapes that measure nothing of a GPU")
+    str,
+    typer.Option(
+        help="cuda, or cpu: tiny shapes that measure nothing of a GPU",
+        autocompletion=one_of(_DEVICES),
+    ),
 ]
 OutOption = Annotated[
     Path | None,
@@ -111,7 +118,7 @@ def tune(
         elmanctl bench tune --out launches.json
         elmanctl bench tune --only 32x32 --out launches.json
     """
-    if device not in ("cuda", "cpu"):
+    if device not in _DEVICES:
         raise typer.BadParameter(f"{device} is not one of cuda, cpu")
     check_out(out)
     found = require_device(device)
@@ -176,7 +183,7 @@ def _run(
     out: Path | None,
     as_json: bool,
 ) -> None:
-    if device not in ("cuda", "cpu"):
+    if device not in _DEVICES:
         raise typer.BadParameter(f"{device} is not one of cuda, cpu")
     check_out(out)
     found = require_device(device)

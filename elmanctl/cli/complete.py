@@ -1,24 +1,113 @@
 """What the shell completes: names read from files, without a word when they cannot be read."""
 
 import logging
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, MutableMapping
 from pathlib import Path
 
 import typer
 
-from elmanctl.config import resolve
+from elmanctl.config import resolve, template_folders
 from elmanctl.errors import ElmanError
 from elmanctl.jobs.paths import RunPaths
+from elmanctl.ledger.records import VerdictKind
 from elmanctl.ledger.state import load_run
-from elmanctl.models.registry import FAMILIES
+from elmanctl.models.backends import AUTO
+from elmanctl.models.registry import FAMILIES, find_family
 from elmanctl.search.selection import find_run, list_runs
+from elmanctl.search.space import space_names
+from elmanctl.settings import setting_help
+from elmanctl.sources import preset_names, template_names
 
 logger = logging.getLogger(__name__)
+
+Completion = Callable[[str], list[str]]
+
+
+def join_options(environ: MutableMapping[str, str]) -> None:
+    """Undo bash's parting of `--option=value` into three words, in the words that it hands on."""
+    if not environ.get("COMP_CWORD", "").isdigit():
+        return
+    words, current = environ.get("COMP_WORDS", "").split("\n"), int(environ["COMP_CWORD"])
+    kept, at = [], current
+    for index, word in enumerate(words):
+        is_sign = word == "=" and words[index - 1].startswith("--")
+        if is_sign and index < current:
+            at -= 1
+        elif index != current or not is_sign:
+            kept.append(word)
+    environ["COMP_WORDS"], environ["COMP_CWORD"] = "\n".join(kept), str(at)
+
+
+def one_of(known: Iterable[str]) -> Completion:
+    """Return what completes one word of a closed set."""
+    words = list(known)
+
+    def complete(incomplete: str) -> list[str]:
+        return _starting(words, incomplete)
+
+    return complete
+
+
+def some_of(known: Iterable[str]) -> Completion:
+    """Return what completes the last word of a list with commas, each word once."""
+    words = list(known)
+
+    def complete(incomplete: str) -> list[str]:
+        before, comma, last = incomplete.rpartition(",")
+        left = [word for word in words if word not in before.split(",")]
+        return [f"{before}{comma}{word}" for word in _starting(left, last)]
+
+    return complete
+
+
+verdict_kinds = some_of(kind.value for kind in VerdictKind)
 
 
 def model_names(incomplete: str) -> list[str]:
     """Return the models whose name begins so."""
     return _starting(FAMILIES, incomplete)
+
+
+def presets(incomplete: str) -> list[str]:
+    """Return the presets whose name begins so."""
+    return _starting(preset_names(), incomplete)
+
+
+def templates(incomplete: str) -> list[str]:
+    """Return the resource templates whose name begins so, the user's own among them."""
+    try:
+        folders = template_folders(resolve({}).settings)
+        return _starting(template_names(folders), incomplete)
+    except (ElmanError, OSError) as exc:
+        logger.debug("nothing to complete: %s", exc)
+        return []
+
+
+def spaces(ctx: typer.Context, incomplete: str) -> list[str]:
+    """Return the search spaces of the model on the line, or of any, whose name begins so."""
+    names = (space for model in _models_on(ctx) for space in space_names(model))
+    return _starting(dict.fromkeys(names), incomplete)
+
+
+def backends(ctx: typer.Context, incomplete: str) -> list[str]:
+    """Return the backends of the model on the line, or of any, whose name begins so."""
+    names = (name for model in _models_on(ctx) for name in FAMILIES[model].backends)
+    return _starting([AUTO, *dict.fromkeys(names)], incomplete)
+
+
+def _models_on(ctx: typer.Context) -> Iterable[str]:
+    # While an option waits for its value, arguments before it are not yet known as parameters.
+    level = ctx.params.get("model") or ctx.params.get("level") or next(iter(ctx.args), None)
+    try:
+        return [find_family(level).name] if level else FAMILIES
+    except ElmanError as exc:
+        logger.debug("no such model: %s", exc.message)
+        return FAMILIES
+
+
+def setting_keys(incomplete: str) -> list[str]:
+    """Return the settings whose key begins so, ready for their value."""
+    return _starting((f"{key}=" for key in setting_help()), incomplete)
 
 
 def run_names(incomplete: str) -> list[str]:

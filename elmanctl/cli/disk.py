@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
-from elmanctl.cli.complete import run_names
+from elmanctl.cli.complete import run_names, some_of
 from elmanctl.cli.context import (
     DryRunFlag,
     JsonFlag,
@@ -291,7 +291,10 @@ def clean(
             help="Keep the logs of failed attempts; default yes",
         ),
     ] = None,
-    kind: Annotated[str | None, typer.Option(help=f"Only these kinds: {', '.join(KINDS)}")] = None,
+    kind: Annotated[
+        str | None,
+        typer.Option(help=f"Only these kinds: {', '.join(KINDS)}", autocompletion=some_of(KINDS)),
+    ] = None,
     dry_run: DryRunFlag = False,
     yes: YesFlag = False,
     as_json: JsonFlag = False,

@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
-from elmanctl.cli.complete import evaluation_names
+from elmanctl.cli.complete import evaluation_names, model_names, one_of, presets
 from elmanctl.cli.context import (
     DryRunFlag,
     JsonFlag,
@@ -33,6 +33,8 @@ from elmanctl.ledger.records import Evaluation
 from elmanctl.search.requeue import last_kind
 from elmanctl.search.selection import select_named
 
+_SHELLS = ("bash", "zsh", "fish")
+
 Evaluations = Annotated[
     list[str] | None, typer.Argument(help="Evaluations", autocompletion=evaluation_names)
 ]
@@ -40,7 +42,9 @@ Evaluations = Annotated[
 
 def init(
     folder: Annotated[Path, typer.Argument(help="Folder of the new elman.toml")] = Path(),
-    model: Annotated[str, typer.Option(help="Model that you mean to search")] = "e88",
+    model: Annotated[
+        str, typer.Option(help="Model that you mean to search", autocompletion=model_names)
+    ] = "e88",
     force: Annotated[bool, typer.Option("--force", help="Replace an existing file")] = False,
 ) -> None:
     """Write a commented elman.toml
@@ -122,7 +126,10 @@ def config(
     show_origin: Annotated[
         bool, typer.Option("--show-origin", help="Show where each value was set")
     ] = False,
-    preset: Annotated[str | None, typer.Option(help="As `search --preset` would see it")] = None,
+    preset: Annotated[
+        str | None,
+        typer.Option(help="As `search --preset` would see it", autocompletion=presets),
+    ] = None,
     as_json: JsonFlag = False,
 ) -> None:
     """Show settings, where each came from, and what follows each verdict
@@ -163,7 +170,7 @@ def config(
 
 
 def completion(
-    shell: Annotated[str, typer.Argument(help="bash, zsh or fish")],
+    shell: Annotated[str, typer.Argument(help="bash, zsh or fish", autocompletion=one_of(_SHELLS))],
 ) -> None:
     """Print the shell completion script
 
@@ -174,7 +181,7 @@ def completion(
     """
     from typer._completion_shared import get_completion_script
 
-    if shell not in ("bash", "zsh", "fish"):
+    if shell not in _SHELLS:
         raise UsageError(f"no completion for `{shell}`", hint="bash, zsh and fish are supported")
     print_line(
         get_completion_script(prog_name=PROGRAM, complete_var=COMPLETION_VARIABLE, shell=shell)

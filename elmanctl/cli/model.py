@@ -7,12 +7,14 @@ from typing import Annotated
 
 import typer
 
+from elmanctl.cli.complete import backends, model_names, one_of, presets
 from elmanctl.cli.context import JsonFlag, resolve_settings
 from elmanctl.cli.fields import model_fields
 from elmanctl.cli.output import Column, hint, print_json, print_line, print_table, say
 from elmanctl.errors import Faults, UsageError
+from elmanctl.jobs.spec import DEVICES
 from elmanctl.models.backends import BACKENDS, fault_here
-from elmanctl.models.config import DOCUMENTED
+from elmanctl.models.config import DOCUMENTED, VARIANTS
 from elmanctl.models.params import (
     count_parameters,
     flops_per_token,
@@ -25,14 +27,25 @@ from elmanctl.models.registry import FAMILIES, Family, decode_config, find_famil
 from elmanctl.search.audit import audit_space
 from elmanctl.search.space import SearchSpace, shipped_space, space_names
 
-VariantOption = Annotated[str, typer.Option(help="documented, or study-2026-01: as it ran then")]
+VariantOption = Annotated[
+    str,
+    typer.Option(
+        help="documented, or study-2026-01: as it ran then", autocompletion=one_of(VARIANTS)
+    ),
+]
+LevelArgument = Annotated[
+    str, typer.Argument(help="Model, e.g. e88 or E75h7n24", autocompletion=model_names)
+]
 Assignments = Annotated[
     list[str] | None, typer.Argument(help="Fields of the configuration, e.g. dim=512 depth=4")
 ]
 
 
 def models(
-    model: Annotated[str | None, typer.Argument(help="One model; default a list of all")] = None,
+    model: Annotated[
+        str | None,
+        typer.Argument(help="One model; default a list of all", autocompletion=model_names),
+    ] = None,
     as_json: JsonFlag = False,
 ) -> None:
     """List models and their searchable parameters
@@ -108,7 +121,7 @@ def models(
 
 
 def params(
-    level: Annotated[str, typer.Argument(help="Model, e.g. e88 or E75h7n24")],
+    level: LevelArgument,
     assignments: Assignments = None,
     variant: VariantOption = DOCUMENTED,
     seq_len: Annotated[int, typer.Option(help="Sequence length that FLOPs are for", min=1)] = 512,
@@ -156,7 +169,7 @@ def params(
 
 
 def calc_dim(
-    level: Annotated[str, typer.Argument(help="Model, e.g. e88 or E75h7n24")],
+    level: LevelArgument,
     assignments: Assignments = None,
     params: Annotated[
         str | None, typer.Option(help="Parameter budget, e.g. 480M; must be given")
@@ -196,7 +209,7 @@ def calc_dim(
 
 def evaluate(
     ctx: typer.Context,
-    level: Annotated[str, typer.Argument(help="Model, e.g. e88")],
+    level: LevelArgument,
     assignments: Annotated[
         list[str] | None, typer.Argument(help="Fields of the model and lr, e.g. dim=64 lr=1e-2")
     ] = None,
@@ -204,9 +217,16 @@ def evaluate(
     train_steps: Annotated[int | None, typer.Option(help="Training steps")] = None,
     train_tokens: Annotated[int | None, typer.Option(help="Training bytes")] = None,
     data: Annotated[str | None, typer.Option(help="Corpus: a file of bytes")] = None,
-    preset: Annotated[str | None, typer.Option(help="Named settings, e.g. tiny")] = None,
-    device: Annotated[str | None, typer.Option(help="cpu, cuda or auto")] = None,
-    backend: Annotated[str | None, typer.Option(help="Implementation; default the best")] = None,
+    preset: Annotated[
+        str | None, typer.Option(help="Named settings, e.g. tiny", autocompletion=presets)
+    ] = None,
+    device: Annotated[
+        str | None, typer.Option(help="cpu, cuda or auto", autocompletion=one_of(DEVICES))
+    ] = None,
+    backend: Annotated[
+        str | None,
+        typer.Option(help="Implementation; default the best", autocompletion=backends),
+    ] = None,
     seed: Annotated[int | None, typer.Option(help="Seed of the training run")] = None,
     out: Annotated[Path | None, typer.Option(help="Folder to keep it in")] = None,
     as_json: JsonFlag = False,

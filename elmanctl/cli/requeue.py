@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
-from elmanctl.cli.complete import run_or_evaluation_names
+from elmanctl.cli.complete import run_or_evaluation_names, verdict_kinds
 from elmanctl.cli.context import (
     DryRunFlag,
     JsonFlag,
@@ -51,7 +51,11 @@ def requeue(
         typer.Option("--failed", help="All that failed, or were cancelled by others than elmanctl"),
     ] = False,
     kind: Annotated[
-        str | None, typer.Option(help="With --failed: only these verdicts, e.g. oom,timeout")
+        str | None,
+        typer.Option(
+            help="With --failed: only these verdicts, e.g. oom,timeout",
+            autocompletion=verdict_kinds,
+        ),
     ] = None,
     mem: Annotated[
         float | None, typer.Option(help="Memory in GB for the new attempt", min=0.001)

@@ -12,7 +12,14 @@ from typing import Annotated, Any
 
 import typer
 
-from elmanctl.cli.complete import model_names
+from elmanctl.cli.complete import (
+    backends,
+    model_names,
+    presets,
+    setting_keys,
+    spaces,
+    templates,
+)
 from elmanctl.cli.context import (
     DryRunFlag,
     JsonFlag,
@@ -69,24 +76,33 @@ def search(
     data: Annotated[
         str | None, typer.Option(help="Corpus: a file of bytes; default the built-in one")
     ] = None,
-    space: Annotated[str | None, typer.Option(help="Search space of the model")] = None,
+    space: Annotated[
+        str | None, typer.Option(help="Search space of the model", autocompletion=spaces)
+    ] = None,
     tolerance: Annotated[
         float | None, typer.Option(help="Largest relative distance from the budget")
     ] = None,
-    backend: Annotated[str | None, typer.Option(help="Implementation; default the best")] = None,
+    backend: Annotated[
+        str | None,
+        typer.Option(help="Implementation; default the best", autocompletion=backends),
+    ] = None,
     sigma: Annotated[float | None, typer.Option(help="First step size of CMA-ES")] = None,
     seed: Annotated[int | None, typer.Option(help="Seed of the optimizer")] = None,
     start_from_best: Annotated[
         bool | None,
         typer.Option("--start-from-best", help="Start at the known best configuration"),
     ] = None,
-    preset: Annotated[str | None, typer.Option(help="Named settings, e.g. tiny")] = None,
+    preset: Annotated[
+        str | None, typer.Option(help="Named settings, e.g. tiny", autocompletion=presets)
+    ] = None,
     name: Annotated[str | None, typer.Option(help="Name of the run")] = None,
     partition: Annotated[
         str | None, typer.Option("-p", "--partition", help="Slurm partition")
     ] = None,
     account: Annotated[str | None, typer.Option(help="Slurm account")] = None,
-    template: Annotated[str | None, typer.Option(help="Named resources of a job")] = None,
+    template: Annotated[
+        str | None, typer.Option(help="Named resources of a job", autocompletion=templates)
+    ] = None,
     max_jobs: Annotated[int | None, typer.Option(help="Most jobs at one time")] = None,
     gpu_hours: Annotated[
         float | None, typer.Option(help="Pause when this much is spent; see [budget]")
@@ -188,7 +204,11 @@ def resume(
     ] = None,
     changes: Annotated[
         list[str] | None,
-        typer.Option("--set", help="Change where jobs run or the budget: slurm.partition=long"),
+        typer.Option(
+            "--set",
+            help="Change where jobs run or the budget: slurm.partition=long",
+            autocompletion=setting_keys,
+        ),
     ] = None,
     as_json: JsonFlag = False,
 ) -> None:

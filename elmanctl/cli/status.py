@@ -7,7 +7,7 @@ from typing import Annotated, Any
 import typer
 
 from elmanctl import clock
-from elmanctl.cli.complete import run_names
+from elmanctl.cli.complete import one_of, run_names
 from elmanctl.cli.context import JsonFlag, chosen_run, load_brief, load_readable, resolve_settings
 from elmanctl.cli.costs import cost_data, noise_data
 from elmanctl.cli.output import (
@@ -43,6 +43,8 @@ from elmanctl.search.in_force import settings_in_force
 from elmanctl.search.selection import list_runs, list_single_evaluations, no_runs_in
 from elmanctl.search.storage import forecast
 
+_STATES = (*(state.value for state in State), "waiting")
+
 
 def status(
     ctx: typer.Context,
@@ -54,7 +56,13 @@ def status(
         bool, typer.Option("-a", "--all", help="Every evaluation, not the newest generations")
     ] = False,
     state: Annotated[
-        str | None, typer.Option("-s", "--state", help="Only evaluations in this state")
+        str | None,
+        typer.Option(
+            "-s",
+            "--state",
+            help="Only evaluations in this state",
+            autocompletion=one_of(_STATES),
+        ),
     ] = None,
     generation: Annotated[
         int | None, typer.Option("-g", "--generation", help="Only this generation")
@@ -241,12 +249,11 @@ def _select(found: RunState, *, state: str | None, generation: int | None) -> li
 
 
 def _check_state(state: str | None) -> None:
-    states = [*State, "waiting"]
-    if state is not None and state not in states:
-        near = nearest(state, states)
+    if state is not None and state not in _STATES:
+        near = nearest(state, _STATES)
         raise UsageError(
             f"no state named `{state}`",
-            hint=f"did you mean `{near}`?" if near else f"states: {', '.join(states)}",
+            hint=f"did you mean `{near}`?" if near else f"states: {', '.join(_STATES)}",
         )
 
 
