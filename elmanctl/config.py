@@ -3,6 +3,7 @@
 A preset named by a flag stands just under the flags.  Unknown keys are refused, never ignored.
 """
 
+import contextlib
 import os
 import tomllib
 import types
@@ -259,7 +260,11 @@ def _convert(value: Any, kind: Any) -> Any:
     options = typing.get_args(kind) if isinstance(kind, types.UnionType) else (kind,)
     if value is None and types.NoneType in options:
         return None
-    target = next(option for option in options if option is not types.NoneType)
+    targets = [option for option in options if option is not types.NoneType]
+    for target in targets[:-1]:
+        with contextlib.suppress(TypeError):
+            return _convert(value, target)
+    target = targets[-1]
     origin = typing.get_origin(target) or target
     if origin is tuple and isinstance(value, list | tuple):
         return tuple(_convert(item, typing.get_args(target)[0]) for item in value)
@@ -273,9 +278,12 @@ def _convert(value: Any, kind: Any) -> Any:
 
 
 def _from_text(text: str, kind: Any, name: str) -> Any:
-    """Read an environment variable: TOML where it is TOML, else the text itself."""
+    """Read an environment variable: TOML where it is TOML, text and lists of names as they are."""
     if kind in (str, str | None):
         return text
+    if kind == tuple[int | str, ...] and not text.lstrip().startswith("["):
+        words = [word.strip() for word in text.split(",")]
+        return [int(word) if word.isdecimal() else word for word in words]
     try:
         return tomllib.loads(f"value = {text}")["value"]
     except tomllib.TOMLDecodeError as exc:

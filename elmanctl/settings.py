@@ -88,7 +88,9 @@ class LocalSettings:
     """[local]: running on this machine instead of Slurm."""
 
     workers: int = _setting(2, "Evaluations at the same time on the CPU")
-    gpus: tuple[int, ...] = _setting((), "GPUs; one evaluation at a time on each")
+    gpus: tuple[int | str, ...] = _setting(
+        (), "GPUs by number or name (GPU-..., MIG-...); one evaluation at a time on each"
+    )
     gpu_memory_gb: float | None = _setting(None, "Memory of one GPU; micro-batches are made to fit")
     timeout_min: int | None = _setting(None, "Time limit; default the training budget and a margin")
 

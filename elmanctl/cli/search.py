@@ -36,6 +36,7 @@ from elmanctl.config import parse_assignments
 from elmanctl.errors import ElmanError, UsageError
 from elmanctl.jobs.carried import check_path
 from elmanctl.jobs.executor import Executor
+from elmanctl.jobs.gpus import GPU_NAME
 from elmanctl.jobs.ownership import refuse_foreign_files
 from elmanctl.jobs.paths import RunPaths
 from elmanctl.ledger.records import RunStatus
@@ -114,7 +115,7 @@ def search(
         bool, typer.Option("--local", help="Train on this machine, without Slurm")
     ] = False,
     gpus: Annotated[
-        str | None, typer.Option(help="With --local: GPUs, one evaluation each, e.g. 0,1,2,3")
+        str | None, typer.Option(help="With --local: GPUs, one evaluation each; 0,1 or GPU-8932f9")
     ] = None,
     workers: Annotated[
         int | None, typer.Option(help="With --local: evaluations at one time on the CPU")
@@ -320,12 +321,15 @@ def interruptible(run: str) -> Iterator[threading.Event]:
             signal.signal(number, handler)
 
 
-def _gpu_list(text: str | None) -> list[int] | None:
+def _gpu_list(text: str | None) -> list[int | str] | None:
     if text is None:
         return None
-    if not all(part.strip().isdigit() for part in text.split(",")):
-        raise UsageError(f"`--gpus` is a list of numbers like 0,1,2,3, not `{text}`")
-    return [int(part) for part in text.split(",")]
+    words = [word.strip() for word in text.split(",")]
+    if not all(word.isdecimal() or GPU_NAME.fullmatch(word) for word in words):
+        raise UsageError(
+            f"`--gpus` is a list of numbers like 0,1 or of names like GPU-8932f937, not `{text}`"
+        )
+    return [int(word) if word.isdecimal() else word for word in words]
 
 
 def _free_name(runs: Path, model: str, suffix: str | None) -> str:

@@ -6,7 +6,9 @@ how it ended.  `timeout` ends a worker over its limit with or without a controll
 """
 
 import contextlib
+import logging
 import os
+import resource
 import shlex
 import signal
 import subprocess
@@ -18,6 +20,7 @@ from typing import Any
 from elmanctl.constants import LOCAL_JOB_VARIABLE
 from elmanctl.errors import SubmissionError
 from elmanctl.jobs.executor import JobReport, JobState, LiveJob, Resources, Sighting
+from elmanctl.jobs.gpus import VISIBLE_VARIABLE, devices_of
 from elmanctl.jobs.paths import RunPaths
 from elmanctl.jobs.processes import command_lines, start_ticks
 from elmanctl.jobs.slurm_environment import without_options
@@ -30,11 +33,15 @@ from elmanctl.jobs.submission import (
 from elmanctl.ledger.files import write_atomically
 from elmanctl.ledger.records import Submission
 
+logger = logging.getLogger(__name__)
+
 # $1 process file, $2 exit file, the rest the worker's command.  A polite signal to the session
 # ends the worker, and the supervisor lives on to tell of it.
 _SUPERVISOR = """\
 process=$1 exit=$2; shift 2
 trap : TERM
+# What a login shell limits softly, other than stacks and cores, is meant for no worker.
+for limit in t v d m f n u p; do ulimit -S -$limit "$(ulimit -H -$limit)"; done 2>/dev/null
 echo "$$ $(cut -d' ' -f22 /proc/$$/stat)" > "$process.new" && mv "$process.new" "$process"
 # Written now and written over later, which needs no room on a disk that is full by then.
 echo 'no code' > "$exit.new"
@@ -62,13 +69,17 @@ class LocalExecutor:
     name = "local"
     tasks_per_submission = 1
 
-    def __init__(self, paths: RunPaths, *, workers: int, gpus: Sequence[int]) -> None:
+    def __init__(self, paths: RunPaths, *, workers: int, gpus: Sequence[int | str]) -> None:
         self._paths = paths
         self._gpus = tuple(gpus)
         self._slots = len(self._gpus) or workers
 
     def check(self) -> None:
-        """Nothing is needed beyond this machine."""
+        """Raise EnvironmentNotReady for a GPU that cannot be seen from here."""
+        devices_of(self._gpus, os.environ)
+        _, hard_s = resource.getrlimit(resource.RLIMIT_CPU)
+        if hard_s != resource.RLIM_INFINITY:
+            logger.warning("`ulimit -Ht` of this shell ends each worker after %d s of CPU", hard_s)
 
     def free_slots(self, busy: Iterable[int | None]) -> Sequence[int | None]:
         """Return the numbers of the slots on which nothing runs."""
@@ -131,7 +142,7 @@ class LocalExecutor:
             "SUBMITIT_LOCAL_LOCALID": "0",
         }
         if self._gpus and slot is not None:
-            environment["CUDA_VISIBLE_DEVICES"] = str(self._gpus[slot])
+            environment[VISIBLE_VARIABLE] = devices_of(self._gpus, os.environ)[slot]
         # Workers side by side must not each start a thread for every core.
         share = len(os.sched_getaffinity(0)) // self._slots
         environment.setdefault("OMP_NUM_THREADS", str(max(1, share)))

@@ -104,7 +104,12 @@ def make_script(submission: Submission, folder: Path, code: Path) -> str:
             mem=None if resources.mem_gb is None else f"{round(resources.mem_gb * 1024)}M",
             cpus_per_task=resources.cpus,
             setup=_setup_lines(resources, folder, code),
-            additional_parameters={"no-requeue": True, **_extra(resources)},
+            # The limits of a login node's shell say nothing of what a job may use.
+            additional_parameters={
+                "no-requeue": True,
+                "propagate": "NONE",
+                **_extra(resources),
+            },
         )
     )
 

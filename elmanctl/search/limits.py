@@ -6,6 +6,7 @@ from dataclasses import fields
 from typing import Any
 
 from elmanctl.errors import ConfigError, nearest
+from elmanctl.jobs.gpus import GPU_NAME
 from elmanctl.jobs.spec import DEVICES, PRECISIONS
 from elmanctl.search.repeats import REPEATS
 from elmanctl.settings import RetrySettings, Settings
@@ -88,6 +89,12 @@ def _check_together(settings: Settings) -> None:
             f"`train.micro_batch` {micro_batch} does not divide `train.batch` {batch}"
         )
     gpus = settings.local.gpus
+    for gpu in gpus:
+        if gpu < 0 if isinstance(gpu, int) else not GPU_NAME.fullmatch(gpu):
+            raise ConfigError(
+                f"`local.gpus` holds `{gpu}`, which is no GPU",
+                hint="numbers from 0, or names as `nvidia-smi -L` shows them: GPU-..., MIG-...",
+            )
     if len(set(gpus)) < len(gpus):
         raise ConfigError(
             "`local.gpus` names a GPU twice", hint="each GPU runs one evaluation at a time"

@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 
+from elmanctl.errors import EnvironmentNotReady
 from elmanctl.jobs.executor import JobReport, JobState, LiveJob
 from elmanctl.jobs.local_executor import LocalExecutor
 from elmanctl.jobs.paths import RunPaths
@@ -148,6 +149,49 @@ def test_each_worker_sees_the_gpu_of_its_slot_alone(tmp_path: Path) -> None:
     assert list(machine.executor.free_slots([0, 2])) == [1]
     assert list(machine.executor.free_slots([0, 1, 2])) == []
     machine.executor.cancel(jobs)
+
+
+def test_numbers_of_gpus_count_what_is_visible_and_names_are_themselves(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "2,MIG-7f0e, 5")
+    machine = Machine(tmp_path, gpus=(2, 0, 1, "GPU-8932f937"))
+    machine.executor.check()
+    jobs = [machine.start("", slot + 1, slot=slot) for slot in range(4)]
+    seen = [machine.environment(number)["CUDA_VISIBLE_DEVICES"] for number in (1, 2, 3, 4)]
+    assert seen == ["5", "2", "MIG-7f0e", "GPU-8932f937"]
+    for job in jobs:
+        machine.wait(job)
+
+
+def test_gpu_that_cannot_be_seen_is_refused_at_the_start(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    executor = Machine(tmp_path, gpus=(0, 2)).executor
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "2,3")
+    with pytest.raises(EnvironmentNotReady, match=r"no GPU 2: CUDA_VISIBLE_DEVICES shows `2,3`"):
+        executor.check()
+    # But a run may be cancelled from there.
+    executor.cancel([])
+
+
+@pytest.mark.parametrize("options", ["-St 600", "-Sv 8000000", "-Sn 64", "-Sf 1000"])
+def test_soft_limits_of_the_shell_do_not_reach_workers(machine: Machine, options: str) -> None:
+    name = options[2]
+    hard = subprocess.check_output(["bash", "-c", f"ulimit -H{name}"], text=True)
+    program = (
+        "import sys; sys.path.insert(0, sys.argv[2])\n"
+        "from pathlib import Path\n"
+        "from tests.jobs.test_local_executor import Machine\n"
+        f"Machine(Path(sys.argv[1])).start('bash -c \\'ulimit -S{name}\\' > \"$last/limit\"')\n"
+    )
+    root = str(Path(__file__).parents[2])
+    shell = f'ulimit {options} && exec "$@"'
+    subprocess.run(
+        ["bash", "-c", shell, "bash", sys.executable, "-c", program, machine.root, root], check=True
+    )
+    machine.wait(machine.job())
+    assert machine.told("limit") == hard
 
 
 def test_without_gpus_every_worker_has_a_slot(machine: Machine) -> None:

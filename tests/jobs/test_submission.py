@@ -92,6 +92,12 @@ def test_job_is_never_requeued_by_slurm_behind_the_ledgers_back() -> None:
     assert "#SBATCH --no-requeue" in lines
 
 
+def test_limits_of_the_shell_do_not_travel_with_jobs_unless_asked_for() -> None:
+    assert "#SBATCH --propagate=NONE" in script(Path("/cluster/run")).splitlines()
+    asked = script(Path("/cluster/run"), extra={"propagate": "STACK"}).splitlines()
+    assert [line for line in asked if "propagate" in line] == ["#SBATCH --propagate=STACK"]
+
+
 def test_underscores_of_an_extra_option_become_dashes() -> None:
     assert extra_options({"mail_type": "END", "nice": 5}) == {"mail-type": "END", "nice": 5}
 

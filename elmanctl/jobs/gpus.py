@@ -1,0 +1,55 @@
+"""Which devices `local.gpus` means: numbers index what is visible, names are themselves; pure."""
+
+import re
+from collections.abc import Mapping, Sequence
+
+from elmanctl.errors import EnvironmentNotReady
+
+VISIBLE_VARIABLE = "CUDA_VISIBLE_DEVICES"
+
+# How the driver names a whole GPU and a part of one; the beginning of a name will do for it.
+GPU_NAME = re.compile(r"(GPU|MIG)-[A-Za-z0-9][A-Za-z0-9/-]*")
+
+
+def visible_devices(environ: Mapping[str, str]) -> tuple[str, ...] | None:
+    """Return the devices that programs started here may see, None where all of the machine's."""
+    text = environ.get(VISIBLE_VARIABLE)
+    if text is None:
+        return None
+    devices: list[str] = []
+    for word in text.split(","):
+        name = word.strip()
+        # As the driver reads it: the first word that names nothing ends the list.
+        if not name.isdigit() and not GPU_NAME.fullmatch(name):
+            break
+        devices.append(name)
+    return tuple(devices)
+
+
+def devices_of(gpus: Sequence[int | str], environ: Mapping[str, str]) -> tuple[str, ...]:
+    """Return the device of each entry of `local.gpus`, as CUDA_VISIBLE_DEVICES takes it.
+
+    Raises EnvironmentNotReady for a number beyond what is visible, and where two entries name one
+    device.
+    """
+    visible = visible_devices(environ)
+    devices = tuple(_device(gpu, visible) for gpu in gpus)
+    twice = next((name for name in devices if devices.count(name) > 1), None)
+    if twice is not None:
+        raise EnvironmentNotReady(
+            f"`local.gpus` names the device {twice} twice", hint="each GPU runs one evaluation"
+        )
+    return devices
+
+
+def _device(gpu: int | str, visible: Sequence[str] | None) -> str:
+    if isinstance(gpu, str) or visible is None:
+        return str(gpu)
+    if 0 <= gpu < len(visible):
+        return visible[gpu]
+    shown = f"`{','.join(visible)}`" if visible else "none"
+    raise EnvironmentNotReady(
+        f"there is no GPU {gpu}: {VISIBLE_VARIABLE} shows {shown}",
+        hint="numbers count what is visible here, from 0; name another device by its UUID, or "
+        f"unset {VISIBLE_VARIABLE}",
+    )
