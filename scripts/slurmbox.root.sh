@@ -16,7 +16,7 @@ own_release() { sed -n 's/^VERSION_CODENAME=//p' /etc/os-release; }
 has_own_slurm() { [[ ! -e $RELEASE_FILE && $SLURMBOX_RELEASE == "$(own_release)" ]]; }
 
 locate_root() {
-  root=$(realpath -m "${SLURMBOX_ROOTS:-${XDG_CACHE_HOME:-$HOME/.cache}/slurmbox-roots}/$SLURMBOX_RELEASE")
+  root=$SLURMBOX_ROOTS/$SLURMBOX_RELEASE
   [[ $root =~ ^[A-Za-z0-9_./+-]+$ ]] ||
     die 2 "overlayfs cannot name this folder: $root" "set SLURMBOX_ROOTS to plain characters"
 }
