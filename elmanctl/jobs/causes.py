@@ -38,6 +38,30 @@ NO_SCHEDULER = re.compile(
     r"|Unable to confirm allocation for job)"
 )
 
+# srun refuses its own options: from the command line, or from variables that it reads as options.
+_SRUN = r"^srun: (fatal: |error: )?"
+_STEP = r"(Unable to create step for job \d+: )?"
+BAD_ARGUMENTS = re.compile(
+    rf"{_SRUN}.*\bmutually exclusive\b"
+    rf"|{_SRUN}{_STEP}Invalid (--|.{{0,60}}\b(specification|argument|value|option)\b|MPI type)"
+    rf"|{_SRUN}.*\b(unrecogni[sz]ed|invalid|ambiguous|unknown) option\b"
+    rf"|{_SRUN}option .* requires an argument"
+    rf"|{_SRUN}.*\b([Uu]nable to satisfy cpu bind request|CPU binding outside of job step)"
+    # A step that asks for other than what its job has.
+    rf"|{_SRUN}Unable to create step for job \d+: (Memory required by task is not available"
+    r"|More processors requested than permitted|Requested node configuration is not available"
+    r"|Requested nodes? .*not in)"
+    # Whatever it says of an option, or of a variable, by its name.
+    r"|^srun: (fatal|error): (.*[\s(`'\"])?--[a-z]+(-[a-z]+)*\b"
+    r"|^srun: (fatal|error): .*\bS(LURM|RUN)_(?!JOB_ID\b)[A-Z]+(_[A-Z]+)*\b"
+)
+
+# What a verdict of such a cause tells beyond the words that were found.
+ADVICE = {
+    Cause.ARGUMENTS: "srun refused its own options, which is no node's fault: look for SLURM_... "
+    "and SRUN_... variables in `slurm.setup` and in the profile of the nodes, and at `slurm.extra`",
+}
+
 
 @dataclass(frozen=True, slots=True)
 class Neighbour:
@@ -58,8 +82,9 @@ def find_cause(kind: VerdictKind, texts: Iterable[str]) -> Cause | None:
     """Return whose memory ran out, or that device or scheduler failed, by texts that tell of it."""
     told = list(texts)
     if kind is VerdictKind.ENVIRONMENT:
-        silent = [bool(NO_SCHEDULER.search(text)) for text in told]
-        return Cause.SCHEDULER if silent and all(silent) else None
+        if told and all(map(BAD_ARGUMENTS.search, told)):
+            return Cause.ARGUMENTS
+        return Cause.SCHEDULER if told and all(map(NO_SCHEDULER.search, told)) else None
     if kind is VerdictKind.CUDA_ERROR:
         return Cause.DEVICE if any(map(names_broken_device, told)) else None
     if kind is not VerdictKind.OOM:

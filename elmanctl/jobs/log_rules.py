@@ -10,7 +10,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
 
-from elmanctl.jobs.causes import NO_SCHEDULER
+from elmanctl.jobs.causes import BAD_ARGUMENTS, NO_SCHEDULER
 from elmanctl.ledger.records import VerdictKind
 
 _K = VerdictKind
@@ -256,6 +256,7 @@ LINE_RULES = (
         _K.ENVIRONMENT,
     ),
     Rule(("srun:",), (NO_SCHEDULER,), _K.ENVIRONMENT),
+    Rule(("srun:",), (BAD_ARGUMENTS,), _K.ENVIRONMENT),
     _rule(
         "found denied such",
         r": (line )?\d+: ",

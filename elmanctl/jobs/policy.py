@@ -113,6 +113,8 @@ RULES: tuple[Rule, ...] = (
     ),
     # No group: an outage meets all jobs that begin in it, on every node, and speaks of none.
     Rule(kind=VerdictKind.ENVIRONMENT, case=Cause.SCHEDULER, setting="scheduler"),
+    # The same on every node and in every attempt, until somebody mends the options.
+    Rule(kind=VerdictKind.ENVIRONMENT, case=Cause.ARGUMENTS, group=Group.CODE),
     Rule(kind=VerdictKind.DISK_FULL, setting="disk_full", group=Group.DISK),
     Rule(kind=VerdictKind.TIMEOUT, setting="timeout", goes_on=True),
     Rule(kind=VerdictKind.KILLED, setting="killed", goes_on=True),

@@ -10,7 +10,7 @@ import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
-from elmanctl.jobs.causes import find_cause, find_neighbour
+from elmanctl.jobs.causes import ADVICE, find_cause, find_neighbour
 from elmanctl.jobs.classify import QUOTE_LIMIT, classify_log
 from elmanctl.jobs.executor import JobReport, JobState
 from elmanctl.jobs.observation import (
@@ -112,6 +112,8 @@ def _verdict(seen: Observation, opinion: _Opinion, word: LogWord | None) -> Verd
     if opinion.kind is _K.OOM and (cause is None or _names_memory(seen.report)):
         # Slurm counts the host's memory only.
         cause = Cause.HOST
+    if cause in ADVICE:
+        quotes.append(Evidence(source=EvidenceSource.CONTROLLER, text=ADVICE[cause]))
     return Verdict(
         kind=opinion.kind,
         evidence=tuple(quotes),

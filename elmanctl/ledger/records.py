@@ -78,6 +78,7 @@ class Cause(StrEnum):
     NEIGHBOUR = "neighbour"
     DEVICE = "device"
     SCHEDULER = "scheduler"
+    ARGUMENTS = "arguments"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -85,8 +86,9 @@ class Verdict:
     """What happened to an attempt, and the observations that say so.
 
     `cause` is host, gpu or neighbour for `oom`, device for a `cuda_error` of broken hardware,
-    scheduler for an `environment` where the scheduler did not answer its own job, and otherwise
-    None.  `confidence` is None in ledgers that were written before it existed.
+    scheduler for an `environment` where the scheduler did not answer its own job, arguments where
+    srun refused its own options, and otherwise None.  `confidence` is None in ledgers that were
+    written before it existed.
     """
 
     kind: VerdictKind

@@ -47,6 +47,7 @@ EVERY = [
     *(verdict(kind) for kind in VerdictKind),
     *(GPU, NEIGHBOUR, verdict(VerdictKind.CUDA_ERROR, Cause.DEVICE)),
     verdict(VerdictKind.ENVIRONMENT, Cause.SCHEDULER),
+    verdict(VerdictKind.ENVIRONMENT, Cause.ARGUMENTS),
     Verdict(kind=VerdictKind.CANCELLED, evidence=(ASKED,)),
 ]
 FAILURES = [each for each in EVERY if rule_of(each).setting is not None]

@@ -7,9 +7,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from elmanctl.jobs.classify import classify_log
 from elmanctl.jobs.executor import JobReport, JobState
 from elmanctl.jobs.observe import elapsed_s, heartbeat_age_s, observe, read_log, read_table
 from elmanctl.jobs.paths import RunPaths
+from elmanctl.jobs.policy import Change, rule_of
 from elmanctl.jobs.verdict import Log, Observation, judge
 from elmanctl.ledger.encoding import decode_verdict, encode_verdict
 from elmanctl.ledger.records import Cause, Confidence, EvidenceSource, VerdictKind
@@ -217,6 +219,74 @@ NO_SCHEDULER = {
         "srun: Check SLURM_JOB_ID environment variable. Expired or invalid job 28",
     ),
 }
+
+
+# As srun of several versions puts it when what it is told by options or variables does not fit.
+BAD_ARGUMENTS = {
+    "exclusive": (
+        "srun: fatal: SLURM_MEM_PER_CPU, SLURM_MEM_PER_GPU, and SLURM_MEM_PER_NODE are mutually "
+        "exclusive.",
+    ),
+    "exclusive options": ("srun: error: --exact and --whole are mutually exclusive.",),
+    "binding": (
+        "srun: error: CPU binding outside of job step allocation, allocated CPUs are: 0x3.",
+        "srun: error: Task launch for StepId=7.0 failed on node n1: "
+        "Unable to satisfy cpu bind request",
+        "srun: error: Application launch failed: Unable to satisfy cpu bind request",
+        "srun: Job step aborted",
+    ),
+    "no option": ("srun: unrecognized option '--gpu-count=2'", 'Try "srun --help" for more'),
+    "no value": ("srun: option '--mem' requires an argument",),
+    "value": ("srun: error: Invalid --gpu-bind argument: nearest",),
+    "specification": ("srun: error: Invalid --distribution specification",),
+    "variable": ("srun: error: Invalid argument (many) for environment variable: SLURM_WAIT",),
+    "two variables": (
+        "srun: fatal: cpus-per-task set by two different environment variables "
+        "SLURM_CPUS_PER_TASK=2 != SLURM_TRES_PER_TASK=cpu:1",
+    ),
+    "devices": (
+        "srun: error: Unable to create step for job 7: Invalid generic resource (gres) "
+        "specification",
+    ),
+    "memory": (
+        "srun: error: Unable to create step for job 7: Memory required by task is not available",
+    ),
+    "processors": (
+        "srun: error: Unable to create step for job 7: More processors requested than permitted",
+    ),
+    "mpi": ("srun: error: Invalid MPI type 'openmpi', --mpi=list for acceptable types",),
+}
+
+
+@pytest.mark.parametrize("name", BAD_ARGUMENTS)
+@pytest.mark.parametrize("report", [ended("FAILED", 1), VANISHED])
+def test_srun_that_refuses_its_own_options_is_no_fault_of_the_node(
+    name: str, report: JobReport
+) -> None:
+    lines = BAD_ARGUMENTS[name]
+    verdict = judge(Observation(report=report, log=log(*lines)))
+    assert (verdict.kind, verdict.cause) == (VerdictKind.ENVIRONMENT, Cause.ARGUMENTS)
+    assert verdict.summary in lines
+    assert rule_of(verdict).change is Change.NONE
+    assert "slurm.setup" in verdict.evidence[-1].text
+    assert decode_verdict(encode_verdict(verdict)) == verdict
+    assert classify_log("\n".join(lines)).cause is Cause.ARGUMENTS
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "srun: error: Unable to create step for job 7: Job credential revoked",
+        "srun: error: task 0 launch failed: Error configuring interconnect",
+        "srun: error: n1: task 0: Exited with exit code 1",
+        "srun: error: Unable to confirm allocation for job 28: Invalid job id specified",
+        "srun: fatal: Can not execute python3",
+        'srun: error: Unable to resolve "n7": Unknown host',
+    ],
+)
+def test_other_words_of_srun_do_not_speak_of_its_options(line: str) -> None:
+    verdict = judge(Observation(report=ended("FAILED", 1), log=log(line)))
+    assert verdict.cause is not Cause.ARGUMENTS
 
 
 @pytest.mark.parametrize("name", NO_SCHEDULER)
