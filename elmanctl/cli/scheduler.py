@@ -47,7 +47,8 @@ def note_data(note: SchedulerNote | None) -> dict[str, Any] | None:
     if note is None:
         return None
     told = asdict(note) if not note.is_stale else {"at": note.at}
-    told.pop("pending", None)
+    for of_jobs in ("pending", "unlisted"):
+        told.pop(of_jobs, None)
     return {**told, "age_s": round(note.age_s, 3), "is_stale": note.is_stale}
 
 
@@ -65,9 +66,12 @@ def note_line(note: SchedulerNote) -> str:
 
 
 def with_pending_reason(row: Mapping[str, Any], note: SchedulerNote | None) -> dict[str, Any]:
-    """Return an evaluation's row with Slurm's reason where its job is waiting."""
-    waits = None
-    if note is not None and not note.is_stale and row["state"] == State.SUBMITTED:
-        waits = note.pending.get(str(row["job"]))
-    reasons = [text for text in (row["reason"], waits) if text]
+    """Return an evaluation's row with why its job waits, or why it may be gone."""
+    job, told = str(row["job"]), []
+    if note is not None and not note.is_stale:
+        if row["state"] == State.SUBMITTED:
+            told.append(note.pending.get(job))
+        if row["state"] in (State.SUBMITTED, State.RUNNING):
+            told.append(note.unlisted.get(job))
+    reasons = [text for text in (row["reason"], *told) if text]
     return {**row, "reason": "; ".join(reasons) or None}

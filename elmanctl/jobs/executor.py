@@ -27,7 +27,9 @@ class JobState(StrEnum):
 class JobReport:
     """What the scheduler says of one job; `raw` is its own name for the state.
 
-    Of a job that vanished, `reason` says why accounting could not be asked about it.
+    Of a job that vanished, `reason` says why accounting could not be asked about it, and
+    `has_siblings` whether the scheduler still knows other tasks of its array.  A job that is alive
+    by accounting alone, and in no queue, `is_unlisted`.
     """
 
     state: JobState
@@ -36,6 +38,8 @@ class JobReport:
     node: str | None = None
     exit_code: int | None = None
     signal: int | None = None
+    has_siblings: bool = False
+    is_unlisted: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -213,8 +213,9 @@ LINE_RULES = (
         Weight.SCHEDULER,
     ),
     _rule(
-        "due failure",
-        r"DUE TO NODE FAILURE|srun: error: Node failure on",
+        "due failure prolog",
+        r"DUE TO NODE FAILURE|srun: error: Node failure on|^Prolog failure on node \S+$"
+        r"|^Error running slurm prolog: \d+",
         _K.NODE_FAILURE,
         Weight.SCHEDULER,
     ),

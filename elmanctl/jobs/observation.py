@@ -29,13 +29,19 @@ class Observation:
 
     `elapsed_s` is how long the worker lived by its own clock; `heartbeat_age_s` how long ago it
     wrote last, and `stale_after_s` from which age on it counts as silent.  `free_bytes` is the room
-    that is left where the run lies.
+    that is left where the run lies.  `is_in_sight`: what the controller wrote for the attempt is
+    there to be read; `left_trace`: so is any file of the job's, its output at `log_path` for one.
+    `has_started`: the scheduler has said that it runs.
     """
 
     result: Mapping[str, object] | None = None
     result_file: str | None = None
     report: JobReport | None = None
     log: Log | None = None
+    log_path: str | None = None
+    is_in_sight: bool = False
+    left_trace: bool = False
+    has_started: bool = False
     heartbeat: Mapping[str, object] | None = None
     heartbeat_file: str | None = None
     heartbeat_age_s: float | None = None
@@ -105,6 +111,12 @@ def read_word(log: Log | None) -> LogWord | None:
     )
 
 
+# Slurm's own signal number for a step that went over its memory.
+SIGNAL_OOM = 125
+
+# And for a job whose output its node could not open.
+SIGNAL_NO_OUTPUT = 53
+
 # Slurm warns this long before a time limit, and checks limits once a minute.
 _WARNING_S = 90.0
 _MINUTE_S = 60.0
@@ -154,7 +166,9 @@ def context(seen: Observation) -> tuple[Evidence, ...]:
             text += f", on {report.node}"
         quotes.append(Evidence(source=EvidenceSource.SCHEDULER, text=text))
     number = None if report is None else ended_by(report)
-    if number is not None:
+    if number == SIGNAL_NO_OUTPUT:
+        quotes.append(Evidence(source=EvidenceSource.EXIT, text="exit 0:53"))
+    elif number is not None:
         text = f"ended by signal {number} ({_signal_name(number)})"
         quotes.append(Evidence(source=EvidenceSource.EXIT, text=text))
     elif report is not None and report.exit_code is not None:
@@ -185,8 +199,7 @@ def _seconds_between(began: object, later: Mapping[str, object]) -> float | None
 
 
 def _signal_name(number: int) -> str:
-    # Slurm's own number for a step that went over its memory.
-    if number == 125:
+    if number == SIGNAL_OOM:
         return "out of memory"
     try:
         return signal.Signals(number).name

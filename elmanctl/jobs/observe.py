@@ -37,17 +37,24 @@ def observe(
     limit_s: float,
     stale_after_s: float | None = None,
     cancel_requested: bool = False,
+    has_started: bool = False,
 ) -> Observation:
     """Return everything known of an attempt; files are named relative to `root`, the run.
 
-    A heartbeat older than `stale_after_s` is no sign of life.
+    A heartbeat older than `stale_after_s` is no sign of life.  `has_started`: the scheduler has
+    said that the job runs.
     """
     heartbeat = read_table(paths.heartbeat)
+    traces = (paths.claim, paths.heartbeat, paths.metrics, paths.result, log)
     return Observation(
         result=read_table(paths.result),
         result_file=str(paths.result.relative_to(root)),
         report=report,
         log=read_log(log, root),
+        log_path=str(log),
+        is_in_sight=paths.spec.is_file(),
+        left_trace=any(os.path.lexists(trace) for trace in traces),
+        has_started=has_started,
         heartbeat=heartbeat,
         heartbeat_file=str(paths.heartbeat.relative_to(root)),
         heartbeat_age_s=heartbeat_age_s(paths, time.time()),

@@ -26,13 +26,17 @@ _LATE_S = 300.0
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SchedulerNote:
-    """One poll: `pending` is Slurm's reason by job id, `next_s` the time to the next poll."""
+    """One poll: `pending` is Slurm's reason by job id, `next_s` the time to the next poll.
+
+    `unlisted` says of jobs that are alive by accounting alone what speaks for that, and against.
+    """
 
     at: str
     next_s: float
     silent_reason: str | None = None
     accounting: bool | None = None
     pending: Mapping[str, str] = field(default_factory=dict)
+    unlisted: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def age_s(self) -> float:
@@ -63,12 +67,18 @@ def read_note(path: Path) -> SchedulerNote | None:
 
 
 def _decode(data: Mapping[str, Any]) -> SchedulerNote:
-    silent, accounting, pending = data["silent_reason"], data["accounting"], data["pending"]
+    silent, accounting = data["silent_reason"], data["accounting"]
     clock.from_text(data["at"])
     return SchedulerNote(
         at=data["at"],
         next_s=float(data["next_s"]),
         silent_reason=None if silent is None else str(silent),
         accounting=accounting if isinstance(accounting, bool) else None,
-        pending={str(job): str(reason) for job, reason in dict(pending).items()},
+        pending=_texts(data["pending"]),
+        # Controllers of earlier versions do not write it.
+        unlisted=_texts(data.get("unlisted", {})),
     )
+
+
+def _texts(table: Any) -> dict[str, str]:
+    return {str(job): str(text) for job, text in dict(table).items()}

@@ -33,7 +33,8 @@ STATES = {
     "DEADLINE": _ENDED,
     "EXPEDITING": _RUNNING,
     "FAILED": _ENDED,
-    "LAUNCH_FAILED": _RUNNING,
+    # Slurm puts such a job back only where it may be requeued, and ours may not.
+    "LAUNCH_FAILED": _ENDED,
     "NODE_FAIL": _ENDED,
     "OUT_OF_MEMORY": _ENDED,
     "PENDING": _PENDING,
@@ -87,12 +88,16 @@ class AccountingOff(SlurmSilent):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class JobRow:
-    """What squeue or sacct say of one job; an array is listed task by task."""
+    """What squeue or sacct say of one job; an array is listed task by task.
+
+    `hides_step`: the job failed, and nothing is said of the step that made it fail.
+    """
 
     job_id: str
     array_id: str
     name: str
     report: JobReport
+    hides_step: bool = False
 
     @property
     def is_refusal(self) -> bool:
@@ -129,8 +134,15 @@ def parse_squeue(text: str) -> list[JobRow]:
             exit_code=code,
             signal=signal,
         )
-        known = name.removesuffix("|").rstrip()
-        rows.append(JobRow(job_id=job_id, array_id=array_id, name=known, report=report))
+        rows.append(
+            JobRow(
+                job_id=job_id,
+                array_id=array_id,
+                name=name.removesuffix("|").rstrip(),
+                report=report,
+                hides_step=raw == "FAILED" and signal is None and _exit(derived)[0] in (None, 0),
+            )
+        )
     return rows
 
 

@@ -4,15 +4,14 @@ import logging
 import os
 import time
 from collections.abc import Iterable, Mapping, Sequence
-from datetime import timedelta
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from elmanctl.clock import from_text
 from elmanctl.errors import SubmissionError
+from elmanctl.jobs.accounting import Accounting, Ends, report_unlisted
 from elmanctl.jobs.executor import (
     JobReport,
-    JobState,
     LiveJob,
     Resources,
     Sighting,
@@ -21,7 +20,7 @@ from elmanctl.jobs.executor import (
 )
 from elmanctl.jobs.paths import RunPaths
 from elmanctl.jobs.processes import command_lines
-from elmanctl.jobs.slurm import AccountingOff, JobRow, Slurm, SlurmSilent, askable
+from elmanctl.jobs.slurm import JobRow, Slurm, SlurmSilent, askable
 from elmanctl.jobs.slurm_command import NoAnswer, run_command
 from elmanctl.jobs.slurm_environment import job_environment
 from elmanctl.jobs.submission import SCRIPT_NAME, excluded, make_script, write_pickles
@@ -38,9 +37,6 @@ _TOO_LARGE = "Invalid job array specification"
 # Slurm's own default of MaxArraySize, which few clusters lower.
 _USUAL_ARRAY = 1001
 
-# Accounting that fails is asked again after one more look, then three, seven, and at last nine.
-_MOST_SKIPPED = 9
-
 logger = logging.getLogger(__name__)
 
 
@@ -53,11 +49,8 @@ class SlurmExecutor:
         self._paths = paths
         self._max_jobs = max_jobs
         self._slurm = slurm or Slurm()
-        self._accounting: bool | None = None
-        self._failures = 0
-        self._failure: str | None = None
-        self._skip = 0
-        self._unheard: str | None = None
+        self._accounting = Accounting(self._slurm)
+        self._ends = Ends()
         self._array_limit = _USUAL_ARRAY
         self._knows_array_limit = False
         self._asks_array_limit = False
@@ -122,6 +115,8 @@ class SlurmExecutor:
     def look(self, jobs: Sequence[LiveJob], intended: Sequence[Submission]) -> Sighting:
         """Ask squeue about everything, then one more command: sacct about what squeue lacks.
 
+        An end whose cause squeue may not know waits for sacct, and has no report meanwhile.
+
         When an array was refused for its size, its limit is asked for in place of sacct, once.
         A submission that has started left its job id in its folder; others are known by their
         unique name.  Raises SlurmSilent when squeue cannot be asked.
@@ -136,25 +131,27 @@ class SlurmExecutor:
                 found[submission.id] = started
         _wait_for_sbatch(str(self._paths.submission(one.id) / SCRIPT_NAME) for one in unstarted)
         rows = self._slurm.queue() if jobs or unstarted else []
-        self._unheard = None
-        seen = {(row.job_id, row.name): row.report for row in rows}
+        self._accounting.unheard = None
+        listed = {(row.job_id, row.name): row for row in rows}
+        ours = {job: listed.get((job.job_id, job.job_name)) for job in jobs}
         reports = {
-            job.job_id: seen[job.job_id, job.job_name]
-            for job in jobs
-            if (job.job_id, job.job_name) in seen
+            job.job_id: row.report for job, row in ours.items() if row and not row.hides_step
         }
         names = {row.name: row.array_id for row in rows if not row.is_refusal}
         found |= {one.id: names[one.job_name] for one in unstarted if one.job_name in names}
-        gone = [job for job in jobs if job.job_id not in reports]
         missing = [one for one in unstarted if one.id not in found]
+        unclear = {job: row for job, row in ours.items() if row is None or row.hides_step}
         if self._asks_array_limit:
             self._ask_array_limit()
-        elif gone or missing:
-            more_reports, more_found = self._ask_accounting(gone, missing)
+        elif unclear or missing:
+            more_reports, more_found = self._ask_accounting(unclear, missing, rows)
             reports |= more_reports
             found |= more_found
         return Sighting(
-            reports=reports, found=found, unheard=self._unheard, accounting=self._accounting
+            reports=reports,
+            found=found,
+            unheard=self._accounting.unheard,
+            accounting=self._accounting.is_kept,
         )
 
     def _ask_array_limit(self) -> None:
@@ -170,55 +167,36 @@ class SlurmExecutor:
         logger.info("an array holds %d attempts at most here", self._array_limit)
 
     def _ask_accounting(
-        self, gone: Sequence[LiveJob], missing: Sequence[Submission]
+        self,
+        unclear: Mapping[LiveJob, JobRow | None],
+        missing: Sequence[Submission],
+        listed: Sequence[JobRow],
     ) -> tuple[dict[str, JobReport], dict[str, str | None]]:
-        """Return reports of jobs, and ids of submissions, that squeue does not list."""
-        asked = askable([one.job_name for one in missing] + [job.job_name for job in gone])
-        dates = [one.intended_at for one in missing] + [job.since for job in gone]
-        rows = self._accounting_rows(asked, min((at for at in dates if at), default=None))
-        if rows is None and self._accounting is not False:
-            vanished = JobReport(state=JobState.VANISHED, reason=self._unheard)
-            return {job.job_id: vanished for job in gone}, {}
-        known = {(row.job_id, row.name): row.report for row in rows or []}
-        reports = {}
-        for job in gone:
-            report = known.get((job.job_id, job.job_name))
-            if job.job_name not in asked:
-                continue
-            if report is None or report.state is not JobState.ENDED:
-                # Accounting lags behind: a job that left squeue is not running because of it.
-                report = JobReport(state=JobState.VANISHED)
-            reports[job.job_id] = report
-        arrays = {row.name: row.array_id for row in rows or [] if not row.is_refusal}
-        found = {one.id: arrays.get(one.job_name) for one in missing if one.job_name in asked}
-        return reports, found
+        """Return reports of jobs, and ids of submissions, on which squeue does not say enough.
 
-    def _accounting_rows(self, names: Sequence[str], since: str | None) -> list[JobRow] | None:
-        """Return sacct's answer, None without one; accounting that is off is asked once only."""
-        if self._accounting is False:
-            return None
-        if self._skip:
-            self._skip -= 1
-            self._unheard = self._failure
-            return None
-        # Room for clocks that differ between this machine and the cluster's.
-        start = from_text(since).astimezone() - timedelta(hours=1) if since else None
-        try:
-            rows = self._slurm.accounting(
-                names, since=start.strftime("%Y-%m-%dT%H:%M:%S") if start else "1970-01-01"
-            )
-        except AccountingOff as exc:
-            logger.warning("this cluster keeps no accounting: %s", exc.message)
-            self._accounting = False
-            return None
-        except SlurmSilent as exc:
-            self._failures += 1
-            self._skip = min(2**self._failures - 1, _MOST_SKIPPED)
-            self._unheard = self._failure = exc.message
-            logger.warning("%s; not asked in the next %d looks", exc.message, self._skip)
-            return None
-        self._accounting, self._failures = True, 0
-        return rows
+        `unclear` holds squeue's row of each job, None where there is none.
+        """
+        asked = askable([one.job_name for one in missing] + [job.job_name for job in unclear])
+        dates = [one.intended_at for one in missing] + [job.since for job in unclear]
+        rows = self._accounting.rows(asked, min((at for at in dates if at), default=None))
+        own = {(job.job_id, job.job_name) for job in unclear}
+        told = {row.job_id: row.report for row in rows or [] if (row.job_id, row.name) in own}
+        ended = {job.job_id: row.report for job, row in unclear.items() if row is not None}
+        reports = self._ends.completed(ended, told, self._accounting)
+        known = [row for row in (*listed, *(rows or [])) if not row.is_refusal]
+        arrays = {(row.array_id, row.name) for row in known}
+        silent = rows is None and self._accounting.is_kept is not False
+        for job in (job for job, row in unclear.items() if row is None):
+            if silent or job.job_name in asked:
+                report = report_unlisted(job, told, arrays)
+                reports[job.job_id] = (
+                    replace(report, reason=self._accounting.unheard) if silent else report
+                )
+        if silent:
+            return reports, {}
+        accepted = {row.name: row.array_id for row in rows or [] if not row.is_refusal}
+        found = {one.id: accepted.get(one.job_name) for one in missing if one.job_name in asked}
+        return reports, found
 
     def cancel(self, jobs: Sequence[LiveJob]) -> None:
         """Cancel jobs by scancel."""

@@ -14,6 +14,8 @@ from elmanctl.jobs.causes import ADVICE, find_cause, find_neighbour
 from elmanctl.jobs.classify import QUOTE_LIMIT, classify_log
 from elmanctl.jobs.executor import JobReport, JobState
 from elmanctl.jobs.observation import (
+    SIGNAL_NO_OUTPUT,
+    SIGNAL_OOM,
     Log,
     LogWord,
     Observation,
@@ -68,8 +70,6 @@ _REASONS = {
 # Less than any log needs that tells of an error.
 _NO_ROOM_BYTES = 64 * 1024
 
-# Slurm's own signal number for a step that went over its memory.
-SIGNAL_OOM = 125
 
 # What a log may say of a process that a signal ended; any other error in it was survived.
 _BEHIND_SIGNAL = (_K.OOM, _K.CUDA_ERROR, _K.DISK_FULL)
@@ -151,22 +151,50 @@ def _of_end(seen: Observation, report: JobReport, word: LogWord | None) -> _Opin
     named = _named(report)
     if named is _K.CANCELLED:
         return _of_cancellation(seen, report, word)
+    if named is _K.NODE_FAILURE and ended_by(report) == SIGNAL_NO_OUTPUT:
+        return _of_launch(seen, report)
     if named is not None:
         disagrees = word is not None and word.is_cause and word.kind is not named
         unsure = disagrees or named is _K.LOST
         return _Opinion(kind=named, confidence=Confidence.LIKELY if unsure else Confidence.CERTAIN)
+    if ended_by(report) == SIGNAL_NO_OUTPUT:
+        return _of_launch(seen, report)
     if ended_by(report) is not None:
         return _of_signal(seen, report, word)
     failed = report.exit_code if report.exit_code is not None else report.raw == "FAILED"
     if failed and word is not None and (word.kind is not _K.CANCELLED or word.of_scheduler):
         return _Opinion(kind=word.kind, confidence=Confidence.LIKELY, lead=word.quotes)
-    if failed and seen.free_bytes is not None and seen.free_bytes < _NO_ROOM_BYTES:
-        # On a full disk neither worker nor Slurm can write down why.
-        text = f"{seen.free_bytes} bytes are free where the run lies"
-        full = Evidence(source=EvidenceSource.CONTROLLER, text=text)
-        return _Opinion(kind=_K.DISK_FULL, confidence=Confidence.LIKELY, lead=(full,))
+    if failed and (full := _full_disk(seen)) is not None:
+        return full
+    if report.node and seen.is_in_sight and not seen.left_trace:
+        # Slurm opens the log before it runs anything: it lies where only that node can see it.
+        return _of_launch(seen, report)
     missing = Evidence(source=EvidenceSource.CONTROLLER, text="ended without a result")
     return _Opinion(kind=_K.UNDETERMINED, confidence=Confidence.UNCLEAR, lead=(missing,))
+
+
+def _full_disk(seen: Observation) -> _Opinion | None:
+    """Return that the run's disk is full: neither worker nor Slurm can then write down why."""
+    if seen.free_bytes is None or seen.free_bytes >= _NO_ROOM_BYTES:
+        return None
+    text = f"{seen.free_bytes} bytes are free where the run lies"
+    full = Evidence(source=EvidenceSource.CONTROLLER, text=text)
+    return _Opinion(kind=_K.DISK_FULL, confidence=Confidence.LIKELY, lead=(full,))
+
+
+def _of_launch(seen: Observation, report: JobReport) -> _Opinion:
+    """Return what it means that a node could not open a job's log, or opened it elsewhere."""
+    full = _full_disk(seen)
+    if full is not None:
+        return full
+    where = f" `{seen.log_path}`" if seen.log_path else ""
+    node = report.node or "its node"
+    if ended_by(report) == SIGNAL_NO_OUTPUT:
+        text = f"{node} could not open the job's log{where}: Slurm's exit 0:53, which is no signal"
+    else:
+        text = f"the job ran on {node} and its log{where} is not here: that node does not see it"
+    told = Evidence(source=EvidenceSource.SCHEDULER, text=text)
+    return _Opinion(kind=_K.NODE_FAILURE, confidence=Confidence.LIKELY, lead=(told,))
 
 
 def _of_cancellation(seen: Observation, report: JobReport, word: LogWord | None) -> _Opinion:
@@ -209,11 +237,20 @@ def _of_silence(seen: Observation, word: LogWord | None) -> _Opinion:
         return _Opinion(kind=word.kind, confidence=likely, lead=word.quotes)
     if not vanished:
         return _Opinion(kind=_K.UNDETERMINED, confidence=unclear)
+    if seen.report is not None and seen.report.has_siblings and not _has_begun(seen):
+        # Of a task that waits and is cancelled alone, Slurm keeps no record.
+        text = "Slurm knows the other tasks of its array: this one was taken back before it began"
+        told = Evidence(source=EvidenceSource.SCHEDULER, text=text)
+        return _Opinion(kind=_K.CANCELLED, confidence=likely, lead=(told,))
     if seen.signals and was_limit_reached(seen):
         return _Opinion(kind=_K.TIMEOUT, confidence=likely, lead=(heartbeat_quote(seen),))
     if was_warned_early(seen):
         return _Opinion(kind=_K.PREEMPTED, confidence=likely, lead=(heartbeat_quote(seen),))
     return _Opinion(kind=_K.LOST, confidence=likely)
+
+
+def _has_begun(seen: Observation) -> bool:
+    return seen.has_started or seen.left_trace
 
 
 def _from_result(seen: Observation, result: Mapping[str, object]) -> Verdict:

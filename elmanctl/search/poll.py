@@ -2,11 +2,12 @@
 
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 from elmanctl import clock
 from elmanctl.errors import EnvironmentNotReady
-from elmanctl.jobs.executor import Executor, JobState, LiveJob, Sighting
+from elmanctl.jobs.executor import Executor, JobReport, JobState, LiveJob, Sighting
+from elmanctl.jobs.observe import heartbeat_age_s
 from elmanctl.jobs.scheduler_note import SchedulerNote, write_note
 from elmanctl.ledger.records import Attempt, Submission
 from elmanctl.search.session import Session
@@ -106,8 +107,27 @@ class Poller:
                 for job_id, report in reports.items()
                 if report.state is JobState.PENDING and report.reason
             },
+            unlisted=self._unlisted(reports),
         )
         write_note(self._session.paths.scheduler, note)
+
+    def _unlisted(self, reports: Mapping[str, JobReport]) -> dict[str, str]:
+        """Return what is known of each job that only accounting takes for alive."""
+        told = {}
+        for evaluation, attempt in self._session.state.live_attempts():
+            report = reports.get(str(attempt.job_id))
+            if report is None or not report.is_unlisted:
+                continue
+            paths = self._session.paths.attempt(evaluation.id, attempt.number)
+            age_s = heartbeat_age_s(paths, time.time())
+            sign = "no sign of life"
+            if age_s is not None:
+                sign = f"last sign of life {clock.format_rough(max(0.0, age_s))} ago"
+            told[str(attempt.job_id)] = (
+                f"sacct says {report.raw}, squeue does not know it; {sign}; "
+                "if it is gone, cancel it and queue it again"
+            )
+        return told
 
 
 def live_job(session: Session, attempt: Attempt) -> LiveJob:

@@ -129,7 +129,10 @@ def _check_reopening(evaluation: Evaluation) -> None:
     if evaluation.state is State.COMPLETED or not evaluation.state.is_finished:
         raise UsageError(
             f"{evaluation.id} is {evaluation.state}: only failed and cancelled evaluations "
-            "can be queued again"
+            "can be queued again",
+            hint=f"cancel it first: `elmanctl cancel {evaluation.id}`"
+            if evaluation.has_live_attempt
+            else None,
         )
     if evaluation.has_live_attempt:
         raise UsageError(f"{evaluation.id} still has a job that is ending", hint="try again")

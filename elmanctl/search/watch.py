@@ -137,7 +137,10 @@ class Watcher:
         self, report: JobReport, evaluation: Evaluation, attempt: Attempt
     ) -> tuple[Evaluation, Verdict] | None:
         key = str(attempt.job_id)
-        if report.state is JobState.VANISHED:
+        # What accounting alone takes for alive is never run again by itself: accounting may be
+        # right.  Who cancelled such an evaluation says that it is not.
+        cancelled = evaluation.state is State.CANCELLED
+        if report.state is JobState.VANISHED or (report.is_unlisted and cancelled):
             self._missed[key] = self._missed.get(key, 0) + 1
             enough = _MISSED if report.reason is None else _MISSED_UNHEARD
             if self._has_result(evaluation, attempt):
@@ -146,6 +149,8 @@ class Watcher:
                 return None
             return self._settle(evaluation, attempt, report)
         self._missed.pop(key, None)
+        if report.is_unlisted and self._has_result(evaluation, attempt):
+            return self._settle(evaluation, attempt, report)
         if report.state is JobState.ENDED:
             since, _ = self._ended.setdefault(key, (self._now(), report))
             # A worker that a signal ended had no time to leave a result.
@@ -210,6 +215,7 @@ class Watcher:
             limit_s=60 * float(str(submission.resources["timeout_min"])),
             stale_after_s=self._stale_after_s,
             cancel_requested=evaluation.state is State.CANCELLED,
+            has_started=attempt.state is not State.SUBMITTED,
         )
         result, beat = seen.result, seen.heartbeat or {}
         fault = _mismatch(seen, evaluation, attempt)

@@ -450,12 +450,74 @@ def test_job_that_neither_command_knows_has_vanished(slurm: Setup) -> None:
     assert {report.state for report in reports.values()} == {JobState.VANISHED}
 
 
-def test_accounting_that_lags_behind_does_not_revive_a_job(slurm: Setup) -> None:
+@pytest.mark.parametrize("raw", ["RUNNING", "PENDING"])
+def test_job_that_accounting_takes_for_alive_has_not_vanished(slurm: Setup, raw: str) -> None:
+    """Though squeue does not list it: for whatever reason, and accounting may lag behind."""
     slurm.tools.answer("squeue", listed("7_0|COMPLETED|None|n1"))
-    slurm.tools.answer("sacct", f"7_1|RUNNING|0:0|0:0|n1|None|{NAME}\n")
+    slurm.tools.answer("sacct", f"7_1|{raw}|0:0|0:0|n1|None|{NAME}\n")
     reports = slurm.reports()
     assert (reports["7_0"].state, reports["7_0"].raw) == (JobState.ENDED, "COMPLETED")
-    assert reports["7_1"].state is JobState.VANISHED
+    assert reports["7_1"].state.value == raw.lower()
+    assert reports["7_1"].is_unlisted
+    assert not reports["7_0"].is_unlisted
+    slurm.tools.answer("sacct", f"7_1|NODE_FAIL|1:0|0:0|n1|None|{NAME}\n")
+    report = slurm.reports()["7_1"]
+    assert (report.state, report.raw, report.is_unlisted) == (JobState.ENDED, "NODE_FAIL", False)
+
+
+def test_task_that_vanished_is_told_from_a_whole_array_that_did(slurm: Setup) -> None:
+    slurm.tools.answer("squeue", listed("7_0|PENDING|Priority|"))
+    slurm.tools.answer("sacct", f"7_[0]|PENDING|0:0|0:0|None assigned|None|{NAME}\n")
+    reports = slurm.reports()
+    assert (reports["7_1"].state, reports["7_1"].has_siblings) == (JobState.VANISHED, True)
+    # What is left when each waiting task was cancelled alone is one record of the array.
+    slurm.tools.answer("squeue", listed("7|CANCELLED|Priority|"))
+    slurm.tools.answer("sacct")
+    assert [report.has_siblings for report in slurm.reports().values()] == [True] * 3
+    slurm.tools.answer("squeue")
+    slurm.tools.answer("sacct", f"7_0|COMPLETED|0:0|0:0|n1|None|{NAME}\n")
+    assert slurm.reports()["7_2"].has_siblings
+    slurm.tools.answer("sacct", "7_0|COMPLETED|0:0|0:0|n1|None|another\n")
+    assert not any(report.has_siblings for report in slurm.reports().values())
+
+
+def test_end_that_squeue_tells_half_is_completed_by_accounting(slurm: Setup) -> None:
+    """As under `enable_stepmgr`: what ended the step never reaches slurmctld."""
+    slurm.tools.answer(
+        "squeue",
+        listed("7_0|FAILED|NonZeroExitCode|n1|256|0", "7_1|FAILED|NonZeroExitCode|n2|35072|0"),
+    )
+    slurm.tools.answer(
+        "sacct",
+        f"7_0|FAILED|1:0|0:125|n1|None|{NAME}\n7_1|FAILED|137:0|0:9|n2|None|{NAME}\n",
+    )
+    reports = slurm.reports(JOBS[:2])
+    seen = {job: (r.raw, r.exit_code, r.signal, r.node, r.reason) for job, r in reports.items()}
+    assert seen == {
+        "7_0": ("FAILED", 1, 125, "n1", "NonZeroExitCode"),
+        "7_1": ("FAILED", 137, 9, "n2", "NonZeroExitCode"),
+    }
+    assert [call[0] for call in slurm.tools.calls] == ["squeue", "sacct"]
+
+
+def test_end_that_squeue_tells_half_waits_for_accounting_but_not_for_ever(slurm: Setup) -> None:
+    slurm.tools.answer("squeue", listed("7_0|FAILED|NonZeroExitCode|n1|256|0"))
+    slurm.tools.answer("sacct", f"7_0|RUNNING|0:0|0:0|n1|None|{NAME}\n")
+    assert slurm.reports(JOBS[:1]) == {}
+    assert slurm.reports(JOBS[:1])["7_0"].exit_code == 1
+
+
+def test_end_that_squeue_tells_half_waits_longer_while_accounting_is_silent(slurm: Setup) -> None:
+    slurm.tools.answer("squeue", listed("7_0|FAILED|NonZeroExitCode|n1|256|0"))
+    slurm.tools.answer("sacct", stderr="sacct: error: slurmdbd: Connection refused\n", code=1)
+    assert [slurm.reports(JOBS[:1]) for _ in range(4)] == [{}] * 4
+    assert slurm.reports(JOBS[:1])["7_0"].exit_code == 1
+
+
+def test_end_that_squeue_tells_half_is_all_there_is_without_accounting(slurm: Setup) -> None:
+    slurm.tools.answer("squeue", listed("7_0|FAILED|NonZeroExitCode|n1|256|0"))
+    slurm.tools.answer("sacct", stderr=NO_ACCOUNTING, code=1)
+    assert slurm.reports(JOBS[:1])["7_0"].exit_code == 1
 
 
 def test_without_accounting_squeue_alone_tells_how_jobs_ended(slurm: Setup) -> None:

@@ -1,5 +1,6 @@
 """From what is known of an attempt to its verdict, each with the evidence it rests on."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,7 @@ def log(*lines: str) -> Log:
 
 
 VANISHED = JobReport(state=JobState.VANISHED)
+TAKEN_BACK = JobReport(state=JobState.VANISHED, has_siblings=True)
 
 # Observation, verdict, and a part of the first evidence.
 TABLE: dict[str, tuple[dict[str, Any], VerdictKind, str]] = {
@@ -160,6 +162,69 @@ TABLE: dict[str, tuple[dict[str, Any], VerdictKind, str]] = {
         },
         VerdictKind.NODE_FAILURE,
         "failed on node n2",
+    ),
+    "no log could be opened, as Slurm 22.05 says it": (
+        {
+            "report": replace(ended("FAILED", 15, 53), reason="JobLaunchFailure"),
+            "log_path": "/r/submissions/s0001/7_0_0_log.out",
+        },
+        VerdictKind.NODE_FAILURE,
+        "n1 could not open the job's log `/r/submissions/s0001/7_0_0_log.out`",
+    ),
+    "no log could be opened, as later versions say it": (
+        {"report": replace(ended("FAILED", 0), reason="RaisedSignal:53(Real-time_signal_19)")},
+        VerdictKind.NODE_FAILURE,
+        "n1 could not open the job's log: Slurm's exit 0:53, which is no signal",
+    ),
+    "no log could be opened, by accounting alone": (
+        {"report": ended("FAILED", 0, 53)},
+        VerdictKind.NODE_FAILURE,
+        "could not open the job's log",
+    ),
+    "no log could be opened, since the run's disk is full": (
+        {"report": ended("FAILED", 0, 53), "free_bytes": 0},
+        VerdictKind.DISK_FULL,
+        "0 bytes are free where the run lies",
+    ),
+    "its log is on the node alone": (
+        {"report": ended("FAILED", 2), "log_path": "/r/7_0_0_log.out", "is_in_sight": True},
+        VerdictKind.NODE_FAILURE,
+        "the job ran on n1 and its log `/r/7_0_0_log.out` is not here",
+    ),
+    "it left a trace, though its log is gone": (
+        {"report": ended("FAILED", 2), "is_in_sight": True, "left_trace": True},
+        VerdictKind.UNDETERMINED,
+        "without a result",
+    ),
+    "the node's prolog failed": (
+        {"report": ended("CANCELLED by 0"), "log": log("Error running slurm prolog: 3")},
+        VerdictKind.NODE_FAILURE,
+        "Error running slurm prolog: 3",
+    ),
+    "the node's prolog failed, in other words": (
+        {"report": ended("CANCELLED"), "log": log("Prolog failure on node n1")},
+        VerdictKind.NODE_FAILURE,
+        "Prolog failure on node n1",
+    ),
+    "cancelled before it wrote anything": (
+        {"report": ended("CANCELLED by 1000"), "is_in_sight": True},
+        VerdictKind.CANCELLED,
+        "CANCELLED by 1000",
+    ),
+    "taken back": (
+        {"report": TAKEN_BACK},
+        VerdictKind.CANCELLED,
+        "Slurm knows the other tasks of its array: this one was taken back before it began",
+    ),
+    "vanished after it had begun": (
+        {"report": TAKEN_BACK, "has_started": True},
+        VerdictKind.LOST,
+        "no longer knows the job",
+    ),
+    "vanished and left a trace": (
+        {"report": TAKEN_BACK, "left_trace": True},
+        VerdictKind.LOST,
+        "no longer knows the job",
     ),
     "vanished": ({"report": VANISHED}, VerdictKind.LOST, "no longer knows the job"),
     "vanished after a word": (

@@ -116,6 +116,16 @@ class Cluster:
         times = [at for at, _ in self.asked]
         return max(sum(start <= at < start + POLL_S for at in times) for start in times)
 
+    def vanish(self, name: str) -> Callable[[Session], None]:
+        """Return what lets the job of an evaluation vanish once it runs."""
+
+        def turn(session: Session) -> None:
+            attempts = session.state.evaluations[name].attempts
+            if attempts and attempts[0].state is State.RUNNING:
+                self.unlisted.add(name)
+
+        return turn
+
     def finish_one(self, session: Session) -> None:
         """Let the worker of the oldest running job leave its result."""
         for evaluation, attempt in session.state.live_attempts():
@@ -143,7 +153,7 @@ def test_two_commands_a_poll_are_asked_for_any_number_of_jobs(
     new_cluster: NewCluster, jobs: int
 ) -> None:
     cluster = new_cluster(jobs, population=max(4, jobs), generations=1)
-    cluster.unlisted = {"g000-e00"}
+    cluster.every_turn = cluster.vanish("g000-e00")
     state = cluster.drive(minutes=3.2)
     assert len(state.live_attempts()) == jobs
     assert cluster.busiest_interval() <= 2
@@ -206,11 +216,24 @@ def test_two_commands_a_poll_are_asked_when_answers_are_lost_and_jobs_cancelled(
 
 def test_vanished_job_is_settled_within_two_polls(new_cluster: NewCluster) -> None:
     cluster = new_cluster(4, population=4, generations=1)
-    cluster.unlisted = {"g000-e02"}
-    state = cluster.drive(minutes=1.2)
+    cluster.every_turn = cluster.vanish("g000-e02")
+    state = cluster.drive(minutes=2.2)
     verdict = state.evaluations["g000-e02"].attempts[0].verdict
     assert verdict is not None and verdict.kind is VerdictKind.LOST
-    assert [name for _, name in cluster.asked] == ["squeue", "sacct"] * 2
+    assert [name for _, name in cluster.asked] == ["squeue", *["squeue", "sacct"] * 2]
+
+
+@pytest.mark.parametrize("accounting", ["", "Slurm accounting storage is disabled\n"])
+def test_task_that_vanished_before_it_began_was_cancelled_and_is_not_run_again(
+    new_cluster: NewCluster, accounting: str
+) -> None:
+    cluster = new_cluster(4, population=4, generations=1)
+    cluster.tools.answer("sacct", stderr=accounting, code=int(bool(accounting)))
+    cluster.unlisted = {"g000-e02"}
+    state = cluster.drive(minutes=2.2)
+    evaluation = state.evaluations["g000-e02"]
+    assert (evaluation.state, len(evaluation.attempts)) == (State.CANCELLED, 1)
+    assert len(state.live_attempts()) == 3
 
 
 def test_without_accounting_it_is_the_same_and_sacct_is_asked_once(
@@ -218,11 +241,11 @@ def test_without_accounting_it_is_the_same_and_sacct_is_asked_once(
 ) -> None:
     cluster = new_cluster(4, population=4, generations=1)
     cluster.tools.answer("sacct", stderr="Slurm accounting storage is disabled\n", code=1)
-    cluster.unlisted = {"g000-e02"}
-    state = cluster.drive(minutes=1.2)
+    cluster.every_turn = cluster.vanish("g000-e02")
+    state = cluster.drive(minutes=2.2)
     verdict = state.evaluations["g000-e02"].attempts[0].verdict
     assert verdict is not None and verdict.kind is VerdictKind.LOST
-    assert [name for _, name in cluster.asked] == ["squeue", "sacct", "squeue"]
+    assert [name for _, name in cluster.asked] == ["squeue", "squeue", "sacct", "squeue"]
 
 
 def test_array_that_is_too_large_is_split_after_one_question(new_cluster: NewCluster) -> None:

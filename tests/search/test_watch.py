@@ -9,6 +9,8 @@ from typing import Any
 import pytest
 
 from elmanctl.jobs.executor import JobReport, JobState
+from elmanctl.jobs.policy import OUTSIDE, rule_of
+from elmanctl.jobs.scheduler_note import read_note
 from elmanctl.ledger.files import write_json
 from elmanctl.ledger.records import State
 from elmanctl.search.poll import Poller
@@ -167,6 +169,51 @@ def test_job_that_vanished_while_accounting_is_silent_is_given_more_time(watched
     for _ in range(4):
         assert watched.look() == []
     assert watched.look() == [("g000-e01", "lost")]
+
+
+def test_job_that_only_accounting_takes_for_alive_is_never_run_again(watched: Watched) -> None:
+    """As after slurmctld lost its state: accounting never hears of the end."""
+    # The poller leaves a note for `status` where Slurm is asked.
+    watched.session.state.run["executor"] = "slurm"
+    watched.report(JobState.RUNNING, "RUNNING", node="n1", is_unlisted=True)
+    watched.beat(age_s=7200.0)
+    for _ in range(10):
+        assert watched.look() == []
+    assert len(watched.session.state.evaluations["g000-e01"].attempts) == 1
+    note = read_note(watched.run.paths.scheduler)
+    assert note is not None
+    assert note.unlisted[watched.job] == (
+        "sacct says RUNNING, squeue does not know it; last sign of life 2h ago; "
+        "if it is gone, cancel it and queue it again"
+    )
+
+
+def test_job_that_only_accounting_takes_for_alive_ends_when_it_is_cancelled(
+    watched: Watched,
+) -> None:
+    watched.report(JobState.RUNNING, "RUNNING", is_unlisted=True)
+    watched.session.record("evaluation_closed", evaluation="g000-e01", state="cancelled")
+    watched.beat(age_s=-60.0)
+    # It gives signs of life: accounting is right.
+    assert [watched.look() for _ in range(3)] == [[]] * 3
+    watched.beat(age_s=5.0)
+    assert watched.look() == [("g000-e01", "cancelled")]
+
+
+def test_result_of_a_job_that_only_accounting_takes_for_alive_counts(watched: Watched) -> None:
+    watched.report(JobState.RUNNING, "RUNNING", is_unlisted=True)
+    write_result(watched.run.paths.attempt("g000-e01", 1), "completed")
+    (watched.run.paths.finished / "g000-e01-1").unlink()
+    assert watched.look() == [("g000-e01", "completed")]
+
+
+def test_task_that_was_taken_back_before_it_began_is_not_run_again(watched: Watched) -> None:
+    watched.report(JobState.VANISHED, has_siblings=True)
+    assert watched.look() == []
+    assert watched.look() == [("g000-e01", "cancelled")]
+    evaluation = watched.session.state.evaluations["g000-e01"]
+    assert evaluation.attempts[0].verdict is not None
+    assert rule_of(evaluation.attempts[0].verdict).case == OUTSIDE
 
 
 def test_marker_alone_tells_of_a_result_and_goes_when_it_is_on_record(watched: Watched) -> None:

@@ -1,0 +1,111 @@
+"""Jobs that a node cannot begin, and jobs that are taken back before they begin, on a cluster."""
+
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from elmanctl.clock import now, to_text
+from elmanctl.jobs.executor import JobReport, JobState, LiveJob
+from elmanctl.jobs.observe import observe
+from elmanctl.jobs.paths import RunPaths
+from elmanctl.jobs.slurm_executor import SlurmExecutor
+from elmanctl.jobs.verdict import judge
+from elmanctl.ledger.records import Submission, Task, VerdictKind
+from tests.integration.cluster import Job
+from tests.integration.odd_node import OddNode, odd_node
+from tests.integration.runs import wait_for
+
+pytestmark = [pytest.mark.slurm, pytest.mark.timeout(200)]
+
+
+def slurm(*command: str) -> str:
+    return subprocess.run(command, check=True, capture_output=True, text=True).stdout
+
+
+def last_node() -> str:
+    return slurm("sinfo", "-hN", "-p", "gpu", "-o", "%N").split()[-1]
+
+
+@pytest.fixture(scope="module")
+def node(tmp_path_factory: pytest.TempPathFactory) -> Iterator[OddNode]:
+    with odd_node(last_node(), tmp_path_factory.mktemp("odd") / "here") as found:
+        yield found
+
+
+def test_node_that_cannot_open_the_log_is_at_fault(node: OddNode, corpus: Path) -> None:
+    job = Job(node.folder / "apart" / "none", corpus, extra={"nodelist": node.name})
+    verdict = job.verdict()
+    assert verdict.kind is VerdictKind.NODE_FAILURE
+    log = job.executor.log(job.live)
+    assert verdict.summary.startswith(f"{node.name} could not open the job's log `{log}`")
+    assert job.report().node == node.name
+
+
+def test_node_that_has_the_folder_on_a_disk_of_its_own_is_at_fault(
+    node: OddNode, corpus: Path
+) -> None:
+    job = Job(node.folder / "apart" / "own", corpus, extra={"nodelist": node.name})
+    verdict = job.verdict()
+    assert verdict.kind is VerdictKind.NODE_FAILURE
+    assert verdict.summary.startswith(f"the job ran on {node.name} and its log ")
+
+
+@pytest.fixture
+def drained() -> Iterator[str]:
+    name = last_node()
+    slurm("scontrol", "update", f"NodeName={name}", "State=DRAIN", "Reason=test")
+    yield name
+    slurm("scontrol", "update", f"NodeName={name}", "State=RESUME")
+
+
+def test_one_waiting_task_that_is_cancelled_by_hand_was_taken_back(
+    tmp_path: Path, drained: str
+) -> None:
+    paths = RunPaths(tmp_path / "run")
+    executor = SlurmExecutor(paths, max_jobs=4)
+    submission = Submission(
+        id="s0001",
+        job_name="elman-test-taken-back",
+        tasks=tuple(Task(index=i, evaluation=f"g000-e0{i}", attempt=1) for i in range(3)),
+        resources={"timeout_min": 5, "partition": "gpu", "extra": {"nodelist": drained}},
+        intended_at=to_text(now()),
+    )
+    array = executor.submit(submission, paths.submission("s0001"))
+    jobs = [
+        LiveJob(
+            job_id=f"{array}_{index}",
+            submission="s0001",
+            task_index=index,
+            job_name=submission.job_name,
+            since=submission.intended_at,
+        )
+        for index in range(3)
+    ]
+    try:
+        reports = executor.look(jobs, []).reports
+        assert {report.state for report in reports.values()} == {JobState.PENDING}
+        slurm("scancel", f"{array}_1")
+
+        def gone() -> JobReport | None:
+            # Accounting goes on calling it pending for a while.
+            report = executor.look(jobs, []).reports[jobs[1].job_id]
+            assert report.state in (JobState.PENDING, JobState.VANISHED)
+            return report if report.state is JobState.VANISHED else None
+
+        report = wait_for(gone, "Slurm to forget the task", pause_s=1.0)
+        seen = observe(
+            paths.attempt("g000-e01", 1),
+            executor.log(jobs[1]),
+            report,
+            root=paths.folder,
+            limit_s=300.0,
+        )
+        verdict = judge(seen)
+        assert verdict.kind is VerdictKind.CANCELLED
+        assert "taken back before it began" in verdict.summary
+        others = [executor.look(jobs, []).reports[job.job_id].state for job in jobs[::2]]
+        assert others == [JobState.PENDING] * 2
+    finally:
+        slurm("scancel", array)
