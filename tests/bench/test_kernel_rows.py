@@ -1,8 +1,8 @@
 """Rows of operations: every planned row becomes one, whatever becomes of it."""
 
-import time
 from collections.abc import Mapping
 from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from elmanctl.bench import kernel_rows as rows_module
+from elmanctl.bench import timing
 from elmanctl.bench.floors import Rates
 from elmanctl.bench.foreign import TIMING_ONLY
 from elmanctl.bench.kernel_rows import KernelRow, Planned, describe, kernel_rows, plan
@@ -174,12 +175,14 @@ def test_gradients_that_are_not_trusted_are_timed_inside_their_guard_and_labelle
     assert row.error is not None and row.error_of in ("output", "state")
 
 
-def slow(seconds_a_position: float) -> Path:
-    """The plain path, with a time that grows with the length as a loop's does."""
-    plain = SCAN.path("torch")
+def slow(seconds_a_position: float, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The plain path, whose time is made to grow with the length as a loop's does."""
+    plain, now_s = SCAN.path("torch"), [0.0]
+    for module in (rows_module, timing):
+        monkeypatch.setattr(module, "time", SimpleNamespace(perf_counter=lambda: now_s[0]))
 
     def run(**inputs: Tensor) -> Mapping[str, Tensor]:
-        time.sleep(seconds_a_position * inputs["scores"].shape[1])
+        now_s[0] += seconds_a_position * inputs["scores"].shape[1]
         return plain.run(**inputs)
 
     return replace(plain, run=run)
@@ -190,16 +193,18 @@ def test_loop_that_takes_too_long_is_cut_and_is_then_a_bound(
 ) -> None:
     monkeypatch.setitem(rows_module._BEARABLE_S, "cpu", 0.5)
     long = Size(batch=1, length=2048, heads=2)
-    (row,) = measured(Planned(operation=SCAN, path=slow(1e-3), size=long))
+    (row,) = measured(Planned(operation=SCAN, path=slow(1e-3, monkeypatch), size=long))
     assert row.bound_length == 128
     assert row.size == long.label
-    assert row.forward_ms and 128 <= row.forward_ms < 1000
+    assert row.forward_ms == pytest.approx(128)
     assert row.tokens_per_s is None and row.forward_fraction is None, "of a whole that was not run"
 
 
 def test_loop_that_is_bearable_is_run_whole(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(rows_module._BEARABLE_S, "cpu", 5.0)
     (row,) = measured(
-        Planned(operation=SCAN, path=slow(1e-4), size=Size(batch=1, length=512, heads=2))
+        Planned(
+            operation=SCAN, path=slow(1e-4, monkeypatch), size=Size(batch=1, length=512, heads=2)
+        )
     )
-    assert row.bound_length is None and row.forward_ms and row.forward_ms >= 51
+    assert row.bound_length is None and row.forward_ms == pytest.approx(51.2)

@@ -1,4 +1,3 @@
-import time
 from types import SimpleNamespace
 from typing import Any
 
@@ -52,17 +51,20 @@ def test_median_of_medians_does_not_see_what_is_seldom() -> None:
     assert (found.repeats, found.calls, found.spread) == (3, 3, 1.0)
 
 
-def test_calls_are_numbered_and_the_first_two_are_not_timed() -> None:
-    numbers = []
+def test_calls_are_numbered_and_the_first_two_are_not_timed(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    numbers, now_s = [], [0.0]
+    monkeypatch.setattr(timing, "time", SimpleNamespace(perf_counter=lambda: now_s[0]))
 
     def call(number: int) -> None:
         numbers.append(number)
-        time.sleep(0.2 if number == 0 else 0.02)
+        now_s[0] += 0.2 if number == 0 else 0.02
 
     found = measure(call, CPU, seconds=0.2)
     assert numbers == list(range(len(numbers)))
     assert len(numbers) == 2 + found.repeats * found.calls
-    assert 20 <= found.ms < 100
+    assert found.ms == pytest.approx(20)
 
 
 class Card:

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.command_line import CommandLine
+from tests.patience import PATIENCE_S
 
 LABEL = "cpu, tiny shapes: no measure of a GPU"
 
@@ -176,7 +177,7 @@ def spoiled(interpreted: CommandLine) -> CommandLine:
 
 def run_spoiled(spoiled: CommandLine, *words: str) -> tuple[int, str, str]:
     process = spoiled.start(words, program=(str(Path(spoiled.folder) / "spoiled.py"),))
-    output, _ = process.communicate(timeout=240)
+    output, _ = process.communicate(timeout=PATIENCE_S)
     return process.returncode, output, ""
 
 

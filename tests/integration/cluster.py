@@ -18,6 +18,7 @@ from elmanctl.ledger.files import write_json
 from elmanctl.ledger.records import Submission, Task, Verdict
 from elmanctl.models.params import count_parameters
 from tests.integration.runs import wait_for
+from tests.patience import PATIENCE_S
 
 
 class Job:
@@ -95,7 +96,7 @@ class Job:
     def report(self) -> JobReport:
         return self.executor.look([self.live], []).reports[self.live.job_id]
 
-    def verdict(self, timeout_s: float = 150) -> Verdict:
+    def verdict(self, timeout_s: float = PATIENCE_S) -> Verdict:
         """Wait until the job has ended, or is lost, and judge it as a controller does."""
         missed = 0
 

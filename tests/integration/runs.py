@@ -9,6 +9,7 @@ from typing import TypeVar
 from elmanctl.ledger.records import RunStatus
 from elmanctl.ledger.run_state import RunState
 from elmanctl.ledger.state import load_run
+from tests.patience import PATIENCE_S
 
 KILLED_AT = str(Path(__file__).with_name("killed_at.py"))
 
@@ -24,7 +25,7 @@ def search_arguments(corpus: Path) -> list[str]:
 
 
 def wait_for(
-    look: Callable[[], _T | None], what: str, timeout_s: float = 120, pause_s: float = 0.1
+    look: Callable[[], _T | None], what: str, timeout_s: float = PATIENCE_S, pause_s: float = 0.1
 ) -> _T:
     """Return what `look` finds, as soon as it finds something."""
     end = time.monotonic() + timeout_s

@@ -17,6 +17,7 @@ from tests.integration.runs import (
     search_arguments,
     wait_for,
 )
+from tests.patience import PATIENCE_S
 
 pytestmark = pytest.mark.slow
 
@@ -44,7 +45,7 @@ def test_controller_killed_again_and_again_loses_and_repeats_nothing(
     arguments = [*search_arguments(corpus), "--local"]
     for moment, kind, count in KILLS:
         killed = elmanctl.start([moment, kind, str(count), *arguments], program=(KILLED_AT,))
-        output, _ = killed.communicate(timeout=120)
+        output, _ = killed.communicate(timeout=PATIENCE_S)
         assert killed.returncode == -9, (moment, kind, output)
         arguments = ["resume"]
     resumed = elmanctl("resume")
@@ -72,7 +73,7 @@ def test_interrupted_controller_leaves_its_workers_running(
     supervisor = wait_for(worker, "a worker to begin")
     # Ctrl-C reaches the whole process group of the terminal.
     os.killpg(controller.pid, signal.SIGINT)
-    output, _ = controller.communicate(timeout=60)
+    output, _ = controller.communicate(timeout=PATIENCE_S)
     assert controller.returncode == 130, output
     assert "elmanctl resume run" in output
     os.kill(supervisor, 0)

@@ -22,6 +22,7 @@ from tests.integration.runs import (
     search_arguments,
     wait_for,
 )
+from tests.patience import PATIENCE_S
 
 pytestmark = [pytest.mark.slurm, pytest.mark.timeout(280)]
 
@@ -84,7 +85,7 @@ def test_controller_killed_again_and_again_loses_and_repeats_nothing(
     arguments = search_arguments(corpus)
     for moment, kind, count in KILLS:
         killed = cluster_user.start([moment, kind, str(count), *arguments], program=(KILLED_AT,))
-        output, _ = killed.communicate(timeout=120)
+        output, _ = killed.communicate(timeout=PATIENCE_S)
         assert killed.returncode == -9, (moment, kind, output)
         arguments = ["resume"]
     resumed = cluster_user("resume")
@@ -128,7 +129,7 @@ def test_evaluation_whose_node_dies_is_run_again(
     node = wait_for(lambda: _running_node(folder), "an attempt to run")
     try:
         _slurmbox("kill-node", node)
-        output, _ = controller.communicate(timeout=200)
+        output, _ = controller.communicate(timeout=PATIENCE_S)
     finally:
         _slurmbox("start-node", node)
     assert controller.returncode == 0, output

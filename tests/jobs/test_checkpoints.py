@@ -10,7 +10,6 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -405,40 +404,52 @@ def test_a_divergence_leaves_no_checkpoint_and_names_its_line(
     assert not list(second.folder.parent.glob("*/checkpoint*"))
 
 
-def test_a_time_budget_goes_on_with_the_seconds_it_had(write: Write) -> None:
-    budget = Budget(kind="minutes", amount=0.4 / 60)
+@pytest.fixture
+def step_takes_a_second(training_time: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    append = MetricsLog.append
+
+    def take_it(log: MetricsLog, record: StepRecord) -> None:
+        training_time.now_s += 1.0
+        append(log, record)
+
+    monkeypatch.setattr(MetricsLog, "append", take_it)
+
+
+@pytest.mark.usefixtures("step_takes_a_second")
+def test_a_time_budget_goes_on_with_the_seconds_it_had(write: Write, training_time: Any) -> None:
+    # One step of warm-up, and forty that count.
+    budget = Budget(kind="minutes", amount=40 / 60)
     first = write(budget=budget, checkpoint_min=EVERY_STEP)
     interrupted(first, before_step=20)
     position = torch.load(first.checkpoint, weights_only=True)["position"]
-    assert 0 < position["counted_s"] < 0.4
-    began = time.monotonic()
+    assert (position["counted_s"], position["elapsed_s"]) == (18.0, 19.0)
+    # What passes between the two is nobody's training.
+    training_time.now_s += 500.0
     result = run(write(2, budget=budget, checkpoint_min=ON_DEMAND))
-    counted = (result["tokens"] - position["warm_tokens"]) / result["tokens_per_s"]
-    assert counted == pytest.approx(0.4, abs=0.1)
-    assert result["elapsed_s"] - position["elapsed_s"] < time.monotonic() - began
-    assert result["elapsed_s"] >= position["elapsed_s"] + 0.4 - position["counted_s"]
+    assert result["continued_from"]["step"] == 19
+    assert (result["steps"], result["elapsed_s"]) == (41, 41.0)
+    assert result["tokens_per_s"] == pytest.approx(4 * 16)
 
 
+@pytest.mark.usefixtures("step_takes_a_second")
 def test_no_second_of_a_checkpoint_is_counted(
-    write: Write, monkeypatch: pytest.MonkeyPatch
+    write: Write, training_time: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     write_one = Checkpoints.write
 
     def slowly(self: Checkpoints, *arguments: Any) -> None:
-        time.sleep(0.05)
+        training_time.now_s += 50.0
         write_one(self, *arguments)
 
     monkeypatch.setattr(Checkpoints, "write", slowly)
-    began = time.monotonic()
     result = run(write())
-    assert result["checkpoints_written"] == 11
-    assert result["elapsed_s"] < time.monotonic() - began - 0.55
+    assert (result["checkpoints_written"], result["elapsed_s"]) == (11, 12.0)
 
 
-def test_a_stopped_clock_keeps_what_it_had_counted() -> None:
+def test_a_stopped_clock_keeps_what_it_had_counted(training_time: Any) -> None:
     clock = TrainingClock(elapsed_s=5.0, counted_s=3.0, warm_tokens=10)
     with clock.stopped():
-        time.sleep(0.05)
-    assert clock.elapsed_s() == pytest.approx(5.0, abs=0.04)
-    assert clock.counted_s() == pytest.approx(3.0, abs=0.04)
+        training_time.now_s += 70.0
+    training_time.now_s += 1.0
+    assert (clock.elapsed_s(), clock.counted_s()) == (6.0, 4.0)
     assert not TrainingClock(elapsed_s=5.0).is_warm

@@ -24,6 +24,7 @@ from elmanctl.jobs.spec import AttemptSpec
 from elmanctl.jobs.train import _Loop
 from elmanctl.ledger.reserve import hold
 from elmanctl.models.params import count_parameters
+from tests.patience import PATIENCE_S
 
 CONFIG = {"dim": 16, "depth": 1, "n_heads": 2, "n_state": 4}
 LONG = Budget(kind="steps", amount=10**9)
@@ -85,7 +86,7 @@ def metrics(path: Path) -> list[dict[str, Any]]:
 
 
 def wait_for_steps(paths: AttemptPaths, count: int) -> None:
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + PATIENCE_S
     while not paths.metrics.exists() or len(paths.metrics.read_text().splitlines()) < count:
         assert time.monotonic() < deadline, "the worker makes no steps"
         time.sleep(0.02)
@@ -101,7 +102,7 @@ def test_a_completed_attempt_leaves_a_result_with_everything_a_comparison_needs(
 ) -> None:
     paths = write_spec()
     worker = start(paths, SLURM_JOB_ID="41")
-    _, log = worker.communicate(timeout=60)
+    _, log = worker.communicate(timeout=PATIENCE_S)
     assert worker.returncode == 0, log
     result = read(paths.result)
     assert result["verdict"]["kind"] == "completed"
@@ -129,7 +130,7 @@ def test_two_processes_with_one_spec_get_the_same_loss_to_the_last_bit(
     losses = []
     for name in ("g000-e00", "g000-e01"):
         paths = write_spec(name, budget=Budget(kind="steps", amount=20), micro_batch=3)
-        _, log = start(paths).communicate(timeout=60)
+        _, log = start(paths).communicate(timeout=PATIENCE_S)
         losses.append([read(paths.result)["loss"]] + [m["loss"] for m in metrics(paths.metrics)])
         assert len(losses[-1]) == 21, log
     assert losses[0] == losses[1]
@@ -165,14 +166,14 @@ def test_signals_are_noted_and_the_last_one_ends_the_worker(write_spec: Any, sta
     worker = start(paths)
     wait_for_steps(paths, 3)
     worker.send_signal(signal.SIGUSR2)
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + PATIENCE_S
     while not read(paths.heartbeat)["signals"]:
         assert time.monotonic() < deadline
         time.sleep(0.01)
     reached = len(metrics(paths.metrics))
     wait_for_steps(paths, reached + 3)
     worker.send_signal(signal.SIGTERM)
-    _, log = worker.communicate(timeout=10)
+    _, log = worker.communicate(timeout=PATIENCE_S)
     assert worker.returncode == -signal.SIGTERM
     beat = read(paths.heartbeat)
     assert [note["name"] for note in beat["signals"]] == ["SIGUSR2", "SIGTERM"]
@@ -196,9 +197,9 @@ def test_a_killed_worker_leaves_its_curve_and_a_restart_takes_over(
     assert [line["step"] for line in curve] == list(range(1, len(curve) + 1))
 
     same_start = start(paths, SLURM_JOB_ID="5")
-    assert "{'duplicate': True}" in same_start.communicate(timeout=60)[0]
+    assert "{'duplicate': True}" in same_start.communicate(timeout=PATIENCE_S)[0]
     restarted = start(paths, SLURM_JOB_ID="5", SLURM_RESTART_COUNT="1")
-    _, log = restarted.communicate(timeout=60)
+    _, log = restarted.communicate(timeout=PATIENCE_S)
     assert restarted.returncode == 0, log
     assert verdict(paths)[0] == "completed"
     assert read(paths.claim)["restart"] == 1
@@ -211,7 +212,7 @@ def test_a_killed_worker_leaves_its_curve_and_a_restart_takes_over(
 def test_of_two_jobs_with_one_attempt_one_trains(write_spec: Any, start: Start) -> None:
     paths = write_spec()
     workers = [start(paths, ELMAN_LOCAL_JOB=name) for name in ("one", "two")]
-    outputs = [worker.communicate(timeout=60) for worker in workers]
+    outputs = [worker.communicate(timeout=PATIENCE_S) for worker in workers]
     assert [worker.returncode for worker in workers] == [0, 0], outputs
     idle = [number for number, (out, _) in enumerate(outputs) if "'duplicate': True" in out]
     assert len(idle) == 1
@@ -269,7 +270,7 @@ def test_where_no_controller_looks_nothing_is_announced(write_spec: Any) -> None
 def test_a_machine_without_torch_is_told_from_a_mistake(write_spec: Any, start: Start) -> None:
     paths = write_spec()
     worker = start(paths, before="import sys; sys.modules['torch'] = None")
-    _, log = worker.communicate(timeout=60)
+    _, log = worker.communicate(timeout=PATIENCE_S)
     assert worker.returncode == 1
     kind, text = verdict(paths)
     assert kind == "environment"
@@ -318,7 +319,7 @@ def test_disk_that_fills_up_during_the_training_leaves_room_for_the_result(
     worker = start(paths)
     wait_for_steps(paths, 1)
     fill(disk)
-    _, log = worker.communicate(timeout=60)
+    _, log = worker.communicate(timeout=PATIENCE_S)
     assert worker.returncode == 1
     assert "OSError: [Errno 28] No space left on device" in log
     kind, text = verdict(paths)

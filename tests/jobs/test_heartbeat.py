@@ -12,6 +12,7 @@ import pytest
 from elmanctl import clock
 from elmanctl.jobs.heartbeat import FAILURES_BEFORE_ERROR, Heartbeat
 from elmanctl.jobs.processes import start_ticks
+from tests.patience import PATIENCE_S
 
 
 def beat(path: Path, interval_s: float = 60.0) -> Heartbeat:
@@ -25,7 +26,7 @@ def read(path: Path) -> dict[str, Any]:
 
 
 def wait_until(is_true: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 5
+    deadline = time.monotonic() + PATIENCE_S
     while not is_true():
         assert time.monotonic() < deadline
         time.sleep(0.005)

@@ -19,6 +19,7 @@ from elmanctl.jobs.executor import JobReport, JobState, LiveJob
 from elmanctl.jobs.local_executor import LocalExecutor
 from elmanctl.jobs.paths import RunPaths
 from elmanctl.ledger.records import Submission, Task
+from tests.patience import PATIENCE_S
 
 # A worker: writes its environment, its process id and its arguments, then does what it is told.
 _WORKER = """\
@@ -92,7 +93,7 @@ class Machine:
         return {name: value for name, _, value in pairs}
 
 
-def wait_for(look: Callable[[], Any], what: str, timeout_s: float = 20) -> Any:
+def wait_for(look: Callable[[], Any], what: str, timeout_s: float = PATIENCE_S) -> Any:
     end = time.monotonic() + timeout_s
     while time.monotonic() < end:
         if found := look():
@@ -229,20 +230,23 @@ def test_worker_runs_on_after_its_controller_died_and_its_end_is_kept(machine: M
 
 
 def test_worker_over_its_time_limit_is_ended_as_timeout(machine: Machine) -> None:
-    job = machine.start("exec sleep 60", timeout_min=0.01)
+    job = machine.start("exec sleep 1000", timeout_min=0.05)
     report = machine.wait(job)
     assert (report.raw, report.exit_code) == ("TIMEOUT", 124)
     assert not alive(int(machine.told("worker")))
 
 
-def test_cancelling_ends_the_worker_and_all_that_it_started(machine: Machine) -> None:
-    job = machine.start('sleep 60 & echo $! > "$last/child"; wait')
+def test_cancelling_ends_the_worker_and_all_that_it_started(
+    machine: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("elmanctl.jobs.local_executor._POLITE_S", PATIENCE_S)
+    job = machine.start('sleep 1000 & echo $! > "$last/child"; wait')
     pids = [int(machine.told(name)) for name in ("worker", "child")]
     assert all(map(alive, pids))
     began = time.monotonic()
     machine.executor.cancel([job])
     assert not any(map(alive, pids))
-    assert time.monotonic() - began < 3
+    assert time.monotonic() - began < PATIENCE_S
     report = machine.wait(job)
     assert (report.exit_code, report.signal) == (143, 15)
 

@@ -1,6 +1,5 @@
 """Reading Slurm: every state it has, its tables, and its silence."""
 
-import time
 from pathlib import Path
 
 import pytest
@@ -252,10 +251,9 @@ def test_command_that_hangs_is_silence_after_the_limit(
 ) -> None:
     tools.answer("squeue", does="exec sleep 60")
     monkeypatch.setattr(slurm, "COMMAND_TIMEOUT_S", 0.2)
-    began = time.monotonic()
+    # Heard to its end, the command would have answered.
     with pytest.raises(SlurmSilent, match="did not answer"):
         Slurm().queue()
-    assert time.monotonic() - began < 10
 
 
 def test_machine_without_sbatch_is_told_of_the_local_way(tools: SlurmTools) -> None:

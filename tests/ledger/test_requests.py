@@ -22,6 +22,7 @@ from elmanctl.ledger.requests import (
     wait_for_answer,
     withdraw_request,
 )
+from tests.patience import PATIENCE_S
 
 
 def wait(folder: Path, name: str, timeout_s: float = 0.0) -> Mapping[str, object] | None:
@@ -70,7 +71,7 @@ def test_answer_that_comes_late_is_waited_for(tmp_path: Path) -> None:
     (request,) = pending_requests(tmp_path)
     timer = threading.Timer(0.05, answer_request, (tmp_path, request, {"freed_bytes": 1}))
     timer.start()
-    assert wait(tmp_path, name, timeout_s=10) == {"freed_bytes": 1}
+    assert wait(tmp_path, name, timeout_s=PATIENCE_S) == {"freed_bytes": 1}
     timer.join()
 
 
@@ -80,9 +81,11 @@ def test_waiting_ends_with_the_time_or_with_the_controller(tmp_path: Path) -> No
     assert wait(tmp_path, name, timeout_s=0.05) is None
     assert time.monotonic() - start >= 0.05
     start = time.monotonic()
-    gone = wait_for_answer(tmp_path, name, timeout_s=60, poll_s=10, is_alive=lambda: False)
+    gone = wait_for_answer(
+        tmp_path, name, timeout_s=PATIENCE_S, poll_s=PATIENCE_S, is_alive=lambda: False
+    )
     assert gone is None
-    assert time.monotonic() - start < 5
+    assert time.monotonic() - start < PATIENCE_S
 
 
 def test_last_answer_of_a_controller_that_ended_is_found(tmp_path: Path) -> None:

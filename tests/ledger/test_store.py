@@ -22,6 +22,7 @@ from elmanctl.ledger.events import Event, encode_event
 from elmanctl.ledger.lease import LEASE_FILE, Lease
 from elmanctl.ledger.state import replay
 from elmanctl.ledger.store import LEDGER_FILE, LedgerWriter, read_events
+from tests.patience import PATIENCE_S
 
 Story = list[tuple[str, dict[str, Any]]]
 
@@ -488,7 +489,7 @@ def test_paused_holder_on_another_host_is_deposed_and_writes_no_more(
     assert child.ask("append", text="before the pause") == {"seq": 2}
 
     with pytest.raises(LedgerLocked, match="on elsewhere"):
-        Lease.acquire(tmp_path, minimum_fence=2, stale_s=60)
+        Lease.acquire(tmp_path, minimum_fence=2, stale_s=PATIENCE_S)
     os.kill(child.pid, signal.SIGSTOP)
     time.sleep(0.4)
     lease = Lease.acquire(tmp_path, minimum_fence=2, stale_s=0.3)

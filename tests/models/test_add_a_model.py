@@ -13,6 +13,7 @@ from types import ModuleType
 import pytest
 
 from elmanctl.models.config import FamilyConfig
+from tests.patience import PATIENCE_S
 
 ROOT = Path(__file__).parents[2]
 PAGE = ROOT / "docs" / "how-to" / "add-a-model.md"
@@ -99,7 +100,7 @@ def run(
         env=environment | {"PYTHONPATH": str(checkout)},
         capture_output=True,
         text=True,
-        timeout=240,
+        timeout=PATIENCE_S,
         stdin=subprocess.DEVNULL,
         check=False,
     )

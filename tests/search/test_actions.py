@@ -17,6 +17,7 @@ from elmanctl.ledger.run_state import RunState
 from elmanctl.ledger.state import load_run
 from elmanctl.search.session import Session
 from tests.integration.runs import points
+from tests.patience import PATIENCE_S
 from tests.search.scripted import Run, Runs, ScriptedExecutor, verdicts
 
 pytestmark = pytest.mark.usefixtures("no_power_failures")
@@ -58,7 +59,7 @@ class Driven:
 
     def wait_for(self, holds: Callable[[RunState], bool]) -> None:
         """Wait until the run's ledger says something."""
-        end = time.monotonic() + 20
+        end = time.monotonic() + PATIENCE_S
         while time.monotonic() < end:
             state = load_run(self.run.folder).state
             if holds(state):
@@ -68,7 +69,7 @@ class Driven:
 
     def join(self) -> RunState:
         """Wait for the controller's end."""
-        self._thread.join(timeout=20)
+        self._thread.join(timeout=PATIENCE_S)
         assert not self._thread.is_alive()
         if self.error is not None:
             raise self.error
@@ -77,7 +78,7 @@ class Driven:
 
     def close(self) -> None:
         self.run.stop.set()
-        self._thread.join(timeout=20)
+        self._thread.join(timeout=PATIENCE_S)
 
 
 @pytest.fixture

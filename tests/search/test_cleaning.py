@@ -239,7 +239,7 @@ def test_what_belongs_to_nobody_is_named_and_never_planned(runs: Runs) -> None:
     assert not orphans & names(run, plan_cleaning(run.paths, state, EVERYTHING))
 
 
-def test_plan_of_ten_thousand_files_takes_less_than_a_second(runs: Runs) -> None:
+def test_plan_looks_at_ten_thousand_files_once(runs: Runs) -> None:
     run = finished(runs, generations=1)
     folder = run.paths.attempt("g000-e00", 1).folder
     for index in range(100):
@@ -251,4 +251,5 @@ def test_plan_of_ten_thousand_files_takes_less_than_a_second(runs: Runs) -> None
         plan = plan_cleaning(run.paths, session.state, EVERYTHING)
         elapsed_s = time.process_time() - begin
     assert len(plan) > 10_000
-    assert elapsed_s < 1.0
+    # About 0.2 s; what looked at each for each other would take minutes.
+    assert elapsed_s < 20
