@@ -1,4 +1,4 @@
-"""Settings from their sources: flag > environment > elman.toml > user's file > default.
+"""Settings from their sources: flag > environment > elman.toml > user's file > SBATCH_* > default.
 
 A preset named by a flag stands just under the flags.  Unknown keys are refused, never ignored.
 """
@@ -23,6 +23,7 @@ from elmanctl.constants import (
     TRUST_VARIABLE,
 )
 from elmanctl.errors import ConfigError, Faults, NotFound, nearest
+from elmanctl.sbatch_variables import Found, with_variables
 from elmanctl.settings import BUDGET_KEYS, SECTIONS, Settings
 from elmanctl.sources import (
     Source,
@@ -38,13 +39,15 @@ from elmanctl.sources import (
 class Resolved:
     """The settings in force and, for each key that is not a default, where it came from.
 
-    `files` are those that were found without being named; `warnings` are for the user.
+    `files` are those that were found without being named; `warnings` are for the user; `sbatch` is
+    what the variables that sbatch reads say, for commands that submit or show it.
     """
 
     settings: Settings
     origins: Mapping[str, str]
     files: tuple[Path, ...] = ()
     warnings: tuple[str, ...] = ()
+    sbatch: Found | None = None
 
 
 def resolve(
@@ -69,9 +72,25 @@ def resolve(
     ]
     sources = _with_template(sources, folder or Path.cwd(), environ)
     return replace(
-        merge(sources),
+        _with_sbatch_variables(merge(sources), environ),
         files=tuple(source.path for source in sources if source.path is not None),
         warnings=_unknown_variables(environ),
+    )
+
+
+def _with_sbatch_variables(resolved: Resolved, environ: Mapping[str, str]) -> Resolved:
+    """Put what sbatch would read from the environment under all that other sources set."""
+    found = with_variables(resolved.settings.slurm, resolved.origins, environ)
+    origins = dict(resolved.origins)
+    for key, name in found.origins.items():
+        section, setting = key.split(".")[:2]
+        above = origins.get(f"{section}.{setting}")
+        origins[f"{section}.{setting}"] = f"{above}, {name}" if above else name
+    return replace(
+        resolved,
+        settings=replace(resolved.settings, slurm=found.slurm),
+        origins=origins,
+        sbatch=found,
     )
 
 

@@ -8,6 +8,9 @@ ENVIRONMENT_PREFIX = "ELMAN_"
 # Set in a worker's environment so that processes can be told apart; never read by users.
 LOCAL_JOB_VARIABLE = "ELMAN_LOCAL_JOB"
 
+# Slurm sets them for all that runs inside a job: its id.
+ALLOCATION_VARIABLES = ("SLURM_JOB_ID", "SLURM_JOBID")
+
 # Set to 1 by a user who means to work in a folder that somebody else may write to.
 TRUST_VARIABLE = "ELMAN_TRUST_OWNER"
 

@@ -23,6 +23,7 @@ from elmanctl.cli.output import (
     print_json,
     print_line,
     print_table,
+    warn,
 )
 from elmanctl.cli.remote import act_on_run
 from elmanctl.cli.template import commented_config
@@ -149,6 +150,12 @@ def config(
         for key, value in table.items()
     ]
     policy = shown_rules(resolved.settings.retry)
+    if resolved.sbatch is not None:
+        for line in (
+            *resolved.sbatch.unused,
+            *(fault.message for fault in resolved.sbatch.refused),
+        ):
+            warn(line)
     if as_json:
         print_json({"settings": rows, "policy": policy})
         return

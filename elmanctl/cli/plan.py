@@ -1,11 +1,13 @@
 """What a search would do, in words and as plain data, before anything of it is written."""
 
-from dataclasses import asdict
+from collections.abc import Mapping
+from dataclasses import asdict, fields
 from typing import Any
 
 from elmanctl.cli.costs import format_hours
 from elmanctl.cli.output import print_json, print_line, say, warn
 from elmanctl.cli.rows import describe_start
+from elmanctl.config import Resolved
 from elmanctl.jobs.paths import RunPaths
 from elmanctl.ledger.records import Submission, Task
 from elmanctl.models.params import format_count
@@ -51,12 +53,28 @@ def warn_of_plan(plan: SearchPlan) -> None:
         )
 
 
-def print_dry_run(plan: SearchPlan, *, as_json: bool) -> None:
+def describe_variables(plan: SearchPlan, resolved: Resolved) -> list[str]:
+    """Return a line for each setting of the jobs that a variable of sbatch made."""
+    values = plan.settings.slurm.extra | {
+        item.name: getattr(plan.settings.slurm, item.name) for item in fields(plan.settings.slurm)
+    }
+    return [
+        f"{key} = {values[key.rpartition('.')[2]]}, by {name}"
+        for key, name in _by_variables(plan, resolved).items()
+    ]
+
+
+def _by_variables(plan: SearchPlan, resolved: Resolved) -> Mapping[str, str]:
+    found = resolved.sbatch
+    return {} if plan.executor == "local" or found is None else dict(found.origins)
+
+
+def print_dry_run(plan: SearchPlan, resolved: Resolved, *, as_json: bool) -> None:
     """Print what a first submission would be; nothing is written."""
     if as_json:
-        print_json(plan_data(plan))
+        print_json({**plan_data(plan), "by_variables": _by_variables(plan, resolved)})
         return
-    say(describe_plan(plan))
+    say("\n".join([describe_plan(plan), *describe_variables(plan, resolved)]))
     warn_of_plan(plan)
     if plan.executor == "local":
         print_line(f"would run {_at_once(plan)} evaluations at a time in {plan.folder}")

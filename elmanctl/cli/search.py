@@ -30,10 +30,10 @@ from elmanctl.cli.context import (
 )
 from elmanctl.cli.fields import model_fields
 from elmanctl.cli.output import confirm, hint, print_json, say, warn
-from elmanctl.cli.plan import describe_plan, print_dry_run, warn_of_plan
+from elmanctl.cli.plan import describe_plan, describe_variables, print_dry_run, warn_of_plan
 from elmanctl.cli.progress import make_view, print_summary, run_summary
-from elmanctl.config import parse_assignments
-from elmanctl.errors import ElmanError, UsageError
+from elmanctl.config import Resolved, parse_assignments
+from elmanctl.errors import ElmanError, UsageError, together
 from elmanctl.jobs.carried import check_path
 from elmanctl.jobs.executor import Executor
 from elmanctl.jobs.gpus import GPU_NAME
@@ -172,6 +172,8 @@ def search(
     refuse_foreign_files(
         resolved.files, why="its shell lines are run as you; name it with `--config` to use it"
     )
+    if not local:
+        _heed_variables(resolved)
     settings = resolved.settings
     runs = Path(settings.paths.runs).expanduser()
     plan = plan_search(
@@ -182,17 +184,18 @@ def search(
         runs=runs,
     )
     if dry_run:
-        print_dry_run(plan, as_json=as_json)
+        print_dry_run(plan, resolved, as_json=as_json)
         return
     executor = make_executor(RunPaths(plan.folder), plan.executor, plan.settings)
     executor.check()
     _check_partition(plan.executor, plan.settings.slurm.partition)
     warn_of_plan(plan)
-    if not confirm(f"{describe_plan(plan)}\nstart it?", yes=yes):
+    described = "\n".join([describe_plan(plan), *describe_variables(plan, resolved)])
+    if not confirm(f"{described}\nstart it?", yes=yes):
         say("nothing was started")
         return
     if yes:
-        say(describe_plan(plan))
+        say(described)
     folder = _create(plan, is_named=name is not None)
     drive(RunPaths(folder), as_json=as_json)
 
@@ -330,6 +333,15 @@ def _gpu_list(text: str | None) -> list[int | str] | None:
             f"`--gpus` is a list of numbers like 0,1 or of names like GPU-8932f937, not `{text}`"
         )
     return [int(word) if word.isdecimal() else word for word in words]
+
+
+def _heed_variables(resolved: Resolved) -> None:
+    """Warn of variables of sbatch that are not used; raise ConfigError for those that forbid."""
+    if resolved.sbatch is not None:
+        for line in resolved.sbatch.unused:
+            warn(line)
+        if resolved.sbatch.refused:
+            raise together(resolved.sbatch.refused)
 
 
 def _free_name(runs: Path, model: str, suffix: str | None) -> str:

@@ -9,6 +9,8 @@ sbatch hands it to the jobs.
 import re
 from collections.abc import Mapping
 
+from elmanctl.constants import ALLOCATION_VARIABLES
+
 # What the user's shell may say to Slurm's commands: which cluster, and how to be known there.
 PASSED = (
     "SLURM_CLUSTERS",
@@ -44,7 +46,7 @@ _FOLDERS = ("TMPDIR", "TMP", "TEMP", "TEMPDIR")
 
 def allocation(environ: Mapping[str, str]) -> str | None:
     """Return the id of the job in which a process with this environment sits, None outside."""
-    return environ.get("SLURM_JOB_ID") or environ.get("SLURM_JOBID") or None
+    return next((environ[name] for name in ALLOCATION_VARIABLES if environ.get(name)), None)
 
 
 def without_options(environ: Mapping[str, str]) -> dict[str, str]:
