@@ -30,7 +30,7 @@ SIZES = (
     *("models.backends", "models.study", "models.memory", "kernels.matrix_recurrence.sizes"),
     *("kernels.gated_delta_rule.sizes", "kernels.state_space_dual.sizes"),
 )
-FILES = ("ledger.records", "ledger.files", "ledger.reserve")
+FILES = ("ledger.records", "ledger.files", "ledger.mounts", "ledger.reserve")
 RULES: tuple[tuple[tuple[str, ...], tuple[str, ...]], ...] = (
     (LEAVES, ()),
     (("settings",), ()),

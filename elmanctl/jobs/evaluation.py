@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from elmanctl.jobs.claim import Worker, take_claim, this_worker
+from elmanctl.jobs.claim import Worker, node_name, take_claim, this_worker
 from elmanctl.jobs.corpus import CorpusInfo, verify
 from elmanctl.jobs.failure import classify_exception, frame_of
 from elmanctl.jobs.heartbeat import Heartbeat
@@ -22,8 +22,9 @@ from elmanctl.jobs.metrics import MetricsLog, StepRecord
 from elmanctl.jobs.paths import AttemptPaths
 from elmanctl.jobs.signals import Warned, signals_noted
 from elmanctl.jobs.spec import AttemptSpec
+from elmanctl.jobs.whose_disk import full_disk_of_node
 from elmanctl.ledger.files import encode_json, write_json
-from elmanctl.ledger.records import Evidence, EvidenceSource, Verdict
+from elmanctl.ledger.records import Evidence, EvidenceSource, Verdict, VerdictKind
 from elmanctl.ledger.reserve import full_disk, hold, write_over
 
 logger = logging.getLogger(__name__)
@@ -106,6 +107,9 @@ class _Evaluation:
     def leave_failure(self, exc: Exception) -> None:
         """Write a result that says how an exception ended the attempt."""
         kind, text = classify_exception(exc)
+        if (full := full_disk_of_node(exc, self._paths.run_folder)) is not None:
+            kind = VerdictKind.ENVIRONMENT
+            text += f"\n{full} of {node_name()} is full, a disk that only this node has"
         file, line = frame_of(exc, self._paths.run_folder) or (None, None)
         told = Evidence(source=EvidenceSource.RESULT, text=text, file=file, line=line)
         partial = {} if self._progress is None else self._progress.partial_result()

@@ -31,7 +31,7 @@ class Observation:
     wrote last, and `stale_after_s` from which age on it counts as silent.  `free_bytes` is the room
     that is left where the run lies.  `is_in_sight`: what the controller wrote for the attempt is
     there to be read; `left_trace`: so is any file of the job's, its output at `log_path` for one.
-    `has_started`: the scheduler has said that it runs.
+    `has_started`: the scheduler has said that it runs.  `run_folder` is where the run lies.
     """
 
     result: Mapping[str, object] | None = None
@@ -50,6 +50,7 @@ class Observation:
     elapsed_s: float | None = None
     limit_s: float | None = None
     free_bytes: int | None = None
+    run_folder: str | None = None
 
     @property
     def is_alive(self) -> bool:

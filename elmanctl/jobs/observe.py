@@ -62,6 +62,7 @@ def observe(
         cancel_requested=cancel_requested,
         elapsed_s=elapsed_s(heartbeat),
         limit_s=limit_s,
+        run_folder=str(root),
         free_bytes=shutil.disk_usage(root).free,
     )
 

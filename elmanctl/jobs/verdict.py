@@ -26,6 +26,7 @@ from elmanctl.jobs.observation import (
     was_limit_reached,
     was_warned_early,
 )
+from elmanctl.jobs.whose_disk import names_node_disk
 from elmanctl.ledger.records import (
     Cause,
     Confidence,
@@ -94,7 +95,7 @@ def judge(seen: Observation) -> Verdict:
     """Return what happened to an attempt, with the evidence quoted."""
     if seen.result is not None:
         return _from_result(seen, seen.result)
-    word = read_word(seen.log)
+    word = _of_node(seen, read_word(seen.log))
     if seen.cancel_requested:
         opinion = _of_request(seen)
     elif seen.report is not None and seen.report.state is JobState.ENDED:
@@ -102,6 +103,15 @@ def judge(seen: Observation) -> Verdict:
     else:
         opinion = _of_silence(seen, word)
     return _verdict(seen, opinion, word)
+
+
+def _of_node(seen: Observation, word: LogWord | None) -> LogWord | None:
+    """Return a log's word; a full folder of temporary files is its node's, and not the run's."""
+    if word is None or word.kind is not _K.DISK_FULL or seen.run_folder is None:
+        return word
+    if names_node_disk(word.quotes[0].text, seen.run_folder) is None:
+        return word
+    return replace(word, kind=_K.ENVIRONMENT, cause=None)
 
 
 def _verdict(seen: Observation, opinion: _Opinion, word: LogWord | None) -> Verdict:

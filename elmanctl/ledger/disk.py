@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from elmanctl.errors import LedgerError
-from elmanctl.ledger.quota import Quota, ask_quota, mounts
+from elmanctl.ledger.mounts import mounts
+from elmanctl.ledger.quota import Quota, ask_quota
 
 logger = logging.getLogger(__name__)
 

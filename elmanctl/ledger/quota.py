@@ -4,13 +4,16 @@
 """
 
 import os
-import re
 import shutil
 import subprocess
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+
+from elmanctl.ledger.mounts import Mount, find_mount, mounts
+
+__all__ = ["Mount", "Quota", "ask_quota", "find_mount", "mounts", "read_answer"]
 
 _TIMEOUT_S = 5.0
 _ASK_EVERY_S = 60.0
@@ -34,18 +37,6 @@ class Quota:
     note: str
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Mount:
-    """The file system of a path: where it is mounted, and of which type it is."""
-
-    point: str
-    kind: str
-
-
-# Of a line of mountinfo; blanks and the like stand there as three octal digits.
-_POINT = 4
-_ESCAPED = re.compile(rb"\\([0-7]{3})")
-
 _answers: dict[str, tuple[float, Quota]] = {}
 
 
@@ -58,27 +49,6 @@ def ask_quota(path: Path) -> Quota:
     found = _ask(mount)
     _answers[mount.point] = (time.monotonic(), found)
     return found
-
-
-def find_mount(path: Path) -> Mount:
-    """Return the mount that holds `path`, by the longest mount point above it."""
-    wanted = Path(os.path.realpath(path))
-    best = Mount(point="/", kind="")
-    for mount in mounts():
-        # A later mount on the same point hides the earlier one.
-        if wanted.is_relative_to(mount.point) and len(mount.point) >= len(best.point):
-            best = mount
-    return best
-
-
-def mounts() -> Iterator[Mount]:
-    """Yield what is mounted, in order; any user may have mounted something under any name."""
-    for line in Path("/proc/self/mountinfo").read_bytes().split(b"\n"):
-        before, _, after = line.partition(b" - ")
-        fields = before.split(b" ")
-        if len(fields) > _POINT:
-            point = _ESCAPED.sub(lambda octal: bytes([int(octal[1], 8) & 0xFF]), fields[_POINT])
-            yield Mount(point=os.fsdecode(point), kind=os.fsdecode(after.split(b" ")[0]))
 
 
 def _ask(mount: Mount) -> Quota:

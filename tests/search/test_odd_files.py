@@ -20,7 +20,7 @@ from elmanctl.jobs.paths import AttemptPaths
 from elmanctl.jobs.slurm import parse_squeue
 from elmanctl.ledger.disk import walk
 from elmanctl.ledger.holder import is_gone, this_process
-from elmanctl.ledger.quota import mounts
+from elmanctl.ledger.mounts import mounts
 from elmanctl.ledger.requests import REQUESTS_FOLDER, leave_request
 from elmanctl.ledger.scan import scan
 from elmanctl.ledger.state import load_run
