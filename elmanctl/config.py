@@ -24,7 +24,7 @@ from elmanctl.constants import (
 )
 from elmanctl.errors import ConfigError, Faults, NotFound, nearest
 from elmanctl.sbatch_variables import Found, with_variables
-from elmanctl.settings import BUDGET_KEYS, SECTIONS, Settings
+from elmanctl.settings import BUDGET_KEYS, SECTIONS, Settings, setting_bounds
 from elmanctl.sources import (
     Source,
     flat,
@@ -150,9 +150,12 @@ def merge(sources: Iterable[Source]) -> Resolved:
 
 
 def decode_settings(data: Mapping[str, Any]) -> Settings:
-    """Return the settings that `Settings.encode` wrote into a ledger."""
+    """Return the settings that `Settings.encode` wrote into a ledger.
+
+    Bounds are for what is set now: a run that began with other ones keeps its values.
+    """
     source = Source(name="the ledger", values={k: v for k, v in flat(data) if v is not None})
-    values = {key: _checked(key, value, source) for key, value in source.values.items()}
+    values = {key: _typed(key, value, source) for key, value in source.values.items()}
     return _build(values)
 
 
@@ -259,7 +262,31 @@ def _build(values: Mapping[str, Any]) -> Settings:
     )
 
 
+def refuse_outside(values: Mapping[str, Any], where: str = "") -> None:
+    """Raise ConfigError where a value of `section.key` is outside its bounds, telling of all."""
+    bounds = setting_bounds()
+    faults = Faults()
+    for key, value in values.items():
+        allowed = bounds.get(key)
+        refusal = allowed and allowed.refusal(value)
+        if allowed and refusal:
+            near = nearest(str(value), allowed.words)
+            fault = ConfigError(
+                f"{where}`{key}` {refusal}",
+                hint=f"did you mean `{near}`?" if near else f"`{key}` is {allowed.describe()}",
+            )
+            faults.add(fault)
+    faults.raise_any()
+
+
 def _checked(key: str, value: Any, source: Source) -> Any:
+    """Return a value of the right type and within its bounds; raises ConfigError."""
+    checked = _typed(key, value, source)
+    refuse_outside({key: checked}, f"{source.where(key)}: ")
+    return checked
+
+
+def _typed(key: str, value: Any, source: Source) -> Any:
     section, name = key.split(".", 1)
     if section == "model":
         return value

@@ -25,3 +25,13 @@ VOCABULARY = 256
 
 # A search needs at least this many points a generation: pycma's weights need parents.
 MIN_POPULATION = 4
+
+# numpy seeds are below 2**32, and the optimizer uses the next one too.
+MAX_SEED = 2**32 - 2
+
+# The words of `train.device`, `train.precision` and `search.repeats`.
+DEVICES = ("auto", "cpu", "cuda")
+PRECISIONS = ("auto", "fp32", "bf16")
+ANSWER = "answer"
+RESEED = "reseed"
+REPEATS = (ANSWER, RESEED)

@@ -33,7 +33,7 @@ SIZES = (
 FILES = ("ledger.records", "ledger.files", "ledger.mounts", "ledger.reserve")
 RULES: tuple[tuple[tuple[str, ...], tuple[str, ...]], ...] = (
     (LEAVES, ()),
-    (("settings",), ()),
+    (("settings",), ("constants",)),
     (("sources",), (*LEAVES, "settings")),
     (("sbatch_variables",), (*LEAVES, "settings")),
     (("config",), (*LEAVES, "settings", "sources", "sbatch_variables")),

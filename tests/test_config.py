@@ -1,6 +1,8 @@
 """Settings from flags, presets, variables, files and templates: which one wins, what is refused."""
 
+import math
 import tomllib
+import typing
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
@@ -10,7 +12,14 @@ import pytest
 from elmanctl.cli.template import commented_config
 from elmanctl.config import Resolved, decode_settings, merge, parse_assignments, resolve
 from elmanctl.errors import ConfigError, NotFound
-from elmanctl.settings import SECTIONS, PathSettings, Settings, setting_help
+from elmanctl.settings import (
+    SECTIONS,
+    Bounds,
+    PathSettings,
+    Settings,
+    setting_bounds,
+    setting_help,
+)
 from elmanctl.sources import Source, flat, read_file
 
 
@@ -396,3 +405,53 @@ def test_every_line_of_the_file_that_init_writes_can_be_uncommented(tmp_path: Pa
 def _is_setting(line: str) -> bool:
     key, _, value = line.removeprefix("# ").partition(" = ")
     return line.startswith("# ") and key.isidentifier() and value not in ("", "...")
+
+
+BOUNDED = setting_bounds()
+
+
+def beyond(bounds: Bounds) -> list[str]:
+    """Values just outside, as TOML."""
+    if bounds.words:
+        return ["'nothing'"]
+    outside = [bounds.low if bounds.is_open else bounds.low - 1, bounds.high + 1]
+    return [str(int(number) if number == int(number) else number) for number in outside]
+
+
+@pytest.mark.parametrize("key", BOUNDED)
+def test_value_outside_its_bounds_is_refused_wherever_it_is_set(sources: Sources, key: str) -> None:
+    section, _, name = key.partition(".")
+    bounds = BOUNDED[key]
+    variable = f"ELMAN_{section}_{name}".upper()
+    for text in beyond(bounds):
+        value = tomllib.loads(f"value = {text}")["value"]
+        plain = text.strip("'")
+        for where in ("`elman.toml` line 2", "`the environment`"):
+            if "line" in where:
+                sources.file(f"[{section}]\n{name} = {text}\n")
+            else:
+                sources.environment[variable] = plain
+            with pytest.raises(ConfigError) as told:
+                sources.resolve()
+            assert told.value.message.startswith(f"{where}: `{key}` must be "), told.value.message
+            assert told.value.hint is not None and bounds.describe() in told.value.hint
+            sources.file("")
+            sources.environment.pop(variable, None)
+        with pytest.raises(ConfigError, match=f"`the command line`: `{key}` must be "):
+            sources.resolve({key: value})
+        with pytest.raises(ConfigError, match=f"`the command line`: `{key}` must be "):
+            parse_assignments([f"{key}={plain}"])
+        # What a run began with is no affair of the bounds.
+        assert decode_settings({section: {name: value}}).encode()[section][name] == value
+
+
+def test_numbers_have_bounds_and_defaults_are_within_them() -> None:
+    defaults = Settings().encode()
+    for section, record in SECTIONS.items():
+        for name, kind in typing.get_type_hints(record).items():
+            bounds = BOUNDED.get(f"{section}.{name}")
+            is_number = kind in (int, float, int | None, float | None)
+            assert (bounds is not None and not bounds.words) == is_number, f"{section}.{name}"
+            if bounds is not None:
+                assert bounds.refusal(defaults[section][name]) is None
+                assert is_number is False or bounds.refusal(math.nan) is not None

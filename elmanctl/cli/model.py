@@ -11,8 +11,9 @@ from elmanctl.cli.complete import backends, model_names, one_of, presets
 from elmanctl.cli.context import JsonFlag, resolve_settings
 from elmanctl.cli.fields import model_fields
 from elmanctl.cli.output import Column, hint, print_json, print_line, print_table, say
+from elmanctl.config import refuse_outside
+from elmanctl.constants import DEVICES
 from elmanctl.errors import Faults, UsageError
-from elmanctl.jobs.spec import DEVICES
 from elmanctl.models.backends import BACKENDS, fault_here
 from elmanctl.models.config import DOCUMENTED, VARIANTS
 from elmanctl.models.params import (
@@ -194,6 +195,8 @@ def calc_dim(
         if params is None:
             raise UsageError("no parameter budget is set", hint="pass e.g. `--params 480M`")
         target = parse_count(params)
+    with faults:
+        refuse_outside({"search.tolerance": tolerance, "search.multiple_of": multiple_of})
     for fault in family.load_config().faults({"dim": 1, **values}):
         faults.add(fault)
     faults.raise_any()

@@ -8,12 +8,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
+from elmanctl.constants import DEVICES, PRECISIONS
 from elmanctl.errors import EnvironmentNotReady, InvalidConfiguration
 from elmanctl.jobs.protocol import BETAS, Budget, Protocol
 
 VERSION = 1
-DEVICES = ("auto", "cpu", "cuda")
-PRECISIONS = ("auto", "fp32", "bf16")
 
 # Left out where they ask for nothing.
 _OPTIONAL = ("checkpoint_min", "continues_from")

@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
+from elmanctl.constants import RESEED
 from elmanctl.errors import LedgerCorrupt, SearchPaused
 from elmanctl.jobs.executor import Executor, Sighting
 from elmanctl.jobs.ownership import refuse_foreign_files
@@ -31,7 +32,7 @@ from elmanctl.search.next_attempt import decision_on, trip
 from elmanctl.search.nodes import exclude_bad_nodes, judged_attempts
 from elmanctl.search.optimizer import LARGEST_BYTES, CmaOptimizer
 from elmanctl.search.poll import Poller
-from elmanctl.search.repeats import RESEED, Known, answer_data, answering
+from elmanctl.search.repeats import Known, answer_data, answering
 from elmanctl.search.requeue import mend_hint
 from elmanctl.search.session import Session
 from elmanctl.search.space import SearchSpace

@@ -14,11 +14,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from elmanctl.constants import MIN_POPULATION
+from elmanctl.constants import MAX_SEED, MIN_POPULATION
 from elmanctl.errors import UsageError
-
-# numpy seeds are below 2**32, and the next one is used too.
-MAX_SEED = 2**32 - 2
 
 # Of a saved state, far above any: the matrix of 1000 axes has 8 MB.
 LARGEST_BYTES = 1 << 28

@@ -17,10 +17,6 @@ from elmanctl.ledger.run_state import RunState
 from elmanctl.ledger.spending import cost_of
 from elmanctl.search.fitness import divergence_step, has_diverged
 
-ANSWER = "answer"
-RESEED = "reseed"
-REPEATS = (ANSWER, RESEED)
-
 
 def phenotype(run: Mapping[str, Any], config: Mapping[str, object]) -> str:
     """Return what a worker would train, apart from the seed, as a text of one spelling.

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from elmanctl.config import refuse_outside
 from elmanctl.errors import UsageError
 from elmanctl.ledger.records import Evaluation, State
 from elmanctl.ledger.run_state import RunState
@@ -105,6 +106,7 @@ def _requeued(
     state: RunState, settings: Settings, evaluation: Evaluation, asked: Mapping[str, Any]
 ) -> Requeued:
     by_hand = {key: asked[key] for key in ("mem_gb", "timeout_min") if asked.get(key) is not None}
+    refuse_outside({f"slurm.{key}": value for key, value in by_hand.items()})
     nodes = _nodes(asked)
     if nodes:
         known = evaluation.changes.get("exclude", ())

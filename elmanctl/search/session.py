@@ -8,6 +8,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from elmanctl.config import refuse_outside
 from elmanctl.errors import ElmanError, LedgerError, UsageError
 from elmanctl.jobs.ownership import refuse_foreign_run
 from elmanctl.jobs.paths import RunPaths
@@ -20,7 +21,7 @@ from elmanctl.ledger.snapshot import SnapshotKeeper, load_summary
 from elmanctl.ledger.state import RunState, replay
 from elmanctl.ledger.store import LedgerWriter
 from elmanctl.search.in_force import require_run, settings_in_force
-from elmanctl.search.limits import check_limits
+from elmanctl.search.limits import check_changed_limits
 from elmanctl.search.workload import attempt_resources
 
 logger = logging.getLogger(__name__)
@@ -135,7 +136,7 @@ class Session:
                 )
             self._refuse_useless(key)
         changed = settings_in_force(self.state, changes)
-        check_limits(changed)
+        check_changed_limits(changed, changes)
         check_resources(attempt_resources(changed, self.run["executor"], {}))
 
     def change_settings(self, changes: Mapping[str, Any]) -> None:
@@ -156,7 +157,11 @@ class Session:
             )
 
     def extend(self, generations: int) -> None:
-        """Set a higher number of generations; raise UsageError for one that is not higher."""
+        """Set a higher number of generations.
+
+        Raises UsageError for one that is not higher, ConfigError for more than a search may have.
+        """
+        refuse_outside({"search.generations": generations})
         if generations <= self.state.generations:
             raise UsageError(
                 f"the search is {self.state.generations} generations long already",

@@ -16,6 +16,7 @@ from elmanctl.ledger.files import write_json
 from elmanctl.models.backends import check_backend_name
 from elmanctl.models.params import count_parameters
 from elmanctl.models.registry import decode_config, resolve_level
+from elmanctl.search.limits import check_learning_rate
 from elmanctl.search.start import check_trainable, find_corpus
 from elmanctl.search.workload import training_budget, training_fields
 from elmanctl.settings import Settings
@@ -37,9 +38,8 @@ def evaluate_once(
     values = {**settings.model, **fields}
     lr = values.pop("lr", settings.train.lr)
     faults = Faults()
-    if isinstance(lr, bool) or not isinstance(lr, int | float):
-        faults.add(UsageError(f"`lr` is a number, not `{lr}`"))
-        lr = settings.train.lr
+    with faults:
+        lr = check_learning_rate(lr)
     family, _ = resolve_level(level, values)
     with faults:
         check_backend_name(family.name, family.backends, settings.train.backend)
@@ -59,7 +59,7 @@ def evaluate_once(
         config=config,
         parameters_expected=count_parameters(family.name, config),
         seed=settings.train.seed,
-        lr=float(lr),
+        lr=lr,
         data=DataSpec(path=str(corpus.path), sha256=corpus.sha256, size_bytes=corpus.size_bytes),
         timeout_min=_NO_LIMIT_MIN,
         **training_fields(settings.train),

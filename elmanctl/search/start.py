@@ -38,7 +38,7 @@ from elmanctl.models.registry import Family, decode_config, resolve_level
 from elmanctl.search.audit import LEARNING_RATE, AxisEffect, audit_space, refuse_dead_axes
 from elmanctl.search.candidates import Candidate, CandidateBuilder, ask_candidates
 from elmanctl.search.costs import budget_stop, most_device_s, unit_name
-from elmanctl.search.limits import check_limits
+from elmanctl.search.limits import check_learning_rates, check_limits
 from elmanctl.search.new_folder import new_folder
 from elmanctl.search.optimizer import CmaOptimizer
 from elmanctl.search.preflight import check_space, mixed_backends
@@ -148,6 +148,7 @@ def plan_search(
             fixed=_constants(fixed),
             has_budget=settings.search.params is not None,
         )
+        check_learning_rates(space)
         # Without a width there is nothing to build.
         CandidateBuilder(space, settings, executor)
     faults.raise_any()

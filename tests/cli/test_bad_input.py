@@ -98,7 +98,22 @@ WITHOUT_FILES: dict[str, Case] = {
         ("search", "e88", "--preset", "tiny", "--template", "h10", "--yes"),
         *(3, "no resource template named `h10`", "did you mean `h100`?"),
     ),
-    "population too small": ((*LOCAL, "--population", "3"), 2, "at least 4", "--population"),
+    "population too small": ((*LOCAL, "--population", "3"), 2, "at least 4", "4 to 10000"),
+    "numbers beyond sense": (
+        (*LOCAL, "--tolerance", "5", "--sigma", "99"),
+        2,
+        "`search.tolerance` must be at most 0.5, not 5.0; `the command line`: `search.sigma` must "
+        "be at most 1, not 99.0",
+        "`search.tolerance` is 0 to 0.5; `search.sigma` is above 0, at most 1",
+    ),
+    "tolerance of a dim": (
+        ("calc-dim", "e88", "--params", "1M", "--tolerance", "5", "depth=1", "n_heads=2"),
+        *(2, "`search.tolerance` must be at most 0.5, not 5.0", "0 to 0.5"),
+    ),
+    "learning rate of an evaluation": (
+        ("eval", "e88", "dim=16", "depth=1", "n_heads=2", "lr=99", "--preset", "tiny"),
+        *(2, "`train.lr` must be at most 10, not 99", "above 0"),
+    ),
     "GPUs without --local": (
         ("search", "e88", "--preset", "tiny", "--gpus", "0,1"),
         *(2, "go with `--local`", "--local"),
@@ -224,6 +239,9 @@ def test_search_that_nobody_can_confirm_is_not_started(
         (("requeue", "--failed", "--run", "interrupted"), 2, "confirmation required", "--yes"),
         (("requeue", "--failed", "--kind", "omm", "--run", "interrupted"), 2, "`omm`", "`oom`"),
         (("resume", "finished", "--generations", "2"), 2, "2 generations", None),
+        (("resume", "finished", "--generations", "1000000"), 2, "at most 100000", "1 to"),
+        (("resume", "finished", "--set", "retry.oom=-1"), 2, "`retry.oom` must be at least 0", ""),
+        (("resume", "finished", "--set", "retry.oom=9999"), 2, "must be at most 1000", "0 to 1000"),
         (("resume", "finished", "--set", "train.lr=0.1"), 2, "stays as it is", "changeable"),
         (("resume", "finished", "--set", "slurm.partitoin=a"), 2, "unknown key", "slurm.partition"),
         (("search", "e88", "--preset", "tiny", "--name", "finished"), 2, "exists", "resume"),

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from elmanctl.errors import ConfigError
 from elmanctl.ledger.events import decode_line, encode_event
 from elmanctl.ledger.records import RunStatus
 from elmanctl.search.session import Session
@@ -53,6 +54,26 @@ def old(runs: Runs) -> Run:
     run.view.every_turn = lambda session: None
     make_old(run.paths.ledger)
     return run
+
+
+def test_run_that_began_with_what_is_out_of_bounds_now_goes_on(old: Run) -> None:
+    lines = []
+    for line in old.paths.ledger.read_bytes().splitlines():
+        event = decode_line(line)
+        data = copy.deepcopy(dict(event.data))
+        if event.kind == "run_created":
+            data["run"]["settings"]["search"] |= {"tolerance": 5.0, "sigma": 99.0}
+            data["run"]["settings"]["retry"]["lost"] = 10**6
+        lines.append(encode_event(replace(event, data=data)))
+    old.paths.ledger.write_bytes(b"".join(lines))
+    with Session.open(old.folder) as session:
+        assert session.settings.search.tolerance == 5.0
+        session.change_settings({"retry.killed": 2})
+        with pytest.raises(ConfigError, match=r"`retry\.lost` must be at most 1000"):
+            session.change_settings({"retry.lost": 10**6})
+        with pytest.raises(ConfigError, match=r"`search\.generations` must be at most"):
+            session.extend(10**9)
+    assert old.drive().status is RunStatus.FINISHED
 
 
 def test_settings_that_a_run_never_had_can_be_set(old: Run) -> None:

@@ -27,7 +27,10 @@ def changed(settings: Settings, **changes: dict[str, Any]) -> Settings:
     """Return settings with values of some sections replaced."""
     return replace(
         settings,
-        **{name: replace(getattr(settings, name), **values) for name, values in changes.items()},
+        **{
+            name: values if name == "model" else replace(getattr(settings, name), **values)
+            for name, values in changes.items()
+        },
     )
 
 
@@ -127,18 +130,24 @@ BAD: dict[str, tuple[dict[str, Any], type[ElmanError], str]] = {
     "generations": ({"search": {"generations": 0}}, ConfigError, "`search.generations`"),
     "jobs": ({"search": {"max_jobs": 0}}, ConfigError, "`search.max_jobs`"),
     "tolerance": ({"search": {"tolerance": -0.1}}, ConfigError, "`search.tolerance`"),
-    "seed": ({"search": {"seed": -1}}, UsageError, "seed"),
-    "sigma": ({"search": {"sigma": 0.0}}, UsageError, "sigma"),
-    "population": ({"search": {"population": 3}}, UsageError, "at least 4"),
+    "seed": ({"search": {"seed": -1}}, ConfigError, "`search.seed`"),
+    "sigma": ({"search": {"sigma": 0.0}}, ConfigError, "`search.sigma`"),
+    "population": ({"search": {"population": 3}}, ConfigError, "at least 4"),
     "batch": ({"train": {"batch": 0}}, ConfigError, "`train.batch`"),
     "micro-batch": ({"train": {"micro_batch": 5}}, ConfigError, "does not divide"),
     "window": ({"train": {"seq_len": 10**9}}, ConfigError, "shorter than one window"),
     "rate": ({"train": {"lr": float("nan")}}, ConfigError, "`train.lr`"),
+    "rate of the model": ({"model": {"lr": 99.0}}, ConfigError, "`[model]`: `train.lr`"),
+    "rate in words": ({"model": {"lr": "fast"}}, ConfigError, "`lr` is a number"),
+    "rate of an axis": (
+        {"search": {"axes": {"lr": {"kind": "float", "low": 0.0, "high": 1.0}}}},
+        *(ConfigError, "axis `lr`: `train.lr` must be above 0"),
+    ),
     "clip": ({"train": {"grad_clip": float("inf")}}, ConfigError, "`train.grad_clip`"),
     "precision": ({"train": {"precision": "fp8"}}, ConfigError, "`train.precision`"),
     "device": ({"train": {"device": "tpu"}}, ConfigError, "`train.device`"),
     "backend": ({"train": {"backend": "trition"}}, InvalidConfiguration, "backend"),
-    "time": ({"train": {"minutes": -1.0}}, InvalidConfiguration, "budget"),
+    "time": ({"train": {"minutes": -1.0}}, ConfigError, "`train.minutes`"),
     "no budget": ({"train": {"minutes": None}}, ConfigError, "no training budget"),
     "limit": ({"local": {"timeout_min": 2}}, ConfigError, "leaves no room"),
     "workers": ({"local": {"workers": 0}}, ConfigError, "`local.workers`"),
