@@ -11,10 +11,19 @@ _SIZE = r"([\d.]+) (KiB|MiB|GiB|TiB)"
 
 # Accelerators' own words; every other want of memory is the host's.
 _OF_DEVICE = re.compile(
-    r"(?i)\b(CUDA|HIP|XPU|MPS)\b|\bOutOfMemoryError\b|_STATUS_ALLOC_FAILED"
-    r"|RESOURCE_EXHAUSTED|ran out of memory trying to allocate"
+    r"(?i)\b(CUDA|HIP|ROCM|XPU|MPS|NPU|HPU|MUSA|cuDNN|Triton)\b|\bOutOfMemoryError\b"
+    r"|\b(cuda|hip|musa)(Error|Malloc)|_STATUS_(\w+_)?ALLOC(ATION)?_FAILED|StatusAllocFailed"
+    r"|rocblas_|_OUT_OF_(DEVICE_MEMORY|RESOURCES)\b|\bCUDA_ERROR_|ran out of memory trying to"
+    r"|RESOURCE_EXHAUSTED|Allocation on device"
 )
-_OF_HOST = re.compile(r"(?i)DefaultCPUAllocator|oom[-_ ]?kill|cgroup out-of-memory")
+_OF_HOST = re.compile(
+    r"(?i)DefaultCPUAllocator|oom[-_ ]?kill|cgroup out-of-memory|OUT_OF_HOST_MEMORY"
+    r"|HOST_ALLOCATION_FAILED"
+)
+_OF_CPU_TIME = re.compile(
+    r"(?i)\bCPU ?time limit|\bcpu limit exceeded|SIGXCPU|exit code 152\b|got signal: 24\b"
+    r"|(exitcode\s*:\s*|return code = )-24\b"
+)
 
 _TRIED = re.compile(rf"Tried to allocate {_SIZE}")
 _CAPACITY = re.compile(rf"total capacity of {_SIZE}")
@@ -79,8 +88,10 @@ class Neighbour:
 
 
 def find_cause(kind: VerdictKind, texts: Iterable[str]) -> Cause | None:
-    """Return whose memory ran out, or that device or scheduler failed, by texts that tell of it."""
+    """Return whose memory or which time ran out, or what failed, by texts that tell of it."""
     told = list(texts)
+    if kind is VerdictKind.TIMEOUT:
+        return Cause.CPU_TIME if any(map(_OF_CPU_TIME.search, told)) else None
     if kind is VerdictKind.ENVIRONMENT:
         if told and all(map(BAD_ARGUMENTS.search, told)):
             return Cause.ARGUMENTS

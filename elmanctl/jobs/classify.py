@@ -10,7 +10,7 @@ from elmanctl.jobs import log_rules
 from elmanctl.jobs.causes import find_cause, find_neighbour, names_broken_device
 from elmanctl.jobs.log_ends import declared_end
 from elmanctl.jobs.log_reading import Error, Piece, Reading, read_parts
-from elmanctl.jobs.log_rules import Weight
+from elmanctl.jobs.rules import Weight
 from elmanctl.ledger.records import (
     Cause,
     Confidence,
@@ -185,6 +185,11 @@ def find_error(found: Reading) -> Error | None:
     if errors and not any(error.rule.weight >= Weight.SCHEDULER for error in errors):
         # One process ends in peace, another has failed, and the launcher tells so last.
         errors = [*(error for error in found.errors if _may_be_cause(found, error)), *errors]
+    return decide_among(errors)
+
+
+def decide_among(errors: Sequence[Error]) -> Error | None:
+    """Return, of errors that have one cause, the one that names it best."""
     causes = [error for error in errors if error.rule.weight is Weight.CAUSE]
     told = [error for error in errors if error.rule.weight is Weight.SCHEDULER]
     if told:

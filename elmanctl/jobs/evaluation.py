@@ -100,11 +100,11 @@ class _Evaluation:
         try:
             self._spec = AttemptSpec.read(self._paths.spec)
             return self._run(self._spec)
-        except Exception as exc:
+        except (Exception, SystemExit) as exc:
             self.leave_failure(exc)
             raise
 
-    def leave_failure(self, exc: Exception) -> None:
+    def leave_failure(self, exc: Exception | SystemExit) -> None:
         """Write a result that says how an exception ended the attempt."""
         kind, text = classify_exception(exc)
         if (full := full_disk_of_node(exc, self._paths.run_folder)) is not None:

@@ -1,114 +1,115 @@
 """From the exception that ended a worker to its verdict.
 
+It is read as a log that prints it is, by the same rules; the worker only knows more: the classes
+behind a class, and the number of a call that failed, whatever the words.
 Only names and texts are looked at, so that torch need not be importable: a machine without it
 must still be told from a mistake in the model.
 """
 
-import errno
-import re
 import traceback
 from collections.abc import Iterator
 from pathlib import Path
 
-from elmanctl.errors import ElmanError, EnvironmentNotReady, InvalidConfiguration, NotFound
+from elmanctl.errors import ElmanError
+from elmanctl.jobs.classify import decide_among
+from elmanctl.jobs.log_reading import OUTLASTING, Error, read_parts
 from elmanctl.ledger.records import VerdictKind
 
 # An error message may be a page long; the evidence keeps its beginning.
 TEXT_LIMIT = 2000
 
-_FULL = (errno.ENOSPC, errno.EDQUOT)
-_FULL_TEXT = re.compile(r"No space left on device|Disk quota exceeded")
+# As much of a message is read, at either end.
+_READ_LIMIT = 100_000
 
-_OOM_CLASS = "OutOfMemoryError"
-_OOM_TEXT = re.compile(
-    r"(CUDA|HIP|XPU)( error:)? out of memory"
-    r"|DefaultCPUAllocator: (can't|not enough)"
-    r"|(CUBLAS|CUDNN|CUSOLVER|CUSPARSE)_STATUS_ALLOC_FAILED"
-)
-
-# A machine on which no such job can run is no fault of the job.
-_NOT_READY_TEXT = re.compile(
-    r"No CUDA GPUs are available"
-    r"|Found no NVIDIA driver"
-    r"|NVIDIA driver on your system is too old"
-    r"|Torch not compiled with CUDA enabled"
-    r"|no kernel image is available"
-    r"|cannot open shared object file"
-)
-
-_ACCELERATOR_CLASS = "AcceleratorError"
-_ACCELERATOR_TEXT = re.compile(
-    r"\b(CUDA|HIP)( driver| kernel| runtime)? error"
-    r"|\bNCCL\b.*error|\bncclUnhandled|\bnccl\w+Error"
-    r"|\bcuDNN( Frontend)? error|\b(CUDNN|CUBLAS|CUSOLVER|CUSPARSE|CUFFT)_STATUS_"
-    r"|\bTriton Error \[(CUDA|HIP)\]",
-    re.IGNORECASE,
-)
-
-# Triton's word for a tile that does not fit the device: the same everywhere, whatever is free.
-_NOT_FITTING_CLASS = "OutOfResources"
+_HEAD = "Traceback (most recent call last):\n"
 
 
 def classify_exception(exc: BaseException) -> tuple[VerdictKind, str]:
     """Return the verdict that an exception means, and the text that says so.
 
-    The first line of the text is a summary.  What was raised decides, then what it was raised
-    from; a full disk is found in the whole chain, since it makes anything fail.
+    The first line of the text is a summary.  What was raised, and what it was raised from, decide
+    together; what was being handled meanwhile only where it was memory or a full disk, which make
+    anything fail.
     """
-    for link in (*_causes(exc), *_contexts(exc)):
-        if _is_disk_full(link):
-            return VerdictKind.DISK_FULL, _text(link)
-    for link in _causes(exc):
-        kind = _kind(link)
-        if kind is not None:
-            return kind, _text(link)
-    return VerdictKind.PYTHON_ERROR, _text(exc, with_frame=True)
+    found: list[tuple[Error, BaseException]] = []
+    for link, is_cause in _chain(exc):
+        error = _error_of(link)
+        if error is not None and (is_cause or error.rule.kind in OUTLASTING):
+            found.append((error, link))
+    # The last decides where several are alike: it is what a log prints last.
+    decisive = decide_among([error for error, _ in reversed(found)])
+    if decisive is None or decisive.rule.kind is VerdictKind.PYTHON_ERROR:
+        return VerdictKind.PYTHON_ERROR, _text(exc, with_frame=True)
+    link = next(link for error, link in found if error is decisive)
+    return decisive.rule.kind, _text(link)
 
 
-def _kind(exc: BaseException) -> VerdictKind | None:
-    text = str(exc)
-    names = {base.__name__ for base in type(exc).__mro__}
-    if isinstance(exc, MemoryError) or _OOM_CLASS in names or _OOM_TEXT.search(text):
-        return VerdictKind.OOM
-    if isinstance(exc, OSError) and exc.errno == errno.ENOMEM:
-        return VerdictKind.OOM
-    if isinstance(exc, EnvironmentNotReady | ImportError) or _NOT_READY_TEXT.search(text):
-        return VerdictKind.ENVIRONMENT
-    if isinstance(exc, InvalidConfiguration | NotFound) or _NOT_FITTING_CLASS in names:
-        return VerdictKind.INVALID
-    if _ACCELERATOR_CLASS in names or _ACCELERATOR_TEXT.search(text):
-        return VerdictKind.CUDA_ERROR
-    return None
+def _error_of(exc: BaseException) -> Error | None:
+    """Return what one exception tells, without what it came from."""
+    printed = "".join(traceback.format_exception_only(exc))
+    decisive = _read(printed)
+    if decisive is not None and decisive.rule.kind is not VerdictKind.PYTHON_ERROR:
+        return decisive
+    message = _message(exc)
+    for line in (_with_number(exc), *(f"{_name(base)}: {message}" for base in _bases(exc))):
+        better = _read(line)
+        if better is not None and better.rule.kind is not VerdictKind.PYTHON_ERROR:
+            return better
+    return decisive
 
 
-def _is_disk_full(exc: BaseException) -> bool:
-    if isinstance(exc, OSError) and exc.errno in _FULL:
-        return True
-    return bool(_FULL_TEXT.search(str(exc)))
+def _read(printed: str) -> Error | None:
+    if len(printed) > 2 * _READ_LIMIT:
+        printed = f"{printed[:_READ_LIMIT]}\n{printed[-_READ_LIMIT:]}"
+    return decide_among(read_parts([(1, _HEAD + printed)]).errors)
 
 
-def _causes(exc: BaseException) -> Iterator[BaseException]:
-    """Yield an exception and what it was raised from, explicitly."""
+def _with_number(exc: BaseException) -> str:
+    number = exc.errno if isinstance(exc, OSError) else None
+    return "" if number is None else f"OSError: [Errno {number}] {_message(exc)}"
+
+
+def _bases(exc: BaseException) -> list[type]:
+    """Return the classes behind the exception's own that say more than that it is one."""
+    *bases, _, _ = type(exc).__mro__[1:] if isinstance(exc, Exception) else (object, object)
+    return bases
+
+
+def _name(kind: type) -> str:
+    plain = kind.__module__ in ("builtins", "__main__")
+    return kind.__qualname__ if plain else f"{kind.__module__}.{kind.__qualname__}"
+
+
+def _message(exc: BaseException) -> str:
+    try:
+        return str(exc).strip()
+    except Exception as broken:
+        return f"its text cannot be had: {type(broken).__name__}"
+
+
+def _chain(exc: BaseException) -> Iterator[tuple[BaseException, bool]]:
+    """Yield an exception and what it came from, each with whether that is its cause.
+
+    Otherwise it was being handled when the one before was raised.  What a group holds is a cause.
+    """
     seen: set[int] = set()
-    link: BaseException | None = exc
-    while link is not None and id(link) not in seen:
+    waiting: list[tuple[BaseException, bool]] = [(exc, True)]
+    while waiting:
+        link, is_cause = waiting.pop(0)
+        if id(link) in seen:
+            continue
         seen.add(id(link))
-        yield link
-        link = link.__cause__
-
-
-def _contexts(exc: BaseException) -> Iterator[BaseException]:
-    """Yield what was being handled when an exception, or one it came from, was raised."""
-    seen: set[int] = set()
-    link: BaseException | None = exc
-    while link is not None and id(link) not in seen:
-        seen.add(id(link))
-        yield link
-        link = link.__cause__ or (None if link.__suppress_context__ else link.__context__)
+        yield link, is_cause
+        if isinstance(link, BaseExceptionGroup):
+            waiting += [(held, is_cause) for held in link.exceptions]
+        if link.__cause__ is not None:
+            waiting.append((link.__cause__, is_cause))
+        elif link.__context__ is not None and not link.__suppress_context__:
+            waiting.append((link.__context__, False))
 
 
 def _text(exc: BaseException, *, with_frame: bool = False) -> str:
-    first, *rest = str(exc).strip().splitlines() or [""]
+    first, *rest = _message(exc).splitlines() or [""]
     name = type(exc).__name__
     summary = f"{name}: {first}" if first else name
     if with_frame and (place := _innermost_frame(exc)):

@@ -7,9 +7,10 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from elmanctl.jobs import log_rules
-from elmanctl.jobs.log_rules import ERROR_KEYS, Rule
+from elmanctl.jobs.log_rules import ERROR_KEYS
 from elmanctl.jobs.log_signs import SIGN_KEYS, Signs, read_signs, shape_of
 from elmanctl.jobs.log_words import keys_in, lines_with_words
+from elmanctl.jobs.rules import Rule
 from elmanctl.ledger.records import VerdictKind
 
 # A line may be a whole file; what it says is at its ends.
@@ -17,6 +18,9 @@ _PIECE_HEAD, _PIECE_TAIL = 1500, 500
 
 # As many losses may follow a finish, for its summary.
 _SUMMARIES = 2
+
+# What goes on to make other things fail, whoever dealt with it.
+OUTLASTING = (VerdictKind.DISK_FULL, VerdictKind.OOM)
 
 # Counters that are remembered: enough for the last states of all that a log counts.
 _COUNTERS = 400
@@ -104,11 +108,16 @@ class Reading:
 
 @dataclass(slots=True)
 class _Traceback:
-    """Where in tracebacks the reading stands."""
+    """Where in tracebacks the reading stands.
+
+    A chain of exceptions begins at `chain` of the errors; `goes_on` where one more follows.
+    """
 
     head: Piece | None = None
     caught: bool = False
     ignored: bool = False
+    chain: int = 0
+    goes_on: bool = False
 
 
 def read_parts(parts: Iterable[tuple[int, str]]) -> Reading:
@@ -181,6 +190,9 @@ def _read_piece(found: Reading, piece: Piece, previous: str, traceback: _Traceba
     if log_rules.TRACEBACK.search(text):
         traceback.head = piece
         traceback.caught = bool(log_rules.TOLD.match(clean(previous)))
+        if not traceback.goes_on:
+            traceback.chain = len(found.errors)
+        traceback.goes_on = False
         return
     head = traceback.head
     if head is not None and text[0].isspace():
@@ -192,12 +204,12 @@ def _read_piece(found: Reading, piece: Piece, previous: str, traceback: _Traceba
     if ends and traceback.ignored:
         traceback.ignored = False
         return
-    if log_rules.SUPERSEDED.match(text):
-        if found.errors and found.errors[-1].rule.kind not in (
-            VerdictKind.DISK_FULL,
-            VerdictKind.OOM,
-        ):
-            found.errors.pop()
+    superseded = log_rules.SUPERSEDED.match(text) is not None
+    if superseded or log_rules.CAUSED.match(text):
+        traceback.goes_on = True
+        if superseded:
+            chain = found.errors[traceback.chain :]
+            found.errors[traceback.chain :] = [e for e in chain if e.rule.kind in OUTLASTING]
         return
     shape = shape_of(text)
     signs = _signs(shape)

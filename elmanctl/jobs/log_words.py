@@ -24,8 +24,8 @@ _OF_SIGNS = tuple(key for key in KEYS if not _WORD.fullmatch(key))
 # Below this numpy takes longer to import than to save.
 _SMALL = 200_000
 
-# In a text the numbers of a counter are not yet zeros.
-_OF_LETTERS = tuple(key for key in KEYS if key != "[0/0]")
+# In a text the numbers of a counter, or of a line of a script, are not yet zeros.
+_OF_LETTERS = tuple(key for key in KEYS if key.isascii() and "0" not in key)
 
 
 def keys_in(lowered: str) -> tuple[str, ...]:
@@ -56,8 +56,13 @@ def lines_with_words(text: str, lines: list[str]) -> Iterator[int]:
     data = np.frombuffer(text.encode("latin-1", "replace"), dtype=np.uint8)
     data = data + 32 * ((data >= 65) & (data <= 90)).astype(np.uint8)
     pairs = data[:-1].astype(np.uint16) << 8 | data[1:]
-    # A counter alone on its line begins so.
-    hits = [np.flatnonzero((data[:-1] == ord("[")) & (data[1:] >= 48) & (data[1:] <= 57))]
+    digits = (data >= 48) & (data <= 57)
+    # A counter alone on its line begins so; and a number before a colon, or a letter of no Latin.
+    hits = [np.flatnonzero((data[:-1] == ord("[")) & digits[1:])]
+    known = digits | (data == ord("?"))
+    hits.append(np.flatnonzero(known[:-1] & (data[1:] == ord(":"))))
+    hits.append(np.flatnonzero(digits[:-2] & (data[1:-1] == 32) & (data[2:] == ord(":"))))
+    hits.append(np.flatnonzero(known[:-1] & (data[1:] == ord("?"))))
     for width in (3, 4):
         heads = {key[:width].encode() for key in _OF_LETTERS if min(4, len(key)) == width}
         codes = np.array([int.from_bytes(head, "big") for head in heads], dtype=np.uint32)

@@ -10,7 +10,7 @@ from elmanctl.jobs.causes import find_cause
 from elmanctl.jobs.classify import find_error, of_cause, quote, texts_of
 from elmanctl.jobs.executor import JobReport, JobState
 from elmanctl.jobs.log_reading import read_parts
-from elmanctl.jobs.log_rules import Weight
+from elmanctl.jobs.rules import Weight
 from elmanctl.ledger.records import Cause, Evidence, EvidenceSource, VerdictKind
 
 
@@ -131,6 +131,13 @@ def was_limit_reached(seen: Observation) -> bool:
     return seen.elapsed_s >= seen.limit_s - min(_MINUTE_S, 0.1 * seen.limit_s)
 
 
+def was_cpu_limit_reached(seen: Observation) -> bool:
+    """Whether the kernel ended a process at its limit on CPU time: only the kernel does so."""
+    if seen.report is not None and ended_by(seen.report) is not None:
+        return ended_by(seen.report) == signal.SIGXCPU
+    return any(name == "SIGXCPU" for name, _ in seen.signals)
+
+
 def was_warned_early(seen: Observation) -> bool:
     """Whether Slurm warned of an end long before the time limit, as it does before preemption."""
     if not seen.limit_s:
@@ -202,6 +209,8 @@ def _seconds_between(began: object, later: Mapping[str, object]) -> float | None
 def _signal_name(number: int) -> str:
     if number == SIGNAL_OOM:
         return "out of memory"
+    if number == signal.SIGXCPU:
+        return "SIGXCPU, the limit on CPU time"
     try:
         return signal.Signals(number).name
     except ValueError:

@@ -10,7 +10,7 @@ from typing import Any, BinaryIO
 from elmanctl.clock import from_text
 from elmanctl.jobs.executor import JobReport
 from elmanctl.jobs.paths import AttemptPaths
-from elmanctl.jobs.verdict import Log, Observation
+from elmanctl.jobs.verdict import Log, Observation, needs_no_log
 from elmanctl.ledger.files import open_regular, parse_object, read_small
 
 # What a verdict needs of a log is at its end.
@@ -46,11 +46,12 @@ def observe(
     """
     heartbeat = read_table(paths.heartbeat)
     traces = (paths.claim, paths.heartbeat, paths.metrics, paths.result, log)
+    result = read_table(paths.result)
     return Observation(
-        result=read_table(paths.result),
+        result=result,
         result_file=str(paths.result.relative_to(root)),
         report=report,
-        log=read_log(log, root),
+        log=None if needs_no_log(result) else read_log(log, root),
         log_path=str(log),
         is_in_sight=paths.spec.is_file(),
         left_trace=any(os.path.lexists(trace) for trace in traces),

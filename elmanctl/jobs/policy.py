@@ -117,6 +117,14 @@ RULES: tuple[Rule, ...] = (
     Rule(kind=VerdictKind.ENVIRONMENT, case=Cause.ARGUMENTS, group=Group.CODE),
     Rule(kind=VerdictKind.DISK_FULL, setting="disk_full", group=Group.DISK),
     Rule(kind=VerdictKind.TIMEOUT, setting="timeout", goes_on=True),
+    # A limit of the shell meets every job alike: once more ends as before.
+    Rule(
+        kind=VerdictKind.TIMEOUT,
+        case=Cause.CPU_TIME,
+        setting="timeout",
+        goes_on=True,
+        group=Group.CODE,
+    ),
     Rule(kind=VerdictKind.KILLED, setting="killed", goes_on=True),
     Rule(
         kind=VerdictKind.NODE_FAILURE,

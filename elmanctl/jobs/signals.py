@@ -18,7 +18,7 @@ class Warned:
 
 @contextmanager
 def signals_noted(heartbeat: Heartbeat) -> Iterator[Warned]:
-    """Note SIGUSR2 and SIGTERM in the heartbeat file; SIGTERM then ends the process.
+    """Note SIGUSR2, SIGTERM and SIGXCPU in the heartbeat file; the last two end the process.
 
     SIGUSR2 announces an end whose reason only the scheduler knows, so nothing follows from it
     but a mark in what is yielded.  submitit's own handlers would requeue the job, or raise inside
@@ -39,7 +39,11 @@ def signals_noted(heartbeat: Heartbeat) -> Iterator[Warned]:
         # Only reached where the default action is to ignore: process 1 of a container.
         os._exit(128 + number)
 
-    handlers = {signal.SIGUSR2: note, signal.SIGTERM: note_and_end}
+    handlers = {
+        signal.SIGUSR2: note,
+        signal.SIGTERM: note_and_end,
+        signal.SIGXCPU: note_and_end,
+    }
     earlier = {number: signal.signal(number, handler) for number, handler in handlers.items()}
     try:
         yield warned

@@ -23,6 +23,7 @@ from elmanctl.jobs.observation import (
     ended_by,
     heartbeat_quote,
     read_word,
+    was_cpu_limit_reached,
     was_limit_reached,
     was_warned_early,
 )
@@ -122,6 +123,8 @@ def _verdict(seen: Observation, opinion: _Opinion, word: LogWord | None) -> Verd
     if opinion.kind is _K.OOM and (cause is None or _names_memory(seen.report)):
         # Slurm counts the host's memory only.
         cause = Cause.HOST
+    if opinion.kind is _K.TIMEOUT and was_cpu_limit_reached(seen):
+        cause = Cause.CPU_TIME
     if cause in ADVICE:
         quotes.append(Evidence(source=EvidenceSource.CONTROLLER, text=ADVICE[cause]))
     return Verdict(
@@ -169,7 +172,7 @@ def _of_end(seen: Observation, report: JobReport, word: LogWord | None) -> _Opin
         return _Opinion(kind=named, confidence=Confidence.LIKELY if unsure else Confidence.CERTAIN)
     if ended_by(report) == SIGNAL_NO_OUTPUT:
         return _of_launch(seen, report)
-    if ended_by(report) is not None:
+    if ended_by(report) is not None or was_cpu_limit_reached(seen):
         return _of_signal(seen, report, word)
     failed = report.exit_code if report.exit_code is not None else report.raw == "FAILED"
     if failed and word is not None and (word.kind is not _K.CANCELLED or word.of_scheduler):
@@ -221,6 +224,8 @@ def _of_signal(seen: Observation, report: JobReport, word: LogWord | None) -> _O
     likely = Confidence.LIKELY
     if ended_by(report) == SIGNAL_OOM:
         kind, likely = _K.OOM, Confidence.CERTAIN
+    elif was_cpu_limit_reached(seen):
+        kind, likely = _K.TIMEOUT, Confidence.CERTAIN
     elif word is not None and (word.of_scheduler and word.kind is not _K.CANCELLED):
         kind = word.kind
     elif was_limit_reached(seen):
@@ -252,7 +257,7 @@ def _of_silence(seen: Observation, word: LogWord | None) -> _Opinion:
         text = "Slurm knows the other tasks of its array: this one was taken back before it began"
         told = Evidence(source=EvidenceSource.SCHEDULER, text=text)
         return _Opinion(kind=_K.CANCELLED, confidence=likely, lead=(told,))
-    if seen.signals and was_limit_reached(seen):
+    if was_cpu_limit_reached(seen) or (seen.signals and was_limit_reached(seen)):
         return _Opinion(kind=_K.TIMEOUT, confidence=likely, lead=(heartbeat_quote(seen),))
     if was_warned_early(seen):
         return _Opinion(kind=_K.PREEMPTED, confidence=likely, lead=(heartbeat_quote(seen),))
@@ -261,6 +266,12 @@ def _of_silence(seen: Observation, word: LogWord | None) -> _Opinion:
 
 def _has_begun(seen: Observation) -> bool:
     return seen.has_started or seen.left_trace
+
+
+def needs_no_log(result: Mapping[str, object] | None) -> bool:
+    """Whether a worker's result says so much that its log would add nothing."""
+    verdict = None if result is None else result.get("verdict")
+    return isinstance(verdict, Mapping) and verdict.get("kind") in (_K.COMPLETED, _K.DIVERGED)
 
 
 def _from_result(seen: Observation, result: Mapping[str, object]) -> Verdict:
@@ -280,7 +291,7 @@ def _from_result(seen: Observation, result: Mapping[str, object]) -> Verdict:
     holders = [holder for text in texts if (holder := find_neighbour(text))]
     if cause is Cause.NEIGHBOUR:
         said.append(replace(said[0], text=str(holders[0])))
-    if kind not in (_K.COMPLETED, _K.DIVERGED):
+    if not needs_no_log(result):
         said += _in_log(seen.log, said[0].text)
     confidence = Confidence.UNCLEAR if kind is _K.UNDETERMINED else Confidence.CERTAIN
     named = None if seen.report is None else _named(seen.report)

@@ -47,6 +47,7 @@ class EvidenceSource(StrEnum):
     RESULT = "result"
     EXIT = "exit"
     SCHEDULER = "scheduler"
+    CPU_TIME = "cpu_time"
     LOG = "log"
     HEARTBEAT = "heartbeat"
     CONTROLLER = "controller"
@@ -71,7 +72,7 @@ class Confidence(StrEnum):
 
 
 class Cause(StrEnum):
-    """Whose memory ran out, or what failed that is neither the code nor the node's setup."""
+    """Whose memory or which time ran out, or what failed that is neither code nor setup."""
 
     HOST = "host"
     GPU = "gpu"
@@ -79,6 +80,7 @@ class Cause(StrEnum):
     DEVICE = "device"
     SCHEDULER = "scheduler"
     ARGUMENTS = "arguments"
+    CPU_TIME = "cpu_time"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -87,8 +89,8 @@ class Verdict:
 
     `cause` is host, gpu or neighbour for `oom`, device for a `cuda_error` of broken hardware,
     scheduler for an `environment` where the scheduler did not answer its own job, arguments where
-    srun refused its own options, and otherwise None.  `confidence` is None in ledgers that were
-    written before it existed.
+    srun refused its own options, cpu_time for a `timeout` by the shell's limit and not the job's,
+    and otherwise None.  `confidence` is None in ledgers that were written before it existed.
     """
 
     kind: VerdictKind

@@ -183,6 +183,16 @@ def test_signals_are_noted_and_the_last_one_ends_the_worker(write_spec: Any, sta
     assert not paths.result.exists()
 
 
+def test_limit_on_cpu_time_is_noted_and_ends_the_worker(write_spec: Any, start: Start) -> None:
+    paths = write_spec(budget=LONG, heartbeat_s=60.0)
+    worker = start(paths)
+    wait_for_steps(paths, 1)
+    worker.send_signal(signal.SIGXCPU)
+    worker.communicate(timeout=10)
+    assert worker.returncode == -signal.SIGXCPU
+    assert [note["name"] for note in read(paths.heartbeat)["signals"]] == ["SIGXCPU"]
+
+
 def test_a_killed_worker_leaves_its_curve_and_a_restart_takes_over(
     write_spec: Any, start: Start
 ) -> None:
@@ -447,6 +457,20 @@ def test_an_interruption_from_the_keyboard_leaves_no_result(
     with pytest.raises(KeyboardInterrupt):
         evaluate_attempt(str(paths.folder))
     assert not paths.result.exists()
+
+
+def test_library_that_ends_the_program_leaves_a_result(
+    write_spec: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def end(self: Any) -> Any:
+        raise SystemExit("no GPU, no training")
+
+    monkeypatch.setattr(_Loop, "_batch", end)
+    paths = write_spec()
+    with pytest.raises(SystemExit):
+        evaluate_attempt(str(paths.folder))
+    assert verdict(paths)[0] == "python_error"
+    assert verdict(paths)[1].startswith("SystemExit: no GPU, no training (test_evaluation.py")
 
 
 def test_signal_handlers_come_back_and_the_one_for_the_keyboard_stays(write_spec: Any) -> None:

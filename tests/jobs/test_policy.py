@@ -48,6 +48,7 @@ EVERY = [
     *(GPU, NEIGHBOUR, verdict(VerdictKind.CUDA_ERROR, Cause.DEVICE)),
     verdict(VerdictKind.ENVIRONMENT, Cause.SCHEDULER),
     verdict(VerdictKind.ENVIRONMENT, Cause.ARGUMENTS),
+    verdict(VerdictKind.TIMEOUT, Cause.CPU_TIME),
     Verdict(kind=VerdictKind.CANCELLED, evidence=(ASKED,)),
 ]
 FAILURES = [each for each in EVERY if rule_of(each).setting is not None]

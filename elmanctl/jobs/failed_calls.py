@@ -1,0 +1,76 @@
+"""What a failed call of the operating system means, by its number and by its words; pure.
+
+Numbers and words are Linux's.  Python prints a number as `[Errno 28]`, Rust as `(os error 28)` or
+`Os { code: 28,`, HDF5 as `errno = 28`; C++ prints the words alone, and other languages other words.
+"""
+
+from collections.abc import Iterable
+
+from elmanctl.ledger.records import VerdictKind
+
+_K = VerdictKind
+
+# Words that mean something else elsewhere are left to their number: they are missing here.
+_CALLS: dict[VerdictKind, dict[int, str]] = {
+    _K.OOM: {12: "Cannot allocate memory"},  # ENOMEM
+    _K.DISK_FULL: {
+        28: "No space left on device",  # ENOSPC
+        122: "Disk quota exceeded",  # EDQUOT
+    },
+    # Of the node, its file systems and its network.
+    _K.ENVIRONMENT: {
+        5: "Input/output error",  # EIO
+        6: "No such device or address",  # ENXIO
+        8: "Exec format error",  # ENOEXEC
+        11: "Resource temporarily unavailable",  # EAGAIN: no more processes, a lock
+        16: "Device or resource busy",  # EBUSY
+        19: "No such device",  # ENODEV
+        23: "Too many open files in system",  # ENFILE
+        24: "Too many open files",  # EMFILE
+        26: "Text file busy",  # ETXTBSY
+        27: "",  # EFBIG
+        30: "Read-only file system",  # EROFS
+        37: "No locks available",  # ENOLCK
+        38: "",  # ENOSYS: locks, on some file systems
+        40: "Too many levels of symbolic links",  # ELOOP: an automount that failed
+        67: "Link has been severed",  # ENOLINK
+        70: "",  # ECOMM
+        71: "",  # EPROTO
+        74: "",  # EBADMSG: a checksum
+        95: "",  # EOPNOTSUPP
+        98: "[Aa]ddress already in use",  # EADDRINUSE
+        99: "Cannot assign requested address",  # EADDRNOTAVAIL
+        100: "Network is down",  # ENETDOWN
+        101: "Network is unreachable",  # ENETUNREACH
+        102: "",  # ENETRESET
+        103: "",  # ECONNABORTED
+        105: "No buffer space available",  # ENOBUFS
+        107: "Transport endpoint is not connected",  # ENOTCONN
+        108: "Cannot send after transport endpoint shutdown",  # ESHUTDOWN
+        110: "Connection timed out",  # ETIMEDOUT
+        111: "Connection refused",  # ECONNREFUSED
+        112: "Host is down",  # EHOSTDOWN
+        113: "No route to host",  # EHOSTUNREACH
+        116: "Stale (?:NFS )?file handle",  # ESTALE
+        117: "Structure needs cleaning",  # EUCLEAN
+        121: "Remote I/O error",  # EREMOTEIO
+        123: "No medium found",  # ENOMEDIUM
+        126: "Required key not available",  # ENOKEY
+        127: "Key has expired",  # EKEYEXPIRED
+        128: "Key has been revoked",  # EKEYREVOKED
+        133: "Memory page has hardware error",  # EHWPOISON
+    },
+}
+
+
+def numbered(numbers: Iterable[int]) -> str:
+    """Return a pattern for these numbers of calls that failed."""
+    one = "|".join(str(number) for number in sorted(numbers))
+    return (
+        rf"\[Errno (?:{one})\]|\(os error (?:{one})\)|\bOs \{{ code: (?:{one}),"
+        rf"|\berrno ?[=:] ?(?:{one})\b"
+    )
+
+
+NUMBERS_OF = {kind: tuple(calls) for kind, calls in _CALLS.items()}
+WORDS_OF = {kind: "|".join(filter(None, calls.values())) for kind, calls in _CALLS.items()}
