@@ -89,7 +89,7 @@ def make_script(submission: Submission, folder: Path, code: Path) -> str:
         _make_sbatch_string(
             command=worker_command(folder, resources.python),
             folder=folder,
-            map_count=len(submission.tasks),
+            map_count=len(submission.tasks) if submission.is_array else None,
             array_parallelism=len(submission.tasks),
             signal_delay_s=SIGNAL_DELAY_S,
             stderr_to_stdout=True,
@@ -103,7 +103,7 @@ def make_script(submission: Submission, folder: Path, code: Path) -> str:
             gres=resources.gres or None,
             mem=None if resources.mem_gb is None else f"{round(resources.mem_gb * 1024)}M",
             cpus_per_task=resources.cpus,
-            setup=_setup_lines(resources, folder, code),
+            setup=_setup_lines(resources, folder, code, is_array=submission.is_array),
             # The limits of a login node's shell say nothing of what a job may use.
             additional_parameters={
                 "no-requeue": True,
@@ -127,7 +127,7 @@ def excluded(resources: Resources) -> str:
     return ",".join([*([str(own)] if own else []), *resources.exclude])
 
 
-def _setup_lines(resources: Resources, folder: Path, code: Path) -> list[str]:
+def _setup_lines(resources: Resources, folder: Path, code: Path, *, is_array: bool) -> list[str]:
     lines = list(resources.setup)
     if resources.cpus:
         # Since Slurm 22.05 srun no longer inherits this from sbatch.
@@ -135,11 +135,17 @@ def _setup_lines(resources: Resources, folder: Path, code: Path) -> list[str]:
     # With `--export=NONE` srun would pass on nothing that is set here.
     lines.append("export SLURM_EXPORT_ENV=ALL")
     lines.append(f'export PYTHONPATH={shlex.quote(str(code))}"${{PYTHONPATH:+:$PYTHONPATH}}"')
-    where = shlex.quote(str(folder))
+    lines.append(_link_line(shlex.quote(str(folder)), is_array=is_array))
+    return lines
+
+
+def _link_line(where: str, *, is_array: bool) -> str:
+    """Return the shell line that names a task's pickle after its job, as submitit looks for it."""
+    if not is_array:
+        return f'ln -sfn {where}/task-0.pkl {where}/"${{SLURM_JOB_ID}}_submitted.pkl"'
     task = f'{where}/"task-${{SLURM_ARRAY_TASK_ID}}.pkl"'
     link = f'{where}/"${{SLURM_ARRAY_JOB_ID}}_${{SLURM_ARRAY_TASK_ID}}_submitted.pkl"'
-    lines.append(f"ln -sfn {task} {link}")
-    return lines
+    return f"ln -sfn {task} {link}"
 
 
 def check_resources(resources: Resources) -> None:

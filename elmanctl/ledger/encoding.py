@@ -103,6 +103,7 @@ def encode_submission(submission: Submission) -> dict[str, Any]:
         "job_name": submission.job_name,
         "tasks": [encode_task(task) for task in submission.tasks],
         "resources": dict(submission.resources),
+        **({} if submission.is_array else {"is_array": False}),
     }
 
 
@@ -117,6 +118,8 @@ def decode_submission(
             tasks=tuple(decode_task(item, where) for where, item in fields.items("tasks")),
             resources=fields.mapping("resources"),
             intended_at=intended_at,
+            # Where it is missing the submission is one, as in all ledgers before it could be not.
+            is_array=fields.optional_flag("is_array") is not False,
         )
 
 

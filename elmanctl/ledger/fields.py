@@ -64,6 +64,10 @@ class Fields:
         value = self._take(key)
         return value if isinstance(value, bool) else self._refuse(key, "true or false")
 
+    def optional_flag(self, key: str) -> bool | None:
+        """Return true, false or None."""
+        return None if self._is_absent(key) else self.flag(key)
+
     def mapping(self, key: str) -> Mapping[str, Any]:
         """Return an object as it stands."""
         value = self._take(key)

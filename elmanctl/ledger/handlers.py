@@ -108,7 +108,8 @@ def _submission_accepted(state: RunState, fields: Fields, at: str) -> None:
     state.put_submission(submission)
     for task in submission.tasks:
         evaluation = _evaluation(state, task.evaluation)
-        state.put(transitions.accept(evaluation, task, job_id))
+        own_id = submission.job_of(job_id, task.index)
+        state.put(transitions.accept(evaluation, task, own_id))
 
 
 def _submission_ended(outcome: SubmissionState) -> Handler:

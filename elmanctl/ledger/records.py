@@ -227,7 +227,10 @@ class Task:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Submission:
-    """One call of sbatch (or of the local executor): an array of tasks under one job name."""
+    """One call of sbatch (or of the local executor): an array of tasks under one job name.
+
+    Where there are no arrays, `is_array` is False: one task, whose job has the submission's id.
+    """
 
     id: str
     job_name: str
@@ -237,6 +240,11 @@ class Submission:
     job_id: str | None = None
     intended_at: str | None = None
     error: str | None = None
+    is_array: bool = True
+
+    def job_of(self, job_id: str, index: int) -> str:
+        """Return the id of one task's job, given the id that the submission got."""
+        return f"{job_id}_{index}" if self.is_array else job_id
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

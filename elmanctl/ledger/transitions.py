@@ -63,9 +63,8 @@ def answer(
 
 
 def accept(evaluation: Evaluation, task: Task, job_id: str) -> Evaluation:
-    """Give an attempt the name of its job."""
-    attempt = _attempt(evaluation, task.attempt)
-    return _with(evaluation, replace(attempt, job_id=f"{job_id}_{task.index}"))
+    """Give an attempt the id of its job."""
+    return _with(evaluation, replace(_attempt(evaluation, task.attempt), job_id=job_id))
 
 
 def take_back(evaluation: Evaluation, task: Task) -> Evaluation:
