@@ -36,12 +36,16 @@ from elmanctl.search.session import Session
 # Heartbeats are read for display at most this often.
 _REDRAW_S = 1.0
 
+# The same trouble is worth another line after so long without it.
+_SAID_AGAIN_S = 3600.0
+
 
 class PlainView:
     """One line on stderr for each attempt that ends and each generation that is done."""
 
     def __init__(self, session: Session) -> None:
-        self._silent: str | None = None
+        self._told: str | None = None
+        self._told_at = 0.0
 
     def __enter__(self) -> "PlainView":
         return self
@@ -54,11 +58,14 @@ class PlainView:
     ) -> None:
         """Nothing to take down."""
 
-    def refresh(self, session: Session, silent_reason: str | None) -> None:
-        """Say once when the scheduler falls silent."""
-        if silent_reason and silent_reason != self._silent:
-            say(f"warning: {silent_reason}")
-        self._silent = silent_reason
+    def refresh(self, session: Session, trouble: str | None) -> None:
+        """Say once when the scheduler falls silent or takes no jobs; it may come and go."""
+        now = time.monotonic()
+        if trouble and (trouble != self._told or now - self._told_at > _SAID_AGAIN_S):
+            say(f"warning: {trouble}")
+            self._told = trouble
+        if trouble:
+            self._told_at = now
 
     def judged(self, evaluation: Evaluation, verdict: Verdict) -> None:
         """Say how an attempt ended."""
@@ -93,12 +100,12 @@ class LiveView:
     ) -> None:
         self._live.stop()
 
-    def refresh(self, session: Session, silent_reason: str | None) -> None:
+    def refresh(self, session: Session, trouble: str | None) -> None:
         """Draw the generation under way."""
         if time.monotonic() - self._drawn < _REDRAW_S:
             return
         self._drawn = time.monotonic()
-        self._live.update(self._picture(session, silent_reason), refresh=True)
+        self._live.update(self._picture(session, trouble), refresh=True)
 
     def judged(self, evaluation: Evaluation, verdict: Verdict) -> None:
         """Keep a line for every attempt that did not complete."""
@@ -111,14 +118,14 @@ class LiveView:
         """Keep a line for every generation."""
         self._live.console.print(generation_line(session.state, generation), markup=False)
 
-    def _picture(self, session: Session, silent_reason: str | None) -> Any:
+    def _picture(self, session: Session, trouble: str | None) -> Any:
         from rich.console import Group
         from rich.text import Text
 
         left = self._time_left(session)
         lines = [Text(headline(session) + (f"  about {left} left" if left else ""), style="bold")]
-        if silent_reason:
-            lines.append(Text(printable(silent_reason), style="yellow"))
+        if trouble:
+            lines.append(Text(printable(trouble), style="yellow"))
         names = searched_names(session.run)
         columns = [
             Column(name="EVAL"),

@@ -62,6 +62,8 @@ def note_line(note: SchedulerNote) -> str:
         text += f" and did not answer everything: {note.silent_reason}"
     if note.accounting is False:
         text += "; no accounting here, so that only squeue and files tell how a job ended"
+    if note.refusal:
+        text += f"; {note.refusal.text}"
     return text
 
 

@@ -102,7 +102,25 @@ class Resources:
 
 
 class SubmissionUnknown(SubmissionError):
-    """The scheduler's answer did not arrive; the submission may have been accepted."""
+    """The scheduler's answer did not arrive; the submission may have been accepted.
+
+    `is_taken` says that it was accepted, and only the job's id is missing.
+    """
+
+    def __init__(self, message: str, *, is_taken: bool = False) -> None:
+        super().__init__(message)
+        self.is_taken = is_taken
+
+
+class SubmissionDeferred(SubmissionError):
+    """The scheduler does not take so many attempts now; later, or fewer, it may.
+
+    `is_limit` says that the number of jobs is what it refuses.
+    """
+
+    def __init__(self, message: str, *, hint: str | None = None, is_limit: bool = False) -> None:
+        super().__init__(message, hint=hint)
+        self.is_limit = is_limit
 
 
 class SubmissionTooLarge(SubmissionError):
@@ -118,13 +136,18 @@ class Executor(Protocol):
     def tasks_per_submission(self) -> int | None:
         """How many attempts one submission may hold: None any number, 0 known after a look."""
 
+    @property
+    def has_arrays(self) -> bool:
+        """Whether a submission is an array of jobs, or else one job of that id."""
+
     def free_slots(self, busy: Iterable[int | None]) -> Sequence[int | None]:
         """Return the slots open for new attempts, given those that are taken."""
 
     def submit(self, submission: Submission, folder: Path) -> str:
         """Submit and return the job id.
 
-        Raises SubmissionError, SubmissionTooLarge or SubmissionUnknown.
+        Raises SubmissionError for a refusal that stays one, SubmissionDeferred, SubmissionTooLarge
+        or SubmissionUnknown.
         """
 
     def look(self, jobs: Sequence[LiveJob], intended: Sequence[Submission]) -> Sighting:

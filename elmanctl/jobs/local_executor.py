@@ -67,6 +67,7 @@ class LocalExecutor:
     """Runs attempts as detached processes, one on each slot."""
 
     name = "local"
+    has_arrays = True
     tasks_per_submission = 1
 
     def __init__(self, paths: RunPaths, *, workers: int, gpus: Sequence[int | str]) -> None:

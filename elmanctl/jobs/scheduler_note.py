@@ -25,8 +25,27 @@ _LATE_S = 300.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Refusal:
+    """Why the newest submission was not taken, and what to do about it if anything.
+
+    What `is_final` is not asked again until the jobs at work have ended.
+    """
+
+    words: str
+    hint: str | None = None
+    is_final: bool = False
+
+    @property
+    def text(self) -> str:
+        """One line, the same for every time that it is refused so."""
+        told = "refuses more jobs" if self.is_final else "takes no more jobs for now"
+        advice = f" (hint: {self.hint})" if self.hint else ""
+        return f"Slurm {told}: {self.words}{advice}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class SchedulerNote:
-    """One poll: `pending` is Slurm's reason by job id, `next_s` the time to the next poll.
+    """One poll: `pending` is Slurm's reason by job id, `next_s` the time to the next question.
 
     `unlisted` says of jobs that are alive by accounting alone what speaks for that, and against.
     """
@@ -37,6 +56,7 @@ class SchedulerNote:
     accounting: bool | None = None
     pending: Mapping[str, str] = field(default_factory=dict)
     unlisted: Mapping[str, str] = field(default_factory=dict)
+    refusal: Refusal | None = None
 
     @property
     def age_s(self) -> float:
@@ -68,6 +88,8 @@ def read_note(path: Path) -> SchedulerNote | None:
 
 def _decode(data: Mapping[str, Any]) -> SchedulerNote:
     silent, accounting = data["silent_reason"], data["accounting"]
+    # Controllers of earlier versions tell of none.
+    refusal = data.get("refusal")
     clock.from_text(data["at"])
     return SchedulerNote(
         at=data["at"],
@@ -77,6 +99,16 @@ def _decode(data: Mapping[str, Any]) -> SchedulerNote:
         pending=_texts(data["pending"]),
         # Controllers of earlier versions do not write it.
         unlisted=_texts(data.get("unlisted", {})),
+        refusal=None if refusal is None else _decode_refusal(refusal),
+    )
+
+
+def _decode_refusal(data: Mapping[str, Any]) -> Refusal:
+    hint = data["hint"]
+    return Refusal(
+        words=str(data["words"]),
+        hint=None if hint is None else str(hint),
+        is_final=data["is_final"] is True,
     )
 
 

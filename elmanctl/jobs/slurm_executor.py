@@ -12,14 +12,17 @@ from elmanctl.errors import SubmissionError
 from elmanctl.jobs.accounting import Accounting, Ends, report_unlisted
 from elmanctl.jobs.executor import (
     JobReport,
+    JobState,
     LiveJob,
     Resources,
     Sighting,
+    SubmissionDeferred,
     SubmissionTooLarge,
     SubmissionUnknown,
 )
 from elmanctl.jobs.paths import RunPaths
 from elmanctl.jobs.processes import command_lines
+from elmanctl.jobs.sbatch_answer import Cause, Outcome, SbatchAnswer, read_answer
 from elmanctl.jobs.slurm import JobRow, Slurm, SlurmSilent, askable
 from elmanctl.jobs.slurm_command import NoAnswer, run_command
 from elmanctl.jobs.slurm_environment import job_environment
@@ -27,12 +30,7 @@ from elmanctl.jobs.submission import SCRIPT_NAME, excluded, make_script, write_p
 from elmanctl.ledger.files import write_atomically
 from elmanctl.ledger.records import Submission
 
-# An answer that may follow an acceptance: the controller of the cluster was slow, not unwilling.
-_MAYBE_ACCEPTED = ("timed out", "Unable to contact", "connection refused", "Connection reset")
-
 SBATCH_TIMEOUT_S = 180
-
-_TOO_LARGE = "Invalid job array specification"
 
 # Slurm's own default of MaxArraySize, which few clusters lower.
 _USUAL_ARRAY = 1001
@@ -41,7 +39,7 @@ logger = logging.getLogger(__name__)
 
 
 class SlurmExecutor:
-    """Submits attempts as one Slurm array a submission."""
+    """Submits attempts as one Slurm array a submission, or as one job each where there are none."""
 
     name = "slurm"
 
@@ -54,11 +52,18 @@ class SlurmExecutor:
         self._array_limit = _USUAL_ARRAY
         self._knows_array_limit = False
         self._asks_array_limit = False
+        self._has_arrays = True
+        self._banner: str | None = None
 
     @property
     def tasks_per_submission(self) -> int | None:
         """How many attempts one array may hold, 0 until the next look has asked for it."""
         return 0 if self._asks_array_limit else self._array_limit
+
+    @property
+    def has_arrays(self) -> bool:
+        """Whether this cluster takes job arrays, as far as is known."""
+        return self._has_arrays
 
     def check(self) -> None:
         """Raise EnvironmentNotReady when Slurm cannot be reached from here."""
@@ -69,10 +74,11 @@ class SlurmExecutor:
         return [None] * max(0, self._max_jobs - len(list(busy)))
 
     def submit(self, submission: Submission, folder: Path) -> str:
-        """Write the pickles and the script, call sbatch, and return the array's job id.
+        """Write the pickles and the script, call sbatch, and return the id of the job or array.
 
-        Raises SubmissionError when sbatch refused, SubmissionTooLarge when that was for the
-        array's size, SubmissionUnknown when its answer is missing.
+        Raises SubmissionError when sbatch refused for good, SubmissionDeferred when it did for
+        now, SubmissionTooLarge when that was for the array's size, SubmissionUnknown when its
+        answer is missing.
         """
         folder.mkdir(parents=True, exist_ok=True)
         write_pickles(submission, folder, self._paths)
@@ -87,27 +93,70 @@ class SlurmExecutor:
             )
         except NoAnswer as exc:
             raise SubmissionUnknown(str(exc)) from exc
-        except OSError as exc:
+        except (FileNotFoundError, PermissionError) as exc:
             raise SubmissionError(f"cannot run `sbatch`: {exc}") from exc
-        job_id = done.stdout.strip().partition(";")[0]
-        if done.code == 0 and job_id.isdigit():
-            return job_id
-        words = done.stderr.strip() or done.stdout.strip() or f"exit code {done.code}"
-        # Success without a job id, or an end by a signal: Slurm may have heard of it.
-        unsure = done.code <= 0
-        if unsure or any(text.casefold() in words.casefold() for text in _MAYBE_ACCEPTED):
-            raise SubmissionUnknown(words)
-        if _TOO_LARGE in words and len(submission.tasks) > 1:
+        except OSError as exc:
+            # No process, no memory, a file server that is away: this machine's, and for now.
+            raise SubmissionDeferred(f"cannot run `sbatch`: {exc}") from exc
+        answer = read_answer(done.code, done.stdout, done.stderr)
+        if answer.job_id is not None:
+            return answer.job_id
+        if done.code == 0:
+            self._tell_banner(answer.words)
+            raise SubmissionUnknown(answer.words, is_taken=True)
+        if answer.cause is Cause.UNHEARD:
+            return self._found_or_refused(submission, answer)
+        raise self._refusal(submission, answer)
+
+    def _refusal(self, submission: Submission, answer: SbatchAnswer) -> SubmissionError:
+        """Return the error that says what kind of refusal it was, if it was one."""
+        if answer.outcome is Outcome.PERHAPS:
+            return SubmissionUnknown(answer.words)
+        if answer.cause is Cause.ARRAY and submission.is_array:
             self._learn_array_limit(len(submission.tasks))
-            raise SubmissionTooLarge(words)
-        raise SubmissionError(
-            words,
-            hint="change what its jobs ask for with "
-            f"`elmanctl resume {self._paths.folder.name} --set slurm.partition=NAME`, or another "
-            "key of `[slurm]`; for the next search set it in elman.toml",
-        )
+            return SubmissionTooLarge(answer.words)
+        is_deferred = answer.outcome is Outcome.NOT_NOW
+        if answer.cause is Cause.POLICY:
+            # The same words tell of a limit on jobs, and of what no job may ask for.
+            is_deferred = len(submission.tasks) > 1 or self._has_jobs()
+        if not is_deferred:
+            return SubmissionError(answer.words, hint=_request_hint(self._run, answer.key))
+        is_limit = answer.cause in (Cause.LIMIT, Cause.POLICY)
+        hint = _limit_hint(self._run) if is_limit else None
+        return SubmissionDeferred(answer.words, hint=hint, is_limit=is_limit)
+
+    @property
+    def _run(self) -> str:
+        return self._paths.folder.name
+
+    def _found_or_refused(self, submission: Submission, answer: SbatchAnswer) -> str:
+        """Return the job of this name, where there is one although sbatch failed."""
+        try:
+            rows = self._slurm.queue()
+        except SlurmSilent:
+            raise SubmissionUnknown(answer.words) from None
+        for row in rows:
+            if row.name == submission.job_name and not row.is_refusal:
+                return row.array_id
+        raise SubmissionError(answer.words, hint=_request_hint(self._run, None))
+
+    def _has_jobs(self) -> bool:
+        """Whether jobs of this user are waiting or running, which a limit on jobs would count."""
+        try:
+            return any(row.report.state is not JobState.ENDED for row in self._slurm.queue())
+        except SlurmSilent:
+            return True
+
+    def _tell_banner(self, words: str) -> None:
+        level = logging.DEBUG if words == self._banner else logging.WARNING
+        self._banner = words
+        logger.log(level, "sbatch says more than a job id, jobs are found by their name: %s", words)
 
     def _learn_array_limit(self, refused: int) -> None:
+        if refused == 1:
+            self._has_arrays, self._array_limit = False, 1
+            logger.warning("this cluster takes no job arrays: each attempt is a job of its own")
+            return
         # Where Slurm's configuration allows it, and yet it was refused, fewer are tried.
         self._array_limit = refused // 2
         self._asks_array_limit = not self._knows_array_limit
@@ -160,10 +209,13 @@ class SlurmExecutor:
         except SlurmSilent as exc:
             logger.warning("the limit on arrays is not known: %s", exc.message)
             limit = None
-        # Without an answer the half of what was refused is tried.
-        self._array_limit = limit or self._array_limit
         self._knows_array_limit = limit is not None
         self._asks_array_limit = False
+        if limit == 0:
+            self._learn_array_limit(1)
+            return
+        # Without an answer the half of what was refused is tried.
+        self._array_limit = limit or self._array_limit
         logger.info("an array holds %d attempts at most here", self._array_limit)
 
     def _ask_accounting(
@@ -210,6 +262,20 @@ class SlurmExecutor:
     def log(self, job: LiveJob) -> Path:
         """Return the file of the job's output, as submitit names it."""
         return self._paths.submission(job.submission) / f"{job.job_id}_0_log.out"
+
+
+def _request_hint(run: str, key: str | None) -> str:
+    change = f"`elmanctl resume {run} --set {key or 'slurm.partition'}=VALUE`"
+    if key is None:
+        change += ", or another key of `[slurm]`,"
+    return f"change what its jobs ask for: {change} goes on; elman.toml is for the next search"
+
+
+def _limit_hint(run: str) -> str:
+    return (
+        f"`elmanctl resume {run} --set search.max_jobs=N` asks for no more than N at a time; "
+        "jobs of yours outside this search count as well"
+    )
 
 
 def _wait_for_sbatch(scripts: Iterable[str]) -> None:

@@ -5,8 +5,10 @@ submission has.  Whatever happens in between, the name tells later whether it wa
 """
 
 import logging
+import shutil
 import time
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from itertools import groupby
@@ -17,9 +19,12 @@ from elmanctl.errors import EnvironmentNotReady, SubmissionError
 from elmanctl.jobs.executor import (
     Executor,
     Sighting,
+    SubmissionDeferred,
     SubmissionTooLarge,
     SubmissionUnknown,
 )
+from elmanctl.jobs.sbatch_answer import brief
+from elmanctl.jobs.scheduler_note import Refusal
 from elmanctl.ledger.encoding import encode_submission
 from elmanctl.ledger.files import write_json
 from elmanctl.ledger.records import Evaluation, State, Submission, Task
@@ -29,6 +34,7 @@ from elmanctl.search.costs import affordable, mean_device_s, overspent
 from elmanctl.search.in_force import nodes_in_force
 from elmanctl.search.next_attempt import decision_on
 from elmanctl.search.nodes import readmit_oldest, says_no_node
+from elmanctl.search.pace import Pace
 from elmanctl.search.poll import Poller
 from elmanctl.search.repeats import answering
 from elmanctl.search.room import Room
@@ -37,8 +43,13 @@ from elmanctl.search.workload import attempt_resources, attempt_spec
 
 logger = logging.getLogger(__name__)
 
-# A scheduler that refused, for a limit on jobs say, is left in peace for so long.
-_REFUSED_PAUSE_S = 60.0
+# What a scheduler refused for good is tried again this rarely while jobs run that may yet bring
+# results; when none is left the search ends with the scheduler's words.
+_REFUSED_PAUSE_S = 300.0
+
+# In so many looks a submission whose answer was lost must be missing: a scheduler that was too
+# slow to answer may have been about to take it at the first.
+_ABSENCES = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,12 +64,22 @@ class _Due:
 class Dispatcher:
     """Turns evaluations that wait into submissions."""
 
-    def __init__(self, session: Session, executor: Executor, poller: Poller) -> None:
+    def __init__(
+        self,
+        session: Session,
+        executor: Executor,
+        poller: Poller,
+        *,
+        now: Callable[[], float] = time.monotonic,
+    ) -> None:
         self._session = session
         self._executor = executor
         self._poller = poller
+        self._now = now
         self._next_submission = 0.0
         self._room = Room(session)
+        self._pace = Pace()
+        self._unanswered: Counter[str] = Counter()
 
     def adopt_all(self) -> Sighting | None:
         """Settle every submission whose answer is not on record; return what the look brought.
@@ -87,56 +108,106 @@ class Dispatcher:
                 self._session.record(
                     "submission_accepted", submission=submission.id, job_id=job_id, adopted=True
                 )
-            else:
+            elif self._is_missing(submission.id):
                 self._session.record(
                     "submission_abandoned",
                     submission=submission.id,
                     error="the scheduler has no job of this name",
                 )
+            else:
+                continue
+            self._unanswered.pop(submission.id, None)
+
+    def _is_missing(self, submission: str) -> bool:
+        """Whether the scheduler has said often enough that it has no such job.
+
+        What an earlier controller left is looked up once: its sbatch has ended long since.
+        """
+        if submission not in self._unanswered:
+            return True
+        self._unanswered[submission] += 1
+        return self._unanswered[submission] >= _ABSENCES
 
     def submit_waiting(self) -> None:
         """Submit what waits, as far as there is room.
 
         Raises SearchPaused when the disk is nearly full, or when the budget is used up and
-        nothing is running that could be waited for; SubmissionError when the scheduler
-        refuses and nothing is running that could change its mind.
+        nothing is running that could be waited for; SubmissionError when the scheduler refuses
+        for good and nothing is running that may still bring a result.
         """
-        if time.monotonic() < self._next_submission:
-            return
         waiting = self._waiting()
+        live = self._session.state.live_attempts()
         if not waiting:
+            self._poller.tell_refusal(None)
+            return
+        if live and self._now() < self._next_submission:
             return
         if self._executor.tasks_per_submission == 0:
             # Known after the next look.
             return
-        live = self._session.state.live_attempts()
         waiting = self._paid(waiting, is_idle=not live)
         slots = self._executor.free_slots(self._slot(attempt) for _, attempt in live)
         ready = [replace(due, slot=slot) for due, slot in zip(waiting, slots, strict=False)]
         ready = ready[: self._room.for_attempts(len(ready), live=len(live))]
-        if not ready:
-            return
         for resources, group in groupby(ready, key=self._resources):
-            members = list(group)
-            size = self._executor.tasks_per_submission or len(members)
-            for first in range(0, len(members), size):
-                try:
-                    self._submit(members[first : first + size], resources)
-                except SubmissionTooLarge as exc:
-                    logger.info("%d attempts are too many at once: %s", size, exc.message)
-                    return
-                except SubmissionUnknown as exc:
-                    logger.warning("the answer of a submission is missing: %s", exc.message)
-                    return
-                except SubmissionError as exc:
-                    if says_no_node(exc.message) and readmit_oldest(self._session, exc.message):
-                        self.submit_waiting()
-                        return
-                    if not self._session.state.live_attempts():
-                        raise
-                    self._next_submission = time.monotonic() + _REFUSED_PAUSE_S
-                    logger.warning("a submission was refused, trying later: %s", exc.message)
-                    return
+            if not self._submit_alike(list(group), resources):
+                return
+        if ready:
+            self._poller.tell_refusal(None)
+
+    def _submit_alike(self, members: Sequence[_Due], resources: Mapping[str, Any]) -> bool:
+        """Submit attempts that ask for the same; return whether all were taken.
+
+        Raises SubmissionError as `submit_waiting` does.
+        """
+        left = list(members)
+        while left:
+            most = self._executor.tasks_per_submission or len(left)
+            size = min(most, self._pace.size(len(left), self._live, self._now()))
+            if size == 0:
+                return False
+            began = self._now()
+            try:
+                self._submit(left[:size], resources)
+            except SubmissionTooLarge as exc:
+                logger.info("%d attempts are too many at once: %s", size, exc.message)
+                return False
+            except SubmissionUnknown as exc:
+                level = logging.INFO if exc.is_taken else logging.WARNING
+                logger.log(level, "the answer of a submission is missing: %s", exc.message)
+                return False
+            except SubmissionDeferred as exc:
+                self._wait_out(exc, tasks=size, took_s=self._now() - began)
+                return False
+            except SubmissionError as exc:
+                if says_no_node(exc.message) and readmit_oldest(self._session, exc.message):
+                    self.submit_waiting()
+                    return False
+                if not self._live:
+                    raise
+                self._next_submission = self._now() + _REFUSED_PAUSE_S
+                self._tell(exc, is_final=True)
+                return False
+            self._pace.taken(size, self._live, self._now())
+            left = left[size:]
+        return True
+
+    @property
+    def _live(self) -> int:
+        return len(self._session.state.live_attempts())
+
+    def _wait_out(self, exc: SubmissionDeferred, *, tasks: int, took_s: float) -> None:
+        """Learn from a refusal that is one for now."""
+        self._pace.refused(tasks, self._live, self._now(), is_limit=exc.is_limit, took_s=took_s)
+        self._tell(exc, is_final=False)
+
+    def _tell(self, exc: SubmissionError, *, is_final: bool) -> None:
+        """Leave word of a refusal, for whoever looks on and for `status`."""
+        at = self._next_submission if is_final else self._pace.next_at
+        self._poller.tell_refusal(
+            Refusal(words=brief(exc.message), hint=exc.hint, is_final=is_final),
+            next_s=max(0.0, at - self._now()),
+        )
 
     def _waiting(self) -> list[_Due]:
         """Return the evaluations that need a new attempt, in order."""
@@ -173,17 +244,23 @@ class Dispatcher:
                 for index, due in enumerate(members)
             ),
             resources=resources,
+            is_array=self._executor.has_arrays,
         )
         self._write_specs(submission, members)
         session.record("submission_intended", submission=encode_submission(submission))
         intended = session.state.submissions[submission.id]
         try:
             job_id = self._executor.submit(intended, session.paths.submission(submission.id))
-        except SubmissionUnknown:
-            self._poller.heard_nothing_of(submission.id)
+        except SubmissionUnknown as exc:
+            self._unanswered[submission.id] = 0
+            if not exc.is_taken:
+                self._poller.heard_nothing_of(submission.id)
             raise
         except SubmissionError as exc:
             session.record("submission_refused", submission=submission.id, error=exc.message)
+            if isinstance(exc, SubmissionDeferred):
+                # It may be refused for hours, each time under a new name.
+                shutil.rmtree(session.paths.submission(submission.id), ignore_errors=True)
             raise
         session.record(
             "submission_accepted", submission=submission.id, job_id=job_id, adopted=False

@@ -43,8 +43,8 @@ from elmanctl.search.watch import Watcher
 class View(Protocol):
     """Somebody who looks on: a live display, or a log."""
 
-    def refresh(self, session: Session, silent_reason: str | None) -> None:
-        """Called after every turn of the loop."""
+    def refresh(self, session: Session, trouble: str | None) -> None:
+        """Called after every turn of the loop; `trouble` is what the scheduler does not do now."""
 
     def judged(self, evaluation: Evaluation, verdict: Verdict) -> None:
         """Called when an attempt has its verdict."""
@@ -72,7 +72,7 @@ class Controller:
         self._tick_s = tick_s
         self._stop = stop
         self._poller = Poller(session, executor, poll_s=poll_s, now=now)
-        self._dispatcher = Dispatcher(session, executor, self._poller)
+        self._dispatcher = Dispatcher(session, executor, self._poller, now=now)
         self._watcher = Watcher(session, executor, now=now)
         self._waiting = Waiting(session, executor, now=now)
         self._known = Known(session.state)
@@ -103,7 +103,7 @@ class Controller:
                     return
             elif self._go_on():
                 return
-            self._view.refresh(session, self._poller.silent_reason)
+            self._view.refresh(session, self._poller.trouble)
             self._stop.wait(self._tick_s)
         if session.state.status is not RunStatus.CANCELLED:
             session.record("run_interrupted")

@@ -8,7 +8,7 @@ from elmanctl import clock
 from elmanctl.errors import EnvironmentNotReady
 from elmanctl.jobs.executor import Executor, JobReport, JobState, LiveJob, Sighting
 from elmanctl.jobs.observe import heartbeat_age_s
-from elmanctl.jobs.scheduler_note import SchedulerNote, write_note
+from elmanctl.jobs.scheduler_note import Refusal, SchedulerNote, write_note
 from elmanctl.ledger.records import Attempt, Submission
 from elmanctl.search.session import Session
 
@@ -41,7 +41,15 @@ class Poller:
         self._next = now()
         self._not_before: dict[str, float] = {}
         self._failures = 0
+        self._last: Sighting | None = None
         self.silent_reason: str | None = None
+        self.refusal: Refusal | None = None
+
+    @property
+    def trouble(self) -> str | None:
+        """What the scheduler does not do now, in one line."""
+        told = (self.silent_reason, self.refusal.text if self.refusal else None)
+        return "; ".join(text for text in told if text) or None
 
     @property
     def due_in_s(self) -> float:
@@ -83,6 +91,13 @@ class Poller:
         """Ask after a submission no sooner than in one interval: a slow scheduler lists it late."""
         self._not_before[submission] = self._now() + self._poll_s
 
+    def tell_refusal(self, refusal: Refusal | None, *, next_s: float = 0.0) -> None:
+        """Show that a submission was refused and is tried again in `next_s`, None when no more."""
+        if refusal is None and self.refusal is None:
+            return
+        self.refusal = refusal
+        self._write(max(self._delay_s, next_s))
+
     def _failed(self, reason: str) -> None:
         # The first silence may be a hiccup: the pace changes with the second.
         if self._failures:
@@ -94,20 +109,25 @@ class Poller:
 
     def _note(self, sighting: Sighting | None) -> None:
         """Leave for `status` what was said."""
+        self._last = sighting
+        self._write(self._delay_s)
+
+    def _write(self, next_s: float) -> None:
         if self._session.run["executor"] != "slurm":
             return
-        reports = {} if sighting is None else sighting.reports
+        reports = {} if self._last is None else self._last.reports
         note = SchedulerNote(
             at=clock.to_text(clock.now()),
-            next_s=self._delay_s,
+            next_s=next_s,
             silent_reason=self.silent_reason,
-            accounting=None if sighting is None else sighting.accounting,
+            accounting=None if self._last is None else self._last.accounting,
             pending={
                 job_id: report.reason
                 for job_id, report in reports.items()
                 if report.state is JobState.PENDING and report.reason
             },
             unlisted=self._unlisted(reports),
+            refusal=self.refusal,
         )
         write_note(self._session.paths.scheduler, note)
 

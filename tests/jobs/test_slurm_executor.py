@@ -16,6 +16,7 @@ from elmanctl.jobs.executor import (
     JobReport,
     JobState,
     LiveJob,
+    SubmissionDeferred,
     SubmissionTooLarge,
     SubmissionUnknown,
 )
@@ -124,10 +125,85 @@ def test_answer_that_was_lost_on_the_way_is_no_refusal(slurm: Setup, words: str)
         slurm.submit()
 
 
-def test_success_without_an_id_is_no_refusal(slurm: Setup) -> None:
-    slurm.tools.answer("sbatch", "Submitted batch job 4711 on cluster a\n")
-    with pytest.raises(SubmissionUnknown, match="Submitted batch job 4711"):
+@pytest.mark.parametrize(
+    "words",
+    ["Submitted batch job 4711 on cluster a", "Welcome to cluster 2!\n4711", "4711\n4712", ""],
+)
+def test_success_without_a_plain_id_is_no_refusal(slurm: Setup, words: str) -> None:
+    slurm.tools.answer("sbatch", f"{words}\n")
+    with pytest.raises(SubmissionUnknown) as told:
         slurm.submit()
+    assert told.value.is_taken
+    assert words in told.value.message
+
+
+def test_banner_of_a_wrapper_is_shown_once(slurm: Setup, caplog: pytest.LogCaptureFixture) -> None:
+    slurm.tools.answer("sbatch", "Welcome to cluster 2!\n4711\n")
+    for _ in range(3):
+        with pytest.raises(SubmissionUnknown):
+            slurm.submit()
+    told = [one for one in caplog.records if one.levelname == "WARNING"]
+    assert len(told) == 1 and "Welcome to cluster 2!" in told[0].getMessage()
+
+
+FAILED = "sbatch: error: Batch job submission failed: "
+
+
+@pytest.mark.parametrize("listed", [True, False])
+def test_words_that_nobody_knows_are_a_refusal_once_no_job_has_the_name(
+    slurm: Setup, listed: bool
+) -> None:
+    slurm.tools.answer("sbatch", stderr=f"{FAILED}Unspecified error\n", code=1)
+    slurm.tools.answer("squeue", ROW.format(id=12, name=NAME if listed else "other"))
+    if listed:
+        assert slurm.submit() == "12"
+        return
+    with pytest.raises(SubmissionError, match="Unspecified error") as told:
+        slurm.submit()
+    assert type(told.value) is SubmissionError
+
+
+def test_words_that_nobody_knows_are_no_refusal_while_squeue_is_silent(slurm: Setup) -> None:
+    slurm.tools.answer("sbatch", stderr=f"{FAILED}Unspecified error\n", code=1)
+    slurm.tools.answer("squeue", stderr="slurm_load_jobs error: Unable to contact\n", code=1)
+    with pytest.raises(SubmissionUnknown):
+        slurm.submit()
+
+
+def test_limit_on_submitted_jobs_is_a_refusal_for_now_that_names_the_setting(slurm: Setup) -> None:
+    slurm.tools.answer("sbatch", stderr=f"sbatch: error: AssocMaxSubmitJobLimit\n{POLICY}", code=1)
+    with pytest.raises(SubmissionDeferred) as told:
+        slurm.submit()
+    assert told.value.is_limit
+    assert told.value.hint is not None and "search.max_jobs" in told.value.hint
+    assert "partition" not in told.value.hint
+
+
+POLICY = f"{FAILED}Job violates accounting/QOS policy (job submit limit, user's size)\n"
+
+
+@pytest.mark.parametrize(
+    ("tasks", "queue", "waits"),
+    [
+        (2, "", True),
+        (1, "7|PENDING|Priority||7|0|0|other\n", True),
+        (1, "7|COMPLETED|None|n1|7|0|0|other\n", False),
+        (1, "", False),
+        (1, None, True),
+    ],
+)
+def test_policy_without_a_reason_is_for_now_while_it_may_be_about_the_number_of_jobs(
+    slurm: Setup, tasks: int, queue: str | None, waits: bool
+) -> None:
+    """Old releases name no limit: what no job may ask for is refused with the same words."""
+    slurm.tools.answer("sbatch", stderr=POLICY, code=1)
+    if queue is None:
+        slurm.tools.answer("squeue", stderr="slurm_load_jobs error\n", code=1)
+    else:
+        slurm.tools.answer("squeue", queue)
+    with pytest.raises(SubmissionError) as told:
+        slurm.executor.submit(replace(SUBMISSION, tasks=SUBMISSION.tasks[:tasks]), slurm.folder)
+    assert isinstance(told.value, SubmissionDeferred) is waits
 
 
 def test_sbatch_that_was_killed_is_no_refusal(slurm: Setup) -> None:
@@ -326,11 +402,35 @@ def test_array_limit_that_cannot_be_asked_is_tried_out(slurm: Setup) -> None:
     assert slurm.executor.tasks_per_submission == 1
 
 
-def test_array_of_one_that_is_refused_is_an_error_like_others(slurm: Setup) -> None:
+ONE = replace(SUBMISSION, tasks=SUBMISSION.tasks[:1])
+
+
+def test_array_of_one_that_is_refused_means_that_there_are_none(slurm: Setup) -> None:
     slurm.tools.answer("sbatch", stderr=REFUSED_ARRAY, code=1)
+    assert slurm.executor.has_arrays
+    with pytest.raises(SubmissionTooLarge):
+        slurm.executor.submit(ONE, slurm.folder)
+    assert (slurm.executor.has_arrays, slurm.executor.tasks_per_submission) == (False, 1)
+    # A job of its own that is refused with these words is refused for good.
     with pytest.raises(SubmissionError) as told:
-        slurm.executor.submit(replace(SUBMISSION, tasks=SUBMISSION.tasks[:1]), slurm.folder)
+        slurm.executor.submit(replace(ONE, is_array=False), slurm.folder)
     assert not isinstance(told.value, SubmissionTooLarge)
+
+
+def test_cluster_that_says_that_it_has_no_arrays_is_believed(slurm: Setup) -> None:
+    slurm.tools.answer("sbatch", stderr=REFUSED_ARRAY, code=1)
+    slurm.tools.answer("scontrol", config(0))
+    with pytest.raises(SubmissionTooLarge):
+        slurm.submit()
+    slurm.executor.look([], [])
+    assert (slurm.executor.has_arrays, slurm.executor.tasks_per_submission) == (False, 1)
+
+
+def test_job_that_is_no_array_is_found_by_what_it_left_and_by_its_name(slurm: Setup) -> None:
+    slurm.tools.answer("squeue", f"12|RUNNING|None|n1|12|0|0|{NAME}\n")
+    assert slurm.find() == "12"
+    (slurm.folder / "4711_submitted.pkl").symlink_to("task-0.pkl")
+    assert slurm.find() == "4711"
 
 
 def test_cluster_without_accounting_is_no_obstacle_to_finding(slurm: Setup) -> None:

@@ -9,6 +9,7 @@ import hashlib
 import json
 import shutil
 import threading
+import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
@@ -167,6 +168,7 @@ class ScriptedExecutor:
     """A controller's way to the world; it dies with its controller."""
 
     name = "scripted"
+    has_arrays = True
     tasks_per_submission: int | None = None
 
     def __init__(self, world: World, slots: int = 64) -> None:
@@ -219,9 +221,11 @@ class Onlooker:
     def __init__(self) -> None:
         self.verdicts: list[tuple[str, str]] = []
         self.generations: list[int] = []
+        self.troubles: list[str | None] = []
         self.every_turn: Callable[[Session], None] = lambda session: None
 
-    def refresh(self, session: Session, silent_reason: str | None) -> None:
+    def refresh(self, session: Session, trouble: str | None) -> None:
+        self.troubles.append(trouble)
         self.every_turn(session)
 
     def judged(self, evaluation: Evaluation, verdict: Verdict) -> None:
@@ -242,7 +246,11 @@ class Run:
         self.stop = threading.Event()
 
     def drive(
-        self, *, generations: int | None = None, executor: ScriptedExecutor | None = None
+        self,
+        *,
+        generations: int | None = None,
+        executor: ScriptedExecutor | None = None,
+        now: Callable[[], float] = time.monotonic,
     ) -> RunState:
         """Start a controller of its own and drive the run until it ends."""
         with Session.open(self.folder) as session:
@@ -251,7 +259,7 @@ class Run:
             session.start_controller()
             used = executor or ScriptedExecutor(self.world)
             controller = Controller(
-                session, used, self.view, poll_s=0.0, tick_s=0.0, stop=self.stop
+                session, used, self.view, poll_s=0.0, tick_s=0.0, stop=self.stop, now=now
             )
             try:
                 controller.drive()

@@ -1,0 +1,171 @@
+"""What sbatch's answer means: accepted, refused for good, refused for now, or perhaps accepted.
+
+The words are those of Slurm's table of errors (22.05 to 26.05), of sbatch itself, and of what its
+plugins say in a user's words.  Only words that leave no doubt count as a refusal; whatever is
+unheard of is looked up by the job's name before anything is concluded.
+"""
+
+import re
+from dataclasses import dataclass
+from enum import StrEnum
+
+
+class Outcome(StrEnum):
+    """What became of a submission."""
+
+    ACCEPTED = "accepted"
+    NEVER = "never"  # the same request will be refused again
+    NOT_NOW = "not now"  # the same request may pass later, or with fewer tasks
+    PERHAPS = "perhaps"  # the job may exist: its name tells
+
+
+class Cause(StrEnum):
+    """What an answer that is no acceptance is about."""
+
+    LIMIT = "limit"  # so many jobs at one time: fewer may fit
+    BUSY = "busy"  # the controller of the cluster takes nothing for the moment
+    CLOSED = "closed"  # the partition, the reservation or the nodes are not open now
+    ARRAY = "array"  # the array is too large, or there are none here
+    POLICY = "policy"  # a limit on jobs, or on what one job asks for: the words do not say
+    REQUEST = "request"  # what the job asks for
+    LOST = "lost"  # the answer did not arrive, or not whole
+    UNHEARD = "unheard"  # words that nobody has sorted yet
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SbatchAnswer:
+    """One answer: `words` are sbatch's own, `key` names the setting to change, if one is known."""
+
+    outcome: Outcome
+    cause: Cause | None = None
+    words: str = ""
+    job_id: str | None = None
+    key: str | None = None
+
+
+_BRIEF = 300
+
+# What `timeout` and shells return where a command ran too long, could not run or met a signal.
+_CUT_SHORT = 124
+
+# `--parsable` prints the id, and the cluster's name where there are several.
+_ID = re.compile(r"([0-9]{1,10})(?:;[A-Za-z0-9._-]+)?")
+
+_PREFIX = re.compile(
+    r"^\s*(?:sbatch:\s*)?(?:error:\s*|fatal:\s*)*(?:Batch job submission failed:\s*"
+    r"|allocation failure:\s*)?",
+    re.IGNORECASE,
+)
+_TRYING = re.compile(r"sleeping and retrying", re.IGNORECASE)
+
+# The connection failed before, amid or after the answer.  These words win over all others: of
+# several tries that a wrapper makes, the first may have been accepted.
+_LOST = re.compile(
+    r"timed out|zero bytes were|unable to contact|connection (?:refused|reset|closed|aborted)"
+    r"|broken pipe|closed by (?:remote|peer|foreign)|no route to host|host is down"
+    r"|network is (?:unreachable|down)|transport endpoint|unexpected message received"
+    r"|message (?:receive|send) failure"
+    r"|communication (?:connection|shutdown) failure|connection rejected by handler"
+    r"|forced closed|delayed socket error|socket error|shutting down and closing"
+    r"|header lengths are longer|insane message length|would block|protocol authentication error"
+    r"|slurm_receive_msg|unable to process (?:incoming|outgoing)|interrupted system call",
+    re.IGNORECASE,
+)
+
+# A reason as squeue writes it, on a line of its own before the error (since Slurm 19.05).
+_SUBMIT_LIMIT = re.compile(r"\b(?:Assoc|QOS|Max|Grp)\w*Submit\w*", re.IGNORECASE)
+_OTHER_LIMIT = re.compile(r"\b(?:Assoc|QOS)(?:Max|Min|Grp|Job|Resource|Time)\w*")
+_LIMITED = (
+    *(("wall", "slurm.timeout_min"), ("minutes", "slurm.timeout_min"), ("gres", "slurm.gres")),
+    *(("mem", "slurm.mem_gb"), ("cpu", "slurm.cpus")),
+)
+_POLICY = re.compile(r"violates accounting/QOS policy", re.IGNORECASE)
+
+_TOO_LARGE = re.compile(r"invalid job array specification", re.IGNORECASE)
+
+_NOT_NOW: tuple[tuple[str, Cause], ...] = (
+    (r"MaxJobCount|job queue full|unable to create job record", Cause.LIMIT),
+    (r"temporarily unable to accept job|resource temporarily unavailable", Cause.LIMIT),
+    (r"too many (?:pending |queued |submitted )?jobs|job limit (?:reached|exceeded)", Cause.LIMIT),
+    (r"rate limit|standby mode|job creation temporarily disabled", Cause.BUSY),
+    (r"presently disabled|submissions? (?:is |are )?(?:currently )?disabled", Cause.BUSY),
+    (r"error writing script/environment|unable to connect to database", Cause.BUSY),
+    (r"requested nodes are busy|licenses? currently unavailable", Cause.BUSY),
+    (r"license server", Cause.BUSY),
+    (r"required (?:partition|node) not available|partition in down state", Cause.CLOSED),
+    (r"reservation (?:is in use|not usable now)|maintenance", Cause.CLOSED),
+    (r"max powered up nodes|burst buffer resource limit|for burst buffer", Cause.CLOSED),
+    (r"breached requested qos usage threshold", Cause.CLOSED),
+    # What a site's plugin says in words of its own.
+    (
+        r"(?:try|retry|submit) (?:it )?again (?:later|soon|in)\b|please retry|retry later",
+        Cause.BUSY,
+    ),
+    (r"\btemporar(?:y|ily)\b|too busy|overloaded", Cause.BUSY),
+)
+
+# What the request itself says, and the setting that says it.
+_NEVER: tuple[tuple[str, str | None], ...] = (
+    (r"partition name|invalid partition|no partition specified", "slurm.partition"),
+    (r"to use this partition|not in this partition", "slurm.partition"),
+    (r"requested partition configuration", "slurm.partition"),
+    (r"invalid account|invalid or unknown association", "slurm.account"),
+    (r"invalid qos|permission denied for qos", "slurm.extra"),
+    (r"invalid (?:feature|preferred feature|wckey|licenses?|mcs_label|extra)", "slurm.extra"),
+    (r"invalid (?:--)?nice|invalid node name|invalid burst|job dependency", "slurm.extra"),
+    (r"requested reservation is invalid|access denied to requested reserv", "slurm.extra"),
+    (r"time limit (?:is invalid|specification required)|time-min spec", "slurm.timeout_min"),
+    (r"invalid --time", "slurm.timeout_min"),
+    (r"\bgres\b|generic resource|invalid (?:tres|trackable resource)", "slurm.gres"),
+    (r"memory (?:required|specification)", "slurm.mem_gb"),
+    (r"more processors requested|cpu count specification|threads per core", "slurm.cpus"),
+    (r"node configuration is not available|topology configuration is not", None),
+    (r"specification invalid|access/permission denied|not permitted", None),
+    (r"unrecognized option|invalid option|unable to open file|batch script", None),
+    (r"does not look like a batch script|parameter too long", None),
+    (r"not supported on this system|only batch jobs", None),
+    (r"invalid (?:user|group) id", None),
+)
+
+
+def brief(words: str) -> str:
+    """Return sbatch's words in one line: the reason, without its name and what it tries again."""
+    lines = [_PREFIX.sub("", line).strip() for line in words.splitlines()]
+    told = [line for line in lines if line and not _TRYING.search(line)] or lines
+    return "; ".join(told)[:_BRIEF]
+
+
+def read_answer(code: int, stdout: str, stderr: str) -> SbatchAnswer:
+    """Return what sbatch's exit code and words mean; a code below zero is a signal."""
+    words = stderr.strip() or stdout.strip() or f"exit code {code}"
+    if code == 0:
+        told = _ID.fullmatch(stdout.strip())
+        if told:
+            return SbatchAnswer(outcome=Outcome.ACCEPTED, words=words, job_id=told[1])
+        # A banner may hold any number, so that its job is known by name alone.
+        words = stdout.strip() or stderr.strip() or "sbatch printed no job id"
+        return SbatchAnswer(outcome=Outcome.PERHAPS, cause=Cause.UNHEARD, words=words)
+    if code < 0 or code >= _CUT_SHORT or _LOST.search(words):
+        return SbatchAnswer(outcome=Outcome.PERHAPS, cause=Cause.LOST, words=words)
+    return _refusal(words)
+
+
+def _refusal(words: str) -> SbatchAnswer:
+    """Sort the words of an sbatch that failed and had heard all that Slurm said."""
+    if _TOO_LARGE.search(words):
+        return SbatchAnswer(outcome=Outcome.NEVER, cause=Cause.ARRAY, words=words)
+    if _SUBMIT_LIMIT.search(words):
+        return SbatchAnswer(outcome=Outcome.NOT_NOW, cause=Cause.LIMIT, words=words)
+    limit = _OTHER_LIMIT.search(words)
+    if limit:
+        key = next((key for part, key in _LIMITED if part in limit[0].lower()), None)
+        return SbatchAnswer(outcome=Outcome.NEVER, cause=Cause.REQUEST, words=words, key=key)
+    if _POLICY.search(words):
+        return SbatchAnswer(outcome=Outcome.NOT_NOW, cause=Cause.POLICY, words=words)
+    for pattern, key in _NEVER:
+        if re.search(pattern, words, re.IGNORECASE):
+            return SbatchAnswer(outcome=Outcome.NEVER, cause=Cause.REQUEST, words=words, key=key)
+    for pattern, cause in _NOT_NOW:
+        if re.search(pattern, words, re.IGNORECASE):
+            return SbatchAnswer(outcome=Outcome.NOT_NOW, cause=cause, words=words)
+    return SbatchAnswer(outcome=Outcome.PERHAPS, cause=Cause.UNHEARD, words=words)

@@ -1,0 +1,90 @@
+"""How many attempts are submitted at a time while a scheduler takes no more: pure arithmetic.
+
+What was refused is halved until it fits; what fits at one time is remembered, and exceeded again
+by ever larger steps.  Where nothing more fits, that is tried ever more rarely.
+"""
+
+# Between two tries to exceed what fits, first and at last.
+FIRST_PAUSE_S = 5.0
+LAST_PAUSE_S = 300.0
+
+# A worker's result is seen before its job has ended, and until then the job counts: for so long at
+# first, and at most where that is seen to be too short.
+SETTLING_S = 3.0
+LONGEST_SETTLING_S = 60.0
+
+
+class Pace:
+    """What one scheduler has taken and refused so far; times are of a clock that only rises."""
+
+    def __init__(self) -> None:
+        self._not_before = 0.0
+        self._pause_s = FIRST_PAUSE_S
+        # Of ours at one time, None where nothing was ever refused.
+        self._fits: int | None = None
+        # Fewer than so many fit now; None where that is not being tried out.
+        self._below: int | None = None
+        # By how many the next try exceeds what fits.
+        self._step = 1
+        self._live = 0
+        self._ended_at: list[float] = []
+        self._settling_s = SETTLING_S
+
+    @property
+    def next_at(self) -> float:
+        """When the next try is due, unless a job ends before."""
+        return self._not_before
+
+    def size(self, waiting: int, live: int, now: float) -> int:
+        """Return how many of the waiting to submit now in one go, beside so many live ones."""
+        self._note_ended(live, now)
+        if self._below is None and self._fits is not None:
+            free = self._fits - live - len(self._ended_at)
+            if free > 0:
+                return min(waiting, free)
+        if now < self._not_before:
+            return 0
+        if self._below is not None:
+            return min(waiting, max(1, self._below // 2))
+        return waiting if self._fits is None else min(waiting, self._step)
+
+    def taken(self, tasks: int, live: int, now: float) -> None:
+        """Learn that so many were taken; `live` counts them."""
+        self._live = live
+        if self._below is not None:
+            self._below -= tasks
+            if self._below <= 1:
+                self._full(live, now)
+        elif self._fits is not None and live > self._fits:
+            self._fits, self._step, self._pause_s = live, 2 * tasks, FIRST_PAUSE_S
+
+    def refused(self, tasks: int, live: int, now: float, *, is_limit: bool, took_s: float) -> None:
+        """Learn that so many were refused beside so many live ones, and how long that took.
+
+        Fewer are tried at once where the number was refused; a scheduler that is busy, or slow to
+        refuse, is given time first.
+        """
+        self._live = live
+        if self._fits is not None and live + tasks <= self._fits:
+            # It fitted before: jobs that are ending still count.
+            self._pause_s = FIRST_PAUSE_S
+            self._settling_s = min(2 * self._settling_s, LONGEST_SETTLING_S)
+        if tasks == 1:
+            self._full(live, now)
+        else:
+            self._below = tasks
+            self._not_before = now + (0.0 if is_limit else self._longer_pause_s())
+        self._not_before = max(self._not_before, now + took_s)
+
+    def _full(self, live: int, now: float) -> None:
+        self._fits, self._below, self._step = live, None, 1
+        self._not_before = now + self._longer_pause_s()
+
+    def _longer_pause_s(self) -> float:
+        pause_s, self._pause_s = self._pause_s, min(2 * self._pause_s, LAST_PAUSE_S)
+        return pause_s
+
+    def _note_ended(self, live: int, now: float) -> None:
+        self._ended_at = [at for at in self._ended_at if now - at < self._settling_s]
+        self._ended_at += [now] * max(0, self._live - live)
+        self._live = live
