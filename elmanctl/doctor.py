@@ -99,6 +99,8 @@ def _arrays() -> Finding:
             part="slurm", name="arrays", is_fine=False, detail=exc.message, fix="is slurmctld down?"
         )
     told = "no limit is told" if limit is None else f"of {limit} jobs at most; more are split"
+    if limit == 0:
+        told = "none on this cluster: each attempt is a job of its own"
     return Finding(part="slurm", name="arrays", is_fine=True, detail=told)
 
 

@@ -9,13 +9,15 @@ import logging
 import os
 import re
 import shutil
+import tempfile
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from elmanctl.errors import EnvironmentNotReady
 from elmanctl.jobs.executor import JobReport, JobState
+from elmanctl.jobs.sbatch_answer import Cause, Outcome, SbatchAnswer, brief, read_answer
 from elmanctl.jobs.slurm_command import NoAnswer, run_command
-from elmanctl.jobs.slurm_environment import query_environment
+from elmanctl.jobs.slurm_environment import job_environment, query_environment
 
 logger = logging.getLogger(__name__)
 
@@ -63,6 +65,8 @@ _NUMBER = re.compile(r"[0-9]{1,10}")
 # sbatch refuses a request that no node can meet, and yet leaves a record under its name.
 _REFUSED = "BadConstraints"
 _NO_NODE = "None assigned"
+
+_NO_WORK = "#!/bin/sh\n"
 
 _ACCOUNTING_OFF = "accounting storage is disabled"
 
@@ -217,14 +221,46 @@ class Slurm:
         self.run(["scontrol", "ping"])
 
     def check_partition(self, partition: str) -> None:
-        """Raise EnvironmentNotReady, naming the partitions there are, for an unknown one."""
-        known = self.run(["sinfo", "-h", "-o", "%R"]).split()
+        """Raise EnvironmentNotReady, naming the partitions there are, for one that cannot be used.
+
+        Only sbatch says no: what sinfo lists may lack one that the user may use.
+        """
+        try:
+            known = self.run(["sinfo", "-a", "-h", "-o", "%R"]).split()
+        except SlurmSilent as exc:
+            logger.info("the partitions cannot be listed: %s", exc.message)
+            known = []
         missing = [name for name in partition.split(",") if name not in known]
-        if missing:
-            raise EnvironmentNotReady(
-                f"no partition named `{missing[0]}`",
-                hint=f"partitions here: {', '.join(dict.fromkeys(known)) or 'none'}",
-            )
+        if not missing:
+            return
+        answer = self.ask(_NO_WORK, f"--partition={partition}")
+        if answer.outcome is not Outcome.NEVER or answer.key != "slurm.partition":
+            return
+        is_unknown = "partition name" in answer.words
+        raise EnvironmentNotReady(
+            f"no partition named `{missing[0]}`" if is_unknown else brief(answer.words),
+            hint=f"partitions here: {', '.join(dict.fromkeys(known)) or 'none'}",
+        )
+
+    def ask(self, script: str, *options: str) -> SbatchAnswer:
+        """Return what sbatch says to a script, without a job being made of it.
+
+        An acceptance has no job's id, and sbatch's words on when and where the job could start.
+        Where sbatch does not answer the outcome is `perhaps`.
+        """
+        with tempfile.NamedTemporaryFile("w", suffix=".sh", encoding="utf-8") as file:
+            file.write(script)
+            file.flush()
+            command = ["sbatch", "--test-only", *options, file.name]
+            try:
+                done = run_command(
+                    command, job_environment(os.environ), timeout_s=COMMAND_TIMEOUT_S
+                )
+            except (OSError, NoAnswer) as exc:
+                return SbatchAnswer(outcome=Outcome.PERHAPS, cause=Cause.LOST, words=str(exc))
+        if done.code == 0:
+            return SbatchAnswer(outcome=Outcome.ACCEPTED, words=done.stderr.strip())
+        return read_answer(done.code, done.stdout, done.stderr)
 
     def queue(self) -> list[JobRow]:
         """Return every job of this user that squeue still lists, ended ones included."""

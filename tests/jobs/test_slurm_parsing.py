@@ -7,6 +7,7 @@ import pytest
 from elmanctl.errors import EnvironmentNotReady
 from elmanctl.jobs import slurm
 from elmanctl.jobs.executor import JobReport, JobState
+from elmanctl.jobs.sbatch_answer import Outcome
 from elmanctl.jobs.slurm import (
     Slurm,
     SlurmSilent,
@@ -262,13 +263,67 @@ def test_machine_without_sbatch_is_told_of_the_local_way(tools: SlurmTools) -> N
     assert told.value.hint is not None and "--local" in told.value.hint
 
 
+INVALID = (
+    "sbatch: error: invalid partition specified: gup\n"
+    "allocation failure: Invalid partition name specified\n"
+)
+
+
 def test_unknown_partition_is_refused_with_the_known_ones(tools: SlurmTools) -> None:
     tools.answer("sinfo", "cpu\ngpu\ngpu\n")
+    tools.answer("sbatch", stderr=INVALID, code=1)
     Slurm().check_partition("gpu")
     Slurm().check_partition("cpu,gpu")
+    # What is listed needs no second question.
+    assert tools.called("sbatch") == 0
     with pytest.raises(EnvironmentNotReady, match="no partition named `gup`") as told:
         Slurm().check_partition("cpu,gup")
     assert told.value.hint == "partitions here: cpu, gpu"
+    assert tools.calls[-1][:3] == ["sbatch", "--test-only", "--partition=cpu,gup"]
+
+
+@pytest.mark.parametrize(
+    ("words", "code"),
+    [
+        ("sbatch: Job 7 to start at 2026-11-30T16:00:00 using 1 processors on nodes n1", 0),
+        ("allocation failure: Requested node configuration is not available", 1),
+        ("allocation failure: Invalid account or account/partition combination specified", 1),
+        ("sbatch: error: AssocMaxSubmitJobLimit", 1),
+        ("allocation failure: Unable to contact slurm controller (connect failure)", 1),
+        ("allocation failure: Required partition not available (inactive or drain)", 1),
+        ("sbatch: error: lua: say what you want it for", 1),
+    ],
+)
+@pytest.mark.parametrize("listed", ["cpu\n", None])
+def test_partition_that_sinfo_does_not_list_is_left_to_sbatch(
+    tools: SlurmTools, words: str, code: int, listed: str | None
+) -> None:
+    if listed is not None:
+        tools.answer("sinfo", listed)
+    tools.answer("sbatch", stderr=f"{words}\n", code=code)
+    Slurm().check_partition("hidden")
+
+
+def test_partition_that_is_for_others_is_refused_in_sbatchs_words(tools: SlurmTools) -> None:
+    tools.answer("sinfo", "cpu\n")
+    words = "allocation failure: User's group not permitted to use this partition\n"
+    tools.answer("sbatch", stderr=words, code=1)
+    with pytest.raises(EnvironmentNotReady, match=r"^User's group not permitted"):
+        Slurm().check_partition("theirs")
+
+
+def test_question_to_sbatch_has_the_script_and_makes_no_job(tools: SlurmTools) -> None:
+    script = "#!/bin/sh\n#SBATCH --gres=gpu:9\n"
+    tools.answer("sbatch", does='for last; do :; done; cat "$last" > seen')
+    assert Slurm().ask(script).outcome is Outcome.ACCEPTED
+    assert (tools.folder / "seen").read_text(encoding="utf-8") == script
+    tools.answer("sbatch", stderr="allocation failure: Invalid qos specification\n", code=1)
+    assert Slurm().ask(script).key == "slurm.extra"
+    assert all(call[1] == "--test-only" for call in tools.calls)
+
+
+def test_question_without_an_answer_concludes_nothing(tools: SlurmTools) -> None:
+    assert Slurm().ask("#!/bin/sh\n").outcome is Outcome.PERHAPS
 
 
 def test_accounting_is_asked_once_for_all_names(tools: SlurmTools) -> None:
