@@ -31,6 +31,7 @@ from elmanctl.constants import COMPLETION_VARIABLE, CONFIG_NAME, PROGRAM
 from elmanctl.errors import PartialFailure, UsageError
 from elmanctl.jobs.policy import shown_rules
 from elmanctl.ledger.records import Evaluation
+from elmanctl.search.jobs_left import Now
 from elmanctl.search.requeue import last_kind
 from elmanctl.search.selection import select_named
 
@@ -86,6 +87,7 @@ def cancel(
     """Cancel evaluations or a whole run
 
     Jobs are ended and their evaluations closed as cancelled; nothing is told to the optimizer.
+    The scheduler is asked afterwards: jobs that are still there are named, and the exit code is 5.
 
     \b
     Examples:
@@ -110,15 +112,33 @@ def cancel(
     answer = act_on_run(paths, "cancel", {"all": everything, "evaluations": [e.id for e in chosen]})
     if as_json:
         print_json(answer)
-        return
-    print_table(
-        [Column(name="EVAL"), Column(name="JOB"), Column(name="RESULT")],
-        [[row["evaluation"], row["job"], row["result"]] for row in answer["cancelled"]],
-    )
-    if answer.get("error"):
+    else:
+        keys = ("evaluation", "job", "result", "now")
+        print_table(
+            [Column(name=name) for name in ("EVAL", "JOB", "RESULT", "JOB NOW")],
+            [[row[key] for key in keys] for row in answer["cancelled"]],
+        )
+    _refuse_jobs_left(answer)
+
+
+def _refuse_jobs_left(answer: Mapping[str, Any]) -> None:
+    """Raise PartialFailure where jobs go on that were cancelled, or where nobody knows."""
+    error = f": {answer['error']}" if answer.get("error") else ""
+    there = answer["still_there"]
+    if there:
+        jobs = ", ".join(f"{row['job']} {row['now']}" for row in there)
         raise PartialFailure(
-            f"the evaluations are closed, but their jobs may still run: {answer['error']}",
-            hint="end them with scancel",
+            f"the evaluations are closed, but of their jobs {len(there)} are still there: "
+            f"{jobs}{error}",
+            hint=f"end them with `scancel {' '.join(str(row['job']) for row in there)}`",
+        )
+    lost = [row["evaluation"] for row in answer["cancelled"] if row["now"] == Now.UNKNOWN]
+    if lost:
+        why = answer["unknown"] or "the scheduler did not say"
+        raise PartialFailure(
+            f"the evaluations are closed, but whether the jobs of {', '.join(lost)} have ended is "
+            f"not known: {why}{error}",
+            hint="look with `squeue --me`, and end them with scancel",
         )
 
 

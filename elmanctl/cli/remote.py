@@ -6,16 +6,19 @@ from typing import Any
 
 from elmanctl.cli.output import say
 from elmanctl.cli.search import make_executor
-from elmanctl.errors import ElmanError, LedgerError, LedgerLocked
+from elmanctl.errors import ElmanError, EnvironmentNotReady, LedgerError, LedgerLocked
 from elmanctl.jobs.carried import check_path
 from elmanctl.jobs.paths import RunPaths
 from elmanctl.ledger.lease import is_gone, read_holder
 from elmanctl.ledger.records import State
 from elmanctl.ledger.requests import leave_request, wait_for_answer, withdraw_request
 from elmanctl.ledger.reserve import full_disk, give_up
+from elmanctl.ledger.state import load_run
 from elmanctl.search.actions import apply_requests, perform
 from elmanctl.search.dispatch import Dispatcher
 from elmanctl.search.identity import refuse_changed_code, refuse_copy
+from elmanctl.search.in_force import settings_in_force
+from elmanctl.search.jobs_left import Now, jobs_left
 from elmanctl.search.poll import Poller
 from elmanctl.search.session import Session
 from elmanctl.search.storage import explained
@@ -29,6 +32,9 @@ _POLL_S = 0.2
 _COLLECT_S = 10.0
 _COLLECT_POLL_S = 1.0
 
+# A scheduler that is busy may take a moment to do what it was told.
+_PAUSES_S = (0.0, 2.0, 4.0)
+
 # What must work on a full disk, to get out of it.
 _MAKING_ROOM = ("clean", "cancel")
 
@@ -36,15 +42,19 @@ _MAKING_ROOM = ("clean", "cancel")
 def act_on_run(paths: RunPaths, command: str, arguments: Mapping[str, Any]) -> dict[str, Any]:
     """Carry out a command under the run's lease, or have the controller that holds it do so.
 
+    After `cancel` the scheduler is asked what became of the jobs: each row says it as `now`,
+    `still_there` holds the jobs that go on, and `unknown` why that could not be asked.
     Raises what the command raises, LedgerLocked when a controller does not answer.
     """
     for _ in range(2):
         try:
-            return _act_here(paths, command, arguments)
+            answer = _act_here(paths, command, arguments)
         except LedgerLocked:
-            answer = _ask_controller(paths, command, arguments)
-            if answer is not None:
-                return answer
+            asked = _ask_controller(paths, command, arguments)
+            if asked is None:
+                continue
+            answer = asked
+        return _looked_after(paths, answer) if command == "cancel" else answer
     raise LedgerLocked(
         f"the controller of {paths.folder.name} does not answer",
         hint="the request was withdrawn; is the controller suspended?",
@@ -69,17 +79,41 @@ def _act_here(paths: RunPaths, command: str, arguments: Mapping[str, Any]) -> di
         apply_requests(session, watcher)
         if command == "requeue":
             executor.check()
+        dispatcher = Dispatcher(session, executor, poller)
+        if command == "cancel" and poller.intended() and (sighting := poller.look()):
+            # A job that was accepted, and whose id nobody wrote down, is to be ended too.
+            dispatcher.adopt(sighting)
+            watcher.look(sighting)
         answer = perform(session, watcher, command, arguments, f"lease {session.lease.fence}")
         if command == "cancel":
             _collect(session, watcher, poller)
         if command == "requeue":
-            dispatcher = Dispatcher(session, executor, poller)
             watcher.look(dispatcher.adopt_all())
             dispatcher.submit_waiting()
             for row in answer["requeued"]:
                 last = session.state.evaluations[row["evaluation"]].last_attempt
                 row["job"] = last.job_id if last and not last.state.is_finished else None
         return answer
+
+
+def _looked_after(paths: RunPaths, answer: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the answer to `cancel` with where its jobs are now."""
+    names = [row["evaluation"] for row in answer["cancelled"]]
+    left: Mapping[str, Now] = {}
+    unknown = None
+    for pause_s in _PAUSES_S:
+        time.sleep(pause_s)
+        state = load_run(paths.folder).state
+        executor = make_executor(paths, state.run["executor"], settings_in_force(state))
+        try:
+            left, unknown = jobs_left(state, names, executor), None
+        except EnvironmentNotReady as exc:
+            left, unknown = dict.fromkeys(names, Now.UNKNOWN), exc.message
+        if not any(now.is_there for now in left.values()):
+            break
+    rows = [{**row, "now": left.get(row["evaluation"])} for row in answer["cancelled"]]
+    there = [row for row in rows if row["now"] is not None and row["now"].is_there]
+    return {**answer, "cancelled": rows, "still_there": there, "unknown": unknown}
 
 
 def _collect(session: Session, watcher: Watcher, poller: Poller) -> None:

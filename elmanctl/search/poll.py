@@ -10,6 +10,7 @@ from elmanctl.jobs.executor import Executor, JobReport, JobState, LiveJob, Sight
 from elmanctl.jobs.observe import heartbeat_age_s
 from elmanctl.jobs.scheduler_note import Refusal, SchedulerNote, write_note
 from elmanctl.ledger.records import Attempt, Submission
+from elmanctl.ledger.run_state import RunState
 from elmanctl.search.session import Session
 
 logger = logging.getLogger(__name__)
@@ -152,7 +153,12 @@ class Poller:
 
 def live_job(session: Session, attempt: Attempt) -> LiveJob:
     """Return an attempt's job as executors know it."""
-    submission = session.state.submissions[attempt.submission]
+    return job_of(session.state, attempt)
+
+
+def job_of(state: RunState, attempt: Attempt) -> LiveJob:
+    """Return the same by what is on record, for who has no hold on the run."""
+    submission = state.submissions[attempt.submission]
     return LiveJob(
         job_id=str(attempt.job_id),
         submission=attempt.submission,

@@ -92,6 +92,7 @@ class World:
         self.cancelled: list[str] = []
         self.ending: Counter[str] = Counter()
         self.silent = False
+        self.ignores_scancel = False
         self.avoided: dict[str, tuple[str, ...]] = {}
 
     def accept(self, submission: Submission) -> str:
@@ -201,7 +202,8 @@ class ScriptedExecutor:
     def cancel(self, jobs: Sequence[LiveJob]) -> None:
         if self.world.silent:
             raise EnvironmentNotReady("`scancel` did not answer")
-        self.world.cancelled += [job.job_id for job in jobs]
+        if not self.world.ignores_scancel:
+            self.world.cancelled += [job.job_id for job in jobs]
 
     def avoid(self, jobs: Sequence[LiveJob], resources: Mapping[str, Any]) -> None:
         if self.world.silent:

@@ -31,6 +31,7 @@ class Commands:
         self.executor = ScriptedExecutor(run.world)
         monkeypatch.setattr(remote, "make_executor", lambda *_: self.executor)
         monkeypatch.setattr(remote, "_COLLECT_POLL_S", 0.01)
+        monkeypatch.setattr(remote, "_PAUSES_S", (0.0, 0.01, 0.01))
 
     def __call__(self, command: str, **arguments: Any) -> dict[str, Any]:
         return remote.act_on_run(self._run.paths, command, arguments)
@@ -187,9 +188,57 @@ def test_cancelling_with_no_controller_ends_jobs_and_records_their_end(
     run.drive()
     answer = with_commands(run)("cancel", all=False, evaluations=["g000-e01", "g000-e00"])
     assert answer["error"] is None
+    assert (answer["still_there"], answer["unknown"]) == ([], None)
     state = load_run(run.folder).state
     assert state.evaluations["g000-e01"].state is State.CANCELLED
     assert verdicts(state, "g000-e01") == ["cancelled"]
+
+
+@pytest.mark.parametrize("is_controlled", [True, False])
+def test_job_that_goes_on_after_it_was_cancelled_is_named(
+    runs: Runs,
+    with_commands: WithCommands,
+    start: Start,
+    monkeypatch: pytest.MonkeyPatch,
+    is_controlled: bool,
+) -> None:
+    """scancel says that all is well, and does nothing, as with a filter in the profile."""
+    run = runs.new(generations=1)
+    run.world.held = {"g000-e01", "g000-e02"}
+    run.world.ignores_scancel = True
+    driven = start(run)
+    driven.wait_for(is_running("g000-e02"))
+    if not is_controlled:
+        monkeypatch.setattr(remote, "_COLLECT_S", 0.1)
+        run.stop.set()
+        driven.join()
+    answer = with_commands(run)("cancel", all=False, evaluations=["g000-e01", "g000-e00"])
+    assert answer["error"] is None
+    assert [(row["evaluation"], row["now"]) for row in answer["cancelled"]] == [
+        ("g000-e01", "running"),
+        ("g000-e00", None),
+    ]
+    job = load_run(run.folder).state.evaluations["g000-e01"].attempts[0].job_id
+    assert [row["job"] for row in answer["still_there"]] == [job]
+    if is_controlled:
+        run.world.ignores_scancel = False
+        run.world.held.clear()
+        driven.join()
+
+
+def test_whether_jobs_have_ended_is_not_known_while_the_scheduler_is_silent(
+    runs: Runs, with_commands: WithCommands
+) -> None:
+    run = runs.new(generations=1)
+    run.world.held = {"g000-e01"}
+    run.view.every_turn = lambda session: (
+        run.stop.set() if is_running("g000-e01")(session.state) else None
+    )
+    run.drive()
+    run.world.silent = True
+    answer = with_commands(run)("cancel", all=False, evaluations=["g000-e01"])
+    assert answer["unknown"]
+    assert [row["now"] for row in answer["cancelled"]] == ["not known"]
 
 
 def test_job_whose_scheduler_was_silent_when_it_was_cancelled_is_ended_later(
