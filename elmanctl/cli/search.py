@@ -262,7 +262,8 @@ def drive(
         if changes:
             session.change_settings(changes)
         executor = make_executor(paths, session.run["executor"], session.settings)
-        executor.check()
+        # Slurm is asked by the first look, which keeps to its pace.
+        executor.check(asks=False)
         session.start_controller()
         poll_s = _LOCAL_TICK_S if executor.name == "local" else session.settings.slurm.poll_s
         tick_s = min(poll_s, _TICK_S)

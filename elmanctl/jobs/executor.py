@@ -169,5 +169,8 @@ class Executor(Protocol):
     def log(self, job: LiveJob) -> Path:
         """Return where the job's output is kept."""
 
-    def check(self) -> None:
-        """Raise EnvironmentNotReady when jobs cannot be submitted from here."""
+    def check(self, *, asks: bool = True) -> None:
+        """Raise EnvironmentNotReady when jobs cannot be submitted from here.
+
+        `asks`: the scheduler itself is asked too.
+        """

@@ -75,7 +75,7 @@ class LocalExecutor:
         self._gpus = tuple(gpus)
         self._slots = len(self._gpus) or workers
 
-    def check(self) -> None:
+    def check(self, *, asks: bool = True) -> None:
         """Raise EnvironmentNotReady for a GPU that cannot be seen from here."""
         devices_of(self._gpus, os.environ)
         _, hard_s = resource.getrlimit(resource.RLIMIT_CPU)

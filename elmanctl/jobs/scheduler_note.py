@@ -47,11 +47,14 @@ class Refusal:
 class SchedulerNote:
     """One poll: `pending` is Slurm's reason by job id, `next_s` the time to the next question.
 
+    `asked_at` is when Slurm was last asked, None where it was not yet: a refusal, too, is noted.
+
     `unlisted` says of jobs that are alive by accounting alone what speaks for that, and against.
     """
 
     at: str
     next_s: float
+    asked_at: str | None = None
     silent_reason: str | None = None
     accounting: bool | None = None
     pending: Mapping[str, str] = field(default_factory=dict)
@@ -88,12 +91,14 @@ def read_note(path: Path) -> SchedulerNote | None:
 
 def _decode(data: Mapping[str, Any]) -> SchedulerNote:
     silent, accounting = data["silent_reason"], data["accounting"]
-    # Controllers of earlier versions tell of none.
-    refusal = data.get("refusal")
-    clock.from_text(data["at"])
+    # Controllers of earlier versions tell of neither.
+    refusal, asked_at = data.get("refusal"), data.get("asked_at")
+    for moment in (data["at"], asked_at or data["at"]):
+        clock.from_text(moment)
     return SchedulerNote(
         at=data["at"],
         next_s=float(data["next_s"]),
+        asked_at=asked_at,
         silent_reason=None if silent is None else str(silent),
         accounting=accounting if isinstance(accounting, bool) else None,
         pending=_texts(data["pending"]),

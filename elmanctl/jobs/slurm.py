@@ -211,14 +211,15 @@ def _exit(text: str) -> tuple[int | None, int | None]:
 class Slurm:
     """The Slurm commands of this machine."""
 
-    def check(self) -> None:
-        """Raise EnvironmentNotReady when Slurm is not installed or does not answer."""
+    def check(self, *, asks: bool = True) -> None:
+        """Raise EnvironmentNotReady when Slurm is not installed, or does not answer when asked."""
         if shutil.which("sbatch") is None:
             raise EnvironmentNotReady(
                 "no `sbatch` on this machine",
                 hint="run on a login node, or add `--local` to run here without Slurm",
             )
-        self.run(["scontrol", "ping"])
+        if asks:
+            self.run(["scontrol", "ping"])
 
     def check_partition(self, partition: str) -> None:
         """Raise EnvironmentNotReady, naming the partitions there are, for one that cannot be used.

@@ -65,9 +65,9 @@ class SlurmExecutor:
         """Whether this cluster takes job arrays, as far as is known."""
         return self._has_arrays
 
-    def check(self) -> None:
-        """Raise EnvironmentNotReady when Slurm cannot be reached from here."""
-        self._slurm.check()
+    def check(self, *, asks: bool = True) -> None:
+        """Raise EnvironmentNotReady when Slurm is not here, or does not answer when asked."""
+        self._slurm.check(asks=asks)
 
     def free_slots(self, busy: Iterable[int | None]) -> Sequence[int | None]:
         """Return one unnumbered slot for each further job that may be queued."""

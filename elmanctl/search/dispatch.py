@@ -84,18 +84,16 @@ class Dispatcher:
     def adopt_all(self) -> Sighting | None:
         """Settle every submission whose answer is not on record; return what the look brought.
 
-        Raises EnvironmentNotReady when the scheduler cannot say: then nothing is concluded.
+        Where it is too soon for a look they stay as they are, and are settled by the next one.
+        Raises EnvironmentNotReady when the scheduler is silent: then nothing is concluded.
         """
         sighting = self._poller.look()
         if sighting is not None:
             self.adopt(sighting)
-        left = self._poller.intended()
-        if left:
-            raise EnvironmentNotReady(
-                self._poller.silent_reason or "the scheduler cannot be asked yet",
-                hint=f"whether it took {len(left)} submissions is not known; `elmanctl resume` "
-                "when it answers",
-            )
+        reason, left = self._poller.silent_reason, self._poller.intended()
+        if reason is not None and (left or sighting is None):
+            unknown = f"whether it took {len(left)} submissions is not known; " if left else ""
+            raise EnvironmentNotReady(reason, hint=f"{unknown}`elmanctl resume` when it answers")
         return sighting
 
     def adopt(self, sighting: Sighting) -> None:

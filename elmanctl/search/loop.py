@@ -15,6 +15,7 @@ from elmanctl.constants import RESEED
 from elmanctl.errors import LedgerCorrupt, SearchPaused
 from elmanctl.jobs.executor import Executor, Sighting
 from elmanctl.jobs.ownership import refuse_foreign_files
+from elmanctl.jobs.scheduler_note import read_note
 from elmanctl.ledger.encoding import encode_evaluation
 from elmanctl.ledger.files import read_small, write_atomically
 from elmanctl.ledger.records import (
@@ -71,7 +72,8 @@ class Controller:
         self._view = view
         self._tick_s = tick_s
         self._stop = stop
-        self._poller = Poller(session, executor, poll_s=poll_s, now=now)
+        note = read_note(session.paths.scheduler)
+        self._poller = Poller(session, executor, poll_s=poll_s, after=note, now=now)
         self._dispatcher = Dispatcher(session, executor, self._poller, now=now)
         self._watcher = Watcher(session, executor, now=now)
         self._waiting = Waiting(session, executor, now=now)
@@ -83,8 +85,8 @@ class Controller:
     def drive(self) -> None:
         """Run to the end; return early when asked to stop.
 
-        Raises SearchPaused when the search stops itself, EnvironmentNotReady when the scheduler
-        cannot say what became of an earlier submission.
+        Raises SearchPaused when the search stops itself, EnvironmentNotReady when the scheduler is
+        silent from the start.
         """
         session = self._session
         self._observe(self._dispatcher.adopt_all())

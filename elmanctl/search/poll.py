@@ -23,7 +23,9 @@ class Poller:
     """Takes one look for all live jobs and all unanswered submissions, once in `poll_s`.
 
     A look costs two query commands at most (`Executor.look`), and nobody else asks any: that is
-    what bounds the load on a scheduler, whatever else goes on.
+    what bounds the load on a scheduler, whatever else goes on.  A controller
+    keeps to the interval of the one before it, whose last note is `after`, however often they are
+    killed and resumed.
     """
 
     def __init__(
@@ -32,6 +34,7 @@ class Poller:
         executor: Executor,
         *,
         poll_s: float,
+        after: SchedulerNote | None = None,
         now: Callable[[], float] = time.monotonic,
     ) -> None:
         self._session = session
@@ -39,10 +42,11 @@ class Poller:
         self._poll_s = poll_s
         self._now = now
         self._delay_s = poll_s
-        self._next = now()
+        self._next = now() + _left_of_interval_s(after, poll_s)
         self._not_before: dict[str, float] = {}
         self._failures = 0
         self._last: Sighting | None = None
+        self._asked_at = None if after is None else after.asked_at
         self.silent_reason: str | None = None
         self.refusal: Refusal | None = None
 
@@ -110,7 +114,7 @@ class Poller:
 
     def _note(self, sighting: Sighting | None) -> None:
         """Leave for `status` what was said."""
-        self._last = sighting
+        self._last, self._asked_at = sighting, clock.to_text(clock.now())
         self._write(self._delay_s)
 
     def _write(self, next_s: float) -> None:
@@ -120,6 +124,7 @@ class Poller:
         note = SchedulerNote(
             at=clock.to_text(clock.now()),
             next_s=next_s,
+            asked_at=self._asked_at,
             silent_reason=self.silent_reason,
             accounting=None if self._last is None else self._last.accounting,
             pending={
@@ -149,6 +154,18 @@ class Poller:
                 "if it is gone, cancel it and queue it again"
             )
         return told
+
+
+def _left_of_interval_s(note: SchedulerNote | None, poll_s: float) -> float:
+    """Return for how long a new controller leaves Slurm alone, by what the last one left.
+
+    Not for longer than an interval, also where a silent Slurm was asked ever more slowly: who
+    resumes may know that it is back.
+    """
+    if note is None or note.asked_at is None:
+        return 0.0
+    ago_s = (clock.now() - clock.from_text(note.asked_at)).total_seconds()
+    return min(poll_s, max(0.0, poll_s - ago_s))
 
 
 def live_job(session: Session, attempt: Attempt) -> LiveJob:

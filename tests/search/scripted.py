@@ -213,7 +213,7 @@ class ScriptedExecutor:
     def log(self, job: LiveJob) -> Path:
         return self.world.paths.submission(job.submission) / f"{job.job_id}_0_log.out"
 
-    def check(self) -> None:
+    def check(self, *, asks: bool = True) -> None:
         """Always ready."""
 
 

@@ -2,10 +2,12 @@
 
 import itertools
 from collections.abc import Callable, Iterator
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
 
+from elmanctl import clock
 from elmanctl.errors import EnvironmentNotReady
 from elmanctl.jobs.slurm_executor import SlurmExecutor
 from elmanctl.ledger.records import State, SubmissionState, VerdictKind
@@ -214,6 +216,38 @@ def test_two_commands_a_poll_are_asked_when_answers_are_lost_and_jobs_cancelled(
     assert 8 <= len(cluster.asked) <= 18
 
 
+def test_two_commands_a_poll_are_asked_however_often_controllers_are_resumed(
+    new_cluster: NewCluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cluster = new_cluster(8, population=12, generations=1, slurm={"poll_s": POLL_S})
+    begun = clock.now()
+    monkeypatch.setattr(clock, "now", lambda: begun + timedelta(seconds=cluster.now))
+    cluster.unlisted = {"g000-e00"}
+    for number in range(12):
+        cluster.drive(minutes=(0.2, 0.7)[number % 2])
+    # In five minutes and a half.
+    assert [name for _, name in cluster.asked].count("squeue") >= 5
+    assert cluster.busiest_interval() <= 2
+
+
+def test_a_lost_answer_waits_for_the_next_look_of_the_next_controller(
+    new_cluster: NewCluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cluster = new_cluster(8, population=12, generations=1, slurm={"poll_s": POLL_S})
+    begun = clock.now()
+    monkeypatch.setattr(clock, "now", lambda: begun + timedelta(seconds=cluster.now))
+    cluster.drive(minutes=0.2)
+    cluster.refuse(LOST_ANSWER)
+    cluster.every_turn = cluster.finish_one
+    assert cluster.drive(minutes=0.3).unanswered()
+    asked = len(cluster.asked)
+    cluster.accept()
+    assert cluster.drive(minutes=0.2).unanswered()
+    assert not cluster.drive(minutes=1.1).unanswered()
+    assert len(cluster.asked) > asked
+    assert cluster.busiest_interval() <= 2
+
+
 def test_vanished_job_is_settled_within_two_polls(new_cluster: NewCluster) -> None:
     cluster = new_cluster(4, population=4, generations=1)
     cluster.every_turn = cluster.vanish("g000-e02")
@@ -280,6 +314,14 @@ def test_silent_scheduler_is_asked_ever_more_slowly_until_it_answers(
     assert gaps == [60, 60, 120, 240, 480, 600, 600, 600, 600, *[60] * len(gaps[9:])]
     assert gaps[-1] == 60
     assert len(state.live_attempts()) == 4
+
+
+def test_resume_says_at_once_that_the_scheduler_is_silent(new_cluster: NewCluster) -> None:
+    cluster = new_cluster(4, population=4, generations=1)
+    cluster.drive(minutes=0.1)
+    cluster.tools.answer("squeue", stderr="slurm_load_jobs error: Unable to contact\n", code=1)
+    with pytest.raises(EnvironmentNotReady, match="`squeue` failed"):
+        cluster.drive(minutes=1)
 
 
 def test_resume_while_the_scheduler_is_silent_concludes_nothing(new_cluster: NewCluster) -> None:
