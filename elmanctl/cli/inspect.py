@@ -18,9 +18,11 @@ from elmanctl.cli.rows import (
     evaluation_row,
     excluded_lines,
     excluded_rows,
+    progress_line,
     shown_elapsed,
     start_data,
     start_line,
+    with_progress,
 )
 from elmanctl.errors import NotFound, UsageError
 from elmanctl.jobs.paths import RunPaths
@@ -83,7 +85,8 @@ def show(
         ]
         run = {"run": found.run["name"], **start_data(found.run)}
         noise = noise_for(found, chosen)
-        row = {**run, **evaluation_row(chosen), "noise": noise and asdict(noise)}
+        row = with_progress(evaluation_row(chosen), paths, chosen)
+        row = {**run, **row, "noise": noise and asdict(noise)}
         row["excluded_nodes"] = excluded_rows(found)
         print_json({**row, "attempts": attempts})
         return
@@ -157,8 +160,10 @@ def _runs(ctx: typer.Context) -> list[str]:
 
 
 def _print_evaluation(paths: RunPaths, found: RunState, chosen: Evaluation) -> None:
-    row = evaluation_row(chosen)
+    row = with_progress(evaluation_row(chosen), paths, chosen)
     print_line(f"{chosen.id} of {found.run['name']}: {row['state']}")
+    if row["progress"]:
+        print_line(f"  progress    {progress_line(row['progress'])}")
     print_line(f"  search      {start_line(found.run)}")
     if row["loss"] is not None:
         entropy = found.run["data"]["unigram_nats"]

@@ -22,7 +22,11 @@ if TYPE_CHECKING:
 JSON_VERSION = 1
 
 MISSING = "–"
+
+# A column of prose is wrapped down to this, or to its longest word: Slurm's reasons have up to 30
+# letters, and paths are cut.
 _NARROWEST_PROSE = 20
+_LONGEST_WORD = 30
 
 # One colour a meaning; the words alone say it too.
 _STYLES = {
@@ -161,7 +165,10 @@ def _fitting(
     ]
     for i, column in enumerate(columns):
         if column.wraps:
-            widths[i] = min(widths[i], max(len(column.name), _NARROWEST_PROSE))
+            words = [word for row in rows for word in (row[i] or "").split()]
+            longest = max(map(len, words), default=0)
+            narrowest = min(max(_NARROWEST_PROSE, longest), _LONGEST_WORD)
+            widths[i] = min(widths[i], max(len(column.name), narrowest))
     kept = [
         i
         for i, column in enumerate(columns)

@@ -22,12 +22,15 @@ from elmanctl.cli.output import (
 )
 from elmanctl.cli.rows import (
     describe_config,
+    evaluation_row,
     searched_names,
-    shown_state,
+    shown_elapsed,
     start_data,
     start_line,
+    with_progress,
 )
-from elmanctl.jobs.observe import read_table
+from elmanctl.cli.scheduler import with_pending_reason
+from elmanctl.jobs.scheduler_note import SchedulerNote, read_note
 from elmanctl.ledger.records import Evaluation, State, Verdict, VerdictKind
 from elmanctl.ledger.run_state import RunState
 from elmanctl.models.params import format_count
@@ -132,10 +135,13 @@ class LiveView:
             Column(name="STATE"),
             Column(name="LOSS", right=True),
             Column(name="STEP", right=True),
-            *(Column(name=name.upper(), right=True, dispensable=1) for name in names),
-            Column(name="PARAMS", right=True, dispensable=1),
+            *(Column(name=name.upper(), right=True, dispensable=3) for name in names),
+            Column(name="PARAMS", right=True, dispensable=4),
+            Column(name="ELAPSED", right=True, dispensable=2, may_be_empty=True),
+            Column(name="REASON", dispensable=1, wraps=True, may_be_empty=True),
         ]
-        rows = [_live_cells(session, evaluation, names) for evaluation in _current(session.state)]
+        note = read_note(session.paths.scheduler)
+        rows = [_live_cells(session, one, names, note) for one in _current(session.state)]
         return Group(*lines, build_table(columns, rows, self._console.width))
 
     def _time_left(self, session: Session) -> str | None:
@@ -286,21 +292,21 @@ def _settled(state: RunState) -> int:
     return sum(e.state.is_finished for e in state.evaluations.values())
 
 
-def _live_cells(session: Session, evaluation: Evaluation, names: Sequence[str]) -> list[str | None]:
+def _live_cells(
+    session: Session, evaluation: Evaluation, names: Sequence[str], note: SchedulerNote | None
+) -> list[str | None]:
     """Return a row; what runs is shown by its heartbeat, what is done by its result."""
-    last = evaluation.last_attempt
-    seen = _result(evaluation)
-    if last is not None and evaluation.has_live_attempt:
-        beat = read_table(session.paths.attempt(evaluation.id, last.number).heartbeat) or {}
-        seen = {"loss": beat.get("loss"), "steps": beat.get("step")}
-    loss, steps = seen.get("loss", evaluation.loss), seen.get("steps")
+    row = with_pending_reason(evaluation_row(evaluation), note)
+    row = with_progress(row, session.paths, evaluation)
     return [
         evaluation.id,
-        shown_state(evaluation),
-        format_loss(loss) if isinstance(loss, float) else None,
-        None if steps is None else str(steps),
+        row["state"],
+        format_loss(row["progress"]["loss"] if row["progress"] else row["loss"]),
+        None if row["step"] is None else str(row["step"]),
         *(describe_config(evaluation.config.get(name)) for name in names),
         format_count(evaluation.parameters),
+        shown_elapsed(row["elapsed_s"]),
+        row["reason"],
     ]
 
 

@@ -1,9 +1,12 @@
 """Evaluations and runs as rows and as plain data, the same for tables and JSON."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from typing import Any
 
 from elmanctl import clock
+from elmanctl.jobs.observe import read_progress
+from elmanctl.jobs.paths import RunPaths
 from elmanctl.ledger.records import Evaluation, State, Verdict
 from elmanctl.ledger.run_state import RunState
 from elmanctl.ledger.summary import RunSummary
@@ -66,6 +69,7 @@ def excluded_lines(rows: Sequence[Mapping[str, Any]]) -> list[str]:
 def evaluation_row(evaluation: Evaluation) -> dict[str, Any]:
     """Return an evaluation as flat plain data; missing values are None."""
     last = evaluation.last_attempt
+    result = last.result if last and last.result else {}
     return {
         "evaluation": evaluation.id,
         "generation": evaluation.generation,
@@ -75,6 +79,7 @@ def evaluation_row(evaluation: Evaluation) -> dict[str, Any]:
         "loss": evaluation.loss,
         "parameters": evaluation.parameters,
         "config": dict(evaluation.config),
+        "step": result.get("steps"),
         "elapsed_s": last.elapsed_s if last else None,
         "node": last.node if last else None,
         "verdict": evaluation.verdict_kind.value if evaluation.verdict_kind else None,
@@ -84,6 +89,32 @@ def evaluation_row(evaluation: Evaluation) -> dict[str, Any]:
         "repeats": evaluation.repeats,
         "answered_by": evaluation.answer.by if evaluation.answer else None,
     }
+
+
+def with_progress(row: dict[str, Any], paths: RunPaths, evaluation: Evaluation) -> dict[str, Any]:
+    """Return a row to which a running worker's heartbeat adds its step and its time.
+
+    Its loss stands under `progress` alone: `loss` is that of a completed evaluation.
+    """
+    last = evaluation.last_attempt
+    seen = None
+    if last is not None and last.state is State.RUNNING:
+        seen = read_progress(paths.attempt(evaluation.id, last.number))
+    if seen is None:
+        return {**row, "progress": None}
+    return {**row, "step": seen.step, "elapsed_s": seen.elapsed_s, "progress": asdict(seen)}
+
+
+def progress_line(seen: Mapping[str, Any]) -> str:
+    """Return one line on a running worker's progress, and how old that is."""
+    parts = [
+        seen["phase"],
+        None if seen["step"] is None else f"step {seen['step']}",
+        None if seen["loss"] is None else f"loss {seen['loss']:.4f}",
+        shown_elapsed(seen["elapsed_s"]),
+    ]
+    age = "" if seen["age_s"] is None else f" ({clock.format_rough(seen['age_s'])} ago)"
+    return ", ".join(part for part in parts if part) + age
 
 
 def shown_state(evaluation: Evaluation) -> str:

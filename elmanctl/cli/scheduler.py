@@ -1,7 +1,6 @@
 """What `status` says of the scheduler: from a small file that the controller leaves."""
 
 import time
-from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import asdict
 from typing import Any
@@ -67,7 +66,7 @@ def note_line(note: SchedulerNote) -> str:
     return text
 
 
-def with_pending_reason(row: Mapping[str, Any], note: SchedulerNote | None) -> dict[str, Any]:
+def with_pending_reason(row: dict[str, Any], note: SchedulerNote | None) -> dict[str, Any]:
     """Return an evaluation's row with why its job waits, or why it may be gone."""
     job, told = str(row["job"]), []
     if note is not None and not note.is_stale:

@@ -27,6 +27,7 @@ from elmanctl.cli.rows import (
     searched_names,
     shown_elapsed,
     start_data,
+    with_progress,
 )
 from elmanctl.cli.run_head import STOPPED, facts, headline
 from elmanctl.cli.scheduler import current_note, note_data, with_pending_reason
@@ -42,6 +43,9 @@ from elmanctl.models.params import format_count
 from elmanctl.search.in_force import settings_in_force
 from elmanctl.search.selection import list_runs, list_single_evaluations, no_runs_in
 from elmanctl.search.storage import forecast
+
+# What an evaluation is while a job of it waits or runs.
+_AT_WORK = (State.SUBMITTED, State.RUNNING)
 
 _STATES = (*(state.value for state in State), "waiting")
 
@@ -101,7 +105,7 @@ def status(
         chosen = found.page
     note = current_note(paths, found)
     if as_json:
-        rows = [with_pending_reason(evaluation_row(evaluation), note) for evaluation in chosen]
+        rows = [_evaluation_row(paths, evaluation, note) for evaluation in chosen]
         run_row = {
             **_run_row(paths, found),
             "cost": _cost(paths, found),
@@ -268,36 +272,59 @@ def _print_run(
     if disk is not None and disk.warning:
         warn(f"{disk.warning}: see `elmanctl disk {row['run']}`")
     names = searched_names(found.run)
-    columns = [
-        Column(name="EVAL"),
-        Column(name="STATE"),
-        Column(name="JOB", dispensable=3),
-        Column(name="LOSS", right=True),
-        *(Column(name=name.upper(), right=True, dispensable=2) for name in names),
-        Column(name="PARAMS", right=True, dispensable=5),
-        Column(name="ELAPSED", right=True, dispensable=3),
-        Column(name="NODE", dispensable=4),
-        # Why something failed is worth more than what it was; where all is well it says nothing.
-        Column(name="REASON", dispensable=1, wraps=True, may_be_empty=True),
-    ]
-    print_table(columns, [_evaluation_cells(one, names, note) for one in chosen])
+    rows = [(_evaluation_row(paths, one, note), one) for one in chosen]
+    at_work = any(row["state"] in _AT_WORK for row, _ in rows)
+    print_table(
+        evaluation_columns(names, at_work=at_work),
+        [_evaluation_cells(row, one, names) for row, one in rows],
+    )
     hidden = found.count("evaluations") - len(chosen)
     if hidden:
         what = "evaluation" if hidden == 1 else "evaluations"
         say(f"{hidden} more {what}: `elmanctl status {row['run']} --all`")
 
 
-def _evaluation_cells(
-    evaluation: Evaluation, names: list[str], note: SchedulerNote | None
-) -> list[str | None]:
+def evaluation_columns(names: Sequence[str], *, at_work: bool) -> list[Column]:
+    """Return the columns; what a narrow terminal drops first depends on what is looked for.
+
+    Why something waits or failed goes last of all.  While evaluations are `at_work`, how far they
+    are is worth more than what they are; of a run that is done it is the other way round.
+    """
+    axes, job, step, elapsed = (5, 4, 3, 2) if at_work else (2, 4, 5, 3)
+    return [
+        Column(name="EVAL"),
+        Column(name="STATE"),
+        Column(name="JOB", dispensable=job),
+        Column(name="LOSS", right=True),
+        Column(name="STEP", right=True, dispensable=step, may_be_empty=True),
+        *(Column(name=name.upper(), right=True, dispensable=axes) for name in names),
+        Column(name="PARAMS", right=True, dispensable=7),
+        Column(name="ELAPSED", right=True, dispensable=elapsed, may_be_empty=True),
+        Column(name="NODE", dispensable=6, may_be_empty=True),
+        # Where all is well it says nothing.
+        Column(name="REASON", dispensable=1, wraps=True, may_be_empty=True),
+    ]
+
+
+def _evaluation_row(
+    paths: RunPaths, evaluation: Evaluation, note: SchedulerNote | None
+) -> dict[str, Any]:
     row = with_pending_reason(evaluation_row(evaluation), note)
+    return with_progress(row, paths, evaluation)
+
+
+def _evaluation_cells(
+    row: dict[str, Any], evaluation: Evaluation, names: list[str]
+) -> list[str | None]:
     exact = not is_terminal()
+    loss = row["progress"]["loss"] if row["progress"] else row["loss"]
     config = [evaluation.config.get(name) for name in names]
     return [
         row["evaluation"],
         row["state"],
         row["job"],
-        str(row["loss"]) if exact and row["loss"] is not None else format_loss(row["loss"]),
+        str(loss) if exact and loss is not None else format_loss(loss),
+        None if row["step"] is None else str(row["step"]),
         *(str(value) if exact else describe_config(value) for value in config),
         str(row["parameters"]) if exact else format_count(evaluation.parameters),
         shown_elapsed(row["elapsed_s"]),

@@ -4,6 +4,8 @@ import os
 import shutil
 import time
 from collections.abc import Mapping
+from dataclasses import dataclass
+from math import isfinite
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -23,6 +25,9 @@ _BLOCK_BYTES = 1 << 20
 # What workers write has a few kilobytes and two levels or three; it goes into the ledger.
 _TABLE_BYTES = 256 * 1024
 _DEEPEST = 20
+
+# What a step's number cannot be.
+_MOST_STEPS = 10**15
 
 # Ten years: no worker lives longer, and no clock that says so is right.
 _LONGEST_S = 10 * 365 * 86400.0
@@ -122,6 +127,33 @@ def _count_lines(stream: BinaryIO, end: int) -> int:
         lines += block.count(b"\n")
         end -= len(block)
     return lines
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Progress:
+    """How far a running worker said it was; what it did not say, or not in numbers, is None."""
+
+    phase: str | None
+    step: int | None
+    loss: float | None
+    elapsed_s: float | None
+    age_s: float | None
+
+
+def read_progress(paths: AttemptPaths) -> Progress | None:
+    """Return how far an attempt is by its heartbeat, None without one that can be read."""
+    beat = read_table(paths.heartbeat)
+    if beat is None:
+        return None
+    phase, step, loss = beat.get("phase"), beat.get("step"), beat.get("loss")
+    age_s = heartbeat_age_s(paths, time.time())
+    return Progress(
+        phase=phase if isinstance(phase, str) else None,
+        step=step if type(step) is int and 0 <= step < _MOST_STEPS else None,
+        loss=loss if isinstance(loss, float) and isfinite(loss) else None,
+        elapsed_s=elapsed_s(beat),
+        age_s=None if age_s is None else round(max(0.0, age_s), 3),
+    )
 
 
 def elapsed_s(heartbeat: Mapping[str, Any] | None) -> float | None:

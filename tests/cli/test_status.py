@@ -1,6 +1,7 @@
 """`status`: what a pipe gets, what a terminal shows, and what a script can ask."""
 
 import fcntl
+import io
 import json
 import os
 import pty
@@ -9,11 +10,15 @@ import struct
 import subprocess
 import sys
 import termios
+from pathlib import Path
 from typing import Any
 
 import pytest
+from rich.console import Console
 
 from elmanctl.cli.output import Column, build_table
+from elmanctl.cli.status import evaluation_columns
+from elmanctl.jobs.paths import RunPaths
 from tests.cli.conftest import QuickCommandLine, Snapshot
 from tests.command_line import CommandLine
 
@@ -85,6 +90,103 @@ def test_missing_values_are_empty_fields(quick_with_runs: QuickCommandLine) -> N
     assert (rows["g001-e00"]["STATE"], rows["g001-e00"]["LOSS"]) == ("running", "")
     assert (rows["g000-e02"]["STATE"], rows["g000-e02"]["LOSS"]) == ("failed", "")
     assert rows["g000-e02"]["REASON"] == "python_error (attempt 1)"
+
+
+def beat(folder: Path, **values: Any) -> Path:
+    """Leave a heartbeat of the evaluation that is at work, as its worker does."""
+    paths = RunPaths(folder / "runs" / "interrupted-search").attempt("g001-e00", 1)
+    paths.folder.mkdir(parents=True, exist_ok=True)
+    known = {"phase": "training", "step": 1234, "loss": 2.5, "tokens": 9, "elapsed_s": 3725.0}
+    paths.heartbeat.write_text(json.dumps({**known, **values}), encoding="utf-8")
+    return paths.heartbeat
+
+
+def test_running_evaluation_shows_step_loss_and_time_of_its_heartbeat(
+    quick_with_runs: QuickCommandLine,
+) -> None:
+    beat(quick_with_runs.folder)
+    row = {r["EVAL"]: r for r in table(quick_with_runs("status", "interrupted").stdout)}["g001-e00"]
+    assert (row["STATE"], row["STEP"]) == ("running", "1234")
+    assert (row["LOSS"], row["ELAPSED"]) == ("2.5", "01:02:05")
+    found = json.loads(quick_with_runs("status", "interrupted", "--json").stdout)
+    rows = {one["evaluation"]: one for one in found["evaluations"]}
+    # Only what is completed has a loss of its own.
+    assert (rows["g001-e00"]["loss"], rows["g001-e00"]["step"]) == (None, 1234)
+    told = rows["g001-e00"]["progress"]
+    assert (told["loss"], told["step"], told["elapsed_s"]) == (2.5, 1234, 3725.0)
+    assert told["phase"] == "training" and 0 <= told["age_s"] < 600
+    assert rows["g001-e01"]["progress"] is None
+    line = quick_with_runs("show", "interrupted", "g001-e00").stdout.splitlines()[1]
+    assert line.startswith("  progress    training, step 1234, loss 2.5000, 01:02:05 (")
+
+
+@pytest.mark.parametrize(
+    ("text", "step"),
+    [
+        ('{"step": 12, "lo', None),
+        ("", None),
+        ("[1]", None),
+        ('{"step": -1, "loss": NaN, "elapsed_s": "long", "phase": 3}', None),
+        ('{"step": true, "loss": Infinity, "elapsed_s": -1}', None),
+        ('{"step": 12, "loss": null}', 12),
+        ('{"step": 1e400, "loss": ' + "9" * 400 + "}", None),
+    ],
+)
+def test_heartbeat_that_is_torn_or_odd_is_no_fault(
+    text: str, step: int | None, quick_with_runs: QuickCommandLine
+) -> None:
+    beat(quick_with_runs.folder).write_text(text, encoding="utf-8")
+    done = quick_with_runs("status", "interrupted", "--json")
+    assert (done.returncode, done.stderr) == (0, "")
+    rows = {one["evaluation"]: one for one in json.loads(done.stdout)["evaluations"]}
+    found = rows["g001-e00"]
+    assert (found["step"], found["loss"], found["elapsed_s"]) == (step, None, None)
+
+
+def test_heartbeats_of_what_does_not_run_are_not_read(quick_with_runs: QuickCommandLine) -> None:
+    """One that runs is read; a pipe in the place of any other would keep who opens it."""
+    path = beat(quick_with_runs.folder)
+    for other in EVALUATIONS[:4]:
+        paths = RunPaths(path.parents[2]).attempt(other, 1)
+        paths.folder.mkdir(parents=True, exist_ok=True)
+        paths.heartbeat.unlink(missing_ok=True)
+        paths.heartbeat.write_text(json.dumps({"step": 77}), encoding="utf-8")
+    rows = table(quick_with_runs("status", "interrupted", "--all").stdout)
+    assert [row["EVAL"] for row in rows if row["STEP"] == "1234"] == ["g001-e00"]
+    assert "77" not in [row["STEP"] for row in rows]
+
+
+AXES = ["DIM", "N_HEADS", "N_STATE", "DEPTH", "LR"]
+AT_WORK = [
+    ["g000-e00", "running", "812345_0", "2.8432", "1361", *("128",) * 5, "102.5K", "00:01:31"],
+    ["g000-e01", "submitted", "812345_1", None, None, *("128",) * 5, "98.7K", None],
+]
+WAITS = [(*AT_WORK[0], "gpu-07", None), (*AT_WORK[1], None, "QOSMaxSubmitJobPerUserLimit")]
+DONE = [(*row[:1], "failed", *row[2:-1], "oom (attempt 2)") for row in WAITS]
+
+
+@pytest.mark.parametrize(
+    ("rows", "at_work", "columns", "kept"),
+    [
+        (WAITS, True, 200, ["JOB", "LOSS", "STEP", *AXES, "PARAMS", "ELAPSED", "NODE", "REASON"]),
+        (WAITS, True, 100, ["JOB", "LOSS", "STEP", "DIM", "N_HEADS", "ELAPSED", "REASON"]),
+        (WAITS, True, 80, ["LOSS", "STEP", "ELAPSED", "REASON"]),
+        (WAITS, True, 60, ["LOSS", "REASON"]),
+        (DONE, False, 80, ["LOSS", *AXES, "REASON"]),
+        (DONE, False, 60, ["LOSS", "DIM", "N_HEADS", "REASON"]),
+    ],
+)
+def test_narrow_terminal_drops_last_why_something_waits(
+    rows: list[tuple[str | None, ...]], at_work: bool, columns: int, kept: list[str]
+) -> None:
+    names = [name.lower() for name in AXES]
+    drawn = build_table(evaluation_columns(names, at_work=at_work), rows, columns)
+    assert [column.header for column in drawn.columns] == ["EVAL", "STATE", *kept]
+    with io.StringIO() as file:
+        Console(file=file, width=columns).print(drawn)
+        text = file.getvalue()
+    # Wrapped between words alone.
+    assert not at_work or "QOSMaxSubmitJobPerUserLimit" in text
 
 
 def ids(done: subprocess.CompletedProcess[str]) -> list[str]:
