@@ -3,7 +3,7 @@
 import importlib.util
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -28,9 +28,18 @@ class Finding:
     fix: str | None = None
 
 
-def examine(runs: Path, floor_gb: float) -> list[Finding]:
-    """Look at packages, model backends, Slurm's commands and the folder of the runs."""
-    return [*_packages(), *_backends(), *_slurm(), *_folder(runs, floor_gb)]
+def _all_digits(size_bytes: float) -> str:
+    return f"{size_bytes:.0f} bytes"
+
+
+def examine(
+    runs: Path, floor_gb: float, write_bytes: Callable[[float], str] = _all_digits
+) -> list[Finding]:
+    """Look at packages, model backends, Slurm's commands and the folder of the runs.
+
+    `write_bytes` says how a size is written in what is told of the disk.
+    """
+    return [*_packages(), *_backends(), *_slurm(), *_folder(runs, floor_gb, write_bytes)]
 
 
 def _packages() -> Iterator[Finding]:
@@ -104,7 +113,7 @@ def _arrays() -> Finding:
     return Finding(part="slurm", name="arrays", is_fine=True, detail=told)
 
 
-def _folder(runs: Path, floor_gb: float) -> Iterator[Finding]:
+def _folder(runs: Path, floor_gb: float, write_bytes: Callable[[float], str]) -> Iterator[Finding]:
     there = next(folder for folder in (runs, *runs.parents) if folder.exists())
     may_write = os.access(there, os.W_OK | os.X_OK)
     yield Finding(
@@ -114,11 +123,11 @@ def _folder(runs: Path, floor_gb: float) -> Iterator[Finding]:
         detail=f"{runs}" if may_write else f"{there} cannot be written",
         fix=None if may_write else "set `paths.runs` to a folder of yours on a shared disk",
     )
-    free_gb = free_bytes(there) / _GB
+    free, floor = free_bytes(there), floor_gb * _GB
     yield Finding(
         part="runs",
         name="disk",
-        is_fine=free_gb > floor_gb,
-        detail=f"{free_gb:.1f} GB free, {floor_gb:g} GB are kept free",
-        fix=None if free_gb > floor_gb else "make room: `elmanctl clean --dry-run`",
+        is_fine=free > floor,
+        detail=f"{write_bytes(free)} free, {write_bytes(floor)} are kept free",
+        fix=None if free > floor else "make room: `elmanctl clean --dry-run`",
     )

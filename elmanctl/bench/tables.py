@@ -9,6 +9,18 @@ from elmanctl.bench.parts import PARTS
 Row = Mapping[str, Any]
 
 
+class Figure(str):
+    """A number as people read it, with its digits alone in `plain`, in the unit of its column."""
+
+    plain: str
+
+    def __new__(cls, shown: str, plain: object) -> "Figure":
+        """Return `shown` with the digits of `plain`."""
+        made = super().__new__(cls, shown)
+        made.plain = str(plain)
+        return made
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Table:
     """A title, a head and rows of cells, None where there is no value; prose stands last."""
@@ -25,7 +37,7 @@ def ceiling_table(ceilings: Sequence[Row]) -> Table:
             row["name"],
             _rate(row["value"], row["unit"]),
             _share(row["spread"]),
-            (row["clocks"] or {}).get("clocks.sm"),
+            _clock((row["clocks"] or {}).get("clocks.sm")),
             row["reason"],
         ]
         for row in ceilings
@@ -129,7 +141,7 @@ def target_table(targets: Sequence[Row]) -> Table:
     rows: list[list[str | None]] = [
         [
             row["name"],
-            row["bound"],
+            Figure(row["bound"], row["bound"].replace(",", "")),
             None if row["value"] is None else _number(row["value"]),
             row["unit"],
             row["verdict"],
@@ -175,15 +187,23 @@ def _number(value: float | None) -> str | None:
     """Write three digits that mean something, and every digit before the point."""
     if value is None:
         return None
-    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
+    return Figure(f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}", value)
 
 
 def _whole(value: float | None, unit: float = 1.0, name: str = "") -> str | None:
-    return None if value is None else f"{value / unit:,.0f}{name}"
+    """Write a whole number of units; `plain` is in the unit only where the column names it."""
+    if value is None:
+        return None
+    return Figure(f"{value / unit:,.0f}{name}", value if name else value / unit)
 
 
 def _share(value: float | None) -> str | None:
-    return None if value is None else f"{100 * value:.1f}%"
+    return None if value is None else Figure(f"{100 * value:.1f}%", value)
+
+
+def _clock(text: str | None) -> str | None:
+    """A clock as nvidia-smi writes it, `1980 MHz`."""
+    return None if text is None else Figure(text, text.partition(" ")[0])
 
 
 def _over(value: float | None, unit: float) -> float | None:
@@ -191,7 +211,10 @@ def _over(value: float | None, unit: float) -> float | None:
 
 
 def _prefixed(prefix: str, text: str | None) -> str | None:
-    return None if text is None else prefix + text
+    if text is None:
+        return None
+    # That it is a bound stands in the note as well.
+    return Figure(prefix + text, getattr(text, "plain", text))
 
 
 def _rate(value: float | None, unit: str) -> str | None:
@@ -199,5 +222,5 @@ def _rate(value: float | None, unit: str) -> str | None:
         return None
     for size, letter in ((1e12, "T"), (1e9, "G"), (1e6, "M")):
         if value >= size:
-            return f"{value / size:.4g} {letter}{unit}/s"
-    return f"{value:.4g} {unit}/s"
+            return Figure(f"{value / size:.4g} {letter}{unit}/s", value)
+    return Figure(f"{value:.4g} {unit}/s", value)

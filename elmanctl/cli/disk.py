@@ -22,11 +22,12 @@ from elmanctl.cli.output import (
     confirm,
     format_bytes,
     hint,
-    is_terminal,
     print_json,
     print_line,
     print_table,
     say,
+    shown_bytes,
+    told_bytes,
     warn,
 )
 from elmanctl.cli.remote import act_on_run
@@ -266,11 +267,7 @@ def _sum(held: Sequence[Held]) -> int:
 
 def _sizes(row: dict[str, Any], *keys: str) -> list[str | None]:
     """Return cells: readable on a terminal, exact elsewhere."""
-    return [None if row[key] is None else _size(row[key]) for key in keys]
-
-
-def _size(size_bytes: int) -> str:
-    return format_bytes(size_bytes) if is_terminal() else str(size_bytes)
+    return [None if row[key] is None else shown_bytes(row[key]) for key in keys]
 
 
 def clean(
@@ -331,7 +328,7 @@ def clean(
         if as_json:
             print_json(answer)
             return
-        print_line(f"freed {format_bytes(answer['freed_bytes'])} in {answer['files']} files")
+        print_line(f"freed {told_bytes(answer['freed_bytes'])} in {answer['files']} files")
     if not plan and policy.keep_last:
         hint(f"the newest {policy.keep_last} generations are kept whole, see `--keep-last`")
 
@@ -357,6 +354,6 @@ def _print_plan(paths: RunPaths, plan: Sequence[Removable], *, as_json: bool) ->
             Column(name="KIND"),
             Column(name="EVAL"),
         ],
-        [[r["path"], format_bytes(r["size_bytes"]), r["kind"], r["evaluation"]] for r in rows],
+        [[r["path"], shown_bytes(r["size_bytes"]), r["kind"], r["evaluation"]] for r in rows],
     )
     say(f"would free {format_bytes(total_bytes)} in {len(plan)} files")

@@ -10,7 +10,15 @@ import typer
 
 from elmanctl.bench.machine import require_device
 from elmanctl.cli.context import JsonFlag, resolve_settings
-from elmanctl.cli.output import Column, hint, print_json, print_table, say
+from elmanctl.cli.output import (
+    Column,
+    format_bytes,
+    hint,
+    is_terminal,
+    print_json,
+    print_table,
+    say,
+)
 from elmanctl.doctor import Finding, examine
 from elmanctl.errors import EnvironmentNotReady
 from elmanctl.models.backends import BACKENDS
@@ -49,7 +57,10 @@ def doctor(
         return
     settings = resolve_settings(ctx, {}).settings
     runs = Path(settings.paths.runs).expanduser().resolve()
-    findings = examine(runs, settings.disk.floor_gb)
+    if is_terminal() and not as_json:
+        findings = examine(runs, settings.disk.floor_gb, format_bytes)
+    else:
+        findings = examine(runs, settings.disk.floor_gb)
     if as_json:
         print_json({"findings": [asdict(finding) for finding in findings]})
         return

@@ -12,7 +12,7 @@ import typer
 from elmanctl.cli.complete import evaluation_names, run_or_evaluation_names
 from elmanctl.cli.context import JsonFlag, chosen_run, load_readable, resolve_settings
 from elmanctl.cli.follow import Follower
-from elmanctl.cli.output import print_json, print_line, write_raw
+from elmanctl.cli.output import print_json, print_line, shown_count, write_raw
 from elmanctl.cli.rows import (
     describe_verdict,
     evaluation_row,
@@ -177,7 +177,7 @@ def _print_evaluation(paths: RunPaths, found: RunState, chosen: Evaluation) -> N
     noise = noise_for(found, chosen)
     if noise is not None:
         print_line(f"  noise       mean {noise.mean:.4f}, sd {noise.sd:.4f} of {noise.n} seeds")
-    print_line(f"  parameters  {chosen.parameters:,}")
+    print_line(f"  parameters  {shown_count(chosen.parameters)}")
     print_line(f"  seed        {chosen.seed}")
     print_line("config")
     width = max(map(len, chosen.config))

@@ -10,7 +10,16 @@ import typer
 from elmanctl.cli.complete import backends, model_names, one_of, presets
 from elmanctl.cli.context import JsonFlag, resolve_settings
 from elmanctl.cli.fields import model_fields
-from elmanctl.cli.output import Column, hint, print_json, print_line, print_table, say
+from elmanctl.cli.output import (
+    Column,
+    hint,
+    is_terminal,
+    print_json,
+    print_line,
+    print_table,
+    say,
+    shown_count,
+)
 from elmanctl.config import refuse_outside
 from elmanctl.constants import DEVICES
 from elmanctl.errors import Faults, UsageError
@@ -165,7 +174,7 @@ def params(
     rows = [*parts.items(), ("parameters", total), *sizes.items()]
     print_table(
         [Column(name="PART"), Column(name="NUMBER", right=True)],
-        [[part, f"{number:,}"] for part, number in rows],
+        [[part, shown_count(number)] for part, number in rows],
     )
 
 
@@ -207,7 +216,9 @@ def calc_dim(
     if as_json:
         print_json({"model": family.name, "dim": dim, "parameters": count, "target": target})
         return
-    print_line(f"dim={dim} parameters={count:,} error={(count - target) / target:+.3%}")
+    off = (count - target) / target
+    error = f"{off:+.3%}" if is_terminal() else f"{off:+.6f}"
+    print_line(f"dim={dim} parameters={shown_count(count)} error={error}")
 
 
 def evaluate(

@@ -124,7 +124,11 @@ def print_table(columns: Sequence[Column], rows: Iterable[Sequence[str | None]])
 
 
 def _plain(cell: str | None) -> str:
-    return "" if cell is None else printable(cell.replace("\t", " ").replace("\n", " "))
+    if cell is None:
+        return ""
+    # A figure of `bench` knows its digits beside what people read.
+    text = str(getattr(cell, "plain", cell))
+    return printable(text.replace("\t", " ").replace("\n", " "))
 
 
 def _print_rich(columns: Sequence[Column], rows: Sequence[Sequence[str | None]]) -> None:
@@ -257,6 +261,21 @@ def format_bytes(size_bytes: float) -> str:
             return f"{size_bytes:.0f} B" if unit == "B" else f"{size_bytes:.1f} {unit}"
         size_bytes /= 1000
     return f"{size_bytes:.1f} TB"
+
+
+def shown_bytes(size_bytes: int) -> str:
+    """Write a size for a table on stdout: readable on a terminal, all digits elsewhere."""
+    return format_bytes(size_bytes) if is_terminal() else str(size_bytes)
+
+
+def told_bytes(size_bytes: int) -> str:
+    """Write a size for a sentence on stdout: readable on a terminal, all digits elsewhere."""
+    return format_bytes(size_bytes) if is_terminal() else f"{size_bytes} bytes"
+
+
+def shown_count(count: int) -> str:
+    """Write a whole number for stdout: in groups of three on a terminal, plain elsewhere."""
+    return f"{count:,}" if is_terminal() else str(count)
 
 
 def format_loss(loss: float | None) -> str | None:

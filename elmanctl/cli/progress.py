@@ -19,6 +19,7 @@ from elmanctl.cli.output import (
     print_line,
     printable,
     say,
+    shown_count,
 )
 from elmanctl.cli.rows import (
     describe_config,
@@ -264,7 +265,7 @@ def print_summary(session: Session) -> None:
             f"{abs(entropy - best.loss):.4f} {side} it"
         )
         print_line(f"  config     {shown}")
-        print_line(f"  parameters {best.parameters:,} (counted in the trained model)")
+        print_line(f"  parameters {shown_count(best.parameters)} (counted in the trained model)")
     print_line(f"ledger       {_near(session.paths.ledger)}")
     name = state.run["name"]
     if best is None:

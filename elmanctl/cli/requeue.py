@@ -176,10 +176,13 @@ def _print_rows(rows: Sequence[Mapping[str, Any]], more: list[Column], cells: An
 
 
 def _shown_changes(changes: Mapping[str, Any]) -> str | None:
-    parts = [words.format(f"{changes[key]:g}") for key, words in _UNITS.items() if key in changes]
-    if changes.get("exclude"):
-        parts.append(f"not on {', '.join(changes['exclude'])}")
-    return ", ".join(parts) or None
+    """Return what a new attempt changes: in words on a terminal, as `key=value` elsewhere."""
+    nodes = changes.get("exclude")
+    if is_terminal():
+        parts = [text.format(f"{changes[key]:g}") for key, text in _UNITS.items() if key in changes]
+        return ", ".join([*parts, *([f"not on {', '.join(nodes)}"] if nodes else [])]) or None
+    plain = [f"{key}={changes[key]:g}" for key in _UNITS if key in changes]
+    return " ".join([*plain, *([f"exclude={','.join(nodes)}"] if nodes else [])]) or None
 
 
 def _warn_of_refused(refused: Mapping[str, str]) -> None:

@@ -12,12 +12,12 @@ from elmanctl.cli.context import JsonFlag, chosen_run, load_brief, load_readable
 from elmanctl.cli.costs import cost_data, noise_data
 from elmanctl.cli.output import (
     Column,
-    format_bytes,
     format_loss,
     is_terminal,
     print_json,
     print_table,
     say,
+    shown_bytes,
     warn,
 )
 from elmanctl.cli.rows import (
@@ -224,7 +224,7 @@ def _run_cells(row: dict[str, Any]) -> list[str | None]:
         str(row["failed"]),
         format_loss(row["best_loss"]),
         row["best"],
-        format_bytes(row["size_bytes"]) if is_terminal() else str(row["size_bytes"]),
+        shown_bytes(row["size_bytes"]),
         updated,
     ]
 

@@ -152,8 +152,11 @@ def test_report_joins_what_was_measured_apart(elmanctl: CommandLine) -> None:
     assert done.returncode == 0, done.stderr
     targets = {row["TARGET"]: row for row in rows_of(done.stdout)["TARGET"]}
     assert targets["e88 D1920 L17 H83 n32"]["VERDICT"] == "met"
-    assert targets["e88 D1920 L17 H83 n32"]["MEASURED"] == "123,457"
-    assert "| e88 D1920 L17 H83 n32 |" in (elmanctl.folder / "all.md").read_text()
+    assert targets["e88 D1920 L17 H83 n32"]["MEASURED"] == "123456.7"
+    row = rows_of(done.stdout)["MODEL"][0]
+    assert (row["TOK/S"], row["STEP MS"]) == ("123456.7", "66.0")
+    text = (elmanctl.folder / "all.md").read_text()
+    assert "| e88 D1920 L17 H83 n32 |" in text and "| 123,457 |" in text
 
 
 # The plain scan with a wrong gradient, put in place of the right one as a user's process starts.

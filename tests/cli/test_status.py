@@ -85,6 +85,41 @@ def test_reason_of_a_failure_outlives_what_failed_on_a_narrow_terminal() -> None
     assert [column.header for column in fine.columns] == ["EVAL", "LR"]
 
 
+# Groups of digits, units and shares; what looks so in names, such as e88 or 3d, does not.
+DECORATED = re.compile(r"\d,\d{3}|\d\s?(?:[kKMGT]i?B?|B|GB|min|h|s|ms|%)(?![\w-])")
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("status",),
+        ("status", "finished", "--all"),
+        ("status", "interrupted"),
+        ("disk",),
+        ("disk", "finished"),
+        ("clean", "finished", "--dry-run", "--keep-best", "0", "--keep-last", "0"),
+        ("clean", "finished", "--yes", "--keep-best", "0", "--keep-last", "0"),
+        ("requeue", "interrupted-search", "--failed", "--timeout-min", "30", "--dry-run"),
+        ("cancel", "--run", "interrupted-search", "g001-e00", "--dry-run"),
+        ("show", "finished", "best", "--tail", "0"),
+        ("params", "e88", "dim=1920", "depth=17", "n_heads=83", "n_state=32"),
+        ("calc-dim", "e88", "--params", "475M", "depth=17", "n_heads=80", "n_state=32"),
+        ("models", "e88"),
+        ("config",),
+        ("doctor",),
+        ("ledger", "verify", "finished"),
+    ],
+    ids=" ".join,
+)
+def test_piped_numbers_are_plain_everywhere(
+    words: tuple[str, ...], quick_with_runs: QuickCommandLine
+) -> None:
+    beat(quick_with_runs.folder)
+    done = quick_with_runs(*words)
+    assert done.returncode == 0 and done.stdout, done.stderr
+    assert not DECORATED.findall(done.stdout), done.stdout
+
+
 def test_missing_values_are_empty_fields(quick_with_runs: QuickCommandLine) -> None:
     rows = {row["EVAL"]: row for row in table(quick_with_runs("status", "interrupted").stdout)}
     assert (rows["g001-e00"]["STATE"], rows["g001-e00"]["LOSS"]) == ("running", "")
