@@ -7,8 +7,8 @@ from pathlib import Path
 from elmanctl import clock
 from elmanctl.cli.output import say
 from elmanctl.cli.scheduler import is_driven
-from elmanctl.jobs.observe import heartbeat_age_s, read_table
 from elmanctl.jobs.paths import RunPaths
+from elmanctl.jobs.progress import heartbeat_age_s, read_table
 from elmanctl.ledger.files import open_regular
 from elmanctl.ledger.records import Attempt
 from elmanctl.ledger.run_state import RunState

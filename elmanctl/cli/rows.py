@@ -5,8 +5,8 @@ from dataclasses import asdict
 from typing import Any
 
 from elmanctl import clock
-from elmanctl.jobs.observe import read_progress
 from elmanctl.jobs.paths import RunPaths
+from elmanctl.jobs.progress import read_progress
 from elmanctl.ledger.records import Evaluation, State, Verdict
 from elmanctl.ledger.run_state import RunState
 from elmanctl.ledger.summary import RunSummary

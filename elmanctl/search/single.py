@@ -8,9 +8,9 @@ from typing import Any
 from elmanctl import clock
 from elmanctl.errors import ElmanError, EvaluationFailed, Faults, UsageError
 from elmanctl.jobs.evaluation import evaluate_attempt
-from elmanctl.jobs.observe import read_table
 from elmanctl.jobs.ownership import refuse_open_parents
 from elmanctl.jobs.paths import AttemptPaths
+from elmanctl.jobs.progress import read_table
 from elmanctl.jobs.spec import AttemptSpec, DataSpec
 from elmanctl.ledger.files import write_json
 from elmanctl.models.backends import check_backend_name

@@ -11,7 +11,8 @@ from collections.abc import Callable, Iterator, Mapping
 
 from elmanctl.errors import EnvironmentNotReady
 from elmanctl.jobs.executor import Executor, JobReport, JobState, LiveJob, Sighting
-from elmanctl.jobs.observe import heartbeat_age_s, observe, read_table
+from elmanctl.jobs.observe import observe
+from elmanctl.jobs.progress import heartbeat_age_s, read_table
 from elmanctl.jobs.result import find_mismatch
 from elmanctl.jobs.verdict import Observation, judge
 from elmanctl.ledger.encoding import encode_verdict

@@ -10,9 +10,10 @@ from hypothesis import strategies as st
 
 from elmanctl.jobs.classify import classify_log
 from elmanctl.jobs.executor import JobReport, JobState
-from elmanctl.jobs.observe import elapsed_s, heartbeat_age_s, observe, read_log, read_table
+from elmanctl.jobs.observe import observe, read_log
 from elmanctl.jobs.paths import RunPaths
 from elmanctl.jobs.policy import Change, rule_of
+from elmanctl.jobs.progress import elapsed_s, heartbeat_age_s, read_table
 from elmanctl.jobs.verdict import Log, Observation, judge
 from elmanctl.ledger.encoding import decode_verdict, encode_verdict
 from elmanctl.ledger.records import Cause, Confidence, EvidenceSource, VerdictKind
