@@ -1,0 +1,117 @@
+"""What stands in a user's shell, on a real cluster: an allocation, filters, limits, defaults."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from elmanctl.jobs.paths import RunPaths
+from elmanctl.jobs.scheduler_note import read_note
+from elmanctl.ledger.records import State
+from tests.command_line import CommandLine
+from tests.integration.runs import load, search_arguments, wait_for
+
+pytestmark = [pytest.mark.slurm, pytest.mark.timeout(280)]
+
+# Of a partition in which none of our jobs is.
+FILTERS = {
+    "SQUEUE_PARTITION": "gpu",
+    "SQUEUE_STATES": "SUSPENDED",
+    "SQUEUE_NAMES": "another",
+    "SACCT_FORMAT": "JobID",
+    "SINFO_PARTITION": "gpu",
+    "SINFO_FORMAT": "%A",
+    "SCANCEL_PARTITION": "gpu",
+    "SCANCEL_INTERACTIVE": "1",
+}
+
+SETTINGS = """\
+[slurm]
+poll_s = 1.0
+mem_gb = 0.5
+setup = ["env -0 > env-$SLURM_ARRAY_TASK_ID", "ulimit -St > limit-$SLURM_ARRAY_TASK_ID"]
+"""
+
+
+def user(elmanctl: CommandLine, settings: str, **variables: str) -> CommandLine:
+    (elmanctl.folder / "elman.toml").write_text(settings, encoding="utf-8")
+    return CommandLine(
+        folder=elmanctl.folder, environment={**elmanctl.environment, **FILTERS, **variables}
+    )
+
+
+def test_controller_in_a_step_of_an_allocation_searches_as_from_anywhere(
+    elmanctl: CommandLine, corpus: Path
+) -> None:
+    """By salloc and srun, whose variables say how their own step runs; under a soft limit."""
+    inside = user(elmanctl, SETTINGS, SBATCH_PARTITION="urgent", SBATCH_COMMENT="mine")
+    limited = ("bash", "-c", 'ulimit -St 600 && exec "$@"', "bash")
+    allocation = ("salloc", "-p", "gpu", "-n1", "--mem-per-cpu=700", "--gpus-per-task=1")
+    step = ("srun", "--cpu-bind=cores")
+    arguments = [*search_arguments(corpus), "--generations", "1"]
+    done = subprocess.run(
+        [*limited, *allocation, *step, sys.executable, "-m", "elmanctl", *arguments],
+        cwd=inside.folder,
+        env=inside.environment,
+        capture_output=True,
+        text=True,
+        stdin=subprocess.DEVNULL,
+        timeout=240,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "slurm.partition = urgent, by SBATCH_PARTITION" in done.stderr
+    assert "SBATCH_COMMENT is not used" in done.stderr
+    state = load(inside.folder / "runs" / "run")
+    assert {e.state for e in state.evaluations.values()} == {State.COMPLETED}
+    assert {len(e.attempts) for e in state.evaluations.values()} == {1}
+    assert state.excluded_nodes == {}
+    for index in range(4):
+        text = (inside.folder / f"env-{index}").read_text(encoding="utf-8")
+        seen = dict(line.partition("=")[::2] for line in text.split("\0") if line)
+        assert seen["SLURM_JOB_PARTITION"] == "urgent"
+        assert seen["SLURM_ARRAY_TASK_ID"] == str(index)
+        assert seen["HOME"] == inside.environment["HOME"]
+        left = {"SLURM_MEM_PER_CPU", "SLURM_GPUS_PER_TASK", "SLURM_CPU_BIND", "SLURM_STEP_ID"}
+        assert not left & set(seen)
+        assert not set(FILTERS) & set(seen)
+        limit = (inside.folder / f"limit-{index}").read_text(encoding="utf-8")
+        assert limit != "600\n"
+
+
+HELD = """\
+[slurm]
+partition = "urgent"
+poll_s = 1.0
+extra = { hold = true }
+"""
+
+
+def test_filters_of_a_profile_hide_no_waiting_job_and_keep_none_from_being_cancelled(
+    elmanctl: CommandLine, corpus: Path
+) -> None:
+    held = user(elmanctl, HELD)
+    controller = held.start(search_arguments(corpus))
+    folder = held.folder / "runs" / "run"
+    try:
+        wait_for(lambda: len(_waiting(folder)) == 4, "the jobs to be seen waiting")
+        cancelled = held("cancel", "--run", "run", "--all", "--yes", "--json")
+        assert cancelled.returncode == 0, cancelled.stderr
+        answer = json.loads(cancelled.stdout)
+        assert {row["now"] for row in answer["cancelled"]} <= {"gone", "ending", None}
+        assert (answer["still_there"], answer["unknown"]) == ([], None)
+        output, _ = controller.communicate(timeout=120)
+    finally:
+        controller.kill()
+    state = load(folder)
+    assert {len(e.attempts) for e in state.evaluations.values()} == {1}, output
+    (submission,) = state.submissions.values()
+    named = ("squeue", "-h", "-n", submission.job_name)
+    assert subprocess.check_output(named, text=True) == ""
+
+
+def _waiting(folder: Path) -> dict[str, str]:
+    note = read_note(RunPaths(folder).scheduler)
+    return {} if note is None else dict(note.pending)
