@@ -14,7 +14,7 @@ _OF_DEVICE = re.compile(
     r"(?i)\b(CUDA|HIP|ROCM|XPU|MPS|NPU|HPU|MUSA|cuDNN|Triton)\b|\bOutOfMemoryError\b"
     r"|\b(cuda|hip|musa)(Error|Malloc)|_STATUS_(\w+_)?ALLOC(ATION)?_FAILED|StatusAllocFailed"
     r"|rocblas_|_OUT_OF_(DEVICE_MEMORY|RESOURCES)\b|\bCUDA_ERROR_|ran out of memory trying to"
-    r"|RESOURCE_EXHAUSTED|Allocation on device"
+    r"|RESOURCE_EXHAUSTED|Allocation on device|Memory_Allocation_Failure"
 )
 _OF_HOST = re.compile(
     r"(?i)DefaultCPUAllocator|oom[-_ ]?kill|cgroup out-of-memory|OUT_OF_HOST_MEMORY"

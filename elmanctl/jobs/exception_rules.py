@@ -108,7 +108,7 @@ _NO_TOOL = rule(
     r"|(?i:cannot find a working triton installation)|TritonMissing|libcuda\.so(?:\.1)? cannot"
     r"|[Nn]inja is required to load|CUDA_HOME environment variable is not set|CUDA_HOME does not"
     r"|Command .{0,3}['\"](?:/?[\w.+-]+/)*(?:gcc|g\+\+|cc|c\+\+|clang|clang\+\+|ldconfig|nvcc"
-    r"|ptxas(?:-\w+)?|nvidia-smi|ninja|x86_64-\S+-cc)(?:-[\d.]+)?['\"]"
+    r"|nvidia-smi|ninja|x86_64-\S+-cc)(?:-[\d.]+)?['\"]"
     r"|cannot open shared object file|cannot stat shared object|wrong ELF class"
     r"|invalid ELF header|file too short|version `\w+_[\d.]+' not found|undefined symbol:"
     r"|failed to map segment from shared object|[Cc]ould not load library lib"

@@ -8,9 +8,10 @@ from typing import NamedTuple
 
 from elmanctl.jobs import log_rules
 from elmanctl.jobs.log_rules import ERROR_KEYS
+from elmanctl.jobs.log_runs import Runs, is_alone
 from elmanctl.jobs.log_signs import SIGN_KEYS, Signs, read_signs, shape_of
 from elmanctl.jobs.log_words import keys_in, lines_with_words
-from elmanctl.jobs.rules import Rule
+from elmanctl.jobs.rules import Rule, Weight
 from elmanctl.ledger.records import VerdictKind
 
 # A line may be a whole file; what it says is at its ends.
@@ -34,6 +35,7 @@ _PRINTED_BY = re.compile(
     r"^(?:\[(?:rank|default|Rank )\d+\]:?[ ]?|\d+:[ ](?=\S|  )"
     r"|\[?\d{4}-\d\d-\d\d[T ]\d\d:\d\d:\d\d(?:[.,]\d{1,9})?(?:Z|[+-]\d\d:?\d\d)?\]?:?(?:[ ]|$))+"
 )
+_NAN_COUNT = re.compile(r"(?i)\b(?:nan|inf|non-?finite)[ _]\w+\W{1,6}[1-9]")
 # The margin of an exception group.
 _GROUP = re.compile(r"^\s+\| ")
 
@@ -71,6 +73,7 @@ class Reading:
     last: Piece | None = None
     errors: list[Error] = field(default_factory=list)
     losses: list[Loss] = field(default_factory=list)
+    measures: list[Loss] = field(default_factory=list)
     bad_gradients: list[bool] = field(default_factory=list)
     counters: deque[Piece] = field(default_factory=lambda: deque(maxlen=_COUNTERS))
     bounds: list[Piece] = field(default_factory=list)
@@ -82,6 +85,7 @@ class Reading:
     several: Piece | None = None
     reopened: Piece | None = None
     skipped_step: bool = False
+    runs: Runs = field(default_factory=Runs)
 
     def progress_after(self, piece: Piece) -> int:
         """Return how far beyond a piece the last printed loss stands, in characters."""
@@ -132,6 +136,7 @@ def read_parts(parts: Iterable[tuple[int, str]]) -> Reading:
         found.last = _last_piece(text, first_line) or found.last
     if traceback.head is not None and not traceback.ignored:
         found.cut_traceback = traceback.head
+    found.losses = found.losses or found.measures
     return found
 
 
@@ -217,7 +222,12 @@ def _read_piece(found: Reading, piece: Piece, previous: str, traceback: _Traceba
         rule = log_rules.read_error(text, signs.error_keys, ends_traceback=ends)
         if rule is not None:
             found.errors.append(Error(piece, rule, caught=ends and traceback.caught))
+            is_death = ends and not traceback.caught and rule.weight is Weight.CAUSE
+            if is_death and found.runs.dies_again():
+                found.several = found.several or piece
+            found.runs.end()
     if signs.signs is not None:
+        _note_runs(found, piece, shape, signs.signs)
         _note(found, piece, signs.signs)
 
 
@@ -245,16 +255,35 @@ def _signs(shape: str) -> _Shape:
     return known
 
 
+def _note_runs(found: Reading, piece: Piece, shape: str, signs: Signs) -> None:
+    """Keep what a line says of runs: whether it is of another than the first."""
+    runs = found.runs
+    runs.in_parts |= signs.parts
+    several = signs.several_runs and not is_alone(piece.text)
+    if signs.announced:
+        several |= runs.announces_another(piece.text, has_trained=bool(found.losses))
+    if signs.finished:
+        runs.end()
+    elif signs.begun and not signs.step and signs.loss is None:
+        runs.head(shape)
+    if signs.loss is not None and signs.step:
+        several |= runs.begins_again(piece.text)
+    if several:
+        found.several = found.several or piece
+
+
 def _note(found: Reading, piece: Piece, signs: Signs) -> None:
     """Keep what a line says besides errors."""
-    if signs.several_runs:
-        found.several = found.several or piece
     if signs.finished:
         found.finished = piece
     elif found.finished is not None and signs.counted:
         found.reopened = piece
     if signs.ended_well:
         found.ended_well = piece
+    if signs.loss is None and signs.nan_count and _NAN_COUNT.search(piece.text):
+        found.losses.append(Loss(piece, finite=False, of_step=True))
+    if signs.measure is not None:
+        found.measures.append(Loss(piece, signs.measure, signs.step, signs.bar))
     if signs.loss is not None:
         if found.reopened is not None and signs.step:
             # Another model trains in the same file.

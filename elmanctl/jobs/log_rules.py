@@ -157,6 +157,17 @@ LINE_RULES = (
         _K.INVALID,
     ),
     rule(
+        "memory_allocation_failure hsa_status_error",
+        r"\bMemory_Allocation_Failure\(|\bHSA_STATUS_ERROR_OUT_OF_RESOURCES\b",
+        _K.OOM,
+    ),
+    rule("resource_busy", r"\bResource_Busy\(", _K.ENVIRONMENT),
+    rule(
+        "fault hsa_status_error",
+        r"^Memory access fault by GPU\b|\baborting with error : HSA_STATUS_ERROR",
+        _K.CUDA_ERROR,
+    ),
+    rule(
         "xid fallen lost ecc",
         r"\bNVRM: Xid\b|GPU has fallen off the bus|\bGPU is lost\b|[Uu]ncorrectable ECC error",
         _K.CUDA_ERROR,
@@ -221,7 +232,7 @@ LINE_RULES = (
     # names before its words, and on a command that it could not run.
     Rule(
         _SCRIPT_KEYS,
-        (re.compile(_SCRIPT_LINE + r"\d{1,8} \S.{0,60}?\s{2,}\S"),),
+        (re.compile(_SCRIPT_LINE + r"\d{1,8} [^\W\d]\S*\s.*\S"),),
         _K.KILLED,
         Weight.SIGNAL,
     ),

@@ -23,6 +23,18 @@ _LOSS = re.compile(
     (?P<told>['"]?\s*[:=]\s*|\s+is\s+|\s+)['"]?(?:tensor\(|\[)?
     (?P<value>{_NUMBER})"""
 )
+# Where no loss is printed at all, what is trained is told by its bits or its perplexity.
+_MEASURES = ("bpb", "bpc", "bpd", "bits", "perplexity", "ppl", "nll", "entropy", "xent", "elbo")
+_MEASURE = re.compile(
+    rf"""(?ix)(?<![a-z])
+    (?:bp[bcd]|bits[ _/-](?:per[ _-])?(?:byte|char(?:acter)?|dim|token)|ppl|perplexity|nll|xent
+      |cross[ _-]?entropy|elbo)
+    (?P<told>['"]?\s*[:=]\s*|\s+)['"]?(?:tensor\(|\[)?
+    (?P<value>{_NUMBER})"""
+)
+_COUNT = re.compile(
+    r"(?i)\b(?:step|iter|iteration|it|epoch|update|batch|round|tokens?)s?\b\W{0,6}0"
+)
 # What stands before that: the word before, and whose loss it is.
 _BEFORE = re.compile(
     rf"(?i)(?P<before>(?:[a-z]+[\s:(\['\"-]*)?)(?<![\w.])(?P<own>(?:{_OWN}[\s_/.-]+)*(?:{_TERM}[\s_/.-]+|(?:{_OWN}|{_TERM}(?<!\b[dg])))?)$"
@@ -67,6 +79,15 @@ def read_loss(line: str) -> bool | None:
     if "avg" in lowered:
         values += [found["value"] for found in _MEAN.finditer(line)]
     return all(_is_finite(value) for value in values) if values else None
+
+
+def read_measure(line: str) -> bool | None:
+    """Return whether what a line tells of the model, beside a count, is finite; None without."""
+    if not _COUNT.search(line):
+        return None
+    printed = islice(_MEASURE.finditer(line), _LOSSES_OF_A_LINE)
+    values = [found["value"] for found in printed if _is_of_training(line, found)]
+    return all(map(_is_finite, values)) if values else None
 
 
 def _is_of_training(line: str, found: re.Match[str]) -> bool:
@@ -153,13 +174,16 @@ _SEVERAL_RUNS = _sign(
     "eval trial run job launching start submitting queueing gpu cma generation study "
     "agent models train best completed failed succeeded [0/0] experiments configs "
     "trials runs jobs done [ok] launched submitted generated exploring sweeping "
-    "evaluating running testing",
+    "evaluating running testing hydra folds sweep",
     r"^\s*\[(Eval|Trial|Run|Job) \d+\].*\b(GPU|Timeout|Skip|Worker|params)\b"
     r"|^\W*(Launching|Starting|Started|Submitting|Queueing) (?!train|run|process|worker|rank)"
     r"\S+ on (GPU|node|slot)\b"
     r"|^\s*\[GPU \d+\]:? (?!train|process|worker|rank|epoch).*\b(started|finished|launched)\b"
     r"|\bCMA-?ES\b|^\W*Generation \d+ ?(/|\()|\bTrial \d+ (finished|failed|pruned)\b"
-    r"|Trial status: \d+|A new study created in|wandb: Starting wandb agent"
+    r"|Trial status: \d+|A new study created in|wandb: (Starting wandb agent|Creat(e|ing) sweep)"
+    r"|\bTrial \w+_0 (started|completed|errored)|\bNumber of trials\b|\bTrial 0 Complete \["
+    r"|^Search: Running Trial|^Fitting 0 folds for each of 0 candidates|\d+trial/s\b"
+    r"|\[HYDRA\] .*\b[Ll]aunching 0 jobs\b|\[HYDRA\] .*\b(sweep output dir|AxSweeper)"
     r"|^\W*Models to run|^\W*To train with best|^\W*Best (config\w*|trial|hyperparameters)\b"
     r"|^\W*(Completed|Failed|Succeeded): \d+/\d+(?!\s*(step|epoch|batch|iter))\b"
     r"|^\s*\[\d+/\d+\]\s*$|\b\d+/\d+ (runs|jobs|experiments|models|configs|trials)\b"
@@ -170,6 +194,16 @@ _SEVERAL_RUNS = _sign(
     r"#?\d+ ?(/|of) ?\d+",
 )
 
+# What announces one run of many, for `log_runs` to compare with the others.
+_ANNOUNCED = _sign(
+    "hydra agent python torchrun srun accelerate run experiment trial seed config job sweep",
+    r"\[HYDRA\]\s+#|^wandb: Agent Starting Run|^\++ |^\W{0,10}[=#*>-]{2,}",
+)
+# What counts from its beginning more than once in a run, or is printed by each of its processes.
+_PARTS = _sign(
+    "epoch fold stage phase pretrain fine warm worker rank world",
+    r"(?i)\b(?:epoch|fold|stage|phase|pretrain|fine-?tun|warm-?up|worker group|rank|world[ _]size)",
+)
 _COUNTED = _sign("param", r"(?i)\b(params|parameters)\b")
 
 _BEGUN = _sign(
@@ -184,7 +218,15 @@ _BEGUN = _sign(
     r"|it/s[\],]",
 )
 _BAR = _sign("it/s s/it", r"it/s|s/it")
-_STEP = _sign("step iter epoch it/s", r"(?i)\b(step|iter|iteration|epoch)\b|it/s")
+_STEP = _sign(
+    f"step iter epoch it/s loss {' '.join(_MEASURES)}",
+    r"(?i)\b(step|iter|iteration|epoch)\b|it/s|\bit\W{1,3}0",
+)
+# Megatron leaves a loss out that is none, and counts it.
+_NAN_COUNT = _sign(
+    "iterations steps losses batches",
+    r"(?i)\b(?:nan|inf|non-?finite)[ _](?:iterations|steps|losses|batches)\W{1,6}0",
+)
 
 # Numbers of steps or epochs, or a bar's: `log_ends` reads them.
 _COUNTER = _sign(
@@ -199,18 +241,20 @@ _BOUND = _sign(
 
 SIGN_KEYS = frozenset(
     {
-        *("loss", "avg", "diverged", "unexpected", "grad", "terminateonnan"),
+        *("loss", "avg", "diverged", "unexpected", "grad", "terminateonnan", *_MEASURES),
         *(
             key
             for sign in (
                 *(_SKIPPED_STEP, _REFUSED_BY_KERNEL, _FINISHED, _ENDED_WELL, _SEVERAL_RUNS),
-                *(_COUNTED, _BEGUN, _STEP, _BAR, _COUNTER, _BOUND),
+                *(_COUNTED, _BEGUN, _STEP, _BAR, _COUNTER, _BOUND, _NAN_COUNT),
+                *(_ANNOUNCED, _PARTS),
             )
             for key in sign.keys
         ),
     }
 )
 
+_MEASURE_KEYS = frozenset(_MEASURES)
 _NUMERAL = re.compile(r"\d+")
 
 
@@ -219,6 +263,7 @@ class Signs:
     """What a line says besides errors; `loss` and `gradient` are whether they are finite."""
 
     loss: bool | None
+    measure: bool | None
     gradient: bool | None
     finished: bool
     ended_well: bool
@@ -231,6 +276,9 @@ class Signs:
     bar: bool
     counter: bool
     bound: bool
+    nan_count: bool
+    announced: bool
+    parts: bool
 
 
 def shape_of(line: str) -> str:
@@ -242,6 +290,7 @@ def read_signs(shape: str, keys: tuple[str, ...]) -> Signs:
     """Return what a line of this shape says besides errors; it holds these of SIGN_KEYS."""
     return Signs(
         loss=read_loss(shape),
+        measure=None if _MEASURE_KEYS.isdisjoint(keys) else read_measure(shape),
         gradient=read_gradient(shape) if "grad" in keys else None,
         finished=_FINISHED.stands_in(shape, keys),
         ended_well=_ENDED_WELL.stands_in(shape, keys),
@@ -254,4 +303,7 @@ def read_signs(shape: str, keys: tuple[str, ...]) -> Signs:
         bar=_BAR.stands_in(shape, keys),
         counter=_COUNTER.stands_in(shape, keys),
         bound=_BOUND.stands_in(shape, keys),
+        nan_count=_NAN_COUNT.stands_in(shape, keys),
+        announced=_ANNOUNCED.stands_in(shape, keys),
+        parts=_PARTS.stands_in(shape, keys),
     )

@@ -256,6 +256,14 @@ OF_MEMORY = [
     ),
 ]
 
+OF_MEMORY += [
+    RuntimeError(
+        "Initialize:NPUCachingAllocator.cpp:1 NPU function error: aclrtSetDevice, error code is "
+        "507033\n[ERROR] PTA call acl api failed\n"
+        "[PID: 9] Memory_Allocation_Failure(EL0004): Failed to allocate memory."
+    ),
+]
+
 OF_THE_DISK = [
     call(errno.ENOSPC, "No space left on device", "/scratch/bo/runs/x/metrics.jsonl"),
     call(errno.EDQUOT, "Disk quota exceeded", "/users/bo/runs/x/metrics.jsonl"),
