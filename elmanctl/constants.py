@@ -14,6 +14,10 @@ ALLOCATION_VARIABLES = ("SLURM_JOB_ID", "SLURM_JOBID")
 # Set to 1 by a user who means to work in a folder that somebody else may write to.
 TRUST_VARIABLE = "ELMAN_TRUST_OWNER"
 
+# What brings the extras of pyproject.toml to any installation: no index has elmanctl itself.
+INSTALL_TRAIN = "pip install 'torch>=2.7' 'schedulefree>=1.4'"
+INSTALL_GPU = "pip install 'triton>=3.5' 'flash-linear-attention>=0.6,<0.7'"
+
 # Names the commit of a copy without a history, for the head of what is measured.
 COMMIT_VARIABLE = "ELMAN_COMMIT"
 LAUNCHES_VARIABLE = "ELMAN_LAUNCHES"

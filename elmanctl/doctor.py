@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 
+from elmanctl.constants import INSTALL_TRAIN
 from elmanctl.jobs.slurm import AccountingOff, Slurm, SlurmSilent
 from elmanctl.ledger.disk import free_bytes
 from elmanctl.models.backends import BACKENDS, fault_here
@@ -43,11 +44,11 @@ def examine(
 
 
 def _packages() -> Iterator[Finding]:
-    for name, extra in (
-        ("submitit", ""),
-        ("cma", ""),
-        ("torch", "train"),
-        ("schedulefree", "train"),
+    for name, fix in (
+        ("submitit", "reinstall"),
+        ("cma", "reinstall"),
+        ("torch", INSTALL_TRAIN),
+        ("schedulefree", INSTALL_TRAIN),
     ):
         is_there = importlib.util.find_spec(name) is not None
         yield Finding(
@@ -55,7 +56,7 @@ def _packages() -> Iterator[Finding]:
             name=name,
             is_fine=is_there,
             detail=metadata.version(name) if is_there else "not installed",
-            fix=None if is_there else f"pip install 'elmanctl[{extra}]'" if extra else "reinstall",
+            fix=None if is_there else fix,
         )
 
 

@@ -1,10 +1,11 @@
 """Measures the machine code of every kernel, and puts it on record.
 
-usage: python -m benchmarks.kernel_code.record [--only TEXT] OLD
+usage: python -m benchmarks.kernel_code.record [--only TEXT] [FOLDER...]
 
-Compiles every case for every architecture, under the installed Triton and under the one in the
-folder OLD (scripts/install-old-triton), a process for each; writes tests/kernels/budgets.json and
-the tables of docs/kernels.md.  With --only, cases whose name has not TEXT in it keep their numbers.
+Compiles every case for every architecture, under the installed Triton and under the one in each
+FOLDER (scripts/install-triton), a process for each; writes tests/kernels/budgets.json and the
+tables of docs/kernels.md.  Tritons that are not asked keep their numbers, and so do, with --only,
+cases whose name has not TEXT in it.
 """
 
 import argparse
@@ -24,13 +25,13 @@ from benchmarks.kernel_code.children import ROOT, Answer, Child
 def main() -> int:
     """Do what the usage says; return 1 when a kernel spills and no reason is on record."""
     parser = argparse.ArgumentParser()
-    parser.add_argument("old", type=Path)
+    parser.add_argument("folders", type=Path, nargs="*")
     parser.add_argument("--only", default="")
     arguments = parser.parse_args()
     chosen = [name for name in CASES if arguments.only in name]
     before = budgets.load() if budgets.FILE.exists() else {}
     began_s = time.monotonic()
-    answers = _measured(chosen, arguments.old)
+    answers = _measured(chosen, arguments.folders)
     after: budgets.Budgets = {
         triton: {sm: {name: x[name] for name in CASES if name in x} for sm, x in of_triton.items()}
         for triton, of_triton in before.items()
@@ -62,11 +63,11 @@ def main() -> int:
     return bool(unexplained)
 
 
-def _measured(chosen: list[str], old: Path) -> list[Answer]:
+def _measured(chosen: list[str], folders: list[Path]) -> list[Answer]:
     wanted = [pair for pair in WANTED if pair[0] in chosen]
     with ExitStack() as stack:
         children = []
-        for triton in (None, old):
+        for triton in (None, *folders):
             folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
             children.append(stack.enter_context(Child(wanted, folder, triton=triton)))
         return [child.answer(*pair) for child in children for pair in wanted]

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import elmanctl
 from elmanctl import clock
 from elmanctl.bench import nvidia
-from elmanctl.constants import COMMIT_VARIABLE, LAUNCHES_VARIABLE
+from elmanctl.constants import COMMIT_VARIABLE, INSTALL_TRAIN, LAUNCHES_VARIABLE
 from elmanctl.errors import EnvironmentNotReady
 
 if TYPE_CHECKING:
@@ -27,9 +27,7 @@ _GIT_TIMEOUT_S = 10
 def require_device(name: str) -> "torch.device":
     """Return the device called cuda or cpu; raise EnvironmentNotReady where it is not to be had."""
     if importlib.util.find_spec("torch") is None:
-        raise EnvironmentNotReady(
-            "torch is not installed here", hint="pip install 'elmanctl[train]'"
-        )
+        raise EnvironmentNotReady("torch is not installed here", hint=INSTALL_TRAIN)
     import torch
 
     if name == "cuda" and not torch.cuda.is_available():
@@ -88,7 +86,8 @@ def commit(environ: Mapping[str, str] = os.environ) -> str | None:
     told = environ.get(COMMIT_VARIABLE, "").strip()
     if told:
         return told
-    root = Path(elmanctl.__file__).parents[1]
+    # Through the link by which an editable installation comes here.
+    root = Path(elmanctl.__file__).resolve().parents[1]
     if not (root / ".git").exists():
         return None
     head = _git(root, "rev-parse", "HEAD")

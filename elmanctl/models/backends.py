@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from elmanctl.constants import INSTALL_GPU, INSTALL_TRAIN
 from elmanctl.errors import EnvironmentNotReady, InvalidConfiguration, nearest
 from elmanctl.models.config import FamilyConfig
 
@@ -176,21 +177,21 @@ BACKENDS: Mapping[str, Backend] = {
         Backend(
             name="torch",
             summary="plain PyTorch, on any device",
-            fix="pip install 'elmanctl[train]'",
+            fix=INSTALL_TRAIN,
             find_fault=_torch_fault,
         ),
         Backend(
             name="triton",
             summary="our own Triton kernels, on CUDA",
             fix="on a machine with a CUDA device of compute capability 8.0 or higher: "
-            "pip install 'elmanctl[gpu]'",
+            + INSTALL_GPU,
             find_fault=_triton_fault,
         ),
         Backend(
             name="gluon",
             summary="our own Triton kernels, the gradient in Gluon, on CUDA; auto leaves it alone",
             fix="on a machine with a CUDA device of compute capability 8.0 or higher and triton "
-            "3.6 or newer: pip install 'elmanctl[gpu]'",
+            "3.6 or newer: " + INSTALL_GPU,
             find_fault=_gluon_fault,
         ),
         Backend(
@@ -202,14 +203,13 @@ BACKENDS: Mapping[str, Backend] = {
         Backend(
             name="mamba-ssm",
             summary="the Triton kernels of mamba-ssm, on CUDA",
-            fix="on a machine with a CUDA device: pip install 'elmanctl[gpu]', "
-            "then scripts/install-mamba-ssm",
+            fix=f"on a machine with a CUDA device: {INSTALL_GPU}, then scripts/install-mamba-ssm",
             find_fault=_mamba_ssm_fault,
         ),
         Backend(
             name="fla",
             summary="the Triton kernels of flash-linear-attention, on CUDA",
-            fix="on a machine with a CUDA device: pip install 'elmanctl[gpu]'; on Hopper also "
+            fix=f"on a machine with a CUDA device: {INSTALL_GPU}; on Hopper also "
             "triton 3.7.1 or newer, which torch 2.12.1 or newer brings, or tilelang 0.1.9 or newer",
             find_fault=_fla_fault,
         ),

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from elmanctl.constants import INSTALL_TRAIN
 from elmanctl.errors import EnvironmentNotReady, InvalidConfiguration, NotFound
 from elmanctl.models.backends import resolve_backend
 from elmanctl.models.config import DOCUMENTED, STUDY, VARIANTS, FamilyConfig, refuse_unknown
@@ -290,9 +291,7 @@ def build_model(
     try:
         import torch
     except ImportError as exc:
-        raise EnvironmentNotReady(
-            "torch is not installed here", hint="pip install 'elmanctl[train]'"
-        ) from exc
+        raise EnvironmentNotReady("torch is not installed here", hint=INSTALL_TRAIN) from exc
 
     family = FAMILIES[config.level]
     chosen = resolve_backend(family.name, family.backends, backend, config, device)
@@ -312,5 +311,5 @@ def _load(path: str) -> Any:
             raise
         raise EnvironmentNotReady(
             f"`{path}` needs torch, which is not installed here",
-            hint="pip install 'elmanctl[train]'",
+            hint=INSTALL_TRAIN,
         ) from exc

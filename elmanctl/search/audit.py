@@ -13,6 +13,7 @@ from itertools import islice, pairwise
 from math import lcm
 from typing import Any, Literal, NamedTuple
 
+from elmanctl.constants import INSTALL_TRAIN
 from elmanctl.errors import EnvironmentNotReady, InvalidConfiguration
 from elmanctl.models.config import VOCABULARY, FamilyConfig
 from elmanctl.models.registry import build_model, decode_config, find_family
@@ -114,7 +115,7 @@ def _without_torch(space: SearchSpace, axis: Axis) -> Effect:
     raise EnvironmentNotReady(
         f"axis `{axis.name}` changes no size, so whether it changes the output has to be tried, "
         "and torch is not installed here",
-        hint="pip install 'elmanctl[train]' on this machine, or fix the setting in `[model]`",
+        hint=f"{INSTALL_TRAIN} on this machine, or fix the setting in `[model]`",
     )
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import elmanctl
+from elmanctl.constants import INSTALL_TRAIN
 from elmanctl.errors import (
     ConfigError,
     EnvironmentNotReady,
@@ -289,7 +290,7 @@ def check_trainable(settings: Settings) -> None:
     if missing:
         raise EnvironmentNotReady(
             f"`{missing[0]}` is not installed here, and training needs it",
-            hint="install the extra `train`: pip install -e '.[train]' in a checkout",
+            hint=INSTALL_TRAIN,
         )
     if settings.train.backend != AUTO:
         backend = BACKENDS[settings.train.backend]

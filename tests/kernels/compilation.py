@@ -1,6 +1,5 @@
 """The kernels' machine code, compiled in the background from the first test of this folder on."""
 
-import importlib.metadata
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -8,32 +7,31 @@ from pathlib import Path
 import pytest
 
 from benchmarks.kernel_code.children import Answer, Child
-from tests.kernels.old_triton import VERSION, old_triton_folder
-from tests.kernels.sample_cases import WANTED
-
-NEW = importlib.metadata.version("triton")
-OLD = VERSION
+from tests.kernels.sample_cases import wanted_of
+from tests.kernels.tritons import ASIDE, PINNED, folder_of
 
 
 class Compilation:
-    """One process for each Triton, both at work on all that is wanted, in its order."""
+    """One process for each Triton, all at work on what is wanted of it, in its order."""
 
     def __init__(self, folder: Path, stack: ExitStack) -> None:
         self._children: dict[str, Child] = {}
-        self._refusal: RuntimeError | None = None
-        self._start(NEW, None, folder, stack)
-        try:
-            old = old_triton_folder()
-        except RuntimeError as exc:
-            self._refusal = exc  # for those who ask for it, and not for the other tests here
-        else:
-            self._start(OLD, old, folder, stack)
+        self._refusals: dict[str, RuntimeError] = {}
+        self._start(PINNED, None, folder, stack)
+        for version in ASIDE:
+            try:
+                triton = folder_of(version)
+            except RuntimeError as exc:
+                # For those who ask for it, and not for the other tests here.
+                self._refusals[version] = exc
+            else:
+                self._start(version, triton, folder, stack)
 
     def _start(self, version: str, triton: Path | None, folder: Path, stack: ExitStack) -> None:
         (folder / version).mkdir()
         self._children[version] = stack.enter_context(
             Child(
-                WANTED,
+                wanted_of(version),
                 folder / version,
                 triton=triton,
                 registry="tests.kernels.sample_cases",
@@ -43,7 +41,7 @@ class Compilation:
     def answer(self, version: str, case: str, architecture: int) -> Answer:
         """Wait for a case and return it."""
         if version not in self._children:
-            raise RuntimeError(f"there is no Triton {version}") from self._refusal
+            raise RuntimeError(f"there is no Triton {version}") from self._refusals[version]
         return self._children[version].answer(case, architecture)
 
 

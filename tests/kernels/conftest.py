@@ -4,9 +4,8 @@ import pytest
 
 from tests.kernels.compilation import compilation, compilation_at_work
 from tests.kernels.interpreted import interpret_without_gpu
-from tests.kernels.old_triton import old_triton
 
-__all__ = ["compilation", "compilation_at_work", "old_triton"]
+__all__ = ["compilation", "compilation_at_work"]
 
 interpret_without_gpu()
 

@@ -6,7 +6,6 @@ Triton's interpreter up.
 """
 
 import hashlib
-import importlib.metadata
 import json
 import os
 import subprocess
@@ -23,12 +22,8 @@ import pytest
 from benchmarks.kernel_code.children import CACHE
 from elmanctl.kernels.launch import Launch
 from tests.kernels.interpreted import without_interpreter
-from tests.kernels.old_triton import VERSION as OLD
-from tests.kernels.old_triton import old_triton_folder
 from tests.kernels.ptx.machine import PtxMachine, Report
-
-NEW = importlib.metadata.version("triton")
-VERSIONS = (NEW, OLD)
+from tests.kernels.tritons import ASIDE, VERSIONS, folder_of, is_compiled
 
 ROOT = Path(__file__).parents[2]
 POLL_S = 0.05
@@ -115,9 +110,10 @@ class Machines:
     def expect(
         self, launch: Launch, architecture: int, *, versions: Iterable[str] = VERSIONS
     ) -> None:
-        """Have a launch compiled, and do not wait for it."""
+        """Have a launch compiled wherever it is, and do not wait for it."""
         for version in versions:
-            self._compilers[version].ask(launch, architecture)
+            if is_compiled(version, architecture):
+                self._compilers[version].ask(launch, architecture)
 
     def ptx(self, version: str, launch: Launch, architecture: int) -> str:
         return str(self._compilers[version].answer(launch, architecture)["ptx"])
@@ -177,10 +173,11 @@ def launches_taken_over(function: Callable[..., None]) -> Iterator[None]:
 
 @contextmanager
 def compiling(folder: Path) -> Iterator[Machines]:
-    """Start the installed Triton and the old one."""
+    """Start every Triton."""
     with ExitStack() as stack:
         compilers = {}
-        for version, triton in ((NEW, None), (OLD, old_triton_folder())):
+        for version in VERSIONS:
+            triton = folder_of(version) if version in ASIDE else None
             (folder / version).mkdir()
             compilers[version] = Compiler(folder / version, triton)
             stack.callback(compilers[version].stop)

@@ -9,6 +9,8 @@ from typing import Any
 from benchmarks.kernel_code import cases
 from benchmarks.kernel_code.cases import ARCHITECTURES, Case, Counted
 from elmanctl.kernels.launch import Launch
+from tests.kernels.tritons import NEWEST, is_compiled
+from tests.long import LONG
 
 LENGTH = 16
 
@@ -78,5 +80,22 @@ _SAMPLED = [
     ("specialized", 90),
 ]
 
-# What is compiled, in this order: the process is at its end after the last one.
-WANTED = [*_SAMPLED, *cases.WANTED, ("ends-the-process", 90)]
+
+def kernels_of(version: str) -> list[tuple[str, int]]:
+    """Return what of our kernels a Triton compiles, in order: all, but a sample of the newest's.
+
+    The sample is the sizes that E88 trains in and the scans, for one architecture.
+    """
+    return [
+        (name, architecture)
+        for name, architecture in cases.WANTED
+        if LONG
+        or version != NEWEST
+        or (is_compiled(version, architecture) and cases.CASES[name].architectures == ARCHITECTURES)
+    ]
+
+
+def wanted_of(version: str) -> list[tuple[str, int]]:
+    """Return all that a Triton compiles, in order: its process is at its end after the last one."""
+    sampled = [pair for pair in _SAMPLED if is_compiled(version, pair[1])]
+    return [*sampled, *kernels_of(version), ("ends-the-process", 90)]

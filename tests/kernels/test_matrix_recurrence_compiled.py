@@ -18,14 +18,8 @@ from torch import Tensor
 from elmanctl.kernels.launch import Launch
 from elmanctl.kernels.matrix_recurrence.naive import naive_matrix_recurrence
 from elmanctl.kernels.matrix_recurrence.triton import Flags, triton_matrix_recurrence
-from tests.kernels.machines import (
-    NEW,
-    OLD,
-    VERSIONS,
-    Machines,
-    compiling,
-    launches_taken_over,
-)
+from tests.kernels.machines import Machines, compiling, launches_taken_over
+from tests.kernels.tritons import NEWEST, OLD, PINNED, VERSIONS
 from tests.long import LONG
 
 MAIN_TEST = "test_compiled_kernels_compute_outputs_and_gradients"
@@ -89,7 +83,7 @@ SETTINGS = {
     "32-fp32": Setting(dtype="fp32"),
     "32-write-gate": Setting(given=("gate", "beta", "initial_state")),
 }
-OF_THE_NEW = {
+OF_THE_PINNED = {
     # Gluon has no interpreter, in which the other kernel is given several sequences.
     "32-write-gate-gluon": Setting(
         given=("gate", "beta", "initial_state"), batch=2, backend="gluon"
@@ -104,6 +98,7 @@ OF_THE_NEW = {
     "32x64": Setting(32, 64),
     "64x32": Setting(64, 32),
 }
+OF_THE_NEWEST = ("16", "32", "64", "32-gluon", "32-fp32")
 LONG_SETTINGS = {
     f"{n}-{dtype}-{'fast' if fast else 'exact'}": Setting(n, n, dtype, flags={"fast": fast})
     for n in (8, 16, 24, 32, 40, 48, 56, 64)
@@ -112,12 +107,13 @@ LONG_SETTINGS = {
 }
 
 RUNS = [
-    *((NEW, name, 90) for name in SETTINGS | OF_THE_NEW),
+    *((PINNED, name, 90) for name in SETTINGS | OF_THE_PINNED),
     *((OLD, name, 90) for name in SETTINGS),
-    *((NEW, name, 80) for name in ("32", "32-gluon")),
+    *((NEWEST, name, 90) for name in SETTINGS if LONG or name in OF_THE_NEWEST),
+    *((PINNED, name, 80) for name in ("32", "32-gluon")),
     *((version, name, 90) for name in LONG_SETTINGS for version in VERSIONS if LONG),
 ]
-ALL = SETTINGS | OF_THE_NEW | LONG_SETTINGS
+ALL = SETTINGS | OF_THE_PINNED | LONG_SETTINGS
 
 
 def random_inputs(setting: Setting) -> dict[str, Tensor]:
@@ -275,6 +271,6 @@ def test_relative_error_of_the_fast_tanh_does_not_grow(machines: Machines, name:
             return value
         return value * (1 + 2.0**-11 * rng.uniform(-1, 1, value.shape))
 
-    found = errors(executed(machines, NEW, name, 90, perturb=perturb), truth(name))
+    found = errors(executed(machines, PINNED, name, 90, perturb=perturb), truth(name))
     assert 1e-5 < found["final_state"] < PERTURBED
     assert max(found.values()) < ROUNDED + PERTURBED

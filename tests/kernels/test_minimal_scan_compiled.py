@@ -12,7 +12,8 @@ from elmanctl.kernels.launch import Launch
 from elmanctl.kernels.minimal_scan.naive import naive_gated_scan
 from elmanctl.kernels.minimal_scan.sizes import SCORES
 from elmanctl.kernels.minimal_scan.triton import triton_gated_scan
-from tests.kernels.machines import VERSIONS, Machines, compiling, launches_taken_over
+from tests.kernels.machines import Machines, compiling, launches_taken_over
+from tests.kernels.tritons import VERSIONS
 
 ARCHITECTURE = 90
 RESULTS = {"p_hidden", "p_checkpoints", "p_final", "p_d_scores", "p_d_initial"}

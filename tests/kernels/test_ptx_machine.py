@@ -21,8 +21,9 @@ from tests.kernels.machine_cases import (
     WANTED,
     WARPS,
 )
-from tests.kernels.machines import NEW, VERSIONS, Machines, NotCompiled, compiling
+from tests.kernels.machines import Machines, NotCompiled, compiling
 from tests.kernels.ptx.faults import DataRace, Misaligned, NeverWritten, OutOfBounds, PtxFault
+from tests.kernels.tritons import PINNED, VERSIONS, is_compiled
 
 TORCH = {"fp32": torch.float32, "bf16": torch.bfloat16}
 # Root mean square of the error over that of the truth.
@@ -31,7 +32,10 @@ TF32_ERROR = 1.5e-3  # what is cut off both factors
 BF16_ERROR = 3e-3
 
 each_version = pytest.mark.parametrize("version", VERSIONS)
-each_architecture = pytest.mark.parametrize("architecture", ARCHITECTURES)
+each_compiler = pytest.mark.parametrize(
+    ("version", "architecture"),
+    [(x, number) for x in VERSIONS for number in ARCHITECTURES if is_compiled(x, number)],
+)
 each_number_of_warps = pytest.mark.parametrize("warps", WARPS)
 each_dtype = pytest.mark.parametrize("dtype", DTYPES)
 
@@ -60,8 +64,7 @@ def error(result: Tensor, truth: Tensor) -> float:
 # Results.
 
 
-@each_version
-@each_architecture
+@each_compiler
 @each_number_of_warps
 @each_dtype
 def test_functions_of_each_number_are_right(
@@ -78,8 +81,7 @@ def test_functions_of_each_number_are_right(
     assert y[len(x) :].isnan().all()
 
 
-@each_version
-@each_architecture
+@each_compiler
 @each_number_of_warps
 @each_dtype
 def test_state_is_carried_through_sums_over_both_axes(
@@ -99,8 +101,7 @@ def test_state_is_carried_through_sums_over_both_axes(
     assert state[m:].isnan().all()
 
 
-@each_version
-@each_architecture
+@each_compiler
 @each_number_of_warps
 @each_dtype
 def test_products_of_matrices_are_right(
@@ -114,8 +115,7 @@ def test_products_of_matrices_are_right(
     assert error(z, x.double() @ y.double()) < (FLOAT32_ERROR if dtype == "bf16" else TF32_ERROR)
 
 
-@each_version
-@each_architecture
+@each_compiler
 @each_number_of_warps
 @each_dtype
 def test_values_change_lanes_through_shared_memory(
@@ -153,8 +153,7 @@ def test_integers_are_right(machines: Machines, version: str, warps: int) -> Non
         np.testing.assert_array_equal(row, np.asarray(right).astype(np.int64).astype(np.int32))
 
 
-@each_version
-@each_architecture
+@each_compiler
 @each_number_of_warps
 def test_conversions_between_types_are_right(
     machines: Machines, version: str, architecture: int, warps: int
@@ -208,8 +207,7 @@ def test_programs_go_ways_of_their_own(machines: Machines, version: str, warps: 
     np.testing.assert_array_equal(np.isnan(y[:, :, 1]).all(-1), steps % 2 == 0)
 
 
-@each_version
-@each_architecture
+@each_compiler
 def test_gluon_kernel_keeps_its_states_in_shared_memory(
     machines: Machines, version: str, architecture: int
 ) -> None:
@@ -226,7 +224,7 @@ def test_gluon_kernel_keeps_its_states_in_shared_memory(
 
 
 def test_views_are_written_where_they_lie(machines: Machines) -> None:
-    machine = machines.machine(NEW, CASES["copied_from"], 90)
+    machine = machines.machine(PINNED, CASES["copied_from"], 90)
     whole = torch.zeros(4, BLOCK)
     machine.run((1,), [draw(BLOCK), whole[2], 0])
     assert torch.equal(whole[2], draw(BLOCK))
@@ -241,8 +239,8 @@ def test_tanh_can_be_given_the_error_that_it_has_on_hardware(machines: Machines)
         assert name == "tanh"
         return value * (1 + 2.0**-11 * rng.uniform(-1, 1, value.shape))
 
-    machines.machine(NEW, CASES["stashed"], 90).run((1,), [x, exact, KEPT])
-    machines.machine(NEW, CASES["stashed"], 90, perturb=perturb).run((1,), [x, near, KEPT])
+    machines.machine(PINNED, CASES["stashed"], 90).run((1,), [x, exact, KEPT])
+    machines.machine(PINNED, CASES["stashed"], 90, perturb=perturb).run((1,), [x, near, KEPT])
     assert 1e-5 < error(near, exact.double()) < 2.0**-9
 
 
@@ -257,8 +255,7 @@ def spoilt(ptx: str, barrier: int) -> str:
     return "\n".join(lines)
 
 
-@each_version
-@each_architecture
+@each_compiler
 @each_number_of_warps
 @each_dtype
 def test_missing_barrier_between_a_write_and_a_read_is_found(
@@ -289,7 +286,7 @@ def test_missing_barrier_in_global_memory_is_found(
 def test_what_is_right_in_lockstep_alone_passes_when_races_are_not_looked_for(
     machines: Machines, warps: int
 ) -> None:
-    machine = machines.machine(NEW, CASES[f"reversed-at-once-{warps}"], 90, check_races=False)
+    machine = machines.machine(PINNED, CASES[f"reversed-at-once-{warps}"], 90, check_races=False)
     x, y = draw(BLOCK), nothing(BLOCK)
     machine.run((1,), [x, y, nothing(BLOCK)])
     assert torch.equal(y, 2 * x.flip(0))
@@ -297,7 +294,7 @@ def test_what_is_right_in_lockstep_alone_passes_when_races_are_not_looked_for(
 
 @each_number_of_warps
 def test_programs_may_not_read_what_others_write(machines: Machines, warps: int) -> None:
-    machine = machines.machine(NEW, CASES[f"shared_by_programs-{warps}"], 90)
+    machine = machines.machine(PINNED, CASES[f"shared_by_programs-{warps}"], 90)
     with pytest.raises(DataRace, match=r"of program 0 reads what thread \d+ of program 1 wrote"):
         machine.run((2,), [draw(2, BLOCK), nothing(2, BLOCK)])
     # Alone, a program reads its own part.
@@ -307,7 +304,7 @@ def test_programs_may_not_read_what_others_write(machines: Machines, warps: int)
 
 
 def test_access_outside_of_an_argument_is_found(machines: Machines) -> None:
-    machine = machines.machine(NEW, CASES["copied_from"], 90)
+    machine = machines.machine(PINNED, CASES["copied_from"], 90)
     x = draw(BLOCK)
     with pytest.raises(OutOfBounds, match=r"bytes from byte 1024 of argument 0, which has 1024"):
         machine.run((1,), [x, nothing(BLOCK), 4])
@@ -321,24 +318,24 @@ def test_write_to_what_may_only_be_read_is_found(machines: Machines) -> None:
     y = np.zeros(BLOCK, np.float32)
     y.flags.writeable = False
     with pytest.raises(OutOfBounds, match="may only be read"):
-        machines.machine(NEW, CASES["copied_from"], 90).run((1,), [draw(BLOCK), y, 0])
+        machines.machine(PINNED, CASES["copied_from"], 90).run((1,), [draw(BLOCK), y, 0])
 
 
 def test_read_of_what_was_never_written_is_found(machines: Machines) -> None:
-    machine = machines.machine(NEW, CASES["copied_from"], 90)
+    machine = machines.machine(PINNED, CASES["copied_from"], 90)
     with pytest.raises(NeverWritten, match=r"in `ld\.global"):
         machine.run((1,), [nothing(BLOCK), nothing(BLOCK), 0], poisoned=[0])
 
 
 def test_address_that_the_launch_promised_to_align_is_found(machines: Machines) -> None:
-    machine = machines.machine(NEW, CASES["transposed-fp32-1"], 90)
+    machine = machines.machine(PINNED, CASES["transposed-fp32-1"], 90)
     x = draw(ROWS * COLUMNS + 1)[1:]
     with pytest.raises(Misaligned, match="no multiple of 16"):
         machine.run((1,), [x, nothing(COLUMNS, ROWS)])
 
 
 def test_wrong_number_of_arguments_is_refused(machines: Machines) -> None:
-    machine = machines.machine(NEW, CASES["copied_from"], 90)
+    machine = machines.machine(PINNED, CASES["copied_from"], 90)
     with pytest.raises(ValueError, match="2 arguments for the parameters"):
         machine.run((1,), [draw(BLOCK), nothing(BLOCK)])
 
@@ -351,7 +348,7 @@ def test_launch_that_cannot_be_compiled_says_why(machines: Machines) -> None:
 
 
 def test_nothing_is_written_back_after_a_fault(machines: Machines) -> None:
-    machine = machines.machine(NEW, CASES["copied_from"], 90)
+    machine = machines.machine(PINNED, CASES["copied_from"], 90)
     y = nothing(BLOCK)
     with pytest.raises(PtxFault):
         machine.run((1,), [draw(BLOCK - 1), y, 0])

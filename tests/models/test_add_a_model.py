@@ -12,6 +12,7 @@ from types import ModuleType
 
 import pytest
 
+from elmanctl.constants import INSTALL_TRAIN
 from elmanctl.models.config import FamilyConfig
 from tests.patience import PATIENCE_S
 
@@ -173,7 +174,7 @@ def test_without_torch_only_the_one_file_family_cannot_be_counted(
     toy = run(["-c", program, "toyrnn"], checkout, environment)
     assert toy.returncode == 4
     assert "`elmanctl.models.toyrnn:ToyRNNConfig` needs torch, which is not" in toy.stderr
-    assert "pip install 'elmanctl[train]'" in toy.stderr
+    assert INSTALL_TRAIN in toy.stderr
     other = run(["-c", program, "e1"], checkout, environment)
     assert other.returncode == 0, other.stderr
 

@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from elmanctl.constants import INSTALL_GPU
 from elmanctl.errors import EnvironmentNotReady
 from elmanctl.models.backends import BACKENDS, resolve_backend
 from elmanctl.models.registry import decode_config
@@ -76,4 +77,4 @@ def test_backend_that_cannot_run_is_refused_with_what_to_install(
     monkeypatch.delenv("TRITON_INTERPRET", raising=False)
     with pytest.raises(EnvironmentNotReady, match="`triton` cannot run here") as refused:
         resolve_backend("mingru", KNOWN, "triton", CONFIG, "cpu")
-    assert "elmanctl[gpu]" in (refused.value.hint or "")
+    assert INSTALL_GPU in (refused.value.hint or "")

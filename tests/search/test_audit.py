@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from elmanctl.constants import INSTALL_TRAIN
 from elmanctl.errors import EnvironmentNotReady, InvalidConfiguration
 from elmanctl.models import registry
 from elmanctl.models.config import Between, FamilyConfig
@@ -228,7 +229,7 @@ def test_without_torch_sizes_are_audited_and_the_rest_is_an_error(
     space = make_space("mom-e88", axes, {"n_heads": 5, "n_state": 16, "depth": 1})
     with pytest.raises(EnvironmentNotReady, match="`top_k` changes no size") as caught:
         audit_space(space)
-    assert caught.value.hint is not None and "elmanctl[train]" in caught.value.hint
+    assert caught.value.hint is not None and INSTALL_TRAIN in caught.value.hint
     shipped = load_space("mom-e88", "3d", axes={}, fixed={})
     assert effects(shipped)["top_k"] == "tested"
     changed = load_space("mom-e88", "3d", axes={}, fixed={"use_gate": False})

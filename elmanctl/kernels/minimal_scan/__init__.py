@@ -3,6 +3,7 @@
 from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
+from elmanctl.constants import INSTALL_GPU
 from elmanctl.errors import EnvironmentNotReady, InvalidConfiguration, nearest
 from elmanctl.kernels.arguments import check_tensors
 from elmanctl.kernels.minimal_scan.sizes import SCORES
@@ -89,7 +90,7 @@ def gated_scan(
     if backend == "torch":
         return _torch_gated_scan(scores, cell, initial_state, dtype)
     if not _HAS_TRITON:
-        raise EnvironmentNotReady("triton is not installed", hint="pip install 'elmanctl[gpu]'")
+        raise EnvironmentNotReady("triton is not installed", hint=INSTALL_GPU)
     # Its kernels are imported where they are used: torch alone does not bring Triton.
     from elmanctl.kernels.minimal_scan.triton import triton_gated_scan
 
