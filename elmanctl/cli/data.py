@@ -1,4 +1,4 @@
-"""`data pack`: make a corpus of one's own."""
+"""`data pack`: make a corpus of one's own, or keep the built-in one."""
 
 from pathlib import Path
 from typing import Annotated
@@ -25,24 +25,42 @@ def data() -> None:
 
 @app.command("pack")
 def pack(
-    folders: Annotated[list[Path], typer.Argument(help="Folders of text files")],
-    out: Annotated[Path, typer.Option("-o", "--out", help="File to write")],
+    folders: Annotated[list[Path] | None, typer.Argument(help="Folders of text files")] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option("-o", "--out", help="File to write; with --builtin its own name by default"),
+    ] = None,
+    builtin: Annotated[
+        bool, typer.Option("--builtin", help="Keep the built-in corpus of this Python")
+    ] = False,
     force: Annotated[bool, typer.Option("--force", help="Replace an existing file")] = False,
     as_json: JsonFlag = False,
 ) -> None:
-    """Pack folders of text into one corpus
+    """Pack folders of text into one corpus, or keep the built-in one
 
     Documents are parted by the byte 0x1e. Binary files, hidden folders and links are left out.
+    The built-in corpus is the standard library of the Python that runs elmanctl: another Python
+    has another one. `--builtin` keeps it as a file, which gives the same losses under any Python.
 
     \b
     Examples:
         elmanctl data pack ~/books ~/notes -o corpus.bytes
+        elmanctl data pack --builtin
     """
-    from elmanctl.jobs.corpus import MET_BEFORE, pack_folders
+    from elmanctl.jobs.corpus import MET_BEFORE, built_in_name, keep_built_in, pack_folders
 
+    if builtin == bool(folders):
+        raise UsageError(
+            "`--builtin` takes no folders" if builtin else "name folders of text files",
+            hint="leave one of them out" if builtin else "or keep the built-in with `--builtin`",
+        )
+    if out is None:
+        if not builtin:
+            raise UsageError("no file to write is named", hint="pass e.g. `-o corpus.bytes`")
+        out = Path(built_in_name())
     if out.exists() and not force:
         raise UsageError(f"{out} exists", hint="pass `--force` to replace it")
-    summary = pack_folders(folders, out)
+    summary = keep_built_in(out) if builtin else pack_folders(folders or [], out)
     left_out = sum(summary.skipped.values())
     twice = summary.skipped.get(MET_BEFORE)
     if twice:

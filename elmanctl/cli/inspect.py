@@ -14,6 +14,8 @@ from elmanctl.cli.context import JsonFlag, chosen_run, load_readable, resolve_se
 from elmanctl.cli.follow import Follower
 from elmanctl.cli.output import print_json, print_line, shown_count, write_raw
 from elmanctl.cli.rows import (
+    corpus_data,
+    corpus_line,
     describe_verdict,
     evaluation_row,
     excluded_lines,
@@ -83,7 +85,7 @@ def show(
             {**export_attempt(attempt), "resources": _resources(found, attempt)}
             for attempt in chosen.attempts
         ]
-        run = {"run": found.run["name"], **start_data(found.run)}
+        run = {"run": found.run["name"], **start_data(found.run), **corpus_data(found.run)}
         noise = noise_for(found, chosen)
         row = with_progress(evaluation_row(chosen), paths, chosen)
         row = {**run, **row, "noise": noise and asdict(noise)}
@@ -168,6 +170,7 @@ def _print_evaluation(paths: RunPaths, found: RunState, chosen: Evaluation) -> N
     if row["loss"] is not None:
         entropy = found.run["data"]["unigram_nats"]
         print_line(f"  loss        {row['loss']:.4f} nat a byte (unigram entropy {entropy:.4f})")
+    print_line(f"  corpus      {corpus_line(found.run)}")
     if chosen.replaces:
         print_line(f"  replaces    {chosen.replaces}")
     if chosen.answer:

@@ -273,6 +273,7 @@ def evaluate(
     say(f"kept in {folder}")
     for key in (
         "loss",
+        "corpus",
         "steps",
         "tokens",
         "tokens_per_s",

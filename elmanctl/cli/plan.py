@@ -8,6 +8,7 @@ from elmanctl.cli.costs import format_hours
 from elmanctl.cli.output import print_json, print_line, say, warn
 from elmanctl.cli.rows import describe_start
 from elmanctl.config import Resolved
+from elmanctl.jobs.corpus import corpus_name
 from elmanctl.jobs.paths import RunPaths
 from elmanctl.ledger.records import Submission, Task
 from elmanctl.models.params import format_count
@@ -24,7 +25,7 @@ def describe_plan(plan: SearchPlan) -> str:
     return (
         f"{plan.name}: {search.generations} generations of {search.population} {plan.model} models"
         f"{target} {where}\n"
-        f"{plan.evaluations} evaluations of {each}{cost}; corpus {plan.corpus.path.name}, "
+        f"{plan.evaluations} evaluations of {each}{cost}; corpus {corpus_name(plan.corpus.path)}, "
         f"{format_count(plan.corpus.size_bytes)} bytes, unigram entropy "
         f"{plan.unigram_nats:.4f} nat\n"
         f"{_describe_cost(plan)}\n"
@@ -120,6 +121,7 @@ def plan_data(plan: SearchPlan) -> dict[str, Any]:
         "refused_share": plan.refused_share,
         "mixed_backends": plan.mixed_backends,
         "data": {
+            "name": corpus_name(plan.corpus.path),
             "path": str(plan.corpus.path),
             "sha256": plan.corpus.sha256,
             "size_bytes": plan.corpus.size_bytes,

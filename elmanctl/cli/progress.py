@@ -22,6 +22,8 @@ from elmanctl.cli.output import (
     shown_count,
 )
 from elmanctl.cli.rows import (
+    corpus_data,
+    corpus_line,
     describe_config,
     evaluation_row,
     searched_names,
@@ -223,6 +225,7 @@ def run_summary(session: Session) -> dict[str, Any]:
             "parameters": best.parameters,
         },
         "unigram_nats": state.run["data"]["unigram_nats"],
+        **corpus_data(state.run),
         "ledger": str(session.paths.ledger),
     }
 
@@ -264,6 +267,7 @@ def print_summary(session: Session) -> None:
             f"  unigram    {entropy:.4f} nat a byte; the loss is "
             f"{abs(entropy - best.loss):.4f} {side} it"
         )
+        print_line(f"  corpus     {corpus_line(state.run)}")
         print_line(f"  config     {shown}")
         print_line(f"  parameters {shown_count(best.parameters)} (counted in the trained model)")
     print_line(f"ledger       {_near(session.paths.ledger)}")

@@ -5,6 +5,7 @@ from dataclasses import asdict
 from typing import Any
 
 from elmanctl import clock
+from elmanctl.jobs.corpus import corpus_name
 from elmanctl.jobs.paths import RunPaths
 from elmanctl.jobs.progress import read_progress
 from elmanctl.ledger.records import Evaluation, State, Verdict
@@ -25,6 +26,21 @@ def start_data(run: Mapping[str, Any]) -> dict[str, Any]:
     A ledger of version 0.1 holds the point and its source, but not the values.
     """
     return {"start": dict(run["start"]), "optimizer_seed": run["optimizer"]["seed"]}
+
+
+def corpus_data(run: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what the losses of a run were measured on, as plain data."""
+    data = run["data"]
+    return {"corpus": corpus_name(data["path"]), "corpus_sha256": data["sha256"]}
+
+
+def corpus_line(run: Mapping[str, Any]) -> str:
+    """Return one line on what the losses of a run were measured on."""
+    data = run["data"]
+    return (
+        f"{corpus_name(data['path'])}, sha256 {str(data['sha256'])[:12]}, unigram entropy "
+        f"{float(data['unigram_nats']):.4f} nat"
+    )
 
 
 def start_line(run: Mapping[str, Any]) -> str:

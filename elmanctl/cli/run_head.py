@@ -5,7 +5,7 @@ from typing import Any
 
 from elmanctl.cli.costs import describe_budget, describe_cost, describe_waste
 from elmanctl.cli.output import format_loss
-from elmanctl.cli.rows import excluded_lines, start_line
+from elmanctl.cli.rows import corpus_line, excluded_lines, start_line
 from elmanctl.cli.scheduler import note_line
 from elmanctl.jobs.scheduler_note import SchedulerNote
 from elmanctl.ledger.records import RunStatus
@@ -65,4 +65,4 @@ def _search(found: RunSummary, row: Mapping[str, Any]) -> str:
     text = start_line(found.run)
     if row["refused_share"]:
         text += f"; {row['refused_share']:.0%} of the points drawn again, unpaid"
-    return text
+    return f"{text}; corpus {corpus_line(found.run)}"

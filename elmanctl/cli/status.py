@@ -21,6 +21,7 @@ from elmanctl.cli.output import (
     warn,
 )
 from elmanctl.cli.rows import (
+    corpus_data,
     describe_config,
     evaluation_row,
     excluded_rows,
@@ -150,6 +151,7 @@ def _status_of_all(ctx: typer.Context, *, as_json: bool) -> None:
             Column(name="BEST", dispensable=2),
             Column(name="DISK", right=True, dispensable=3),
             Column(name="UPDATED", dispensable=1),
+            Column(name="CORPUS", dispensable=4),
         ],
         [_run_cells(row) for row in rows],
     )
@@ -198,6 +200,7 @@ def _run_row(paths: RunPaths, state: RunSummary) -> dict[str, Any]:
         "best_loss": state.best[0] if state.best else None,
         "best": state.best[2] if state.best else None,
         "unigram_nats": run["data"]["unigram_nats"],
+        **corpus_data(run),
         "size_bytes": state.size_bytes,
         "updated_at": state.last_event_at,
         "ledger": str(paths.ledger),
@@ -226,6 +229,7 @@ def _run_cells(row: dict[str, Any]) -> list[str | None]:
         row["best"],
         shown_bytes(row["size_bytes"]),
         updated,
+        row["corpus"],
     ]
 
 

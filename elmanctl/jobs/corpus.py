@@ -14,14 +14,17 @@ from pathlib import Path
 from elmanctl.constants import PROGRAM, VOCABULARY
 from elmanctl.errors import EnvironmentNotReady, NotFound
 from elmanctl.jobs.packing import MET_BEFORE, PackSummary, pack_files, pack_folders, walk_sorted
-from elmanctl.ledger.files import read_small, write_json
+from elmanctl.ledger.files import read_small, write_atomically, write_json
 
 __all__ = [
     "MET_BEFORE",
     "CorpusInfo",
     "PackSummary",
+    "built_in_name",
     "cache_folder",
+    "corpus_name",
     "describe",
+    "keep_built_in",
     "known_digest",
     "pack_folders",
     "standard_library_corpus",
@@ -57,6 +60,38 @@ def cache_folder() -> Path:
     return (base if base.is_absolute() else Path.home() / ".cache") / PROGRAM
 
 
+def built_in_name() -> str:
+    """Return the file name of the built-in corpus, which tells its Python."""
+    return f"standard-library-{platform.python_version()}.bytes"
+
+
+def corpus_name(path: str | Path) -> str:
+    """Return how a corpus is called beside the losses on it: the name of its file."""
+    return Path(path).name
+
+
+def keep_built_in(out: Path) -> PackSummary:
+    """Copy the built-in corpus of this Python, as searches train on it, into a file of its own.
+
+    Raises EnvironmentNotReady when one of the two cannot be written.
+    """
+    corpus = standard_library_corpus()
+    try:
+        documents = int(json.loads(read_small(_side(corpus)))["documents"])
+        write_atomically(out, corpus.read_bytes())
+    except OSError as exc:
+        raise EnvironmentNotReady(f"cannot write the corpus {out}: {exc.strerror}") from exc
+    info = describe(out)
+    return PackSummary(
+        path=out,
+        size_bytes=info.size_bytes,
+        sha256=info.sha256,
+        documents=documents,
+        separators_replaced=0,
+        skipped={},
+    )
+
+
 def standard_library_corpus(cache: Path | None = None) -> Path:
     """Return the built-in corpus, the text of Python's own standard library.
 
@@ -65,8 +100,8 @@ def standard_library_corpus(cache: Path | None = None) -> Path:
     when the cache folder cannot be written.
     """
     folder = cache_folder() if cache is None else cache
-    corpus = folder / f"standard-library-{platform.python_version()}.bytes"
-    side = corpus.with_suffix(".json")
+    corpus = folder / built_in_name()
+    side = _side(corpus)
     if not _is_complete(corpus, side):
         library = Path(sysconfig.get_path("stdlib"))
         summary = pack_files(_library_files(library), corpus, limit_bytes=BUILT_IN_LIMIT_BYTES)
@@ -171,6 +206,10 @@ def _memory_of(path: Path) -> Path:
 def _key(path: Path) -> list[str | int]:
     status = path.stat()
     return [str(path.resolve()), status.st_size, status.st_mtime_ns]
+
+
+def _side(corpus: Path) -> Path:
+    return corpus.with_suffix(".json")
 
 
 def _is_complete(corpus: Path, side: Path) -> bool:

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from elmanctl.jobs.claim import Worker, node_name, take_claim, this_worker
-from elmanctl.jobs.corpus import CorpusInfo, verify
+from elmanctl.jobs.corpus import CorpusInfo, corpus_name, verify
 from elmanctl.jobs.failure import classify_exception, frame_of
 from elmanctl.jobs.heartbeat import Heartbeat
 from elmanctl.jobs.metrics import MetricsLog, StepRecord
@@ -196,6 +196,7 @@ class _Evaluation:
             "lr": spec.lr,
             "protocol": protocol.encode(),
             "fingerprint": protocol.fingerprint,
+            "corpus": corpus_name(path),
             "corpus_compared_by": compared_by,
             "versions": versions(),
         }

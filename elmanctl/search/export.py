@@ -6,6 +6,7 @@ import json
 from collections.abc import Iterator
 from typing import Any
 
+from elmanctl.jobs.corpus import corpus_name
 from elmanctl.ledger.encoding import encode_verdict
 from elmanctl.ledger.records import Attempt, Evaluation
 from elmanctl.ledger.run_state import RunState
@@ -17,6 +18,7 @@ CSV_COLUMNS = (
     *("run", "evaluation", "generation", "state", "loss", "parameters", "seed", "replaces"),
     *("repeats", "answered_by"),
     *("attempts", "verdict", "evidence", "job", "node", "elapsed_s", "size_bytes", "fingerprint"),
+    "corpus",
 )
 
 
@@ -25,6 +27,7 @@ def export_json(state: RunState) -> Iterator[str]:
     head = {
         "version": EXPORT_VERSION,
         "run": dict(state.run),
+        "corpus": corpus_name(state.run["data"]["path"]),
         "changes": dict(state.changes),
         "status": state.status.value,
         "generations": state.generations,
@@ -114,6 +117,7 @@ def _cells(state: RunState, evaluation: Evaluation) -> list[object]:
         last.elapsed_s if last else None,
         state.size_of(evaluation),
         fingerprint(evaluation),
+        corpus_name(state.run["data"]["path"]),
     ]
 
 
