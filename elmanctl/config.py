@@ -23,6 +23,7 @@ from elmanctl.constants import (
     TRUST_VARIABLE,
 )
 from elmanctl.errors import ConfigError, Faults, NotFound, nearest
+from elmanctl.folders import working_folder
 from elmanctl.sbatch_variables import Found, with_variables
 from elmanctl.settings import BUDGET_KEYS, SECTIONS, Settings, setting_bounds
 from elmanctl.sources import (
@@ -65,12 +66,12 @@ def resolve(
     """
     environ = os.environ if environment is None else environment
     sources = [
-        *_files(config, folder or Path.cwd(), environ),
+        *_files(config, folder or working_folder(), environ),
         _from_environment(environ),
         *([preset_source(preset)] if preset else []),
         Source(name="the command line", values={k: v for k, v in flags.items() if v is not None}),
     ]
-    sources = _with_template(sources, folder or Path.cwd(), environ)
+    sources = _with_template(sources, folder or working_folder(), environ)
     return replace(
         _with_sbatch_variables(merge(sources), environ),
         files=tuple(source.path for source in sources if source.path is not None),
@@ -111,7 +112,7 @@ def template_folders(
     """Return where a user's own templates are looked for: by the settings, then at home."""
     environ = os.environ if environment is None else environment
     return (
-        (folder or Path.cwd()) / settings.paths.templates,
+        (folder or working_folder()) / settings.paths.templates,
         _user_folder(environ) / "sbatch_templates",
     )
 
@@ -191,7 +192,9 @@ def _files(config: Path | None, folder: Path, environ: Mapping[str, str]) -> lis
         return [replace(read_file(config), path=None)]
     user = _user_folder(environ) / "config.toml"
     found = [user] if user.is_file() else []
-    for parent in (folder.resolve(), *folder.resolve().parents):
+    # As the user came here, then as the kernel: above a linked project lies another folder.
+    real = folder.resolve()
+    for parent in (folder, *folder.parents, real, *real.parents):
         if (parent / CONFIG_NAME).is_file():
             found.append(parent / CONFIG_NAME)
             break

@@ -24,7 +24,7 @@ HEAVY = {
 
 # For each part, the parts that it may import, by the first rule whose names fit.  A name stands
 # for a module or for everything in a package.
-LEAVES = ("errors", "constants", "clock")
+LEAVES = ("errors", "constants", "clock", "folders")
 SIZES = (
     *("models.config", "models.configs", "models.levels", "models.registry", "models.params"),
     *("models.backends", "models.study", "models.memory", "kernels.matrix_recurrence.sizes"),

@@ -1,7 +1,6 @@
 """The command line's tree: global options, and the commands in the order of their help."""
 
 import logging
-import os
 from collections.abc import Iterator, Mapping
 from functools import cache
 from importlib import import_module
@@ -16,6 +15,7 @@ from elmanctl import __version__
 from elmanctl.cli.context import Globals
 from elmanctl.cli.output import configure, print_line, printable
 from elmanctl.errors import NotFound
+from elmanctl.folders import as_written, enter
 
 _HELP = {"help_option_names": ["-h", "--help"]}
 
@@ -168,10 +168,10 @@ def root(
     handler.setFormatter(_Plain("%(levelname)s: %(message)s"))
     logging.basicConfig(level=level, handlers=[handler])
     if config is not None:
-        config = config.resolve()
+        config = as_written(config)
     if directory is not None:
         try:
-            os.chdir(directory)
+            enter(directory)
         except OSError as exc:
             raise NotFound(f"no such folder: {directory}") from exc
     ctx.obj = Globals(config=config)

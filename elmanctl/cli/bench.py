@@ -12,6 +12,7 @@ from elmanctl.cli.context import JsonFlag
 from elmanctl.cli.output import Column, hint, print_json, print_table, say
 from elmanctl.constants import LAUNCHES_VARIABLE
 from elmanctl.errors import PartialFailure
+from elmanctl.folders import as_written
 from elmanctl.kernels.matrix_recurrence.splits import Split
 from elmanctl.ledger.files import write_atomically
 
@@ -134,7 +135,7 @@ def tune(
     table = table_of(tried)
     if out is not None:
         write_atomically(out, dump(table).encode())
-        hint(f"`export {LAUNCHES_VARIABLE}={out.absolute()}` puts it in force")
+        hint(f"`export {LAUNCHES_VARIABLE}={as_written(out)}` puts it in force")
     if as_json:
         print_json({"version": 1, "table": table})
         return

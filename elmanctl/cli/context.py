@@ -10,6 +10,7 @@ import typer
 from elmanctl.cli.complete import run_names
 from elmanctl.cli.output import warn
 from elmanctl.config import Resolved, resolve
+from elmanctl.folders import as_written
 from elmanctl.jobs.paths import RunPaths
 from elmanctl.ledger.run_state import RunState
 from elmanctl.ledger.snapshot import load_summary
@@ -54,7 +55,7 @@ def resolve_settings(
 def chosen_run(ctx: typer.Context, name: str | None) -> RunPaths:
     """Return the run that a user names, or the newest one."""
     runs = Path(resolve_settings(ctx, {}).settings.paths.runs).expanduser()
-    return RunPaths(find_run(runs, name).resolve())
+    return RunPaths(as_written(find_run(runs, name)))
 
 
 def load_brief(paths: RunPaths) -> RunSummary:
@@ -69,7 +70,7 @@ def load_brief(paths: RunPaths) -> RunSummary:
 def run_to_change(ctx: typer.Context, name: str | None, *, whole_name: bool = False) -> RunPaths:
     """Return the run that a command changes: as named, or the only one there can be."""
     runs = Path(resolve_settings(ctx, {}).settings.paths.runs).expanduser()
-    return RunPaths(find_run_to_change(runs, name, whole_name=whole_name).resolve())
+    return RunPaths(as_written(find_run_to_change(runs, name, whole_name=whole_name)))
 
 
 def load_readable(paths: RunPaths) -> RunState:

@@ -32,6 +32,7 @@ from elmanctl.cli.output import (
 )
 from elmanctl.cli.remote import act_on_run
 from elmanctl.errors import LedgerError, NotFound
+from elmanctl.folders import as_written
 from elmanctl.jobs.paths import RunPaths
 from elmanctl.ledger.disk import Space, measure, space_of
 from elmanctl.ledger.reserve import parts_held
@@ -70,7 +71,7 @@ def disk(
         return
     settings = resolve_settings(ctx, {}).settings
     runs = Path(settings.paths.runs).expanduser()
-    folders = [RunPaths(folder.resolve()) for folder in reversed(list_runs(runs))]
+    folders = [RunPaths(as_written(folder)) for folder in reversed(list_runs(runs))]
     space = space_of(_existing(runs))
     rows = [_row(paths, space) for paths in folders]
     if as_json:
@@ -257,7 +258,7 @@ def _forecast_data(found: Forecast | None) -> dict[str, Any] | None:
 
 def _existing(folder: Path) -> Path:
     """Return the folder, or the nearest one above it that exists."""
-    folder = folder.absolute()
+    folder = as_written(folder)
     return next(path for path in (folder, *folder.parents) if path.exists())
 
 

@@ -21,6 +21,7 @@ from elmanctl.cli.output import (
 )
 from elmanctl.doctor import Finding, examine
 from elmanctl.errors import EnvironmentNotReady
+from elmanctl.folders import as_written
 from elmanctl.models.backends import BACKENDS
 
 if TYPE_CHECKING:
@@ -56,7 +57,7 @@ def doctor(
         _check_kernels(as_json)
         return
     settings = resolve_settings(ctx, {}).settings
-    runs = Path(settings.paths.runs).expanduser().resolve()
+    runs = as_written(Path(settings.paths.runs))
     if is_terminal() and not as_json:
         findings = examine(runs, settings.disk.floor_gb, format_bytes)
     else:

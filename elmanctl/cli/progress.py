@@ -33,6 +33,7 @@ from elmanctl.cli.rows import (
     with_progress,
 )
 from elmanctl.cli.scheduler import with_pending_reason
+from elmanctl.folders import working_folder
 from elmanctl.jobs.scheduler_note import SchedulerNote, read_note
 from elmanctl.ledger.records import Evaluation, State, Verdict, VerdictKind
 from elmanctl.ledger.run_state import RunState
@@ -281,7 +282,7 @@ def print_summary(session: Session) -> None:
 
 def _near(path: Path) -> Path:
     """Return a path as it is written from here, where it lies below."""
-    here = Path.cwd()
+    here = working_folder()
     return path.relative_to(here) if path.is_relative_to(here) else path
 
 

@@ -33,6 +33,7 @@ from elmanctl.cli.rows import (
 from elmanctl.cli.run_head import STOPPED, facts, headline
 from elmanctl.cli.scheduler import current_note, note_data, with_pending_reason
 from elmanctl.errors import LedgerCorrupt, LedgerError, NotFound, UsageError, nearest
+from elmanctl.folders import as_written
 from elmanctl.jobs.paths import RunPaths
 from elmanctl.jobs.scheduler_note import SchedulerNote
 from elmanctl.ledger.disk import space_of
@@ -125,7 +126,7 @@ def _status_of_all(ctx: typer.Context, *, as_json: bool) -> None:
     runs = Path(resolve_settings(ctx, {}).settings.paths.runs).expanduser()
     rows = []
     for folder in reversed(list_runs(runs)):
-        paths = RunPaths(folder.resolve())
+        paths = RunPaths(as_written(folder))
         try:
             rows.append(_run_row(paths, load_brief(paths)))
         except (LedgerError, NotFound) as exc:

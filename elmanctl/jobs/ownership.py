@@ -14,9 +14,13 @@ from pathlib import Path
 
 from elmanctl.constants import TRUST_VARIABLE
 from elmanctl.errors import ConfigError, ForeignFolder
+from elmanctl.folders import as_written
 from elmanctl.jobs.paths import RunPaths
 
 _ROOT = 0
+# As the kernel: more of them in one path are a loop.
+_MOST_LINKS = 40
+
 _TRUST_HINT = f"if you trust whoever can write there, set {TRUST_VARIABLE}=1 for this command"
 
 
@@ -46,7 +50,12 @@ def refuse_open_parents(folder: Path) -> None:
     """Raise ForeignFolder when somebody else could put another folder in place of this one."""
     if _is_told_to_trust(os.environ):
         return
-    for parent in folder.absolute().parents:
+    for path in list(_names_of(folder)):
+        _refuse_open(path.parents, folder)
+
+
+def _refuse_open(parents: Iterable[Path], folder: Path) -> None:
+    for parent in parents:
         try:
             mode = parent.stat().st_mode
         except FileNotFoundError:
@@ -56,6 +65,37 @@ def refuse_open_parents(folder: Path) -> None:
                 f"everybody may replace what lies in {parent}, {folder.name} too",
                 hint=f"`chmod o-w {parent}`, or use another folder; {_TRUST_HINT}",
             )
+
+
+def _names_of(folder: Path) -> Iterator[Path]:
+    """Yield a folder's path, and it again as each link in it leads on.
+
+    Raises ForeignFolder for a link of somebody else's, who may lead it elsewhere.
+    """
+    path = as_written(folder)
+    yield path
+    for _ in range(_MOST_LINKS):
+        link = next((name for name in (*reversed(path.parents), path) if name.is_symlink()), None)
+        if link is None:
+            return
+        owner = link.lstat().st_uid
+        if owner not in (os.geteuid(), _ROOT):
+            raise ForeignFolder(
+                f"{link} is a link that belongs to {_user(owner)}, and leads to {folder.name}",
+                hint=f"use another folder; {_TRUST_HINT}",
+            )
+        path = _without_dots(link.parent / link.readlink()) / path.relative_to(link)
+        yield path
+    raise ForeignFolder(f"{folder} is a link that leads to itself", hint="use another folder")
+
+
+def _without_dots(path: Path) -> Path:
+    """Return a path whose beginning holds no link without its `..`, as the kernel goes back."""
+    # The folder of the link that was followed has no link above it; what the link says may.
+    built = Path(path.anchor)
+    for part in path.parts[1:]:
+        built = built.resolve().parent if part == ".." else built / part
+    return built
 
 
 def _fault(path: Path) -> tuple[str, str] | None:

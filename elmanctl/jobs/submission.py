@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from elmanctl.errors import UsageError
+from elmanctl.folders import as_nodes_see, working_folder
 from elmanctl.jobs.carried import check_command, check_path, check_setup, check_value
 from elmanctl.jobs.evaluation import EvaluateAttempt
 from elmanctl.jobs.executor import Resources
@@ -64,7 +65,7 @@ def write_pickles(submission: Submission, folder: Path, paths: RunPaths) -> None
 
 def worker_command(folder: Path, python: str | None) -> str:
     """Return the shell command that starts submitit's worker, off the working folder's modules."""
-    interpreter = python or shlex.quote(sys.executable)
+    interpreter = python or shlex.quote(str(as_nodes_see(Path(sys.executable))))
     return f"{interpreter} -P -u -m submitit.core._submit {shlex.quote(str(folder))}"
 
 
@@ -108,10 +109,17 @@ def make_script(submission: Submission, folder: Path, code: Path) -> str:
             additional_parameters={
                 "no-requeue": True,
                 "propagate": "NONE",
+                **_where(),
                 **_extra(resources),
             },
         )
     )
+
+
+def _where() -> dict[str, str]:
+    """Return where the job begins, where sbatch would name a folder that only this machine has."""
+    folder = working_folder()
+    return {} if folder == Path.cwd() else {"chdir": str(folder)}
 
 
 def _extra(resources: Resources) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from elmanctl.errors import (
     UsageError,
     nearest,
 )
+from elmanctl.folders import as_written
 from elmanctl.jobs.paths import AttemptPaths, RunPaths
 from elmanctl.ledger.records import Evaluation, RunStatus, VerdictKind
 from elmanctl.ledger.run_state import RunState
@@ -31,11 +32,11 @@ def list_runs(folder: Path) -> list[Path]:
         return []
     except NotADirectoryError as exc:
         raise NotFound(
-            f"{folder.absolute()} is no folder, so no runs are in it", hint="change `paths.runs`"
+            f"{as_written(folder)} is no folder, so no runs are in it", hint="change `paths.runs`"
         ) from exc
     except OSError as exc:
         raise EnvironmentNotReady(
-            f"cannot read the runs in {folder.absolute()}: {exc.strerror}"
+            f"cannot read the runs in {as_written(folder)}: {exc.strerror}"
         ) from exc
     found = [(at_ns, path) for path in paths if (at_ns := _last_write_ns(path)) is not None]
     return [path for _, path in sorted(found, key=lambda item: (item[0], item[1].name))]
@@ -61,7 +62,7 @@ def _last_write_ns(path: Path) -> int | None:
 def no_runs_in(folder: Path) -> str:
     """Return the words for a folder without runs, which name the folder that was looked at."""
     missing = "" if folder.exists() else ": there is no such folder"
-    return f"no runs in {folder.absolute()}{missing}"
+    return f"no runs in {as_written(folder)}{missing}"
 
 
 def find_run(folder: Path, name: str | None) -> Path:
@@ -92,7 +93,7 @@ def find_run(folder: Path, name: str | None) -> Path:
     near = nearest(name, names)
     known = f"did you mean `{near}`? " if near else ""
     raise NotFound(
-        f"no run named `{name}` in {folder.absolute()}",
+        f"no run named `{name}` in {as_written(folder)}",
         hint=f"{known}`elmanctl status` lists the runs",
     )
 

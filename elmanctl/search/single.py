@@ -7,6 +7,7 @@ from typing import Any
 
 from elmanctl import clock
 from elmanctl.errors import ElmanError, EvaluationFailed, Faults, UsageError
+from elmanctl.folders import as_written
 from elmanctl.jobs.evaluation import evaluate_attempt
 from elmanctl.jobs.ownership import refuse_open_parents
 from elmanctl.jobs.paths import AttemptPaths
@@ -93,7 +94,7 @@ def _failed(paths: AttemptPaths, result: Mapping[str, Any]) -> EvaluationFailed:
 
 
 def _new_folder(out: Path | None, runs: Path, model: str) -> Path:
-    folder = (out or runs / f"eval-{model}-{clock.now():%Y%m%d-%H%M%S}").resolve()
+    folder = as_written(out or runs / f"eval-{model}-{clock.now():%Y%m%d-%H%M%S}")
     refuse_open_parents(folder)
     try:
         folder.mkdir(parents=True)

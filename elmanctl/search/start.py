@@ -21,6 +21,7 @@ from elmanctl.errors import (
     LedgerError,
     UsageError,
 )
+from elmanctl.folders import as_written
 from elmanctl.jobs.carried import check_path
 from elmanctl.jobs.corpus import CorpusInfo, describe, standard_library_corpus, unigram_entropy
 from elmanctl.jobs.executor import Resources
@@ -227,7 +228,7 @@ def find_corpus(settings: Settings) -> CorpusInfo:
     """Return the user's corpus, or the built-in one, packing it if that was never done."""
     if settings.data.path is None:
         return describe(standard_library_corpus())
-    return describe(Path(settings.data.path).expanduser().resolve())
+    return describe(as_written(Path(settings.data.path)))
 
 
 def _check_asking(
@@ -312,7 +313,7 @@ def _run_folder(runs: Path, name: str) -> Path:
             f"a run's name of {len(name)} characters is too long",
             hint=f"use at most {_NAME_LIMIT}; folders and jobs are named after it",
         )
-    folder = runs.expanduser().resolve() / name
+    folder = as_written(runs) / name
     check_path(folder)
     _check_place(folder.parent)
     if folder.exists() and not RunPaths(folder).ledger.exists():

@@ -1,6 +1,8 @@
 """Jobs that a node cannot begin, and jobs that are taken back before they begin, on a cluster."""
 
+import shutil
 import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,10 +14,10 @@ from elmanctl.jobs.observe import observe
 from elmanctl.jobs.paths import RunPaths
 from elmanctl.jobs.slurm_executor import SlurmExecutor
 from elmanctl.jobs.verdict import judge
-from elmanctl.ledger.records import Submission, Task, VerdictKind
+from elmanctl.ledger.records import State, Submission, Task, VerdictKind
 from tests.integration.cluster import Job
 from tests.integration.odd_node import OddNode, odd_node
-from tests.integration.runs import wait_for
+from tests.integration.runs import load, wait_for
 
 pytestmark = [pytest.mark.slurm, pytest.mark.timeout(200)]
 
@@ -50,6 +52,62 @@ def test_node_that_has_the_folder_on_a_disk_of_its_own_is_at_fault(
     verdict = job.verdict()
     assert verdict.kind is VerdictKind.NODE_FAILURE
     assert verdict.summary.startswith(f"the job ran on {node.name} and its log ")
+
+
+SETTINGS = """\
+[paths]
+runs = "runs"
+[data]
+path = "corpus"
+[slurm]
+partition = "gpu"
+poll_s = 1.0
+extra = {{ nodelist = "{node}" }}
+"""
+
+
+def test_home_that_is_a_link_here_and_a_mount_on_the_node_trains(
+    node: OddNode, corpus: Path, environment: dict[str, str]
+) -> None:
+    """All that is written for the node has the names that the user goes by."""
+    home = node.folder / "front" / "home" / "ann"
+    home.mkdir()
+    shutil.copy(corpus, home / "corpus")
+    for side in corpus.parent.glob(f"{corpus.name}.*"):
+        shutil.copy(side, home)
+    (home / "elman.toml").write_text(SETTINGS.format(node=node.name), encoding="utf-8")
+    # As the tools make it, which ask the kernel where they are.
+    subprocess.run(
+        [sys.executable, "-m", "venv", "--without-pip", "venv"], cwd=home.resolve(), check=True
+    )
+    packages = next((home / "venv").glob("lib/python*/site-packages"))
+    lines = [path for path in sys.path if path and Path(path).is_dir()]
+    (packages / "ours.pth").write_text("\n".join(lines), encoding="utf-8")
+    done = subprocess.run(
+        [
+            *(home.resolve() / "venv" / "bin" / "python", "-m", "elmanctl", "search", "e88"),
+            *("--preset", "tiny", "--yes", "--name", "run", "--generations", "1"),
+            *("--train-steps", "5"),
+        ],
+        cwd=home,
+        env={**environment, "HOME": str(home), "PWD": str(home)},
+        capture_output=True,
+        text=True,
+        stdin=subprocess.DEVNULL,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    run = home / "runs" / "run"
+    state = load(run)
+    attempts = [attempt for e in state.evaluations.values() for attempt in e.attempts]
+    assert [attempt.node for attempt in attempts] == [node.name] * 4
+    assert all(attempt.state is State.COMPLETED for attempt in attempts)
+    written = [run / "ledger.jsonl", *run.rglob("spec.json"), *run.rglob("submission.sh")]
+    for path in written:
+        text = path.read_text(encoding="utf-8")
+        assert str(node.folder / "export") not in text
+    assert str(home / "venv" / "bin" / "python") in text
+    assert f"#SBATCH --chdir={home}\n" in text
 
 
 @pytest.fixture

@@ -125,3 +125,40 @@ def test_user_who_says_so_is_believed(run: RunPaths, monkeypatch: pytest.MonkeyP
     monkeypatch.setenv("ELMAN_TRUST_OWNER", "alice")
     with pytest.raises(ConfigError, match="ELMAN_TRUST_OWNER is 1 or not set"):
         refuse_foreign_run(run)
+
+
+def test_folder_that_a_link_leads_to_must_not_be_replaceable_either(
+    run: RunPaths, tmp_path: Path
+) -> None:
+    """By no link on the way: paths are used as they are written."""
+    moved = tmp_path / "open" / "between" / "runs"
+    moved.parent.mkdir(parents=True)
+    run.folder.parent.rename(moved)
+    (tmp_path / "hops").mkdir()
+    (tmp_path / "hops" / "far").symlink_to(moved)
+    run.folder.parent.symlink_to("hops/far")
+    refuse_foreign_run(run)
+    for folder in (tmp_path / "hops", tmp_path / "open", moved.parent):
+        folder.chmod(0o777)
+        with pytest.raises(ForeignFolder, match="everybody may replace") as told:
+            refuse_open_parents(run.folder)
+        assert str(folder) in told.value.message
+        folder.chmod(0o755)
+    refuse_open_parents(run.folder)
+
+
+@as_root
+def test_link_of_somebody_else_in_the_path_is_refused(run: RunPaths, tmp_path: Path) -> None:
+    link = tmp_path / "link"
+    link.symlink_to(run.folder.parent)
+    refuse_open_parents(link / "run")
+    os.lchown(link, NOBODY, NOBODY)
+    with pytest.raises(ForeignFolder, match="is a link that belongs to"):
+        refuse_open_parents(link / "run")
+
+
+def test_link_that_leads_to_itself_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "a").symlink_to("b")
+    (tmp_path / "b").symlink_to("a")
+    with pytest.raises(ForeignFolder, match="leads to itself"):
+        refuse_open_parents(tmp_path / "a" / "run")
