@@ -1,6 +1,7 @@
 """`search` and `resume`: start a search, or go on with one."""
 
 import re
+import resource
 import signal
 import threading
 from collections.abc import Iterator, Mapping
@@ -242,6 +243,7 @@ def drive(
     """Run a search's controller in the foreground until it ends or is interrupted."""
     from elmanctl.search.loop import Controller
 
+    _raise_cpu_limit()
     with (
         explained(paths.folder.name),
         Session.open(paths.folder) as session,
@@ -285,6 +287,12 @@ def drive(
             say(f"interrupted; {jobs} on without the controller")
         hint(f"continue with `elmanctl resume {state.run['name']}`")
         raise typer.Exit(130)
+
+
+def _raise_cpu_limit() -> None:
+    """Let the shell's soft limit on CPU time, meant for what one types, not end a controller."""
+    _, hard_s = resource.getrlimit(resource.RLIMIT_CPU)
+    resource.setrlimit(resource.RLIMIT_CPU, (hard_s, hard_s))
 
 
 def make_executor(paths: RunPaths, name: str, settings: Any) -> Executor:

@@ -1,9 +1,12 @@
 """Attempts as Slurm jobs: each submission is one array, submitted once, found by its name."""
 
+import contextlib
 import logging
 import os
+import re
+import signal
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -279,12 +282,25 @@ def _limit_hint(run: str) -> str:
 
 
 def _wait_for_sbatch(scripts: Iterable[str]) -> None:
-    """Wait while a dead controller's sbatch is still talking to Slurm: its answer decides."""
+    """Wait while a dead controller's sbatch is still talking to Slurm: its answer decides.
+
+    After the time that its own controller would have given it, it is killed as that one would have.
+    """
     wanted = set(scripts)
-    while wanted and any(
-        "sbatch" in line and any(script in line for script in wanted) for _, line in command_lines()
-    ):
+    deadline = time.monotonic() + SBATCH_TIMEOUT_S
+    while wanted and (alive := list(_sbatch_of(wanted))):
+        if time.monotonic() > deadline:
+            logger.warning("sbatch of an earlier controller does not end, and is killed: %s", alive)
+            for process in alive:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(process, signal.SIGKILL)
         time.sleep(0.2)
+
+
+def _sbatch_of(scripts: Collection[str]) -> Iterator[int]:
+    """Yield the processes that run sbatch, or a wrapper of that name, on one of these scripts."""
+    wanted = re.compile(rf"(?:^|[/ ])sbatch(?: --\S+)* (?:{'|'.join(map(re.escape, scripts))}) *$")
+    yield from (process for process, line in command_lines() if wanted.search(line))
 
 
 def _started_job(folder: Path) -> str | None:

@@ -2,6 +2,8 @@
 
 import os
 import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -20,6 +22,22 @@ from tests.integration.runs import (
 from tests.patience import PATIENCE_S
 
 pytestmark = pytest.mark.slow
+
+
+def test_soft_limit_on_cpu_time_is_not_the_controllers(elmanctl: CommandLine, corpus: Path) -> None:
+    shell = ("bash", "-c", 'ulimit -St 1000 && exec "$@"', "bash")
+    search = (sys.executable, "-m", "elmanctl", *search_arguments(corpus), "--local")
+    ledger = elmanctl.folder / "runs" / "run" / "ledger.jsonl"
+    with subprocess.Popen(
+        [*shell, *search], cwd=elmanctl.folder, env=elmanctl.environment, stderr=subprocess.DEVNULL
+    ) as controller:
+        wait_for(lambda: ledger.exists() and "points_asked" in ledger.read_text(), "a controller")
+        limits = Path(f"/proc/{controller.pid}/limits").read_text(encoding="utf-8")
+        assert elmanctl("cancel", "--all", "--yes").returncode == 0
+    (line,) = (line for line in limits.splitlines() if line.startswith("Max cpu time"))
+    soft, hard, _ = line.removeprefix("Max cpu time").split()
+    assert soft == hard
+
 
 KILLS = [
     ("after", "points_asked", 1),

@@ -477,6 +477,26 @@ def test_sbatch_of_a_dead_controller_is_waited_for(
     assert time.monotonic() - began >= 0.4
 
 
+def test_sbatch_of_a_dead_controller_that_hangs_is_killed_after_its_time(
+    slurm: Setup, orphan: subprocess.Popen[bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(slurm_executor, "SBATCH_TIMEOUT_S", 0.3)
+    slurm.tools.answer("squeue", ROW.format(id=12, name=NAME))
+    script = str(slurm.folder / SCRIPT_NAME)
+    # Who only reads that script is left alone, and not waited for.
+    program = "import time; time.sleep(60)"
+    reader = subprocess.Popen([sys.executable, "-c", program, "/tools/sbatch/view", script])
+    signal.signal(signal.SIGCHLD, lambda *_: orphan.poll())
+    try:
+        assert slurm.find() == "12"
+        assert orphan.returncode == -signal.SIGKILL
+        assert reader.poll() is None
+    finally:
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+        reader.kill()
+        reader.wait()
+
+
 def listed(*rows: str) -> str:
     """Return squeue's answer: `id|state|reason|node`, and what ended with `|code|derived`."""
     lines = []
