@@ -10,8 +10,9 @@ f and s for fast and slow, and every q and k of unit length:
     o   =  m_f S_f^T q_f + m_s S_s^T q_s,    (m_f, m_s) = softmax(W_m x + b_m)
     y   =  W_o (o * silu(W_g x)),    all heads side by side
 
-The read-out with fewer values is filled up with zeros.  The study computed the same; its variant
-only cuts a fractional number of values down where this one refuses it.
+The read-out with fewer values is filled up with zeros.  The study's variant cuts a fractional
+number of values down where this one refuses it.  Both add 1e-12 to the square of a length, where
+the study's guard is not on record.
 """
 
 from typing import NamedTuple
