@@ -69,6 +69,8 @@ BAD_ARGUMENTS = re.compile(
 ADVICE = {
     Cause.ARGUMENTS: "srun refused its own options, which is no node's fault: look for SLURM_... "
     "and SRUN_... variables in `slurm.setup` and in the profile of the nodes, and at `slurm.extra`",
+    Cause.CPU_TIME: "a limit on CPU time ended the worker: look for `ulimit -t` in `slurm.setup` "
+    "and in the profile of the nodes, and at their limits",
 }
 
 

@@ -32,6 +32,8 @@ _SHARED_MEMORY = rule(
     r"|while creating shared memory segment",
     _K.ENVIRONMENT,
 )
+# A library that does not load for want of room in a table of the loader, not for want of memory.
+_LOADER = rule("tls", r"static TLS block", _K.ENVIRONMENT)
 _DISK_FULL = rule(
     "space quota errno error code: enospc edquot storagefull pytorchstreamwriter inline_container "
     "disk written",
@@ -44,7 +46,7 @@ _DISK_FULL = rule(
 )
 _OOM = rule(
     "memory bad_alloc alloc_failed allocation_failed allocfailed resource_exhausted oom malloc "
-    "allocate errno error code: out_of_resources",
+    "allocate errno error code: out_of_resources triton",
     # Not `to avoid running out of memory, ...`, which is advice.
     r"(?i:(?<!running )(?<!avoid )(?<!avoiding )(?<!prevent )\bout[ _-]of[ _-]"
     r"(?:(?:gpu|cuda|device|host|video|system|cpu|physical|virtual)[ _-])?memory)"
@@ -54,7 +56,8 @@ _OOM = rule(
     r"|RESOURCE_EXHAUSTED: (?:Attempting|Failed to allocate|XLA|TPU)"
     r"|Tried to allocate [\d.]+ [KMGT]?i?B\b|DefaultCPUAllocator: (?:can't|not enough)"
     r"|(?i:(?:fail(?:ed|ure)? to|can ?not|can't|could not|couldn't|unable to) allocate "
-    r"(?!shared\b)(?:\S{1,40} ){0,4}(?:memory|bytes|[KMGT]i?B)\b)"
+    r"(?!shared\b)(?:\S{1,40} ){0,4}(?:memory|bytes|buffer|[KMGT]i?B)\b)"
+    r"|(?i:\bmemory not available\b)|Triton Error \[ZE\]: 0x7000000[23]\b"
     r"|(?i:\b(?:not enough|insufficient) (?:(?:gpu|device|host|system|free|video) )?memory\b)"
     r"|\bbad_alloc\b|(?:^|[\s.:])_?(?:\w{0,20})MemoryError\b(?=:|$)"
     r"|\bmalloc of size \d+ failed|\bmemory allocation of \d+ bytes failed"
@@ -63,7 +66,7 @@ _OOM = rule(
 )
 _NO_DEVICE = rule(
     "gpu driver device cuda hip rocm xpu npu cuda-capable initializ nvml kfd kernel toolchain "
-    "compute mps smi accelerator function gpu-architecture architecture tensile",
+    "compute mps smi accelerator available function gpu-architecture architecture tensile",
     r"No (?:CUDA|HIP|XPU|NPU|MUSA) (?:GPUs|devices) are available|Found no NVIDIA driver"
     r"|no (?:CUDA|ROCm)-capable device is detected|no GPUs found|no NPU found"
     r"|No device of requested type|_ERROR_(?:NO_DEVICE|DEVICE_NOT_FOUND|DEVICE_NOT_AVAILABLE)"
@@ -77,7 +80,15 @@ _NO_DEVICE = rule(
     r"|OperatingSystem|Mps\w+)\b"
     r"|NVIDIA driver on your system is too old|driver version is insufficient"
     r"|Torch not compiled with|torch (?:was )?not compiled with (?:CUDA|XPU|HIP|ROCm)"
-    r"|NVIDIA-SMI has failed|NVMLError_(?!GpuIsLost)\w+|[Ii]nitialize NVML|NVML Shared Library"
+    r"|not supported in the installed CUDA driver|CallRequiresNewerDriver"
+    r"|(?i:\b(?:CUDA|GPU|HIP|XPU|NPU|ROCm)(?: device)?s? (?:is|are|was|were)? ?not available\b)"
+    r"|(?i:\bno (?:CUDA |HIP |XPU )?(?:GPUs?|accelerators?|devices?)"
+    r" (?:is |are |was |were )?(?:found|available|detected)\b)"
+    r"|only supports? (?:Ampere|Hopper|Ada|Turing|Volta)\b"
+    r"|(?i:compute capability (?:of )?(?:at least|>=|\d))"
+    r"|already in use by a different thread|device already in use"
+    r"|NVIDIA-SMI has failed|NVML_SUCCESS == |NVMLError_(?!GpuIsLost)\w+"
+    r"|[Ii]nitialize NVML|NVML Shared Library"
     r"|invalid device ordinal|[Ii]nvalid device id\b|invalid device function"
     r"|devices? ?(?:\(s\) )?(?:is|are|is/are) (?:busy|unavailable|not available)"
     r"|no kernel image is available|device kernel image is invalid"
@@ -102,7 +113,8 @@ _NO_DEVICE = rule(
 )
 _NO_TOOL = rule(
     "compiler ptxas ldconfig gcc cc libcuda triton ninja cuda_home nvcc clang smi conda version "
-    "shared symbol segment short elf numpy baseline locale getpwuid home temporary username",
+    "shared symbol segment short dlopen libdevice cudnn load open elf af_unix numpy baseline "
+    "locale getpwuid home temporary username",
     r"(?:[Ff]ailed to find|No working) C(?:\+\+|XX|)? ?compiler|InvalidCxxCompiler"
     r"|[Cc](?:annot|ould not|an't) find (?:a working )?(?:`|')?(?:ptxas|nvcc|gcc|g\+\+|ninja|cicc)"
     r"|(?i:cannot find a working triton installation)|TritonMissing|libcuda\.so(?:\.1)? cannot"
@@ -111,36 +123,45 @@ _NO_TOOL = rule(
     r"|nvidia-smi|ninja|x86_64-\S+-cc)(?:-[\d.]+)?['\"]"
     r"|cannot open shared object file|cannot stat shared object|wrong ELF class"
     r"|invalid ELF header|file too short|version `\w+_[\d.]+' not found|undefined symbol:"
-    r"|failed to map segment from shared object|[Cc]ould not load library lib"
+    r"|failed to map segment from shared object|cuDNN version incompatibility|Error in dlopen"
+    r"|[Ff]ailed to open lib|\blibdevice\b.*not found|[Cc]annot find libdevice"
+    r"|[Cc]ould not load library lib"
     r"|NumPy was built with baseline optimizations|^\w*Conda\w*Error\b|unsupported locale setting"
     r"|getpwuid\(\): uid not found|No username set in the environment"
-    r"|[Cc]ould not determine home directory|No usable temporary directory",
+    r"|AF_UNIX path too long|[Cc]ould not determine home directory|No usable temporary directory",
     _K.ENVIRONMENT,
 )
 _NO_THREADS = rule(
     "thread process_create pthread_create fork would",
     r"can't start new thread|pthread_create failed|[Tt]hread creation failed"
-    r"|(?:failed|unable|could not) to (?:spawn|create|start) (?:\w+ ){0,2}thread"
+    r"|(?i:(?:failed to|unable to|could not|can't|cannot) (?:spawn|create|start) (?:\w+ ){0,2}"
+    r"thread)"
     r"|ThreadPoolBuildError|\bWouldBlock\b|\bfork(?:\(\))? failed",
     _K.ENVIRONMENT,
 )
 _FAILED_CALL = rule(
     "errno error code: input/output unavailable busy many read-only locks symbolic network "
     "timed refused host handle remote endpoint cleaning address severed hardware device "
-    "required unable disk readonly locked",
+    "required unable disk readonly locked lock",
     rf"{WORDS_OF[_K.ENVIRONMENT]}|{numbered(NUMBERS_OF[_K.ENVIRONMENT])}"
+    r"|\bUnknown error 5[12]\d\b|^(?:TimeoutError|socket\.timeout): .*timed out"
+    r"|\bfile lock .{0,300}could not be acquired"
     r"|sqlite3\.OperationalError: (?:disk I/O error|unable to open|database is locked"
     r"|attempt to write a readonly)",
     _K.ENVIRONMENT,
 )
 _NO_NETWORK = rule(
     "environment eaddrinuse couldn't retries distnetwork rendezvous client server repo identifier "
-    "resolution service ssl certificate proxy offline localentrynotfound timeout",
+    "resolution service ssl certificate proxy offline localentrynotfound timeout "
+    "credentials connect reach connection api_key commerror",
     r"environment variable \w+ expected, but not set|EADDRINUSE"
     r"|[Cc]ouldn't connect to '?https?://|Max retries exceeded with url|DistNetworkError"
     r"|Rendezvous\w+Error|\b(?:40[134]|429) Client Error|\b50\d Server Error"
     r"|access a gated repo|Repository Not Found|is not a valid model identifier"
     r"|[Tt]emporary failure in name resolution|Name or service not known"
+    r"|[Uu]nable to locate credentials|DefaultCredentialsError|EndpointConnectionError"
+    r"|[Cc]annot connect to host|[Cc]ould(?: not|n't) (?:connect to|reach)\b|Connection aborted"
+    r"|api_key not configured|wandb\.\S*CommError"
     r"|CERTIFICATE_VERIFY_FAILED|certificate verify failed"
     rf"|{_NAMED}(?:LocalEntryNotFoundError|OfflineModeIsEnabled|ConnectTimeout(?:Error)?"
     r"|ReadTimeout(?:Error)?|ProxyError)\b",
@@ -176,7 +197,7 @@ _INVALID_CHOICE = rule(
 )
 _MISSING = rule(
     "notfound import notready permissionerror",
-    rf"{_NAMED}(?:ModuleNotFoundError|ImportError|EnvironmentNotReady|PermissionError)\b"
+    rf"{_NAMED}(?:ModuleNotFoundError|\w*ImportError|EnvironmentNotReady|PermissionError)\b"
     # One that names no file tells of the code.
     rf"|{_NAMED}FileNotFoundError\b(?!:? ?(?:\[Errno 2\] )?(?:No such file(?: or directory)?)?$)",
     _K.ENVIRONMENT,
@@ -248,6 +269,7 @@ CHILD_SIGNAL = rule(
 EXCEPTION_RULES: tuple[Rule, ...] = (
     _REFUSED,
     _SHARED_MEMORY,
+    _LOADER,
     _DISK_FULL,
     _OOM,
     _NO_DEVICE,

@@ -30,13 +30,21 @@ _CALLS: dict[VerdictKind, dict[int, str]] = {
         26: "Text file busy",  # ETXTBSY
         27: "",  # EFBIG
         30: "Read-only file system",  # EROFS
+        35: "Resource deadlock avoided",  # EDEADLK: a lock of a file system
         37: "No locks available",  # ENOLCK
         38: "",  # ENOSYS: locks, on some file systems
         40: "Too many levels of symbolic links",  # ELOOP: an automount that failed
+        52: "",  # EBADE
+        61: "",  # ENODATA
+        64: "",  # ENONET
+        66: "",  # EREMOTE
         67: "Link has been severed",  # ENOLINK
         70: "",  # ECOMM
         71: "",  # EPROTO
         74: "",  # EBADMSG: a checksum
+        77: "",  # EBADFD
+        79: "",  # ELIBACC
+        80: "",  # ELIBBAD
         95: "",  # EOPNOTSUPP
         98: "[Aa]ddress already in use",  # EADDRINUSE
         99: "Cannot assign requested address",  # EADDRNOTAVAIL
@@ -58,6 +66,7 @@ _CALLS: dict[VerdictKind, dict[int, str]] = {
         126: "Required key not available",  # ENOKEY
         127: "Key has expired",  # EKEYEXPIRED
         128: "Key has been revoked",  # EKEYREVOKED
+        130: "",  # EOWNERDEAD
         133: "Memory page has hardware error",  # EHWPOISON
     },
 }

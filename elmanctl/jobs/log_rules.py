@@ -157,8 +157,9 @@ LINE_RULES = (
         _K.INVALID,
     ),
     rule(
-        "memory_allocation_failure hsa_status_error",
-        r"\bMemory_Allocation_Failure\(|\bHSA_STATUS_ERROR_OUT_OF_RESOURCES\b",
+        "memory_allocation_failure hsa_status_error openblas",
+        r"^OpenBLAS.{0,40}Memory allocation still failed|\bMemory_Allocation_Failure\("
+        r"|\bHSA_STATUS_ERROR_OUT_OF_RESOURCES\b",
         _K.OOM,
     ),
     rule("resource_busy", r"\bResource_Busy\(", _K.ENVIRONMENT),

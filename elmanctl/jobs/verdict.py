@@ -172,7 +172,10 @@ def _of_end(seen: Observation, report: JobReport, word: LogWord | None) -> _Opin
         return _Opinion(kind=named, confidence=Confidence.LIKELY if unsure else Confidence.CERTAIN)
     if ended_by(report) == SIGNAL_NO_OUTPUT:
         return _of_launch(seen, report)
-    if ended_by(report) is not None or was_cpu_limit_reached(seen):
+    if was_cpu_limit_reached(seen):
+        told = heartbeat_quote(seen) if ended_by(report) is None else _exit_quote(seen)
+        return _Opinion(kind=_K.TIMEOUT, confidence=Confidence.CERTAIN, lead=(told,))
+    if ended_by(report) is not None:
         return _of_signal(seen, report, word)
     failed = report.exit_code if report.exit_code is not None else report.raw == "FAILED"
     if failed and word is not None and (word.kind is not _K.CANCELLED or word.of_scheduler):
@@ -224,8 +227,6 @@ def _of_signal(seen: Observation, report: JobReport, word: LogWord | None) -> _O
     likely = Confidence.LIKELY
     if ended_by(report) == SIGNAL_OOM:
         kind, likely = _K.OOM, Confidence.CERTAIN
-    elif was_cpu_limit_reached(seen):
-        kind, likely = _K.TIMEOUT, Confidence.CERTAIN
     elif word is not None and (word.of_scheduler and word.kind is not _K.CANCELLED):
         kind = word.kind
     elif was_limit_reached(seen):
@@ -236,10 +237,13 @@ def _of_signal(seen: Observation, report: JobReport, word: LogWord | None) -> _O
         kind = _K.PREEMPTED
     else:
         kind = _K.KILLED
-    exits = tuple(q for q in context(seen) if q.source is EvidenceSource.EXIT)
     # Slurm ends what it gives up with signals of its own, which say less than its words.
     words = word.quotes if word is not None and word.of_scheduler and word.kind is kind else ()
-    return _Opinion(kind=kind, confidence=likely, lead=(*words, *exits))
+    return _Opinion(kind=kind, confidence=likely, lead=(*words, _exit_quote(seen)))
+
+
+def _exit_quote(seen: Observation) -> Evidence:
+    return next(quote for quote in context(seen) if quote.source is EvidenceSource.EXIT)
 
 
 def _of_silence(seen: Observation, word: LogWord | None) -> _Opinion:

@@ -60,7 +60,8 @@ def test_limit_on_cpu_time_is_a_timeout_of_its_own(
     verdict = judge(Observation(**known))
     assert (verdict.kind, verdict.cause) == (VerdictKind.TIMEOUT, Cause.CPU_TIME)
     assert verdict.confidence is confidence
-    assert any("CPU" in quote.text for quote in verdict.evidence)
+    assert "CPU" in verdict.evidence[0].text + verdict.evidence[1].text
+    assert "ulimit -t" in verdict.evidence[-1].text
 
 
 def test_other_ends_have_another_cause() -> None:

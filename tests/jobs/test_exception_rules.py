@@ -201,7 +201,26 @@ OF_THE_NODE = [
     named("numba.cuda.cudadrv.error", "CudaSupportError")(
         "Error at driver init: Call to cuInit results in CUDA_ERROR_NO_DEVICE (100)"
     ),
+    RuntimeError("CUDA error: API call is not supported in the installed CUDA driver"),
+    RuntimeError("CUDA is not available"),
+    AssertionError("no GPU found, which this program needs"),
+    RuntimeError("FlashAttention only supports Ampere GPUs or newer."),
+    RuntimeError("NVML_SUCCESS == r INTERNAL ASSERT FAILED at x.cpp:1"),
+    RuntimeError("cuDNN version incompatibility: compiled against (9, 1, 0), found (8, 9, 2)"),
+    OSError("libgomp.so.1: cannot allocate memory in static TLS block"),
+    RuntimeError("nvrtc: error: failed to open libnvrtc-builtins.so.13.0."),
     # Of the network.
+    TimeoutError("timed out"),
+    call(521, "Unknown error 521"),
+    call(errno.EDEADLK, "Resource deadlock avoided", "/scratch/bo/x.lock"),
+    named("filelock._error", "Timeout", TimeoutError)(
+        "The file lock '/users/bo/.cache/x.lock' could not be acquired."
+    ),
+    named("zipimport", "ZipImportError", ImportError)("bad local file header"),
+    named("botocore.exceptions", "NoCredentialsError")("Unable to locate credentials"),
+    named("aiohttp.client_exceptions", "ClientConnectorError", OSError)(
+        "Cannot connect to host data.example:443 ssl:default [Temporary failure in name resolution]"
+    ),
     named("urllib.error", "URLError", OSError)(
         "<urlopen error [Errno -3] Temporary failure in name resolution>"
     ),
@@ -244,6 +263,8 @@ OF_MEMORY = [
     RuntimeError("cuDNN error: CUDNN_STATUS_INTERNAL_ERROR_DEVICE_ALLOCATION_FAILED"),
     RuntimeError("cusolver error: CUSOLVER_STATUS_ALLOC_FAILED, when calling `cusolverDnCreate`"),
     RuntimeError("rocblas_status_memory_error"),
+    RuntimeError("MIOpen Error: handlehip.cpp:1: Memory not available to allocate buffer: 80"),
+    RuntimeError("Triton Error [ZE]: 0x70000003"),
     named("cupy.cuda.memory", "OutOfMemoryError")("Out of memory allocating 8,000 bytes"),
     named("jaxlib.xla_extension", "XlaRuntimeError")(
         "RESOURCE_EXHAUSTED: Attempting to reserve 6.1G at the bottom of memory."
@@ -319,6 +340,9 @@ OF_THE_CODE = [
     EOFError("Ran out of input"),
     RecursionError("maximum recursion depth exceeded"),
     AssertionError(),
+    RuntimeError("Cannot re-initialize CUDA in forked subprocess"),
+    OSError(errno.EBADF, "Bad file descriptor"),
+    RuntimeError("PytorchStreamReader failed reading zip archive: failed finding the directory"),
     InductorError("LoweringException: AssertionError: "),
     named("torch._dynamo.exc", "Unsupported")("call_function builtin in skip_files"),
 ]
