@@ -288,3 +288,24 @@ def test_rooms_refuse_to_be_imported_by_their_short_names() -> None:
     )
     rooms = ["models", "kernels", "jobs", "ledger", "sbatch_templates"]
     subprocess.run([sys.executable, "-c", program, *rooms], cwd=ROOT, check=True)
+
+
+# Each starts programs of its own kind: workers, bash, df and quota, a compiler's or a GPU's tools.
+STARTING = {
+    *("jobs.slurm_command", "jobs.local_executor", "jobs.carried", "jobs.whose_disk"),
+    *("ledger.quota", "bench.nvidia", "bench.machine"),
+}
+
+
+def test_slurm_is_asked_through_one_bounded_door() -> None:
+    """Nobody else starts its commands, with another environment or without a limit."""
+    starting = {
+        module
+        for module in modules()
+        if any(found.target.split(".")[0] == "subprocess" for found in imports(module))
+    }
+    assert starting == STARTING
+    named = ("sbatch", "squeue", "sacct", "scancel", "scontrol", "sinfo", "srun")
+    for module in STARTING - {"jobs.slurm_command"}:
+        words = {node.value for node in ast.walk(tree(module)) if isinstance(node, ast.Constant)}
+        assert not words & set(named), module

@@ -31,6 +31,7 @@ from elmanctl.constants import COMPLETION_VARIABLE, CONFIG_NAME, PROGRAM
 from elmanctl.errors import PartialFailure, UsageError
 from elmanctl.jobs.policy import shown_rules
 from elmanctl.ledger.records import Evaluation
+from elmanctl.search.actions import to_cancel
 from elmanctl.search.jobs_left import Now
 from elmanctl.search.requeue import last_kind
 from elmanctl.search.selection import select_named
@@ -98,11 +99,7 @@ def cancel(
     state = load_readable(paths)
     if everything == bool(names):
         raise UsageError("name evaluations to cancel, or pass `--all`")
-    chosen = (
-        [e for e in state.evaluations.values() if not e.state.is_finished]
-        if everything
-        else select_named(state, names or [])
-    )
+    chosen = to_cancel(state) if everything else select_named(state, names or [])
     if dry_run:
         _print_chosen(chosen, as_json=as_json)
         return

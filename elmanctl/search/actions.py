@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from elmanctl.errors import ElmanError, UsageError
-from elmanctl.ledger.records import RunStatus, State
+from elmanctl.ledger.records import Evaluation, RunStatus, State
 from elmanctl.ledger.requests import answer_request, pending_requests
 from elmanctl.ledger.run_state import RunState
 from elmanctl.search.asked import check_arguments
@@ -93,7 +93,7 @@ def _cancel(session: Session, watcher: Watcher, arguments: Mapping[str, Any], by
     if everything and session.state.status is RunStatus.FINISHED and not _is_busy(session.state):
         raise UsageError(f"the run `{session.run['name']}` is finished: nothing is left to cancel")
     chosen = (
-        session.state.unfinished()
+        to_cancel(session.state)
         if everything
         else select_named(session.state, arguments.get("evaluations") or [])
     )
@@ -110,6 +110,12 @@ def _cancel(session: Session, watcher: Watcher, arguments: Mapping[str, Any], by
     if everything:
         session.record("run_cancelled")
     return {"cancelled": rows, "error": error}
+
+
+def to_cancel(state: RunState) -> list[Evaluation]:
+    """Return what a run as a whole still has: what is open, and cancelled jobs that go on."""
+    live = {evaluation.id for evaluation, _ in state.live_attempts()}
+    return [e for e in state.evaluations.values() if not e.state.is_finished or e.id in live]
 
 
 def _is_busy(state: RunState) -> bool:

@@ -68,6 +68,8 @@ def test_controller_in_a_step_of_an_allocation_searches_as_from_anywhere(
     assert {e.state for e in state.evaluations.values()} == {State.COMPLETED}
     assert {len(e.attempts) for e in state.evaluations.values()} == {1}
     assert state.excluded_nodes == {}
+    # On record, for a controller that goes on elsewhere.
+    assert state.run["settings"]["slurm"]["partition"] == "urgent"
     for index in range(4):
         text = (inside.folder / f"env-{index}").read_text(encoding="utf-8")
         seen = dict(line.partition("=")[::2] for line in text.split("\0") if line)
@@ -97,17 +99,33 @@ def test_filters_of_a_profile_hide_no_waiting_job_and_keep_none_from_being_cance
     folder = held.folder / "runs" / "run"
     try:
         wait_for(lambda: len(_waiting(folder)) == 4, "the jobs to be seen waiting")
-        cancelled = held("cancel", "--run", "run", "--all", "--yes", "--json")
-        assert cancelled.returncode == 0, cancelled.stderr
-        answer = json.loads(cancelled.stdout)
-        assert {row["now"] for row in answer["cancelled"]} <= {"gone", "ending", None}
-        assert (answer["still_there"], answer["unknown"]) == ([], None)
+        controller.terminate()
         output, _ = controller.communicate(timeout=120)
+        assert controller.returncode == 130, output
     finally:
         controller.kill()
     state = load(folder)
-    assert {len(e.attempts) for e in state.evaluations.values()} == {1}, output
-    (submission,) = state.submissions.values()
+    jobs = {str(e.attempts[0].job_id) for e in state.evaluations.values()}
+    cancel = ("cancel", "--run", "run", "--all", "--yes", "--json")
+    # A wrapper that does nothing and says that all is well.
+    tools = held.folder / "bin"
+    tools.mkdir()
+    (tools / "scancel").symlink_to("/bin/true")
+    path = f"{tools}:{held.environment['PATH']}"
+    wrapped = CommandLine(folder=held.folder, environment={**held.environment, "PATH": path})
+    failed = wrapped(*cancel)
+    assert failed.returncode == 5
+    assert f"of their jobs {len(jobs)} are still there" in failed.stderr
+    told = json.loads(failed.stdout)["still_there"]
+    assert {(row["job"], row["now"]) for row in told} == {(job, "waiting") for job in jobs}
+    done = held(*cancel)
+    assert done.returncode == 0, done.stderr
+    answer = json.loads(done.stdout)
+    assert {row["job"] for row in answer["cancelled"]} == jobs
+    assert {row["now"] for row in answer["cancelled"]} <= {"gone", "ending", None}
+    assert (answer["still_there"], answer["unknown"]) == ([], None)
+    # Nothing was called lost and submitted again meanwhile.
+    (submission,) = load(folder).submissions.values()
     named = ("squeue", "-h", "-n", submission.job_name)
     assert subprocess.check_output(named, text=True) == ""
 
