@@ -6,8 +6,12 @@ unheard of is looked up by the job's name before anything is concluded.
 """
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
+from typing import TypeVar
+
+_T = TypeVar("_T")
 
 
 class Outcome(StrEnum):
@@ -55,6 +59,9 @@ _PREFIX = re.compile(
     r"^\s*(?:sbatch:\s*)?(?:error:\s*|fatal:\s*)*(?:Batch job submission failed:\s*"
     r"|allocation failure:\s*)?",
     re.IGNORECASE,
+)
+_ERROR = re.compile(
+    r"^.*(?:Batch job submission failed|allocation failure): *(.*)$", re.IGNORECASE | re.MULTILINE
 )
 _TRYING = re.compile(r"sleeping and retrying", re.IGNORECASE)
 
@@ -152,20 +159,46 @@ def read_answer(code: int, stdout: str, stderr: str) -> SbatchAnswer:
 
 def _refusal(words: str) -> SbatchAnswer:
     """Sort the words of an sbatch that failed and had heard all that Slurm said."""
-    if _TOO_LARGE.search(words):
-        return SbatchAnswer(outcome=Outcome.NEVER, cause=Cause.ARRAY, words=words)
+    if _POLICY.search(words):
+        return _sorted_limit(words) or SbatchAnswer(
+            outcome=Outcome.NOT_NOW, cause=Cause.POLICY, words=words
+        )
+    # Slurm's own error says more than what plugins and warnings say before it, unless it says
+    # nothing ("Unspecified error").
+    errors = _ERROR.findall(words)
+    for text in (*errors[-1:], words):
+        found = _sorted_error(text, words)
+        if found is not None:
+            return found
+    return SbatchAnswer(outcome=Outcome.PERHAPS, cause=Cause.UNHEARD, words=words)
+
+
+def _sorted_limit(words: str) -> SbatchAnswer | None:
+    """Return what a limit that is named means, None where none is."""
     if _SUBMIT_LIMIT.search(words):
         return SbatchAnswer(outcome=Outcome.NOT_NOW, cause=Cause.LIMIT, words=words)
     limit = _OTHER_LIMIT.search(words)
-    if limit:
-        key = next((key for part, key in _LIMITED if part in limit[0].lower()), None)
+    if limit is None:
+        return None
+    key = next((key for part, key in _LIMITED if part in limit[0].lower()), None)
+    return SbatchAnswer(outcome=Outcome.NEVER, cause=Cause.REQUEST, words=words, key=key)
+
+
+def _sorted_error(text: str, words: str) -> SbatchAnswer | None:
+    """Return what a text says, for an answer of these words; None for one that nobody sorted."""
+    if _TOO_LARGE.search(text):
+        return SbatchAnswer(outcome=Outcome.NEVER, cause=Cause.ARRAY, words=words)
+    limit = _sorted_limit(text)
+    if limit is not None:
+        return limit
+    if _named(text, _NEVER):
+        key = next((key for _, key in _named(text, _NEVER) + _named(words, _NEVER) if key), None)
         return SbatchAnswer(outcome=Outcome.NEVER, cause=Cause.REQUEST, words=words, key=key)
-    if _POLICY.search(words):
-        return SbatchAnswer(outcome=Outcome.NOT_NOW, cause=Cause.POLICY, words=words)
-    for pattern, key in _NEVER:
-        if re.search(pattern, words, re.IGNORECASE):
-            return SbatchAnswer(outcome=Outcome.NEVER, cause=Cause.REQUEST, words=words, key=key)
-    for pattern, cause in _NOT_NOW:
-        if re.search(pattern, words, re.IGNORECASE):
-            return SbatchAnswer(outcome=Outcome.NOT_NOW, cause=cause, words=words)
-    return SbatchAnswer(outcome=Outcome.PERHAPS, cause=Cause.UNHEARD, words=words)
+    for _, cause in _named(text, _NOT_NOW):
+        return SbatchAnswer(outcome=Outcome.NOT_NOW, cause=cause, words=words)
+    return None
+
+
+def _named(text: str, rules: Sequence[tuple[str, _T]]) -> list[tuple[str, _T]]:
+    """Return the rules whose words stand in a text."""
+    return [rule for rule in rules if re.search(rule[0], text, re.IGNORECASE)]

@@ -126,6 +126,8 @@ class SlurmExecutor:
             return SubmissionError(answer.words, hint=_request_hint(self._run, answer.key))
         is_limit = answer.cause in (Cause.LIMIT, Cause.POLICY)
         hint = _limit_hint(self._run) if is_limit else None
+        if answer.cause is Cause.CLOSED:
+            hint = f"`elmanctl resume {self._run} --set slurm.partition=NAME` goes elsewhere"
         return SubmissionDeferred(answer.words, hint=hint, is_limit=is_limit)
 
     @property

@@ -47,6 +47,10 @@ logger = logging.getLogger(__name__)
 # results; when none is left the search ends with the scheduler's words.
 _REFUSED_PAUSE_S = 300.0
 
+# Submitting goes on in the next turn of the loop after so long: the lease has to be renewed, and
+# somebody may have asked the controller to stop.
+_TURN_S = 20.0
+
 # In so many looks a submission whose answer was lost must be missing: a scheduler that was too
 # slow to answer may have been about to take it at the first.
 _ABSENCES = 2
@@ -80,6 +84,7 @@ class Dispatcher:
         self._room = Room(session)
         self._pace = Pace()
         self._unanswered: Counter[str] = Counter()
+        self._lost = 0
 
     def adopt_all(self) -> Sighting | None:
         """Settle every submission whose answer is not on record; return what the look brought.
@@ -112,9 +117,17 @@ class Dispatcher:
                     submission=submission.id,
                     error="the scheduler has no job of this name",
                 )
+                self._leave_in_peace(submission.id)
             else:
                 continue
             self._unanswered.pop(submission.id, None)
+
+    def _leave_in_peace(self, submission: str) -> None:
+        """Give a scheduler time whose answers are lost again and again, and that takes nothing."""
+        if submission in self._unanswered:
+            self._lost += 1
+            if self._lost > 1:
+                self._pace.pause(self._now())
 
     def _is_missing(self, submission: str) -> bool:
         """Whether the scheduler has said often enough that it has no such job.
@@ -159,7 +172,10 @@ class Dispatcher:
         Raises SubmissionError as `submit_waiting` does.
         """
         left = list(members)
+        until = self._now() + _TURN_S
         while left:
+            if self._now() > until:
+                return False
             most = self._executor.tasks_per_submission or len(left)
             size = min(most, self._pace.size(len(left), self._live, self._now()))
             if size == 0:
@@ -174,18 +190,19 @@ class Dispatcher:
                 level = logging.INFO if exc.is_taken else logging.WARNING
                 logger.log(level, "the answer of a submission is missing: %s", exc.message)
                 return False
-            except SubmissionDeferred as exc:
-                self._wait_out(exc, tasks=size, took_s=self._now() - began)
-                return False
             except SubmissionError as exc:
                 if says_no_node(exc.message) and readmit_oldest(self._session, exc.message):
                     self.submit_waiting()
+                    return False
+                if isinstance(exc, SubmissionDeferred):
+                    self._wait_out(exc, tasks=size, took_s=self._now() - began)
                     return False
                 if not self._live:
                     raise
                 self._next_submission = self._now() + _REFUSED_PAUSE_S
                 self._tell(exc, is_final=True)
                 return False
+            self._lost = 0
             self._pace.taken(size, self._live, self._now())
             left = left[size:]
         return True

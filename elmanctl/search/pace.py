@@ -55,7 +55,9 @@ class Pace:
             self._below -= tasks
             if self._below <= 1:
                 self._full(live, now)
-        elif self._fits is not None and live > self._fits:
+        elif self._fits is None:
+            self._pause_s = FIRST_PAUSE_S
+        elif live > self._fits:
             self._fits, self._step, self._pause_s = live, 2 * tasks, FIRST_PAUSE_S
 
     def refused(self, tasks: int, live: int, now: float, *, is_limit: bool, took_s: float) -> None:
@@ -76,9 +78,13 @@ class Pace:
             self._not_before = now + (0.0 if is_limit else self._longer_pause_s())
         self._not_before = max(self._not_before, now + took_s)
 
+    def pause(self, now: float) -> None:
+        """Give the scheduler time, ever more of it until it takes something."""
+        self._not_before = now + self._longer_pause_s()
+
     def _full(self, live: int, now: float) -> None:
         self._fits, self._below, self._step = live, None, 1
-        self._not_before = now + self._longer_pause_s()
+        self.pause(now)
 
     def _longer_pause_s(self) -> float:
         pause_s, self._pause_s = self._pause_s, min(2 * self._pause_s, LAST_PAUSE_S)

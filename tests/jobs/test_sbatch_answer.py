@@ -110,6 +110,19 @@ def test_sbatch_that_was_cut_short_has_not_answered(code: int) -> None:
     assert read_answer(code, "4711\n", "").outcome is Outcome.PERHAPS
 
 
+def test_slurms_own_error_outweighs_what_is_said_before_it() -> None:
+    plugin = "sbatch: gres gpu:1 was added, invalid account names are temporarily accepted\n"
+    found = read_answer(1, "", f"{plugin}{FAILED}Slurm backup controller in standby mode")
+    assert (found.outcome, found.cause) == (Outcome.NOT_NOW, Cause.BUSY)
+    found = read_answer(
+        1, "", f"sbatch: the queue is overloaded\n{FAILED}Invalid qos specification"
+    )
+    assert (found.outcome, found.key) == (Outcome.NEVER, "slurm.extra")
+    # And what says nothing leaves the word to the plugin.
+    found = read_answer(1, "", f"sbatch: error: Invalid account: zoo\n{FAILED}Unspecified error")
+    assert (found.outcome, found.key) == (Outcome.NEVER, "slurm.account")
+
+
 def test_words_that_nobody_sorted_refuse_nothing() -> None:
     for words in ("", f"{FAILED}Unspecified error", "Das Kontingent ist erreicht"):
         found = read_answer(1, "", words)

@@ -5,6 +5,7 @@ import os
 import shlex
 import subprocess
 import sys
+from dataclasses import replace
 from difflib import unified_diff
 from pathlib import Path
 from typing import Any
@@ -279,3 +280,11 @@ def test_worker_runs_under_this_python_unless_another_is_named(tmp_path: Path) -
     assert words == [sys.executable, "-P", "-u", "-m", "submitit.core._submit", str(tmp_path)]
     words = shlex.split(worker_command(tmp_path, "apptainer exec 'my image.sif' python3"))
     assert words[:4] == ["apptainer", "exec", "my image.sif", "python3"]
+
+
+def test_script_of_a_job_that_is_no_array_names_its_files_after_the_jobs_id() -> None:
+    alone = replace(submission(1), is_array=False)
+    text = make_script(alone, Path("/runs/x/submissions/s0001"), Path("/runs/x/code"))
+    assert "--array" not in text and "SLURM_ARRAY" not in text
+    assert "#SBATCH --output=/runs/x/submissions/s0001/%j_0_log.out" in text
+    assert '"${SLURM_JOB_ID}_submitted.pkl"' in text

@@ -207,6 +207,21 @@ def test_job_that_is_listed_by_no_look_is_submitted_again(runs: Runs) -> None:
     assert states(state) == [(4, "abandoned"), (4, "accepted")]
 
 
+def test_answers_that_are_lost_for_hours_do_not_fill_the_ledger(runs: Runs) -> None:
+    run = runs.new(generations=1)
+    executor = ScriptedExecutor(run.world)
+
+    def every_turn(session: Session) -> None:
+        lost = clock.now < 1000.0 + 4 * 3600
+        executor.refusals = [SubmissionUnknown("exit code 0", is_taken=True)] if lost else []
+
+    clock = Clock(run, every_turn, turn_s=20.0)
+    every_turn(None)  # type: ignore[arg-type]
+    state = run.drive(executor=executor, now=clock)
+    assert state.status is RunStatus.FINISHED
+    assert len(state.submissions) <= 4 * 12 + 12
+
+
 def test_where_there_are_no_arrays_each_attempt_is_a_job_of_its_own(runs: Runs) -> None:
     run = runs.new(generations=1)
 
