@@ -224,6 +224,23 @@ def test_every_module_is_in_the_tree_of_the_architecture() -> None:
     assert sorted(named) == sorted(present)
 
 
+def test_page_on_templates_can_be_followed_in_a_checkout(
+    environment: dict[str, str], tmp_path: Path
+) -> None:
+    page = read("docs/how-to/write-an-sbatch-template.md")
+    command = re.search(r"```console\n\$ (mkdir [^\n]*)\n```", page)
+    template = re.search(r"in it for example `([^`]*)`:\n\n```toml\n(.*?)```", page, re.DOTALL)
+    assert command and template
+    bare = {name: value for name, value in environment.items() if name != "XDG_CONFIG_HOME"}
+    bare |= {"HOME": str(tmp_path), "ELMAN_SLURM_TEMPLATE": "a100"}
+    subprocess.run(["bash", "-c", command[1]], cwd=ROOT, env=bare, check=True)
+    folder = Path(command[1].split()[-1].replace("~", str(tmp_path)))
+    (folder / template[1]).write_text(template[2], encoding="utf-8")
+    program = [sys.executable, "-m", "elmanctl", "config", "--show-origin"]
+    shown = subprocess.run(program, cwd=ROOT, env=bare, capture_output=True, text=True, check=True)
+    assert re.search(r"slurm.account\s+speech\s+.*a100", shown.stdout)
+
+
 def test_links_resolve() -> None:
     assert offenders(_broken_links()) == []
 

@@ -12,8 +12,9 @@ def import_foreign(name: str) -> ModuleType:
     """Import and return a module of another project.
 
     transformers, which several of them import, looks for a package `kernels` (of Hugging Face) and
-    fails on the link of that name at the top of our checkout, when that is on the path: for the
-    time of the import the link is not there.
+    fails on the link of that name at the top of our checkout.  No installation puts that on the
+    path, but `python -m elmanctl` and pytest do, when they are started there: for the time of the
+    import the link is not there.
     Raises what the import raises.
     """
     if not _is_ours(_LINKED):

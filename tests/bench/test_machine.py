@@ -65,6 +65,19 @@ def test_commit_is_that_of_the_checkout_and_changes_are_told(
     assert commit({}) == f"{head[:12]} with changes"
 
 
+def test_commit_is_found_through_the_link_of_an_editable_installation(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    checkout(tmp_path, monkeypatch)
+    known = commit({})
+    (tmp_path / "src").mkdir()
+    (tmp_path / "src" / "elmanctl").symlink_to("../elmanctl")
+    linked = tmp_path / "src" / "elmanctl" / "__init__.py"
+    monkeypatch.setattr(machine.elmanctl, "__file__", str(linked))
+    assert known is not None
+    assert commit({}) == known
+
+
 def test_copy_without_a_history_has_no_commit_though_a_repository_is_around_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
