@@ -19,6 +19,13 @@ GATE = "gate"
 _K = VerdictKind
 _HANG = "import time; time.sleep(600)"
 _SLOW = "import time; time.sleep(20)"
+# As under `ulimit -St`, but not before the worker works.
+_OVER_CPU_TIME = """
+import resource, time
+resource.setrlimit(resource.RLIMIT_CPU, (int(time.process_time()) + 2, resource.RLIM_INFINITY))
+while True:
+    pass
+"""
 # The first start hangs, until somebody ends it; the second trains.
 _HANG_ONCE = """
 import os, time
@@ -220,6 +227,13 @@ CASES = {
             done="a worker that hangs, under `--time=1`",
             expected=_K.TIMEOUT,
             job={"broken_by": _HANG, "timeout_min": 1},
+        ),
+        Case(
+            name="cpu time",
+            done="a soft limit on CPU time",
+            expected=_K.TIMEOUT,
+            cause=Cause.CPU_TIME,
+            job={"broken_by": _OVER_CPU_TIME},
         ),
         Case(
             name="cancelled by hand",

@@ -52,14 +52,14 @@ _OOM = rule(
     r"(?:(?:gpu|cuda|device|host|video|system|cpu|physical|virtual)[ _-])?memory)"
     r"|(?:_OUT_OF_|OutOf)(?:\w{1,12}_)?(?:MEMORY|Memory)|_OUT_OF_RESOURCES\b"
     r"|\b(?:cuda|hip|musa)ErrorMemoryAllocation|\brocblas_status_memory_error"
-    r"|ALLOC(?:ATION)?_FAILED|\w+StatusAllocFailed|\bOOM when allocating"
+    r"|ALLOC(?:ATION)?_FAILED|StatusAllocFailed|\bOOM when allocating"
     r"|RESOURCE_EXHAUSTED: (?:Attempting|Failed to allocate|XLA|TPU)"
     r"|Tried to allocate [\d.]+ [KMGT]?i?B\b|DefaultCPUAllocator: (?:can't|not enough)"
     r"|(?i:(?:fail(?:ed|ure)? to|can ?not|can't|could not|couldn't|unable to) allocate "
     r"(?!shared\b)(?:\S{1,40} ){0,4}(?:memory|bytes|buffer|[KMGT]i?B)\b)"
     r"|(?i:\bmemory not available\b)|Triton Error \[ZE\]: 0x7000000[23]\b"
     r"|(?i:\b(?:not enough|insufficient) (?:(?:gpu|device|host|system|free|video) )?memory\b)"
-    r"|\bbad_alloc\b|(?:^|[\s.:])_?(?:\w{0,20})MemoryError\b(?=:|$)"
+    r"|\bbad_alloc\b|(?:^|[\s.:])\w{0,20}MemoryError\b(?=:|$)"
     r"|\bmalloc of size \d+ failed|\bmemory allocation of \d+ bytes failed"
     rf"|{WORDS_OF[_K.OOM]}|{numbered(NUMBERS_OF[_K.OOM])}",
     _K.OOM,

@@ -50,7 +50,7 @@ def _error_of(exc: BaseException) -> Error | None:
     decisive = _read(printed)
     if decisive is not None and decisive.rule.kind is not VerdictKind.PYTHON_ERROR:
         return decisive
-    message = _message(exc)
+    message = message_of(exc)
     for line in (_with_number(exc), *(f"{_name(base)}: {message}" for base in _bases(exc))):
         better = _read(line)
         if better is not None and better.rule.kind is not VerdictKind.PYTHON_ERROR:
@@ -66,7 +66,7 @@ def _read(printed: str) -> Error | None:
 
 def _with_number(exc: BaseException) -> str:
     number = exc.errno if isinstance(exc, OSError) else None
-    return "" if number is None else f"OSError: [Errno {number}] {_message(exc)}"
+    return "" if number is None else f"OSError: [Errno {number}] {message_of(exc)}"
 
 
 def _bases(exc: BaseException) -> list[type]:
@@ -80,7 +80,8 @@ def _name(kind: type) -> str:
     return kind.__qualname__ if plain else f"{kind.__module__}.{kind.__qualname__}"
 
 
-def _message(exc: BaseException) -> str:
+def message_of(exc: BaseException) -> str:
+    """Return what an exception says, whatever its class makes of it."""
     try:
         return str(exc).strip()
     except Exception as broken:
@@ -109,7 +110,7 @@ def _chain(exc: BaseException) -> Iterator[tuple[BaseException, bool]]:
 
 
 def _text(exc: BaseException, *, with_frame: bool = False) -> str:
-    first, *rest = _message(exc).splitlines() or [""]
+    first, *rest = message_of(exc).splitlines() or [""]
     name = type(exc).__name__
     summary = f"{name}: {first}" if first else name
     if with_frame and (place := _innermost_frame(exc)):

@@ -11,10 +11,10 @@ from dataclasses import dataclass
 _ANNOUNCED = re.compile(
     r"\[HYDRA\]\s+#(?P<hydra>\d+) :|^wandb: Agent Starting Run: (?P<wandb>\w+)"
     r"|^\++ (?:\S+=\S+ )*(?P<traced>(?:\S*/)?(?:python[\d.]*|torchrun|srun|accelerate) .{1,400})"
-    r"|^\W{0,10}[=#*>-]{2,}\W{0,10}(?P<headed>(?i:run|experiment|trial|seed|config|job|sweep)\b"
+    r"|^\W{0,4}[=#*>-]{2,40}\W{0,4}(?P<headed>(?i:run|experiment|trial|seed|config|job|sweep)\b"
     r"\W{0,4}(?:\d\w{0,20}|\w{1,30}=[\w.+-]{1,30}))"
 )
-_SCRIPT = re.compile(r"\S+\.py\b|-m \S+")
+_SCRIPT = re.compile(r"\S{1,200}\.py\b|-m \S+")
 # One of one is a run.
 _ALONE = re.compile(r"\b1 jobs\b|\b1/1\b|\bNumber of trials\W{1,40}1\b")
 _STEP = re.compile(r"(?i)\b(?:step|iter|iteration|it)\b\W{0,6}(\d{1,12})\b")

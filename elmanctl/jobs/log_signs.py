@@ -197,7 +197,7 @@ _SEVERAL_RUNS = _sign(
 # What announces one run of many, for `log_runs` to compare with the others.
 _ANNOUNCED = _sign(
     "hydra agent python torchrun srun accelerate run experiment trial seed config job sweep",
-    r"\[HYDRA\]\s+#|^wandb: Agent Starting Run|^\++ |^\W{0,10}[=#*>-]{2,}",
+    r"\[HYDRA\]\s+#|^wandb: Agent Starting Run|^\++ |^\W{0,4}[=#*>-]{2,40}\W",
 )
 # What counts from its beginning more than once in a run, or is printed by each of its processes.
 _PARTS = _sign(

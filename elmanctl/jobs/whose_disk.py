@@ -13,6 +13,7 @@ import traceback
 from collections.abc import Iterator
 from pathlib import Path
 
+from elmanctl.jobs.failure import message_of
 from elmanctl.ledger.mounts import find_mount
 
 logger = logging.getLogger(__name__)
@@ -93,12 +94,12 @@ def names_node_disk(text: str, run_folder: str) -> str | None:
 def _says_full(exc: BaseException) -> bool:
     if isinstance(exc, OSError) and exc.errno in _FULL:
         return True
-    return _FULL_TEXT.search(str(exc)) is not None
+    return _FULL_TEXT.search(message_of(exc)) is not None
 
 
 def _may_be_for_want_of_room(exc: BaseException) -> bool:
     """Whether a program failed whose own words are lost, a compiler for one, or `tempfile` did."""
-    return isinstance(exc, subprocess.CalledProcessError) or _NO_TEMPORARY in str(exc)
+    return isinstance(exc, subprocess.CalledProcessError) or _NO_TEMPORARY in message_of(exc)
 
 
 def _paths_of(exc: BaseException) -> Iterator[Path]:
@@ -106,7 +107,7 @@ def _paths_of(exc: BaseException) -> Iterator[Path]:
         for name in (exc.filename, exc.filename2):
             if isinstance(name, str | bytes):
                 yield Path(os.fsdecode(name)).absolute()
-    yield from map(Path, _PATH.findall(str(exc)))
+    yield from map(Path, _PATH.findall(message_of(exc)))
 
 
 def _local(path: Path, run_folder: Path) -> str | None:

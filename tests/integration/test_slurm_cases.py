@@ -19,7 +19,7 @@ pytestmark = [pytest.mark.slurm, pytest.mark.timeout(200)]
 ROOT = Path(__file__).parents[2]
 
 # A sample: `python benchmarks/verdicts_on_cluster.py` has all.
-CASES = "killed,cancelled by hand,disk full,requeue refused,preempted,node killed"
+CASES = "killed,cpu time,cancelled by hand,disk full,requeue refused,preempted,node killed"
 
 
 def test_job_that_is_ended_from_outside_gets_the_verdict_of_what_ended_it(
@@ -34,7 +34,7 @@ def test_job_that_is_ended_from_outside_gets_the_verdict_of_what_ended_it(
         stdin=subprocess.DEVNULL,
     )
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "6 of 6 as expected" in done.stdout
+    assert "7 of 7 as expected" in done.stdout
 
 
 @pytest.fixture

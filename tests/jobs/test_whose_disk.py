@@ -179,3 +179,8 @@ def test_compilers_words_name_the_disk_too() -> None:
     text = "fatal error: error writing to /tmp/ccXy12.s: No space left on device"
     assert names_node_disk(text, "/scratch/run") == "/tmp"
     assert names_node_disk("cannot open /tmp/x", "/scratch/run") is None
+
+
+def test_exception_whose_text_cannot_be_had_names_no_disk(tmp_path: Path) -> None:
+    mute = type("Mute", (ValueError,), {"__str__": lambda self: 1 / 0})
+    assert full_disk_of_node(mute("x"), tmp_path) is None
