@@ -4,6 +4,7 @@ Read from the source alone: nothing is imported.
 """
 
 import ast
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -12,6 +13,7 @@ from functools import cache
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "elmanctl"
@@ -309,3 +311,16 @@ def test_slurm_is_asked_through_one_bounded_door() -> None:
     for module in STARTING - {"jobs.slurm_command"}:
         words = {node.value for node in ast.walk(tree(module)) if isinstance(node, ast.Constant)}
         assert not words & set(named), module
+
+
+def test_no_test_gives_up_on_a_slow_machine() -> None:
+    """What must come is waited for up to `tests/patience.py`, and examples have no deadline."""
+    short = re.compile(r"\b(?:communicate|join|wait)\(timeout=\d|time\.monotonic\(\) \+ \d+\)?$")
+    found = [
+        f"{path.relative_to(ROOT)}:{number}"
+        for path in sorted((ROOT / "tests").rglob("*.py"))
+        for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1)
+        if short.search(line)
+    ]
+    assert found == []
+    assert settings().deadline is None

@@ -19,6 +19,7 @@ from tests.integration.runs import (
     search_arguments,
     wait_for,
 )
+from tests.patience import PATIENCE_S
 
 pytestmark = [pytest.mark.slurm, pytest.mark.timeout(280)]
 
@@ -103,7 +104,7 @@ def test_limit_on_submitted_jobs_is_told_and_waited_out_by_one_controller_after_
         wait_for(refusal, "the next controller to be refused as well")
     finally:
         slurm("scancel", held)
-        output, _ = controller.communicate(timeout=200)
+        output, _ = controller.communicate(timeout=PATIENCE_S)
     assert controller.returncode == 0, output
     state = assert_same_search(cluster_user.folder / "runs" / "run", undisturbed)
     assert {len(e.attempts) for e in state.evaluations.values()} == {1}
@@ -189,7 +190,7 @@ def test_cluster_without_arrays_gets_one_job_an_attempt_in_a_hidden_partition_to
         jobs = wait_for(running, "a job to run")
         done = user("cancel", "--run", "long", "--all", "--yes")
         assert done.returncode == 0, done.stderr
-        controller.communicate(timeout=120)
+        controller.communicate(timeout=PATIENCE_S)
     finally:
         controller.kill()
         controller.communicate()

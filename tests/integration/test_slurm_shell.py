@@ -12,6 +12,7 @@ from elmanctl.jobs.scheduler_note import read_note
 from elmanctl.ledger.records import State
 from tests.command_line import CommandLine
 from tests.integration.runs import load, search_arguments, wait_for
+from tests.patience import PATIENCE_S
 
 pytestmark = [pytest.mark.slurm, pytest.mark.timeout(280)]
 
@@ -58,7 +59,7 @@ def test_controller_in_a_step_of_an_allocation_searches_as_from_anywhere(
         capture_output=True,
         text=True,
         stdin=subprocess.DEVNULL,
-        timeout=240,
+        timeout=PATIENCE_S,
         check=False,
     )
     assert done.returncode == 0, done.stderr
@@ -100,7 +101,7 @@ def test_filters_of_a_profile_hide_no_waiting_job_and_keep_none_from_being_cance
     try:
         wait_for(lambda: len(_waiting(folder)) == 4, "the jobs to be seen waiting")
         controller.terminate()
-        output, _ = controller.communicate(timeout=120)
+        output, _ = controller.communicate(timeout=PATIENCE_S)
         assert controller.returncode == 130, output
     finally:
         controller.kill()

@@ -188,7 +188,7 @@ def test_limit_on_cpu_time_is_noted_and_ends_the_worker(write_spec: Any, start: 
     worker = start(paths)
     wait_for_steps(paths, 1)
     worker.send_signal(signal.SIGXCPU)
-    worker.communicate(timeout=10)
+    worker.communicate(timeout=PATIENCE_S)
     assert worker.returncode == -signal.SIGXCPU
     assert [note["name"] for note in read(paths.heartbeat)["signals"]] == ["SIGXCPU"]
 

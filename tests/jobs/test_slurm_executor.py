@@ -450,7 +450,7 @@ def test_job_that_has_started_is_found_by_what_it_left_in_the_folder(slurm: Setu
 @pytest.fixture
 def orphan(slurm: Setup) -> Iterator[subprocess.Popen[bytes]]:
     """A process that looks like the sbatch of a controller that died."""
-    program = "import sys, time; time.sleep(60)"
+    program = "import sys, time; time.sleep(1000)"
     process = subprocess.Popen(
         [sys.executable, "-c", program, "sbatch", str(slurm.folder / SCRIPT_NAME)]
     )
@@ -484,7 +484,7 @@ def test_sbatch_of_a_dead_controller_that_hangs_is_killed_after_its_time(
     slurm.tools.answer("squeue", ROW.format(id=12, name=NAME))
     script = str(slurm.folder / SCRIPT_NAME)
     # Who only reads that script is left alone, and not waited for.
-    program = "import time; time.sleep(60)"
+    program = "import time; time.sleep(1000)"
     reader = subprocess.Popen([sys.executable, "-c", program, "/tools/sbatch/view", script])
     signal.signal(signal.SIGCHLD, lambda *_: orphan.poll())
     try:
