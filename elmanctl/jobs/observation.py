@@ -92,6 +92,11 @@ class LogWord:
         echoes = (VerdictKind.KILLED, VerdictKind.CANCELLED)
         return not self.of_scheduler and self.kind not in echoes
 
+    @property
+    def is_of_node(self) -> bool:
+        """Whether the line tells of what the node lacks, as the cause and not as an echo."""
+        return self.weight is Weight.CAUSE and self.kind is VerdictKind.ENVIRONMENT
+
 
 def read_word(log: Log | None) -> LogWord | None:
     """Return the error that ended a run by its log, None where the log tells of none."""

@@ -6,6 +6,7 @@ which sees every step's loss and gradient, can say that a run diverged.
 """
 
 import re
+import signal
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -75,6 +76,10 @@ _NO_ROOM_BYTES = 64 * 1024
 
 # What a log may say of a process that a signal ended; any other error in it was survived.
 _BEHIND_SIGNAL = (_K.OOM, _K.CUDA_ERROR, _K.DISK_FULL)
+
+# What a process does to itself: C++ aborts, OpenBLAS interrupts where it gets no threads, and
+# shared memory that is full is a bus error.  Then what the log says of the node is why.
+_OWN_SIGNALS = (signal.SIGABRT, signal.SIGINT, signal.SIGBUS)
 
 # Of what a worker tells: a traceback's words, and not a whole log.
 _QUOTES_KEPT = 20
@@ -232,6 +237,8 @@ def _of_signal(seen: Observation, report: JobReport, word: LogWord | None) -> _O
     elif was_limit_reached(seen):
         kind = _K.TIMEOUT
     elif word is not None and word.kind in _BEHIND_SIGNAL:
+        kind = word.kind
+    elif word is not None and word.is_of_node and ended_by(report) in _OWN_SIGNALS:
         kind = word.kind
     elif was_warned_early(seen):
         kind = _K.PREEMPTED

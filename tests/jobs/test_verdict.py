@@ -84,6 +84,46 @@ TABLE: dict[str, tuple[dict[str, Any], VerdictKind, str]] = {
         VerdictKind.CUDA_ERROR,
         "signal 6",
     ),
+    "aborted for want of threads": (
+        {
+            "report": ended("FAILED", None, 6),
+            "log": log(
+                "terminate called after throwing an instance of 'std::system_error'",
+                "  what():  Resource temporarily unavailable",
+            ),
+        },
+        VerdictKind.ENVIRONMENT,
+        "signal 6",
+    ),
+    "interrupted by OpenBLAS, which got no threads": (
+        {
+            "report": ended("FAILED", 130),
+            "log": log(
+                "OpenBLAS blas_thread_init: pthread_create failed for thread 2 of 4: no more",
+                "Traceback (most recent call last):",
+                '  File "fit.py", line 1, in <module>',
+                "KeyboardInterrupt",
+            ),
+        },
+        VerdictKind.ENVIRONMENT,
+        "signal 2",
+    ),
+    "killed after a command that was not found": (
+        {
+            "report": ended("FAILED", None, 9),
+            "log": log("slurm_script: line 2: module: command not found", "step 3"),
+        },
+        VerdictKind.KILLED,
+        "signal 9",
+    ),
+    "interrupted after a command that was not found": (
+        {
+            "report": ended("FAILED", None, 2),
+            "log": log("slurm_script: line 2: module: Kommando nicht gefunden", "step 3"),
+        },
+        VerdictKind.KILLED,
+        "signal 2",
+    ),
     "killed after an exception it survived": (
         {"report": ended("FAILED", None, 9), "log": log("ValueError: ignored")},
         VerdictKind.KILLED,
