@@ -20,6 +20,7 @@ from typing import Any
 from elmanctl.constants import LOCAL_JOB_VARIABLE
 from elmanctl.errors import SubmissionError
 from elmanctl.jobs.executor import JobReport, JobState, LiveJob, Resources, Sighting
+from elmanctl.jobs.gpu_count import check_gpus
 from elmanctl.jobs.gpus import VISIBLE_VARIABLE, devices_of
 from elmanctl.jobs.paths import RunPaths
 from elmanctl.jobs.processes import command_lines, start_ticks
@@ -77,7 +78,7 @@ class LocalExecutor:
 
     def check(self, *, asks: bool = True) -> None:
         """Raise EnvironmentNotReady for a GPU that cannot be seen from here."""
-        devices_of(self._gpus, os.environ)
+        check_gpus(self._gpus, "auto", os.environ)
         _, hard_s = resource.getrlimit(resource.RLIMIT_CPU)
         if hard_s != resource.RLIM_INFINITY:
             logger.warning("`ulimit -Ht` of this shell ends each worker after %d s of CPU", hard_s)

@@ -25,6 +25,7 @@ from elmanctl.folders import as_written
 from elmanctl.jobs.carried import check_path
 from elmanctl.jobs.corpus import CorpusInfo, describe, standard_library_corpus, unigram_entropy
 from elmanctl.jobs.executor import Resources
+from elmanctl.jobs.gpu_count import check_gpus
 from elmanctl.jobs.ownership import refuse_open_parents
 from elmanctl.jobs.paths import RunPaths
 from elmanctl.jobs.protocol import Budget
@@ -166,6 +167,7 @@ def plan_search(
     corpus = find_corpus(settings)
     _check_corpus(corpus, settings)
     if executor == "local":
+        check_gpus(settings.local.gpus, settings.train.device, os.environ)
         check_trainable(settings)
     return SearchPlan(
         name=name,
@@ -287,6 +289,7 @@ def _start(space: SearchSpace, settings: Settings) -> tuple[tuple[float, ...], s
 
 def check_trainable(settings: Settings) -> None:
     """Raise EnvironmentNotReady when this machine lacks what a worker imports or is told to use."""
+    check_gpus((), settings.train.device, os.environ)
     missing = [name for name in ("torch", "schedulefree") if not importlib.util.find_spec(name)]
     if missing:
         raise EnvironmentNotReady(

@@ -139,6 +139,30 @@ def test_in_an_empty_folder_it_is_refused_and_nothing_is_written(
     assert snapshot() == {}
 
 
+@pytest.mark.parametrize(
+    "more", [["--gpus", "77"], ["--gpus", "0,1"], ["--dry-run", "--gpus", "7"]]
+)
+def test_gpu_that_is_not_there_is_refused_before_a_run_exists(
+    more: list[str], quick: QuickCommandLine, snapshot: Snapshot, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if "77" not in more:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    assert_refused(quick(*LOCAL, *more), 4, f"no GPU {more[-1].partition(',')[0]}")
+    assert snapshot() == {}
+    # Names are taken as they are.
+    assert quick(*LOCAL, "--gpus", "GPU-8932f937", "--dry-run").returncode == 0
+
+
+def test_device_that_is_not_there_is_refused_before_a_folder_is_made(
+    quick: QuickCommandLine, snapshot: Snapshot, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    model = ("dim=32", "depth=1", "n_heads=2", "n_state=8")
+    done = quick("eval", "e88", *model, "--train-steps", "1", "--device", "cuda")
+    assert_refused(done, 4, "no GPU for device `cuda`", "`auto`")
+    assert snapshot() == {}
+
+
 WRONG_SETTINGS: dict[str, tuple[str, str, str | None]] = {
     "key": (
         "[search]\npopulaton = 4\n",
