@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import asdict, fields
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from elmanctl.cli.costs import format_hours
 from elmanctl.cli.output import print_json, print_line, say, warn
@@ -13,6 +13,9 @@ from elmanctl.jobs.paths import RunPaths
 from elmanctl.ledger.records import Submission, Task
 from elmanctl.models.params import format_count
 from elmanctl.search.start import SearchPlan
+
+if TYPE_CHECKING:
+    from elmanctl.jobs.cluster import ClusterAnswer
 
 
 def describe_plan(plan: SearchPlan) -> str:
@@ -71,20 +74,66 @@ def _by_variables(plan: SearchPlan, resolved: Resolved) -> Mapping[str, str]:
 
 
 def print_dry_run(plan: SearchPlan, resolved: Resolved, *, as_json: bool) -> None:
-    """Print what a first submission would be; nothing is written."""
+    """Print what a first submission would be and what the cluster says; nothing is written.
+
+    A refusal is told like everything else: a dry run ends well wherever it could be made.
+    """
+    script = None if plan.executor == "local" else _first_script(plan)
+    cluster = None
+    if script is not None:
+        from elmanctl.jobs.cluster import ask_cluster
+        from elmanctl.jobs.slurm import Slurm
+
+        cluster = ask_cluster(script, plan.resources, plan.settings.search.max_jobs, Slurm())
     if as_json:
-        print_json({**plan_data(plan), "by_variables": _by_variables(plan, resolved)})
-        return
-    say("\n".join([describe_plan(plan), *describe_variables(plan, resolved)]))
-    warn_of_plan(plan)
-    if plan.executor == "local":
-        print_line(f"would run {_at_once(plan)} evaluations at a time in {plan.folder}")
+        told = {"by_variables": _by_variables(plan, resolved)}
+        found = None if cluster is None else asdict(cluster)
+        print_json({**plan_data(plan), "script": script, **told, "cluster": found})
     else:
-        print_line(_first_script(plan))
+        say("\n".join([describe_plan(plan), *describe_variables(plan, resolved)]))
+        if cluster is not None:
+            say("\n".join(describe_cluster(cluster)))
+            for warning in cluster.warnings:
+                warn(warning)
+        warn_of_plan(plan)
+        local = f"would run {_at_once(plan)} evaluations at a time in {plan.folder}"
+        print_line(local if script is None else script)
+
+
+def describe_cluster(cluster: "ClusterAnswer") -> list[str]:
+    """Return a line for each thing that the cluster told, or one that says why it told nothing."""
+    if cluster.silence is not None:
+        return [f"cluster: not asked, so nothing of it is checked: {cluster.silence}"]
+    name = " ".join(part for part in ("cluster", cluster.name, cluster.version) if part)
+    lines = [f"{name}: {_outcome(cluster)}"]
+    for one in cluster.partitions:
+        limit = f"at most {one.limit_min} min a job" if one.limit_min else "no time limit"
+        node = f"{one.gpus} GPUs, {one.cpus} CPUs and {one.mem_mb} MB"
+        lines.append(f"partition {one.name}: {one.nodes} nodes of up to {node}, {limit}")
+    limits = [f"arrays of {cluster.array_limit} jobs"] if cluster.array_limit is not None else []
+    if cluster.submit_limit is not None:
+        limits.append(f"{cluster.submit_limit.jobs} submitted jobs ({cluster.submit_limit.of})")
+    if limits:
+        lines.append(f"limits: {', '.join(limits)}")
+    if cluster.accounts:
+        lines.append(f"your accounts: {', '.join(cluster.accounts)}")
+    return lines
+
+
+def _outcome(cluster: "ClusterAnswer") -> str:
+    if cluster.outcome == "accepted":
+        start = f", the first could start at {cluster.starts_at}" if cluster.starts_at else ""
+        return f"sbatch would accept these jobs{start}"
+    if cluster.outcome == "never":
+        key = f" (`{cluster.key}`)" if cluster.key else ""
+        return f"sbatch would refuse these jobs: {cluster.words}{key}"
+    if cluster.outcome == "not now":
+        return f"sbatch would refuse these jobs for now: {cluster.words}"
+    return f"sbatch leaves open whether it would accept these jobs: {cluster.words}"
 
 
 def plan_data(plan: SearchPlan) -> dict[str, Any]:
-    """Return a plan as plain data; `script` is None where there is no Slurm to read one."""
+    """Return a plan as plain data."""
     search = plan.settings.search
     is_local = plan.executor == "local"
     return {
@@ -128,7 +177,6 @@ def plan_data(plan: SearchPlan) -> dict[str, Any]:
             "unigram_nats": plan.unigram_nats,
         },
         "resources": plan.resources.encode(),
-        "script": None if is_local else _first_script(plan),
     }
 
 

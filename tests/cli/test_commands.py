@@ -1,6 +1,7 @@
 """What the other commands print and change."""
 
 import json
+import os
 import re
 import signal
 import subprocess
@@ -144,6 +145,41 @@ def test_dry_run_as_json_is_the_plan_in_one_document(
     local = document(quick(*words, "--local", "--json"))
     assert (local["script"], local["at_once"], local["executor"]) == (None, 2, "local")
     assert snapshot() == {}
+
+
+def test_dry_run_says_what_the_cluster_says_and_makes_do_without_one(
+    quick: QuickCommandLine, corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = ("search", "e88", "--preset", "tiny", "--data", str(corpus), "--dry-run")
+    monkeypatch.setenv("PATH", os.devnull)
+    done = quick(*words)
+    assert succeeded(done).startswith("#!/bin/bash\n")
+    silence = "cluster: not asked, so nothing of it is checked: no `sbatch` on this machine\n"
+    assert silence in done.stderr
+    programs = tmp_path / "programs"
+    programs.mkdir()
+    monkeypatch.setenv("PATH", f"{programs}:/usr/bin:/bin")
+    for name, body in {
+        "scontrol": "echo 'MaxArraySize = 9'",
+        "sbatch": "echo 'sbatch: error: Batch job submission failed: Invalid qos specification' "
+        ">&2; exit 1",
+        "sinfo": "echo 'big|big*|up|0:05:00|3|gpu:8|64|9000'",
+        "sacctmgr": "exit 1",
+    }.items():
+        (programs / name).write_text(f"#!/bin/sh\n{body}\n", encoding="utf-8")
+        (programs / name).chmod(0o755)
+    done = quick(*words)
+    assert succeeded(done).startswith("#!/bin/bash\n")
+    told = done.stderr
+    refusal = "Invalid qos specification (`slurm.extra`)\n"
+    assert f"cluster: sbatch would refuse these jobs: {refusal}" in told
+    assert "partition big: 3 nodes of up to 8 GPUs, 64 CPUs and 9000 MB, at most 5 min a j" in told
+    assert "limits: arrays of 9 jobs\n" in told
+    assert "warning: jobs ask for 10 min, and partition big allows 5" in told
+    found = document(quick(*words, "--json"))["cluster"]
+    assert (found["outcome"], found["array_limit"], found["silence"]) == ("never", 9, None)
+    assert found["partitions"][0]["limit_min"] == 5
+    assert document(quick(*words, "--local", "--json"))["cluster"] is None
 
 
 START = r"^starts at n_heads=\d+ n_state=\d+ depth=\d+ lr=[\d.]+ \(the middle of the space\); "
