@@ -2,20 +2,19 @@
 
 from collections.abc import Mapping
 from dataclasses import asdict, fields
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from elmanctl.cli.costs import format_hours
 from elmanctl.cli.output import print_json, print_line, say, warn
 from elmanctl.cli.rows import describe_start
 from elmanctl.config import Resolved
+from elmanctl.jobs.cluster import ClusterAnswer, ask_cluster
 from elmanctl.jobs.corpus import corpus_name
 from elmanctl.jobs.paths import RunPaths
+from elmanctl.jobs.slurm import Slurm
 from elmanctl.ledger.records import Submission, Task
 from elmanctl.models.params import format_count
 from elmanctl.search.start import SearchPlan
-
-if TYPE_CHECKING:
-    from elmanctl.jobs.cluster import ClusterAnswer
 
 
 def describe_plan(plan: SearchPlan) -> str:
@@ -81,9 +80,6 @@ def print_dry_run(plan: SearchPlan, resolved: Resolved, *, as_json: bool) -> Non
     script = None if plan.executor == "local" else _first_script(plan)
     cluster = None
     if script is not None:
-        from elmanctl.jobs.cluster import ask_cluster
-        from elmanctl.jobs.slurm import Slurm
-
         cluster = ask_cluster(script, plan.resources, plan.settings.search.max_jobs, Slurm())
     if as_json:
         told = {"by_variables": _by_variables(plan, resolved)}
@@ -100,7 +96,7 @@ def print_dry_run(plan: SearchPlan, resolved: Resolved, *, as_json: bool) -> Non
         print_line(local if script is None else script)
 
 
-def describe_cluster(cluster: "ClusterAnswer") -> list[str]:
+def describe_cluster(cluster: ClusterAnswer) -> list[str]:
     """Return a line for each thing that the cluster told, or one that says why it told nothing."""
     if cluster.silence is not None:
         return [f"cluster: not asked, so nothing of it is checked: {cluster.silence}"]
@@ -120,7 +116,7 @@ def describe_cluster(cluster: "ClusterAnswer") -> list[str]:
     return lines
 
 
-def _outcome(cluster: "ClusterAnswer") -> str:
+def _outcome(cluster: ClusterAnswer) -> str:
     if cluster.outcome == "accepted":
         start = f", the first could start at {cluster.starts_at}" if cluster.starts_at else ""
         return f"sbatch would accept these jobs{start}"

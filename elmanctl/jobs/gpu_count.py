@@ -1,11 +1,11 @@
 """How many GPUs can be seen from here, and whether those that a user names are among them."""
 
-import subprocess
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from elmanctl.errors import EnvironmentNotReady
 from elmanctl.jobs.gpus import devices_of, visible_devices
+from elmanctl.jobs.slurm_command import NoAnswer, run_command
 
 _ASK_TIMEOUT_S = 20
 
@@ -32,20 +32,11 @@ def visible_gpus(environ: Mapping[str, str], dev: Path = Path("/dev")) -> int | 
 def _listed(environ: Mapping[str, str]) -> int | None:
     """Return how many GPUs nvidia-smi lists, None without an answer."""
     try:
-        done = subprocess.run(
-            ["nvidia-smi", "-L"],
-            capture_output=True,
-            text=True,
-            errors="replace",
-            timeout=_ASK_TIMEOUT_S,
-            check=False,
-            stdin=subprocess.DEVNULL,
-            env=dict(environ),
-        )
-    except (OSError, subprocess.TimeoutExpired):
+        done = run_command(["nvidia-smi", "-L"], environ, timeout_s=_ASK_TIMEOUT_S)
+    except (OSError, NoAnswer):
         return None
     # Parts of a GPU stand indented below it.
-    return None if done.returncode else sum(x.startswith("GPU ") for x in done.stdout.splitlines())
+    return None if done.code else sum(x.startswith("GPU ") for x in done.stdout.splitlines())
 
 
 def check_gpus(
