@@ -49,15 +49,16 @@ NO_SCHEDULER = re.compile(
 
 # srun refuses its own options: from the command line, or from variables that it reads as options.
 _SRUN = r"^srun: (fatal: |error: )?"
-_STEP = r"(Unable to create step for job \d+: )?"
+_UNABLE = r"Unable to (create step for job \d+|allocate resources): "
 BAD_ARGUMENTS = re.compile(
     rf"{_SRUN}.*\bmutually exclusive\b"
-    rf"|{_SRUN}{_STEP}Invalid (--|.{{0,60}}\b(specification|argument|value|option)\b|MPI type)"
+    rf"|{_SRUN}({_UNABLE})?Invalid (--|.{{0,60}}\b(specification|argument|value|option)\b|MPI type)"
     rf"|{_SRUN}.*\b(unrecogni[sz]ed|invalid|ambiguous|unknown) option\b"
     rf"|{_SRUN}option .* requires an argument"
     rf"|{_SRUN}.*\b([Uu]nable to satisfy cpu bind request|CPU binding outside of job step)"
     # A step that asks for other than what its job has.
-    rf"|{_SRUN}Unable to create step for job \d+: (Memory required by task is not available"
+    rf"|{_SRUN}(No command given|Only allocated \d+ nodes asked for)"
+    rf"|{_SRUN}{_UNABLE}(Memory required by task is not available"
     r"|More processors requested than permitted|Requested node configuration is not available"
     r"|Requested nodes? .*not in)"
     # Whatever it says of an option, or of a variable, by its name.

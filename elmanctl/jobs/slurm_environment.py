@@ -40,8 +40,8 @@ _DEVICES = (
     "CUDA_MPS_PIPE_DIRECTORY",
 )
 
-# Folders that many sites make for each job and remove after it.
-_FOLDERS = ("TMPDIR", "TMP", "TEMP", "TEMPDIR")
+# Folders that sites and users make for each job, and that are gone after it.
+_FOLDERS = re.compile(r"TMP|TEMP|SCRATCH|CACHE|JOBFS|RUNTIME_DIR")
 
 
 def allocation(environ: Mapping[str, str]) -> str | None:
@@ -64,7 +64,7 @@ def job_environment(environ: Mapping[str, str]) -> dict[str, str]:
     return {
         k: v
         for k, v in kept.items()
-        if k not in _DEVICES and not (k in _FOLDERS and own_folder.search(v))
+        if k not in _DEVICES and not (_FOLDERS.search(k) and own_folder.search(v))
     }
 
 

@@ -105,10 +105,11 @@ def make_script(submission: Submission, folder: Path, code: Path) -> str:
             mem=None if resources.mem_gb is None else f"{round(resources.mem_gb * 1024)}M",
             cpus_per_task=resources.cpus,
             setup=_setup_lines(resources, folder, code, is_array=submission.is_array),
-            # The limits of a login node's shell say nothing of what a job may use.
+            # The limits of a login node's shell say nothing of what a job may use; but whether
+            # cores are written is the user's choice, where slurmd's own limit is mostly none.
             additional_parameters={
                 "no-requeue": True,
-                "propagate": "NONE",
+                "propagate": "CORE",
                 **_where(),
                 **_extra(resources),
             },

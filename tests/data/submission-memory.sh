@@ -11,7 +11,7 @@
 #SBATCH --open-mode=append
 #SBATCH --output=/cluster/runs/e88/submissions/s0002/%A_%a_0_log.out
 #SBATCH --partition=gpu
-#SBATCH --propagate=NONE
+#SBATCH --propagate=CORE
 #SBATCH --signal=USR2@30
 #SBATCH --time=60
 

@@ -13,7 +13,7 @@
 #SBATCH --open-mode=append
 #SBATCH --output='/cluster/it'"'"'s a "run"/-x $(touch pwned) `touch pwned`; #/submissions/s0007/%A_%a_0_log.out'
 #SBATCH --partition='-p two words'
-#SBATCH --propagate=NONE
+#SBATCH --propagate=CORE
 #SBATCH --signal=USR2@30
 #SBATCH --time=21
 

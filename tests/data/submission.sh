@@ -15,7 +15,7 @@
 #SBATCH --open-mode=append
 #SBATCH --output=/cluster/runs/e88-480m/submissions/s0007/%A_%a_0_log.out
 #SBATCH --partition=gpu
-#SBATCH --propagate=NONE
+#SBATCH --propagate=CORE
 #SBATCH --qos=high
 #SBATCH --signal=USR2@30
 #SBATCH --time=21

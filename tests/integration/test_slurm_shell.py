@@ -32,7 +32,10 @@ SETTINGS = """\
 [slurm]
 poll_s = 1.0
 mem_gb = 0.5
-setup = ["env -0 > env-$SLURM_ARRAY_TASK_ID", "ulimit -St > limit-$SLURM_ARRAY_TASK_ID"]
+setup = [
+    "env -0 > env-$SLURM_ARRAY_TASK_ID",
+    "srun bash -c 'ulimit -St; ulimit -Sc' > limits-$SLURM_ARRAY_TASK_ID",
+]
 """
 
 
@@ -48,7 +51,7 @@ def test_controller_in_a_step_of_an_allocation_searches_as_from_anywhere(
 ) -> None:
     """By salloc and srun, whose variables say how their own step runs; under a soft limit."""
     inside = user(elmanctl, SETTINGS, SBATCH_PARTITION="urgent", SBATCH_COMMENT="mine")
-    limited = ("bash", "-c", 'ulimit -St 600 && exec "$@"', "bash")
+    limited = ("bash", "-c", 'ulimit -St 600 -Sc 0 && exec "$@"', "bash")
     allocation = ("salloc", "-p", "gpu", "-n1", "--mem-per-cpu=700", "--gpus-per-task=1")
     step = ("srun", "--cpu-bind=cores")
     arguments = [*search_arguments(corpus), "--generations", "1"]
@@ -80,8 +83,9 @@ def test_controller_in_a_step_of_an_allocation_searches_as_from_anywhere(
         left = {"SLURM_MEM_PER_CPU", "SLURM_GPUS_PER_TASK", "SLURM_CPU_BIND", "SLURM_STEP_ID"}
         assert not left & set(seen)
         assert not set(FILTERS) & set(seen)
-        limit = (inside.folder / f"limit-{index}").read_text(encoding="utf-8")
-        assert limit != "600\n"
+        limits = (inside.folder / f"limits-{index}").read_text(encoding="utf-8").split()
+        # What a step gets: time without the shell's limit, and no core files, as in the shell.
+        assert limits[0] != "600" and limits[1] == "0"
 
 
 HELD = """\

@@ -99,7 +99,9 @@ def test_devices_of_the_user_reach_jobs_and_those_of_an_allocation_do_not() -> N
         assert job_environment(devices | {name: "7"}) == {}
 
 
-@pytest.mark.parametrize("name", ["TMPDIR", "TMP", "TEMP", "TEMPDIR"])
+@pytest.mark.parametrize(
+    "name", ["TMPDIR", "TMP", "TEMP", "LSCRATCH", "JOBFS", "TRITON_CACHE_DIR", "XDG_RUNTIME_DIR"]
+)
 def test_folder_made_for_one_job_does_not_reach_others(name: str) -> None:
     inside = {"SLURM_JOB_ID": "4711"}
     for folder in ("/tmp/4711", "/scratch/slurm.4711.0", "/local/job_4711/tmp"):

@@ -93,8 +93,8 @@ def test_job_is_never_requeued_by_slurm_behind_the_ledgers_back() -> None:
     assert "#SBATCH --no-requeue" in lines
 
 
-def test_limits_of_the_shell_do_not_travel_with_jobs_unless_asked_for() -> None:
-    assert "#SBATCH --propagate=NONE" in script(Path("/cluster/run")).splitlines()
+def test_limits_of_the_shell_other_than_on_cores_do_not_travel_unless_asked_for() -> None:
+    assert "#SBATCH --propagate=CORE" in script(Path("/cluster/run")).splitlines()
     asked = script(Path("/cluster/run"), extra={"propagate": "STACK"}).splitlines()
     assert [line for line in asked if "propagate" in line] == ["#SBATCH --propagate=STACK"]
 

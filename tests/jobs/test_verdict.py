@@ -360,6 +360,12 @@ BAD_ARGUMENTS = {
     "processors": (
         "srun: error: Unable to create step for job 7: More processors requested than permitted",
     ),
+    "allocation": (
+        "srun: error: Unable to allocate resources: Invalid Trackable RESource (TRES) "
+        "specification",
+    ),
+    "nodes": ("srun: error: Only allocated 1 nodes asked for 2",),
+    "number": ('srun: error: Invalid numeric value "two" for --ntasks.',),
     "mpi": ("srun: error: Invalid MPI type 'openmpi', --mpi=list for acceptable types",),
 }
 
