@@ -445,6 +445,15 @@ def test_value_outside_its_bounds_is_refused_wherever_it_is_set(sources: Sources
         assert decode_settings({section: {name: value}}).encode()[section][name] == value
 
 
+def test_bounds_stand_in_the_file_that_init_writes() -> None:
+    lines = commented_config().splitlines()
+    for key, bounds in BOUNDED.items():
+        place = lines.index(f"[{key.partition('.')[0]}]")
+        name = key.partition(".")[2]
+        line = next(i for i in range(place, len(lines)) if lines[i].startswith(f"# {name} = "))
+        assert lines[line - 1].endswith(f" ({bounds.describe()})")
+
+
 def test_numbers_have_bounds_and_defaults_are_within_them() -> None:
     defaults = Settings().encode()
     for section, record in SECTIONS.items():

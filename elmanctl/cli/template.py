@@ -23,7 +23,9 @@ def commented_config() -> str:
         lines = [f"[{section}]"]
         for item in fields(record):
             default = item.default if item.default is not MISSING else {}
-            lines.append(f"# {item.metadata['help']}")
+            bounds = item.metadata.get("bounds")
+            allowed = f" ({bounds.describe()})" if bounds else ""
+            lines.append(f"# {item.metadata['help']}{allowed}")
             lines.append(f"# {item.name} = {_toml(default)}")
         parts.append("\n".join(lines) + "\n")
     return "\n".join(parts)
