@@ -1,6 +1,7 @@
 """What a worker does with the signals that a scheduler sends."""
 
 import os
+import resource
 import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -34,6 +35,8 @@ def signals_noted(heartbeat: Heartbeat) -> Iterator[Warned]:
 
     def note_and_end(number: int, frame: FrameType | None) -> None:
         _note(heartbeat, number)
+        # Of a worker that used up its time nobody wants gigabytes of memory on a disk.
+        resource.setrlimit(resource.RLIMIT_CORE, (0, resource.getrlimit(resource.RLIMIT_CORE)[1]))
         signal.signal(number, signal.SIG_DFL)
         os.kill(os.getpid(), number)
         # Only reached where the default action is to ignore: process 1 of a container.

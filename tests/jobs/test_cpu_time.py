@@ -1,5 +1,6 @@
 """A limit on CPU time, however it is told: a timeout of its own cause, and no reason to go on."""
 
+import os
 import resource
 import signal
 import subprocess
@@ -120,3 +121,26 @@ def test_bash_and_the_kernel_write_what_the_rules_know(tmp_path: Path) -> None:
     assert f"the code is {128 + signal.SIGXCPU}" in done.stdout
     verdict = classify_log(TRAINING + done.stderr)
     assert (verdict.kind, verdict.cause) == (VerdictKind.TIMEOUT, Cause.CPU_TIME)
+
+
+def test_worker_at_its_limit_leaves_no_image_of_its_memory(tmp_path: Path) -> None:
+    """Python's own action would be a core file as large as its memory, in the job's folder."""
+    code = """
+import os, resource, signal
+from elmanctl.jobs.heartbeat import Heartbeat
+from elmanctl.jobs.signals import signals_noted
+from pathlib import Path
+hard = resource.getrlimit(resource.RLIMIT_CORE)[1]
+resource.setrlimit(resource.RLIMIT_CORE, (hard, hard))
+with Heartbeat(Path("beat.json"), interval_s=60.0, job_id=None, restart=0) as beat:
+    with signals_noted(beat):
+        os.kill(os.getpid(), signal.SIGXCPU)
+        signal.pause()
+"""
+    # Python's own classes for processes do not tell whether there was a core file.
+    inside = f"import os; os.chdir({str(tmp_path)!r})\n{code}"
+    worker = os.posix_spawn(sys.executable, [sys.executable, "-c", inside], os.environ)
+    _, status = os.waitpid(worker, 0)
+    assert os.WTERMSIG(status) == signal.SIGXCPU
+    assert not os.WCOREDUMP(status)
+    assert [path.name for path in tmp_path.iterdir()] == ["beat.json"]
