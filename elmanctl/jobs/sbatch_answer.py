@@ -93,7 +93,7 @@ _TOO_LARGE = re.compile(r"invalid job array specification", re.IGNORECASE)
 _NOT_NOW: tuple[tuple[str, Cause], ...] = (
     (r"MaxJobCount|job queue full|unable to create job record", Cause.LIMIT),
     (r"temporarily unable to accept job|resource temporarily unavailable", Cause.LIMIT),
-    (r"too many (?:pending |queued |submitted )?jobs|job limit (?:reached|exceeded)", Cause.LIMIT),
+    (r"too many (?:\w+ ){0,2}jobs|job limit (?:reached|exceeded)", Cause.LIMIT),
     (r"rate limit|standby mode|job creation temporarily disabled", Cause.BUSY),
     (r"presently disabled|submissions? (?:is |are )?(?:currently )?disabled", Cause.BUSY),
     (r"error writing script/environment|unable to connect to database", Cause.BUSY),

@@ -56,6 +56,7 @@ class SlurmExecutor:
         self._knows_array_limit = False
         self._asks_array_limit = False
         self._has_arrays = True
+        self._has_taken = False
         self._banner: str | None = None
 
     @property
@@ -103,6 +104,7 @@ class SlurmExecutor:
             raise SubmissionDeferred(f"cannot run `sbatch`: {exc}") from exc
         answer = read_answer(done.code, done.stdout, done.stderr)
         if answer.job_id is not None:
+            self._has_taken = True
             return answer.job_id
         if done.code == 0:
             self._tell_banner(answer.words)
@@ -121,7 +123,7 @@ class SlurmExecutor:
         is_deferred = answer.outcome is Outcome.NOT_NOW
         if answer.cause is Cause.POLICY:
             # The same words tell of a limit on jobs, and of what no job may ask for.
-            is_deferred = len(submission.tasks) > 1 or self._has_jobs()
+            is_deferred = len(submission.tasks) > 1 or self._has_taken or self._has_jobs()
         if not is_deferred:
             return SubmissionError(answer.words, hint=_request_hint(self._run, answer.key))
         is_limit = answer.cause in (Cause.LIMIT, Cause.POLICY)
@@ -153,8 +155,10 @@ class SlurmExecutor:
             return True
 
     def _tell_banner(self, words: str) -> None:
-        level = logging.DEBUG if words == self._banner else logging.WARNING
-        self._banner = words
+        # The id of the job, and the time maybe, are other ones each time.
+        banner = re.sub(r"\d+", "", words)
+        level = logging.DEBUG if banner == self._banner else logging.WARNING
+        self._banner = banner
         logger.log(level, "sbatch says more than a job id, jobs are found by their name: %s", words)
 
     def _learn_array_limit(self, refused: int) -> None:

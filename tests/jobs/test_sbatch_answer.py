@@ -19,6 +19,7 @@ LIMITS = [
     "record, try again",
     f"{FAILED}MaxJobCount limit reached",
     f"sbatch: error: You have too many queued jobs.\n{FAILED}Unspecified error",
+    "--> max jobs a user ... FAILED: too many simultaneous jobs in queue",
 ]
 BUSY = [
     f"{FAILED}Rate limit exceeded, please retry momentarily",

@@ -138,8 +138,8 @@ def test_success_without_a_plain_id_is_no_refusal(slurm: Setup, words: str) -> N
 
 
 def test_banner_of_a_wrapper_is_shown_once(slurm: Setup, caplog: pytest.LogCaptureFixture) -> None:
-    slurm.tools.answer("sbatch", "Welcome to cluster 2!\n4711\n")
-    for _ in range(3):
+    for job_id in range(4711, 4714):
+        slurm.tools.answer("sbatch", f"Welcome to cluster 2!\n{job_id}\n")
         with pytest.raises(SubmissionUnknown):
             slurm.submit()
     told = [one for one in caplog.records if one.levelname == "WARNING"]
@@ -180,6 +180,17 @@ def test_limit_on_submitted_jobs_is_a_refusal_for_now_that_names_the_setting(slu
 
 
 POLICY = f"{FAILED}Job violates accounting/QOS policy (job submit limit, user's size)\n"
+
+
+def test_policy_without_a_reason_is_about_the_number_of_jobs_once_one_was_taken(
+    slurm: Setup,
+) -> None:
+    slurm.tools.answer("squeue")
+    slurm.tools.answer("sbatch", "4711\n")
+    slurm.executor.submit(ONE, slurm.folder)
+    slurm.tools.answer("sbatch", stderr=POLICY, code=1)
+    with pytest.raises(SubmissionDeferred):
+        slurm.executor.submit(ONE, slurm.folder)
 
 
 @pytest.mark.parametrize(
