@@ -3,6 +3,7 @@
 import importlib.util
 import os
 import shutil
+import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from importlib import metadata
@@ -11,6 +12,7 @@ from pathlib import Path
 from elmanctl.constants import INSTALL_TRAIN
 from elmanctl.jobs.slurm import AccountingOff, Slurm, SlurmSilent
 from elmanctl.ledger.disk import free_bytes
+from elmanctl.ledger.files import NoHardLinks, link
 from elmanctl.models.backends import BACKENDS, fault_here
 from elmanctl.models.registry import FAMILIES
 
@@ -124,6 +126,8 @@ def _folder(runs: Path, floor_gb: float, write_bytes: Callable[[float], str]) ->
         detail=f"{runs}" if may_write else f"{there} cannot be written",
         fix=None if may_write else "set `paths.runs` to a folder of yours on a shared disk",
     )
+    if may_write:
+        yield _links(there)
     free, floor = free_bytes(there), floor_gb * _GB
     yield Finding(
         part="runs",
@@ -132,3 +136,24 @@ def _folder(runs: Path, floor_gb: float, write_bytes: Callable[[float], str]) ->
         detail=f"{write_bytes(free)} free, {write_bytes(floor)} are kept free",
         fix=None if free > floor else "make room: `elmanctl clean --dry-run`",
     )
+
+
+def _links(folder: Path) -> Finding:
+    """Try what a run's lease needs, in two files that are removed again."""
+    try:
+        with tempfile.NamedTemporaryFile(prefix=".elmanctl-", dir=folder) as file:
+            other = Path(f"{file.name}.link")
+            link(other, Path(file.name))
+            other.unlink()
+    except OSError as exc:
+        fix = "mend what the system says, then look again"
+        if isinstance(exc, NoHardLinks):
+            fix = "set `paths.runs` to a folder elsewhere: the lease of a run is a hard link"
+        return Finding(
+            part="runs",
+            name="hard links",
+            is_fine=False,
+            detail=f"{folder}: {exc.strerror}",
+            fix=fix,
+        )
+    return Finding(part="runs", name="hard links", is_fine=True, detail="can be made")

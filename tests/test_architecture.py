@@ -52,7 +52,7 @@ RULES: tuple[tuple[tuple[str, ...], tuple[str, ...]], ...] = (
     ),
     # What measures may use all that trains; the command line reaches it late.
     (("bench",), (*LEAVES, "ledger.files", "kernels", "models", "jobs", "bench")),
-    (("doctor",), ("constants", *SIZES, "ledger.disk", "jobs.slurm")),
+    (("doctor",), ("constants", *SIZES, "ledger.disk", "ledger.files", "jobs.slurm")),
     (("cli",), ("",)),
     (("__main__",), (*LEAVES, "cli")),
 )

@@ -8,8 +8,18 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from elmanctl.ledger.mounts import find_mount
+
 # Leases, requests, results and heartbeats have a few kilobytes, a run's settings less.
 SMALL_BYTES = 1 << 20
+
+
+# How systems say that a file system has no hard links; we own both the file and its folder.
+_NO_LINKS = (errno.EPERM, errno.ENOTSUP, errno.ENOSYS)
+
+
+class NoHardLinks(OSError):
+    """The file system has no hard links, which nothing replaces safely on all of them."""
 
 
 class DamagedFile(ValueError):
@@ -34,11 +44,15 @@ def create_atomically(path: Path, data: bytes) -> None:
     """Make a new file that is complete from the moment it exists.
 
     Raises FileExistsError when there is one already; of several processes exactly one succeeds,
-    on NFS too, because `link` is one operation of the server.
+    on NFS too, because `link` is one operation of the server.  Nothing else is, everywhere: an
+    exclusive creation shows the file before it is complete, and a rename that replaces nothing is
+    checked by each machine for itself where the server does not know of it.
+
+    Raises NoHardLinks where the file system has none.
     """
     temporary = _write_temporary(path, data)
     try:
-        path.hardlink_to(temporary)
+        link(path, temporary)
     except FileExistsError:
         # On NFS the reply to a link that succeeded can be lost, and the repeated call then fails.
         if not _is_same_file(temporary, path):
@@ -46,6 +60,22 @@ def create_atomically(path: Path, data: bytes) -> None:
     finally:
         temporary.unlink(missing_ok=True)
     sync_folder(path.parent)
+
+
+def link(path: Path, existing: Path) -> None:
+    """Give a file another name; raises FileExistsError, NoHardLinks, OSError."""
+    try:
+        path.hardlink_to(existing)
+    except OSError as exc:
+        if exc.errno not in _NO_LINKS:
+            raise
+        kind = find_mount(path.parent).kind or "unknown"
+        raise NoHardLinks(
+            exc.errno,
+            f"its file system ({kind}) makes no hard links, by which the first of several"
+            " processes is told",
+            str(path),
+        ) from exc
 
 
 def write_json(path: Path, obj: Mapping[str, object]) -> None:

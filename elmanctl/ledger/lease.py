@@ -16,7 +16,14 @@ from pathlib import Path
 from types import TracebackType
 
 from elmanctl.errors import LeaseLost, LedgerCorrupt, LedgerError, LedgerLocked
-from elmanctl.ledger.files import SMALL_BYTES, create_atomically, open_regular, read_small
+from elmanctl.ledger.files import (
+    SMALL_BYTES,
+    NoHardLinks,
+    create_atomically,
+    link,
+    open_regular,
+    read_small,
+)
 from elmanctl.ledger.holder import Holder, decode_holder, encode_holder, is_gone, this_process
 
 __all__ = ["LEASE_FILE", "RENEW_EVERY_S", "STALE_S", "Holder", "Lease", "is_gone", "read_holder"]
@@ -84,7 +91,12 @@ class Lease:
                 if lease is not None:
                     return lease
         except OSError as exc:
-            raise LedgerError(f"cannot take the lease in {folder}: {exc.strerror}") from exc
+            raise LedgerError(
+                f"cannot take the lease in {folder}: {exc.strerror}",
+                hint="move the run to a file system with hard links, and its `paths.runs` with it"
+                if isinstance(exc, NoHardLinks)
+                else None,
+            ) from exc
         raise LedgerLocked(
             f"several processes are taking over the run in {folder}", hint="try again"
         )
@@ -226,7 +238,7 @@ def _move_aside(path: Path, judged: bytes) -> Path | None:
         path.rename(aside)
         if read_small(aside) == judged:
             return aside
-        path.hardlink_to(aside)
+        link(path, aside)
     except (FileNotFoundError, FileExistsError):
         return None
     aside.unlink(missing_ok=True)

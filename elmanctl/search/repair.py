@@ -1,6 +1,5 @@
 """Making a damaged run usable again, without losing a byte of what there was."""
 
-import os
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -12,7 +11,7 @@ from elmanctl.errors import LedgerCorrupt, LedgerError, LedgerLocked
 from elmanctl.jobs.ownership import refuse_foreign_run
 from elmanctl.jobs.paths import RunPaths
 from elmanctl.ledger.events import Event
-from elmanctl.ledger.files import sync_folder, write_atomically
+from elmanctl.ledger.files import link, sync_folder, write_atomically
 from elmanctl.ledger.lease import LEASE_FILE, STALE_S, Lease, read_holder
 from elmanctl.ledger.run_state import RunState
 from elmanctl.ledger.scan import Fault, Scan, scan
@@ -200,7 +199,7 @@ def _set_aside(paths: RunPaths, found: Scan) -> str:
     A kill in between leaves the damaged ledger where it was, under two names.
     """
     kept = paths.folder / f"ledger.damaged-{_moment()}"
-    os.link(paths.ledger, kept)
+    link(kept, paths.ledger)
     sync_folder(paths.folder)
     with kept.open("rb") as file:
         write_atomically(paths.ledger, file.read(found.good_size_bytes))

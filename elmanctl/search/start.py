@@ -215,7 +215,7 @@ def create_run(plan: SearchPlan) -> Path:
             f"the run's folder cannot be made: {named(failure)}; nothing was started",
             hint="make room, e.g. with `elmanctl clean`, and start again"
             if full_disk(exc)
-            else "set `paths.runs` to a folder of yours on a shared disk",
+            else "set `paths.runs` to a folder of yours on a shared disk, with hard links",
         ) from exc
     return plan.folder
 

@@ -54,6 +54,26 @@ def test_node_that_has_the_folder_on_a_disk_of_its_own_is_at_fault(
     assert verdict.summary.startswith(f"the job ran on {node.name} and its log ")
 
 
+WRITES_TEMPORARY = """
+import tempfile
+with tempfile.TemporaryFile() as file:
+    file.write(bytes(1 << 20))
+"""
+
+
+def test_full_tmp_of_a_node_is_the_nodes_fault(node: OddNode, tmp_path: Path, corpus: Path) -> None:
+    job = Job(
+        tmp_path / "run",
+        corpus,
+        broken_by=WRITES_TEMPORARY,
+        setup=[f"export TMPDIR={node.folder / 'small'}"],
+        extra={"nodelist": node.name},
+    )
+    verdict = job.verdict()
+    assert verdict.kind is VerdictKind.ENVIRONMENT
+    assert f"{node.folder / 'small'} of {node.name} is full" in verdict.evidence[0].text
+
+
 SETTINGS = """\
 [paths]
 runs = "runs"
