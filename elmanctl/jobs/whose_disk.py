@@ -26,6 +26,10 @@ _PATH = re.compile(r"(?<![\w./])/[^\s:'\"`,;()<>|]+")
 # Less than anything needs that is worth writing.
 _NO_ROOM_BYTES = 64 * 1024
 
+# No write of ours fails where so much is free, and many of a compiler's do where so little is.
+_AMPLE_BYTES = 1 << 30
+_SCARCE_BYTES = 256 << 20
+
 # What compilers leave behind: by a part of the writing module's path, the variables that name
 # its folder, and where it lies without them: below home, or among temporary files.
 _CACHES = (
@@ -63,7 +67,8 @@ def _find_full_disk(exc: BaseException, run_folder: Path) -> str | None:
     if named is not None:
         # The call that failed says where: nothing else counts.
         return _local(named, run_folder)
-    for folder in (*_temporary_folders(), *(folder for _, folder in _caches())):
+    folders = [*_temporary_folders(), *(folder for _, folder in _caches())]
+    for folder in folders:
         if _has_no_room(folder) and (found := _local(folder, run_folder)):
             return found
     if not full:
@@ -73,6 +78,13 @@ def _find_full_disk(exc: BaseException, run_folder: Path) -> str | None:
     ]
     for part, folder in _caches():
         if any(part in name for name in writers) and (found := _local(folder, run_folder)):
+            return found
+    # What did not fit may be gone again.  A quota has a number of its own and counts elsewhere.
+    by_quota = any(isinstance(link, OSError) and link.errno == errno.EDQUOT for link in full)
+    if by_quota or _free_bytes(run_folder) < _AMPLE_BYTES:
+        return None
+    for folder in folders:
+        if _free_bytes(folder) < _SCARCE_BYTES and (found := _local(folder, run_folder)):
             return found
     return None
 
@@ -122,7 +134,12 @@ def _local(path: Path, run_folder: Path) -> str | None:
 def _has_no_room(path: Path) -> bool:
     status = os.statvfs(_nearest(path))
     out_of_files = status.f_files > 0 and status.f_favail == 0
-    return status.f_bavail * status.f_frsize < _NO_ROOM_BYTES or out_of_files
+    return out_of_files or _free_bytes(path) < _NO_ROOM_BYTES
+
+
+def _free_bytes(path: Path) -> int:
+    status = os.statvfs(_nearest(path))
+    return status.f_bavail * status.f_frsize
 
 
 def _nearest(path: Path) -> Path:

@@ -48,7 +48,13 @@ def test_node_that_cannot_open_the_log_is_at_fault(node: OddNode, corpus: Path) 
 def test_node_that_has_the_folder_on_a_disk_of_its_own_is_at_fault(
     node: OddNode, corpus: Path
 ) -> None:
-    job = Job(node.folder / "apart" / "own", corpus, extra={"nodelist": node.name})
+    job = Job(
+        node.folder / "apart" / "own",
+        corpus,
+        # Else submitit looks for its pickle for a minute before it fails.
+        setup=["exit 2"],
+        extra={"nodelist": node.name},
+    )
     verdict = job.verdict()
     assert verdict.kind is VerdictKind.NODE_FAILURE
     assert verdict.summary.startswith(f"the job ran on {node.name} and its log ")

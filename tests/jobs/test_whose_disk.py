@@ -65,6 +65,16 @@ def test_full_disk_that_another_node_does_not_have_is_found(
     assert full_disk_of_node(exc, full / "run") is None
 
 
+def test_disk_on_which_what_did_not_fit_is_gone_again_is_found(
+    small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    exc = failure(small)
+    monkeypatch.setenv("TMPDIR", str(small))
+    assert full_disk_of_node(exc, tmp_path) == str(small)
+    exc.errno = errno.EDQUOT
+    assert full_disk_of_node(exc, tmp_path) is None
+
+
 @pytest.mark.parametrize("variable", ["TRITON_CACHE_DIR", "TORCHINDUCTOR_CACHE_DIR"])
 def test_full_disk_of_a_compilers_cache_is_found(
     full: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, variable: str
