@@ -127,6 +127,19 @@ def test_editable_installation_is_the_checkout(
         assert found.samefile(checkout / "elmanctl" / "__init__.py")
 
 
+@pytest.mark.parametrize("left", ["nothing", "a text file"])
+def test_link_that_a_copy_has_lost_is_made_again(checkout: Path, tmp_path: Path, left: str) -> None:
+    copy = shutil.copytree(checkout, tmp_path / "copy", symlinks=True)
+    shutil.rmtree(copy / "src")
+    if left == "a text file":
+        (copy / "src").mkdir()
+        (copy / "src" / "elmanctl").write_text("../elmanctl")
+    python = make_environment(tmp_path / "environment")
+    install(python, "--no-deps", "-e", copy)
+    found = run(python, "-c", "import elmanctl; print(elmanctl.__file__)", folder=tmp_path)
+    assert Path(found.strip()).samefile(copy / "elmanctl" / "__init__.py")
+
+
 def test_code_of_an_editable_installation_is_frozen_whole(
     editable: Path, checkout: Path, tmp_path: Path
 ) -> None:

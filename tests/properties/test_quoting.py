@@ -155,7 +155,7 @@ def test_options_reach_sbatch_as_they_are_or_are_refused_by_their_key(
     # Nothing that was asked for turned into an option of its own.
     assert options.keys() <= {
         *("partition", "account", "gres", "comment", "array", "job-name", "no-requeue", "nodes"),
-        *("ntasks-per-node", "open-mode", "output", "signal", "time"),
+        *("ntasks-per-node", "open-mode", "output", "propagate", "signal", "time"),
     }
 
 
