@@ -22,17 +22,33 @@ TYPER_USAGE_ERROR: Any = typer.BadParameter.__base__
 
 def main() -> None:
     """Run `elmanctl` with the arguments of this process, and exit."""
+    _open_closed_streams()
     with contextlib.suppress(AttributeError):
         # A file's name need not be UTF-8; in JSON what is printed then reads back to that name.
         sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
     code = _run()
     with contextlib.suppress(AttributeError, BrokenPipeError):
-        # There is no stdout at all after `>&-`.
+        # Under a test stdout may be no file.
         sys.stdout.flush()
     if _reader_is_gone():
         # Python flushes once more as it exits, and would complain.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     sys.exit(code)
+
+
+def _open_closed_streams() -> None:
+    """Open what `>&-` closed: else the next file that is opened would be taken for stdout.
+
+    Python has None for such a stream, and prints on stdout what is meant for a closed stderr.
+    """
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        if getattr(sys, name) is None:
+            with contextlib.suppress(OSError):
+                os.fstat(number)
+                continue
+            # The lowest number that is free is this one.
+            descriptor = os.open(os.devnull, os.O_RDWR)
+            setattr(sys, name, os.fdopen(descriptor, "w" if number else "r", encoding="utf-8"))
 
 
 def _run() -> int:

@@ -191,7 +191,14 @@ def _files(config: Path | None, folder: Path, environ: Mapping[str, str]) -> lis
             raise NotFound(f"no such configuration file: {config}")
         return [replace(read_file(config), path=None)]
     user = _user_folder(environ) / "config.toml"
-    found = [user] if user.is_file() else []
+    try:
+        found = [user] if user.is_file() else []
+    except OSError as exc:
+        # As after `su` or `sudo`, which may leave HOME as it was.
+        raise ConfigError(
+            f"cannot look for `{user}`: {exc.strerror}",
+            hint="set HOME or XDG_CONFIG_HOME to a folder of yours, or name a file with `--config`",
+        ) from exc
     # As the user came here, then as the kernel: above a linked project lies another folder.
     real = folder.resolve()
     for parent in (folder, *folder.parents, real, *real.parents):

@@ -28,7 +28,7 @@ from elmanctl.cli.output import (
 from elmanctl.cli.remote import act_on_run
 from elmanctl.cli.template import commented_config
 from elmanctl.constants import COMPLETION_VARIABLE, CONFIG_NAME, PROGRAM
-from elmanctl.errors import PartialFailure, UsageError
+from elmanctl.errors import EnvironmentNotReady, PartialFailure, UsageError
 from elmanctl.jobs.policy import shown_rules
 from elmanctl.ledger.records import Evaluation
 from elmanctl.search.actions import to_cancel
@@ -65,8 +65,14 @@ def init(
     path = folder / CONFIG_NAME
     if path.exists() and not force:
         raise UsageError(f"{path} exists", hint="pass `--force` to replace it")
-    folder.mkdir(parents=True, exist_ok=True)
-    path.write_text(commented_config(), encoding="utf-8")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        path.write_text(commented_config(), encoding="utf-8")
+    except OSError as exc:
+        raise EnvironmentNotReady(
+            f"cannot write {path.absolute()}: {exc.strerror}",
+            hint="name a folder of yours: `elmanctl init FOLDER`",
+        ) from exc
     print_line(str(path))
     hint(
         f"set your partition in it, then "

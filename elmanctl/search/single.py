@@ -6,7 +6,13 @@ from pathlib import Path
 from typing import Any
 
 from elmanctl import clock
-from elmanctl.errors import ElmanError, EvaluationFailed, Faults, UsageError
+from elmanctl.errors import (
+    ElmanError,
+    EnvironmentNotReady,
+    EvaluationFailed,
+    Faults,
+    UsageError,
+)
 from elmanctl.folders import as_written
 from elmanctl.jobs.evaluation import evaluate_attempt
 from elmanctl.jobs.ownership import refuse_open_parents
@@ -100,4 +106,9 @@ def _new_folder(out: Path | None, runs: Path, model: str) -> Path:
         folder.mkdir(parents=True)
     except FileExistsError as exc:
         raise UsageError(f"{folder} exists", hint="pass another `--out`") from exc
+    except OSError as exc:
+        raise EnvironmentNotReady(
+            f"results cannot be kept in {folder}: {exc.strerror}",
+            hint="pass `--out FOLDER`, or change `paths.runs`",
+        ) from exc
     return folder

@@ -1,11 +1,16 @@
 """Names, logs and errors that hold commands for a terminal: shown, and never obeyed."""
 
 import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
 from elmanctl.cli import output
 from tests.cli.conftest import QuickCommandLine
+from tests.command_line import CommandLine
 
 EVIL = "a\x1b[2Jb\x9b1m\u202ec"
 
@@ -58,3 +63,43 @@ def test_torn_first_line_is_no_internal_error(quick_with_runs: QuickCommandLine)
     for words in (("clean", "finished", "--dry-run"), ("cancel", "x", "--run", "finished")):
         done = quick_with_runs(*words)
         assert done.returncode == 3 and "is empty" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("closing", "code", "stdout"),
+    [
+        ("models >&-", 0, ""),
+        ("models e88 >&- <&-", 0, ""),
+        ("show best 2>&-", 3, ""),
+        ("status 2>&- >&-", 0, ""),
+    ],
+)
+def test_closed_stream_is_no_fault_and_its_talk_goes_nowhere_else(
+    closing: str, code: int, stdout: str, elmanctl: CommandLine
+) -> None:
+    done = subprocess.run(
+        ["bash", "-c", f"{sys.executable} -m elmanctl {closing}"],
+        cwd=elmanctl.folder,
+        env=elmanctl.environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (done.returncode, done.stdout) == (code, stdout)
+    assert "internal error" not in done.stderr
+
+
+def test_folder_that_cannot_be_written_is_named_with_the_way_out(
+    quick: QuickCommandLine, tmpfs: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmpfs(64)
+    subprocess.run(["mount", "-o", "remount,ro", folder], check=True)
+    monkeypatch.chdir(folder)
+    model = ("dim=32", "depth=1", "n_heads=2", "n_state=8", "--train-steps", "1")
+    for words, told, way_out in (
+        (("init",), f"cannot write {folder}/elman.toml: Read-only", "elmanctl init FOLDER"),
+        (("eval", "e88", *model), f"results cannot be kept in {folder}/runs", "--out FOLDER"),
+        (("search", "e88", "--local", "--preset", "tiny"), "runs cannot be kept", "`paths.runs`"),
+    ):
+        done = quick(*words)
+        assert done.returncode == 4 and told in done.stderr and way_out in done.stderr
