@@ -7,17 +7,12 @@ import select
 import sys
 from typing import Any
 
-import typer
-
 from elmanctl.constants import COMPLETION_VARIABLE, PROGRAM
 from elmanctl.errors import ElmanError, EnvironmentNotReady, UsageError
 
 logger = logging.getLogger(__name__)
 
 INTERRUPTED = 130
-
-# Typer exports only its children.
-TYPER_USAGE_ERROR: Any = typer.BadParameter.__base__
 
 
 def main() -> None:
@@ -26,7 +21,11 @@ def main() -> None:
     with contextlib.suppress(AttributeError):
         # A file's name need not be UTF-8; in JSON what is printed then reads back to that name.
         sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
-    code = _run()
+    try:
+        code = _run()
+    except KeyboardInterrupt:
+        # While modules are imported nobody else hears of it.
+        code = INTERRUPTED
     with contextlib.suppress(AttributeError, BrokenPipeError):
         # Under a test stdout may be no file.
         sys.stdout.flush()
@@ -53,8 +52,13 @@ def _open_closed_streams() -> None:
 
 def _run() -> int:
     """Run the command line and return its exit code."""
+    import typer
+
     from elmanctl.cli.app import app
     from elmanctl.cli.output import print_error
+
+    # Typer exports only its children.
+    usage_error: Any = typer.BadParameter.__base__
 
     if COMPLETION_VARIABLE in os.environ:
         # Typer knows the shells only after this, since `completion` is a command of our own.
@@ -71,7 +75,7 @@ def _run() -> int:
         logger.debug("where it happened", exc_info=True)
         print_error(exc)
         return exc.exit_code
-    except TYPER_USAGE_ERROR as exc:
+    except usage_error as exc:
         _print_usage_error(exc)
         return UsageError.exit_code
     except typer.Abort:

@@ -103,3 +103,32 @@ def test_folder_that_cannot_be_written_is_named_with_the_way_out(
     ):
         done = quick(*words)
         assert done.returncode == 4 and told in done.stderr and way_out in done.stderr
+
+
+INTERRUPTED_IMPORT = """
+import sys
+
+
+class Interrupting:
+    def find_spec(self, name, path, target=None):
+        if name == "elmanctl.cli.app":
+            raise KeyboardInterrupt
+
+
+sys.meta_path.insert(0, Interrupting())
+from elmanctl.__main__ import main
+
+main()
+"""
+
+
+def test_ctrl_c_while_the_program_starts_leaves_no_traceback(elmanctl: CommandLine) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", INTERRUPTED_IMPORT],
+        cwd=elmanctl.folder,
+        env=elmanctl.environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", "")
