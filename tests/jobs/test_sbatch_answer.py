@@ -45,6 +45,7 @@ NEVER = [
     (f"{FAILED}User's group not permitted to use this partition", "slurm.partition"),
     (f"{FAILED}Requested partition configuration not available now", "slurm.partition"),
     (f"{FAILED}Invalid account or account/partition combination specified", "slurm.account"),
+    (f"{FAILED}Invalid accounting frequency requested", "slurm.extra"),
     (f"{FAILED}Invalid qos specification", "slurm.extra"),
     (f"{FAILED}Invalid feature specification", "slurm.extra"),
     (f"{FAILED}Requested reservation is invalid", "slurm.extra"),
