@@ -35,7 +35,11 @@ def test_the_windows_of_a_seed_and_step_never_change(stream: ByteStream) -> None
     assert rows.dtype == np.uint8
 
 
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=50)
+# A fixture for all examples of a test, and examples however slowly they are drawn.
+ALLOWED = (HealthCheck.function_scoped_fixture, HealthCheck.too_slow)
+
+
+@settings(suppress_health_check=ALLOWED, max_examples=50)
 @given(seed=seeds, step=steps, batch=st.integers(1, 40), smaller=st.integers(1, 40))
 def test_a_smaller_batch_is_the_beginning_of_a_larger_one(
     stream: ByteStream, seed: int, step: int, batch: int, smaller: int
@@ -44,7 +48,7 @@ def test_a_smaller_batch_is_the_beginning_of_a_larger_one(
     assert (stream.rows(seed, step, smaller, 8) == rows[:smaller]).all()
 
 
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=50)
+@settings(suppress_health_check=ALLOWED, max_examples=50)
 @given(seed=seeds, step=steps)
 def test_other_steps_and_seeds_read_other_windows(stream: ByteStream, seed: int, step: int) -> None:
     rows = stream.rows(seed, step, 16, 8)
