@@ -26,6 +26,7 @@ case "$*" in
 *"-m pip --version") [ -e .venv/pip ] ;;
 *"-m ensurepip"*) touch .venv/pip ;;
 *"-m pip install"*)
+    [ "${{PIP_USER:-0}}" = 0 ] || exit 98
     {install}
     printf '#!/bin/sh\\necho "elmanctl $*"\\n' > .venv/bin/elmanctl; chmod +x .venv/bin/elmanctl ;;
 "-P -") [ -e .venv/bin/elmanctl ] ;;
@@ -89,6 +90,13 @@ def test_demo_says_what_it_installs_and_how_much_that_is(checkout: Checkout) -> 
     again = checkout("demo")
     assert again.stdout == done.stdout
     assert again.stderr == ""
+
+
+def test_demo_installs_into_its_environment_whatever_a_profile_tells_pip(
+    checkout: Checkout,
+) -> None:
+    checkout.put("python3", "3.12.1")
+    assert checkout("demo", PIP_USER="yes").returncode == 0
 
 
 def test_demo_whose_installation_failed_says_so_and_does_it_again(checkout: Checkout) -> None:
