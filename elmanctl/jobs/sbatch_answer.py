@@ -7,7 +7,7 @@ unheard of is looked up by the job's name before anything is concluded.
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import TypeVar
 
@@ -38,13 +38,17 @@ class Cause(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SbatchAnswer:
-    """One answer: `words` are sbatch's own, `key` names the setting to change, if one is known."""
+    """One answer: `words` are sbatch's own, `key` names the setting to change, if one is known.
+
+    `is_certain` says that only a controller that made no job of it gives this answer.
+    """
 
     outcome: Outcome
     cause: Cause | None = None
     words: str = ""
     job_id: str | None = None
     key: str | None = None
+    is_certain: bool = False
 
 
 _BRIEF = 300
@@ -162,7 +166,7 @@ def _refusal(words: str) -> SbatchAnswer:
     """Sort the words of an sbatch that failed and had heard all that Slurm said."""
     if _POLICY.search(words):
         return _sorted_limit(words) or SbatchAnswer(
-            outcome=Outcome.NOT_NOW, cause=Cause.POLICY, words=words
+            outcome=Outcome.NOT_NOW, cause=Cause.POLICY, words=words, is_certain=True
         )
     # Slurm's own error says more than what plugins and warnings say before it, unless it says
     # nothing ("Unspecified error").
@@ -177,27 +181,35 @@ def _refusal(words: str) -> SbatchAnswer:
 def _sorted_limit(words: str) -> SbatchAnswer | None:
     """Return what a limit that is named means, None where none is."""
     if _SUBMIT_LIMIT.search(words):
-        return SbatchAnswer(outcome=Outcome.NOT_NOW, cause=Cause.LIMIT, words=words)
+        return SbatchAnswer(
+            outcome=Outcome.NOT_NOW, cause=Cause.LIMIT, words=words, is_certain=True
+        )
     limit = _OTHER_LIMIT.search(words)
     if limit is None:
         return None
     key = next((key for part, key in _LIMITED if part in limit[0].lower()), None)
-    return SbatchAnswer(outcome=Outcome.NEVER, cause=Cause.REQUEST, words=words, key=key)
+    return _never(words, key)
 
 
 def _sorted_error(text: str, words: str) -> SbatchAnswer | None:
     """Return what a text says, for an answer of these words; None for one that nobody sorted."""
     if _TOO_LARGE.search(text):
-        return SbatchAnswer(outcome=Outcome.NEVER, cause=Cause.ARRAY, words=words)
+        return replace(_never(words, None), cause=Cause.ARRAY)
     limit = _sorted_limit(text)
     if limit is not None:
         return limit
     if _named(text, _NEVER):
         key = next((key for _, key in _named(text, _NEVER) + _named(words, _NEVER) if key), None)
-        return SbatchAnswer(outcome=Outcome.NEVER, cause=Cause.REQUEST, words=words, key=key)
+        return _never(words, key)
     for _, cause in _named(text, _NOT_NOW):
         return SbatchAnswer(outcome=Outcome.NOT_NOW, cause=cause, words=words)
     return None
+
+
+def _never(words: str, key: str | None) -> SbatchAnswer:
+    return SbatchAnswer(
+        outcome=Outcome.NEVER, cause=Cause.REQUEST, words=words, key=key, is_certain=True
+    )
 
 
 def _named(text: str, rules: Sequence[tuple[str, _T]]) -> list[tuple[str, _T]]:

@@ -109,14 +109,15 @@ class SlurmExecutor:
         if done.code == 0:
             self._tell_banner(answer.words)
             raise SubmissionUnknown(answer.words, is_taken=True)
-        if answer.cause is Cause.UNHEARD:
-            return self._found_or_refused(submission, answer)
-        raise self._refusal(submission, answer)
+        if answer.cause is Cause.LOST:
+            raise SubmissionUnknown(answer.words)
+        job_id = None if answer.is_certain else self._listed(submission, answer)
+        if job_id is None:
+            raise self._refusal(submission, answer)
+        return job_id
 
     def _refusal(self, submission: Submission, answer: SbatchAnswer) -> SubmissionError:
-        """Return the error that says what kind of refusal it was, if it was one."""
-        if answer.outcome is Outcome.PERHAPS:
-            return SubmissionUnknown(answer.words)
+        """Return the error that says what kind of refusal it was."""
         if answer.cause is Cause.ARRAY and submission.is_array:
             self._learn_array_limit(len(submission.tasks))
             return SubmissionTooLarge(answer.words)
@@ -136,16 +137,17 @@ class SlurmExecutor:
     def _run(self) -> str:
         return self._paths.folder.name
 
-    def _found_or_refused(self, submission: Submission, answer: SbatchAnswer) -> str:
-        """Return the job of this name, where there is one although sbatch failed."""
+    def _listed(self, submission: Submission, answer: SbatchAnswer) -> str | None:
+        """Return the job of this name that squeue lists although sbatch failed, None without one.
+
+        Raises SubmissionUnknown where squeue cannot be asked.
+        """
         try:
             rows = self._slurm.queue()
         except SlurmSilent:
             raise SubmissionUnknown(answer.words) from None
-        for row in rows:
-            if row.name == submission.job_name and not row.is_refusal:
-                return row.array_id
-        raise SubmissionError(answer.words, hint=_request_hint(self._run, None))
+        named = (r for r in rows if r.name == submission.job_name and not r.is_refusal)
+        return next((row.array_id for row in named), None)
 
     def _has_jobs(self) -> bool:
         """Whether jobs of this user are waiting or running, which a limit on jobs would count."""
