@@ -6,6 +6,7 @@ import os
 import stat
 from collections.abc import Mapping
 from pathlib import Path
+from sys import intern
 from typing import Any, BinaryIO
 
 from elmanctl.ledger.mounts import find_mount
@@ -183,7 +184,8 @@ def _is_same_file(one: Path, other: Path) -> bool:
 
 
 def _object_of_pairs(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    obj = dict(pairs)
+    # One string for all objects with this key: those of a ledger are few, and stand in every line.
+    obj = {intern(key): value for key, value in pairs}
     if len(obj) != len(pairs):
         raise ValueError("a key occurs twice in one object")
     return obj

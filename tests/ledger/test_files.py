@@ -9,6 +9,7 @@ import pytest
 from elmanctl.ledger.files import (
     DamagedFile,
     create_atomically,
+    parse_object,
     read_json,
     write_atomically,
     write_json,
@@ -115,3 +116,9 @@ def test_damaged_json_names_its_file(tmp_path: Path, data: bytes) -> None:
     path.write_bytes(data)
     with pytest.raises(DamagedFile, match=r"a\.json"):
         read_json(path)
+
+
+def test_objects_share_the_strings_of_their_keys() -> None:
+    one, other = (parse_object(b'{"a key of a table": {"loss_window_steps": 1}}') for _ in range(2))
+    assert next(iter(one)) is next(iter(other))
+    assert next(iter(one["a key of a table"])) is next(iter(other["a key of a table"]))
