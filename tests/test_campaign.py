@@ -4,6 +4,7 @@ import importlib
 import inspect
 import json
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 
@@ -54,7 +55,7 @@ def test_a_fault_is_in_the_results_and_in_the_table(campaign: ModuleType, tmp_pa
     table = report.generated(record.Results(path, go_on=True))
     (row,) = [line for line in table.splitlines() if "killed by SIGKILL" in line]
     assert [cell.strip() for cell in row.split("|")][-4:-2] == ["0 of 1", "1"]
-    assert "- kills, local, search 0: ValueError" in table
+    assert "- kills, one machine, search 0: ValueError" in table
 
 
 def test_campaigns_at_one_time_add_to_one_file(campaign: ModuleType, tmp_path: Path) -> None:
@@ -66,6 +67,48 @@ def test_campaigns_at_one_time_add_to_one_file(campaign: ModuleType, tmp_path: P
     assert [t.executor for t in record.Results(path, go_on=True).trials] == [
         *("slurm", "local", "slurm")
     ]
+
+
+def test_releases_of_slurm_stand_side_by_side(campaign: ModuleType, tmp_path: Path) -> None:
+    record = importlib.import_module("campaign.record")
+    report = importlib.import_module("campaign.report")
+    path = tmp_path / "results.json"
+    results = record.Results(path, go_on=False)
+    for slurm in ("slurm-wlm 22.05.8", "slurm-wlm 24.11.5"):
+        results.add(replace(_trial(record, "slurm"), slurm=slurm))
+    # What was kept before there were several: the release stands above, once.
+    data = json.loads(path.read_text(encoding="utf-8"))
+    data["versions"]["slurm"] = data["trials"][0].pop("slurm")
+    path.write_text(json.dumps(data), encoding="utf-8")
+
+    table = report.generated(record.Results(path, go_on=True))
+    rows = [line.split(" | ")[1] for line in table.splitlines() if "killed by SIGKILL" in line]
+    assert rows == ["Slurm 22.05", "Slurm 24.11"]
+    assert "slurm slurm-wlm 22.05.8 and slurm-wlm 24.11.5." in table
+
+
+def test_verdicts_of_releases_stand_side_by_side(campaign: ModuleType, tmp_path: Path) -> None:
+    table = importlib.import_module("campaign.verdict_table")
+    row = {
+        "case": "killed", "done": "`kill -9`", "expected": "killed", "verdict": "killed",
+        "confidence": "likely", "cause": None, "holds": True,
+    }  # fmt: skip
+    cases = [
+        row | {"accounting": accounting, "commit": "abc", "slurm": slurm}
+        for slurm in ("slurm-wlm 24.11.5", "slurm-wlm 22.05.8")
+        for accounting in (True, False)
+    ]
+    cases[0] |= {"verdict": "lost", "holds": False}
+    text = table.generated({"cases": cases, "date": "2026-01-01", "machine": "one"})
+    head, _, line = text.splitlines()[-3:]
+    assert [cell.strip() for cell in head.split("|")[3:-1]] == [
+        *("Slurm 22.05", "Slurm 22.05, no accounting"),
+        *("Slurm 24.11", "Slurm 24.11, no accounting"),
+    ]
+    assert [cell.strip() for cell in line.split("|")[3:-1]] == [
+        *("likely", "likely", "**`lost`**, likely", "likely")
+    ]
+    assert len({table._key(case) for case in cases}) == 4
 
 
 def test_trials_of_another_product_are_not_continued(campaign: ModuleType, tmp_path: Path) -> None:

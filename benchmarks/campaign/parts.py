@@ -221,6 +221,7 @@ class Campaign:
                 judgement,
                 part=part,
                 executor=executor,
+                slurm=self._results.slurm if executor == "slurm" else "",
                 number=number,
                 shape=shape.name,
                 times=kinds.total(),
@@ -245,6 +246,7 @@ class Campaign:
             Trial(
                 part=part,
                 executor=executor,
+                slurm=self._results.slurm if executor == "slurm" else "",
                 number=number,
                 shape=shape.name,
                 times=kinds.total(),

@@ -21,6 +21,7 @@ VERSION = 1
 class Trial:
     """One search of a part of the campaign; `times` is how often it was disturbed.
 
+    `slurm` is the version of Slurm that it ran on, empty for one that ran on this machine, and
     `fault` says what went wrong where the search could not be driven to its end and judged.
     """
 
@@ -35,6 +36,7 @@ class Trial:
     duplicated: int
     same: bool
     seconds: float
+    slurm: str = ""
     note: str = ""
     fault: str = ""
 
@@ -61,7 +63,7 @@ class OtherCode(Exception):
 
 
 class Results:
-    """The trials of one version of the product in one file.
+    """The trials of one version of the product in one file, of all releases of Slurm.
 
     Several campaigns that run at one time may add to it.  Raises OtherCode when the file to go on
     with tells of other code than this, unless it is only read.
@@ -71,15 +73,18 @@ class Results:
         self._path = path
         self._is_read_only = is_read_only
         self.about = about_this_machine()
+        self.slurm = self.about["versions"]["slurm"]
         self.trials: list[Trial] = []
         if go_on and path.exists():
             self._read()
         else:
             path.unlink(missing_ok=True)
 
-    def of(self, part: str, executor: str) -> list[Trial]:
-        """Return the trials of one part on one executor."""
-        return [t for t in self.trials if (t.part, t.executor) == (part, executor)]
+    def of(self, part: str, executor: str, slurm: str | None = None) -> list[Trial]:
+        """Return the trials of one part on one executor; on Slurm of one version, default ours."""
+        wanted = (slurm or self.slurm) if executor == "slurm" else ""
+        key = (part, executor, wanted)
+        return [t for t in self.trials if (t.part, t.executor, t.slurm) == key]
 
     def add(self, trial: Trial) -> None:
         """Keep one more trial, on disk too, with those that others have added meanwhile."""
@@ -96,13 +101,23 @@ class Results:
         if known["product"] != self.about["product"] and not self._is_read_only:
             raise OtherCode(f"{self._path} was made with other code (commit {known['commit']})")
         self.about = {name: known[name] for name in self.about}
-        self.trials = [Trial(**trial) for trial in known["trials"]]
+        # Earlier results are of one version of Slurm and do not repeat it.
+        first = known["versions"]["slurm"]
+        self.trials = [
+            Trial(**{"slurm": first if trial["executor"] == "slurm" else "", **trial})
+            for trial in known["trials"]
+        ]
 
     def _write(self) -> None:
         data = {"version": VERSION, **self.about, "trials": [asdict(t) for t in self.trials]}
         new = self._path.with_suffix(".new")
         new.write_text(json.dumps(data, indent=1) + "\n", encoding="utf-8")
         new.replace(self._path)
+
+
+def release(slurm: str) -> str:
+    """Return `Slurm 24.11` for a whole version."""
+    return f"Slurm {'.'.join(slurm.split()[-1].split('.')[:2])}"
 
 
 @cache

@@ -3,7 +3,7 @@
 from collections import Counter
 from pathlib import Path
 
-from campaign.record import Results, Trial
+from campaign.record import Results, Trial, release
 
 BEGIN = "<!-- made by benchmarks/reliability.py: begin -->"
 END = "<!-- made by benchmarks/reliability.py: end -->"
@@ -36,7 +36,9 @@ def rewrite(page: Path, results: Results) -> None:
 def generated(results: Results) -> str:
     """Return the generated part: what it was made with, and the tables."""
     about = results.about
-    versions = ", ".join(f"{name} {version}" for name, version in about["versions"].items())
+    slurms = sorted({t.slurm for t in results.trials if t.slurm})
+    known = {**about["versions"], "slurm": " and ".join(slurms) or "none"}
+    versions = ", ".join(f"{name} {version}" for name, version in known.items())
     lines = [
         f"`elmanctl/` of commit {about['commit']} (tree {about['product'][:8]}), {about['date']}; "
         f"{about['machine']}; {versions}.",
@@ -46,10 +48,10 @@ def generated(results: Results) -> str:
         "| --- | --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
     ]
     for part in WHAT:
-        for executor in ("slurm", "local"):
-            trials = results.of(part, executor)
+        for executor, slurm in (*(("slurm", slurm) for slurm in slurms), ("local", "")):
+            trials = results.of(part, executor, slurm)
             if trials:
-                lines.append(_row(part, executor, trials))
+                lines.append(_row(part, trials))
     kinds: Counter[str] = Counter()
     for trial in results.trials:
         if trial.part == "kills":
@@ -63,7 +65,7 @@ def generated(results: Results) -> str:
         ("Notes", [(t, t.note) for t in results.trials]),
     ):
         listed = [
-            f"- {t.part}, {t.executor}, search {t.number}: {' '.join(text.split())}"
+            f"- {t.part}, {_where(t)}, search {t.number}: {' '.join(text.split())}"
             for t, text in texts
             if text
         ]
@@ -72,11 +74,18 @@ def generated(results: Results) -> str:
     return "\n".join(lines)
 
 
-def _row(part: str, executor: str, trials: list[Trial]) -> str:
+def _where(trial: Trial) -> str:
+    """Return `Slurm 24.11`, or `one machine`."""
+    if trial.executor == "local":
+        return "one machine"
+    return release(trial.slurm)
+
+
+def _row(part: str, trials: list[Trial]) -> str:
     same = sum(trial.same for trial in trials)
     cells = [
         WHAT[part],
-        "Slurm" if executor == "slurm" else "one machine",
+        _where(trials[0]),
         f"{sum(t.times for t in trials):,}",
         str(len(trials)),
         str(sum(t.evaluations for t in trials)),

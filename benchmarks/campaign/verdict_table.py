@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from campaign.record import about_this_machine
+from campaign.record import about_this_machine, release
 
 VERSION = 1
 BEGIN = "<!-- made by benchmarks/verdicts_on_cluster.py: begin -->"
@@ -12,7 +12,7 @@ END = "<!-- made by benchmarks/verdicts_on_cluster.py: end -->"
 
 
 def keep(path: Path, rows: list[dict[str, Any]], *, accounting: bool) -> dict[str, Any]:
-    """Add rows to a file, in place of those of the same cases; return all that it holds now."""
+    """Add rows to a file, in place of those of the same cases on the same release; return all."""
     about = about_this_machine()
     new = [
         {"accounting": accounting, "commit": about["commit"], "slurm": about["versions"]["slurm"]}
@@ -20,8 +20,8 @@ def keep(path: Path, rows: list[dict[str, Any]], *, accounting: bool) -> dict[st
         for row in rows
     ]
     known = json.loads(path.read_text(encoding="utf-8"))["cases"] if path.exists() else []
-    renewed = {(row["case"], row["accounting"]) for row in new}
-    left = [row for row in known if (row["case"], row["accounting"]) not in renewed]
+    renewed = {_key(row) for row in new}
+    left = [row for row in known if _key(row) not in renewed]
     data = {"version": VERSION, **about, "cases": left + new}
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(data, indent=1) + "\n", encoding="utf-8")
@@ -42,20 +42,27 @@ def generated(data: dict[str, Any]) -> str:
     rows = data["cases"]
     commits = ", ".join(dict.fromkeys(row["commit"] for row in rows))
     slurms = ", ".join(dict.fromkeys(row["slurm"] for row in rows))
+    places = sorted({(row["slurm"], not row["accounting"]) for row in rows})
+    heads = [f"{release(slurm)}{', no accounting' if silent else ''}" for slurm, silent in places]
     lines = [
         f"Commit {commits}, {data['date']}; {data['machine']}; {slurms}.",
         "",
-        "| What was done to the job | Verdict | With accounting | Without |",
-        "| --- | --- | --- | --- |",
+        f"| What was done to the job | Verdict | {' | '.join(heads)} |",
+        f"| --- | --- |{' --- |' * len(heads)}",
     ]
     for name in dict.fromkeys(row["case"] for row in rows):
-        of_case = {row["accounting"]: row for row in rows if row["case"] == name}
+        of_case = {
+            (row["slurm"], not row["accounting"]): row for row in rows if row["case"] == name
+        }
         one = next(iter(of_case.values()))
-        lines.append(
-            f"| {one['done']} | `{one['expected']}` | {_cell(of_case.get(True))} "
-            f"| {_cell(of_case.get(False))} |"
-        )
+        cells = [_cell(of_case.get(place)) for place in places]
+        lines.append(f"| {one['done']} | `{one['expected']}` | {' | '.join(cells)} |")
     return "\n".join(lines)
+
+
+def _key(row: dict[str, Any]) -> tuple[str, bool, str]:
+    """Return what there is one row of: a case on one release, with accounting or without."""
+    return row["case"], row["accounting"], release(row["slurm"])
 
 
 def _cell(row: dict[str, Any] | None) -> str:
