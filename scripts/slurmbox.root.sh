@@ -35,6 +35,8 @@ in_new_root() { # command...
 fill_root() { # its packages, of which none starts a service
   local mirror packages
   mirror=$(mirror)
+  # Whose a mirror is stands in the lists that apt fetches.
+  [[ -n $mirror ]] || { apt-get update && mirror=$(mirror); }
   [[ -n $mirror ]] || die 4 "apt knows no mirror of Debian" "apt-get update"
   read -ra packages <<<"$PACKAGES"
   debootstrap --variant=minbase "$SLURMBOX_RELEASE" "$root.new" "$mirror"
