@@ -59,6 +59,7 @@ class Search:
         executor: str,
         *,
         environment: Mapping[str, str] | None = None,
+        settings: str | None = None,
     ) -> None:
         folder = folder.resolve()
         self.folder = folder
@@ -69,7 +70,7 @@ class Search:
         self._outputs: dict[int, Path] = {}
         folder.mkdir(parents=True, exist_ok=True)
         self.log.touch()
-        (folder / "elman.toml").write_text(_SETTINGS, encoding="utf-8")
+        (folder / "elman.toml").write_text(settings or _SETTINGS, encoding="utf-8")
         corpus = folder / "corpus.bytes"
         corpus.write_bytes(Path(sysconfig.get_path("stdlib"), "argparse.py").read_bytes())
         self.environment = {k: v for k, v in os.environ.items() if not k.startswith("ELMAN_")} | {
