@@ -82,14 +82,15 @@ def _read(
             selector.register(pipe, selectors.EVENT_READ, text)
         while selector.get_map() or process.poll() is None:
             left_s = deadline - time.monotonic()
-            if left_s <= 0:
+            has_ended = process.poll() is not None
+            # What ended in time is heard also by a controller that was suspended meanwhile.
+            if left_s <= 0 and not has_ended:
                 raise NoAnswer(f"`{name}` did not answer within {timeout_s:g} s")
             if not selector.get_map():
                 # It closed its output and lives on.
                 with contextlib.suppress(subprocess.TimeoutExpired):
                     process.wait(left_s)
                 continue
-            has_ended = process.poll() is not None
             ready = selector.select(0 if has_ended else min(left_s, _LOOK_S))
             if has_ended and not ready:
                 break

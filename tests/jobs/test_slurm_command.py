@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -62,6 +63,22 @@ def test_command_that_is_late_is_killed_with_all_it_started(tmp_path: Path) -> N
     with pytest.raises(NoAnswer, match=r"`sh` did not answer within 3 s"):
         run_shell(f"sleep 600 & echo $! > {children}; wait", timeout_s=3.0)
     wait_until_gone(int(children.read_text(encoding="utf-8")))
+
+
+def test_answer_that_came_in_time_is_heard_by_who_was_suspended(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As after Ctrl-Z and `fg`: the clock went on, and the command has long ended."""
+    told = tmp_path / "process"
+
+    def clock() -> float:
+        if not told.exists() or not told.read_text(encoding="utf-8"):
+            return 0.0
+        wait_until_gone(int(told.read_text(encoding="utf-8")))
+        return 1000.0
+
+    monkeypatch.setattr(slurm_command, "time", SimpleNamespace(monotonic=clock))
+    assert run_shell(f"echo 4711; echo $$ > {told}").stdout == "4711\n"
 
 
 @pytest.mark.parametrize("stream", ["1", "2"])
