@@ -9,21 +9,25 @@ from pathlib import Path
 
 SLURMBOX = Path(__file__).parents[2] / "scripts" / "slurmbox"
 
-# $1 node, $2 folder.  Below `apart` the node has nothing of ours but folders of its own; `home` is
-# a link here and a mount there, as where the login node is the one that holds the homes.
+# $1 node, $2 folder, $3 the script that starts it, of whatever release.  Below `apart` the node can
+# write to `own` alone, which is its own; `home` is a link here and a mount there, as where the login
+# node is the one that holds the homes.
 _START = """\
 set -e
 mount --make-rprivate /
 mkdir -p "$2/kept"
 mount --bind "$2/export/home" "$2/kept"
 mount -t tmpfs none "$2/apart"
+mkdir "$2/apart/own"
+mount -t tmpfs none "$2/apart/own"
 mkdir -p "$2/apart/own/submissions/s0001"
+mount -o remount,ro "$2/apart"
 mount -t tmpfs none "$2/front"
 mkdir "$2/front/home"
 mount --move "$2/kept" "$2/front/home"
 mount -t tmpfs none "$2/export"
 mount -t tmpfs -o size=64k none "$2/small"
-exec slurmd -N "$1"
+exec "$3" start "slurmd.$1"
 """
 
 
@@ -35,13 +39,13 @@ class OddNode:
     folder: Path
 
 
-def slurmbox(*arguments: str) -> None:
-    """Call the script that runs this cluster."""
+def _run(*command: str) -> None:
     folder = Path(os.environ["SLURM_CONF"]).parents[1]
     subprocess.run(
-        [SLURMBOX, *arguments],
+        command,
         check=True,
         capture_output=True,
+        stdin=subprocess.DEVNULL,
         env={**os.environ, "SLURMBOX": str(folder)},
     )
 
@@ -52,12 +56,12 @@ def odd_node(name: str, folder: Path) -> Iterator[OddNode]:
     for part in ("apart", "front", "export/home", "small"):
         (folder / part).mkdir(parents=True)
     (folder / "front" / "home").symlink_to(folder / "export" / "home")
-    slurmbox("stop", f"slurmd.{name}")
+    script = str(SLURMBOX)
+    _run(script, "stop", f"slurmd.{name}")
     try:
-        command = ["unshare", "-m", "sh", "-c", _START, "sh", name, str(folder)]
-        subprocess.run(command, check=True, stdin=subprocess.DEVNULL)
-        slurmbox("start-node", name)
+        _run("unshare", "-m", "sh", "-c", _START, "sh", name, str(folder), script)
+        _run(script, "start-node", name)
         yield OddNode(name, folder)
     finally:
-        slurmbox("stop", f"slurmd.{name}")
-        slurmbox("start-node", name)
+        _run(script, "stop", f"slurmd.{name}")
+        _run(script, "start-node", name)
