@@ -10,8 +10,8 @@ from pathlib import Path
 SLURMBOX = Path(__file__).parents[2] / "scripts" / "slurmbox"
 
 # $1 node, $2 folder, $3 the script that starts it, of whatever release.  Below `apart` the node can
-# write to `own` alone, which is its own; `home` is a link here and a mount there, as where the login
-# node is the one that holds the homes.
+# write to `own` alone, which is its own; `home` is a link here and a mount there, as where the
+# login node is the one that holds the homes.
 _START = """\
 set -e
 mount --make-rprivate /
