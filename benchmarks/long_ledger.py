@@ -47,7 +47,7 @@ def make_run(runs: Path, evaluations: int) -> None:
     corpus.write_bytes(bytes(range(256)) * 64)
     settings = Settings(
         model={"dim": 32, "depth": 1, "n_state": 8},
-        search=SearchSettings(space="tiny", axes=AXES, generations=10**6, population=POPULATION),
+        search=SearchSettings(space="tiny", axes=AXES, generations=10**5, population=POPULATION),
         train=TrainSettings(steps=10, batch=2, seq_len=16),
         data=DataSettings(path=str(corpus)),
     )
