@@ -78,9 +78,9 @@ class Ends:
         told: Mapping[str, JobReport],
         accounting: Accounting,
     ) -> dict[str, JobReport]:
-        """Return the ends that may be judged now, by job id: with what accounting adds to them.
+        """Return the ends by job id, with what accounting adds to them.
 
-        One that is left out waits for the next look: accounting may yet tell.
+        One on which accounting may yet tell is not over until the next look.
         """
         if accounting.is_kept is False:
             return dict(ended)
@@ -93,8 +93,15 @@ class Ends:
                 judged[job_id] = _both(own, known)
             elif self._looks[job_id] >= most:
                 judged[job_id] = own
+            else:
+                judged[job_id] = not_over(own)
         self._looks = {job: n for job, n in self._looks.items() if job in ended}
         return judged
+
+
+def not_over(own: JobReport) -> JobReport:
+    """Return the report of a job that ended and of which more is to be heard."""
+    return replace(own, state=JobState.RUNNING, raw="COMPLETING", exit_code=None)
 
 
 def _both(own: JobReport, known: JobReport) -> JobReport:

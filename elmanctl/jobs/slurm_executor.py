@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from elmanctl.errors import SubmissionError
-from elmanctl.jobs.accounting import Accounting, Ends, report_unlisted
+from elmanctl.jobs.accounting import Accounting, Ends, not_over, report_unlisted
 from elmanctl.jobs.executor import (
     JobReport,
     JobState,
@@ -175,7 +175,7 @@ class SlurmExecutor:
     def look(self, jobs: Sequence[LiveJob], intended: Sequence[Submission]) -> Sighting:
         """Ask squeue about everything, then one more command: sacct about what squeue lacks.
 
-        An end whose cause squeue may not know waits for sacct, and has no report meanwhile.
+        An end whose cause squeue may not know waits for sacct, and is not over meanwhile.
 
         When an array was refused for its size, its limit is asked for in place of sacct, once.
         A submission that has started left its job id in its folder; others are known by their
@@ -195,7 +195,9 @@ class SlurmExecutor:
         listed = {(row.job_id, row.name): row for row in rows}
         ours = {job: listed.get((job.job_id, job.job_name)) for job in jobs}
         reports = {
-            job.job_id: row.report for job, row in ours.items() if row and not row.hides_step
+            job.job_id: not_over(row.report) if row.hides_step else row.report
+            for job, row in ours.items()
+            if row is not None
         }
         names = {row.name: row.array_id for row in rows if not row.is_refusal}
         found |= {one.id: names[one.job_name] for one in unstarted if one.job_name in names}
