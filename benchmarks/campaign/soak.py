@@ -13,7 +13,7 @@ from typing import Any
 from campaign.allocation import Allocation, node_of_controller
 from campaign.cluster import slurmbox
 from campaign.counting import Counters, per_minute
-from campaign.search import Search, Shape, wait_for
+from campaign.search import Search, Shape
 from campaign.soak_judge import judge
 from elmanctl.ledger.lease import read_holder
 from elmanctl.ledger.records import RunStatus
@@ -22,6 +22,9 @@ from elmanctl.ledger.records import RunStatus
 SETTLED = 100
 # By then a controller has read the ledger, has looked and has submitted.
 _BEGUN_S = 20.0
+
+# srun waits for a node that is gone until slurmctld has given it up.
+_HANGS_S = 60.0
 
 # What a user waits before starting a controller again that could not be started.
 _AGAIN_S = 5.0
@@ -220,7 +223,7 @@ class Soak:
         held = node == node_of_controller()
         slurmbox("kill-node", node)
         if held:
-            self._expect_end("a controller to die with its node")
+            self._expect_end()
             self._counts["controllers on that node"] += 1
         self._returns[node] = time.monotonic() + self._plan.node_back_s
         self._counts["nodes failed"] += 1
@@ -235,13 +238,20 @@ class Soak:
         if self._allocation is None or self._allocation.exit_code is not None:
             return
         self._allocation.end(self._chance.choice(("TERM", "KILL")))
-        self._expect_end("a controller to end with its allocation")
+        self._expect_end()
         self._counts["allocations renewed"] += 1
 
-    def _expect_end(self, what: str) -> None:
+    def _expect_end(self) -> None:
+        """Wait for the client of a job that was ended; one that hangs is killed."""
         allocation = self._allocation
         assert allocation is not None
-        wait_for(lambda: allocation.exit_code is not None, what)
+        end_s = time.monotonic() + _HANGS_S
+        while allocation.exit_code is None and time.monotonic() < end_s:
+            self._look()
+            time.sleep(0.2)
+        if allocation.exit_code is None:
+            allocation.leave()
+            self._counts["clients that hung"] += 1
         self._planned_end = True
 
     def _look(self) -> None:
