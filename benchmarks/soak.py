@@ -43,7 +43,7 @@ def read_arguments() -> argparse.Namespace:
     parser.add_argument("--node-back-s", type=float, default=60, help="and is back after")
     parser.add_argument("--renew-s", type=float, default=600, help="the allocation, every")
     parser.add_argument("--poll-s", type=float, default=60, help="slurm.poll_s of the search")
-    parser.add_argument("--seconds", type=float, nargs=2, default=(7, 13), help="of a training")
+    parser.add_argument("--seconds", type=float, nargs=2, default=(4, 9), help="of a training")
     parser.add_argument("--settled", type=int, default=100, help="evaluations until memory counts")
     parser.add_argument("--hours", type=float, default=6, help="given up after")
     parser.add_argument("--seed", type=int, default=1)

@@ -26,6 +26,17 @@ _BEGUN_S = 20.0
 # srun waits for a node that is gone until slurmctld has given it up.
 _HANGS_S = 60.0
 
+# With the default of an hour, of four nodes that fail in turn three would always be avoided.
+_SETTINGS = """\
+[slurm]
+partition = "gpu"
+mem_gb = 0.3
+poll_s = {}
+
+[retry]
+exclude_min = 5
+"""
+
 # What a user waits before starting a controller again that could not be started.
 _AGAIN_S = 5.0
 
@@ -135,7 +146,7 @@ class Soak:
             shape,
             "slurm",
             environment=self._counters.environment,
-            settings=f'[slurm]\npartition = "gpu"\nmem_gb = 0.3\npoll_s = {plan.poll_s}\n',
+            settings=_SETTINGS.format(plan.poll_s),
         )
         self._memory = Memory(plan.settled)
         self._done: set[str] = set()
