@@ -53,8 +53,9 @@ class SbatchAnswer:
 
 _BRIEF = 300
 
-# What `timeout` and shells return where a command ran too long, could not run or met a signal.
-_CUT_SHORT = 124
+# What `timeout` and shells return where a command ran too long or met a signal.  sbatch itself
+# returns 255 where it refuses its own options.
+_CUT_SHORT = (124, *range(129, 193))
 
 # `--parsable` prints the id, and the cluster's name where there are several.
 _ID = re.compile(r"([0-9]{1,10})(?:;[A-Za-z0-9._-]+)?")
@@ -79,7 +80,8 @@ _LOST = re.compile(
     r"|communication (?:connection|shutdown) failure|connection rejected by handler"
     r"|forced closed|delayed socket error|socket error|shutting down and closing"
     r"|header lengths are longer|insane message length|would block|protocol authentication error"
-    r"|slurm_receive_msg|unable to process (?:incoming|outgoing)|interrupted system call",
+    r"|slurm_receive_msg|unable to process (?:incoming|outgoing)|interrupted system call"
+    r"|entire message|zero length message|server not responding",
     re.IGNORECASE,
 )
 
@@ -94,22 +96,37 @@ _POLICY = re.compile(r"violates accounting/QOS policy", re.IGNORECASE)
 
 _TOO_LARGE = re.compile(r"invalid job array specification", re.IGNORECASE)
 
+# What sites say of jobs beside their number, in the texts of their plugins.
+_SUCH = (
+    r"(?:(?:a|the|your|all|\(?\d+\)?|allowed|permitted|queued|pending|running|submitted|waiting|active"
+    r"|concurrent|simultaneous|total|gpu|cpu|batch|user|slurm) )*"
+)
+
 _NOT_NOW: tuple[tuple[str, Cause], ...] = (
-    (r"MaxJobCount|job queue full|unable to create job record", Cause.LIMIT),
+    (r"MaxJobCount|queue (?:is )?full|unable to create job record", Cause.LIMIT),
     (r"temporarily unable to accept job|resource temporarily unavailable", Cause.LIMIT),
-    (r"too many (?:\w+ ){0,2}jobs|job limit (?:reached|exceeded)", Cause.LIMIT),
+    (r"too many (?:\w+ ){0,2}jobs", Cause.LIMIT),
+    (r"jobs? (?:\w+ )?limit (?:\w+ )?(?:been )?(?:reached|exceeded)", Cause.LIMIT),
+    (rf"\b(?:max(?:imum)?|limit|number) (?:number )?(?:of|on) {_SUCH}jobs\b", Cause.LIMIT),
+    (rf"\b\d+ {_SUCH}jobs\b|\b(?:1|one) {_SUCH}job (?:at a time|per user)", Cause.LIMIT),
     (r"rate limit|standby mode|job creation temporarily disabled", Cause.BUSY),
-    (r"presently disabled|submissions? (?:is |are )?(?:currently )?disabled", Cause.BUSY),
+    (r"presently disabled|no new jobs|not (?:\w+ )?accepting", Cause.BUSY),
+    (
+        r"submissions? (?:(?:is|are|has|have|been|was|were|currently) )*"
+        r"(?:disabled|closed|suspended|stopped|paused|halted)",
+        Cause.BUSY,
+    ),
     (r"error writing script/environment|unable to connect to database", Cause.BUSY),
-    (r"requested nodes are busy|licenses? currently unavailable", Cause.BUSY),
-    (r"license server", Cause.BUSY),
+    (r"(?:job|authentication) credential|authentication agent|\bmunge", Cause.BUSY),
+    (r"requested nodes are busy|license server", Cause.BUSY),
+    (r"currently (?:unavailable|not available|closed|down|offline)", Cause.BUSY),
     (r"required (?:partition|node) not available|partition in down state", Cause.CLOSED),
-    (r"reservation (?:is in use|not usable now)|maintenance", Cause.CLOSED),
+    (r"reservation (?:is in use|not usable now)|maintenance|\bdown-?time|outage", Cause.CLOSED),
     (r"max powered up nodes|burst buffer resource limit|for burst buffer", Cause.CLOSED),
     (r"breached requested qos usage threshold", Cause.CLOSED),
-    # What a site's plugin says in words of its own.
     (
-        r"(?:try|retry|submit) (?:it )?again (?:later|soon|in)\b|please retry|retry later",
+        r"(?:try|retry|submit) (?:it )?again (?:later|soon|in|after|when|once)\b|please retry"
+        r"|(?:try|retry|submit) later|\bwait (?:until|for|a)\b",
         Cause.BUSY,
     ),
     (r"\btemporar(?:y|ily)\b|too busy|overloaded", Cause.BUSY),
@@ -133,7 +150,8 @@ _NEVER: tuple[tuple[str, str | None], ...] = (
     (r"more processors requested|cpu count specification|threads per core", "slurm.cpus"),
     (r"node configuration is not available|topology configuration is not", None),
     (r"specification invalid|access/permission denied|not permitted", None),
-    (r"unrecognized option|invalid option|unable to open file|batch script", None),
+    (r"invalid --|unrecognized option|invalid option", "slurm.extra"),
+    (r"unable to open file|batch script", None),
     (r"does not look like a batch script|parameter too long", None),
     (r"not supported on this system|only batch jobs", None),
     (r"invalid (?:user|group) id", None),
@@ -157,7 +175,7 @@ def read_answer(code: int, stdout: str, stderr: str) -> SbatchAnswer:
         # A banner may hold any number, so that its job is known by name alone.
         words = stdout.strip() or stderr.strip() or "sbatch printed no job id"
         return SbatchAnswer(outcome=Outcome.PERHAPS, cause=Cause.UNHEARD, words=words)
-    if code < 0 or code >= _CUT_SHORT or _LOST.search(words):
+    if code < 0 or code in _CUT_SHORT or _LOST.search(words):
         return SbatchAnswer(outcome=Outcome.PERHAPS, cause=Cause.LOST, words=words)
     return _refusal(words)
 

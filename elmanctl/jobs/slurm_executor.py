@@ -56,7 +56,7 @@ class SlurmExecutor:
         self._knows_array_limit = False
         self._asks_array_limit = False
         self._has_arrays = True
-        self._has_taken = False
+        self._taken: list[Mapping[str, Any]] = []
         self._banner: str | None = None
 
     @property
@@ -104,7 +104,7 @@ class SlurmExecutor:
             raise SubmissionDeferred(f"cannot run `sbatch`: {exc}") from exc
         answer = read_answer(done.code, done.stdout, done.stderr)
         if answer.job_id is not None:
-            self._has_taken = True
+            self._note_taken(submission)
             return answer.job_id
         if done.code == 0:
             self._tell_banner(answer.words)
@@ -124,7 +124,10 @@ class SlurmExecutor:
         is_deferred = answer.outcome is Outcome.NOT_NOW
         if answer.cause is Cause.POLICY:
             # The same words tell of a limit on jobs, and of what no job may ask for.
-            is_deferred = len(submission.tasks) > 1 or self._has_taken or self._has_jobs()
+            is_deferred = len(submission.tasks) > 1 or bool(self._taken) or self._has_jobs()
+        if answer.cause is Cause.UNHEARD:
+            # The request is all right: the same was taken before.
+            is_deferred = _asked_for(submission) in self._taken
         if not is_deferred:
             return SubmissionError(answer.words, hint=_request_hint(self._run, answer.key))
         is_limit = answer.cause in (Cause.LIMIT, Cause.POLICY)
@@ -136,6 +139,11 @@ class SlurmExecutor:
     @property
     def _run(self) -> str:
         return self._paths.folder.name
+
+    def _note_taken(self, submission: Submission) -> None:
+        asked = _asked_for(submission)
+        if asked not in self._taken:
+            self._taken.append(asked)
 
     def _listed(self, submission: Submission, answer: SbatchAnswer) -> str | None:
         """Return the job of this name that squeue lists although sbatch failed, None without one.
@@ -275,6 +283,11 @@ class SlurmExecutor:
     def log(self, job: LiveJob) -> Path:
         """Return the file of the job's output, as submitit names it."""
         return self._paths.submission(job.submission) / f"{job.job_id}_0_log.out"
+
+
+def _asked_for(submission: Submission) -> dict[str, Any]:
+    """Return what a submission asks for, but for the nodes that it avoids: those change."""
+    return {key: value for key, value in submission.resources.items() if key != "exclude"}
 
 
 def _request_hint(run: str, key: str | None) -> str:

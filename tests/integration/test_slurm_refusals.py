@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from elmanctl.jobs.sbatch_answer import Outcome
+from elmanctl.jobs.slurm import Slurm
 from elmanctl.ledger.records import SubmissionState, VerdictKind
 from elmanctl.ledger.run_state import RunState
 from tests.command_line import CommandLine
@@ -151,6 +153,12 @@ def test_job_whose_answer_was_lost_or_under_a_banner_is_found_by_its_name(
     assert sizes(state, SubmissionState.ACCEPTED) == [4, 4]
     assert len(state.submissions) == 2
     assert done.stderr.count("Cluster 2026 greets you") == 1
+
+
+@pytest.mark.parametrize("options", [("--mail-type=nonsense",), ("--nonsense",)])
+def test_options_that_sbatch_itself_refuses_are_refused_for_good(options: tuple[str, ...]) -> None:
+    answer = Slurm().ask("#!/bin/sh\n", *options)
+    assert (answer.outcome, answer.key) == (Outcome.NEVER, "slurm.extra")
 
 
 @pytest.fixture

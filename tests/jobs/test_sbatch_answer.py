@@ -20,6 +20,12 @@ LIMITS = [
     f"{FAILED}MaxJobCount limit reached",
     f"sbatch: error: You have too many queued jobs.\n{FAILED}Unspecified error",
     "--> max jobs a user ... FAILED: too many simultaneous jobs in queue",
+    f"sbatch: error: there are 12 jobs of yours already, 12 is the most\n{FAILED}Unspecified error",
+    f"sbatch: error: Maximum number of jobs (500) reached.\n{FAILED}Unspecified error",
+    f"sbatch: error: over the limit of 100 queued jobs\n{FAILED}Unspecified error",
+    f"sbatch: error: job submit limit exceeded\n{FAILED}Unspecified error",
+    f"sbatch: error: one job at a time, please\n{FAILED}Unspecified error",
+    f"sbatch: error: the long queue is full\n{FAILED}Unspecified error",
 ]
 BUSY = [
     f"{FAILED}Rate limit exceeded, please retry momentarily",
@@ -32,6 +38,12 @@ BUSY = [
     f"{FAILED}Licenses currently unavailable",
     "sbatch: error: The license server does not answer.\n" + f"{FAILED}Unspecified error",
     "sbatch: error: lua: the filter is down, try again later\n" + f"{FAILED}Unspecified error",
+    f"sbatch: error: submissions are closed over the weekend\n{FAILED}Unspecified error",
+    f"sbatch: error: job submission has been paused\n{FAILED}Unspecified error",
+    f"sbatch: error: this cluster is not currently accepting jobs\n{FAILED}Unspecified error",
+    f"sbatch: error: /scratch is currently unavailable\n{FAILED}Unspecified error",
+    f"{FAILED}Error generating job credential",
+    f"{FAILED}Authentication credential expired",
 ]
 CLOSED = [
     f"{FAILED}Required partition not available (inactive or drain)",
@@ -39,6 +51,7 @@ CLOSED = [
     f"{FAILED}Requested reservation not usable now",
     f"{FAILED}Required node not available (down, drained or reserved)",
     f"{FAILED}Requested account has breached requested QOS usage threshold",
+    f"sbatch: error: downtime since 8 o'clock\n{FAILED}Unspecified error",
 ]
 NEVER = [
     (f"{FAILED}Invalid partition name specified", "slurm.partition"),
@@ -58,7 +71,10 @@ NEVER = [
     (f"sbatch: error: Memory specification can not be satisfied\n{FAILED}Requested node "
      "configuration is not available", "slurm.mem_gb"),
     (f"{FAILED}Requested node configuration is not available", None),
-    ("sbatch: unrecognized option '--nonsense'\nTry \"sbatch --help\" for more information", None),
+    ("sbatch: unrecognized option '--nonsense'\nTry \"sbatch --help\" for more information",
+     "slurm.extra"),
+    ("sbatch: error: Invalid --mail-type specification", "slurm.extra"),
+    ("sbatch: error: Invalid --time specification", "slurm.timeout_min"),
 ]  # fmt: skip
 LOST = [
     f"{FAILED}Zero Bytes were transmitted or received",
@@ -70,6 +86,7 @@ LOST = [
     f"{FAILED}Unable to contact slurm controller (receive failure)",
     f"{FAILED}Connection timed out reading",
     f"{FAILED}Protocol authentication error",
+    f"{FAILED}Failed to send entire message",
     "sbatch: error: slurm_receive_msg: Connection reset by peer",
     # A wrapper tried twice: the first try may have been taken, and holds the limit.
     f"{FAILED}Socket timed out on send/recv operation\nsbatch: error: AssocMaxSubmitJobLimit",
@@ -106,6 +123,13 @@ def test_lost_answer_is_no_answer(words: str) -> None:
     assert (found.outcome, found.cause) == (Outcome.PERHAPS, Cause.LOST)
 
 
+@pytest.mark.parametrize(("words", "key"), NEVER)
+def test_options_that_sbatch_itself_refuses_are_an_answer(words: str, key: str | None) -> None:
+    """It ends with 255 there, which is no signal."""
+    found = read_answer(255, "", words)
+    assert (found.outcome, found.key) == (Outcome.NEVER, key)
+
+
 @pytest.mark.parametrize("code", [-9, -15, 124, 137, 143])
 def test_sbatch_that_was_cut_short_has_not_answered(code: int) -> None:
     assert read_answer(code, "", "").outcome is Outcome.PERHAPS
@@ -126,7 +150,14 @@ def test_slurms_own_error_outweighs_what_is_said_before_it() -> None:
 
 
 def test_words_that_nobody_sorted_refuse_nothing() -> None:
-    for words in ("", f"{FAILED}Unspecified error", "Das Kontingent ist erreicht"):
+    plugin = "sbatch: error: {}\n" + f"{FAILED}Unspecified error"
+    for words in (
+        *("", f"{FAILED}Unspecified error", "Das Kontingent ist erreicht"),
+        plugin.format("at most 4 nodes: the maximum number of nodes for jobs is 4"),
+        plugin.format("ask for no more than the maximum of 4 GB for jobs here"),
+        plugin.format("jobs without an account are not accepted"),
+        plugin.format("no time limit over the maximum for short jobs"),
+    ):
         found = read_answer(1, "", words)
         assert (found.outcome, found.cause) == (Outcome.PERHAPS, Cause.UNHEARD)
 

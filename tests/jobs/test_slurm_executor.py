@@ -231,6 +231,29 @@ def test_policy_without_a_reason_is_for_now_while_it_may_be_about_the_number_of_
     assert isinstance(told.value, SubmissionDeferred) is waits
 
 
+def test_words_that_nobody_sorted_refuse_for_now_what_was_taken_before(slurm: Setup) -> None:
+    slurm.tools.answer("squeue")
+    slurm.tools.answer("sbatch", "4711\n")
+    slurm.submit()
+    slurm.tools.answer("sbatch", stderr=f"sbatch: error: no\n{FAILED}Unspecified error", code=1)
+    avoiding = {**SUBMISSION.resources, "exclude": ["n1"]}
+    with pytest.raises(SubmissionDeferred):
+        slurm.executor.submit(replace(SUBMISSION, resources=avoiding), slurm.folder)
+    larger = {**SUBMISSION.resources, "mem_gb": 999.0}
+    with pytest.raises(SubmissionError) as told:
+        slurm.executor.submit(replace(SUBMISSION, resources=larger), slurm.folder)
+    assert not isinstance(told.value, SubmissionDeferred)
+
+
+@pytest.mark.parametrize("code", [1, 255])
+def test_options_that_sbatch_itself_refuses_end_a_search(slurm: Setup, code: int) -> None:
+    slurm.tools.answer("squeue")
+    slurm.tools.answer("sbatch", stderr="sbatch: error: Invalid --mail-type value\n", code=code)
+    with pytest.raises(SubmissionError) as told:
+        slurm.submit()
+    assert type(told.value) is SubmissionError
+
+
 def test_sbatch_that_was_killed_is_no_refusal(slurm: Setup) -> None:
     slurm.tools.answer("sbatch", does="kill -9 $$")
     with pytest.raises(SubmissionUnknown):
