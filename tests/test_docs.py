@@ -32,6 +32,8 @@ _LINK = re.compile(r"\]\(([^)\s]+)\)")
 _CODE_BLOCK = re.compile(r"^```.*?^```", re.MULTILINE | re.DOTALL)
 # A command line: after a prompt, or in backticks; up to a comment, a pipe or the end.
 _COMMAND = re.compile(r"(?:^\$ (?:\w+=\S+ )*|`)(elmanctl [^`\n#|;&]+)", re.MULTILINE)
+# What git leaves where two changes met and nobody decided.
+_CONFLICT = re.compile(r"^(?:<{7}|>{7}|\|{7}) |^={7}$", re.MULTILINE)
 # Machines' own folders; the brackets keep this file from matching itself.
 _MACHINE_PATH = re.compile(r"(?<![\w.])/(?:[w]ork|[r]oot|[h]ome)/\w|/tmp/[w]/|\.\./[s]hared")
 
@@ -299,6 +301,11 @@ def _option(command: Any, word: str) -> Any:
 
 def test_readme_fits_its_limit() -> None:
     assert len(read("README.md").splitlines()) <= README_LINES
+
+
+def test_no_file_has_the_marks_of_an_open_conflict() -> None:
+    marked = ((p, m[0]) for p in repository_files() for m in _CONFLICT.finditer(text_of(p)))
+    assert offenders(marked) == []
 
 
 def test_no_file_names_a_path_of_a_machine() -> None:
