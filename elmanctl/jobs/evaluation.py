@@ -19,6 +19,7 @@ from elmanctl.jobs.corpus import CorpusInfo, corpus_name, verify
 from elmanctl.jobs.failure import classify_exception, frame_of
 from elmanctl.jobs.heartbeat import Heartbeat
 from elmanctl.jobs.metrics import MetricsLog, StepRecord
+from elmanctl.jobs.node_disk import names_node_disk
 from elmanctl.jobs.paths import AttemptPaths
 from elmanctl.jobs.signals import Warned, signals_noted
 from elmanctl.jobs.spec import AttemptSpec
@@ -110,6 +111,9 @@ class _Evaluation:
         if (full := full_disk_of_node(exc, self._paths.run_folder)) is not None:
             kind = VerdictKind.ENVIRONMENT
             text += f"\n{full} of {node_name()} is full, a disk that only this node has"
+        elif kind is VerdictKind.ENVIRONMENT and names_node_disk(text):
+            # By its name it is the node's alone, and yet the run's, or one that nodes share.
+            kind = VerdictKind.DISK_FULL
         file, line = frame_of(exc, self._paths.run_folder) or (None, None)
         told = Evidence(source=EvidenceSource.RESULT, text=text, file=file, line=line)
         partial = {} if self._progress is None else self._progress.partial_result()

@@ -6,6 +6,7 @@ particular.  No pattern takes more than linear time on what it may be given.
 """
 
 from elmanctl.jobs.failed_calls import NUMBERS_OF, WORDS_OF, numbered
+from elmanctl.jobs.node_disk import NODE_DISK, NODE_DISK_KEYS
 from elmanctl.jobs.rules import Rule, Table, Weight, rule
 from elmanctl.ledger.records import VerdictKind
 
@@ -32,6 +33,13 @@ _SHARED_MEMORY = rule(
     r"|while creating shared memory segment",
     _K.ENVIRONMENT,
 )
+# What runs out there is a number that the kernel allows, and no disk.
+_NO_NUMBERS = rule(
+    "namespace inotify cgroup",
+    r"(?i:\b(?:namespace|inotify|cgroup)\b.{0,200}(?:No space left on device|limit reached))",
+    _K.ENVIRONMENT,
+)
+_NODE_DISK = rule(NODE_DISK_KEYS, NODE_DISK, _K.ENVIRONMENT)
 # A library that does not load for want of room in a table of the loader, not for want of memory.
 _LOADER = rule("tls", r"static TLS block", _K.ENVIRONMENT)
 _DISK_FULL = rule(
@@ -46,7 +54,7 @@ _DISK_FULL = rule(
 )
 _OOM = rule(
     "memory bad_alloc alloc_failed allocation_failed allocfailed resource_exhausted oom malloc "
-    "allocate errno error code: out_of_resources triton",
+    "allocate errno error code: out_of_resources triton insufficient cachingallocator",
     # Not `to avoid running out of memory, ...`, which is advice.
     r"(?i:(?<!running )(?<!avoid )(?<!avoiding )(?<!prevent )\bout[ _-]of[ _-]"
     r"(?:(?:gpu|cuda|device|host|video|system|cpu|physical|virtual)[ _-])?memory)"
@@ -60,6 +68,8 @@ _OOM = rule(
     r"|(?i:\bmemory not available\b)|Triton Error \[ZE\]: 0x7000000[23]\b"
     r"|(?i:\b(?:not enough|insufficient) (?:(?:gpu|device|host|system|free|video) )?memory\b)"
     r"|\bbad_alloc\b|(?:^|[\s.:])\w{0,20}MemoryError\b(?=:|$)"
+    # A library's handle that does not fit; and the allocator, which asks NVML who took the memory.
+    r"|: insufficient resources when calling|\bNVML_SUCCESS == r\b.{0,80}CachingAllocator"
     r"|\bmalloc of size \d+ failed|\bmemory allocation of \d+ bytes failed"
     rf"|{WORDS_OF[_K.OOM]}|{numbered(NUMBERS_OF[_K.OOM])}",
     _K.OOM,
@@ -108,13 +118,16 @@ _NO_DEVICE = rule(
     r"|[Uu]nable to open /dev/kfd|0 active drivers|GPUTooOldForTriton|too old to be supported by"
     r"|cannot access accelerator device when none is available"
     r"|You requested gpu|No supported gpu backend|Your setup doesn't support"
-    r"|deserialize object on a (?:CUDA|XPU|HPU|NPU) device but",
+    r"|deserialize object on (?:a )?(?:CUDA|XPU|HPU|NPU) device\b"
+    r"|function error: (?:aclInit|aclrtSetDevice)\b"
+    r"|(?i:(?:can't|cannot|could not|failed to|unable to) \w+ (?:\S+ ){0,3}"
+    r"device (?:count|handle)\b)",
     _K.ENVIRONMENT,
 )
 _NO_TOOL = rule(
     "compiler ptxas ldconfig gcc cc libcuda triton ninja cuda_home nvcc clang smi conda version "
     "shared symbol segment short dlopen libdevice cudnn load open elf af_unix numpy baseline "
-    "locale getpwuid home temporary username",
+    "locale getpwuid home temporary username cppcompile command extension",
     r"(?:[Ff]ailed to find|No working) C(?:\+\+|XX|)? ?compiler|InvalidCxxCompiler"
     r"|[Cc](?:annot|ould not|an't) find (?:a working )?(?:`|')?(?:ptxas|nvcc|gcc|g\+\+|ninja|cicc)"
     r"|(?i:cannot find a working triton installation)|TritonMissing|libcuda\.so(?:\.1)? cannot"
@@ -126,7 +139,8 @@ _NO_TOOL = rule(
     r"|failed to map segment from shared object|cuDNN version incompatibility|Error in dlopen"
     r"|[Ff]ailed to open lib|\blibdevice\b.*not found|[Cc]annot find libdevice"
     r"|[Cc]ould not load library lib"
-    r"|NumPy was built with baseline optimizations|^\w*Conda\w*Error\b|unsupported locale setting"
+    r"|NumPy was built with baseline optimizations|unsupported locale setting"
+    r"|\bCppCompileError\b|Error building extension|^\w*Conda\w*Error\b"
     r"|getpwuid\(\): uid not found|No username set in the environment"
     r"|AF_UNIX path too long|[Cc]ould not determine home directory|No usable temporary directory",
     _K.ENVIRONMENT,
@@ -153,7 +167,7 @@ _FAILED_CALL = rule(
 _NO_NETWORK = rule(
     "environment eaddrinuse couldn't retries distnetwork rendezvous client server repo identifier "
     "resolution service ssl certificate proxy offline localentrynotfound timeout "
-    "credentials connect reach connection api_key commerror",
+    "credentials connect reach connection api_key commerror disconnected payload",
     r"environment variable \w+ expected, but not set|EADDRINUSE"
     r"|[Cc]ouldn't connect to '?https?://|Max retries exceeded with url|DistNetworkError"
     r"|Rendezvous\w+Error|\b(?:40[134]|429) Client Error|\b50\d Server Error"
@@ -164,7 +178,8 @@ _NO_NETWORK = rule(
     r"|api_key not configured|wandb\.\S*CommError"
     r"|CERTIFICATE_VERIFY_FAILED|certificate verify failed"
     rf"|{_NAMED}(?:LocalEntryNotFoundError|OfflineModeIsEnabled|ConnectTimeout(?:Error)?"
-    r"|ReadTimeout(?:Error)?|ProxyError)\b",
+    r"|ReadTimeout(?:Error)?|ProxyError|(?:FSTimeout|ServerTimeout|ServerDisconnected"
+    r"|ClientPayload|ClientConnector)Error)\b",
     _K.ENVIRONMENT,
 )
 # Caches that many jobs fill at once, on a file system that they share.
@@ -197,7 +212,8 @@ _INVALID_CHOICE = rule(
 )
 _MISSING = rule(
     "notfound import notready permissionerror",
-    rf"{_NAMED}(?:ModuleNotFoundError|\w*ImportError|EnvironmentNotReady|PermissionError)\b"
+    rf"{_NAMED}(?:(?:Module|Packages?|Command|Dataset|DataFiles|Repository|Revision|Entry)"
+    r"NotFoundError|\w*ImportError|EnvironmentNotReady|PermissionError)\b"
     # One that names no file tells of the code.
     rf"|{_NAMED}FileNotFoundError\b(?!:? ?(?:\[Errno 2\] )?(?:No such file(?: or directory)?)?$)",
     _K.ENVIRONMENT,
@@ -225,27 +241,36 @@ _NCCL = rule(
     _K.CUDA_ERROR,
     Weight.SYMPTOM,
 )
+# The other end is gone: a server, or a rank whose own words say more.
+_PEER_GONE = rule(
+    "connection connectfullmesh diststore socket recv",
+    r"Connection (?:reset|closed) by peer|Connection was likely closed|connectFullMesh failed"
+    r"|Socket Timeout|DistStoreError|failed to recv, got 0 bytes",
+    _K.ENVIRONMENT,
+    Weight.SYMPTOM,
+)
 _WRAPPER = rule(
     "childfailed calledprocess processraised processexited raytask brokenprocess "
-    "failedjob connection socket diststore pipe dataloader recv",
+    "failedjob pipe dataloader",
     r"ChildFailedError|CalledProcessError|ProcessRaisedException|ProcessExitedException"
-    r"|RayTaskError|BrokenProcessPool|FailedJobError|Connection (reset|closed) by peer"
-    r"|Socket Timeout|DistStoreError|Broken pipe|failed to recv, got 0 bytes"
-    r"|Connection was likely closed"
+    r"|RayTaskError|BrokenProcessPool|FailedJobError"
+    r"|Broken pipe"
     r"|DataLoader worker .{0,40}exited unexpectedly",
     _K.PYTHON_ERROR,
     Weight.SYMPTOM,
 )
 INTERRUPT = rule(
     "keyboardinterrupt signal exitcode",
-    r"^(Detected )?KeyboardInterrupt\b|got signal: 2\b|exitcode\s*:\s*-2\b",
+    r"^(Detected )?KeyboardInterrupt\b|got signal: 2\b|exitcode\s*:\s*-2\b"
+    r"|died with <Signals\.SIGINT\b",
     _K.CANCELLED,
     Weight.SIGNAL,
 )
 CPU_LIMIT = rule(
     "signal exitcode return sigxcpu limit",
     r"got signal: 24\b|terminated with signal SIGXCPU|exitcode\s*:\s*-24\b|return code = -24\b"
-    r"|is killed by signal: CPU time limit|\b[Rr]eceived SIGXCPU\b|\bSIGXCPU received\b",
+    r"|is killed by signal: CPU time limit|\b[Rr]eceived SIGXCPU\b|\bSIGXCPU received\b"
+    r"|died with <Signals\.SIGXCPU\b",
     _K.TIMEOUT,
     Weight.SCHEDULER,
 )
@@ -253,13 +278,15 @@ CPU_LIMIT = rule(
 CHILD_ENDED = rule(
     "signal exitcode return sigterm",
     r"terminated with signal SIG(TERM|ABRT)|exitcode\s*:\s*-(6|15)\b|return code = -(6|15)\b"
-    r"|\b[Rr]eceived (SIGTERM|signal 15\b)|\bSIGTERM received\b|is killed by signal: Aborted",
+    r"|\b[Rr]eceived (SIGTERM|signal 15\b)|\bSIGTERM received\b|is killed by signal: Aborted"
+    r"|died with <Signals\.SIG(TERM|ABRT)\b",
     _K.KILLED,
     Weight.SYMPTOM,
 )
 CHILD_SIGNAL = rule(
-    "signal exitcode return",
-    r"got signal: \d+|terminated with signal SIG|is killed by signal: \w+|exitcode\s*:\s*-\d+"
+    "signal exitcode return sigkill sigsegv",
+    r"died with <Signals\.SIG|terminated by signal \w+|\{SIG[A-Z]+\(-\d"
+    r"|got signal: \d+|terminated with signal SIG|is killed by signal: \w+|exitcode\s*:\s*-\d+"
     r"|return code = -\d+",
     _K.KILLED,
     Weight.SIGNAL,
@@ -269,6 +296,8 @@ CHILD_SIGNAL = rule(
 EXCEPTION_RULES: tuple[Rule, ...] = (
     _REFUSED,
     _SHARED_MEMORY,
+    _NO_NUMBERS,
+    _NODE_DISK,
     _LOADER,
     _DISK_FULL,
     _OOM,
@@ -289,6 +318,7 @@ EXCEPTION_RULES: tuple[Rule, ...] = (
     _MISSING,
     _NCCL,
     _CUDA,
+    _PEER_GONE,
     _WRAPPER,
 )
 

@@ -17,18 +17,22 @@ from elmanctl.jobs.exception_rules import (
     EXCEPTIONS,
     INTERRUPT,
 )
+from elmanctl.jobs.failed_calls import WORDS_OF
+from elmanctl.jobs.node_disk import NODE_DISK, NODE_DISK_KEYS
 from elmanctl.jobs.rules import Rule, Table, Weight, rule
 from elmanctl.ledger.records import VerdictKind
 
 _K = VerdictKind
 
-# What bash writes before its words: the script, `line` in the user's language, a number.
+# What bash writes before its words: the script, `line` in the user's language, a number; in some
+# languages the number comes first, and what parts them is not a colon.
 _SCRIPT_LINE = (
     r"^(?:(?:\.{0,2}/)\S{0,200}?(?<!\.py)|\S{1,80}\.(?:sh|bash|sbatch|slurm|job|sub)"
-    r"|-?(?:ba|da|k)?sh|slurm_script): "
-    r"(?:[^\W\d]{1,12} ?)?\d{1,6}\s?[^\W\d]{0,2}\s?[:\uff1a]\s?"
+    r"|-?(?:ba|da|k)?sh|slurm_script)"
+    r"(?: ?[:,\uff1a] ?|(?<=script) |(?<=\.sh) )"
+    r"(?:[^\W\d]{1,12}:? ?)?\d{1,6}\W?\s?[^\W\d]{0,12}\s?[:\uff1a]\s{0,6}"
 )
-_SCRIPT_KEYS = ("0: ", "0 : ", "\u884c:", "\u884c\uff1a")
+_SCRIPT_KEYS = ("0: ", "0 : ", "\u884c:", "\u884c\uff1a", "slurm_script", ".sh")
 
 # Of any line; the first that fits.
 LINE_RULES = (
@@ -86,9 +90,16 @@ LINE_RULES = (
     rule("warn", r"(?i:\bwarn(ing)?\b)", _K.UNDETERMINED, Weight.SYMPTOM),  # told, and gone on
     rule(
         "shared posix_fallocate",
-        r"while creating shared memory segment|Call to posix_fallocate failed",
+        r"while creating shared memory segment|Call to posix_fallocate failed"
+        r"|caused by insufficient shared memory",
         _K.ENVIRONMENT,
     ),
+    rule(
+        "namespace inotify cgroup",
+        r"\b(?:namespace|inotify|cgroup)\b.{0,200}No space left on device",
+        _K.ENVIRONMENT,
+    ),
+    rule(NODE_DISK_KEYS, NODE_DISK, _K.ENVIRONMENT),
     rule(
         "space quota",
         r"(?:^|: )(?:\S+: )?(?:No space left on device|Disk quota exceeded)",
@@ -96,18 +107,19 @@ LINE_RULES = (
     ),
     rule(
         "memory bad_alloc",
-        r"(?:Cuda failure|CUDA error:) .{0,80}out of memory|^terminate.*bad_alloc"
+        r"(?i:\b(?:cuda|hip|gpuassert|error|failure|cudaMalloc)\b.{0,80}\bout of memory\b)"
+        r"|^terminate.*bad_alloc"
         r"|: fork: (?:\w+: )?Cannot allocate memory|^memory allocation of \d+ bytes failed",
         _K.OOM,
     ),
     rule(
-        "python sh: eval execve smi shared commandnot namenotfound lmod modulefile launch found "
-        "could",
+        "python sh: eval execve smi shared environment lmod modulefile launch found could symbol",
         r"^\S*python[\d.]*: (can't open file|No module named)|^\S*python[\d.]*: Error while finding"
         r"|^\S*sh: (\S+: )?(command not found|.*: Permission denied|.*: No such file or directory)"
         r"|^\(eval\):\d+: |execve\(\): |NVIDIA-SMI has failed"
         r"|\btask \d+ launch failed|^Fatal Python error: init_"
-        r"|error while loading shared libraries|^(CommandNotFoundError|EnvironmentNameNotFound):"
+        r"|error while loading shared libraries|: symbol lookup error: "
+        r"|: version `\w+_[\d.]+' not found|^Environment\w+NotFound: "
         r"|^Lmod has detected the following error|Unable to locate a modulefile"
         r"|^Could not (?:find conda environment|load library lib)",
         _K.ENVIRONMENT,
@@ -116,6 +128,13 @@ LINE_RULES = (
         "srun: sbatch:",
         r"^s(run|batch): (fatal: |error: (Unable to|Invalid|Batch job submission failed"
         r"|Task launch for .{1,60} failed on node \S+: |Application launch failed: ))",
+        _K.ENVIRONMENT,
+    ),
+    # What a program says last of a call that failed.
+    rule(
+        "error unavailable busy device many read-only locks symbolic network timed refused host "
+        "handle endpoint cleaning address format severed required",
+        rf"^[\w./-]{{1,200}}: .{{0,300}}(?:{WORDS_OF[_K.ENVIRONMENT]})\W*$",
         _K.ENVIRONMENT,
     ),
     # Containers that do not start.
@@ -180,7 +199,7 @@ LINE_RULES = (
         _K.CUDA_ERROR,
         Weight.SYMPTOM,
     ),
-    rule("cuda", r"^CUDA error: ", _K.CUDA_ERROR, Weight.SYMPTOM),
+    rule("cuda gpuassert", r"^(?:CUDA error|GPUassert): ", _K.CUDA_ERROR, Weight.SYMPTOM),
     INTERRUPT,
     # The launchers' word on a process that failed; those they stop then have signals.
     rule(
@@ -199,12 +218,13 @@ LINE_RULES = (
         Weight.SYMPTOM,
     ),
     rule(
-        "killed terminated segmentation error fatal received illegal floating",
+        "killed terminated segmentation error fatal received illegal floating make",
         r"^(.*: line \d+:\s+\d+ )?(Killed|Terminated|Segmentation fault|Bus error"
         r"|Illegal instruction|Floating point exception)"
         r"(: \d+)?(\s+\(core dumped\))?(\s{2,}.*)?$"
         r"|^srun: error: .*: (Killed|Terminated|Segmentation fault|Bus error|Illegal instruction)"
         r"|^zsh: (killed|terminated|segmentation fault|bus error)\b|STEPD TERMINATED ON"
+        r"|^make\b.{0,200}\] (Killed|Terminated|Segmentation fault|Bus error|Error 1(3[1-9]|43)\b)"
         r"|^Fatal Python error: |^\*\*\* Process received signal",
         _K.KILLED,
         Weight.SIGNAL,

@@ -5,7 +5,7 @@ prints what it printed at first, and counts from where it counted at first.
 """
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 # Who announces a run, and which.
 _ANNOUNCED = re.compile(
@@ -13,7 +13,10 @@ _ANNOUNCED = re.compile(
     r"|^\++ (?:\S+=\S+ )*(?P<traced>(?:\S*/)?(?:python[\d.]*|torchrun|srun|accelerate) .{1,400})"
     r"|^\W{0,4}[=#*>-]{2,40}\W{0,4}(?P<headed>(?i:run|experiment|trial|seed|config|job|sweep)\b"
     r"\W{0,4}(?:\d\w{0,20}|\w{1,30}=[\w.+-]{1,30}))"
+    r"|^\W{0,4}(?P<counted>(?i:run|experiment|trial|config|job)\W{1,3}\d{1,6})(?: ?/ ?| of )\d"
+    r"|\bSLURM_ARRAY_TASK_ID\W{1,3}(?P<task>\d+)|\bSLURM_JOB_?ID\W{1,3}(?P<job>\d+)"
 )
+_WORD = re.compile(r"[a-z]+")
 _SCRIPT = re.compile(r"\S{1,200}\.py\b|-m \S+")
 # One of one is a run.
 _ALONE = re.compile(r"\b1 jobs\b|\b1/1\b|\bNumber of trials\W{1,40}1\b")
@@ -33,7 +36,7 @@ class Runs:
     """
 
     in_parts: bool = False
-    _announced: str | None = None
+    _announced: dict[str, str] = field(default_factory=dict)
     _script: str | None = None
     _first_step: int | None = None
     _last_step: int | None = None
@@ -52,9 +55,11 @@ class Runs:
             again = script is not None and script[0] == self._script
             self._script = script[0] if script else self._script
             return again and has_trained
-        name = f"{found.lastgroup} {found[str(found.lastgroup)]}".lower()
-        self._announced = self._announced or name
-        return name != self._announced
+        who = str(found.lastgroup)
+        name = found[who].lower()
+        # Of a heading, the word before the number: a run and its seed are one.
+        kind = _WORD.match(name) if who in ("headed", "counted") else None
+        return self._announced.setdefault(kind[0] if kind else who, name) != name
 
     def head(self, shape: str) -> None:
         """Take notice of a line that tells of a beginning, without its numbers."""

@@ -24,10 +24,22 @@ _LOSS = re.compile(
     (?P<value>{_NUMBER})"""
 )
 # Where no loss is printed at all, what is trained is told by its bits or its perplexity.
-_MEASURES = ("bpb", "bpc", "bpd", "bits", "perplexity", "ppl", "nll", "entropy", "xent", "elbo")
+_MEASURES = (
+    "bpb",
+    "bpc",
+    "bpd",
+    "bpt",
+    "bits",
+    "perplexity",
+    "ppl",
+    "nll",
+    "entropy",
+    "xent",
+    "elbo",
+)
 _MEASURE = re.compile(
     rf"""(?ix)(?<![a-z])
-    (?:bp[bcd]|bits[ _/-](?:per[ _-])?(?:byte|char(?:acter)?|dim|token)|ppl|perplexity|nll|xent
+    (?:bp[bcdt]|bits[ _/-](?:per[ _-])?(?:byte|char(?:acter)?|dim|token)|ppl|perplexity|nll|xent
       |cross[ _-]?entropy|elbo)
     (?P<told>['"]?\s*[:=]\s*|\s+)['"]?(?:tensor\(|\[)?
     (?P<value>{_NUMBER})"""
@@ -196,8 +208,9 @@ _SEVERAL_RUNS = _sign(
 
 # What announces one run of many, for `log_runs` to compare with the others.
 _ANNOUNCED = _sign(
-    "hydra agent python torchrun srun accelerate run experiment trial seed config job sweep",
-    r"\[HYDRA\]\s+#|^wandb: Agent Starting Run|^\++ |^\W{0,4}[=#*>-]{2,40}\W",
+    "hydra agent python torchrun srun accelerate run experiment trial seed config job sweep slurm_",
+    r"\[HYDRA\]\s+#|^wandb: Agent Starting Run|^\++ |^\W{0,4}[=#*>-]{2,40}\W"
+    r"|^\W{0,4}\w{3,10}\W{1,3}0(?: ?/ ?| of )0|\bSLURM_(?:ARRAY_TASK|JOB)_?ID\W{1,3}0",
 )
 # What counts from its beginning more than once in a run, or is printed by each of its processes.
 _PARTS = _sign(

@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 from elmanctl.jobs.causes import ADVICE, find_cause, find_neighbour
 from elmanctl.jobs.classify import QUOTE_LIMIT, classify_log
 from elmanctl.jobs.executor import JobReport, JobState
+from elmanctl.jobs.node_disk import names_node_disk
 from elmanctl.jobs.observation import (
     SIGNAL_NO_OUTPUT,
     SIGNAL_OOM,
@@ -28,7 +29,6 @@ from elmanctl.jobs.observation import (
     was_limit_reached,
     was_warned_early,
 )
-from elmanctl.jobs.whose_disk import names_node_disk
 from elmanctl.ledger.records import (
     Cause,
     Confidence,
@@ -112,12 +112,13 @@ def judge(seen: Observation) -> Verdict:
 
 
 def _of_node(seen: Observation, word: LogWord | None) -> LogWord | None:
-    """Return a log's word; a full folder of temporary files is its node's, and not the run's."""
-    if word is None or word.kind is not _K.DISK_FULL or seen.run_folder is None:
+    """Return a log's word; the run may lie itself among the temporary files that it blames."""
+    if word is None or word.kind is not _K.ENVIRONMENT or seen.run_folder is None:
         return word
-    if names_node_disk(word.quotes[0].text, seen.run_folder) is None:
+    text = word.quotes[0].text
+    if names_node_disk(text) is None or names_node_disk(text, seen.run_folder) is not None:
         return word
-    return replace(word, kind=_K.ENVIRONMENT, cause=None)
+    return replace(word, kind=_K.DISK_FULL, cause=None)
 
 
 def _verdict(seen: Observation, opinion: _Opinion, word: LogWord | None) -> Verdict:

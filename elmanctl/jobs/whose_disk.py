@@ -39,9 +39,6 @@ _CACHES = (
     ("/tempfile.py", (), None),
 )
 
-# By name alone, for who reads a log elsewhere.
-_TEMPORARY = ("/tmp", "/var/tmp", "/dev/shm", "/run", "/var/spool")
-
 
 def full_disk_of_node(exc: BaseException, run_folder: Path) -> str | None:
     """Return which full disk that only this node has ended a worker, None where none did.
@@ -86,20 +83,6 @@ def _find_full_disk(exc: BaseException, run_folder: Path) -> str | None:
     for folder in folders:
         if _free_bytes(folder) < _SCARCE_BYTES and (found := _local(folder, run_folder)):
             return found
-    return None
-
-
-def names_node_disk(text: str, run_folder: str) -> str | None:
-    """Return the folder of temporary files that a log's line on a full disk names, if any.
-
-    By its name: whoever reads the log is on another machine.
-    """
-    if not _FULL_TEXT.search(text):
-        return None
-    for path in _PATH.findall(text):
-        for folder in _TEMPORARY:
-            if path.startswith(f"{folder}/") and not run_folder.startswith(f"{folder}/"):
-                return folder
     return None
 
 

@@ -146,6 +146,14 @@ OF_THE_NODE = [
     RuntimeError("Ninja is required to load C++ extensions"),
     OSError("CUDA_HOME environment variable is not set. Please set it to your CUDA root."),
     RuntimeError("NumPy was built with baseline optimizations: \n(X86_V2) but this machine lacks"),
+    named("torch._inductor.exc", "CppCompileError")("C++ compile error\n\nCommand:\ng++ x.cpp"),
+    InductorError("CalledProcessError: Command '['/usr/bin/g++', 'x.cpp']' returned exit status 1"),
+    RuntimeError("Error building extension 'fused': [1/2] nvcc -c x.cu"),
+    named("conda", "CommandNotFoundError", Exception)(
+        "Your shell has not been configured for conda"
+    ),
+    named("importlib.metadata", "PackageNotFoundError", ModuleNotFoundError)("triton"),
+    named("datasets.exceptions", "DatasetNotFoundError", FileNotFoundError)("no such data set"),
     # Of threads, processes and shared memory.
     RuntimeError("can't start new thread"),
     RuntimeError("pthread_create failed: Resource temporarily unavailable"),
@@ -156,6 +164,12 @@ OF_THE_NODE = [
     RuntimeError("unable to allocate shared memory(shm) for file </torch_7>: Success (0)"),
     RuntimeError("received 0 items of ancdata"),
     call(errno.ENOSPC, "No space left on device", "/psm_5a6b"),
+    # Of a disk that only this node has, and of what is no disk.
+    call(errno.ENOSPC, "No space left on device", "/tmp/tmpk2/main.c"),
+    call(errno.ENOSPC, "No space left on device", "/var/tmp/x"),
+    call(errno.EDQUOT, "Disk quota exceeded", "/lscratch/71/cache"),
+    call(errno.ENOSPC, "No space left on device", "/localscratch/bo.71.0/x"),
+    OSError(errno.ENOSPC, "inotify watch limit reached"),
     call(errno.ENOSPC, "No space left on device", "/dev/shm/nccl-Xy"),
     RuntimeError(
         "DataLoader worker (pid 77) is killed by signal: Bus error. It is possible that "
@@ -203,6 +217,9 @@ OF_THE_NODE = [
     ),
     RuntimeError("CUDA error: API call is not supported in the installed CUDA driver"),
     RuntimeError("CUDA is not available"),
+    RuntimeError("Attempting to deserialize object on CUDA device 3 but there is only one"),
+    RuntimeError("Initialize:x.cpp:1 NPU function error: aclInit, error code is 507008"),
+    RuntimeError("Can't get ascend_hal device count"),
     AssertionError("no GPU found, which this program needs"),
     RuntimeError("FlashAttention only supports Ampere GPUs or newer."),
     RuntimeError("NVML_SUCCESS == r INTERNAL ASSERT FAILED at x.cpp:1"),
@@ -210,6 +227,10 @@ OF_THE_NODE = [
     OSError("libgomp.so.1: cannot allocate memory in static TLS block"),
     RuntimeError("nvrtc: error: failed to open libnvrtc-builtins.so.13.0."),
     # Of the network.
+    ConnectionResetError(errno.ECONNRESET, "Connection reset by peer"),
+    RuntimeError("Gloo connectFullMesh failed with [x.cc:1] no error"),
+    named("torch.distributed", "DistStoreError")("Timed out after 61 seconds waiting for clients."),
+    named("fsspec.exceptions", "FSTimeoutError", TimeoutError)(),
     TimeoutError("timed out"),
     call(521, "Unknown error 521"),
     call(errno.EDEADLK, "Resource deadlock avoided", "/scratch/bo/x.lock"),
@@ -248,6 +269,9 @@ OF_MEMORY = [
     RuntimeError("MPS backend out of memory (MPS allocated: 8.00 GB, max allowed: 9.07 GB)."),
     AcceleratorError(f"CUDA error: out of memory{ADVICE}"),
     RuntimeError("CUDA driver error: out of memory"),
+    RuntimeError("CUDA error: insufficient resources when calling `cusparseCreate(handle)`"),
+    # Memory is what the allocator was about to complain of.
+    RuntimeError('NVML_SUCCESS == r INTERNAL ASSERT FAILED at "c10/cuda/CUDACachingAllocator.cpp"'),
     RuntimeError("CUDA runtime error: out of memory"),
     RuntimeError("cuda runtime error (2) : out of memory at x.cu:66"),
     RuntimeError("HIP error: out of memory"),
@@ -356,6 +380,19 @@ ALONE = [
     *((exc, PYTHON_ERROR) for exc in OF_THE_CODE),
     (RuntimeError("DataLoader worker (pid 3) is killed by signal: Killed. "), KILLED),
     (RuntimeError("DataLoader worker is killed by signal: CPU time limit exceeded"), TIMEOUT),
+    *(
+        (
+            named("subprocess", "CalledProcessError", Exception)(
+                f"Command '['fit']' died with <Signals.{name}>."
+            ),
+            kind,
+        )
+        for name, kind in (
+            ("SIGKILL: 9", KILLED),
+            ("SIGXCPU: 24", TIMEOUT),
+            ("SIGINT: 2", VerdictKind.CANCELLED),
+        )
+    ),
     (
         named("torch.multiprocessing.spawn", "ProcessExitedException", Exception)(
             "process 0 terminated with signal SIGKILL"

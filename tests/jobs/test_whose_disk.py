@@ -4,16 +4,22 @@ import errno
 import os
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from elmanctl.jobs import evaluation
+from elmanctl.jobs.claim import this_worker
 from elmanctl.jobs.executor import JobReport, JobState
+from elmanctl.jobs.failure import classify_exception
+from elmanctl.jobs.node_disk import names_node_disk
 from elmanctl.jobs.observation import Log, Observation
 from elmanctl.jobs.observe import read_table
+from elmanctl.jobs.paths import RunPaths
 from elmanctl.jobs.verdict import judge
-from elmanctl.jobs.whose_disk import full_disk_of_node, names_node_disk
+from elmanctl.jobs.whose_disk import full_disk_of_node
 from elmanctl.ledger.records import VerdictKind
 
 
@@ -164,6 +170,18 @@ def test_worker_with_a_full_tmp_blames_its_node_and_not_the_runs_disk(
     verdict = judge(Observation(result=read_table(attempt / "result.json")))
     assert verdict.kind is VerdictKind.ENVIRONMENT
     assert f"{small} of n3 is full, a disk that only this node has" in verdict.evidence[0].text
+
+
+def test_tmp_that_a_failure_names_is_the_runs_disk_where_the_run_lies_there_too() -> None:
+    with tempfile.TemporaryDirectory(dir="/tmp") as folder:
+        paths = RunPaths(Path(folder)).attempt("g000-e00", 1)
+        paths.folder.mkdir(parents=True)
+        (Path(folder) / "finished").mkdir()
+        exc = OSError(errno.ENOSPC, "No space left on device", "/tmp/elsewhere/x")
+        assert classify_exception(exc)[0] is VerdictKind.ENVIRONMENT
+        evaluation._Evaluation(paths, this_worker()).leave_failure(exc)
+        verdict = judge(Observation(result=read_table(paths.result)))
+    assert verdict.kind is VerdictKind.DISK_FULL
 
 
 LINE = "OSError: [Errno 28] No space left on device: '/tmp/tmpab12'"
