@@ -94,7 +94,12 @@ class Job:
         )
 
     def report(self) -> JobReport:
-        return self.executor.look([self.live], []).reports[self.live.job_id]
+        """Return what the scheduler says, asked again while accounting may yet tell more."""
+
+        def told() -> JobReport | None:
+            return self.executor.look([self.live], []).reports.get(self.live.job_id)
+
+        return wait_for(told, f"word of job {self.live.job_id}", pause_s=0.5)
 
     def verdict(self, timeout_s: float = PATIENCE_S) -> Verdict:
         """Wait until the job has ended, or is lost, and judge it as a controller does."""
