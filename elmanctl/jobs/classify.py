@@ -169,7 +169,17 @@ def _late_errors(found: Reading) -> list[Error]:
         end = -1
     if found.finished is not None:
         end = max(end, found.finished.offset)
-    return [error for error in found.errors if error.piece.offset >= end]
+    done = found.finished is not None and not found.goes_on_after(found.finished)
+    return [
+        error
+        for error in found.errors
+        # What fails for a script after the training was done did not end it.
+        if error.piece.offset >= end and not (done and _is_of_a_script(error))
+    ]
+
+
+def _is_of_a_script(error: Error) -> bool:
+    return error.rule.kind is VerdictKind.ENVIRONMENT and error.rule.weight is Weight.SYMPTOM
 
 
 def find_error(found: Reading) -> Error | None:

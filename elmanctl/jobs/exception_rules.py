@@ -63,7 +63,7 @@ _OOM = rule(
     r"|ALLOC(?:ATION)?_FAILED|StatusAllocFailed|\bOOM when allocating"
     r"|RESOURCE_EXHAUSTED: (?:Attempting|Failed to allocate|XLA|TPU)"
     r"|Tried to allocate [\d.]+ [KMGT]?i?B\b|DefaultCPUAllocator: (?:can't|not enough)"
-    r"|(?i:(?:fail(?:ed|ure)? to|can ?not|can't|could not|couldn't|unable to) allocate "
+    r"|(?i:(?:fail(?:ed|ure)? to|can ?not|can't|could not|couldn't|unable to) m?alloc(?:ate)? "
     r"(?!shared\b)(?:\S{1,40} ){0,4}(?:memory|bytes|buffer|[KMGT]i?B)\b)"
     r"|(?i:\bmemory not available\b)|Triton Error \[ZE\]: 0x7000000[23]\b"
     r"|(?i:\b(?:not enough|insufficient) (?:(?:gpu|device|host|system|free|video) )?memory\b)"
@@ -90,6 +90,7 @@ _NO_DEVICE = rule(
     r"|OperatingSystem|Mps\w+)\b"
     r"|NVIDIA driver on your system is too old|driver version is insufficient"
     r"|Torch not compiled with|torch (?:was )?not compiled with (?:CUDA|XPU|HIP|ROCm)"
+    r"|not linked with support for \w+ devices"
     r"|not supported in the installed CUDA driver|CallRequiresNewerDriver"
     r"|(?i:\b(?:CUDA|GPU|HIP|XPU|NPU|ROCm)(?: device)?s? (?:is|are|was|were)? ?not available\b)"
     r"|(?i:\bno (?:CUDA |HIP |XPU )?(?:GPUs?|accelerators?|devices?)"
@@ -98,7 +99,7 @@ _NO_DEVICE = rule(
     r"|(?i:compute capability (?:of )?(?:at least|>=|\d))"
     r"|already in use by a different thread|device already in use"
     r"|NVIDIA-SMI has failed|NVML_SUCCESS == |NVMLError_(?!GpuIsLost)\w+"
-    r"|[Ii]nitialize NVML|NVML Shared Library"
+    r"|(?<!re-)[Ii]nitiali[sz]e (?:the )?(?:NVML|CUDA|HIP|ROCm|XPU|NPU|GPU)\b|NVML Shared Library"
     r"|invalid device ordinal|[Ii]nvalid device id\b|invalid device function"
     r"|devices? ?(?:\(s\) )?(?:is|are|is/are) (?:busy|unavailable|not available)"
     r"|no kernel image is available|device kernel image is invalid"
@@ -140,7 +141,10 @@ _NO_TOOL = rule(
     r"|[Ff]ailed to open lib|\blibdevice\b.*not found|[Cc]annot find libdevice"
     r"|[Cc]ould not load library lib"
     r"|NumPy was built with baseline optimizations|unsupported locale setting"
-    r"|\bCppCompileError\b|Error building extension|^\w*Conda\w*Error\b"
+    r"|\bCppCompileError\b|Error building extension|\bninja: (?:error|build stopped)"
+    r"|installed version of \S+ \S+ is (?:less|greater) than"
+    r"|detected CUDA version .{1,20}mismatches"
+    r"|^\w*Conda\w*Error\b"
     r"|getpwuid\(\): uid not found|No username set in the environment"
     r"|AF_UNIX path too long|[Cc]ould not determine home directory|No usable temporary directory",
     _K.ENVIRONMENT,
@@ -176,7 +180,7 @@ _NO_NETWORK = rule(
     r"|[Uu]nable to locate credentials|DefaultCredentialsError|EndpointConnectionError"
     r"|[Cc]annot connect to host|[Cc]ould(?: not|n't) (?:connect to|reach)\b|Connection aborted"
     r"|api_key not configured|wandb\.\S*CommError"
-    r"|CERTIFICATE_VERIFY_FAILED|certificate verify failed"
+    r"|CERTIFICATE_VERIFY_FAILED|certificate verify failed|\bSSLError\b|\[SSL: "
     rf"|{_NAMED}(?:LocalEntryNotFoundError|OfflineModeIsEnabled|ConnectTimeout(?:Error)?"
     r"|ReadTimeout(?:Error)?|ProxyError|(?:FSTimeout|ServerTimeout|ServerDisconnected"
     r"|ClientPayload|ClientConnector)Error)\b",
@@ -211,9 +215,10 @@ _INVALID_CHOICE = rule(
     then=r"(?i:\b(available|choose from|supported|must be one of|one of)\b)",
 )
 _MISSING = rule(
-    "notfound import notready permissionerror",
+    "notfound import notready permissionerror module",
     rf"{_NAMED}(?:(?:Module|Packages?|Command|Dataset|DataFiles|Repository|Revision|Entry)"
     r"NotFoundError|\w*ImportError|EnvironmentNotReady|PermissionError)\b"
+    r"|\bNo module named '"
     # One that names no file tells of the code.
     rf"|{_NAMED}FileNotFoundError\b(?!:? ?(?:\[Errno 2\] )?(?:No such file(?: or directory)?)?$)",
     _K.ENVIRONMENT,
@@ -244,16 +249,18 @@ _NCCL = rule(
 # The other end is gone: a server, or a rank whose own words say more.
 _PEER_GONE = rule(
     "connection connectfullmesh diststore socket recv",
-    r"Connection (?:reset|closed) by peer|Connection was likely closed|connectFullMesh failed"
+    r"Connection (?:reset|closed) by peer|ConnectionResetError|Remote end closed connection"
+    r"|Connection was likely closed|connectFullMesh failed"
     r"|Socket Timeout|DistStoreError|failed to recv, got 0 bytes",
     _K.ENVIRONMENT,
     Weight.SYMPTOM,
 )
 _WRAPPER = rule(
     "childfailed calledprocess processraised processexited raytask brokenprocess "
+    "terminatedworker "
     "failedjob pipe dataloader",
     r"ChildFailedError|CalledProcessError|ProcessRaisedException|ProcessExitedException"
-    r"|RayTaskError|BrokenProcessPool|FailedJobError"
+    r"|RayTaskError|BrokenProcessPool|TerminatedWorkerError|FailedJobError"
     r"|Broken pipe"
     r"|DataLoader worker .{0,40}exited unexpectedly",
     _K.PYTHON_ERROR,

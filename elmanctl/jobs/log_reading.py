@@ -23,6 +23,9 @@ _SUMMARIES = 2
 # What goes on to make other things fail, whoever dealt with it.
 OUTLASTING = (VerdictKind.DISK_FULL, VerdictKind.OOM)
 
+# So many lines of what an exception says are read as its first one is, where that names no cause.
+_MESSAGE_LINES = 12
+
 # Counters that are remembered: enough for the last states of all that a log counts.
 _COUNTERS = 400
 _BOUNDS = 20
@@ -115,12 +118,14 @@ class _Traceback:
     """Where in tracebacks the reading stands.
 
     A chain of exceptions begins at `chain` of the errors; `goes_on` where one more follows.
+    As many more lines as `message` may be of what the last exception says.
     """
 
     head: Piece | None = None
     caught: bool = False
     ignored: bool = False
     chain: int = 0
+    message: int = 0
     goes_on: bool = False
 
 
@@ -194,6 +199,7 @@ def _read_piece(found: Reading, piece: Piece, previous: str, traceback: _Traceba
         traceback.ignored = True
     if log_rules.TRACEBACK.search(text):
         traceback.head = piece
+        traceback.message = 0
         traceback.caught = bool(log_rules.TOLD.match(clean(previous)))
         if not traceback.goes_on:
             traceback.chain = len(found.errors)
@@ -220,15 +226,24 @@ def _read_piece(found: Reading, piece: Piece, previous: str, traceback: _Traceba
     signs = _signs(shape)
     if ends or signs.error_keys:
         rule = log_rules.read_error(text, signs.error_keys, ends_traceback=ends)
+        if rule is None and traceback.message > 0:
+            rule = log_rules.read_message(text, signs.error_keys)
         if rule is not None:
             found.errors.append(Error(piece, rule, caught=ends and traceback.caught))
             is_death = ends and not traceback.caught and rule.weight is Weight.CAUSE
             if is_death and found.runs.dies_again():
                 found.several = found.several or piece
             found.runs.end()
+        if ends:
+            traceback.message = 0 if rule is None or _names_a_cause(rule) else _MESSAGE_LINES
+    traceback.message -= 1
     if signs.signs is not None:
         _note_runs(found, piece, shape, signs.signs)
         _note(found, piece, signs.signs)
+
+
+def _names_a_cause(rule: Rule) -> bool:
+    return rule.weight is not Weight.SYMPTOM and rule.kind is not VerdictKind.PYTHON_ERROR
 
 
 class _Shape(NamedTuple):

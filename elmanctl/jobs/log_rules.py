@@ -107,14 +107,16 @@ LINE_RULES = (
     ),
     rule(
         "memory bad_alloc",
-        r"(?i:\b(?:cuda|hip|gpuassert|error|failure|cudaMalloc)\b.{0,80}\bout of memory\b)"
+        r"(?i:(?:^|: |\b(?:cuda|hip|gpuassert|error|failure|cudaMalloc)\b.{0,80}\b)out of memory\b)"
         r"|^terminate.*bad_alloc"
         r"|: fork: (?:\w+: )?Cannot allocate memory|^memory allocation of \d+ bytes failed",
         _K.OOM,
     ),
     rule(
-        "python sh: eval execve smi shared environment lmod modulefile launch found could symbol",
-        r"^\S*python[\d.]*: (can't open file|No module named)|^\S*python[\d.]*: Error while finding"
+        "python sh: eval execve smi shared environment lmod modulefile launch found could symbol "
+        "nvml libmamba",
+        r"^NVIDIA-SMI couldn't|^Failed to initialize NVML|^critical libmamba"
+        r"|^\S*python[\d.]*: (can't open file|No module named|Error while finding)"
         r"|^\S*sh: (\S+: )?(command not found|.*: Permission denied|.*: No such file or directory)"
         r"|^\(eval\):\d+: |execve\(\): |NVIDIA-SMI has failed"
         r"|\btask \d+ launch failed|^Fatal Python error: init_"
@@ -134,14 +136,16 @@ LINE_RULES = (
     rule(
         "error unavailable busy device many read-only locks symbolic network timed refused host "
         "handle endpoint cleaning address format severed required",
-        rf"^[\w./-]{{1,200}}: .{{0,300}}(?:{WORDS_OF[_K.ENVIRONMENT]})\W*$",
+        rf"^[\w./-]{{1,200}}: .{{0,300}}(?:{WORDS_OF[_K.ENVIRONMENT]})(?: \(\d+\))?\W*$",
         _K.ENVIRONMENT,
+        Weight.SYMPTOM,
     ),
     # Containers that do not start.
     rule(
-        "fatal pyxis daemon enroot",
-        r"^FATAL:\s+(?:could not|container creation|while|Unable|unable|Image|image|stat)"
-        r"|: pyxis: (?:couldn't|failed|could not)|^docker: Error response from daemon"
+        "fatal pyxis daemon enroot container",
+        # Apptainer writes three spaces.
+        r"^FATAL:\s{2,6}\S|: pyxis: (?:couldn't|could not|.{0,40}\bfailed\b)"
+        r"|\bnvidia-container-cli: \w+ error|^docker: Error response from daemon"
         r"|^enroot-\w+: error|\[ERROR\] .*enroot",
         _K.ENVIRONMENT,
     ),
@@ -311,6 +315,12 @@ def read_error(line: str, keys: Collection[str], *, ends_traceback: bool) -> Rul
     if found is None and _OF_CXX.match(line):
         return EXCEPTIONS.first_fitting(line, keys)
     return None if found is None or found.kind is _K.UNDETERMINED else found
+
+
+def read_message(line: str, keys: Collection[str]) -> Rule | None:
+    """Return the rule that a further line of what an exception says fits, if it names a cause."""
+    found = EXCEPTIONS.first_fitting(line, keys)
+    return found if found is not None and found.weight is Weight.CAUSE else None
 
 
 def is_of_numbers(line: str) -> bool:

@@ -210,7 +210,8 @@ _SEVERAL_RUNS = _sign(
 _ANNOUNCED = _sign(
     "hydra agent python torchrun srun accelerate run experiment trial seed config job sweep slurm_",
     r"\[HYDRA\]\s+#|^wandb: Agent Starting Run|^\++ |^\W{0,4}[=#*>-]{2,40}\W"
-    r"|^\W{0,4}\w{3,10}\W{1,3}0(?: ?/ ?| of )0|\bSLURM_(?:ARRAY_TASK|JOB)_?ID\W{1,3}0",
+    r"|^\W{0,4}\w{3,10}\W{1,3}0(?: ?/ ?0| of 0|\W*$)|^\[\w{3,10}\W?0\] "
+    r"|\bSLURM_(?:ARRAY_TASK|JOB)_?ID\W{1,3}0",
 )
 # What counts from its beginning more than once in a run, or is printed by each of its processes.
 _PARTS = _sign(

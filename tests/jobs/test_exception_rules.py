@@ -154,6 +154,13 @@ OF_THE_NODE = [
     ),
     named("importlib.metadata", "PackageNotFoundError", ModuleNotFoundError)("triton"),
     named("datasets.exceptions", "DatasetNotFoundError", FileNotFoundError)("no such data set"),
+    RuntimeError("The current installed version of g++ (4.8) is less than the minimum"),
+    RuntimeError("The detected CUDA version (11.8) mismatches the one that compiled PyTorch"),
+    # What says so stands further down in what they say.
+    RuntimeError("Failed to import models.x because of this error:\nNo module named 'fla'"),
+    named("triton.runtime.errors", "PTXASError", Exception)(
+        "PTXAS error\n`ptxas` stderr:\nfatal: 'sm_1' is not defined for option 'gpu-name'"
+    ),
     # Of threads, processes and shared memory.
     RuntimeError("can't start new thread"),
     RuntimeError("pthread_create failed: Resource temporarily unavailable"),
@@ -220,6 +227,8 @@ OF_THE_NODE = [
     RuntimeError("Attempting to deserialize object on CUDA device 3 but there is only one"),
     RuntimeError("Initialize:x.cpp:1 NPU function error: aclInit, error code is 507008"),
     RuntimeError("Can't get ascend_hal device count"),
+    RuntimeError("Failed to initialize the HIP runtime"),
+    RuntimeError("PyTorch is not linked with support for cuda devices"),
     AssertionError("no GPU found, which this program needs"),
     RuntimeError("FlashAttention only supports Ampere GPUs or newer."),
     RuntimeError("NVML_SUCCESS == r INTERNAL ASSERT FAILED at x.cpp:1"),
@@ -228,6 +237,10 @@ OF_THE_NODE = [
     RuntimeError("nvrtc: error: failed to open libnvrtc-builtins.so.13.0."),
     # Of the network.
     ConnectionResetError(errno.ECONNRESET, "Connection reset by peer"),
+    named("http.client", "RemoteDisconnected", ConnectionResetError)(
+        "Remote end closed connection without response"
+    ),
+    named("ssl", "SSLError", OSError)("[SSL: UNEXPECTED_EOF_WHILE_READING] EOF occurred"),
     RuntimeError("Gloo connectFullMesh failed with [x.cc:1] no error"),
     named("torch.distributed", "DistStoreError")("Timed out after 61 seconds waiting for clients."),
     named("fsspec.exceptions", "FSTimeoutError", TimeoutError)(),
@@ -269,6 +282,7 @@ OF_MEMORY = [
     RuntimeError("MPS backend out of memory (MPS allocated: 8.00 GB, max allowed: 9.07 GB)."),
     AcceleratorError(f"CUDA error: out of memory{ADVICE}"),
     RuntimeError("CUDA driver error: out of memory"),
+    RuntimeError("Failed to malloc device memory, size 1024, ret 207001"),
     RuntimeError("CUDA error: insufficient resources when calling `cusparseCreate(handle)`"),
     # Memory is what the allocator was about to complain of.
     RuntimeError('NVML_SUCCESS == r INTERNAL ASSERT FAILED at "c10/cuda/CUDACachingAllocator.cpp"'),
@@ -392,6 +406,12 @@ ALONE = [
             ("SIGXCPU: 24", TIMEOUT),
             ("SIGINT: 2", VerdictKind.CANCELLED),
         )
+    ),
+    (
+        named("joblib", "TerminatedWorkerError", Exception)(
+            "A worker process was unexpectedly terminated.\nExit codes: {SIGKILL(-9)}"
+        ),
+        KILLED,
     ),
     (
         named("torch.multiprocessing.spawn", "ProcessExitedException", Exception)(

@@ -60,6 +60,12 @@ OF_SHELLS = [
     (f"{SCRIPT}: line 5: echo: write error: No space left on device", "disk_full"),
     ("enroot-nsenter: failed to create user namespace: No space left on device", "environment"),
     ("ERROR: this might be caused by insufficient shared memory (shm).", "environment"),
+    ('rsync: read errors mapping "/nfs/x": Input/output error (5)', "environment"),
+    ("FATAL:   While making image from oci registry: no checksum", "environment"),
+    ("slurmstepd: error: pyxis: container start failed with error code: 1", "environment"),
+    ("nvidia-container-cli: initialization error: driver not loaded", "environment"),
+    ("Failed to initialize NVML: Driver/library version mismatch", "environment"),
+    ("cc1plus: out of memory allocating 65536 bytes", "oom"),
     ("Error out of memory at line 38 in file x.c", "oom"),
     ("GPUassert: out of memory x.cu 7", "oom"),
     ("GPUassert: an illegal memory access was encountered x.cu 7", "cuda_error"),
@@ -95,6 +101,21 @@ def test_what_a_shell_complains_of_is_survived_where_training_goes_on() -> None:
     assert classify_log(f"{complaint}\n{TRAINING}Training complete\n").kind == "completed"
     ended = f"{complaint}\n{TRAINING}{SCRIPT}: Zeile 7: 3311 Getötet            python fit.py\n"
     assert classify_log(ended).kind == "killed"
+
+
+def test_what_fails_for_a_script_after_the_training_did_not_end_it() -> None:
+    for line in ("rm: cannot remove '/tmp/x': Device or resource busy", f"{SCRIPT}: line 9: x: y"):
+        assert classify_log(f"{TRAINING}Training complete\n{line}\n").kind == "completed"
+        assert classify_log(f"{line}\n{TRAINING}Training complete\n").kind == "completed"
+        assert classify_log(f"{TRAINING}{line}\n").kind == "environment"
+
+
+def test_only_what_an_exception_says_is_read_as_one() -> None:
+    raised = 'Traceback (most recent call last):\n  File "fit.py", line 1\nValueError: lr\n'
+    told = "no CUDA GPUs are available: is not read of plain lines: No module named 'x'\n"
+    assert classify_log(raised + told).kind == "environment"
+    assert classify_log(raised + 20 * "error: x\n" + told).kind == "python_error"
+    assert classify_log(f"{TRAINING}{told}").kind == "lost"
 
 
 def test_threads_that_openblas_lacks_are_no_interrupt_of_somebody() -> None:
@@ -137,6 +158,8 @@ SEVERAL = {
     "traced": f"+ python fit.py --lr 1\n{ONE}+ python fit.py --lr 2\n{ONE}",
     "headed": f"=== run 1 ===\n{ONE}=== run 2 ===\n{ONE}",
     "counted": f"Run 1/2: lr=1\n{ONE}Run 2/2: lr=2\nstep 10 loss nan\n",
+    "named only": "Trial 0:\nepoch 1 loss 3\nTrial 1:\nepoch 1 loss nan\n",
+    "side by side": "[run 1] step 1 loss 3\n[run 2] step 1 loss 3\n[run 2] step 2 loss nan\n",
     "tasks of an array": f"SLURM_ARRAY_TASK_ID=0\n{ONE}SLURM_ARRAY_TASK_ID=1\nstep 10 loss nan\n",
     "named": f"--- seed=1 ---\n{ONE}--- seed=2 ---\nstep 10 loss nan\nstep 20 loss nan\n",
     "a loop of a shell": f"{ONE}model with 2,408 parameters\nstep 10 loss nan\nstep 20 loss nan\n",
