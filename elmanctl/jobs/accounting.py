@@ -64,7 +64,7 @@ class Accounting:
 
 
 class Ends:
-    """The ends of which squeue tells half: a step's signal, where squeue never learns of it.
+    """The ends of which squeue tells half: no signal of a step, or not who cancelled a job.
 
     Under `enable_stepmgr` slurmctld does not hear how a step ended; accounting does.
     """

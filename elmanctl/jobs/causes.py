@@ -41,14 +41,15 @@ _BROKEN = re.compile(
 
 # srun, in the job itself, asks the scheduler before it starts the worker, and gives up.
 NO_SCHEDULER = re.compile(
-    r"^srun: (error: |fatal: )?"
+    r"^(?:/\S+/)?srun: (error: |fatal: )?"
     r"((Unable to (confirm allocation|create step|allocate resources)\b.*: )?"
     r"(Unable to contact slurm controller|Socket timed out|Zero Bytes were transmitted)"
     r"|Unable to confirm allocation for job)"
 )
 
 # srun refuses its own options: from the command line, or from variables that it reads as options.
-_SRUN = r"^srun: (fatal: |error: )?"
+# A wrapper may start it by its path.
+_SRUN = r"^(?:/\S+/)?srun: (fatal: |error: )?"
 _UNABLE = r"Unable to (create step for job \d+|allocate resources): "
 BAD_ARGUMENTS = re.compile(
     rf"{_SRUN}.*\bmutually exclusive\b"

@@ -202,15 +202,16 @@ class SlurmExecutor:
         self._accounting.unheard = None
         listed = {(row.job_id, row.name): row for row in rows}
         ours = {job: listed.get((job.job_id, job.job_name)) for job in jobs}
+        half = {job for job, row in ours.items() if row is not None and self._tells_half(job, row)}
         reports = {
-            job.job_id: not_over(row.report) if row.hides_step else row.report
+            job.job_id: not_over(row.report) if job in half else row.report
             for job, row in ours.items()
             if row is not None
         }
         names = {row.name: row.array_id for row in rows if not row.is_refusal}
         found |= {one.id: names[one.job_name] for one in unstarted if one.job_name in names}
         missing = [one for one in unstarted if one.id not in found]
-        unclear = {job: row for job, row in ours.items() if row is None or row.hides_step}
+        unclear = {job: row for job, row in ours.items() if row is None or job in half}
         if self._asks_array_limit:
             self._ask_array_limit()
         elif unclear or missing:
@@ -223,6 +224,11 @@ class SlurmExecutor:
             unheard=self._accounting.unheard,
             accounting=self._accounting.is_kept,
         )
+
+    def _tells_half(self, job: LiveJob, row: JobRow) -> bool:
+        """Whether squeue leaves open why a job ended: it never says who cancelled one."""
+        began_nothing = row.report.node is not None and not self.log(job).exists()
+        return row.hides_step or (row.report.raw == "CANCELLED" and began_nothing)
 
     def _ask_array_limit(self) -> None:
         try:

@@ -81,6 +81,12 @@ _BEHIND_SIGNAL = (_K.OOM, _K.CUDA_ERROR, _K.DISK_FULL)
 # shared memory that is full is a bus error.  Then what the log says of the node is why.
 _OWN_SIGNALS = (signal.SIGABRT, signal.SIGINT, signal.SIGBUS)
 
+# Beyond them are numbers that Slurm makes of what went wrong in starting a job.
+_STANDARD_SIGNALS = range(1, 32)
+
+# Slurm itself, which runs as root, or an administrator.
+_BY_ROOT = "CANCELLED by 0"
+
 # Of what a worker tells: a traceback's words, and not a whole log.
 _QUOTES_KEPT = 20
 _TEXT_LIMIT = 4000
@@ -149,7 +155,11 @@ def _named(report: JobReport) -> VerdictKind | None:
     """Return the cause that the scheduler itself names."""
     # Slurm adds to some states, as in "CANCELLED by 1000".
     state = report.raw.strip().partition(" ")[0].rstrip("+")
-    by_reason = _REASONS.get((report.reason or "").partition(":")[0])
+    reason = (report.reason or "").partition(":")[0]
+    by_reason = _REASONS.get(reason)
+    if reason == "JobLaunchFailure" and ended_by(report) in _STANDARD_SIGNALS:
+        # Slurm 22.05 says so of every script that a signal ended.
+        by_reason = None
     if state in _STATES and _STATES[state] is not _K.CANCELLED:
         return _STATES[state]
     if state in ("FAILED", "CANCELLED") and by_reason is not None:
@@ -188,11 +198,16 @@ def _of_end(seen: Observation, report: JobReport, word: LogWord | None) -> _Opin
         return _Opinion(kind=word.kind, confidence=Confidence.LIKELY, lead=word.quotes)
     if failed and (full := _full_disk(seen)) is not None:
         return full
-    if report.node and seen.is_in_sight and not seen.left_trace:
+    if _has_not_begun_on(report.node, seen):
         # Slurm opens the log before it runs anything: it lies where only that node can see it.
         return _of_launch(seen, report)
     missing = Evidence(source=EvidenceSource.CONTROLLER, text="ended without a result")
     return _Opinion(kind=_K.UNDETERMINED, confidence=Confidence.UNCLEAR, lead=(missing,))
+
+
+def _has_not_begun_on(node: str | None, seen: Observation) -> bool:
+    """Whether a job was given a node and left nothing that can be seen from here."""
+    return node is not None and seen.is_in_sight and not seen.left_trace
 
 
 def _full_disk(seen: Observation) -> _Opinion | None:
@@ -223,8 +238,12 @@ def _of_cancellation(seen: Observation, report: JobReport, word: LogWord | None)
     """Return why a job was cancelled that nobody here cancelled; Slurm cancels jobs itself, too."""
     if word is not None and word.of_scheduler and word.kind is not _K.CANCELLED:
         return _Opinion(kind=word.kind, confidence=Confidence.LIKELY, lead=word.quotes)
-    if report.raw.strip() == "CANCELLED by 0" and was_limit_reached(seen):
+    if report.raw.strip() == _BY_ROOT and was_limit_reached(seen):
         return _Opinion(kind=_K.TIMEOUT, confidence=Confidence.LIKELY)
+    if report.raw.strip() == _BY_ROOT and _has_not_begun_on(report.node, seen):
+        text = f"Slurm, or root, cancelled it on {report.node} before any of it ran there"
+        told = Evidence(source=EvidenceSource.SCHEDULER, text=f"{text}, as where a prolog fails")
+        return _Opinion(kind=_K.NODE_FAILURE, confidence=Confidence.LIKELY, lead=(told,))
     return _Opinion(kind=_K.CANCELLED, confidence=Confidence.CERTAIN)
 
 

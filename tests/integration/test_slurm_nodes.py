@@ -1,5 +1,6 @@
 """Jobs that a node cannot begin, and jobs that are taken back before they begin, on a cluster."""
 
+import os
 import shutil
 import subprocess
 import sys
@@ -134,6 +135,47 @@ def test_home_that_is_a_link_here_and_a_mount_on_the_node_trains(
         assert str(node.folder / "export") not in text
     assert str(home / "venv" / "bin" / "python") in text
     assert f"#SBATCH --chdir={home}\n" in text
+
+
+@pytest.fixture
+def failing_prolog(tmp_path: Path) -> Iterator[str]:
+    """A node's name in a cluster whose nodes cannot prepare for a job."""
+    name = last_node()
+    prolog = tmp_path / "prolog"
+    prolog.write_text("#!/bin/sh\nexit 1\n", encoding="utf-8")
+    prolog.chmod(0o755)
+    settings = Path(os.environ["SLURM_CONF"])
+    before = settings.read_text(encoding="utf-8")
+    try:
+        settings.write_text(f"{before}\nProlog={prolog}\n", encoding="utf-8")
+        slurm("scontrol", "reconfigure")
+        yield name
+    finally:
+        settings.write_text(before, encoding="utf-8")
+        slurm("scontrol", "reconfigure")
+        if is_drained(name):
+            slurm("scontrol", "update", f"NodeName={name}", "State=RESUME")
+
+
+def is_drained(name: str) -> bool:
+    return "drain" in slurm("sinfo", "-hN", "-p", "gpu", "-n", name, "-o", "%T")
+
+
+def test_node_whose_prolog_fails_is_at_fault(
+    tmp_path: Path, corpus: Path, failing_prolog: str
+) -> None:
+    """Slurm cancels a job that may not be put back, as it does for any node that cannot begin."""
+    job = Job(tmp_path / "run", corpus, extra={"nodelist": failing_prolog})
+    verdict = job.verdict()
+    assert verdict.kind is VerdictKind.NODE_FAILURE
+    assert job.report().node == failing_prolog
+    wait_for(lambda: is_drained(failing_prolog), "Slurm to take the node out of service")
+
+
+def test_script_that_a_signal_ends_was_killed(tmp_path: Path, corpus: Path) -> None:
+    """As the kernel does where the script's memory is short; Slurm 22.05 says a launch failed."""
+    job = Job(tmp_path / "run", corpus, setup=["kill -9 $$"])
+    assert job.verdict().kind is VerdictKind.KILLED
 
 
 @pytest.fixture

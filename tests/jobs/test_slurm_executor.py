@@ -668,6 +668,23 @@ def test_end_that_squeue_tells_half_is_completed_by_accounting(slurm: Setup) -> 
     assert [call[0] for call in slurm.tools.calls] == ["squeue", "sacct"]
 
 
+def test_accounting_says_who_cancelled_a_job_that_left_no_log_on_its_node(slurm: Setup) -> None:
+    slurm.tools.answer(
+        "squeue", listed("7_0|CANCELLED|None|n1", "7_1|CANCELLED|None|n2", "7_2|CANCELLED|None|")
+    )
+    slurm.tools.answer(
+        "sacct", "".join(f"7_{i}|CANCELLED by 0|0:0|0:0|n1|None|{NAME}\n" for i in range(3))
+    )
+    slurm.folder.mkdir(parents=True)
+    slurm.executor.log(JOBS[1]).touch()
+    reports = slurm.reports()
+    assert [reports[f"7_{i}"].raw for i in range(3)] == [
+        "CANCELLED by 0",
+        "CANCELLED",
+        "CANCELLED",
+    ]
+
+
 def test_end_that_squeue_tells_half_waits_for_accounting_but_not_for_ever(slurm: Setup) -> None:
     slurm.tools.answer("squeue", listed("7_0|FAILED|NonZeroExitCode|n1|256|0"))
     slurm.tools.answer("sacct", f"7_0|RUNNING|0:0|0:0|n1|None|{NAME}\n")

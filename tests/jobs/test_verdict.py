@@ -247,6 +247,21 @@ TABLE: dict[str, tuple[dict[str, Any], VerdictKind, str]] = {
         VerdictKind.NODE_FAILURE,
         "Prolog failure on node n1",
     ),
+    "the node's prolog failed, and there is no log, as later versions do": (
+        {"report": ended("CANCELLED by 0"), "is_in_sight": True},
+        VerdictKind.NODE_FAILURE,
+        "Slurm, or root, cancelled it on n1 before any of it ran there",
+    ),
+    "cancelled by root while it ran": (
+        {"report": ended("CANCELLED by 0"), "is_in_sight": True, "left_trace": True},
+        VerdictKind.CANCELLED,
+        "CANCELLED by 0",
+    ),
+    "cancelled by root before it had a node": (
+        {"report": replace(ended("CANCELLED by 0"), node=None), "is_in_sight": True},
+        VerdictKind.CANCELLED,
+        "CANCELLED by 0",
+    ),
     "cancelled before it wrote anything": (
         {"report": ended("CANCELLED by 1000"), "is_in_sight": True},
         VerdictKind.CANCELLED,
@@ -333,6 +348,7 @@ BAD_ARGUMENTS = {
         "srun: fatal: SLURM_MEM_PER_CPU, SLURM_MEM_PER_GPU, and SLURM_MEM_PER_NODE are mutually "
         "exclusive.",
     ),
+    "started by its path": ("/opt/slurm/bin/srun: unrecognized option '--nonsense'",),
     "exclusive options": ("srun: error: --exact and --whole are mutually exclusive.",),
     "binding": (
         "srun: error: CPU binding outside of job step allocation, allocated CPUs are: 0x3.",

@@ -93,6 +93,17 @@ TABLE: dict[str, tuple[dict[str, Any], VerdictKind, Confidence, Cause | None]] =
     "could not be started": (
         {"report": ended("FAILED", 1, reason="JobLaunchFailure")}, _K.NODE_FAILURE, CERTAIN, None,
     ),
+    "its script was killed, in the words of Slurm 22.05": (
+        {"report": ended("FAILED", 0, 9, reason="JobLaunchFailure")}, _K.KILLED, LIKELY, None,
+    ),
+    "its script was over its CPU time, in the words of Slurm 22.05": (
+        {"report": ended("FAILED", 0, 24, reason="JobLaunchFailure")},
+        _K.TIMEOUT, CERTAIN, Cause.CPU_TIME,
+    ),
+    "its batch folder could not be made, in the words of Slurm 22.05": (
+        {"report": ended("FAILED", 15, 42, reason="JobLaunchFailure")},
+        _K.NODE_FAILURE, CERTAIN, None,
+    ),
     "launch failed": ({"report": ended("LAUNCH_FAILED")}, _K.NODE_FAILURE, CERTAIN, None),
     "killed while the disk was full": (
         {"report": ended("FAILED", 0, 7), "log": log("OSError: [Errno 28] No space left")},
