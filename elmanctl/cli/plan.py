@@ -16,6 +16,9 @@ from elmanctl.ledger.records import Submission, Task
 from elmanctl.models.params import format_count
 from elmanctl.search.start import SearchPlan
 
+# A dry run says what it can; nobody waits a minute for each command of a cluster that is down.
+_LOOK_TIMEOUT_S = 10
+
 
 def describe_plan(plan: SearchPlan) -> str:
     """Return a few lines: how many evaluations of what, on which data, and from where."""
@@ -80,7 +83,8 @@ def print_dry_run(plan: SearchPlan, resolved: Resolved, *, as_json: bool) -> Non
     script = None if plan.executor == "local" else _first_script(plan)
     cluster = None
     if script is not None:
-        cluster = ask_cluster(script, plan.resources, plan.settings.search.max_jobs, Slurm())
+        slurm = Slurm(timeout_s=_LOOK_TIMEOUT_S)
+        cluster = ask_cluster(script, plan.resources, plan.settings.search.max_jobs, slurm)
     if as_json:
         told = {"by_variables": _by_variables(plan, resolved)}
         found = None if cluster is None else asdict(cluster)

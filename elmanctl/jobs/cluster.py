@@ -1,6 +1,7 @@
 """What a cluster says of jobs before any is submitted: sbatch's own word, and the limits in force.
 
-Five commands at most, and none after the first that finds no cluster.  Nothing is submitted.
+Six commands at most, and none after the first that finds no cluster or does not answer in time.
+Nothing is submitted.
 """
 
 import logging
@@ -14,6 +15,7 @@ from elmanctl.errors import EnvironmentNotReady
 from elmanctl.jobs.executor import Resources
 from elmanctl.jobs.sbatch_answer import Cause, brief
 from elmanctl.jobs.slurm import Slurm, SlurmSilent, parse_array_limit
+from elmanctl.jobs.slurm_command import NoAnswer
 
 logger = logging.getLogger(__name__)
 
@@ -77,11 +79,12 @@ def ask_cluster(script: str, resources: Resources, max_jobs: int, slurm: Slurm) 
     if answer.cause is Cause.LOST:
         return ClusterAnswer(silence=brief(answer.words))
     start = _START.search(answer.words)
-    config = _asked(slurm, ["scontrol", "show", "config"])
+    asking = _Asking(slurm)
+    config = asking.answer(["scontrol", "show", "config"])
     asked = resources.partition or (start[2] if start else "")
-    known = parse_partitions(_asked(slurm, ["sinfo", "-a", "-h", "-o", _SINFO]))
+    known = parse_partitions(asking.answer(["sinfo", "-a", "-h", "-o", _SINFO]))
     partitions = chosen(known, asked)
-    accounts, limit = _submit_limit(slurm, resources)
+    accounts, limit = _submit_limit(asking, resources)
     return ClusterAnswer(
         name=_value(config, "ClusterName"),
         version=_value(config, "SLURM_VERSION"),
@@ -101,13 +104,23 @@ def ask_cluster(script: str, resources: Resources, max_jobs: int, slurm: Slurm) 
     )
 
 
-def _asked(slurm: Slurm, command: Sequence[str]) -> str:
-    """Return a command's answer, nothing where it has none: the others may tell enough."""
-    try:
-        return slurm.run(command)
-    except SlurmSilent as exc:
-        logger.info("%s", exc.message)
-        return ""
+class _Asking:
+    """Questions of which each may stay without an answer: the others may tell enough."""
+
+    def __init__(self, slurm: Slurm) -> None:
+        self._slurm = slurm
+        self._is_late = False
+
+    def answer(self, command: Sequence[str]) -> str:
+        """Return what a command says, nothing once one took too long."""
+        if self._is_late:
+            return ""
+        try:
+            return self._slurm.run(command)
+        except SlurmSilent as exc:
+            logger.info("%s", exc.message)
+            self._is_late = isinstance(exc.__cause__, NoAnswer)
+            return ""
 
 
 def _value(config: str, name: str) -> str | None:
@@ -195,14 +208,16 @@ def _named(partitions: Sequence[Partition]) -> str:
     return f"partition {', '.join(one.name for one in partitions)}"
 
 
-def _submit_limit(slurm: Slurm, resources: Resources) -> tuple[tuple[str, ...], SubmitLimit | None]:
+def _submit_limit(
+    asking: _Asking, resources: Resources
+) -> tuple[tuple[str, ...], SubmitLimit | None]:
     """Return the user's accounts, and the least limit on submitted jobs that accounting knows."""
     try:
         user = pwd.getpwuid(os.getuid()).pw_name
     except KeyError:
         return (), None
     command = ["sacctmgr", "-n", "-P", "show"]
-    mine = _rows(_asked(slurm, [*command, "assoc", f"user={user}", f"format={_ASSOCIATION}"]), 7)
+    mine = _rows(asking.answer([*command, "assoc", f"user={user}", f"format={_ASSOCIATION}"]), 7)
     accounts = tuple(dict.fromkeys(row[0] for row in mine))
     if not mine:
         return (), None
@@ -210,7 +225,7 @@ def _submit_limit(slurm: Slurm, resources: Resources) -> tuple[tuple[str, ...], 
     rows = [row for row in mine if row[0] == wanted and _concerns(row[1], resources.partition)]
     asked = str(resources.extra.get("qos") or "")
     names = {asked} if asked else {row[6] or row[5] for row in rows}
-    qos = _rows(_asked(slurm, [*command, "qos", f"format={_QOS}"]), 4)
+    qos = _rows(asking.answer([*command, "qos", f"format={_QOS}"]), 4)
     found = [(f"account {row[0]}", count) for row in rows for count in row[2:4]]
     found += [(f"QOS {row[0]}", count) for row in qos if row[0] in names for count in row[1:3]]
     limits = [SubmitLimit(jobs=int(count), of=of) for of, count in found if count.isdigit()]

@@ -209,7 +209,10 @@ def _exit(text: str) -> tuple[int | None, int | None]:
 
 
 class Slurm:
-    """The Slurm commands of this machine."""
+    """The Slurm commands of this machine; each may take `timeout_s` to answer."""
+
+    def __init__(self, *, timeout_s: float = COMMAND_TIMEOUT_S) -> None:
+        self._timeout_s = timeout_s
 
     def check(self, *, asks: bool = True) -> None:
         """Raise EnvironmentNotReady when Slurm is not installed, or does not answer when asked."""
@@ -254,9 +257,7 @@ class Slurm:
             file.flush()
             command = ["sbatch", "--test-only", *options, file.name]
             try:
-                done = run_command(
-                    command, job_environment(os.environ), timeout_s=COMMAND_TIMEOUT_S
-                )
+                done = run_command(command, job_environment(os.environ), timeout_s=self._timeout_s)
             except (OSError, NoAnswer) as exc:
                 return SbatchAnswer(outcome=Outcome.PERHAPS, cause=Cause.LOST, words=str(exc))
         if done.code == 0:
@@ -300,7 +301,7 @@ class Slurm:
         Raises SlurmSilent with the command's own words.
         """
         try:
-            done = run_command(command, query_environment(os.environ), timeout_s=COMMAND_TIMEOUT_S)
+            done = run_command(command, query_environment(os.environ), timeout_s=self._timeout_s)
         except FileNotFoundError as exc:
             raise SlurmSilent(f"no `{command[0]}` on this machine") from exc
         except OSError as exc:

@@ -82,12 +82,15 @@ def ask(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Ask:
     """Asks a cluster whose commands answer so, but for those that a test changes."""
     monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
 
-    def made(resources: Resources | None = None, **changed: str) -> ClusterAnswer:
+    def made(
+        resources: Resources | None = None, *, timeout_s: float = 60, **changed: str
+    ) -> ClusterAnswer:
         for name, body in {**ANSWERS, **changed}.items():
             program = tmp_path / name
             program.write_text(f"#!/bin/sh\n{body}\n", encoding="utf-8")
             program.chmod(0o755)
-        return ask_cluster("#!/bin/sh\n", resources or Resources(timeout_min=60), 64, Slurm())
+        asked = resources or Resources(timeout_min=60)
+        return ask_cluster("#!/bin/sh\n", asked, 64, Slurm(timeout_s=timeout_s))
 
     return made
 
@@ -127,6 +130,19 @@ def test_command_that_says_nothing_leaves_the_others_their_word(ask: Ask) -> Non
     found = ask(sacctmgr="exit 1", sinfo="exit 1")
     assert (found.outcome, found.partitions, found.accounts) == ("accepted", (), ())
     assert found.array_limit == 1001 and found.warnings == ()
+
+
+def test_cluster_that_does_not_answer_in_time_is_not_asked_again(ask: Ask, tmp_path: Path) -> None:
+    asked = tmp_path / "asked"
+    note = f"echo x >> {asked}; "
+    found = ask(scontrol=f"{note}exec sleep 60", sbatch=f"{note}exit 1", timeout_s=0.3)
+    assert found == ClusterAnswer(silence="`scontrol` did not answer within 0.3 s")
+    # It answers the first questions, and then no more.
+    ping = '[ "$1" = ping ] && exit 0; '
+    late = {"scontrol": f"{ping}{note}exec sleep 60", "sinfo": note, "sacctmgr": note}
+    found = ask(**late, timeout_s=3.0)
+    assert (found.outcome, found.partitions) == ("accepted", ())
+    assert asked.read_text(encoding="utf-8") == "x\n" * 2
 
 
 def test_cluster_that_is_not_there_is_a_silence_with_its_reason(

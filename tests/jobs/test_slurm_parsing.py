@@ -247,14 +247,11 @@ def test_command_that_cannot_be_run_is_silence(tools: SlurmTools) -> None:
         Slurm().queue()
 
 
-def test_command_that_hangs_is_silence_after_the_limit(
-    tools: SlurmTools, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_command_that_hangs_is_silence_after_the_limit(tools: SlurmTools) -> None:
     tools.answer("squeue", does="exec sleep 60")
-    monkeypatch.setattr(slurm, "COMMAND_TIMEOUT_S", 0.2)
     # Heard to its end, the command would have answered.
     with pytest.raises(SlurmSilent, match="did not answer"):
-        Slurm().queue()
+        Slurm(timeout_s=0.2).queue()
 
 
 def test_machine_without_sbatch_is_told_of_the_local_way(tools: SlurmTools) -> None:
