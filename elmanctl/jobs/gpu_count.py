@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from elmanctl.errors import EnvironmentNotReady
-from elmanctl.jobs.gpus import devices_of, visible_devices
+from elmanctl.jobs.gpus import AMD_VARIABLE, visible_devices, worker_variables
 from elmanctl.jobs.slurm_command import NoAnswer, run_command
 
 _ASK_TIMEOUT_S = 20
@@ -16,9 +16,12 @@ _OTHERS = ("kfd", "dxg", "nvgpu", "nvhost-gpu")
 def visible_gpus(environ: Mapping[str, str], dev: Path = Path("/dev")) -> int | None:
     """Return how many GPUs can be seen from here, None where that cannot be told.
 
-    CUDA_VISIBLE_DEVICES decides where it is set; else nvidia-smi, else the devices in `dev`.
+    CUDA_VISIBLE_DEVICES decides where it is set, or HIP_VISIBLE_DEVICES; else nvidia-smi, else the
+    devices in `dev`.
     """
     named = visible_devices(environ)
+    if named is None and environ.get(AMD_VARIABLE):
+        named = visible_devices(environ, AMD_VARIABLE)
     if named is not None:
         return len(named)
     listed = _listed(environ)
@@ -46,7 +49,9 @@ def check_gpus(
 
     Also where training is to run on `cuda` and there is no GPU.  Names are taken as they are.
     """
-    devices_of(gpus, environ)
+    if gpus:
+        # Of all entries, for any slot.
+        worker_variables(gpus, environ, slot=0)
     numbers = [gpu for gpu in gpus if isinstance(gpu, int)]
     if not numbers and (gpus or device != "cuda"):
         return

@@ -7,13 +7,18 @@ from elmanctl.errors import EnvironmentNotReady
 
 VISIBLE_VARIABLE = "CUDA_VISIBLE_DEVICES"
 
+# What the runtime of AMD's GPUs reads in its place, where it is set.
+AMD_VARIABLE = "HIP_VISIBLE_DEVICES"
+
 # How the driver names a whole GPU and a part of one; the beginning of a name will do for it.
 GPU_NAME = re.compile(r"(GPU|MIG)-[A-Za-z0-9][A-Za-z0-9/-]*")
 
 
-def visible_devices(environ: Mapping[str, str]) -> tuple[str, ...] | None:
+def visible_devices(
+    environ: Mapping[str, str], variable: str = VISIBLE_VARIABLE
+) -> tuple[str, ...] | None:
     """Return the devices that programs started here may see, None where all of the machine's."""
-    text = environ.get(VISIBLE_VARIABLE)
+    text = environ.get(variable)
     if text is None:
         return None
     devices: list[str] = []
@@ -26,14 +31,24 @@ def visible_devices(environ: Mapping[str, str]) -> tuple[str, ...] | None:
     return tuple(devices)
 
 
-def devices_of(gpus: Sequence[int | str], environ: Mapping[str, str]) -> tuple[str, ...]:
-    """Return the device of each entry of `local.gpus`, as CUDA_VISIBLE_DEVICES takes it.
+def worker_variables(
+    gpus: Sequence[int | str], environ: Mapping[str, str], slot: int
+) -> dict[str, str]:
+    """Return the variables that show a worker the one GPU of its slot, of either vendor."""
+    amd = (AMD_VARIABLE,) if environ.get(AMD_VARIABLE) else ()
+    return {name: devices_of(gpus, environ, name)[slot] for name in (VISIBLE_VARIABLE, *amd)}
+
+
+def devices_of(
+    gpus: Sequence[int | str], environ: Mapping[str, str], variable: str = VISIBLE_VARIABLE
+) -> tuple[str, ...]:
+    """Return the device of each entry of `local.gpus`, as the variable takes it.
 
     Raises EnvironmentNotReady for a number beyond what is visible, and where two entries name one
     device.
     """
-    visible = visible_devices(environ)
-    devices = tuple(_device(gpu, visible) for gpu in gpus)
+    visible = visible_devices(environ, variable)
+    devices = tuple(_device(gpu, visible, variable) for gpu in gpus)
     twice = next((name for name in devices if devices.count(name) > 1), None)
     if twice is not None:
         raise EnvironmentNotReady(
@@ -42,14 +57,14 @@ def devices_of(gpus: Sequence[int | str], environ: Mapping[str, str]) -> tuple[s
     return devices
 
 
-def _device(gpu: int | str, visible: Sequence[str] | None) -> str:
+def _device(gpu: int | str, visible: Sequence[str] | None, variable: str) -> str:
     if isinstance(gpu, str) or visible is None:
         return str(gpu)
     if 0 <= gpu < len(visible):
         return visible[gpu]
     shown = f"`{','.join(visible)}`" if visible else "none"
     raise EnvironmentNotReady(
-        f"there is no GPU {gpu}: {VISIBLE_VARIABLE} shows {shown}",
+        f"there is no GPU {gpu}: {variable} shows {shown}",
         hint="numbers count what is visible here, from 0; name another device by its UUID, or "
-        f"unset {VISIBLE_VARIABLE}",
+        f"unset {variable}",
     )

@@ -21,7 +21,7 @@ from elmanctl.constants import LOCAL_JOB_VARIABLE
 from elmanctl.errors import SubmissionError
 from elmanctl.jobs.executor import JobReport, JobState, LiveJob, Resources, Sighting
 from elmanctl.jobs.gpu_count import check_gpus
-from elmanctl.jobs.gpus import VISIBLE_VARIABLE, devices_of
+from elmanctl.jobs.gpus import worker_variables
 from elmanctl.jobs.paths import RunPaths
 from elmanctl.jobs.processes import command_lines, start_ticks
 from elmanctl.jobs.slurm_environment import without_options
@@ -144,7 +144,7 @@ class LocalExecutor:
             "SUBMITIT_LOCAL_LOCALID": "0",
         }
         if self._gpus and slot is not None:
-            environment[VISIBLE_VARIABLE] = devices_of(self._gpus, os.environ)[slot]
+            environment |= worker_variables(self._gpus, os.environ, slot)
         # Workers side by side must not each start a thread for every core.
         share = len(os.sched_getaffinity(0)) // self._slots
         environment.setdefault("OMP_NUM_THREADS", str(max(1, share)))

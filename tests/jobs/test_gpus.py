@@ -4,7 +4,7 @@ import pytest
 
 from elmanctl.config import parse_assignments, resolve
 from elmanctl.errors import ConfigError, EnvironmentNotReady
-from elmanctl.jobs.gpus import devices_of, visible_devices
+from elmanctl.jobs.gpus import devices_of, visible_devices, worker_variables
 from elmanctl.search.limits import check_limits
 from elmanctl.settings import LocalSettings, Settings, TrainSettings
 
@@ -40,6 +40,20 @@ def test_numbers_count_what_is_visible() -> None:
     assert devices_of((0, 1), environ) == ("2", MIG)
     # A name need not be visible.
     assert devices_of(("GPU-0000", 0), environ) == ("GPU-0000", "2")
+
+
+def test_worker_sees_its_gpu_by_the_variable_of_either_vendor() -> None:
+    """AMD's runtime reads its own before CUDA's; nothing of NVIDIA reads AMD's."""
+    assert worker_variables((0, 1), {}, 1) == {"CUDA_VISIBLE_DEVICES": "1"}
+    amd = {"HIP_VISIBLE_DEVICES": "2,3"}
+    assert worker_variables((0, 1), amd, 1)["HIP_VISIBLE_DEVICES"] == "3"
+    both = {**amd, "CUDA_VISIBLE_DEVICES": "5,7"}
+    assert worker_variables((0, 1), both, 1) == {
+        "CUDA_VISIBLE_DEVICES": "7",
+        "HIP_VISIBLE_DEVICES": "3",
+    }
+    with pytest.raises(EnvironmentNotReady, match="no GPU 2: HIP_VISIBLE_DEVICES shows `2,3`"):
+        worker_variables((2,), amd, 0)
 
 
 @pytest.mark.parametrize(
