@@ -5,6 +5,7 @@ submission has.  Whatever happens in between, the name tells later whether it wa
 """
 
 import logging
+import math
 import shutil
 import time
 from collections import Counter
@@ -54,6 +55,9 @@ _TURN_S = 20.0
 # In so many looks a submission whose answer was lost must be missing: a scheduler that was too
 # slow to answer may have been about to take it at the first.
 _ABSENCES = 2
+
+# Whatever a scheduler heard of so long ago it has taken or forgotten.
+_SETTLED_S = 600.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,7 +115,7 @@ class Dispatcher:
                 self._session.record(
                     "submission_accepted", submission=submission.id, job_id=job_id, adopted=True
                 )
-            elif self._is_missing(submission.id):
+            elif self._is_missing(submission):
                 self._session.record(
                     "submission_abandoned",
                     submission=submission.id,
@@ -129,15 +133,16 @@ class Dispatcher:
             if self._lost > 1:
                 self._pace.pause(self._now())
 
-    def _is_missing(self, submission: str) -> bool:
+    def _is_missing(self, submission: Submission) -> bool:
         """Whether the scheduler has said often enough that it has no such job.
 
-        What an earlier controller left is looked up once: its sbatch has ended long since.
+        What an earlier controller left long ago is looked up once: a scheduler that had heard of
+        it would have taken it since.
         """
-        if submission not in self._unanswered:
+        if submission.id not in self._unanswered and _age_s(submission) > _SETTLED_S:
             return True
-        self._unanswered[submission] += 1
-        return self._unanswered[submission] >= _ABSENCES
+        self._unanswered[submission.id] += 1
+        return self._unanswered[submission.id] >= _ABSENCES
 
     def submit_waiting(self) -> None:
         """Submit what waits, as far as there is room.
@@ -343,3 +348,10 @@ class Dispatcher:
     def _slot(self, attempt: Any) -> int | None:
         submission = self._session.state.submissions[attempt.submission]
         return next(task.slot for task in submission.tasks if task.index == attempt.task_index)
+
+
+def _age_s(submission: Submission) -> float:
+    """Return how long ago a submission was intended; ledgers of earlier versions do not say."""
+    if submission.intended_at is None:
+        return math.inf
+    return (clock.now() - clock.from_text(submission.intended_at)).total_seconds()

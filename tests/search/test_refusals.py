@@ -199,6 +199,23 @@ def test_job_that_is_listed_late_is_found_and_not_submitted_again(runs: Runs) ->
     assert set(run.world.trained.values()) == {1}
 
 
+class Killed(Exception):
+    """The end of a controller amid a call."""
+
+
+def test_job_of_a_dead_controller_that_is_listed_late_is_found(runs: Runs) -> None:
+    """It was killed with its sbatch, of which the scheduler had heard."""
+    run = runs.new(generations=1)
+    executor = ForgetfulExecutor(run.world)
+    executor.refusals = [Killed("inside sbatch")]
+    executor.accepts_before_refusal = True
+    with pytest.raises(Killed):
+        run.drive(executor=executor, now=Clock(run))
+    state = run.drive(executor=executor, now=Clock(run))
+    assert states(state) == [(4, "accepted")]
+    assert set(run.world.trained.values()) == {1}
+
+
 def test_job_that_is_listed_by_no_look_is_submitted_again(runs: Runs) -> None:
     run = runs.new(generations=1)
     executor = ScriptedExecutor(run.world)
