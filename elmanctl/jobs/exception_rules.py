@@ -54,7 +54,8 @@ _DISK_FULL = rule(
 )
 _OOM = rule(
     "memory bad_alloc alloc_failed allocation_failed allocfailed resource_exhausted oom malloc "
-    "allocate errno error code: out_of_resources triton insufficient cachingallocator",
+    "allocate errno error code: out_of_resources triton insufficient cachingallocator "
+    "resource",
     # Not `to avoid running out of memory, ...`, which is advice.
     r"(?i:(?<!running )(?<!avoid )(?<!avoiding )(?<!prevent )\bout[ _-]of[ _-]"
     r"(?:(?:gpu|cuda|device|host|video|system|cpu|physical|virtual)[ _-])?memory)"
@@ -69,7 +70,8 @@ _OOM = rule(
     r"|(?i:\b(?:not enough|insufficient) (?:(?:gpu|device|host|system|free|video) )?memory\b)"
     r"|\bbad_alloc\b|(?:^|[\s.:])\w{0,20}MemoryError\b(?=:|$)"
     # A library's handle that does not fit; and the allocator, which asks NVML who took the memory.
-    r"|: insufficient resources when calling|\bNVML_SUCCESS == r\b.{0,80}CachingAllocator"
+    r"|: insufficient resources when calling|\bresource allocation failed"
+    r"|\bNVML_SUCCESS == r\b.{0,80}CachingAllocator"
     r"|\bmalloc of size \d+ failed|\bmemory allocation of \d+ bytes failed"
     rf"|{WORDS_OF[_K.OOM]}|{numbered(NUMBERS_OF[_K.OOM])}",
     _K.OOM,
@@ -120,7 +122,7 @@ _NO_DEVICE = rule(
     r"|cannot access accelerator device when none is available"
     r"|You requested gpu|No supported gpu backend|Your setup doesn't support"
     r"|deserialize object on (?:a )?(?:CUDA|XPU|HPU|NPU) device\b"
-    r"|function error: (?:aclInit|aclrtSetDevice)\b"
+    r"|\bacl(?:Init|rtSetDevice)\b|\bfailed lazily at initialization\b"
     r"|(?i:(?:can't|cannot|could not|failed to|unable to) \w+ (?:\S+ ){0,3}"
     r"device (?:count|handle)\b)",
     _K.ENVIRONMENT,
@@ -129,7 +131,8 @@ _NO_TOOL = rule(
     "compiler ptxas ldconfig gcc cc libcuda triton ninja cuda_home nvcc clang smi conda version "
     "shared symbol segment short dlopen libdevice cudnn load open elf af_unix numpy baseline "
     "locale getpwuid home temporary username cppcompile command extension",
-    r"(?:[Ff]ailed to find|No working) C(?:\+\+|XX|)? ?compiler|InvalidCxxCompiler"
+    r"(?:(?:[Ff]ailed|[Uu]nable) to find(?: an?)?|No working) C(?:\+\+|XX|)? ?compiler"
+    r"|InvalidCxxCompiler"
     r"|[Cc](?:annot|ould not|an't) find (?:a working )?(?:`|')?(?:ptxas|nvcc|gcc|g\+\+|ninja|cicc)"
     r"|(?i:cannot find a working triton installation)|TritonMissing|libcuda\.so(?:\.1)? cannot"
     r"|[Nn]inja is required to load|CUDA_HOME environment variable is not set|CUDA_HOME does not"

@@ -114,8 +114,9 @@ LINE_RULES = (
     ),
     rule(
         "python sh: eval execve smi shared environment lmod modulefile launch found could symbol "
-        "nvml libmamba",
+        "nvml libmamba conda mamba",
         r"^NVIDIA-SMI couldn't|^Failed to initialize NVML|^critical libmamba"
+        r"|^(?:conda|mamba): error: |^\S{1,60}: command not found$"
         r"|^\S*python[\d.]*: (can't open file|No module named|Error while finding)"
         r"|^\S*sh: (\S+: )?(command not found|.*: Permission denied|.*: No such file or directory)"
         r"|^\(eval\):\d+: |execve\(\): |NVIDIA-SMI has failed"
@@ -151,10 +152,10 @@ LINE_RULES = (
     ),
     # No further process or thread; a shell says so of itself, in any language.
     rule(
-        "fork thread pthread_create",
+        "fork thread pthread_create terminated",
         r"^\S+: (?:\w+ \d+: )?v?fork: |: Cannot fork$|^\S+: (?:\d+: )?cannot fork\b"
         r"|pthread_create failed|[Tt]hread creation failed"
-        r"|^OMP: Error #\d+: .{0,80}\bthread",
+        r"|^BLAS : Program is Terminated|^OMP: Error #\d+: .{0,80}\bthread",
         _K.ENVIRONMENT,
     ),
     Rule(("srun:",), (NO_SCHEDULER,), _K.ENVIRONMENT),

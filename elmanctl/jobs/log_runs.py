@@ -13,7 +13,7 @@ _ANNOUNCED = re.compile(
     r"|^\++ (?:\S+=\S+ )*(?P<traced>(?:\S*/)?(?:python[\d.]*|torchrun|srun|accelerate) .{1,400})"
     r"|^\W{0,4}[=#*>-]{2,40}\W{0,4}(?P<headed>(?i:run|experiment|trial|seed|config|job|sweep)\b"
     r"\W{0,4}(?:\d\w{0,20}|\w{1,30}=[\w.+-]{1,30}))"
-    r"|^\W{0,4}(?P<counted>(?i:run|experiment|trial|config|job)\W{1,3}\d{1,6})"
+    r"|^\W{0,4}(?P<counted>(?i:run|experiment|trial|config|job|seed)\W{1,3}\d{1,6})"
     r"(?: ?/ ?\d| of \d|\W*$)"
     r"|^\[(?P<named>(?i:run|trial|job|task|experiment|config)\W?\d{1,6})\] "
     r"|\bSLURM_ARRAY_TASK_ID\W{1,3}(?P<task>\d+)|\bSLURM_JOB_?ID\W{1,3}(?P<job>\d+)"

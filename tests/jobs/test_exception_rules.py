@@ -228,6 +228,11 @@ OF_THE_NODE = [
     RuntimeError("Initialize:x.cpp:1 NPU function error: aclInit, error code is 507008"),
     RuntimeError("Can't get ascend_hal device count"),
     RuntimeError("Failed to initialize the HIP runtime"),
+    RuntimeError("aclrtSetDevice failed, error code 507033"),
+    named("torch.cuda", "DeferredCudaCallError", Exception)(
+        "CUDA call failed lazily at initialization with error: device < num_gpus"
+    ),
+    RuntimeError("Unable to find a C compiler"),
     RuntimeError("PyTorch is not linked with support for cuda devices"),
     AssertionError("no GPU found, which this program needs"),
     RuntimeError("FlashAttention only supports Ampere GPUs or newer."),
@@ -282,6 +287,7 @@ OF_MEMORY = [
     RuntimeError("MPS backend out of memory (MPS allocated: 8.00 GB, max allowed: 9.07 GB)."),
     AcceleratorError(f"CUDA error: out of memory{ADVICE}"),
     RuntimeError("CUDA driver error: out of memory"),
+    RuntimeError("cuBLAS error: the resource allocation failed"),
     RuntimeError("Failed to malloc device memory, size 1024, ret 207001"),
     RuntimeError("CUDA error: insufficient resources when calling `cusparseCreate(handle)`"),
     # Memory is what the allocator was about to complain of.
