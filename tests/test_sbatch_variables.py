@@ -229,6 +229,41 @@ def test_dry_run_and_config_show_what_a_variable_set(elmanctl: CommandLine) -> N
     assert "SBATCH_OUTPUT is not used" in shown.stderr
 
 
+def test_what_a_variable_set_stays_with_a_run_that_goes_on_in_another_shell(
+    elmanctl: CommandLine,
+) -> None:
+    """Until its setting is replaced, which is told."""
+    tools = elmanctl.folder / "tools"
+    tools.mkdir()
+    answers = {
+        "sbatch": "echo 'sbatch: error: Invalid qos specification' >&2; exit 1",
+        "scontrol": "exit 0",
+    }
+    for name, body in answers.items():
+        (tools / name).write_text(f"#!/bin/sh\n{body}\n", encoding="utf-8")
+        (tools / name).chmod(0o755)
+    path = f"{tools}:{elmanctl.environment['PATH']}"
+    plain = CommandLine(folder=elmanctl.folder, environment={**elmanctl.environment, "PATH": path})
+    profile = {**plain.environment, "SBATCH_QOS": "high", "SBATCH_ACCOUNT": "lab"}
+    search = (*SEARCH[:4], "--yes", "--name", "run")
+    begun = CommandLine(folder=plain.folder, environment=profile)(*search)
+    assert begun.returncode == 1 and "Invalid qos" in begun.stderr
+
+    def options() -> set[str]:
+        scripts = (plain.folder / "runs" / "run" / "submissions").glob("*/submission.sh")
+        newest = max(scripts, key=lambda script: script.parent.name)
+        found = newest.read_text(encoding="utf-8").splitlines()
+        return {line for line in found if line.startswith("#SBATCH --") and "=" in line}
+
+    assert {"#SBATCH --qos=high", "#SBATCH --account=lab"} <= options()
+    assert "without" not in plain("resume", "run").stderr
+    assert {"#SBATCH --qos=high", "#SBATCH --account=lab"} <= options()
+    told = plain("resume", "run", "--set", "slurm.extra={constraint='big'}").stderr
+    assert "`slurm.extra` is replaced as a whole: without qos=high from now on" in told
+    assert {"#SBATCH --constraint=big", "#SBATCH --account=lab"} <= options()
+    assert "#SBATCH --qos=high" not in options()
+
+
 def test_refused_variable_stops_a_search_on_slurm_and_no_other_command(
     elmanctl: CommandLine,
 ) -> None:

@@ -200,3 +200,11 @@ def _first_script(plan: SearchPlan) -> str:
     )
     paths = RunPaths(plan.folder)
     return make_script(submission, paths.submission("s0001"), paths.code)
+
+
+def warn_of_dropped(before: Mapping[str, Any], after: Mapping[str, Any]) -> None:
+    """Warn of `slurm.extra`'s options that jobs no longer get, the one of SBATCH_QOS for one."""
+    kept = {key.replace("_", "-") for key in after}
+    dropped = [f"{k}={value}" for k, value in before.items() if k.replace("_", "-") not in kept]
+    if dropped:
+        warn(f"`slurm.extra` is replaced as a whole: without {', '.join(dropped)} from now on")

@@ -31,7 +31,13 @@ from elmanctl.cli.context import (
 )
 from elmanctl.cli.fields import model_fields
 from elmanctl.cli.output import confirm, hint, print_json, say, warn
-from elmanctl.cli.plan import describe_plan, describe_variables, print_dry_run, warn_of_plan
+from elmanctl.cli.plan import (
+    describe_plan,
+    describe_variables,
+    print_dry_run,
+    warn_of_dropped,
+    warn_of_plan,
+)
 from elmanctl.cli.progress import make_view, print_summary, run_summary
 from elmanctl.config import Resolved, parse_assignments
 from elmanctl.errors import ElmanError, UsageError, together
@@ -262,7 +268,9 @@ def drive(
         if generations is not None:
             session.extend(generations)
         if changes:
+            before = session.settings.slurm.extra
             session.change_settings(changes)
+            warn_of_dropped(before, session.settings.slurm.extra)
         executor = make_executor(paths, session.run["executor"], session.settings)
         # Slurm is asked by the first look, which keeps to its pace.
         executor.check(asks=False)
