@@ -105,6 +105,8 @@ LINE_RULES = (
         r"(?:^|: )(?:\S+: )?(?:No space left on device|Disk quota exceeded)",
         _K.DISK_FULL,
     ),
+    # The job script's own line, in any language: the node cannot write to the run's folder.
+    rule("ln:", r"^(?:\S*/)?ln: .*_submitted\.pkl\b", _K.ENVIRONMENT),
     rule(
         "memory bad_alloc",
         r"(?i:(?:^|: |\b(?:cuda|hip|gpuassert|error|failure|cudaMalloc)\b.{0,80}\b)out of memory\b)"

@@ -309,10 +309,10 @@ class Slurm:
         except NoAnswer as exc:
             raise SlurmSilent(str(exc)) from exc
         if done.code != 0:
-            words = done.stderr.strip().splitlines() or [f"exit code {done.code}"]
+            words = brief(done.stderr) or f"exit code {done.code}"
             logger.debug("%s failed: %s", command, done.stderr)
             silent = AccountingOff if _ACCOUNTING_OFF in done.stderr else SlurmSilent
-            raise silent(f"`{command[0]}` failed: {words[0]}")
+            raise silent(f"`{command[0]}` failed: {words}")
         return done.stdout
 
 

@@ -148,8 +148,11 @@ def test_cluster_that_does_not_answer_in_time_is_not_asked_again(ask: Ask, tmp_p
 def test_cluster_that_is_not_there_is_a_silence_with_its_reason(
     ask: Ask, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    found = ask(scontrol="echo 'scontrol: error: nobody answers' >&2; exit 1")
-    assert found.silence == "`scontrol` failed: scontrol: error: nobody answers"
+    munge = "echo 'scontrol: error: If munged is up, restart it'; echo 'scontrol: error: no socket'"
+    found = ask(scontrol=f"({munge}) >&2; exit 1")
+    # The first line alone may tell little.
+    assert found.silence is not None
+    assert found.silence.endswith("error: If munged is up, restart it; scontrol: error: no socket")
     assert found.outcome is None
     found = ask(sbatch="echo 'sbatch: error: Zero Bytes were transmitted' >&2; exit 1")
     assert found == ClusterAnswer(silence="Zero Bytes were transmitted")

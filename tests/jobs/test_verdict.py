@@ -167,6 +167,28 @@ TABLE: dict[str, tuple[dict[str, Any], VerdictKind, str]] = {
         VerdictKind.LOST,
         "could not find",
     ),
+    "its node may not write to the run's folder, in any language": (
+        {
+            "report": ended("FAILED", 1),
+            "log": log(
+                "ln: Fehler: '/r/submissions/s0001/7_0_submitted.pkl': Keine Berechtigung",
+                "RuntimeError: could not find submitted jobs",
+            ),
+        },
+        VerdictKind.ENVIRONMENT,
+        "Keine Berechtigung",
+    ),
+    "the disk of the run's folder is full": (
+        {
+            "report": ended("FAILED", 1),
+            "log": log(
+                "ln: failed: '/r/submissions/s0001/7_0_submitted.pkl': Disk quota exceeded",
+                "RuntimeError: could not find submitted jobs",
+            ),
+        },
+        VerdictKind.DISK_FULL,
+        "Disk quota exceeded",
+    ),
     "failed without a word": (
         {"report": ended("FAILED", 1), "log": log("step 1", "step 2")},
         VerdictKind.UNDETERMINED,
