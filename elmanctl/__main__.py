@@ -4,6 +4,7 @@ import contextlib
 import logging
 import os
 import select
+import signal
 import sys
 from typing import Any
 
@@ -18,6 +19,9 @@ INTERRUPTED = 130
 def main() -> None:
     """Run `elmanctl` with the arguments of this process, and exit."""
     _open_closed_streams()
+    # Where it is ignored, as below some launchers, how a command ended would be lost, and each
+    # would count as a success.
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     with contextlib.suppress(AttributeError):
         # A file's name need not be UTF-8; in JSON what is printed then reads back to that name.
         sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]

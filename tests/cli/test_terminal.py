@@ -11,6 +11,8 @@ import pytest
 from elmanctl.cli import output
 from tests.cli.conftest import QuickCommandLine
 from tests.command_line import CommandLine
+from tests.jobs.slurm_tools import SlurmTools
+from tests.patience import PATIENCE_S
 
 EVIL = "a\x1b[2Jb\x9b1m\u202ec"
 
@@ -132,3 +134,22 @@ def test_ctrl_c_while_the_program_starts_leaves_no_traceback(elmanctl: CommandLi
         check=False,
     )
     assert (done.returncode, done.stdout, done.stderr) == (130, "", "")
+
+
+def test_command_that_failed_is_no_success_where_the_ends_of_children_are_ignored(
+    elmanctl: CommandLine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Some launchers and daemons start all that they start so."""
+    tools = SlurmTools(tmp_path / "bin", monkeypatch)
+    tools.answer("sbatch", "4711\n")
+    tools.answer("scontrol", stderr="Unable to contact slurm controller\n", code=1)
+    program = (
+        "import os, signal, sys; signal.signal(signal.SIGCHLD, signal.SIG_IGN); "
+        "os.execv(sys.executable, [sys.executable, '-m', 'elmanctl', *sys.argv[1:]])"
+    )
+    environment = {**elmanctl.environment, "PATH": tools.path}
+    words = ("search", "e88", "--preset", "tiny", "--yes")
+    with CommandLine(elmanctl.folder, environment).start(words, program=("-c", program)) as child:
+        told = child.communicate(timeout=PATIENCE_S)[0]
+    assert child.returncode == 4, told
+    assert "`scontrol` failed: Unable to contact slurm controller" in told
