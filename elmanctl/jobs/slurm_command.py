@@ -52,9 +52,12 @@ def run_command(
     )
     try:
         stdout, stderr = _read(process, command[0], time.monotonic() + timeout_s, timeout_s)
-    except BaseException:
+    except BaseException as exc:
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(process.pid, signal.SIGKILL)
+        if isinstance(exc, OSError):
+            # It was started: to the caller an OSError would say that it was not.
+            raise NoAnswer(f"the answer of `{command[0]}` cannot be read: {exc.strerror}") from exc
         raise
     finally:
         for pipe in (process.stdout, process.stderr):

@@ -1,6 +1,7 @@
 """Attempts as Slurm jobs: each submission is one array, submitted once, found by its name."""
 
 import contextlib
+import errno
 import logging
 import os
 import re
@@ -34,6 +35,15 @@ from elmanctl.ledger.files import write_atomically
 from elmanctl.ledger.records import Submission
 
 SBATCH_TIMEOUT_S = 180
+
+# What hangs in the kernel, at a file server that is away, outlives SIGKILL.
+_KILLED_S = 5.0
+
+# What is no program that can be run, now or later: a script without `#!` is one, too.
+_NO_PROGRAM = (
+    *(errno.ENOENT, errno.ENOTDIR, errno.EACCES, errno.EPERM, errno.ENOEXEC, errno.ELOOP),
+    errno.E2BIG,
+)
 
 # Slurm's own default of MaxArraySize, which few clusters lower.
 _USUAL_ARRAY = 1001
@@ -97,11 +107,10 @@ class SlurmExecutor:
             )
         except NoAnswer as exc:
             raise SubmissionUnknown(str(exc)) from exc
-        except (FileNotFoundError, PermissionError) as exc:
-            raise SubmissionError(f"cannot run `sbatch`: {exc}") from exc
         except OSError as exc:
-            # No process, no memory, a file server that is away: this machine's, and for now.
-            raise SubmissionDeferred(f"cannot run `sbatch`: {exc}") from exc
+            # Else no process, no memory, a file server that is away: this machine's, and for now.
+            kind = SubmissionError if exc.errno in _NO_PROGRAM else SubmissionDeferred
+            raise kind(f"cannot run `sbatch`: {exc}") from exc
         answer = read_answer(done.code, done.stdout, done.stderr)
         if answer.job_id is not None:
             self._note_taken(submission)
@@ -314,14 +323,18 @@ def _wait_for_sbatch(scripts: Iterable[str]) -> None:
     """Wait while a dead controller's sbatch is still talking to Slurm: its answer decides.
 
     After the time that its own controller would have given it, it is killed as that one would have.
+    Raises SlurmSilent where it cannot even be killed: it may yet submit.
     """
     wanted = set(scripts)
     deadline = time.monotonic() + SBATCH_TIMEOUT_S
     while wanted and (alive := list(_sbatch_of(wanted))):
-        if time.monotonic() > deadline:
+        late_s = time.monotonic() - deadline
+        if late_s > _KILLED_S:
+            raise SlurmSilent(f"sbatch of an earlier controller cannot be killed: {alive}")
+        if late_s > 0:
             logger.warning("sbatch of an earlier controller does not end, and is killed: %s", alive)
             for process in alive:
-                with contextlib.suppress(ProcessLookupError):
+                with contextlib.suppress(OSError):
                     os.kill(process, signal.SIGKILL)
         time.sleep(0.2)
 

@@ -1,5 +1,6 @@
 """One command of Slurm: its time, the size of its answer, and that it has no terminal."""
 
+import errno
 import os
 import pty
 import subprocess
@@ -79,6 +80,17 @@ def test_answer_that_came_in_time_is_heard_by_who_was_suspended(
 
     monkeypatch.setattr(slurm_command, "time", SimpleNamespace(monotonic=clock))
     assert run_shell(f"echo 4711; echo $$ > {told}").stdout == "4711\n"
+
+
+def test_answer_that_cannot_be_read_is_not_taken_for_a_command_that_never_began(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def read(number: int, size: int) -> bytes:
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(slurm_command, "os", SimpleNamespace(killpg=os.killpg, read=read))
+    with pytest.raises(NoAnswer, match="the answer of `sh` cannot be read: Input/output error"):
+        run_shell("echo 4711")
 
 
 @pytest.mark.parametrize("stream", ["1", "2"])

@@ -7,6 +7,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -108,6 +109,17 @@ def test_sbatch_that_is_absent_refuses(slurm: Setup) -> None:
     with pytest.raises(SubmissionError, match="cannot run `sbatch`") as told:
         slurm.submit()
     assert not isinstance(told.value, SubmissionUnknown)
+
+
+def test_sbatch_that_is_no_program_refuses_for_good(slurm: Setup) -> None:
+    slurm.tools.answer("sbatch", "4711\n")
+    program = slurm.tools.folder / "sbatch"
+    text = program.read_text(encoding="utf-8")
+    # A shell would run it all the same.
+    program.write_text(text.removeprefix("#!/bin/sh\n"), encoding="utf-8")
+    with pytest.raises(SubmissionError, match="Exec format error") as refused:
+        slurm.submit()
+    assert not isinstance(refused.value, SubmissionDeferred)
 
 
 @pytest.mark.parametrize(
@@ -543,6 +555,18 @@ def test_sbatch_of_a_dead_controller_that_hangs_is_killed_after_its_time(
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         reader.kill()
         reader.wait()
+
+
+def test_nothing_is_concluded_while_an_sbatch_cannot_be_killed(
+    slurm: Setup, orphan: subprocess.Popen[bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Signal 0 stands for a process that hangs in the kernel and hears none."""
+    monkeypatch.setattr(slurm_executor, "SBATCH_TIMEOUT_S", 0.0)
+    monkeypatch.setattr(slurm_executor, "_KILLED_S", 0.1)
+    monkeypatch.setattr(slurm_executor, "signal", SimpleNamespace(SIGKILL=0))
+    with pytest.raises(EnvironmentNotReady, match=rf"cannot be killed: \[{orphan.pid}\]"):
+        slurm.find()
+    assert slurm.tools.called("squeue") == 0
 
 
 def listed(*rows: str) -> str:
