@@ -110,11 +110,12 @@ def evaluation_row(evaluation: Evaluation) -> dict[str, Any]:
 def with_progress(row: dict[str, Any], paths: RunPaths, evaluation: Evaluation) -> dict[str, Any]:
     """Return a row to which a running worker's heartbeat adds its step and its time.
 
-    Its loss stands under `progress` alone: `loss` is that of a completed evaluation.
+    A worker may run for a minute before the scheduler, asked seldom, says so.  Its loss stands
+    under `progress` alone: `loss` is that of a completed evaluation.
     """
     last = evaluation.last_attempt
     seen = None
-    if last is not None and last.state is State.RUNNING:
+    if last is not None and last.state in (State.SUBMITTED, State.RUNNING):
         seen = read_progress(paths.attempt(evaluation.id, last.number))
     if seen is None:
         return {**row, "progress": None}

@@ -43,6 +43,7 @@ def facts(
         ("slurm", note_line(note) if note is not None else None),
         ("nodes", "; ".join(nodes) or None),
         ("search", _search(found, row)),
+        ("corpus", corpus_line(found.run)),
     ]
     return [f"  {label:<7} {text}" for label, text in told if text]
 
@@ -65,4 +66,4 @@ def _search(found: RunSummary, row: Mapping[str, Any]) -> str:
     text = start_line(found.run)
     if row["refused_share"]:
         text += f"; {row['refused_share']:.0%} of the points drawn again, unpaid"
-    return f"{text}; corpus {corpus_line(found.run)}"
+    return text

@@ -103,7 +103,7 @@ def newest_members(state: RunState) -> list[str]:
 def trimmed(evaluation: Evaluation) -> Evaluation:
     """Return an evaluation without what is long and neither shown in a row nor decides anything.
 
-    Of results the loss stays, of evidence the first observation.
+    Of results loss and steps stay, of evidence the first observation.
     """
     return replace(evaluation, point=(), attempts=tuple(map(_trimmed_attempt, evaluation.attempts)))
 
@@ -111,7 +111,7 @@ def trimmed(evaluation: Evaluation) -> Evaluation:
 def _trimmed_attempt(attempt: Attempt) -> Attempt:
     result, verdict = attempt.result, attempt.verdict
     if result is not None:
-        result = {key: value for key, value in result.items() if key == "loss"}
+        result = {key: value for key, value in result.items() if key in ("loss", "steps")}
     if verdict is not None:
         verdict = replace(verdict, evidence=verdict.evidence[:1])
     return replace(attempt, result=result, verdict=verdict)

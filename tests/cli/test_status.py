@@ -10,6 +10,7 @@ import struct
 import subprocess
 import sys
 import termios
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +18,11 @@ import pytest
 from rich.console import Console
 
 from elmanctl.cli.output import Column, build_table
+from elmanctl.cli.rows import evaluation_row, with_progress
 from elmanctl.cli.status import evaluation_columns
 from elmanctl.jobs.paths import RunPaths
+from elmanctl.ledger.records import State
+from elmanctl.ledger.state import load_run
 from tests.cli.conftest import QuickCommandLine, Snapshot
 from tests.command_line import CommandLine
 
@@ -56,6 +60,9 @@ def test_piped_list_of_evaluations_holds_every_digit(quick_with_runs: QuickComma
     done = quick_with_runs("status", "finished", "--all")
     rows = table(done.stdout)
     assert [row["EVAL"] for row in rows] == EVALUATIONS
+    assert {row["STEP"] for row in rows} != {""}
+    # Of two generations all is the newest: read in brief it is the same.
+    assert quick_with_runs("status", "finished").stdout == done.stdout
     for row in rows:
         assert row["STATE"] == "completed"
         assert row["PARAMS"].isdigit()
@@ -67,7 +74,7 @@ def test_piped_list_of_evaluations_holds_every_digit(quick_with_runs: QuickComma
 def test_what_is_normal_is_not_said_above_the_table(quick_with_runs: QuickCommandLine) -> None:
     told = quick_with_runs("status", "finished").stderr.splitlines()
     labels = [line.split()[0] for line in told[1:]]
-    assert set(labels) <= {"cost", "waste", "search"} and "search" in labels
+    assert set(labels) <= {"cost", "waste", "search", "corpus"} and "search" in labels
     told = quick_with_runs("status", "interrupted").stderr.splitlines()
     assert told[0].startswith("interrupted-search: interrupted, generation 2 of 2, ")
     assert told[1] == "  next    `elmanctl resume interrupted-search` goes on"
@@ -125,6 +132,19 @@ def test_missing_values_are_empty_fields(quick_with_runs: QuickCommandLine) -> N
     assert (rows["g001-e00"]["STATE"], rows["g001-e00"]["LOSS"]) == ("running", "")
     assert (rows["g000-e02"]["STATE"], rows["g000-e02"]["LOSS"]) == ("failed", "")
     assert rows["g000-e02"]["REASON"] == "python_error (attempt 1)"
+
+
+def test_worker_that_slurm_was_not_asked_about_yet_shows_what_it_does(
+    quick_with_runs: QuickCommandLine,
+) -> None:
+    """A controller that was resumed leaves Slurm alone for the rest of an interval."""
+    beat(quick_with_runs.folder)
+    paths = RunPaths(quick_with_runs.folder / "runs" / "interrupted-search")
+    evaluation = load_run(paths.folder).state.evaluations["g001-e00"]
+    attempt = replace(evaluation.attempts[-1], state=State.SUBMITTED)
+    waiting = replace(evaluation, state=State.SUBMITTED, attempts=(attempt,))
+    row = with_progress(evaluation_row(waiting), paths, waiting)
+    assert (row["state"], row["step"], row["elapsed_s"]) == ("submitted", 1234, 3725.0)
 
 
 def beat(folder: Path, **values: Any) -> Path:
