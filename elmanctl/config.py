@@ -182,7 +182,7 @@ def _assigned(word: str, source: Source) -> dict[str, Any]:
     hints = typing.get_type_hints(SECTIONS[section])
     if name not in hints:
         raise unknown_key(source, key, [f"{section}.{other}" for other in hints], "key")
-    return {key: _checked(key, _from_text(text, hints[name], f"value of {key}"), source)}
+    return {key: _checked(key, _from_text(text, hints[name], f"`{key}`"), source)}
 
 
 def _files(config: Path | None, folder: Path, environ: Mapping[str, str]) -> list[Source]:
@@ -218,7 +218,7 @@ def _from_environment(environ: Mapping[str, str]) -> Source:
                 kind = typing.get_type_hints(record)[item.name]
                 try:
                     values[f"{section}.{item.name}"] = _from_text(
-                        environ[name], kind, f"environment variable {name}"
+                        environ[name], kind, f"the environment variable {name}"
                     )
                 except ConfigError as exc:
                     faults.append(exc)
@@ -334,7 +334,7 @@ def _convert(value: Any, kind: Any) -> Any:
 
 
 def _from_text(text: str, kind: Any, name: str) -> Any:
-    """Read an environment variable: TOML where it is TOML, text and lists of names as they are."""
+    """Read a value from text: TOML where it is TOML, text and lists of names as they are."""
     if kind in (str, str | None):
         return text
     if kind == tuple[int | str, ...] and not text.lstrip().startswith("["):
@@ -343,7 +343,7 @@ def _from_text(text: str, kind: Any, name: str) -> Any:
     try:
         return tomllib.loads(f"value = {text}")["value"]
     except tomllib.TOMLDecodeError as exc:
-        raise ConfigError(f"cannot read the {name}: `{text}`") from exc
+        raise ConfigError(f"{name} must be {_describe(kind)}, not `{text}`") from exc
 
 
 def _describe(kind: Any) -> str:

@@ -42,7 +42,9 @@ def read_file(path: Path) -> Source:
         text = _text_of(path)
         data = tomllib.loads(text)
     except tomllib.TOMLDecodeError as exc:
-        raise ConfigError(f"cannot read `{path}`: {exc}") from exc
+        quotes = 'text goes in quotes, as in `partition = "gpu"`'
+        hint = quotes if "Invalid value" in str(exc) else None
+        raise ConfigError(f"cannot read `{path}`: {exc}", hint=hint) from exc
     source = Source(name=path.name, values={}, text=text)
     faults = []
     for section, table in data.items():

@@ -197,7 +197,11 @@ def test_file_that_is_not_toml_is_refused_by_its_path(sources: Sources) -> None:
     path = sources.file("[search\n")
     with pytest.raises(ConfigError, match="cannot read") as caught:
         sources.resolve()
-    assert str(path) in caught.value.message
+    assert str(path) in caught.value.message and caught.value.hint is None
+    sources.file("[slurm]\npartition = gpu\n")
+    with pytest.raises(ConfigError, match="at line 2") as caught:
+        sources.resolve()
+    assert caught.value.hint == 'text goes in quotes, as in `partition = "gpu"`'
 
 
 def test_number_without_a_fraction_is_accepted_for_any_number(sources: Sources) -> None:
@@ -225,7 +229,8 @@ def test_variables_are_read_as_toml_or_else_as_text(sources: Sources) -> None:
 
 def test_variable_that_is_not_toml_is_refused_by_its_name(sources: Sources) -> None:
     sources.environment["ELMAN_SEARCH_SEED"] = "one"
-    with pytest.raises(ConfigError, match="ELMAN_SEARCH_SEED"):
+    told = "environment variable ELMAN_SEARCH_SEED must be a whole number, not `one`"
+    with pytest.raises(ConfigError, match=told):
         sources.resolve()
 
 
@@ -337,7 +342,7 @@ def test_assignments_are_read_as_a_file_would_be() -> None:
         ("partition=long", "not of the form"),
         ("slurn.partition=long", "unknown section `slurn`"),
         ("slurm.partitoin=long", "unknown key `slurm.partitoin`"),
-        ("slurm.mem_gb=much", "cannot read the value of slurm.mem_gb"),
+        ("slurm.mem_gb=much", "`slurm.mem_gb` must be a number, not `much`"),
         ("local.workers=1.5", "must be a whole number"),
     ],
 )
