@@ -1,6 +1,6 @@
 """What every command shares: the settings in force and the run that a user means."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
@@ -17,7 +17,7 @@ from elmanctl.ledger.snapshot import load_summary
 from elmanctl.ledger.state import load_run
 from elmanctl.ledger.summary import RunSummary
 from elmanctl.search.in_force import require_run
-from elmanctl.search.selection import find_run, find_run_to_change
+from elmanctl.search.selection import find_run, find_run_to_change, list_runs
 
 RunArgument = Annotated[
     str | None,
@@ -71,6 +71,17 @@ def run_to_change(ctx: typer.Context, name: str | None, *, whole_name: bool = Fa
     """Return the run that a command changes: as named, or the only one there can be."""
     runs = Path(resolve_settings(ctx, {}).settings.paths.runs).expanduser()
     return RunPaths(as_written(find_run_to_change(runs, name, whole_name=whole_name)))
+
+
+def parted(
+    ctx: typer.Context, run: str | None, names: Sequence[str]
+) -> tuple[str | None, list[str]]:
+    """Part a run's name, in full and first, from the names of evaluations."""
+    if run is None and names:
+        runs = Path(resolve_settings(ctx, {}).settings.paths.runs).expanduser()
+        if names[0] in (folder.name for folder in list_runs(runs)):
+            return names[0], list(names[1:])
+    return run, list(names)
 
 
 def load_readable(paths: RunPaths) -> RunState:

@@ -6,13 +6,14 @@ from typing import Annotated, Any
 
 import typer
 
-from elmanctl.cli.complete import evaluation_names, model_names, one_of, presets
+from elmanctl.cli.complete import model_names, one_of, presets, run_or_evaluation_names
 from elmanctl.cli.context import (
     DryRunFlag,
     JsonFlag,
     RunOption,
     YesFlag,
     load_readable,
+    parted,
     resolve_settings,
     run_to_change,
 )
@@ -38,8 +39,12 @@ from elmanctl.search.selection import select_named
 
 _SHELLS = ("bash", "zsh", "fish")
 
-Evaluations = Annotated[
-    list[str] | None, typer.Argument(help="Evaluations", autocompletion=evaluation_names)
+Names = Annotated[
+    list[str] | None,
+    typer.Argument(
+        help="Run, then evaluations; default the only run not finished",
+        autocompletion=run_or_evaluation_names,
+    ),
 ]
 
 
@@ -82,7 +87,7 @@ def init(
 
 def cancel(
     ctx: typer.Context,
-    names: Evaluations = None,
+    names: Names = None,
     run: RunOption = None,
     everything: Annotated[
         bool, typer.Option("--all", help="The whole run: it stops for good")
@@ -99,13 +104,22 @@ def cancel(
     \b
     Examples:
         elmanctl cancel g003-e01 g003-e02
-        elmanctl cancel --run e88-480m --all
+        elmanctl cancel e88-480m --all
     """
+    run, evaluations = parted(ctx, run, names or [])
+    if everything and evaluations:
+        raise UsageError(
+            f"`--all` takes the whole name of a run and no evaluations, not `{evaluations[0]}`",
+            hint="`elmanctl status` lists the runs",
+        )
     paths = run_to_change(ctx, run, whole_name=everything)
     state = load_readable(paths)
-    if everything == bool(names):
-        raise UsageError("name evaluations to cancel, or pass `--all`")
-    chosen = to_cancel(state) if everything else select_named(state, names or [])
+    if not (everything or evaluations):
+        raise UsageError(
+            "name evaluations to cancel, or pass `--all`",
+            hint=f"`elmanctl cancel {state.run['name']} --all` ends the whole run for good",
+        )
+    chosen = to_cancel(state) if everything else select_named(state, evaluations)
     if dry_run:
         _print_chosen(chosen, as_json=as_json)
         return

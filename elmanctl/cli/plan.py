@@ -27,6 +27,11 @@ def describe_plan(plan: SearchPlan) -> str:
     where = "on this machine" if plan.executor == "local" else "as Slurm jobs"
     cost = f", {plan.hours:.1f} training hours" if plan.hours else ""
     target = f" around {search.params} parameters" if search.params else ""
+    # Where every point can be trained there is nothing to say of it.
+    refused = (
+        f"\n{plan.refused_share:.0%} of the first points are off the budget or impossible, and "
+        "drawn again at no cost"
+    )
     return (
         f"{plan.name}: {search.generations} generations of {search.population} {plan.model} models"
         f"{target} {where}\n"
@@ -34,9 +39,8 @@ def describe_plan(plan: SearchPlan) -> str:
         f"{format_count(plan.corpus.size_bytes)} bytes, unigram entropy "
         f"{plan.unigram_nats:.4f} nat\n"
         f"{_describe_cost(plan)}\n"
-        f"{describe_start(plan.start_values, plan.start_source, search.seed)}\n"
-        f"{plan.refused_share:.0%} of the first points are off the budget or impossible, and drawn "
-        "again at no cost"
+        f"{describe_start(plan.start_values, plan.start_source, search.seed)}"
+        f"{refused if plan.refused_share else ''}"
     )
 
 

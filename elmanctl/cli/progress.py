@@ -35,7 +35,7 @@ from elmanctl.cli.rows import (
 from elmanctl.cli.scheduler import with_pending_reason
 from elmanctl.folders import working_folder
 from elmanctl.jobs.scheduler_note import SchedulerNote, read_note
-from elmanctl.ledger.records import Evaluation, State, Verdict, VerdictKind
+from elmanctl.ledger.records import Evaluation, RunStatus, State, Verdict, VerdictKind
 from elmanctl.ledger.run_state import RunState
 from elmanctl.models.params import format_count
 from elmanctl.search.session import Session
@@ -275,6 +275,9 @@ def print_summary(session: Session) -> None:
     name = state.run["name"]
     if best is None:
         hint(f"see why with `elmanctl status {name} --state failed`")
+        return
+    if state.status is RunStatus.CANCELLED:
+        hint(f"see `elmanctl show {name} best`")
         return
     more = f"elmanctl resume {name} --generations {state.generations + 2}"
     hint(f"see `elmanctl show {name} best`; `{more}` adds two generations")

@@ -1,7 +1,6 @@
 """`requeue`: new attempts of evaluations that failed or were cancelled."""
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -13,7 +12,7 @@ from elmanctl.cli.context import (
     RunOption,
     YesFlag,
     load_readable,
-    resolve_settings,
+    parted,
     run_to_change,
 )
 from elmanctl.cli.output import (
@@ -30,7 +29,7 @@ from elmanctl.cli.remote import act_on_run
 from elmanctl.errors import UsageError
 from elmanctl.search.in_force import settings_in_force
 from elmanctl.search.requeue import RequeuePlan, plan_requeue, select_requeueable
-from elmanctl.search.selection import list_runs, select_named
+from elmanctl.search.selection import select_named
 
 # What a new attempt changes, as it is said.
 _UNITS = {"mem_gb": "{} GB of memory", "micro_batch": "micro-batch {}", "timeout_min": "{} min"}
@@ -84,7 +83,7 @@ def requeue(
         elmanctl requeue e88-480m g012-e03 --mem 80 --exclude-node n2
         elmanctl requeue e88-480m --failed --kind oom,lost --dry-run
     """
-    run, evaluations = _parted(ctx, run, names or [])
+    run, evaluations = parted(ctx, run, names or [])
     if failed == bool(evaluations):
         if failed:
             raise UsageError(
@@ -130,17 +129,6 @@ def requeue(
     _warn_of_refused(answer["refused"])
     if not answer.get("by_controller"):
         hint(f"collect the results with `elmanctl resume {state.run['name']}`")
-
-
-def _parted(
-    ctx: typer.Context, run: str | None, names: Sequence[str]
-) -> tuple[str | None, list[str]]:
-    """Part a run's name, in full and first, from the names of evaluations."""
-    if run is None and names:
-        runs = Path(resolve_settings(ctx, {}).settings.paths.runs).expanduser()
-        if names[0] in (folder.name for folder in list_runs(runs)):
-            return names[0], list(names[1:])
-    return run, list(names)
 
 
 def _print_plan(plan: RequeuePlan, *, as_json: bool) -> None:

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from elmanctl.cli.output import configure
+from elmanctl.cli.progress import print_summary
 from elmanctl.cli.search import interruptible
 from elmanctl.jobs.policy import RULES
 from elmanctl.ledger.events import decode_line, encode_event
@@ -21,6 +22,7 @@ from elmanctl.ledger.state import load_run
 from elmanctl.models.params import count_parameters
 from elmanctl.models.registry import FAMILIES
 from elmanctl.search.requeue import TOLD_ALREADY
+from elmanctl.search.session import Session
 from tests.cli.conftest import QuickCommandLine, Snapshot
 
 
@@ -120,6 +122,8 @@ def test_dry_run_prints_the_script_of_the_first_generation_and_writes_nothing(
     # The preset stands above no template: what it says of Slurm is under the flag's template.
     assert "#SBATCH --gres=gpu:h100:1" in lines
     assert "6 e88 models" in done.stderr
+    # All of the first points can be trained, and nothing is said of that.
+    assert "first points" not in done.stderr
     local = quick(
         *("search", "e88", "--local", "--preset", "tiny"), "--data", str(corpus), "--dry-run"
     )
@@ -311,8 +315,12 @@ def test_clean_removes_exactly_what_its_dry_run_listed(
     assert succeeded(quick_with_runs(*words, "--yes")) == "freed 0 bytes in 0 files\n"
 
 
-def test_cancelled_run_is_closed_for_good(quick_with_runs: QuickCommandLine) -> None:
-    done = quick_with_runs("cancel", "--run", "interrupted-search", "--all", "--yes", "--json")
+def test_cancelled_run_is_closed_for_good(
+    quick_with_runs: QuickCommandLine, capsys: pytest.CaptureFixture[str]
+) -> None:
+    part = quick_with_runs("cancel", "interrupted-search", "g001-e00", "--dry-run", "--json")
+    assert [row["evaluation"] for row in document(part)["evaluations"]] == ["g001-e00"]
+    done = quick_with_runs("cancel", "interrupted-search", "--all", "--yes", "--json")
     found = document(done)
     assert [row["evaluation"] for row in found["cancelled"]] == ["g001-e00"]
     state = state_of(quick_with_runs, "interrupted-search")
@@ -322,6 +330,10 @@ def test_cancelled_run_is_closed_for_good(quick_with_runs: QuickCommandLine) -> 
         refused = quick_with_runs(*words)
         assert refused.returncode == 2
         assert "was cancelled" in refused.stderr
+    with Session.open(quick_with_runs.folder / "runs" / "interrupted-search") as session:
+        print_summary(session)
+    hint = capsys.readouterr().err
+    assert "elmanctl show interrupted-search best" in hint and "resume" not in hint
 
 
 def test_quiet_command_keeps_its_talk_to_itself(quick_with_runs: QuickCommandLine) -> None:
@@ -352,6 +364,8 @@ def test_first_signal_asks_a_search_to_stop_and_the_second_ends_it(
         (("show", "finished"), "elmanctl show finished best"),
         (("logs", "finished"), "elmanctl status finished"),
         (("cancel", "--run", "finished", "zzz"), "elmanctl status finished --all"),
+        (("cancel", "interrupted-search"), "elmanctl cancel interrupted-search --all"),
+        (("cancel", "interrupt", "--all", "--yes"), "elmanctl status"),
         (("requeue", "nosuchrun", "--failed"), "elmanctl status"),
         (("requeue", "interrupted-search"), "elmanctl requeue --failed --dry-run"),
     ],
