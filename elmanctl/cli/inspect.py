@@ -149,7 +149,7 @@ def _find(
     if second is None and first in _runs(ctx):
         raise UsageError(
             f"`{first}` is a run: name an evaluation of it",
-            hint=f"e.g. `elmanctl show {first} best`; `elmanctl status {first}` lists them",
+            hint=f"e.g. `elmanctl {ctx.info_name} {first} best`; `elmanctl status {first}` lists them",
         )
     paths = chosen_run(ctx, run)
     found = load_readable(paths)

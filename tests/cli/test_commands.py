@@ -362,7 +362,7 @@ def test_first_signal_asks_a_search_to_stop_and_the_second_ends_it(
     ("words", "next_words"),
     [
         (("show", "finished"), "elmanctl show finished best"),
-        (("logs", "finished"), "elmanctl status finished"),
+        (("logs", "finished"), "elmanctl logs finished best"),
         (("cancel", "--run", "finished", "zzz"), "elmanctl status finished --all"),
         (("cancel", "interrupted-search"), "elmanctl cancel interrupted-search --all"),
         (("cancel", "interrupt", "--all", "--yes"), "elmanctl status"),
