@@ -11,6 +11,9 @@ LOCAL_JOB_VARIABLE = "ELMAN_LOCAL_JOB"
 # Slurm sets them for all that runs inside a job: its id.
 ALLOCATION_VARIABLES = ("SLURM_JOB_ID", "SLURM_JOBID")
 
+# Which clusters Slurm's commands speak to, where there are several.
+CLUSTERS_VARIABLE = "SLURM_CLUSTERS"
+
 # Set to 1 by a user who means to work in a folder that somebody else may write to.
 TRUST_VARIABLE = "ELMAN_TRUST_OWNER"
 

@@ -1,5 +1,6 @@
 """Acting on a run whose controller may or may not be at work."""
 
+import os
 import time
 from collections.abc import Mapping
 from typing import Any
@@ -16,7 +17,7 @@ from elmanctl.ledger.reserve import full_disk, give_up
 from elmanctl.ledger.state import load_run
 from elmanctl.search.actions import apply_requests, perform
 from elmanctl.search.dispatch import Dispatcher
-from elmanctl.search.identity import refuse_changed_code, refuse_copy
+from elmanctl.search.identity import refuse_changed_code, refuse_copy, refuse_other_clusters
 from elmanctl.search.in_force import settings_in_force
 from elmanctl.search.jobs_left import Now, jobs_left
 from elmanctl.search.poll import Poller
@@ -46,6 +47,9 @@ def act_on_run(paths: RunPaths, command: str, arguments: Mapping[str, Any]) -> d
     `still_there` holds the jobs that go on, and `unknown` why that could not be asked.
     Raises what the command raises, LedgerLocked when a controller does not answer.
     """
+    if command in ("cancel", "requeue"):
+        # Here and not under the lease: the jobs are asked about here also where a controller acts.
+        refuse_other_clusters(load_run(paths.folder).state, os.environ)
     for _ in range(2):
         try:
             answer = _act_here(paths, command, arguments)

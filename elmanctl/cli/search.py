@@ -1,5 +1,6 @@
 """`search` and `resume`: start a search, or go on with one."""
 
+import os
 import re
 import resource
 import signal
@@ -47,7 +48,7 @@ from elmanctl.jobs.gpus import GPU_NAME
 from elmanctl.jobs.ownership import refuse_foreign_files
 from elmanctl.jobs.paths import RunPaths
 from elmanctl.ledger.records import RunStatus
-from elmanctl.search.identity import refuse_changed_code, refuse_copy
+from elmanctl.search.identity import refuse_changed_code, refuse_copy, refuse_other_clusters
 from elmanctl.search.session import Session
 from elmanctl.search.start import SearchPlan, create_run, plan_search
 from elmanctl.search.storage import explained
@@ -259,6 +260,7 @@ def drive(
             warn(session.warning)
         session.refuse_cancelled()
         refuse_copy(paths, session.state)
+        refuse_other_clusters(session.state, os.environ)
         refuse_changed_code(paths, session.run)
         check_path(paths.folder)
         if changes:

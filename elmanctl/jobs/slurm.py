@@ -13,6 +13,7 @@ import tempfile
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
+from elmanctl.constants import CLUSTERS_VARIABLE
 from elmanctl.errors import EnvironmentNotReady
 from elmanctl.jobs.executor import JobReport, JobState
 from elmanctl.jobs.sbatch_answer import Cause, Outcome, SbatchAnswer, brief, read_answer
@@ -318,7 +319,7 @@ class Slurm:
 
 def _clusters() -> list[str]:
     """Return the option by which sacct, which alone reads no SLURM_CLUSTERS, follows it."""
-    clusters = os.environ.get("SLURM_CLUSTERS")
+    clusters = os.environ.get(CLUSTERS_VARIABLE)
     return [f"--clusters={clusters}"] if clusters else []
 
 

@@ -9,11 +9,11 @@ sbatch hands it to the jobs.
 import re
 from collections.abc import Mapping
 
-from elmanctl.constants import ALLOCATION_VARIABLES
+from elmanctl.constants import ALLOCATION_VARIABLES, CLUSTERS_VARIABLE
 
 # What the user's shell may say to Slurm's commands: which cluster, and how to be known there.
 PASSED = (
-    "SLURM_CLUSTERS",
+    CLUSTERS_VARIABLE,
     "SLURM_CONF",
     "SLURM_CONF_SERVER",
     "SLURM_JWT",

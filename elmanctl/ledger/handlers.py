@@ -52,9 +52,10 @@ def _run_extended(state: RunState, fields: Fields, at: str) -> None:
 
 def _controller_started(state: RunState, fields: Fields, at: str) -> None:
     state.controller = {"host": fields.text("host"), "pid": fields.whole("pid"), "at": at}
-    folder = fields.optional_text("folder")
-    if folder is not None:
-        state.controller["folder"] = folder
+    for name in ("folder", "clusters"):
+        told = fields.optional_text(name)
+        if told is not None:
+            state.controller[name] = told
     state.status, state.reason, state.advice = RunStatus.RUNNING, None, None
 
 

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from elmanctl.constants import CLUSTERS_VARIABLE
 from elmanctl.errors import LedgerCorrupt, LedgerError, UsageError
 from elmanctl.jobs.paths import RunPaths
 from elmanctl.jobs.snapshot import hash_code
@@ -29,6 +30,28 @@ def refuse_copy(paths: RunPaths, state: RunState) -> None:
         hint=f"go on with the run there; if this copy is to go on in its place, remove {original}, "
         "or move it away",
     )
+
+
+def refuse_other_clusters(state: RunState, environ: Mapping[str, str]) -> None:
+    """Raise UsageError where jobs of the run are on other clusters than Slurm would be asked about.
+
+    Of a cluster that does not know them one would hear that they are gone.
+    """
+    recorded = state.controller.get("clusters") if state.controller else None
+    asked = environ.get(CLUSTERS_VARIABLE, "")
+    if recorded in (None, asked) or not state.live_attempts():
+        return
+    raise UsageError(
+        f"jobs of this run are on {_clusters(recorded)}, and Slurm would be asked about "
+        f"{_clusters(asked)}",
+        hint=f"`export {CLUSTERS_VARIABLE}={recorded}`"
+        if recorded
+        else f"`unset {CLUSTERS_VARIABLE}`",
+    )
+
+
+def _clusters(named: str) -> str:
+    return f"the cluster `{named}`" if named else "the cluster that Slurm takes by default"
 
 
 def refuse_changed_code(paths: RunPaths, run: Mapping[str, Any]) -> None:

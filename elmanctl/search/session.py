@@ -9,6 +9,7 @@ from types import TracebackType
 from typing import Any
 
 from elmanctl.config import refuse_outside
+from elmanctl.constants import CLUSTERS_VARIABLE
 from elmanctl.errors import ElmanError, LedgerError, UsageError
 from elmanctl.jobs.ownership import refuse_foreign_run
 from elmanctl.jobs.paths import RunPaths
@@ -101,8 +102,10 @@ class Session:
     def start_controller(self) -> None:
         """Record that a controller drives this run from now on."""
         refill(self.paths.folder)
-        folder = str(self.paths.folder)
-        self.record("controller_started", host=platform.node(), pid=os.getpid(), folder=folder)
+        where = {"folder": str(self.paths.folder)}
+        if self.run["executor"] == "slurm":
+            where["clusters"] = os.environ.get(CLUSTERS_VARIABLE, "")
+        self.record("controller_started", host=platform.node(), pid=os.getpid(), **where)
 
     def pause(self, error: Exception) -> None:
         """Put on record why the controller stops, where that can be written.

@@ -193,3 +193,22 @@ def test_doctor_tells_of_accounting_and_of_the_limit_on_arrays(
     assert not found["accounting"].is_fine
     assert found["accounting"].detail.startswith("none: `sacct` failed: Slurm accounting storage")
     assert not found["arrays"].is_fine
+
+
+def test_run_whose_jobs_are_on_another_cluster_is_left_alone(
+    quick_with_runs: QuickCommandLine, paths: RunPaths, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with Session.open(paths.folder) as session:
+        session.record("controller_started", host="login", pid=1, clusters="north")
+    monkeypatch.setenv("SLURM_CLUSTERS", "south")
+    before = paths.ledger.read_bytes()
+    for words in (
+        ("resume", RUN),
+        ("cancel", "--run", RUN, "--all", "--yes"),
+        ("requeue", RUN, "--failed", "--force", "--yes"),
+    ):
+        done = quick_with_runs(*words)
+        assert done.returncode == 2, done.stderr
+        assert "on the cluster `north`, and Slurm would be asked about" in done.stderr
+        assert "hint: `export SLURM_CLUSTERS=north`" in done.stderr
+    assert paths.ledger.read_bytes() == before

@@ -8,7 +8,7 @@ import pytest
 from elmanctl.errors import LedgerCorrupt, UsageError
 from elmanctl.jobs.paths import RunPaths
 from elmanctl.ledger.state import load_run
-from elmanctl.search.identity import refuse_changed_code, refuse_copy
+from elmanctl.search.identity import refuse_changed_code, refuse_copy, refuse_other_clusters
 from tests.search.scripted import Run, Runs
 
 pytestmark = pytest.mark.usefixtures("no_power_failures")
@@ -60,6 +60,37 @@ def test_run_of_which_no_controller_told_its_place_is_accepted(runs: Runs, tmp_p
     run = runs.new()
     shutil.copytree(run.folder, tmp_path / "copy", symlinks=True)
     check(tmp_path / "copy")
+
+
+@pytest.mark.parametrize(
+    ("began", "way_out"),
+    [
+        ({"SLURM_CLUSTERS": "north"}, "`export SLURM_CLUSTERS=north`"),
+        ({}, "`unset SLURM_CLUSTERS`"),
+    ],
+)
+def test_run_with_jobs_goes_on_with_the_clusters_it_has_them_on(
+    runs: Runs, monkeypatch: pytest.MonkeyPatch, began: dict[str, str], way_out: str
+) -> None:
+    """Of another cluster one would hear that the jobs are gone."""
+    run = runs.new(slurm={})
+    monkeypatch.delenv("SLURM_CLUSTERS", raising=False)
+    for name, value in began.items():
+        monkeypatch.setenv(name, value)
+    run.view.every_turn = lambda session: run.stop.set()
+    run.drive()
+    state = load_run(run.folder).state
+    assert state.live_attempts()
+    refuse_other_clusters(state, began)
+    south = {"SLURM_CLUSTERS": "south"}
+    with pytest.raises(UsageError, match="be asked about the cluster `south`") as told:
+        refuse_other_clusters(state, south)
+    assert told.value.hint == way_out
+    monkeypatch.setenv("SLURM_CLUSTERS", "south")
+    run.view.every_turn = lambda session: None
+    run.stop.clear()
+    run.drive()
+    refuse_other_clusters(load_run(run.folder).state, {})
 
 
 def test_frozen_code_is_compared_with_what_the_run_began_with(run: Run, tmp_path: Path) -> None:

@@ -20,7 +20,7 @@ NEW_SETTINGS = {
     "retry": ("max_mem_gb", "oom_gpu", "oom_neighbour", "cuda_device", "exclude_min"),
     "disk": ("floor_inodes", "keep_best", "keep_last", "keep_failed_logs", "auto_clean"),
 }
-NEW_DATA = {"attempt_finished": ("sizes",), "controller_started": ("folder",)}
+NEW_DATA = {"attempt_finished": ("sizes",), "controller_started": ("folder", "clusters")}
 
 
 def make_old(ledger: Path) -> None:
