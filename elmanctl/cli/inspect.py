@@ -147,9 +147,10 @@ def _find(
 ) -> tuple[RunPaths, RunState, Evaluation]:
     run, name = (None, first) if second is None else (first, second)
     if second is None and first in _runs(ctx):
+        typed = f"elmanctl {ctx.info_name}"
         raise UsageError(
             f"`{first}` is a run: name an evaluation of it",
-            hint=f"e.g. `elmanctl {ctx.info_name} {first} best`; `elmanctl status {first}` lists them",
+            hint=f"e.g. `{typed} {first} best`; `elmanctl status {first}` lists them",
         )
     paths = chosen_run(ctx, run)
     found = load_readable(paths)
