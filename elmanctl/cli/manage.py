@@ -75,7 +75,7 @@ def init(
         path.write_text(commented_config(), encoding="utf-8")
     except OSError as exc:
         raise EnvironmentNotReady(
-            f"cannot write {path.absolute()}: {exc.strerror}",
+            f"cannot write {Path(exc.filename or path).absolute()}: {exc.strerror}",
             hint="name a folder of yours: `elmanctl init FOLDER`",
         ) from exc
     print_line(str(path))
