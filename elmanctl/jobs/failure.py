@@ -32,7 +32,7 @@ def classify_exception(exc: BaseException) -> tuple[VerdictKind, str]:
     anything fail.
     """
     found: list[tuple[Error, BaseException]] = []
-    for link, is_cause in _chain(exc):
+    for link, is_cause in chain(exc):
         error = _error_of(link)
         if error is not None and (is_cause or error.rule.kind in OUTLASTING):
             found.append((error, link))
@@ -88,7 +88,7 @@ def message_of(exc: BaseException) -> str:
         return f"its text cannot be had: {type(broken).__name__}"
 
 
-def _chain(exc: BaseException) -> Iterator[tuple[BaseException, bool]]:
+def chain(exc: BaseException) -> Iterator[tuple[BaseException, bool]]:
     """Yield an exception and what it came from, each with whether that is its cause.
 
     Otherwise it was being handled when the one before was raised.  What a group holds is a cause.

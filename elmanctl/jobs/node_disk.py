@@ -5,7 +5,10 @@ Whoever reads a log is on another machine, and cannot ask the disk.
 
 import re
 
-_FULL = r"(?:No space left on device|Disk quota exceeded)"
+from elmanctl.jobs.failed_calls import WORDS_OF
+from elmanctl.ledger.records import VerdictKind
+
+_FULL = rf"(?:{WORDS_OF[VerdictKind.DISK_FULL]})"
 _FOLDER = (
     r"/(?:tmp|var/tmp|dev/shm|run|var/spool"
     r"|lscratch|local|local[-_]?scratch|scratch[-_/]local)(?![\w.-])"

@@ -1,7 +1,8 @@
 """What the scheduler last said, kept in a file for `status`: derived, and never relied on.
 
-The controller rewrites it at each poll.  It decides nothing, so that a file that is stale,
-damaged or absent costs nothing but words.
+The controller rewrites it at each poll.  All that the next controller takes from it is how long
+to leave Slurm alone at first, one interval at most, so that a file that is stale, damaged or absent
+costs little but words.
 """
 
 import logging

@@ -13,13 +13,15 @@ import traceback
 from collections.abc import Iterator
 from pathlib import Path
 
-from elmanctl.jobs.failure import message_of
+from elmanctl.jobs.failed_calls import NUMBERS_OF, WORDS_OF
+from elmanctl.jobs.failure import chain, message_of
 from elmanctl.ledger.mounts import find_mount
+from elmanctl.ledger.records import VerdictKind
 
 logger = logging.getLogger(__name__)
 
-_FULL = (errno.ENOSPC, errno.EDQUOT)
-_FULL_TEXT = re.compile(r"No space left on device|Disk quota exceeded", re.IGNORECASE)
+_FULL = NUMBERS_OF[VerdictKind.DISK_FULL]
+_FULL_TEXT = re.compile(WORDS_OF[VerdictKind.DISK_FULL], re.IGNORECASE)
 _NO_TEMPORARY = "No usable temporary directory"
 _PATH = re.compile(r"(?<![\w./])/[^\s:'\"`,;()<>|]+")
 
@@ -54,7 +56,7 @@ def full_disk_of_node(exc: BaseException, run_folder: Path) -> str | None:
 
 
 def _find_full_disk(exc: BaseException, run_folder: Path) -> str | None:
-    links = list(_chain(exc))
+    links = [link for link, _ in chain(exc)]
     full = [link for link in links if _says_full(link)]
     if not full and not any(map(_may_be_for_want_of_room, links)):
         return None
@@ -142,13 +144,3 @@ def _temporary_folders() -> list[Path]:
     # Not by `tempfile`, which passes over folders that are full.
     named = [os.environ[name] for name in ("TMPDIR", "TEMP", "TMP") if os.environ.get(name)]
     return [Path(name).absolute() for name in (*named, "/tmp", "/var/tmp")]
-
-
-def _chain(exc: BaseException) -> Iterator[BaseException]:
-    """Yield an exception, and what it came from or was raised amid."""
-    seen: set[int] = set()
-    link: BaseException | None = exc
-    while link is not None and id(link) not in seen:
-        seen.add(id(link))
-        yield link
-        link = link.__cause__ or (None if link.__suppress_context__ else link.__context__)

@@ -209,6 +209,15 @@ def test_compilers_words_name_the_disk_too() -> None:
     assert names_node_disk("cannot open /tmp/x", "/scratch/run") is None
 
 
+def test_full_disk_is_found_in_a_group_of_exceptions(
+    full: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TMPDIR", str(full))
+    group = ExceptionGroup("two tasks failed", [ValueError("no"), failure(full)])
+    assert classify_exception(group)[0] is VerdictKind.DISK_FULL
+    assert full_disk_of_node(group, tmp_path) == str(full)
+
+
 def test_exception_whose_text_cannot_be_had_names_no_disk(tmp_path: Path) -> None:
     mute = type("Mute", (ValueError,), {"__str__": lambda self: 1 / 0})
     assert full_disk_of_node(mute("x"), tmp_path) is None
