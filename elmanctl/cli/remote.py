@@ -7,7 +7,7 @@ from typing import Any
 
 from elmanctl.cli.output import say
 from elmanctl.cli.search import make_executor
-from elmanctl.errors import ElmanError, EnvironmentNotReady, LedgerError, LedgerLocked
+from elmanctl.errors import ElmanError, LedgerError, LedgerLocked
 from elmanctl.jobs.carried import check_path
 from elmanctl.jobs.paths import RunPaths
 from elmanctl.ledger.lease import is_gone, read_holder
@@ -109,10 +109,7 @@ def _looked_after(paths: RunPaths, answer: Mapping[str, Any]) -> dict[str, Any]:
         time.sleep(pause_s)
         state = load_run(paths.folder).state
         executor = make_executor(paths, state.run["executor"], settings_in_force(state))
-        try:
-            left, unknown = jobs_left(state, names, executor), None
-        except EnvironmentNotReady as exc:
-            left, unknown = dict.fromkeys(names, Now.UNKNOWN), exc.message
+        left, unknown = jobs_left(state, names, executor)
         if not any(now.is_there for now in left.values()):
             break
     rows = [{**row, "now": left.get(row["evaluation"])} for row in answer["cancelled"]]

@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Mapping
 from enum import StrEnum
 
+from elmanctl.errors import EnvironmentNotReady
 from elmanctl.jobs.executor import Executor, JobReport, JobState
 from elmanctl.ledger.run_state import RunState
 from elmanctl.search.poll import job_of
@@ -27,10 +28,12 @@ class Now(StrEnum):
 _ENDING = ("COMPLETING", "STAGE_OUT", "SIGNALING", "STOPPED")
 
 
-def jobs_left(state: RunState, names: Iterable[str], executor: Executor) -> Mapping[str, Now]:
+def jobs_left(
+    state: RunState, names: Iterable[str], executor: Executor
+) -> tuple[Mapping[str, Now], str | None]:
     """Return where each evaluation's job is, without those whose end is on record.
 
-    Raises EnvironmentNotReady when the scheduler cannot be asked.
+    Also why the scheduler could not be asked, if that is so.
     """
     live = {
         name: attempt
@@ -40,9 +43,12 @@ def jobs_left(state: RunState, names: Iterable[str], executor: Executor) -> Mapp
     jobs = {
         name: job_of(state, attempt) for name, attempt in live.items() if attempt.job_id is not None
     }
-    reports = executor.look(list(jobs.values()), []).reports if jobs else {}
+    try:
+        reports = executor.look(list(jobs.values()), []).reports if jobs else {}
+    except EnvironmentNotReady as exc:
+        return dict.fromkeys(live, Now.UNKNOWN), exc.message
     known = {name: reports.get(job.job_id) for name, job in jobs.items()}
-    return {name: _now(known.get(name)) for name in live}
+    return {name: _now(known.get(name)) for name in live}, None
 
 
 def _now(report: JobReport | None) -> Now:

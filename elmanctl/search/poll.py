@@ -22,10 +22,10 @@ _SLOWEST_S = 600.0
 class Poller:
     """Takes one look for all live jobs and all unanswered submissions, once in `poll_s`.
 
-    A look costs two query commands at most (`Executor.look`), and nobody else asks any: that is
-    what bounds the load on a scheduler, whatever else goes on.  A controller
-    keeps to the interval of the one before it, whose last note is `after`, however often they are
-    killed and resumed.
+    A look costs two query commands at most (`Executor.look`), and nobody else asks any but a
+    submission whose refusal leaves a doubt, which is tried ever more rarely: that bounds the load
+    on a scheduler, whatever else goes on.  A controller keeps to the interval of the one before
+    it, whose last note is `after`, however often they are killed and resumed.
     """
 
     def __init__(

@@ -232,13 +232,14 @@ def test_whether_jobs_have_ended_is_not_known_while_the_scheduler_is_silent(
     run = runs.new(generations=1)
     run.world.held = {"g000-e01"}
     run.view.every_turn = lambda session: (
-        run.stop.set() if is_running("g000-e01")(session.state) else None
+        run.stop.set() if session.state.evaluations["g000-e00"].state.is_finished else None
     )
     run.drive()
     run.world.silent = True
-    answer = with_commands(run)("cancel", all=False, evaluations=["g000-e01"])
+    answer = with_commands(run)("cancel", all=False, evaluations=["g000-e01", "g000-e00"])
     assert answer["unknown"]
-    assert [row["now"] for row in answer["cancelled"]] == ["not known"]
+    # How the other one ended is on record.
+    assert [row["now"] for row in answer["cancelled"]] == ["not known", None]
 
 
 def test_job_whose_scheduler_was_silent_when_it_was_cancelled_is_ended_later(
