@@ -80,6 +80,8 @@ _LOST = re.compile(
     r"|communication (?:connection|shutdown) failure|connection rejected by handler"
     r"|forced closed|delayed socket error|socket error|shutting down and closing"
     r"|header lengths are longer|insane message length|would block|protocol authentication error"
+    # Of a wrapper that asks Slurm over HTTP.
+    r"|gateway time-?out|bad gateway|service unavailable"
     r"|slurm_receive_msg|unable to process (?:incoming|outgoing)|interrupted system call"
     r"|entire message|zero length message|server not responding",
     re.IGNORECASE,

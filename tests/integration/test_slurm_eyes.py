@@ -30,6 +30,7 @@ class CountingSlurm(Slurm):
     """Slurm's commands, written down."""
 
     def __init__(self) -> None:
+        super().__init__()
         self.asked: list[str] = []
 
     def run(self, command: Sequence[str]) -> str:

@@ -153,8 +153,17 @@ def failing_prolog(tmp_path: Path) -> Iterator[str]:
     finally:
         settings.write_text(before, encoding="utf-8")
         slurm("scontrol", "reconfigure")
-        if is_drained(name):
-            slurm("scontrol", "update", f"NodeName={name}", "State=RESUME")
+        wait_for(lambda: is_back(name), "the node to be in service again")
+
+
+def is_back(name: str) -> bool:
+    """Put a node into service; Slurm refuses that for one that is, or that is read anew."""
+    subprocess.run(
+        ["scontrol", "update", f"NodeName={name}", "State=RESUME"],
+        capture_output=True,
+        check=False,
+    )
+    return not is_drained(name)
 
 
 def is_drained(name: str) -> bool:

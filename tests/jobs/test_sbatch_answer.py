@@ -88,6 +88,7 @@ LOST = [
     f"{FAILED}Protocol authentication error",
     f"{FAILED}Failed to send entire message",
     "sbatch: error: slurm_receive_msg: Connection reset by peer",
+    "submit: 504 Gateway Time-out",
     # A wrapper tried twice: the first try may have been taken, and holds the limit.
     f"{FAILED}Socket timed out on send/recv operation\nsbatch: error: AssocMaxSubmitJobLimit",
 ]
