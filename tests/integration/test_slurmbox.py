@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.integration.runs import wait_for
+
 # Like the box itself it needs root and cgroups, which are there where a cluster is.
 pytestmark = pytest.mark.slurm
 
@@ -72,3 +74,17 @@ def test_a_running_box_keeps_its_release(folder: Path) -> None:
     done = _up(folder, "--release", "other", SLURMBOX=str(box))
     assert done.returncode == 2
     assert "is up with other options" in done.stderr
+
+
+def test_daemons_are_known_after_they_were_reconfigured() -> None:
+    """From Slurm 24.11 on they start anew, under the name of their file."""
+    box = Path(os.environ["SLURM_CONF"]).parents[1]
+    subprocess.run(["scontrol", "reconfigure"], check=True)
+
+    def is_up() -> bool:
+        status = [str(SLURMBOX), "status"]
+        environment = {**os.environ, "SLURMBOX": str(box)}
+        done = subprocess.run(status, capture_output=True, check=False, env=environment)
+        return done.returncode == 0
+
+    wait_for(is_up, "all daemons to be up", pause_s=1)
