@@ -19,7 +19,8 @@ from elmanctl.jobs.slurm_command import NoAnswer
 
 logger = logging.getLogger(__name__)
 
-_START = re.compile(r"to start at (\S+) using .* in partition (\S+)")
+# Slurm 26.05 puts a stray "a" behind the time.
+_START = re.compile(r"to start at (\S+) (?:a )?using .* in partition (\S+)")
 _GPUS = re.compile(r"\bgpu(?::[^:,()]+)?:(\d+)")
 _SINFO = "%R|%P|%a|%l|%D|%G|%c|%m"
 _ASSOCIATION = "account,partition,maxsubmit,grpsubmit,maxjobs,qos,defaultqos"

@@ -107,6 +107,13 @@ def test_cluster_tells_partition_limits_accounts_and_when_a_job_could_start(ask:
     assert "account lab allows 20 submitted jobs" in warning
 
 
+def test_start_is_read_with_the_stray_word_that_slurm_26_puts_behind_it(ask: Ask) -> None:
+    words = "sbatch: Job 2 to start at 2026-11-30T17:55:56 a using 1 processors on nodes n1 in"
+    found = ask(sbatch=f"echo '{words} partition gpu' >&2")
+    assert found.starts_at == "2026-11-30T17:55:56"
+    assert [one.name for one in found.partitions] == ["gpu"]
+
+
 def test_limit_of_the_qos_that_is_asked_for_counts(ask: Ask) -> None:
     found = ask(Resources(timeout_min=60, extra={"qos": "high"}))
     assert found.submit_limit == SubmitLimit(jobs=5, of="QOS high")
