@@ -46,22 +46,24 @@ def dies_at(
 
 
 def prepare_death(text: str, number: signal.Signals) -> None:
-    """Replace the function that `text` names by one that sends this process a signal."""
+    """Replace the functions that `text` names by ones that send this process a signal."""
+    from elmanctl.jobs import slurm_executor
     from elmanctl.search import loop
     from elmanctl.search.optimizer import CmaOptimizer
 
     point, moment, count = text.split(":")
-    owners: dict[str, tuple[Any, str]] = {
-        "fsync": (os, "fsync"),
-        "link": (os, "link"),
-        "replace": (os, "replace"),
-        "tell": (CmaOptimizer, "tell"),
-        "submit": (subprocess, "run"),
-        "save": (loop, "write_atomically"),
+    owners: dict[str, list[tuple[Any, str]]] = {
+        "fsync": [(os, "fsync")],
+        "link": [(os, "link")],
+        "replace": [(os, "replace")],
+        "tell": [(CmaOptimizer, "tell")],
+        # Of a worker of this machine, and of sbatch.
+        "submit": [(subprocess, "run"), (slurm_executor, "run_command")],
+        "save": [(loop, "write_atomically")],
     }
-    owner, name = owners[point]
     counts = _submits if point == "submit" else lambda *arguments: True
-    setattr(owner, name, dies_at(getattr(owner, name), moment, int(count), number, counts))
+    for owner, name in owners[point]:
+        setattr(owner, name, dies_at(getattr(owner, name), moment, int(count), number, counts))
 
 
 def _submits(command: Sequence[str], *others: Any) -> bool:
