@@ -33,7 +33,7 @@ class Cause(StrEnum):
     POLICY = "policy"  # a limit on jobs, or on what one job asks for: the words do not say
     REQUEST = "request"  # what the job asks for
     LOST = "lost"  # the answer did not arrive, or not whole
-    UNHEARD = "unheard"  # words that nobody has sorted yet
+    UNHEARD = "unheard"  # an unrecognized message
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -212,7 +212,7 @@ def _sorted_limit(words: str) -> SbatchAnswer | None:
 
 
 def _sorted_error(text: str, words: str) -> SbatchAnswer | None:
-    """Return what a text says, for an answer of these words; None for one that nobody sorted."""
+    """Return what a text says, for an answer of these words; None for an unrecognized one."""
     if _TOO_LARGE.search(text):
         return replace(_never(words, None), cause=Cause.ARRAY)
     limit = _sorted_limit(text)

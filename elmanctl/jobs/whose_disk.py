@@ -51,7 +51,7 @@ def full_disk_of_node(exc: BaseException, run_folder: Path) -> str | None:
     try:
         return _find_full_disk(exc, run_folder)
     except OSError as unknown:
-        logger.warning("whose disk was full is not known: %s", unknown)
+        logger.warning("which disk was full is not known: %s", unknown)
         return None
 
 

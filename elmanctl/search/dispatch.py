@@ -144,6 +144,10 @@ class Dispatcher:
         self._unanswered[submission.id] += 1
         return self._unanswered[submission.id] >= _ABSENCES
 
+    def check_room(self) -> None:
+        """Raise SearchPaused unless the disk has room for an attempt, while none is live."""
+        self._room.for_attempts(1, live=0)
+
     def submit_waiting(self) -> None:
         """Submit what waits, as far as there is room.
 

@@ -192,6 +192,8 @@ class Controller:
         ]
         room = self._session.settings.retry.replacements - len(replaced)
         if missing and room > 0 and len(told) < population:
+            # What a full disk made fail may be run again; no other point takes its place till then.
+            self._dispatcher.check_room()
             names = missing[: min(room, population - len(told))]
             candidates, refused = ask_candidates(self._optimizer, self._builder, len(names))
             self._record_points(generation, candidates, refused, names)

@@ -156,6 +156,32 @@ def test_search_that_meets_a_full_disk_pauses_and_goes_on_as_if_it_never_had(
     assert parts_held(run.folder) == 4
 
 
+def test_no_point_takes_the_place_of_one_that_failed_while_the_disk_is_still_full(
+    on_small_disk: Callable[..., Run], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = on_small_disk()
+    run.world.script = {"g000-e01": ["disk_full"]}
+    ballast = run.folder.parent / "ballast"
+    record = Session.record
+
+    def recorded(self: Session, name: str, /, **data: Any) -> None:
+        record(self, name, **data)
+        closed = {e.id for e in self.state.evaluations.values() if e.state.is_finished}
+        if len(closed) == 4 and not ballast.exists():
+            fill(run.folder.parent)
+            # Room for some lines of the ledger, and not for an attempt.
+            os.truncate(ballast, ballast.stat().st_size - 4096)
+
+    monkeypatch.setattr(Session, "record", recorded)
+    with pytest.raises(SearchPaused, match="do not fit above the floor"):
+        search.drive(run.paths)
+    asked = [f"g000-e0{index}" for index in range(4)]
+    assert list(state_of(run).evaluations) == asked
+    with pytest.raises(SearchPaused, match="do not fit above the floor"):
+        search.drive(run.paths)
+    assert list(state_of(run).evaluations) == asked
+
+
 def test_clean_frees_a_disk_that_is_full_to_the_last_byte_and_the_search_goes_on(
     on_small_disk: Callable[..., Run],
 ) -> None:
