@@ -514,6 +514,9 @@ def orphan(slurm: Setup) -> Iterator[subprocess.Popen[bytes]]:
     process = subprocess.Popen(
         [sys.executable, "-c", program, "sbatch", str(slurm.folder / SCRIPT_NAME)]
     )
+    # Popen returns within exec, a moment before the kernel knows the command line.
+    while not Path(f"/proc/{process.pid}/cmdline").read_bytes():
+        time.sleep(0.01)
     yield process
     process.kill()
     process.wait()
