@@ -22,6 +22,7 @@ from elmanctl.ledger.records import (
     Verdict,
     VerdictKind,
 )
+from elmanctl.ledger.shared_keys import SharedKeys
 
 _Member = TypeVar("_Member", bound=StrEnum)
 
@@ -146,7 +147,7 @@ def decode_evaluation(data: object, path: str = "evaluation", *, generation: int
             id=fields.text("id"),
             generation=generation,
             point=tuple(as_number(item, where) for where, item in fields.items("point")),
-            config=fields.mapping("config"),
+            config=SharedKeys(fields.mapping("config")),
             parameters=fields.whole("parameters"),
             seed=fields.whole("seed"),
             replaces=fields.optional_text("replaces"),

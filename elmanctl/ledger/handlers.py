@@ -1,6 +1,6 @@
 """What each kind of event does to the state of a run."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import TypeAlias
 
@@ -26,6 +26,7 @@ from elmanctl.ledger.records import (
     VerdictKind,
 )
 from elmanctl.ledger.run_state import Note, RunState
+from elmanctl.ledger.shared_keys import SharedKeys
 from elmanctl.ledger.spending import Spent, cost_of
 from elmanctl.ledger.transitions import Ending
 
@@ -143,9 +144,10 @@ def _attempt_started(state: RunState, fields: Fields, at: str) -> None:
 def _attempt_finished(state: RunState, fields: Fields, at: str) -> None:
     evaluation = _evaluation(state, fields.text("evaluation"))
     size_bytes, sizes = _sizes(fields)
+    result = fields.optional_mapping("result")
     ending = Ending(
         verdict=decode_verdict(fields.mapping("verdict"), "data.verdict"),
-        result=fields.optional_mapping("result"),
+        result=None if result is None else SharedKeys(result),
         size_bytes=size_bytes,
         sizes=sizes,
         node=fields.optional_text("node"),
@@ -167,14 +169,14 @@ def _attempt_finished(state: RunState, fields: Fields, at: str) -> None:
         state.disk = state.disk.wrote(sizes or {OTHER: size_bytes}, new_evaluation=is_first)
 
 
-def _sizes(fields: Fields) -> tuple[int | None, dict[str, int]]:
+def _sizes(fields: Fields) -> tuple[int | None, Mapping[str, int]]:
     """Return what an attempt left on disk, and the same by category where that is known."""
     size_bytes = fields.optional_whole("size_bytes")
     told = fields.optional_mapping("sizes")
     if told is None:
         return size_bytes, {}
     with Fields(told, "data.sizes") as by_category:
-        sizes = {category: by_category.whole(category) for category in told}
+        sizes = SharedKeys({category: by_category.whole(category) for category in told})
     if sum(sizes.values()) != size_bytes:
         raise LedgerCorrupt(f"`data.sizes` add up to {sum(sizes.values())}, not to {size_bytes}")
     return size_bytes, sizes

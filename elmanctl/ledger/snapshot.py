@@ -44,8 +44,8 @@ _READS = 3
 
 # What makes a state of events; after any change to it older snapshots are not used.
 _MAKERS = (
-    *("compact", "disk_use", "encoding", "fields", "handlers", "records", "run_state", "snapshot"),
-    *("spending", "state", "summary", "transitions"),
+    *("compact", "disk_use", "encoding", "fields", "handlers", "records", "run_state"),
+    *("shared_keys", "snapshot", "spending", "state", "summary", "transitions"),
 )
 
 
