@@ -24,8 +24,8 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from elmanctl.jobs.paths import RunPaths  # noqa: E402
 from elmanctl.ledger.snapshot import EVERY_BYTES, LIMIT_BYTES, SNAPSHOT_FILE  # noqa: E402
+from elmanctl.run.paths import RunPaths  # noqa: E402
 from elmanctl.search.session import Session  # noqa: E402
 from elmanctl.search.start import create_run, plan_search  # noqa: E402
 from elmanctl.settings import DataSettings, SearchSettings, Settings, TrainSettings  # noqa: E402

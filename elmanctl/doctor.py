@@ -10,11 +10,11 @@ from importlib import metadata
 from pathlib import Path
 
 from elmanctl.constants import INSTALL_TRAIN
-from elmanctl.jobs.slurm import AccountingOff, Slurm, SlurmSilent
 from elmanctl.ledger.disk import free_bytes
 from elmanctl.ledger.files import NoHardLinks, link
 from elmanctl.models.backends import BACKENDS, fault_here
 from elmanctl.models.registry import FAMILIES
+from elmanctl.schedulers.slurm import AccountingOff, Slurm, SlurmSilent
 
 _SLURM_COMMANDS = ("sbatch", "squeue", "sacct", "scancel")
 _GB = 10**9

@@ -1,15 +1,19 @@
 """Shared parts: a small corpus, and the command line run as a user runs it."""
 
+import hashlib
 import os
 import shutil
 import subprocess
 import sysconfig
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, settings
 
+from elmanctl.run.protocol import Budget
+from elmanctl.run.spec import AttemptSpec, DataSpec
 from tests.command_line import CommandLine
 
 # How fast examples are drawn and tried is the machine's affair.
@@ -30,6 +34,47 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("corpus") / "corpus.bytes"
     path.write_bytes(b"\x1e".join(parts))
     return path
+
+
+@pytest.fixture
+def corpus_file(tmp_path: Path) -> Path:
+    path = tmp_path / "corpus.bytes"
+    path.write_bytes(b"the quick brown fox jumps over the lazy dog\n\x1e" * 400)
+    return path
+
+
+@pytest.fixture
+def make_spec(corpus_file: Path) -> Any:
+    """Make the spec of a tiny training run, with changes by keyword."""
+
+    def make(**changes: Any) -> AttemptSpec:
+        data = corpus_file.read_bytes()
+        values: dict[str, Any] = {
+            "run": "tiny",
+            "evaluation": "g000-e00",
+            "attempt": 1,
+            "level": "e88",
+            "config": {},
+            "parameters_expected": 1,
+            "seed": 3,
+            "lr": 1e-2,
+            "budget": Budget(kind="steps", amount=4),
+            "batch": 4,
+            "seq_len": 16,
+            "warmup_steps": 1,
+            "data": DataSpec(
+                path=str(corpus_file),
+                sha256=hashlib.sha256(data).hexdigest(),
+                size_bytes=len(data),
+            ),
+            "device": "cpu",
+            "threads": 1,
+            "heartbeat_s": 0.2,
+            "timeout_min": 5.0,
+        }
+        return AttemptSpec(**(values | changes))
+
+    return make
 
 
 @pytest.fixture(scope="session")

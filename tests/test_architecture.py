@@ -43,27 +43,30 @@ RULES: tuple[tuple[tuple[str, ...], tuple[str, ...]], ...] = (
     (("kernels",), ("errors", "constants", "kernels")),
     (SIZES, ("errors", "constants", *SIZES)),
     (("models",), ("errors", "models", "kernels")),
-    (("jobs.evaluation",), (*LEAVES, *FILES, "jobs", "models.registry")),
-    (("jobs.policy",), (*FILES, "settings", "jobs.signature")),
-    (("jobs",), (*LEAVES, *FILES, "jobs")),
+    (("run",), (*LEAVES, *FILES, "run")),
+    (("schedulers.executor",), (*LEAVES, *FILES)),
+    (("verdicts",), (*LEAVES, *FILES, "settings", "run", "schedulers.executor", "verdicts")),
+    # What is pickled is the worker's entry; the rest of its room is reached from there alone.
+    (("schedulers",), (*LEAVES, *FILES, "settings", "run", "schedulers", "jobs.evaluation")),
+    (("jobs",), (*LEAVES, *FILES, "run", "verdicts", "jobs", "models", "kernels")),
+    (("space",), (*LEAVES, "settings", *SIZES, "models.trial", "space")),
     (
         ("search",),
-        (*LEAVES, "settings", "config", "ledger", "jobs", *SIZES, "search"),
+        (
+            *(*LEAVES, "settings", "config", "ledger", "run", "schedulers", "verdicts", "space"),
+            *(*SIZES, "search", "jobs.evaluation"),
+        ),
     ),
     # What measures may use all that trains; the command line reaches it late.
-    (("bench",), (*LEAVES, "ledger.files", "kernels", "models", "jobs", "bench")),
-    (("doctor",), ("constants", *SIZES, "ledger.disk", "ledger.files", "jobs.slurm")),
+    (("bench",), (*LEAVES, "ledger.files", "kernels", "models", "run", "jobs", "bench")),
+    (("doctor",), ("constants", *SIZES, "ledger.disk", "ledger.files", "schedulers.slurm")),
     (("cli",), ("",)),
     (("__main__",), (*LEAVES, "cli")),
 )
 
-# What needs torch at once: imported by the worker, inside a function, and by nobody else.
-WORKER_ONLY = {
-    "jobs.train": "jobs.evaluation",
-    "jobs.data": "jobs.evaluation",
-    "jobs.checkpoint": "jobs.train",
-    "jobs.checkpoints": "jobs.evaluation",
-}
+# The rooms whose modules may need torch at once; what they are entered by does not.
+TORCH_ROOMS = ("jobs", "models", "kernels", "bench")
+ENTRIES = ("jobs.evaluation", *SIZES)
 
 PRINTING = {"cli.output", "__main__"}
 
@@ -129,11 +132,7 @@ def is_in(module: str, parts: tuple[str, ...]) -> bool:
 def test_modules_import_only_what_their_part_may_know() -> None:
     wrong = []
     for module in modules():
-        if "." not in module and (PACKAGE / module).is_dir():
-            # The packages themselves hold nothing.
-            allowed: tuple[str, ...] = ()
-        else:
-            allowed = next(allowed for parts, allowed in RULES if is_in(module, parts))
+        allowed = next((allowed for parts, allowed in RULES if is_in(module, parts)), ())
         # The package's own name holds the version alone.
         wrong += [
             f"{module} -> {found.target}"
@@ -143,25 +142,18 @@ def test_modules_import_only_what_their_part_may_know() -> None:
     assert wrong == []
 
 
-def test_nobody_but_the_worker_imports_what_needs_torch_at_once() -> None:
-    edges = [
-        (module, found)
+def test_torch_is_imported_in_its_rooms_alone() -> None:
+    users = {
+        module
         for module in modules()
-        for found in own(module)
-        if found.target in WORKER_ONLY
-    ]
-    inside = {
-        ("jobs.train", "jobs.data"),
-        ("jobs.train", "jobs.checkpoint"),
-        ("jobs.train", "jobs.checkpoints"),
-        ("jobs.checkpoints", "jobs.checkpoint"),
-        # Measures whole steps; a test below sees that no command waits for it.
-        ("bench.step_rows", "jobs.train"),
-        ("bench.step_rows", "jobs.data"),
+        for found in imports(module)
+        if found.target.split(".")[0] in ("torch", "triton") and not (found.late or found.typing)
     }
-    for module, found in edges:
-        if (module, found.target) not in inside:
-            assert module == WORKER_ONLY[found.target] and found.late, (module, found)
+    assert users
+    assert [module for module in sorted(users) if not is_in(module, TORCH_ROOMS)] == []
+    waiting = [module for module in modules() if not is_in(module, TORCH_ROOMS)]
+    reached = set().union(*(reached_at_once(module) for module in (*waiting, *ENTRIES)))
+    assert sorted(users & reached) == []
 
 
 def test_no_module_depends_on_itself_by_way_of_others() -> None:
@@ -217,7 +209,13 @@ def test_nothing_heavy_is_imported_while_the_command_line_starts() -> None:
 def test_status_waits_for_nothing_that_only_a_search_needs() -> None:
     reached = reached_at_once("cli.app") | reached_at_once("cli.status")
     assert "ledger.snapshot" in reached
-    slow = ("jobs.submission", "jobs.classify", "search.loop", "search.audit", "jobs.policy")
+    slow = (
+        "schedulers.submission",
+        "verdicts.logs.classify",
+        "search.loop",
+        "space.audit",
+        "verdicts.policy",
+    )
     assert [module for module in sorted(reached) if is_in(module, slow)] == []
 
 
@@ -294,7 +292,12 @@ def test_rooms_refuse_to_be_imported_by_their_short_names() -> None:
 
 # Each starts programs of its own kind: workers, bash, df and quota, a compiler's or a GPU's tools.
 STARTING = {
-    *("jobs.slurm_command", "jobs.local_executor", "jobs.carried", "jobs.whose_disk"),
+    *(
+        "schedulers.slurm_command",
+        "schedulers.local_executor",
+        "schedulers.quoting",
+        "jobs.full_disk",
+    ),
     *("ledger.quota", "bench.nvidia", "bench.machine"),
 }
 
@@ -308,7 +311,7 @@ def test_slurm_is_asked_through_one_bounded_door() -> None:
     }
     assert starting == STARTING
     named = ("sbatch", "squeue", "sacct", "scancel", "scontrol", "sinfo", "srun")
-    for module in STARTING - {"jobs.slurm_command"}:
+    for module in STARTING - {"schedulers.slurm_command"}:
         words = {node.value for node in ast.walk(tree(module)) if isinstance(node, ast.Constant)}
         assert not words & set(named), module
 

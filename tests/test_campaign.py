@@ -11,7 +11,7 @@ from types import ModuleType
 import pytest
 
 from elmanctl.jobs.evaluation import _Evaluation
-from elmanctl.jobs.signature import normalised
+from elmanctl.verdicts.signature import normalised
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 

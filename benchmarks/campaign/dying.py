@@ -47,7 +47,7 @@ def dies_at(
 
 def prepare_death(text: str, number: signal.Signals) -> None:
     """Replace the functions that `text` names by ones that send this process a signal."""
-    from elmanctl.jobs import slurm_executor
+    from elmanctl.schedulers import slurm_executor
     from elmanctl.search import loop
     from elmanctl.search.optimizer import CmaOptimizer
 

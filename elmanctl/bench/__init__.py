@@ -1,1 +1,1 @@
-"""What an operation and a training step take on this machine, beside what they must take."""
+"""Benchmarks of operations and training steps, beside the least they must take."""

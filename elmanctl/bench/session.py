@@ -14,7 +14,7 @@ from elmanctl.bench.report import Report
 from elmanctl.bench.shapes import StepModel, step_shape
 from elmanctl.bench.step_rows import StepRow, plan_steps, step_rows
 from elmanctl.errors import UsageError
-from elmanctl.jobs.corpus import standard_library_corpus
+from elmanctl.run.corpus import standard_library_corpus
 
 if TYPE_CHECKING:
     import torch

@@ -19,12 +19,12 @@ from elmanctl.bench.step_clock import StepClock, StepProfile, medians_of_thirds
 from elmanctl.errors import InvalidConfiguration
 from elmanctl.jobs.data import ByteStream
 from elmanctl.jobs.outcome import TrainOutcome
-from elmanctl.jobs.protocol import Budget
-from elmanctl.jobs.spec import AttemptSpec, DataSpec
 from elmanctl.jobs.train import train
 from elmanctl.models.backends import BACKENDS, fla_absence, fla_gradient_fault
 from elmanctl.models.params import count_parameters, flops_per_token
 from elmanctl.models.registry import build_model
+from elmanctl.run.protocol import Budget
+from elmanctl.run.spec import AttemptSpec, DataSpec
 
 logger = logging.getLogger(__name__)
 

@@ -11,8 +11,8 @@ import typer
 from elmanctl.cli.context import JsonFlag
 from elmanctl.cli.output import Column, print_json, print_table
 from elmanctl.errors import NotFound
-from elmanctl.jobs.classify import classify_parts
 from elmanctl.ledger.records import Verdict
+from elmanctl.verdicts.logs.classify import classify_parts
 
 _SUFFIXES = (".log", ".out", ".err", ".txt")
 _STDIN = "-"

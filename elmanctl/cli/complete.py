@@ -8,15 +8,15 @@ import typer
 
 from elmanctl.config import resolve, template_folders
 from elmanctl.errors import ElmanError
-from elmanctl.jobs.paths import RunPaths
 from elmanctl.ledger.records import VerdictKind
 from elmanctl.ledger.state import load_run
 from elmanctl.models.backends import AUTO
 from elmanctl.models.registry import FAMILIES, find_family
+from elmanctl.run.paths import RunPaths
 from elmanctl.search.selection import find_run, list_runs
-from elmanctl.search.space import space_names
 from elmanctl.settings import setting_help
 from elmanctl.sources import preset_names, template_names
+from elmanctl.space.space import space_names
 
 logger = logging.getLogger(__name__)
 

@@ -11,12 +11,12 @@ from elmanctl.cli.complete import run_names
 from elmanctl.cli.output import warn
 from elmanctl.config import Resolved, resolve
 from elmanctl.folders import as_written
-from elmanctl.jobs.paths import RunPaths
 from elmanctl.ledger.run_state import RunState
 from elmanctl.ledger.snapshot import load_summary
 from elmanctl.ledger.state import load_run
 from elmanctl.ledger.summary import RunSummary
-from elmanctl.search.in_force import require_run
+from elmanctl.run.paths import RunPaths
+from elmanctl.search.effective_settings import require_run
 from elmanctl.search.selection import find_run, find_run_to_change, list_runs
 
 RunArgument = Annotated[

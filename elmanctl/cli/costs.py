@@ -9,11 +9,11 @@ from elmanctl.ledger.run_state import RunState
 from elmanctl.ledger.spending import Spent
 from elmanctl.ledger.summary import RunSummary
 from elmanctl.search.costs import (
-    budget_in_force,
+    effective_budget,
+    effective_setting,
     failures,
     forecast,
     in_flight,
-    setting_in_force,
     spent_device_s,
     unit_of,
     uses,
@@ -31,7 +31,7 @@ def cost_data(state: RunState | RunSummary, *, is_driven: bool, now: datetime) -
     `is_driven` says whether a controller is at work: without one no working time passes.
     """
     wall_s = worked_s(state, now) if is_driven else state.wall_s
-    population = setting_in_force(state, "search.population")
+    population = effective_setting(state, "search.population")
     ahead = forecast(state, population=population, now=now, wall_s=wall_s)
     device_s = spent_device_s(state, now)
     return {
@@ -49,7 +49,7 @@ def cost_data(state: RunState | RunSummary, *, is_driven: bool, now: datetime) -
         "saved_gpu_hours": state.saved.device_s / _HOUR_S,
         "budgets": {
             use.key: {"limit": use.limit, "used": use.used, "left": use.left}
-            for use in uses(state, budget_in_force(state), device_s=device_s, wall_s=wall_s)
+            for use in uses(state, effective_budget(state), device_s=device_s, wall_s=wall_s)
         },
     }
 

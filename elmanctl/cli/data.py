@@ -47,7 +47,7 @@ def pack(
         elmanctl data pack ~/books ~/notes -o corpus.bytes
         elmanctl data pack --builtin
     """
-    from elmanctl.jobs.corpus import MET_BEFORE, built_in_name, keep_built_in, pack_folders
+    from elmanctl.run.corpus import MET_BEFORE, built_in_name, keep_built_in, pack_folders
 
     if builtin == bool(folders):
         raise UsageError(

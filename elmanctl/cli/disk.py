@@ -33,15 +33,15 @@ from elmanctl.cli.output import (
 from elmanctl.cli.remote import act_on_run
 from elmanctl.errors import LedgerError, NotFound
 from elmanctl.folders import as_written
-from elmanctl.jobs.paths import RunPaths
 from elmanctl.ledger.disk import Space, measure, space_of
 from elmanctl.ledger.reserve import parts_held
 from elmanctl.ledger.run_state import RunState
+from elmanctl.run.paths import RunPaths
 from elmanctl.search.cleaning import Removable, choose, plan_cleaning, retention
-from elmanctl.search.holdings import KINDS, Held, scan
-from elmanctl.search.in_force import settings_in_force
+from elmanctl.search.disk_forecast import Forecast, forecast
+from elmanctl.search.effective_settings import effective_settings
+from elmanctl.search.file_owners import KINDS, Held, scan
 from elmanctl.search.selection import list_runs, no_runs_in
-from elmanctl.search.storage import Forecast, forecast
 from elmanctl.settings import DiskSettings
 
 _BIGGEST = 10
@@ -120,7 +120,7 @@ class _View:
     """One run as it lies on disk."""
 
     def __init__(self, paths: RunPaths, state: RunState, space: Space) -> None:
-        self.settings = settings_in_force(state).disk
+        self.settings = effective_settings(state).disk
         self.held = scan(paths, state)
         self.plan = choose(paths, state, self.held, retention(self.settings, {}))
         self.orphans = [item for item in self.held if item.orphan is not None]
@@ -315,7 +315,7 @@ def clean(
         "keep_last": keep_last,
         "keep_failed_logs": keep_failed_logs,
     }
-    policy = retention(settings_in_force(state).disk, asked)
+    policy = retention(effective_settings(state).disk, asked)
     plan = plan_cleaning(paths, state, policy, kinds=kinds)
     total_bytes = sum(item.size_bytes for item in plan)
     if dry_run:

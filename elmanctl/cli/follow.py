@@ -7,12 +7,12 @@ from pathlib import Path
 from elmanctl import clock
 from elmanctl.cli.output import say
 from elmanctl.cli.scheduler import is_driven
-from elmanctl.jobs.paths import RunPaths
-from elmanctl.jobs.progress import heartbeat_age_s, read_table
 from elmanctl.ledger.files import open_regular
 from elmanctl.ledger.records import Attempt
 from elmanctl.ledger.run_state import RunState
 from elmanctl.ledger.state import load_run
+from elmanctl.run.paths import RunPaths
+from elmanctl.run.progress import heartbeat_age_s, read_table
 
 _FOLLOW_S = 0.5
 _BLOCK_BYTES = 1 << 20

@@ -27,10 +27,10 @@ from elmanctl.cli.rows import (
     with_progress,
 )
 from elmanctl.errors import NotFound, UsageError
-from elmanctl.jobs.paths import RunPaths
 from elmanctl.ledger.files import open_regular
 from elmanctl.ledger.records import Attempt, Evaluation, Evidence, State
 from elmanctl.ledger.run_state import RunState
+from elmanctl.run.paths import RunPaths
 from elmanctl.search.export import export_attempt
 from elmanctl.search.repeats import noise_for
 from elmanctl.search.selection import find_evaluation, list_runs

@@ -30,12 +30,12 @@ from elmanctl.cli.remote import act_on_run
 from elmanctl.cli.template import commented_config
 from elmanctl.constants import COMPLETION_VARIABLE, CONFIG_NAME, PROGRAM
 from elmanctl.errors import EnvironmentNotReady, PartialFailure, UsageError
-from elmanctl.jobs.policy import shown_rules
 from elmanctl.ledger.records import Evaluation
 from elmanctl.search.actions import to_cancel
-from elmanctl.search.jobs_left import Now
+from elmanctl.search.cancelled_jobs import Now
 from elmanctl.search.requeue import last_kind
 from elmanctl.search.selection import select_named
+from elmanctl.verdicts.policy import shown_rules
 
 _SHELLS = ("bash", "zsh", "fish")
 

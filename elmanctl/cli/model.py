@@ -34,8 +34,8 @@ from elmanctl.models.params import (
     state_size,
 )
 from elmanctl.models.registry import FAMILIES, Family, decode_config, find_family, resolve_level
-from elmanctl.search.audit import audit_space
-from elmanctl.search.space import SearchSpace, shipped_space, space_names
+from elmanctl.space.audit import audit_space
+from elmanctl.space.space import SearchSpace, shipped_space, space_names
 
 VariantOption = Annotated[
     str,
@@ -253,7 +253,7 @@ def evaluate(
     Examples:
         elmanctl eval e88 dim=64 depth=2 n_heads=4 n_state=16 lr=1e-2 --preset tiny
     """
-    from elmanctl.search.single import evaluate_once
+    from elmanctl.search.single_evaluation import evaluate_once
 
     flags = {
         "train.minutes": train_minutes,

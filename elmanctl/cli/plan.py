@@ -8,12 +8,12 @@ from elmanctl.cli.costs import format_hours
 from elmanctl.cli.output import print_json, print_line, say, warn
 from elmanctl.cli.rows import describe_start
 from elmanctl.config import Resolved
-from elmanctl.jobs.cluster import ClusterAnswer, ask_cluster
-from elmanctl.jobs.corpus import corpus_name
-from elmanctl.jobs.paths import RunPaths
-from elmanctl.jobs.slurm import Slurm
 from elmanctl.ledger.records import Submission, Task
 from elmanctl.models.params import format_count
+from elmanctl.run.corpus import corpus_name
+from elmanctl.run.paths import RunPaths
+from elmanctl.schedulers.cluster import ClusterAnswer, ask_cluster
+from elmanctl.schedulers.slurm import Slurm
 from elmanctl.search.start import SearchPlan
 
 # A dry run says what it can; nobody waits a minute for each command of a cluster that is down.
@@ -191,7 +191,7 @@ def _at_once(plan: SearchPlan) -> int:
 
 def _first_script(plan: SearchPlan) -> str:
     """Return the sbatch script of the first generation, its token not drawn yet."""
-    from elmanctl.jobs.submission import make_script
+    from elmanctl.schedulers.submission import make_script
 
     submission = Submission(
         id="s0001",

@@ -34,10 +34,10 @@ from elmanctl.cli.rows import (
 )
 from elmanctl.cli.scheduler import with_pending_reason
 from elmanctl.folders import working_folder
-from elmanctl.jobs.scheduler_note import SchedulerNote, read_note
 from elmanctl.ledger.records import Evaluation, RunStatus, State, Verdict, VerdictKind
 from elmanctl.ledger.run_state import RunState
 from elmanctl.models.params import format_count
+from elmanctl.schedulers.scheduler_note import SchedulerNote, read_note
 from elmanctl.search.session import Session
 
 # Heartbeats are read for display at most this often.

@@ -6,24 +6,24 @@ from collections.abc import Mapping
 from typing import Any
 
 from elmanctl.cli.output import say
-from elmanctl.cli.search import make_executor
 from elmanctl.errors import ElmanError, LedgerError, LedgerLocked
-from elmanctl.jobs.carried import check_path
-from elmanctl.jobs.paths import RunPaths
 from elmanctl.ledger.lease import is_gone, read_holder
 from elmanctl.ledger.records import State
 from elmanctl.ledger.requests import leave_request, wait_for_answer, withdraw_request
 from elmanctl.ledger.reserve import full_disk, give_up
 from elmanctl.ledger.state import load_run
+from elmanctl.run.paths import RunPaths
+from elmanctl.schedulers import make_executor
+from elmanctl.schedulers.quoting import check_path
 from elmanctl.search.actions import apply_requests, perform
+from elmanctl.search.attempt_monitor import Watcher
+from elmanctl.search.cancelled_jobs import Now, jobs_left
+from elmanctl.search.disk_forecast import explained
 from elmanctl.search.dispatch import Dispatcher
-from elmanctl.search.identity import refuse_changed_code, refuse_copy, refuse_other_clusters
-from elmanctl.search.in_force import settings_in_force
-from elmanctl.search.jobs_left import Now, jobs_left
+from elmanctl.search.effective_settings import effective_settings
 from elmanctl.search.poll import Poller
+from elmanctl.search.run_identity import refuse_changed_code, refuse_copy, refuse_other_clusters
 from elmanctl.search.session import Session
-from elmanctl.search.storage import explained
-from elmanctl.search.watch import Watcher
 
 # A controller that is inside sbatch answers after it.
 _ANSWER_TIMEOUT_S = 300.0
@@ -108,7 +108,7 @@ def _looked_after(paths: RunPaths, answer: Mapping[str, Any]) -> dict[str, Any]:
     for pause_s in _PAUSES_S:
         time.sleep(pause_s)
         state = load_run(paths.folder).state
-        executor = make_executor(paths, state.run["executor"], settings_in_force(state))
+        executor = make_executor(paths, state.run["executor"], effective_settings(state))
         left, unknown = jobs_left(state, names, executor)
         if not any(now.is_there for now in left.values()):
             break

@@ -27,7 +27,7 @@ from elmanctl.cli.output import (
 )
 from elmanctl.cli.remote import act_on_run
 from elmanctl.errors import UsageError
-from elmanctl.search.in_force import settings_in_force
+from elmanctl.search.effective_settings import effective_settings
 from elmanctl.search.requeue import RequeuePlan, plan_requeue, select_requeueable
 from elmanctl.search.selection import select_named
 
@@ -110,7 +110,7 @@ def requeue(
         "skip_deterministic": failed,
     }
     asked = {key: value for key, value in asked.items() if value not in (None, False)}
-    plan = plan_requeue(state, settings_in_force(state), chosen, asked)
+    plan = plan_requeue(state, effective_settings(state), chosen, asked)
     if not (chosen or as_json):
         say(f"nothing of {state.run['name']} {'ended so' if kinds else 'failed'}: nothing to do")
         # A script gets the table all the same, without a row.

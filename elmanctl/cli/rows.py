@@ -5,13 +5,13 @@ from dataclasses import asdict
 from typing import Any
 
 from elmanctl import clock
-from elmanctl.jobs.corpus import corpus_name
-from elmanctl.jobs.paths import RunPaths
-from elmanctl.jobs.progress import read_progress
 from elmanctl.ledger.records import Evaluation, State, Verdict
 from elmanctl.ledger.run_state import RunState
 from elmanctl.ledger.summary import RunSummary
-from elmanctl.search.in_force import nodes_in_force
+from elmanctl.run.corpus import corpus_name
+from elmanctl.run.paths import RunPaths
+from elmanctl.run.progress import read_progress
+from elmanctl.search.effective_settings import avoided_nodes
 
 
 def searched_names(run: Mapping[str, Any]) -> list[str]:
@@ -65,7 +65,7 @@ def excluded_rows(state: RunState | RunSummary) -> list[dict[str, Any]]:
     """Return the nodes that new submissions avoid now, as plain data."""
     return [
         {"node": node.node, "until": node.until, "reason": node.reason}
-        for node in nodes_in_force(state)
+        for node in avoided_nodes(state)
     ]
 
 

@@ -7,12 +7,12 @@ from typing import Any
 
 from elmanctl import clock
 from elmanctl.errors import LedgerCorrupt
-from elmanctl.jobs.paths import RunPaths
-from elmanctl.jobs.scheduler_note import SchedulerNote, read_note
 from elmanctl.ledger.lease import STALE_S, is_gone, lease_age_s, read_holder
 from elmanctl.ledger.records import RunStatus, State
 from elmanctl.ledger.run_state import RunState
 from elmanctl.ledger.summary import RunSummary
+from elmanctl.run.paths import RunPaths
+from elmanctl.schedulers.scheduler_note import SchedulerNote, read_note
 
 
 def is_driven(paths: RunPaths) -> bool:

@@ -42,16 +42,16 @@ from elmanctl.cli.plan import (
 from elmanctl.cli.progress import make_view, print_summary, run_summary
 from elmanctl.config import Resolved, parse_assignments
 from elmanctl.errors import ElmanError, UsageError, together
-from elmanctl.jobs.carried import check_path
-from elmanctl.jobs.executor import Executor
-from elmanctl.jobs.gpus import GPU_NAME
-from elmanctl.jobs.ownership import refuse_foreign_files
-from elmanctl.jobs.paths import RunPaths
 from elmanctl.ledger.records import RunStatus
-from elmanctl.search.identity import refuse_changed_code, refuse_copy, refuse_other_clusters
+from elmanctl.run.ownership import refuse_foreign_files
+from elmanctl.run.paths import RunPaths
+from elmanctl.schedulers import make_executor
+from elmanctl.schedulers.gpus import GPU_NAME
+from elmanctl.schedulers.quoting import check_path
+from elmanctl.search.disk_forecast import explained
+from elmanctl.search.run_identity import refuse_changed_code, refuse_copy, refuse_other_clusters
 from elmanctl.search.session import Session
 from elmanctl.search.start import SearchPlan, create_run, plan_search
-from elmanctl.search.storage import explained
 
 # How often result files are looked for; Slurm itself is asked far less often.
 _TICK_S = 2.0
@@ -305,17 +305,6 @@ def _raise_cpu_limit() -> None:
     resource.setrlimit(resource.RLIMIT_CPU, (hard_s, hard_s))
 
 
-def make_executor(paths: RunPaths, name: str, settings: Any) -> Executor:
-    """Return the executor of a run."""
-    if name == "local":
-        from elmanctl.jobs.local_executor import LocalExecutor
-
-        return LocalExecutor(paths, workers=settings.local.workers, gpus=settings.local.gpus)
-    from elmanctl.jobs.slurm_executor import SlurmExecutor
-
-    return SlurmExecutor(paths, max_jobs=settings.search.max_jobs)
-
-
 @contextmanager
 def interruptible(run: str) -> Iterator[threading.Event]:
     """Turn the first Ctrl-C, SIGTERM or SIGHUP into an event; the second leaves at once.
@@ -394,6 +383,6 @@ def _create(plan: SearchPlan, *, is_named: bool) -> Path:
 
 def _check_partition(executor: str, partition: str | None) -> None:
     if executor == "slurm" and partition:
-        from elmanctl.jobs.slurm import Slurm
+        from elmanctl.schedulers.slurm import Slurm
 
         Slurm().check_partition(partition)

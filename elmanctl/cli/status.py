@@ -34,17 +34,17 @@ from elmanctl.cli.run_head import STOPPED, facts, headline
 from elmanctl.cli.scheduler import current_note, note_data, with_pending_reason
 from elmanctl.errors import LedgerCorrupt, LedgerError, NotFound, UsageError, nearest
 from elmanctl.folders import as_written
-from elmanctl.jobs.paths import RunPaths
-from elmanctl.jobs.scheduler_note import SchedulerNote
 from elmanctl.ledger.disk import space_of
 from elmanctl.ledger.lease import is_gone, read_holder
 from elmanctl.ledger.records import Evaluation, RunStatus, State
 from elmanctl.ledger.run_state import RunState
 from elmanctl.ledger.summary import RunSummary, summarize
 from elmanctl.models.params import format_count
-from elmanctl.search.in_force import settings_in_force
+from elmanctl.run.paths import RunPaths
+from elmanctl.schedulers.scheduler_note import SchedulerNote
+from elmanctl.search.disk_forecast import forecast
+from elmanctl.search.effective_settings import effective_settings
 from elmanctl.search.selection import list_runs, list_single_evaluations, no_runs_in
-from elmanctl.search.storage import forecast
 
 # What an evaluation is while a job of it waits or runs.
 _AT_WORK = (State.SUBMITTED, State.RUNNING)
@@ -273,7 +273,7 @@ def _print_run(
     say(headline(row))
     for line in facts(found, row, _cost(paths, found), note):
         say(line)
-    disk = forecast(found, space_of(paths.folder, with_quota=False), settings_in_force(found).disk)
+    disk = forecast(found, space_of(paths.folder, with_quota=False), effective_settings(found).disk)
     if disk is not None and disk.warning:
         warn(f"{disk.warning}: see `elmanctl disk {row['run']}`")
     names = searched_names(found.run)

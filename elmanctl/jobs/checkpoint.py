@@ -18,8 +18,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from elmanctl.jobs.spec import AttemptSpec
 from elmanctl.ledger.files import sync_folder
+from elmanctl.run.spec import AttemptSpec
 
 VERSION = 1
 

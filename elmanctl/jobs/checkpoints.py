@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from elmanctl.jobs.checkpoint import Position, Trained, capture, read, save
-from elmanctl.jobs.paths import AttemptPaths
 from elmanctl.jobs.signals import Warned
-from elmanctl.jobs.spec import AttemptSpec
+from elmanctl.run.paths import AttemptPaths
+from elmanctl.run.spec import AttemptSpec
 
 logger = logging.getLogger(__name__)
 

@@ -6,7 +6,7 @@ import numpy as np
 import numpy.typing as npt
 
 from elmanctl.errors import EnvironmentNotReady, InvalidConfiguration
-from elmanctl.jobs.protocol import SAMPLER
+from elmanctl.run.protocol import SAMPLER
 
 __all__ = ["SAMPLER", "ByteStream"]
 

@@ -15,18 +15,18 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from elmanctl.jobs.claim import Worker, node_name, take_claim, this_worker
-from elmanctl.jobs.corpus import CorpusInfo, corpus_name, verify
 from elmanctl.jobs.failure import classify_exception, frame_of
+from elmanctl.jobs.full_disk import full_disk_of_node
 from elmanctl.jobs.heartbeat import Heartbeat
 from elmanctl.jobs.metrics import MetricsLog, StepRecord
-from elmanctl.jobs.node_disk import names_node_disk
-from elmanctl.jobs.paths import AttemptPaths
 from elmanctl.jobs.signals import Warned, signals_noted
-from elmanctl.jobs.spec import AttemptSpec
-from elmanctl.jobs.whose_disk import full_disk_of_node
 from elmanctl.ledger.files import encode_json, write_json
 from elmanctl.ledger.records import Evidence, EvidenceSource, Verdict, VerdictKind
 from elmanctl.ledger.reserve import full_disk, hold, write_over
+from elmanctl.run.corpus import CorpusInfo, corpus_name, verify
+from elmanctl.run.paths import AttemptPaths
+from elmanctl.run.spec import AttemptSpec
+from elmanctl.verdicts.node_disk import names_node_disk
 
 logger = logging.getLogger(__name__)
 

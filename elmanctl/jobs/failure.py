@@ -11,9 +11,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from elmanctl.errors import ElmanError
-from elmanctl.jobs.classify import decide_among
-from elmanctl.jobs.log_reading import OUTLASTING, Error, read_parts
 from elmanctl.ledger.records import VerdictKind
+from elmanctl.verdicts.logs.classify import decide_among
+from elmanctl.verdicts.logs.reading import OUTLASTING, Error, read_parts
 
 # An error message may be a page long; the evidence keeps its beginning.
 TEXT_LIMIT = 2000

@@ -24,9 +24,9 @@ from elmanctl.jobs.checkpoints import Checkpoints
 from elmanctl.jobs.data import ByteStream
 from elmanctl.jobs.metrics import StepRecord
 from elmanctl.jobs.outcome import Divergence, TrainOutcome
-from elmanctl.jobs.protocol import EPS, LOSS_WINDOW_STEPS, Budget
-from elmanctl.jobs.spec import AttemptSpec
 from elmanctl.jobs.training_clock import TrainingClock
+from elmanctl.run.protocol import EPS, LOSS_WINDOW_STEPS, Budget
+from elmanctl.run.spec import AttemptSpec
 
 # Slurm sets these in a job with GPUs, some releases the last one to -1 or a word in one without.
 _GPU_VARIABLES = ("SLURM_JOB_GPUS", "SLURM_STEP_GPUS", "CUDA_VISIBLE_DEVICES")

@@ -1,1 +1,1 @@
-"""The search: space, optimizer, and the loop that joins them to jobs and ledger."""
+"""The controller: asks the optimizer, submits, monitors and retries attempts, records events."""

@@ -12,12 +12,12 @@ from elmanctl.errors import ElmanError, UsageError
 from elmanctl.ledger.records import Evaluation, RunStatus, State
 from elmanctl.ledger.requests import answer_request, pending_requests
 from elmanctl.ledger.run_state import RunState
-from elmanctl.search.asked import check_arguments
+from elmanctl.search.attempt_monitor import Watcher
 from elmanctl.search.cleaning import plan_cleaning, remove_planned, retention
+from elmanctl.search.request_schema import check_arguments
 from elmanctl.search.requeue import plan_requeue, reopened_row, select_requeueable
 from elmanctl.search.selection import select_named
 from elmanctl.search.session import Session
-from elmanctl.search.watch import Watcher
 
 logger = logging.getLogger(__name__)
 

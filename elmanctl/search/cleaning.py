@@ -14,10 +14,10 @@ from pathlib import Path
 from typing import Any
 
 from elmanctl.errors import UsageError
-from elmanctl.jobs.paths import RunPaths
 from elmanctl.ledger.records import Evaluation, State
 from elmanctl.ledger.run_state import RunState
-from elmanctl.search.holdings import KINDS, OPTIMIZER, Held, optimizer_states_in_use, scan
+from elmanctl.run.paths import RunPaths
+from elmanctl.search.file_owners import KINDS, OPTIMIZER, Held, optimizer_states_in_use, scan
 from elmanctl.search.session import Session
 from elmanctl.settings import DiskSettings
 

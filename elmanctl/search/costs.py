@@ -106,26 +106,26 @@ class Forecast:
     left_s: float | None
 
 
-def setting_in_force(state: Account, key: str) -> Any:
+def effective_setting(state: Account, key: str) -> Any:
     """Return a setting of a run as it is now; None where the run is older than the setting."""
     section, name = key.split(".")
     recorded: Mapping[str, Any] = state.run["settings"].get(section, {})
     return state.changes.get(key, recorded.get(name))
 
 
-def budget_in_force(state: Account) -> BudgetSettings:
+def effective_budget(state: Account) -> BudgetSettings:
     """Return the budget of a run as it is now."""
     names = [item.name for item in fields(BudgetSettings)]
-    return BudgetSettings(**{name: setting_in_force(state, f"budget.{name}") for name in names})
+    return BudgetSettings(**{name: effective_setting(state, f"budget.{name}") for name in names})
 
 
 def unit_of(state: Account) -> str:
     """Return what a device-hour of this run is called."""
     if state.run["executor"] == "local":
-        return unit_name(has_gpus=bool(setting_in_force(state, "local.gpus")))
+        return unit_name(has_gpus=bool(effective_setting(state, "local.gpus")))
     asked = {
-        "gres": setting_in_force(state, "slurm.gres"),
-        "extra": setting_in_force(state, "slurm.extra") or {},
+        "gres": effective_setting(state, "slurm.gres"),
+        "extra": effective_setting(state, "slurm.extra") or {},
     }
     return unit_name(has_gpus=gpus_asked(asked) > 0)
 

@@ -17,28 +17,28 @@ from typing import Any
 
 from elmanctl import clock
 from elmanctl.errors import EnvironmentNotReady, SubmissionError
-from elmanctl.jobs.executor import (
+from elmanctl.ledger.encoding import encode_submission
+from elmanctl.ledger.files import write_json
+from elmanctl.ledger.records import Evaluation, State, Submission, Task
+from elmanctl.ledger.reserve import hold
+from elmanctl.ledger.spending import devices
+from elmanctl.schedulers.executor import (
     Executor,
     Sighting,
     SubmissionDeferred,
     SubmissionTooLarge,
     SubmissionUnknown,
 )
-from elmanctl.jobs.sbatch_answer import brief
-from elmanctl.jobs.scheduler_note import Refusal
-from elmanctl.ledger.encoding import encode_submission
-from elmanctl.ledger.files import write_json
-from elmanctl.ledger.records import Evaluation, State, Submission, Task
-from elmanctl.ledger.reserve import hold
-from elmanctl.ledger.spending import devices
+from elmanctl.schedulers.sbatch_answer import brief
+from elmanctl.schedulers.scheduler_note import Refusal
+from elmanctl.search.backoff import Pace
 from elmanctl.search.costs import affordable, mean_device_s, overspent
-from elmanctl.search.in_force import nodes_in_force
-from elmanctl.search.next_attempt import decision_on
+from elmanctl.search.disk_admission import Room
+from elmanctl.search.effective_settings import avoided_nodes
 from elmanctl.search.nodes import readmit_oldest, says_no_node
-from elmanctl.search.pace import Pace
 from elmanctl.search.poll import Poller
 from elmanctl.search.repeats import answering
-from elmanctl.search.room import Room
+from elmanctl.search.retry import decision_on
 from elmanctl.search.session import Session
 from elmanctl.search.workload import attempt_resources, attempt_spec
 
@@ -315,7 +315,7 @@ class Dispatcher:
                 hold(paths.reserve)
 
     def _resources(self, due: _Due) -> dict[str, Any]:
-        avoided = {node.node for node in nodes_in_force(self._session.state)}
+        avoided = {node.node for node in avoided_nodes(self._session.state)}
         changes = {**due.changes, "exclude": sorted(avoided.union(due.changes.get("exclude", ())))}
         executor = self._session.run["executor"]
         return attempt_resources(self._session.settings, executor, changes).encode()

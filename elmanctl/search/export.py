@@ -6,10 +6,10 @@ import json
 from collections.abc import Iterator
 from typing import Any
 
-from elmanctl.jobs.corpus import corpus_name
 from elmanctl.ledger.encoding import encode_verdict
 from elmanctl.ledger.records import Attempt, Evaluation
 from elmanctl.ledger.run_state import RunState
+from elmanctl.run.corpus import corpus_name
 
 EXPORT_VERSION = 1
 

@@ -5,10 +5,10 @@ from typing import Any
 
 from elmanctl.config import refuse_outside
 from elmanctl.errors import ConfigError
-from elmanctl.jobs.gpus import GPU_NAME
-from elmanctl.search.audit import LEARNING_RATE
-from elmanctl.search.space import SearchSpace
+from elmanctl.schedulers.gpus import GPU_NAME
 from elmanctl.settings import Settings, setting_bounds
+from elmanctl.space.audit import LEARNING_RATE
+from elmanctl.space.space import SearchSpace
 
 
 def check_limits(settings: Settings) -> None:

@@ -13,9 +13,6 @@ from typing import Protocol
 
 from elmanctl.constants import RESEED
 from elmanctl.errors import LedgerCorrupt, SearchPaused
-from elmanctl.jobs.executor import Executor, Sighting
-from elmanctl.jobs.ownership import refuse_foreign_files
-from elmanctl.jobs.scheduler_note import read_note
 from elmanctl.ledger.encoding import encode_evaluation
 from elmanctl.ledger.files import read_small, write_atomically
 from elmanctl.ledger.records import (
@@ -25,20 +22,23 @@ from elmanctl.ledger.records import (
     Verdict,
     evaluation_id,
 )
+from elmanctl.run.ownership import refuse_foreign_files
+from elmanctl.schedulers.executor import Executor, Sighting
+from elmanctl.schedulers.scheduler_note import read_note
 from elmanctl.search.actions import apply_requests
-from elmanctl.search.candidates import Candidate, CandidateBuilder, ask_candidates
+from elmanctl.search.attempt_monitor import Watcher
 from elmanctl.search.dispatch import Dispatcher
 from elmanctl.search.fitness import has_diverged, is_spare, told_values
-from elmanctl.search.next_attempt import decision_on, trip
 from elmanctl.search.nodes import exclude_bad_nodes, judged_attempts
 from elmanctl.search.optimizer import LARGEST_BYTES, CmaOptimizer
 from elmanctl.search.poll import Poller
 from elmanctl.search.repeats import Known, answer_data, answering
 from elmanctl.search.requeue import mend_hint
+from elmanctl.search.retry import decision_on, trip
 from elmanctl.search.session import Session
-from elmanctl.search.space import SearchSpace
-from elmanctl.search.waiting import Waiting
-from elmanctl.search.watch import Watcher
+from elmanctl.search.starved_jobs import Waiting
+from elmanctl.space.candidates import Candidate, CandidateBuilder, ask_candidates
+from elmanctl.space.space import SearchSpace
 
 
 class View(Protocol):

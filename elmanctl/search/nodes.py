@@ -9,11 +9,11 @@ from collections.abc import Collection, Iterable
 from datetime import timedelta
 
 from elmanctl import clock
-from elmanctl.jobs.policy import Change, rule_of
 from elmanctl.ledger.records import Attempt, Evaluation
 from elmanctl.ledger.run_state import RunState
-from elmanctl.search.in_force import nodes_in_force
+from elmanctl.search.effective_settings import avoided_nodes
 from elmanctl.search.session import Session
+from elmanctl.verdicts.policy import Change, rule_of
 
 logger = logging.getLogger(__name__)
 
@@ -71,7 +71,7 @@ def readmit_oldest(session: Session, words: str, *, among: Collection[str] | Non
     `words` are the scheduler's on that no node is left.  The jobs would wait for ever otherwise,
     while a bad node may have been mended.
     """
-    for node in nodes_in_force(session.state):
+    for node in avoided_nodes(session.state):
         if among is not None and node.node not in among:
             continue
         reason = f"no other node is left: {words.splitlines()[0]}"

@@ -12,10 +12,11 @@ import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 from elmanctl.constants import MAX_SEED, MIN_POPULATION
 from elmanctl.errors import UsageError
+from elmanctl.space.coordinate import Coordinate
 
 # Of a saved state, far above any: the matrix of 1000 axes has 8 MB.
 LARGEST_BYTES = 1 << 28
@@ -30,28 +31,6 @@ _EXPECTED = (
     r"(?s).*The number of solutions passed to `tell` should",
     r"(?s).*orphanated injected solution",
 )
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Coordinate:
-    """One coordinate of the optimizer: bounds, whether it is an integer, and its first spread."""
-
-    low: float
-    high: float
-    integer: bool
-
-
-class Optimizer(Protocol):
-    """What the search loop needs: points out, finite values in, state as bytes."""
-
-    def ask(self, count: int) -> list[tuple[float, ...]]:
-        """Return `count` new points."""
-
-    def tell(self, points: Sequence[Sequence[float]], values: Sequence[float]) -> None:
-        """Learn the values of one generation's points; smaller is better."""
-
-    def dump(self) -> bytes:
-        """Return the whole state, generators included."""
 
 
 class CmaOptimizer:

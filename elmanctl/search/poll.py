@@ -6,11 +6,11 @@ from collections.abc import Callable, Mapping
 
 from elmanctl import clock
 from elmanctl.errors import EnvironmentNotReady
-from elmanctl.jobs.executor import Executor, JobReport, JobState, LiveJob, Sighting
-from elmanctl.jobs.progress import heartbeat_age_s
-from elmanctl.jobs.scheduler_note import Refusal, SchedulerNote, write_note
 from elmanctl.ledger.records import Attempt, Submission
 from elmanctl.ledger.run_state import RunState
+from elmanctl.run.progress import heartbeat_age_s
+from elmanctl.schedulers.executor import Executor, JobReport, JobState, LiveJob, Sighting
+from elmanctl.schedulers.scheduler_note import Refusal, SchedulerNote, write_note
 from elmanctl.search.session import Session
 
 logger = logging.getLogger(__name__)

@@ -8,11 +8,11 @@ from typing import Any
 from elmanctl.errors import ElmanError, LedgerError
 from elmanctl.ledger.events import Event
 from elmanctl.ledger.files import write_atomically
-from elmanctl.search.candidates import CandidateBuilder, ask_candidates
-from elmanctl.search.in_force import settings_in_force
+from elmanctl.search.effective_settings import effective_settings
 from elmanctl.search.loop import start_optimizer
 from elmanctl.search.session import Session
-from elmanctl.search.space import SearchSpace
+from elmanctl.space.candidates import CandidateBuilder, ask_candidates
+from elmanctl.space.space import SearchSpace
 
 
 def rebuild_optimizer(session: Session, events: Iterable[Event]) -> bytes:
@@ -50,7 +50,7 @@ def rebuild_optimizer(session: Session, events: Iterable[Event]) -> bytes:
 def _builder(session: Session, changes: dict[str, Any]) -> CandidateBuilder:
     """Return what judged the points of a run when these were its changes of settings."""
     space = SearchSpace.decode(session.run["space"])
-    settings = settings_in_force(replace(session.state, changes=changes))
+    settings = effective_settings(replace(session.state, changes=changes))
     return CandidateBuilder(space, settings, session.run["executor"])
 
 

@@ -8,8 +8,6 @@ from typing import Any
 
 from elmanctl import clock
 from elmanctl.errors import LedgerCorrupt, LedgerError, LedgerLocked
-from elmanctl.jobs.ownership import refuse_foreign_run
-from elmanctl.jobs.paths import RunPaths
 from elmanctl.ledger.events import Event
 from elmanctl.ledger.files import link, sync_folder, write_atomically
 from elmanctl.ledger.lease import LEASE_FILE, STALE_S, Lease, read_holder
@@ -17,6 +15,8 @@ from elmanctl.ledger.run_state import RunState
 from elmanctl.ledger.scan import Fault, Scan, scan
 from elmanctl.ledger.snapshot import SNAPSHOT_FILE
 from elmanctl.ledger.store import LedgerWriter
+from elmanctl.run.ownership import refuse_foreign_run
+from elmanctl.run.paths import RunPaths
 from elmanctl.search.rebuild import rebuild_optimizer, restore_optimizer
 from elmanctl.search.session import Session
 from elmanctl.search.verify import optimizer_fault

@@ -11,13 +11,13 @@ from elmanctl.config import refuse_outside
 from elmanctl.errors import UsageError
 from elmanctl.ledger.records import Evaluation, State
 from elmanctl.ledger.run_state import RunState
-from elmanctl.search.next_attempt import (
+from elmanctl.search.nodes import NODE_NAME
+from elmanctl.search.retry import (
     deterministic_failures,
     due_changes,
     last_signature,
     was_cancelled_outside,
 )
-from elmanctl.search.nodes import NODE_NAME
 from elmanctl.search.selection import check_kinds
 from elmanctl.search.workload import attempt_resources
 from elmanctl.settings import Settings

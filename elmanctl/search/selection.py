@@ -12,10 +12,10 @@ from elmanctl.errors import (
     nearest,
 )
 from elmanctl.folders import as_written
-from elmanctl.jobs.paths import AttemptPaths, RunPaths
 from elmanctl.ledger.records import Evaluation, RunStatus, VerdictKind
 from elmanctl.ledger.run_state import RunState
 from elmanctl.ledger.snapshot import load_summary
+from elmanctl.run.paths import AttemptPaths, RunPaths
 
 _NAMES_SHOWN = 8
 

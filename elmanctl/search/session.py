@@ -11,9 +11,6 @@ from typing import Any
 from elmanctl.config import refuse_outside
 from elmanctl.constants import CLUSTERS_VARIABLE
 from elmanctl.errors import ElmanError, LedgerError, UsageError
-from elmanctl.jobs.ownership import refuse_foreign_run
-from elmanctl.jobs.paths import RunPaths
-from elmanctl.jobs.submission import check_resources
 from elmanctl.ledger import state as ledger_state
 from elmanctl.ledger.lease import Lease
 from elmanctl.ledger.records import RunStatus
@@ -21,7 +18,10 @@ from elmanctl.ledger.reserve import full_disk, give_up, refill
 from elmanctl.ledger.snapshot import SnapshotKeeper, load_summary
 from elmanctl.ledger.state import RunState, replay
 from elmanctl.ledger.store import LedgerWriter
-from elmanctl.search.in_force import require_run, settings_in_force
+from elmanctl.run.ownership import refuse_foreign_run
+from elmanctl.run.paths import RunPaths
+from elmanctl.schedulers.submission import check_resources
+from elmanctl.search.effective_settings import effective_settings, require_run
 from elmanctl.search.limits import check_changed_limits
 from elmanctl.search.workload import attempt_resources
 
@@ -51,7 +51,7 @@ class Session:
         self.lease = lease
         self.state: RunState = replay(writer.contents.events)
         require_run(paths, self.state)
-        self.settings = settings_in_force(self.state)
+        self.settings = effective_settings(self.state)
         self.warning = writer.contents.warning
         writer.forget()
         self._writer = writer
@@ -138,7 +138,7 @@ class Session:
                     hint=f"changeable: {', '.join(f'{name}*' for name in CHANGEABLE)}",
                 )
             self._refuse_useless(key)
-        changed = settings_in_force(self.state, changes)
+        changed = effective_settings(self.state, changes)
         check_changed_limits(changed, changes)
         check_resources(attempt_resources(changed, self.run["executor"], {}))
 
@@ -146,7 +146,7 @@ class Session:
         """Replace settings from now on; raises what `check_changes` raises."""
         self.check_changes(changes)
         self.record("settings_changed", changes=dict(changes))
-        self.settings = settings_in_force(self.state)
+        self.settings = effective_settings(self.state)
 
     def _refuse_useless(self, key: str) -> None:
         executor = self.run["executor"]

@@ -22,15 +22,6 @@ from elmanctl.errors import (
     UsageError,
 )
 from elmanctl.folders import as_written
-from elmanctl.jobs.carried import check_path
-from elmanctl.jobs.corpus import CorpusInfo, describe, standard_library_corpus, unigram_entropy
-from elmanctl.jobs.executor import Resources
-from elmanctl.jobs.gpu_count import check_gpus
-from elmanctl.jobs.ownership import refuse_open_parents
-from elmanctl.jobs.paths import RunPaths
-from elmanctl.jobs.protocol import Budget
-from elmanctl.jobs.snapshot import freeze_code
-from elmanctl.jobs.submission import check_resources
 from elmanctl.ledger.lease import Lease
 from elmanctl.ledger.reserve import full_disk, refill
 from elmanctl.ledger.spending import devices, gpus_asked
@@ -38,17 +29,26 @@ from elmanctl.ledger.store import LedgerWriter
 from elmanctl.models.backends import AUTO, BACKENDS, check_backend_name, fault_here
 from elmanctl.models.config import DOCUMENTED, FamilyConfig
 from elmanctl.models.registry import Family, decode_config, resolve_level
-from elmanctl.search.audit import LEARNING_RATE, AxisEffect, audit_space, refuse_dead_axes
-from elmanctl.search.candidates import Candidate, CandidateBuilder, ask_candidates
+from elmanctl.run.corpus import CorpusInfo, describe, standard_library_corpus, unigram_entropy
+from elmanctl.run.frozen_code import freeze_code
+from elmanctl.run.ownership import refuse_open_parents
+from elmanctl.run.paths import RunPaths
+from elmanctl.run.protocol import Budget
+from elmanctl.schedulers.executor import Resources
+from elmanctl.schedulers.gpu_count import check_gpus
+from elmanctl.schedulers.quoting import check_path
+from elmanctl.schedulers.submission import check_resources
+from elmanctl.search.atomic_folder import new_folder
 from elmanctl.search.costs import budget_stop, most_device_s, unit_name
+from elmanctl.search.disk_forecast import named
 from elmanctl.search.limits import check_learning_rates, check_limits
-from elmanctl.search.new_folder import new_folder
 from elmanctl.search.optimizer import CmaOptimizer
-from elmanctl.search.preflight import check_space, mixed_backends
-from elmanctl.search.space import SearchSpace, load_space
-from elmanctl.search.storage import named
 from elmanctl.search.workload import attempt_resources, training_budget
 from elmanctl.settings import Settings
+from elmanctl.space.audit import LEARNING_RATE, AxisEffect, audit_space, refuse_dead_axes
+from elmanctl.space.candidates import Candidate, CandidateBuilder, ask_candidates
+from elmanctl.space.preflight import check_space, mixed_backends
+from elmanctl.space.space import SearchSpace, load_space
 
 # A run's name is a folder's, a part of Slurm's job names, and typed by people.
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")

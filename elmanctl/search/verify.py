@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from elmanctl.errors import LedgerCorrupt, LedgerError
-from elmanctl.jobs.paths import RunPaths
 from elmanctl.ledger.files import DamagedFile, read_json, read_small
 from elmanctl.ledger.lease import LEASE_FILE, read_holder
 from elmanctl.ledger.records import Attempt, Evaluation, SubmissionState
@@ -15,6 +14,7 @@ from elmanctl.ledger.scan import Scan, scan
 from elmanctl.ledger.snapshot import SNAPSHOT_FILE, load_summary, read_snapshot
 from elmanctl.ledger.store import LEDGER_FILE
 from elmanctl.ledger.summary import summarize
+from elmanctl.run.paths import RunPaths
 from elmanctl.search.optimizer import LARGEST_BYTES
 
 

@@ -5,14 +5,14 @@ from collections.abc import Mapping
 from typing import Any
 
 from elmanctl.errors import ConfigError
-from elmanctl.jobs.continuing import checkpoint_folders
-from elmanctl.jobs.executor import Resources
-from elmanctl.jobs.protocol import Budget
-from elmanctl.jobs.spec import AttemptSpec, DataSpec
 from elmanctl.ledger.records import Evaluation
 from elmanctl.models.registry import decode_config
-from elmanctl.search.preflight import Preflight
+from elmanctl.run.protocol import Budget
+from elmanctl.run.spec import AttemptSpec, DataSpec
+from elmanctl.schedulers.executor import Resources
+from elmanctl.search.continuation import checkpoint_folders
 from elmanctl.settings import Settings, TrainSettings
+from elmanctl.space.preflight import Preflight
 
 # A run without a time budget is ended after this long unless the user names a limit.
 _DEFAULT_TIMEOUT_MIN = 60

@@ -14,7 +14,6 @@ import pytest
 from elmanctl.cli.output import configure
 from elmanctl.cli.progress import print_summary
 from elmanctl.cli.search import interruptible
-from elmanctl.jobs.policy import RULES
 from elmanctl.ledger.events import decode_line, encode_event
 from elmanctl.ledger.records import State
 from elmanctl.ledger.run_state import RunState
@@ -23,6 +22,7 @@ from elmanctl.models.params import count_parameters
 from elmanctl.models.registry import FAMILIES
 from elmanctl.search.requeue import TOLD_ALREADY
 from elmanctl.search.session import Session
+from elmanctl.verdicts.policy import RULES
 from tests.cli.conftest import QuickCommandLine, Snapshot
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from elmanctl.cli.progress import print_summary
-from elmanctl.jobs import corpus as corpora
+from elmanctl.run import corpus as corpora
 from elmanctl.search.session import Session
 from tests.cli.conftest import QuickCommandLine
 

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from elmanctl.jobs.paths import RunPaths
 from elmanctl.ledger.disk import measure
 from elmanctl.ledger.records import RunStatus, State
+from elmanctl.run.paths import RunPaths
 from tests.command_line import CommandLine
 from tests.integration.runs import load, trained_attempts
 

@@ -12,12 +12,12 @@ import pytest
 
 from elmanctl import clock
 from elmanctl.doctor import Finding, examine
-from elmanctl.jobs.paths import RunPaths
-from elmanctl.jobs.scheduler_note import SchedulerNote, read_note, write_note
 from elmanctl.ledger.files import write_json
+from elmanctl.run.paths import RunPaths
+from elmanctl.schedulers.scheduler_note import SchedulerNote, read_note, write_note
 from elmanctl.search.session import Session
 from tests.cli.conftest import QuickCommandLine
-from tests.jobs.slurm_tools import SlurmTools
+from tests.schedulers.slurm_tools import SlurmTools
 
 RUN = "interrupted-search"
 JOB = "g001-e00"

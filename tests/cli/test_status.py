@@ -20,9 +20,9 @@ from rich.console import Console
 from elmanctl.cli.output import Column, build_table
 from elmanctl.cli.rows import evaluation_row, with_progress
 from elmanctl.cli.status import evaluation_columns
-from elmanctl.jobs.paths import RunPaths
 from elmanctl.ledger.records import State
 from elmanctl.ledger.state import load_run
+from elmanctl.run.paths import RunPaths
 from tests.cli.conftest import QuickCommandLine, Snapshot
 from tests.command_line import CommandLine
 

@@ -11,8 +11,8 @@ import pytest
 from elmanctl.cli import output
 from tests.cli.conftest import QuickCommandLine
 from tests.command_line import CommandLine
-from tests.jobs.slurm_tools import SlurmTools
 from tests.patience import PATIENCE_S
+from tests.schedulers.slurm_tools import SlurmTools
 
 EVIL = "a\x1b[2Jb\x9b1m\u202ec"
 

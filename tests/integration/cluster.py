@@ -6,17 +6,17 @@ from pathlib import Path
 from typing import Any
 
 from elmanctl.clock import now, to_text
-from elmanctl.jobs.executor import JobReport, JobState, LiveJob
-from elmanctl.jobs.observe import observe
-from elmanctl.jobs.paths import RunPaths
-from elmanctl.jobs.protocol import Budget
-from elmanctl.jobs.slurm_executor import SlurmExecutor
-from elmanctl.jobs.snapshot import freeze_code
-from elmanctl.jobs.spec import AttemptSpec, DataSpec
-from elmanctl.jobs.verdict import judge
 from elmanctl.ledger.files import write_json
 from elmanctl.ledger.records import Submission, Task, Verdict
 from elmanctl.models.params import count_parameters
+from elmanctl.run.frozen_code import freeze_code
+from elmanctl.run.paths import RunPaths
+from elmanctl.run.protocol import Budget
+from elmanctl.run.spec import AttemptSpec, DataSpec
+from elmanctl.schedulers.executor import JobReport, JobState, LiveJob
+from elmanctl.schedulers.slurm_executor import SlurmExecutor
+from elmanctl.verdicts.judge import judge
+from elmanctl.verdicts.observe import observe
 from tests.integration.runs import wait_for
 from tests.patience import PATIENCE_S
 
@@ -125,7 +125,7 @@ class Job:
 
 
 def _data_spec(corpus: Path) -> DataSpec:
-    from elmanctl.jobs.corpus import describe
+    from elmanctl.run.corpus import describe
 
     found = describe(corpus)
     return DataSpec(path=str(corpus), sha256=found.sha256, size_bytes=found.size_bytes)

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from elmanctl.jobs.paths import RunPaths
 from elmanctl.ledger.records import RunStatus, State
 from elmanctl.ledger.run_state import RunState
+from elmanctl.run.paths import RunPaths
 from tests.command_line import CommandLine
 from tests.integration.runs import (
     KILLED_AT,

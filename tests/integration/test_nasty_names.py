@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 
 from elmanctl.clock import now, to_text
-from elmanctl.jobs.paths import RunPaths
-from elmanctl.jobs.slurm_executor import SlurmExecutor
 from elmanctl.ledger.records import Submission, Task
+from elmanctl.run.paths import RunPaths
+from elmanctl.schedulers.slurm_executor import SlurmExecutor
 from tests.integration.runs import wait_for
 
 pytestmark = [pytest.mark.slurm, pytest.mark.timeout(120)]

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from elmanctl.jobs.executor import JobState
-from elmanctl.jobs.paths import RunPaths
 from elmanctl.ledger.records import RunStatus, State, VerdictKind
 from elmanctl.ledger.run_state import RunState
+from elmanctl.run.paths import RunPaths
+from elmanctl.schedulers.executor import JobState
 from tests.command_line import CommandLine
 from tests.integration.cluster import Job
 from tests.integration.runs import (

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 
 from elmanctl.errors import SubmissionError
-from elmanctl.jobs.executor import JobReport, JobState
+from elmanctl.schedulers.executor import JobReport, JobState
 from elmanctl.search.nodes import says_no_node
-from elmanctl.search.waiting import NO_NODE
+from elmanctl.search.starved_jobs import NO_NODE
 from tests.integration.cluster import Job
 from tests.integration.runs import wait_for
 

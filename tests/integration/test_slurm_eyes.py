@@ -10,13 +10,13 @@ from pathlib import Path
 import pytest
 
 from elmanctl.clock import now, to_text
-from elmanctl.jobs.executor import JobState, SubmissionTooLarge
-from elmanctl.jobs.observe import read_table
-from elmanctl.jobs.paths import AttemptPaths, RunPaths
-from elmanctl.jobs.protocol import Budget
-from elmanctl.jobs.slurm import Slurm
-from elmanctl.jobs.slurm_executor import SlurmExecutor
 from elmanctl.ledger.records import Submission, Task
+from elmanctl.run.paths import AttemptPaths, RunPaths
+from elmanctl.run.protocol import Budget
+from elmanctl.schedulers.executor import JobState, SubmissionTooLarge
+from elmanctl.schedulers.slurm import Slurm
+from elmanctl.schedulers.slurm_executor import SlurmExecutor
+from elmanctl.verdicts.observe import read_table
 from tests.integration.runs import wait_for
 from tests.integration.test_slurm import Job
 

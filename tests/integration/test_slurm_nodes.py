@@ -10,12 +10,12 @@ from pathlib import Path
 import pytest
 
 from elmanctl.clock import now, to_text
-from elmanctl.jobs.executor import JobReport, JobState, LiveJob
-from elmanctl.jobs.observe import observe
-from elmanctl.jobs.paths import RunPaths
-from elmanctl.jobs.slurm_executor import SlurmExecutor
-from elmanctl.jobs.verdict import judge
 from elmanctl.ledger.records import State, Submission, Task, VerdictKind
+from elmanctl.run.paths import RunPaths
+from elmanctl.schedulers.executor import JobReport, JobState, LiveJob
+from elmanctl.schedulers.slurm_executor import SlurmExecutor
+from elmanctl.verdicts.judge import judge
+from elmanctl.verdicts.observe import observe
 from tests.integration.cluster import Job
 from tests.integration.odd_node import OddNode, odd_node
 from tests.integration.runs import load, wait_for

@@ -10,10 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from elmanctl.jobs.sbatch_answer import Outcome
-from elmanctl.jobs.slurm import Slurm
 from elmanctl.ledger.records import SubmissionState, VerdictKind
 from elmanctl.ledger.run_state import RunState
+from elmanctl.schedulers.sbatch_answer import Outcome
+from elmanctl.schedulers.slurm import Slurm
 from tests.command_line import CommandLine
 from tests.integration.runs import (
     assert_same_search,

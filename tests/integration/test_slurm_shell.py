@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from elmanctl.jobs.paths import RunPaths
-from elmanctl.jobs.scheduler_note import read_note
 from elmanctl.ledger.records import State
+from elmanctl.run.paths import RunPaths
+from elmanctl.schedulers.scheduler_note import read_note
 from tests.command_line import CommandLine
 from tests.integration.runs import load, search_arguments, wait_for
 from tests.patience import PATIENCE_S

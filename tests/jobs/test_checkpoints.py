@@ -24,12 +24,12 @@ from elmanctl.jobs.checkpoint import save
 from elmanctl.jobs.checkpoints import Checkpoints
 from elmanctl.jobs.evaluation import evaluate_attempt
 from elmanctl.jobs.metrics import MetricsLog, StepRecord
-from elmanctl.jobs.paths import AttemptPaths, RunPaths
-from elmanctl.jobs.protocol import Budget
-from elmanctl.jobs.spec import AttemptSpec
 from elmanctl.jobs.training_clock import TrainingClock
 from elmanctl.models.params import count_parameters
 from elmanctl.models.registry import FAMILIES
+from elmanctl.run.paths import AttemptPaths, RunPaths
+from elmanctl.run.protocol import Budget
+from elmanctl.run.spec import AttemptSpec
 from tests.models.samples import small_config
 
 CHECKOUT = Path(elmanctl.__file__).parents[1]

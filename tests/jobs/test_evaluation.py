@@ -18,12 +18,12 @@ import elmanctl
 from elmanctl.errors import EnvironmentNotReady, InvalidConfiguration
 from elmanctl.jobs import evaluation
 from elmanctl.jobs.evaluation import EvaluateAttempt, evaluate_attempt
-from elmanctl.jobs.paths import AttemptPaths, RunPaths
-from elmanctl.jobs.protocol import Budget
-from elmanctl.jobs.spec import AttemptSpec
 from elmanctl.jobs.train import _Loop
 from elmanctl.ledger.reserve import hold
 from elmanctl.models.params import count_parameters
+from elmanctl.run.paths import AttemptPaths, RunPaths
+from elmanctl.run.protocol import Budget
+from elmanctl.run.spec import AttemptSpec
 from tests.patience import PATIENCE_S
 
 CONFIG = {"dim": 16, "depth": 1, "n_heads": 2, "n_state": 4}
@@ -499,7 +499,7 @@ def test_the_callable_is_pickled_by_reference_and_runs_the_attempt(write_spec: A
 
 def test_the_controller_can_import_the_callable_without_heavy_modules() -> None:
     heavy = "{'torch', 'numpy', 'submitit', 'schedulefree'}"
-    code = "import sys, elmanctl.jobs.evaluation, elmanctl.jobs.spec, elmanctl.jobs.failure; "
+    code = "import sys, elmanctl.jobs.evaluation, elmanctl.run.spec, elmanctl.jobs.failure; "
     code += f"sys.exit(str({heavy} & set(sys.modules)) if {heavy} & set(sys.modules) else 0)"
     subprocess.run([sys.executable, "-c", code], cwd=CHECKOUT, check=True)
 

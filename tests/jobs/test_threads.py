@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import elmanctl
-from elmanctl.jobs.paths import AttemptPaths
-from elmanctl.jobs.protocol import Budget
-from elmanctl.jobs.spec import AttemptSpec
 from elmanctl.models.params import count_parameters
 from elmanctl.models.registry import FAMILIES
+from elmanctl.run.paths import AttemptPaths
+from elmanctl.run.protocol import Budget
+from elmanctl.run.spec import AttemptSpec
 from tests.models.samples import SMALL, small_config
 
 CHECKOUT = Path(elmanctl.__file__).parents[1]

@@ -14,10 +14,10 @@ from elmanctl.jobs.data import ByteStream
 from elmanctl.jobs.failure import classify_exception
 from elmanctl.jobs.metrics import StepRecord
 from elmanctl.jobs.outcome import TrainOutcome
-from elmanctl.jobs.protocol import Budget
-from elmanctl.jobs.spec import AttemptSpec
 from elmanctl.jobs.train import choose_device, choose_precision, count_parameters, train
 from elmanctl.ledger.records import VerdictKind
+from elmanctl.run.protocol import Budget
+from elmanctl.run.spec import AttemptSpec
 
 MakeSpec = Callable[..., AttemptSpec]
 

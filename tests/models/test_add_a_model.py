@@ -85,7 +85,7 @@ def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
     assert files == [
         "elmanctl/models/toyrnn.py",
         "elmanctl/models/registry.py",
-        "elmanctl/search/spaces.toml",
+        "elmanctl/space/spaces.toml",
         "tests/models/samples.py",
     ]
     return copy

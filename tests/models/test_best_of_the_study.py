@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from elmanctl.models.params import count_parameters
-from elmanctl.search.space import shipped_space, space_names
+from elmanctl.space.space import shipped_space, space_names
 
 RECORDS = tomllib.loads(
     (Path(__file__).parents[2] / "benchmarks" / "study_best.toml").read_text(encoding="utf-8")

@@ -12,14 +12,14 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from elmanctl.errors import InvalidConfiguration
-from elmanctl.jobs.corpus import standard_library_corpus, unigram_entropy
 from elmanctl.jobs.data import ByteStream
-from elmanctl.jobs.protocol import Budget
-from elmanctl.jobs.spec import AttemptSpec, DataSpec
 from elmanctl.jobs.train import train
 from elmanctl.models.config import FamilyConfig
 from elmanctl.models.params import count_parameters, parameter_breakdown, solve_dim
 from elmanctl.models.registry import FAMILIES, build_model
+from elmanctl.run.corpus import standard_library_corpus, unigram_entropy
+from elmanctl.run.protocol import Budget
+from elmanctl.run.spec import AttemptSpec, DataSpec
 from tests.models.samples import SMALL, drawn_configs, small_config
 
 FAMILY = pytest.mark.parametrize("family", FAMILIES)

@@ -17,11 +17,11 @@ from hypothesis import HealthCheck, assume, example, given, settings
 from hypothesis import strategies as st
 
 from elmanctl.errors import UsageError
-from elmanctl.jobs.carried import check_path, check_setup
-from elmanctl.jobs.executor import Resources
-from elmanctl.jobs.paths import RunPaths
-from elmanctl.jobs.submission import make_script, task_pickle, worker_command
 from elmanctl.ledger.records import Submission, Task
+from elmanctl.run.paths import RunPaths
+from elmanctl.schedulers.executor import Resources
+from elmanctl.schedulers.quoting import check_path, check_setup
+from elmanctl.schedulers.submission import make_script, task_pickle, worker_command
 
 SLOW = settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck))
 QUICK = settings(max_examples=150, deadline=None)

@@ -6,7 +6,7 @@ from typing import Any
 from hypothesis import given
 from hypothesis import strategies as st
 
-from elmanctl.search.axis import Axis
+from elmanctl.space.axis import Axis
 
 words = st.text("abcdef", min_size=1, max_size=4)
 

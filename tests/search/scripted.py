@@ -17,11 +17,11 @@ from pathlib import Path
 from typing import Any
 
 from elmanctl.errors import ElmanError, EnvironmentNotReady, LedgerError
-from elmanctl.jobs.executor import JobReport, JobState, LiveJob, Sighting
-from elmanctl.jobs.paths import AttemptPaths, RunPaths
 from elmanctl.ledger.files import write_json
 from elmanctl.ledger.records import Evaluation, Submission, Verdict
 from elmanctl.ledger.run_state import RunState
+from elmanctl.run.paths import AttemptPaths, RunPaths
+from elmanctl.schedulers.executor import JobReport, JobState, LiveJob, Sighting
 from elmanctl.search.loop import Controller
 from elmanctl.search.session import Session
 from elmanctl.search.start import create_run, plan_search

@@ -20,7 +20,7 @@ from elmanctl.search.cleaning import (
     remove_file,
     remove_planned,
 )
-from elmanctl.search.holdings import scan
+from elmanctl.search.file_owners import scan
 from elmanctl.search.session import Session
 from tests.search.scripted import Run, Runs
 

@@ -8,12 +8,12 @@ import pytest
 
 from elmanctl import clock
 from elmanctl.errors import ConfigError, SearchPaused
-from elmanctl.jobs.paths import AttemptPaths
 from elmanctl.ledger.files import write_json
 from elmanctl.ledger.records import RunStatus, State
 from elmanctl.ledger.run_state import RunState
 from elmanctl.ledger.spending import Spent
 from elmanctl.ledger.state import load_run
+from elmanctl.run.paths import AttemptPaths
 from elmanctl.search import costs
 from elmanctl.search.session import Session
 from tests.integration.runs import points
@@ -271,7 +271,7 @@ def test_forecast_is_what_the_search_then_costs(runs: Runs, still: Clock) -> Non
 def test_uses_say_what_is_left(runs: Runs) -> None:
     run = runs.new(generations=1, budget={"gpu_hours": 10.0, "evaluations": 50})
     state = run.drive()
-    found = costs.uses(state, costs.budget_in_force(state), device_s=7200.0, wall_s=0.0)
+    found = costs.uses(state, costs.effective_budget(state), device_s=7200.0, wall_s=0.0)
     assert [(use.key, use.limit, use.used, use.left) for use in found] == [
         ("evaluations", 50.0, 4.0, 46.0),
         ("gpu_hours", 10.0, 2.0, 8.0),
@@ -282,7 +282,7 @@ def test_run_of_before_budgets_has_none(runs: Runs) -> None:
     state = runs.new(generations=1).drive()
     settings = {key: value for key, value in state.run["settings"].items() if key != "budget"}
     state.run = {**state.run, "settings": settings}
-    assert costs.uses(state, costs.budget_in_force(state), device_s=1.0, wall_s=1.0) == []
+    assert costs.uses(state, costs.effective_budget(state), device_s=1.0, wall_s=1.0) == []
     assert costs.unit_of(state) == "job-hours"
 
 

@@ -20,10 +20,10 @@ from elmanctl.ledger.records import RunStatus
 from elmanctl.ledger.run_state import RunState
 from elmanctl.ledger.spending import Spent
 from elmanctl.ledger.state import load_run
-from elmanctl.search import room
+from elmanctl.search import disk_admission
 from elmanctl.search.actions import perform
+from elmanctl.search.attempt_monitor import Watcher
 from elmanctl.search.session import Session
-from elmanctl.search.watch import Watcher
 from tests.integration.runs import losses, points
 from tests.long import LONG
 from tests.search.scripted import Run, Runs, ScriptedExecutor, World, verdicts
@@ -172,7 +172,7 @@ def check(
     runs: Runs, folder: Path, monkeypatch: pytest.MonkeyPatch, repeats: str, every: int
 ) -> None:
     run = start(runs, repeats)
-    monkeypatch.setattr(room, "space_of", space_of)
+    monkeypatch.setattr(disk_admission, "space_of", space_of)
     undisturbed, left = watch_every_event(run, folder, monkeypatch, every)
     assert_same(undisturbed, undisturbed, run.world, "undisturbed")
     met = {verdict for name in undisturbed.evaluations for verdict in verdicts(undisturbed, name)}

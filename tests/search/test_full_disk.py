@@ -11,17 +11,17 @@ import pytest
 
 from elmanctl.cli import remote, search
 from elmanctl.errors import EnvironmentNotReady, LedgerError, SearchPaused
-from elmanctl.jobs.paths import AttemptPaths
-from elmanctl.jobs.submission import write_pickles
 from elmanctl.ledger.disk import free_bytes, space_of
 from elmanctl.ledger.files import encode_json
 from elmanctl.ledger.records import RunStatus, State, Submission
 from elmanctl.ledger.reserve import PART_BYTES, RESERVE_FOLDER, full_disk, parts_held, write_over
 from elmanctl.ledger.run_state import RunState
 from elmanctl.ledger.state import load_run
+from elmanctl.run.paths import AttemptPaths
+from elmanctl.schedulers.submission import write_pickles
 from elmanctl.search import dispatch
 from elmanctl.search.cleaning import plan_cleaning, retention
-from elmanctl.search.in_force import settings_in_force
+from elmanctl.search.effective_settings import effective_settings
 from elmanctl.search.session import Session
 from elmanctl.search.start import create_run, plan_search
 from tests.integration.runs import losses, points
@@ -192,7 +192,7 @@ def test_clean_frees_a_disk_that_is_full_to_the_last_byte_and_the_search_goes_on
     assert free_bytes(run.folder) == 0
     with pytest.raises(SearchPaused, match="the disk is full"):
         search.drive(run.paths, generations=3)
-    policy = retention(settings_in_force(state_of(run)).disk, {"keep_last": 0})
+    policy = retention(effective_settings(state_of(run)).disk, {"keep_last": 0})
     planned = plan_cleaning(run.paths, state_of(run), policy)
     answer = remote.act_on_run(run.paths, "clean", {"keep_last": 0})
     assert answer["files"] == len(planned) > 0

@@ -11,12 +11,12 @@ from elmanctl.errors import (
     SearchPaused,
     SubmissionError,
 )
-from elmanctl.jobs.executor import JobReport, JobState, SubmissionUnknown
 from elmanctl.ledger.disk import Space
 from elmanctl.ledger.quota import Quota
 from elmanctl.ledger.records import RunStatus, State, SubmissionState
 from elmanctl.ledger.state import load_run
-from elmanctl.search import room
+from elmanctl.schedulers.executor import JobReport, JobState, SubmissionUnknown
+from elmanctl.search import disk_admission
 from elmanctl.search.session import Session
 from tests.integration.runs import points
 from tests.search.scripted import Runs, ScriptedExecutor, verdicts
@@ -175,7 +175,7 @@ def test_nothing_is_submitted_below_the_floor_of_free_space(
     run = runs.new()
     executor = ScriptedExecutor(run.world)
     space = Space(free_bytes=999_000_000, free_inodes=None, quota=Quota(note="none"))
-    monkeypatch.setattr(room, "space_of", lambda path: space)
+    monkeypatch.setattr(disk_admission, "space_of", lambda path: space)
     with pytest.raises(SearchPaused, match=r"999\.00 MB are free, under the floor of 1 GB"):
         run.drive(executor=executor)
     assert executor.submitted == []

@@ -13,20 +13,20 @@ from typing import Any
 import pytest
 
 from elmanctl.errors import LedgerCorrupt
-from elmanctl.jobs import processes
-from elmanctl.jobs.executor import JobState
-from elmanctl.jobs.observe import read_log
-from elmanctl.jobs.paths import AttemptPaths
-from elmanctl.jobs.slurm import parse_squeue
 from elmanctl.ledger.disk import walk
 from elmanctl.ledger.holder import is_gone, this_process
 from elmanctl.ledger.mounts import mounts
 from elmanctl.ledger.requests import REQUESTS_FOLDER, leave_request
 from elmanctl.ledger.scan import scan
 from elmanctl.ledger.state import load_run
+from elmanctl.run import processes
+from elmanctl.run.paths import AttemptPaths
+from elmanctl.schedulers.executor import JobState
+from elmanctl.schedulers.slurm import parse_squeue
 from elmanctl.search.actions import apply_requests
+from elmanctl.verdicts.observe import read_log
 from tests.search.scripted import Runs
-from tests.search.test_watch import Watched
+from tests.search.test_attempt_monitor import Watched
 from tests.users import NOBODY, as_root
 
 pytestmark = pytest.mark.usefixtures("no_power_failures")

@@ -9,13 +9,13 @@ from typing import Any
 import pytest
 
 from elmanctl.errors import ConfigError, SearchPaused, SubmissionError, UsageError
-from elmanctl.jobs.executor import Resources
-from elmanctl.jobs.paths import RunPaths
-from elmanctl.jobs.submission import make_script
 from elmanctl.ledger.records import RunStatus, State, Submission, Task
 from elmanctl.ledger.run_state import RunState
 from elmanctl.ledger.state import load_run
-from elmanctl.search.in_force import nodes_in_force
+from elmanctl.run.paths import RunPaths
+from elmanctl.schedulers.executor import Resources
+from elmanctl.schedulers.submission import make_script
+from elmanctl.search.effective_settings import avoided_nodes
 from elmanctl.search.session import Session
 from tests.search.scripted import Run, Runs, ScriptedExecutor, verdicts
 from tests.search.test_actions import WithCommands, with_commands
@@ -114,9 +114,9 @@ def test_bad_node_gets_no_new_jobs_until_its_time_is_over(runs: Runs) -> None:
     # A signal from outside speaks of no node.
     assert set(state.excluded_nodes) == {"n7"}
     later = replace(node, until=node.at)
-    assert nodes_in_force(state) == [node]
+    assert avoided_nodes(state) == [node]
     state.excluded_nodes["n7"] = later
-    assert nodes_in_force(state) == []
+    assert avoided_nodes(state) == []
 
 
 def test_outage_of_the_scheduler_is_outlived_on_the_same_nodes(runs: Runs) -> None:
@@ -178,7 +178,7 @@ def test_refusal_for_want_of_nodes_is_answered_by_taking_one_back(runs: Runs) ->
     state = run.drive(executor=executor)
     assert state.status is RunStatus.FINISHED
     (node,) = state.excluded_nodes.values()
-    assert node.readmitted and nodes_in_force(state) == []
+    assert node.readmitted and avoided_nodes(state) == []
     assert verdicts(state, "g000-e01") == ["node_failure", "completed"]
     assert "exclude" not in asked(run, state, "g000-e01")[1]
 

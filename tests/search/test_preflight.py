@@ -12,10 +12,6 @@ from elmanctl.ledger.records import Evaluation
 from elmanctl.models.config import STUDY, FamilyConfig
 from elmanctl.models.memory import training_memory_bytes
 from elmanctl.models.registry import decode_config
-from elmanctl.search.axis import Axis
-from elmanctl.search.candidates import CandidateBuilder, ask_candidates
-from elmanctl.search.preflight import Preflight, mixed_backends
-from elmanctl.search.space import SearchSpace, load_space
 from elmanctl.search.start import SearchPlan, create_run, plan_search
 from elmanctl.search.workload import attempt_spec
 from elmanctl.settings import (
@@ -26,7 +22,11 @@ from elmanctl.settings import (
     SlurmSettings,
     TrainSettings,
 )
-from tests.search.test_candidates import Scripted
+from elmanctl.space.axis import Axis
+from elmanctl.space.candidates import CandidateBuilder, ask_candidates
+from elmanctl.space.preflight import Preflight, mixed_backends
+from elmanctl.space.space import SearchSpace, load_space
+from tests.space.test_candidates import Scripted
 
 pytestmark = pytest.mark.usefixtures("no_power_failures")
 

@@ -6,16 +6,16 @@ from pathlib import Path
 import pytest
 
 from elmanctl.errors import SubmissionError
-from elmanctl.jobs.executor import (
+from elmanctl.ledger.records import RunStatus, Submission, SubmissionState
+from elmanctl.ledger.run_state import RunState
+from elmanctl.ledger.state import load_run
+from elmanctl.schedulers.executor import (
     LiveJob,
     Sighting,
     SubmissionDeferred,
     SubmissionUnknown,
 )
-from elmanctl.jobs.scheduler_note import read_note
-from elmanctl.ledger.records import RunStatus, Submission, SubmissionState
-from elmanctl.ledger.run_state import RunState
-from elmanctl.ledger.state import load_run
+from elmanctl.schedulers.scheduler_note import read_note
 from elmanctl.search.session import Session
 from tests.search.scripted import Run, Runs, ScriptedExecutor
 

@@ -12,11 +12,11 @@ from typing import Any
 import pytest
 
 from elmanctl.errors import UsageError
-from elmanctl.jobs.paths import AttemptPaths
 from elmanctl.ledger.files import write_json
 from elmanctl.ledger.records import RunStatus, State
 from elmanctl.ledger.run_state import RunState
 from elmanctl.ledger.state import load_run
+from elmanctl.run.paths import AttemptPaths
 from elmanctl.search import repeats
 from elmanctl.search.export import export_csv, export_json
 from elmanctl.search.fitness import divergence_step

@@ -9,13 +9,13 @@ import pytest
 
 from elmanctl import clock
 from elmanctl.errors import EnvironmentNotReady
-from elmanctl.jobs.slurm_executor import SlurmExecutor
 from elmanctl.ledger.records import State, SubmissionState, VerdictKind
 from elmanctl.ledger.requests import leave_request
 from elmanctl.ledger.run_state import RunState
+from elmanctl.schedulers.slurm_executor import SlurmExecutor
 from elmanctl.search.loop import Controller
 from elmanctl.search.session import Session
-from tests.jobs.slurm_tools import SlurmTools
+from tests.schedulers.slurm_tools import SlurmTools
 from tests.search.scripted import Run, Runs, write_result
 
 pytestmark = pytest.mark.usefixtures("no_power_failures")

@@ -5,17 +5,17 @@ from typing import Any
 import pytest
 
 from elmanctl.errors import ConfigError, InvalidConfiguration
-from elmanctl.search.axis import Axis
-from elmanctl.search.candidates import CandidateBuilder, ask_candidates
-from elmanctl.search.preflight import check_space
-from elmanctl.search.space import load_space
 from elmanctl.settings import (
     SearchSettings,
     Settings,
     TrainSettings,
 )
-from tests.search.test_candidates import Scripted
+from elmanctl.space.axis import Axis
+from elmanctl.space.candidates import CandidateBuilder, ask_candidates
+from elmanctl.space.preflight import check_space
+from elmanctl.space.space import load_space
 from tests.search.test_preflight import space_of
+from tests.space.test_candidates import Scripted
 
 
 @pytest.mark.parametrize(

@@ -8,11 +8,11 @@ from typing import Any
 import pytest
 
 from elmanctl.errors import ConfigError, ElmanError, InvalidConfiguration, NotFound, UsageError
-from elmanctl.jobs.paths import RunPaths
-from elmanctl.jobs.protocol import Budget
-from elmanctl.jobs.snapshot import freeze_code, hash_code, package_files
 from elmanctl.ledger.records import RunStatus
 from elmanctl.ledger.state import load_run
+from elmanctl.run.frozen_code import freeze_code, hash_code, package_files
+from elmanctl.run.paths import RunPaths
+from elmanctl.run.protocol import Budget
 from elmanctl.search.limits import check_limits
 from elmanctl.search.start import SearchPlan, create_run, plan_search
 from elmanctl.search.workload import attempt_resources, time_limit_min, training_budget
@@ -91,7 +91,7 @@ def test_code_of_a_run_is_frozen_whole_with_its_hash(plan: Plan) -> None:
     folder = create_run(plan())
     code = RunPaths(folder).code / "elmanctl"
     assert load_run(folder).state.run["code"]["sha256"] == hash_code(code)
-    assert (code / "search" / "spaces.toml").is_file()
+    assert (code / "space" / "spaces.toml").is_file()
     assert (code / "presets.toml").is_file()
     assert not list(code.rglob("__pycache__"))
 

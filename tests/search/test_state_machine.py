@@ -33,11 +33,11 @@ from elmanctl.ledger.snapshot import load_summary
 from elmanctl.ledger.spending import Spent, cost_of
 from elmanctl.ledger.state import load_run
 from elmanctl.ledger.summary import summarize
-from elmanctl.search import room
+from elmanctl.search import disk_admission
 from elmanctl.search.actions import perform
+from elmanctl.search.attempt_monitor import Watcher
+from elmanctl.search.disk_forecast import explained
 from elmanctl.search.session import Session
-from elmanctl.search.storage import explained
-from elmanctl.search.watch import Watcher
 from tests.long import LONG
 from tests.search.scripted import Run, Runs, ScriptedExecutor, World
 
@@ -305,7 +305,7 @@ class Searches(RuleBasedStateMachine):
         assert self.run is not None
         try:
             with pytest.MonkeyPatch.context() as patch:
-                patch.setattr(room, "space_of", self._space)
+                patch.setattr(disk_admission, "space_of", self._space)
                 yield
         except Killed:
             # A lease of this process, which did not really die.

@@ -7,18 +7,18 @@ from pathlib import Path
 import pytest
 
 from elmanctl.errors import ForeignFolder, LedgerError
-from elmanctl.jobs.corpus import pack_folders
-from elmanctl.jobs.paths import RunPaths
-from elmanctl.jobs.slurm_executor import SlurmExecutor
 from elmanctl.ledger.records import RunStatus, Submission
 from elmanctl.ledger.requests import answer_request, leave_request, pending_requests
 from elmanctl.ledger.run_state import RunState
 from elmanctl.ledger.state import load_run
+from elmanctl.run.corpus import pack_folders
+from elmanctl.run.paths import RunPaths
+from elmanctl.schedulers.slurm_executor import SlurmExecutor
 from elmanctl.search.session import Session
-from elmanctl.search.single import evaluate_once
+from elmanctl.search.single_evaluation import evaluate_once
 from elmanctl.search.start import create_run, plan_search
 from elmanctl.settings import DataSettings, SearchSettings, Settings, TrainSettings
-from tests.jobs.slurm_tools import SlurmTools
+from tests.schedulers.slurm_tools import SlurmTools
 from tests.search.scripted import AXES, MODEL, Run, ScriptedExecutor, World
 from tests.users import NOBODY, as_root, nobody, umask
 

@@ -1,0 +1,146 @@
+"""Whose disk was full: the run's, which stops the search, or one that only this node has.
+
+Python's word for a full disk names a file only where opening it failed.  Where it names none, the
+disks that are full now tell, and then the code that wrote.
+"""
+
+import errno
+import logging
+import os
+import re
+import subprocess
+import traceback
+from collections.abc import Iterator
+from pathlib import Path
+
+from elmanctl.jobs.failure import chain, message_of
+from elmanctl.ledger.mounts import find_mount
+from elmanctl.ledger.records import VerdictKind
+from elmanctl.verdicts.failed_calls import NUMBERS_OF, WORDS_OF
+
+logger = logging.getLogger(__name__)
+
+_FULL = NUMBERS_OF[VerdictKind.DISK_FULL]
+_FULL_TEXT = re.compile(WORDS_OF[VerdictKind.DISK_FULL], re.IGNORECASE)
+_NO_TEMPORARY = "No usable temporary directory"
+_PATH = re.compile(r"(?<![\w./])/[^\s:'\"`,;()<>|]+")
+
+# Less than anything needs that is worth writing.
+_NO_ROOM_BYTES = 64 * 1024
+
+# No write of ours fails where so much is free, and many of a compiler's do where so little is.
+_AMPLE_BYTES = 1 << 30
+_SCARCE_BYTES = 256 << 20
+
+# What compilers leave behind: by a part of the writing module's path, the variables that name
+# its folder, and where it lies without them: below home, or among temporary files.
+_CACHES = (
+    ("/triton/", ("TRITON_CACHE_DIR", "TRITON_HOME"), "~/.triton"),
+    ("/torch/_inductor/", ("TORCHINDUCTOR_CACHE_DIR",), None),
+    ("/torch/utils/cpp_extension", ("TORCH_EXTENSIONS_DIR",), "~/.cache"),
+    ("/tempfile.py", (), None),
+)
+
+
+def full_disk_of_node(exc: BaseException, run_folder: Path) -> str | None:
+    """Return which full disk that only this node has ended a worker, None where none did.
+
+    None too where the run's own disk is full, or one that other nodes share: elsewhere would be
+    no better; and where a disk cannot be asked.
+    """
+    try:
+        return _find_full_disk(exc, run_folder)
+    except OSError as unknown:
+        logger.warning("which disk was full is not known: %s", unknown)
+        return None
+
+
+def _find_full_disk(exc: BaseException, run_folder: Path) -> str | None:
+    links = [link for link, _ in chain(exc)]
+    full = [link for link in links if _says_full(link)]
+    if not full and not any(map(_may_be_for_want_of_room, links)):
+        return None
+    if _has_no_room(run_folder):
+        return None
+    named = next((path for link in full for path in _paths_of(link)), None)
+    if named is not None:
+        # The call that failed says where: nothing else counts.
+        return _local(named, run_folder)
+    folders = [*_temporary_folders(), *(folder for _, folder in _caches())]
+    for folder in folders:
+        if _has_no_room(folder) and (found := _local(folder, run_folder)):
+            return found
+    if not full:
+        return None
+    writers = [
+        frame.filename for link in full for frame in traceback.extract_tb(link.__traceback__)
+    ]
+    for part, folder in _caches():
+        if any(part in name for name in writers) and (found := _local(folder, run_folder)):
+            return found
+    # What did not fit may be gone again.  A quota has a number of its own and counts elsewhere.
+    by_quota = any(isinstance(link, OSError) and link.errno == errno.EDQUOT for link in full)
+    if by_quota or _free_bytes(run_folder) < _AMPLE_BYTES:
+        return None
+    for folder in folders:
+        if _free_bytes(folder) < _SCARCE_BYTES and (found := _local(folder, run_folder)):
+            return found
+    return None
+
+
+def _says_full(exc: BaseException) -> bool:
+    if isinstance(exc, OSError) and exc.errno in _FULL:
+        return True
+    return _FULL_TEXT.search(message_of(exc)) is not None
+
+
+def _may_be_for_want_of_room(exc: BaseException) -> bool:
+    """Whether a program failed whose own words are lost, a compiler for one, or `tempfile` did."""
+    return isinstance(exc, subprocess.CalledProcessError) or _NO_TEMPORARY in message_of(exc)
+
+
+def _paths_of(exc: BaseException) -> Iterator[Path]:
+    if isinstance(exc, OSError):
+        for name in (exc.filename, exc.filename2):
+            if isinstance(name, str | bytes):
+                yield Path(os.fsdecode(name)).absolute()
+    yield from map(Path, _PATH.findall(message_of(exc)))
+
+
+def _local(path: Path, run_folder: Path) -> str | None:
+    """Return where a disk is mounted that only this node has and that is not the run's."""
+    found = _nearest(path)
+    if found.stat().st_dev == _nearest(run_folder).stat().st_dev:
+        return None
+    mount = find_mount(found)
+    return None if mount.is_shared else mount.point
+
+
+def _has_no_room(path: Path) -> bool:
+    status = os.statvfs(_nearest(path))
+    out_of_files = status.f_files > 0 and status.f_favail == 0
+    return out_of_files or _free_bytes(path) < _NO_ROOM_BYTES
+
+
+def _free_bytes(path: Path) -> int:
+    status = os.statvfs(_nearest(path))
+    return status.f_bavail * status.f_frsize
+
+
+def _nearest(path: Path) -> Path:
+    # Not `Path.exists`, which raises for a folder that is closed to us.
+    return next(above for above in (path, *path.parents) if os.path.exists(above))  # noqa: PTH110
+
+
+def _caches() -> Iterator[tuple[str, Path]]:
+    """Yield what names the code of each cache, and the folder that it writes to."""
+    for part, variables, below in _CACHES:
+        named = next((os.environ[name] for name in variables if os.environ.get(name)), None)
+        default = Path(below).expanduser() if below else _temporary_folders()[0]
+        yield part, Path(named).absolute() if named else default
+
+
+def _temporary_folders() -> list[Path]:
+    # Not by `tempfile`, which passes over folders that are full.
+    named = [os.environ[name] for name in ("TMPDIR", "TEMP", "TMP") if os.environ.get(name)]
+    return [Path(name).absolute() for name in (*named, "/tmp", "/var/tmp")]

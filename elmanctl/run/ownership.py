@@ -1,0 +1,133 @@
+"""Whose files these are: what is unpickled, imported, obeyed or written into must be one's own.
+
+A run's folder holds pickles, the code that workers import, and shell lines for the nodes: whoever
+can write there acts as the user who resumes it.  Its group is trusted, since the umask of the
+owner let it in; reading JSON is never refused.
+"""
+
+import os
+import pwd
+import stat
+from collections.abc import Iterable, Iterator, Mapping
+from itertools import chain
+from pathlib import Path
+
+from elmanctl.constants import TRUST_VARIABLE
+from elmanctl.errors import ConfigError, ForeignFolder
+from elmanctl.folders import as_written
+from elmanctl.run.paths import RunPaths
+
+_ROOT = 0
+# As the kernel: more of them in one path are a loop.
+_MOST_LINKS = 40
+
+_TRUST_HINT = f"if you trust whoever can write there, set {TRUST_VARIABLE}=1 for this command"
+
+
+def refuse_foreign_run(paths: RunPaths) -> None:
+    """Raise ForeignFolder unless a run's folder is this user's, and nobody else's to write."""
+    own = (paths.submissions, paths.evaluations, paths.requests)
+    # The folder itself first: below somebody else's one may not even look.
+    listed = chain((paths.folder, paths.ledger, *own), _tree(paths.optimizer), _tree(paths.code))
+    refuse_foreign_files(listed, why="what lies in a run's folder is run as you")
+    refuse_open_parents(paths.folder)
+
+
+def refuse_foreign_files(files: Iterable[Path], *, why: str) -> None:
+    """Raise ForeignFolder for the first file or folder that somebody else may have written.
+
+    A link must be one's own, and so must be what it leads to; what is missing is passed over.
+    """
+    if _is_told_to_trust(os.environ):
+        return
+    for path in files:
+        fault = _fault(path)
+        if fault is not None:
+            raise ForeignFolder(f"{path} {fault[0]}, and {why}", hint=fault[1])
+
+
+def refuse_open_parents(folder: Path) -> None:
+    """Raise ForeignFolder when somebody else could put another folder in place of this one."""
+    if _is_told_to_trust(os.environ):
+        return
+    for path in list(_names_of(folder)):
+        _refuse_open(path.parents, folder)
+
+
+def _refuse_open(parents: Iterable[Path], folder: Path) -> None:
+    for parent in parents:
+        try:
+            mode = parent.stat().st_mode
+        except FileNotFoundError:
+            continue
+        if mode & stat.S_IWOTH and not mode & stat.S_ISVTX:
+            raise ForeignFolder(
+                f"everybody may replace what lies in {parent}, {folder.name} too",
+                hint=f"`chmod o-w {parent}`, or use another folder; {_TRUST_HINT}",
+            )
+
+
+def _names_of(folder: Path) -> Iterator[Path]:
+    """Yield a folder's path, and it again as each link in it leads on.
+
+    Raises ForeignFolder for a link of somebody else's, who may lead it elsewhere.
+    """
+    path = as_written(folder)
+    yield path
+    for _ in range(_MOST_LINKS):
+        link = next((name for name in (*reversed(path.parents), path) if name.is_symlink()), None)
+        if link is None:
+            return
+        owner = link.lstat().st_uid
+        if owner not in (os.geteuid(), _ROOT):
+            raise ForeignFolder(
+                f"{link} is a link that belongs to {_user(owner)}, and leads to {folder.name}",
+                hint=f"use another folder; {_TRUST_HINT}",
+            )
+        path = _without_dots(link.parent / link.readlink()) / path.relative_to(link)
+        yield path
+    raise ForeignFolder(f"{folder} is a link that leads to itself", hint="use another folder")
+
+
+def _without_dots(path: Path) -> Path:
+    """Return a path whose beginning holds no link without its `..`, as the kernel goes back."""
+    # The folder of the link that was followed has no link above it; what the link says may.
+    built = Path(path.anchor)
+    for part in path.parts[1:]:
+        built = built.resolve().parent if part == ".." else built / part
+    return built
+
+
+def _fault(path: Path) -> tuple[str, str] | None:
+    """Return what is wrong and what to do, None for a file that is safe or missing."""
+    try:
+        found = [path.lstat()]
+        if stat.S_ISLNK(found[0].st_mode):
+            found.append(path.stat())
+    except FileNotFoundError:
+        return None
+    foreign = [status.st_uid for status in found if status.st_uid not in (os.geteuid(), _ROOT)]
+    if foreign:
+        return f"belongs to {_user(foreign[0])}", _TRUST_HINT
+    if found[-1].st_mode & stat.S_IWOTH:
+        return "can be written by everybody", f"`chmod o-w {path}`, or {_TRUST_HINT}"
+    return None
+
+
+def _tree(folder: Path) -> Iterator[Path]:
+    yield folder
+    yield from folder.rglob("*")
+
+
+def _user(number: int) -> str:
+    try:
+        return f"`{pwd.getpwuid(number).pw_name}`"
+    except KeyError:
+        return f"user {number}"
+
+
+def _is_told_to_trust(environ: Mapping[str, str]) -> bool:
+    told = environ.get(TRUST_VARIABLE, "")
+    if told not in ("", "0", "1"):
+        raise ConfigError(f"{TRUST_VARIABLE} is 1 or not set, not `{told}`")
+    return told == "1"

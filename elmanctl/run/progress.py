@@ -1,0 +1,101 @@
+"""Reading the tables that workers write, and how far a running one is by its heartbeat."""
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from math import isfinite
+from pathlib import Path
+from typing import Any
+
+from elmanctl.clock import from_text
+from elmanctl.ledger.files import parse_object, read_small
+from elmanctl.run.paths import AttemptPaths
+
+# What workers write has a few kilobytes and two levels or three; it goes into the ledger.
+_TABLE_BYTES = 256 * 1024
+_DEEPEST = 20
+
+# What a step's number cannot be.
+_MOST_STEPS = 10**15
+
+# Ten years: no worker lives longer, and no clock that says so is right.
+_LONGEST_S = 10 * 365 * 86400.0
+
+
+def read_table(path: Path) -> dict[str, Any] | None:
+    """Return the JSON object of a file, None when there is none or it is not readable yet.
+
+    What no worker of elmanctl writes is not readable: a pipe, more than 256 KiB, deep nesting.
+    """
+    try:
+        table = parse_object(read_small(path, _TABLE_BYTES))
+    except (OSError, ValueError):
+        return None
+    return None if _is_deep(table) else table
+
+
+def _is_deep(table: Mapping[str, Any]) -> bool:
+    level: list[Any] = [table]
+    for _ in range(_DEEPEST):
+        level = [
+            inner
+            for item in level
+            if isinstance(item, dict | list)
+            for inner in (item.values() if isinstance(item, dict) else item)
+        ]
+        if not level:
+            return False
+    return True
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Progress:
+    """How far a running worker said it was; what it did not say, or not in numbers, is None."""
+
+    phase: str | None
+    step: int | None
+    loss: float | None
+    elapsed_s: float | None
+    age_s: float | None
+
+
+def read_progress(paths: AttemptPaths) -> Progress | None:
+    """Return how far an attempt is by its heartbeat, None without one that can be read."""
+    beat = read_table(paths.heartbeat)
+    if beat is None:
+        return None
+    phase, step, loss = beat.get("phase"), beat.get("step"), beat.get("loss")
+    age_s = heartbeat_age_s(paths, time.time())
+    return Progress(
+        phase=phase if isinstance(phase, str) else None,
+        step=step if type(step) is int and 0 <= step < _MOST_STEPS else None,
+        loss=loss if isinstance(loss, float) and isfinite(loss) else None,
+        elapsed_s=elapsed_s(beat),
+        age_s=None if age_s is None else round(max(0.0, age_s), 3),
+    )
+
+
+def elapsed_s(heartbeat: Mapping[str, Any] | None) -> float | None:
+    """Return how long a worker lived, in seconds, None where it does not say.
+
+    Its own count does not follow a clock that is set meanwhile; workers of version 0.1 have none.
+    """
+    if heartbeat is None:
+        return None
+    counted = heartbeat.get("elapsed_s")
+    if isinstance(counted, float | int) and 0 <= counted <= _LONGEST_S:
+        return round(float(counted), 3)
+    try:
+        began, last = from_text(heartbeat["started_at"]), from_text(heartbeat["at"])
+        passed_s = (last - began).total_seconds()
+    except (KeyError, TypeError, ValueError):
+        return None
+    return round(passed_s, 3) if 0 <= passed_s <= _LONGEST_S else None
+
+
+def heartbeat_age_s(paths: AttemptPaths, now_s: float) -> float | None:
+    """Return the seconds since the heartbeat file was last written, None without one."""
+    try:
+        return now_s - paths.heartbeat.stat().st_mtime
+    except FileNotFoundError:
+        return None

@@ -1,0 +1,242 @@
+"""What a cluster says of jobs before any is submitted: sbatch's own word, and the limits in force.
+
+Six commands at most, and none after the first that finds no cluster or does not answer in time.
+Nothing is submitted.
+"""
+
+import logging
+import os
+import pwd
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from elmanctl.errors import EnvironmentNotReady
+from elmanctl.schedulers.executor import Resources
+from elmanctl.schedulers.sbatch_answer import Cause, brief
+from elmanctl.schedulers.slurm import Slurm, SlurmSilent, parse_array_limit
+from elmanctl.schedulers.slurm_command import NoAnswer
+
+logger = logging.getLogger(__name__)
+
+# Slurm 26.05 puts a stray "a" behind the time.
+_START = re.compile(r"to start at (\S+) (?:a )?using .* in partition (\S+)")
+_GPUS = re.compile(r"\bgpu(?::[^:,()]+)?:(\d+)")
+_SINFO = "%R|%P|%a|%l|%D|%G|%c|%m"
+_ASSOCIATION = "account,partition,maxsubmit,grpsubmit,maxjobs,qos,defaultqos"
+_QOS = "name,maxsubmitpu,grpsubmit,maxjobspu"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Partition:
+    """A partition: `limit_min` None is no limit; CPUs, memory and GPUs are its largest node's."""
+
+    name: str
+    is_default: bool
+    is_up: bool
+    limit_min: int | None
+    nodes: int
+    gpus: int
+    cpus: int
+    mem_mb: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SubmitLimit:
+    """How many jobs of a user may be submitted or running at one time, and who says so."""
+
+    jobs: int
+    of: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ClusterAnswer:
+    """What was found; `silence` says why nothing was, `warnings` what will stand in the way.
+
+    `outcome` is what sbatch would answer, in `words`, about the setting `key` where it is known.
+    """
+
+    silence: str | None = None
+    name: str | None = None
+    version: str | None = None
+    outcome: str | None = None
+    words: str | None = None
+    key: str | None = None
+    starts_at: str | None = None
+    partitions: tuple[Partition, ...] = ()
+    array_limit: int | None = None
+    accounts: tuple[str, ...] = ()
+    submit_limit: SubmitLimit | None = None
+    warnings: tuple[str, ...] = ()
+
+
+def ask_cluster(script: str, resources: Resources, max_jobs: int, slurm: Slurm) -> ClusterAnswer:
+    """Return what the cluster says of a first submission's script; never raises for a silence."""
+    try:
+        slurm.check()
+        answer = slurm.ask(script)
+    except (EnvironmentNotReady, OSError) as exc:
+        return ClusterAnswer(silence=str(exc))
+    if answer.cause is Cause.LOST:
+        return ClusterAnswer(silence=brief(answer.words))
+    start = _START.search(answer.words)
+    asking = _Asking(slurm)
+    config = asking.answer(["scontrol", "show", "config"])
+    asked = resources.partition or (start[2] if start else "")
+    known = parse_partitions(asking.answer(["sinfo", "-a", "-h", "-o", _SINFO]))
+    partitions = chosen(known, asked)
+    accounts, limit = _submit_limit(asking, resources)
+    return ClusterAnswer(
+        name=_value(config, "ClusterName"),
+        version=_value(config, "SLURM_VERSION"),
+        outcome=answer.outcome.value,
+        words=brief(answer.words),
+        key=answer.key,
+        starts_at=start[1] if start else None,
+        partitions=tuple(partitions),
+        array_limit=parse_array_limit(config),
+        accounts=accounts,
+        submit_limit=limit,
+        warnings=(
+            *_unknown(asked, [one.name for one in known], "partition", "partitions here"),
+            *_unknown(resources.account or "", accounts, "account", "your accounts"),
+            *obstacles(partitions, resources, limit, max_jobs),
+        ),
+    )
+
+
+class _Asking:
+    """Questions of which each may stay without an answer: the others may tell enough."""
+
+    def __init__(self, slurm: Slurm) -> None:
+        self._slurm = slurm
+        self._is_late = False
+
+    def answer(self, command: Sequence[str]) -> str:
+        """Return what a command says, nothing once one took too long."""
+        if self._is_late:
+            return ""
+        try:
+            return self._slurm.run(command)
+        except SlurmSilent as exc:
+            logger.info("%s", exc.message)
+            self._is_late = isinstance(exc.__cause__, NoAnswer)
+            return ""
+
+
+def _value(config: str, name: str) -> str | None:
+    found = re.search(rf"^{name}\s*=\s*(\S+)", config, re.MULTILINE)
+    return found[1] if found else None
+
+
+def parse_partitions(text: str) -> list[Partition]:
+    """Read the answer of sinfo, a line for each sort of node of each partition."""
+    found: dict[str, Partition] = {}
+    for line in text.splitlines():
+        fields = [field.strip() for field in line.split("|")]
+        if len(fields) != 8:
+            continue
+        name, marked, state, limit, nodes, gres, cpus, mem = fields
+        known = found.get(name)
+        found[name] = Partition(
+            name=name,
+            is_default=marked.endswith("*"),
+            is_up=state == "up",
+            limit_min=parse_limit_min(limit),
+            nodes=_int(nodes) + (known.nodes if known else 0),
+            gpus=max(sum(map(int, _GPUS.findall(gres))), known.gpus if known else 0),
+            cpus=max(_int(cpus), known.cpus if known else 0),
+            mem_mb=max(_int(mem), known.mem_mb if known else 0),
+        )
+    return list(found.values())
+
+
+def _int(text: str) -> int:
+    # Where nodes differ sinfo adds a plus.
+    digits = text.rstrip("+")
+    return int(digits) if digits.isascii() and digits.isdigit() else 0
+
+
+def parse_limit_min(text: str) -> int | None:
+    """Return the minutes of a time limit, `[D-]HH:MM:SS` or `MM:SS`; None for no limit."""
+    days, dash, rest = text.rpartition("-")
+    parts = rest.split(":")
+    if not all(part.isdigit() for part in (*parts, *([days] if dash else []))):
+        return None
+    hours, minutes, _ = ([0] * (3 - len(parts)) + [int(part) for part in parts])[:3]
+    return (int(days) * 24 if dash else 0) * 60 + hours * 60 + minutes
+
+
+def chosen(partitions: Sequence[Partition], asked: str) -> list[Partition]:
+    """Return the partitions that were asked for, `a,b` being two; else the default one."""
+    names = [name for name in asked.split(",") if name]
+    if names:
+        return [one for one in partitions if one.name in names]
+    return [one for one in partitions if one.is_default]
+
+
+def _unknown(asked: str, known: Sequence[str], what: str, these: str) -> list[str]:
+    """Return words for a name that was asked for and is not listed; nothing without a list."""
+    missing = [name for name in asked.split(",") if name and name not in known]
+    if not known or not missing:
+        return []
+    return [f"no {what} `{', '.join(missing)}` is listed; {these}: {', '.join(known)}"]
+
+
+def obstacles(
+    partitions: Sequence[Partition], resources: Resources, limit: SubmitLimit | None, max_jobs: int
+) -> list[str]:
+    """Return what sbatch may accept and yet never starts, or what makes a search wait."""
+    told = []
+    if partitions and not any(one.is_up for one in partitions):
+        told.append(f"{_named(partitions)} is not up: jobs wait until it is")
+    limits = [one.limit_min for one in partitions]
+    if limits and all(each is not None and each < resources.timeout_min for each in limits):
+        longest = max(each for each in limits if each is not None)
+        told.append(
+            f"jobs ask for {resources.timeout_min} min, and {_named(partitions)} allows {longest}: "
+            "they would wait for ever; lower the training budget or `slurm.timeout_min`"
+        )
+    if limit is not None and limit.jobs < max_jobs:
+        told.append(
+            f"{limit.of} allows {limit.jobs} submitted jobs at one time, fewer than "
+            f"`search.max_jobs` {max_jobs}: what is beyond it is submitted later"
+        )
+    return told
+
+
+def _named(partitions: Sequence[Partition]) -> str:
+    return f"partition {', '.join(one.name for one in partitions)}"
+
+
+def _submit_limit(
+    asking: _Asking, resources: Resources
+) -> tuple[tuple[str, ...], SubmitLimit | None]:
+    """Return the user's accounts, and the least limit on submitted jobs that accounting knows."""
+    try:
+        user = pwd.getpwuid(os.getuid()).pw_name
+    except KeyError:
+        return (), None
+    command = ["sacctmgr", "-n", "-P", "show"]
+    mine = _rows(asking.answer([*command, "assoc", f"user={user}", f"format={_ASSOCIATION}"]), 7)
+    accounts = tuple(dict.fromkeys(row[0] for row in mine))
+    if not mine:
+        return (), None
+    wanted = resources.account or (accounts[0] if len(accounts) == 1 else None)
+    rows = [row for row in mine if row[0] == wanted and _concerns(row[1], resources.partition)]
+    asked = str(resources.extra.get("qos") or "")
+    names = {asked} if asked else {row[6] or row[5] for row in rows}
+    qos = _rows(asking.answer([*command, "qos", f"format={_QOS}"]), 4)
+    found = [(f"account {row[0]}", count) for row in rows for count in row[2:4]]
+    found += [(f"QOS {row[0]}", count) for row in qos if row[0] in names for count in row[1:3]]
+    limits = [SubmitLimit(jobs=int(count), of=of) for of, count in found if count.isdigit()]
+    return accounts, min(limits, key=lambda limit: limit.jobs, default=None)
+
+
+def _concerns(partition: str, asked: str | None) -> bool:
+    return not partition or not asked or partition in asked.split(",")
+
+
+def _rows(text: str, width: int) -> list[list[str]]:
+    rows = [[field.strip() for field in line.split("|")] for line in text.splitlines()]
+    return [row for row in rows if len(row) == width]

@@ -1,0 +1,247 @@
+"""Attempts as processes of this machine, each in a session of its own.
+
+A small shell stands over each worker: it records its own process id and start before the worker
+starts, and the exit code after it ends, so that a later controller can adopt the attempt or read
+how it ended.  `timeout` ends a worker over its limit with or without a controller.
+"""
+
+import contextlib
+import logging
+import os
+import resource
+import shlex
+import signal
+import subprocess
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from elmanctl.constants import LOCAL_JOB_VARIABLE
+from elmanctl.errors import SubmissionError
+from elmanctl.ledger.files import write_atomically
+from elmanctl.ledger.records import Submission
+from elmanctl.run.paths import RunPaths
+from elmanctl.run.processes import command_lines, start_ticks
+from elmanctl.schedulers.executor import JobReport, JobState, LiveJob, Resources, Sighting
+from elmanctl.schedulers.gpu_count import check_gpus
+from elmanctl.schedulers.gpus import worker_variables
+from elmanctl.schedulers.slurm_environment import without_options
+from elmanctl.schedulers.submission import (
+    task_pickle,
+    worker_command,
+    worker_environment,
+    write_pickles,
+)
+
+logger = logging.getLogger(__name__)
+
+# $1 process file, $2 exit file, the rest the worker's command.  A polite signal to the session
+# ends the worker, and the supervisor lives on to tell of it.
+_SUPERVISOR = """\
+process=$1 exit=$2; shift 2
+trap : TERM
+# What a login shell limits softly, other than stacks and cores, is meant for no worker.
+for limit in t v d m f n u p; do ulimit -S -$limit "$(ulimit -H -$limit)"; done 2>/dev/null
+echo "$$ $(cut -d' ' -f22 /proc/$$/stat)" > "$process.new" && mv "$process.new" "$process"
+# Written now and written over later, which needs no room on a disk that is full by then.
+echo 'no code' > "$exit.new"
+"$@"
+code=$?
+printf '%-7s\n' "$code" 1<> "$exit.new" && mv "$exit.new" "$exit"
+"""
+
+_KILL_AFTER_S = 20
+
+# How long a cancelled worker may take to end in good order.
+_POLITE_S = 5.0
+
+# A process has no command line for an instant while it turns into another program.
+_LOOKS = 3
+_LOOK_AGAIN_S = 0.05
+
+# `timeout` answers with this when it had to end the worker.
+_TIMED_OUT = 124
+
+
+class LocalExecutor:
+    """Runs attempts as detached processes, one on each slot."""
+
+    name = "local"
+    has_arrays = True
+    tasks_per_submission = 1
+
+    def __init__(self, paths: RunPaths, *, workers: int, gpus: Sequence[int | str]) -> None:
+        self._paths = paths
+        self._gpus = tuple(gpus)
+        self._slots = len(self._gpus) or workers
+
+    def check(self, *, asks: bool = True) -> None:
+        """Raise EnvironmentNotReady for a GPU that cannot be seen from here."""
+        check_gpus(self._gpus, "auto", os.environ)
+        _, hard_s = resource.getrlimit(resource.RLIMIT_CPU)
+        if hard_s != resource.RLIM_INFINITY:
+            logger.warning("`ulimit -Ht` of this shell ends each worker after %d s of CPU", hard_s)
+
+    def free_slots(self, busy: Iterable[int | None]) -> Sequence[int | None]:
+        """Return the numbers of the slots on which nothing runs."""
+        taken = set(busy)
+        return [slot for slot in range(self._slots) if slot not in taken]
+
+    def submit(self, submission: Submission, folder: Path) -> str:
+        """Start the worker of the submission's only task and return its job id."""
+        folder.mkdir(parents=True, exist_ok=True)
+        write_pickles(submission, folder, self._paths)
+        (task,) = submission.tasks
+        # Short, since people read it: the folder that it belongs to makes it unique.
+        job_id = submission.id
+        job = f"{job_id}_{task.index}"
+        # submitit looks for the pickle under the job's name.
+        (folder / f"{job}_submitted.pkl").symlink_to(task_pickle(folder, task.index).name)
+        resources = Resources.decode(submission.resources)
+        command = [
+            # Forked away: the supervisor is nobody's child, so no controller has to reap it.
+            "setsid",
+            "--fork",
+            "sh",
+            "-c",
+            _SUPERVISOR,
+            "sh",
+            str(folder / "process"),
+            str(folder / "exit"),
+            "timeout",
+            "--foreground",
+            f"--kill-after={_KILL_AFTER_S}",
+            str(resources.timeout_min * 60),
+            *shlex.split(worker_command(folder, resources.python)),
+        ]
+        try:
+            with (folder / f"{job}_0_log.out").open("ab") as log:
+                subprocess.run(
+                    command,
+                    env=self._environment(job, task.slot),
+                    stdin=subprocess.DEVNULL,
+                    stdout=log,
+                    stderr=log,
+                    check=True,
+                )
+        except (OSError, subprocess.CalledProcessError) as exc:
+            raise SubmissionError(f"cannot start a worker: {exc}") from exc
+        return job_id
+
+    def _environment(self, job: str, slot: int | None) -> dict[str, str]:
+        environment = {
+            # Inside an allocation, Slurm's words on its own job are about no worker of ours.
+            **without_options(os.environ),
+            **worker_environment(self._paths.code),
+            LOCAL_JOB_VARIABLE: job,
+            "SUBMITIT_EXECUTOR": "local",
+            "SUBMITIT_LOCAL_JOB_ID": job,
+            "SUBMITIT_LOCAL_NTASKS": "1",
+            "SUBMITIT_LOCAL_JOB_NUM_NODES": "1",
+            "SUBMITIT_LOCAL_NODEID": "0",
+            "SUBMITIT_LOCAL_GLOBALID": "0",
+            "SUBMITIT_LOCAL_LOCALID": "0",
+        }
+        if self._gpus and slot is not None:
+            environment |= worker_variables(self._gpus, os.environ, slot)
+        # Workers side by side must not each start a thread for every core.
+        share = len(os.sched_getaffinity(0)) // self._slots
+        environment.setdefault("OMP_NUM_THREADS", str(max(1, share)))
+        return environment
+
+    def look(self, jobs: Sequence[LiveJob], intended: Sequence[Submission]) -> Sighting:
+        """Return how each worker stands, and which submissions ever started one."""
+        return Sighting(
+            reports={job.job_id: self._report(job) for job in jobs},
+            found={submission.id: self._find(submission) for submission in intended},
+        )
+
+    def _find(self, submission: Submission) -> str | None:
+        folder = self._paths.submission(submission.id)
+        if (folder / "process").exists() or (folder / "exit").exists():
+            return submission.id
+        for _ in range(_LOOKS):
+            if _is_starting(folder):
+                return submission.id
+            time.sleep(_LOOK_AGAIN_S)
+        return None
+
+    def _report(self, job: LiveJob) -> JobReport:
+        folder = self._paths.submission(job.submission)
+        code = _read_words(folder / "exit")
+        if code:
+            return _ended(int(code[0]))
+        process = _read_words(folder / "process")
+        if len(process) == 2 and start_ticks(int(process[0])) == int(process[1]):
+            return JobReport(state=JobState.RUNNING, raw="running", node=os.uname().nodename)
+        if not process and _is_starting(folder):
+            return JobReport(state=JobState.PENDING, raw="starting")
+        # The supervisor may have ended between the two looks.
+        code = _read_words(folder / "exit")
+        return _ended(int(code[0])) if code else JobReport(state=JobState.VANISHED)
+
+    def cancel(self, jobs: Sequence[LiveJob]) -> None:
+        """End workers: a polite signal to the whole session, and a final one to what is left."""
+        folders = {self._paths.submission(job.submission): self._group(job) for job in jobs}
+        groups = [group for group in folders.values() if group is not None]
+        for number in (signal.SIGTERM, signal.SIGKILL):
+            for group in groups:
+                with contextlib.suppress(ProcessLookupError):
+                    os.killpg(group, number)
+            deadline = time.monotonic() + _POLITE_S
+            while time.monotonic() < deadline and any(_group_alive(group) for group in groups):
+                time.sleep(0.05)
+        for folder in (folder for folder, group in folders.items() if group is not None):
+            if not (folder / "exit").exists():
+                _record_killed(folder)
+
+    def _group(self, job: LiveJob) -> int | None:
+        process = _read_words(self._paths.submission(job.submission) / "process")
+        if len(process) == 2 and start_ticks(int(process[0])) == int(process[1]):
+            return int(process[0])
+        return None
+
+    def avoid(self, jobs: Sequence[LiveJob], resources: Mapping[str, Any]) -> None:
+        """Nothing: this machine is the only node, and no job waits for another."""
+
+    def log(self, job: LiveJob) -> Path:
+        """Return the file of the worker's output, as submitit names it."""
+        return self._paths.submission(job.submission) / f"{job.job_id}_0_log.out"
+
+
+def _ended(code: int) -> JobReport:
+    if code == _TIMED_OUT:
+        return JobReport(state=JobState.ENDED, raw="TIMEOUT", exit_code=code)
+    if code > 128:
+        return JobReport(state=JobState.ENDED, raw="ended", exit_code=code, signal=code - 128)
+    return JobReport(state=JobState.ENDED, raw="ended", exit_code=code)
+
+
+def _is_starting(folder: Path) -> bool:
+    """Whether a supervisor that has not yet recorded itself is alive."""
+    marker = str(folder / "process")
+    return any(marker in line for _, line in command_lines())
+
+
+def _record_killed(folder: Path) -> None:
+    """Write the exit code that the supervisor, killed with its worker, could not write."""
+    # Without it the job has merely vanished, which takes longer to be sure of.
+    with contextlib.suppress(OSError):
+        write_atomically(folder / "exit", f"{128 + signal.SIGKILL}\n".encode())
+
+
+def _read_words(path: Path) -> list[str]:
+    try:
+        return path.read_text(encoding="utf-8").split()
+    except FileNotFoundError:
+        return []
+
+
+def _group_alive(group: int) -> bool:
+    try:
+        os.killpg(group, 0)
+    except (ProcessLookupError, PermissionError):
+        # Somebody else's processes have the number by now.
+        return False
+    return True

@@ -1,0 +1,285 @@
+"""Watching live attempts until each has a verdict on record.
+
+A worker that has written its result drops an empty file into `finished/`, so that one scan of one
+folder finds what is new however many jobs there are.  A worker that was killed between the two is
+found by what the scheduler says of its job.
+"""
+
+import logging
+import time
+from collections.abc import Callable, Iterator, Mapping
+
+from elmanctl.errors import EnvironmentNotReady
+from elmanctl.ledger.encoding import encode_verdict
+from elmanctl.ledger.records import (
+    Attempt,
+    Evaluation,
+    Evidence,
+    EvidenceSource,
+    State,
+    Verdict,
+    VerdictKind,
+)
+from elmanctl.run.progress import heartbeat_age_s, read_table
+from elmanctl.schedulers.executor import Executor, JobReport, JobState, LiveJob, Sighting
+from elmanctl.search.file_owners import attempt_sizes
+from elmanctl.search.nodes import NODE_NAME
+from elmanctl.search.poll import live_job
+from elmanctl.search.session import Session
+from elmanctl.verdicts.judge import Observation, judge
+from elmanctl.verdicts.observe import observe
+from elmanctl.verdicts.result_owner import find_mismatch
+
+logger = logging.getLogger(__name__)
+
+# A job may end before its result is visible on a shared file system.
+RESULT_GRACE_S = 15.0
+
+# A job that the scheduler forgot is lost once its heartbeat is older than this many beats.
+_STALE_BEATS = 4
+
+# In so many polls in a row a job is missed until it is lost; in more where sacct is silent, since
+# it may yet tell how the job ended.
+_MISSED = 2
+_MISSED_UNHEARD = 5
+
+# Kept in the result file, too long or too fixed to repeat in the ledger.
+_NOT_IN_LEDGER = (
+    *("version", "verdict", "versions", "protocol"),
+    # Said by the event itself.
+    *("evaluation", "attempt", "parameters_expected"),
+)
+
+
+class Watcher:
+    """Looks at what workers and the scheduler tell, and records what became of attempts."""
+
+    def __init__(
+        self, session: Session, executor: Executor, *, now: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._session = session
+        self._executor = executor
+        self._now = now
+        self._ended: dict[str, tuple[float, JobReport]] = {}
+        self._missed: dict[str, int] = {}
+        # Workers leave markers where there is a folder for them.
+        session.paths.finished.mkdir(exist_ok=True)
+
+    def look(self, sighting: Sighting | None) -> list[tuple[Evaluation, Verdict]]:
+        """Look at what is new; return the attempts that were judged.
+
+        `sighting` is what the scheduler said, None when it was not asked this time.
+        """
+        judged = [*self._collect_finished(), *self._judge_ended()]
+        if sighting is not None:
+            judged += self._act_on_all(sighting)
+        return judged
+
+    def _collect_finished(self) -> Iterator[tuple[Evaluation, Verdict]]:
+        """Settle attempts whose workers left a marker, and remove what has served."""
+        try:
+            names = sorted(marker.name for marker in self._session.paths.finished.iterdir())
+        except OSError as exc:
+            logger.debug("no markers can be read: %s", exc)
+            return
+        for name in names:
+            evaluation_id, _, number = name.rpartition("-")
+            evaluation = self._session.state.evaluations.get(evaluation_id)
+            attempts = () if evaluation is None else evaluation.attempts
+            attempt = next((one for one in attempts if str(one.number) == number), None)
+            if evaluation is None or attempt is None:
+                continue
+            if not attempt.state.is_finished:
+                if not self._has_result(evaluation, attempt):
+                    # A shared file system may show the marker first.
+                    continue
+                yield self._settle(evaluation, attempt, None)
+            # After the event is on record: a kill in between leaves it for the next controller.
+            (self._session.paths.finished / name).unlink(missing_ok=True)
+
+    def _judge_ended(self) -> Iterator[tuple[Evaluation, Verdict]]:
+        """Settle jobs that ended and whose result has come, or was waited for long enough."""
+        live = {str(pair[1].job_id): pair for pair in self._live()}
+        for key, (since, report) in list(self._ended.items()):
+            if key not in live:
+                del self._ended[key]
+                continue
+            evaluation, attempt = live[key]
+            is_over = self._now() - since >= RESULT_GRACE_S
+            if self._has_result(evaluation, attempt) or (
+                is_over and not self._is_at_work_elsewhere(evaluation, attempt)
+            ):
+                yield self._settle(evaluation, attempt, report)
+
+    def _live(self) -> list[tuple[Evaluation, Attempt]]:
+        return [pair for pair in self._session.state.live_attempts() if pair[1].job_id is not None]
+
+    def _act_on_all(self, sighting: Sighting) -> Iterator[tuple[Evaluation, Verdict]]:
+        live = [
+            (sighting.reports[str(attempt.job_id)], evaluation, attempt)
+            for evaluation, attempt in self._live()
+            if str(attempt.job_id) in sighting.reports
+        ]
+        # Cancelled before its job had an id, or by a controller that died before it said so.
+        self._end(
+            [
+                live_job(self._session, attempt)
+                for report, evaluation, attempt in live
+                if evaluation.state is State.CANCELLED
+                and report.state in (JobState.PENDING, JobState.RUNNING)
+            ]
+        )
+        for report, evaluation, attempt in live:
+            verdict = self._act_on(report, evaluation, attempt)
+            if verdict is not None:
+                yield verdict
+
+    def _act_on(
+        self, report: JobReport, evaluation: Evaluation, attempt: Attempt
+    ) -> tuple[Evaluation, Verdict] | None:
+        key = str(attempt.job_id)
+        # What accounting alone takes for alive is never run again by itself: accounting may be
+        # right.  Who cancelled such an evaluation says that it is not.
+        cancelled = evaluation.state is State.CANCELLED
+        if report.state is JobState.VANISHED or (report.is_unlisted and cancelled):
+            self._missed[key] = self._missed.get(key, 0) + 1
+            enough = _MISSED if report.reason is None else _MISSED_UNHEARD
+            if self._has_result(evaluation, attempt):
+                return self._settle(evaluation, attempt, report)
+            if self._missed[key] < enough or not self._is_silent(evaluation, attempt):
+                return None
+            return self._settle(evaluation, attempt, report)
+        self._missed.pop(key, None)
+        if report.is_unlisted and self._has_result(evaluation, attempt):
+            return self._settle(evaluation, attempt, report)
+        if report.state is JobState.ENDED:
+            since, _ = self._ended.setdefault(key, (self._now(), report))
+            # A worker that a signal ended had no time to leave a result.
+            expects_result = report.raw in ("COMPLETED", "FAILED") and report.signal is None
+            is_over = not expects_result or self._now() - since >= RESULT_GRACE_S
+            if not self._has_result(evaluation, attempt) and (
+                not is_over or self._is_at_work_elsewhere(evaluation, attempt)
+            ):
+                return None
+            return self._settle(evaluation, attempt, report)
+        # Alive, also after an end: the scheduler put it back.
+        self._ended.pop(key, None)
+        if report.state is JobState.RUNNING and attempt.state is State.SUBMITTED:
+            self._session.record(
+                "attempt_started",
+                evaluation=evaluation.id,
+                attempt=attempt.number,
+                **({"node": report.node} if report.node else {}),
+            )
+        return None
+
+    def _has_result(self, evaluation: Evaluation, attempt: Attempt) -> bool:
+        paths = self._session.paths.attempt(evaluation.id, attempt.number)
+        return read_table(paths.result) is not None
+
+    def _is_at_work_elsewhere(self, evaluation: Evaluation, attempt: Attempt) -> bool:
+        """Whether a job that nobody knows of holds the attempt and gives signs of life.
+
+        A controller that was paused before sbatch and then replaced, or a ledger that was cut,
+        leaves such a job; ours has then ended without training, and the other's result counts.
+        """
+        claim = read_table(self._session.paths.attempt(evaluation.id, attempt.number).claim)
+        return (
+            claim is not None
+            and claim.get("job_id") != attempt.job_id
+            and evaluation.state is not State.CANCELLED
+            and not self._is_silent(evaluation, attempt)
+        )
+
+    def _is_silent(self, evaluation: Evaluation, attempt: Attempt) -> bool:
+        paths = self._session.paths.attempt(evaluation.id, attempt.number)
+        age = heartbeat_age_s(paths, time.time())
+        return age is None or age > self._stale_after_s
+
+    @property
+    def _stale_after_s(self) -> float:
+        return _STALE_BEATS * self._session.settings.train.heartbeat_s
+
+    def _settle(
+        self, evaluation: Evaluation, attempt: Attempt, report: JobReport | None
+    ) -> tuple[Evaluation, Verdict]:
+        """Judge an attempt and put its verdict on record."""
+        session = self._session
+        paths = session.paths.attempt(evaluation.id, attempt.number)
+        log = self._executor.log(live_job(session, attempt))
+        submission = session.state.submissions[attempt.submission]
+        seen = observe(
+            paths,
+            log,
+            report,
+            root=session.paths.folder,
+            limit_s=60 * float(str(submission.resources["timeout_min"])),
+            stale_after_s=self._stale_after_s,
+            cancel_requested=evaluation.state is State.CANCELLED,
+            has_started=attempt.state is not State.SUBMITTED,
+        )
+        result, beat = seen.result, seen.heartbeat or {}
+        fault = _mismatch(seen, evaluation, attempt)
+        verdict = judge(seen) if fault is None else fault
+        if fault is not None:
+            result = None
+        known = {
+            "node": (report.node if report else None) or attempt.node or _host(beat),
+            "elapsed_s": seen.elapsed_s,
+        }
+        sizes = attempt_sizes(session.paths, evaluation.id, attempt)
+        session.record(
+            "attempt_finished",
+            evaluation=evaluation.id,
+            attempt=attempt.number,
+            verdict=encode_verdict(verdict),
+            result=None
+            if result is None
+            else {key: value for key, value in result.items() if key not in _NOT_IN_LEDGER},
+            size_bytes=sum(sizes.values()),
+            sizes=sizes,
+            **{key: value for key, value in known.items() if value is not None},
+        )
+        return session.state.evaluations[evaluation.id], verdict
+
+    def cancel(self, evaluations: list[Evaluation]) -> str | None:
+        """Ask the scheduler to end the live attempts of evaluations; return why it could not."""
+        return self._end(
+            [
+                live_job(self._session, attempt)
+                for evaluation in evaluations
+                if (attempt := evaluation.last_attempt)
+                and attempt.job_id
+                and not attempt.state.is_finished
+            ]
+        )
+
+    def _end(self, jobs: list[LiveJob]) -> str | None:
+        if not jobs:
+            return None
+        try:
+            self._executor.cancel(jobs)
+        except EnvironmentNotReady as exc:
+            logger.warning("%s", exc.message)
+            return exc.message
+        return None
+
+
+def _host(beat: Mapping[str, object]) -> str | None:
+    """Return where a worker says that it runs, None for what is no node's name."""
+    host = beat.get("host")
+    return host if isinstance(host, str) and NODE_NAME.fullmatch(host) else None
+
+
+def _mismatch(seen: Observation, evaluation: Evaluation, attempt: Attempt) -> Verdict | None:
+    """Return the verdict on a result that is another attempt's, None for one's own."""
+    text = find_mismatch(
+        seen.result or {},
+        evaluation=evaluation.id,
+        attempt=attempt.number,
+        parameters=evaluation.parameters,
+    )
+    if text is None:
+        return None
+    told = Evidence(source=EvidenceSource.RESULT, text=text, file=seen.result_file)
+    return Verdict(kind=VerdictKind.UNDETERMINED, evidence=(told,))

@@ -1,0 +1,193 @@
+"""Whose every file of a run's folder is: found on disk, looked up in the ledger.
+
+Names come from the disk and never from the ledger, and no link is followed, so nothing outside
+the run's folder is ever named.
+"""
+
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+from elmanctl.ledger.disk import Found, category_of, each_once, walk
+from elmanctl.ledger.disk_use import CATEGORY_OF_KIND, OTHER
+from elmanctl.ledger.records import Attempt
+from elmanctl.ledger.reserve import RESERVE_FOLDER
+from elmanctl.ledger.run_state import RunState
+from elmanctl.run.paths import RunPaths
+
+OPTIMIZER = "optimizer"
+
+# What `clean` can be told to remove.
+KINDS = (*CATEGORY_OF_KIND, OPTIMIZER)
+_KIND_OF_CATEGORY = {category: kind for kind, category in CATEGORY_OF_KIND.items()}
+
+# A submission's folder holds the files of all its tasks, by job or by number.
+_OF_JOB = re.compile(r"(.+)_(?:submitted\.pkl|\d+_result\.pkl|\d+_log\.(?:out|err))")
+_OF_TASK = re.compile(r"task-(\d+)\.pkl")
+_ATTEMPT = re.compile(r"attempt-([1-9]\d*)")
+_TEMPORARY = re.compile(r"\..*\.tmp")
+_TORN = re.compile(r"ledger\.torn-.*")
+# The number of the lease is part of the name since version 0.2.
+_STATE = re.compile(r"g(\d+)-(\d+)(?:-lease\d+)?\.pickle")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Held:
+    """One file or folder of a run.
+
+    `kind` is what `clean` calls it, None for what it never removes.  `evaluation` and `attempt`
+    are on record.  `orphan` says why it belongs to nobody, where it does not.
+    """
+
+    found: Found
+    category: str
+    kind: str | None = None
+    evaluation: str | None = None
+    attempt: Attempt | None = None
+    orphan: str | None = None
+
+    @property
+    def name(self) -> str:
+        """The path as seen from the run's folder."""
+        return "/".join(self.found.parts)
+
+
+def scan(paths: RunPaths, state: RunState) -> list[Held]:
+    """Return every file and folder of a run, each once; raises LedgerError."""
+    owners = _Owners(state)
+    return [owners.judge(found) for found in each_once(walk(paths.folder, passes_locked=True))]
+
+
+def attempt_sizes(paths: RunPaths, evaluation: str, attempt: Attempt) -> dict[str, int]:
+    """Return the bytes that an attempt left by category: in its folder and its submission's."""
+    sizes: dict[str, int] = {}
+    for name, size_bytes in _left_by(paths, evaluation, attempt):
+        category = category_of(name)
+        sizes[category] = sizes.get(category, 0) + size_bytes
+    return sizes
+
+
+def _left_by(paths: RunPaths, evaluation: str, attempt: Attempt) -> Iterator[tuple[str, int]]:
+    folder = paths.attempt(evaluation, attempt.number).folder
+    if folder.is_dir():
+        yield folder.name, folder.stat().st_blocks * 512
+    for found in each_once(walk(folder, passes_locked=True)):
+        yield found.parts[0], found.size_bytes
+    # Not a scan: the folder of an array holds the files of all its tasks.
+    submission = paths.submission(attempt.submission)
+    job = attempt.job_id
+    ends = ("_submitted.pkl", "_0_result.pkl", "_0_log.out", "_0_log.err")
+    for name in (f"task-{attempt.task_index}.pkl", *(f"{job}{end}" for end in ends)):
+        path = submission / name
+        if path.is_file() and not path.is_symlink():
+            yield name, path.stat().st_blocks * 512
+
+
+def optimizer_states_in_use(state: RunState, names: Iterator[str]) -> set[str]:
+    """Return the optimizer's states to keep: the one on record, the one before, and later ones.
+
+    Only the one that the last `points_asked` names is ever read; the one before is, when that
+    event is lost.
+    """
+    saved = state.optimizer_file
+    on_record = _order(str(saved["file"])) if saved is not None else None
+    known = sorted((order, name) for name in names if (order := _order(name)) is not None)
+    if on_record is None:
+        return {name for _, name in known}
+    # Of several controllers' states before the one on record it is not known whose was recorded.
+    before = max((order for order, _ in known if order < on_record), default=on_record)
+    return {name for order, name in known if order >= before}
+
+
+def _order(name: str) -> tuple[int, int] | None:
+    match = _STATE.fullmatch(name)
+    return (int(match[1]), int(match[2])) if match else None
+
+
+class _Owners:
+    """The ledger's view: which names belong to whom."""
+
+    def __init__(self, state: RunState) -> None:
+        self._state = state
+        self._of_job: dict[tuple[str, str], tuple[str, Attempt]] = {}
+        self._of_task: dict[tuple[str, int], tuple[str, Attempt]] = {}
+        self._attempts: Mapping[tuple[str, int], Attempt] = {
+            (evaluation.id, attempt.number): attempt
+            for evaluation in state.evaluations.values()
+            for attempt in evaluation.attempts
+        }
+        for evaluation in state.evaluations.values():
+            for attempt in evaluation.attempts:
+                owner = (evaluation.id, attempt)
+                self._of_task[attempt.submission, attempt.task_index] = owner
+                if attempt.job_id is not None:
+                    self._of_job[attempt.submission, attempt.job_id] = owner
+
+    def judge(self, found: Found) -> Held:
+        """Say whose a file is."""
+        match found.parts:
+            case ("evaluations", evaluation, *rest):
+                return self._of_evaluation(found, evaluation, rest)
+            case ("submissions", submission, *rest):
+                return self._of_submission(found, submission, rest)
+            case ("optimizer", name):
+                kind = OPTIMIZER if _STATE.fullmatch(name) else None
+                return Held(found=found, category=OPTIMIZER, kind=kind, orphan=_leftover(name))
+            case (("optimizer" | "code" | "requests" | "reserve") as room, *rest):
+                name = rest[-1] if rest and room != RESERVE_FOLDER else ""
+                return Held(found=found, category=room, orphan=_leftover(name))
+            case (name, *_):
+                is_torn = _TORN.fullmatch(name) is not None
+                orphan = "bytes cut off a torn ledger" if is_torn else _leftover(name)
+                return Held(found=found, category="ledger" if not orphan else OTHER, orphan=orphan)
+        return Held(found=found, category=OTHER)
+
+    def _of_evaluation(self, found: Found, evaluation: str, rest: list[str]) -> Held:
+        if evaluation not in self._state.evaluations:
+            return Held(found=found, category=OTHER, orphan="an evaluation that is not on record")
+        number = _ATTEMPT.fullmatch(rest[0]) if rest else None
+        attempt = self._attempts.get((evaluation, int(number[1]))) if number else None
+        if attempt is None:
+            is_orphan = bool(rest) and self._state.evaluations[evaluation].state.is_finished
+            why = "an attempt that is not on record" if is_orphan else None
+            return Held(found=found, category=OTHER, evaluation=evaluation, orphan=why)
+        category = category_of(rest[1]) if len(rest) > 1 else OTHER
+        return Held(
+            found=found,
+            category=category,
+            kind=_kind_in_attempt(category, rest[1:]),
+            evaluation=evaluation,
+            attempt=attempt,
+        )
+
+    def _of_submission(self, found: Found, submission: str, rest: list[str]) -> Held:
+        if submission not in self._state.submissions:
+            return Held(found=found, category=OTHER, orphan="a submission that is not on record")
+        name = rest[0] if len(rest) == 1 else ""
+        category = category_of(name) if name else OTHER
+        of_job, of_task = _OF_JOB.fullmatch(name), _OF_TASK.fullmatch(name)
+        owner = None
+        if of_job:
+            owner = self._of_job.get((submission, of_job[1]))
+        elif of_task:
+            owner = self._of_task.get((submission, int(of_task[1])))
+        if owner is None:
+            return Held(found=found, category=category, orphan=_leftover(name))
+        kind = _KIND_OF_CATEGORY.get(category) if category in ("log", "pickle") else None
+        return Held(
+            found=found, category=category, kind=kind, evaluation=owner[0], attempt=owner[1]
+        )
+
+
+def _kind_in_attempt(category: str, names: list[str]) -> str | None:
+    if category == "checkpoint":
+        return "checkpoints"
+    if len(names) != 1:
+        return None
+    if category == "metrics":
+        return "metrics"
+    return "temporaries" if _TEMPORARY.fullmatch(names[0]) else None
+
+
+def _leftover(name: str) -> str | None:
+    return "a temporary file of a process that ended" if _TEMPORARY.fullmatch(name) else None

@@ -1,0 +1,132 @@
+"""What the attempts of an evaluation so far mean for its next: the policy applied to a run.
+
+Everything is worked out from the run's state, so that the controller, a re-queue and its dry run
+say the same, and a controller that starts after a kill decides as the one before it.
+"""
+
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from elmanctl.ledger.records import Attempt, Evaluation, State
+from elmanctl.ledger.run_state import RunState
+from elmanctl.search.workload import attempt_resources, micro_batch_of
+from elmanctl.settings import Settings
+from elmanctl.verdicts.breaker import Failure, Trip, tripped
+from elmanctl.verdicts.policy import (
+    OUTSIDE,
+    Decision,
+    Ground,
+    Group,
+    Tried,
+    changes_after,
+    decide,
+    rule_of,
+)
+from elmanctl.verdicts.signature import signature
+
+
+def decision_on(state: RunState, settings: Settings, evaluation: Evaluation) -> Decision:
+    """Return what follows the newest attempt of an evaluation that has one.
+
+    Raises InvalidConfiguration where the model no longer fits what is known of its GPU.
+    """
+    ground = ground_of(state, settings, evaluation)
+    return decide(_tried(state, evaluation), settings.retry, ground)
+
+
+def due_changes(state: RunState, settings: Settings, evaluation: Evaluation) -> Mapping[str, Any]:
+    """Return what the policy changes for a further attempt, whether or not it allows one."""
+    tried = _tried(state, evaluation)
+    return changes_after(tried, settings.retry, ground_of(state, settings, evaluation))
+
+
+def ground_of(state: RunState, settings: Settings, evaluation: Evaluation) -> Ground:
+    """Return what an attempt gets by the settings and by what re-queues asked for."""
+    executor = state.run["executor"]
+    batch = settings.train.batch
+    return Ground(
+        mem_gb=attempt_resources(settings, executor, evaluation.changes).mem_gb,
+        batch=batch,
+        micro_batch=micro_batch_of(state.run, settings, evaluation) or batch,
+        can_move=can_move(state, settings),
+    )
+
+
+def can_move(state: RunState, settings: Settings) -> bool:
+    """Whether a job can be kept off a bad node: it was not yet found that no other is left."""
+    if state.run["executor"] == "local" or settings.retry.exclude_min <= 0:
+        return False
+    return not any(node.readmitted for node in state.excluded_nodes.values())
+
+
+def deterministic_failures(state: RunState) -> dict[str, list[str]]:
+    """Return the failures of code that would only happen again: signature -> evaluations.
+
+    Those that one evaluation met twice, or that evaluations of several configurations met.  An
+    evaluation that completed after all does not count: there the same point went well.
+    """
+    met: dict[str, Counter[str]] = defaultdict(Counter)
+    for evaluation in state.evaluations.values():
+        if evaluation.state is State.COMPLETED:
+            continue
+        for attempt in evaluation.attempts:
+            verdict = attempt.verdict
+            if verdict is not None and rule_of(verdict).group is Group.CODE:
+                met[signature(verdict)][evaluation.id] += 1
+    return {
+        words: list(counted)
+        for words, counted in met.items()
+        if max(counted.values()) > 1 or _configurations(state, counted) > 1
+    }
+
+
+def _configurations(state: RunState, names: Iterable[str]) -> int:
+    return len({repr(sorted(state.evaluations[name].config.items())) for name in names})
+
+
+def last_signature(state: RunState, evaluation: Evaluation) -> str | None:
+    """Return the signature of the newest verdict, None where the newest attempt has none."""
+    last = _trained(state, evaluation).last_attempt
+    return signature(last.verdict) if last is not None and last.verdict is not None else None
+
+
+def was_cancelled_outside(state: RunState, evaluation: Evaluation) -> bool:
+    """Whether a job was cancelled, and with it its evaluation, without a request of ours."""
+    tried = _trained(state, evaluation).counted_attempts
+    if evaluation.state is not State.CANCELLED or not tried:
+        return False
+    assert tried[-1].verdict is not None
+    return rule_of(tried[-1].verdict).case == OUTSIDE
+
+
+def trip(state: RunState, settings: Settings) -> Trip | None:
+    """Return why the newest failures stop the search, None where they do not."""
+    row = [_failure(state, name, number) for name, number in state.failures_in_a_row]
+    return tripped(row, settings.retry.breaker, can_move=can_move(state, settings))
+
+
+def _trained(state: RunState, evaluation: Evaluation) -> Evaluation:
+    """Return the evaluation whose attempts decided: of an answered repeat, an earlier one."""
+    while evaluation.answer is not None:
+        evaluation = state.evaluations[evaluation.answer.by]
+    return evaluation
+
+
+def _failure(state: RunState, name: str, number: int) -> Failure:
+    attempt = next(a for a in state.evaluations[name].attempts if a.number == number)
+    assert attempt.verdict is not None
+    return Failure(verdict=attempt.verdict, node=attempt.node)
+
+
+def _tried(state: RunState, evaluation: Evaluation) -> list[Tried]:
+    tried = []
+    for attempt in evaluation.counted_attempts:
+        assert attempt.verdict is not None
+        tried.append(Tried(verdict=attempt.verdict, mem_gb=_asked_mem_gb(state, attempt)))
+    return tried
+
+
+def _asked_mem_gb(state: RunState, attempt: Attempt) -> float | None:
+    asked = state.submissions[attempt.submission].resources.get("mem_gb")
+    return float(asked) if isinstance(asked, int | float) else None

@@ -1,0 +1,1 @@
+"""Search spaces: axes, candidates, preflight checks, the audit of what each axis changes."""

@@ -1,0 +1,212 @@
+"""Axes: one searched parameter each, from the optimizer's coordinate to a value and back.
+
+An axis with a finite number of values is an integer coordinate, the index of its value, with
+half a step of room at both ends so that every value has an equal share; a continuous axis is a
+coordinate from 0 to 1.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from elmanctl.errors import ConfigError, nearest, together
+from elmanctl.space.coordinate import Coordinate
+
+Value = int | float | str | bool
+
+# What an axis of each kind holds, in the order of the documents, and which values it has.
+KINDS: Mapping[str, tuple[tuple[str, ...], str]] = {
+    "int": (("low", "high", "multiple_of", "at_most"), "whole numbers, the bounds included"),
+    "pow2": (("low", "high", "at_most"), "powers of two, the bounds included where they are one"),
+    "choice": (("values",), "one of a list"),
+    "bool": ((), "false or true"),
+    "float": (("low", "high"), "any number between the bounds"),
+    "log": (("low", "high"), "any number between the bounds, even in its logarithm"),
+}
+
+OPTIONAL: Mapping[str, str] = {
+    "multiple_of": "default 1",
+    "at_most": "a setting that no value may exceed",
+}
+
+# Beyond it one step is less than the optimizer's own rounding in a coordinate.
+_LEVELS_LIMIT = 10**9
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Axis:
+    """One searched parameter.
+
+    `at_most` names another setting: a value above that setting's is refused, and asked again.
+    """
+
+    name: str
+    kind: str
+    low: float | None = None
+    high: float | None = None
+    multiple_of: int = 1
+    at_most: str | None = None
+    values: tuple[Value, ...] = ()
+
+    @classmethod
+    def decode(cls, name: str, data: Mapping[str, Any]) -> "Axis":
+        """Return the axis that a table describes; raise ConfigError naming what is wrong."""
+        if not isinstance(data, Mapping):
+            raise ConfigError(
+                f"axis `{name}` must be a table, not `{data}`",
+                hint=f'e.g. {name} = {{ kind = "int", low = 1, high = 8 }}',
+            )
+        kind = data.get("kind")
+        if not isinstance(kind, str) or kind not in KINDS:
+            near = nearest(str(kind), KINDS)
+            raise ConfigError(
+                f"axis `{name}`: unknown kind `{kind}`",
+                hint=f"did you mean `{near}`?" if near else f"kinds: {', '.join(KINDS)}",
+            )
+        fields, _ = KINDS[kind]
+        wrong = [f"has no `{key}`" for key in data if key not in (*fields, "kind")]
+        wrong += [f"lacks `{key}`" for key in fields if key not in data and key not in OPTIONAL]
+        if wrong:
+            raise together([ConfigError(f"axis `{name}` of kind {kind} {text}") for text in wrong])
+        values = data.get("values", ())
+        if not isinstance(values, list | tuple):
+            raise ConfigError(f"axis `{name}`: values must be a list, not `{values}`")
+        axis = cls(
+            name=name,
+            kind=kind,
+            low=data.get("low"),
+            high=data.get("high"),
+            multiple_of=data.get("multiple_of", 1),
+            at_most=data.get("at_most"),
+            values=tuple(values),
+        )
+        axis._check()
+        return axis
+
+    def encode(self) -> dict[str, Any]:
+        """Return the table that `decode` reads."""
+        known = {
+            "low": self.low,
+            "high": self.high,
+            "multiple_of": self.multiple_of,
+            "at_most": self.at_most,
+            "values": list(self.values),
+        }
+        fitting = {k: v for k, v in known.items() if k in KINDS[self.kind][0] and v is not None}
+        return {"kind": self.kind} | fitting
+
+    @property
+    def levels(self) -> Sequence[Value] | None:
+        """Every value of a finite axis in order, None for a continuous one.
+
+        A range where there may be millions.
+        """
+        if self.kind == "int":
+            first = -(-int(self._low) // self.multiple_of) * self.multiple_of
+            return range(first, int(self._high) + 1, self.multiple_of)
+        if self.kind == "pow2":
+            powers = (2**i for i in range(int(self._high).bit_length()))
+            return tuple(power for power in powers if self._low <= power <= self._high)
+        if self.kind == "bool":
+            return (False, True)
+        return self.values if self.kind == "choice" else None
+
+    @property
+    def coordinate(self) -> Coordinate:
+        """The optimizer's view of this axis."""
+        levels = self.levels
+        if levels is None:
+            return Coordinate(low=0.0, high=1.0, integer=False)
+        return Coordinate(low=-0.5, high=len(levels) - 0.5, integer=True)
+
+    def value(self, x: float) -> Value:
+        """Return the value at coordinate `x`, which is clipped to the bounds."""
+        levels = self.levels
+        if levels is not None:
+            return levels[min(max(round(x), 0), len(levels) - 1)]
+        share = min(max(x, 0.0), 1.0)
+        if self.kind == "log":
+            low, high = math.log(self._low), math.log(self._high)
+            return min(max(math.exp(low + share * (high - low)), self._low), self._high)
+        return self._low + share * (self._high - self._low)
+
+    def position(self, value: object) -> float:
+        """Return the coordinate of a value.
+
+        Raises ConfigError for a value outside the axis.
+        """
+        levels = self.levels
+        if isinstance(levels, range):
+            # A range looks through all its values for what is no whole number.
+            whole = int(value) if isinstance(value, float) and value.is_integer() else value
+            if isinstance(whole, int) and whole in levels:
+                return float(levels.index(whole))
+        elif levels is not None and value in levels:
+            return float(levels.index(value))
+        number = float(value) if isinstance(value, int | float) else math.nan
+        if levels is None and self._low <= number <= self._high:
+            low, high = self._low, self._high
+            if self.kind == "log":
+                low, high, number = math.log(low), math.log(high), math.log(number)
+            return (number - low) / (high - low)
+        raise ConfigError(f"axis `{self.name}` does not reach `{value}`", hint=self.describe())
+
+    @property
+    def middle(self) -> float:
+        """The coordinate halfway along the axis."""
+        levels = self.levels
+        return 0.5 if levels is None else float((len(levels) - 1) // 2)
+
+    def describe(self) -> str:
+        """Return the range in words."""
+        if self.kind in ("int", "pow2"):
+            step = f", multiples of {self.multiple_of}" if self.multiple_of > 1 else ""
+            step = ", powers of two" if self.kind == "pow2" else step
+            limit = f", at most {self.at_most}" if self.at_most else ""
+            return f"{self.low} to {self.high}{step}{limit}"
+        if self.kind in ("float", "log"):
+            return f"{self.low:g} to {self.high:g}" + (
+                ", logarithmic" if self.kind == "log" else ""
+            )
+        return ", ".join(str(level) for level in self.levels or ())
+
+    @property
+    def _low(self) -> float:
+        assert self.low is not None
+        return self.low
+
+    @property
+    def _high(self) -> float:
+        assert self.high is not None
+        return self.high
+
+    def _check(self) -> None:
+        numbers = (self.low, self.high, self.multiple_of)
+        if any(isinstance(n, bool) or not isinstance(n, int | float | None) for n in numbers):
+            raise ConfigError(f"axis `{self.name}`: low, high and multiple_of are numbers")
+        if not all(n is None or math.isfinite(n) for n in numbers):
+            raise ConfigError(f"axis `{self.name}`: low and high must be finite")
+        if self.kind in ("int", "pow2", "float", "log") and not self._low < self._high:
+            raise ConfigError(f"axis `{self.name}`: low must be under high")
+        if self.kind in ("int", "pow2") and not all(isinstance(n, int) for n in numbers):
+            raise ConfigError(f"axis `{self.name}`: low and high must be whole numbers")
+        if self.multiple_of < 1:
+            raise ConfigError(f"axis `{self.name}`: multiple_of must be at least 1")
+        if not isinstance(self.at_most, str | None):
+            raise ConfigError(f"axis `{self.name}`: at_most names another setting")
+        if self.kind == "pow2" and self._low < 1:
+            raise ConfigError(f"axis `{self.name}`: powers of two start at 1")
+        if self.kind == "log" and self._low <= 0:
+            raise ConfigError(f"axis `{self.name}`: a logarithmic axis starts above 0")
+        if not all(isinstance(value, Value) for value in self.values):
+            raise ConfigError(f"axis `{self.name}`: values are numbers, words, true or false")
+        levels = self.levels
+        if isinstance(levels, range) and len(levels) > _LEVELS_LIMIT:
+            raise ConfigError(
+                f"axis `{self.name}` has more than {_LEVELS_LIMIT:,} values",
+                hint="raise multiple_of, or use kind = pow2",
+            )
+        distinct = len(levels or ()) if isinstance(levels, range) else len(set(levels or ()))
+        if levels is not None and distinct < max(2, len(levels)):
+            raise ConfigError(f"axis `{self.name}`: needs two or more different values")

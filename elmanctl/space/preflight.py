@@ -1,0 +1,190 @@
+"""What is checked of a space and of every sampled point before a job could be spent on it."""
+
+from collections.abc import Sequence
+from dataclasses import fields
+from math import inf, lcm
+
+from elmanctl.errors import ConfigError, InvalidConfiguration, nearest
+from elmanctl.models.backends import AUTO
+from elmanctl.models.config import FamilyConfig
+from elmanctl.models.memory import training_memory_bytes
+from elmanctl.models.registry import FAMILIES, decode_config, find_family
+from elmanctl.settings import Settings
+from elmanctl.space.audit import LEARNING_RATE, bases
+from elmanctl.space.axis import Axis, Value
+from elmanctl.space.space import SearchSpace
+
+_LEVELS_TRIED = 1000
+
+_GB = 10**9
+
+
+class Preflight:
+    """The checks of one search on a configuration: its backend computes it, its GPU holds it."""
+
+    def __init__(self, settings: Settings, executor: str) -> None:
+        self._train = settings.train
+        place = settings.local if executor == "local" else settings.slurm
+        self._gpu_memory_gb = None if settings.train.device == "cpu" else place.gpu_memory_gb
+
+    def check(self, config: FamilyConfig) -> None:
+        """Raise InvalidConfiguration for a model that could not run."""
+        self.check_backend(config)
+        self.micro_batch(config)
+
+    def micro_batch(self, config: FamilyConfig) -> int:
+        """Return how many sequences of a step are held at once, 0 for all of them.
+
+        Where it is not set and the GPU's memory is known, it is the most that divides the batch
+        and fits: a large model takes longer for its steps, and keeps their tokens.
+        Raises InvalidConfiguration for a model that does not fit.
+        """
+        train = self._train
+        if self._gpu_memory_gb is None:
+            return train.micro_batch
+        limit_bytes = self._gpu_memory_gb * _GB
+        whole = train.micro_batch or train.batch
+        sizes = [whole] if train.micro_batch else _divisors(train.batch)
+        fitting = [size for size in sizes if self._memory_bytes(config, size) <= limit_bytes]
+        if fitting:
+            return train.micro_batch if max(fitting) == whole else max(fitting)
+        one_fits = self._memory_bytes(config, 1) <= limit_bytes
+        raise InvalidConfiguration(
+            f"{config.level} would need about {self._memory_bytes(config, sizes[-1]) / _GB:.1f} GB "
+            f"of the GPU's {limit_bytes / _GB:.1f} GB",
+            hint="set a smaller `train.micro_batch`; the tokens of a step stay the same"
+            if one_fits
+            else "one sequence at once is too much already: shorten `train.seq_len`, or search "
+            "smaller models",
+        )
+
+    def check_backend(self, config: FamilyConfig) -> None:
+        """Raise InvalidConfiguration for a model that the backend does not compute."""
+        name = self._train.backend
+        # What `auto` picks is known on the node alone; it can always pick the last one.
+        config.check_backend(FAMILIES[config.level].backends[-1] if name == AUTO else name)
+
+    def _memory_bytes(self, config: FamilyConfig, micro_batch: int) -> int:
+        return training_memory_bytes(
+            config,
+            micro_batch=micro_batch,
+            seq_len=self._train.seq_len,
+            precision="fp32" if self._train.precision == "fp32" else "bf16",
+        )
+
+
+def mixed_backends(settings: Settings, models: Sequence[FamilyConfig]) -> str | None:
+    """Return a warning when `auto` would run some of these models on another backend than the rest.
+
+    A time budget then compares implementations along with models.
+    """
+    train = settings.train
+    if train.backend != AUTO or train.device == "cpu":
+        return None
+    for backend in FAMILIES[models[0].level].backends[:-1]:
+        beyond = sum(not _computes(backend, model) for model in models)
+        if 0 < beyond < len(models):
+            return (
+                f"{beyond} of the first {len(models)} points are not computed by backend "
+                f"`{backend}`; where it can run, `auto` trains these on another than the rest"
+            )
+    return None
+
+
+def _computes(backend: str, model: FamilyConfig) -> bool:
+    try:
+        model.check_backend(backend)
+    except InvalidConfiguration:
+        return False
+    return True
+
+
+def _divisors(number: int) -> list[int]:
+    return [divisor for divisor in range(number, 0, -1) if number % divisor == 0]
+
+
+def check_space(space: SearchSpace, settings: Settings, executor: str) -> None:
+    """Raise InvalidConfiguration, naming the axis, for a value that no model can run with.
+
+    A value is tried beside the middle of the other axes, then beside their other values: what runs
+    with some of them is left to the points.
+    """
+    preflight = Preflight(settings, executor)
+    _check_learning_rates(space)
+    _check_limited_axes(space)
+    for axis in space.axes:
+        levels = _tried(axis.levels or ())
+        found = [(level, _fault(space, axis, level, settings, preflight)) for level in levels]
+        faults = [(level, fault) for level, fault in found if fault is not None]
+        if not faults:
+            continue
+        level, fault = faults[0]
+        if len(faults) == len(levels):
+            # Whatever this axis says: the reason lies elsewhere, mostly in a constant.
+            raise fault
+        raise InvalidConfiguration(
+            f"axis `{axis.name}` at {level}: {fault.message}",
+            hint=fault.hint or "take it out of the axis in `[search.axes]`",
+        ) from fault
+
+
+def _tried(levels: Sequence[Value]) -> Sequence[Value]:
+    """Return every value, or as many of a very long axis, evenly spread, both ends included."""
+    last = len(levels) - 1
+    if last < _LEVELS_TRIED:
+        return levels
+    return [levels[index * last // _LEVELS_TRIED] for index in range(_LEVELS_TRIED + 1)]
+
+
+def _check_learning_rates(space: SearchSpace) -> None:
+    values = [space.fixed[LEARNING_RATE]] if LEARNING_RATE in space.fixed else []
+    for axis in space.axes:
+        if axis.name == LEARNING_RATE:
+            values += [axis.value(x) for x in (axis.coordinate.low, axis.coordinate.high)]
+    for value in values:
+        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < inf:
+            raise InvalidConfiguration(
+                f"`{LEARNING_RATE}` is or can become {value}, but a learning rate is above 0"
+            )
+
+
+def _check_limited_axes(space: SearchSpace) -> None:
+    """Raise ConfigError for an axis that is limited by what is no number of the model."""
+    middle = space.values(space.middle)
+    defaults = {item.name: item.default for item in fields(find_family(space.model).load_config())}
+    for axis in space.axes:
+        limit = axis.at_most
+        if limit is None:
+            continue
+        if limit not in defaults:
+            near = nearest(limit, defaults)
+            raise ConfigError(
+                f"axis `{axis.name}`: {space.model} has no setting `{limit}` to be limited by",
+                hint=f"did you mean `{near}`?" if near else None,
+            )
+        value = middle.get(limit, defaults[limit])
+        is_number = isinstance(value, int | float) and not isinstance(value, bool)
+        # `dim` may be solved, so that nobody has named it yet.
+        if limit != "dim" and not is_number:
+            raise ConfigError(f"axis `{axis.name}`: at_most names `{limit}`, which is no number")
+
+
+def _fault(
+    space: SearchSpace, axis: Axis, level: Value, settings: Settings, preflight: Preflight
+) -> InvalidConfiguration | None:
+    """Why no model runs with a value of an axis; None where one does or no point has the value."""
+    config_class = find_family(space.model).load_config()
+    first = None
+    for base in bases(space, axis):
+        values = {**base, axis.name: level}
+        if not space.allows(values):
+            continue
+        dim = lcm(settings.search.multiple_of, config_class.dim_divisor(values))
+        named = {name: value for name, value in values.items() if name != LEARNING_RATE}
+        try:
+            preflight.check_backend(decode_config(space.model, {"dim": dim, **named}))
+        except InvalidConfiguration as exc:
+            first = first or exc
+        else:
+            return None
+    return first

@@ -1,0 +1,1 @@
+"""Classification of training logs by their text alone."""

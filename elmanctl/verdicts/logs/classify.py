@@ -1,0 +1,223 @@
+"""From the text of a log alone to a verdict; pure.
+
+A log is less than what the worker and the scheduler say, so it is asked last.  What it does not
+say clearly is `undetermined`, and only a training loss printed as not finite is `diverged`.
+"""
+
+from collections.abc import Iterable, Sequence
+
+from elmanctl.ledger.records import (
+    Cause,
+    Confidence,
+    Evidence,
+    EvidenceSource,
+    Verdict,
+    VerdictKind,
+)
+from elmanctl.verdicts.causes import find_cause, find_neighbour, names_broken_device
+from elmanctl.verdicts.logs import rules as log_rules
+from elmanctl.verdicts.logs.ends import declared_end
+from elmanctl.verdicts.logs.reading import Error, Piece, Reading, read_parts
+from elmanctl.verdicts.rules import Weight
+
+QUOTE_LIMIT = 400
+
+# Python flushes at most a buffer of stdout after it has written a traceback to stderr.
+_BUFFER_BYTES = 10_000
+
+# So many losses after the last bad one say that the run got over it.
+_RECOVERED = 2
+
+_ORDER = (
+    VerdictKind.DISK_FULL,
+    VerdictKind.OOM,
+    VerdictKind.ENVIRONMENT,
+    VerdictKind.LOST,
+    VerdictKind.INVALID,
+    VerdictKind.CUDA_ERROR,
+    VerdictKind.PYTHON_ERROR,
+)
+
+# Kinds that say only that nothing was understood, or that the text just ends.
+_UNCLEAR = (VerdictKind.UNDETERMINED, VerdictKind.LOST)
+
+
+def classify_log(text: str) -> Verdict:
+    """Return what the text of a training log says of its end, with the lines quoted."""
+    return classify_parts([(1, text)])
+
+
+def classify_parts(parts: Iterable[tuple[int, str]]) -> Verdict:
+    """Return the verdict on the parts of a log, each with the number of its first line."""
+    found = read_parts(parts)
+    if found.last is None:
+        empty = Evidence(source=EvidenceSource.LOG, text="the log is empty")
+        return Verdict(kind=VerdictKind.LOST, evidence=(empty,), confidence=Confidence.UNCLEAR)
+    kind, pieces = _decide(found)
+    cause = find_cause(kind, texts_of(found, kind))
+    return Verdict(
+        kind=kind,
+        evidence=(*(quote(piece) for piece in pieces), *of_cause(found, cause, pieces)),
+        confidence=Confidence.UNCLEAR if kind in _UNCLEAR else Confidence.LIKELY,
+        cause=cause,
+    )
+
+
+def texts_of(found: Reading, kind: VerdictKind) -> tuple[str, ...]:
+    """Return the lines of a log that tell of a kind of end."""
+    return tuple(error.piece.text for error in found.errors if error.rule.kind is kind)
+
+
+def of_cause(
+    found: Reading, cause: Cause | None, quoted: Sequence[Piece], file: str | None = None
+) -> list[Evidence]:
+    """Return the line that names the broken device or the neighbour, beyond those quoted."""
+    for piece in (error.piece for error in found.errors):
+        if cause is Cause.DEVICE and names_broken_device(piece.text):
+            return [] if piece in quoted else [quote(piece, file)]
+        neighbour = find_neighbour(piece.text) if cause is Cause.NEIGHBOUR else None
+        if neighbour is not None:
+            told = Evidence(
+                source=EvidenceSource.LOG, text=str(neighbour), file=file, line=piece.number
+            )
+            return [told]
+    return []
+
+
+def quote(piece: Piece, file: str | None = None) -> Evidence:
+    """Return a piece of a log as evidence."""
+    text = piece.text.strip()[:QUOTE_LIMIT]
+    return Evidence(source=EvidenceSource.LOG, text=text, file=file, line=piece.number)
+
+
+def _decide(found: Reading) -> tuple[VerdictKind, tuple[Piece, ...]]:
+    assert found.last is not None
+    if found.several is not None:
+        return VerdictKind.UNDETERMINED, (found.several,)
+    error = find_error(found)
+    bad = [loss.piece for loss in found.losses if not loss.finite]
+    if error is not None and not (bad and _yields_to_losses(error)):
+        return error.rule.kind, (error.piece,)
+    if bad:
+        after = (error.piece,) if error is not None else ()
+        kind, pieces = _of_bad_losses(found, bad)
+        if kind is not VerdictKind.COMPLETED:
+            return kind, (*pieces, *after)
+        if error is not None:
+            return error.rule.kind, after
+    finished = _finish(found)
+    if finished is not None:
+        if len(found.bad_gradients) > _RECOVERED and all(found.bad_gradients[-_RECOVERED - 1 :]):
+            return VerdictKind.UNDETERMINED, (found.losses[-1].piece, finished)
+        return VerdictKind.COMPLETED, (finished,)
+    if found.cut_traceback is not None:
+        return VerdictKind.LOST, (found.cut_traceback, found.last)
+    if found.losses or found.begun is not None:
+        return VerdictKind.LOST, (found.last,)
+    return VerdictKind.UNDETERMINED, (found.last,)
+
+
+def _finish(found: Reading) -> Piece | None:
+    """Return the piece that tells of a finish after which no training goes on."""
+    for piece in (found.finished, _weak_finish(found)):
+        if piece is not None and not found.goes_on_after(piece):
+            return piece
+    return None
+
+
+def _weak_finish(found: Reading) -> Piece | None:
+    """Return a sign of a good end that says so only where no error came after the last loss."""
+    if found.ended_well is not None and (found.losses or found.begun is not None):
+        return found.ended_well
+    return declared_end(found)
+
+
+def _yields_to_losses(error: Error) -> bool:
+    """Whether a run with bad losses may have ended so because of them, or whatever it did."""
+    if error.rule.weight in (Weight.SIGNAL, Weight.SCHEDULER, Weight.SYMPTOM):
+        return True
+    of_python = error.rule.kind is VerdictKind.PYTHON_ERROR
+    return of_python and log_rules.is_of_numbers(error.piece.text)
+
+
+def _of_bad_losses(found: Reading, bad: Sequence[Piece]) -> tuple[VerdictKind, tuple[Piece, ...]]:
+    """Return what losses that are not finite mean; `completed` is: nothing."""
+    if found.refused is not None:
+        return VerdictKind.INVALID, (found.refused, bad[0])
+    last = bad[-1].offset
+    later = [loss.piece for loss in found.losses if loss.finite and loss.piece.offset > last]
+    if len(later) < _RECOVERED:
+        return VerdictKind.DIVERGED, (bad[0],)
+    if found.skipped_step:
+        return VerdictKind.COMPLETED, ()
+    return VerdictKind.UNDETERMINED, (bad[0], later[0])
+
+
+def _may_be_cause(found: Reading, error: Error) -> bool:
+    """Whether an error may have ended its process, though buffered losses follow it."""
+    is_near = found.progress_after(error.piece) <= _BUFFER_BYTES
+    # What a logger wrote was caught.
+    return is_near and error.rule.weight is Weight.CAUSE and not error.caught
+
+
+def _late_errors(found: Reading) -> list[Error]:
+    """Return the errors that no finish follows: what is followed by one was survived."""
+    weak = _weak_finish(found)
+    if weak is not None and not found.goes_on_after(weak):
+        end = min(weak.offset, found.losses[-1].piece.offset) if found.losses else -1
+    else:
+        end = -1
+    if found.finished is not None:
+        end = max(end, found.finished.offset)
+    done = found.finished is not None and not found.goes_on_after(found.finished)
+    return [
+        error
+        for error in found.errors
+        # What fails for a script after the training was done did not end it.
+        if error.piece.offset >= end and not (done and _is_of_a_script(error))
+    ]
+
+
+def _is_of_a_script(error: Error) -> bool:
+    return error.rule.kind is VerdictKind.ENVIRONMENT and error.rule.weight is Weight.SYMPTOM
+
+
+def find_error(found: Reading) -> Error | None:
+    """Return the error that ended a run, None where none did.
+
+    What is followed by a finish was survived.  Of several processes one fails first and the
+    others fail for it, hence causes before symptoms, and memory before what follows from it.
+    """
+    late = _late_errors(found)
+    ends = [error for error in late if found.progress_after(error.piece) <= 0]
+    flushed = [error for error in late if _may_be_cause(found, error)]
+    errors = ends or flushed
+    if errors and not any(error.rule.weight >= Weight.SCHEDULER for error in errors):
+        # One process ends in peace, another has failed, and the launcher tells so last.
+        errors = [*(error for error in found.errors if _may_be_cause(found, error)), *errors]
+    return decide_among(errors)
+
+
+def decide_among(errors: Sequence[Error]) -> Error | None:
+    """Return, of errors that have one cause, the one that names it best."""
+    causes = [error for error in errors if error.rule.weight is Weight.CAUSE]
+    told = [error for error in errors if error.rule.weight is Weight.SCHEDULER]
+    if told:
+        causes = [
+            cause
+            for cause in causes
+            if cause.piece.offset < told[0].piece.offset or cause.rule.kind is VerdictKind.OOM
+        ]
+    for kind in _ORDER:
+        fitting = [cause for cause in causes if cause.rule.kind is kind]
+        if fitting:
+            return fitting[-1]
+    if told:
+        # A plain cancellation also follows from the other endings.
+        return next((t for t in told if t.rule.kind is not VerdictKind.CANCELLED), told[0])
+    # A signal says at least who ended it; all others of these are echoes.
+    for weight in (Weight.SIGNAL, Weight.SYMPTOM):
+        echoes = [error for error in errors if error.rule.weight is weight]
+        if echoes:
+            return echoes[0]
+    return None
