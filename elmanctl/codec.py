@@ -1,0 +1,244 @@
+"""Strict codec between frozen dataclasses and plain JSON, driven by their type hints.
+
+A field is one key of a JSON object, in the order of declaration.  `json_field` marks the
+exceptions: keys that are left out at their default, and fields that never reach the JSON.  Only a
+key that `encode` may leave out may be missing, and a key that is no field is an error.
+"""
+
+import types
+import typing
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import MISSING, Field, field, fields, is_dataclass
+from enum import StrEnum
+from functools import cache
+from typing import Any, TypeVar
+
+from elmanctl.errors import ElmanError
+
+_T = TypeVar("_T")
+_Reader = Callable[[Any], Any]
+
+_NAMES: Mapping[type, str] = {
+    **{str: "a text", int: "a whole number", float: "a number", bool: "true or false"},
+    **{list: "an array", dict: "an object"},
+}
+
+
+def json_field(
+    *,
+    default: Any = MISSING,
+    default_factory: Any = MISSING,
+    omit: bool = False,
+    stored: bool = True,
+    make: _Reader | None = None,
+) -> Any:
+    """Declare a field of a record.
+
+    With `omit` its key is left out at the default and may be missing.  One that is not `stored`
+    has no key: its default counts, or what `decode` is given.  `make` converts a decoded value.
+    """
+    metadata = {"omit": omit, "stored": stored, "make": make}
+    if default_factory is not MISSING:
+        return field(default_factory=default_factory, metadata=metadata)
+    return field(default=default, metadata=metadata)
+
+
+def encode(value: object) -> Any:
+    """Return a record, or a collection of records, as plain JSON data."""
+    if isinstance(value, StrEnum):
+        return value.value
+    if is_dataclass(value) and not isinstance(value, type):
+        return {
+            name: encode(item)
+            for name, default, omit in _keys(type(value))
+            if not ((item := getattr(value, name)) == default and omit)
+        }
+    if isinstance(value, Mapping):
+        return {key: encode(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [encode(item) for item in value]
+    return value
+
+
+def decode(
+    kind: type[_T], data: object, path: str, error: type[ElmanError], **unstored: object
+) -> _T:
+    """Return the record of type `kind` that `data` encodes; `path` names it in messages.
+
+    Raises `error`, with the JSON path of what is wrong.
+    """
+    try:
+        if unstored:
+            return typing.cast(_T, _record(kind)(data, unstored))
+        return typing.cast(_T, _reader(kind)(data))
+    except _Misfit as exc:
+        raise error(f"`{path}{exc.path}` {exc.reason}") from exc
+
+
+def describe(value: object) -> str:
+    """Return a value as it can stand in a message, cut to a readable length."""
+    shown = repr(value)
+    return shown if len(shown) <= 60 else f"{shown[:57]}..."
+
+
+class _Misfit(ValueError):
+    """A value that does not fit its type hint; `path` grows on the way out."""
+
+    def __init__(self, reason: str, path: str = "") -> None:
+        super().__init__(reason)
+        self.reason = reason
+        self.path = path
+
+
+def _at(part: str, read: _Reader, value: Any) -> Any:
+    try:
+        return read(value)
+    except _Misfit as exc:
+        exc.path = part + exc.path
+        raise
+
+
+@cache
+def _keys(kind: type) -> tuple[tuple[str, Any, bool], ...]:
+    return tuple(
+        (each.name, _default(each), each.metadata.get("omit", False))
+        for each in fields(kind)
+        if each.metadata.get("stored", True)
+    )
+
+
+def _default(each: "Field[Any]") -> Any:
+    return each.default if each.default_factory is MISSING else each.default_factory()
+
+
+@cache
+def _reader(kind: Any) -> _Reader:
+    origin, parts = typing.get_origin(kind), typing.get_args(kind)
+    if origin in (typing.Union, types.UnionType):
+        return _union(parts)
+    if origin is Mapping or origin is dict:
+        return _mapping(parts[1])
+    if origin is tuple and parts[-1] is not Ellipsis:
+        return _fixed(parts)
+    if origin in (tuple, list):
+        return _array(origin, parts[0])
+    if is_dataclass(kind):
+        record = _record(kind)
+        return lambda data: record(data, {})
+    if isinstance(kind, type) and issubclass(kind, StrEnum):
+        return _member(kind)
+    return _plain(kind)
+
+
+def _plain(kind: Any) -> _Reader:
+    if kind in (object, Any):
+        return lambda data: data
+
+    def read(data: Any) -> Any:
+        if type(data) is kind:
+            return data
+        if kind is float and type(data) is int:
+            try:
+                return float(data)
+            except OverflowError as exc:
+                raise _Misfit(f"is too large: {describe(data)}") from exc
+        raise _wrong(kind, data)
+
+    return read
+
+
+def _wrong(kind: Any, data: object) -> _Misfit:
+    return _Misfit(f"must be {_NAMES[kind]}, not {describe(data)}")
+
+
+def _union(parts: tuple[Any, ...]) -> _Reader:
+    kinds = [part for part in parts if part is not type(None)]
+    wanted = " or ".join(_NAMES.get(each, "") for each in kinds)
+    is_optional = len(kinds) < len(parts)
+    if len(kinds) == 1:
+        read = _reader(kinds[0])
+        return lambda data: None if data is None and is_optional else read(data)
+
+    def read_plain(data: Any) -> Any:
+        if type(data) in kinds or (data is None and is_optional):
+            return data
+        raise _Misfit(
+            f"must be {' or '.join(_NAMES[each] for each in kinds)}, not {describe(data)}"
+        )
+
+    return read_plain
+
+
+def _mapping(item: Any) -> _Reader:
+    if item in (object, Any):
+        return _plain(dict)
+    read_object, read = _plain(dict), _reader(item)
+    return lambda data: {
+        key: _at(f".{key}", read, value) for key, value in read_object(data).items()
+    }
+
+
+def _array(make: Callable[[Iterable[Any]], Any], item: Any) -> _Reader:
+    read_list, read = _plain(list), _reader(item)
+    return lambda data: make(
+        [_at(f"[{number}]", read, value) for number, value in enumerate(read_list(data))]
+    )
+
+
+def _fixed(parts: tuple[Any, ...]) -> _Reader:
+    readers = [_reader(part) for part in parts]
+
+    def read(data: Any) -> Any:
+        if type(data) is not list or len(data) != len(parts):
+            raise _Misfit(f"must be an array of {len(parts)}, not {describe(data)}")
+        return tuple(_at(f"[{n}]", each, data[n]) for n, each in enumerate(readers))
+
+    return read
+
+
+def _member(kind: type[StrEnum]) -> _Reader:
+    members: Mapping[Any, StrEnum] = {member.value: member for member in kind}
+
+    def read(data: Any) -> Any:
+        if isinstance(data, str) and data in members:
+            return members[data]
+        if not isinstance(data, str):
+            raise _wrong(str, data)
+        raise _Misfit(f"is {describe(data)}, not one of {', '.join(members)}")
+
+    return read
+
+
+@cache
+def _record(kind: Any) -> Callable[[Any, Mapping[str, object]], Any]:
+    hints = typing.get_type_hints(kind)
+    plan = [
+        (each.name, f".{each.name}", _made(_reader(hints[each.name]), each), each.metadata["omit"])
+        if each.metadata
+        else (each.name, f".{each.name}", _reader(hints[each.name]), False)
+        for each in fields(kind)
+        if each.metadata.get("stored", True)
+    ]
+    names = {name for name, *_ in plan}
+
+    def read(data: Any, unstored: Mapping[str, object]) -> Any:
+        if not isinstance(data, Mapping):
+            raise _wrong(dict, data)
+        values = dict(unstored)
+        for name, part, read_item, may_miss in plan:
+            if name in data:
+                values[name] = _at(part, read_item, data[name])
+            elif not may_miss:
+                raise _Misfit("is missing", part)
+        if not names.issuperset(data):
+            raise _Misfit("is not a known key", f".{min(set(data) - names)}")
+        return kind(**values)
+
+    return read
+
+
+def _made(read: _Reader, each: "Field[Any]") -> _Reader:
+    make = each.metadata.get("make")
+    if make is None:
+        return read
+    return lambda data: None if (value := read(data)) is None else make(value)
