@@ -1,5 +1,6 @@
 """Settings from flags, presets, variables, files and templates: which one wins, what is refused."""
 
+import json
 import math
 import tomllib
 import typing
@@ -363,6 +364,17 @@ def test_settings_in_the_ledger_decode_to_themselves(sources: Sources) -> None:
     assert decode_settings(settings.encode()) == settings
     assert decode_settings(Settings().encode()) == Settings()
     assert settings.local.gpus == (0, 3)
+
+
+def test_training_settings_stand_in_the_ledger_in_the_order_they_always_had() -> None:
+    recorded = (
+        '{"minutes":null,"steps":300,"tokens":null,"batch":16,"micro_batch":0,"seq_len":512,'
+        '"lr":0.0003,"warmup_steps":3,"grad_clip":1.0,"weight_decay":0.01,"seed":42,'
+        '"precision":"auto","device":"auto","backend":"auto","threads":0,"heartbeat_s":10.0,'
+        '"checkpoint_min":0.0}'
+    )
+    settings = merge([Source(name="test", values={"train.steps": 300})]).settings
+    assert json.dumps(settings.encode()["train"], separators=(",", ":")) == recorded
 
 
 def test_settings_of_another_version_in_the_ledger_are_refused_by_name() -> None:

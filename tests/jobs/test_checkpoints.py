@@ -20,7 +20,7 @@ import torch
 
 import elmanctl
 from elmanctl.jobs import evaluation
-from elmanctl.jobs.checkpoint import save
+from elmanctl.jobs.checkpoint import save, spec_fingerprint
 from elmanctl.jobs.checkpoints import Checkpoints
 from elmanctl.jobs.evaluation import evaluate_attempt
 from elmanctl.jobs.metrics import MetricsLog, StepRecord
@@ -31,6 +31,7 @@ from elmanctl.run.paths import AttemptPaths, RunPaths
 from elmanctl.run.protocol import Budget
 from elmanctl.run.spec import AttemptSpec
 from tests.models.samples import small_config
+from tests.run.test_spec import RECORDED
 
 CHECKOUT = Path(elmanctl.__file__).parents[1]
 MODELS = {
@@ -125,6 +126,18 @@ def run(paths: AttemptPaths) -> dict[str, Any]:
 def whole(write: Write) -> dict[str, Any]:
     """The result of the same training without interruption and without checkpoints."""
     return run(write(evaluation="g000-e99", checkpoint_min=0.0))
+
+
+@pytest.mark.parametrize(
+    ("name", "fingerprint"),
+    [
+        ("defaults", "a85bda28acf10071e7edc6d37b37b8ad2f4669a5e5073588d79dd715251a42fc"),
+        ("nothing default", "195b5fe418fc70a001d01f82188f8e032c7d726d219d2718c8128d37c868894a"),
+    ],
+)
+def test_checkpoints_of_earlier_versions_fit(name: str, fingerprint: str) -> None:
+    spec = AttemptSpec.decode(json.loads(RECORDED[name]))
+    assert spec_fingerprint(spec, "bf16") == fingerprint
 
 
 @pytest.mark.parametrize("level", MODELS)

@@ -1,10 +1,14 @@
+import json
 from dataclasses import fields, replace
 from typing import Any
 
 import pytest
 
 from elmanctl.errors import InvalidConfiguration
+from elmanctl.ledger.files import encode_json
 from elmanctl.run.protocol import Budget, Protocol
+from elmanctl.run.spec import AttemptSpec
+from tests.run.test_spec import RECORDED as SPECS
 
 PROTOCOL = Protocol(
     corpus_sha256="ab" * 32,
@@ -35,6 +39,31 @@ CHANGES: dict[str, Any] = {
     "grad_clip": 0.5,
     "precision": "bf16",
 }
+
+_HEAD = (
+    b'{"corpus_sha256":"%b","corpus_size_bytes":1000,"sampler":"uniform-windows-v1",'
+    b'"loss_definition":"mean-train-nats-last-100-steps",' % (b"ab" * 32)
+)
+RECORDED = {
+    "defaults": (
+        _HEAD + b'"budget":{"minutes":10.0},"tokens_per_step":4096,"seq_len":256,"warmup_steps":3,'
+        b'"optimizer":"schedulefree-adamw","betas":[0.9,0.95],"eps":1e-08,"weight_decay":0.01,'
+        b'"grad_clip":1.0,"precision":"bf16"}\n',
+        "07525f680d2e",
+    ),
+    "nothing default": (
+        _HEAD + b'"budget":{"steps":200},"tokens_per_step":1024,"seq_len":128,"warmup_steps":5,'
+        b'"optimizer":"schedulefree-adamw","betas":[0.8,0.99],"eps":1e-08,"weight_decay":0.1,'
+        b'"grad_clip":0.5,"precision":"bf16"}\n',
+        "af3e5086d159",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", RECORDED)
+def test_protocol_keeps_its_bytes_and_its_fingerprint(name: str) -> None:
+    protocol = AttemptSpec.decode(json.loads(SPECS[name])).protocol("bf16")
+    assert (encode_json(protocol.encode()), protocol.fingerprint) == RECORDED[name]
 
 
 def test_every_condition_is_covered_by_this_file() -> None:

@@ -6,10 +6,41 @@ from typing import Any
 import pytest
 
 from elmanctl.errors import EnvironmentNotReady, InvalidConfiguration
+from elmanctl.ledger.files import encode_json
 from elmanctl.run.protocol import Budget
 from elmanctl.run.spec import AttemptSpec
 
 MakeSpec = Callable[..., AttemptSpec]
+
+# As version 0.1 wrote them: what is added later is left out while it asks for nothing.
+_HEAD = (
+    b'{"version":1,"run":"tiny","evaluation":"g001-e02","attempt":3,"level":"e88","config":'
+    b'{"level":"e88","dim":64,"depth":2,"n_heads":4,"n_state":16,"use_gate":false,"variant":"documented"},'
+    b'"parameters_expected":106560,"seed":7,"lr":0.003,'
+)
+_DATA = b'"data":{"path":"/data/corpus.bytes","sha256":"%b","size_bytes":1000},' % (b"ab" * 32)
+RECORDED = {
+    "defaults": (
+        _HEAD + b'"budget":{"minutes":10.0},"batch":16,"micro_batch":8,"seq_len":256,'
+        b'"warmup_steps":3,"grad_clip":1.0,"weight_decay":0.01,"betas":[0.9,0.95],'
+        b'"precision":"auto",' + _DATA + b'"device":"auto","backend":"auto","threads":0,'
+        b'"heartbeat_s":10.0,"timeout_min":21}\n'
+    ),
+    "nothing default": (
+        _HEAD + b'"budget":{"steps":200},"batch":8,"micro_batch":2,"seq_len":128,'
+        b'"warmup_steps":5,"grad_clip":0.5,"weight_decay":0.1,"betas":[0.8,0.99],'
+        b'"precision":"bf16",' + _DATA + b'"device":"cuda","backend":"torch","threads":1,'
+        b'"heartbeat_s":2.5,"timeout_min":21.5,"checkpoint_min":5.0,'
+        b'"continues_from":["attempt-2","attempt-1"]}\n'
+    ),
+}
+
+
+@pytest.mark.parametrize("line", RECORDED.values(), ids=RECORDED)
+def test_recorded_spec_keeps_its_bytes(line: bytes) -> None:
+    again = encode_json(AttemptSpec.decode(json.loads(line)).encode())
+    # The controller asks for whole minutes.
+    assert again.replace(b'"timeout_min":21.0', b'"timeout_min":21') == line
 
 
 def test_a_spec_survives_json(make_spec: MakeSpec) -> None:
