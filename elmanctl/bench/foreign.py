@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from elmanctl.kernels.foreign import import_foreign
+from elmanctl.kernels.third_party import import_third_party
 
 TIMING_ONLY = "timing only: gradients of the decay and of beta are not to be trusted on this Triton"
 
@@ -23,7 +23,7 @@ def fla_gradients_for_timing() -> Iterator[None]:
 
     The kernels do the same work, so their time is that of right ones; nothing else may use them.
     """
-    module = import_foreign(_GUARDED)
+    module = import_third_party(_GUARDED)
     before = getattr(module, _GUARD)
     setattr(module, _GUARD, True)
     try:

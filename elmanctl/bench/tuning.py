@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, get_args
 
 from elmanctl.bench.size import Size, matrix_size
 from elmanctl.errors import UsageError
-from elmanctl.kernels.matrix_recurrence.splits import Direction, Split, told_split, trying
+from elmanctl.kernels.matrix_recurrence.splits import Direction, Split, override_split, split_for
 
 if TYPE_CHECKING:
     import torch
@@ -52,7 +52,7 @@ class Trial:
 
 def candidates(direction: Direction, n_key: int, n_value: int) -> tuple[Split, ...]:
     """Return the splits that are tried, the one in force first."""
-    told = told_split(direction, n_key, n_value)
+    told = split_for(direction, n_key, n_value)
     tiles = [keys for keys in (4, 8, 16, 32) if n_key % keys == 0]
     caps = (None, 96, 128, 168) if direction == "forward" else (None, 168, 184)
     possible = (
@@ -88,9 +88,9 @@ def trials(
     for size in sizes:
         inputs = _inputs(size, device)
         for direction in get_args(Direction):
-            told = told_split(direction, size.keys, size.values)
+            told = split_for(direction, size.keys, size.values)
             for split in choose(direction, size.keys, size.values):
-                with trying(direction, size.keys, size.values, split):
+                with override_split(direction, size.keys, size.values, split):
                     ms = _time(direction, inputs, device)
                 yield Trial(
                     direction=direction, size=size, split=split, ms=ms, is_told=split == told

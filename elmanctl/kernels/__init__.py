@@ -1,5 +1,5 @@
-"""Recurrences with hand-written gradients, one folder an operation."""
+"""Recurrences with hand-written gradients, one folder per operation."""
 
-# The link of this name at the top of a checkout must not become a second, generic import.
+# The symlink of this name at the top of a checkout must not be importable as a package `kernels`.
 if __name__ != "elmanctl.kernels":
     raise ImportError("import elmanctl.kernels, not kernels")

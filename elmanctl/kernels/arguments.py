@@ -1,36 +1,36 @@
-"""The check that every operation makes of its tensors before it computes."""
+"""Shape, dtype and device checks shared by all operations."""
 
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 from elmanctl.errors import InvalidConfiguration
 
-# As everywhere in `kernels`, torch is imported when something is computed.
+# `kernels` imports torch lazily, only when an operation runs.
 if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
-    Demand = tuple[str, Tensor | None, tuple[int, ...], torch.dtype | None]
+    Requirement = tuple[str, Tensor | None, tuple[int, ...], torch.dtype | None]
 
 
-def check_tensors(name: str, first: "Tensor", demands: "Iterable[Demand]") -> None:
-    """Raise InvalidConfiguration for a tensor that does not fit the one called `name`, `first`.
+def check_tensors(name: str, reference: "Tensor", requirements: "Iterable[Requirement]") -> None:
+    """Check tensors against the argument `name`, `reference`; raise InvalidConfiguration.
 
-    A demand is the name of a tensor, the tensor itself, and the shape and the dtype it must have;
-    None for the dtype stands for that of `first`.  All tensors must be on the device of `first`.
-    A tensor that is None was left out by the caller, and nothing is demanded of it.
+    A requirement is the name of a tensor, the tensor, and its expected shape and dtype; a dtype of
+    None means that of `reference`.  All tensors must be on the device of `reference`.  Optional
+    tensors that are None are skipped.
     """
-    for other, tensor, shape, dtype in demands:
+    for other, tensor, shape, dtype in requirements:
         if tensor is None:
             continue
         if tuple(tensor.shape) != shape:
             raise InvalidConfiguration(
                 f"{other} has shape {list(tensor.shape)}, expected {list(shape)}"
             )
-        if tensor.dtype != (dtype or first.dtype):
-            wanted = f"expected {dtype}" if dtype else f"{name} is {first.dtype}"
-            raise InvalidConfiguration(f"{other} is {tensor.dtype}, {wanted}")
-        if tensor.device != first.device:
+        if tensor.dtype != (dtype or reference.dtype):
+            expected = f"expected {dtype}" if dtype else f"{name} is {reference.dtype}"
+            raise InvalidConfiguration(f"{other} is {tensor.dtype}, {expected}")
+        if tensor.device != reference.device:
             raise InvalidConfiguration(
-                f"{other} is on {tensor.device}, {name} is on {first.device}"
+                f"{other} is on {tensor.device}, {name} is on {reference.device}"
             )

@@ -1,7 +1,7 @@
-"""How a kernel of Triton is launched: what is compiled into it, on how many warps; no torch.
+"""Launch of a Triton kernel: its signature, compile-time constants and options; imports no torch.
 
-A launch is decided from sizes and dtypes alone, so what runs on a GPU can be compiled, counted and
-run by other means on a machine that has none.
+A launch follows from sizes and dtypes alone, so the code that runs on a GPU can be compiled,
+analyzed and emulated on a machine without one.
 """
 
 from collections.abc import Mapping
@@ -11,11 +11,11 @@ from typing import Any
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Launch:
-    """One kernel with everything that is fixed before its tensors are known.
+    """A kernel and everything that is fixed before its tensors are known.
 
-    `kernel` is a function under `triton.jit` or `gluon.jit`.  `pointers` are the types of the
-    tensors it is given, such as `*bf16`, by argument; `integers` the arguments that are numbers;
-    `constants` all others, which are compiled in: a tensor that is left out is None among them.
+    `kernel` is a `triton.jit` or `gluon.jit` function.  `pointers` maps tensor arguments to their
+    Triton types, such as `*bf16`; `integers` names the integer arguments; `constants` holds all
+    other arguments, which are compile-time constants, with None for an omitted tensor.
     """
 
     kernel: Any
@@ -27,13 +27,13 @@ class Launch:
 
     @property
     def options(self) -> dict[str, Any]:
-        """What Triton's compiler is told beside the constants."""
-        # Fusing a product and a sum is the default up to Triton 3.9 only.
+        """Compile options for Triton."""
+        # FMA contraction is the default only up to Triton 3.9.
         options = {"num_warps": self.num_warps, "num_stages": 1, "enable_fp_fusion": True}
         if self.max_registers is not None:
             options["maxnreg"] = self.max_registers
         return options
 
     def __call__(self, grid: tuple[int, ...], **arguments: Any) -> None:
-        """Run the kernel on tensors and numbers by the names of its arguments."""
+        """Launch the kernel on `grid` with its runtime arguments by name."""
         self.kernel[grid](**arguments, **self.constants, **self.options)

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from elmanctl.errors import EnvironmentNotReady, InvalidConfiguration
-from elmanctl.kernels.foreign import import_foreign
+from elmanctl.kernels.third_party import import_third_party
 
 INSTALL = "scripts/install-mamba-ssm"
 
@@ -35,7 +35,7 @@ def load(module: str = "mamba_ssm") -> Any:
     if stand_in:
         sys.modules[_EXTENSION] = _absent_extension()
     try:
-        return import_foreign(module)
+        return import_third_party(module)
     except ImportError as exc:
         raise EnvironmentNotReady(
             f"mamba-ssm cannot be imported: {exc}", hint=f"install it with `{INSTALL}`"

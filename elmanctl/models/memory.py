@@ -7,7 +7,7 @@ all but the LSTM 0.93 to 1.10 times.  Under autocast to bfloat16 layers kept 0.5
 1.04 (MinGRU) of what they keep in float32, because states and decays stay float32; the estimate
 counts float32 for either.  The fast kernels on a GPU keep less than that: this is the upper side.
 Backend `triton` of E88 and its relatives, for one, keeps what was projected and one state in 16
-positions, and none of the keys, queries, deltas and read-outs of `numbers_kept`.
+positions, and none of the keys, queries, deltas and read-outs of `saved_elements`.
 """
 
 from elmanctl.models.config import VOCABULARY, FamilyConfig

@@ -20,8 +20,8 @@ from elmanctl.bench.step_rows import (
     plan_steps,
     step_rows,
 )
-from elmanctl.kernels.foreign import import_foreign
 from elmanctl.kernels.gated_delta_rule import gated_delta_rule
+from elmanctl.kernels.third_party import import_third_party
 from elmanctl.models.params import count_parameters, flops_per_token
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
@@ -199,7 +199,7 @@ def test_steps_that_are_timing_only_are_labelled_and_run_inside_the_guard(
 def guarded_module() -> Any:
     """Import the module of fla whose guard is lifted."""
     with quiet():
-        return import_foreign("fla.ops.common.chunk_o")
+        return import_third_party("fla.ops.common.chunk_o")
 
 
 def test_guard_of_fla_is_the_one_that_its_backward_pass_asks(

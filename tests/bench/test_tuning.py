@@ -11,7 +11,7 @@ from elmanctl.bench.size import matrix_size
 from elmanctl.bench.tuning import Trial, candidates, dump, sizes_to_tune, table_of, trials
 from elmanctl.errors import ConfigError, UsageError
 from elmanctl.kernels.matrix_recurrence import launches, splits
-from elmanctl.kernels.matrix_recurrence.splits import Direction, Split, told_split, trying
+from elmanctl.kernels.matrix_recurrence.splits import Direction, Split, override_split, split_for
 
 SIZE = matrix_size(1, 2, 1, 16)
 PRESENT = Split(heads=2, values=16, keys=4)
@@ -39,7 +39,7 @@ def test_every_candidate_can_be_launched_and_the_present_one_comes_first(
     direction: Direction, n: int
 ) -> None:
     tried = candidates(direction, n, n)
-    assert tried[0] == told_split(direction, n, n)
+    assert tried[0] == split_for(direction, n, n)
     assert len(set(tried)) == len(tried) > 4
     assert all(n % split.keys == 0 and split.heads * split.values <= 32 for split in tried)
 
@@ -50,10 +50,10 @@ def test_table_that_is_written_is_the_one_in_force_when_it_is_named(
     file = tmp_path / "launches.json"
     file.write_text(dump(table_of([trial(PRESENT, 1.0), trial(OTHER, 0.5)])))
     assert json.loads(file.read_text())["forward"]["16x16"]["keys"] == 8
-    before = told_split("forward", 32, 32)
+    before = split_for("forward", 32, 32)
     monkeypatch.setenv("ELMAN_LAUNCHES", str(file))
-    assert told_split("forward", 16, 16) == OTHER
-    assert told_split("forward", 32, 32) == replace(before, registers=None)
+    assert split_for("forward", 16, 16) == OTHER
+    assert split_for("forward", 32, 32) == replace(before, registers=None)
 
 
 @pytest.mark.parametrize(
@@ -66,7 +66,7 @@ def test_file_that_is_no_table_is_refused(
     file.write_text(text)
     monkeypatch.setenv("ELMAN_LAUNCHES", str(file))
     with pytest.raises(ConfigError, match=str(file)):
-        told_split("forward", 16, 16)
+        split_for("forward", 16, 16)
 
 
 def test_table_of_the_package_is_one_and_names_sizes_that_have_code() -> None:
@@ -79,7 +79,7 @@ def test_table_of_the_package_is_one_and_names_sizes_that_have_code() -> None:
 def test_split_that_is_tried_is_what_is_launched_and_gone_afterwards() -> None:
     problem = launches.Problem(n_key=16, n_value=16, dtype="fp32")
     present = launches.forward_launch(problem, keep=True)
-    with trying("forward", 16, 16, OTHER):
+    with override_split("forward", 16, 16, OTHER):
         assert launches.forward_launch(problem, keep=True).constants["BK"] == 8
     assert launches.forward_launch(problem, keep=True) == present
 
@@ -95,7 +95,7 @@ def test_trials_run_both_kernels_of_each_split() -> None:
     wide = (Split(heads=2, values=16, keys=16), Split(heads=1, values=16, keys=16))
 
     def choose(direction: Direction, n_key: int, n_value: int) -> tuple[Split, ...]:
-        return (told_split(direction, n_key, n_value), *wide[:1])
+        return (split_for(direction, n_key, n_value), *wide[:1])
 
     tried = list(trials([SIZE], torch.device("cpu"), choose))
     assert [(x.direction, x.is_told) for x in tried] == [

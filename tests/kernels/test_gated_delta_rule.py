@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 
 from elmanctl.errors import InvalidConfiguration
-from elmanctl.kernels.foreign import import_foreign
 from elmanctl.kernels.gated_delta_rule import fla_chunked, gated_delta_rule
 from elmanctl.kernels.gated_delta_rule.chunked import chunked_gated_delta_rule
 from elmanctl.kernels.gated_delta_rule.naive import naive_gated_delta_rule
+from elmanctl.kernels.third_party import import_third_party
 from elmanctl.models.backends import BACKENDS
 
 Rule = Callable[..., tuple[Tensor, Tensor]]
@@ -82,7 +82,7 @@ def fla() -> ModuleType:
             ("`torch.jit.script_method` is deprecated", DeprecationWarning),
         ):
             warnings.filterwarnings("ignore", message, category)
-        return import_foreign("fla.ops.gated_delta_rule.naive")
+        return import_third_party("fla.ops.gated_delta_rule.naive")
 
 
 @pytest.mark.parametrize("function", ["naive_recurrent", "naive_chunk"])
@@ -246,7 +246,7 @@ def test_every_argument_given_to_fla_is_one_that_it_has(
     fla: ModuleType, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # It takes unknown arguments too, and ignores them.
-    entry = import_foreign("fla.ops.gated_delta_rule").chunk_gated_delta_rule
+    entry = import_third_party("fla.ops.gated_delta_rule").chunk_gated_delta_rule
     known = inspect.signature(entry).parameters
     given: dict[str, Any] = {}
 

@@ -190,7 +190,7 @@ def test_gates_of_minlstm_compare_where_both_sigmoids_round_off() -> None:
 
 def test_runs_of_segments_join_in_any_grouping() -> None:
     # The interpreter joins one segment after another, a GPU also runs of several.
-    join = triton_kernels._then.fn
+    join = triton_kernels._combine.fn
     maps = ((0.5, 2.0), (0.25, -3.0), (4.0, 1.5), (0.125, 7.0))
     a, b, c, d = ((product, total, 1.0, 0.0) for product, total in maps)
     in_turn = join(*join(*join(*a, *b), *c), *d)
@@ -351,7 +351,7 @@ def test_operators_are_what_torch_is_told_of_them() -> None:
             "bfloat16 and float32, and scores is torch.float16",
         ),
         ({"dtype": torch.float64}, "bfloat16 and float32, and the result is torch.float64"),
-        ({"scores": torch.zeros(1, 4, 2).mT}, "last axis is contiguous, not of stride 2"),
+        ({"scores": torch.zeros(1, 4, 2).mT}, "contiguous last axis, not stride 2"),
         ({"scores": torch.empty_strided((1, 2, 4), (0, LARGEST_STRIDE, 1))}, "fewer than 4194304"),
     ],
     ids=lambda value: None if isinstance(value, str) else "-".join(value),

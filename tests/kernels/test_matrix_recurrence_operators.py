@@ -73,7 +73,7 @@ def test_operator_reads_tensors_that_a_compiler_laid_out_anew() -> None:
 
 def test_gradient_for_which_nothing_was_kept_is_refused() -> None:
     output, _ = operate(**draw_small(), keep=False)
-    with pytest.raises(RuntimeError, match="no states were kept for a gradient"):
+    with pytest.raises(RuntimeError, match="no checkpoints for the backward pass"):
         output.sum().backward()
 
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from elmanctl.errors import InvalidConfiguration
 from elmanctl.kernels.matrix_recurrence import matrix_recurrence
 from elmanctl.kernels.matrix_recurrence.naive import naive_matrix_recurrence
-from elmanctl.kernels.matrix_recurrence.routing import mask_of, most_checkpoints, places_of
+from elmanctl.kernels.matrix_recurrence.routing import max_checkpoints, packed_positions, write_mask
 from tests.kernels.interpreted import DEVICE
 from tests.kernels.recurrences import (
     FLOAT32_TOLERANCE,
@@ -47,10 +47,10 @@ def test_places_list_each_head_by_itself(data: st.DataObject) -> None:
     numbers = draw_numbers(
         length, batch=batch, heads=heads, each=each, seed=data.draw(st.integers(0, 2**32 - 1))
     )
-    mask = mask_of(numbers, heads)
+    mask = write_mask(numbers, heads)
     if data.draw(st.booleans(), "some left out"):
         mask = mask & (torch.rand(mask.shape, device=DEVICE) < 0.5)
-    places = places_of(mask, every)
+    places = packed_positions(mask, every)
     assert places.shape == (batch, heads, 2 + length) and places.dtype == torch.int32
     assert ((places[..., 2:] >= 0) & (places[..., 2:] < length)).all()
     n_checkpoints = 0
@@ -60,23 +60,23 @@ def test_places_list_each_head_by_itself(data: st.DataObject) -> None:
             assert positions[:count] == mask[sequence, :, head].nonzero().flatten().tolist()
             assert first == n_checkpoints
             n_checkpoints += -(-count // every)
-    assert n_checkpoints <= most_checkpoints(mask.shape, each, every)
+    assert n_checkpoints <= max_checkpoints(mask.shape, each, every)
 
 
 def test_room_for_checkpoints_is_that_of_what_is_written() -> None:
     shape = torch.Size((16, 512, 40))
-    assert most_checkpoints(shape, 8, EVERY) == 16 * (512 * 8 + 15 * 40) // EVERY
+    assert max_checkpoints(shape, 8, EVERY) == 16 * (512 * 8 + 15 * 40) // EVERY
     # No more than every head could need.
-    assert most_checkpoints(shape, 40, EVERY) == 16 * 40 * 512 // EVERY
-    assert most_checkpoints(torch.Size((1, 3, 2)), 2, EVERY) == 2
-    assert most_checkpoints(torch.Size((1, 3, 1)), 0, EVERY) == 1
+    assert max_checkpoints(shape, 40, EVERY) == 16 * 40 * 512 // EVERY
+    assert max_checkpoints(torch.Size((1, 3, 2)), 2, EVERY) == 2
+    assert max_checkpoints(torch.Size((1, 3, 1)), 0, EVERY) == 1
 
 
 def test_mask_of_numbers_marks_each_once() -> None:
     numbers = torch.tensor([[[2, 0], [1, 1]]])
-    mask = mask_of(numbers, 3)
+    mask = write_mask(numbers, 3)
     assert mask.tolist() == [[[True, False, True], [False, True, False]]]
-    assert mask_of(mask, 3) is mask
+    assert write_mask(mask, 3) is mask
 
 
 def draw_routed(length: int, *, each: int = 1, **differing: Any) -> dict[str, Tensor]:
@@ -117,7 +117,7 @@ def test_every_result_is_the_naive_one(case: str, is_mask: bool) -> None:
     length, each, drawn, switches = CASES[case]
     arguments = draw_routed(length, **drawn)
     numbers = numbers_for(arguments, each)
-    mask = mask_of(numbers, arguments["k"].shape[2])
+    mask = write_mask(numbers, arguments["k"].shape[2])
     truth = results(
         naive_matrix_recurrence, exact(arguments), written=mask.cpu(), read="written", **switches
     )
@@ -140,7 +140,7 @@ def test_heads_have_any_number_of_positions() -> None:
 def test_positions_that_are_not_written_are_never_looked_at() -> None:
     arguments = draw_routed(21, batch=1, blend=True)
     numbers = numbers_for(arguments, 1)
-    left_out = ~mask_of(numbers, 3)
+    left_out = ~write_mask(numbers, 3)
     expected = computed(arguments, numbers)
     spoilt = {}
     for name, x in arguments.items():
@@ -191,7 +191,7 @@ def test_numbers_are_a_mask_on_every_backend_and_when_all_is_read() -> None:
         for read in ("all", "written"):
             as_numbers, as_mask = (
                 results(matrix_recurrence, arguments, written=x, read=read, backend=backend)
-                for x in (numbers, mask_of(numbers, 3))
+                for x in (numbers, write_mask(numbers, 3))
             )
             assert all(torch.equal(as_numbers[name], as_mask[name]) for name in as_mask)
 

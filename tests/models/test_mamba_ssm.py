@@ -32,7 +32,7 @@ def test_stand_in_takes_the_extensions_name_during_the_import_alone(
     monkeypatch.delitem(sys.modules, extension, raising=False)
     monkeypatch.setattr(mamba_ssm.importlib.util, "find_spec", lambda name: None)
     monkeypatch.setattr(
-        mamba_ssm, "import_foreign", lambda name: seen.append(sys.modules.get(extension))
+        mamba_ssm, "import_third_party", lambda name: seen.append(sys.modules.get(extension))
     )
     load.__wrapped__("anything")
     assert extension not in sys.modules
@@ -46,7 +46,9 @@ def test_real_extension_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     seen = []
     monkeypatch.setitem(sys.modules, "selective_scan_cuda", real)
     monkeypatch.setattr(
-        mamba_ssm, "import_foreign", lambda name: seen.append(sys.modules["selective_scan_cuda"])
+        mamba_ssm,
+        "import_third_party",
+        lambda name: seen.append(sys.modules["selective_scan_cuda"]),
     )
     load.__wrapped__("anything")
     assert seen == [real] and sys.modules["selective_scan_cuda"] is real

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from elmanctl.errors import EnvironmentNotReady, InvalidConfiguration
-from elmanctl.kernels.minimal_scan.gates import positive, shares
+from elmanctl.kernels.minimal_scan.gates import gate_weights, positive
 from elmanctl.models.configs.min_rnn import MinGRUConfig, MinLSTMConfig, MinRNNConfig
 from elmanctl.models.min_rnn import MinGRULayer, MinLSTMLayer
 from elmanctl.models.params import count_parameters, flops_per_token, state_size
@@ -210,7 +210,7 @@ def test_saturated_gates_stay_finite_over_long_sequences(
 def test_gates_of_minlstm_compare_where_both_sigmoids_round_off(
     forget: float, write: float
 ) -> None:
-    keep, rest = shares("minlstm", torch.tensor([forget]), torch.tensor([write]))
+    keep, rest = gate_weights("minlstm", torch.tensor([forget]), torch.tensor([write]))
     lead = min(forget, 0.0) - min(write, 0.0)
     assert keep.item() == pytest.approx(1 / (1 + math.exp(-lead)), rel=1e-6)
     assert rest.item() == pytest.approx(1 / (1 + math.exp(lead)), rel=1e-6)
@@ -320,7 +320,7 @@ def test_state_and_flops_follow_from_the_equations(family: str) -> None:
 
 
 def test_gates_of_mingru_add_up_where_one_minus_the_other_would_be_zero() -> None:
-    keep, write = shares("mingru", torch.tensor([40.0, -40.0]))
+    keep, write = gate_weights("mingru", torch.tensor([40.0, -40.0]))
     expected = math.exp(-40.0)
     assert keep[0].item() == pytest.approx(expected, rel=1e-5, abs=0)
     assert write[1].item() == pytest.approx(expected, rel=1e-5, abs=0)

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from elmanctl.errors import InvalidConfiguration
 from elmanctl.kernels.matrix_recurrence import triton as op
-from elmanctl.kernels.matrix_recurrence.routing import mask_of
+from elmanctl.kernels.matrix_recurrence.routing import write_mask
 from elmanctl.models.backends import resolve_backend
 from elmanctl.models.config import DOCUMENTED, STUDY, FamilyConfig
 from elmanctl.models.memory import activation_bytes
@@ -207,7 +207,7 @@ def test_gate_of_the_read_out_is_left_to_the_kernel(family: str, calls: list[Cal
 @pytest.mark.parametrize("family", ["e87", "mom-e88"])
 def test_what_a_router_leaves_alone_is_told_to_the_kernel(family: str, calls: list[Call]) -> None:
     call = run(family, calls)[-1]
-    assert mask_of(call["written"], 3).sum(-1).tolist() == [[2]] and call["blend"] is None
+    assert write_mask(call["written"], 3).sum(-1).tolist() == [[2]] and call["blend"] is None
     assert call["flags"].read_all == (family == "e87")
 
 

@@ -1,11 +1,11 @@
-"""The recurrence of the gated delta net: a delta rule on a linear matrix state that decays."""
+"""Recurrence of the gated delta net: a delta rule on a linear matrix state with decay."""
 
 from typing import TYPE_CHECKING
 
 from elmanctl.errors import InvalidConfiguration, nearest
 from elmanctl.kernels.arguments import check_tensors
 
-# As everywhere in `kernels`, torch is imported when something is computed.
+# `kernels` imports torch lazily, only when an operation runs.
 if TYPE_CHECKING:
     from torch import Tensor
 
@@ -33,8 +33,8 @@ def gated_delta_rule(
     q, k: [B, T, H, K]; v, output: [B, T, H, V], all of one floating dtype.
     log_decay (the logarithm of alpha, at most 0), beta: [B, T, H]; states: [B, H, K, V]; these in
     float64 if q is, float32 for any other dtype.
-    Raises InvalidConfiguration on shapes or dtypes that do not fit, on an unknown backend and on
-    tensors that the backend does not compute with.
+    Raises InvalidConfiguration for mismatched shapes or dtypes, an unknown backend, and tensors
+    that the backend does not support.
     """
     if backend not in BACKENDS:
         near = nearest(backend, BACKENDS)
@@ -49,7 +49,7 @@ def gated_delta_rule(
     from elmanctl.kernels.gated_delta_rule.fla_chunked import fla_gated_delta_rule
 
     compute = fla_gated_delta_rule if backend == "fla" else chunked_gated_delta_rule
-    # Autocast would run the products of the state in half precision.
+    # Autocast would run the matrix products with the state in half precision.
     with torch.autocast(q.device.type, enabled=False):
         return compute(q, k, v, log_decay, beta, initial_state=initial_state)
 
@@ -73,11 +73,11 @@ def _check_tensors(
         raise InvalidConfiguration(f"k must be a floating-point tensor, not {k.dtype}")
     steps = tuple(k.shape[:3])
     state_dtype = torch.promote_types(k.dtype, torch.float32)
-    demands = (
+    requirements = (
         ("q", q, tuple(k.shape), k.dtype),
         ("v", v, (*steps, v.shape[3]), k.dtype),
         ("log_decay", log_decay, steps, state_dtype),
         ("beta", beta, steps, state_dtype),
         ("initial_state", initial_state, (*steps[::2], k.shape[3], v.shape[3]), state_dtype),
     )
-    check_tensors("k", k, demands)
+    check_tensors("k", k, requirements)

@@ -1,4 +1,4 @@
-"""The gated delta rule on the Triton kernels of flash-linear-attention."""
+"""Gated delta rule on the Triton kernels of flash-linear-attention (fla)."""
 
 from functools import cache
 from typing import Any
@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from elmanctl.errors import InvalidConfiguration
-from elmanctl.kernels.foreign import import_foreign
+from elmanctl.kernels.third_party import import_third_party
 
 
 def fla_gated_delta_rule(
@@ -19,17 +19,17 @@ def fla_gated_delta_rule(
     *,
     initial_state: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Compute what `naive_gated_delta_rule` does with the kernels of fla; see there.
+    """Compute `naive_gated_delta_rule` with fla's kernels; same arguments.
 
-    The tensors are on a CUDA device and not in float64.  The kernels guard the length of q and k
-    by the same 1e-6, and round them and the products of a chunk to the dtype of q.
-    Raises InvalidConfiguration for other tensors.
+    Tensors must be on a CUDA device and not float64; raises InvalidConfiguration otherwise.  The
+    kernels use the same epsilon of 1e-6 in the norm of q and k, and round them and the products of
+    a chunk to the dtype of q.
     """
     if k.device.type != "cuda" or k.dtype == torch.float64:
         raise InvalidConfiguration(
             f"backend `fla` computes on CUDA devices in 16 or 32 bits, not on {k.device} in "
             f"{k.dtype}",
-            hint="backend `torch` does",
+            hint="use backend `torch`",
         )
     output, state = _kernel()(
         q=q,
@@ -47,5 +47,5 @@ def fla_gated_delta_rule(
 
 @cache
 def _kernel() -> Any:
-    """The import takes seconds: it is made when a model first runs, and once."""
-    return import_foreign("fla.ops.gated_delta_rule").chunk_gated_delta_rule
+    """Import the kernel on first use: importing fla takes seconds."""
+    return import_third_party("fla.ops.gated_delta_rule").chunk_gated_delta_rule

@@ -1,4 +1,4 @@
-"""The gated delta rule as one readable time loop: the truth that every backend is held to."""
+"""Reference implementation of the gated delta rule: a plain time loop that backends must match."""
 
 import torch
 from torch import Tensor
@@ -15,7 +15,7 @@ def naive_gated_delta_rule(
     *,
     initial_state: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Run the linear delta rule with a decay, position by position, under autograd.
+    """Run the linear delta rule with decay position by position, under autograd.
 
     With S the state, key by value, k and q of unit length and q scaled by 1 / sqrt(K):
     `S <- alpha S`, then `S <- S + beta k (v - S^T k)^T`, then `o = S^T q`.
@@ -24,7 +24,7 @@ def naive_gated_delta_rule(
     [B, T, H]; states: [B, H, K, V] in float32, or float64 for float64 inputs.  The output has v's
     dtype.
     """
-    query, key, value = as_computed(q, k, v)
+    query, key, value = normalize_inputs(q, k, v)
     batch, length, heads, n_key = key.shape
     state = (
         key.new_zeros(batch, heads, n_key, value.shape[-1])
@@ -41,8 +41,8 @@ def naive_gated_delta_rule(
     return torch.stack(read_outs, dim=1).to(v.dtype), state
 
 
-def as_computed(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Return q, k and v in the dtype of the state, q and k of unit length and q scaled."""
+def normalize_inputs(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Return q, k and v in the dtype of the state, q and k of unit length, q scaled by K^-1/2."""
     dtype = torch.promote_types(k.dtype, torch.float32)
     query, key, value = (x.to(dtype) for x in (q, k, v))
     return _unit_length(query) * key.shape[-1] ** -0.5, _unit_length(key), value

@@ -1,3 +1,3 @@
-"""How many positions backend `torch` computes at once; imports no torch."""
+"""Chunk size of backend `torch`, in positions; imports no torch."""
 
 CHUNK = 64

@@ -1,4 +1,4 @@
-"""The recurrence of E88: a delta rule on a matrix state, squashed at every position."""
+"""Recurrence of E88: a delta rule on a matrix state that goes through tanh at every position."""
 
 from typing import TYPE_CHECKING, Literal
 
@@ -13,7 +13,7 @@ from elmanctl.kernels.matrix_recurrence.sizes import (
     resolve_backend,
 )
 
-# The command line asks for sizes here and must not wait for torch.
+# `kernels` imports torch lazily, only when an operation runs.
 if TYPE_CHECKING:
     from torch import Tensor
 
@@ -52,41 +52,40 @@ def matrix_recurrence(
 ) -> "tuple[Tensor, Tensor]":
     """Run the recurrence on a named backend; return the output and the final state.
 
-    With S the state, key by value, and k, q of unit length (`normalize`, guarded by `eps`):
+    With S the state, key by value, and k, q of unit length (`normalize`, with epsilon `eps`):
     `C = tanh(alpha S + beta k (v - S^T k)^T)`, then `S <- S + blend (C - S)` where `written`, then
     `o = S^T q`, then `o * silu(o)` with `self_gate`, then `o * silu(gate)`.
     This is the delta rule of Schlag, Irie and Schmidhuber (2021, arXiv 2102.11174) with a decay
-    and a tanh; `linear_state` leaves the tanh out, beta and blend are 1 where left out.  q, k and
-    v go through `activation` first.  With `read` "written", what is not written is not read
-    either: its output is 0.  Of a position that is not written, only the query and the gate have
-    a gradient, and with `read` "written" nothing has.
+    and a tanh; `linear_state` omits the tanh, beta and blend default to 1.  q, k and v go through
+    `activation` first.  With `read` "written", positions that are not written are not read
+    either: their output is 0.  A position that is not written has gradients only for its query
+    and gate, and with `read` "written" none at all.
 
     q, k: [B, T, H, N]; v, gate, output: [B, T, H, M], all of one floating dtype.
-    beta, blend: [B, T, H]; alpha: [B, T, H], or [B, T, H, M] with a decay for each value;
+    beta, blend: [B, T, H]; alpha: [B, T, H], or [B, T, H, M] with one decay per value;
     states: [B, H, N, M]; these four in float64 if q is, float32 for any other dtype.
-    written: bool [B, T, H], or int64 [B, T, K], the numbers of the K heads that are written.
+    written: bool [B, T, H], or int64 [B, T, K], the indices of the K heads that are written.
 
-    Backend `torch` computes every dtype on every device.  Backend `triton` computes float32 and
-    bfloat16 on CUDA devices, for the sizes in `SUPPORTED`, and takes views as they are as long as
-    their last stride is 1; `auto` is `triton` for what it can compute, and `torch` for all else.
-    `tanh` "fast" is that of the GPU's special-function unit (relative error 2^-11), forward and
-    backward, and is what "auto" means on `triton` in bfloat16 and under autocast, where float32
-    that comes from a projection has no more digits; in all other cases it is "exact", and so it is
-    in Triton's interpreter, which has no such unit.
-    `checkpoints` is the dtype of the states that are kept for the gradient where there is a
-    choice: "auto" is "fp32" on `triton`, every 16 positions, and "fp16" on `gluon`, every 8, where
-    states are tanhs and at most 1.
-    Backend `gluon` is `triton` with another kernel for the gradient, which needs a fraction of the
-    shuffles.  It is written in Triton's experimental language, has the fast tanh alone, and
-    computes no `linear_state`, `blend`, `written`, `self_gate` or decay for each value.
-    Autocast changes no dtype here: the op computes in those that it is given.
-    Raises InvalidConfiguration on a size, dtype, device, stride or option without code, on shapes
-    that do not fit and on an unknown backend; nothing is ever computed by another path than the
-    one named.
+    Backend `torch` supports every dtype on every device.  Backend `triton` supports float32 and
+    bfloat16 on CUDA devices, for the sizes in `SUPPORTED`, and takes views without a copy if their
+    last stride is 1; `auto` selects `triton` where it applies, else `torch`.
+    `tanh` "fast" uses the GPU's special-function unit (relative error 2^-11), forward and
+    backward.  "auto" means "fast" on `triton` in bfloat16 and under autocast, where float32 from a
+    projection is no more precise, and "exact" everywhere else, including Triton's interpreter,
+    which has no such unit.
+    `checkpoints` is the dtype of the states saved for the backward pass, where it can be chosen:
+    "auto" is "fp32" on `triton`, every 16 positions, and "fp16" on `gluon`, every 8, since states
+    after a tanh are at most 1.
+    Backend `gluon` is `triton` with another backward kernel, which needs a fraction of the
+    shuffles.  It is written in Triton's experimental language Gluon, has only the fast tanh, and
+    does not support `linear_state`, `blend`, `written`, `self_gate` or one decay per value.
+    Autocast changes no dtype here: the operation computes in those of its arguments.
+    Raises InvalidConfiguration for an unsupported size, dtype, device, stride or option, for
+    mismatched shapes and for an unknown backend; it never falls back to another backend.
 
-    With `read` "written" backend `triton` goes through those positions of a head alone where it is
-    written, and keeps a state for every 16 of them; how much room these need is known from K, and
-    of a mask it is taken to be what all heads might.
+    With `read` "written" backend `triton` visits only the positions where a head is written, and
+    checkpoints every 16th of them.  The memory for checkpoints is bounded by K; for a mask the
+    bound assumes that all heads may be written.
     """
     _check_tensors(q, k, v, alpha, gate, beta, blend, written, initial_state)
     _check_options(read=read, activation=activation, tanh=tanh, checkpoints=checkpoints)
@@ -108,7 +107,7 @@ def matrix_recurrence(
             raise InvalidConfiguration(
                 "Triton's interpreter has no fast tanh, which is an instruction of GPUs"
             )
-        fast = tanh == "fast" or (tanh == AUTO and not IS_INTERPRETED and _is_rounded(k))
+        fast = tanh == "fast" or (tanh == AUTO and not IS_INTERPRETED and _has_low_precision(k))
         if backend == "gluon":
             _check_gluon(
                 fast=fast,
@@ -136,11 +135,11 @@ def matrix_recurrence(
         )
     if tanh == "fast" or checkpoints not in (AUTO, "fp32"):
         raise InvalidConfiguration(
-            f'backend `torch` has the exact tanh and checkpoints in fp32 alone, not "{tanh}" and '
+            f'backend `torch` supports only the exact tanh and fp32 checkpoints, not "{tanh}" and '
             f'"{checkpoints}"'
         )
     from elmanctl.kernels.matrix_recurrence.checkpointed import torch_matrix_recurrence
-    from elmanctl.kernels.matrix_recurrence.routing import mask_of
+    from elmanctl.kernels.matrix_recurrence.routing import write_mask
 
     return torch_matrix_recurrence(
         q,
@@ -150,7 +149,7 @@ def matrix_recurrence(
         gate,
         beta=beta,
         blend=blend,
-        written=None if written is None else mask_of(written, k.shape[2]),
+        written=None if written is None else write_mask(written, k.shape[2]),
         initial_state=initial_state,
         read=read,
         activation=activation,
@@ -161,8 +160,8 @@ def matrix_recurrence(
     )
 
 
-def _is_rounded(k: "Tensor") -> bool:
-    """Whether a tensor comes from products in 16 bits."""
+def _has_low_precision(k: "Tensor") -> bool:
+    """Whether a tensor comes from a 16-bit matrix product."""
     import torch
 
     return k.element_size() == 2 or torch.is_autocast_enabled(k.device.type)
@@ -176,23 +175,24 @@ _OPTIONS = {
 }
 
 
-def _check_options(**told: str | None) -> None:
-    for name, value in told.items():
+def _check_options(**options: str | None) -> None:
+    for name, value in options.items():
         if value not in _OPTIONS[name]:
             known = ", ".join(map(repr, _OPTIONS[name]))
             raise InvalidConfiguration(f"{name} must be one of {known}, not {value!r}")
 
 
-def _check_gluon(*, fast: bool, **refused: bool) -> None:
-    told = [name for name, is_asked in refused.items() if is_asked]
-    if told:
+def _check_gluon(*, fast: bool, **unsupported: bool) -> None:
+    requested = [name for name, is_requested in unsupported.items() if is_requested]
+    if requested:
         raise InvalidConfiguration(
-            f"backend `gluon` does not compute {' and '.join(told)}", hint="backend `triton` does"
+            f"backend `gluon` does not support {' and '.join(requested)}",
+            hint="use backend `triton`",
         )
     if not fast:
         raise InvalidConfiguration(
-            "backend `gluon` has the fast tanh alone",
-            hint='compute in bfloat16, or ask for tanh "fast"',
+            "backend `gluon` supports only the fast tanh",
+            hint='compute in bfloat16, or set tanh to "fast"',
         )
 
 
@@ -217,19 +217,19 @@ def _check_tensors(
     if not k.is_floating_point():
         raise InvalidConfiguration(f"k must be a floating-point tensor, not {k.dtype}")
     steps = k.shape[:3]
-    of_written, kind = tuple(steps), torch.bool
+    written_shape, written_dtype = tuple(steps), torch.bool
     if written is not None and written.dtype == torch.int64:
-        of_written, kind = (*steps[:2], written.shape[-1]), torch.int64
+        written_shape, written_dtype = (*steps[:2], written.shape[-1]), torch.int64
     state_dtype = torch.promote_types(k.dtype, torch.float32)
     state_shape = (k.shape[0], k.shape[2], k.shape[3], v.shape[3])
-    demands = (
+    requirements = (
         ("q", q, tuple(k.shape), k.dtype),
         ("v", v, (*steps, v.shape[3]), k.dtype),
         ("gate", gate, (*steps, v.shape[3]), k.dtype),
         ("alpha", alpha, (*steps, v.shape[3]) if alpha.ndim == 4 else tuple(steps), state_dtype),
         ("beta", beta, tuple(steps), state_dtype),
         ("blend", blend, tuple(steps), state_dtype),
-        ("written", written, of_written, kind),
+        ("written", written, written_shape, written_dtype),
         ("initial_state", initial_state, state_shape, state_dtype),
     )
-    check_tensors("k", k, demands)
+    check_tensors("k", k, requirements)

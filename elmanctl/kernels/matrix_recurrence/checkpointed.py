@@ -1,21 +1,20 @@
-"""The matrix recurrence with a hand-written gradient and memory for one state in sixteen.
+"""Matrix recurrence in plain torch with a hand-written gradient and checkpointed states.
 
-S_t is the state before position t; one product reads it for two rows:
+S_t is the state before position t; one matrix product computes two rows:
 
     [delta_t; o_{t-1}] = [v_t; 0] + [-k_t; q_{t-1}] S_t
     C_t                = tanh(alpha_t S_t + beta_t k_t delta_t^T)
     S_{t+1}            = S_t + b_t (C_t - S_t)
 
-alpha_t is one number or a row with one for each value.  Without a blend b_t, S_{t+1} is C_t and
-neither is kept twice.  Backwards, with G the gradient of S_{t+1} and [d_t; e_{t-1}] that of the
-two rows:
+alpha_t is a scalar or a row with one entry per value.  Without a blend b_t, S_{t+1} is C_t and is
+stored once.  Backward, with G the gradient of S_{t+1} and [d_t; e_{t-1}] that of the two rows:
 
     P   = b_t G * (1 - C_t^2)
     d_t = beta_t k_t P
     G   = alpha_t P + (1 - b_t) G + [-k_t; q_{t-1}]^T [d_t; e_{t-1}]
 
-Every other gradient is a product of the P, G, C and S of one position, taken for a segment at once.
-On a CPU a position costs what the operations of its step cost to call, so the step holds no more.
+All other gradients are products of the P, G, C and S of one position, computed per segment.  On a
+CPU the overhead of calling operations dominates, so each step uses as few as possible.
 """
 
 from typing import Any, NamedTuple, cast
@@ -49,16 +48,16 @@ def torch_matrix_recurrence(
     normalize: bool,
     eps: float,
 ) -> tuple[Tensor, Tensor]:
-    """Compute what `naive_matrix_recurrence` computes, whatever the dtype and the device."""
+    """Compute `naive_matrix_recurrence`, for any dtype and device."""
     if activation == "silu":
         is_tied = v is k
         q, k = F.silu(q), F.silu(k)
         v = k if is_tied else F.silu(v)
     if written is not None:
-        # A share of 0 leaves a state exactly as it is, and its gradient too.
-        chosen = written.to(alpha.dtype)
-        blend = chosen if blend is None else blend * chosen
-    # Autocast would run the products of the state in half precision.
+        # A blend of 0 leaves a state and its gradient exactly unchanged.
+        mask = written.to(alpha.dtype)
+        blend = mask if blend is None else blend * mask
+    # Autocast would run the matrix products with the state in half precision.
     with torch.autocast(q.device.type, enabled=False):
         output, final_state = checkpointed_matrix_recurrence(
             q,
@@ -77,7 +76,7 @@ def torch_matrix_recurrence(
             output = output * F.silu(output)
             output = output if gate is None else output * F.silu(gate)
     if written is not None and read == "written":
-        # In place, since nothing that is kept for the gradient shares memory with the output.
+        # In place: no tensor saved for the backward pass shares memory with the output.
         output = output.masked_fill_(~written.unsqueeze(-1), 0.0)
     return output, final_state
 
@@ -96,11 +95,11 @@ def checkpointed_matrix_recurrence(
     normalize: bool = True,
     eps: float = 1e-12,
 ) -> tuple[Tensor, Tensor]:
-    """Compute what `naive_matrix_recurrence` computes, with its shapes, dtypes and meaning.
+    """Compute `naive_matrix_recurrence`; same arguments, shapes and dtypes.
 
-    Gradients reach every tensor argument, from the output and from the final state; they cannot
-    be differentiated again.  A blend of 0 leaves a state exactly as it is, and one of 1 computes
-    exactly what no blend does.
+    All tensor arguments receive gradients, from the output and the final state; there is no double
+    backward.  A blend of 0 leaves a state exactly unchanged, and one of 1 is exactly equivalent to
+    no blend.
     """
     result = _MatrixRecurrence.apply(  # type: ignore[no-untyped-call]
         q, k, v, alpha, beta, blend, gate, initial_state, linear_state, normalize, eps
@@ -109,9 +108,9 @@ def checkpointed_matrix_recurrence(
 
 
 class _Scan(NamedTuple):
-    """What the time loop reads and writes, time first, with X = B*H."""
+    """Inputs and outputs of the time loop, time first, with X = B*H."""
 
-    reads: Tensor  # [T+1, X, 2, N], rows -k_t and q_{t-1}, zero where there is none
+    reads: Tensor  # [T+1, X, 2, N], rows -k_t and q_{t-1}, zero beyond either end
     results: Tensor  # [T+1, X, 2, M], rows delta_t and o_{t-1}
     decay: Tensor  # [T, X, 1, 1] or [T, X, 1, M], alpha
     rate: Tensor | None  # [T, X, 1, 1], beta
@@ -126,7 +125,7 @@ class _Scan(NamedTuple):
 
 
 class _Needs(NamedTuple):
-    """Which arguments want a gradient."""
+    """Arguments that need a gradient."""
 
     q: bool
     k: bool
@@ -192,7 +191,7 @@ class _MatrixRecurrence(torch.autograd.Function):
         gradients: tuple[Tensor | None, ...] = (*(None,) * 6, d_gate, None)
         if any(needs._replace(gate=False)):
             walk = _BackwardWalk(scan, checkpoints, _result_gradients(d_output, gate), d_final)
-            # A backward pass inside autocast would run the products of the state in half precision.
+            # Under autocast the matrix products with the state would run in half precision.
             with torch.autocast(reads.device.type, enabled=False):
                 walk.run(needs)
             gradients = (
@@ -205,15 +204,15 @@ class _MatrixRecurrence(torch.autograd.Function):
                 d_gate,
                 walk.d_state.view_as(d_final) if needs.initial_state else None,
             )
-        in_their_dtypes = (
+        converted = (
             None if gradient is None else gradient.to(dtype)
             for gradient, dtype in zip(gradients, ctx.dtypes, strict=True)
         )
-        return (*in_their_dtypes, None, None, None)
+        return (*converted, None, None, None)
 
 
 class _Step:
-    """The change of the state at each position of `start` up to `stop`, the deltas being known."""
+    """State update at each position of [start, stop), given the deltas."""
 
     def __init__(self, scan: _Scan, start: int, stop: int) -> None:
         decay = scan.decay[start:stop]
@@ -227,27 +226,28 @@ class _Step:
     def __call__(self, index: int, state: Tensor, candidate: Tensor, out: Tensor) -> None:
         """Write C of position `start + index` to `candidate` and the state after it to `out`.
 
-        `out` may be `state`; without a blend `candidate` must be `out`, with one neither.
+        `out` may alias `state`.  `candidate` must be `out` without a blend, and alias neither
+        `state` nor `out` with one.
         """
-        self._propose(index, state, candidate)
+        self._compute_candidate(index, state, candidate)
         if self.blends is not None:
-            # lerp starts from the nearer end: at 0 and at 1 nothing is added to S or to C.
+            # lerp starts from the nearer end, so it is exact at 0 and at 1.
             torch.lerp(state, candidate, self.blends[index], out=out)
 
-    def _propose(self, index: int, state: Tensor, out: Tensor) -> None:
+    def _compute_candidate(self, index: int, state: Tensor, out: Tensor) -> None:
         torch.mul(state, self.decay[index], out=out)
         if self.is_linear:
             out.addcmul_(self.writes[index], self.deltas[index], value=-1)
             return
-        # tanh x = 2 sigmoid(2x) - 1 costs a CPU a third of tanh, with an absolute error of 2e-7
-        # instead of 3e-8 in float32.  The inner factor 2 is in the decay and in `value`.
+        # On a CPU tanh x = 2 sigmoid(2x) - 1 takes a third of the time of tanh, with an absolute
+        # error of 2e-7 instead of 3e-8 in float32.  The decay and `value` include the inner 2.
         out.addcmul_(self.writes[index], self.deltas[index], value=-2)
         out.sigmoid_()
         torch.add(self.minus_one, out, alpha=2, out=out)
 
 
 def _run_forward(scan: _Scan, state: Tensor) -> Tensor:
-    """Move `state` to the end and fill `scan.results`; return every sixteenth state passed."""
+    """Advance `state` in place to the end and fill `scan.results`; return the checkpoints."""
     length = scan.decay.shape[0]
     checkpoints = state.new_empty(-(-length // CHECKPOINT_EVERY), *state.shape)
     reads, results = scan.reads.unbind(0), scan.results.unbind(0)
@@ -263,10 +263,10 @@ def _run_forward(scan: _Scan, state: Tensor) -> Tensor:
 
 
 class _BackwardWalk:
-    """The way back through the segments, last to first.
+    """Backward pass over the segments, last to first.
 
-    `d_results` brings the gradients of the read-outs and is given those of the deltas; `d_state`
-    is the gradient of the state that the walk has come back to.
+    `d_results` holds the gradients of the read-outs and receives those of the deltas; `d_state` is
+    the gradient of the state at the current position.
     """
 
     def __init__(
@@ -284,7 +284,7 @@ class _BackwardWalk:
         self.states = checkpoints.new_empty(n_slots + 1, *checkpoints.shape[1:])
         self.slopes = torch.empty_like(self.states[1:])
         if scan.blend is None:
-            # A candidate is the state itself, and one place holds the gradients of all states.
+            # Candidates are the states themselves, and one buffer serves all state gradients.
             self.candidates = self.states[1:]
             self.d_states = self.d_state.expand(n_slots + 1, -1, -1, -1)
             self.d_blend = checkpoints.new_empty(0)
@@ -295,19 +295,19 @@ class _BackwardWalk:
 
     @property
     def d_rate(self) -> Tensor:
-        """The gradient of beta, [T, X, 1, 1]."""
+        """Gradient of beta, [T, X, 1, 1]."""
         return -(self.scan.reads[:-1, :, KEY:QUERY] * self.d_writes).sum(-1, keepdim=True)
 
     def run(self, needs: _Needs) -> None:
-        """Fill every gradient that is needed."""
+        """Compute all gradients in `needs`."""
         for segment in reversed(range(len(self.checkpoints))):
             start = segment * CHECKPOINT_EVERY
             stop = min(start + CHECKPOINT_EVERY, self.length)
             self._replay(segment, start, stop)
             if stop == self.length:
-                self._read_back(stop, self.states[stop - start])
+                self._add_last_read_out(stop, self.states[stop - start])
             self._walk(start, stop)
-            self._sum_up(start, stop, needs)
+            self._accumulate(start, stop, needs)
 
     def _replay(self, segment: int, start: int, stop: int) -> None:
         count = stop - start
@@ -324,20 +324,20 @@ class _BackwardWalk:
         if self.scan.blend is not None:
             self.slopes[:count].mul_(self.scan.blend[start:stop])
 
-    def _read_back(self, t: int, state: Tensor) -> None:
-        """Take the last read-out, which no step follows, into the gradients."""
+    def _add_last_read_out(self, t: int, state: Tensor) -> None:
+        """Add the gradients of the last read-out, which no step follows."""
         self.d_state.baddbmm_(self.scan.reads[t].transpose(1, 2), self.d_results[t])
         torch.bmm(self.d_results[t], state.transpose(1, 2), out=self.d_reads[t])
 
     def _walk(self, start: int, stop: int) -> None:
-        """Turn `slopes` into P for each position and go back to the state before `start`."""
+        """Turn `slopes` into P for each position; move `d_state` back to the state at `start`."""
         count = stop - start
         products = self.slopes.unbind(0)
         d_results = self.d_results[start:stop].unbind(0)
         reads = self.scan.reads[start:stop].transpose(2, 3).unbind(0)
         decay = self.scan.decay[start:stop].unbind(0)
-        # The second row is zero: the sum below then leaves the gradient of the read-out as it is,
-        # and both rows are ready for the next product.
+        # With a zero second row the sum below leaves the gradient of the read-out unchanged, and
+        # both rows are ready for the next product.
         writes = F.pad(self.scan.writes[start:stop], (0, 0, 0, 1)).unbind(0)
         kept = None if self.scan.blend is None else (1 - self.scan.blend[start:stop]).unbind(0)
         d_states = self.d_states[: count + 1].unbind(0)
@@ -353,8 +353,8 @@ class _BackwardWalk:
         if kept is not None:
             self.d_state.copy_(d_states[0])
 
-    def _sum_up(self, start: int, stop: int, needs: _Needs) -> None:
-        """Take from the stored P, G, C and S what needs no order in time."""
+    def _accumulate(self, start: int, stop: int, needs: _Needs) -> None:
+        """Compute the gradients of a segment that follow from its P, G, C and S in any order."""
         count = stop - start
         before, products = self.states[:count], self.slopes[:count]
         if needs.q or needs.k:
@@ -365,8 +365,8 @@ class _BackwardWalk:
             deltas = self.scan.results[start:stop, :, DELTA:READ_OUT]
             torch.matmul(deltas, products.transpose(2, 3), out=self.d_writes[start:stop])
         if needs.alpha:
-            over = (2, 3) if self.d_decay.shape[3] == 1 else (2,)
-            torch.sum(products.mul_(before), over, True, out=self.d_decay[start:stop])
+            axes = (2, 3) if self.d_decay.shape[3] == 1 else (2,)
+            torch.sum(products.mul_(before), axes, True, out=self.d_decay[start:stop])
         if needs.blend:
             changes = self.candidates[:count].sub_(before).mul_(self.d_states[1 : count + 1])
             torch.sum(changes, (2, 3), True, out=self.d_blend[start:stop])
@@ -386,7 +386,7 @@ def _read_rows(
 
 
 def _result_rows(v: Tensor, dtype: torch.dtype) -> Tensor:
-    """What the read-outs are added to: the values, and zero for the outputs."""
+    """Return the initial results, to which the reads are added: the values, and zero outputs."""
     batch, length, heads, n_value = v.shape
     rows = v.new_zeros(length + 1, batch, heads, 2, n_value, dtype=dtype)
     rows[:-1, :, :, DELTA] = v.transpose(0, 1)
@@ -402,24 +402,24 @@ def _result_gradients(d_output: Tensor, gate: Tensor | None) -> Tensor:
 
 
 def _inverse_length(x: Tensor, dtype: torch.dtype, eps: float) -> Tensor:
-    """1 / sqrt(|x|^2 + eps), [B, T, H, 1]."""
+    """Return 1 / sqrt(|x|^2 + eps), [B, T, H, 1]."""
     return x.to(dtype).square().sum(-1, keepdim=True).add_(eps).rsqrt_()
 
 
 def _time_first(x: Tensor, dtype: torch.dtype) -> Tensor:
-    """[B, T, H] as [T, B*H, 1, 1], or [B, T, H, M] as [T, B*H, 1, M]."""
+    """Reshape [B, T, H] to [T, B*H, 1, 1], or [B, T, H, M] to [T, B*H, 1, M]."""
     batch, length, heads = x.shape[:3]
     return x.to(dtype).transpose(0, 1).reshape(length, batch * heads, 1, *(x.shape[3:] or (1,)))
 
 
 def _batch_first(x: Tensor, shape: torch.Size) -> Tensor:
-    """What `_time_first` made of a tensor of this shape, as that tensor had it."""
+    """Invert `_time_first` for a tensor of the given original shape."""
     batch, length, *rest = shape
     return x.view(length, batch, *rest).transpose(0, 1)
 
 
 def _row(rows: Tensor, index: int, batch: int) -> Tensor:
-    """One row of [T, B*H, 2, N] as a view [B, T, H, N]."""
+    """Return one row of [T, B*H, 2, N] as a view [B, T, H, N]."""
     length, both, n_rows, n_columns = rows.shape
     return rows.view(length, batch, both // batch, n_rows, n_columns)[:, :, :, index].transpose(
         0, 1
@@ -434,26 +434,26 @@ def _gated(read_out: Tensor, gate: Tensor | None) -> Tensor:
 
 
 def _gate_gradient(d_output: Tensor, read_out: Tensor, gate: Tensor) -> Tensor:
-    """The read-out itself is kept, so nothing is ever divided by the gate."""
+    """Return the gradient of the gate from the saved read-out, with no division by the gate."""
     gate = gate.to(d_output.dtype)
-    open_share = torch.sigmoid(gate)
-    slope = open_share * (1 + gate * (1 - open_share))
+    sigma = torch.sigmoid(gate)
+    slope = sigma * (1 + gate * (1 - sigma))
     return d_output * read_out * slope
 
 
 def _query_gradient(walk: _BackwardWalk, scale: Tensor | None, batch: int) -> Tensor:
     unit = _row(walk.scan.reads[1:], QUERY, batch)
-    return _through_length(_row(walk.d_reads[1:], QUERY, batch), unit, scale)
+    return _normalization_gradient(_row(walk.d_reads[1:], QUERY, batch), unit, scale)
 
 
 def _key_gradient(walk: _BackwardWalk, scale: Tensor | None, batch: int) -> Tensor:
     d_writes = walk.d_writes if walk.scan.rate is None else walk.d_writes * walk.scan.rate
     d_unit = _row(d_writes, 0, batch) - _row(walk.d_reads[:-1], KEY, batch)
-    return _through_length(d_unit, _row(walk.scan.reads[:-1], KEY, batch), scale)
+    return _normalization_gradient(d_unit, _row(walk.scan.reads[:-1], KEY, batch), scale)
 
 
-def _through_length(d_unit: Tensor, unit: Tensor, scale: Tensor | None) -> Tensor:
-    """The gradient of x from that of x * scale; the sign of `unit` does not matter."""
+def _normalization_gradient(d_unit: Tensor, unit: Tensor, scale: Tensor | None) -> Tensor:
+    """Return the gradient of x from that of x * scale; the sign of `unit` does not matter."""
     if scale is None:
         return d_unit
     return scale * (d_unit - unit * (unit * d_unit).sum(-1, keepdim=True))

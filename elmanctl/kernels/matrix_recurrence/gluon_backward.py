@@ -1,14 +1,14 @@
-"""The backward kernel of the matrix recurrence with layouts of its own, in Gluon; no torch.
+"""Backward kernel of the matrix recurrence in Gluon, with explicit layouts; imports no torch.
 
-It computes what the kernel in plain Triton does, for a squashed state that is written everywhere
-and without blend.  There, sums over values are sums over all lanes of a warp.  Here a warp is LK by
-32 / LK lanes, so that a lane has a small block of the state; what it has summed up over its own
-values goes through shared memory once, and comes back with one key to a lane.
+It is equivalent to the kernel in plain Triton for a state with tanh that is written everywhere and
+not blended.  The Triton kernel reduces over values across all lanes of a warp.  Here a warp is LK
+by 32 / LK lanes and each lane owns a small block of the state; a lane's partial sums over its own
+values go through shared memory once and are redistributed to one key per lane.
 
-Keys, queries and what belongs to the positions of a segment lie in shared memory, where a row makes
-place for its own gradient as soon as it was used.  Of the states of a segment every second one lies
-there too.  The one between is computed again from the delta that is on hand, which takes no sum and
-so little more than keeping it would.
+Keys, queries and the other data of a segment's positions are in shared memory, where a gradient
+overwrites its input row after the last use.  Every other state of a segment is stored there too;
+the states between are recomputed from the saved deltas, which needs no reduction and costs little
+more than loading them.
 """
 
 from triton.experimental import gluon
@@ -22,13 +22,13 @@ INTEGERS = (
 )
 
 
-# The name became public after Triton 3.6.
+# The method became public after Triton 3.6.
 _CAN_REINTERPRET = gl.constexpr(hasattr(gl.shared_memory_descriptor, "reinterpret"))
 
 
 @gluon.jit
-def _seen_as(memory, shape: gl.constexpr, layout: gl.constexpr):
-    """The same shared memory of float32, with another shape."""
+def _reinterpret(memory, shape: gl.constexpr, layout: gl.constexpr):
+    """View float32 shared memory with another shape and layout."""
     if _CAN_REINTERPRET:
         return memory.reinterpret(gl.float32, shape, layout)
     else:
@@ -49,7 +49,7 @@ def _silu(x):
 
 
 @gluon.jit
-def _silu_slope(x):
+def _silu_grad(x):
     share = 0.5 + 0.5 * _squash(0.5 * x)
     return share * (1 + x * (1 - share))
 
@@ -65,7 +65,7 @@ def _address(raw, ACTIVATE: gl.constexpr, NORMALIZE: gl.constexpr, EPS: gl.const
 
 
 @gluon.jit
-def _from_address(raw, d_x, ACTIVATE: gl.constexpr, NORMALIZE: gl.constexpr, EPS: gl.constexpr):
+def _address_grad(raw, d_x, ACTIVATE: gl.constexpr, NORMALIZE: gl.constexpr, EPS: gl.constexpr):
     raw = raw.to(gl.float32)
     x = _silu(raw) if ACTIVATE else raw
     if NORMALIZE:
@@ -73,27 +73,27 @@ def _from_address(raw, d_x, ACTIVATE: gl.constexpr, NORMALIZE: gl.constexpr, EPS
         unit = x * scale
         d_x = scale * (d_x - unit * gl.sum(unit * d_x, 1)[:, None])
     if ACTIVATE:
-        d_x = d_x * _silu_slope(raw)
+        d_x = d_x * _silu_grad(raw)
     return d_x
 
 
 @gluon.jit
-def _over_keys(x):
-    """The sum over keys of [LK, NI, BV]: inside lanes first."""
+def _sum_over_keys(x):
+    """Sum [LK, NI, BV] over keys, within lanes first."""
     return gl.sum(gl.sum(x, 1), 0)
 
 
 @gluon.jit
-def _over_values(x):
-    """The sum over values of [LK, NI, values] as [LK, NI], with one key to a lane."""
+def _sum_over_values(x):
+    """Sum [LK, NI, values] over values; return [LK, NI] with one key per lane."""
     LK: gl.constexpr = x.shape[0]
     NI: gl.constexpr = x.shape[1]
     LV: gl.constexpr = 32 // LK
     INNER: gl.constexpr = LV if NI > LV else NI
     REST: gl.constexpr = LV // INNER
     ONE_KEY: gl.constexpr = gl.BlockedLayout([1, 1, INNER], [LK, INNER, REST], [1, 1, 1], [2, 1, 0])
-    of_lane = gl.sum(x.reshape([LK, NI, LV, x.shape[2] // LV]), 3)
-    return gl.sum(gl.convert_layout(of_lane, ONE_KEY), 2)
+    lane_sums = gl.sum(x.reshape([LK, NI, LV, x.shape[2] // LV]), 3)
+    return gl.sum(gl.convert_layout(lane_sums, ONE_KEY), 2)
 
 
 @gluon.jit
@@ -107,30 +107,30 @@ def _step_back(
     key_rows, query_rows, delta_rows, d_read_rows, d_alpha, d_beta, H,
     STATE: gl.constexpr, HAS_GATE: gl.constexpr, HAS_BETA: gl.constexpr,
 ):  # fmt: skip
-    """Go back over one position; leave its gradients in its rows, return that of `before`."""
+    """Step back over one position: write its gradients to its rows, return that of `before`."""
     KEYS: gl.constexpr = gl.SliceLayout(2, STATE)
     VALUES: gl.constexpr = gl.SliceLayout(0, gl.SliceLayout(1, STATE))
     key = _row(key_rows, row, KEYS)[:, :, None]
     query = _row(query_rows, row, KEYS)[:, :, None]
     d_read = _row(d_read_rows, row, VALUES)[None, None, :]
     delta = _row(delta_rows, row, VALUES)
-    query_rows.index(row).store(_over_values(after * d_read))
+    query_rows.index(row).store(_sum_over_values(after * d_read))
     if HAS_GATE:
-        d_read_rows.index(row).store(_over_keys(query * after))
+        d_read_rows.index(row).store(_sum_over_keys(query * after))
     product = d_after + query * d_read
     product -= product * after * after
-    d_delta = _over_keys(key * product)
+    d_delta = _sum_over_keys(key * product)
     if HAS_BETA:
         gl.store(d_beta + t * H, gl.sum(delta * d_delta, 0))
         d_delta *= rate
         delta *= rate
     delta_rows.index(row).store(d_delta)
     d_delta = d_delta[None, None, :]
-    # One sum and not a sum of differences: each factor is then fused into it.
+    # A single sum, rather than a difference of two, lets the compiler contract it into FMAs.
     terms = gl.join(product * delta[None, None, :], before * -d_delta)
     LK: gl.constexpr = before.shape[0]
     key_rows.index(row).store(
-        _over_values(terms.reshape([LK, before.shape[1], before.shape[2] * 2]))
+        _sum_over_values(terms.reshape([LK, before.shape[1], before.shape[2] * 2]))
     )
     gl.store(d_alpha + t * H, gl.sum(gl.sum(gl.sum(product * before, 1), 1), 0))
     return decay * product - key * d_delta
@@ -150,12 +150,12 @@ def matrix_recurrence_backward_in_blocks_kernel(
 ):  # fmt: skip
     """Walk back through [B, T] for one head and BV of its values.
 
-    Arguments are those of the kernel in plain Triton; d_output lies without gaps, all strides of q,
-    k, v and gate come in units of UNIT elements, and d_alpha is one number for each head.
+    Arguments are those of the kernel in plain Triton, except that d_output is contiguous, all
+    strides of q, k, v and gate are in units of UNIT elements, and d_alpha has one entry per head.
     """
     LV: gl.constexpr = 32 // LK
     NI: gl.constexpr = N // LK
-    # A state, [LK, NI, BV]: lanes over groups of keys and of values, keys of a lane side by side.
+    # A state, [LK, NI, BV]: lanes over groups of keys and values, the keys of a lane contiguous.
     STATE: gl.constexpr = gl.BlockedLayout([1, NI, BV // LV], [LK, 1, LV], [1, 1, 1], [1, 2, 0])
     KEYS: gl.constexpr = gl.SliceLayout(2, STATE)
     VALUES: gl.constexpr = gl.SliceLayout(0, gl.SliceLayout(1, STATE))
@@ -167,7 +167,7 @@ def matrix_recurrence_backward_in_blocks_kernel(
     i_head = gl.program_id(0) % H
     i_value = gl.program_id(1) * BV
     i_part = gl.program_id(1).to(gl.int64) * B + i_batch
-    # Products with these outgrow 32 bits.
+    # Products with these may overflow 32 bits.
     H = H.to(gl.int64)
     q_wide = q_time.to(gl.int64) * UNIT
     k_wide = k_time.to(gl.int64) * UNIT
@@ -207,10 +207,10 @@ def matrix_recurrence_backward_in_blocks_kernel(
         s_group * (NI * M) + s_inner // CHUNK * (CHUNK * M) + s_value * CHUNK + s_inner % CHUNK
     )
 
-    # Each place is seen as a tile of the segment and as one row for each position.
+    # Each buffer is viewed both as a tile of the segment and as one row per position.
     TILE: gl.constexpr = gl.SwizzledSharedLayout(1, 1, 1, [1, 0])
     ROW: gl.constexpr = gl.SwizzledSharedLayout(1, 1, 1, [0])
-    # Lanes store values side by side, so that no two of them want the same bank.
+    # Consecutive lanes store consecutive values, which avoids bank conflicts.
     KEPT: gl.constexpr = gl.SwizzledSharedLayout(1, 1, 1, [2, 0, 1])
     keys = gl.allocate_shared_memory(gl.float32, [EVERY, N], TILE)
     queries = gl.allocate_shared_memory(gl.float32, [EVERY, N], TILE)
@@ -219,12 +219,12 @@ def matrix_recurrence_backward_in_blocks_kernel(
     decays = gl.allocate_shared_memory(gl.float32, [EVERY], ROW)
     rates = gl.allocate_shared_memory(gl.float32, [EVERY], ROW)
     kept = gl.allocate_shared_memory(gl.float16, [EVERY // 2, LK, NI, BV], KEPT)
-    key_rows = _seen_as(keys, [EVERY, LK, NI], TILE)
-    query_rows = _seen_as(queries, [EVERY, LK, NI], TILE)
-    delta_rows = _seen_as(deltas, [EVERY, BV], ROW)
-    d_read_rows = _seen_as(d_reads, [EVERY, BV], ROW)
-    decay_rows = _seen_as(decays, [EVERY, 1], ROW)
-    rate_rows = _seen_as(rates, [EVERY, 1], ROW)
+    key_rows = _reinterpret(keys, [EVERY, LK, NI], TILE)
+    query_rows = _reinterpret(queries, [EVERY, LK, NI], TILE)
+    delta_rows = _reinterpret(deltas, [EVERY, BV], ROW)
+    d_read_rows = _reinterpret(d_reads, [EVERY, BV], ROW)
+    decay_rows = _reinterpret(decays, [EVERY, 1], ROW)
+    rate_rows = _reinterpret(rates, [EVERY, 1], ROW)
 
     if d_final_state is None:
         d_state = gl.zeros([LK, NI, BV], gl.float32, STATE)
@@ -235,13 +235,13 @@ def matrix_recurrence_backward_in_blocks_kernel(
         i_segment = n_segments - 1 - i_back
         start = i_segment * EVERY
         stop = gl.minimum(start + EVERY, T)
-        is_there = (o_time < T - start)[:, None]
+        is_valid = (o_time < T - start)[:, None]
         o_d_value = start * H * M + o_time[:, None] * (H * M) + o_value
 
-        raw_k = gl.load(k + start * k_wide + o_k, mask=is_there, other=0.0)
-        raw_q = gl.load(q + start * q_wide + o_q, mask=is_there, other=0.0)
-        raw_v = gl.load(v + start * v_wide + o_v, mask=is_there, other=0.0)
-        d_read = gl.load(d_output + o_d_value, mask=is_there, other=0.0).to(gl.float32)
+        raw_k = gl.load(k + start * k_wide + o_k, mask=is_valid, other=0.0)
+        raw_q = gl.load(q + start * q_wide + o_q, mask=is_valid, other=0.0)
+        raw_v = gl.load(v + start * v_wide + o_v, mask=is_valid, other=0.0)
+        d_read = gl.load(d_output + o_d_value, mask=is_valid, other=0.0).to(gl.float32)
         is_step = o_time < T - start
         decay = gl.load(alpha + (start + o_time).to(gl.int64) * alpha_time, mask=is_step, other=0.0)
         decays.store(decay)
@@ -251,7 +251,7 @@ def matrix_recurrence_backward_in_blocks_kernel(
             )
             rates.store(rate)
         if gate is not None:
-            raw_gate = gl.load(gate + start * gate_wide + o_gate, mask=is_there, other=0.0)
+            raw_gate = gl.load(gate + start * gate_wide + o_gate, mask=is_valid, other=0.0)
             d_read *= _silu(raw_gate.to(gl.float32))
         value = raw_v.to(gl.float32)
         if ACTIVATE:
@@ -267,7 +267,7 @@ def matrix_recurrence_backward_in_blocks_kernel(
             if row % 2 == 0:
                 kept.index(row // 2).store(state.to(gl.float16))
             key = _row(key_rows, row, KEYS)[:, :, None]
-            delta = _row(delta_rows, row, VALUES) - _over_keys(key * state)
+            delta = _row(delta_rows, row, VALUES) - _sum_over_keys(key * state)
             delta_rows.index(row).store(delta)
             if beta is not None:
                 delta *= _row(rate_rows, row, VALUES)
@@ -297,7 +297,7 @@ def matrix_recurrence_backward_in_blocks_kernel(
                     key_rows, query_rows, delta_rows, d_read_rows, d_alpha, d_beta, H,
                     STATE, gate is not None, beta is not None,
                 )  # fmt: skip
-            # Loaded again: to hold it meanwhile would take as many registers as a state has.
+            # Reloaded, because keeping it would take a whole state's worth of registers.
             before = kept.index(row // 2).load(STATE).to(gl.float32)
             d_state = _step_back(
                 t, row, decay_here, rate_here, before, between, d_state,
@@ -307,22 +307,22 @@ def matrix_recurrence_backward_in_blocks_kernel(
             state = before
 
         o_d = start * H * N + o_time[:, None] * (H * N) + o_key
-        raw_k = gl.load(k + start * k_wide + o_k, mask=is_there, other=0.0)
-        d_raw_k = _from_address(raw_k, keys.load(SEGMENT), ACTIVATE, NORMALIZE, EPS)
-        gl.store(d_k + o_d, d_raw_k.to(d_k.dtype.element_ty), mask=is_there)
-        raw_q = gl.load(q + start * q_wide + o_q, mask=is_there, other=0.0)
-        d_raw_q = _from_address(raw_q, queries.load(SEGMENT), ACTIVATE, NORMALIZE, EPS)
-        gl.store(d_q + o_d, d_raw_q.to(d_q.dtype.element_ty), mask=is_there)
+        raw_k = gl.load(k + start * k_wide + o_k, mask=is_valid, other=0.0)
+        d_raw_k = _address_grad(raw_k, keys.load(SEGMENT), ACTIVATE, NORMALIZE, EPS)
+        gl.store(d_k + o_d, d_raw_k.to(d_k.dtype.element_ty), mask=is_valid)
+        raw_q = gl.load(q + start * q_wide + o_q, mask=is_valid, other=0.0)
+        d_raw_q = _address_grad(raw_q, queries.load(SEGMENT), ACTIVATE, NORMALIZE, EPS)
+        gl.store(d_q + o_d, d_raw_q.to(d_q.dtype.element_ty), mask=is_valid)
         d_value = deltas.load(SEGMENT)
         if ACTIVATE:
-            raw_v = gl.load(v + start * v_wide + o_v, mask=is_there, other=0.0)
-            d_value *= _silu_slope(raw_v.to(gl.float32))
-        gl.store(d_v + o_d_value, d_value.to(d_v.dtype.element_ty), mask=is_there)
+            raw_v = gl.load(v + start * v_wide + o_v, mask=is_valid, other=0.0)
+            d_value *= _silu_grad(raw_v.to(gl.float32))
+        gl.store(d_v + o_d_value, d_value.to(d_v.dtype.element_ty), mask=is_valid)
         if gate is not None:
-            raw_gate = gl.load(gate + start * gate_wide + o_gate, mask=is_there, other=0.0)
-            d_read = gl.load(d_output + o_d_value, mask=is_there, other=0.0).to(gl.float32)
-            d_raw_gate = d_read * d_reads.load(SEGMENT) * _silu_slope(raw_gate.to(gl.float32))
-            gl.store(d_gate + o_d_value, d_raw_gate.to(d_gate.dtype.element_ty), mask=is_there)
+            raw_gate = gl.load(gate + start * gate_wide + o_gate, mask=is_valid, other=0.0)
+            d_read = gl.load(d_output + o_d_value, mask=is_valid, other=0.0).to(gl.float32)
+            d_raw_gate = d_read * d_reads.load(SEGMENT) * _silu_grad(raw_gate.to(gl.float32))
+            gl.store(d_gate + o_d_value, d_raw_gate.to(d_gate.dtype.element_ty), mask=is_valid)
 
     if d_initial_state is not None:
         gl.store(d_initial_state + o_state, d_state)

@@ -1,4 +1,4 @@
-"""How the kernels of the matrix recurrence are launched for given sizes; imports no torch."""
+"""Launches of the matrix recurrence's kernels from sizes and dtypes; imports no torch."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -6,31 +6,30 @@ from typing import Any
 
 from elmanctl.kernels.launch import Launch
 from elmanctl.kernels.matrix_recurrence.sizes import CHECKPOINT_EVERY
-from elmanctl.kernels.matrix_recurrence.splits import Direction, Split, told_split
+from elmanctl.kernels.matrix_recurrence.splits import Direction, Split, split_for
 
 CHUNK = 4
-"""Keys that lie side by side in a checkpoint, whatever the tiles of the kernels around it are."""
+"""Keys that are contiguous in a checkpoint, independent of the tiles of either kernel."""
 
 GLUON_EVERY = 8
-"""Positions between two checkpoints for the backward kernel in Gluon.
+"""Positions between two checkpoints for the Gluon backward kernel.
 
-What it holds of a segment must leave a multiprocessor room for a dozen programs."""
+A segment must fit in shared memory a dozen times per multiprocessor."""
 
 GLUON_LANES = 4
-"""Groups of keys into which that kernel splits a warp."""
+"""Key groups into which the Gluon kernel splits a warp."""
 
 ALIGNED_UNIT = 4
-"""Elements in which strides are counted where all allow it, so that four are loaded at once."""
+"""Unit of strides, in elements, if all strides are multiples of it; enables 4-wide loads."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Problem:
-    """What is computed, as far as it is compiled in.
+    """Compile-time parameters of one call.
 
-    `backend` is triton or gluon, which is the kernel that goes back; `dtype` is that of q, k, v
-    and the gate as Triton names it, fp32 or bf16; `given` names the tensors that may be left out
-    and are not; `unit` divides all strides of q, k, v and the gate.  The others are the arguments
-    of the operation.
+    `backend`, triton or gluon, selects the backward kernel; `dtype` is that of q, k, v and the
+    gate by its Triton name, fp32 or bf16; `given` names the optional tensors that are present;
+    `unit` divides all strides of q, k, v and the gate.  The others are arguments of the operation.
     """
 
     n_key: int
@@ -51,7 +50,7 @@ class Problem:
 
     @property
     def is_packed(self) -> bool:
-        """Whether a head walks through those positions alone where it is written."""
+        """Whether a head visits only the positions where it is written."""
         return "written" in self.given and not self.read_all
 
     @property
@@ -61,16 +60,16 @@ class Problem:
 
     @property
     def stash_dtype(self) -> str:
-        """How the backward kernel keeps the states of a segment.
+        """Dtype in which the backward kernel keeps the states of a segment.
 
-        A squashed state is at most 1, where fp16 is eight times as fine as bf16; one that is not
-        squashed knows no bound.
+        A state after a tanh is at most 1, where fp16 is eight times as precise as bf16; a linear
+        state is unbounded.
         """
         return "fp16" if self.fast and not self.linear_state else "fp32"
 
     @property
     def constants(self) -> dict[str, Any]:
-        """What both kernels are compiled with."""
+        """Compile-time constants of both kernels."""
         return {
             "N": self.n_key,
             "M": self.n_value,
@@ -88,32 +87,32 @@ class Problem:
 
 
 def checkpoint_every(backend: str) -> int:
-    """Return how many positions lie between two checkpoints of a backend."""
+    """Return the number of positions between two checkpoints of a backend."""
     return GLUON_EVERY if backend == "gluon" else CHECKPOINT_EVERY
 
 
 def forward_split(problem: Problem) -> Split:
-    """Return what a program of the forward kernel has."""
+    """Return how the forward kernel is split into programs."""
     return _split("forward", problem)
 
 
 def backward_split(problem: Problem) -> Split:
-    """Return what a program of the backward kernel has."""
+    """Return how the backward kernel is split into programs."""
     return _split("backward", problem)
 
 
 def _split(direction: Direction, problem: Problem) -> Split:
     if direction == "backward" and problem.backend == "gluon":
-        # So many registers of a lane hold a state of 64 keys.
-        narrow = problem.n_key == 64 or problem.n_value % 32
-        return Split(heads=1, values=16 if narrow else 32, keys=problem.n_key)
-    told = told_split(direction, problem.n_key, problem.n_value)
-    # Heads that are written at different positions have nothing to share.
-    return replace(told, heads=1) if "written" in problem.given else told
+        # With 64 keys, more values per program would exceed the registers of a lane.
+        is_narrow = problem.n_key == 64 or problem.n_value % 32
+        return Split(heads=1, values=16 if is_narrow else 32, keys=problem.n_key)
+    split = split_for(direction, problem.n_key, problem.n_value)
+    # Heads that are written at different positions cannot share a program.
+    return replace(split, heads=1) if "written" in problem.given else split
 
 
 def forward_launch(problem: Problem, *, keep: bool) -> Launch:
-    """Return the launch of the forward kernel; `keep` is whether a gradient will be asked for."""
+    """Return the launch of the forward kernel; `keep` saves checkpoints for a backward pass."""
     from elmanctl.kernels.matrix_recurrence import triton_forward
 
     pointers = {
@@ -132,7 +131,7 @@ def backward_launch(problem: Problem) -> Launch:
     """Return the launch of the backward kernel of the problem's backend."""
     given, dtype = problem.given, f"*{problem.dtype}"
     split = backward_split(problem)
-    # Parts are added in float32 before they are rounded.
+    # Partial gradients are summed in float32 before rounding.
     part = dtype if split.parts(problem.n_value) == 1 else "*fp32"
     pointers = {
         **_input_pointers(problem),
@@ -153,8 +152,8 @@ def backward_launch(problem: Problem) -> Launch:
     if problem.backend == "gluon":
         from elmanctl.kernels.matrix_recurrence import gluon_backward
 
-        in_blocks = gluon_backward.matrix_recurrence_backward_in_blocks_kernel
-        return _launch(in_blocks, gluon_backward.INTEGERS, pointers, problem, split)
+        kernel = gluon_backward.matrix_recurrence_backward_in_blocks_kernel
+        return _launch(kernel, gluon_backward.INTEGERS, pointers, problem, split)
     from elmanctl.kernels.matrix_recurrence import triton_backward
 
     kernel = triton_backward.matrix_recurrence_backward_kernel
@@ -171,7 +170,7 @@ def _input_pointers(problem: Problem) -> dict[str, str | None]:
         "beta": "*fp32" if "beta" in given else None,
         "blend": "*fp32" if "blend" in given else None,
         "written": "*i1" if "written" in given and not problem.is_packed else None,
-        "places": "*i32" if problem.is_packed else None,
+        "positions": "*i32" if problem.is_packed else None,
         "gate": dtype if "gate" in given else None,
     }
 
@@ -183,7 +182,7 @@ def _launch(
     problem: Problem,
     split: Split,
 ) -> Launch:
-    """The launch of a kernel with those of the arguments that it has."""
+    """Return the launch of a kernel, restricted to the arguments in its signature."""
     constants = {
         **{name: None for name, kind in pointers.items() if kind is None},
         **problem.constants,

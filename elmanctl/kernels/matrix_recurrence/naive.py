@@ -1,4 +1,4 @@
-"""The matrix recurrence as one readable time loop: the truth that every backend is held to."""
+"""Reference implementation of the matrix recurrence: a plain time loop that backends must match."""
 
 import torch
 import torch.nn.functional as F
@@ -23,17 +23,17 @@ def naive_matrix_recurrence(
     normalize: bool = True,
     eps: float = 1e-12,
 ) -> tuple[Tensor, Tensor]:
-    """Run the delta rule with a squashed matrix state, position by position, under autograd.
+    """Run the delta rule on a matrix state with tanh, position by position, under autograd.
 
     With S the state, key by value, and k, q of unit length:
     `C = tanh(alpha S + beta k (v - S^T k)^T)`, then `S <- S + blend (C - S)` where `written`, then
     `o = S^T q`, then `o * silu(o)` with `self_gate`, then `o * silu(gate)`.
 
-    q, k: [B, T, H, N]; v, gate, output: [B, T, H, M]; beta, blend: [B, T, H], 1 where left out;
-    written: bool [B, T, H], true where left out; alpha: [B, T, H], or [B, T, H, M] with a decay for
-    each value; states: [B, H, N, M] in float32, or float64 for float64 inputs.  The output has v's
+    q, k: [B, T, H, N]; v, gate, output: [B, T, H, M]; beta, blend: [B, T, H], 1 by default;
+    written: bool [B, T, H], true by default; alpha: [B, T, H], or [B, T, H, M] with one decay per
+    value; states: [B, H, N, M] in float32, or float64 for float64 inputs.  The output has v's
     dtype; with `read` "written" it is 0 at positions that are not written.
-    `linear_state` leaves out the tanh; `activation` "silu" is applied to q, k and v, and then
+    `linear_state` omits the tanh; `activation` "silu" is applied to q, k and v, and then
     `normalize` divides q and k by sqrt(|x|^2 + eps).
     """
     state_dtype = torch.promote_types(q.dtype, torch.float32)

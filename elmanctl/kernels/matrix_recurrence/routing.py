@@ -1,13 +1,13 @@
-"""Which heads are written at which positions, in the forms in which backends read it."""
+"""Routing of positions to heads, as a write mask and as packed position lists."""
 
 import torch
 from torch import Tensor
 
 
-def mask_of(written: Tensor, n_heads: int) -> Tensor:
-    """Return whether each head is written, bool [B, T, H].
+def write_mask(written: Tensor, n_heads: int) -> Tensor:
+    """Return the mask of written heads, bool [B, T, H].
 
-    `written` is that already, or int64 [B, T, K], the numbers of the heads that are.
+    `written` is that mask already, or int64 [B, T, K], the indices of the written heads.
     """
     if written.dtype == torch.bool:
         return written
@@ -15,27 +15,28 @@ def mask_of(written: Tensor, n_heads: int) -> Tensor:
     return mask.scatter(-1, written, True)
 
 
-def places_of(mask: Tensor, every: int) -> Tensor:
-    """Return where each head is written, int32 [B, H, 2 + T], of the mask [B, T, H].
+def packed_positions(mask: Tensor, every: int) -> Tensor:
+    """Return the positions at which each head is written, int32 [B, H, 2 + T]; mask: [B, T, H].
 
-    For each head: at how many positions; which of all checkpoints is its first, where each head has
-    one for every `every` of its positions, one head after the other; and its positions, rising.
+    Each row holds the number of positions, the index of the head's first checkpoint, and the
+    positions in ascending order.  Checkpoints are numbered head after head, one for every `every`
+    positions of a head.
     """
     length = mask.shape[1]
-    # How often each head has been written so far; it comes to n at the n-th of its positions.
-    so_far = mask.transpose(1, 2).cumsum(-1, dtype=torch.int32)
-    numbers = torch.arange(1, length + 1, dtype=torch.int32, device=mask.device)
-    positions = torch.searchsorted(so_far, numbers.expand_as(so_far).contiguous(), out_int32=True)
-    counts = so_far[..., -1:]
-    kept = (counts + (every - 1)) // every
-    first = kept.flatten().cumsum(0, dtype=torch.int32).view_as(kept) - kept
-    # Places beyond the last may be loaded and are never used.
-    return torch.cat((counts, first, positions.clamp(max=length - 1)), dim=-1)
+    # The running count of writes reaches n at a head's n-th position.
+    running = mask.transpose(1, 2).cumsum(-1, dtype=torch.int32)
+    ranks = torch.arange(1, length + 1, dtype=torch.int32, device=mask.device)
+    positions = torch.searchsorted(running, ranks.expand_as(running).contiguous(), out_int32=True)
+    counts = running[..., -1:]
+    n_checkpoints = (counts + (every - 1)) // every
+    ends = n_checkpoints.flatten().cumsum(0, dtype=torch.int32).view_as(n_checkpoints)
+    # Entries beyond the last position may be loaded but are never used.
+    return torch.cat((counts, ends - n_checkpoints, positions.clamp(max=length - 1)), dim=-1)
 
 
-def most_checkpoints(shape: torch.Size, most_written: int, every: int) -> int:
-    """Return how many checkpoints a mask of this shape may need, `most_written` at a position."""
+def max_checkpoints(shape: torch.Size, max_written: int, every: int) -> int:
+    """Return an upper bound of checkpoints, given a mask shape and `max_written` per position."""
     batch, length, heads = shape
-    # Of a head's positions up to `every` - 1 fill no segment of their own.
-    shared_out = batch * (length * most_written + (every - 1) * heads) // every
-    return max(1, min(batch * heads * -(-length // every), shared_out))
+    # Each head may have one partial segment.
+    bound = batch * (length * max_written + (every - 1) * heads) // every
+    return max(1, min(batch * heads * -(-length // every), bound))

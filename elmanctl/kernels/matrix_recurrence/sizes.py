@@ -1,4 +1,4 @@
-"""Which state sizes each backend of the matrix recurrence computes; imports no torch."""
+"""State sizes and dtypes supported by each backend of the matrix recurrence; imports no torch."""
 
 import importlib.util
 import os
@@ -14,109 +14,110 @@ SUPPORTED: Mapping[str, tuple[int, ...]] = {
     "triton": tuple(range(8, 65, 8)),
     "gluon": (16, 32, 64),
 }
-"""Keys of a state, rising."""
+"""Supported numbers of keys of a state by backend, ascending."""
 
 VALUES: Mapping[str, tuple[int, ...]] = {
     "triton": tuple(range(8, 129, 8)),
     "gluon": tuple(range(16, 129, 16)),
 }
-"""Values of a state, rising; a backend that is not named computes any number."""
+"""Supported numbers of values of a state, ascending; a backend not listed supports any."""
 
 DTYPES: Mapping[str, tuple[str, ...]] = {
     "triton": ("float32", "bfloat16"),
     "gluon": ("float32", "bfloat16"),
 }
-"""Dtypes of keys and values; a backend that is not named computes all."""
+"""Supported dtypes of keys and values; a backend not listed supports all."""
 
 CHECKPOINT_EVERY = 16
-"""Positions between two states that are stored for the backward pass, but on backend `gluon`."""
+"""Positions between two states saved for the backward pass, except on backend `gluon`."""
 
 
-def numbers_kept(key_width: int, value_width: int, state_size: int) -> int:
-    """Return how many numbers of one position backend `torch` keeps for the gradient.
+def saved_elements(key_width: int, value_width: int, state_size: int) -> int:
+    """Return how many elements per position backend `torch` saves for the backward pass.
 
-    The widths are those of all heads together: unit keys and queries, deltas and read-outs, and
-    the share of a stored state.
+    These are unit keys and queries, deltas and read-outs, and a fraction of a checkpoint; the
+    widths are those of all heads together.
     """
     return 2 * (key_width + value_width) + state_size // CHECKPOINT_EVERY
 
 
 def flops_per_entry(*, squashes: bool = True) -> int:
-    """Return the FLOPs of one position for each number of the state."""
-    # Two products with the state, its decay, the outer product added to it, and the tanh.
+    """Return the FLOPs per position and element of the state."""
+    # Two matrix-vector products with the state, the decay, the outer product added, and the tanh.
     return 2 + 2 + 1 + 2 + squashes
 
 
 def resolve_backend(name: str) -> str:
-    """Return the backend that `name` stands for; `auto` is the best one that exists.
+    """Return the backend called `name`, with `auto` as `torch`, which supports the most sizes.
 
-    Raises InvalidConfiguration on a name that no backend has.
+    Raises InvalidConfiguration for an unknown name.
     """
     if name == AUTO:
         return "torch"
     if name in SUPPORTED:
         return name
     known = (AUTO, *SUPPORTED)
-    guess = nearest(name, known)
+    near = nearest(name, known)
     raise InvalidConfiguration(
         f"unknown backend `{name}` of the matrix recurrence; known: {', '.join(known)}",
-        hint=f"did you mean `{guess}`?" if guess else None,
+        hint=f"did you mean `{near}`?" if near else None,
     )
 
 
-def sizes_of(backend: str) -> tuple[int, ...]:
-    """Return how many keys a state may have on `backend`, rising; raise as `resolve_backend`."""
+def supported_sizes(backend: str) -> tuple[int, ...]:
+    """Return the supported numbers of keys on `backend`, ascending; raise as `resolve_backend`."""
     return SUPPORTED[resolve_backend(backend)]
 
 
 def check_size(backend: str, n_state: int) -> None:
-    """Raise InvalidConfiguration unless `backend` computes states with `n_state` keys.
+    """Raise InvalidConfiguration unless `backend` supports states with `n_state` keys.
 
-    The message names the nearest sizes that it does compute.
+    The message names the nearest supported sizes.
     """
     backend = resolve_backend(backend)
-    _check_among("n_state", n_state, sizes_of(backend), backend)
+    _check_supported("n_state", n_state, supported_sizes(backend), backend)
 
 
 def check_values(backend: str, n_value: int) -> None:
-    """Raise InvalidConfiguration unless `backend` computes states with `n_value` values a key."""
+    """Raise InvalidConfiguration unless `backend` supports states with `n_value` values per key."""
     backend = resolve_backend(backend)
     if backend in VALUES:
-        _check_among("values of a head", n_value, VALUES[backend], backend)
+        _check_supported("values of a head", n_value, VALUES[backend], backend)
 
 
-def _check_among(name: str, size: int, sizes: tuple[int, ...], backend: str) -> None:
-    # First of all, since torch.compile cannot look into bisect_left.
+def _check_supported(name: str, size: int, sizes: tuple[int, ...], backend: str) -> None:
+    # Checked first because torch.compile cannot trace bisect_left.
     if size in sizes:
         return
-    place = bisect_left(sizes, size)
-    around = " and ".join(str(size) for size in sizes[max(0, place - 1) : place + 1])
+    index = bisect_left(sizes, size)
+    nearest_sizes = " and ".join(str(size) for size in sizes[max(0, index - 1) : index + 1])
     raise InvalidConfiguration(
-        f"{name}={size} is not supported by the {backend} backend; nearest supported: {around}"
+        f"{name}={size} is not supported by the {backend} backend; "
+        f"nearest supported: {nearest_sizes}"
     )
 
 
 def choose_backend(name: str, *, n_key: int, n_value: int, device: str, dtype: str) -> str:
-    """Return the backend that computes these tensors: the one named, or for `auto` the fastest.
+    """Return the backend for these tensors: the one named, or for `auto` the fastest that applies.
 
-    `device` and `dtype` are as torch names them.  Raises InvalidConfiguration where the backend
-    that is named does not compute them.
+    `device` and `dtype` are torch's names.  Raises InvalidConfiguration if the named backend does
+    not support them.
     """
     if name != AUTO:
         backend = resolve_backend(name)
-        fault = _fault(backend, n_key, n_value, device, dtype)
-        if fault is not None:
-            raise fault
+        error = _support_error(backend, n_key, n_value, device, dtype)
+        if error is not None:
+            raise error
         return backend
-    # The interpreter is for tests that name it, and slower than anything.
-    can = device == "cuda" and importlib.util.find_spec("triton") is not None
-    # Asked without an exception, which would break the graph of torch.compile.
-    if can and _has_code("triton", n_key, n_value, dtype):
+    # `auto` ignores Triton's interpreter, which is slow and only for tests that select it.
+    has_triton = device == "cuda" and importlib.util.find_spec("triton") is not None
+    # Decided without exceptions, which would break the graph of torch.compile.
+    if has_triton and _supports("triton", n_key, n_value, dtype):
         return "triton"
     return choose_backend("torch", n_key=n_key, n_value=n_value, device=device, dtype=dtype)
 
 
-def _has_code(backend: str, n_key: int, n_value: int, dtype: str) -> bool:
+def _supports(backend: str, n_key: int, n_value: int, dtype: str) -> bool:
     return (
         n_key in SUPPORTED[backend]
         and n_value in VALUES.get(backend, (n_value,))
@@ -124,7 +125,7 @@ def _has_code(backend: str, n_key: int, n_value: int, dtype: str) -> bool:
     )
 
 
-def _fault(
+def _support_error(
     backend: str, n_key: int, n_value: int, device: str, dtype: str
 ) -> InvalidConfiguration | None:
     interpreted = backend == "triton" and os.environ.get("TRITON_INTERPRET") == "1"

@@ -1,7 +1,7 @@
-"""The matrix recurrence on the kernels of Triton: their launches, and what torch is told of them.
+"""Matrix recurrence on Triton kernels, as custom operators for torch.compile.
 
-Both kernels are custom operators of torch, so that a model around them compiles as one graph and
-no compiler looks inside: `elmanctl::matrix_recurrence_forward` and `.._backward`.
+The operators `elmanctl::matrix_recurrence_forward` and `.._backward` are opaque to the compiler, so
+a model that uses them compiles as one graph.
 """
 
 from typing import Any, NamedTuple
@@ -20,21 +20,25 @@ from elmanctl.kernels.matrix_recurrence.launches import (
     forward_launch,
     forward_split,
 )
-from elmanctl.kernels.matrix_recurrence.routing import mask_of, most_checkpoints, places_of
+from elmanctl.kernels.matrix_recurrence.routing import (
+    max_checkpoints,
+    packed_positions,
+    write_mask,
+)
 from elmanctl.kernels.matrix_recurrence.sizes import CHECKPOINT_EVERY
 
 IS_INTERPRETED = triton.knobs.runtime.interpret
-"""Whether kernels run on the CPU, in Triton's interpreter, as TRITON_INTERPRET=1 asks."""
+"""Whether kernels run on the CPU, in Triton's interpreter (TRITON_INTERPRET=1)."""
 
-FARTHEST = 2**31
-"""Elements up to which kernels count with 32 bits, where they need not count further."""
+MAX_SPAN = 2**31
+"""Exclusive limit of the offsets, in elements, that kernels compute in 32 bits."""
 
 _TORCH_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 _TRITON_NAMES = {dtype: name for name, dtype in _TORCH_DTYPES.items()}
 
 
 class Flags(NamedTuple):
-    """What is not a tensor, in the order in which the operators take it."""
+    """Non-tensor arguments, in the order of the operators' signatures."""
 
     linear_state: bool
     normalize: bool
@@ -46,7 +50,7 @@ class Flags(NamedTuple):
     checkpoints: str
     backend: str
     packed: int = 0
-    """How many checkpoints all heads have together, 0 where each has as many as the others."""
+    """Checkpoints of all heads together; 0 if every head has the same number."""
 
 
 def triton_matrix_recurrence(
@@ -61,18 +65,18 @@ def triton_matrix_recurrence(
     initial_state: Tensor | None,
     flags: Flags,
 ) -> tuple[Tensor, Tensor]:
-    """Compute what `naive_matrix_recurrence` computes; shapes and dtypes have been checked.
+    """Compute `naive_matrix_recurrence`; the caller has checked shapes and dtypes.
 
-    `written` is a mask or the numbers of heads, as for `matrix_recurrence`.
-    Raises InvalidConfiguration for a tensor whose values do not lie side by side, or whose heads
-    lie too far apart.
+    `written` is a mask or the indices of heads, as for `matrix_recurrence`.
+    Raises InvalidConfiguration for a tensor whose last axis is not contiguous or whose strides
+    exceed 32-bit offsets.
     """
     if written is not None and flags.read_all:
-        written = mask_of(written, k.shape[2])
+        written = write_mask(written, k.shape[2])
     elif written is not None:
-        written, packed = _packed(written, k.shape[2], checkpoint_every(flags.backend))
+        written, packed = _pack(written, k.shape[2], checkpoint_every(flags.backend))
         flags = flags._replace(packed=packed)
-    of_steps = {
+    sequences = {
         "q": q,
         "k": k,
         "v": v,
@@ -82,7 +86,7 @@ def triton_matrix_recurrence(
         "blend": blend,
         "written": None if flags.packed else written,
     }
-    for name, x in of_steps.items():
+    for name, x in sequences.items():
         if x is not None:
             _check_strides(name, x)
     tensors = (q, k, v, alpha, beta, blend, gate, initial_state)
@@ -93,46 +97,46 @@ def triton_matrix_recurrence(
     return output, final_state
 
 
-def _packed(written: Tensor, n_heads: int, every: int) -> tuple[Tensor, int]:
-    """Where heads are written, as `places_of` has it, and how many checkpoints there may be."""
-    most = n_heads if written.dtype == torch.bool else written.shape[2]
-    mask = mask_of(written, n_heads)
-    return places_of(mask, every), most_checkpoints(mask.shape, most, every)
+def _pack(written: Tensor, n_heads: int, every: int) -> tuple[Tensor, int]:
+    """Return the packed positions of `written` and the maximum number of checkpoints."""
+    max_written = n_heads if written.dtype == torch.bool else written.shape[2]
+    mask = write_mask(written, n_heads)
+    return packed_positions(mask, every), max_checkpoints(mask.shape, max_written, every)
 
 
 def _check_strides(name: str, x: Tensor) -> None:
     if x.ndim == 4 and x.stride(3) != 1:
         raise InvalidConfiguration(
             f"{name} has stride {x.stride(3)} on its last axis, and backend `triton` needs 1",
-            hint=f"{name}.contiguous() is a copy that has it",
+            hint=f"pass `{name}.contiguous()`",
         )
-    if _reach(name, x) >= FARTHEST:
+    if _span(name, x) >= MAX_SPAN:
         raise InvalidConfiguration(
-            f"{name} has strides {list(x.stride())}, and backend `triton` counts with 32 bits "
-            f"from one head or position to the next",
-            hint=f"{name}.contiguous() is a copy in which they lie together",
+            f"{name} has strides {list(x.stride())}, and backend `triton` computes offsets of "
+            f"heads and positions in 32 bits",
+            hint=f"pass `{name}.contiguous()`",
         )
 
 
-def _reach(name: str, x: Tensor) -> int:
-    """How far it is from the first to the last element that kernels reach from one address.
+def _span(name: str, x: Tensor) -> int:
+    """Return the largest offset, in elements, that kernels compute from one base address.
 
-    Theirs are those of a segment where values lie side by side, and of a position elsewhere.
+    A base address is that of a segment for q, k, v and the gate, and that of a position otherwise.
     """
-    reach = (x.shape[2] - 1) * x.stride(2)
+    span = (x.shape[2] - 1) * x.stride(2)
     if name in ("q", "k", "v", "gate"):
-        reach += (min(x.shape[1], CHECKPOINT_EVERY) - 1) * x.stride(1)
-    return reach if x.ndim == 3 else reach + x.shape[3] - 1
+        span += (min(x.shape[1], CHECKPOINT_EVERY) - 1) * x.stride(1)
+    return span if x.ndim == 3 else span + x.shape[3] - 1
 
 
-def _as_kernels_read(name: str, x: Tensor) -> Tensor:
-    """The same numbers with strides that `_check_strides` allows.
+def _with_valid_strides(name: str, x: Tensor) -> Tensor:
+    """Return x, copied if its strides are not those that `_check_strides` allows.
 
-    Tensors had such when they were checked, but a compiler may have laid them out anew since, and
-    gradients come as they like, such as expanded from one number.
+    A compiler may change the layout of inputs after that check, and incoming gradients may have
+    any strides, such as those of an expanded scalar.
     """
-    fits = (x.ndim == 3 or x.stride(3) == 1) and _reach(name, x) < FARTHEST
-    return x if fits else x.contiguous()
+    is_valid = (x.ndim == 3 or x.stride(3) == 1) and _span(name, x) < MAX_SPAN
+    return x if is_valid else x.contiguous()
 
 
 def _problem(
@@ -155,7 +159,7 @@ def _problem(
         "initial_state": initial_state,
     }
     in_units = (x for x in (q, k, v, gate) if x is not None)
-    is_aligned = all(step % ALIGNED_UNIT == 0 for x in in_units for step in x.stride()[:3])
+    is_aligned = all(stride % ALIGNED_UNIT == 0 for x in in_units for stride in x.stride()[:3])
     return Problem(
         n_key=k.shape[3],
         n_value=v.shape[3],
@@ -176,13 +180,13 @@ def _problem(
 
 
 def _strides(problem: Problem, **tensors: Tensor | None) -> dict[str, int]:
-    """The steps of batch, time and head by their names in the kernels; 0 for what is left out."""
-    steps = {}
+    """Return batch, time and head strides by kernel argument; 0 for tensors that are None."""
+    strides = {}
     for name, tensor in tensors.items():
         unit = problem.unit if name in ("q", "k", "v", "gate") else 1
-        for axis, of in enumerate(("batch", "time", "head")):
-            steps[f"{name}_{of}"] = 0 if tensor is None else tensor.stride(axis) // unit
-    return steps
+        for axis, label in enumerate(("batch", "time", "head")):
+            strides[f"{name}_{label}"] = 0 if tensor is None else tensor.stride(axis) // unit
+    return strides
 
 
 def _given(**tensors: Tensor | None) -> dict[str, Tensor]:
@@ -214,15 +218,15 @@ def _forward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return output, final state and, with `keep`, the checkpoints.
 
-    `written` is a mask, or with `packed` what `places_of` makes of it.
+    `written` is a mask, or with `packed` the result of `packed_positions`.
     """
     flags = Flags(
         *(linear_state, normalize, activate, self_gate, read_all, fast, eps),
         *(checkpoint_dtype, backend, packed),
     )
-    q, k = _as_kernels_read("q", q), _as_kernels_read("k", k)
-    v, alpha = _as_kernels_read("v", v), _as_kernels_read("alpha", alpha)
-    gate = None if gate is None else _as_kernels_read("gate", gate)
+    q, k = _with_valid_strides("q", q), _with_valid_strides("k", k)
+    v, alpha = _with_valid_strides("v", v), _with_valid_strides("alpha", alpha)
+    gate = None if gate is None else _with_valid_strides("gate", gate)
     problem = _problem(q, k, v, alpha, beta, blend, written, gate, initial_state, flags)
     output, final_state, checkpoints = _empty_results(k, v, checkpoint_dtype, backend, packed, keep)
     batch, length, heads, n_key = k.shape
@@ -240,7 +244,7 @@ def _forward(
                 alpha=alpha,
                 beta=beta,
                 blend=blend,
-                **{"places" if packed else "written": written},
+                **{"positions" if packed else "written": written},
                 gate=gate,
                 initial_state=None if initial_state is None else initial_state.contiguous(),
                 checkpoints=checkpoints if keep else None,
@@ -270,14 +274,15 @@ def _empty_results(
 ) -> tuple[Tensor, Tensor, Tensor]:
     batch, length, heads, n_key = k.shape
     n_value = v.shape[3]
-    n_kept = packed or -(-length // checkpoint_every(backend))
-    kept_shape = (*((1, 1) if packed else (batch, heads)), n_kept if keep else 0, n_key * n_value)
-    # Of a packed sequence the kernel writes what is in it.
+    count = packed or -(-length // checkpoint_every(backend))
+    leading = (1, 1) if packed else (batch, heads)
+    checkpoints_shape = (*leading, count if keep else 0, n_key * n_value)
+    # The kernel leaves positions outside a packed sequence untouched.
     make = torch.zeros if packed else torch.empty
     return (
         make(v.shape, dtype=v.dtype, device=v.device),
         k.new_empty(batch, heads, n_key, n_value, dtype=torch.float32),
-        k.new_empty(kept_shape, dtype=_TORCH_DTYPES[checkpoint_dtype]),
+        k.new_empty(checkpoints_shape, dtype=_TORCH_DTYPES[checkpoint_dtype]),
     )
 
 
@@ -311,28 +316,28 @@ def _backward(
     backend: str,
     packed: int,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Return the gradients of all but `written`; empty ones of what was left out."""
+    """Return the gradients of all tensors but `written`; empty tensors for those that are None."""
     flags = Flags(
         *(linear_state, normalize, activate, self_gate, read_all, fast, eps),
         *(checkpoint_dtype, backend, packed),
     )
-    q, k = _as_kernels_read("q", q), _as_kernels_read("k", k)
-    v, alpha = _as_kernels_read("v", v), _as_kernels_read("alpha", alpha)
-    gate = None if gate is None else _as_kernels_read("gate", gate)
-    d_output = _as_kernels_read("d_output", d_output)
+    q, k = _with_valid_strides("q", q), _with_valid_strides("k", k)
+    v, alpha = _with_valid_strides("v", v), _with_valid_strides("alpha", alpha)
+    gate = None if gate is None else _with_valid_strides("gate", gate)
+    d_output = _with_valid_strides("d_output", d_output)
     problem = _problem(q, k, v, alpha, beta, blend, written, gate, initial_state, flags)
     split = backward_split(problem)
     batch, length, heads, n_key = k.shape
     n_value = v.shape[3]
     n_programs, n_parts = split.grid(batch, heads, n_value)
     if backend == "gluon":
-        # Its kernel counts on a gradient without gaps.
+        # The Gluon kernel requires a contiguous gradient.
         d_output = d_output.contiguous()
     parts = _empty_parts(k, v, alpha, beta, blend, gate, initial_state, n_parts, packed=packed)
     launch = backward_launch(problem)
     arguments = {
         **_given(q=q, k=k, v=v, alpha=alpha, beta=beta, blend=blend, gate=gate),
-        **_given(**{"places" if packed else "written": written}),
+        **_given(**{"positions" if packed else "written": written}),
         "checkpoints": checkpoints,
         "d_output": d_output,
         "d_final_state": d_final_state.contiguous(),
@@ -360,10 +365,10 @@ def _backward(
         state_size = split.heads * n_key * split.values
         stash_dtype = _TORCH_DTYPES[problem.stash_dtype]
         arguments["stash"] = k.new_empty(n_all * state_size, dtype=stash_dtype)
-    taken = {*launch.pointers, *launch.integers}
+    names = {*launch.pointers, *launch.integers}
     with _on_device_of(k):
-        launch((n_programs, n_parts), **{name: x for name, x in arguments.items() if name in taken})
-    return _joined(parts, k, alpha)
+        launch((n_programs, n_parts), **{name: x for name, x in arguments.items() if name in names})
+    return _sum_parts(parts, k, alpha)
 
 
 def _empty_parts(
@@ -378,9 +383,9 @@ def _empty_parts(
     *,
     packed: int,
 ) -> dict[str, Tensor]:
-    """What the kernel writes; what programs of the same head share has one place for each."""
+    """Allocate the kernel's outputs, with one part per program of a head for shared gradients."""
     steps = k.shape[:3]
-    of_key = k.dtype if n_parts == 1 else torch.float32
+    part_dtype = k.dtype if n_parts == 1 else torch.float32
     make = torch.zeros if packed else torch.empty
 
     def empty(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
@@ -388,8 +393,8 @@ def _empty_parts(
 
     per_head = (n_parts, *steps)
     return {
-        "d_q": empty((n_parts, *k.shape), of_key),
-        "d_k": empty((n_parts, *k.shape), of_key),
+        "d_q": empty((n_parts, *k.shape), part_dtype),
+        "d_k": empty((n_parts, *k.shape), part_dtype),
         "d_v": empty(v.shape, v.dtype),
         "d_alpha": empty(alpha.shape if alpha.ndim == 4 else per_head, torch.float32),
         "d_beta": empty(per_head if beta is not None else (0,), torch.float32),
@@ -402,23 +407,23 @@ def _empty_parts(
     }
 
 
-def _joined(
+def _sum_parts(
     parts: dict[str, Tensor], k: Tensor, alpha: Tensor
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """The parts of a head added up, in the order of the operator's results."""
+    """Sum the partial gradients; return them in the order of the operator's results."""
 
-    def join(x: Tensor, dtype: torch.dtype) -> Tensor:
+    def total(x: Tensor, dtype: torch.dtype) -> Tensor:
         if x.ndim <= 1:
             return x
         return x[0] if len(x) == 1 else x.sum(0).to(dtype)
 
     return (
-        join(parts["d_q"], k.dtype),
-        join(parts["d_k"], k.dtype),
+        total(parts["d_q"], k.dtype),
+        total(parts["d_k"], k.dtype),
         parts["d_v"],
-        parts["d_alpha"] if alpha.ndim == 4 else join(parts["d_alpha"], torch.float32),
-        join(parts["d_beta"], torch.float32),
-        join(parts["d_blend"], torch.float32),
+        parts["d_alpha"] if alpha.ndim == 4 else total(parts["d_alpha"], torch.float32),
+        total(parts["d_beta"], torch.float32),
+        total(parts["d_blend"], torch.float32),
         parts["d_gate"],
         parts["d_initial_state"],
     )
@@ -441,14 +446,14 @@ def _(
     *flags: Any,
 ) -> Any:
     parts = _empty_parts(k, v, alpha, beta, blend, gate, initial_state, 1, packed=0)
-    return _joined(parts, k, alpha)
+    return _sum_parts(parts, k, alpha)
 
 
-def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
     ctx.flags = inputs[9:-1]
     ctx.save_for_backward(output[2], *inputs[:9])
     ctx.mark_non_differentiable(output[2])
-    # Else zeros as large as all checkpoints are made for a gradient that they do not have.
+    # Otherwise autograd allocates a zero gradient as large as the checkpoints.
     ctx.set_materialize_grads(False)
 
 
@@ -458,16 +463,16 @@ def _gradients(
     checkpoints, *tensors = ctx.saved_tensors
     k, v = tensors[1:3]
     if checkpoints.shape[2] == 0:
-        raise RuntimeError("no states were kept for a gradient: the operator had keep=False")
+        raise RuntimeError("no checkpoints for the backward pass: the operator had keep=False")
     if d_output is None:
         d_output = torch.zeros_like(v, memory_format=torch.contiguous_format)
     if d_final_state is None:
         d_final_state = k.new_zeros(
             k.shape[0], k.shape[2], k.shape[3], v.shape[3], dtype=torch.float32
         )
-    found = _backward(d_output, d_final_state, checkpoints, *tensors, *ctx.flags)
-    *six, d_gate, d_initial_state = found
-    gradients = (*six, None, d_gate, d_initial_state)
+    results = _backward(d_output, d_final_state, checkpoints, *tensors, *ctx.flags)
+    *d_inputs, d_gate, d_initial_state = results
+    gradients = (*d_inputs, None, d_gate, d_initial_state)
     return (
         *(d if x is not None else None for d, x in zip(gradients, tensors, strict=True)),
         *(None for _ in ctx.flags),
@@ -475,9 +480,9 @@ def _gradients(
     )
 
 
-_forward.register_autograd(_gradients, setup_context=_setup)
+_forward.register_autograd(_gradients, setup_context=_setup_context)
 
 
 def _on_device_of(x: Tensor) -> Any:
-    """Launches go to the current device, which need not be that of the tensors."""
+    """Make the tensor's device current, since kernels launch on the current device."""
     return torch.cuda.device(x.device) if x.is_cuda else torch.autograd.grad_mode.no_grad()

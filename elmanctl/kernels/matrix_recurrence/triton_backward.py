@@ -1,9 +1,9 @@
-"""The backward kernel of the matrix recurrence in plain Triton; imports no torch.
+"""Backward kernel of the matrix recurrence in plain Triton; imports no torch.
 
-One program has what a program of the forward kernel had.  It goes through the segments from the
-last to the first: it replays one from its checkpoint, keeps every state in memory of its own, and
-then walks back.  With S the state before a position, C what is written, S' the state after it, and
-G the gradient of S' with what the read-out adds to it (e is the gradient of the read-out):
+Programs are split as in the forward kernel.  Each processes the segments from last to first: it
+replays a segment from its checkpoint, stashes every state in private global memory, and then walks
+back.  With S the state before a position, C the candidate, S' the state after it, e the gradient of
+the read-out, and G the gradient of S' including the read-out's contribution:
 
     G_ji   = dS'_ji + q_j e_i                    dq_j    = sum_i S'_ji e_i
     P_ji   = blend G_ji (1 - C_ji^2)             d_i     = beta sum_j P_ji k_j
@@ -12,19 +12,19 @@ G the gradient of S' with what the read-out adds to it (e is the gradient of the
     dalpha = sum_ji P_ji S_ji                    dblend  = sum_ji G_ji (C_ji - S_ji)
     dS_ji  = alpha P_ji + (1 - blend) G_ji - k_j d_i
 
-C is S' where nothing is blended, and computed again where something is.  Programs that share a
-head each leave a part of dq, dk, dalpha, dbeta and dblend, and never add to the same number.
+C is S' without a blend, and is recomputed with one.  Programs that share a head each write a
+partial dq, dk, dalpha, dbeta and dblend, so no two accumulate into the same address.
 """
 
 import triton
 import triton.language as tl
 
-from elmanctl.kernels.matrix_recurrence.triton_parts import (
+from elmanctl.kernels.matrix_recurrence.triton_ops import (
     address,
-    from_address,
+    address_grad,
     product,
     silu,
-    silu_slope,
+    silu_grad,
     squash,
 )
 
@@ -41,7 +41,7 @@ INTEGERS = (
 
 @triton.jit(do_not_specialize=INTEGERS)
 def matrix_recurrence_backward_kernel(
-    q, k, v, alpha, beta, blend, written, places, gate, checkpoints, d_output, d_final_state,
+    q, k, v, alpha, beta, blend, written, positions, gate, checkpoints, d_output, d_final_state,
     d_q, d_k, d_v, d_alpha, d_beta, d_blend, d_gate, d_initial_state, scratch, stash,
     q_batch, q_time, q_head, k_batch, k_time, k_head,
     v_batch, v_time, v_head, gate_batch, gate_time, gate_head,
@@ -56,13 +56,13 @@ def matrix_recurrence_backward_kernel(
 ):  # fmt: skip
     """Walk back through [B, T] for G heads and BV values.
 
-    Arguments as in the forward kernel, and their gradients without gaps: d_q, d_k [parts, B, T, H,
-    N], d_v, d_gate [B, T, H, M], d_beta, d_blend [parts, B, T, H], d_alpha like these or
-    [B, T, H, M]; parts are the programs of one head.  scratch: [programs, 4 EVERY G N + 2 EVERY G
-    BV], stash: [programs, EVERY, N G BV].
+    Arguments as in the forward kernel, with contiguous gradients: d_q, d_k [parts, B, T, H, N],
+    d_v, d_gate [B, T, H, M], d_beta, d_blend [parts, B, T, H], d_alpha like these or [B, T, H, M],
+    with one part per program of a head.  scratch: [programs, 4 EVERY G N + 2 EVERY G BV], stash:
+    [programs, EVERY, N G BV].
     """
     TILES: tl.constexpr = N // BK
-    # Products with these outgrow 32 bits.
+    # Products with these may overflow 32 bits.
     q_time = q_time.to(tl.int64)
     k_time = k_time.to(tl.int64)
     v_time = v_time.to(tl.int64) * UNIT
@@ -87,20 +87,20 @@ def matrix_recurrence_backward_kernel(
     is_value = is_head[:, None] & (o_value[None, :] < M)
     H = H.to(tl.int64)
     n_steps = T
-    if places is not None:
-        places += (i_batch * H + i_head) * (T + 2)
-        n_steps = tl.load(places)
-        first_segment = tl.load(places + 1).to(tl.int64)
-        places += 2
+    if positions is not None:
+        positions += (i_batch * H + i_head) * (T + 2)
+        n_steps = tl.load(positions)
+        first_segment = tl.load(positions + 1).to(tl.int64)
+        positions += 2
 
-    # Keys and queries of a segment and their gradients, [ROWS, G, BN].
-    # They go through the registers ROWS positions at a time: sixteen numbers a lane are enough.
+    # Keys and queries of a segment and their gradients, [ROWS, G, BN], loaded ROWS positions at a
+    # time to limit them to sixteen registers per lane.
     ROWS: tl.constexpr = EVERY if N <= 16 or EVERY * 16 < BN else EVERY * 16 // BN
     o_time = tl.arange(0, ROWS)[:, None, None]
     o_all = tl.arange(0, BN)[None, None, :]
     is_raw = is_head[None, :, None] & (o_all < N)
-    # Positions lie as far apart as strides say, or where `places` says.
-    o_apart = o_time if places is None else tl.zeros_like(o_time)
+    # The offset of a position follows from its stride, or is loaded from `positions`.
+    o_apart = o_time if positions is None else tl.zeros_like(o_time)
     o_q = (o_apart * q_time.to(tl.int32) + o_head[None, :, None] * q_head) * UNIT + o_all
     o_k = (o_apart * k_time.to(tl.int32) + o_head[None, :, None] * k_head) * UNIT + o_all
     o_d = (o_apart * H + o_head[None, :, None]) * N + o_all
@@ -154,14 +154,14 @@ def matrix_recurrence_backward_kernel(
         + o_value[None, None, :]
     )
     n_segments = tl.cdiv(n_steps, EVERY)
-    i_first = (i_batch * H + i_head) * n_segments if places is None else first_segment
+    i_first = (i_batch * H + i_head) * n_segments if positions is None else first_segment
     checkpoints += i_first * (N * M)
     o_checkpoint = (
         o_group[None, :, None] * n_segments * (N * M)
         + (o_key // CHUNK * (CHUNK * M) + o_key % CHUNK)[:, None, None]
         + o_value[None, None, :] * CHUNK
     )
-    # In its own memory it leaves states as it has them.
+    # The stash holds states in the layout of the registers.
     o_stored = (o_group[None, :, None] * BV + tl.arange(0, BV)[None, None, :]) * BK + o_key[
         :, None, None
     ]
@@ -183,12 +183,12 @@ def matrix_recurrence_backward_kernel(
 
         for first in tl.static_range(0, EVERY, ROWS):
             is_step = o_time < n_steps - start - first
-            is_there = is_raw & is_step
+            is_valid = is_raw & is_step
             o_t = start + first
-            if places is not None:
-                o_t = tl.load(places + o_t + o_time, mask=is_step, other=0)
-            raw_k = tl.load(k + o_t * k_time * UNIT + o_k, mask=is_there, other=0.0)
-            raw_q = tl.load(q + o_t * q_time * UNIT + o_q, mask=is_there, other=0.0)
+            if positions is not None:
+                o_t = tl.load(positions + o_t + o_time, mask=is_step, other=0)
+            raw_k = tl.load(k + o_t * k_time * UNIT + o_k, mask=is_valid, other=0.0)
+            raw_q = tl.load(q + o_t * q_time * UNIT + o_q, mask=is_valid, other=0.0)
             tl.store(
                 keys + first * G * N + o_staged,
                 address(raw_k, ACTIVATE, NORMALIZE, EPS, FAST),
@@ -212,8 +212,8 @@ def matrix_recurrence_backward_kernel(
 
         for step in range(start, stop):
             t = step
-            if places is not None:
-                t = tl.load(places + step)
+            if positions is not None:
+                t = tl.load(positions + step)
             row = (step - start) * (G * N)
             values_row = (step - start) * (G * BV)
             for i in tl.static_range(TILES):
@@ -275,7 +275,7 @@ def matrix_recurrence_backward_kernel(
                     raw = tl.load(gate + t * gate_time + o_gate, mask=is_value, other=0.0).to(
                         tl.float32
                     )
-                    slope = silu_slope(raw, FAST)
+                    slope = silu_grad(raw, FAST)
                     tl.store(
                         d_gate + t * H * M + o_out,
                         (d_read * gated * slope).to(d_gate.dtype.element_ty),
@@ -283,19 +283,19 @@ def matrix_recurrence_backward_kernel(
                     )
                     d_read *= silu(raw, FAST)
                 if SELF_GATE:
-                    d_read *= silu(read_out, FAST) + read_out * silu_slope(read_out, FAST)
+                    d_read *= silu(read_out, FAST) + read_out * silu_grad(read_out, FAST)
             tl.store(d_reads + values_row + o_values_row, d_read)
             for i in tl.static_range(TILES):
                 d_query = tl.sum(product(state[i], d_read[None, :, :]), 2)
                 tl.store(d_queries + row + i * BK + o_row, d_query)
 
-        # What a lane reads again it may not have written itself.
+        # A lane may read back what another lane wrote.
         tl.debug_barrier()
         for back in range(0, stop - start):
             step = stop - 1 - back
             t = step
-            if places is not None:
-                t = tl.load(places + step)
+            if positions is not None:
+                t = tl.load(positions + step)
             row = (step - start) * (G * N)
             values_row = (step - start) * (G * BV)
             d_read = tl.load(d_reads + values_row + o_values_row)[None, :, :]
@@ -368,7 +368,7 @@ def matrix_recurrence_backward_kernel(
                 d_value = tl.sum(d_delta, 0)
                 if ACTIVATE:
                     raw = tl.load(v + t * v_time + o_v, mask=is_value, other=0.0)
-                    d_value *= silu_slope(raw.to(tl.float32), FAST)
+                    d_value *= silu_grad(raw.to(tl.float32), FAST)
                 tl.store(d_v + t * H * M + o_out, d_value.to(d_v.dtype.element_ty), mask=is_value)
                 d_before = ()
                 for i in tl.static_range(TILES):
@@ -400,19 +400,19 @@ def matrix_recurrence_backward_kernel(
         tl.debug_barrier()
         for first in tl.static_range(0, EVERY, ROWS):
             is_step = o_time < n_steps - start - first
-            is_there = is_raw & is_step
+            is_valid = is_raw & is_step
             o_t = start + first
-            if places is not None:
-                o_t = tl.load(places + o_t + o_time, mask=is_step, other=0)
-            raw_q = tl.load(q + o_t * q_time * UNIT + o_q, mask=is_there, other=0.0)
-            d_rows = tl.load(d_queries + first * G * N + o_staged, mask=is_there, other=0.0)
-            d_raw = from_address(raw_q, d_rows, ACTIVATE, NORMALIZE, EPS, FAST)
+            if positions is not None:
+                o_t = tl.load(positions + o_t + o_time, mask=is_step, other=0)
+            raw_q = tl.load(q + o_t * q_time * UNIT + o_q, mask=is_valid, other=0.0)
+            d_rows = tl.load(d_queries + first * G * N + o_staged, mask=is_valid, other=0.0)
+            d_raw = address_grad(raw_q, d_rows, ACTIVATE, NORMALIZE, EPS, FAST)
             o_row_d = o_t * H * N + o_d
-            tl.store(d_q + o_row_d, d_raw.to(d_q.dtype.element_ty), mask=is_there)
-            raw_k = tl.load(k + o_t * k_time * UNIT + o_k, mask=is_there, other=0.0)
-            d_rows = tl.load(d_keys + first * G * N + o_staged, mask=is_there, other=0.0)
-            d_raw = from_address(raw_k, d_rows, ACTIVATE, NORMALIZE, EPS, FAST)
-            tl.store(d_k + o_row_d, d_raw.to(d_k.dtype.element_ty), mask=is_there)
+            tl.store(d_q + o_row_d, d_raw.to(d_q.dtype.element_ty), mask=is_valid)
+            raw_k = tl.load(k + o_t * k_time * UNIT + o_k, mask=is_valid, other=0.0)
+            d_rows = tl.load(d_keys + first * G * N + o_staged, mask=is_valid, other=0.0)
+            d_raw = address_grad(raw_k, d_rows, ACTIVATE, NORMALIZE, EPS, FAST)
+            tl.store(d_k + o_row_d, d_raw.to(d_k.dtype.element_ty), mask=is_valid)
 
     if d_initial_state is not None:
         for i in tl.static_range(TILES):

@@ -1,14 +1,14 @@
-"""The forward kernel of the matrix recurrence; imports no torch.
+"""Forward kernel of the matrix recurrence; imports no torch.
 
-One program is one warp.  It has BV values of G heads of one sequence, which no other program needs,
-and walks through all positions.  What it does in one of them is bound by the special-function unit,
-which gives a warp one tanh of each lane in 8 cycles; everything else is kept out of that walk.
+One program is one warp.  It owns BV values of G heads of one sequence and loops over all positions.
+A step is bound by the special-function unit, which takes 8 cycles for one tanh per lane of a warp,
+so all other work is kept out of that loop.
 """
 
 import triton
 import triton.language as tl
 
-from elmanctl.kernels.matrix_recurrence.triton_parts import address, silu, squash
+from elmanctl.kernels.matrix_recurrence.triton_ops import address, silu, squash
 
 INTEGERS = (
     *("q_batch", "q_time", "q_head", "k_batch", "k_time", "k_head"),
@@ -22,7 +22,7 @@ INTEGERS = (
 
 @triton.jit(do_not_specialize=INTEGERS)
 def matrix_recurrence_forward_kernel(
-    q, k, v, alpha, beta, blend, written, places, gate, initial_state,
+    q, k, v, alpha, beta, blend, written, positions, gate, initial_state,
     output, final_state, checkpoints, scratch,
     q_batch, q_time, q_head, k_batch, k_time, k_head,
     v_batch, v_time, v_head, gate_batch, gate_time, gate_head,
@@ -34,17 +34,17 @@ def matrix_recurrence_forward_kernel(
     PER_VALUE: tl.constexpr, LINEAR: tl.constexpr, ACTIVATE: tl.constexpr, NORMALIZE: tl.constexpr,
     SELF_GATE: tl.constexpr, FAST: tl.constexpr, EPS: tl.constexpr,
 ):  # fmt: skip
-    """Walk through [B, T] for G heads and BV values; keep the state before every EVERY positions.
+    """Run G heads and BV values through all positions; checkpoint the state every EVERY positions.
 
     q, k: [B, T, H, N]; v, gate: [B, T, H, M]; alpha: [B, T, H] or [B, T, H, M]; beta, blend,
-    written: [B, T, H]; all by their strides but the last, which is 1.  The others lie without
-    gaps: output [B, T, H, M], states [B, H, N, M], checkpoints [B, H, ceil(T / EVERY), N / CHUNK,
-    M, CHUNK], scratch [programs, 2, EVERY, G, N].  UNIT divides the strides of q, k, v and gate.
-    With places [B, H, 2 + T], G is 1, and a head has but some of the positions: places holds how
-    many, which of all checkpoints is its first, and then the positions, rising.
+    written: [B, T, H]; all with explicit strides, except the last, which is 1.  The others are
+    contiguous: output [B, T, H, M], states [B, H, N, M], checkpoints [B, H, ceil(T / EVERY),
+    N / CHUNK, M, CHUNK], scratch [programs, 2, EVERY, G, N].  UNIT divides the strides of q, k, v
+    and gate.  With positions [B, H, 2 + T], as `packed_positions` returns them, G is 1 and a head
+    visits only its own positions.
     """
     TILES: tl.constexpr = N // BK
-    # Products with these outgrow 32 bits.
+    # Products with these may overflow 32 bits.
     q_time = q_time.to(tl.int64)
     k_time = k_time.to(tl.int64)
     v_time = v_time.to(tl.int64) * UNIT
@@ -67,26 +67,26 @@ def matrix_recurrence_forward_kernel(
     is_value = is_head[:, None] & (o_value[None, :] < M)
     H = H.to(tl.int64)
     n_steps = T
-    if places is not None:
-        places += (i_batch * H + i_head) * (T + 2)
-        n_steps = tl.load(places)
-        first_segment = tl.load(places + 1).to(tl.int64)
-        places += 2
+    if positions is not None:
+        positions += (i_batch * H + i_head) * (T + 2)
+        n_steps = tl.load(positions)
+        first_segment = tl.load(positions + 1).to(tl.int64)
+        positions += 2
 
-    # Raw keys or queries of a segment, [ROWS, G, BN].
-    # They go through the registers ROWS positions at a time: sixteen numbers a lane are enough.
+    # Raw keys or queries of a segment, [ROWS, G, BN], loaded ROWS positions at a time to limit them
+    # to sixteen registers per lane.
     ROWS: tl.constexpr = EVERY if N <= 16 or EVERY * 16 < BN else EVERY * 16 // BN
     o_time = tl.arange(0, ROWS)[:, None, None]
     o_all = tl.arange(0, BN)[None, None, :]
     is_raw = is_head[None, :, None] & (o_all < N)
-    # Positions lie as far apart as strides say, or where `places` says.
-    o_apart = o_time if places is None else tl.zeros_like(o_time)
+    # The offset of a position follows from its stride, or is loaded from `positions`.
+    o_apart = o_time if positions is None else tl.zeros_like(o_time)
     o_q = (o_apart * q_time.to(tl.int32) + o_head[None, :, None] * q_head) * UNIT + o_all
     o_k = (o_apart * k_time.to(tl.int32) + o_head[None, :, None] * k_head) * UNIT + o_all
     q += i_batch * q_batch * UNIT
     k += i_batch * k_batch * UNIT
 
-    # Where this program leaves them for itself, [EVERY, G, N].
+    # This program's scratch memory for them, [EVERY, G, N].
     keys = scratch + i_program * (2 * EVERY * G * N)
     queries = keys + EVERY * G * N
     o_staged = (o_time * G + o_group[None, :, None]) * N + o_all
@@ -118,7 +118,7 @@ def matrix_recurrence_forward_kernel(
         + o_value[None, None, :]
     )
     n_segments = tl.cdiv(n_steps, EVERY)
-    i_first = (i_batch * H + i_head) * n_segments if places is None else first_segment
+    i_first = (i_batch * H + i_head) * n_segments if positions is None else first_segment
     if checkpoints is not None:
         checkpoints += i_first * (N * M)
     o_checkpoint = (
@@ -137,11 +137,11 @@ def matrix_recurrence_forward_kernel(
             )
 
     t_first = 0
-    if places is not None:
-        # Loaded two positions ahead: what lies at a position is asked for one ahead.
-        t_first = tl.load(places)
+    if positions is not None:
+        # Positions are loaded two steps ahead, since their data is prefetched one step ahead.
+        t_first = tl.load(positions)
         t_next = t_first
-        t_after = tl.load(places + min(1, T - 1))
+        t_after = tl.load(positions + min(1, T - 1))
     next_v = tl.load(v + t_first * v_time + o_v, mask=is_value, other=0.0)
     if gate is not None:
         next_gate = tl.load(gate + t_first * gate_time + o_gate, mask=is_value, other=0.0)
@@ -158,12 +158,12 @@ def matrix_recurrence_forward_kernel(
         tl.debug_barrier()
         for first in tl.static_range(0, EVERY, ROWS):
             is_step = o_time < n_steps - start - first
-            is_there = is_raw & is_step
+            is_valid = is_raw & is_step
             o_t = start + first
-            if places is not None:
-                o_t = tl.load(places + o_t + o_time, mask=is_step, other=0)
-            raw_k = tl.load(k + o_t * k_time * UNIT + o_k, mask=is_there, other=0.0)
-            raw_q = tl.load(q + o_t * q_time * UNIT + o_q, mask=is_there, other=0.0)
+            if positions is not None:
+                o_t = tl.load(positions + o_t + o_time, mask=is_step, other=0)
+            raw_k = tl.load(k + o_t * k_time * UNIT + o_k, mask=is_valid, other=0.0)
+            raw_q = tl.load(q + o_t * q_time * UNIT + o_q, mask=is_valid, other=0.0)
             tl.store(
                 keys + first * G * N + o_staged,
                 address(raw_k, ACTIVATE, NORMALIZE, EPS, FAST),
@@ -178,7 +178,7 @@ def matrix_recurrence_forward_kernel(
 
         for step in range(start, min(start + EVERY, n_steps)):
             t = step
-            if places is not None:
+            if positions is not None:
                 t = t_next
             row = (step - start) * (G * N)
             value = next_v.to(tl.float32)
@@ -187,12 +187,12 @@ def matrix_recurrence_forward_kernel(
                 mask=is_value if PER_VALUE else is_head[:, None],
                 other=0.0,
             )[None, :, :]
-            # What is loaded here is used at the next position: a load takes as long as a position.
-            if places is None:
+            # Prefetch for the next position: a load takes about as long as a step.
+            if positions is None:
                 t_next = min(t + 1, T - 1)
             else:
                 t_next = t_after
-                t_after = tl.load(places + min(step + 2, n_steps - 1))
+                t_after = tl.load(positions + min(step + 2, n_steps - 1))
             next_v = tl.load(v + t_next * v_time + o_v, mask=is_value, other=0.0)
             if gate is not None:
                 opened = silu(next_gate.to(tl.float32), FAST)
@@ -227,7 +227,7 @@ def matrix_recurrence_forward_kernel(
                     if not LINEAR:
                         new = squash(new, FAST)
                     if blend is not None:
-                        # This order gives S for a share of 0 and C for a share of 1, exactly.
+                        # Exactly S for a share of 0 and exactly C for a share of 1.
                         new = share * new + (1 - share) * state[i]
                     after = after + (new,)
                 state = after

@@ -1,4 +1,4 @@
-"""The recurrence of MinGRU and MinLSTM: every channel for itself, and linear in its state."""
+"""Recurrence of MinGRU and MinLSTM: elementwise and linear in the state."""
 
 from importlib.util import find_spec
 from typing import TYPE_CHECKING
@@ -8,7 +8,7 @@ from elmanctl.errors import EnvironmentNotReady, InvalidConfiguration, nearest
 from elmanctl.kernels.arguments import check_tensors
 from elmanctl.kernels.minimal_scan.sizes import SCORES
 
-# Sizes and launches are asked for where there is no torch.
+# `kernels` imports torch lazily, only when an operation runs.
 if TYPE_CHECKING:
     import torch
     from torch import Tensor
@@ -24,12 +24,12 @@ _HAS_TRITON = find_spec("triton") is not None
 def minimal_scan(
     decay: "Tensor", written: "Tensor", initial_state: "Tensor | None" = None
 ) -> "Tensor":
-    """Return every state [B, T, D] of `h_t = decay_t h_{t-1} + written_t`.
+    """Return all states [B, T, D] of `h_t = decay_t h_{t-1} + written_t`.
 
     decay, written: [B, T, D], both float32 or both float64; initial_state: [B, D] of the same
-    dtype, zero where left out.  Decays from 0 to 1 are meant, both ends included: nothing is
-    divided by them and no logarithm is taken.  Gradients can be taken once, not twice.
-    Raises InvalidConfiguration on shapes, dtypes or devices that do not fit.
+    dtype, zero by default.  Decays lie in [0, 1], both ends included: the scan neither divides by
+    them nor takes logarithms.  There is no double backward.
+    Raises InvalidConfiguration for mismatched shapes, dtypes or devices.
     """
     import torch
 
@@ -42,11 +42,11 @@ def minimal_scan(
     if decay.dtype not in (torch.float32, torch.float64):
         raise InvalidConfiguration(f"decay must be float32 or float64, not {decay.dtype}")
     batch, length, width = decay.shape
-    demands = (
+    requirements = (
         ("written", written, (batch, length, width), None),
         ("initial_state", initial_state, (batch, width), None),
     )
-    check_tensors("decay", decay, demands)
+    check_tensors("decay", decay, requirements)
     if initial_state is None:
         initial_state = decay.new_zeros(batch, width)
     return chunked_minimal_scan(decay, written, initial_state)
@@ -60,28 +60,28 @@ def gated_scan(
     dtype: "torch.dtype | None" = None,
     backend: str = AUTO,
 ) -> "tuple[Tensor, Tensor]":
-    """Run MinGRU or MinLSTM from the scores of its gates; return every state and the last one.
+    """Run MinGRU or MinLSTM on gate pre-activations (scores); return all states and the last one.
 
         mingru    c, g       h <- (1 - z) h + z phi(c)       z = sigma(g)
         minlstm   c, f, i    h <- F h + (1 - F) phi(c)       F = sigma(f) / (sigma(f) + sigma(i))
 
     phi(c) is c + 1/2 for c >= 0 and sigma(c) for c < 0.
 
-    scores: [B, T, 2 D] or [B, T, 3 D] of any floating dtype, as one projection leaves them: first
-    all c, then the gates.  initial_state: [B, D], zero where left out, in float64 if the scores
-    are, else in float32; so is the last state [B, D].  The states [B, T, D] are computed in that
-    dtype, and returned in `dtype`, which is that of the scores where left out.
+    scores: [B, T, 2 D] or [B, T, 3 D] of any floating dtype, the layout of one fused projection:
+    all c first, then the gates.  initial_state: [B, D], zero by default, float64 if the scores
+    are, else float32; the last state [B, D] likewise.  The states [B, T, D] are computed in that
+    dtype and returned in `dtype`, by default that of the scores.
 
-    Backend `torch` computes in any floating dtype on any device.  `triton` computes in bfloat16
-    and float32 on CUDA devices, reads the scores once and writes the states once; `auto` is
-    `triton` wherever that can run.  At the bandwidth of the memory `triton` would take
-    `sizes.bytes_moved` for each of B T D: in bfloat16 6.25 bytes forward and 10.25 backward for
-    MinGRU, 8.25 and 14.25 for MinLSTM; so B 16, T 512 and D 1920 of MinGRU take at least 33 us
-    forward and 54 us backward at 3 TB/s.  Gradients can be taken once, not twice.
+    Backend `torch` supports any floating dtype on any device.  `triton` supports bfloat16 and
+    float32 on CUDA devices, reads the scores once and writes the states once; `auto` selects
+    `triton` wherever it can run.  `triton` is memory-bound: it moves `sizes.bytes_moved` for each
+    of B T D elements, in bfloat16 6.25 bytes forward and 10.25 backward for MinGRU, 8.25 and 14.25
+    for MinLSTM; MinGRU at B 16, T 512, D 1920 takes at least 33 us forward and 54 us backward at
+    3 TB/s.  There is no double backward.
 
-    Raises InvalidConfiguration on a cell or backend that does not exist, on shapes, dtypes or
-    devices that do not fit, and on those that the backend does not compute with; nothing else is
-    computed instead.  Raises EnvironmentNotReady where `triton` is named and not installed.
+    Raises InvalidConfiguration for an unknown cell or backend, for mismatched shapes, dtypes or
+    devices, and for those that the backend does not support; it never falls back to another
+    backend.  Raises EnvironmentNotReady if `triton` is named and not installed.
     """
     _check(scores, cell, initial_state, backend)
     dtype = dtype or scores.dtype
@@ -91,7 +91,7 @@ def gated_scan(
         return _torch_gated_scan(scores, cell, initial_state, dtype)
     if not _HAS_TRITON:
         raise EnvironmentNotReady("triton is not installed", hint=INSTALL_GPU)
-    # Its kernels are imported where they are used: torch alone does not bring Triton.
+    # Imported lazily: Triton is optional.
     from elmanctl.kernels.minimal_scan.triton import triton_gated_scan
 
     return triton_gated_scan(scores, cell, initial_state, dtype)
@@ -100,12 +100,12 @@ def gated_scan(
 def _runs_on_triton(scores: "Tensor", dtype: "torch.dtype") -> bool:
     import torch
 
-    computed = (torch.bfloat16, torch.float32)
+    supported = (torch.bfloat16, torch.float32)
     return (
         _HAS_TRITON
         and scores.is_cuda
-        and scores.dtype in computed
-        and dtype in computed
+        and scores.dtype in supported
+        and dtype in supported
         and scores.stride(2) == 1
     )
 
@@ -115,11 +115,11 @@ def _torch_gated_scan(
 ) -> "tuple[Tensor, Tensor]":
     import torch
 
-    from elmanctl.kernels.minimal_scan.gates import positive, shares
+    from elmanctl.kernels.minimal_scan.gates import gate_weights, positive
 
     scores = scores.to(torch.promote_types(scores.dtype, torch.float32))
     candidate, *gates = scores.chunk(SCORES[cell], dim=-1)
-    keep, write = shares(cell, *gates)
+    keep, write = gate_weights(cell, *gates)
     states = minimal_scan(keep, write * positive(candidate), initial_state)
     return states.to(dtype), states[:, -1]
 
@@ -127,14 +127,14 @@ def _torch_gated_scan(
 def _check(scores: "Tensor", cell: str, initial_state: "Tensor | None", backend: str) -> None:
     import torch
 
-    for what, word, known in (
+    for option, name, known in (
         ("cell", cell, tuple(SCORES)),
         ("backend", backend, (AUTO, *BACKENDS)),
     ):
-        if word not in known:
-            near = nearest(word, known)
+        if name not in known:
+            near = nearest(name, known)
             raise InvalidConfiguration(
-                f"gated_scan has no {what} `{word}`; it has: {', '.join(known)}",
+                f"gated_scan has no {option} `{name}`; it has: {', '.join(known)}",
                 hint=f"did you mean `{near}`?" if near else None,
             )
     if not scores.is_floating_point():
@@ -146,5 +146,5 @@ def _check(scores: "Tensor", cell: str, initial_state: "Tensor | None", backend:
         )
     width = scores.shape[2] // SCORES[cell]
     state_dtype = torch.promote_types(scores.dtype, torch.float32)
-    demands = (("initial_state", initial_state, (scores.shape[0], width), state_dtype),)
-    check_tensors("scores", scores, demands)
+    requirements = (("initial_state", initial_state, (scores.shape[0], width), state_dtype),)
+    check_tensors("scores", scores, requirements)

@@ -1,4 +1,4 @@
-"""How the kernels of the minimal scan are launched, from sizes and dtypes alone; no torch."""
+"""Launches of the minimal scan's kernels from sizes and dtypes; imports no torch."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -17,18 +17,18 @@ from elmanctl.kernels.minimal_scan.sizes import (
 )
 
 ITEM_SIZES: Mapping[str, int] = {"bf16": 2, "fp32": 4}
-"""The dtypes that the kernels compute with, as Triton calls them, and their bytes."""
+"""Supported dtypes by their Triton names, with their sizes in bytes."""
 
 _INTEGERS = ("length", "batch_stride", "n_checkpoints")
 
-# Left to itself ptxas prefers a round number of registers and spills one or two for it, where a
-# predicate for every position needs a few more.
+# By default ptxas targets a round register count and spills one or two registers when each
+# position has a predicate.
 _MASKED_FORWARD, _MASKED_BACKWARD = 128, 255
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Problem:
-    """One call: `row` and `batch_stride` are the strides of the scores, in numbers."""
+    """One call: sizes, dtypes; `row` and `batch_stride` are the scores' strides, in elements."""
 
     cell: str
     batch: int
@@ -40,17 +40,17 @@ class Problem:
     hidden: str
 
     def tile(self, *, is_backward: bool) -> Tile:
-        """Return what one program computes at a time."""
+        """Return the tile of one program."""
         itemsize = ITEM_SIZES[self.scores]
         return choose_tile(self.batch, self.width, is_backward=is_backward, itemsize=itemsize)
 
     def grid(self, *, is_backward: bool) -> tuple[int]:
-        """Return how many programs there are."""
+        """Return the launch grid: the number of programs."""
         return (count_programs(self.tile(is_backward=is_backward), self.batch, self.width),)
 
 
 def forward_launch(problem: Problem, *, has_initial: bool) -> Launch:
-    """Return the kernel that computes the states of a problem."""
+    """Return the launch of the forward kernel, which computes the states."""
     pointers = {
         "p_scores": f"*{problem.scores}",
         "p_hidden": f"*{problem.hidden}",
@@ -68,7 +68,7 @@ def forward_launch(problem: Problem, *, has_initial: bool) -> Launch:
 
 
 def backward_launch(problem: Problem, *, has_d_final: bool) -> Launch:
-    """Return the kernel that computes the gradients of a problem."""
+    """Return the launch of the backward kernel, which computes the gradients."""
     pointers = {
         "p_scores": f"*{problem.scores}",
         "p_checkpoints": "*fp32",

@@ -1,6 +1,6 @@
-"""The scan of MinGRU and MinLSTM on our Triton kernels, as operators that torch can compile.
+"""Scan of MinGRU and MinLSTM on Triton kernels, as custom operators for torch.compile.
 
-Nothing is added up by several programs at once: equal arguments give equal bits.
+No two programs accumulate into the same address, so results are bitwise deterministic.
 """
 
 from typing import Any
@@ -14,17 +14,17 @@ from elmanctl.kernels.minimal_scan.sizes import LARGEST_STRIDE, SCORES, count_ch
 from elmanctl.kernels.minimal_scan.triton_kernels import INTERPRETED
 
 DTYPES = {torch.bfloat16: "bf16", torch.float32: "fp32"}
-"""The dtypes that the kernels compute with, and what Triton calls them."""
+"""Supported dtypes and their Triton names."""
 
 
 def triton_gated_scan(
     scores: Tensor, cell: str, initial_state: Tensor | None, dtype: torch.dtype
 ) -> tuple[Tensor, Tensor]:
-    """Compute what `naive_gated_scan` does; the scores are read where they lie, in any strides.
+    """Compute `naive_gated_scan`; the scores may have any batch and time strides.
 
     scores: bfloat16 or float32 on a CUDA device; `dtype` is one of the two as well.
-    Raises InvalidConfiguration for other dtypes and devices, for a last axis that is not
-    contiguous, and for positions further apart than 32 bits can tell.
+    Raises InvalidConfiguration for other dtypes and devices, for a non-contiguous last axis, and
+    for a time stride whose offsets exceed 32 bits.
     """
     _check(scores, dtype)
     hidden, final, _ = _gated_scan(scores, initial_state, cell, dtype)
@@ -35,7 +35,7 @@ def _check(scores: Tensor, dtype: torch.dtype) -> None:
     if scores.device.type != "cuda" and not INTERPRETED:
         raise InvalidConfiguration(
             f"backend `triton` computes on CUDA devices, not on {scores.device}",
-            hint="backend `torch` does",
+            hint="use backend `torch`",
         )
     for name, found in (("scores", scores.dtype), ("the result", dtype)):
         if found not in DTYPES:
@@ -45,15 +45,15 @@ def _check(scores: Tensor, dtype: torch.dtype) -> None:
             )
     if scores.stride(2) != 1:
         raise InvalidConfiguration(
-            f"backend `triton` reads scores whose last axis is contiguous, not of stride "
+            f"backend `triton` requires scores with a contiguous last axis, not stride "
             f"{scores.stride(2)}",
-            hint="`scores.contiguous()` copies them",
+            hint="pass `scores.contiguous()`",
         )
     if scores.stride(1) >= LARGEST_STRIDE:
         raise InvalidConfiguration(
-            f"backend `triton` reads positions fewer than {LARGEST_STRIDE} numbers apart, not "
+            f"backend `triton` requires a time stride of fewer than {LARGEST_STRIDE} elements, not "
             f"{scores.stride(1)}",
-            hint="`scores.contiguous()` copies them closer",
+            hint="pass `scores.contiguous()`",
         )
 
 
@@ -61,7 +61,7 @@ def _check(scores: Tensor, dtype: torch.dtype) -> None:
 def _gated_scan(
     scores: Tensor, initial_state: Tensor | None, cell: str, dtype: torch.dtype
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Return the states, the last one in float32, and every sixteenth one in float32."""
+    """Return the states, the last state in float32, and the float32 checkpoints."""
     hidden, final, checkpoints = _results(scores, cell, dtype)
     problem = _problem(scores, cell, dtype)
     launch = forward_launch(problem, has_initial=initial_state is not None)
@@ -102,7 +102,7 @@ def _results(scores: Tensor, cell: str, dtype: torch.dtype) -> tuple[Tensor, Ten
 def _gated_scan_backward(
     scores: Tensor, checkpoints: Tensor, d_hidden: Tensor, d_final: Tensor | None, cell: str
 ) -> tuple[Tensor, Tensor]:
-    """Return the gradients of the scores, in their dtype, and of the first state, in float32."""
+    """Return the gradients of the scores, in their dtype, and of the initial state, in float32."""
     d_scores, d_initial = _gradients(scores, checkpoints)
     problem = _problem(scores, cell, d_hidden.dtype)
     launch = backward_launch(problem, has_d_final=d_final is not None)
@@ -135,7 +135,9 @@ def _gradients(scores: Tensor, checkpoints: Tensor) -> tuple[Tensor, Tensor]:
     return scores.new_empty(scores.shape), checkpoints.new_empty(batch, width)
 
 
-def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
+def _setup_context(
+    ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]
+) -> None:
     scores, initial_state, cell, dtype = inputs
     checkpoints = output[2]
     ctx.save_for_backward(scores, checkpoints)
@@ -144,7 +146,7 @@ def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tenso
     ctx.set_materialize_grads(False)
 
 
-def _differentiate(
+def _backward(
     ctx: Any, d_hidden: Tensor | None, d_final: Tensor | None, _: None
 ) -> tuple[Tensor | None, Tensor | None, None, None]:
     if d_hidden is None and d_final is None:
@@ -157,18 +159,18 @@ def _differentiate(
     return d_scores, d_initial if ctx.had_initial else None, None, None
 
 
-_gated_scan.register_autograd(_differentiate, setup_context=_keep)
+_gated_scan.register_autograd(_backward, setup_context=_setup_context)
 
 
 def _problem(scores: Tensor, cell: str, hidden: torch.dtype) -> Problem:
-    batch, length, together = scores.shape
-    # The stride of an axis with one place is of no account, and may be anything.
+    batch, length, total_width = scores.shape
+    # The stride of an axis of size 1 is arbitrary.
     return Problem(
         cell=cell,
         batch=batch,
         length=length,
-        width=together // SCORES[cell],
-        row=scores.stride(1) if length > 1 else together,
+        width=total_width // SCORES[cell],
+        row=scores.stride(1) if length > 1 else total_width,
         batch_stride=scores.stride(0) if batch > 1 else 0,
         scores=DTYPES[scores.dtype],
         hidden=DTYPES[hidden],

@@ -1,24 +1,23 @@
-"""MinGRU and MinLSTM from scores to states, and back, each in one pass over memory.
+"""Forward and backward Triton kernels of MinGRU and MinLSTM, each one pass over memory.
 
-A program has BLOCK channels of one sequence to itself and goes through time in tiles of SEGMENTS x
-STEPS positions.  A tensor holds one position of every segment, [SEGMENTS, BLOCK], and a tuple of
-STEPS of them a tile: warps share the segments out, so that they are at work on several stretches
-of time at once, and no lane needs another one for the steps within its own.  Between the two walks
-over a tile's steps a scan over SEGMENTS numbers, the only word that warps have with each other,
-says which state each segment starts from.
+A program owns BLOCK channels of one sequence and advances through time in tiles of SEGMENTS x STEPS
+positions.  A tensor [SEGMENTS, BLOCK] holds one position of every segment, and a tuple of STEPS
+tensors is a tile: warps process different segments in parallel, and the steps within a segment need
+no communication between lanes.  Each tile takes two passes over its steps; between them a scan over
+the SEGMENTS, the only communication between warps, computes each segment's initial state.
 
-Forward, where a segment starts is stored in float32.  Backward starts from there again and works
-all gates out a second time.  The states stored as results would do in their place, at 2 bytes in
-bfloat16 where the share of a checkpoint is a quarter of one; but a gate's gradient is the
-difference of such a state and a candidate, and the rounding of the state alone puts it off by
-1.9e-3 of its size, as much again as rounding the gradient does.
+The forward kernel checkpoints the initial state of each segment in float32; the backward kernel
+recomputes all gates from there.  The states returned as results could serve instead, at 2 bytes
+per position in bfloat16 rather than a quarter byte; but a gate's gradient is the difference of such
+a state and a candidate, and rounding the state alone adds a relative error of 1.9e-3, as much as
+rounding the gradient itself.
 """
 
 import triton
 import triton.language as tl
 
 INTERPRETED = bool(triton.knobs.runtime.interpret)
-"""Whether Triton runs the kernels in its interpreter, on tensors of any device."""
+"""Whether kernels run in Triton's interpreter, which accepts tensors on any device."""
 
 _INTERPRETED: tl.constexpr = tl.constexpr(INTERPRETED)
 _MINUS_LOG2_E: tl.constexpr = tl.constexpr(-1.4426950408889634)
@@ -43,10 +42,10 @@ def gated_scan_forward_kernel(
     BLOCK: tl.constexpr,
     EXACT: tl.constexpr,
 ):
-    """The states of BLOCK channels of one sequence.
+    """Compute the states of BLOCK channels of one sequence.
 
-    ROW is the stride of time in the scores, ALIGNED a power of two that divides `batch_stride`.
-    EXACT says that tiles and blocks leave nothing over, so that nothing needs a mask.
+    ROW is the time stride of the scores, ALIGNED a power of two that divides `batch_stride`.
+    EXACT means that tiles and blocks divide evenly, so no masks are needed.
     """
     batch = (tl.program_id(0) // tl.cdiv(WIDTH, BLOCK)).to(tl.int64)
     column = (tl.program_id(0) % tl.cdiv(WIDTH, BLOCK)) * BLOCK + tl.arange(0, BLOCK)[None, :]
@@ -61,7 +60,7 @@ def gated_scan_forward_kernel(
         state += tl.load(p_initial + batch * WIDTH + column, mask=inside, other=0.0)
 
     for start in range(0, length, SEGMENTS * STEPS):
-        # How many steps of its segment a channel has: the rest is past the end, or no channel.
+        # Valid steps of each segment; 0 for channels out of bounds.
         steps = tl.where(inside, length - start - first, 0)
         scores = ()
         for j in tl.static_range(STEPS):
@@ -71,11 +70,11 @@ def gated_scan_forward_kernel(
         kept = ()
         written = ()
         for j in tl.static_range(STEPS):
-            keep, write = _shares(scores, j, SCORES)
+            keep, write = _gate_weights(scores, j, SCORES)
             added = write * _positive(scores[SCORES * j].to(tl.float32))
             kept += (keep if EXACT else tl.where(j < steps, keep, 1.0),)
             written += (added if EXACT else tl.where(j < steps, added, 0.0),)
-        state, after = _enter(state, kept, written, segment, SEGMENTS, STEPS)
+        state, after = _scan_segments(state, kept, written, segment, SEGMENTS, STEPS)
         tl.store(p_mark, state, mask=None if EXACT else steps > 0)
         for j in tl.static_range(STEPS):
             state = kept[j] * state + written[j]
@@ -108,10 +107,10 @@ def gated_scan_backward_kernel(
     BLOCK: tl.constexpr,
     EXACT: tl.constexpr,
 ):
-    """The gradients of the scores of BLOCK channels of one sequence.
+    """Compute the gradients of the scores of BLOCK channels of one sequence.
 
-    With G_t the whole gradient of h_t, what reaches h_{t-1} from later is `keep_t G_t`: that is
-    what `_enter` is asked for, over steps and segments from the last to the first.
+    With G_t the total gradient of h_t, h_{t-1} receives `keep_t G_t` from later positions;
+    `_scan_segments` computes it over steps and segments in reverse order.
     """
     batch = (tl.program_id(0) // tl.cdiv(WIDTH, BLOCK)).to(tl.int64)
     column = (tl.program_id(0) % tl.cdiv(WIDTH, BLOCK)) * BLOCK + tl.arange(0, BLOCK)[None, :]
@@ -144,18 +143,18 @@ def gated_scan_backward_kernel(
         kept = ()
         slopes = ()
         for j in tl.static_range(STEPS):
-            keep, write = _shares(scores, j, SCORES)
+            keep, write = _gate_weights(scores, j, SCORES)
             candidate = scores[SCORES * j].to(tl.float32)
             value = _positive(candidate)
             slopes += (write * tl.where(candidate >= 0, 1.0, value - value * value),)
-            # The slope in the lead of what is kept over what is written: MinGRU's gate is minus it.
-            lead = (state - value) * (keep * write)
+            # Derivative with respect to logit(keep); MinGRU's gate is minus that logit.
+            logit = (state - value) * (keep * write)
             if SCORES == 2:
-                slopes += (-lead,)
+                slopes += (-logit,)
             else:
                 slopes += (
-                    lead * _sigmoid_of_minus(scores[3 * j + 1].to(tl.float32)),
-                    -lead * _sigmoid_of_minus(scores[3 * j + 2].to(tl.float32)),
+                    logit * _sigmoid_neg(scores[3 * j + 1].to(tl.float32)),
+                    -logit * _sigmoid_neg(scores[3 * j + 2].to(tl.float32)),
                 )
             state = keep * state + write * value
             kept += (keep if EXACT else tl.where(j < steps, keep, 1.0),)
@@ -165,7 +164,7 @@ def gated_scan_backward_kernel(
             kept_back += (kept[j],)
             back = kept[j] * given[j].to(tl.float32)
             given_back += (back if EXACT else tl.where(j < steps, back, 0.0),)
-        later, earlier = _enter(later, kept_back, given_back, order, SEGMENTS, STEPS)
+        later, earlier = _scan_segments(later, kept_back, given_back, order, SEGMENTS, STEPS)
         for j in tl.static_range(STEPS - 1, -1, -1):
             whole = later + given[j].to(tl.float32)
             for n in tl.static_range(SCORES):
@@ -184,10 +183,10 @@ def gated_scan_backward_kernel(
 
 
 @triton.jit
-def _enter(state, kept, added, segment, SEGMENTS: tl.constexpr, STEPS: tl.constexpr):
-    """Return the state before each segment and the one after the last, for `kept s + added`.
+def _scan_segments(state, kept, added, segment, SEGMENTS: tl.constexpr, STEPS: tl.constexpr):
+    """Return the state before each segment and after the last, of steps `s <- kept s + added`.
 
-    `state` is the one before the first, and so far in the row of that segment only.
+    `state` is the one before the first segment; only that segment's row of it is valid.
     """
     product = kept[0]
     total = added[0]
@@ -196,16 +195,16 @@ def _enter(state, kept, added, segment, SEGMENTS: tl.constexpr, STEPS: tl.conste
         total = kept[j] * total + added[j]
     total = tl.where(segment == 0, product * state + total, total)
     one = tl.full(total.shape, 1.0, tl.float32)
-    _, ends, _, starts = tl.associative_scan((product, total, one, one - one), 0, _then)
+    _, ends, _, starts = tl.associative_scan((product, total, one, one - one), 0, _combine)
     last = tl.sum(tl.where(segment == SEGMENTS - 1, ends, 0.0), 0, keep_dims=True)
     return tl.where(segment == 0, state, starts), tl.broadcast_to(last, ends.shape)
 
 
 @triton.jit
-def _then(product, total, part, start, product_2, total_2, part_2, start_2):
-    """One run of segments after another: `product s + total` after it, `part s + start` before its
-    last segment.  A gather of the neighbour's end would do without the second pair, but has Triton
-    choose a layout for its own sake, and then move every step between that and the loads'.
+def _combine(product, total, part, start, product_2, total_2, part_2, start_2):
+    """Compose two runs of segments: a run maps s to `product s + total` after its last segment and
+    to `part s + start` before it.  Gathering the neighbor's end would save the second pair, but
+    Triton would then pick another layout and convert every step between it and that of the loads.
     """
     return (
         product * product_2,
@@ -216,27 +215,27 @@ def _then(product, total, part, start, product_2, total_2, part_2, start_2):
 
 
 @triton.jit
-def _shares(scores, j: tl.constexpr, SCORES: tl.constexpr):
-    """How much of the state is kept at step j, and of the candidate written; each relatively exact.
+def _gate_weights(scores, j: tl.constexpr, SCORES: tl.constexpr):
+    """Return the weights keep and write at step j, each with a small relative error.
 
-    Exponentials are taken of what is not positive, so that none overflows.
+    Exponents are never positive, so nothing overflows.
     """
     if SCORES == 2:
         gate = scores[2 * j + 1].to(tl.float32)
-        e = _exp_of_minus(tl.abs(gate))
-        larger = _inverse(1.0 + e)
+        e = _exp_neg(tl.abs(gate))
+        larger = _reciprocal(1.0 + e)
         smaller = e * larger
         return tl.where(gate >= 0, smaller, larger), tl.where(gate >= 0, larger, smaller)
-    else:  # noqa: RET505 - what follows a return is compiled all the same
+    else:  # noqa: RET505 - Triton compiles code after a return
         forget = scores[3 * j + 1].to(tl.float32)
         write = scores[3 * j + 2].to(tl.float32)
-        # sigma(x) is exp(min(x, 0)) / (1 + exp(-|x|)), and only the ratio of two is needed.
-        a = 1.0 + _exp_of_minus(tl.abs(forget))
-        b = 1.0 + _exp_of_minus(tl.abs(write))
+        # sigma(x) = exp(min(x, 0)) / (1 + exp(-|x|)), and only the ratio of two is needed.
+        a = 1.0 + _exp_neg(tl.abs(forget))
+        b = 1.0 + _exp_neg(tl.abs(write))
         lead = tl.minimum(forget, 0.0) - tl.minimum(write, 0.0)
         ahead = tl.where(lead >= 0, b, a)
-        behind = tl.where(lead >= 0, a, b) * _exp_of_minus(tl.abs(lead))
-        inverse = _inverse(ahead + behind)
+        behind = tl.where(lead >= 0, a, b) * _exp_neg(tl.abs(lead))
+        inverse = _reciprocal(ahead + behind)
         larger = ahead * inverse
         smaller = behind * inverse
         return tl.where(lead >= 0, larger, smaller), tl.where(lead >= 0, smaller, larger)
@@ -244,19 +243,19 @@ def _shares(scores, j: tl.constexpr, SCORES: tl.constexpr):
 
 @triton.jit
 def _positive(x):
-    """phi(x): x + 1/2 from zero on, sigmoid(x) below, which is 0 where exp(-x) overflows."""
-    return tl.where(x >= 0, x + 0.5, _inverse(1.0 + _exp_of_minus(x)))
+    """phi(x): x + 1/2 for x >= 0, sigmoid(x) below, which is 0 where exp(-x) overflows."""
+    return tl.where(x >= 0, x + 0.5, _reciprocal(1.0 + _exp_neg(x)))
 
 
 @triton.jit
-def _sigmoid_of_minus(x):
-    e = _exp_of_minus(tl.abs(x))
-    return tl.where(x >= 0, e, 1.0) * _inverse(1.0 + e)
+def _sigmoid_neg(x):
+    e = _exp_neg(tl.abs(x))
+    return tl.where(x >= 0, e, 1.0) * _reciprocal(1.0 + e)
 
 
 @triton.jit
-def _exp_of_minus(x):
-    """exp(-x), 0 where that is below 2**-126: Triton's own takes three instructions for those."""
+def _exp_neg(x):
+    """exp(-x), flushed to 0 below 2**-126; Triton's exp spends three instructions on subnormals."""
     power = x * _MINUS_LOG2_E
     if _INTERPRETED:
         return tl.exp2(power)
@@ -266,8 +265,8 @@ def _exp_of_minus(x):
 
 
 @triton.jit
-def _inverse(x):
-    """1 / x of an x from 1 on, to one unit in the last place."""
+def _reciprocal(x):
+    """1 / x for x >= 1, to one ulp."""
     if _INTERPRETED:
         return 1.0 / x
     return tl.inline_asm_elementwise(
@@ -277,5 +276,5 @@ def _inverse(x):
 
 @triton.jit
 def _store_first(p_to, value, inside, segment):
-    """Store the row of the first segment alone."""
+    """Store only the row of segment 0."""
     tl.store(tl.broadcast_to(p_to, value.shape), value, mask=inside & (segment == 0))

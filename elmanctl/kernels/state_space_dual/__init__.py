@@ -1,11 +1,11 @@
-"""The recurrence of Mamba2: a linear state with one scalar decay for each head and position."""
+"""Recurrence of Mamba2: a linear state with one scalar decay per head and position."""
 
 from typing import TYPE_CHECKING
 
 from elmanctl.errors import InvalidConfiguration, nearest
 from elmanctl.kernels.arguments import check_tensors
 
-# Whoever only asks for names must not wait for torch.
+# `kernels` imports torch lazily, only when an operation runs.
 if TYPE_CHECKING:
     from torch import Tensor
 
@@ -29,10 +29,10 @@ def state_space_dual(
     With h the state of a head, value by key: `h <- exp(-rate step) h + step x write^T`, then
     `y = h read` (Dao and Gu, 2024, arXiv 2405.21060; there step is dt, -rate A, write B, read C).
 
-    x, y: [B, T, H, P]; write, read: [B, T, N], the same for all heads; all of one floating dtype.
+    x, y: [B, T, H, P]; write, read: [B, T, N], shared by all heads; all of one floating dtype.
     step: [B, T, H], rate: [H], states: [B, H, P, N]; these in float64 if x is, float32 for any
-    other dtype.  Any T; rate and step are not negative.
-    Raises InvalidConfiguration on shapes or dtypes that do not fit and on an unknown backend.
+    other dtype.  Any T; rate and step are non-negative.
+    Raises InvalidConfiguration for mismatched shapes or dtypes and for an unknown backend.
     """
     if backend not in BACKENDS:
         near = nearest(backend, BACKENDS)
@@ -46,7 +46,7 @@ def state_space_dual(
 
     from elmanctl.kernels.state_space_dual.chunked import chunked_state_space_dual
 
-    # Autocast would run the products of the state in half precision.
+    # Autocast would run the matrix products with the state in half precision.
     with torch.autocast(x.device.type, enabled=False):
         return chunked_state_space_dual(x, step, rate, write, read, initial_state=initial_state)
 
@@ -71,11 +71,11 @@ def _check_tensors(
     batch, length, heads, width = x.shape
     keys = (batch, length, write.shape[2])
     state_dtype = torch.promote_types(x.dtype, torch.float32)
-    demands = (
+    requirements = (
         ("write", write, keys, x.dtype),
         ("read", read, keys, x.dtype),
         ("step", step, (batch, length, heads), state_dtype),
         ("rate", rate, (heads,), state_dtype),
         ("initial_state", initial_state, (batch, heads, width, keys[2]), state_dtype),
     )
-    check_tensors("x", x, demands)
+    check_tensors("x", x, requirements)

@@ -1,9 +1,8 @@
-"""The recurrence of Mamba2 in chunks of positions: products of matrices instead of a time loop.
+"""Chunked recurrence of Mamba2: matrix products instead of a time loop.
 
-Within a chunk the output is a masked attention: position l reads what s wrote, weakened by the
-decays of the positions in between, `(read_l . write_s) exp(sum of -rate step over (s, l])`.  Only
-the states at the ends of the chunks follow one another (Dao and Gu, 2024, arXiv 2405.21060,
-section 6).
+Within a chunk the output is masked attention: position l reads what s wrote, scaled by the decays
+between them, `(read_l . write_s) exp(sum of -rate step over (s, l])`.  Only the states at chunk
+boundaries are sequential (Dao and Gu, 2024, arXiv 2405.21060, section 6).
 """
 
 import torch
@@ -23,7 +22,7 @@ def chunked_state_space_dual(
     initial_state: Tensor | None = None,
     chunk: int = CHUNK,
 ) -> tuple[Tensor, Tensor]:
-    """Run the recurrence chunk by chunk, under autograd; return the output and the final state.
+    """Run the recurrence chunk by chunk, under autograd; return output and final state.
 
     x, y: [B, T, H, P]; write, read: [B, T, N]; step: [B, T, H]; rate: [H]; states: [B, H, P, N] in
     float32, or float64 for float64 inputs.  The output has x's dtype.
@@ -31,9 +30,9 @@ def chunked_state_space_dual(
     state_dtype = torch.promote_types(x.dtype, torch.float32)
     batch, length, heads, width = x.shape
     chunk = min(chunk, length)
-    log_decay = _in_chunks(-rate * step, chunk).transpose(2, 3)  # [B, C, H, L]
-    written = _in_chunks(step.unsqueeze(-1) * x.to(state_dtype), chunk)  # [B, C, L, H, P]
-    key, query = (_in_chunks(t.to(state_dtype), chunk) for t in (write, read))  # [B, C, L, N]
+    log_decay = _split_chunks(-rate * step, chunk).transpose(2, 3)  # [B, C, H, L]
+    written = _split_chunks(step.unsqueeze(-1) * x.to(state_dtype), chunk)  # [B, C, L, H, P]
+    key, query = (_split_chunks(t.to(state_dtype), chunk) for t in (write, read))  # [B, C, L, N]
 
     between = segment_sums(log_decay).exp()  # [B, C, H, L, L], read by write
     scores = between * (query @ key.mT).unsqueeze(2)
@@ -44,17 +43,17 @@ def chunked_state_space_dual(
     from_start = log_decay.cumsum(-1).exp()  # [B, C, H, L]
     if initial_state is None:
         initial_state = written.new_zeros(batch, heads, width, key.shape[-1])
-    before, state = _pass_on(initial_state.to(state_dtype), from_start[..., -1], added)
+    before, state = _scan_chunks(initial_state.to(state_dtype), from_start[..., -1], added)
     across = torch.einsum("bcln,bchpn->bclhp", query, before)
     output = within + from_start.transpose(2, 3).unsqueeze(-1) * across
     return output.flatten(1, 2)[:, :length].to(x.dtype), state
 
 
 def segment_sums(x: Tensor) -> Tensor:
-    """Return [..., l, s], the sum of x over the positions after s up to l, of x [..., L].
+    """Return the sums [..., l, s] of x [..., L] over positions (s, l]; minus infinity for s > l.
 
-    It is minus infinity where s comes after l.  Each sum is made of its own terms: a difference of
-    two cumulative sums would lose the small decays next to a large one.
+    Each sum is accumulated on its own: a difference of two cumulative sums would lose small decays
+    next to a large one.
     """
     length = x.shape[-1]
     all_true = torch.ones(length, length, dtype=torch.bool, device=x.device)
@@ -62,20 +61,20 @@ def segment_sums(x: Tensor) -> Tensor:
     return terms.cumsum(-2).masked_fill(~all_true.tril(), -torch.inf)
 
 
-def _in_chunks(x: Tensor, chunk: int) -> Tensor:
-    """[B, T, ...] as [B, C, chunk, ...], filled up with zeros.
+def _split_chunks(x: Tensor, chunk: int) -> Tensor:
+    """Reshape [B, T, ...] to [B, C, chunk, ...], zero-padded at the end.
 
-    A position of zeros writes nothing, and its decay is 1: the state stays as it is.
+    Padded positions write nothing and have a decay of 1, so the state is unchanged.
     """
     batch, length, *rest = x.shape
-    filled = F.pad(x, (0, 0) * len(rest) + (0, -length % chunk))
-    return filled.reshape(batch, -1, chunk, *rest)
+    padded = F.pad(x, (0, 0) * len(rest) + (0, -length % chunk))
+    return padded.reshape(batch, -1, chunk, *rest)
 
 
-def _pass_on(state: Tensor, decay: Tensor, added: Tensor) -> tuple[Tensor, Tensor]:
-    """The states before each chunk [B, C, H, P, N], and the one after the last.
+def _scan_chunks(state: Tensor, decay: Tensor, added: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the states before each chunk [B, C, H, P, N] and the one after the last.
 
-    `decay` [B, C, H] and `added` [B, C, H, P, N] are what each chunk does to the state before it.
+    Chunk c maps the state s to `decay_c s + added_c`; decay: [B, C, H], added: [B, C, H, P, N].
     """
     before = []
     for c in range(decay.shape[1]):

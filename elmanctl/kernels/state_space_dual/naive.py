@@ -1,4 +1,4 @@
-"""The recurrence of Mamba2 as one readable time loop: the truth every backend is held to."""
+"""Reference implementation of Mamba2's recurrence: a plain time loop that backends must match."""
 
 import torch
 from torch import Tensor

@@ -9,8 +9,8 @@ from elmanctl.kernels.matrix_recurrence.sizes import (
     check_size,
     check_values,
     flops_per_entry,
-    numbers_kept,
-    sizes_of,
+    saved_elements,
+    supported_sizes,
 )
 from elmanctl.models.config import ConvWidth, Expansion, FamilyConfig, Heads, in_words, whole
 from elmanctl.models.configs.sizes import check_inner_width
@@ -91,7 +91,7 @@ class E75Config(FamilyConfig):
     @classmethod
     def backend_limits(cls, backend: str) -> str:
         """Return in words which sizes a backend computes."""
-        return f"`n_state` {in_words(set(SIZES).intersection(sizes_of(backend)))}"
+        return f"`n_state` {in_words(set(SIZES).intersection(supported_sizes(backend)))}"
 
     @classmethod
     def complete_level(cls, settings: Mapping[str, Any]) -> dict[str, Any]:
@@ -117,7 +117,7 @@ class E75Config(FamilyConfig):
         mixed = (4 + 6 * self.post_conv) * width
         # Decays twice, and the read-out, its gate and their product.
         around = 5 * width
-        return 2 * self.dim + inner + mixed + numbers_kept(width, width, state_size) + around
+        return 2 * self.dim + inner + mixed + saved_elements(width, width, state_size) + around
 
     def layer_flops(self, seq_len: int) -> int:
         """Return the forward FLOPs of one layer for one token."""

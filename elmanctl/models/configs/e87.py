@@ -9,8 +9,8 @@ from elmanctl.kernels.matrix_recurrence.sizes import (
     check_size,
     check_values,
     flops_per_entry,
-    numbers_kept,
-    sizes_of,
+    saved_elements,
+    supported_sizes,
 )
 from elmanctl.models.config import Between, ConvWidth, Expansion, FamilyConfig, in_words, whole
 from elmanctl.models.configs.sizes import check_inner_width
@@ -81,7 +81,7 @@ class E87Config(FamilyConfig):
     @classmethod
     def backend_limits(cls, backend: str) -> str:
         """Return in words which sizes a backend computes."""
-        return f"`n_state` {in_words(sizes_of(backend))}"
+        return f"`n_state` {in_words(supported_sizes(backend))}"
 
     @classmethod
     def complete_level(cls, settings: Mapping[str, Any]) -> dict[str, Any]:
@@ -105,7 +105,7 @@ class E87Config(FamilyConfig):
         inner = (2 + 3 * self.use_conv) * self.inner_width
         # Keys, values and scores of the decays; decays twice; three factors of what is read.
         around = (3 + 2 + 3) * width + 8 * self.n_blocks + 2 * self.n_state
-        return 2 * self.dim + inner + numbers_kept(width, width, state_size) + around
+        return 2 * self.dim + inner + saved_elements(width, width, state_size) + around
 
     def layer_flops(self, seq_len: int) -> int:
         """Return the forward FLOPs of one layer for one token.

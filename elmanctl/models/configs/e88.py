@@ -8,8 +8,8 @@ from elmanctl.kernels.matrix_recurrence.sizes import (
     check_size,
     check_values,
     flops_per_entry,
-    numbers_kept,
-    sizes_of,
+    saved_elements,
+    supported_sizes,
 )
 from elmanctl.models.config import (
     STUDY,
@@ -122,7 +122,7 @@ class E88Config(FamilyConfig):
     @classmethod
     def backend_limits(cls, backend: str) -> str:
         """Return in words which sizes a backend computes."""
-        return limits_in_words("`n_state`", sizes_of(backend), backend)
+        return limits_in_words("`n_state`", supported_sizes(backend), backend)
 
     def layer_parameters(self) -> int:
         """Return the number of parameters of one layer, the norm before it left out."""
@@ -165,7 +165,7 @@ class E88Config(FamilyConfig):
         mixed = self.mixed_width * (1 + self.use_conv)
         mixed += self.value_residual * self.value_width
         joined = self.value_width if self.head_mix in ("concat", "per_head") else self.head_values
-        recurrence = numbers_kept(self.key_width, self.value_width, state_size)
+        recurrence = saved_elements(self.key_width, self.value_width, state_size)
         return 2 * self.dim + mixed + recurrence + values * self.value_width + joined
 
     def layer_flops(self, seq_len: int) -> int:

@@ -9,8 +9,8 @@ from elmanctl.kernels.matrix_recurrence.sizes import (
     check_size,
     check_values,
     flops_per_entry,
-    numbers_kept,
-    sizes_of,
+    saved_elements,
+    supported_sizes,
 )
 from elmanctl.models.config import Expansion, FamilyConfig, Heads, whole
 from elmanctl.models.configs.sizes import expansions_around, limits_in_words, values_of
@@ -87,7 +87,7 @@ class E90Config(FamilyConfig):
     @classmethod
     def backend_limits(cls, backend: str) -> str:
         """Return in words which sizes a backend computes."""
-        return limits_in_words("`k_fast` and `k_slow`", sizes_of(backend), backend)
+        return limits_in_words("`k_fast` and `k_slow`", supported_sizes(backend), backend)
 
     def _check_sizes(self, backend: str) -> None:
         for name in ("k_fast", "k_slow"):
@@ -113,7 +113,7 @@ class E90Config(FamilyConfig):
 
     def layer_activations(self, seq_len: int) -> int:
         """Return about how many numbers of one token a layer keeps for its gradient."""
-        recurrences = numbers_kept(
+        recurrences = saved_elements(
             self.n_heads * (self.k_fast + self.k_slow),
             self.n_heads * (self.v_fast + self.v_slow),
             self.layer_state_size(seq_len),

@@ -8,8 +8,8 @@ from elmanctl.kernels.matrix_recurrence.sizes import (
     check_size,
     check_values,
     flops_per_entry,
-    numbers_kept,
-    sizes_of,
+    saved_elements,
+    supported_sizes,
 )
 from elmanctl.models.config import Between, Expansion, FamilyConfig, Heads
 from elmanctl.models.configs.sizes import check_values_are_even, limits_in_words, values_of
@@ -68,7 +68,7 @@ class MomE88Config(FamilyConfig):
     @classmethod
     def backend_limits(cls, backend: str) -> str:
         """Return in words which sizes a backend computes."""
-        return limits_in_words("`n_state`", sizes_of(backend), backend)
+        return limits_in_words("`n_state`", supported_sizes(backend), backend)
 
     def layer_parameters(self) -> int:
         """Return the number of parameters of one layer, the norm before it left out."""
@@ -94,7 +94,7 @@ class MomE88Config(FamilyConfig):
             # The chosen heads are copied out of all, which stay, and then brought to unit length.
             keys, values = self.top_k * self.n_state, self.top_k * self.head_values
             mixed += 2 * keys + values + self.use_gate * self.value_width + 2 * keys
-        recurrence = numbers_kept(keys, values, self.layer_state_size(seq_len))
+        recurrence = saved_elements(keys, values, self.layer_state_size(seq_len))
         summed = values * (1 + self.use_gate) + 4 * self.head_values
         return 2 * self.dim + mixed + recurrence + summed + scores
 

@@ -3,7 +3,7 @@ from pathlib import Path
 
 import pytest
 
-from elmanctl.kernels.foreign import import_foreign
+from elmanctl.kernels.third_party import import_third_party
 
 ASKS = """
 import importlib.util
@@ -25,14 +25,14 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def test_foreign_module_does_not_see_our_link(folder: Path) -> None:
     (folder / "asks_for_kernels.py").write_text(ASKS)
-    assert import_foreign("asks_for_kernels").found is None
+    assert import_third_party("asks_for_kernels").found is None
     assert "kernels" not in sys.modules
 
 
 def test_link_is_back_after_an_import_that_fails(folder: Path) -> None:
     (folder / "breaks_at_import.py").write_text("import kernels")
     with pytest.raises(ModuleNotFoundError, match="kernels"):
-        import_foreign("breaks_at_import")
+        import_third_party("breaks_at_import")
     assert "kernels" not in sys.modules
 
 
@@ -43,5 +43,5 @@ def test_package_of_that_name_of_others_is_seen(
     (folder / "kernels" / "__init__.py").write_text("")
     (folder / "asks_for_others.py").write_text(ASKS)
     monkeypatch.syspath_prepend(folder)
-    found = import_foreign("asks_for_others").found
+    found = import_third_party("asks_for_others").found
     assert Path(found.origin) == folder / "kernels" / "__init__.py"

@@ -1,13 +1,13 @@
-"""What the forward and the backward kernel of the matrix recurrence compute alike; no torch.
+"""Device functions shared by the forward and backward kernels of the matrix recurrence; no torch.
 
 A state is a tuple of tiles [BK, G, BV]: keys, heads, values.  With keys on the first axis a lane
-holds whole columns of the state, and sums over keys need no other lane.  A tuple of small tiles and
-not one large one, since a sum over tiles is a chain of fused products and sums, which a sum inside
-a tile is not, and since numbers of keys that are no powers of two need no padding.
+holds whole columns of the state, so sums over keys stay within a lane.  Many small tiles are better
+than one large tile because a sum over tiles is a chain of FMAs, unlike a sum within a tile, and
+because a number of keys that is not a power of two needs no padding.
 
-Keys and queries are brought to unit length for EVERY positions at once, by all lanes, and left in
-memory that only this program uses.  A row of a small tile is then loaded by every lane as it needs
-it, with no exchange between lanes: such memory stays in the cache.
+All lanes together normalize the keys and queries of EVERY positions and store them in memory
+private to the program, which stays in the cache.  Each lane then loads the rows of its tile without
+any exchange between lanes.
 """
 
 import triton
@@ -16,9 +16,9 @@ import triton.language as tl
 
 @triton.jit
 def squash(x, FAST: tl.constexpr):
-    """tanh: by the special-function unit with FAST, else to an absolute 1e-7."""
+    """tanh(x), with FAST on the special-function unit, else to an absolute error of 1e-7."""
     if FAST:
-        # Declared impure, or Triton 3.6 computes it again for every layout that the state is in.
+        # Declared impure because Triton 3.6 would recompute it for every layout of the state.
         return tl.inline_asm_elementwise(
             "tanh.approx.f32 $0, $1;", "=f,f", [x], dtype=tl.float32, is_pure=False, pack=1
         )
@@ -27,7 +27,7 @@ def squash(x, FAST: tl.constexpr):
 
 @triton.jit
 def silu(x, FAST: tl.constexpr):
-    """x sigmoid(x); the sigmoid is taken as half a tanh, which is one instruction with FAST."""
+    """x sigmoid(x); with FAST the sigmoid is expressed as a tanh, a single instruction."""
     if FAST:
         half = 0.5 * x
         return half + half * squash(half, FAST)
@@ -35,7 +35,7 @@ def silu(x, FAST: tl.constexpr):
 
 
 @triton.jit
-def silu_slope(x, FAST: tl.constexpr):
+def silu_grad(x, FAST: tl.constexpr):
     """The derivative of silu."""
     share = 0.5 + 0.5 * squash(0.5 * x, FAST) if FAST else tl.sigmoid(x)
     return share * (1 + x * (1 - share))
@@ -43,10 +43,11 @@ def silu_slope(x, FAST: tl.constexpr):
 
 @triton.jit
 def product(a, b):
-    """a b, rounded, however it is summed up.
+    """a b, rounded on its own even where it feeds a sum.
 
-    Each lane adds its own product to that of another lane.  Were its own fused into that addition,
-    two lanes would have the same sum with different roundings, and write both to one address.
+    In a cross-lane reduction each lane adds its product to that of another lane.  If it fused its
+    own into an FMA, the two lanes would round the same sum differently and write both results to
+    one address.
     """
     return tl.fma(a, b, 0.0)
 
@@ -55,7 +56,7 @@ def product(a, b):
 def address(
     raw, ACTIVATE: tl.constexpr, NORMALIZE: tl.constexpr, EPS: tl.constexpr, FAST: tl.constexpr
 ):
-    """What a state is read at: raw [.., BN] in float32, through silu and over its length."""
+    """Return the key or query in float32 from raw [.., BN]: silu, then unit length."""
     x = raw.to(tl.float32)
     if ACTIVATE:
         x = silu(x, FAST)
@@ -65,10 +66,10 @@ def address(
 
 
 @triton.jit
-def from_address(
+def address_grad(
     raw, d_x, ACTIVATE: tl.constexpr, NORMALIZE: tl.constexpr, EPS: tl.constexpr, FAST: tl.constexpr
 ):
-    """The gradient of raw [.., BN] from that of what `address` makes of it."""
+    """Return the gradient of raw [.., BN] from the gradient d_x of `address(raw)`."""
     raw = raw.to(tl.float32)
     x = silu(raw, FAST) if ACTIVATE else raw
     if NORMALIZE:
@@ -76,5 +77,5 @@ def from_address(
         unit = x * scale
         d_x = scale * (d_x - unit * tl.sum(unit * d_x, 2, keep_dims=True))
     if ACTIVATE:
-        d_x = d_x * silu_slope(raw, FAST)
+        d_x = d_x * silu_grad(raw, FAST)
     return d_x
