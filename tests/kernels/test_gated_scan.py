@@ -375,7 +375,7 @@ def test_kernels_refuse_a_cpu_unless_they_are_interpreted(monkeypatch: pytest.Mo
     monkeypatch.setattr(triton, "INTERPRETED", False)
     with pytest.raises(InvalidConfiguration, match="on CUDA devices, not on cpu") as refused:
         gated_scan(torch.zeros(1, 2, 4), "mingru", backend="triton")
-    assert refused.value.hint == "backend `torch` does"
+    assert refused.value.hint == "use backend `torch`"
 
 
 def test_kernels_without_triton_are_refused_and_auto_is_torch(

@@ -121,7 +121,7 @@ def test_heads_that_lie_too_far_apart_are_refused(name: str) -> None:
     arguments["written"] = torch.ones(1, 17, 3, dtype=torch.bool, device="meta")
     x = arguments[name]
     arguments[name] = torch.empty_strided(x.shape, FAR[name], dtype=x.dtype, device="meta")
-    with pytest.raises(InvalidConfiguration, match=f"^{name} has strides .* with 32 bits"):
+    with pytest.raises(InvalidConfiguration, match=f"^{name} has strides .* in 32 bits"):
         matrix_recurrence(**arguments, backend="triton", tanh="exact")
 
 
