@@ -68,7 +68,7 @@ def _run() -> int:
         # Typer knows the shells only after this, since `completion` is a command of our own.
         from typer._completion_classes import completion_init
 
-        from elmanctl.cli.complete import join_options
+        from elmanctl.cli.completion import join_options
 
         completion_init()
         join_options(os.environ)

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from elmanctl.cli.template import commented_config
+from elmanctl.cli.init import commented_config
 from elmanctl.config import Resolved, decode_settings, merge, parse_assignments, resolve
 from elmanctl.errors import ConfigError, NotFound
 from elmanctl.settings import (

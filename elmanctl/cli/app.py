@@ -30,7 +30,7 @@ PANELS = {
 # Where each command is: a function, or the `app` of a group.  A module is imported when its command
 # is run or listed, so that `status` does not wait for what only `search` needs.
 _PLACES = {
-    "init": "manage:init",
+    "init": "init:init",
     "doctor": "doctor:doctor",
     "models": "model:models",
     "params": "model:params",
@@ -38,19 +38,19 @@ _PLACES = {
     "data": "data:app",
     "eval": "model:evaluate",
     "search": "search:search",
-    "resume": "search:resume",
-    "cancel": "manage:cancel",
+    "resume": "resume:resume",
+    "cancel": "cancel:cancel",
     "requeue": "requeue:requeue",
     "status": "status:status",
-    "show": "inspect:show",
-    "logs": "inspect:logs",
+    "show": "show:show",
+    "logs": "show:logs",
     "classify": "classify:classify",
     "bench": "bench:app",
     "disk": "disk:disk",
-    "clean": "disk:clean",
+    "clean": "clean:clean",
     "ledger": "ledger:app",
-    "config": "manage:config",
-    "completion": "manage:completion",
+    "config": "config:config",
+    "completion": "completion:completion",
 }
 
 _COLORS = ("auto", "always", "never")

@@ -7,7 +7,7 @@ import typer
 
 from elmanctl.bench.machine import CPU_LABEL, require_device
 from elmanctl.bench.report import Report, check_out, read_reports
-from elmanctl.cli.complete import one_of
+from elmanctl.cli.completion import one_of
 from elmanctl.cli.context import JsonFlag
 from elmanctl.cli.output import Column, hint, print_json, print_table, say
 from elmanctl.constants import LAUNCHES_VARIABLE

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from elmanctl.cli.complete import run_names
+from elmanctl.cli.completion import run_names
 from elmanctl.cli.output import warn
 from elmanctl.config import Resolved, resolve
 from elmanctl.folders import as_written

@@ -7,9 +7,9 @@ from typing import Annotated
 
 import typer
 
-from elmanctl.cli.complete import backends, model_names, one_of, presets
+from elmanctl.cli.assignments import model_fields
+from elmanctl.cli.completion import backends, model_names, one_of, presets
 from elmanctl.cli.context import JsonFlag, resolve_settings
-from elmanctl.cli.fields import model_fields
 from elmanctl.cli.output import (
     Column,
     hint,

@@ -8,6 +8,7 @@ from elmanctl.cli.costs import format_hours
 from elmanctl.cli.output import print_json, print_line, say, warn
 from elmanctl.cli.rows import describe_start
 from elmanctl.config import Resolved
+from elmanctl.errors import together
 from elmanctl.ledger.records import Submission, Task
 from elmanctl.models.params import format_count
 from elmanctl.run.corpus import corpus_name
@@ -72,6 +73,15 @@ def describe_variables(plan: SearchPlan, resolved: Resolved) -> list[str]:
         f"{key} = {values[key.rpartition('.')[2]]}, by {name}"
         for key, name in _by_variables(plan, resolved).items()
     ]
+
+
+def warn_of_variables(resolved: Resolved) -> None:
+    """Warn of variables of sbatch that are not used; raise ConfigError for those that forbid."""
+    if resolved.sbatch is not None:
+        for line in resolved.sbatch.unused:
+            warn(line)
+        if resolved.sbatch.refused:
+            raise together(resolved.sbatch.refused)
 
 
 def _by_variables(plan: SearchPlan, resolved: Resolved) -> Mapping[str, str]:

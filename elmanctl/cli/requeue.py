@@ -5,7 +5,7 @@ from typing import Annotated, Any
 
 import typer
 
-from elmanctl.cli.complete import run_or_evaluation_names, verdict_kinds
+from elmanctl.cli.completion import run_or_evaluation_names, verdict_kinds
 from elmanctl.cli.context import (
     DryRunFlag,
     JsonFlag,
@@ -25,7 +25,7 @@ from elmanctl.cli.output import (
     say,
     warn,
 )
-from elmanctl.cli.remote import act_on_run
+from elmanctl.cli.run_client import act_on_run
 from elmanctl.errors import UsageError
 from elmanctl.search.effective_settings import effective_settings
 from elmanctl.search.requeue import RequeuePlan, plan_requeue, select_requeueable

@@ -6,7 +6,7 @@ from typing import Any
 from elmanctl.cli.costs import describe_budget, describe_cost, describe_waste
 from elmanctl.cli.output import format_loss
 from elmanctl.cli.rows import corpus_line, excluded_lines, start_line
-from elmanctl.cli.scheduler import note_line
+from elmanctl.cli.scheduler_status import note_line
 from elmanctl.ledger.records import RunStatus
 from elmanctl.ledger.summary import RunSummary
 from elmanctl.schedulers.scheduler_note import SchedulerNote

@@ -1,64 +1,30 @@
-"""`search` and `resume`: start a search, or go on with one."""
+"""The `search` command: plan a search, ask before it starts, and run its controller."""
 
-import os
 import re
-import resource
-import signal
-import threading
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from types import FrameType
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
-from elmanctl.cli.complete import (
-    backends,
-    model_names,
-    presets,
-    setting_keys,
-    spaces,
-    templates,
-)
-from elmanctl.cli.context import (
-    DryRunFlag,
-    JsonFlag,
-    RunArgument,
-    YesFlag,
-    resolve_settings,
-    run_to_change,
-)
-from elmanctl.cli.fields import model_fields
-from elmanctl.cli.output import confirm, hint, print_json, say, warn
+from elmanctl.cli.assignments import model_fields
+from elmanctl.cli.completion import backends, model_names, presets, spaces, templates
+from elmanctl.cli.context import DryRunFlag, JsonFlag, YesFlag, resolve_settings
+from elmanctl.cli.controller import check_partition, drive
+from elmanctl.cli.output import confirm, say
 from elmanctl.cli.plan import (
     describe_plan,
     describe_variables,
     print_dry_run,
-    warn_of_dropped,
     warn_of_plan,
+    warn_of_variables,
 )
-from elmanctl.cli.progress import make_view, print_summary, run_summary
-from elmanctl.config import Resolved, parse_assignments
-from elmanctl.errors import ElmanError, UsageError, together
-from elmanctl.ledger.records import RunStatus
+from elmanctl.errors import UsageError
 from elmanctl.run.ownership import refuse_foreign_files
 from elmanctl.run.paths import RunPaths
 from elmanctl.schedulers import make_executor
 from elmanctl.schedulers.gpus import GPU_NAME
-from elmanctl.schedulers.quoting import check_path
-from elmanctl.search.disk_forecast import explained
-from elmanctl.search.run_identity import refuse_changed_code, refuse_copy, refuse_other_clusters
-from elmanctl.search.session import Session
 from elmanctl.search.start import SearchPlan, create_run, plan_search
-
-# How often result files are looked for; Slurm itself is asked far less often.
-_TICK_S = 2.0
-_LOCAL_TICK_S = 0.5
-
-_Params = Annotated[str | None, typer.Option(help="Parameter budget, e.g. 480M; dim meets it")]
-_Generations = Annotated[int | None, typer.Option(help="Generations of CMA-ES")]
 
 
 def search(
@@ -70,8 +36,10 @@ def search(
     assignments: Annotated[
         list[str] | None, typer.Argument(help="Fields to hold fixed, e.g. use_gate=false")
     ] = None,
-    params: _Params = None,
-    generations: _Generations = None,
+    params: Annotated[
+        str | None, typer.Option(help="Parameter budget, e.g. 480M; dim meets it")
+    ] = None,
+    generations: Annotated[int | None, typer.Option(help="Generations of CMA-ES")] = None,
     population: Annotated[int | None, typer.Option(help="Evaluations a generation")] = None,
     train_minutes: Annotated[
         float | None, typer.Option(help="Training time of one evaluation in minutes")
@@ -181,7 +149,7 @@ def search(
         resolved.files, why="its shell lines are run as you; name it with `--config` to use it"
     )
     if not local:
-        _heed_variables(resolved)
+        warn_of_variables(resolved)
     settings = resolved.settings
     runs = Path(settings.paths.runs).expanduser()
     plan = plan_search(
@@ -196,7 +164,7 @@ def search(
         return
     executor = make_executor(RunPaths(plan.folder), plan.executor, plan.settings)
     executor.check()
-    _check_partition(plan.executor, plan.settings.slurm.partition)
+    check_partition(plan.executor, plan.settings.slurm.partition)
     warn_of_plan(plan)
     described = "\n".join([describe_plan(plan), *describe_variables(plan, resolved)])
     if not confirm(f"{described}\nstart it?", yes=yes):
@@ -208,130 +176,6 @@ def search(
     drive(RunPaths(folder), as_json=as_json)
 
 
-def resume(
-    ctx: typer.Context,
-    run: RunArgument = None,
-    generations: Annotated[
-        int | None, typer.Option(help="Go on to this many generations in all")
-    ] = None,
-    changes: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--set",
-            help="Change where jobs run or the budget: slurm.partition=long",
-            autocompletion=setting_keys,
-        ),
-    ] = None,
-    as_json: JsonFlag = False,
-) -> None:
-    """Continue a search from its ledger
-
-    Running jobs are adopted, submissions that were accepted but never recorded are found again,
-    and the same points are asked as if the search had never stopped.
-
-    \b
-    Examples:
-        elmanctl resume
-        elmanctl resume e88-480m --generations 30
-        elmanctl resume --set slurm.partition=long --set slurm.mem_gb=80
-        elmanctl resume --set budget.gpu_hours=200
-    """
-    paths = run_to_change(ctx, run)
-    drive(paths, generations=generations, changes=parse_assignments(changes or []), as_json=as_json)
-
-
-def drive(
-    paths: RunPaths,
-    *,
-    generations: int | None = None,
-    changes: Mapping[str, Any] | None = None,
-    as_json: bool = False,
-) -> None:
-    """Run a search's controller in the foreground until it ends or is interrupted."""
-    from elmanctl.search.loop import Controller
-
-    _raise_cpu_limit()
-    with (
-        explained(paths.folder.name),
-        Session.open(paths.folder) as session,
-        interruptible(paths.folder.name) as stop,
-    ):
-        if session.warning:
-            warn(session.warning)
-        session.refuse_cancelled()
-        refuse_copy(paths, session.state)
-        refuse_other_clusters(session.state, os.environ)
-        refuse_changed_code(paths, session.run)
-        check_path(paths.folder)
-        if changes:
-            session.check_changes(changes)
-            if "slurm.partition" in changes:
-                _check_partition(session.run["executor"], changes["slurm.partition"])
-        if generations is not None:
-            session.extend(generations)
-        if changes:
-            before = session.settings.slurm.extra
-            session.change_settings(changes)
-            warn_of_dropped(before, session.settings.slurm.extra)
-        executor = make_executor(paths, session.run["executor"], session.settings)
-        # Slurm is asked by the first look, which keeps to its pace.
-        executor.check(asks=False)
-        session.start_controller()
-        poll_s = _LOCAL_TICK_S if executor.name == "local" else session.settings.slurm.poll_s
-        tick_s = min(poll_s, _TICK_S)
-        try:
-            with make_view(session) as view:
-                Controller(session, executor, view, poll_s=poll_s, tick_s=tick_s, stop=stop).drive()
-        except (ElmanError, OSError) as exc:
-            session.pause(exc)
-            raise
-        state = session.state
-        if as_json:
-            print_json(run_summary(session))
-        elif state.status is not RunStatus.INTERRUPTED:
-            print_summary(session)
-    if state.status is RunStatus.INTERRUPTED:
-        running = len(state.live_attempts())
-        if running:
-            jobs = "1 job goes" if running == 1 else f"{running} jobs go"
-            say(f"interrupted; {jobs} on without the controller")
-        hint(f"continue with `elmanctl resume {state.run['name']}`")
-        raise typer.Exit(130)
-
-
-def _raise_cpu_limit() -> None:
-    """Let the shell's soft limit on CPU time, meant for what one types, not end a controller."""
-    _, hard_s = resource.getrlimit(resource.RLIMIT_CPU)
-    resource.setrlimit(resource.RLIMIT_CPU, (hard_s, hard_s))
-
-
-@contextmanager
-def interruptible(run: str) -> Iterator[threading.Event]:
-    """Turn the first Ctrl-C, SIGTERM or SIGHUP into an event; the second leaves at once.
-
-    The loop stops between two steps, so that no ledger line is cut by its own user.
-    """
-    stop = threading.Event()
-
-    def handle(number: int, frame: FrameType | None) -> None:
-        if stop.is_set():
-            say(f"\nleft at once; nothing is lost: `elmanctl resume {run}` goes on")
-            raise KeyboardInterrupt
-        stop.set()
-        if number == signal.SIGINT:
-            say("\nstopping; jobs are left running (Ctrl-C again leaves at once)")
-
-    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-    # What is ignored stays ignored: `nohup` is meant to outlive the terminal.
-    heard = [number for number in numbers if signal.getsignal(number) is not signal.SIG_IGN]
-    before = {number: signal.signal(number, handle) for number in heard}
-    try:
-        yield stop
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-
 def _gpu_list(text: str | None) -> list[int | str] | None:
     if text is None:
         return None
@@ -341,15 +185,6 @@ def _gpu_list(text: str | None) -> list[int | str] | None:
             f"`--gpus` is a list of numbers like 0,1 or of names like GPU-8932f937, not `{text}`"
         )
     return [int(word) if word.isdecimal() else word for word in words]
-
-
-def _heed_variables(resolved: Resolved) -> None:
-    """Warn of variables of sbatch that are not used; raise ConfigError for those that forbid."""
-    if resolved.sbatch is not None:
-        for line in resolved.sbatch.unused:
-            warn(line)
-        if resolved.sbatch.refused:
-            raise together(resolved.sbatch.refused)
 
 
 def _free_name(runs: Path, model: str, suffix: str | None) -> str:
@@ -379,10 +214,3 @@ def _create(plan: SearchPlan, *, is_named: bool) -> Path:
         name = _next_free(plan.folder.parent, plan.name)
         say(f"`{plan.name}` is taken by now; this run is `{name}`")
         plan = replace(plan, name=name, folder=plan.folder.with_name(name))
-
-
-def _check_partition(executor: str, partition: str | None) -> None:
-    if executor == "slurm" and partition:
-        from elmanctl.schedulers.slurm import Slurm
-
-        Slurm().check_partition(partition)

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 import typer
 
 from elmanctl import clock
-from elmanctl.cli.complete import one_of, run_names
+from elmanctl.cli.completion import one_of, run_names
 from elmanctl.cli.context import JsonFlag, chosen_run, load_brief, load_readable, resolve_settings
 from elmanctl.cli.costs import cost_data, noise_data
 from elmanctl.cli.output import (
@@ -31,7 +31,7 @@ from elmanctl.cli.rows import (
     with_progress,
 )
 from elmanctl.cli.run_head import STOPPED, facts, headline
-from elmanctl.cli.scheduler import current_note, note_data, with_pending_reason
+from elmanctl.cli.scheduler_status import current_note, note_data, with_pending_reason
 from elmanctl.errors import LedgerCorrupt, LedgerError, NotFound, UsageError, nearest
 from elmanctl.folders import as_written
 from elmanctl.ledger.disk import space_of

@@ -11,9 +11,9 @@ from typing import Any
 
 import pytest
 
+from elmanctl.cli.interrupts import interruptible
 from elmanctl.cli.output import configure
-from elmanctl.cli.progress import print_summary
-from elmanctl.cli.search import interruptible
+from elmanctl.cli.search_summary import print_summary
 from elmanctl.ledger.events import decode_line, encode_event
 from elmanctl.ledger.records import State
 from elmanctl.ledger.run_state import RunState

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from elmanctl.cli.progress import print_summary
+from elmanctl.cli.search_summary import print_summary
 from elmanctl.run import corpus as corpora
 from elmanctl.search.session import Session
 from tests.cli.conftest import QuickCommandLine

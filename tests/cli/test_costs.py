@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from elmanctl.cli import search as search_command
+from elmanctl.cli import controller
 from elmanctl.cli.costs import format_hours
 from elmanctl.ledger.records import RunStatus
 from elmanctl.ledger.state import load_run
@@ -126,9 +126,9 @@ def test_used_up_budget_ends_with_its_own_exit_code_and_the_command_that_goes_on
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     runs = Runs(elmanctl.folder / "runs", corpus, tmp_path)
     run: Run = runs.new(name="short", budget={"evaluations": 5}, generations=2)
-    monkeypatch.setattr(search_command, "make_executor", lambda *_: ScriptedExecutor(run.world))
-    monkeypatch.setattr(search_command, "_LOCAL_TICK_S", 0.0)
-    monkeypatch.setattr(search_command, "_TICK_S", 0.0)
+    monkeypatch.setattr(controller, "make_executor", lambda *_: ScriptedExecutor(run.world))
+    monkeypatch.setattr(controller, "_LOCAL_TICK_S", 0.0)
+    monkeypatch.setattr(controller, "_TICK_S", 0.0)
     monkeypatch.setattr(ScriptedExecutor, "name", "local")
     done = quick("resume", "short")
     assert done.returncode == 6, done.stderr

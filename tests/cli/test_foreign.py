@@ -33,6 +33,7 @@ def started(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
         folders.append(paths.folder)
 
     monkeypatch.setattr("elmanctl.cli.search.drive", drive)
+    monkeypatch.setattr("elmanctl.cli.resume.drive", drive)
     return folders
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from elmanctl.cli import remote
+from elmanctl.cli import run_client
 from elmanctl.errors import ConfigError, NotFound, UsageError
 from elmanctl.ledger.disk import measure
 from elmanctl.ledger.records import RunStatus, State
@@ -29,12 +29,12 @@ class Commands:
     def __init__(self, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
         self._run = run
         self.executor = ScriptedExecutor(run.world)
-        monkeypatch.setattr(remote, "make_executor", lambda *_: self.executor)
-        monkeypatch.setattr(remote, "_COLLECT_POLL_S", 0.01)
-        monkeypatch.setattr(remote, "_PAUSES_S", (0.0, 0.01, 0.01))
+        monkeypatch.setattr(run_client, "make_executor", lambda *_: self.executor)
+        monkeypatch.setattr(run_client, "_COLLECT_POLL_S", 0.01)
+        monkeypatch.setattr(run_client, "_PAUSES_S", (0.0, 0.01, 0.01))
 
     def __call__(self, command: str, **arguments: Any) -> dict[str, Any]:
-        return remote.act_on_run(self._run.paths, command, arguments)
+        return run_client.act_on_run(self._run.paths, command, arguments)
 
 
 @pytest.fixture
@@ -209,7 +209,7 @@ def test_job_that_goes_on_after_it_was_cancelled_is_named(
     driven = start(run)
     driven.wait_for(is_running("g000-e02"))
     if not is_controlled:
-        monkeypatch.setattr(remote, "_COLLECT_S", 0.1)
+        monkeypatch.setattr(run_client, "_COLLECT_S", 0.1)
         run.stop.set()
         driven.join()
     answer = with_commands(run)("cancel", all=False, evaluations=["g000-e01", "g000-e00"])

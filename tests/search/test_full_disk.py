@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from elmanctl.cli import remote, search
+from elmanctl.cli import controller, run_client
 from elmanctl.errors import EnvironmentNotReady, LedgerError, SearchPaused
 from elmanctl.ledger.disk import free_bytes, space_of
 from elmanctl.ledger.files import encode_json
@@ -83,14 +83,14 @@ def on_small_disk(
             write_over(paths.reserve, paths.result, encode_json(known))
 
     monkeypatch.setattr(scripted, "write_result", on_full_disk_too)
-    monkeypatch.setattr(search, "_LOCAL_TICK_S", 0.0)
+    monkeypatch.setattr(controller, "_LOCAL_TICK_S", 0.0)
 
     def make(size_kib: int = 4096, *, inodes: int = 0, **changes: Any) -> Run:
         disk = {**NO_FLOOR, **changes.pop("disk", {})}
         run = runs.new(disk=disk, **changes).copy(tmpfs(size_kib, inodes=inodes) / "run")
         executor = WritingExecutor(run.world)
-        monkeypatch.setattr(search, "make_executor", lambda *_: executor)
-        monkeypatch.setattr(remote, "make_executor", lambda *_: executor)
+        monkeypatch.setattr(controller, "make_executor", lambda *_: executor)
+        monkeypatch.setattr(run_client, "make_executor", lambda *_: executor)
         return run
 
     yield make
@@ -138,16 +138,16 @@ def test_search_that_meets_a_full_disk_pauses_and_goes_on_as_if_it_never_had(
 
     monkeypatch.setattr(Session, "record", recorded)
     with pytest.raises(SearchPaused, match="the disk is full") as told:
-        search.drive(run.paths)
+        controller.drive(run.paths)
     assert filled and told.value.exit_code == 6
     assert "elmanctl clean run" in (told.value.hint or "")
     paused = state_of(run)
     assert (paused.status, paused.reason) == (RunStatus.PAUSED, "the disk is full")
     # Trying again on the full disk changes nothing.
     with pytest.raises(SearchPaused, match=r"the disk is full|do not fit above the floor"):
-        search.drive(run.paths)
+        controller.drive(run.paths)
     (run.folder.parent / "ballast").unlink()
-    search.drive(run.paths)
+    controller.drive(run.paths)
     state = state_of(run)
     assert state.status is RunStatus.FINISHED
     assert (points(state), losses(state)) == (points(undisturbed), losses(undisturbed))
@@ -174,11 +174,11 @@ def test_no_point_takes_the_place_of_one_that_failed_while_the_disk_is_still_ful
 
     monkeypatch.setattr(Session, "record", recorded)
     with pytest.raises(SearchPaused, match="do not fit above the floor"):
-        search.drive(run.paths)
+        controller.drive(run.paths)
     asked = [f"g000-e0{index}" for index in range(4)]
     assert list(state_of(run).evaluations) == asked
     with pytest.raises(SearchPaused, match="do not fit above the floor"):
-        search.drive(run.paths)
+        controller.drive(run.paths)
     assert list(state_of(run).evaluations) == asked
 
 
@@ -186,28 +186,28 @@ def test_clean_frees_a_disk_that_is_full_to_the_last_byte_and_the_search_goes_on
     on_small_disk: Callable[..., Run],
 ) -> None:
     run = on_small_disk(generations=2)
-    search.drive(run.paths)
+    controller.drive(run.paths)
     run.leave_files(state_of(run))
     fill(run.folder.parent)
     assert free_bytes(run.folder) == 0
     with pytest.raises(SearchPaused, match="the disk is full"):
-        search.drive(run.paths, generations=3)
+        controller.drive(run.paths, generations=3)
     policy = retention(effective_settings(state_of(run)).disk, {"keep_last": 0})
     planned = plan_cleaning(run.paths, state_of(run), policy)
-    answer = remote.act_on_run(run.paths, "clean", {"keep_last": 0})
+    answer = run_client.act_on_run(run.paths, "clean", {"keep_last": 0})
     assert answer["files"] == len(planned) > 0
     assert answer["freed_bytes"] == sum(item.size_bytes for item in planned)
     assert not any(item.path.exists() for item in planned)
     # The reserve is made again from what was freed, and the search ends.
     assert parts_held(run.folder) == 4
-    search.drive(run.paths, generations=3)
+    controller.drive(run.paths, generations=3)
     assert state_of(run).status is RunStatus.FINISHED
 
 
 def test_cancel_works_on_a_full_disk(
     on_small_disk: Callable[..., Run], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(remote, "_COLLECT_POLL_S", 0.01)
+    monkeypatch.setattr(run_client, "_COLLECT_POLL_S", 0.01)
     run = on_small_disk()
     run.world.held = {"g000-e01"}
     run.view.every_turn = lambda session: (
@@ -215,7 +215,7 @@ def test_cancel_works_on_a_full_disk(
     )
     assert run.drive().status is RunStatus.INTERRUPTED
     fill(run.folder.parent)
-    answer = remote.act_on_run(run.paths, "cancel", {"all": True, "evaluations": []})
+    answer = run_client.act_on_run(run.paths, "cancel", {"all": True, "evaluations": []})
     assert answer["error"] is None
     state = state_of(run)
     assert state.status is RunStatus.CANCELLED
@@ -226,13 +226,13 @@ def test_command_on_a_full_disk_without_a_reserve_says_so(
     on_small_disk: Callable[..., Run],
 ) -> None:
     run = on_small_disk()
-    search.drive(run.paths)
+    controller.drive(run.paths)
     for part in (run.folder / RESERVE_FOLDER).iterdir():
         part.unlink()
     fill(run.folder.parent)
     before = (run.folder / "ledger.jsonl").read_bytes()
     with pytest.raises(SearchPaused, match="the disk is full"):
-        remote.act_on_run(run.paths, "clean", {"keep_last": 0})
+        run_client.act_on_run(run.paths, "clean", {"keep_last": 0})
     assert (run.folder / "ledger.jsonl").read_bytes() == before
 
 
@@ -240,16 +240,16 @@ def test_disk_without_a_free_inode_pauses_the_search_and_is_cleaned(
     on_small_disk: Callable[..., Run],
 ) -> None:
     run = on_small_disk(inodes=400, generations=2)
-    search.drive(run.paths)
+    controller.drive(run.paths)
     run.leave_files(state_of(run))
     made = use_up_inodes(run.folder.parent)
     assert free_bytes(run.folder) > 1_000_000
     with pytest.raises(SearchPaused, match="the disk is full"):
-        search.drive(run.paths, generations=3)
-    assert remote.act_on_run(run.paths, "clean", {"keep_last": 0})["files"] > 0
+        controller.drive(run.paths, generations=3)
+    assert run_client.act_on_run(run.paths, "clean", {"keep_last": 0})["files"] > 0
     for path in made:
         path.unlink()
-    search.drive(run.paths, generations=3)
+    controller.drive(run.paths, generations=3)
     assert state_of(run).status is RunStatus.FINISHED
 
 
@@ -258,7 +258,7 @@ def test_too_few_inodes_are_told_of_before_anything_is_submitted(
 ) -> None:
     run = on_small_disk(inodes=300, disk={"floor_inodes": 500})
     with pytest.raises(SearchPaused, match=r"more files can be made, under the floor of 500"):
-        search.drive(run.paths)
+        controller.drive(run.paths)
     assert state_of(run).submissions == {}
 
 
@@ -272,8 +272,8 @@ def test_read_only_file_system_is_named_and_changes_nothing(
 
     remount("ro")
     for command in (
-        lambda: search.drive(run.paths),
-        lambda: remote.act_on_run(run.paths, "clean", {}),
+        lambda: controller.drive(run.paths),
+        lambda: run_client.act_on_run(run.paths, "clean", {}),
     ):
         with pytest.raises(LedgerError, match="Read-only file system"):
             command()
@@ -286,9 +286,9 @@ def test_read_only_file_system_is_named_and_changes_nothing(
 
     monkeypatch.setattr(dispatch, "write_json", refuse)
     with pytest.raises(EnvironmentNotReady, match=r"spec\.json: Read-only file system"):
-        search.drive(run.paths)
+        controller.drive(run.paths)
     monkeypatch.setattr(dispatch, "write_json", spec_writer)
-    search.drive(run.paths)
+    controller.drive(run.paths)
     assert state_of(run).status is RunStatus.FINISHED
 
 
@@ -298,7 +298,7 @@ def test_folder_that_may_not_be_written_is_named(on_small_disk: Callable[..., Ru
         pytest.raises(EnvironmentNotReady, match="Permission denied") as told,
         AsNobody(),
     ):
-        search.drive(run.paths)
+        controller.drive(run.paths)
     assert told.value.exit_code == 4
 
 
@@ -318,7 +318,7 @@ def test_attempts_are_submitted_only_as_far_as_they_will_fit(
     """Once it is known what an attempt leaves, those in flight are counted too."""
     run = on_small_disk(generations=3)
     free = space_of(run.folder).free_bytes
-    search.drive(run.paths)
+    controller.drive(run.paths)
     each = state_of(run).disk.attempt_bytes
     assert each is not None and 4096 < each < 100_000
     with Session.open(run.folder) as session:
@@ -337,17 +337,17 @@ def test_controller_cleans_by_the_rules_of_the_run_before_it_pauses(
     on_small_disk: Callable[..., Run],
 ) -> None:
     run = on_small_disk(generations=3, disk={"auto_clean": True, "keep_best": 1, "keep_last": 1})
-    search.drive(run.paths)
+    controller.drive(run.paths)
     run.leave_files(state_of(run))
     before = free_bytes(run.folder)
     with Session.open(run.folder) as session:
         session.change_settings({"disk.floor_gb": (before + 30_000) / 1e9})
-    search.drive(run.paths, generations=4)
+    controller.drive(run.paths, generations=4)
     assert free_bytes(run.folder) > before + 30_000
     with Session.open(run.folder) as session:
         session.change_settings({"disk.floor_gb": 1.0})
     with pytest.raises(SearchPaused, match=r"cleaning by the rules of .* freed"):
-        search.drive(run.paths, generations=5)
+        controller.drive(run.paths, generations=5)
     state = state_of(run)
     assert "were cleaned by the rules of [disk]" in state.notes[0].text
     assert sum(state.freed_bytes.values()) > 0
@@ -368,6 +368,6 @@ def test_search_that_cannot_be_made_leaves_nothing_behind(
 
 def test_reserve_really_takes_its_blocks(on_small_disk: Callable[..., Run]) -> None:
     run = on_small_disk()
-    search.drive(run.paths)
+    controller.drive(run.paths)
     parts = sorted((run.folder / RESERVE_FOLDER).iterdir())
     assert [part.stat().st_blocks * 512 for part in parts] == [PART_BYTES] * 4

@@ -3,11 +3,14 @@
 import logging
 from collections.abc import Callable, Iterable, MutableMapping
 from pathlib import Path
+from typing import Annotated
 
 import typer
 
+from elmanctl.cli.output import print_line
 from elmanctl.config import resolve, template_folders
-from elmanctl.errors import ElmanError
+from elmanctl.constants import COMPLETION_VARIABLE, PROGRAM
+from elmanctl.errors import ElmanError, UsageError
 from elmanctl.ledger.records import VerdictKind
 from elmanctl.ledger.state import load_run
 from elmanctl.models.backends import AUTO
@@ -142,3 +145,25 @@ def _runs() -> Path:
 
 def _starting(names: Iterable[str], incomplete: str) -> list[str]:
     return [name for name in names if name.startswith(incomplete)]
+
+
+_SHELLS = ("bash", "zsh", "fish")
+
+
+def completion(
+    shell: Annotated[str, typer.Argument(help="bash, zsh or fish", autocompletion=one_of(_SHELLS))],
+) -> None:
+    """Print the shell completion script
+
+    \b
+    Examples:
+        eval "$(elmanctl completion bash)"
+        elmanctl completion fish > ~/.config/fish/completions/elmanctl.fish
+    """
+    from typer._completion_shared import get_completion_script
+
+    if shell not in _SHELLS:
+        raise UsageError(f"no completion for `{shell}`", hint="bash, zsh and fish are supported")
+    print_line(
+        get_completion_script(prog_name=PROGRAM, complete_var=COMPLETION_VARIABLE, shell=shell)
+    )

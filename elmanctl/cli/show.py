@@ -9,9 +9,9 @@ from typing import Annotated, Any
 
 import typer
 
-from elmanctl.cli.complete import evaluation_names, run_or_evaluation_names
+from elmanctl.cli.completion import evaluation_names, run_or_evaluation_names
 from elmanctl.cli.context import JsonFlag, chosen_run, load_readable, resolve_settings
-from elmanctl.cli.follow import Follower
+from elmanctl.cli.log_follower import Follower
 from elmanctl.cli.output import print_json, print_line, shown_count, write_raw
 from elmanctl.cli.rows import (
     corpus_data,

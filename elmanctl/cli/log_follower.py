@@ -6,7 +6,7 @@ from pathlib import Path
 
 from elmanctl import clock
 from elmanctl.cli.output import say
-from elmanctl.cli.scheduler import is_driven
+from elmanctl.cli.scheduler_status import is_driven
 from elmanctl.ledger.files import open_regular
 from elmanctl.ledger.records import Attempt
 from elmanctl.ledger.run_state import RunState

@@ -1,0 +1,126 @@
+"""The `cancel` command: end evaluations, or a whole run, and check what became of their jobs."""
+
+from collections.abc import Mapping
+from typing import Annotated, Any
+
+import typer
+
+from elmanctl.cli.completion import run_or_evaluation_names
+from elmanctl.cli.context import (
+    DryRunFlag,
+    JsonFlag,
+    RunOption,
+    YesFlag,
+    load_readable,
+    parted,
+    run_to_change,
+)
+from elmanctl.cli.output import Column, confirm, print_json, print_table
+from elmanctl.cli.run_client import act_on_run
+from elmanctl.errors import PartialFailure, UsageError
+from elmanctl.ledger.records import Evaluation
+from elmanctl.search.actions import to_cancel
+from elmanctl.search.cancelled_jobs import Now
+from elmanctl.search.requeue import last_kind
+from elmanctl.search.selection import select_named
+
+Names = Annotated[
+    list[str] | None,
+    typer.Argument(
+        help="Run, then evaluations; default the only run not finished",
+        autocompletion=run_or_evaluation_names,
+    ),
+]
+
+
+def cancel(
+    ctx: typer.Context,
+    names: Names = None,
+    run: RunOption = None,
+    everything: Annotated[
+        bool, typer.Option("--all", help="The whole run: it stops for good")
+    ] = False,
+    dry_run: DryRunFlag = False,
+    yes: YesFlag = False,
+    as_json: JsonFlag = False,
+) -> None:
+    """Cancel evaluations or a whole run
+
+    Jobs are ended and their evaluations closed as cancelled; nothing is told to the optimizer.
+    The scheduler is asked afterwards: jobs that are still there are named, and the exit code is 5.
+
+    \b
+    Examples:
+        elmanctl cancel g003-e01 g003-e02
+        elmanctl cancel e88-480m --all
+    """
+    run, evaluations = parted(ctx, run, names or [])
+    if everything and evaluations:
+        raise UsageError(
+            f"`--all` takes the whole name of a run and no evaluations, not `{evaluations[0]}`",
+            hint="`elmanctl status` lists the runs",
+        )
+    paths = run_to_change(ctx, run, whole_name=everything)
+    state = load_readable(paths)
+    if not (everything or evaluations):
+        raise UsageError(
+            "name evaluations to cancel, or pass `--all`",
+            hint=f"`elmanctl cancel {state.run['name']} --all` ends the whole run for good",
+        )
+    chosen = to_cancel(state) if everything else select_named(state, evaluations)
+    if dry_run:
+        _print_chosen(chosen, as_json=as_json)
+        return
+    question = f"cancel {len(chosen)} evaluations of {state.run['name']}?"
+    if everything and not confirm(question, yes=yes):
+        return
+    answer = act_on_run(paths, "cancel", {"all": everything, "evaluations": [e.id for e in chosen]})
+    if as_json:
+        print_json(answer)
+    else:
+        keys = ("evaluation", "job", "result", "now")
+        print_table(
+            [Column(name=name) for name in ("EVAL", "JOB", "RESULT", "JOB NOW")],
+            [[row[key] for key in keys] for row in answer["cancelled"]],
+        )
+    _refuse_jobs_left(answer)
+
+
+def _refuse_jobs_left(answer: Mapping[str, Any]) -> None:
+    """Raise PartialFailure where jobs go on that were cancelled, or where nobody knows."""
+    error = f": {answer['error']}" if answer.get("error") else ""
+    there = answer["still_there"]
+    if there:
+        jobs = ", ".join(f"{row['job']} {row['now']}" for row in there)
+        raise PartialFailure(
+            f"the evaluations are closed, but of their jobs {len(there)} are still there: "
+            f"{jobs}{error}",
+            hint=f"end them with `scancel {' '.join(str(row['job']) for row in there)}`",
+        )
+    lost = [row["evaluation"] for row in answer["cancelled"] if row["now"] == Now.UNKNOWN]
+    if lost:
+        why = answer["unknown"] or "the scheduler did not say"
+        raise PartialFailure(
+            f"the evaluations are closed, but whether the jobs of {', '.join(lost)} have ended is "
+            f"not known: {why}{error}",
+            hint="look with `squeue --me`, and end them with scancel",
+        )
+
+
+def _print_chosen(chosen: list[Evaluation], *, as_json: bool) -> None:
+    rows: list[dict[str, Any]] = [
+        {
+            "evaluation": e.id,
+            "state": e.state.value,
+            "was": last_kind(e),
+            "attempts": len(e.attempts),
+        }
+        for e in chosen
+    ]
+    if as_json:
+        print_json({"evaluations": rows})
+        return
+    print_table(
+        [Column(name="EVAL"), Column(name="STATE"), Column(name="WAS"), Column(name="ATTEMPTS")],
+        [[r["evaluation"], r["state"], r["was"], str(r["attempts"])] for r in rows],
+    )

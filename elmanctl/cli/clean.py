@@ -1,0 +1,122 @@
+"""The `clean` command: remove files of a run that nothing needs any more."""
+
+from collections.abc import Sequence
+from typing import Annotated, Any
+
+import typer
+
+from elmanctl.cli.completion import some_of
+from elmanctl.cli.context import (
+    DryRunFlag,
+    JsonFlag,
+    RunArgument,
+    YesFlag,
+    load_readable,
+    run_to_change,
+)
+from elmanctl.cli.output import (
+    Column,
+    confirm,
+    format_bytes,
+    hint,
+    print_json,
+    print_line,
+    print_table,
+    say,
+    shown_bytes,
+    told_bytes,
+)
+from elmanctl.cli.run_client import act_on_run
+from elmanctl.run.paths import RunPaths
+from elmanctl.search.cleaning import Removable, plan_cleaning, retention
+from elmanctl.search.effective_settings import effective_settings
+from elmanctl.search.file_owners import KINDS
+
+
+def clean(
+    ctx: typer.Context,
+    run: RunArgument = None,
+    keep_best: Annotated[
+        int | None,
+        typer.Option(help="Evaluations, best first, of which all is kept; default 3", min=0),
+    ] = None,
+    keep_last: Annotated[
+        int | None,
+        typer.Option(help="Newest generations of which all is kept; default 2", min=0),
+    ] = None,
+    keep_failed_logs: Annotated[
+        bool | None,
+        typer.Option(
+            "--keep-failed-logs/--no-keep-failed-logs",
+            help="Keep the logs of failed attempts; default yes",
+        ),
+    ] = None,
+    kind: Annotated[
+        str | None,
+        typer.Option(help=f"Only these kinds: {', '.join(KINDS)}", autocompletion=some_of(KINDS)),
+    ] = None,
+    dry_run: DryRunFlag = False,
+    yes: YesFlag = False,
+    as_json: JsonFlag = False,
+) -> None:
+    """Remove metrics, logs and pickles that are no longer needed
+
+    What is kept is decided by `[disk]` in the settings of the run, and by the options here.
+    The ledger, all results, unfinished evaluations and the best ones are never touched.
+
+    \b
+    Examples:
+        elmanctl clean --dry-run
+        elmanctl clean e88-480m --keep-best 10 --keep-last 0 --yes
+    """
+    paths = run_to_change(ctx, run)
+    state = load_readable(paths)
+    kinds = [word.strip() for word in kind.split(",")] if kind else []
+    asked = {
+        "keep_best": keep_best,
+        "keep_last": keep_last,
+        "keep_failed_logs": keep_failed_logs,
+    }
+    policy = retention(effective_settings(state).disk, asked)
+    plan = plan_cleaning(paths, state, policy, kinds=kinds)
+    total_bytes = sum(item.size_bytes for item in plan)
+    if dry_run:
+        _print_plan(paths, plan, as_json=as_json)
+    else:
+        question = f"remove {len(plan)} files of {state.run['name']}, {format_bytes(total_bytes)}?"
+        if plan and not confirm(question, yes=yes):
+            return
+        arguments = {name: value for name, value in asked.items() if value is not None}
+        answer = act_on_run(paths, "clean", {**arguments, "kinds": kinds})
+        if as_json:
+            print_json(answer)
+            return
+        print_line(f"freed {told_bytes(answer['freed_bytes'])} in {answer['files']} files")
+    if not plan and policy.keep_last:
+        hint(f"the newest {policy.keep_last} generations are kept whole, see `--keep-last`")
+
+
+def _print_plan(paths: RunPaths, plan: Sequence[Removable], *, as_json: bool) -> None:
+    total_bytes = sum(item.size_bytes for item in plan)
+    rows: list[dict[str, Any]] = [
+        {
+            "path": str(item.path.relative_to(paths.folder)),
+            "size_bytes": item.size_bytes,
+            "kind": item.kind,
+            "evaluation": item.evaluation,
+        }
+        for item in plan
+    ]
+    if as_json:
+        print_json({"removable": rows, "freed_bytes": total_bytes})
+        return
+    print_table(
+        [
+            Column(name="PATH"),
+            Column(name="SIZE", right=True),
+            Column(name="KIND"),
+            Column(name="EVAL"),
+        ],
+        [[r["path"], shown_bytes(r["size_bytes"]), r["kind"], r["evaluation"]] for r in rows],
+    )
+    say(f"would free {format_bytes(total_bytes)} in {len(plan)} files")

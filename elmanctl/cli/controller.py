@@ -1,0 +1,99 @@
+"""The controller in the foreground: a lease, the checks before it starts, its end on screen."""
+
+import os
+import resource
+from collections.abc import Mapping
+from typing import Any
+
+import typer
+
+from elmanctl.cli.interrupts import interruptible
+from elmanctl.cli.output import hint, print_json, say, warn
+from elmanctl.cli.plan import warn_of_dropped
+from elmanctl.cli.search_summary import print_summary, run_summary
+from elmanctl.cli.search_view import make_view
+from elmanctl.errors import ElmanError
+from elmanctl.ledger.records import RunStatus
+from elmanctl.run.paths import RunPaths
+from elmanctl.schedulers import make_executor
+from elmanctl.schedulers.quoting import check_path
+from elmanctl.search.disk_forecast import explained
+from elmanctl.search.run_identity import refuse_changed_code, refuse_copy, refuse_other_clusters
+from elmanctl.search.session import Session
+
+# Interval at which result files are looked for; Slurm itself is polled far less often.
+_TICK_S = 2.0
+_LOCAL_TICK_S = 0.5
+
+
+def drive(
+    paths: RunPaths,
+    *,
+    generations: int | None = None,
+    changes: Mapping[str, Any] | None = None,
+    as_json: bool = False,
+) -> None:
+    """Run a search's controller in the foreground until it ends or is interrupted."""
+    from elmanctl.search.loop import Controller
+
+    _raise_cpu_limit()
+    with (
+        explained(paths.folder.name),
+        Session.open(paths.folder) as session,
+        interruptible(paths.folder.name) as stop,
+    ):
+        if session.warning:
+            warn(session.warning)
+        session.refuse_cancelled()
+        refuse_copy(paths, session.state)
+        refuse_other_clusters(session.state, os.environ)
+        refuse_changed_code(paths, session.run)
+        check_path(paths.folder)
+        if changes:
+            session.check_changes(changes)
+            if "slurm.partition" in changes:
+                check_partition(session.run["executor"], changes["slurm.partition"])
+        if generations is not None:
+            session.extend(generations)
+        if changes:
+            before = session.settings.slurm.extra
+            session.change_settings(changes)
+            warn_of_dropped(before, session.settings.slurm.extra)
+        executor = make_executor(paths, session.run["executor"], session.settings)
+        # Slurm is asked by the first look, which keeps to its pace.
+        executor.check(asks=False)
+        session.start_controller()
+        poll_s = _LOCAL_TICK_S if executor.name == "local" else session.settings.slurm.poll_s
+        tick_s = min(poll_s, _TICK_S)
+        try:
+            with make_view(session) as view:
+                Controller(session, executor, view, poll_s=poll_s, tick_s=tick_s, stop=stop).drive()
+        except (ElmanError, OSError) as exc:
+            session.pause(exc)
+            raise
+        state = session.state
+        if as_json:
+            print_json(run_summary(session))
+        elif state.status is not RunStatus.INTERRUPTED:
+            print_summary(session)
+    if state.status is RunStatus.INTERRUPTED:
+        running = len(state.live_attempts())
+        if running:
+            jobs = "1 job goes" if running == 1 else f"{running} jobs go"
+            say(f"interrupted; {jobs} on without the controller")
+        hint(f"continue with `elmanctl resume {state.run['name']}`")
+        raise typer.Exit(130)
+
+
+def _raise_cpu_limit() -> None:
+    """Let the shell's soft limit on CPU time, meant for what one types, not end a controller."""
+    _, hard_s = resource.getrlimit(resource.RLIMIT_CPU)
+    resource.setrlimit(resource.RLIMIT_CPU, (hard_s, hard_s))
+
+
+def check_partition(executor: str, partition: str | None) -> None:
+    """Raise EnvironmentNotReady when Slurm has no such partition."""
+    if executor == "slurm" and partition:
+        from elmanctl.schedulers.slurm import Slurm
+
+        Slurm().check_partition(partition)

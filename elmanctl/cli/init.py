@@ -1,0 +1,87 @@
+"""The `init` command: write an elman.toml in which every setting is explained."""
+
+from dataclasses import MISSING, fields
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from elmanctl.cli.completion import model_names
+from elmanctl.cli.output import hint, print_line
+from elmanctl.constants import CONFIG_NAME
+from elmanctl.errors import EnvironmentNotReady, UsageError
+from elmanctl.settings import SECTIONS
+
+_HEAD = """\
+# Settings of elmanctl.  Rank: flag > --preset > environment > this file > default.
+# In the environment search.population is ELMAN_SEARCH_POPULATION.
+# A line that is commented out shows the default.
+
+[model]
+# Fields of the model's configuration that stay fixed, see `elmanctl models e88`.
+# use_gate = true
+"""
+
+
+def init(
+    folder: Annotated[Path, typer.Argument(help="Folder of the new elman.toml")] = Path(),
+    model: Annotated[
+        str, typer.Option(help="Model that you mean to search", autocompletion=model_names)
+    ] = "e88",
+    force: Annotated[bool, typer.Option("--force", help="Replace an existing file")] = False,
+) -> None:
+    """Write a commented elman.toml
+
+    Every setting stands in it with its meaning and default, commented out.
+
+    \b
+    Examples:
+        elmanctl init
+        elmanctl init ~/study --model e88
+    """
+    from elmanctl.models.registry import find_family
+
+    name = find_family(model).name
+    path = folder / CONFIG_NAME
+    if path.exists() and not force:
+        raise UsageError(f"{path} exists", hint="pass `--force` to replace it")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        path.write_text(commented_config(), encoding="utf-8")
+    except OSError as exc:
+        raise EnvironmentNotReady(
+            f"cannot write {Path(exc.filename or path).absolute()}: {exc.strerror}",
+            hint="name a folder of yours: `elmanctl init FOLDER`",
+        ) from exc
+    print_line(str(path))
+    hint(
+        f"set your partition in it, then "
+        f"`elmanctl search {name} --params 480M --train-minutes 10 --dry-run`"
+    )
+
+
+def commented_config() -> str:
+    """Return the text of an elman.toml in which every setting is explained and commented out."""
+    parts = [_HEAD]
+    for section, record in SECTIONS.items():
+        lines = [f"[{section}]"]
+        for item in fields(record):
+            default = item.default if item.default is not MISSING else {}
+            bounds = item.metadata.get("bounds")
+            allowed = f" ({bounds.describe()})" if bounds else ""
+            lines.append(f"# {item.metadata['help']}{allowed}")
+            lines.append(f"# {item.name} = {_toml(default)}")
+        parts.append("\n".join(lines) + "\n")
+    return "\n".join(parts)
+
+
+def _toml(value: Any) -> str:
+    if value is None:
+        return "..."
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, str):
+        return f'"{value}"'
+    if isinstance(value, tuple):
+        return f"[{', '.join(_toml(item) for item in value)}]"
+    return "{}" if isinstance(value, dict) else str(value)

@@ -1,0 +1,42 @@
+"""The `resume` command: continue a search from its ledger."""
+
+from typing import Annotated
+
+import typer
+
+from elmanctl.cli.completion import setting_keys
+from elmanctl.cli.context import JsonFlag, RunArgument, run_to_change
+from elmanctl.cli.controller import drive
+from elmanctl.config import parse_assignments
+
+
+def resume(
+    ctx: typer.Context,
+    run: RunArgument = None,
+    generations: Annotated[
+        int | None, typer.Option(help="Go on to this many generations in all")
+    ] = None,
+    changes: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set",
+            help="Change where jobs run or the budget: slurm.partition=long",
+            autocompletion=setting_keys,
+        ),
+    ] = None,
+    as_json: JsonFlag = False,
+) -> None:
+    """Continue a search from its ledger
+
+    Running jobs are adopted, submissions that were accepted but never recorded are found again,
+    and the same points are asked as if the search had never stopped.
+
+    \b
+    Examples:
+        elmanctl resume
+        elmanctl resume e88-480m --generations 30
+        elmanctl resume --set slurm.partition=long --set slurm.mem_gb=80
+        elmanctl resume --set budget.gpu_hours=200
+    """
+    paths = run_to_change(ctx, run)
+    drive(paths, generations=generations, changes=parse_assignments(changes or []), as_json=as_json)

@@ -1,0 +1,109 @@
+"""The summary at the end of a search: what it found, what it cost, what to try next."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from elmanctl import clock
+from elmanctl.cli.costs import cost_data, describe_cost, describe_waste
+from elmanctl.cli.output import hint, print_line, shown_count
+from elmanctl.cli.rows import (
+    corpus_data,
+    corpus_line,
+    describe_config,
+    searched_names,
+    start_data,
+    start_line,
+)
+from elmanctl.folders import working_folder
+from elmanctl.ledger.records import Evaluation, RunStatus, State
+from elmanctl.search.session import Session
+
+
+def run_summary(session: Session) -> dict[str, Any]:
+    """Return what a finished search found, as plain data."""
+    state = session.state
+    best = state.best()
+    return {
+        "run": state.run["name"],
+        "status": state.status.value,
+        "evaluations": {kind.value: count for kind, count in state.counts().items()},
+        "refused_share": state.refused_share,
+        "answered": state.answered,
+        "cost": cost_data(state, is_driven=False, now=clock.now()),
+        **start_data(state.run),
+        "best": None
+        if best is None
+        else {
+            "evaluation": best.id,
+            "loss": best.loss,
+            "config": dict(best.config),
+            "parameters": best.parameters,
+        },
+        "unigram_nats": state.run["data"]["unigram_nats"],
+        **corpus_data(state.run),
+        "ledger": str(session.paths.ledger),
+    }
+
+
+def print_summary(session: Session) -> None:
+    """Print what a search found, where it is kept, and what to try next."""
+    state = session.state
+    counts = state.counts()
+    print_line(
+        f"{state.run['name']} {state.status}: {counts[State.COMPLETED]} completed, "
+        f"{counts[State.FAILED]} failed, {counts[State.CANCELLED]} cancelled"
+    )
+    print_line(f"search       {start_line(state.run)}")
+    if state.refused_share:
+        print_line(
+            f"points       {state.refused_share:.0%} were off the budget or impossible, "
+            "and drawn again at no cost"
+        )
+    cost = cost_data(state, is_driven=False, now=clock.now())
+    for label, text in (
+        ("cost", describe_cost(state, cost)),
+        ("waste", describe_waste(state, cost)),
+    ):
+        if text:
+            print_line(f"{label:<12} {text}")
+    best = state.best()
+    if best is not None and best.loss is not None:
+        entropy = float(state.run["data"]["unigram_nats"])
+        shown = "  ".join(
+            f"{key}={describe_config(best.config[key])}"
+            for key in searched_names(state.run)
+            if key in best.config
+        )
+        print_line(f"best         {best.id}")
+        window = _result(best).get("loss_window_steps")
+        print_line(f"  loss       {best.loss:.4f} nat a byte, mean of the last {window} steps")
+        side = "under" if best.loss < entropy else "over"
+        print_line(
+            f"  unigram    {entropy:.4f} nat a byte; the loss is "
+            f"{abs(entropy - best.loss):.4f} {side} it"
+        )
+        print_line(f"  corpus     {corpus_line(state.run)}")
+        print_line(f"  config     {shown}")
+        print_line(f"  parameters {shown_count(best.parameters)} (counted in the trained model)")
+    print_line(f"ledger       {_near(session.paths.ledger)}")
+    name = state.run["name"]
+    if best is None:
+        hint(f"see why with `elmanctl status {name} --state failed`")
+        return
+    if state.status is RunStatus.CANCELLED:
+        hint(f"see `elmanctl show {name} best`")
+        return
+    more = f"elmanctl resume {name} --generations {state.generations + 2}"
+    hint(f"see `elmanctl show {name} best`; `{more}` adds two generations")
+
+
+def _near(path: Path) -> Path:
+    """Return a path as it is written from here, where it lies below."""
+    here = working_folder()
+    return path.relative_to(here) if path.is_relative_to(here) else path
+
+
+def _result(evaluation: Evaluation) -> Mapping[str, object]:
+    last = evaluation.last_attempt
+    return last.result if last is not None and last.result is not None else {}
