@@ -22,6 +22,7 @@ from elmanctl.search.disk_forecast import explained
 from elmanctl.search.dispatch import Dispatcher
 from elmanctl.search.effective_settings import effective_settings
 from elmanctl.search.poll import Poller
+from elmanctl.search.retry import Decisions
 from elmanctl.search.run_identity import refuse_changed_code, refuse_copy, refuse_other_clusters
 from elmanctl.search.session import Session
 
@@ -83,7 +84,7 @@ def _act_here(paths: RunPaths, command: str, arguments: Mapping[str, Any]) -> di
         apply_requests(session, watcher)
         if command == "requeue":
             executor.check()
-        dispatcher = Dispatcher(session, executor, poller)
+        dispatcher = Dispatcher(session, executor, poller, Decisions(session))
         if command == "cancel" and poller.intended() and (sighting := poller.look()):
             # A job that was accepted, and whose id nobody wrote down, is to be ended too.
             dispatcher.adopt(sighting)

@@ -52,9 +52,10 @@ class RunState:
 
     The rest follows from these and is kept in step with them, so that nothing that is asked often
     costs more in a long run than in a short one: `totals` are the sums of `counted`, `positions`
-    the order of the evaluations, `open` names those that are not finished or have a live attempt,
-    `members` those of each generation, `intended` the submissions without an answer, `leaders` the
-    best ones as (loss, generation, id).  A value in a dict is replaced and never changed in place.
+    the order of the evaluations, `waiting` names those that need an attempt, `live` those that have
+    a live one, also where they were cancelled, `members` those of each generation, `intended` the
+    submissions without an answer, `leaders` the best ones as (loss, generation, id).  A value in a
+    dict is replaced and never changed in place.
     """
 
     run: Mapping[str, Any] = field(default_factory=dict)
@@ -87,7 +88,8 @@ class RunState:
     last_event_at: str | None = None
     totals: dict[str, int] = field(default_factory=dict)
     positions: dict[str, int] = field(default_factory=dict)
-    open: dict[str, int] = field(default_factory=dict)
+    waiting: dict[str, int] = field(default_factory=dict)
+    live: dict[str, int] = field(default_factory=dict)
     members: dict[int, tuple[str, ...]] = field(default_factory=dict)
     intended: dict[str, None] = field(default_factory=dict)
     leaders: tuple[tuple[float, int, str], ...] = ()
@@ -106,10 +108,9 @@ class RunState:
         self.evaluations[name] = evaluation
         self._count(evaluation, 1)
         self._rank(evaluation)
-        if evaluation.has_live_attempt or not evaluation.state.is_finished:
-            self.open[name] = self.positions[name]
-        else:
-            self.open.pop(name, None)
+        is_live = evaluation.has_live_attempt
+        self._list(self.live, name, is_live)
+        self._list(self.waiting, name, not is_live and not evaluation.state.is_finished)
 
     def put_submission(self, submission: Submission) -> None:
         """Replace a submission or add a new one."""
@@ -134,15 +135,26 @@ class RunState:
 
     def live_attempts(self) -> list[tuple[Evaluation, Attempt]]:
         """Return every attempt that is not finished, with its evaluation, in order."""
-        return [(item, item.attempts[-1]) for item in self._open() if item.has_live_attempt]
+        return [(item, item.attempts[-1]) for item in self._in_order(self.live)]
+
+    def waiting_evaluations(self) -> list[Evaluation]:
+        """Return the evaluations that are not decided and have no live attempt, in order."""
+        return self._in_order(self.waiting)
+
+    @property
+    def is_busy(self) -> bool:
+        """Whether an evaluation is not decided, or a job may still be running."""
+        return bool(self.waiting or self.live)
 
     @property
     def flights(self) -> tuple[tuple[Attempt, int], ...]:
         """Every attempt that is not finished, with the number by which its time counts."""
-        return tuple(
-            (attempt, devices(self.submissions[attempt.submission].resources))
-            for _, attempt in self.live_attempts()
-        )
+        attempts = [attempt for _, attempt in self.live_attempts()]
+        counts = {
+            name: devices(self.submissions[name].resources)
+            for name in {attempt.submission for attempt in attempts}
+        }
+        return tuple((attempt, counts[attempt.submission]) for attempt in attempts)
 
     @property
     def newest_settled(self) -> int:
@@ -152,10 +164,6 @@ class RunState:
         members = self.generation_members(self.generation)
         replaced = {e.replaces for e in members if e.replaces}
         return sum(e.state.is_finished and e.id not in replaced for e in members)
-
-    def unfinished(self) -> list[Evaluation]:
-        """Return the evaluations that are not decided, in order."""
-        return [item for item in self._open() if not item.state.is_finished]
 
     def generation_members(self, generation: int) -> list[Evaluation]:
         """Return the evaluations of a generation, in order."""
@@ -221,8 +229,14 @@ class RunState:
             if isinstance(value, dict | list) and name not in _REPLACED:
                 yield name, value
 
-    def _open(self) -> list[Evaluation]:
-        return [self.evaluations[name] for name in sorted(self.open, key=self.open.__getitem__)]
+    def _list(self, names: dict[str, int], name: str, belongs: bool) -> None:
+        if belongs:
+            names[name] = self.positions[name]
+        else:
+            names.pop(name, None)
+
+    def _in_order(self, names: dict[str, int]) -> list[Evaluation]:
+        return [self.evaluations[name] for name in sorted(names, key=names.__getitem__)]
 
     def _count(self, evaluation: Evaluation, sign: int) -> None:
         for total, number in counted(evaluation, self.size_of(evaluation)):

@@ -217,7 +217,8 @@ _PARTS: dict[str, Callable[[RunState, Mapping[str, Evaluation]], Any]] = {
     "refused": lambda state, held: _newest(state, state.refused),
     "members": lambda state, held: _newest(state, state.members),
     "positions": lambda state, held: {
-        name: state.positions[name] for name in {*held, *state.open, *newest_members(state)}
+        name: state.positions[name]
+        for name in {*held, *state.waiting, *state.live, *newest_members(state)}
     },
     "applied_requests": lambda state, held: {},
     "freed_bytes": lambda state, held: {

@@ -86,7 +86,7 @@ def page(state: RunState) -> list[Evaluation]:
 
     Raises NotKnown when `state` is a part that does not hold them.
     """
-    names = {*state.open, *newest_members(state)}
+    names = {*state.waiting, *state.live, *newest_members(state)}
     shown = sorted(names, key=state.positions.__getitem__)[-PAGE_ROWS:]
     try:
         return [state.evaluations[name] for name in shown]

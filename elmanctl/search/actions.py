@@ -90,7 +90,7 @@ def _requeue(session: Session, watcher: Watcher, arguments: Mapping[str, Any], b
 def _cancel(session: Session, watcher: Watcher, arguments: Mapping[str, Any], by: str) -> Answer:
     """Close evaluations as cancelled and end their jobs; with `all`, the whole run."""
     everything = bool(arguments.get("all"))
-    if everything and session.state.status is RunStatus.FINISHED and not _is_busy(session.state):
+    if everything and session.state.status is RunStatus.FINISHED and not session.state.is_busy:
         raise UsageError(f"the run `{session.run['name']}` is finished: nothing is left to cancel")
     chosen = (
         to_cancel(session.state)
@@ -116,10 +116,6 @@ def to_cancel(state: RunState) -> list[Evaluation]:
     """Return what a run as a whole still has: what is open, and cancelled jobs that go on."""
     live = {evaluation.id for evaluation, _ in state.live_attempts()}
     return [e for e in state.evaluations.values() if not e.state.is_finished or e.id in live]
-
-
-def _is_busy(state: RunState) -> bool:
-    return bool(state.unfinished() or state.live_attempts())
 
 
 def _clean(session: Session, watcher: Watcher, arguments: Mapping[str, Any], by: str) -> Answer:

@@ -99,7 +99,7 @@ class Watcher:
 
     def _judge_ended(self) -> Iterator[tuple[Evaluation, Verdict]]:
         """Settle jobs that ended and whose result has come, or was waited for long enough."""
-        live = {str(pair[1].job_id): pair for pair in self._live()}
+        live = {str(pair[1].job_id): pair for pair in self._live()} if self._ended else {}
         for key, (since, report) in list(self._ended.items()):
             if key not in live:
                 del self._ended[key]
@@ -116,9 +116,9 @@ class Watcher:
 
     def _act_on_all(self, sighting: Sighting) -> Iterator[tuple[Evaluation, Verdict]]:
         live = [
-            (sighting.reports[str(attempt.job_id)], evaluation, attempt)
+            (report, evaluation, attempt)
             for evaluation, attempt in self._live()
-            if str(attempt.job_id) in sighting.reports
+            if (report := sighting.reports.get(str(attempt.job_id))) is not None
         ]
         # Cancelled before its job had an id, or by a controller that died before it said so.
         self._end(

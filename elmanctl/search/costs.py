@@ -210,7 +210,8 @@ def affordable(
     What is in flight is expected to cost what an attempt costs on average, or what it has cost
     where that is more.  Without an expectation the budget pays until it is used up.
     """
-    running = in_flight(state, now)
+    # Only a limit on device-hours counts what each live attempt has cost.
+    running = [] if budget.gpu_hours is None else in_flight(state, now)
     device_s = ended(state).device_s + sum(cost.device_s for cost in running)
     found = uses(state, budget, device_s=device_s, wall_s=worked_s(state, now))
     limits = {use.key: use for use in found}

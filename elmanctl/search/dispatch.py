@@ -19,7 +19,7 @@ from elmanctl import clock
 from elmanctl.errors import EnvironmentNotReady, SubmissionError
 from elmanctl.ledger.encoding import encode_submission
 from elmanctl.ledger.files import write_json
-from elmanctl.ledger.records import Evaluation, State, Submission, Task
+from elmanctl.ledger.records import Attempt, Evaluation, Submission, Task
 from elmanctl.ledger.reserve import hold
 from elmanctl.ledger.spending import devices
 from elmanctl.schedulers.executor import (
@@ -38,7 +38,7 @@ from elmanctl.search.effective_settings import avoided_nodes
 from elmanctl.search.nodes import readmit_oldest, says_no_node
 from elmanctl.search.poll import Poller
 from elmanctl.search.repeats import answering
-from elmanctl.search.retry import decision_on
+from elmanctl.search.retry import Decisions
 from elmanctl.search.session import Session
 from elmanctl.search.workload import attempt_resources, attempt_spec
 
@@ -77,12 +77,14 @@ class Dispatcher:
         session: Session,
         executor: Executor,
         poller: Poller,
+        decisions: Decisions,
         *,
         now: Callable[[], float] = time.monotonic,
     ) -> None:
         self._session = session
         self._executor = executor
         self._poller = poller
+        self._decisions = decisions
         self._now = now
         self._next_submission = 0.0
         self._room = Room(session)
@@ -166,7 +168,7 @@ class Dispatcher:
             # Known after the next look.
             return
         waiting = self._paid(waiting, is_idle=not live)
-        slots = self._executor.free_slots(self._slot(attempt) for _, attempt in live)
+        slots = self._executor.free_slots(self._busy_slots(live))
         ready = [replace(due, slot=slot) for due, slot in zip(waiting, slots, strict=False)]
         ready = ready[: self._room.for_attempts(len(ready), live=len(live))]
         for resources, group in groupby(ready, key=self._resources):
@@ -235,22 +237,11 @@ class Dispatcher:
 
     def _waiting(self) -> list[_Due]:
         """Return the evaluations that need a new attempt, in order."""
-        state, settings = self._session.state, self._session.settings
-        open_ones = [
-            e
-            for e in state.unfinished()
-            if e.state is State.CREATED and answering(state, e) is None
+        return [
+            _Due(evaluation, {**evaluation.changes, **decision.changes})
+            for evaluation, decision in self._decisions.waiting()
+            if decision.close is None and answering(self._session.state, evaluation) is None
         ]
-        waiting = []
-        for evaluation in open_ones:
-            changes: Mapping[str, Any] = {}
-            if evaluation.counted_attempts:
-                decision = decision_on(state, settings, evaluation)
-                if decision.close is not None:
-                    continue
-                changes = decision.changes
-            waiting.append(_Due(evaluation, {**evaluation.changes, **changes}))
-        return waiting
 
     def _submit(self, members: Sequence[_Due], resources: Mapping[str, Any]) -> None:
         session = self._session
@@ -349,9 +340,14 @@ class Dispatcher:
         names = {evaluation.id for evaluation in paid}
         return [due for due in waiting if due.evaluation.id in names]
 
-    def _slot(self, attempt: Any) -> int | None:
-        submission = self._session.state.submissions[attempt.submission]
-        return next(task.slot for task in submission.tasks if task.index == attempt.task_index)
+    def _busy_slots(self, live: Sequence[tuple[Evaluation, Attempt]]) -> list[int | None]:
+        submissions = self._session.state.submissions
+        slots = {
+            (name, task.index): task.slot
+            for name in {attempt.submission for _, attempt in live}
+            for task in submissions[name].tasks
+        }
+        return [slots[attempt.submission, attempt.task_index] for _, attempt in live]
 
 
 def _age_s(submission: Submission) -> float:

@@ -34,7 +34,7 @@ from elmanctl.search.optimizer import LARGEST_BYTES, CmaOptimizer
 from elmanctl.search.poll import Poller
 from elmanctl.search.repeats import Known, answer_data, answering
 from elmanctl.search.requeue import mend_hint
-from elmanctl.search.retry import decision_on, trip
+from elmanctl.search.retry import Decisions, trip
 from elmanctl.search.session import Session
 from elmanctl.search.starved_jobs import Waiting
 from elmanctl.space.candidates import Candidate, CandidateBuilder, ask_candidates
@@ -74,7 +74,8 @@ class Controller:
         self._stop = stop
         note = read_note(session.paths.scheduler)
         self._poller = Poller(session, executor, poll_s=poll_s, after=note, now=now)
-        self._dispatcher = Dispatcher(session, executor, self._poller, now=now)
+        self._decisions = Decisions(session)
+        self._dispatcher = Dispatcher(session, executor, self._poller, self._decisions, now=now)
         self._watcher = Watcher(session, executor, now=now)
         self._waiting = Waiting(session, executor, now=now)
         self._known = Known(session.state)
@@ -133,13 +134,7 @@ class Controller:
     def _close_decided(self) -> None:
         """Close evaluations whose last verdict is final; stop at failures that will repeat."""
         session = self._session
-        undecided = [
-            evaluation
-            for evaluation in session.state.unfinished()
-            if evaluation.state is State.CREATED and evaluation.counted_attempts
-        ]
-        for evaluation in undecided:
-            decision = decision_on(session.state, session.settings, evaluation)
+        for evaluation, decision in self._decisions.waiting():
             if decision.close is not None:
                 session.record(
                     "evaluation_closed", evaluation=evaluation.id, state=decision.close.value
@@ -151,9 +146,7 @@ class Controller:
     def _answer_repeats(self) -> None:
         """End the evaluations that repeat one that has ended: no job is paid for them."""
         state = self._session.state
-        for evaluation in state.unfinished():
-            if evaluation.state is not State.CREATED:
-                continue
+        for evaluation in state.waiting_evaluations():
             source = answering(state, evaluation)
             if source is not None and source.state.is_finished:
                 self._session.record(
@@ -164,7 +157,7 @@ class Controller:
         """Ask the next points when there is nothing to wait for; return whether all is done."""
         state = self._session.state
         generation = state.generation
-        if state.unfinished() or state.live_attempts():
+        if state.is_busy:
             return False
         if generation >= 0 and generation not in state.told and not self._tell(generation):
             return False

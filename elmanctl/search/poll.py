@@ -139,7 +139,9 @@ class Poller:
 
     def _unlisted(self, reports: Mapping[str, JobReport]) -> dict[str, str]:
         """Return what is known of each job that only accounting takes for alive."""
-        told = {}
+        told: dict[str, str] = {}
+        if not any(report.is_unlisted for report in reports.values()):
+            return told
         for evaluation, attempt in self._session.state.live_attempts():
             report = reports.get(str(attempt.job_id))
             if report is None or not report.is_unlisted:

@@ -10,6 +10,7 @@ from typing import Any
 
 from elmanctl.ledger.records import Attempt, Evaluation, State
 from elmanctl.ledger.run_state import RunState
+from elmanctl.search.session import Session
 from elmanctl.search.workload import attempt_resources, micro_batch_of
 from elmanctl.settings import Settings
 from elmanctl.verdicts.breaker import Failure, Trip, tripped
@@ -21,18 +22,51 @@ from elmanctl.verdicts.policy import (
     Tried,
     changes_after,
     decide,
+    needs_less,
     rule_of,
 )
 from elmanctl.verdicts.signature import signature
 
+# What a decision follows from: the record, the settings, and whether a job can be moved.
+_Basis = tuple[Evaluation, Settings, bool]
+
 
 def decision_on(state: RunState, settings: Settings, evaluation: Evaluation) -> Decision:
-    """Return what follows the newest attempt of an evaluation that has one.
+    """Return what follows the newest attempt of an evaluation; without one it is to be tried.
 
-    Raises InvalidConfiguration where the model no longer fits what is known of its GPU.
+    Raises InvalidConfiguration for an attempt that must need less memory, where the model no
+    longer fits what is known of its GPU.
     """
-    ground = ground_of(state, settings, evaluation)
-    return decide(_tried(state, evaluation), settings.retry, ground)
+    tried = _tried(state, evaluation)
+    if not tried:
+        return Decision(close=None)
+    fitted = any(map(needs_less, tried))
+    return decide(tried, settings.retry, ground_of(state, settings, evaluation, fitted=fitted))
+
+
+class Decisions:
+    """The decisions on all evaluations that wait for an attempt, each made once while it holds."""
+
+    def __init__(self, session: Session) -> None:
+        self._session = session
+        self._made: dict[str, tuple[_Basis, Decision]] = {}
+
+    def waiting(self) -> list[tuple[Evaluation, Decision]]:
+        """Return every evaluation that waits for an attempt, in order, and what follows for it.
+
+        Raises what `decision_on` raises.
+        """
+        state, settings = self._session.state, self._session.settings
+        moves = can_move(state, settings)
+        before, self._made = self._made, {}
+        for evaluation in state.waiting_evaluations():
+            # All that decides beside the resources of submissions on record, which never change.
+            basis = (evaluation, settings, moves)
+            made = before.get(evaluation.id)
+            if made is None or made[0] != basis:
+                made = (basis, decision_on(state, settings, evaluation))
+            self._made[evaluation.id] = made
+        return [(evaluation, decision) for (evaluation, *_), decision in self._made.values()]
 
 
 def due_changes(state: RunState, settings: Settings, evaluation: Evaluation) -> Mapping[str, Any]:
@@ -41,14 +75,19 @@ def due_changes(state: RunState, settings: Settings, evaluation: Evaluation) -> 
     return changes_after(tried, settings.retry, ground_of(state, settings, evaluation))
 
 
-def ground_of(state: RunState, settings: Settings, evaluation: Evaluation) -> Ground:
-    """Return what an attempt gets by the settings and by what re-queues asked for."""
+def ground_of(
+    state: RunState, settings: Settings, evaluation: Evaluation, *, fitted: bool = True
+) -> Ground:
+    """Return what an attempt gets by the settings and by what re-queues asked for.
+
+    Unless it is to be `fitted`, the micro-batch does not heed what is known of the GPU.
+    """
     executor = state.run["executor"]
     batch = settings.train.batch
     return Ground(
         mem_gb=attempt_resources(settings, executor, evaluation.changes).mem_gb,
         batch=batch,
-        micro_batch=micro_batch_of(state.run, settings, evaluation) or batch,
+        micro_batch=(fitted and micro_batch_of(state.run, settings, evaluation)) or batch,
         can_move=can_move(state, settings),
     )
 

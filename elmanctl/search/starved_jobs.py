@@ -75,10 +75,12 @@ class Waiting:
             report = sighting.reports.get(str(attempt.job_id))
             if report is None or report.state is not JobState.PENDING:
                 continue
+            if not NO_NODE.search(report.reason or ""):
+                continue
             resources = state.submissions[attempt.submission].resources
             asked = Resources.decode(resources).exclude
             avoids = self._avoided.get(str(attempt.job_id), asked)
-            if not avoids or not NO_NODE.search(report.reason or ""):
+            if not avoids:
                 continue
             changes: Mapping[str, Any] = evaluation.changes
             own = frozenset(changes.get("exclude", ()))

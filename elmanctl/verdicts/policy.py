@@ -270,14 +270,20 @@ def _steps(tried: Sequence[Tried], table: RetrySettings, ground: Ground) -> Iter
         change = rule_of(attempt.verdict).change
         raised = None
         changed = change is Change.NODE and ground.can_move
-        if change is Change.MEMORY and attempt.mem_gb is not None:
-            raised = _raised(attempt.mem_gb, table)
-            changed = raised > attempt.mem_gb
-        elif change in (Change.MEMORY, Change.MICRO_BATCH):
-            # Where no limit on host memory is ours to raise, the attempt must need less.
+        if needs_less(attempt):
             half = halved(ground.batch, micro_batch)
             changed, micro_batch = half < micro_batch, half
+        elif change is Change.MEMORY and attempt.mem_gb is not None:
+            raised = _raised(attempt.mem_gb, table)
+            changed = raised > attempt.mem_gb
         yield _Step(raised, micro_batch, changed)
+
+
+def needs_less(attempt: Tried) -> bool:
+    """Whether the attempt after this one must need less memory, with a smaller micro-batch."""
+    change = rule_of(attempt.verdict).change
+    # Where no limit on host memory is ours to raise, too.
+    return change is Change.MICRO_BATCH or (change is Change.MEMORY and attempt.mem_gb is None)
 
 
 def _differs(rule: Rule, tried: Sequence[Tried], table: RetrySettings, ground: Ground) -> bool:

@@ -79,8 +79,10 @@ class SnapshotRun(Run):
         assert summary.size_bytes == sum(map(state.size_of, state.evaluations.values()))
         assert summary.refused_share == state.refused_share
         assert (summary.best and summary.best[2]) == (ranked[0].id if ranked else None)
-        assert [e.id for e in state.unfinished()] == [
-            e.id for e in state.evaluations.values() if not e.state.is_finished
+        assert [e.id for e in state.waiting_evaluations()] == [
+            e.id
+            for e in state.evaluations.values()
+            if not e.has_live_attempt and not e.state.is_finished
         ]
         assert [e.id for e, _ in state.live_attempts()] == [
             e.id for e in state.evaluations.values() if e.has_live_attempt

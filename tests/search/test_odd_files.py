@@ -170,7 +170,8 @@ def test_request_that_nobody_can_carry_out_is_answered(
     apply_requests(watched.session, watched.watcher)
     (applied,) = watched.session.state.applied_requests.values()
     assert applied["answer"]["exit_code"] == 2
-    assert all(e.state.value == "submitted" for e in watched.session.state.unfinished())
+    evaluations = watched.session.state.evaluations.values()
+    assert all(e.state.value == "submitted" for e in evaluations)
 
 
 def forged(folder: Path, **changes: Any) -> None:

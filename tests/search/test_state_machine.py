@@ -370,7 +370,7 @@ def check_sums(state: RunState) -> None:
     assert kept == {k: n for k, n in counted.totals.items() if n and k not in own}
     assert state.size_bytes == sum(map(state.size_of, state.evaluations.values()))
     assert state.leaders[:1] == counted.leaders[:1]
-    assert state.open == counted.open
+    assert (state.waiting, state.live) == (counted.waiting, counted.live)
     assert state.trained == sum(bool(e.attempts) for e in state.evaluations.values())
     spent: dict[str, Spent] = {}
     for evaluation in state.evaluations.values():
