@@ -186,7 +186,7 @@ def test_table_of_what_follows_is_the_one_that_decides() -> None:
     decided = [
         (
             f"`{rule.kind}`, {rule.case}" if rule.case else f"`{rule.kind}`",
-            str(rule.told),
+            str(rule.feedback),
             f"`retry.{rule.setting}`" if rule.setting else "never",
             str(rule.change) if rule.setting else "",
             str(rule.group),

@@ -20,7 +20,7 @@ from elmanctl.search.costs import (
     wasted,
     worked_s,
 )
-from elmanctl.search.repeats import noise_estimates
+from elmanctl.search.noise import noise_estimates
 
 _HOUR_S = 3600.0
 

@@ -32,7 +32,7 @@ from elmanctl.ledger.records import Attempt, Evaluation, Evidence, State
 from elmanctl.ledger.run_state import RunState
 from elmanctl.run.paths import RunPaths
 from elmanctl.search.export import export_attempt
-from elmanctl.search.repeats import noise_for
+from elmanctl.search.noise import noise_for
 from elmanctl.search.selection import find_evaluation, list_runs
 
 RunOrEvaluation = Annotated[

@@ -169,6 +169,13 @@ class RunState:
         """Return the evaluations of a generation, in order."""
         return [self.evaluations[name] for name in self.members.get(generation, ())]
 
+    def same_configuration(self, first: str, before: str | None = None) -> list[Evaluation]:
+        """Return an evaluation and its repeats in order; where given, those before one of them."""
+        names = (first, *self.repeats.get(first, ()))
+        if before is not None:
+            names = names[: names.index(before)]
+        return [self.evaluations[name] for name in names]
+
     def unanswered(self) -> list[Submission]:
         """Return the submissions that are intended and not answered, in order."""
         return [self.submissions[name] for name in self.intended]
@@ -196,10 +203,6 @@ class RunState:
         if self.leaders:
             return self.evaluations[self.leaders[0][2]]
         return next(iter(self.ranked()), None)
-
-    def failed_evaluations(self) -> list[Evaluation]:
-        """Return the failed evaluations, in order."""
-        return [item for item in self.evaluations.values() if item.state is State.FAILED]
 
     @property
     def size_bytes(self) -> int:

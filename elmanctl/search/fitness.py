@@ -1,47 +1,64 @@
-"""What the optimizer is told: losses, and for diverged runs a finite value behind all of them.
+"""Fitness values that the optimizer learns from a generation, as the policy table decides.
 
-A failure that is not divergence is never told: it says nothing about the point.
+`verdicts.policy` says what an evaluation is worth by the verdict that closed it: its loss, a place
+behind all losses, or nothing.  A failure that says nothing about the point never reaches the
+optimizer.
 """
 
 import math
 import sys
 from collections.abc import Collection, Sequence
 
-from elmanctl.ledger.records import Evaluation, State, VerdictKind
+from elmanctl.ledger.records import Evaluation, Verdict
+from elmanctl.verdicts.policy import Feedback, rule_of
 
-# Added to the worst loss, so that every diverged run ranks after every completed one.
-_DIVERGED_STEP = 1.0
+# Added to the worst loss, so that whatever is ranked last ranks after every loss.
+_RANK_STEP = 1.0
 
 
-def told_values(evaluations: Sequence[Evaluation]) -> list[tuple[str, float]]:
-    """Return (evaluation, value) for those of one generation that the optimizer learns from.
+def fitness_values(evaluations: Sequence[Evaluation]) -> list[tuple[str, float]]:
+    """Return (evaluation, fitness) for the members of one generation that have a fitness.
 
-    Completed evaluations tell their loss.  Diverged ones rank behind the worst of them, and
-    among themselves a later divergence is better than an earlier one.  Of an evaluation and what
-    was asked in its place only the first with a value is told: never more than were asked first.
+    Evaluations that are ranked last come behind the worst loss; among themselves a later end is
+    better than an earlier one.  Of an evaluation and its replacements only the first with a
+    fitness counts: the optimizer never learns more values than it asked for at first.
     """
-    losses = {e.id: e.loss for e in evaluations if e.state is State.COMPLETED}
+    feedback = {e.id: feedback_on(e) for e in evaluations}
+    losses = {e.id: e.loss for e in evaluations if feedback[e.id] is Feedback.LOSS}
     finite = {id_: loss for id_, loss in losses.items() if loss is not None and math.isfinite(loss)}
-    gone = [e for e in evaluations if e.state is State.FAILED and has_diverged(e)]
-    valued = finite.keys() | {e.id for e in gone}
+    valued = finite.keys() | {id_ for id_, kind in feedback.items() if kind is Feedback.LAST}
     members = [e for e in evaluations if e.id in valued and not is_spare(e, evaluations, valued)]
     worst = max((finite[e.id] for e in members if e.id in finite), default=0.0)
-    # A loss so large that adding 1 changes nothing is still to be the better one.
-    step = max(_DIVERGED_STEP, 2 * math.ulp(worst))
-    diverged = sorted(
-        (e for e in members if e.id not in finite), key=lambda e: (-divergence_step(e), e.id)
-    )
+    # A loss so large that adding 1 changes nothing must still be the better one.
+    step = max(_RANK_STEP, 2 * math.ulp(worst))
+    last = sorted((e for e in members if e.id not in finite), key=lambda e: (-last_step(e), e.id))
     ranks = {
-        e.id: min(worst + step * (rank + 1), sys.float_info.max) for rank, e in enumerate(diverged)
+        e.id: min(worst + step * (rank + 1), sys.float_info.max) for rank, e in enumerate(last)
     }
     values = finite | ranks
     return [(e.id, values[e.id]) for e in members]
 
 
+def feedback_on(evaluation: Evaluation) -> Feedback:
+    """Return what the optimizer learns from an evaluation, by the rule of its last verdict.
+
+    Nothing until that verdict closed the evaluation: it may be retried, or was cancelled since.
+    """
+    answer, last = evaluation.answer, evaluation.last_attempt
+    if answer is not None:
+        verdict = None if answer.verdict is None else Verdict(kind=answer.verdict)
+    else:
+        verdict = None if last is None else last.verdict
+    if verdict is None:
+        return Feedback.NOTHING
+    rule = rule_of(verdict)
+    return rule.feedback if evaluation.state is rule.closes_as else Feedback.NOTHING
+
+
 def is_spare(
     evaluation: Evaluation, members: Sequence[Evaluation], valued: Collection[str]
 ) -> bool:
-    """Whether what an evaluation replaces, over however many steps, has a value after all."""
+    """Whether what an evaluation replaces, over however many steps, has a fitness after all."""
     replaces = {e.id: e.replaces for e in members}
     before = evaluation.replaces
     while before is not None and before not in valued:
@@ -49,13 +66,8 @@ def is_spare(
     return before is not None
 
 
-def has_diverged(evaluation: Evaluation) -> bool:
-    """Whether the worker itself said that it diverged: of the last attempt, or of the answer's."""
-    return evaluation.verdict_kind is VerdictKind.DIVERGED
-
-
-def divergence_step(evaluation: Evaluation) -> int:
-    """Return the step at which an evaluation diverged, 0 where it is not on record."""
+def last_step(evaluation: Evaluation) -> int:
+    """Return the training step at which an evaluation ended, 0 where it is not on record."""
     if evaluation.answer is not None:
         return evaluation.answer.step or 0
     last = evaluation.last_attempt

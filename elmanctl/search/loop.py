@@ -28,7 +28,7 @@ from elmanctl.schedulers.scheduler_note import read_note
 from elmanctl.search.actions import apply_requests
 from elmanctl.search.attempt_monitor import Watcher
 from elmanctl.search.dispatch import Dispatcher
-from elmanctl.search.fitness import has_diverged, is_spare, told_values
+from elmanctl.search.fitness import feedback_on, fitness_values, is_spare
 from elmanctl.search.nodes import exclude_bad_nodes, judged_attempts
 from elmanctl.search.optimizer import LARGEST_BYTES, CmaOptimizer
 from elmanctl.search.poll import Poller
@@ -39,6 +39,7 @@ from elmanctl.search.session import Session
 from elmanctl.search.starved_jobs import Waiting
 from elmanctl.space.candidates import Candidate, CandidateBuilder, ask_candidates
 from elmanctl.space.space import SearchSpace
+from elmanctl.verdicts.policy import Feedback
 
 
 class View(Protocol):
@@ -171,7 +172,7 @@ class Controller:
     def _tell(self, generation: int) -> bool:
         """Tell a generation, or ask for points in place of failed ones and return False."""
         members = self._members(generation)
-        told = told_values(members)
+        told = fitness_values(members)
         population = self._session.settings.search.population
         replaced = {e.replaces for e in members if e.replaces}
         valued = [name for name, _ in told]
@@ -179,7 +180,7 @@ class Controller:
             e.id
             for e in members
             if e.state is State.FAILED
-            and not has_diverged(e)
+            and feedback_on(e) is Feedback.NOTHING
             and e.id not in replaced
             and not is_spare(e, members, valued)
         ]

@@ -7,15 +7,14 @@ search that asks for noise estimates gives it the next seed, and it is trained.
 """
 
 import json
-import math
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
 from typing import Any
 
 from elmanctl.ledger.records import Evaluation, State
 from elmanctl.ledger.run_state import RunState
 from elmanctl.ledger.spending import cost_of
-from elmanctl.search.fitness import divergence_step, has_diverged
+from elmanctl.search.fitness import feedback_on, last_step
+from elmanctl.verdicts.policy import Feedback
 
 
 def phenotype(run: Mapping[str, Any], config: Mapping[str, object]) -> str:
@@ -64,7 +63,7 @@ def answering(state: RunState, evaluation: Evaluation) -> Evaluation | None:
         return None
     same = [
         each
-        for each in _family(state, evaluation.repeats, before=evaluation.id)
+        for each in state.same_configuration(evaluation.repeats, before=evaluation.id)
         if each.seed == evaluation.seed and each.answer is None
     ]
     if not same:
@@ -91,73 +90,18 @@ def answer_data(state: RunState, evaluation: Evaluation, source: Evaluation) -> 
         data["verdict"] = kind.value
     if source.state is State.COMPLETED:
         data["loss"] = source.loss
-    if has_diverged(source):
-        data["step"] = divergence_step(source)
+    if feedback_on(source) is Feedback.LAST:
+        data["step"] = last_step(source)
     return data
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Noise:
-    """The losses of one configuration on several seeds; `sd` is the sample's, in nats."""
-
-    evaluations: tuple[str, ...]
-    mean: float
-    sd: float
-
-    @property
-    def n(self) -> int:
-        """How many losses there are, at least 2."""
-        return len(self.evaluations)
-
-
-def noise_estimates(state: RunState) -> dict[str, Noise]:
-    """Return the noise of every configuration with two losses or more, by its first evaluation.
-
-    Answered repeats are no second measurement.
-    """
-    found = {first: noise_of(_family(state, first)) for first in state.repeats}
-    return {first: noise for first, noise in found.items() if noise is not None}
-
-
-def noise_for(state: RunState, evaluation: Evaluation) -> Noise | None:
-    """Return the noise of an evaluation's configuration, None with fewer than two losses."""
-    return noise_of(_family(state, evaluation.repeats or evaluation.id))
-
-
-def noise_of(same: Iterable[Evaluation]) -> Noise | None:
-    """Return the mean and spread of the losses that were measured."""
-    measured = [
-        (each.id, each.loss)
-        for each in same
-        if each.state is State.COMPLETED and each.answer is None and each.loss is not None
-    ]
-    losses = [loss for _, loss in measured]
-    if len(losses) < 2:
-        return None
-    mean = math.fsum(losses) / len(losses)
-    squares = math.fsum((loss - mean) ** 2 for loss in losses)
-    return Noise(
-        evaluations=tuple(name for name, _ in measured),
-        mean=mean,
-        sd=math.sqrt(squares / (len(losses) - 1)),
-    )
-
-
-def _family(state: RunState, first: str, before: str | None = None) -> list[Evaluation]:
-    """Return the evaluations of one configuration, in the order in which they were asked."""
-    names = (first, *state.repeats.get(first, ()))
-    if before is not None:
-        names = names[: names.index(before)]
-    return [state.evaluations[name] for name in names]
-
-
 def _preference(evaluation: Evaluation) -> int:
-    """Order those that could answer: a loss, then what may still bring one, then divergence."""
+    """Order those that could answer: a loss, then what may still bring one, then a rank."""
     if evaluation.state is State.COMPLETED:
         return 0
     if not evaluation.state.is_finished:
         return 1
-    return 2 if has_diverged(evaluation) else 3
+    return 2 if feedback_on(evaluation) is Feedback.LAST else 3
 
 
 def _has_failed(evaluation: Evaluation) -> bool:

@@ -17,8 +17,8 @@ from elmanctl.settings import RetrySettings
 from elmanctl.verdicts.signature import signature
 
 
-class Told(StrEnum):
-    """What the optimizer learns of an evaluation that ended so."""
+class Feedback(StrEnum):
+    """What the optimizer learns from an evaluation that ended so."""
 
     LOSS = "its loss"
     LAST = "ranked last"
@@ -60,7 +60,7 @@ class Rule:
 
     kind: VerdictKind
     case: str | None = None
-    told: Told = Told.NOTHING
+    feedback: Feedback = Feedback.NOTHING
     setting: str | None = None
     change: Change = Change.NONE
     needs_change: bool = False
@@ -70,8 +70,8 @@ class Rule:
 
 
 RULES: tuple[Rule, ...] = (
-    Rule(kind=VerdictKind.COMPLETED, told=Told.LOSS, closes_as=State.COMPLETED),
-    Rule(kind=VerdictKind.DIVERGED, told=Told.LAST, setting="diverged"),
+    Rule(kind=VerdictKind.COMPLETED, feedback=Feedback.LOSS, closes_as=State.COMPLETED),
+    Rule(kind=VerdictKind.DIVERGED, feedback=Feedback.LAST, setting="diverged"),
     Rule(kind=VerdictKind.INVALID, setting="invalid", group=Group.CODE),
     Rule(
         kind=VerdictKind.OOM,
@@ -307,7 +307,7 @@ def shown_rules(table: RetrySettings) -> list[dict[str, Any]]:
         {
             "verdict": rule.kind.value,
             "case": str(rule.case) if rule.case else None,
-            "told": rule.told.value,
+            "told": rule.feedback.value,
             "setting": f"retry.{rule.setting}" if rule.setting else None,
             "again": int(getattr(table, rule.setting)) if rule.setting else 0,
             "change": rule.change.value if rule.setting else None,

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from elmanctl.ledger.records import Evaluation, VerdictKind
-from elmanctl.search.fitness import divergence_step, told_values
+from elmanctl.search.fitness import fitness_values, last_step
 from tests.search.test_fitness import evaluation
 
 losses = st.floats(-1e6, 1e6)
@@ -42,7 +42,7 @@ def last_kind(member: Evaluation) -> VerdictKind:
 @settings(max_examples=60)
 @given(generations())
 def test_every_told_value_is_a_finite_number(members: list[Evaluation]) -> None:
-    for _, value in told_values(members):
+    for _, value in fitness_values(members):
         assert type(value) is float and math.isfinite(value)
 
 
@@ -53,7 +53,7 @@ def test_exactly_completed_and_diverged_evaluations_are_told_in_order(
 ) -> None:
     spoken = {VerdictKind.COMPLETED, VerdictKind.DIVERGED}
     expected = [member.id for member in members if last_kind(member) in spoken]
-    assert [name for name, _ in told_values(members)] == expected
+    assert [name for name, _ in fitness_values(members)] == expected
 
 
 @settings(max_examples=60)
@@ -61,7 +61,7 @@ def test_exactly_completed_and_diverged_evaluations_are_told_in_order(
 def test_every_diverged_evaluation_ranks_behind_every_completed_one(
     members: list[Evaluation],
 ) -> None:
-    told = dict(told_values(members))
+    told = dict(fitness_values(members))
     kinds = {member.id: last_kind(member) for member in members}
     good = [v for name, v in told.items() if kinds[name] is VerdictKind.COMPLETED]
     bad = [v for name, v in told.items() if kinds[name] is VerdictKind.DIVERGED]
@@ -73,9 +73,9 @@ def test_every_diverged_evaluation_ranks_behind_every_completed_one(
 def test_of_two_diverged_evaluations_the_later_divergence_is_better(
     members: list[Evaluation],
 ) -> None:
-    told = dict(told_values(members))
+    told = dict(fitness_values(members))
     gone = [member for member in members if last_kind(member) is VerdictKind.DIVERGED]
     for one in gone:
         for other in gone:
-            if divergence_step(one) > divergence_step(other):
+            if last_step(one) > last_step(other):
                 assert told[one.id] < told[other.id]

@@ -1,16 +1,23 @@
-"""What the optimizer is told of a generation."""
+"""Fitness values of a generation, as the policy table decides them."""
 
+from dataclasses import replace
 from typing import Any
 
+import pytest
+
 from elmanctl.ledger.records import (
+    Answer,
     Attempt,
+    Cause,
     Evaluation,
     State,
     Verdict,
     VerdictKind,
     evaluation_id,
 )
-from elmanctl.search.fitness import divergence_step, has_diverged, told_values
+from elmanctl.search.fitness import feedback_on, fitness_values, last_step
+from elmanctl.verdicts import policy
+from elmanctl.verdicts.policy import Feedback
 
 CLOSED_AS = {VerdictKind.COMPLETED: State.COMPLETED, VerdictKind.CANCELLED: State.CANCELLED}
 
@@ -49,7 +56,7 @@ def diverged(index: int, steps: int | None) -> Evaluation:
 
 
 def test_completed_evaluations_tell_their_loss_in_their_order() -> None:
-    assert told_values([completed(0, 2.5), completed(1, 1.25), completed(2, 2.0)]) == [
+    assert fitness_values([completed(0, 2.5), completed(1, 1.25), completed(2, 2.0)]) == [
         ("g000-e00", 2.5),
         ("g000-e01", 1.25),
         ("g000-e02", 2.0),
@@ -57,39 +64,71 @@ def test_completed_evaluations_tell_their_loss_in_their_order() -> None:
 
 
 def test_diverged_evaluation_ranks_just_behind_the_worst_loss() -> None:
-    told = dict(told_values([completed(0, 2.5), diverged(1, 40), completed(2, 3.5)]))
+    told = dict(fitness_values([completed(0, 2.5), diverged(1, 40), completed(2, 3.5)]))
     assert told == {"g000-e00": 2.5, "g000-e01": 4.5, "g000-e02": 3.5}
 
 
 def test_later_divergence_is_better_than_an_earlier_one() -> None:
-    told = dict(told_values([diverged(0, 10), completed(1, 2.0), diverged(2, 90), diverged(3, 50)]))
+    told = dict(
+        fitness_values([diverged(0, 10), completed(1, 2.0), diverged(2, 90), diverged(3, 50)])
+    )
     assert told["g000-e01"] < told["g000-e02"] < told["g000-e03"] < told["g000-e00"]
 
 
 def test_divergence_at_an_unknown_step_counts_as_the_earliest() -> None:
-    told = dict(told_values([diverged(0, None), diverged(1, 3)]))
-    assert divergence_step(diverged(0, None)) == 0
+    told = dict(fitness_values([diverged(0, None), diverged(1, 3)]))
+    assert last_step(diverged(0, None)) == 0
     assert told["g000-e01"] < told["g000-e00"]
 
 
 def test_failures_that_are_no_divergence_and_cancelled_ones_are_not_told() -> None:
     silent = [k for k in VerdictKind if k not in (VerdictKind.COMPLETED, VerdictKind.DIVERGED)]
     members = [evaluation(i, (kind, {"loss": 1.0})) for i, kind in enumerate(silent)]
-    assert told_values(members) == []
+    assert fitness_values(members) == []
 
 
 def test_divergence_that_was_tried_again_and_completed_tells_the_loss() -> None:
     again = evaluation(
         0, (VerdictKind.DIVERGED, {"steps": 5}), (VerdictKind.COMPLETED, {"loss": 1.5})
     )
-    assert not has_diverged(again)
-    assert told_values([again]) == [("g000-e00", 1.5)]
+    assert feedback_on(again) is Feedback.LOSS
+    assert fitness_values([again]) == [("g000-e00", 1.5)]
 
 
 def test_divergence_in_an_attempt_before_the_last_is_not_told() -> None:
     again = evaluation(0, (VerdictKind.DIVERGED, {"steps": 5}), (VerdictKind.LOST, None))
-    assert told_values([again]) == []
+    assert fitness_values([again]) == []
 
 
 def test_empty_generation_tells_nothing() -> None:
-    assert told_values([]) == []
+    assert fitness_values([]) == []
+
+
+def test_divergence_that_was_cancelled_before_its_retry_has_no_fitness() -> None:
+    cancelled = replace(diverged(0, 5), state=State.CANCELLED)
+    retried = replace(diverged(1, 5), state=State.CREATED)
+    assert fitness_values([cancelled, retried]) == []
+
+
+def test_repeat_has_the_fitness_of_the_evaluation_that_answered_it() -> None:
+    answer = Answer(by="g000-e00", verdict=VerdictKind.DIVERGED, step=7)
+    repeat = replace(diverged(1, None), attempts=(), answer=answer)
+    unjudged = replace(repeat, answer=Answer(by="g000-e00"), state=State.CANCELLED)
+    assert (feedback_on(repeat), last_step(repeat)) == (Feedback.LAST, 7)
+    assert feedback_on(unjudged) is Feedback.NOTHING
+
+
+def test_changed_rule_changes_what_the_optimizer_learns(monkeypatch: pytest.MonkeyPatch) -> None:
+    members = [completed(0, 2.0), evaluation(1, (VerdictKind.OOM, {"steps": 3})), diverged(2, 9)]
+    assert [name for name, _ in fitness_values(members)] == ["g000-e00", "g000-e02"]
+    change_feedback(monkeypatch, VerdictKind.OOM, Cause.HOST, Feedback.LAST)
+    change_feedback(monkeypatch, VerdictKind.DIVERGED, None, Feedback.NOTHING)
+    assert fitness_values(members) == [("g000-e00", 2.0), ("g000-e01", 3.0)]
+
+
+def change_feedback(
+    monkeypatch: pytest.MonkeyPatch, kind: VerdictKind, cause: Cause | None, feedback: Feedback
+) -> None:
+    """Give another feedback to one rule of the policy table."""
+    changed = replace(policy.rule_of(Verdict(kind=kind, cause=cause)), feedback=feedback)
+    monkeypatch.setitem(policy._RULE_OF, (kind, cause), changed)

@@ -13,13 +13,16 @@ from elmanctl.errors import (
 )
 from elmanctl.ledger.disk import Space
 from elmanctl.ledger.quota import Quota
-from elmanctl.ledger.records import RunStatus, State, SubmissionState
+from elmanctl.ledger.records import RunStatus, State, SubmissionState, VerdictKind
+from elmanctl.ledger.run_state import RunState
 from elmanctl.ledger.state import load_run
 from elmanctl.schedulers.executor import JobReport, JobState, SubmissionUnknown
 from elmanctl.search import disk_admission
 from elmanctl.search.session import Session
+from elmanctl.verdicts.policy import Feedback
 from tests.integration.runs import points
 from tests.search.scripted import Runs, ScriptedExecutor, verdicts
+from tests.search.test_fitness import change_feedback
 
 pytestmark = pytest.mark.usefixtures("no_power_failures")
 
@@ -116,6 +119,24 @@ def test_diverged_evaluation_is_told_a_finite_value_behind_all_losses(runs: Runs
     steps = {name: state.evaluations[name].attempts[0].result for name in ("g000-e00", "g000-e02")}
     later, earlier = sorted(steps, key=lambda name: -int(str((steps[name] or {})["steps"])))
     assert worst < told[later] < told[earlier] < 100
+
+
+def test_changed_rule_of_the_policy_changes_the_search(
+    runs: Runs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A point that is ranked last has a fitness, and needs no replacement."""
+    change_feedback(monkeypatch, VerdictKind.PYTHON_ERROR, None, Feedback.LAST)
+    run = runs.new(generations=1)
+    run.world.script = {"g000-e01": ["python_error"]}
+    state = run.drive()
+    told = dict(state.told[0])
+    assert list(told) == list(state.evaluations) == [f"g000-e0{index}" for index in range(4)]
+    assert told["g000-e01"] == max(told.values()) == told_losses(state)[-1] + 1
+
+
+def told_losses(state: RunState) -> list[float]:
+    """Return the losses of a run's completed evaluations, in order of size."""
+    return sorted(e.loss for e in state.evaluations.values() if e.loss is not None)
 
 
 def test_generation_that_diverged_as_a_whole_is_told(runs: Runs) -> None:

@@ -12,7 +12,7 @@ from elmanctl.errors import SearchPaused
 from elmanctl.ledger.records import Evaluation, RunStatus, State, VerdictKind
 from elmanctl.ledger.run_state import RunState
 from elmanctl.ledger.state import load_run
-from elmanctl.search.fitness import divergence_step, told_values
+from elmanctl.search.fitness import fitness_values, last_step
 from elmanctl.search.optimizer import CmaOptimizer, Coordinate
 from tests.search.scripted import Runs
 from tests.search.test_fitness import evaluation
@@ -46,7 +46,7 @@ def check_told(state: RunState) -> None:
                 assert all(value > other for name, other in told if name in good)
         behind = [(v, e) for (n, v), e in zip(told, members, strict=True) if n not in good]
         behind.sort(key=lambda pair: pair[0])
-        steps = [divergence_step(e) for _, e in behind]
+        steps = [last_step(e) for _, e in behind]
         assert steps == sorted(steps, reverse=True)
 
 
@@ -110,7 +110,7 @@ def test_pycma_takes_what_it_is_told_and_goes_on(ends: list[list[Any]]) -> None:
         [share, share], [0.5, 0.5], sigma=0.3, population=POPULATION, seed=1
     )
     members = members_of(ends, optimizer.ask(len(ends)))
-    told = told_values(members)
+    told = fitness_values(members)
     assert len(told) <= POPULATION
     assert all(type(value) is float and math.isfinite(value) for _, value in told)
     kinds = {e.id: e.state for e in members}

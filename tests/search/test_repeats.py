@@ -19,8 +19,8 @@ from elmanctl.ledger.state import load_run
 from elmanctl.run.paths import AttemptPaths
 from elmanctl.search import repeats
 from elmanctl.search.export import export_csv, export_json
-from elmanctl.search.fitness import divergence_step
-from elmanctl.search.repeats import noise_estimates, noise_for
+from elmanctl.search.fitness import last_step
+from elmanctl.search.noise import noise_estimates, noise_for
 from elmanctl.search.requeue import plan_requeue, select_requeueable
 from elmanctl.search.session import Session
 from tests.integration.runs import losses, points
@@ -98,7 +98,7 @@ def test_divergence_is_answered_and_ranked_as_if_it_had_been_paid(
     assert state.told == paid.told
     copied = [e for e in state.evaluations.values() if e.answer and e.state is State.FAILED]
     assert copied
-    assert all(divergence_step(e) == 10 for e in copied)
+    assert all(last_step(e) == 10 for e in copied)
     assert jobs(state) < jobs(paid)
 
 

@@ -19,9 +19,9 @@ from elmanctl.verdicts.policy import (
     RULES,
     Change,
     Decision,
+    Feedback,
     Ground,
     Group,
-    Told,
     Tried,
     decide,
     halved,
@@ -75,8 +75,8 @@ def test_every_count_of_the_settings_belongs_to_a_line() -> None:
 
 
 def test_only_completed_and_diverged_runs_say_anything_to_the_optimizer() -> None:
-    told = {rule.kind: rule.told for rule in RULES if rule.told is not Told.NOTHING}
-    assert told == {VerdictKind.COMPLETED: Told.LOSS, VerdictKind.DIVERGED: Told.LAST}
+    feedback = {r.kind: r.feedback for r in RULES if r.feedback is not Feedback.NOTHING}
+    assert feedback == {VerdictKind.COMPLETED: Feedback.LOSS, VerdictKind.DIVERGED: Feedback.LAST}
 
 
 @pytest.mark.parametrize("failure", FAILURES, ids=lambda each: f"{each.kind}-{each.cause}")
