@@ -46,7 +46,8 @@ def _memory_gb(value: str) -> float:
     return int(found[1]) * _UNITS_GB[found[2] or "M"]
 
 
-def _minutes(value: str) -> int:
+def parse_time_min(value: str) -> int:
+    """Return the minutes of a time limit as Slurm writes it, rounded up; ValueError for no time."""
     found = _TIME.fullmatch(value)
     if not found:
         raise ValueError
@@ -82,7 +83,7 @@ _OF_CPUS = ("slurm.cpus", f"{_EXTRA}cpus-per-gpu", f"{_EXTRA}tres-per-task")
 DEFAULTS: Mapping[str, Meaning] = {
     "SBATCH_ACCOUNT": Meaning("slurm.account"),
     "SBATCH_PARTITION": Meaning("slurm.partition"),
-    "SBATCH_TIMELIMIT": Meaning("slurm.timeout_min", _minutes),
+    "SBATCH_TIMELIMIT": Meaning("slurm.timeout_min", parse_time_min),
     "SBATCH_GRES": Meaning("slurm.gres", but_for=_OF_GPUS),
     "SBATCH_GPUS": Meaning("slurm.gres", _gpus, _OF_GPUS),
     "SBATCH_GPUS_PER_NODE": Meaning("slurm.gres", _gpus, _OF_GPUS),

@@ -48,7 +48,10 @@ RULES: tuple[tuple[tuple[str, ...], tuple[str, ...]], ...] = (
     (("schedulers.executor",), (*LEAVES, *FILES)),
     (("verdicts",), (*LEAVES, *FILES, "settings", "run", "schedulers.executor", "verdicts")),
     # What is pickled is the worker's entry; the rest of its room is reached from there alone.
-    (("schedulers",), (*LEAVES, *FILES, "settings", "run", "schedulers", "jobs.evaluation")),
+    (
+        ("schedulers",),
+        (*LEAVES, *FILES, "settings", "sbatch_variables", "run", "schedulers", "jobs.evaluation"),
+    ),
     (("jobs",), (*LEAVES, *FILES, "run", "verdicts", "jobs", "models", "kernels")),
     (("space",), (*LEAVES, "settings", *SIZES, "models.trial", "space")),
     (

@@ -19,7 +19,6 @@ from elmanctl.bench.foreign import (
 from elmanctl.bench.operation import Draw, Operation, Path, output_and_state
 from elmanctl.bench.recurrences import RECURRENCES
 from elmanctl.bench.size import Size, matrix_size
-from elmanctl.errors import NotFound, nearest
 from elmanctl.kernels.gated_delta_rule import gated_delta_rule
 from elmanctl.kernels.gated_delta_rule.naive import naive_gated_delta_rule
 from elmanctl.kernels.minimal_scan import gated_scan
@@ -205,16 +204,3 @@ OPERATIONS: tuple[Operation, ...] = (
         is_tested=False,
     ),
 )
-
-
-def find_operation(name: str) -> Operation:
-    """Return an operation by its name; raise NotFound, naming the nearest, where there is none."""
-    for operation in OPERATIONS:
-        if operation.name == name:
-            return operation
-    names = [operation.name for operation in OPERATIONS]
-    near = nearest(name, names)
-    raise NotFound(
-        f"there is no operation `{name}`",
-        hint=f"did you mean `{near}`?" if near else f"there are {', '.join(names)}",
-    )

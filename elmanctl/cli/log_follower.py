@@ -12,13 +12,11 @@ from elmanctl.ledger.records import Attempt
 from elmanctl.ledger.run_state import RunState
 from elmanctl.ledger.state import load_run
 from elmanctl.run.paths import RunPaths
-from elmanctl.run.progress import heartbeat_age_s, read_table
+from elmanctl.run.progress import heartbeat_age_s, heartbeat_timeout_s, read_table
 
 _FOLLOW_S = 0.5
 _BLOCK_BYTES = 1 << 20
 
-# A worker beats every `train.heartbeat_s`; a shared file system may show it late.
-_STALE_BEATS = 4
 _SILENT_S = 60.0
 
 # Before its first heartbeat a worker imports torch, from a slow disk maybe.
@@ -70,7 +68,7 @@ class Follower:
         if (self._paths.submission(self._submission) / "exit").exists():
             return self._words("its worker has ended without a result")
         age_s = heartbeat_age_s(self._attempt, time.time())
-        if age_s is not None and age_s > max(_SILENT_S, _STALE_BEATS * self._beats_s):
+        if age_s is not None and age_s > max(_SILENT_S, heartbeat_timeout_s(self._beats_s)):
             return self._words(f"its last heartbeat is {clock.format_rough(age_s)} old")
         if age_s is None and self._log.exists():
             quiet_s = time.time() - self._log.stat().st_mtime

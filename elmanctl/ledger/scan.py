@@ -16,14 +16,16 @@ from elmanctl.ledger.events import (
 from elmanctl.ledger.files import open_regular
 from elmanctl.ledger.run_state import RunState
 from elmanctl.ledger.state import apply
+from elmanctl.ledger.store import LEDGER_FILE
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Fault:
-    """What is wrong with one line, counted from 1."""
+    """One thing that is wrong in a run folder: the file, and its line counted from 1 if known."""
 
-    line: int
     text: str
+    line: int | None = None
+    file: str = LEDGER_FILE
 
 
 @dataclass(slots=True, kw_only=True)

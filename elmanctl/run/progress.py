@@ -18,6 +18,9 @@ _DEEPEST = 20
 # What a step's number cannot be.
 _MOST_STEPS = 10**15
 
+# A worker is taken for dead after so many heartbeats that did not come.
+_TIMEOUT_INTERVALS = 4
+
 # Ten years: no worker lives longer, and no clock that says so is right.
 _LONGEST_S = 10 * 365 * 86400.0
 
@@ -91,6 +94,14 @@ def elapsed_s(heartbeat: Mapping[str, Any] | None) -> float | None:
     except (KeyError, TypeError, ValueError):
         return None
     return round(passed_s, 3) if 0 <= passed_s <= _LONGEST_S else None
+
+
+def heartbeat_timeout_s(interval_s: float) -> float:
+    """Return the age from which a heartbeat is stale, for workers that write one per interval.
+
+    A shared file system may show a heartbeat late.
+    """
+    return _TIMEOUT_INTERVALS * interval_s
 
 
 def heartbeat_age_s(paths: AttemptPaths, now_s: float) -> float | None:

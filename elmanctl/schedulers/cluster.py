@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from elmanctl.errors import EnvironmentNotReady
+from elmanctl.sbatch_variables import parse_time_min
 from elmanctl.schedulers.executor import Resources
 from elmanctl.schedulers.sbatch_answer import Cause, brief
 from elmanctl.schedulers.slurm import Slurm, SlurmSilent, parse_array_limit
@@ -158,13 +159,11 @@ def _int(text: str) -> int:
 
 
 def parse_limit_min(text: str) -> int | None:
-    """Return the minutes of a time limit, `[D-]HH:MM:SS` or `MM:SS`; None for no limit."""
-    days, dash, rest = text.rpartition("-")
-    parts = rest.split(":")
-    if not all(part.isdigit() for part in (*parts, *([days] if dash else []))):
+    """Return the minutes of a partition's time limit, None where there is none."""
+    try:
+        return parse_time_min(text)
+    except ValueError:
         return None
-    hours, minutes, _ = ([0] * (3 - len(parts)) + [int(part) for part in parts])[:3]
-    return (int(days) * 24 if dash else 0) * 60 + hours * 60 + minutes
 
 
 def chosen(partitions: Sequence[Partition], asked: str) -> list[Partition]:

@@ -20,7 +20,7 @@ from elmanctl.ledger.records import (
     Verdict,
     VerdictKind,
 )
-from elmanctl.run.progress import heartbeat_age_s, read_table
+from elmanctl.run.progress import heartbeat_age_s, heartbeat_timeout_s, read_table
 from elmanctl.schedulers.executor import Executor, JobReport, JobState, LiveJob, Sighting
 from elmanctl.search.file_owners import attempt_sizes
 from elmanctl.search.nodes import NODE_NAME
@@ -34,9 +34,6 @@ logger = logging.getLogger(__name__)
 
 # A job may end before its result is visible on a shared file system.
 RESULT_GRACE_S = 15.0
-
-# A job that the scheduler forgot is lost once its heartbeat is older than this many beats.
-_STALE_BEATS = 4
 
 # In so many polls in a row a job is missed until it is lost; in more where sacct is silent, since
 # it may yet tell how the job ended.
@@ -198,7 +195,7 @@ class Watcher:
 
     @property
     def _stale_after_s(self) -> float:
-        return _STALE_BEATS * self._session.settings.train.heartbeat_s
+        return heartbeat_timeout_s(self._session.settings.train.heartbeat_s)
 
     def _settle(
         self, evaluation: Evaluation, attempt: Attempt, report: JobReport | None

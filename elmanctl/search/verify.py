@@ -10,21 +10,11 @@ from elmanctl.ledger.files import DamagedFile, read_json, read_small
 from elmanctl.ledger.lease import LEASE_FILE, read_holder
 from elmanctl.ledger.records import Attempt, Evaluation, SubmissionState
 from elmanctl.ledger.run_state import RunState
-from elmanctl.ledger.scan import Scan, scan
+from elmanctl.ledger.scan import Fault, Scan, scan
 from elmanctl.ledger.snapshot import SNAPSHOT_FILE, load_summary, read_snapshot
-from elmanctl.ledger.store import LEDGER_FILE
 from elmanctl.ledger.summary import summarize
 from elmanctl.run.paths import RunPaths
 from elmanctl.search.optimizer import LARGEST_BYTES
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Finding:
-    """One thing that is wrong: in which file of the run, in which line where that is known."""
-
-    file: str
-    text: str
-    line: int | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -32,7 +22,7 @@ class Verification:
     """What a run was found to be: the ledger as read, and all that is wrong."""
 
     scan: Scan
-    findings: tuple[Finding, ...]
+    findings: tuple[Fault, ...]
 
 
 def verify_run(paths: RunPaths) -> Verification:
@@ -41,10 +31,7 @@ def verify_run(paths: RunPaths) -> Verification:
     Raises NotFound, LedgerTooNew, LedgerError when the ledger cannot be read at all.
     """
     found = scan(paths.ledger)
-    findings = [
-        Finding(file=LEDGER_FILE, line=fault.line, text=fault.text) for fault in found.faults
-    ]
-    findings += _lease(paths)
+    findings = [*found.faults, *_lease(paths)]
     if found.state.run:
         findings += _optimizer(paths, found.state)
         findings += _submissions(paths, found.state)
@@ -52,7 +39,7 @@ def verify_run(paths: RunPaths) -> Verification:
         if not found.faults:
             findings += _snapshot(paths, found.state)
     elif not found.faults:
-        findings.append(Finding(file=LEDGER_FILE, text="there is no event in it"))
+        findings.append(Fault(text="there is no event in it"))
     return Verification(scan=found, findings=tuple(findings))
 
 
@@ -70,61 +57,61 @@ def optimizer_fault(paths: RunPaths, state: RunState) -> str | None:
     return None
 
 
-def _optimizer(paths: RunPaths, state: RunState) -> Iterator[Finding]:
+def _optimizer(paths: RunPaths, state: RunState) -> Iterator[Fault]:
     fault = optimizer_fault(paths, state)
     if fault is not None and state.optimizer_file is not None:
         path = paths.optimizer / str(state.optimizer_file["file"])
-        yield Finding(file=_name(paths, path), text=fault)
+        yield Fault(file=_name(paths, path), text=fault)
 
 
-def _lease(paths: RunPaths) -> Iterator[Finding]:
+def _lease(paths: RunPaths) -> Iterator[Fault]:
     try:
         read_holder(paths.folder)
     except LedgerCorrupt:
-        yield Finding(file=LEASE_FILE, text="it is damaged")
+        yield Fault(file=LEASE_FILE, text="it is damaged")
 
 
-def _snapshot(paths: RunPaths, state: RunState) -> Iterator[Finding]:
+def _snapshot(paths: RunPaths, state: RunState) -> Iterator[Fault]:
     try:
         read_snapshot(paths.folder)
     except (OSError, ValueError, TypeError, LookupError, LedgerError) as exc:
-        yield Finding(file=SNAPSHOT_FILE, text=f"{exc}; `status` reads the ledger instead")
+        yield Fault(file=SNAPSHOT_FILE, text=f"{exc}; `status` reads the ledger instead")
         return
     loaded = load_summary(paths.folder)
     # A controller may have gone on meanwhile.
     if loaded.summary.seq == state.seq and loaded.summary != summarize(state):
-        yield Finding(file=SNAPSHOT_FILE, text="it tells another story than the ledger")
+        yield Fault(file=SNAPSHOT_FILE, text="it tells another story than the ledger")
 
 
-def _submissions(paths: RunPaths, state: RunState) -> Iterator[Finding]:
+def _submissions(paths: RunPaths, state: RunState) -> Iterator[Fault]:
     for submission in state.submissions.values():
         folder = paths.submission(submission.id)
         if submission.state is SubmissionState.ACCEPTED and not folder.is_dir():
-            yield Finding(file=_name(paths, folder), text="the folder of the submission is missing")
+            yield Fault(file=_name(paths, folder), text="the folder of the submission is missing")
 
 
-def _attempts(paths: RunPaths, state: RunState) -> Iterator[Finding]:
+def _attempts(paths: RunPaths, state: RunState) -> Iterator[Fault]:
     for evaluation in state.evaluations.values():
         for attempt in evaluation.attempts:
             yield from _attempt(paths, evaluation, attempt)
 
 
-def _attempt(paths: RunPaths, evaluation: Evaluation, attempt: Attempt) -> Iterator[Finding]:
+def _attempt(paths: RunPaths, evaluation: Evaluation, attempt: Attempt) -> Iterator[Fault]:
     files = paths.attempt(evaluation.id, attempt.number)
     if not files.spec.is_file():
-        yield Finding(file=_name(paths, files.spec), text="what the worker was asked is missing")
+        yield Fault(file=_name(paths, files.spec), text="what the worker was asked is missing")
     if attempt.result is None:
         return
     try:
         result = read_json(files.result)
     except (DamagedFile, OSError) as exc:
-        yield Finding(file=_name(paths, files.result), text=str(exc))
+        yield Fault(file=_name(paths, files.result), text=str(exc))
         return
     if result is None:
-        yield Finding(file=_name(paths, files.result), text="the result on record is missing")
+        yield Fault(file=_name(paths, files.result), text="the result on record is missing")
     elif result.get("loss") != attempt.result.get("loss"):
         told, kept = result.get("loss"), attempt.result.get("loss")
-        yield Finding(
+        yield Fault(
             file=_name(paths, files.result), text=f"its loss is {told}, {kept} is on record"
         )
 

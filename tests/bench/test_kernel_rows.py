@@ -15,13 +15,14 @@ from elmanctl.bench.floors import Rates
 from elmanctl.bench.foreign import TIMING_ONLY
 from elmanctl.bench.kernel_rows import KernelRow, Planned, describe, kernel_rows, plan
 from elmanctl.bench.operation import Path
-from elmanctl.bench.operations import OPERATIONS, find_operation
+from elmanctl.bench.operations import OPERATIONS
 from elmanctl.bench.size import Size
 
 CPU = torch.device("cpu")
 CUDA: Any = torch.device("cuda")
 RATES = Rates(copied_bytes=1e9, matrix_flops=1e9, float_instructions=1e9, special_functions=1e9)
-SCAN = find_operation("gated_scan:mingru")
+NAMED = {operation.name: operation for operation in OPERATIONS}
+SCAN = NAMED["gated_scan:mingru"]
 TINY = Size(batch=1, length=9, heads=4)
 
 

@@ -45,7 +45,7 @@ partition gpu" >&2""",
     ("text", "minutes"),
     [
         *(("infinite", None), ("n/a", None), ("30:00", 30), ("2:00:00", 120)),
-        *(("1-00:00:00", 1440), ("7-12:30:59", 10830), ("45", 0), ("", None)),
+        *(("1-00:00:00", 1440), ("7-12:30:59", 10831), ("45", 45), ("", None)),
     ],
 )
 def test_time_limit_is_read_in_minutes(text: str, minutes: int | None) -> None:
