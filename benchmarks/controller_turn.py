@@ -83,6 +83,7 @@ class Scheduler:
         self._sighting = find("Sighting")
         self._submissions = 0
         self._reports: dict[str, Any] = {}
+        self._begun: list[tuple[Path, Path, str, int]] = []
         self.is_open = True
 
     def free_slots(self, busy: Any) -> Sequence[None]:
@@ -95,8 +96,14 @@ class Scheduler:
             job_id = f"{self._submissions}_{task.index}"
             self._reports[job_id] = self._state_of(task.index)
             attempt = (self._folder / "evaluations" / task.evaluation) / f"attempt-{task.attempt}"
-            leave_files(attempt, folder, job_id, task.index)
+            self._begun.append((attempt, folder, job_id, task.index))
         return str(self._submissions)
+
+    def let_workers_begin(self) -> None:
+        """Write what the workers write first, between two turns."""
+        for begun in self._begun:
+            leave_files(*begun)
+        self._begun.clear()
 
     def _state_of(self, index: int) -> Any:
         if index % 2:
@@ -247,6 +254,7 @@ def turns_beside_live(
         ("completed", f"{ENDING} attempts complete"),
     ):
         for _ in range(TURNS // 4):
+            scheduler.let_workers_begin()
             for evaluation, _ in session.state.live_attempts()[:ENDING]:
                 end(session.paths.folder, evaluation, kind)
             yield name
@@ -258,6 +266,7 @@ def turns_beside_waiting(
     """Name the turns of a run in which attempts wait until the scheduler takes more."""
     yield from _until_live(session, clock, live + WAITING)
     scheduler.is_open = False
+    scheduler.let_workers_begin()
     for evaluation, _ in session.state.live_attempts()[:WAITING]:
         end(session.paths.folder, evaluation, "preempted")
     yield None

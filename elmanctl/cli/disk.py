@@ -25,7 +25,7 @@ from elmanctl.cli.output import (
 )
 from elmanctl.errors import LedgerError, NotFound
 from elmanctl.folders import as_written
-from elmanctl.ledger.disk import Space, measure, space_of
+from elmanctl.ledger.disk import Space, allocated_bytes, measure, space_of
 from elmanctl.ledger.reserve import parts_held
 from elmanctl.ledger.run_state import RunState
 from elmanctl.run.paths import RunPaths
@@ -117,7 +117,7 @@ class _View:
         self.plan = choose(paths, state, self.held, retention(self.settings, {}))
         self.orphans = [item for item in self.held if item.orphan is not None]
         self.forecast: Forecast | None = forecast(state, space, self.settings)
-        self.size_bytes = _sum(self.held) + paths.folder.stat().st_blocks * 512
+        self.size_bytes = _sum(self.held) + allocated_bytes(paths.folder.stat())
 
     def categories(self) -> list[dict[str, Any]]:
         """Return files, bytes and what may go of each category, the biggest first."""

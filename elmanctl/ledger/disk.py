@@ -16,7 +16,6 @@ from elmanctl.ledger.quota import Quota, ask_quota
 logger = logging.getLogger(__name__)
 
 _VANISHED = (errno.ENOENT, errno.ENOTDIR, errno.ESTALE)
-_BLOCK_BYTES = 512
 
 # A descriptor is held for each folder above the one that is read.
 _DEEPEST = 64
@@ -41,8 +40,8 @@ class Found:
 
     @property
     def size_bytes(self) -> int:
-        """The bytes allocated on disk: blocks, so that sparse files cost what they cost."""
-        return self.status.st_blocks * _BLOCK_BYTES
+        """The bytes allocated on disk."""
+        return allocated_bytes(self.status)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -66,6 +65,11 @@ class Space:
         return min(known, default=None)
 
 
+def allocated_bytes(status: os.stat_result) -> int:
+    """Return the bytes that a file or folder takes on disk, so that a sparse one costs no more."""
+    return status.st_blocks * 512
+
+
 def category_of(name: str) -> str:
     """Return the category of a file that an attempt left, by its name."""
     return next((category for category, names in _NAMES if names.fullmatch(name)), "other")
@@ -82,15 +86,17 @@ def walk(folder: Path, *, passes_locked: bool = False) -> Iterator[Found]:
     onerror = _pass_locked if passes_locked else _refuse
     with _mapped(folder):
         top = os.path.realpath(folder)
-        elsewhere = {mount.point for mount in mounts()}
+        elsewhere: set[str] | None = None
         for root, folders, files, descriptor in os.fwalk(top, onerror=onerror):
             above = Path(root).relative_to(top).parts
             for name in (*folders, *files):
                 with _mapped(folder):
                     status = os.stat(name, dir_fd=descriptor, follow_symlinks=False)
                     yield Found(parts=(*above, name), status=status)
+            if folders and elsewhere is None:
+                elsewhere = {mount.point for mount in mounts()}
             # Nested ones have their names from the outer one, and are never reached.
-            folders[:] = [name for name in folders if f"{root}/{name}" not in elsewhere]
+            folders[:] = [name for name in folders if f"{root}/{name}" not in (elsewhere or ())]
             if len(above) >= _DEEPEST:
                 logger.warning("what lies below %s is not counted: it is too deep", root)
                 folders.clear()
@@ -104,7 +110,7 @@ def measure(folder: Path) -> int:
     """
     total = 0
     with _mapped(folder):
-        total += folder.stat().st_blocks * _BLOCK_BYTES
+        total += allocated_bytes(folder.stat())
     return total + sum(found.size_bytes for found in each_once(walk(folder)))
 
 

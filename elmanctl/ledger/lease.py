@@ -39,11 +39,15 @@ _LOOK_AGAIN_AFTER_S = (0.01, 0.05, 0.2)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Found:
-    """A lease file as it was read; `holder` is None where its contents are damaged."""
+    """A lease file as it was read."""
 
     raw: bytes
-    holder: Holder | None
     modified_at_s: float
+
+    @property
+    def holder(self) -> Holder | None:
+        """Who made it; None where its contents are damaged."""
+        return decode_holder(self.raw)
 
 
 class Lease:
@@ -260,7 +264,7 @@ def _look(path: Path) -> _Found | None:
             modified_at_s = os.fstat(file.fileno()).st_mtime
     except FileNotFoundError:
         return None
-    return _Found(raw=raw, holder=decode_holder(raw), modified_at_s=modified_at_s)
+    return _Found(raw=raw, modified_at_s=modified_at_s)
 
 
 def _file_system_now_s(folder: Path) -> float:

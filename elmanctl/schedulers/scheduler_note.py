@@ -7,7 +7,7 @@ costs little but words.
 
 import logging
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -76,7 +76,10 @@ class SchedulerNote:
 def write_note(path: Path, note: SchedulerNote) -> None:
     """Replace the file; a disk that refuses is no reason to stop a search."""
     try:
-        write_json(path, {"version": _VERSION, **asdict(note)})
+        refusal = None if note.refusal is None else asdict(note.refusal)
+        # Not `asdict`, which would copy what is said of every single job.
+        own = {item.name: getattr(note, item.name) for item in fields(note)}
+        write_json(path, {"version": _VERSION, **own, "refusal": refusal})
     except OSError as exc:
         logger.debug("%s is not written: %s", path, exc)
 

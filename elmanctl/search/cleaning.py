@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from elmanctl.errors import UsageError
+from elmanctl.ledger.disk import allocated_bytes
 from elmanctl.ledger.records import Evaluation, State
 from elmanctl.ledger.run_state import RunState
 from elmanctl.run.paths import RunPaths
@@ -207,7 +208,7 @@ def remove_file(root: Path, item: Removable) -> int | None:
         # A link where a folder was, or a file that is not ours: it stays, and so do the others.
         logger.warning("%s is not removed: %s", item.path, exc.strerror)
         return None
-    return status.st_blocks * 512
+    return allocated_bytes(status)
 
 
 @contextmanager

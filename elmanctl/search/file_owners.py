@@ -4,11 +4,14 @@ Names come from the disk and never from the ledger, and no link is followed, so 
 the run's folder is ever named.
 """
 
+import os
 import re
+import stat
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 
-from elmanctl.ledger.disk import Found, category_of, each_once, walk
+from elmanctl.ledger.disk import Found, allocated_bytes, category_of, each_once, walk
 from elmanctl.ledger.disk_use import CATEGORY_OF_KIND, OTHER
 from elmanctl.ledger.records import Attempt
 from elmanctl.ledger.reserve import RESERVE_FOLDER
@@ -69,8 +72,8 @@ def attempt_sizes(paths: RunPaths, evaluation: str, attempt: Attempt) -> dict[st
 
 def _left_by(paths: RunPaths, evaluation: str, attempt: Attempt) -> Iterator[tuple[str, int]]:
     folder = paths.attempt(evaluation, attempt.number).folder
-    if folder.is_dir():
-        yield folder.name, folder.stat().st_blocks * 512
+    with suppress(FileNotFoundError, NotADirectoryError):
+        yield folder.name, allocated_bytes(folder.stat())
     for found in each_once(walk(folder, passes_locked=True)):
         yield found.parts[0], found.size_bytes
     # Not a scan: the folder of an array holds the files of all its tasks.
@@ -78,9 +81,10 @@ def _left_by(paths: RunPaths, evaluation: str, attempt: Attempt) -> Iterator[tup
     job = attempt.job_id
     ends = ("_submitted.pkl", "_0_result.pkl", "_0_log.out", "_0_log.err")
     for name in (f"task-{attempt.task_index}.pkl", *(f"{job}{end}" for end in ends)):
-        path = submission / name
-        if path.is_file() and not path.is_symlink():
-            yield name, path.stat().st_blocks * 512
+        with suppress(FileNotFoundError, NotADirectoryError):
+            status = os.lstat(f"{submission}/{name}")
+            if stat.S_ISREG(status.st_mode):
+                yield name, allocated_bytes(status)
 
 
 def optimizer_states_in_use(state: RunState, names: Iterator[str]) -> set[str]:
