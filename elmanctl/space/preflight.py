@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import fields
+from functools import lru_cache
 from math import inf, lcm
 
 from elmanctl.errors import ConfigError, InvalidConfiguration, nearest
@@ -9,7 +10,7 @@ from elmanctl.models.backends import AUTO
 from elmanctl.models.config import FamilyConfig
 from elmanctl.models.memory import training_memory_bytes
 from elmanctl.models.registry import FAMILIES, decode_config, find_family
-from elmanctl.settings import Settings
+from elmanctl.settings import Settings, TrainSettings
 from elmanctl.space.audit import LEARNING_RATE, bases
 from elmanctl.space.axis import Axis, Value
 from elmanctl.space.space import SearchSpace
@@ -39,24 +40,7 @@ class Preflight:
         and fits: a large model takes longer for its steps, and keeps their tokens.
         Raises InvalidConfiguration for a model that does not fit.
         """
-        train = self._train
-        if self._gpu_memory_gb is None:
-            return train.micro_batch
-        limit_bytes = self._gpu_memory_gb * _GB
-        whole = train.micro_batch or train.batch
-        sizes = [whole] if train.micro_batch else _divisors(train.batch)
-        fitting = [size for size in sizes if self._memory_bytes(config, size) <= limit_bytes]
-        if fitting:
-            return train.micro_batch if max(fitting) == whole else max(fitting)
-        one_fits = self._memory_bytes(config, 1) <= limit_bytes
-        raise InvalidConfiguration(
-            f"{config.level} would need about {self._memory_bytes(config, sizes[-1]) / _GB:.1f} GB "
-            f"of the GPU's {limit_bytes / _GB:.1f} GB",
-            hint="set a smaller `train.micro_batch`; the tokens of a step stay the same"
-            if one_fits
-            else "one sequence at once is too much already: shorten `train.seq_len`, or search "
-            "smaller models",
-        )
+        return _micro_batch(self._train, self._gpu_memory_gb, config)
 
     def check_backend(self, config: FamilyConfig) -> None:
         """Raise InvalidConfiguration for a model that the backend does not compute."""
@@ -64,13 +48,36 @@ class Preflight:
         # What `auto` picks is known on the node alone; it can always pick the last one.
         config.check_backend(FAMILIES[config.level].backends[-1] if name == AUTO else name)
 
-    def _memory_bytes(self, config: FamilyConfig, micro_batch: int) -> int:
-        return training_memory_bytes(
-            config,
-            micro_batch=micro_batch,
-            seq_len=self._train.seq_len,
-            precision="fp32" if self._train.precision == "fp32" else "bf16",
-        )
+
+@lru_cache(maxsize=4096)
+def _micro_batch(train: TrainSettings, gpu_memory_gb: float | None, config: FamilyConfig) -> int:
+    if gpu_memory_gb is None:
+        return train.micro_batch
+    limit_bytes = gpu_memory_gb * _GB
+    whole = train.micro_batch or train.batch
+    sizes = [whole] if train.micro_batch else _divisors(train.batch)
+    needed = {size: _memory_bytes(train, config, size) for size in sizes}
+    fitting = [size for size in sizes if needed[size] <= limit_bytes]
+    if fitting:
+        return train.micro_batch if max(fitting) == whole else max(fitting)
+    one_fits = _memory_bytes(train, config, 1) <= limit_bytes
+    raise InvalidConfiguration(
+        f"{config.level} would need about {needed[sizes[-1]] / _GB:.1f} GB "
+        f"of the GPU's {limit_bytes / _GB:.1f} GB",
+        hint="set a smaller `train.micro_batch`; the tokens of a step stay the same"
+        if one_fits
+        else "one sequence at once is too much already: shorten `train.seq_len`, or search "
+        "smaller models",
+    )
+
+
+def _memory_bytes(train: TrainSettings, config: FamilyConfig, micro_batch: int) -> int:
+    return training_memory_bytes(
+        config,
+        micro_batch=micro_batch,
+        seq_len=train.seq_len,
+        precision="fp32" if train.precision == "fp32" else "bf16",
+    )
 
 
 def mixed_backends(settings: Settings, models: Sequence[FamilyConfig]) -> str | None:
