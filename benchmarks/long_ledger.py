@@ -19,11 +19,32 @@ import tempfile
 import time
 from multiprocessing import get_context
 from pathlib import Path
-from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
+from elmanctl.ledger.payloads import (  # noqa: E402
+    AttemptFinished,
+    AttemptStarted,
+    EvaluationClosed,
+    GenerationTold,
+    OptimizerFile,
+    PointsAsked,
+    RunInterrupted,
+    SubmissionAccepted,
+    SubmissionIntended,
+)
+from elmanctl.ledger.records import (  # noqa: E402
+    EvaluationPlan,
+    Evidence,
+    EvidenceSource,
+    Resources,
+    State,
+    SubmissionIntent,
+    Task,
+    Verdict,
+    VerdictKind,
+)
 from elmanctl.ledger.snapshot import EVERY_BYTES, LIMIT_BYTES, SNAPSHOT_FILE  # noqa: E402
 from elmanctl.run.paths import RunPaths  # noqa: E402
 from elmanctl.search.session import Session  # noqa: E402
@@ -35,7 +56,7 @@ AXES = {
     "n_heads": {"kind": "int", "low": 1, "high": 16},
     "lr": {"kind": "log", "low": 1e-4, "high": 1e-1},
 }
-RESOURCES = {"cpus": 4, "mem_gb": 32.0, "gpus": 1, "timeout_min": 60, "partition": "gpu"}
+RESOURCES = Resources(timeout_min=60, partition="gpu", gres="gpu:1", mem_gb=32.0, cpus=4)
 MOST_S = 0.3
 MOST_BYTES = 150_000_000
 
@@ -64,60 +85,68 @@ def make_run(runs: Path, evaluations: int) -> None:
                 known = len(session.state.evaluations)
                 print(f"{known:7} evaluations: {rate:5.0f} events a second of CPU", flush=True)
                 begun, seq = time.process_time(), session.state.seq
-        session.record("run_interrupted")
+        session.record(RunInterrupted())
 
 
 def renew(folder: Path) -> None:
     """Have a run's snapshot written again."""
     with Session.open(folder) as session:
-        session.record("run_interrupted")
+        session.record(RunInterrupted())
 
 
 def _record_generation(session: Session, generation: int) -> None:
     names = [f"g{generation:03}-e{index:02}" for index in range(POPULATION)]
     session.record(
-        "points_asked",
-        generation=generation,
-        evaluations=[_asked(name, index, generation) for index, name in enumerate(names)],
-        refused=1,
-        optimizer={"file": f"g{generation:03}-00.pickle", "sha256": "0" * 64},
+        PointsAsked(
+            generation=generation,
+            evaluations=tuple(_plan(each, n, generation) for n, each in enumerate(names)),
+            refused=1,
+            optimizer=OptimizerFile(file=f"g{generation:03}-00.pickle", sha256="0" * 64),
+        )
     )
     name = f"s{generation + 1:04}"
-    tasks = [{"index": i, "evaluation": name, "attempt": 1} for i, name in enumerate(names)]
-    submission = {"id": name, "job_name": f"elman-long-{name}", "tasks": tasks}
-    session.record("submission_intended", submission={**submission, "resources": RESOURCES})
-    session.record("submission_accepted", submission=name, job_id=str(generation), adopted=False)
+    tasks = tuple(Task(index=i, evaluation=each, attempt=1) for i, each in enumerate(names))
+    submission = SubmissionIntent(
+        id=name, job_name=f"elman-long-{name}", tasks=tasks, resources=RESOURCES
+    )
+    session.record(SubmissionIntended(submission=submission))
+    session.record(SubmissionAccepted(submission=name, job_id=str(generation), adopted=False))
     losses = {each: 2 + (hash((each, 7)) % 10**6) / 10**6 for each in names}
     for each in names:
-        session.record("attempt_started", evaluation=each, attempt=1, node="node-17")
-        session.record("attempt_finished", evaluation=each, attempt=1, **_ending(losses[each]))
-        session.record("evaluation_closed", evaluation=each, state="completed")
-    session.record("generation_told", generation=generation, told=list(losses.items()))
+        session.record(AttemptStarted(evaluation=each, attempt=1, node="node-17"))
+        session.record(_ending(each, losses[each]))
+        session.record(EvaluationClosed(evaluation=each, state=State.COMPLETED))
+    session.record(GenerationTold(generation=generation, told=tuple(losses.items())))
 
 
-def _asked(name: str, index: int, generation: int) -> dict[str, Any]:
+def _plan(name: str, index: int, generation: int) -> EvaluationPlan:
     share = (index + 0.123456789) / POPULATION
     config = {"dim": 512 + 16 * index, "depth": 12, "n_heads": 8, "n_state": 32, "lr": share / 100}
     flags = {"variant": "documented", "backend": "auto", "expansion": 1.5, "use_gate": True}
-    return {
-        "id": name,
-        "point": [share + generation / 1e9 + axis / 7 for axis in range(8)],
-        "config": {**config, **flags},
-        "parameters": 480_123_456 + index,
-        "seed": 42,
-    }
+    return EvaluationPlan(
+        id=name,
+        point=tuple(share + generation / 1e9 + axis / 7 for axis in range(8)),
+        config={**config, **flags},
+        parameters=480_123_456 + index,
+        seed=42,
+    )
 
 
-def _ending(loss: float) -> dict[str, Any]:
+def _ending(name: str, loss: float) -> AttemptFinished:
     text = "the worker finished its budget and wrote its result"
     result = {"loss": loss, "steps": 5123, "tokens": 83935232, "train_s": 600.0712890625}
-    return {
-        "verdict": {"kind": "completed", "evidence": [{"source": "result", "text": text}]},
-        "result": {**result, "peak_memory_bytes": 31457280000, "last_losses": [loss] * 4},
-        "size_bytes": 123456,
-        "node": "node-17",
-        "elapsed_s": 612.5,
-    }
+    return AttemptFinished(
+        evaluation=name,
+        attempt=1,
+        verdict=Verdict(
+            kind=VerdictKind.COMPLETED,
+            evidence=(Evidence(source=EvidenceSource.RESULT, text=text),),
+        ),
+        result={**result, "peak_memory_bytes": 31457280000, "last_losses": [loss] * 4},
+        size_bytes=123456,
+        node="node-17",
+        elapsed_s=612.5,
+    )
 
 
 def measure(runs: Path, words: list[str], rounds: int) -> tuple[float, float, int]:

@@ -1,8 +1,7 @@
 """Strict codec between frozen dataclasses and plain JSON, driven by their type hints.
 
-A field is one key of a JSON object, in the order of declaration.  `json_field` marks the
-exceptions: keys that are left out at their default, and fields that never reach the JSON.  Only a
-key that `encode` may leave out may be missing, and a key that is no field is an error.
+A field is one key of a JSON object, in the order of declaration.  `json_field` marks those whose
+key is left out at the default: no other key may be missing, and one that is no field is an error.
 """
 
 import types
@@ -29,15 +28,14 @@ def json_field(
     default: Any = MISSING,
     default_factory: Any = MISSING,
     omit: bool = False,
-    stored: bool = True,
     make: _Reader | None = None,
 ) -> Any:
     """Declare a field of a record.
 
-    With `omit` its key is left out at the default and may be missing.  One that is not `stored`
-    has no key: its default counts, or what `decode` is given.  `make` converts a decoded value.
+    With `omit` its key is left out at the default and may be missing.  `make` converts a decoded
+    value.
     """
-    metadata = {"omit": omit, "stored": stored, "make": make}
+    metadata = {"omit": omit, "make": make}
     if default_factory is not MISSING:
         return field(default_factory=default_factory, metadata=metadata)
     return field(default=default, metadata=metadata)
@@ -60,17 +58,14 @@ def encode(value: object) -> Any:
     return value
 
 
-def decode(
-    kind: type[_T], data: object, path: str, error: type[ElmanError], **unstored: object
-) -> _T:
+def decode(kind: type[_T], data: object, path: str, error: type[ElmanError]) -> _T:
     """Return the record of type `kind` that `data` encodes; `path` names it in messages.
 
     Raises `error`, with the JSON path of what is wrong.
     """
     try:
-        if unstored:
-            return typing.cast(_T, _record(kind)(data, unstored))
-        return typing.cast(_T, _reader(kind)(data))
+        read: Callable[[Any], _T] = _reader(typing.cast(Any, kind))
+        return read(data)
     except _Misfit as exc:
         raise error(f"`{path}{exc.path}` {exc.reason}") from exc
 
@@ -100,11 +95,7 @@ def _at(part: str, read: _Reader, value: Any) -> Any:
 
 @cache
 def _keys(kind: type) -> tuple[tuple[str, Any, bool], ...]:
-    return tuple(
-        (each.name, _default(each), each.metadata.get("omit", False))
-        for each in fields(kind)
-        if each.metadata.get("stored", True)
-    )
+    return tuple((each.name, _default(each), _may_miss(each)) for each in fields(kind))
 
 
 def _default(each: "Field[Any]") -> Any:
@@ -123,8 +114,7 @@ def _reader(kind: Any) -> _Reader:
     if origin in (tuple, list):
         return _array(origin, parts[0])
     if is_dataclass(kind):
-        record = _record(kind)
-        return lambda data: record(data, {})
+        return _record(kind)
     if isinstance(kind, type) and issubclass(kind, StrEnum):
         return _member(kind)
     return _plain(kind)
@@ -162,9 +152,7 @@ def _union(parts: tuple[Any, ...]) -> _Reader:
     def read_plain(data: Any) -> Any:
         if type(data) in kinds or (data is None and is_optional):
             return data
-        raise _Misfit(
-            f"must be {' or '.join(_NAMES[each] for each in kinds)}, not {describe(data)}"
-        )
+        raise _Misfit(f"must be {wanted}, not {describe(data)}")
 
     return read_plain
 
@@ -209,22 +197,18 @@ def _member(kind: type[StrEnum]) -> _Reader:
     return read
 
 
-@cache
-def _record(kind: Any) -> Callable[[Any, Mapping[str, object]], Any]:
+def _record(kind: Any) -> _Reader:
     hints = typing.get_type_hints(kind)
     plan = [
-        (each.name, f".{each.name}", _made(_reader(hints[each.name]), each), each.metadata["omit"])
-        if each.metadata
-        else (each.name, f".{each.name}", _reader(hints[each.name]), False)
+        (each.name, f".{each.name}", _made(_reader(hints[each.name]), each), _may_miss(each))
         for each in fields(kind)
-        if each.metadata.get("stored", True)
     ]
     names = {name for name, *_ in plan}
 
-    def read(data: Any, unstored: Mapping[str, object]) -> Any:
+    def read(data: Any) -> Any:
         if not isinstance(data, Mapping):
             raise _wrong(dict, data)
-        values = dict(unstored)
+        values = {}
         for name, part, read_item, may_miss in plan:
             if name in data:
                 values[name] = _at(part, read_item, data[name])
@@ -235,6 +219,10 @@ def _record(kind: Any) -> Callable[[Any, Mapping[str, object]], Any]:
         return kind(**values)
 
     return read
+
+
+def _may_miss(each: "Field[Any]") -> bool:
+    return bool(each.metadata.get("omit", False))
 
 
 def _made(read: _Reader, each: "Field[Any]") -> _Reader:

@@ -28,7 +28,6 @@ class Leaf:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Tree:
     name: str
-    owner: int = json_field(stored=False)
     size: float
     amount: int | float
     flag: bool = json_field(default=True, omit=True)
@@ -39,7 +38,6 @@ class Tree:
     plain: Mapping[str, object]
     loss: float | None
     loose: Mapping[str, object] = json_field(default_factory=dict, omit=True, make=dict)
-    note: str = json_field(default="", stored=False)
 
 
 def names() -> st.SearchStrategy[str]:
@@ -55,7 +53,6 @@ leaves = st.builds(Leaf, text=names(), line=st.none() | st.integers())
 trees = st.builds(
     Tree,
     name=names(),
-    owner=st.just(7),
     size=numbers(),
     amount=st.integers() | numbers(),
     flag=st.booleans(),
@@ -72,7 +69,7 @@ trees = st.builds(
 @given(trees)
 def test_records_survive_and_encode_to_the_same_bytes(tree: Tree) -> None:
     text = json.dumps(encode(tree))
-    read = decode(Tree, json.loads(text), "tree", LedgerCorrupt, owner=7)
+    read = decode(Tree, json.loads(text), "tree", LedgerCorrupt)
     assert read == tree
     assert json.dumps(encode(read)) == text
 
@@ -91,7 +88,7 @@ GOOD: Mapping[str, Any] = {
 
 
 def test_keys_stand_in_the_order_of_the_fields_without_what_is_left_out() -> None:
-    tree = decode(Tree, GOOD, "tree", LedgerCorrupt, owner=1)
+    tree = decode(Tree, GOOD, "tree", LedgerCorrupt)
     assert list(encode(tree)) == list(GOOD)
     assert encode(tree)["leaves"] == GOOD["leaves"]
     assert (tree.size, type(tree.size), type(tree.amount)) == (1.0, float, int)
@@ -125,10 +122,10 @@ def test_what_does_not_fit_is_refused_by_its_path(
     change: Mapping[str, object], message: str | None
 ) -> None:
     if message is None:
-        decode(Tree, {**GOOD, **change}, "tree", LedgerCorrupt, owner=1)
+        decode(Tree, {**GOOD, **change}, "tree", LedgerCorrupt)
         return
     with pytest.raises(LedgerCorrupt) as caught:
-        decode(Tree, {**GOOD, **change}, "tree", LedgerCorrupt, owner=1)
+        decode(Tree, {**GOOD, **change}, "tree", LedgerCorrupt)
     assert caught.value.message.startswith(message)
 
 
@@ -136,7 +133,7 @@ def test_what_does_not_fit_is_refused_by_its_path(
 def test_key_that_is_never_left_out_must_be_there(key: str) -> None:
     data = {name: value for name, value in GOOD.items() if name != key}
     with pytest.raises(InvalidConfiguration, match=rf"`spec\.{key}` is missing"):
-        decode(Tree, data, "spec", InvalidConfiguration, owner=1)
+        decode(Tree, data, "spec", InvalidConfiguration)
 
 
 def test_what_is_no_object_at_all_is_refused() -> None:

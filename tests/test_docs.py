@@ -16,7 +16,7 @@ from elmanctl import errors
 from elmanctl.cli.app import app
 from elmanctl.constants import ENVIRONMENT_PREFIX
 from elmanctl.errors import ConfigError
-from elmanctl.ledger.handlers import HANDLERS
+from elmanctl.ledger.payloads import PAYLOADS
 from elmanctl.ledger.records import VerdictKind
 from elmanctl.models.config import FamilyConfig
 from elmanctl.models.registry import FAMILIES, parse_level
@@ -207,7 +207,7 @@ def test_every_field_and_level_of_a_model_is_in_its_section(name: str) -> None:
     assert "As the study ran it" in section
 
 
-@pytest.mark.parametrize("kind", HANDLERS)
+@pytest.mark.parametrize("kind", PAYLOADS)
 def test_event_is_in_the_document_of_the_ledger(kind: str) -> None:
     assert kind in rows(read("docs/concepts/ledger.md"))
 

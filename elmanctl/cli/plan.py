@@ -7,6 +7,7 @@ from typing import Any
 from elmanctl.cli.costs import format_hours
 from elmanctl.cli.output import print_json, print_line, say, warn
 from elmanctl.cli.rows import describe_start
+from elmanctl.codec import encode
 from elmanctl.config import Resolved
 from elmanctl.errors import together
 from elmanctl.ledger.records import Submission, Task
@@ -190,7 +191,7 @@ def plan_data(plan: SearchPlan) -> dict[str, Any]:
             "size_bytes": plan.corpus.size_bytes,
             "unigram_nats": plan.unigram_nats,
         },
-        "resources": plan.resources.encode(),
+        "resources": encode(plan.resources),
     }
 
 
@@ -210,7 +211,7 @@ def _first_script(plan: SearchPlan) -> str:
             Task(index=index, evaluation=f"g000-e{index:02}", attempt=1)
             for index in range(plan.settings.search.population)
         ),
-        resources=plan.resources.encode(),
+        resources=plan.resources,
     )
     paths = RunPaths(plan.folder)
     return make_script(submission, paths.submission("s0001"), paths.code)

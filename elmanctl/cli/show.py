@@ -26,6 +26,7 @@ from elmanctl.cli.rows import (
     start_line,
     with_progress,
 )
+from elmanctl.codec import encode
 from elmanctl.errors import NotFound, UsageError
 from elmanctl.ledger.files import open_regular
 from elmanctl.ledger.records import Attempt, Evaluation, Evidence, State
@@ -224,7 +225,8 @@ def _place(quote: Evidence) -> str:
 
 def _resources(found: RunState, attempt: Attempt) -> dict[str, Any]:
     """Return what the attempt's job asked for."""
-    return dict(found.submissions[attempt.submission].resources)
+    asked: dict[str, Any] = encode(found.submissions[attempt.submission].resources)
+    return asked
 
 
 def _print_continued(result: Mapping[str, Any]) -> None:

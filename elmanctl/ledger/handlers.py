@@ -1,97 +1,99 @@
-"""What each kind of event does to the state of a run."""
+"""The effect of each kind of event on the state of a run."""
 
-from collections.abc import Callable, Mapping
-from dataclasses import replace
-from typing import TypeAlias
+from dataclasses import fields, replace
+from functools import singledispatch
+from typing import Any
 
+from elmanctl.codec import describe, encode
 from elmanctl.errors import LedgerCorrupt
-from elmanctl.ledger import transitions
+from elmanctl.ledger import payloads, transitions
 from elmanctl.ledger.disk_use import OTHER
-from elmanctl.ledger.encoding import (
-    decode_evaluation,
-    decode_member,
-    decode_run,
-    decode_submission,
-    decode_verdict,
-)
-from elmanctl.ledger.fields import Fields, as_number, as_text, describe
+from elmanctl.ledger.payloads import Payload
 from elmanctl.ledger.records import (
     Answer,
     Evaluation,
+    EvaluationPlan,
     ExcludedNode,
     RunStatus,
-    State,
     Submission,
+    SubmissionIntent,
     SubmissionState,
     VerdictKind,
 )
 from elmanctl.ledger.run_state import Note, RunState
-from elmanctl.ledger.shared_keys import SharedKeys
 from elmanctl.ledger.spending import Spent, cost_of
-from elmanctl.ledger.transitions import Ending
-
-Handler: TypeAlias = Callable[[RunState, Fields, str], None]
 
 
-def _run_created(state: RunState, fields: Fields, at: str) -> None:
-    state.run = decode_run(fields.mapping("run"), "data.run")
-    with Fields(state.run["budget"], "data.run.budget") as budget:
-        state.generations = budget.whole("generations")
-        budget.optional_text("params")
+@singledispatch
+def handle(event: Payload, state: RunState, at: str) -> None:
+    """Change `state` by an event of the time `at`.
+
+    Raises LedgerCorrupt for an event that cannot follow.
+    """
+    raise NotImplementedError(f"no handler for {event.event_kind()}")
 
 
-def _settings_changed(state: RunState, fields: Fields, at: str) -> None:
-    state.changes.update(fields.mapping("changes"))
-
-
-def _run_extended(state: RunState, fields: Fields, at: str) -> None:
-    generations = fields.whole("generations")
-    if generations <= state.generations:
-        raise LedgerCorrupt(f"{state.generations} generations are extended to {generations}")
+@handle.register
+def _run_created(event: payloads.RunCreated, state: RunState, at: str) -> None:
+    state.run = encode(event.run)
+    generations = event.run.budget.get("generations")
+    if type(generations) is not int:
+        raise LedgerCorrupt(
+            f"`data.run.budget.generations` must be a whole number, not {describe(generations)}"
+        )
     state.generations = generations
 
 
-def _controller_started(state: RunState, fields: Fields, at: str) -> None:
-    state.controller = {"host": fields.text("host"), "pid": fields.whole("pid"), "at": at}
-    for name in ("folder", "clusters"):
-        told = fields.optional_text(name)
-        if told is not None:
-            state.controller[name] = told
+@handle.register
+def _settings_changed(event: payloads.SettingsChanged, state: RunState, at: str) -> None:
+    state.changes.update(event.changes)
+
+
+@handle.register
+def _run_extended(event: payloads.RunExtended, state: RunState, at: str) -> None:
+    if event.generations <= state.generations:
+        raise LedgerCorrupt(f"{state.generations} generations are extended to {event.generations}")
+    state.generations = event.generations
+
+
+@handle.register
+def _controller_started(event: payloads.ControllerStarted, state: RunState, at: str) -> None:
+    state.controller = {**encode(event), "at": at}
     state.status, state.reason, state.advice = RunStatus.RUNNING, None, None
 
 
-def _points_asked(state: RunState, fields: Fields, at: str) -> None:
-    generation = fields.whole("generation")
+@handle.register
+def _points_asked(event: payloads.PointsAsked, state: RunState, at: str) -> None:
+    generation = event.generation
     if generation not in (max(0, state.generation), state.generation + 1):
         raise LedgerCorrupt(f"generation {generation} is asked after {state.generation}")
     if generation in state.told:
         raise LedgerCorrupt(f"generation {generation} is asked for more after it was told")
-    for path, item in fields.items("evaluations"):
-        evaluation = decode_evaluation(item, path, generation=generation)
-        if evaluation.id in state.evaluations:
-            raise LedgerCorrupt(f"{evaluation.id} is asked twice")
-        if evaluation.replaces is not None:
-            _evaluation(state, evaluation.replaces)
-        if evaluation.repeats is not None:
-            first = _evaluation(state, evaluation.repeats)
+    for plan in event.evaluations:
+        if plan.id in state.evaluations:
+            raise LedgerCorrupt(f"{plan.id} is asked twice")
+        if plan.replaces is not None:
+            _evaluation(state, plan.replaces)
+        if plan.repeats is not None:
+            first = _evaluation(state, plan.repeats)
             if first.repeats is not None:
-                raise LedgerCorrupt(f"{evaluation.id} repeats {first.id}, which is a repeat itself")
-            state.repeats[first.id] = (*state.repeats.get(first.id, ()), evaluation.id)
-        state.put(evaluation)
-    refused = fields.whole("refused")
-    state.refused[generation] = state.refused.get(generation, 0) + refused
-    state.add("refused", refused)
-    _optimizer_rebuilt(state, fields, at)
+                raise LedgerCorrupt(f"{plan.id} repeats {first.id}, which is a repeat itself")
+            state.repeats[first.id] = (*state.repeats.get(first.id, ()), plan.id)
+        state.put(Evaluation(generation=generation, **_values(plan)))
+    state.refused[generation] = state.refused.get(generation, 0) + event.refused
+    state.add("refused", event.refused)
+    state.optimizer_file = encode(event.optimizer)
     state.generation = generation
 
 
-def _optimizer_rebuilt(state: RunState, fields: Fields, at: str) -> None:
-    with Fields(fields.mapping("optimizer"), "data.optimizer") as optimizer:
-        state.optimizer_file = {"file": optimizer.text("file"), "sha256": optimizer.text("sha256")}
+@handle.register
+def _optimizer_rebuilt(event: payloads.OptimizerRebuilt, state: RunState, at: str) -> None:
+    state.optimizer_file = encode(event.optimizer)
 
 
-def _submission_intended(state: RunState, fields: Fields, at: str) -> None:
-    submission = decode_submission(fields.mapping("submission"), "data.submission", intended_at=at)
+@handle.register
+def _submission_intended(event: payloads.SubmissionIntended, state: RunState, at: str) -> None:
+    submission = Submission(intended_at=at, **_values(event.submission))
     if submission.id in state.submissions:
         raise LedgerCorrupt(f"submission {submission.id} is intended twice")
     state.put_submission(submission)
@@ -101,108 +103,84 @@ def _submission_intended(state: RunState, fields: Fields, at: str) -> None:
         state.put(transitions.submit(evaluation, task, submission.id, at))
 
 
-def _submission_accepted(state: RunState, fields: Fields, at: str) -> None:
-    fields.flag("adopted")
-    job_id = fields.text("job_id")
+@handle.register
+def _submission_accepted(event: payloads.SubmissionAccepted, state: RunState, at: str) -> None:
     submission = transitions.answer(
-        _submission(state, fields.text("submission")), SubmissionState.ACCEPTED, job_id=job_id
+        _submission(state, event.submission), SubmissionState.ACCEPTED, job_id=event.job_id
     )
     state.put_submission(submission)
     for task in submission.tasks:
         evaluation = _evaluation(state, task.evaluation)
-        own_id = submission.job_of(job_id, task.index)
+        own_id = submission.job_of(event.job_id, task.index)
         state.put(transitions.accept(evaluation, task, own_id))
 
 
-def _submission_ended(outcome: SubmissionState) -> Handler:
-    def ended(state: RunState, fields: Fields, at: str) -> None:
-        submission = transitions.answer(
-            _submission(state, fields.text("submission")), outcome, error=fields.text("error")
+@handle.register
+def _submission_refused(event: payloads.SubmissionRefused, state: RunState, at: str) -> None:
+    _take_back(state, event.submission, SubmissionState.REFUSED, event.error)
+
+
+@handle.register
+def _submission_abandoned(event: payloads.SubmissionAbandoned, state: RunState, at: str) -> None:
+    _take_back(state, event.submission, SubmissionState.ABANDONED, event.error)
+
+
+def _take_back(state: RunState, name: str, outcome: SubmissionState, error: str) -> None:
+    submission = transitions.answer(_submission(state, name), outcome, error=error)
+    state.put_submission(submission)
+    for task in submission.tasks:
+        evaluation = _evaluation(state, task.evaluation)
+        left = transitions.take_back(evaluation, task)
+        state.trained -= bool(evaluation.attempts) and not left.attempts
+        state.put(left)
+
+
+@handle.register
+def _attempt_started(event: payloads.AttemptStarted, state: RunState, at: str) -> None:
+    evaluation = _evaluation(state, event.evaluation)
+    state.put(transitions.start(evaluation, event.attempt, event.node, event.at or at))
+
+
+@handle.register
+def _attempt_finished(event: payloads.AttemptFinished, state: RunState, at: str) -> None:
+    evaluation = _evaluation(state, event.evaluation)
+    sizes = event.sizes or {}
+    if event.sizes is not None and sum(sizes.values()) != event.size_bytes:
+        raise LedgerCorrupt(
+            f"`data.sizes` add up to {sum(sizes.values())}, not to {event.size_bytes}"
         )
-        state.put_submission(submission)
-        for task in submission.tasks:
-            evaluation = _evaluation(state, task.evaluation)
-            left = transitions.take_back(evaluation, task)
-            state.trained -= bool(evaluation.attempts) and not left.attempts
-            state.put(left)
-
-    return ended
-
-
-def _attempt_started(state: RunState, fields: Fields, at: str) -> None:
-    evaluation = _evaluation(state, fields.text("evaluation"))
-    state.put(
-        transitions.start(
-            evaluation,
-            fields.whole("attempt"),
-            fields.optional_text("node"),
-            fields.optional_text("at") or at,
-        )
-    )
-
-
-def _attempt_finished(state: RunState, fields: Fields, at: str) -> None:
-    evaluation = _evaluation(state, fields.text("evaluation"))
-    size_bytes, sizes = _sizes(fields)
-    result = fields.optional_mapping("result")
-    ending = Ending(
-        verdict=decode_verdict(fields.mapping("verdict"), "data.verdict"),
-        result=None if result is None else SharedKeys(result),
-        size_bytes=size_bytes,
-        sizes=sizes,
-        node=fields.optional_text("node"),
-        elapsed_s=fields.optional_number("elapsed_s"),
-    )
-    number = fields.whole("attempt")
-    finished = transitions.finish(evaluation, number, ending, at)
+    finished = transitions.finish(evaluation, event, at)
     state.put(finished)
-    attempt = next(each for each in finished.attempts if each.number == number)
-    kind = ending.verdict.kind.value
+    attempt = next(each for each in finished.attempts if each.number == event.attempt)
+    kind = event.verdict.kind
     cost = cost_of(attempt, _submission(state, attempt.submission).resources)
-    state.spent[kind] = state.spent.get(kind, Spent()) + cost
-    if ending.verdict.kind is VerdictKind.COMPLETED:
+    state.spent[kind.value] = state.spent.get(kind.value, Spent()) + cost
+    if kind is VerdictKind.COMPLETED:
         state.failures_in_a_row.clear()
     else:
-        state.failures_in_a_row.append((evaluation.id, number))
-    if size_bytes is not None:
+        state.failures_in_a_row.append((evaluation.id, event.attempt))
+    if event.size_bytes is not None:
         is_first = all(each.size_bytes is None for each in evaluation.attempts)
-        state.disk = state.disk.wrote(sizes or {OTHER: size_bytes}, new_evaluation=is_first)
+        state.disk = state.disk.wrote(sizes or {OTHER: event.size_bytes}, new_evaluation=is_first)
 
 
-def _sizes(fields: Fields) -> tuple[int | None, Mapping[str, int]]:
-    """Return what an attempt left on disk, and the same by category where that is known."""
-    size_bytes = fields.optional_whole("size_bytes")
-    told = fields.optional_mapping("sizes")
-    if told is None:
-        return size_bytes, {}
-    with Fields(told, "data.sizes") as by_category:
-        sizes = SharedKeys({category: by_category.whole(category) for category in told})
-    if sum(sizes.values()) != size_bytes:
-        raise LedgerCorrupt(f"`data.sizes` add up to {sum(sizes.values())}, not to {size_bytes}")
-    return size_bytes, sizes
+@handle.register
+def _evaluation_closed(event: payloads.EvaluationClosed, state: RunState, at: str) -> None:
+    state.put(transitions.close(_evaluation(state, event.evaluation), event.state))
 
 
-def _evaluation_closed(state: RunState, fields: Fields, at: str) -> None:
-    evaluation = _evaluation(state, fields.text("evaluation"))
-    closed_as = decode_member(State, fields.text("state"), "data.state")
-    state.put(transitions.close(evaluation, closed_as))
-
-
-def _evaluation_answered(state: RunState, fields: Fields, at: str) -> None:
-    evaluation = _evaluation(state, fields.text("evaluation"))
-    kind = fields.optional_text("verdict")
-    with Fields(fields.mapping("saved"), "data.saved") as saved:
-        saved_s, saved_device_s = saved.number("elapsed_s"), saved.number("device_s")
+@handle.register
+def _evaluation_answered(event: payloads.EvaluationAnswered, state: RunState, at: str) -> None:
     found = Answer(
-        by=_evaluation(state, fields.text("by")).id,
-        verdict=None if kind is None else decode_member(VerdictKind, kind, "data.verdict"),
-        loss=fields.optional_number("loss"),
-        step=fields.optional_whole("step"),
-        saved_s=saved_s,
-        saved_device_s=saved_device_s,
+        by=_evaluation(state, event.by).id,
+        verdict=event.verdict,
+        loss=event.loss,
+        step=event.step,
+        saved_s=event.saved.elapsed_s,
+        saved_device_s=event.saved.device_s,
     )
-    closed_as = decode_member(State, fields.text("state"), "data.state")
-    state.put(transitions.settle_repeat(evaluation, closed_as, found))
+    evaluation = _evaluation(state, event.evaluation)
+    state.put(transitions.settle_repeat(evaluation, event.state, found))
     state.answered += 1
     state.saved += _saved(found)
 
@@ -211,90 +189,97 @@ def _saved(answer: Answer) -> Spent:
     return Spent(attempts=1, elapsed_s=answer.saved_s, device_s=answer.saved_device_s)
 
 
-def _evaluation_reopened(state: RunState, fields: Fields, at: str) -> None:
-    fields.text("by")
-    evaluation = _evaluation(state, fields.text("evaluation"))
+@handle.register
+def _evaluation_reopened(event: payloads.EvaluationReopened, state: RunState, at: str) -> None:
+    evaluation = _evaluation(state, event.evaluation)
     if evaluation.answer is not None:
         # It may be trained now, or be answered another time.
         state.answered -= 1
         state.saved -= _saved(evaluation.answer)
-    state.put(transitions.reopen(evaluation, fields.mapping("changes")))
+    state.put(transitions.reopen(evaluation, event.changes))
     state.failures_in_a_row.clear()
 
 
-def _node_excluded(state: RunState, fields: Fields, at: str) -> None:
-    node = fields.text("node")
-    state.excluded_nodes[node] = ExcludedNode(
-        node=node, at=at, until=fields.text("until"), reason=fields.text("reason")
+@handle.register
+def _node_excluded(event: payloads.NodeExcluded, state: RunState, at: str) -> None:
+    state.excluded_nodes[event.node] = ExcludedNode(
+        node=event.node, at=at, until=event.until, reason=event.reason
     )
 
 
-def _node_readmitted(state: RunState, fields: Fields, at: str) -> None:
-    fields.text("reason")
-    node = fields.text("node")
-    if node not in state.excluded_nodes:
-        raise LedgerCorrupt(f"node {describe(node)} is readmitted and was not excluded")
-    state.excluded_nodes[node] = replace(state.excluded_nodes[node], until=at, readmitted=True)
+@handle.register
+def _node_readmitted(event: payloads.NodeReadmitted, state: RunState, at: str) -> None:
+    excluded = state.excluded_nodes.get(event.node)
+    if excluded is None:
+        raise LedgerCorrupt(f"node {describe(event.node)} is readmitted and was not excluded")
+    state.excluded_nodes[event.node] = replace(excluded, until=at, readmitted=True)
 
 
-def _generation_told(state: RunState, fields: Fields, at: str) -> None:
-    generation = fields.whole("generation")
+@handle.register
+def _generation_told(event: payloads.GenerationTold, state: RunState, at: str) -> None:
+    generation = event.generation
     if not 0 <= generation <= state.generation or generation in state.told:
         raise LedgerCorrupt(f"generation {generation} is told, which was not asked or is told")
-    told = []
-    for path, pair in fields.items("told"):
-        if not isinstance(pair, list) or len(pair) != 2:
-            raise LedgerCorrupt(f"`{path}` must be a pair, not {describe(pair)}")
-        evaluation = _evaluation(state, as_text(pair[0], f"{path}[0]"))
-        told.append((evaluation.id, as_number(pair[1], f"{path}[1]")))
-    state.told[generation] = told
+    for name, _ in event.told:
+        _evaluation(state, name)
+    state.told[generation] = list(event.told)
     state.add("generations_told", 1)
 
 
-def _run_status(status: RunStatus, *, has_reason: bool) -> Handler:
-    def changed(state: RunState, fields: Fields, at: str) -> None:
-        state.reason = fields.text("reason") if has_reason else None
-        # Events of version 0.1 have no hint.
-        state.advice = fields.optional_text("hint") if status is RunStatus.PAUSED else None
-        state.status = status
-        if status is RunStatus.PAUSED:
-            state.failures_in_a_row.clear()
-
-    return changed
+@handle.register
+def _run_paused(event: payloads.RunPaused, state: RunState, at: str) -> None:
+    _stand_still(state, RunStatus.PAUSED, event.reason)
+    state.advice = event.hint
+    state.failures_in_a_row.clear()
 
 
-def _request_applied(state: RunState, fields: Fields, at: str) -> None:
-    request = fields.text("request")
-    if request in state.applied_requests:
-        raise LedgerCorrupt(f"request {request} is applied twice")
-    state.applied_requests[request] = {
-        "command": fields.text("command"),
-        "answer": fields.mapping("answer"),
-    }
+@handle.register
+def _run_interrupted(event: payloads.RunInterrupted, state: RunState, at: str) -> None:
+    _stand_still(state, RunStatus.INTERRUPTED)
 
 
-def _cleaned(state: RunState, fields: Fields, at: str) -> None:
-    kind = fields.text("kind")
-    fields.whole("files")
-    total = fields.whole("freed_bytes")
-    named = fields.optional_text("evaluation")
-    several = fields.optional_mapping("evaluations")
-    owners: dict[str, int] = {named or "": total}
-    if several is not None:
-        with Fields(several, "data.evaluations") as by_owner:
-            owners = {name: by_owner.whole(name) for name in several}
-        if named is not None or sum(owners.values()) != total:
+@handle.register
+def _run_finished(event: payloads.RunFinished, state: RunState, at: str) -> None:
+    _stand_still(state, RunStatus.FINISHED, event.reason)
+
+
+@handle.register
+def _run_cancelled(event: payloads.RunCancelled, state: RunState, at: str) -> None:
+    _stand_still(state, RunStatus.CANCELLED)
+
+
+def _stand_still(state: RunState, status: RunStatus, reason: str | None = None) -> None:
+    state.status, state.reason, state.advice = status, reason, None
+
+
+@handle.register
+def _request_applied(event: payloads.RequestApplied, state: RunState, at: str) -> None:
+    if event.request in state.applied_requests:
+        raise LedgerCorrupt(f"request {event.request} is applied twice")
+    state.applied_requests[event.request] = {"command": event.command, "answer": event.answer}
+
+
+@handle.register
+def _cleaned(event: payloads.Cleaned, state: RunState, at: str) -> None:
+    owners = {event.evaluation or "": event.freed_bytes}
+    if event.evaluations is not None:
+        owners = dict(event.evaluations)
+        if event.evaluation is not None or sum(owners.values()) != event.freed_bytes:
             raise LedgerCorrupt("`data.evaluations` do not add up to `data.freed_bytes`")
     for name, freed in owners.items():
-        owner = _evaluation(state, name).id if name else ""
-        state.free(owner, freed)
-    if several is not None or named is not None:
-        state.disk = state.disk.freed(kind, total)
+        state.free(_evaluation(state, name).id if name else "", freed)
+    if event.evaluations is not None or event.evaluation is not None:
+        state.disk = state.disk.freed(event.kind, event.freed_bytes)
 
 
-def _note(state: RunState, fields: Fields, at: str) -> None:
-    state.notes.append(Note(at=at, text=fields.text("text")))
+@handle.register
+def _note(event: payloads.Note, state: RunState, at: str) -> None:
+    state.notes.append(Note(at=at, text=event.text))
     state.add("notes", 1)
+
+
+def _values(record: EvaluationPlan | SubmissionIntent) -> dict[str, Any]:
+    return {each.name: getattr(record, each.name) for each in fields(record)}
 
 
 def _evaluation(state: RunState, name: str) -> Evaluation:
@@ -309,32 +294,3 @@ def _submission(state: RunState, name: str) -> Submission:
     if submission is None:
         raise LedgerCorrupt(f"there is no submission {describe(name)}")
     return submission
-
-
-HANDLERS: dict[str, Handler] = {
-    "run_created": _run_created,
-    "run_extended": _run_extended,
-    "settings_changed": _settings_changed,
-    "controller_started": _controller_started,
-    "points_asked": _points_asked,
-    "submission_intended": _submission_intended,
-    "submission_accepted": _submission_accepted,
-    "submission_refused": _submission_ended(SubmissionState.REFUSED),
-    "submission_abandoned": _submission_ended(SubmissionState.ABANDONED),
-    "optimizer_rebuilt": _optimizer_rebuilt,
-    "attempt_started": _attempt_started,
-    "attempt_finished": _attempt_finished,
-    "evaluation_closed": _evaluation_closed,
-    "evaluation_answered": _evaluation_answered,
-    "evaluation_reopened": _evaluation_reopened,
-    "node_excluded": _node_excluded,
-    "node_readmitted": _node_readmitted,
-    "generation_told": _generation_told,
-    "run_paused": _run_status(RunStatus.PAUSED, has_reason=True),
-    "run_interrupted": _run_status(RunStatus.INTERRUPTED, has_reason=False),
-    "run_finished": _run_status(RunStatus.FINISHED, has_reason=True),
-    "run_cancelled": _run_status(RunStatus.CANCELLED, has_reason=False),
-    "request_applied": _request_applied,
-    "cleaned": _cleaned,
-    "note": _note,
-}

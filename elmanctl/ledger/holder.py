@@ -3,12 +3,12 @@
 import json
 import os
 import socket
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 from elmanctl import clock
+from elmanctl.codec import decode, encode
 from elmanctl.errors import LedgerCorrupt, LedgerError
-from elmanctl.ledger.fields import Fields
 from elmanctl.ledger.files import parse_object
 
 _VERSION = 1
@@ -51,31 +51,17 @@ def this_process(host: str, fence: int) -> Holder:
 
 def encode_holder(holder: Holder) -> bytes:
     """Return the contents of a lease file."""
-    return json.dumps({"version": _VERSION, **asdict(holder)}, indent=1).encode("ascii") + b"\n"
+    return json.dumps({"version": _VERSION, **encode(holder)}, indent=1).encode("ascii") + b"\n"
 
 
 def decode_holder(raw: bytes) -> Holder | None:
     """Read the contents of a lease file; None when they are damaged."""
     try:
-        with Fields(parse_object(raw), "lease") as fields:
-            fields.whole("version")
-            return read_holder_fields(fields)
-    except (ValueError, LedgerCorrupt):
+        data = parse_object(raw)
+        data.pop("version")
+        return decode(Holder, data, "lease", LedgerCorrupt)
+    except (ValueError, KeyError, LedgerCorrupt):
         return None
-
-
-def read_holder_fields(fields: Fields) -> Holder:
-    """Read the keys of a holder from a JSON object; raises LedgerCorrupt."""
-    return Holder(
-        host=fields.text("host"),
-        boot_id=fields.text("boot_id"),
-        pid_namespace=fields.text("pid_namespace"),
-        pid=fields.whole("pid"),
-        pid_start=fields.whole("pid_start"),
-        fence=fields.whole("fence"),
-        token=fields.text("token"),
-        since=fields.text("since"),
-    )
 
 
 def is_gone(holder: Holder, host: str | None = None) -> bool | None:

@@ -3,6 +3,10 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
+from typing import Any
+
+from elmanctl.codec import json_field
+from elmanctl.ledger.shared_keys import SharedKeys
 
 
 class State(StrEnum):
@@ -59,8 +63,8 @@ class Evidence:
 
     source: EvidenceSource
     text: str
-    file: str | None = None
-    line: int | None = None
+    file: str | None = json_field(default=None, omit=True)
+    line: int | None = json_field(default=None, omit=True)
 
 
 class Confidence(StrEnum):
@@ -95,8 +99,8 @@ class Verdict:
 
     kind: VerdictKind
     evidence: tuple[Evidence, ...] = ()
-    confidence: Confidence | None = None
-    cause: Cause | None = None
+    confidence: Confidence | None = json_field(default=None, omit=True)
+    cause: Cause | None = json_field(default=None, omit=True)
 
     @property
     def summary(self) -> str:
@@ -145,24 +149,32 @@ class Answer:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Evaluation:
-    """One candidate of a search.
+class EvaluationPlan:
+    """One candidate of a search, as it was asked for.
 
     `point` is in the optimizer's coordinates, `config` what the worker gets, `parameters` the
     exact count of the model that `config` builds.  `replaces` names the failed evaluation whose
-    place this one takes, `repeats` the first one of the same configuration.  `changes` are what
-    re-queues asked for: `mem_gb`, `micro_batch`, `timeout_min`, `exclude`, and `since_attempt`,
-    the attempts made before the newest of them.
+    place this one takes, `repeats` the first one of the same configuration.
     """
 
     id: str
-    generation: int
     point: tuple[float, ...]
-    config: Mapping[str, object]
+    config: Mapping[str, object] = json_field(make=SharedKeys)
     parameters: int
     seed: int
-    replaces: str | None = None
-    repeats: str | None = None
+    replaces: str | None = json_field(default=None, omit=True)
+    repeats: str | None = json_field(default=None, omit=True)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Evaluation(EvaluationPlan):
+    """A candidate with its state and attempts.
+
+    `changes` are what re-queues asked for: `mem_gb`, `micro_batch`, `timeout_min`, `exclude`, and
+    `since_attempt`, the attempts made before the newest of them.
+    """
+
+    generation: int
     state: State = State.CREATED
     changes: Mapping[str, object] = field(default_factory=dict)
     attempts: tuple[Attempt, ...] = ()
@@ -222,25 +234,51 @@ class Task:
     index: int
     evaluation: str
     attempt: int
-    slot: int | None = None
+    slot: int | None = json_field(default=None, omit=True)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Submission:
-    """One call of sbatch (or of the local executor): an array of tasks under one job name.
+class Resources:
+    """The request of one job; `timeout_min` is its time limit in minutes, 0 where it is unknown.
 
-    Where there are no arrays, `is_array` is False: one task, whose job has the submission's id.
+    `exclude` names the nodes that it must not run on.
+    """
+
+    timeout_min: int | float = json_field(default=0, omit=True)
+    partition: str | None = json_field(default=None, omit=True)
+    account: str | None = json_field(default=None, omit=True)
+    gres: str | None = json_field(default=None, omit=True)
+    mem_gb: int | float | None = json_field(default=None, omit=True)
+    cpus: int | None = json_field(default=None, omit=True)
+    setup: tuple[str, ...] = json_field(default=(), omit=True)
+    extra: Mapping[str, object] = json_field(default_factory=dict, omit=True)
+    python: str | None = json_field(default=None, omit=True)
+    exclude: tuple[str, ...] = json_field(default=(), omit=True)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SubmissionIntent:
+    """A call of sbatch, or of the local executor, that is about to be made.
+
+    It is an array of tasks under one job name.  Where there are no arrays, `is_array` is False:
+    one task, whose job has the submission's id.
     """
 
     id: str
     job_name: str
     tasks: tuple[Task, ...]
-    resources: Mapping[str, object] = field(default_factory=dict)
+    resources: Resources = Resources()
+    is_array: bool = json_field(default=True, omit=True)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Submission(SubmissionIntent):
+    """A submission, and the scheduler's answer to it."""
+
     state: SubmissionState = SubmissionState.INTENDED
     job_id: str | None = None
     intended_at: str | None = None
     error: str | None = None
-    is_array: bool = True
 
     def job_of(self, job_id: str, index: int) -> str:
         """Return the id of one task's job, given the id that the submission got."""
@@ -274,3 +312,23 @@ class RunStatus(StrEnum):
 def evaluation_id(generation: int, index: int) -> str:
     """Return the name of an evaluation, as in `g012-e03`."""
     return f"g{generation:03}-e{index:02}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunRecord:
+    """A run and all that it depends on, as its first event describes it."""
+
+    name: str
+    token: str
+    model: str
+    executor: str
+    settings: Mapping[str, Any]
+    space: Mapping[str, Any]
+    audit: Mapping[str, Any] | None = json_field(default=None, omit=True)
+    start: Mapping[str, Any]
+    optimizer: Mapping[str, Any]
+    budget: Mapping[str, Any]
+    data: Mapping[str, Any]
+    protocol: Mapping[str, Any]
+    code: Mapping[str, Any]
+    versions: Mapping[str, Any]

@@ -12,16 +12,16 @@ import socket
 import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 from elmanctl import clock
+from elmanctl.codec import decode, encode
 from elmanctl.errors import LedgerCorrupt, LedgerError
-from elmanctl.ledger.fields import Fields
 from elmanctl.ledger.files import read_json, sync_folder, write_json
-from elmanctl.ledger.holder import Holder, is_gone, read_holder_fields, this_process
+from elmanctl.ledger.holder import Holder, is_gone, this_process
 
 REQUESTS_FOLDER = "requests"
 COMMANDS = ("requeue", "cancel", "clean")
@@ -42,6 +42,7 @@ class Request:
     `asker` is the process that waits for the answer, until `expires_at`.
     """
 
+    version: int = _VERSION
     id: str
     command: str
     arguments: Mapping[str, Any]
@@ -55,6 +56,15 @@ class Request:
         if self.asker is not None and is_gone(self.asker) is True:
             return False
         return self.expires_at is None or clock.now() < _moment(self.expires_at)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Answer:
+    """The answer to a request."""
+
+    version: int = _VERSION
+    request: str
+    answer: Mapping[str, Any]
 
 
 def leave_request(
@@ -74,20 +84,17 @@ def leave_request(
     mailbox = folder / REQUESTS_FOLDER
     try:
         mailbox.mkdir(exist_ok=True)
-        write_json(
-            _request_path(folder, name),
-            {
-                "version": _VERSION,
-                "id": name,
-                "command": command,
-                "arguments": arguments,
-                "at": clock.to_text(moment),
-                "asker": asdict(this_process(socket.gethostname(), 0)),
-                "expires_at": None
-                if waits_s is None
-                else clock.to_text(moment + timedelta(seconds=waits_s + CLOCK_SKEW_S)),
-            },
+        request = Request(
+            id=name,
+            command=command,
+            arguments=arguments,
+            at=clock.to_text(moment),
+            asker=this_process(socket.gethostname(), 0),
+            expires_at=None
+            if waits_s is None
+            else clock.to_text(moment + timedelta(seconds=waits_s + CLOCK_SKEW_S)),
         )
+        write_json(_request_path(folder, name), encode(request))
     except OSError as exc:
         raise LedgerError(f"cannot leave a request in {mailbox}: {exc.strerror}") from exc
     return name
@@ -123,7 +130,7 @@ def answer_request(folder: Path, request: Request, answer: Mapping[str, object])
     try:
         write_json(
             _answer_path(folder, request.id),
-            {"version": _VERSION, "request": request.id, "answer": answer},
+            encode(Answer(request=request.id, answer=answer)),
         )
     except IsADirectoryError as exc:
         # Nobody will read it there; the request is on record, and must not be met again for ever.
@@ -194,18 +201,13 @@ def _read_request(path: Path) -> Request | None:
 
 
 def _decode_request(data: Mapping[str, Any], name: str) -> Request:
-    with Fields(data, "request") as fields:
-        version = fields.whole("version")
-        request = Request(
-            id=fields.text("id"),
-            command=fields.text("command"),
-            arguments=fields.mapping("arguments"),
-            at=fields.text("at"),
-            asker=_decode_asker(fields.optional_mapping("asker")),
-            expires_at=fields.optional_text("expires_at"),
+    # Requests of version 0.1 have neither.
+    data = {"asker": None, "expires_at": None, **data}
+    request = decode(Request, data, "request", LedgerCorrupt)
+    if request.version != _VERSION or request.id != name:
+        raise LedgerCorrupt(
+            f"version {request.version} and id {request.id} are not {_VERSION} and {name}"
         )
-    if version != _VERSION or request.id != name:
-        raise LedgerCorrupt(f"version {version} and id {request.id} are not {_VERSION} and {name}")
     if request.expires_at is not None:
         _moment(request.expires_at)
     return request
@@ -218,22 +220,12 @@ def _moment(text: str) -> datetime:
     return moment
 
 
-def _decode_asker(data: Mapping[str, Any] | None) -> Holder | None:
-    if data is None:
-        return None
-    with Fields(data, "request.asker") as fields:
-        return read_holder_fields(fields)
-
-
 def _take_answer(path: Path) -> Mapping[str, Any] | None:
     try:
         data = read_json(path)
         if data is None:
             return None
-        with Fields(data, "answer") as fields:
-            fields.whole("version")
-            fields.text("request")
-            answer = fields.mapping("answer")
+        answer = decode(Answer, data, "answer", LedgerCorrupt).answer
         path.unlink(missing_ok=True)
     except OSError as exc:
         raise LedgerError(f"cannot read {path}: {exc.strerror}") from exc

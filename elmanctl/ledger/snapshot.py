@@ -44,7 +44,7 @@ _READS = 3
 
 # What makes a state of events; after any change to it older snapshots are not used.
 _MAKERS = (
-    *("compact", "disk_use", "encoding", "fields", "handlers", "records", "run_state"),
+    *("compact", "disk_use", "handlers", "payloads", "records", "run_state"),
     *("shared_keys", "snapshot", "spending", "state", "summary", "transitions"),
 )
 

@@ -1,13 +1,11 @@
 """What attempts cost: the seconds they ran, and device-seconds by the GPUs they asked for."""
 
 import re
-from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any
 
 from elmanctl import clock
-from elmanctl.ledger.records import Attempt
+from elmanctl.ledger.records import Attempt, Resources
 
 # Of a Slurm job with one task; each is a number for the whole job, or `type:number`, or a list.
 _GPU_OPTIONS = ("gpus", "gpus_per_node", "gpus_per_task", "gpus_per_socket")
@@ -40,7 +38,7 @@ class Spent:
         )
 
 
-def cost_of(attempt: Attempt, resources: Mapping[str, Any], now: datetime | None = None) -> Spent:
+def cost_of(attempt: Attempt, resources: Resources, now: datetime | None = None) -> Spent:
     """Return what one attempt cost that asked for `resources`.
 
     Waiting in the queue costs nothing.  An attempt that runs cost what it did until `now`.
@@ -54,15 +52,15 @@ def cost_on(attempt: Attempt, device_count: int, now: datetime | None = None) ->
     return Spent(attempts=1, elapsed_s=elapsed_s, device_s=elapsed_s * device_count)
 
 
-def devices(resources: Mapping[str, Any]) -> int:
+def devices(resources: Resources) -> int:
     """Return by how many a job's time counts: its GPUs, and 1 for a job without any."""
     return max(1, gpus_asked(resources))
 
 
-def gpus_asked(resources: Mapping[str, Any]) -> int:
+def gpus_asked(resources: Resources) -> int:
     """Return how many GPUs the job of one attempt asks for, 0 for none."""
-    extra = {key.replace("-", "_"): value for key, value in resources.get("extra", {}).items()}
-    asked = [_in_gres(resources.get("gres"))]
+    extra = {key.replace("-", "_"): value for key, value in resources.extra.items()}
+    asked = [_in_gres(resources.gres)]
     asked += [_in_option(extra.get(key)) for key in _GPU_OPTIONS]
     return max(asked)
 

@@ -6,11 +6,12 @@ from pathlib import Path
 from typing import Any
 
 from elmanctl import clock
+from elmanctl.codec import describe
 from elmanctl.errors import LedgerCorrupt, LedgerError, LedgerTooNew
 from elmanctl.ledger.events import Event
-from elmanctl.ledger.fields import Fields, describe
-from elmanctl.ledger.handlers import HANDLERS
+from elmanctl.ledger.handlers import handle
 from elmanctl.ledger.overlay import Overlay
+from elmanctl.ledger.payloads import PAYLOADS, Payload, RunCreated, decode_payload, encode_payload
 from elmanctl.ledger.records import RunStatus
 from elmanctl.ledger.run_state import Note, RunState
 from elmanctl.ledger.store import LEDGER_FILE, RESTORE_HINT, LedgerWriter, read_events
@@ -50,13 +51,13 @@ def load_run(folder: Path) -> LoadedRun:
     return LoadedRun(state=replay(contents.events), warning=warning)
 
 
-def record(writer: LedgerWriter, state: RunState, kind: str, /, **data: object) -> Event:
+def record(writer: LedgerWriter, state: RunState, payload: Payload) -> Event:
     """Write an event and apply it to `state`; an event that `state` refuses is not written.
 
     Raises LedgerError for an impossible event, ValueError for data a ledger cannot hold, and
     what `LedgerWriter.append` raises; in all these cases `state` is unchanged.
     """
-    prepared = prepare(writer, state, kind, **data)
+    prepared = prepare(writer, state, payload)
     commit(writer, state, prepared)
     return prepared.event
 
@@ -69,12 +70,12 @@ class Prepared:
     evaluations: frozenset[str]
 
 
-def prepare(writer: LedgerWriter, state: RunState, kind: str, /, **data: object) -> Prepared:
+def prepare(writer: LedgerWriter, state: RunState, payload: Payload) -> Prepared:
     """Return the event that `record` would write, after trying it; nothing is changed.
 
     Raises what `record` raises for an event that cannot follow.
     """
-    event = writer.draft(kind, **data)
+    event = writer.draft(payload.event_kind(), **encode_payload(payload))
     trial = state.trial()
     try:
         apply(trial, event)
@@ -106,8 +107,7 @@ def apply(state: RunState, event: Event) -> None:
 
     Raises LedgerTooNew for an unknown kind, LedgerCorrupt for an event that cannot follow.
     """
-    handler = HANDLERS.get(event.kind)
-    if handler is None:
+    if event.kind not in PAYLOADS:
         raise LedgerTooNew(
             f"event {event.seq} is of the unknown kind {describe(event.kind)}",
             hint="use the version of elmanctl that wrote this run, or a newer one",
@@ -116,10 +116,10 @@ def apply(state: RunState, event: Event) -> None:
     try:
         if event.seq != state.seq + 1:
             raise LedgerCorrupt(f"it does not follow event {state.seq}")
-        if bool(state.run) is (event.kind == "run_created"):
+        payload = decode_payload(event.kind, event.data)
+        if bool(state.run) is isinstance(payload, RunCreated):
             raise LedgerCorrupt("`run_created` must be the first event and the only one")
-        with Fields(event.data, "data") as fields:
-            handler(state, fields, event.at)
+        handle(payload, state, event.at)
         state.wall_s += worked_s
     except LedgerCorrupt as exc:
         raise LedgerCorrupt(

@@ -1,10 +1,10 @@
 """What an event does to one record: pure steps that refuse what cannot have happened."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
-from typing import Any
+from dataclasses import replace
 
 from elmanctl.errors import LedgerCorrupt
+from elmanctl.ledger.payloads import AttemptFinished
 from elmanctl.ledger.records import (
     Answer,
     Attempt,
@@ -13,21 +13,8 @@ from elmanctl.ledger.records import (
     Submission,
     SubmissionState,
     Task,
-    Verdict,
     VerdictKind,
 )
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Ending:
-    """How an attempt ended, as its `attempt_finished` event tells it."""
-
-    verdict: Verdict
-    result: Mapping[str, Any] | None
-    size_bytes: int | None
-    sizes: Mapping[str, int]
-    node: str | None
-    elapsed_s: float | None
 
 
 def submit(evaluation: Evaluation, task: Task, submission: str, at: str) -> Evaluation:
@@ -86,8 +73,9 @@ def start(evaluation: Evaluation, number: int, node: str | None, at: str) -> Eva
     return changed if changed.state.is_finished else replace(changed, state=State.RUNNING)
 
 
-def finish(evaluation: Evaluation, number: int, ending: Ending, at: str) -> Evaluation:
+def finish(evaluation: Evaluation, ending: AttemptFinished, at: str) -> Evaluation:
     """Record how an attempt ended; what follows for the evaluation is a later event."""
+    number = ending.attempt
     attempt = _unfinished(evaluation, number)
     state = _STATE_OF.get(ending.verdict.kind, State.FAILED)
     if state is State.COMPLETED and ending.result is None:
@@ -103,7 +91,7 @@ def finish(evaluation: Evaluation, number: int, ending: Ending, at: str) -> Eval
             verdict=ending.verdict,
             result=ending.result,
             size_bytes=ending.size_bytes,
-            sizes=ending.sizes,
+            sizes=ending.sizes or {},
         ),
     )
     return changed if changed.state.is_finished else replace(changed, state=State.CREATED)
@@ -131,7 +119,7 @@ def settle_repeat(evaluation: Evaluation, state: State, found: Answer) -> Evalua
     return close(replace(evaluation, answer=found), state)
 
 
-def reopen(evaluation: Evaluation, changes: Mapping[str, Any]) -> Evaluation:
+def reopen(evaluation: Evaluation, changes: Mapping[str, object]) -> Evaluation:
     """Open a finished evaluation for another attempt."""
     if not evaluation.state.is_finished:
         raise LedgerCorrupt(f"{evaluation.id} is reopened though it is {evaluation.state}")

@@ -5,13 +5,13 @@ same worker through submitit.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 from elmanctl.errors import SubmissionError
-from elmanctl.ledger.records import Submission
+from elmanctl.ledger.records import Resources, Submission
 
 
 class JobState(StrEnum):
@@ -70,35 +70,6 @@ class Sighting:
     found: Mapping[str, str | None] = field(default_factory=dict)
     unheard: str | None = None
     accounting: bool | None = None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Resources:
-    """What one job asks for; `timeout_min` is its time limit in minutes.
-
-    `exclude` names the nodes that it must not run on.
-    """
-
-    timeout_min: int
-    partition: str | None = None
-    account: str | None = None
-    gres: str | None = None
-    mem_gb: float | None = None
-    cpus: int | None = None
-    setup: tuple[str, ...] = ()
-    extra: Mapping[str, Any] = field(default_factory=dict)
-    python: str | None = None
-    exclude: tuple[str, ...] = ()
-
-    def encode(self) -> dict[str, Any]:
-        """Return plain data for the ledger, without what is not set."""
-        return {key: value for key, value in asdict(self).items() if value not in (None, (), {})}
-
-    @classmethod
-    def decode(cls, data: Mapping[str, Any]) -> "Resources":
-        """Return the resources that `encode` wrote."""
-        lists = {name: tuple(data.get(name, ())) for name in ("setup", "exclude")}
-        return cls(**{**data, **lists})
 
 
 class SubmissionUnknown(SubmissionError):
@@ -160,7 +131,7 @@ class Executor(Protocol):
     def cancel(self, jobs: Sequence[LiveJob]) -> None:
         """Ask for jobs to be ended."""
 
-    def avoid(self, jobs: Sequence[LiveJob], resources: Mapping[str, Any]) -> None:
+    def avoid(self, jobs: Sequence[LiveJob], resources: Resources) -> None:
         """Let jobs that wait avoid the nodes that these resources exclude, and no others.
 
         Raises EnvironmentNotReady when the scheduler does not do it, for one that began say.

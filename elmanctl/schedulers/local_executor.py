@@ -13,17 +13,16 @@ import shlex
 import signal
 import subprocess
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
 
 from elmanctl.constants import LOCAL_JOB_VARIABLE
 from elmanctl.errors import SubmissionError
 from elmanctl.ledger.files import write_atomically
-from elmanctl.ledger.records import Submission
+from elmanctl.ledger.records import Resources, Submission
 from elmanctl.run.paths import RunPaths
 from elmanctl.run.processes import command_lines, start_ticks
-from elmanctl.schedulers.executor import JobReport, JobState, LiveJob, Resources, Sighting
+from elmanctl.schedulers.executor import JobReport, JobState, LiveJob, Sighting
 from elmanctl.schedulers.gpu_count import check_gpus
 from elmanctl.schedulers.gpus import worker_variables
 from elmanctl.schedulers.slurm_environment import without_options
@@ -98,7 +97,6 @@ class LocalExecutor:
         job = f"{job_id}_{task.index}"
         # submitit looks for the pickle under the job's name.
         (folder / f"{job}_submitted.pkl").symlink_to(task_pickle(folder, task.index).name)
-        resources = Resources.decode(submission.resources)
         command = [
             # Forked away: the supervisor is nobody's child, so no controller has to reap it.
             "setsid",
@@ -112,8 +110,8 @@ class LocalExecutor:
             "timeout",
             "--foreground",
             f"--kill-after={_KILL_AFTER_S}",
-            str(resources.timeout_min * 60),
-            *shlex.split(worker_command(folder, resources.python)),
+            str(submission.resources.timeout_min * 60),
+            *shlex.split(worker_command(folder, submission.resources.python)),
         ]
         try:
             with (folder / f"{job}_0_log.out").open("ab") as log:
@@ -202,7 +200,7 @@ class LocalExecutor:
             return int(process[0])
         return None
 
-    def avoid(self, jobs: Sequence[LiveJob], resources: Mapping[str, Any]) -> None:
+    def avoid(self, jobs: Sequence[LiveJob], resources: Resources) -> None:
         """Nothing: this machine is the only node, and no job waits for another."""
 
     def log(self, job: LiveJob) -> Path:

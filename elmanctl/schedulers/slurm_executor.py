@@ -10,11 +10,10 @@ import time
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from elmanctl.errors import SubmissionError
 from elmanctl.ledger.files import write_atomically
-from elmanctl.ledger.records import Submission
+from elmanctl.ledger.records import Resources, Submission
 from elmanctl.run.paths import RunPaths
 from elmanctl.run.processes import command_lines
 from elmanctl.schedulers.accounting import Accounting, Ends, not_over, report_unlisted
@@ -22,7 +21,6 @@ from elmanctl.schedulers.executor import (
     JobReport,
     JobState,
     LiveJob,
-    Resources,
     Sighting,
     SubmissionDeferred,
     SubmissionTooLarge,
@@ -66,7 +64,7 @@ class SlurmExecutor:
         self._knows_array_limit = False
         self._asks_array_limit = False
         self._has_arrays = True
-        self._taken: list[Mapping[str, Any]] = []
+        self._taken: list[Resources] = []
         self._banner: str | None = None
 
     @property
@@ -291,18 +289,18 @@ class SlurmExecutor:
         if jobs:
             self._slurm.cancel([job.job_id for job in jobs])
 
-    def avoid(self, jobs: Sequence[LiveJob], resources: Mapping[str, Any]) -> None:
+    def avoid(self, jobs: Sequence[LiveJob], resources: Resources) -> None:
         """Change what jobs that wait exclude, by scontrol."""
-        self._slurm.exclude([job.job_id for job in jobs], excluded(Resources.decode(resources)))
+        self._slurm.exclude([job.job_id for job in jobs], excluded(resources))
 
     def log(self, job: LiveJob) -> Path:
         """Return the file of the job's output, as submitit names it."""
         return self._paths.submission(job.submission) / f"{job.job_id}_0_log.out"
 
 
-def _asked_for(submission: Submission) -> dict[str, Any]:
-    """Return what a submission asks for, but for the nodes that it avoids: those change."""
-    return {key: value for key, value in submission.resources.items() if key != "exclude"}
+def _asked_for(submission: Submission) -> Resources:
+    """Return the request of a submission without the nodes that it avoids: those change."""
+    return replace(submission.resources, exclude=())
 
 
 def _request_hint(run: str, key: str | None) -> str:

@@ -17,9 +17,8 @@ from typing import Any
 from elmanctl.errors import UsageError
 from elmanctl.folders import as_nodes_see, working_folder
 from elmanctl.jobs.evaluation import EvaluateAttempt
-from elmanctl.ledger.records import Submission
+from elmanctl.ledger.records import Resources, Submission
 from elmanctl.run.paths import RunPaths
-from elmanctl.schedulers.executor import Resources
 from elmanctl.schedulers.quoting import check_command, check_path, check_setup, check_value
 
 # The signal that warns of the end comes this long before it.
@@ -54,7 +53,7 @@ def write_pickles(submission: Submission, folder: Path, paths: RunPaths) -> None
     """Write what each task runs, before anything is submitted."""
     from submitit.core.utils import DelayedSubmission
 
-    timeout_min = math.ceil(float(str(submission.resources["timeout_min"])))
+    timeout_min = math.ceil(submission.resources.timeout_min)
     for task in submission.tasks:
         attempt = paths.attempt(task.evaluation, task.attempt)
         delayed = DelayedSubmission(EvaluateAttempt(str(attempt.folder)))
@@ -82,7 +81,7 @@ def make_script(submission: Submission, folder: Path, code: Path) -> str:
     """
     from submitit.slurm.slurm import _make_sbatch_string
 
-    resources = Resources.decode(submission.resources)
+    resources = submission.resources
     check_resources(resources)
     check_path(folder)
     check_path(code)

@@ -9,6 +9,12 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from elmanctl.errors import ElmanError, UsageError
+from elmanctl.ledger.payloads import (
+    EvaluationClosed,
+    EvaluationReopened,
+    RequestApplied,
+    RunCancelled,
+)
 from elmanctl.ledger.records import Evaluation, RunStatus, State
 from elmanctl.ledger.requests import answer_request, pending_requests
 from elmanctl.ledger.run_state import RunState
@@ -34,7 +40,7 @@ def apply_requests(session: Session, watcher: Watcher) -> None:
             except ElmanError as exc:
                 answer = {"error": exc.message, "hint": exc.hint, "exit_code": exc.exit_code}
             session.record(
-                "request_applied", request=request.id, command=request.command, answer=answer
+                RequestApplied(request=request.id, command=request.command, answer=answer)
             )
         else:
             answer = dict(known["answer"])
@@ -75,14 +81,15 @@ def _requeue(session: Session, watcher: Watcher, arguments: Mapping[str, Any], b
     for item in plan.chosen:
         rows.append(item.row())
         session.record(
-            "evaluation_reopened",
-            evaluation=item.evaluation.id,
-            changes={
-                **item.changes,
-                "since_attempt": len(item.evaluation.attempts),
-                "request": by,
-            },
-            by=by,
+            EvaluationReopened(
+                evaluation=item.evaluation.id,
+                changes={
+                    **item.changes,
+                    "since_attempt": len(item.evaluation.attempts),
+                    "request": by,
+                },
+                by=by,
+            )
         )
     return {"requeued": rows, "refused": dict(plan.refused)}
 
@@ -104,11 +111,11 @@ def _cancel(session: Session, watcher: Watcher, arguments: Mapping[str, Any], by
         if evaluation.state.is_finished:
             rows.append({**row, "result": f"already {evaluation.state}"})
             continue
-        session.record("evaluation_closed", evaluation=evaluation.id, state=State.CANCELLED.value)
+        session.record(EvaluationClosed(evaluation=evaluation.id, state=State.CANCELLED))
         rows.append({**row, "result": "cancelled"})
     error = watcher.cancel([session.state.evaluations[row["evaluation"]] for row in rows])
     if everything:
-        session.record("run_cancelled")
+        session.record(RunCancelled())
     return {"cancelled": rows, "error": error}
 
 

@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 
 from elmanctl.errors import EnvironmentNotReady
-from elmanctl.ledger.encoding import encode_verdict
+from elmanctl.ledger.payloads import AttemptFinished, AttemptStarted
 from elmanctl.ledger.records import (
     Attempt,
     Evaluation,
@@ -163,10 +163,9 @@ class Watcher:
         self._ended.pop(key, None)
         if report.state is JobState.RUNNING and attempt.state is State.SUBMITTED:
             self._session.record(
-                "attempt_started",
-                evaluation=evaluation.id,
-                attempt=attempt.number,
-                **({"node": report.node} if report.node else {}),
+                AttemptStarted(
+                    evaluation=evaluation.id, attempt=attempt.number, node=report.node or None
+                )
             )
         return None
 
@@ -210,7 +209,7 @@ class Watcher:
             log,
             report,
             root=session.paths.folder,
-            limit_s=60 * float(str(submission.resources["timeout_min"])),
+            limit_s=60 * submission.resources.timeout_min,
             stale_after_s=self._stale_after_s,
             cancel_requested=evaluation.state is State.CANCELLED,
             has_started=attempt.state is not State.SUBMITTED,
@@ -220,22 +219,20 @@ class Watcher:
         verdict = judge(seen) if fault is None else fault
         if fault is not None:
             result = None
-        known = {
-            "node": (report.node if report else None) or attempt.node or _host(beat),
-            "elapsed_s": seen.elapsed_s,
-        }
         sizes = attempt_sizes(session.paths, evaluation.id, attempt)
         session.record(
-            "attempt_finished",
-            evaluation=evaluation.id,
-            attempt=attempt.number,
-            verdict=encode_verdict(verdict),
-            result=None
-            if result is None
-            else {key: value for key, value in result.items() if key not in _NOT_IN_LEDGER},
-            size_bytes=sum(sizes.values()),
-            sizes=sizes,
-            **{key: value for key, value in known.items() if value is not None},
+            AttemptFinished(
+                evaluation=evaluation.id,
+                attempt=attempt.number,
+                verdict=verdict,
+                result=None
+                if result is None
+                else {key: value for key, value in result.items() if key not in _NOT_IN_LEDGER},
+                size_bytes=sum(sizes.values()),
+                sizes=sizes,
+                node=(report.node if report else None) or attempt.node or _host(beat),
+                elapsed_s=seen.elapsed_s,
+            )
         )
         return session.state.evaluations[evaluation.id], verdict
 

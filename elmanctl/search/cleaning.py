@@ -15,6 +15,7 @@ from typing import Any
 
 from elmanctl.errors import UsageError
 from elmanctl.ledger.disk import allocated_bytes
+from elmanctl.ledger.payloads import Cleaned
 from elmanctl.ledger.records import Evaluation, State
 from elmanctl.ledger.run_state import RunState
 from elmanctl.run.paths import RunPaths
@@ -176,11 +177,7 @@ def _record(
     files = sum(freed.files for freed in by_owner.values())
     owners = {name: freed.size_bytes for name, freed in by_owner.items() if name is not None}
     session.record(
-        "cleaned",
-        kind=kind,
-        freed_bytes=size_bytes,
-        files=files,
-        **({"evaluations": owners} if owners else {}),
+        Cleaned(kind=kind, freed_bytes=size_bytes, files=files, evaluations=owners or None)
     )
     return _add(total, size_bytes, files)
 

@@ -12,7 +12,7 @@ from typing import Any, Protocol
 
 from elmanctl import clock
 from elmanctl.errors import SearchPaused
-from elmanctl.ledger.records import Attempt, Evaluation, RunStatus, VerdictKind
+from elmanctl.ledger.records import Attempt, Evaluation, Resources, RunStatus, VerdictKind
 from elmanctl.ledger.spending import Spent, cost_on, gpus_asked
 from elmanctl.settings import BudgetSettings
 
@@ -123,10 +123,10 @@ def unit_of(state: Account) -> str:
     """Return what a device-hour of this run is called."""
     if state.run["executor"] == "local":
         return unit_name(has_gpus=bool(effective_setting(state, "local.gpus")))
-    asked = {
-        "gres": effective_setting(state, "slurm.gres"),
-        "extra": effective_setting(state, "slurm.extra") or {},
-    }
+    asked = Resources(
+        gres=effective_setting(state, "slurm.gres"),
+        extra=effective_setting(state, "slurm.extra") or {},
+    )
     return unit_name(has_gpus=gpus_asked(asked) > 0)
 
 
@@ -306,7 +306,7 @@ def evaluations_left(state: Account, population: int) -> int:
     return max(0, left)
 
 
-def most_device_s(evaluations: int, timeout_min: int, devices: int) -> float:
+def most_device_s(evaluations: int, timeout_min: float, devices: int) -> float:
     """Return the most that so many attempts can cost: the time limit ends each of them."""
     return evaluations * timeout_min * 60.0 * devices
 

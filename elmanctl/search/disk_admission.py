@@ -4,6 +4,7 @@ import time
 
 from elmanctl.errors import SearchPaused
 from elmanctl.ledger.disk import space_of
+from elmanctl.ledger.payloads import Note
 from elmanctl.search.cleaning import Freed, plan_cleaning, remove_planned, retention
 from elmanctl.search.disk_forecast import attempts_that_fit, describe_shortage
 from elmanctl.search.session import Session
@@ -60,7 +61,7 @@ class Room:
         freed = remove_planned(session, plan)
         if freed.files:
             text = f"too little room: {freed.files} files, {freed.size_bytes} bytes, were cleaned"
-            session.record("note", text=f"{text} by the rules of [disk]")
+            session.record(Note(text=f"{text} by the rules of [disk]"))
         return freed
 
     def _shortage(self, wanted: int, freed: Freed | None) -> SearchPaused:

@@ -17,9 +17,21 @@ from typing import Any
 
 from elmanctl import clock
 from elmanctl.errors import EnvironmentNotReady, SubmissionError
-from elmanctl.ledger.encoding import encode_submission
 from elmanctl.ledger.files import write_json
-from elmanctl.ledger.records import Attempt, Evaluation, Submission, Task
+from elmanctl.ledger.payloads import (
+    SubmissionAbandoned,
+    SubmissionAccepted,
+    SubmissionIntended,
+    SubmissionRefused,
+)
+from elmanctl.ledger.records import (
+    Attempt,
+    Evaluation,
+    Resources,
+    Submission,
+    SubmissionIntent,
+    Task,
+)
 from elmanctl.ledger.reserve import hold
 from elmanctl.ledger.spending import devices
 from elmanctl.schedulers.executor import (
@@ -115,13 +127,13 @@ class Dispatcher:
             job_id = sighting.found[submission.id]
             if job_id is not None:
                 self._session.record(
-                    "submission_accepted", submission=submission.id, job_id=job_id, adopted=True
+                    SubmissionAccepted(submission=submission.id, job_id=job_id, adopted=True)
                 )
             elif self._is_missing(submission):
                 self._session.record(
-                    "submission_abandoned",
-                    submission=submission.id,
-                    error="the scheduler has no job of this name",
+                    SubmissionAbandoned(
+                        submission=submission.id, error="the scheduler has no job of this name"
+                    )
                 )
                 self._leave_in_peace(submission.id)
             else:
@@ -177,7 +189,7 @@ class Dispatcher:
         if ready:
             self._poller.tell_refusal(None)
 
-    def _submit_alike(self, members: Sequence[_Due], resources: Mapping[str, Any]) -> bool:
+    def _submit_alike(self, members: Sequence[_Due], resources: Resources) -> bool:
         """Submit attempts that ask for the same; return whether all were taken.
 
         Raises SubmissionError as `submit_waiting` does.
@@ -243,10 +255,10 @@ class Dispatcher:
             if decision.close is None and answering(self._session.state, evaluation) is None
         ]
 
-    def _submit(self, members: Sequence[_Due], resources: Mapping[str, Any]) -> None:
+    def _submit(self, members: Sequence[_Due], resources: Resources) -> None:
         session = self._session
         number = self._next_number()
-        submission = Submission(
+        intent = SubmissionIntent(
             id=f"s{number:04}",
             job_name=f"elman-{session.run['name']}-{session.run['token']}-s{number:04}",
             tasks=tuple(
@@ -261,25 +273,23 @@ class Dispatcher:
             resources=resources,
             is_array=self._executor.has_arrays,
         )
-        self._write_specs(submission, members)
-        session.record("submission_intended", submission=encode_submission(submission))
-        intended = session.state.submissions[submission.id]
+        self._write_specs(intent, members)
+        session.record(SubmissionIntended(submission=intent))
+        submission = session.state.submissions[intent.id]
         try:
-            job_id = self._executor.submit(intended, session.paths.submission(submission.id))
+            job_id = self._executor.submit(submission, session.paths.submission(submission.id))
         except SubmissionUnknown as exc:
             self._unanswered[submission.id] = 0
             if not exc.is_taken:
                 self._poller.heard_nothing_of(submission.id)
             raise
         except SubmissionError as exc:
-            session.record("submission_refused", submission=submission.id, error=exc.message)
+            session.record(SubmissionRefused(submission=submission.id, error=exc.message))
             if isinstance(exc, SubmissionDeferred):
                 # It may be refused for hours, each time under a new name.
                 shutil.rmtree(session.paths.submission(submission.id), ignore_errors=True)
             raise
-        session.record(
-            "submission_accepted", submission=submission.id, job_id=job_id, adopted=False
-        )
+        session.record(SubmissionAccepted(submission=submission.id, job_id=job_id, adopted=False))
 
     def _next_number(self) -> int:
         """Return the number of the next submission, whose name nobody has used.
@@ -292,9 +302,9 @@ class Dispatcher:
             number += 1
         return number
 
-    def _write_specs(self, submission: Submission, members: Sequence[_Due]) -> None:
+    def _write_specs(self, submission: SubmissionIntent, members: Sequence[_Due]) -> None:
         session = self._session
-        limit = int(str(submission.resources["timeout_min"]))
+        limit = int(submission.resources.timeout_min)
         for task, due in zip(submission.tasks, members, strict=True):
             # What the last failure changes is not among the evaluation's own changes.
             changed = replace(due.evaluation, changes=due.changes)
@@ -305,11 +315,11 @@ class Dispatcher:
             with suppress(FileExistsError):
                 hold(paths.reserve)
 
-    def _resources(self, due: _Due) -> dict[str, Any]:
+    def _resources(self, due: _Due) -> Resources:
         avoided = {node.node for node in avoided_nodes(self._session.state)}
         changes = {**due.changes, "exclude": sorted(avoided.union(due.changes.get("exclude", ())))}
         executor = self._session.run["executor"]
-        return attempt_resources(self._session.settings, executor, changes).encode()
+        return attempt_resources(self._session.settings, executor, changes)
 
     def _paid(self, waiting: list[_Due], *, is_idle: bool) -> list[_Due]:
         """Return those of `waiting` that the budget pays for.
@@ -321,7 +331,7 @@ class Dispatcher:
         expected_s = mean_device_s(state)
         if expected_s is None and settings.train.minutes is not None:
             resources = attempt_resources(settings, self._session.run["executor"], {})
-            expected_s = 60 * settings.train.minutes * devices(resources.encode())
+            expected_s = 60 * settings.train.minutes * devices(resources)
         paid = affordable(
             [due.evaluation for due in waiting],
             state,

@@ -6,7 +6,7 @@ import json
 from collections.abc import Iterator
 from typing import Any
 
-from elmanctl.ledger.encoding import encode_verdict
+from elmanctl.codec import encode
 from elmanctl.ledger.records import Attempt, Evaluation
 from elmanctl.ledger.run_state import RunState
 from elmanctl.run.corpus import corpus_name
@@ -75,7 +75,7 @@ def export_attempt(attempt: Attempt) -> dict[str, Any]:
         "started_at": attempt.started_at,
         "finished_at": attempt.finished_at,
         "elapsed_s": attempt.elapsed_s,
-        "verdict": encode_verdict(attempt.verdict) if attempt.verdict else None,
+        "verdict": encode(attempt.verdict) if attempt.verdict else None,
         "result": dict(attempt.result) if attempt.result is not None else None,
         "size_bytes": attempt.size_bytes,
     }

@@ -13,10 +13,18 @@ from typing import Protocol
 
 from elmanctl.constants import RESEED
 from elmanctl.errors import LedgerCorrupt, SearchPaused
-from elmanctl.ledger.encoding import encode_evaluation
 from elmanctl.ledger.files import read_small, write_atomically
+from elmanctl.ledger.payloads import (
+    EvaluationClosed,
+    GenerationTold,
+    OptimizerFile,
+    PointsAsked,
+    RunFinished,
+    RunInterrupted,
+)
 from elmanctl.ledger.records import (
     Evaluation,
+    EvaluationPlan,
     RunStatus,
     State,
     Verdict,
@@ -32,7 +40,7 @@ from elmanctl.search.fitness import feedback_on, fitness_values, is_spare
 from elmanctl.search.nodes import exclude_bad_nodes, judged_attempts
 from elmanctl.search.optimizer import LARGEST_BYTES, CmaOptimizer
 from elmanctl.search.poll import Poller
-from elmanctl.search.repeats import Known, answer_data, answering
+from elmanctl.search.repeats import Known, answer_from, answering
 from elmanctl.search.requeue import mend_hint
 from elmanctl.search.retry import Decisions, trip
 from elmanctl.search.session import Session
@@ -110,14 +118,14 @@ class Controller:
             self._view.refresh(session, self._poller.trouble)
             self._stop.wait(self._tick_s)
         if session.state.status is not RunStatus.CANCELLED:
-            session.record("run_interrupted")
+            session.record(RunInterrupted())
 
     def _go_on(self) -> bool:
         """Take the search as far as it goes without waiting; return whether it is finished."""
         self._close_decided()
         self._answer_repeats()
         if self._advance():
-            self._session.record("run_finished", reason="all generations are done")
+            self._session.record(RunFinished(reason="all generations are done"))
             self._view.refresh(self._session, None)
             return True
         self._answer_repeats()
@@ -137,9 +145,7 @@ class Controller:
         session = self._session
         for evaluation, decision in self._decisions.waiting():
             if decision.close is not None:
-                session.record(
-                    "evaluation_closed", evaluation=evaluation.id, state=decision.close.value
-                )
+                session.record(EvaluationClosed(evaluation=evaluation.id, state=decision.close))
         found = trip(session.state, session.settings)
         if found is not None:
             raise SearchPaused(found.reason, hint=mend_hint(session.state))
@@ -150,9 +156,7 @@ class Controller:
         for evaluation in state.waiting_evaluations():
             source = answering(state, evaluation)
             if source is not None and source.state.is_finished:
-                self._session.record(
-                    "evaluation_answered", **answer_data(state, evaluation, source)
-                )
+                self._session.record(answer_from(state, evaluation, source))
 
     def _advance(self) -> bool:
         """Ask the next points when there is nothing to wait for; return whether all is done."""
@@ -198,9 +202,7 @@ class Controller:
                 hint=mend_hint(self._session.state),
             )
         points = {e.id: e.point for e in members}
-        self._session.record(
-            "generation_told", generation=generation, told=[list(pair) for pair in told]
-        )
+        self._session.record(GenerationTold(generation=generation, told=tuple(told)))
         self._optimizer.tell([points[name] for name, _ in told], [value for _, value in told])
         self._view.generation_done(self._session, generation)
         return True
@@ -224,11 +226,12 @@ class Controller:
         write_atomically(session.paths.optimizer / file, state)
         evaluations = self._new_evaluations(generation, first, candidates, replaces)
         session.record(
-            "points_asked",
-            generation=generation,
-            evaluations=[encode_evaluation(evaluation) for evaluation in evaluations],
-            refused=refused,
-            optimizer={"file": file, "sha256": hashlib.sha256(state).hexdigest()},
+            PointsAsked(
+                generation=generation,
+                evaluations=tuple(evaluations),
+                refused=refused,
+                optimizer=OptimizerFile(file=file, sha256=hashlib.sha256(state).hexdigest()),
+            )
         )
 
     def _new_evaluations(
@@ -237,14 +240,14 @@ class Controller:
         first: int,
         candidates: Sequence[Candidate],
         replaces: Sequence[str | None],
-    ) -> list[Evaluation]:
+    ) -> list[EvaluationPlan]:
         """Return the evaluations of candidates, numbered from `first`; repeats are named as such.
 
         With `search.repeats` at `reseed` a repeat gets the next seed of its configuration.
         """
         state, settings = self._session.state, self._session.settings
         self._known.update(state)
-        evaluations: list[Evaluation] = []
+        evaluations: list[EvaluationPlan] = []
         repeated: Counter[str] = Counter()
         for index, (candidate, replaced) in enumerate(zip(candidates, replaces, strict=True)):
             name = evaluation_id(generation, first + index)
@@ -254,9 +257,8 @@ class Controller:
                 repeated[original] += 1
                 seed += len(state.repeats.get(original, ())) + repeated[original]
             evaluations.append(
-                Evaluation(
+                EvaluationPlan(
                     id=name,
-                    generation=generation,
                     point=candidate.point,
                     config=candidate.config,
                     parameters=candidate.parameters,

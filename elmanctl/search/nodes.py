@@ -9,6 +9,7 @@ from collections.abc import Collection, Iterable
 from datetime import timedelta
 
 from elmanctl import clock
+from elmanctl.ledger.payloads import NodeExcluded, NodeReadmitted
 from elmanctl.ledger.records import Attempt, Evaluation
 from elmanctl.ledger.run_state import RunState
 from elmanctl.search.effective_settings import avoided_nodes
@@ -45,7 +46,7 @@ def exclude_bad_nodes(session: Session, judged: Iterable[tuple[Evaluation, Attem
             continue
         assert attempt.verdict is not None
         reason = f"{attempt.verdict.kind} of {evaluation.id} attempt {attempt.number}"
-        session.record("node_excluded", node=node, until=clock.to_text(until), reason=reason)
+        session.record(NodeExcluded(node=node, until=clock.to_text(until), reason=reason))
         logger.warning("no new jobs on %s until %s: %s", node, clock.to_text(until), reason)
 
 
@@ -75,7 +76,7 @@ def readmit_oldest(session: Session, words: str, *, among: Collection[str] | Non
         if among is not None and node.node not in among:
             continue
         reason = f"no other node is left: {words.splitlines()[0]}"
-        session.record("node_readmitted", node=node.node, reason=reason)
+        session.record(NodeReadmitted(node=node.node, reason=reason))
         logger.warning("jobs may run on %s again: %s", node.node, reason)
         return True
     return False

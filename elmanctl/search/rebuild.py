@@ -8,6 +8,14 @@ from typing import Any
 from elmanctl.errors import ElmanError, LedgerError
 from elmanctl.ledger.events import Event
 from elmanctl.ledger.files import write_atomically
+from elmanctl.ledger.payloads import (
+    GenerationTold,
+    OptimizerFile,
+    OptimizerRebuilt,
+    PointsAsked,
+    SettingsChanged,
+    decode_payload,
+)
 from elmanctl.search.effective_settings import effective_settings
 from elmanctl.search.loop import start_optimizer
 from elmanctl.search.session import Session
@@ -26,24 +34,24 @@ def rebuild_optimizer(session: Session, events: Iterable[Event]) -> bytes:
     builder = _builder(session, changes)
     state = optimizer.dump()
     for event in events:
-        if event.kind == "settings_changed":
+        payload = decode_payload(event.kind, event.data)
+        if isinstance(payload, SettingsChanged):
             # What is known of a GPU's memory decides which points are refused.
-            changes |= event.data["changes"]
+            changes |= payload.changes
             builder = _builder(session, changes)
-        elif event.kind == "points_asked":
-            asked = event.data["evaluations"]
+        elif isinstance(payload, PointsAsked):
+            asked = payload.evaluations
             try:
                 candidates, refused = ask_candidates(optimizer, builder, len(asked))
             except ElmanError as exc:
                 raise _differs(event, exc.message) from exc
-            points = [list(candidate.point) for candidate in candidates]
-            if points != [item["point"] for item in asked] or refused != event.data["refused"]:
+            points = [candidate.point for candidate in candidates]
+            if points != [plan.point for plan in asked] or refused != payload.refused:
                 raise _differs(event, "its points are not those that the seed gives here")
             state = optimizer.dump()
-        elif event.kind == "generation_told":
-            told = event.data["told"]
-            points = [list(session.state.evaluations[name].point) for name, _ in told]
-            optimizer.tell(points, [float(value) for _, value in told])
+        elif isinstance(payload, GenerationTold):
+            points = [session.state.evaluations[name].point for name, _ in payload.told]
+            optimizer.tell(points, [value for _, value in payload.told])
     return state
 
 
@@ -66,7 +74,7 @@ def restore_optimizer(session: Session, state: bytes) -> str:
     session.paths.optimizer.mkdir(exist_ok=True)
     write_atomically(session.paths.optimizer / name, state)
     if digest != saved["sha256"]:
-        session.record("optimizer_rebuilt", optimizer={"file": name, "sha256": digest})
+        session.record(OptimizerRebuilt(optimizer=OptimizerFile(file=name, sha256=digest)))
     return name
 
 

@@ -7,10 +7,13 @@ from pathlib import Path
 from typing import Any
 
 from elmanctl import clock
+from elmanctl.codec import decode
 from elmanctl.errors import LedgerCorrupt, LedgerError, LedgerLocked
 from elmanctl.ledger.events import Event
 from elmanctl.ledger.files import link, sync_folder, write_atomically
 from elmanctl.ledger.lease import LEASE_FILE, STALE_S, Lease, read_holder
+from elmanctl.ledger.payloads import Note, PointsAsked, SubmissionAbandoned, SubmissionIntended
+from elmanctl.ledger.records import SubmissionIntent
 from elmanctl.ledger.run_state import RunState
 from elmanctl.ledger.scan import Fault, Scan, scan
 from elmanctl.ledger.snapshot import SNAPSHOT_FILE
@@ -122,12 +125,12 @@ def _plan(paths: RunPaths, found: Scan) -> RepairPlan:
 
 
 def _items(event: Event) -> Sequence[Any]:
-    return event.data["evaluations"] if event.kind == "points_asked" else ()
+    return event.data["evaluations"] if event.kind == PointsAsked.event_kind() else ()
 
 
 def _lost_intents(state: RunState, later: Sequence[Event]) -> dict[str, Any]:
     """Return the submissions that were intended after the damage, by their names."""
-    intents = [e.data["submission"] for e in later if e.kind == "submission_intended"]
+    intents = [e.data["submission"] for e in later if e.kind == SubmissionIntended.event_kind()]
     return {item["id"]: item for item in intents if item["id"] not in state.submissions}
 
 
@@ -226,17 +229,20 @@ def _put_on_record(session: Session, plan: RepairPlan, later: Sequence[Event]) -
     for number in range(len(session.state.submissions) + 1, max(numbers, default=0) + 1):
         name = f"s{number:04}"
         if name in plan.adopted:
-            session.record("submission_intended", submission=intents[name])
+            session.record(
+                decode(SubmissionIntended, {"submission": intents[name]}, "data", LedgerCorrupt)
+            )
             continue
-        empty = {"id": name, "job_name": _job_name(session.state, name), "tasks": []}
-        session.record("submission_intended", submission={**empty, "resources": {}})
+        empty = SubmissionIntent(id=name, job_name=_job_name(session.state, name), tasks=())
+        session.record(SubmissionIntended(submission=empty))
         session.record(
-            "submission_abandoned", submission=name, error="its record was lost with the ledger's"
+            SubmissionAbandoned(submission=name, error="its record was lost with the ledger's")
         )
     session.record(
-        "note",
-        text=f"repaired: everything from line {plan.fault.line} on was set aside"
-        f" ({plan.fault.text})",
+        Note(
+            text=f"repaired: everything from line {plan.fault.line} on was set aside"
+            f" ({plan.fault.text})"
+        )
     )
 
 

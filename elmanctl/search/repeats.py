@@ -10,9 +10,10 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
+from elmanctl.ledger.payloads import Cost, EvaluationAnswered
 from elmanctl.ledger.records import Evaluation, State
 from elmanctl.ledger.run_state import RunState
-from elmanctl.ledger.spending import cost_of
+from elmanctl.ledger.spending import Spent, cost_of
 from elmanctl.search.fitness import feedback_on, last_step
 from elmanctl.verdicts.policy import Feedback
 
@@ -73,26 +74,19 @@ def answering(state: RunState, evaluation: Evaluation) -> Evaluation | None:
     return None if is_asked_for and _has_failed(chosen) else chosen
 
 
-def answer_data(state: RunState, evaluation: Evaluation, source: Evaluation) -> dict[str, Any]:
-    """Return the data of `evaluation_answered`: all that is needed of `source`, copied."""
+def answer_from(state: RunState, evaluation: Evaluation, source: Evaluation) -> EvaluationAnswered:
+    """Return the event that ends a repeat as `source` ended, all that is needed of it copied."""
     last = source.last_attempt
-    kind = source.verdict_kind
-    data: dict[str, Any] = {
-        "evaluation": evaluation.id,
-        "by": source.id,
-        "state": source.state.value,
-        "saved": {"elapsed_s": 0.0, "device_s": 0.0},
-    }
-    if last is not None:
-        cost = cost_of(last, state.submissions[last.submission].resources)
-        data["saved"] = {"elapsed_s": cost.elapsed_s, "device_s": cost.device_s}
-    if kind is not None:
-        data["verdict"] = kind.value
-    if source.state is State.COMPLETED:
-        data["loss"] = source.loss
-    if feedback_on(source) is Feedback.LAST:
-        data["step"] = last_step(source)
-    return data
+    cost = Spent() if last is None else cost_of(last, state.submissions[last.submission].resources)
+    return EvaluationAnswered(
+        evaluation=evaluation.id,
+        by=source.id,
+        state=source.state,
+        saved=Cost(elapsed_s=cost.elapsed_s, device_s=cost.device_s),
+        verdict=source.verdict_kind,
+        loss=source.loss if source.state is State.COMPLETED else None,
+        step=last_step(source) if feedback_on(source) is Feedback.LAST else None,
+    )
 
 
 def _preference(evaluation: Evaluation) -> int:

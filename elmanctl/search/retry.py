@@ -167,5 +167,5 @@ def _tried(state: RunState, evaluation: Evaluation) -> list[Tried]:
 
 
 def _asked_mem_gb(state: RunState, attempt: Attempt) -> float | None:
-    asked = state.submissions[attempt.submission].resources.get("mem_gb")
-    return float(asked) if isinstance(asked, int | float) else None
+    asked = state.submissions[attempt.submission].resources.mem_gb
+    return None if asked is None else float(asked)

@@ -13,6 +13,13 @@ from elmanctl.constants import CLUSTERS_VARIABLE
 from elmanctl.errors import ElmanError, LedgerError, UsageError
 from elmanctl.ledger import state as ledger_state
 from elmanctl.ledger.lease import Lease
+from elmanctl.ledger.payloads import (
+    ControllerStarted,
+    Payload,
+    RunExtended,
+    RunPaused,
+    SettingsChanged,
+)
 from elmanctl.ledger.records import RunStatus
 from elmanctl.ledger.reserve import full_disk, give_up, refill
 from elmanctl.ledger.snapshot import SnapshotKeeper, load_summary
@@ -84,9 +91,9 @@ class Session:
             lease.release()
             raise
 
-    def record(self, kind: str, /, **data: Any) -> None:
+    def record(self, payload: Payload) -> None:
         """Write one event and apply it to the state; what the state refuses is not written."""
-        prepared = ledger_state.prepare(self._writer, self.state, kind, **data)
+        prepared = ledger_state.prepare(self._writer, self.state, payload)
         self._snapshots.before(prepared.evaluations)
         ledger_state.commit(self._writer, self.state, prepared)
         self._snapshots.after()
@@ -102,10 +109,15 @@ class Session:
     def start_controller(self) -> None:
         """Record that a controller drives this run from now on."""
         refill(self.paths.folder)
-        where = {"folder": str(self.paths.folder)}
-        if self.run["executor"] == "slurm":
-            where["clusters"] = os.environ.get(CLUSTERS_VARIABLE, "")
-        self.record("controller_started", host=platform.node(), pid=os.getpid(), **where)
+        is_slurm = self.run["executor"] == "slurm"
+        self.record(
+            ControllerStarted(
+                host=platform.node(),
+                pid=os.getpid(),
+                folder=str(self.paths.folder),
+                clusters=os.environ.get(CLUSTERS_VARIABLE, "") if is_slurm else None,
+            )
+        )
 
     def pause(self, error: Exception) -> None:
         """Put on record why the controller stops, where that can be written.
@@ -116,12 +128,11 @@ class Session:
         full = full_disk(error)
         if full is None:
             if isinstance(error, ElmanError) and not isinstance(error, LedgerError):
-                advice = {"hint": error.hint} if error.hint else {}
-                self.record("run_paused", reason=error.message, **advice)
+                self.record(RunPaused(reason=error.message, hint=error.hint or None))
             return
         try:
             give_up(self.paths.folder, keep=_KEPT_PARTS)
-            self.record("run_paused", reason="the disk is full")
+            self.record(RunPaused(reason="the disk is full"))
         except (OSError, LedgerError) as exc:
             logger.warning("that the disk is full is not on record: %s", exc)
 
@@ -145,7 +156,7 @@ class Session:
     def change_settings(self, changes: Mapping[str, Any]) -> None:
         """Replace settings from now on; raises what `check_changes` raises."""
         self.check_changes(changes)
-        self.record("settings_changed", changes=dict(changes))
+        self.record(SettingsChanged(changes=dict(changes)))
         self.settings = effective_settings(self.state)
 
     def _refuse_useless(self, key: str) -> None:
@@ -170,7 +181,7 @@ class Session:
                 f"the search is {self.state.generations} generations long already",
                 hint=f"`--generations` is the number in all: more than {self.state.generations}",
             )
-        self.record("run_extended", generations=generations)
+        self.record(RunExtended(generations=generations))
 
     @property
     def run(self) -> Mapping[str, Any]:

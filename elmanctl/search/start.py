@@ -23,6 +23,8 @@ from elmanctl.errors import (
 )
 from elmanctl.folders import as_written
 from elmanctl.ledger.lease import Lease
+from elmanctl.ledger.payloads import RunCreated, encode_payload
+from elmanctl.ledger.records import Resources, RunRecord
 from elmanctl.ledger.reserve import full_disk, refill
 from elmanctl.ledger.spending import devices, gpus_asked
 from elmanctl.ledger.store import LedgerWriter
@@ -34,7 +36,6 @@ from elmanctl.run.frozen_code import freeze_code
 from elmanctl.run.ownership import refuse_open_parents
 from elmanctl.run.paths import RunPaths
 from elmanctl.run.protocol import Budget
-from elmanctl.schedulers.executor import Resources
 from elmanctl.schedulers.gpu_count import check_gpus
 from elmanctl.schedulers.quoting import check_path
 from elmanctl.schedulers.submission import check_resources
@@ -97,14 +98,14 @@ class SearchPlan:
     @property
     def devices(self) -> int:
         """By how much the time of a job counts: the GPUs that it asks for, at least 1."""
-        return devices(self.resources.encode())
+        return devices(self.resources)
 
     @property
     def unit(self) -> str:
         """What an hour of one device is called."""
         if self.executor == "local":
             return unit_name(has_gpus=bool(self.settings.local.gpus))
-        return unit_name(has_gpus=gpus_asked(self.resources.encode()) > 0)
+        return unit_name(has_gpus=gpus_asked(self.resources) > 0)
 
     @property
     def most_gpu_hours(self) -> float:
@@ -203,8 +204,9 @@ def create_run(plan: SearchPlan) -> Path:
             with Lease.acquire(plan.folder) as lease:
                 code = freeze_code(paths.code)
                 refill(plan.folder)
-                record = _run_record(plan, code)
-                LedgerWriter.create(paths.ledger, lease, "run_created", run=record).close()
+                created = RunCreated(run=_run_record(plan, code))
+                data = encode_payload(created)
+                LedgerWriter.create(paths.ledger, lease, created.event_kind(), **data).close()
     except FileExistsError:
         raise
     except (OSError, LedgerError) as exc:
@@ -346,42 +348,42 @@ def _check_place(runs: Path) -> None:
         )
 
 
-def _run_record(plan: SearchPlan, code: str) -> dict[str, Any]:
+def _run_record(plan: SearchPlan, code: str) -> RunRecord:
     search = plan.settings.search
-    return {
-        "name": plan.name,
-        "token": secrets.token_hex(4),
-        "model": plan.model,
-        "executor": plan.executor,
-        "settings": plan.settings.encode(),
-        "space": plan.space.encode(),
-        "audit": {found.axis: found.effect for found in plan.effects},
-        "start": {
+    return RunRecord(
+        name=plan.name,
+        token=secrets.token_hex(4),
+        model=plan.model,
+        executor=plan.executor,
+        settings=plan.settings.encode(),
+        space=plan.space.encode(),
+        audit={found.axis: found.effect for found in plan.effects},
+        start={
             "point": list(plan.start),
             "values": plan.start_values,
             "source": plan.start_source,
         },
-        "optimizer": {
+        optimizer={
             "name": "pycma",
             "seed": search.seed,
             "sigma": search.sigma,
             "population": search.population,
         },
-        "budget": {"generations": search.generations, "params": search.params},
-        "data": {
+        budget={"generations": search.generations, "params": search.params},
+        data={
             "path": str(plan.corpus.path),
             "sha256": plan.corpus.sha256,
             "size_bytes": plan.corpus.size_bytes,
             "unigram_nats": plan.unigram_nats,
         },
-        "protocol": {
+        protocol={
             "budget": plan.budget.encode(),
             "tokens_per_step": plan.settings.train.batch * plan.settings.train.seq_len,
             "seq_len": plan.settings.train.seq_len,
         },
-        "code": {"sha256": code},
-        "versions": _versions(),
-    }
+        code={"sha256": code},
+        versions=_versions(),
+    )
 
 
 def _versions() -> dict[str, str]:

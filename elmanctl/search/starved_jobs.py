@@ -11,11 +11,12 @@ import re
 import time
 from collections import defaultdict
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from elmanctl.errors import EnvironmentNotReady
-from elmanctl.schedulers.executor import Executor, JobState, LiveJob, Resources, Sighting
+from elmanctl.ledger.records import Resources
+from elmanctl.schedulers.executor import Executor, JobState, LiveJob, Sighting
 from elmanctl.search.effective_settings import avoided_nodes
 from elmanctl.search.nodes import readmit_oldest
 from elmanctl.search.poll import live_job
@@ -37,7 +38,7 @@ class _Stuck:
     """A job that no node is left for: what it avoids now, and of that what it must avoid."""
 
     job: LiveJob
-    resources: Mapping[str, Any]
+    resources: Resources
     avoids: tuple[str, ...]
     own: frozenset[str]
     reason: str
@@ -78,8 +79,7 @@ class Waiting:
             if not NO_NODE.search(report.reason or ""):
                 continue
             resources = state.submissions[attempt.submission].resources
-            asked = Resources.decode(resources).exclude
-            avoids = self._avoided.get(str(attempt.job_id), asked)
+            avoids = self._avoided.get(str(attempt.job_id), resources.exclude)
             if not avoids:
                 continue
             changes: Mapping[str, Any] = evaluation.changes
@@ -104,7 +104,7 @@ class Waiting:
         for (_, must), group in alike.items():
             try:
                 self._executor.avoid(
-                    [one.job for one in group], {**group[0].resources, "exclude": must}
+                    [one.job for one in group], replace(group[0].resources, exclude=must)
                 )
             except EnvironmentNotReady as exc:
                 # Tried again at the next look.

@@ -5,11 +5,10 @@ from collections.abc import Mapping
 from typing import Any
 
 from elmanctl.errors import ConfigError
-from elmanctl.ledger.records import Evaluation
+from elmanctl.ledger.records import Evaluation, Resources
 from elmanctl.models.registry import decode_config
 from elmanctl.run.protocol import Budget
 from elmanctl.run.spec import AttemptSpec, DataSpec
-from elmanctl.schedulers.executor import Resources
 from elmanctl.search.continuation import checkpoint_folders
 from elmanctl.settings import Settings, TrainSettings
 from elmanctl.space.preflight import Preflight

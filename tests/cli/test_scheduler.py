@@ -13,6 +13,13 @@ import pytest
 from elmanctl import clock
 from elmanctl.doctor import Finding, examine
 from elmanctl.ledger.files import write_json
+from elmanctl.ledger.payloads import (
+    ControllerStarted,
+    EvaluationReopened,
+    SubmissionAccepted,
+    SubmissionIntended,
+)
+from elmanctl.ledger.records import SubmissionIntent, Task
 from elmanctl.run.paths import RunPaths
 from elmanctl.schedulers.scheduler_note import SchedulerNote, read_note, write_note
 from elmanctl.search.session import Session
@@ -49,12 +56,12 @@ def leave(paths: RunPaths, *, age_s: float = 0.0, **told: object) -> None:
 
 def submit_one(session: Session) -> str:
     """Put an attempt on record whose job waits; return its evaluation."""
-    session.record("evaluation_reopened", evaluation="g000-e02", changes={}, by="test")
+    session.record(EvaluationReopened(evaluation="g000-e02", changes={}, by="test"))
     number = len(session.state.evaluations["g000-e02"].attempts) + 1
-    task = {"index": 0, "evaluation": "g000-e02", "attempt": number}
-    submission = {"id": "s9999", "job_name": "x", "tasks": [task], "resources": {}}
-    session.record("submission_intended", submission=submission)
-    session.record("submission_accepted", submission="s9999", job_id="77", adopted=False)
+    task = Task(index=0, evaluation="g000-e02", attempt=number)
+    submission = SubmissionIntent(id="s9999", job_name="x", tasks=(task,))
+    session.record(SubmissionIntended(submission=submission))
+    session.record(SubmissionAccepted(submission="s9999", job_id="77", adopted=False))
     return "g000-e02"
 
 
@@ -200,7 +207,7 @@ def test_run_whose_jobs_are_on_another_cluster_is_left_alone(
     quick_with_runs: QuickCommandLine, paths: RunPaths, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with Session.open(paths.folder) as session:
-        session.record("controller_started", host="login", pid=1, clusters="north")
+        session.record(ControllerStarted(host="login", pid=1, clusters="north"))
     monkeypatch.setenv("SLURM_CLUSTERS", "south")
     before = paths.ledger.read_bytes()
     for words in (

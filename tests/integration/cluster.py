@@ -7,7 +7,7 @@ from typing import Any
 
 from elmanctl.clock import now, to_text
 from elmanctl.ledger.files import write_json
-from elmanctl.ledger.records import Submission, Task, Verdict
+from elmanctl.ledger.records import Resources, Submission, Task, Verdict
 from elmanctl.models.params import count_parameters
 from elmanctl.run.frozen_code import freeze_code
 from elmanctl.run.paths import RunPaths
@@ -73,15 +73,15 @@ class Job:
             id="s0001",
             job_name=f"elman-test-{folder.name}-{os.getpid()}",
             tasks=(Task(index=0, evaluation="g000-e00", attempt=1),),
-            resources={
-                "timeout_min": timeout_min,
-                "partition": partition,
-                "gres": "gpu:1",
-                "mem_gb": mem_gb,
-                "cpus": 1,
-                "setup": list(setup),
-                "extra": dict(extra or {}),
-            },
+            resources=Resources(
+                timeout_min=timeout_min,
+                partition=partition,
+                gres="gpu:1",
+                mem_gb=mem_gb,
+                cpus=1,
+                setup=list(setup),
+                extra=dict(extra or {}),
+            ),
             intended_at=to_text(now()),
         )
         job_id = self.executor.submit(submission, self.paths.submission("s0001"))

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from elmanctl.clock import now, to_text
-from elmanctl.ledger.records import Submission, Task
+from elmanctl.ledger.records import Resources, Submission, Task
 from elmanctl.run.paths import RunPaths
 from elmanctl.schedulers.slurm_executor import SlurmExecutor
 from tests.integration.runs import wait_for
@@ -40,12 +40,12 @@ def test_nasty_folder_and_values_arrive_as_they_are(tmp_path: Path) -> None:
         id="s0001",
         job_name=f"elman-nasty-{os.getpid()}-s0001",
         tasks=(Task(index=0, evaluation="g000-e00", attempt=1),),
-        resources={
-            "timeout_min": 1,
-            "partition": "gpu",
-            "python": shlex.quote(str(worker)),
-            "extra": {"comment": NASTY, "export": "NONE"},
-        },
+        resources=Resources(
+            timeout_min=1,
+            partition="gpu",
+            python=shlex.quote(str(worker)),
+            extra={"comment": NASTY, "export": "NONE"},
+        ),
         intended_at=to_text(now()),
     )
     job_id = SlurmExecutor(paths, max_jobs=1).submit(submission, folder)

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from elmanctl.clock import now, to_text
-from elmanctl.ledger.records import Submission, Task
+from elmanctl.ledger.records import Resources, Submission, Task
 from elmanctl.run.paths import AttemptPaths, RunPaths
 from elmanctl.run.protocol import Budget
 from elmanctl.schedulers.executor import JobState, SubmissionTooLarge
@@ -115,7 +115,7 @@ def orphan(number: int, token: str) -> Submission:
         id=f"s{number:04}",
         job_name=f"elman-orphans-{token}-s{number:04}",
         tasks=(Task(index=0, evaluation=f"g000-e{number:02}", attempt=1),),
-        resources={"timeout_min": 5},
+        resources=Resources(timeout_min=5),
         intended_at=to_text(now()),
     )
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from elmanctl.clock import now, to_text
-from elmanctl.ledger.records import State, Submission, Task, VerdictKind
+from elmanctl.ledger.records import Resources, State, Submission, Task, VerdictKind
 from elmanctl.run.paths import RunPaths
 from elmanctl.schedulers.executor import JobReport, JobState, LiveJob
 from elmanctl.schedulers.slurm_executor import SlurmExecutor
@@ -204,7 +204,7 @@ def test_one_waiting_task_that_is_cancelled_by_hand_was_taken_back(
         id="s0001",
         job_name="elman-test-taken-back",
         tasks=tuple(Task(index=i, evaluation=f"g000-e0{i}", attempt=1) for i in range(3)),
-        resources={"timeout_min": 5, "partition": "gpu", "extra": {"nodelist": drained}},
+        resources=Resources(timeout_min=5, partition="gpu", extra={"nodelist": drained}),
         intended_at=to_text(now()),
     )
     array = executor.submit(submission, paths.submission("s0001"))

@@ -12,6 +12,7 @@ import pytest
 from elmanctl.ledger import snapshot
 from elmanctl.ledger.compact import restore, squeeze
 from elmanctl.ledger.lease import Lease
+from elmanctl.ledger.payloads import decode_payload
 from elmanctl.ledger.records import State
 from elmanctl.ledger.run_state import RunState
 from elmanctl.ledger.snapshot import LIMIT_BYTES, SNAPSHOT_FILE, load_summary
@@ -39,7 +40,7 @@ class LongRun:
         self.keeper = snapshot.SnapshotKeeper(folder, created, self.state)
 
     def record(self, kind: str, /, **data: Any) -> None:
-        prepared = prepare(self.writer, self.state, kind, **data)
+        prepared = prepare(self.writer, self.state, decode_payload(kind, data))
         self.keeper.before(prepared.evaluations)
         commit(self.writer, self.state, prepared)
         self.keeper.after()

@@ -7,7 +7,7 @@ import pytest
 
 from elmanctl.errors import LedgerCorrupt
 from elmanctl.ledger.events import Event
-from elmanctl.ledger.records import Attempt
+from elmanctl.ledger.records import Attempt, Resources
 from elmanctl.ledger.run_state import RunState
 from elmanctl.ledger.spending import Spent, cost_of, devices, gpus_asked
 from elmanctl.ledger.state import replay
@@ -40,8 +40,8 @@ from elmanctl.ledger.state import replay
     ],
 )
 def test_gpus_are_counted_as_slurm_is_asked_for_them(resources: dict[str, Any], gpus: int) -> None:
-    assert gpus_asked(resources) == gpus
-    assert devices(resources) == max(1, gpus)
+    assert gpus_asked(Resources(**resources)) == gpus
+    assert devices(Resources(**resources)) == max(1, gpus)
 
 
 def attempt(**known: Any) -> Attempt:
@@ -69,7 +69,7 @@ NOW = datetime(2026, 5, 1, 10, 10, tzinfo=UTC)
 def test_time_is_the_workers_own_or_between_start_and_end(
     known: dict[str, Any], elapsed_s: float
 ) -> None:
-    cost = cost_of(attempt(**known), {"gres": "gpu:2"}, NOW)
+    cost = cost_of(attempt(**known), Resources(gres="gpu:2"), NOW)
     assert cost == Spent(attempts=1, elapsed_s=elapsed_s, device_s=2 * elapsed_s)
 
 

@@ -22,6 +22,7 @@ from elmanctl.ledger.events import (
     to_plain,
 )
 from elmanctl.ledger.lease import LEASE_FILE, Lease
+from elmanctl.ledger.payloads import decode_payload
 from elmanctl.ledger.records import Evaluation, State, SubmissionState, VerdictKind
 from elmanctl.ledger.state import RunState, apply, load_run, record, replay
 from elmanctl.ledger.store import LEDGER_FILE, LedgerWriter, read_events
@@ -93,7 +94,7 @@ class Run(RuleBasedStateMachine):
         self._scratch.cleanup()
 
     def tell(self, kind: str, /, **data: object) -> None:
-        record(self.writer, self.state, kind, **data)
+        record(self.writer, self.state, decode_payload(kind, data))
 
     def choose(self, dice: int, *states: State, live: bool | None = None) -> Evaluation | None:
         fitting = [

@@ -17,9 +17,8 @@ from hypothesis import HealthCheck, assume, example, given, settings
 from hypothesis import strategies as st
 
 from elmanctl.errors import UsageError
-from elmanctl.ledger.records import Submission, Task
+from elmanctl.ledger.records import Resources, Submission, Task
 from elmanctl.run.paths import RunPaths
-from elmanctl.schedulers.executor import Resources
 from elmanctl.schedulers.quoting import check_path, check_setup
 from elmanctl.schedulers.submission import make_script, task_pickle, worker_command
 
@@ -51,9 +50,7 @@ _PYTHON = _RECORDER.format(name="python") + (
 def submission(**resources: Any) -> Submission:
     asked = Resources(**{"timeout_min": 21, "python": "stub", **resources})
     tasks = tuple(Task(index=index, evaluation=f"g000-e0{index}", attempt=1) for index in range(2))
-    return Submission(
-        id="s0001", job_name="elman-x-1a2b3c4d-s0001", tasks=tasks, resources=asked.encode()
-    )
+    return Submission(id="s0001", job_name="elman-x-1a2b3c4d-s0001", tasks=tasks, resources=asked)
 
 
 @pytest.fixture(scope="module")

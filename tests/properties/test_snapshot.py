@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import invariant, precondition, rule
 
 from elmanctl.ledger import snapshot
+from elmanctl.ledger.payloads import decode_payload
 from elmanctl.ledger.snapshot import SNAPSHOT_FILE, SnapshotKeeper, load_summary
 from elmanctl.ledger.state import commit, load_run, prepare
 from elmanctl.ledger.summary import PAGE_ROWS, summarize
@@ -35,7 +36,7 @@ class SnapshotRun(Run):
         self.keeper = SnapshotKeeper(self.folder, self.writer, self.state)
 
     def tell(self, kind: str, /, **data: object) -> None:
-        prepared = prepare(self.writer, self.state, kind, **data)
+        prepared = prepare(self.writer, self.state, decode_payload(kind, data))
         self.keeper.before(prepared.evaluations)
         commit(self.writer, self.state, prepared)
 

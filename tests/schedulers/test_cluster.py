@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from elmanctl.ledger.records import Resources
 from elmanctl.schedulers.cluster import (
     ClusterAnswer,
     SubmitLimit,
@@ -15,7 +16,6 @@ from elmanctl.schedulers.cluster import (
     parse_limit_min,
     parse_partitions,
 )
-from elmanctl.schedulers.executor import Resources
 from elmanctl.schedulers.slurm import Slurm
 
 SINFO = """\

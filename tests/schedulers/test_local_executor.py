@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from elmanctl.errors import EnvironmentNotReady
-from elmanctl.ledger.records import Submission, Task
+from elmanctl.ledger.records import Resources, Submission, Task
 from elmanctl.run.paths import RunPaths
 from elmanctl.schedulers.executor import JobReport, JobState, LiveJob
 from elmanctl.schedulers.local_executor import LocalExecutor
@@ -51,7 +51,7 @@ class Machine:
             id=f"s{number:04}",
             job_name=f"elman-run-1a2b3c4d-s{number:04}",
             tasks=(Task(index=0, evaluation=f"g000-e{number:02}", attempt=1, slot=slot),),
-            resources={"timeout_min": timeout_min, "python": shlex.quote(str(self.worker))},
+            resources=Resources(timeout_min=timeout_min, python=shlex.quote(str(self.worker))),
         )
 
     def folder(self, number: int = 1) -> Path:

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from elmanctl.ledger.records import Submission, Task
+from elmanctl.ledger.records import Resources, Submission, Task
 from elmanctl.run.paths import RunPaths
 from elmanctl.schedulers.executor import LiveJob
 from elmanctl.schedulers.slurm import Slurm
@@ -21,7 +21,7 @@ SUBMISSION = Submission(
     id="s0001",
     job_name="elman-run-1a2b3c4d-s0001",
     tasks=(Task(index=0, evaluation="g000-e00", attempt=1),),
-    resources={"timeout_min": 5},
+    resources=Resources(timeout_min=5),
     intended_at="2026-08-01T10:00:00.000Z",
 )
 JOB = LiveJob(job_id="7_0", submission="s0001", task_index=0, job_name=SUBMISSION.job_name)
@@ -50,7 +50,7 @@ ASKS: Mapping[str, Callable[[SlurmExecutor, Path], object]] = {
     "squeue": lambda executor, _: executor.look([JOB], []),
     "sacct": lambda executor, _: executor.look([JOB], []),
     "scancel": lambda executor, _: executor.cancel([JOB]),
-    "scontrol": lambda executor, _: executor.avoid([JOB], {"timeout_min": 5, "exclude": ["n1"]}),
+    "scontrol": lambda executor, _: executor.avoid([JOB], Resources(exclude=("n1",))),
     "sinfo": lambda *_: Slurm().check_partition("gpu"),
 }
 

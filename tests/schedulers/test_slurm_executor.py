@@ -12,7 +12,7 @@ from types import SimpleNamespace
 import pytest
 
 from elmanctl.errors import EnvironmentNotReady, SubmissionError
-from elmanctl.ledger.records import Submission, Task
+from elmanctl.ledger.records import Resources, Submission, Task
 from elmanctl.run.paths import RunPaths
 from elmanctl.schedulers import slurm_executor
 from elmanctl.schedulers.executor import (
@@ -32,7 +32,7 @@ SUBMISSION = Submission(
     id="s0001",
     job_name=NAME,
     tasks=tuple(Task(index=i, evaluation=f"g000-e0{i}", attempt=1) for i in range(2)),
-    resources={"timeout_min": 5, "partition": "gpu"},
+    resources=Resources(timeout_min=5, partition="gpu"),
     intended_at="2026-08-01T10:00:00.000Z",
 )
 JOBS = [LiveJob(job_id=f"7_{i}", submission="s0001", task_index=i, job_name=NAME) for i in range(3)]
@@ -248,10 +248,10 @@ def test_words_that_nobody_sorted_refuse_for_now_what_was_taken_before(slurm: Se
     slurm.tools.answer("sbatch", "4711\n")
     slurm.submit()
     slurm.tools.answer("sbatch", stderr=f"sbatch: error: no\n{FAILED}Unspecified error", code=1)
-    avoiding = {**SUBMISSION.resources, "exclude": ["n1"]}
+    avoiding = replace(SUBMISSION.resources, exclude=("n1",))
     with pytest.raises(SubmissionDeferred):
         slurm.executor.submit(replace(SUBMISSION, resources=avoiding), slurm.folder)
-    larger = {**SUBMISSION.resources, "mem_gb": 999.0}
+    larger = replace(SUBMISSION.resources, mem_gb=999.0)
     with pytest.raises(SubmissionError) as told:
         slurm.executor.submit(replace(SUBMISSION, resources=larger), slurm.folder)
     assert not isinstance(told.value, SubmissionDeferred)
@@ -767,9 +767,9 @@ def test_log_of_a_job_is_where_the_script_sends_it(slurm: Setup) -> None:
 
 def test_nodes_that_waiting_jobs_avoid_are_changed_in_one_call(slurm: Setup) -> None:
     slurm.tools.answer("scontrol")
-    resources = {"timeout_min": 5, "extra": {"exclude": "old[1-3]"}, "exclude": ["n1"]}
+    resources = Resources(timeout_min=5, extra={"exclude": "old[1-3]"}, exclude=("n1",))
     slurm.executor.avoid(JOBS[:2], resources)
-    slurm.executor.avoid(JOBS[2:], {"timeout_min": 5, "exclude": []})
+    slurm.executor.avoid(JOBS[2:], Resources(timeout_min=5))
     assert slurm.tools.calls == [
         ["scontrol", "update", "JobId=7_0,7_1", "ExcNodeList=old[1-3],n1"],
         ["scontrol", "update", "JobId=7_2", "ExcNodeList="],

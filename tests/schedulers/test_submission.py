@@ -13,9 +13,8 @@ from typing import Any
 import pytest
 
 from elmanctl.errors import UsageError
-from elmanctl.ledger.records import Submission, Task
+from elmanctl.ledger.records import Resources, Submission, Task
 from elmanctl.run.paths import RunPaths
-from elmanctl.schedulers.executor import Resources
 from elmanctl.schedulers.submission import (
     SCRIPT_NAME,
     extra_options,
@@ -37,7 +36,7 @@ def submission(tasks: int = 3, **resources: Any) -> Submission:
         tasks=tuple(
             Task(index=index, evaluation=f"g002-e{index:02}", attempt=1) for index in range(tasks)
         ),
-        resources=asked.encode(),
+        resources=asked,
     )
 
 

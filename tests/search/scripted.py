@@ -18,7 +18,8 @@ from typing import Any
 
 from elmanctl.errors import ElmanError, EnvironmentNotReady, LedgerError
 from elmanctl.ledger.files import write_json
-from elmanctl.ledger.records import Evaluation, Submission, Verdict
+from elmanctl.ledger.payloads import RunPaused
+from elmanctl.ledger.records import Evaluation, Resources, Submission, Verdict
 from elmanctl.ledger.run_state import RunState
 from elmanctl.run.paths import AttemptPaths, RunPaths
 from elmanctl.schedulers.executor import JobReport, JobState, LiveJob, Sighting
@@ -205,10 +206,10 @@ class ScriptedExecutor:
         if not self.world.ignores_scancel:
             self.world.cancelled += [job.job_id for job in jobs]
 
-    def avoid(self, jobs: Sequence[LiveJob], resources: Mapping[str, Any]) -> None:
+    def avoid(self, jobs: Sequence[LiveJob], resources: Resources) -> None:
         if self.world.silent:
             raise EnvironmentNotReady("`scontrol` did not answer")
-        self.world.avoided |= {job.job_id: tuple(resources["exclude"]) for job in jobs}
+        self.world.avoided |= {job.job_id: resources.exclude for job in jobs}
 
     def log(self, job: LiveJob) -> Path:
         return self.world.paths.submission(job.submission) / f"{job.job_id}_0_log.out"
@@ -268,7 +269,7 @@ class Run:
             except LedgerError:
                 raise
             except ElmanError as exc:
-                session.record("run_paused", reason=exc.message)
+                session.record(RunPaused(reason=exc.message))
                 raise
             return session.state
 

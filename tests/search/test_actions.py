@@ -11,7 +11,8 @@ import pytest
 from elmanctl.cli import run_client
 from elmanctl.errors import ConfigError, NotFound, UsageError
 from elmanctl.ledger.disk import measure
-from elmanctl.ledger.records import RunStatus, State
+from elmanctl.ledger.payloads import Payload
+from elmanctl.ledger.records import Resources, RunStatus, State
 from elmanctl.ledger.requests import leave_request
 from elmanctl.ledger.run_state import RunState
 from elmanctl.ledger.state import load_run
@@ -329,7 +330,7 @@ def test_time_limit_of_a_requeue_is_that_of_the_new_attempt(
     with_commands(run)("requeue", evaluations=["g000-e01"], timeout_min=77)
     state = load_run(run.folder).state
     last = state.evaluations["g000-e01"].attempts[-1]
-    assert state.submissions[last.submission].resources == {"timeout_min": 77}
+    assert state.submissions[last.submission].resources == Resources(timeout_min=77)
 
 
 def test_requeue_that_asks_for_what_cannot_be_changes_nothing(
@@ -414,9 +415,9 @@ def test_request_that_is_carried_out_and_not_answered_is_not_carried_out_twice(
     left: list[Run] = []
     record = Session.record
 
-    def recorded(self: Session, kind: str, /, **data: Any) -> None:
+    def recorded(self: Session, event: Payload) -> None:
         left.append(run.copy(tmp_path / f"kill-{len(left)}"))
-        record(self, kind, **data)
+        record(self, event)
 
     monkeypatch.setattr(Session, "record", recorded)
     run.drive()

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from elmanctl.ledger.files import write_json
+from elmanctl.ledger.payloads import EvaluationClosed
 from elmanctl.ledger.records import State
 from elmanctl.schedulers.executor import JobReport, JobState
 from elmanctl.schedulers.scheduler_note import read_note
@@ -192,7 +193,7 @@ def test_job_that_only_accounting_takes_for_alive_ends_when_it_is_cancelled(
     watched: Watched,
 ) -> None:
     watched.report(JobState.RUNNING, "RUNNING", is_unlisted=True)
-    watched.session.record("evaluation_closed", evaluation="g000-e01", state="cancelled")
+    watched.session.record(EvaluationClosed(evaluation="g000-e01", state=State.CANCELLED))
     watched.beat(age_s=-60.0)
     # It gives signs of life: accounting is right.
     assert [watched.look() for _ in range(3)] == [[]] * 3

@@ -9,6 +9,7 @@ import pytest
 from elmanctl import clock
 from elmanctl.errors import ConfigError, SearchPaused
 from elmanctl.ledger.files import write_json
+from elmanctl.ledger.payloads import Payload
 from elmanctl.ledger.records import RunStatus, State
 from elmanctl.ledger.run_state import RunState
 from elmanctl.ledger.spending import Spent
@@ -208,8 +209,8 @@ def test_budget_holds_after_a_kill_around_any_event(
     left: list[Run] = []
     record = Session.record
 
-    def recorded(self: Session, kind: str, /, **data: Any) -> None:
-        record(self, kind, **data)
+    def recorded(self: Session, event: Payload) -> None:
+        record(self, event)
         left.append(run.copy(tmp_path / f"kill-{len(left)}"))
 
     monkeypatch.setattr(Session, "record", recorded)

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from elmanctl.errors import ConfigError, LeaseLost, UsageError
+from elmanctl.ledger.payloads import ControllerStarted, Payload
 from elmanctl.ledger.records import RunStatus
 from elmanctl.ledger.run_state import RunState
 from elmanctl.ledger.state import load_run
@@ -55,10 +56,10 @@ def test_kill_around_any_event_loses_and_repeats_nothing(
         where = f"{moment} event {session.state.seq + (moment == 'before')}, {kind}"
         left[where] = run.copy(tmp_path / f"kill-{len(left)}")
 
-    def recorded(self: Session, kind: str, /, **data: Any) -> None:
-        leave("before", self, kind)
-        record(self, kind, **data)
-        leave("after", self, kind)
+    def recorded(self: Session, event: Payload) -> None:
+        leave("before", self, event.event_kind())
+        record(self, event)
+        leave("after", self, event.event_kind())
 
     monkeypatch.setattr(Session, "record", recorded)
     undisturbed = run.drive()
@@ -89,11 +90,11 @@ def test_controller_killed_again_and_again_still_comes_to_the_same_end(
     class Killed(BaseException):
         pass
 
-    def recorded(self: Session, kind: str, /, **data: Any) -> None:
-        if kind != "controller_started" and chance.random() < 1 / 6:
+    def recorded(self: Session, event: Payload) -> None:
+        if not isinstance(event, ControllerStarted) and chance.random() < 1 / 6:
             raise Killed
-        record(self, kind, **data)
-        if kind != "controller_started" and chance.random() < 1 / 6:
+        record(self, event)
+        if not isinstance(event, ControllerStarted) and chance.random() < 1 / 6:
             raise Killed
 
     monkeypatch.setattr(Session, "record", recorded)
@@ -193,7 +194,7 @@ def test_changed_settings_hold_for_every_later_controller(runs: Runs) -> None:
         assert session.settings.local.timeout_min == 33
     run.world.script = {"g001-e01": ["python_error"]}
     state = run.drive()
-    asked = [s.resources["timeout_min"] for s in state.submissions.values()]
+    asked = [s.resources.timeout_min for s in state.submissions.values()]
     assert asked == [60, 33, 33]
     assert verdicts(state, "g001-e01") == ["python_error", "completed"]
 

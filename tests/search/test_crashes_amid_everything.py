@@ -15,6 +15,7 @@ import pytest
 from elmanctl.errors import SearchPaused
 from elmanctl.ledger.disk import Space
 from elmanctl.ledger.files import write_json
+from elmanctl.ledger.payloads import Payload
 from elmanctl.ledger.quota import Quota
 from elmanctl.ledger.records import RunStatus
 from elmanctl.ledger.run_state import RunState
@@ -157,10 +158,10 @@ def watch_every_event(
             where = f"{moment} event {session.state.seq + (moment == 'before')}, {kind}"
             left[where] = run.copy(folder / f"kill-{len(left)}")
 
-    def recorded(self: Session, kind: str, /, **data: Any) -> None:
-        leave("before", self, kind)
-        record(self, kind, **data)
-        leave("after", self, kind)
+    def recorded(self: Session, event: Payload) -> None:
+        leave("before", self, event.event_kind())
+        record(self, event)
+        leave("after", self, event.event_kind())
 
     with monkeypatch.context() as patch:
         patch.setattr(Session, "record", recorded)

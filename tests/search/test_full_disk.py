@@ -13,6 +13,7 @@ from elmanctl.cli import controller, run_client
 from elmanctl.errors import EnvironmentNotReady, LedgerError, SearchPaused
 from elmanctl.ledger.disk import free_bytes, space_of
 from elmanctl.ledger.files import encode_json
+from elmanctl.ledger.payloads import Payload
 from elmanctl.ledger.records import RunStatus, State, Submission
 from elmanctl.ledger.reserve import PART_BYTES, RESERVE_FOLDER, full_disk, parts_held, write_over
 from elmanctl.ledger.run_state import RunState
@@ -127,13 +128,13 @@ def test_search_that_meets_a_full_disk_pauses_and_goes_on_as_if_it_never_had(
     record = Session.record
     filled: list[str] = []
 
-    def recorded(self: Session, name: str, /, **data: Any) -> None:
-        if moment == "before" and name == kind and not filled:
-            filled.append(name)
+    def recorded(self: Session, event: Payload) -> None:
+        if moment == "before" and event.event_kind() == kind and not filled:
+            filled.append(kind)
             fill(run.folder.parent)
-        record(self, name, **data)
-        if moment == "after" and name == kind and not filled:
-            filled.append(name)
+        record(self, event)
+        if moment == "after" and event.event_kind() == kind and not filled:
+            filled.append(kind)
             fill(run.folder.parent)
 
     monkeypatch.setattr(Session, "record", recorded)
@@ -164,8 +165,8 @@ def test_no_point_takes_the_place_of_one_that_failed_while_the_disk_is_still_ful
     ballast = run.folder.parent / "ballast"
     record = Session.record
 
-    def recorded(self: Session, name: str, /, **data: Any) -> None:
-        record(self, name, **data)
+    def recorded(self: Session, event: Payload) -> None:
+        record(self, event)
         closed = {e.id for e in self.state.evaluations.values() if e.state.is_finished}
         if len(closed) == 4 and not ballast.exists():
             fill(run.folder.parent)

@@ -8,12 +8,13 @@ from typing import Any
 
 import pytest
 
+from elmanctl.codec import encode
 from elmanctl.errors import ConfigError, SearchPaused, SubmissionError, UsageError
-from elmanctl.ledger.records import RunStatus, State, Submission, Task
+from elmanctl.ledger.payloads import NodeExcluded, Payload
+from elmanctl.ledger.records import Resources, RunStatus, State, Submission, Task
 from elmanctl.ledger.run_state import RunState
 from elmanctl.ledger.state import load_run
 from elmanctl.run.paths import RunPaths
-from elmanctl.schedulers.executor import Resources
 from elmanctl.schedulers.submission import make_script
 from elmanctl.search.effective_settings import avoided_nodes
 from elmanctl.search.session import Session
@@ -31,7 +32,7 @@ def asked(run: Run, state: RunState, evaluation: str) -> list[dict[str, Any]]:
     """Return what each attempt asked for, with the micro-batch that its worker was told."""
     found = []
     for attempt in state.evaluations[evaluation].attempts:
-        resources = dict(state.submissions[attempt.submission].resources)
+        resources = encode(state.submissions[attempt.submission].resources)
         spec = json.loads(run.paths.attempt(evaluation, attempt.number).spec.read_text())
         found.append({**resources, "micro_batch": spec["micro_batch"]})
     return found
@@ -64,7 +65,7 @@ CLASSES = {
     "again": ("killed", {}),
     "memory": ("oom", {"mem_gb": 48.0}),
     "micro-batch": ("oom gpu", {}),
-    "node": ("node_failure", {"exclude": ["n1"]}),
+    "node": ("node_failure", {"exclude": ("n1",)}),
 }
 
 
@@ -77,7 +78,7 @@ def test_script_of_a_further_attempt_is_the_golden_one(runs: Runs, name: str) ->
     state = run.drive(executor=executor)
     assert state.status is RunStatus.FINISHED
     first, second = executor.submitted
-    assert second.resources == {**first.resources, **changed}
+    assert second.resources == replace(first.resources, **changed)
     assert [item["micro_batch"] for item in asked(run, state, "g000-e01")] == [
         0,
         1 if name == "micro-batch" else 0,
@@ -95,7 +96,7 @@ def test_nodes_to_avoid_are_added_to_those_that_the_user_avoids() -> None:
         timeout_min=5, python="python3", exclude=("n1", "n7"), extra={"exclude": "old[1-3]"}
     )
     task = Task(index=0, evaluation="g000-e00", attempt=1)
-    submission = Submission(id="s0001", job_name="x", tasks=(task,), resources=resources.encode())
+    submission = Submission(id="s0001", job_name="x", tasks=(task,), resources=resources)
     paths = RunPaths(Path("/cluster/run"))
     text = make_script(submission, paths.submission("s0001"), paths.code)
     (line,) = [line for line in text.splitlines() if "--exclude" in line]
@@ -145,10 +146,10 @@ def test_node_is_excluded_though_the_controller_died_before_it_said_so(
     run.world.script = {"g000-e01": ["node_failure"]}
     record = Session.record
 
-    def die(self: Session, kind: str, /, **data: Any) -> None:
-        if kind == "node_excluded":
+    def die(self: Session, event: Payload) -> None:
+        if isinstance(event, NodeExcluded):
             raise KeyboardInterrupt
-        record(self, kind, **data)
+        record(self, event)
 
     monkeypatch.setattr(Session, "record", die)
     with pytest.raises(KeyboardInterrupt):
@@ -170,7 +171,7 @@ def test_refusal_for_want_of_nodes_is_answered_by_taking_one_back(runs: Runs) ->
     submit = executor.submit
 
     def only_with_every_node(submission: Submission, folder: Path) -> str:
-        if submission.resources.get("exclude"):
+        if submission.resources.exclude:
             raise SubmissionError(words)
         return submit(submission, folder)
 

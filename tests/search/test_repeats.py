@@ -13,6 +13,14 @@ import pytest
 
 from elmanctl.errors import UsageError
 from elmanctl.ledger.files import write_json
+from elmanctl.ledger.payloads import (
+    EvaluationAnswered,
+    EvaluationClosed,
+    EvaluationReopened,
+    GenerationTold,
+    Payload,
+    PointsAsked,
+)
 from elmanctl.ledger.records import RunStatus, State
 from elmanctl.ledger.run_state import RunState
 from elmanctl.ledger.state import load_run
@@ -155,7 +163,7 @@ def reopen(run: Run, *names: str) -> None:
         for name in names:
             attempts = len(session.state.evaluations[name].attempts)
             changes = {"since_attempt": attempts}
-            session.record("evaluation_reopened", evaluation=name, changes=changes, by="me")
+            session.record(EvaluationReopened(evaluation=name, changes=changes, by="me"))
 
 
 def test_failed_original_that_completes_later_answers_later_repeats_only(runs: Runs) -> None:
@@ -290,11 +298,11 @@ def test_kill_around_any_event_answers_every_repeat_once(
     left: list[Run] = []
     record = Session.record
 
-    def recorded(self: Session, kind: str, /, **data: Any) -> None:
-        if kind in ("evaluation_answered", "points_asked", "generation_told"):
+    def recorded(self: Session, event: Payload) -> None:
+        if isinstance(event, EvaluationAnswered | PointsAsked | GenerationTold):
             left.append(run.copy(tmp_path / f"kill-{len(left)}"))
-        record(self, kind, **data)
-        if kind in ("evaluation_answered", "points_asked", "evaluation_closed"):
+        record(self, event)
+        if isinstance(event, EvaluationAnswered | PointsAsked | EvaluationClosed):
             left.append(run.copy(tmp_path / f"kill-{len(left)}"))
 
     monkeypatch.setattr(Session, "record", recorded)

@@ -1,13 +1,12 @@
 """Jobs for which no node is left: what they avoid is eased, and only that."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
 
 import pytest
 
 from elmanctl.errors import EnvironmentNotReady
-from elmanctl.ledger.records import RunStatus, Submission
+from elmanctl.ledger.records import Resources, RunStatus, Submission
 from elmanctl.schedulers.executor import JobReport, JobState, LiveJob, Sighting
 from elmanctl.search import starved_jobs
 from elmanctl.search.session import Session
@@ -35,7 +34,7 @@ class OneNode(ScriptedExecutor):
         blocked = {job.job_id: waits for job in jobs if self._avoids(job)}
         return replace(told, reports={**told.reports, **blocked})
 
-    def avoid(self, jobs: Sequence[LiveJob], resources: Mapping[str, Any]) -> None:
+    def avoid(self, jobs: Sequence[LiveJob], resources: Resources) -> None:
         if self.fails:
             self.fails -= 1
             raise EnvironmentNotReady("`scontrol` failed: slurm_update error")
@@ -43,7 +42,7 @@ class OneNode(ScriptedExecutor):
 
     def _avoids(self, job: LiveJob) -> bool:
         (asked,) = (one for one in self.submitted if one.id == job.submission)
-        return "n1" in self.world.avoided.get(job.job_id, asked.resources.get("exclude", ()))
+        return "n1" in self.world.avoided.get(job.job_id, asked.resources.exclude)
 
 
 @pytest.fixture
@@ -126,7 +125,7 @@ def test_controller_that_died_before_it_eased_is_followed_by_one_that_does(
     monkeypatch.setattr(starved_jobs, "PATIENCE_S", 0.0)
     avoid = executor.avoid
 
-    def die(jobs: Sequence[LiveJob], resources: Mapping[str, Any]) -> None:
+    def die(jobs: Sequence[LiveJob], resources: Resources) -> None:
         raise KeyboardInterrupt
 
     monkeypatch.setattr(executor, "avoid", die)

@@ -25,6 +25,7 @@ from elmanctl.errors import ElmanError, LedgerError, SearchPaused
 from elmanctl.ledger import snapshot
 from elmanctl.ledger.disk import Space
 from elmanctl.ledger.files import write_json
+from elmanctl.ledger.payloads import Payload
 from elmanctl.ledger.quota import Quota
 from elmanctl.ledger.records import Evaluation, RunStatus, State, SubmissionState, VerdictKind
 from elmanctl.ledger.requests import leave_request
@@ -286,12 +287,12 @@ class Searches(RuleBasedStateMachine):
         left, before, act = kill
         record = Session.record
 
-        def recorded(session: Session, kind: str, /, **data: Any) -> None:
+        def recorded(session: Session, event: Payload) -> None:
             nonlocal left
             left -= 1
             if left < 0 and before:
                 act()
-            record(session, kind, **data)
+            record(session, event)
             if left < 0 and not before:
                 act()
 

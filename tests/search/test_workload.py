@@ -4,6 +4,7 @@ import json
 from typing import Any
 
 from elmanctl.ledger.encoding import decode_evaluation, encode_evaluation
+
 from elmanctl.ledger.files import encode_json
 from elmanctl.search.workload import attempt_spec
 from elmanctl.settings import Settings, TrainSettings

@@ -8,8 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from elmanctl.ledger.encoding import decode_verdict, encode_verdict
-from elmanctl.ledger.records import Cause, Confidence, EvidenceSource, VerdictKind
+from elmanctl.codec import decode, encode
+from elmanctl.errors import LedgerCorrupt
+from elmanctl.ledger.records import Cause, Confidence, EvidenceSource, Verdict, VerdictKind
 from elmanctl.run.paths import RunPaths
 from elmanctl.run.progress import elapsed_s, heartbeat_age_s, read_table
 from elmanctl.schedulers.executor import JobReport, JobState
@@ -329,7 +330,7 @@ def test_what_is_seen_of_an_attempt_without_a_result_decides_its_verdict(name: s
     verdict = judge(Observation(heartbeat=BEAT, **seen))
     assert verdict.kind is kind
     assert quoted in verdict.summary
-    assert decode_verdict(encode_verdict(verdict)) == verdict
+    assert decode(Verdict, encode(verdict), "verdict", LedgerCorrupt) == verdict
 
 
 @pytest.mark.parametrize("name", TABLE)
@@ -419,7 +420,7 @@ def test_srun_that_refuses_its_own_options_is_no_fault_of_the_node(
     assert verdict.summary in lines
     assert rule_of(verdict).change is Change.NONE
     assert "slurm.setup" in verdict.evidence[-1].text
-    assert decode_verdict(encode_verdict(verdict)) == verdict
+    assert decode(Verdict, encode(verdict), "verdict", LedgerCorrupt) == verdict
     assert classify_log("\n".join(lines)).cause is Cause.ARGUMENTS
 
 
@@ -449,7 +450,7 @@ def test_scheduler_that_did_not_answer_its_job_is_no_fault_of_the_node(
     assert verdict.confidence is Confidence.LIKELY
     # What srun advises after it says nothing of why.
     assert verdict.summary == NO_SCHEDULER[name][0]
-    assert decode_verdict(encode_verdict(verdict)) == verdict
+    assert decode(Verdict, encode(verdict), "verdict", LedgerCorrupt) == verdict
 
 
 @pytest.mark.parametrize(
@@ -568,7 +569,7 @@ def test_any_result_gets_a_verdict_that_a_ledger_can_hold(
     result: dict[str, Any], seen: Observation
 ) -> None:
     verdict = judge(Observation(result=result, report=seen.report, log=seen.log))
-    assert decode_verdict(encode_verdict(verdict)) == verdict
+    assert decode(Verdict, encode(verdict), "verdict", LedgerCorrupt) == verdict
     if verdict.kind is VerdictKind.COMPLETED:
         assert isinstance(result["loss"], float)
 
