@@ -3,9 +3,10 @@
 import json
 from typing import Any
 
-from elmanctl.ledger.encoding import decode_evaluation, encode_evaluation
-
+from elmanctl.codec import decode, encode
+from elmanctl.errors import LedgerCorrupt
 from elmanctl.ledger.files import encode_json
+from elmanctl.ledger.records import Evaluation, EvaluationPlan
 from elmanctl.search.workload import attempt_spec
 from elmanctl.settings import Settings, TrainSettings
 from tests.run.test_spec import RECORDED
@@ -25,13 +26,21 @@ EVALUATION = (
 
 
 def test_evaluation_keeps_its_bytes() -> None:
-    evaluation = decode_evaluation(json.loads(EVALUATION), generation=1)
-    assert encode_json(encode_evaluation(evaluation)) == EVALUATION
+    plan = decode(EvaluationPlan, json.loads(EVALUATION), "evaluation", LedgerCorrupt)
+    assert encode_json(encode(plan)) == EVALUATION
 
 
 def test_spec_has_the_bytes_that_it_always_had() -> None:
     train: dict[str, Any] = {"seq_len": 256, "minutes": 10.0, "micro_batch": 8, "seed": 1}
-    evaluation = decode_evaluation(json.loads(EVALUATION), generation=1)
+    plan = decode(EvaluationPlan, json.loads(EVALUATION), "evaluation", LedgerCorrupt)
+    evaluation = Evaluation(
+        id=plan.id,
+        generation=1,
+        point=plan.point,
+        config=plan.config,
+        parameters=plan.parameters,
+        seed=plan.seed,
+    )
     settings = Settings(train=TrainSettings(**train))
     spec = attempt_spec(RUN, settings, evaluation, attempt=3, limit=21)
     assert encode_json(spec.encode()) == RECORDED["defaults"]
