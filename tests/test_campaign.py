@@ -7,6 +7,7 @@ from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import pytest
 
@@ -75,7 +76,8 @@ def test_releases_of_slurm_stand_side_by_side(campaign: ModuleType, tmp_path: Pa
     path = tmp_path / "results.json"
     results = record.Results(path, go_on=False)
     for slurm in ("slurm-wlm 22.05.8", "slurm-wlm 24.11.5"):
-        results.add(replace(_trial(record, "slurm"), slurm=slurm))
+        trial: Any = _trial(record, "slurm")
+        results.add(replace(trial, slurm=slurm))
     # What was kept before there were several: the release stands above, once.
     data = json.loads(path.read_text(encoding="utf-8"))
     data["versions"]["slurm"] = data["trials"][0].pop("slurm")

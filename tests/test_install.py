@@ -34,7 +34,7 @@ def run(*words: str | Path, folder: Path, **environment: str) -> str:
 
 def install(python: Path, *what: str | Path) -> None:
     """Install into an environment with the pip of these tests."""
-    pip = [sys.executable, "-m", "pip", "--python", python, "install", "--quiet"]
+    pip: list[str | Path] = [sys.executable, "-m", "pip", "--python", python, "install", "--quiet"]
     subprocess.run([*pip, "-c", ROOT / "constraints.txt", *what], check=True)
 
 
@@ -59,7 +59,16 @@ def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def wheel(checkout: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("wheel")
-    pip = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--wheel-dir", folder]
+    pip: list[str | Path] = [
+        sys.executable,
+        "-m",
+        "pip",
+        "wheel",
+        "--quiet",
+        "--no-deps",
+        "--wheel-dir",
+        folder,
+    ]
     subprocess.run([*pip, "."], cwd=checkout, check=True)
     (path,) = folder.iterdir()
     return path

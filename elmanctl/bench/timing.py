@@ -134,7 +134,7 @@ def _cuda_repeat(
 
 
 def _event() -> torch.cuda.Event:
-    return torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
+    return torch.cuda.Event(enable_timing=True)
 
 
 def _keep_busy(ms: float, device: torch.device) -> None:

@@ -119,7 +119,7 @@ def _cudnn_fault(device: str) -> str | None:
         return fault
     import torch
 
-    if not torch.backends.cudnn.is_available():  # type: ignore[no-untyped-call]
+    if not torch.backends.cudnn.is_available():
         return "this build of torch has no cuDNN"
     return None if torch.backends.cudnn.enabled else "torch.backends.cudnn is switched off"
 

@@ -74,7 +74,7 @@ def test_rows_are_kept_by_any_of_the_texts() -> None:
 def test_row_holds_times_floors_and_error() -> None:
     (row,) = measured(planned())
     assert row.status == "measured" and row.reason is None and row.note is None
-    assert row.forward_ms and row.forward_backward_ms
+    assert row.forward_ms and row.forward_backward_ms and row.forward_floor_ms
     assert row.backward_ms == pytest.approx(
         max(0.0, row.forward_backward_ms - row.forward_ms), abs=1e-9
     )
@@ -163,10 +163,11 @@ def test_gradients_that_are_not_trusted_are_timed_inside_their_guard_and_labelle
                 raise RuntimeError("gradients are refused")
             return d_x
 
+    refusing: Any = Refusing.apply
     plain = SCAN.path("torch").run
     (row,) = measured(
         planned(
-            run=lambda **i: {name: Refusing.apply(x) for name, x in plain(**i).items()},
+            run=lambda **i: {name: refusing(x) for name, x in plain(**i).items()},
             gradient_fault=lambda: "this Triton",
             for_timing=guard,
         )

@@ -6,7 +6,6 @@ import pytest
 import torch
 
 import elmanctl
-from elmanctl.bench import machine
 from elmanctl.bench.machine import CPU_LABEL, commit, describe, require_device
 from elmanctl.constants import INSTALL_TRAIN
 from elmanctl.errors import EnvironmentNotReady
@@ -50,7 +49,7 @@ def checkout(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         ["-c", "user.name=a", "-c", "user.email=a@b", "commit", "-qm", "first"],
     ):
         subprocess.run(["git", "-C", folder, *words], check=True)
-    monkeypatch.setattr(machine.elmanctl, "__file__", str(package / "__init__.py"))
+    monkeypatch.setattr(elmanctl, "__file__", str(package / "__init__.py"))
 
 
 def test_commit_is_that_of_the_checkout_and_changes_are_told(
@@ -73,7 +72,7 @@ def test_commit_is_found_through_the_link_of_an_editable_installation(
     (tmp_path / "src").mkdir()
     (tmp_path / "src" / "elmanctl").symlink_to("../elmanctl")
     linked = tmp_path / "src" / "elmanctl" / "__init__.py"
-    monkeypatch.setattr(machine.elmanctl, "__file__", str(linked))
+    monkeypatch.setattr(elmanctl, "__file__", str(linked))
     assert known is not None
     assert commit({}) == known
 
@@ -84,5 +83,5 @@ def test_copy_without_a_history_has_no_commit_though_a_repository_is_around_it(
     checkout(tmp_path, monkeypatch)
     copy = tmp_path / "copy" / "elmanctl"
     copy.mkdir(parents=True)
-    monkeypatch.setattr(machine.elmanctl, "__file__", str(copy / "__init__.py"))
+    monkeypatch.setattr(elmanctl, "__file__", str(copy / "__init__.py"))
     assert commit({}) is None

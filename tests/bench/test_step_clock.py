@@ -1,3 +1,4 @@
+import time
 from types import SimpleNamespace
 from typing import Any
 
@@ -18,7 +19,7 @@ def record(step: int) -> StepRecord:
 
 def test_steps_are_timed_from_the_end_of_the_warm_up(monkeypatch: pytest.MonkeyPatch) -> None:
     moments = iter([0.0, 10.0, 20.0, 20.1, 20.3, 20.6])
-    monkeypatch.setattr(step_clock.time, "perf_counter", lambda: next(moments))
+    monkeypatch.setattr(time, "perf_counter", lambda: next(moments))
     clock = StepClock()
     clock.phase("warmup")
     for step in range(1, 7):

@@ -20,6 +20,7 @@ from elmanctl.bench.step_rows import (
     plan_steps,
     step_rows,
 )
+from elmanctl.jobs import train as train_module
 from elmanctl.kernels.gated_delta_rule import gated_delta_rule
 from elmanctl.kernels.third_party import import_third_party
 from elmanctl.models.params import count_parameters, flops_per_token
@@ -96,7 +97,7 @@ def test_model_that_fails_ends_no_other_row(
     bad = replace(tiny("transformer"), settings={"dim": 0, "depth": 1})
     with pytest.raises(Exception, match="dim"):
         bad.config  # noqa: B018
-    real = rows_module.train
+    real = train_module.train
     calls = []
 
     def train(*arguments: Any) -> Any:
@@ -175,7 +176,7 @@ def test_steps_that_are_timing_only_are_labelled_and_run_inside_the_guard(
     module = guarded_module()
     monkeypatch.setattr(module, "TRITON_ABOVE_3_7_1", False)
     seen = []
-    real = rows_module.train
+    real = train_module.train
 
     def train(*arguments: Any) -> Any:
         seen.append(module.TRITON_ABOVE_3_7_1)

@@ -5,6 +5,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -135,7 +136,7 @@ def document(**lists: object) -> Mapping[str, object]:
 
 
 def test_report_joins_what_was_measured_apart(elmanctl: CommandLine) -> None:
-    step = {
+    step: dict[str, Any] = {
         "model": "e88 D1920 L17 H83 n32",
         "backend": "triton",
         "status": "measured",

@@ -59,8 +59,8 @@ def test_run_of_somebody_else_is_shown_and_not_changed(
     run = quick_with_runs.folder / "runs" / "interrupted-search"
     os.chown(run / "ledger.jsonl", NOBODY, NOBODY)
     before = snapshot()
-    for words in (("status", run.name), ("show", run.name, "best"), ("status", "--json")):
-        assert quick_with_runs(*words).returncode == 0
+    for look in (("status", run.name), ("show", run.name, "best"), ("status", "--json")):
+        assert quick_with_runs(*look).returncode == 0
     for words in (
         ("resume", run.name),
         ("requeue", "--failed", "--run", run.name, "--yes"),

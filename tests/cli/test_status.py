@@ -212,7 +212,7 @@ def test_heartbeats_of_what_does_not_run_are_not_read(quick_with_runs: QuickComm
 
 
 AXES = ["DIM", "N_HEADS", "N_STATE", "DEPTH", "LR"]
-AT_WORK = [
+AT_WORK: list[list[str | None]] = [
     ["g000-e00", "running", "812345_0", "2.8432", "1361", *("128",) * 5, "102.5K", "00:01:31"],
     ["g000-e01", "submitted", "812345_1", None, None, *("128",) * 5, "98.7K", None],
 ]

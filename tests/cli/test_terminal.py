@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from elmanctl.cli import output
+from elmanctl.errors import UsageError
 from tests.cli.conftest import QuickCommandLine
 from tests.command_line import CommandLine
 from tests.patience import PATIENCE_S
@@ -24,7 +25,7 @@ def test_control_characters_reach_no_terminal(capsys: pytest.CaptureFixture[str]
     output.say(EVIL)
     output.warn(EVIL)
     output.hint(EVIL)
-    output.print_error(output.UsageError(EVIL, hint=EVIL))
+    output.print_error(UsageError(EVIL, hint=EVIL))
     text = "".join(capsys.readouterr())
     assert not set(text) & set("\x1b\x9b\u202e")
     assert text.count("2Jb") == 8

@@ -79,7 +79,7 @@ class Job:
                 gres="gpu:1",
                 mem_gb=mem_gb,
                 cpus=1,
-                setup=list(setup),
+                setup=tuple(setup),
                 extra=dict(extra or {}),
             ),
             intended_at=to_text(now()),

@@ -6,9 +6,9 @@ usage: killed_at.py (before|after) KIND N ARGUMENTS...
 import os
 import signal
 import sys
-from typing import Any
 
 from elmanctl.__main__ import main
+from elmanctl.ledger.payloads import Payload
 from elmanctl.search.session import Session
 
 
@@ -17,13 +17,14 @@ def kill_at(moment: str, kind: str, count: int) -> None:
     record = Session.record
     seen = 0
 
-    def recorded(self: Session, event: str, /, **data: Any) -> None:
+    def recorded(self: Session, payload: Payload) -> None:
         nonlocal seen
-        seen += event == kind
-        now = event == kind and seen == count
+        is_one = payload.event_kind() == kind
+        seen += is_one
+        now = is_one and seen == count
         if now and moment == "before":
             os.kill(os.getpid(), signal.SIGKILL)
-        record(self, event, **data)
+        record(self, payload)
         if now:
             os.kill(os.getpid(), signal.SIGKILL)
 

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from elmanctl.errors import SubmissionError
+from elmanctl.ledger.records import Resources
 from elmanctl.schedulers.executor import JobReport, JobState
 from elmanctl.search.nodes import says_no_node
 from elmanctl.search.starved_jobs import NO_NODE
@@ -65,7 +66,7 @@ def test_job_that_excludes_every_node_that_is_up_waits_until_it_is_eased(
 
     report = wait_for(waits, "Slurm to say why the job waits")
     assert report.state is JobState.PENDING
-    eased = {"timeout_min": 5, "extra": {"exclude": nodes[0]}, "exclude": [nodes[2]]}
+    eased = Resources(timeout_min=5, extra={"exclude": nodes[0]}, exclude=(nodes[2],))
     job.executor.avoid([job.live], eased)
     assert job.verdict().kind == "completed"
     assert job.report().node in nodes[3:]

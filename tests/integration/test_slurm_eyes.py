@@ -12,13 +12,13 @@ import pytest
 from elmanctl.clock import now, to_text
 from elmanctl.ledger.records import Resources, Submission, Task
 from elmanctl.run.paths import AttemptPaths, RunPaths
+from elmanctl.run.progress import read_table
 from elmanctl.run.protocol import Budget
 from elmanctl.schedulers.executor import JobState, SubmissionTooLarge
 from elmanctl.schedulers.slurm import Slurm
 from elmanctl.schedulers.slurm_executor import SlurmExecutor
-from elmanctl.verdicts.observe import read_table
+from tests.integration.cluster import Job
 from tests.integration.runs import wait_for
-from tests.integration.test_slurm import Job
 
 pytestmark = [pytest.mark.slurm, pytest.mark.timeout(200)]
 

@@ -66,7 +66,7 @@ def write(make_spec: Callable[..., AttemptSpec], tmp_path: Path) -> Write:
         paths = RunPaths(tmp_path / "run").attempt(evaluation, number)
         paths.folder.mkdir(parents=True)
         level = changes.get("level", "e88")
-        config = changes.get("config", MODELS.get(level))
+        config = changes.get("config") or MODELS[level]
         values = {
             "attempt": number,
             "level": level,

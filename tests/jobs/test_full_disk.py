@@ -16,11 +16,11 @@ from elmanctl.jobs.failure import classify_exception
 from elmanctl.jobs.full_disk import full_disk_of_node
 from elmanctl.ledger.records import VerdictKind
 from elmanctl.run.paths import RunPaths
+from elmanctl.run.progress import read_table
 from elmanctl.schedulers.executor import JobReport, JobState
 from elmanctl.verdicts.judge import judge
 from elmanctl.verdicts.node_disk import names_node_disk
 from elmanctl.verdicts.observation import Log, Observation
-from elmanctl.verdicts.observe import read_table
 
 
 @pytest.fixture(scope="module")

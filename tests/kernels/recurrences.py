@@ -1,5 +1,6 @@
 """The matrix recurrence under test: its arguments, all that it computes, and how near that is."""
 
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -8,6 +9,7 @@ import torch
 from torch import Tensor
 
 from elmanctl.kernels.matrix_recurrence import launches
+from elmanctl.kernels.matrix_recurrence.splits import Direction, Split
 from tests.kernels.interpreted import quicken_interpreter
 
 NAMES = ("q", "k", "v", "alpha", "gate", "beta", "blend", "initial_state")
@@ -29,7 +31,7 @@ def draw(
     blend: bool = False,
     seed: int = 0,
     device: str = "cpu",
-) -> dict[str, Tensor]:
+) -> dict[str, Any]:
     """Random arguments of the op, by name; with one decay for each value, or a blend, if told."""
     generator = torch.Generator().manual_seed(seed)
 
@@ -71,7 +73,7 @@ def results(function: Any, arguments: dict[str, Tensor], **switches: Any) -> dic
     }
 
 
-def exact(arguments: dict[str, Tensor]) -> dict[str, Tensor]:
+def exact(arguments: Mapping[str, Tensor]) -> dict[str, Any]:
     """The same numbers in float64, on the CPU."""
     return {name: x.detach().cpu().double().requires_grad_() for name, x in arguments.items()}
 
@@ -94,7 +96,7 @@ def widen_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
     """Have states of as few tiles as can be: Triton's interpreter takes as long for a small one."""
     split = launches._split
 
-    def split_widely(direction: str, problem: launches.Problem) -> launches.Split:
+    def split_widely(direction: Direction, problem: launches.Problem) -> Split:
         return replace(split(direction, problem), keys=problem.n_key & -problem.n_key)
 
     monkeypatch.setattr(launches, "_split", split_widely)

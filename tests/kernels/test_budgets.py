@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -27,6 +28,10 @@ def test_what_is_on_record_is_within_its_budget() -> None:
     assert differences(RECORD, RECORD) == []
 
 
+def changed(name: str, value: Any) -> Record:
+    return replace(RECORD, **{name: value})
+
+
 @pytest.mark.parametrize(
     ("name", "worse", "within"),
     [
@@ -40,15 +45,15 @@ def test_what_is_on_record_is_within_its_budget() -> None:
 def test_more_than_the_margin_above_the_record_is_worse(
     name: str, worse: float, within: float
 ) -> None:
-    (wrong,) = differences(RECORD, replace(RECORD, **{name: worse}))
+    (wrong,) = differences(RECORD, changed(name, worse))
     assert wrong.startswith(f"{name}: ")
     assert "worse" in wrong
-    assert differences(RECORD, replace(RECORD, **{name: within})) == []
+    assert differences(RECORD, changed(name, within)) == []
 
 
 @pytest.mark.parametrize("name", ["warps", "registers", "instructions", "shuffles", "specials"])
 def test_record_that_has_become_too_high_must_be_made_anew(name: str) -> None:
-    (wrong,) = differences(RECORD, replace(RECORD, **{name: 0}))
+    (wrong,) = differences(RECORD, changed(name, 0))
     assert "benchmarks.kernel_code.record" in wrong
 
 

@@ -47,14 +47,14 @@ def make_inputs(
     return {name: x.to(dtype).requires_grad_() for name, x in made.items()}
 
 
-def results(rule: Rule, inputs: dict[str, Tensor], **settings: Any) -> dict[str, Tensor]:
+def results(rule: Rule, inputs: dict[str, Any], **settings: Any) -> dict[str, Tensor]:
     """Output, final state, and the gradients of a sum in which both have weights of their own."""
     output, state = rule(**inputs, **settings)
     generator = torch.Generator().manual_seed(99)
-    total = sum(
-        (x * torch.randn(x.shape, generator=generator, dtype=torch.float64).to(x)).sum()
-        for x in (output, state)
-    )
+    total = torch.zeros(())
+    for x in (output, state):
+        weights = torch.randn(x.shape, generator=generator, dtype=torch.float64).to(x)
+        total = total + (x * weights).sum()
     gradients = torch.autograd.grad(total, list(inputs.values()))
     named = {f"d{name}": x for name, x in zip(inputs, gradients, strict=True)}
     return {"output": output, "state": state, **named}
@@ -63,7 +63,7 @@ def results(rule: Rule, inputs: dict[str, Tensor], **settings: Any) -> dict[str,
 def distance(found: Tensor, expected: Tensor) -> float:
     """The norm of the difference over the norm."""
     found, expected = found.detach().double(), expected.detach().double()
-    return ((found - expected).norm() / expected.norm().clamp_min(1e-30)).item()
+    return float((found - expected).norm() / expected.norm().clamp_min(1e-30))
 
 
 def assert_near(found: dict[str, Tensor], expected: dict[str, Tensor], tolerance: float) -> None:
@@ -192,7 +192,7 @@ def test_chunks_are_chosen_for_torch_and_autocast_does_not_reach_them() -> None:
     inputs = make_inputs(dtype=torch.float32)
     expected = results(chunked_gated_delta_rule, inputs)
 
-    def under_autocast(**tensors: Tensor) -> tuple[Tensor, Tensor]:
+    def under_autocast(**tensors: Any) -> tuple[Tensor, Tensor]:
         with torch.autocast("cpu", dtype=torch.bfloat16):
             return gated_delta_rule(**tensors)
 
@@ -201,9 +201,12 @@ def test_chunks_are_chosen_for_torch_and_autocast_does_not_reach_them() -> None:
 
 def test_bfloat16_is_computed_in_float32() -> None:
     inputs = make_inputs(dtype=torch.float32)
-    half = {name: x.bfloat16() if name in "qkv" else x for name, x in inputs.items()}
+    half: dict[str, Any] = {
+        name: x.bfloat16() if name in "qkv" else x for name, x in inputs.items()
+    }
     output, state = gated_delta_rule(**half)
-    expected, expected_state = gated_delta_rule(**{name: x.float() for name, x in half.items()})
+    single: dict[str, Any] = {name: x.float() for name, x in half.items()}
+    expected, expected_state = gated_delta_rule(**single)
     assert output.dtype == torch.bfloat16 and state.dtype == torch.float32
     assert torch.equal(state, expected_state)
     assert torch.equal(output, expected.bfloat16())
@@ -226,9 +229,10 @@ def test_bfloat16_is_computed_in_float32() -> None:
 def test_tensors_that_do_not_fit_are_refused(
     name: str, change: Callable[[Tensor], Tensor], told: str
 ) -> None:
-    inputs = make_inputs(length=3)
+    inputs: dict[str, Any] = {**make_inputs(length=3)}
+    inputs[name] = change(inputs[name].detach())
     with pytest.raises(InvalidConfiguration, match=told):
-        gated_delta_rule(**{**inputs, name: change(inputs[name].detach())})
+        gated_delta_rule(**inputs)
 
 
 def test_backend_that_does_not_exist_is_refused() -> None:
@@ -257,7 +261,8 @@ def test_every_argument_given_to_fla_is_one_that_it_has(
     monkeypatch.setattr(fla_chunked, "_kernel", lambda: record)
     k: Any = SimpleNamespace(device=torch.device("cuda"), dtype=torch.bfloat16, shape=(2, 5, 3, 16))
     inputs: dict[str, Any] = {**dict.fromkeys(make_inputs(length=1)), "k": k}
-    assert fla_chunked.fla_gated_delta_rule(**inputs) == ("output", "state")
+    found: Any = fla_chunked.fla_gated_delta_rule(**inputs)
+    assert found == ("output", "state")
     assert set(given) <= set(known)
     assert given["scale"] == 0.25 and given["k"] is k
     assert given["use_qk_l2norm_in_kernel"] and given["output_final_state"]

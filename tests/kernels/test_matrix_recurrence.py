@@ -30,7 +30,7 @@ from tests.kernels.recurrences import (
     results,
 )
 
-DECAYS_AND_BLENDS = {
+DECAYS_AND_BLENDS: dict[str, dict[str, Any]] = {
     "decay for each head": {},
     "decay for each value": {"per_value": True},
     "blend": {"blend": True},
@@ -62,7 +62,8 @@ def test_gradients_are_those_of_finite_differences(case: str, length: int) -> No
     names = list(arguments)
 
     def op(*tensors: Tensor) -> tuple[Tensor, Tensor]:
-        return checkpointed_matrix_recurrence(**dict(zip(names, tensors, strict=True)), **switches)
+        named: dict[str, Any] = dict(zip(names, tensors, strict=True))
+        return checkpointed_matrix_recurrence(**named, **switches)
 
     assert torch.autograd.gradcheck(op, list(arguments.values()))
 
@@ -74,7 +75,8 @@ def test_gradients_of_three_segments_pass_a_projected_gradient_check(case: str) 
     names = list(arguments)
 
     def op(*tensors: Tensor) -> tuple[Tensor, Tensor]:
-        return checkpointed_matrix_recurrence(**dict(zip(names, tensors, strict=True)), **switches)
+        named: dict[str, Any] = dict(zip(names, tensors, strict=True))
+        return checkpointed_matrix_recurrence(**named, **switches)
 
     assert torch.autograd.gradcheck(op, list(arguments.values()), fast_mode=True)
 
@@ -167,7 +169,7 @@ def test_extremes_stay_finite_and_right(extreme: str, dtype: torch.dtype, per_va
     tolerance = FLOAT64_TOLERANCE if dtype == torch.float64 else 1e-5
     for name in ("output", "final_state", "d_v", "d_beta"):
         error = (actual[name] - truth[name]).abs().max()
-        assert error <= tolerance * max(1.0, truth[name].abs().max()), name
+        assert error <= tolerance * max(1.0, truth[name].abs().max().item()), name
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])

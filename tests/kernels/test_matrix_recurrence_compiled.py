@@ -156,7 +156,8 @@ def differentiated(
     output: Tensor, state: Tensor, inputs: dict[str, Tensor], setting: Setting
 ) -> dict[str, Tensor]:
     """Results and gradients by name."""
-    total = sum((x * w).sum() for x, w in zip((output, state), weights(setting), strict=True))
+    first, second = weights(setting)
+    total = (output * first).sum() + (state * second).sum()
     floating = {name: x for name, x in inputs.items() if x.is_floating_point()}
     gradients = torch.autograd.grad(total, list(floating.values()))
     named = {f"d_{name}": d for name, d in zip(floating, gradients, strict=True)}
@@ -191,13 +192,10 @@ def truth(name: str) -> dict[str, Tensor]:
 
 def computed(setting: Setting) -> dict[str, Tensor]:
     """The same by the operators, whose launches a test has taken over."""
-    inputs = with_gradients(random_inputs(setting), None)
-    optional = ("beta", "blend", "written", "gate", "initial_state")
-    output, state = triton_matrix_recurrence(
-        *(inputs[name] for name in ("q", "k", "v", "alpha")),
-        *(inputs.get(name) for name in optional),
-        setting.options,
-    )
+    inputs: dict[str, Any] = with_gradients(random_inputs(setting), None)
+    names = ("q", "k", "v", "alpha", "beta", "blend", "written", "gate", "initial_state")
+    operands: list[Any] = [*(inputs.get(name) for name in names), setting.options]
+    output, state = triton_matrix_recurrence(*operands)
     return differentiated(output, state, inputs, setting)
 
 
@@ -220,7 +218,7 @@ def machines(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Machines]:
     """The compilers, at work on all that the tests will launch, in the order of the tests."""
-    wanted = [
+    wanted: list[tuple[Any, ...]] = [
         tuple(item.callspec.params[one] for one in ("version", "name", "architecture"))
         for item in request.session.items
         if isinstance(item, pytest.Function) and item.originalname == MAIN_TEST

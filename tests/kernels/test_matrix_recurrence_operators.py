@@ -39,7 +39,7 @@ def few_operations(monkeypatch: pytest.MonkeyPatch) -> None:
         widen_tiles(monkeypatch)
 
 
-def draw_small(length: int = 2, **differing: Any) -> dict[str, Tensor]:
+def draw_small(length: int = 2, **differing: Any) -> dict[str, Any]:
     small = {"batch": 1, "heads": 1, "n_key": 16, "n_value": 16, "dtype": torch.float32}
     return draw(length, device=DEVICE, **{**small, **differing})
 
@@ -81,7 +81,7 @@ class Sizes(TorchDispatchMode):
     """Notes how many numbers each tensor has that is made while this is entered."""
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.seen: list[int] = []
 
     def __torch_dispatch__(

@@ -79,7 +79,7 @@ def test_mask_of_numbers_marks_each_once() -> None:
     assert write_mask(mask, 3) is mask
 
 
-def draw_routed(length: int, *, each: int = 1, **differing: Any) -> dict[str, Tensor]:
+def draw_routed(length: int, *, each: int = 1, **differing: Any) -> dict[str, Any]:
     shape = {"batch": 2, "heads": 3, "n_key": 16, "n_value": 8, "dtype": torch.float32}
     return draw(length, device=DEVICE, **{**shape, **differing})
 
@@ -209,7 +209,7 @@ def test_compiled_operation_keeps_and_computes_the_same() -> None:
     arguments = draw_routed(3, batch=1)
     numbers = numbers_for(arguments, 1)
 
-    def op(**tensors: Tensor) -> tuple[Tensor, Tensor]:
+    def op(**tensors: Any) -> tuple[Tensor, Tensor]:
         return matrix_recurrence(**tensors, written=numbers, read="written", backend="triton")
 
     plain = results(op, arguments)

@@ -61,7 +61,7 @@ def short_segments(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(module, "CHECKPOINT_EVERY", 2)
 
 
-def draw_small(length: int = 3, **differing: Any) -> dict[str, Tensor]:
+def draw_small(length: int = 3, **differing: Any) -> dict[str, Any]:
     small = {"batch": 1, "heads": 1, "n_key": 16, "n_value": 16, "dtype": torch.float32}
     return draw(length, device=DEVICE, **{**small, **differing})
 
@@ -270,7 +270,7 @@ def test_what_is_not_a_number_stays_in_its_head_and_sequence() -> None:
 WIDTHS = {"q": 16, "k": 16, "v": 8, "gate": 8, "alpha": 8}
 
 
-def draw_joint(*shape: int) -> dict[str, Tensor]:
+def draw_joint(*shape: int) -> dict[str, Any]:
     drawn = torch.randn(shape, generator=torch.Generator().manual_seed(3))
     return {"joint": drawn.to(DEVICE).requires_grad_()}
 

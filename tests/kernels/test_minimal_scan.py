@@ -31,7 +31,7 @@ EXTREMES: dict[str, tuple[float, float]] = {
 
 def draw(
     length: int, *, batch: int = 2, width: int = 3, dtype: torch.dtype = torch.float64
-) -> dict[str, Tensor]:
+) -> dict[str, Any]:
     """Random arguments of the op, by name."""
     generator = torch.Generator().manual_seed(length)
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pytest
@@ -266,7 +267,7 @@ def test_missing_barrier_between_a_write_and_a_read_is_found(
     barriers = machines.ptx(version, case, architecture).count("bar.")
     assert barriers > 0
     for i in range(barriers):
-        machine = machines.machine(version, case, architecture, change=lambda x, i=i: spoilt(x, i))
+        machine = machines.machine(version, case, architecture, change=partial(spoilt, barrier=i))
         with pytest.raises(DataRace, match=r"no barrier lies between.* in `"):
             machine.run((1,), [x, y])
         assert y.isnan().all()

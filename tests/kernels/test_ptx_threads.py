@@ -348,7 +348,7 @@ class Barrier:
 PROGRAMS, WARPS = 2, 2
 THREADS_EACH = WARPS * WARP
 # Threads of all the neighbourhoods that there are, and so few that they meet often.
-EVENTS = (
+EVENTS: tuple[Access | Barrier, ...] = (
     *(Access(writes, thread, 1) for writes in (False, True) for thread in (0, 1, WARP, 2 * WARP)),
     Access(False, 0, 2),
     Access(False, 0, WARP + 1),
@@ -394,7 +394,7 @@ class Witness:
 
 def test_shadow_finds_the_races_that_a_record_of_everything_finds() -> None:
     rng = np.random.default_rng(0)
-    cases = [*itertools.product(EVENTS, repeat=3)]
+    cases: list[tuple[Access | Barrier, ...]] = list(itertools.product(EVENTS, repeat=3))
     cases += [tuple(EVENTS[i] for i in rng.integers(0, len(EVENTS), 6)) for _ in range(4000)]
     raced = sum(shadow_and_witness_agree(case) for case in cases)
     assert 1000 < raced < len(cases) - 1000

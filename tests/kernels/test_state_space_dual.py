@@ -10,12 +10,9 @@ from torch import Tensor
 
 from elmanctl.errors import InvalidConfiguration
 from elmanctl.kernels.state_space_dual import BACKENDS, state_space_dual
-from elmanctl.kernels.state_space_dual.chunked import (
-    CHUNK,
-    chunked_state_space_dual,
-    segment_sums,
-)
+from elmanctl.kernels.state_space_dual.chunked import chunked_state_space_dual, segment_sums
 from elmanctl.kernels.state_space_dual.naive import naive_state_space_dual
+from elmanctl.kernels.state_space_dual.sizes import CHUNK
 from elmanctl.models.mamba_ssm import load
 
 NAMES = ("x", "step", "rate", "write", "read", "initial_state")
@@ -34,7 +31,7 @@ def draw(
     dtype: torch.dtype = torch.float64,
     without: tuple[str, ...] = (),
     seed: int = 0,
-) -> dict[str, Tensor]:
+) -> dict[str, Any]:
     """Random arguments of the op by name, steps and rates as Mamba2 starts with them."""
     generator = torch.Generator().manual_seed(seed)
 
@@ -258,7 +255,7 @@ def test_chunked_reference_of_mamba_ssm_gives_the_same_output_and_gradients() ->
         function = load("mamba_ssm.ops.triton.ssd_combined").ssd_chunk_scan_combined_ref
         return function(**theirs, chunk_size=32), torch.zeros(())
 
-    def ours(**arguments: Tensor) -> Any:
+    def ours(**arguments: Any) -> Any:
         return state_space_dual(**arguments)[0], torch.zeros(())
 
     # The reference takes its steps to float32, whatever it is given, and has no gradient where a

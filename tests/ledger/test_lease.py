@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from elmanctl.errors import LeaseLost, LedgerCorrupt, LedgerError, LedgerLocked
+from elmanctl.ledger import files
 from elmanctl.ledger import lease as lease_module
 from elmanctl.ledger.lease import LEASE_FILE, Holder, Lease, is_gone, read_holder
 
@@ -253,7 +254,7 @@ def test_new_holder_does_not_remove_its_own_lease_while_it_is_aside(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     aside = tmp_path / "lease.aside-0.json"
-    create = lease_module.create_atomically
+    create = files.create_atomically
 
     def create_and_move_aside(path: Path, data: bytes) -> None:
         create(path, data)

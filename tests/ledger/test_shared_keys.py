@@ -15,7 +15,9 @@ OBJECTS = st.dictionaries(st.text(max_size=4), st.none() | st.integers() | st.te
 
 
 @given(OBJECTS, OBJECTS)
-def test_reads_as_the_dictionary_it_was_made_of(one: dict[str, object], two: dict[str, object]):
+def test_reads_as_the_dictionary_it_was_made_of(
+    one: dict[str, object], two: dict[str, object]
+) -> None:
     shared = SharedKeys(one)
     assert list(shared.items()) == list(one.items())
     assert shared == one and one == shared

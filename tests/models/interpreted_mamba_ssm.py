@@ -48,9 +48,11 @@ class SmallestBlocks:
 def pretend_to_have_a_gpu() -> None:
     """Let the package launch its kernels on tensors of the CPU."""
     triton.autotune = lambda configs, **_: lambda kernel: SmallestBlocks(kernel, configs)
-    torch.cuda.device = lambda index: contextlib.nullcontext()
-    torch.cuda.get_device_properties = lambda device: types.SimpleNamespace(multi_processor_count=2)
-    torch.Tensor.is_cuda = True
+    cuda: Any = torch.cuda
+    cuda.device = lambda index: contextlib.nullcontext()
+    cuda.get_device_properties = lambda device: types.SimpleNamespace(multi_processor_count=2)
+    tensor: Any = torch.Tensor
+    tensor.is_cuda = True
     mamba_ssm.CHUNK = 16
 
 

@@ -9,9 +9,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from elmanctl.models import registry
 from elmanctl.models.config import FamilyConfig
 from elmanctl.models.params import count_parameters
-from elmanctl.models.registry import build_model
 
 Module = TypeVar("Module", bound=nn.Module)
 
@@ -25,6 +25,11 @@ def randomized(module: Module, scale: float = 0.3) -> Module:
     return module
 
 
+def build_model(config: FamilyConfig, **options: Any) -> Any:
+    """The model of a configuration, untyped: torch knows no types of what modules hold."""
+    return registry.build_model(config, **options)
+
+
 def silu(x: Tensor) -> Tensor:
     return x / (1 + torch.exp(-x))
 
@@ -35,7 +40,7 @@ def convolved(x: Tensor, weights: Mapping[str, Tensor]) -> Tensor:
     width = taps.shape[1]
     padded = torch.cat((torch.zeros(width - 1, x.shape[1]).double(), x))
     taken = sum(padded[i : i + len(x)] * taps[:, i] for i in range(width))
-    return taken + weights.get("conv.conv.bias", 0.0)
+    return taken + weights.get("conv.conv.bias", torch.zeros(()))
 
 
 def selective_decay(weights: Mapping[str, Tensor], name: str, head: int, x: Tensor) -> Tensor:
@@ -45,7 +50,7 @@ def selective_decay(weights: Mapping[str, Tensor], name: str, head: int, x: Tens
     return torch.exp(-torch.exp(weights[f"{name}.log_rate"][head]) * step)
 
 
-def assert_computes(layer: nn.Module, equations: Callable[[Any, Tensor], Tensor]) -> None:
+def assert_computes(layer: Any, equations: Callable[[Any, Tensor], Tensor]) -> None:
     """The layer gives two sequences what its equations give each of them."""
     x = torch.randn(2, 19, layer.config.dim, dtype=torch.float64)
     y, _ = layer(x)
@@ -63,9 +68,7 @@ def assert_fills(bounds: Mapping[str, float], weights: Mapping[str, Tensor], sha
         assert share * bound < weights[name].abs().max() <= bound, name
 
 
-def assert_decay_starts_in_range(
-    decay: nn.Module, max_rate: float = 16.0, max_step: float = 0.1
-) -> None:
+def assert_decay_starts_in_range(decay: Any, max_rate: float = 16.0, max_step: float = 0.1) -> None:
     """Rates of many heads fill 0 to max_rate, steps 0.001 to max_step."""
     rate, step = decay.log_rate.exp(), F.softplus(decay.step_bias)
     assert 0 < rate.min() < max_rate / 160
@@ -100,7 +103,7 @@ def assert_every_parameter_is_counted_and_moved(config: FamilyConfig) -> None:
     assert count(config) == sum(p.numel() for p in model.parameters())
 
 
-def saved_bytes(model: nn.Module, batch: int, length: int) -> float:
+def saved_bytes(model: Any, batch: int, length: int) -> float:
     """What a forward pass saves for the backward pass, in bytes a token, each storage once."""
     model = model.train()
     known = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
@@ -121,7 +124,7 @@ def saved_bytes(model: nn.Module, batch: int, length: int) -> float:
     return sum(storages.values()) / (batch * length)
 
 
-def state_in_bfloat16(layer: nn.Module) -> Any:
+def state_in_bfloat16(layer: Any) -> Any:
     """The state after two pieces with weights in bfloat16, whose output is in bfloat16 too."""
     layer, state = layer.bfloat16(), None
     for _ in range(2):

@@ -34,7 +34,7 @@ def test_whole_number_widens_to_a_fraction() -> None:
 def test_configuration_cannot_be_changed() -> None:
     config = E88Config.decode(SMALL)
     with pytest.raises(FrozenInstanceError):
-        config.dim = 64
+        config.dim = 64  # type: ignore[misc]
 
 
 @pytest.mark.parametrize(
@@ -146,7 +146,8 @@ def test_every_family_can_be_loaded_and_says_what_it_is() -> None:
         assert family.name == name and family.summary
         assert issubclass(family.load_config(), FamilyConfig)
         assert callable(family.load_layer())
-        assert issubclass(family.load_model(), torch.nn.Module)
+        model: Any = family.load_model()
+        assert issubclass(model, torch.nn.Module)
 
 
 def test_equal_seeds_build_equal_models_and_others_do_not() -> None:

@@ -51,7 +51,7 @@ def make_config(**changes: Any) -> E75Config:
     return E75Config.decode({**BASE, **changes})
 
 
-def make_layer(**changes: Any) -> E75Layer:
+def make_layer(**changes: Any) -> Any:
     return randomized(E75Layer(make_config(**changes), "torch"))
 
 
@@ -105,7 +105,7 @@ def test_zero_keys_have_a_gradient() -> None:
         layer.conv.conv.bias.zero_()
     x = torch.zeros(1, 5, 12, dtype=torch.float64, requires_grad=True)
     layer(x)[0].sum().backward()
-    assert x.grad.isfinite().all()
+    assert x.grad is not None and x.grad.isfinite().all()
     assert all(p.grad.isfinite().all() for p in layer.parameters())
 
 
@@ -197,11 +197,12 @@ def test_settings_that_do_not_go_together_are_refused(change: dict[str, Any], sa
 
 def test_level_gives_heads_size_and_form() -> None:
     sizes = {"dim": 16, "depth": 1}
-    plain = decode_config("E75h15", sizes)
+    plain: Any = decode_config("E75h15", sizes)
     assert (plain.n_heads, plain.n_state, plain.post_conv) == (15, 32, False)
-    post = decode_config("E75pch4n48", sizes)
+    post: Any = decode_config("E75pch4n48", sizes)
     assert (post.n_heads, post.n_state, post.post_conv) == (4, 48, True)
-    assert decode_config("E75h8", {**sizes, "n_state": 64}).n_state == 64
+    sized: Any = decode_config("E75h8", {**sizes, "n_state": 64})
+    assert sized.n_state == 64
     with pytest.raises(InvalidConfiguration, match="n_state"):
         decode_config("e75", {**sizes, "n_heads": 4})
 

@@ -8,11 +8,12 @@ from elmanctl.errors import InvalidConfiguration
 from elmanctl.models.configs.e87 import E87Config
 from elmanctl.models.e87 import E87Layer
 from elmanctl.models.params import count_parameters
-from elmanctl.models.registry import build_model, decode_config
+from elmanctl.models.registry import decode_config
 from tests.models.layers import (
     assert_computes,
     assert_every_parameter_is_counted_and_moved,
     assert_fills,
+    build_model,
     convolved,
     count,
     is_reached,
@@ -40,7 +41,7 @@ def make_config(**changes: Any) -> E87Config:
     return E87Config.decode({**BASE, **changes})
 
 
-def make_layer(**changes: Any) -> E87Layer:
+def make_layer(**changes: Any) -> Any:
     return randomized(E87Layer(make_config(**changes), "torch"))
 
 
@@ -222,7 +223,7 @@ def test_weights_start_within_their_bounds() -> None:
     ],
 )
 def test_level_gives_blocks_and_their_size(level: str, expected: tuple[int, int, int]) -> None:
-    config = decode_config(level, {"dim": 16, "depth": 1})
+    config: Any = decode_config(level, {"dim": 16, "depth": 1})
     assert (config.n_blocks, config.top_k, config.n_state) == expected
 
 
@@ -243,11 +244,12 @@ def test_level_with_a_number_of_blocks_that_implies_no_size_needs_one(
     with pytest.raises(InvalidConfiguration, match="blocks needs a state size") as caught:
         decode_config(level, sizes, variant)
     assert caught.value.hint == f"write it into the level, as `{spelled}`, or set `n_state`"
-    assert decode_config(spelled, sizes, variant).n_blocks >= 1
+    named: Any = decode_config(spelled, sizes, variant)
+    assert named.n_blocks >= 1
 
 
 def test_size_may_stand_beside_a_level_that_has_none() -> None:
-    config = decode_config("87b5k2", {"dim": 16, "depth": 1, "n_state": 24})
+    config: Any = decode_config("87b5k2", {"dim": 16, "depth": 1, "n_state": 24})
     assert (config.n_blocks, config.n_state) == (5, 24)
 
 

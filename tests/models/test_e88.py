@@ -1,4 +1,5 @@
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import pytest
@@ -61,13 +62,17 @@ def equations(layer: E88Layer, x: Tensor) -> Tensor:
     return join(config, weights, outputs, x)
 
 
-def join(config: E88Config, weights: dict[str, Tensor], outputs: list[Tensor], x: Tensor) -> Tensor:
+def join(
+    config: E88Config, weights: Mapping[str, Tensor], outputs: list[Tensor], x: Tensor
+) -> Tensor:
     out = weights["out.weight"]
     if config.head_mix == "concat":
         return torch.cat(outputs, dim=1) @ out.T
     if config.head_mix == "per_head":
         n = config.head_values
-        return sum(o @ out[:, head * n : (head + 1) * n].T for head, o in enumerate(outputs))
+        return torch.stack(
+            [o @ out[:, head * n : (head + 1) * n].T for head, o in enumerate(outputs)]
+        ).sum(0)
     shares = torch.ones(len(x), config.n_heads).double()
     if config.head_mix == "weighted_sum":
         shares = weights["head_scores"].exp().expand(len(x), -1)
@@ -75,10 +80,11 @@ def join(config: E88Config, weights: dict[str, Tensor], outputs: list[Tensor], x
         shares = (x @ weights["head_scores.weight"].T).exp()
     if config.head_mix != "sum":
         shares = shares / shares.sum(dim=1, keepdim=True)
-    return sum(shares[:, head, None] * o for head, o in enumerate(outputs)) @ out.T
+    mixed = [shares[:, head, None] * o for head, o in enumerate(outputs)]
+    return torch.stack(mixed).sum(0) @ out.T
 
 
-def decay(config: E88Config, weights: dict[str, Tensor], head: int, x: Tensor) -> Tensor:
+def decay(config: E88Config, weights: Mapping[str, Tensor], head: int, x: Tensor) -> Tensor:
     if config.decay == "none":
         return torch.ones(()).double()
     if config.decay == "constant":
@@ -86,6 +92,10 @@ def decay(config: E88Config, weights: dict[str, Tensor], head: int, x: Tensor) -
     if config.decay == "simple":
         return torch.sigmoid(x @ weights["decay.projection.weight"][head])
     return selective_decay(weights, "decay", head, x)
+
+
+def new_layer(**changes: Any) -> Any:
+    return E88Layer(make_config(**changes), "torch")
 
 
 @pytest.mark.parametrize("switch", SWITCHES)
@@ -164,16 +174,16 @@ def test_matrix_of_each_head_starts_within_its_own_bound() -> None:
         "weighted_sum": xavier_bound(16, 64),
         "input_weighted": xavier_bound(16, 64),
     }.items():
-        weight = E88Layer(make_config(**sizes, head_mix=mix), "torch").out.weight
+        weight = new_layer(**sizes, head_mix=mix).out.weight
         heads = weight.split(16, dim=1) if mix == "per_head" else [weight]
         assert all(0.95 * bound < head.abs().max() <= bound for head in heads), mix
         assert len({head.sum().item() for head in heads}) == len(heads), mix
 
 
 def test_weights_of_the_heads_start_equal_or_as_torch_draws_them() -> None:
-    layer = E88Layer(make_config(head_mix="weighted_sum"), "torch")
+    layer = new_layer(head_mix="weighted_sum")
     assert torch.equal(layer.head_scores, torch.full((3,), 1 / 3))
-    scores = E88Layer(make_config(dim=64, n_heads=64, head_mix="input_weighted"), "torch")
+    scores = new_layer(dim=64, n_heads=64, head_mix="input_weighted")
     largest = scores.head_scores.weight.abs().max()
     assert 0.95 / math.sqrt(64) < largest <= 1 / math.sqrt(64)
 
@@ -199,29 +209,29 @@ def test_sizes_of_a_head_mix_are_exact(mix: str) -> None:
 
 
 def test_decay_starts_in_the_range_of_the_study() -> None:
-    decay = E88Layer(make_config(n_heads=2000), "torch").decay
+    decay = new_layer(n_heads=2000).decay
     assert_decay_starts_in_range(decay)
     assert F.softplus(decay.step_bias).log().mean().item() == pytest.approx(math.log(1e-2), abs=0.1)
-    constant = E88Layer(make_config(decay="constant"), "torch").decay
+    constant = new_layer(decay="constant").decay
     assert torch.equal(constant.logit, torch.full((3,), 4.0))
 
 
 def test_value_residual_and_norm_start_at_one() -> None:
-    layer = E88Layer(make_config(value_residual=True, output_norm=True), "torch")
+    layer = new_layer(value_residual=True, output_norm=True)
     assert torch.equal(layer.skip, torch.ones(3, 4))
     assert torch.equal(layer.norm.weight, torch.ones(4))
 
 
 @pytest.mark.parametrize("kind", ["mamba", "simple", "constant", "none"])
 def test_decay_is_float32_whatever_the_weights_are(kind: str) -> None:
-    layer = E88Layer(make_config(decay=kind), "torch").bfloat16()
+    layer = new_layer(decay=kind).bfloat16()
     alpha = layer.decay(torch.randn(2, 5, 12, dtype=torch.bfloat16))
     assert alpha.dtype == torch.float32 and alpha.shape == (2, 5, 3)
     assert alpha.min() > 0 and alpha.max() <= 1
 
 
 def test_decay_between_the_last_bfloat16_and_one_is_kept() -> None:
-    layer = E88Layer(make_config(), "torch").bfloat16()
+    layer = new_layer().bfloat16()
     with torch.no_grad():
         layer.decay.log_rate.fill_(-1.0)
         layer.decay.step_bias.fill_(-6.0)
@@ -232,7 +242,7 @@ def test_decay_between_the_last_bfloat16_and_one_is_kept() -> None:
 
 @pytest.mark.parametrize("switch", SWITCHES)
 def test_weights_in_bfloat16_run_and_keep_their_state_in_float32(switch: str) -> None:
-    state = state_in_bfloat16(E88Layer(make_config(**SWITCHES[switch]), "torch"))
+    state = state_in_bfloat16(new_layer(**SWITCHES[switch]))
     assert state.memory.dtype == torch.float32
 
 

@@ -6,13 +6,14 @@ import torch
 from elmanctl.errors import InvalidConfiguration
 from elmanctl.models.e88 import E88Layer
 from elmanctl.models.params import count_parameters
-from elmanctl.models.registry import build_model, decode_config
+from elmanctl.models.registry import decode_config
 from tests.models.e88_layers import (
     SWITCHES,
     layer_with_the_weights_of,
     make_config,
     make_layer,
 )
+from tests.models.layers import build_model
 
 STUDY = {"variant": "study-2026-01"}
 
@@ -130,7 +131,8 @@ def test_fraction_of_a_value_is_cut_in_the_study_alone(family: str) -> None:
     with pytest.raises(InvalidConfiguration, match=r"20\.32 values .* to 2 heads") as caught:
         decode_config(family, sizes)
     assert caught.value.hint == "the nearest expansions that can are 1.25 and 1.375"
-    assert decode_config(family, sizes, "study-2026-01").head_values == 10
+    cut: Any = decode_config(family, sizes, "study-2026-01")
+    assert cut.head_values == 10
     for expansion in (1.25, 1.375):
         decode_config(family, {**sizes, "expansion": expansion})
 
@@ -139,7 +141,7 @@ def test_fraction_of_a_value_is_cut_in_the_study_alone(family: str) -> None:
 def test_every_expansion_that_is_a_fraction_of_the_keys_is_whole(n_state: int) -> None:
     for values in range(1, 2 * n_state + 1):
         sizes = {"dim": 16, "depth": 1, "n_heads": 98, "n_state": n_state}
-        config = decode_config("e88", {**sizes, "expansion": values / n_state})
+        config: Any = decode_config("e88", {**sizes, "expansion": values / n_state})
         assert config.head_values == values
 
 

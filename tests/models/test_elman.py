@@ -1,17 +1,24 @@
 import copy
 import math
+from functools import partial
 from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from elmanctl.errors import InvalidConfiguration
-from elmanctl.models.config import FamilyConfig
 from elmanctl.models.elman import StateMatrix, vector_recurrence
 from elmanctl.models.params import count_parameters
-from elmanctl.models.registry import build_model, decode_config
-from tests.models.layers import assert_fills, convolved, is_reached, randomized, xavier_bound
+from elmanctl.models.registry import decode_config
+from tests.models.layers import (
+    assert_fills,
+    build_model,
+    convolved,
+    is_reached,
+    randomized,
+    xavier_bound,
+)
 
 SWITCHES: dict[str, tuple[str, dict[str, Any]]] = {
     "e1": ("e1", {}),
@@ -30,12 +37,12 @@ SWITCHES: dict[str, tuple[str, dict[str, Any]]] = {
 SWITCH = pytest.mark.parametrize("switch", SWITCHES)
 
 
-def make_config(switch: str, **changes: Any) -> FamilyConfig:
+def make_config(switch: str, **changes: Any) -> Any:
     family, settings = SWITCHES[switch]
     return decode_config(family, {"dim": 8, "depth": 2, **settings, **changes})
 
 
-def make_layer(switch: str, **changes: Any) -> nn.Module:
+def make_layer(switch: str, **changes: Any) -> Any:
     """A layer in float64 at rest, every parameter random, its spectral norms settled."""
     layer = randomized(build_model(make_config(switch, **changes), seed=0).layers[0]).eval()
     for module in layer.modules():
@@ -44,7 +51,7 @@ def make_layer(switch: str, **changes: Any) -> nn.Module:
     return layer
 
 
-def equations(config: FamilyConfig, layer: nn.Module, x: Tensor) -> Tensor:
+def equations(config: Any, layer: Any, x: Tensor) -> Tensor:
     """The layer for one sequence [T, dim] from a zero state, written from the equations.
 
     A matrix that is held is divided by its largest singular value, not by an estimate.
@@ -92,7 +99,7 @@ def test_layer_computes_its_equations_and_their_gradients(switch: str) -> None:
     for name, ours, theirs in zip(("x", *names), found, expected, strict=True):
         assert ours.abs().max() > 0, name
         torch.testing.assert_close(
-            ours, theirs, rtol=1e-7, atol=1e-7, msg=lambda text, name=name: f"{name}: {text}"
+            ours, theirs, rtol=1e-7, atol=1e-7, msg=partial("{}: {}".format, name)
         )
 
 
@@ -111,12 +118,12 @@ def test_recurrence_without_a_state_before_it_starts_at_zero() -> None:
     assert torch.equal(vector_recurrence(given, weight, is_linear=False), from_zero)
 
 
-def held_matrix(width: int = 24, norm: float = 0.9, **settings: Any) -> StateMatrix:
+def held_matrix(width: int = 24, norm: float = 0.9, **settings: Any) -> Any:
     return StateMatrix(width, gain=1.0, norm=norm, **settings)
 
 
 def largest_singular_value(matrix: Tensor) -> float:
-    return torch.linalg.matrix_norm(matrix.detach(), ord=2).item()
+    return float(torch.linalg.matrix_norm(matrix.detach(), ord=2))
 
 
 def test_norm_of_a_held_matrix_comes_near_the_one_given() -> None:
@@ -168,7 +175,7 @@ def test_data_does_not_move_the_estimate() -> None:
         assert torch.equal(vector, other.get_buffer(name))
 
 
-def trained_model(switch: str) -> nn.Module:
+def trained_model(switch: str) -> Any:
     """A model after some training, its directions near where they settle."""
     model = build_model(make_config(switch), seed=0).train()
     with torch.no_grad():

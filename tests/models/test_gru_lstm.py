@@ -9,7 +9,8 @@ from elmanctl.errors import EnvironmentNotReady, InvalidConfiguration
 from elmanctl.models.configs.gru_lstm import GRUConfig, LSTMConfig
 from elmanctl.models.gru_lstm import GRULayer, LSTMLayer, RecurrentLayer
 from elmanctl.models.params import count_parameters
-from elmanctl.models.registry import FAMILIES, build_model, decode_config
+from elmanctl.models.registry import FAMILIES, decode_config
+from tests.models.layers import build_model
 
 # The four cells: each family in its standard convention and in that of one bias.
 CELLS: dict[str, tuple[str, dict[str, Any]]] = {
@@ -36,11 +37,12 @@ def make_config(cell: str, **changes: Any) -> GRUConfig | LSTMConfig:
     return config
 
 
-def make_layer(cell: str, backend: str = "torch", **changes: Any) -> RecurrentLayer:
+def make_layer(cell: str, backend: str = "torch", **changes: Any) -> Any:
     """A layer whose projection out is not zero, and whose every bias is some number."""
     config = make_config(cell, **changes)
-    layer = GRULayer(config, backend) if isinstance(config, GRUConfig) else None
-    layer = layer or LSTMLayer(config, backend)
+    layer: RecurrentLayer = (
+        GRULayer(config, backend) if isinstance(config, GRUConfig) else LSTMLayer(config, backend)
+    )
     with torch.no_grad():
         layer.inward.weight.normal_(std=config.dim**-0.5)
         layer.out.weight.normal_(std=config.width**-0.5)
@@ -89,7 +91,7 @@ def equations(layer: RecurrentLayer, x: Tensor) -> Tensor:
     return torch.stack(rows)
 
 
-def gradients(layer: nn.Module, y: Tensor, x: Tensor) -> dict[str, Tensor]:
+def gradients(layer: Any, y: Tensor, x: Tensor) -> dict[str, Tensor]:
     """What the sum of y, unevenly weighted, gives x and every parameter."""
     layer.zero_grad()
     x.grad = None

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from elmanctl.models.configs.e88 import E88Config
 from elmanctl.models.lm import LanguageModel, RMSNorm
-from elmanctl.models.registry import build_model
+from tests.models.layers import build_model
 
 CHOICES: dict[str, dict[str, Any]] = {
     "plain": {},
@@ -23,7 +23,7 @@ CHOICES: dict[str, dict[str, Any]] = {
 }
 
 
-def make_model(dtype: torch.dtype = torch.float64, **changes: Any) -> LanguageModel:
+def make_model(dtype: torch.dtype = torch.float64, **changes: Any) -> Any:
     settings = {"dim": 16, "depth": 2, "n_heads": 3, "n_state": 4, **changes}
     model = build_model(E88Config.decode(settings), seed=3)
     assert isinstance(model, LanguageModel)

@@ -4,7 +4,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from elmanctl.errors import InvalidConfiguration
 from elmanctl.models.configs.mamba2 import Mamba2Config
@@ -42,7 +42,7 @@ def make_config(**changes: Any) -> Mamba2Config:
     return Mamba2Config.decode({**BASE, **changes})
 
 
-def make_layer(**changes: Any) -> Mamba2Layer:
+def make_layer(**changes: Any) -> Any:
     return randomized(Mamba2Layer(make_config(**changes), "torch"))
 
 
@@ -75,8 +75,8 @@ def test_layer_computes_its_equations(size: str) -> None:
     assert_computes(make_layer(**SIZES[size]), equations)
 
 
-def package_layer(config: Mamba2Config) -> nn.Module:
-    layer: nn.Module = load("mamba_ssm.modules.mamba2").Mamba2(
+def package_layer(config: Mamba2Config) -> Any:
+    layer: Any = load("mamba_ssm.modules.mamba2").Mamba2(
         config.dim,
         d_state=config.d_state,
         d_conv=config.d_conv,
@@ -105,7 +105,7 @@ def package_on_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(module, name, None)
 
 
-def both_layers(**changes: Any) -> tuple[Mamba2Layer, nn.Module]:
+def both_layers(**changes: Any) -> tuple[Any, Any]:
     """Our layer and the package's with equal weights, in float64."""
     ours = make_layer(**changes)
     theirs = package_layer(ours.config).double()
@@ -139,7 +139,8 @@ def test_mamba_ssm_generating_step_by_step_gives_what_pieces_with_a_state_give()
     u = torch.randn(2, 20, 12, dtype=torch.float64)
     conv_state, memory = theirs.allocate_inference_cache(2, 20)
     expected = [theirs.step(u[:, t : t + 1], conv_state, memory)[0] for t in range(20)]
-    state, found = None, []
+    state: Any = None
+    found = []
     for piece in (slice(0, 1), slice(1, 3), slice(3, 20)):
         y, state = ours(u[:, piece], state)
         found.append(y)

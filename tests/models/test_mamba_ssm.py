@@ -1,3 +1,4 @@
+import importlib.util
 import json
 import os
 import subprocess
@@ -14,7 +15,7 @@ from elmanctl.models import mamba_ssm
 from elmanctl.models.backends import BACKENDS
 from elmanctl.models.mamba2 import Mamba2Layer
 from elmanctl.models.mamba_ssm import load, scan_on_cuda
-from elmanctl.models.registry import build_model
+from tests.models.layers import build_model
 from tests.models.test_mamba2 import SIZES, make_config
 
 ROOT = Path(__file__).parents[2]
@@ -28,9 +29,10 @@ GPU = [
 def test_stand_in_takes_the_extensions_name_during_the_import_alone(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    extension, seen = "selective_scan_cuda", []
+    extension = "selective_scan_cuda"
+    seen: list[Any] = []
     monkeypatch.delitem(sys.modules, extension, raising=False)
-    monkeypatch.setattr(mamba_ssm.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     monkeypatch.setattr(
         mamba_ssm, "import_third_party", lambda name: seen.append(sys.modules.get(extension))
     )
@@ -111,7 +113,15 @@ def test_kernels_are_called_with_what_the_layer_means(monkeypatch: pytest.Monkey
     package = load("mamba_ssm.ops.triton.ssd_combined")
     minimal = load("mamba_ssm.modules.ssd_minimal").ssd_minimal_discrete
 
-    def combined(x, dt, A, B, C, chunk_size, **options: Any) -> Any:  # noqa: N803
+    def combined(
+        x: Any,
+        dt: Any,
+        A: Any,  # noqa: N803
+        B: Any,  # noqa: N803
+        C: Any,  # noqa: N803
+        chunk_size: int,
+        **options: Any,
+    ) -> Any:
         assert options.keys() == {"initial_states", "return_final_states"}
         states = options["initial_states"]
         return minimal(

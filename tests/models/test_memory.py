@@ -6,8 +6,8 @@ import pytest
 
 from elmanctl.models.config import STUDY, FamilyConfig
 from elmanctl.models.memory import activation_bytes, training_memory_bytes
-from elmanctl.models.registry import FAMILIES, build_model, decode_config
-from tests.models.layers import saved_bytes
+from elmanctl.models.registry import FAMILIES, decode_config
+from tests.models.layers import build_model, saved_bytes
 from tests.models.samples import small_config
 
 BATCH, LENGTH = 4, 128

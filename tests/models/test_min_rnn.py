@@ -3,18 +3,19 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from elmanctl.errors import EnvironmentNotReady, InvalidConfiguration
 from elmanctl.kernels.minimal_scan.gates import gate_weights, positive
-from elmanctl.models.configs.min_rnn import MinGRUConfig, MinLSTMConfig, MinRNNConfig
+from elmanctl.models.configs.min_rnn import MinGRUConfig, MinLSTMConfig
 from elmanctl.models.min_rnn import MinGRULayer, MinLSTMLayer
 from elmanctl.models.params import count_parameters, flops_per_token, state_size
-from elmanctl.models.registry import build_model, decode_config
+from elmanctl.models.registry import decode_config
 from tests.kernels.interpreted import DEVICE
 from tests.models.layers import (
     assert_autocast_trains,
     assert_fills,
+    build_model,
     convolved,
     count,
     is_reached,
@@ -61,11 +62,12 @@ STUDY_RUNS = {
 }
 
 
-def make_config(family: str, **changes: Any) -> MinRNNConfig:
-    return CONFIGS[family].decode({"dim": 12, "depth": 2, **changes})
+def make_config(family: str, **changes: Any) -> Any:
+    config_class: Any = CONFIGS[family]
+    return config_class.decode({"dim": 12, "depth": 2, **changes})
 
 
-def make_layer(family: str, **changes: Any) -> nn.Module:
+def make_layer(family: str, **changes: Any) -> Any:
     return randomized(LAYERS[family](make_config(family, **changes), "torch"), scale=0.5)
 
 
@@ -81,7 +83,7 @@ def phi(x: float) -> float:
     return x + 0.5 if x >= 0 else 1 / (1 + math.exp(-x))
 
 
-def scores(layer: nn.Module, x: Tensor) -> tuple[Tensor, ...]:
+def scores(layer: Any, x: Tensor) -> tuple[Tensor, ...]:
     """The candidate and the gates of one sequence [T, dim], each [T, channels]."""
     config, weights = layer.config, dict(layer.named_parameters())
     if config.use_conv:
@@ -91,7 +93,7 @@ def scores(layer: nn.Module, x: Tensor) -> tuple[Tensor, ...]:
     return tuple(mixed[:, i : i + width] for i in range(0, mixed.shape[1], width))
 
 
-def equations(layer: nn.Module, x: Tensor) -> Tensor:
+def equations(layer: Any, x: Tensor) -> Tensor:
     """One sequence [T, dim], written position by position from the equations."""
     candidate, *gates = scores(layer, x)
     h = torch.zeros_like(candidate[0])
@@ -107,7 +109,7 @@ def equations(layer: nn.Module, x: Tensor) -> Tensor:
     return hidden if layer.config.expansion == 1.0 else hidden @ layer.out.weight.T
 
 
-def in_logarithms(layer: nn.Module, x: Tensor) -> Tensor:
+def in_logarithms(layer: Any, x: Tensor) -> Tensor:
     """The states of one sequence, as the published code has them: sums of logarithms."""
     candidate, *gates = scores(layer, x)
     log_phi = torch.where(candidate >= 0, candidate.clamp(min=0) + 0.5, sigma(candidate)).log()
@@ -153,7 +155,7 @@ def test_gradients_are_those_of_the_equations(family: str, switch: str) -> None:
         torch.testing.assert_close(one, other, rtol=1e-9, atol=1e-10)
 
 
-def by_hand(layer: nn.Module, x: Tensor) -> Tensor:
+def by_hand(layer: Any, x: Tensor) -> Tensor:
     hidden = in_logarithms(layer, x)
     return hidden if layer.config.expansion == 1.0 else hidden @ layer.out.weight.T
 
@@ -198,7 +200,8 @@ def test_saturated_gates_stay_finite_over_long_sequences(
     y, _ = layer(x)
     y.sum().backward()
     assert y.isfinite().all()
-    assert x.grad.isfinite().all() and layer.mixed.weight.grad.isfinite().all()
+    assert x.grad is not None and x.grad.isfinite().all()
+    assert layer.mixed.weight.grad.isfinite().all()
     if family == "minlstm":
         # Two equal gates share equally, however far both are from zero.
         expected = phi(candidate) if candidate >= 0 else 0.0
@@ -305,7 +308,7 @@ def test_width_of_the_convolution_is_counted(family: str) -> None:
 def test_expansion_that_leaves_no_channel_is_refused(family: str) -> None:
     with pytest.raises(InvalidConfiguration, match="leaves no channel") as caught:
         make_config(family, expansion=0.05)
-    smallest = float(caught.value.hint.rpartition(" ")[2])
+    smallest = float(str(caught.value.hint).rpartition(" ")[2])
     assert make_config(family, expansion=smallest).n_channels == 1
 
 
@@ -327,7 +330,7 @@ def test_gates_of_mingru_add_up_where_one_minus_the_other_would_be_zero() -> Non
     assert keep[1].item() == write[0].item() == 1.0
 
 
-def trained(layer: nn.Module, x: Tensor) -> dict[str, Tensor]:
+def trained(layer: Any, x: Tensor) -> dict[str, Tensor]:
     """What a layer gives for two parts of x, and the gradients of it."""
     x = x.detach().requires_grad_()
     first, state = layer(x[:, :11])

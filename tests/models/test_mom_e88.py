@@ -1,6 +1,7 @@
 import copy
 import math
 import weakref
+from collections.abc import Mapping
 from typing import Any
 
 import pytest
@@ -11,12 +12,12 @@ from elmanctl.errors import InvalidConfiguration
 from elmanctl.models.configs.mom_e88 import MomE88Config
 from elmanctl.models.mom_e88 import MomE88Layer
 from elmanctl.models.params import count_parameters
-from elmanctl.models.registry import build_model
 from tests.models.layers import (
     assert_autocast_trains,
     assert_computes,
     assert_decay_starts_in_range,
     assert_fills,
+    build_model,
     count,
     is_reached,
     randomized,
@@ -44,7 +45,7 @@ def make_config(**changes: Any) -> MomE88Config:
     return MomE88Config.decode({**BASE, **changes})
 
 
-def make_layer(**changes: Any) -> MomE88Layer:
+def make_layer(**changes: Any) -> Any:
     return randomized(MomE88Layer(make_config(**changes), "torch"))
 
 
@@ -81,7 +82,7 @@ def equations(layer: MomE88Layer, x: Tensor) -> Tensor:
     return torch.stack(rows)
 
 
-def part(weights: dict[str, Tensor], name: str, head: int, width: int, x: Tensor) -> Tensor:
+def part(weights: Mapping[str, Tensor], name: str, head: int, width: int, x: Tensor) -> Tensor:
     return silu(weights[f"{name}.weight"][head * width :][:width] @ x)
 
 
@@ -232,9 +233,9 @@ def test_balance_loss_is_its_formula() -> None:
     layer(x)
     scores = [layer.router.weight @ position for position in x.flatten(0, 1)]
     exponentials = [torch.exp(score) for score in scores]
-    shares = sum(each / each.sum() for each in exponentials) / 21
+    shares = torch.stack([each / each.sum() for each in exponentials]).sum(0) / 21
     small = sum(torch.log(each.sum()) ** 2 for each in exponentials) / 21
-    expected = 0.5 * (4 * sum(share**2 for share in shares) + 0.001 * small)
+    expected = 0.5 * (4 * shares.square().sum() + 0.001 * small)
     torch.testing.assert_close(layer.auxiliary_loss, expected, rtol=1e-12, atol=0)
 
 

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from elmanctl.errors import InvalidConfiguration
 from elmanctl.models.configs.transformer import TransformerConfig
@@ -15,9 +15,9 @@ from elmanctl.models.params import (
     solve_dim,
     state_size,
 )
-from elmanctl.models.registry import build_model, decode_config
+from elmanctl.models.registry import decode_config
 from elmanctl.models.transformer import Attention, FeedForward, StudyBlock, make_layer, rotate
-from tests.models.layers import count, is_reached, randomized, silu, xavier_bound
+from tests.models.layers import build_model, count, is_reached, randomized, silu, xavier_bound
 
 STUDY = "study-2026-01"
 
@@ -49,7 +49,7 @@ def make_config(**changes: Any) -> TransformerConfig:
     return TransformerConfig.decode({**BASE, **changes})
 
 
-def make_parts(**changes: Any) -> list[nn.Module]:
+def make_parts(**changes: Any) -> list[Any]:
     return [randomized(part).eval() for part in make_layer(make_config(**changes), "torch")]
 
 
@@ -78,8 +78,8 @@ def attention_by_hand(part: Attention, x: Tensor, n_heads: int, head_dim: int) -
         seen = []
         for t, query in enumerate(queries):
             weights = [torch.exp(query @ key / head_dim**0.5) for key in keys[: t + 1]]
-            mixture = sum(w * v for w, v in zip(weights, values, strict=False))
-            seen.append(mixture / sum(weights))
+            mixture = torch.stack([w * v for w, v in zip(weights, values, strict=False)]).sum(0)
+            seen.append(mixture / torch.stack(weights).sum())
         heads.append(torch.stack(seen))
     return torch.cat(heads, dim=1) @ part.out.weight.T
 
@@ -134,6 +134,7 @@ def test_study_block_computes_its_equation() -> None:
 
 
 def test_eps_of_the_study_is_another_than_that_of_the_model() -> None:
+    block: Any
     (block,) = make_layer(make_config(variant=STUDY), "torch")
     small = torch.full((1, 12), 1e-3)
     assert block.attention_norm(small)[0, 0].item() == pytest.approx(1 / math.sqrt(2), rel=1e-5)
@@ -287,7 +288,8 @@ def test_state_and_flops_grow_with_the_sequence() -> None:
 
 
 def test_projections_start_within_their_xavier_bounds_each_by_itself() -> None:
-    attention, feed_forward = make_layer(make_config(dim=64, n_heads=4, head_dim=32), "torch")
+    parts: list[Any] = make_layer(make_config(dim=64, n_heads=4, head_dim=32), "torch")
+    attention, feed_forward = parts
     bound = {width: xavier_bound(64, width) for width in (128, make_config(dim=64).ffn_width)}
     matrices = {
         128: (*attention.mixed.weight.split(128), attention.out.weight),
@@ -303,6 +305,7 @@ def test_projections_start_within_their_xavier_bounds_each_by_itself() -> None:
 
 
 def test_norms_of_the_study_start_at_one() -> None:
+    block: Any
     (block,) = make_layer(make_config(variant=STUDY), "torch")
     assert isinstance(block, StudyBlock)
     for norm in (block.attention_norm, block.feed_forward_norm):

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from elmanctl.errors import InvalidConfiguration
 from elmanctl.kernels.matrix_recurrence import triton as op
@@ -17,10 +17,10 @@ from elmanctl.kernels.matrix_recurrence.routing import write_mask
 from elmanctl.models.backends import resolve_backend
 from elmanctl.models.config import DOCUMENTED, STUDY, FamilyConfig
 from elmanctl.models.memory import activation_bytes
-from elmanctl.models.registry import build_model, decode_config
+from elmanctl.models.registry import decode_config
 from tests.kernels.interpreted import DEVICE
 from tests.kernels.recurrences import widen_tiles
-from tests.models.layers import saved_bytes
+from tests.models.layers import build_model, saved_bytes
 
 TOLERANCE = 1e-5
 FAMILIES = ("e88", "e90", "e75", "e87", "mom-e88")
@@ -71,7 +71,7 @@ def small_config(family: str, variant: str = DOCUMENTED, **changes: Any) -> Fami
     return decode_config(family, {"dim": 16, "depth": 1, **SMALL[family], **changes}, variant)
 
 
-def make_model(config: FamilyConfig, backend: str) -> nn.Module:
+def make_model(config: FamilyConfig, backend: str) -> Any:
     """A model whose every parameter is random, on the device of the tests, in training."""
     model = build_model(config, seed=0, backend=backend, device=DEVICE)
     generator = torch.Generator().manual_seed(1)
@@ -92,7 +92,7 @@ def tensors_of(state: Any) -> list[Tensor]:
     return [] if state is None else [tensor for part in state for tensor in tensors_of(part)]
 
 
-def results(model: nn.Module, pieces: tuple[int, ...]) -> dict[str, Tensor]:
+def results(model: Any, pieces: tuple[int, ...]) -> dict[str, Any]:
     """Logits, state, and gradients of the loss, of bytes that are read in pieces."""
     tokens = draw_bytes(1, sum(pieces) + 1)
     state, logits = None, []

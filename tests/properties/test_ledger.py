@@ -151,17 +151,16 @@ class Run(RuleBasedStateMachine):
         ]
         if waiting:
             chosen = random.Random(dice).choice(waiting)
+            ends: list[dict[str, Any]] = [
+                {"state": "completed", "verdict": "completed", "loss": loss},
+                {"state": "failed", "verdict": "diverged", "step": 3},
+                {"state": "cancelled"},
+            ]
             self.tell(
                 "evaluation_answered",
                 evaluation=chosen.id,
                 by=chosen.repeats,
-                **random.Random(dice).choice(
-                    [
-                        {"state": "completed", "verdict": "completed", "loss": loss},
-                        {"state": "failed", "verdict": "diverged", "step": 3},
-                        {"state": "cancelled"},
-                    ]
-                ),
+                **random.Random(dice).choice(ends),
                 saved={"elapsed_s": seconds, "device_s": 2 * seconds},
             )
 

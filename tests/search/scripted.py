@@ -330,7 +330,7 @@ class Runs:
         slurm = SlurmSettings(**changes.pop("slurm", {}))
         disk = DiskSettings(**changes.pop("disk", {}))
         model = changes.pop("model", MODEL)
-        train = {"steps": 10, "batch": 2, "seq_len": 16, "heartbeat_s": 0.01}
+        train: dict[str, Any] = {"steps": 10, "batch": 2, "seq_len": 16, "heartbeat_s": 0.01}
         train |= changes.pop("train", {})
         search = {"space": "tiny", "axes": AXES, "generations": 2, "population": 4, "seed": 3}
         # A constant takes its axis out of the shipped space.

@@ -175,7 +175,8 @@ def test_job_that_vanished_while_accounting_is_silent_is_given_more_time(watched
 def test_job_that_only_accounting_takes_for_alive_is_never_run_again(watched: Watched) -> None:
     """As after slurmctld lost its state: accounting never hears of the end."""
     # The poller leaves a note for `status` where Slurm is asked.
-    watched.session.state.run["executor"] = "slurm"
+    options: Any = watched.session.state.run
+    options["executor"] = "slurm"
     watched.report(JobState.RUNNING, "RUNNING", node="n1", is_unlisted=True)
     watched.beat(age_s=7200.0)
     for _ in range(10):

@@ -48,7 +48,8 @@ class Queue:
 
     def drive(self, total: int, job_s: float, limit_s: float = 1e6) -> float:
         """Run so many jobs, each so long, and return how long that took."""
-        began, waiting, ends = self.now, total, []
+        began, waiting = self.now, total
+        ends: list[float] = []
         while waiting or ends:
             assert self.now - began < limit_s
             over = [at for at in ends if at <= self.now]

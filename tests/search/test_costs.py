@@ -262,8 +262,9 @@ def test_forecast_is_what_the_search_then_costs(runs: Runs, still: Clock) -> Non
     assert [ahead.evaluations_left for ahead in seen] == [20, 16, 12, 8, 4, 0]
     assert [ahead.device_s for ahead in seen] == pytest.approx([total_s] * 6)
     assert seen[-1].left_s == 0
-    ends = [ahead.left_s + k * seen[0].left_s / 5 for k, ahead in enumerate(seen) if seen[0].left_s]
-    assert ends == pytest.approx([seen[0].left_s] * 6, rel=0.1)
+    left_s = [ahead.left_s or 0.0 for ahead in seen]
+    ends = [left + k * left_s[0] / 5 for k, left in enumerate(left_s)]
+    assert left_s[0] > 0 and ends == pytest.approx([left_s[0]] * 6, rel=0.1)
     assert costs.wasted(state) == {
         "python_error": Spent(attempts=6, elapsed_s=6 * 1800.0, device_s=6 * 1800.0)
     }

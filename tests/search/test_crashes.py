@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from elmanctl.errors import ConfigError, LeaseLost, UsageError
+from elmanctl.ledger import files
 from elmanctl.ledger.payloads import ControllerStarted, Payload
 from elmanctl.ledger.records import RunStatus
 from elmanctl.ledger.run_state import RunState
@@ -126,7 +127,7 @@ def test_paused_controller_that_wakes_leaves_its_successors_state_alone(
     """It sleeps between asking the second generation and saving the optimizer's state."""
     run = runs.new()
     undisturbed = run.copy(tmp_path / "undisturbed").drive(generations=3)
-    write = loop.write_atomically
+    write = files.write_atomically
     saves = 0
 
     def saved(path: Path, data: bytes) -> None:

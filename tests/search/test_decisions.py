@@ -5,8 +5,10 @@ from typing import Any
 
 import pytest
 
+from elmanctl.ledger.payloads import EvaluationClosed, NodeReadmitted
 from elmanctl.ledger.records import Evaluation, RunStatus, State
 from elmanctl.ledger.run_state import RunState
+from elmanctl.models.memory import training_memory_bytes
 from elmanctl.search import retry
 from elmanctl.search.retry import Decisions
 from elmanctl.search.session import Session
@@ -61,7 +63,7 @@ def test_decision_and_memory_of_a_model_are_worked_out_once_while_an_evaluation_
     run: Run, made: Counter[tuple[str, int]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     sizes: Counter[tuple[Any, int]] = Counter()
-    memory_bytes = preflight.training_memory_bytes
+    memory_bytes = training_memory_bytes
 
     def counted(config: Any, *, micro_batch: int, **rest: Any) -> int:
         sizes[config, micro_batch] += 1
@@ -94,10 +96,10 @@ def test_decision_is_made_again_when_settings_or_nodes_have_changed(
         assert set(made.values()) == {1}
         session.change_settings({"retry.preempted": 0})
         assert closed() == {**dict.fromkeys(FAILED), "g000-e01": State.FAILED}
-        session.record("node_readmitted", node="n1", reason="no other node is left")
+        session.record(NodeReadmitted(node="n1", reason="no other node is left"))
         assert closed() == {
             **dict.fromkeys(FAILED),
             **dict.fromkeys(("g000-e01", "g000-e02"), State.FAILED),
         }
-        session.record("evaluation_closed", evaluation="g000-e00", state="failed")
+        session.record(EvaluationClosed(evaluation="g000-e00", state=State.FAILED))
         assert list(closed()) == ["g000-e01", "g000-e02"]

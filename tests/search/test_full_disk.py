@@ -11,6 +11,7 @@ import pytest
 
 from elmanctl.cli import controller, run_client
 from elmanctl.errors import EnvironmentNotReady, LedgerError, SearchPaused
+from elmanctl.ledger import files
 from elmanctl.ledger.disk import free_bytes, space_of
 from elmanctl.ledger.files import encode_json
 from elmanctl.ledger.payloads import Payload
@@ -280,7 +281,7 @@ def test_read_only_file_system_is_named_and_changes_nothing(
             command()
     remount("rw")
     # As a disk that turned read-only under a controller tells it.
-    spec_writer = dispatch.write_json
+    spec_writer = files.write_json
 
     def refuse(path: Path, data: object) -> None:
         raise OSError(errno.EROFS, "Read-only file system", str(path))

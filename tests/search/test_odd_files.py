@@ -92,6 +92,11 @@ def deep_folders(paths: AttemptPaths) -> None:
     os.close(at)
 
 
+def result_beside_a_pipe(paths: AttemptPaths) -> None:
+    result(paths)
+    os.mkfifo(paths.heartbeat)
+
+
 LEFT: dict[str, tuple[Callable[[AttemptPaths], None], str]] = {
     "a pipe for a result": (lambda paths: os.mkfifo(paths.result), "undetermined"),
     "a hole for a result": (lambda paths: hole(paths.result), "undetermined"),
@@ -104,7 +109,7 @@ LEFT: dict[str, tuple[Callable[[AttemptPaths], None], str]] = {
         "python_error",
     ),
     "a pipe for a heartbeat": (
-        lambda paths: (result(paths), os.mkfifo(paths.heartbeat))[0],
+        result_beside_a_pipe,
         "completed",
     ),
     "a number for a host": (lambda paths: beat(paths, host=5), "completed"),
@@ -120,7 +125,7 @@ def test_whatever_a_worker_leaves_it_gets_a_verdict(watched: Watched, name: str)
     folder = watched.run.paths.attempt("g000-e01", 1).folder
     # Neither Python nor pytest can remove folders that are so deep.
     with ExitStack() as after:
-        after.callback(subprocess.run, ["rm", "-rf", folder], check=True)
+        after.callback(lambda: subprocess.run(["rm", "-rf", folder], check=True))
         leave(watched.run.paths.attempt("g000-e01", 1))
         watched.report(JobState.ENDED, "FAILED", exit_code=1)
         judged = watched.look() + watched.look(20.0)

@@ -17,7 +17,8 @@ import pytest
 
 from elmanctl.errors import UsageError
 from elmanctl.search import optimizer as optimizer_module
-from elmanctl.search.optimizer import CmaOptimizer, Coordinate
+from elmanctl.search.optimizer import CmaOptimizer
+from elmanctl.space.coordinate import Coordinate
 from tests.search.restored_optimizer import WAYS, Point
 
 INTEGER = Coordinate(low=-0.5, high=9.5, integer=True)

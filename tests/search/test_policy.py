@@ -61,7 +61,7 @@ def test_changes_add_up_over_failures_of_several_kinds_and_over_controllers(runs
     )
 
 
-CLASSES = {
+CLASSES: dict[str, tuple[str, dict[str, Any]]] = {
     "again": ("killed", {}),
     "memory": ("oom", {"mem_gb": 48.0}),
     "micro-batch": ("oom gpu", {}),
@@ -131,7 +131,8 @@ def test_outage_of_the_scheduler_is_outlived_on_the_same_nodes(runs: Runs) -> No
 
 
 def test_no_node_is_avoided_where_that_is_off_or_there_is_no_other(runs: Runs) -> None:
-    for changes in ({"slurm": {}, "retry": {"exclude_min": 0.0}}, {}):
+    off: dict[str, Any] = {"slurm": {}, "retry": {"exclude_min": 0.0}}
+    for changes in (off, {}):
         run = runs.new(generations=1, **changes)
         run.world.script = {"g000-e01": ["node_failure"]}
         state = run.drive()
@@ -332,7 +333,7 @@ def test_requeue_refuses_nodes_that_are_none(runs: Runs, with_commands: WithComm
 def test_settings_that_mean_nothing_to_a_run_are_refused(
     runs: Runs, slurm: dict[str, Any] | None, changes: dict[str, Any], words: str
 ) -> None:
-    run = runs.new(**({} if slurm is None else {"slurm": slurm}))
+    run = runs.new(**dict.fromkeys(() if slurm is None else ("slurm",), slurm))
     with Session.open(run.folder) as session:
         with pytest.raises(UsageError, match=words):
             session.change_settings(changes)

@@ -13,7 +13,8 @@ from elmanctl.ledger.records import Evaluation, RunStatus, State, VerdictKind
 from elmanctl.ledger.run_state import RunState
 from elmanctl.ledger.state import load_run
 from elmanctl.search.fitness import fitness_values, last_step
-from elmanctl.search.optimizer import CmaOptimizer, Coordinate
+from elmanctl.search.optimizer import CmaOptimizer
+from elmanctl.space.coordinate import Coordinate
 from tests.search.scripted import Runs
 from tests.search.test_fitness import evaluation
 
@@ -59,7 +60,8 @@ def check_told(state: RunState) -> None:
 def test_search_ends_or_pauses_and_is_told_the_truth_whatever_happens(
     runs: Runs, script: dict[str, list[str]], everywhere: str | None, slurm: bool
 ) -> None:
-    run = runs.new(population=POPULATION, **({"slurm": {"mem_gb": 8.0}} if slurm else {}))
+    on_slurm: dict[str, Any] = {"slurm": {"mem_gb": 8.0}} if slurm else {}
+    run = runs.new(population=POPULATION, **on_slurm)
     run.world.script = dict(script)
     run.world.everywhere = everywhere
     paused = 0

@@ -328,9 +328,9 @@ def test_run_of_before_repeats_goes_on_and_knows_what_it_evaluated(
     paying.undo()
     state = run.drive(generations=10)
     asked = [e for e in state.evaluations.values() if e.generation >= 4]
-    known = {e.config["n_heads"] * 10 + e.config["depth"] for e in before.evaluations.values()}
+    known = {(e.config["n_heads"], e.config["depth"]) for e in before.evaluations.values()}
     for evaluation in asked:
-        if evaluation.config["n_heads"] * 10 + evaluation.config["depth"] in known:
+        if (evaluation.config["n_heads"], evaluation.config["depth"]) in known:
             assert evaluation.answer is not None
     assert points(state) == points(runs.new(**INTEGERS).drive())
 

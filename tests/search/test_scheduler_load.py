@@ -4,6 +4,7 @@ import itertools
 from collections.abc import Callable, Iterator
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -143,7 +144,7 @@ NewCluster = Callable[..., Cluster]
 def new_cluster(
     runs: Runs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[NewCluster]:
-    def make(max_jobs: int, **settings: object) -> Cluster:
+    def make(max_jobs: int, **settings: Any) -> Cluster:
         run = runs.new(**settings)
         return Cluster(run, SlurmTools(tmp_path / "bin", monkeypatch), max_jobs)
 
@@ -299,7 +300,7 @@ def test_silent_scheduler_is_asked_ever_more_slowly_until_it_answers(
     new_cluster: NewCluster,
 ) -> None:
     cluster = new_cluster(4, population=4, generations=1)
-    silent = {"stderr": "slurm_load_jobs error: Unable to contact\n", "code": 1}
+    silent: dict[str, Any] = {"stderr": "slurm_load_jobs error: Unable to contact\n", "code": 1}
 
     def fall_silent(session: Session) -> None:
         if cluster.now == 30:

@@ -25,13 +25,11 @@ Plan = Callable[..., SearchPlan]
 
 def changed(settings: Settings, **changes: dict[str, Any]) -> Settings:
     """Return settings with values of some sections replaced."""
-    return replace(
-        settings,
-        **{
-            name: values if name == "model" else replace(getattr(settings, name), **values)
-            for name, values in changes.items()
-        },
-    )
+    sections: dict[str, Any] = {
+        name: values if name == "model" else replace(getattr(settings, name), **values)
+        for name, values in changes.items()
+    }
+    return replace(settings, **sections)
 
 
 @pytest.fixture

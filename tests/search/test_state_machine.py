@@ -119,12 +119,13 @@ class Searches(RuleBasedStateMachine):
         floor_gb: float,
         auto_clean: bool,
     ) -> None:
+        on_slurm: dict[str, Any] = {"slurm": {"mem_gb": 8.0}}
         self.run = self.runs.new(
             **SEARCH,
             repeats=repeats,
             retry={"breaker": breaker, "replacements": replacements},
             disk={"floor_gb": floor_gb, "auto_clean": auto_clean, "keep_last": 0, "keep_best": 0},
-            **({"slurm": {"mem_gb": 8.0}} if slurm else {}),
+            **(on_slurm if slurm else {}),
         )
         self.run.world = Billed(self.run.folder)
 

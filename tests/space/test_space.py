@@ -54,7 +54,7 @@ def test_space_in_the_ledger_decodes_to_the_same_axes_and_constants(model: str, 
 
 
 def test_every_kind_of_axis_reaches_both_its_ends() -> None:
-    tables = {
+    tables: dict[str, dict[str, Any]] = {
         "heads": {"kind": "int", "low": 3, "high": 17, "multiple_of": 4},
         "state": {"kind": "choice", "values": [16, 32, 48]},
         "gate": {"kind": "bool"},

@@ -168,7 +168,7 @@ def test_observations_that_do_not_agree_are_weighed(name: str) -> None:
 
 
 def test_worker_that_names_a_neighbour_says_who_it_is() -> None:
-    told = {"verdict": {"kind": "oom", "evidence": [{"text": GPU_OOM + NEIGHBOUR}]}}
+    told: dict[str, Any] = {"verdict": {"kind": "oom", "evidence": [{"text": GPU_OOM + NEIGHBOUR}]}}
     verdict = judge(Observation(result=told, result_file="result.json"))
     assert (verdict.confidence, verdict.cause) == (Confidence.CERTAIN, Cause.NEIGHBOUR)
     held = "process 41120 on the same GPU holds 60.02 GiB; 0.44 GiB were missing"
@@ -185,14 +185,18 @@ def test_neighbour_is_not_blamed_for_what_would_not_have_fitted_anyway(text: str
 
 
 def test_workers_exception_is_quoted_from_the_log_too() -> None:
-    told = {"verdict": {"kind": "invalid", "evidence": [{"text": "NotFound: no level `x`\nhint"}]}}
+    told: dict[str, Any] = {
+        "verdict": {"kind": "invalid", "evidence": [{"text": "NotFound: no level `x`\nhint"}]}
+    }
     lines = ("Traceback (most recent call last):", "elmanctl.errors.NotFound: no level `x`")
     verdict = judge(Observation(result=told, log=log(*lines), report=ended("FAILED", 1)))
     assert (verdict.evidence[1].file, verdict.evidence[1].line) == ("job.out", 12)
 
 
 def test_worker_and_scheduler_that_contradict_each_other_are_both_kept() -> None:
-    told = {"verdict": {"kind": "python_error", "evidence": [{"text": "KeyError: 'x'"}]}}
+    told: dict[str, Any] = {
+        "verdict": {"kind": "python_error", "evidence": [{"text": "KeyError: 'x'"}]}
+    }
     verdict = judge(Observation(result=told, report=ended("OUT_OF_MEMORY", 0, 125)))
     assert (verdict.kind, verdict.confidence) == (_K.PYTHON_ERROR, Confidence.LIKELY)
     assert "state OUT_OF_MEMORY" in verdict.evidence[-1].text
@@ -238,7 +242,7 @@ def test_any_mix_of_observations_gets_a_verdict(
     lived: float | None,
 ) -> None:
     loss = data.draw(st.sampled_from([1.5, float("nan"), None, "1"]))
-    told = {"verdict": {"kind": kind.value, "evidence": []}, "loss": loss}
+    told: dict[str, Any] = {"verdict": {"kind": kind.value, "evidence": []}, "loss": loss}
     result = data.draw(st.sampled_from([None, told, {}]))
     seen: dict[str, Any] = {
         "result": result,

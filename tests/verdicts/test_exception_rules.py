@@ -480,7 +480,8 @@ def test_what_was_being_handled_decides_only_where_it_outlasts_that(inner: Excep
 @pytest.mark.parametrize("inner", WRAPPED, ids=shown)
 def test_what_a_group_holds_decides(inner: Exception) -> None:
     kind = both(inner)[0]
-    group = ExceptionGroup("workers", [ValueError("one"), raised(inner), KeyError("two")])  # type: ignore[list-item]
+    held: list[Any] = [ValueError("one"), raised(inner), KeyError("two")]
+    group = ExceptionGroup("workers", held)
     assert both(group) == (kind, kind)
     assert both(ExceptionGroup("outer", [group])) == (kind, kind)
 

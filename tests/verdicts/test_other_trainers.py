@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 
 from elmanctl.ledger.records import Cause, Confidence
+from elmanctl.verdicts.exception_rules import EXCEPTION_RULES
 from elmanctl.verdicts.judge import classify_log
-from elmanctl.verdicts.logs.rules import EXCEPTION_RULES, LINE_RULES
+from elmanctl.verdicts.logs.rules import LINE_RULES
 from elmanctl.verdicts.logs.signs import shape_of
 from elmanctl.verdicts.logs.words import lines_with_words
 

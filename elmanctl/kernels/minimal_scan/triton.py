@@ -66,7 +66,7 @@ def _gated_scan(
     problem = _problem(scores, cell, dtype)
     launch = forward_launch(problem, has_initial=initial_state is not None)
     given = {} if initial_state is None else {"p_initial": initial_state.contiguous()}
-    with torch.cuda.device_of(scores):  # type: ignore[no-untyped-call]
+    with torch.cuda.device_of(scores):
         launch(
             problem.grid(is_backward=False),
             p_scores=scores,
@@ -107,7 +107,7 @@ def _gated_scan_backward(
     problem = _problem(scores, cell, d_hidden.dtype)
     launch = backward_launch(problem, has_d_final=d_final is not None)
     given = {} if d_final is None else {"p_d_final": d_final.contiguous()}
-    with torch.cuda.device_of(scores):  # type: ignore[no-untyped-call]
+    with torch.cuda.device_of(scores):
         launch(
             problem.grid(is_backward=True),
             p_scores=scores,

@@ -1,6 +1,7 @@
 """Instructions that convert: between integers, floating-point numbers, and both."""
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 
@@ -118,7 +119,7 @@ def _between_floats(to: str, of: str, rounding: str | None, saturates: bool) -> 
     return _chain(steps or [lambda x: x])
 
 
-def _float_to_integer(rounded: Function, dtype: np.dtype[np.generic]) -> Function:
+def _float_to_integer(rounded: Function, dtype: np.dtype[Any]) -> Function:
     limits = np.iinfo(dtype)
     # 2^31 and 2^63 are floating-point numbers, the largest integers need not be.
     beyond = float(limits.max) + 1 if dtype.itemsize < 8 else float(limits.max)
@@ -132,9 +133,7 @@ def _float_to_integer(rounded: Function, dtype: np.dtype[np.generic]) -> Functio
     return function
 
 
-def _between_integers(
-    to: np.dtype[np.generic], of: np.dtype[np.generic], saturates: bool
-) -> Function:
+def _between_integers(to: np.dtype[Any], of: np.dtype[Any], saturates: bool) -> Function:
     if not saturates:
         return lambda x: x.astype(to)
     low = max(np.iinfo(to).min, np.iinfo(of).min)

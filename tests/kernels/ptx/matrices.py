@@ -140,7 +140,12 @@ def multiply(instruction: Instruction, threads: Threads) -> Step:
         raise Unsupported(f"mma of shape {shape}")
     depth = int(shape.rpartition("k")[2])
     d, a, b, c = instruction.operands
-    if not all(isinstance(one, tuple) for one in (d, a, b, c)):
+    if not (
+        isinstance(d, tuple)
+        and isinstance(a, tuple)
+        and isinstance(b, tuple)
+        and isinstance(c, tuple)
+    ):
         raise Unsupported("mma of single registers")
     reads_a, reads_b = ([threads.reader(x, TYPES["b32"]) for x in one] for one in (a, b))
     reads_c = [threads.reader(x, TYPES["f32"]) for x in c]

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from tests.kernels.ptx.faults import DataRace, Misaligned, OutOfBounds
 from tests.kernels.ptx.races import Clock, Shadow
 
-Array = NDArray[np.generic]
+Array = NDArray[Any]
 Integers = NDArray[np.int64]
 
 # Each buffer has a range of addresses of its own, so far from the next that no mistake of an index
@@ -30,7 +30,9 @@ class Memory:
     def __init__(self, data: NDArray[np.uint8], granule: int, clock: Clock | None, written: bool):
         self.data = data
         self.granule = granule
-        self.shadow = clock and Shadow(len(data) // granule, clock, written=written)
+        self.shadow = (
+            Shadow(len(data) // granule, clock, written=written) if clock is not None else None
+        )
         self._clock = clock
         self._views: dict[tuple[int, int], Array] = {}
 

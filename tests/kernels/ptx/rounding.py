@@ -4,10 +4,12 @@ A sum of float64 that was rounded *to odd* (truncated, and the last bit set wher
 off) can be rounded again to 24 bits or fewer as if it were exact.
 """
 
+from typing import Any
+
 import numpy as np
 from numpy.typing import NDArray
 
-Array = NDArray[np.generic]
+Array = NDArray[Any]
 
 # Of a float64 the bits that a float32 lacks, and the one case in which rounding twice goes wrong.
 _CUT = np.uint64((1 << 29) - 1)

@@ -16,7 +16,7 @@ from tests.kernels.ptx.memory import SHARED_BASE, GlobalMemory, SharedMemory
 from tests.kernels.ptx.parse import Instruction, Kernel, Negated, Operand, Register
 from tests.kernels.ptx.races import WARP, Clock
 
-Array = NDArray[np.generic]
+Array = NDArray[Any]
 Mask = NDArray[np.bool_] | None
 Step = Callable[[Mask], None]
 Read = Callable[[], Array]
@@ -203,7 +203,7 @@ class Threads:
         return spread
 
 
-def literal(text: str, dtype: np.dtype[Any]) -> np.generic:
+def literal(text: str, dtype: np.dtype[Any]) -> Any:
     """A number of the text, such as 7, -1, 0x1F, 0.5, or 0f3F800000 by its bits."""
     if match := re.fullmatch(r"0[fF]([0-9a-fA-F]{8})|0[dD]([0-9a-fA-F]{16})", text):
         bits = np.uint32(int(match[1], 16)) if match[1] else np.uint64(int(match[2], 16))
