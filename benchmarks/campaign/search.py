@@ -17,7 +17,6 @@ from elmanctl.ledger.run_state import RunState
 from elmanctl.ledger.state import load_run
 
 ROOT = Path(__file__).parents[2]
-HERE = Path(__file__).parent
 
 # No life of a controller in a campaign takes longer.
 PATIENCE_S = 300.0
@@ -50,7 +49,10 @@ class Shape:
 
 
 class Search:
-    """The folder of one search and the processes that drive it."""
+    """The folder of one search and the processes that drive it.
+
+    `checkout` is whose code the controllers run; the stand-in workers stay those of the first.
+    """
 
     def __init__(
         self,
@@ -60,6 +62,7 @@ class Search:
         *,
         environment: Mapping[str, str] | None = None,
         settings: str | None = None,
+        checkout: Path = ROOT,
     ) -> None:
         folder = folder.resolve()
         self.folder = folder
@@ -67,6 +70,8 @@ class Search:
         self.executor = executor
         self.run_folder = folder / "runs" / "run"
         self.log = folder / "workers.log"
+        self.checkout = checkout
+        self._worker = checkout / "benchmarks" / "campaign" / "worker"
         self._outputs: dict[int, Path] = {}
         folder.mkdir(parents=True, exist_ok=True)
         self.log.touch()
@@ -77,7 +82,6 @@ class Search:
             "HOME": str(folder),
             "XDG_CACHE_HOME": str(folder / "cache"),
             "XDG_CONFIG_HOME": str(folder / "config"),
-            "PYTHONPATH": f"{ROOT}{os.pathsep}{HERE / 'worker'}",
             "OMP_NUM_THREADS": "1",
             "STANDIN_LOG": str(self.log),
             "STANDIN_FAULTS": str(shape.faults),
@@ -111,7 +115,9 @@ class Search:
     ) -> subprocess.Popen[bytes]:
         """Start a controller, with `options` of dying.py, in a session of its own."""
         words = list(self.next_arguments() if arguments is None else arguments)
-        program = [str(HERE / "dying.py"), *options, "--"] if options else ["-m", "elmanctl"]
+        dying = self.checkout / "benchmarks" / "campaign" / "dying.py"
+        program = [str(dying), *options, "--"] if options else ["-m", "elmanctl"]
+        code = {"PYTHONPATH": f"{self.checkout}{os.pathsep}{self._worker}"}
         path = self.folder / f"controller-{len(self._outputs):03}.log"
         with path.open("wb") as output:
             output.write(f"{' '.join([*options, *words])}\n".encode())
@@ -119,7 +125,7 @@ class Search:
             process = subprocess.Popen(
                 [sys.executable, *program, *words],
                 cwd=self.folder,
-                env=self.environment,
+                env=self.environment | code,
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=subprocess.STDOUT,
