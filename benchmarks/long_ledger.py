@@ -47,9 +47,10 @@ from elmanctl.ledger.records import (  # noqa: E402
 )
 from elmanctl.ledger.snapshot import EVERY_BYTES, LIMIT_BYTES, SNAPSHOT_FILE  # noqa: E402
 from elmanctl.run.paths import RunPaths  # noqa: E402
+from elmanctl.run.training import Training  # noqa: E402
 from elmanctl.search.session import Session  # noqa: E402
 from elmanctl.search.start import create_run, plan_search  # noqa: E402
-from elmanctl.settings import DataSettings, SearchSettings, Settings, TrainSettings  # noqa: E402
+from elmanctl.settings import DataSettings, SearchSettings, Settings  # noqa: E402
 
 POPULATION = 16
 AXES = {
@@ -69,7 +70,7 @@ def make_run(runs: Path, evaluations: int) -> None:
     settings = Settings(
         model={"dim": 32, "depth": 1, "n_state": 8},
         search=SearchSettings(space="tiny", axes=AXES, generations=10**5, population=POPULATION),
-        train=TrainSettings(steps=10, batch=2, seq_len=16),
+        train=Training(steps=10, batch=2, seq_len=16),
         data=DataSettings(path=str(corpus)),
     )
     folder = create_run(plan_search("e88", settings, executor="local", name="long", runs=runs))

@@ -1,5 +1,7 @@
 """Names, units and limits shared by several modules; no logic."""
 
+import re
+
 PROGRAM = "elmanctl"
 COMPLETION_VARIABLE = "_ELMANCTL_COMPLETE"
 CONFIG_NAME = "elman.toml"
@@ -27,6 +29,11 @@ LAUNCHES_VARIABLE = "ELMAN_LAUNCHES"
 
 # With the same prefix, and read by programs beside the package.
 OTHER_VARIABLES = ("ELMAN_REQUIRE_SLURM", "ELMAN_WHEELS")
+
+# How the driver names a whole GPU and a part of one; the beginning of a name will do for it.
+GPU_NAME = re.compile(r"(GPU|MIG)-[A-Za-z0-9][A-Za-z0-9/-]*")
+
+YEAR_MIN = 365 * 24 * 60
 
 VOCABULARY = 256
 

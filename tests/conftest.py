@@ -12,9 +12,9 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, settings
 
-from elmanctl.run.protocol import Budget
 from elmanctl.run.spec import AttemptSpec, DataSpec
 from tests.command_line import CommandLine
+from tests.specs import changed, spec_of
 
 # How fast examples are drawn and tried is the machine's affair.
 settings.register_profile(
@@ -58,7 +58,7 @@ def make_spec(corpus_file: Path) -> Any:
             "parameters_expected": 1,
             "seed": 3,
             "lr": 1e-2,
-            "budget": Budget(kind="steps", amount=4),
+            "steps": 4,
             "batch": 4,
             "seq_len": 16,
             "warmup_steps": 1,
@@ -72,7 +72,7 @@ def make_spec(corpus_file: Path) -> Any:
             "heartbeat_s": 0.2,
             "timeout_min": 5.0,
         }
-        return AttemptSpec(**(values | changes))
+        return spec_of(**changed(values, changes))
 
     return make
 

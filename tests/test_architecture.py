@@ -26,7 +26,7 @@ HEAVY = {
 
 # For each part, the parts that it may import, by the first rule whose names fit.  A name stands
 # for a module or for everything in a package.
-LEAVES = ("errors", "constants", "clock", "folders", "codec")
+LEAVES = ("errors", "constants", "clock", "folders", "codec", "bounds")
 SIZES = (
     *("models.config", "models.configs", "models.levels", "models.registry", "models.params"),
     *("models.backends", "models.study", "models.memory", "kernels.matrix_recurrence.sizes"),
@@ -36,7 +36,7 @@ FILES = ("ledger.records", "ledger.files", "ledger.mounts", "ledger.reserve")
 RULES: tuple[tuple[tuple[str, ...], tuple[str, ...]], ...] = (
     (("codec",), ("errors",)),
     (LEAVES, ()),
-    (("settings",), ("constants",)),
+    (("settings",), ("constants", "errors", "bounds", "run.training")),
     (("sources",), (*LEAVES, "settings")),
     (("sbatch_variables",), (*LEAVES, "settings")),
     (("config",), (*LEAVES, "settings", "sources", "sbatch_variables")),
@@ -53,7 +53,7 @@ RULES: tuple[tuple[tuple[str, ...], tuple[str, ...]], ...] = (
         (*LEAVES, *FILES, "settings", "sbatch_variables", "run", "schedulers", "jobs.evaluation"),
     ),
     (("jobs",), (*LEAVES, *FILES, "run", "verdicts", "jobs", "models", "kernels")),
-    (("space",), (*LEAVES, "settings", *SIZES, "models.trial", "space")),
+    (("space",), (*LEAVES, "settings", "run.training", *SIZES, "models.trial", "space")),
     (
         ("search",),
         (

@@ -10,12 +10,12 @@ from typing import Any
 
 import pytest
 
+from elmanctl.bounds import Bounds
 from elmanctl.cli.init import commented_config
 from elmanctl.config import Resolved, decode_settings, merge, parse_assignments, resolve
 from elmanctl.errors import ConfigError, NotFound
 from elmanctl.settings import (
     SECTIONS,
-    Bounds,
     PathSettings,
     Settings,
     setting_bounds,

@@ -3,7 +3,7 @@
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path as FilePath
 from statistics import median
 from typing import Any
@@ -23,8 +23,8 @@ from elmanctl.jobs.train import train
 from elmanctl.models.backends import BACKENDS, fla_absence, fla_gradient_fault
 from elmanctl.models.params import count_parameters, flops_per_token
 from elmanctl.models.registry import build_model
-from elmanctl.run.protocol import Budget
 from elmanctl.run.spec import AttemptSpec, DataSpec
+from elmanctl.run.training import Training
 
 logger = logging.getLogger(__name__)
 
@@ -32,7 +32,6 @@ WARMUP_STEPS = 5
 _TIMED_S = {"cuda": 8.0, "cpu": 1.0}
 _PROFILED_FROM, _PROFILED_TO = 2, 4
 _KERNELS_KEPT = 25
-_LEARNING_RATE = 3e-4
 
 # The plain recurrences launch hundreds of thousands of kernels a step: too many to look at.
 _LONGEST_PROFILED_MS = 1500.0
@@ -175,13 +174,13 @@ def _measured(
         fla_gradients_for_timing() if distrusted else nullcontext()
     )
     with quiet(), trusting:
-        minutes = Budget(kind="minutes", amount=_TIMED_S[device.type] / 60)
-        outcome = train(model, stream, _spec(row, shape, corpus, device, minutes), clock)
+        training = _training(row, shape, device)
+        outcome = train(model, stream, _spec(row, corpus, training), clock)
         _refuse_divergence(outcome)
         if median(clock.step_ms()) <= _LONGEST_PROFILED_MS:
             profile = StepProfile(_PROFILED_FROM, _PROFILED_TO, device)
-            steps = Budget(kind="steps", amount=_PROFILED_TO)
-            train(model, stream, _spec(row, shape, corpus, device, steps), profile)
+            few = replace(training, minutes=None, steps=_PROFILED_TO)
+            train(model, stream, _spec(row, corpus, few), profile)
     return _row(row, shape, outcome, clock, profile, matrix_flops, distrusted=distrusted)
 
 
@@ -197,9 +196,21 @@ def _build(row: PlannedSteps, device: torch.device) -> nn.Module:
     return model
 
 
-def _spec(
-    row: PlannedSteps, shape: StepShape, corpus: FilePath, device: torch.device, budget: Budget
-) -> AttemptSpec:
+def _training(row: PlannedSteps, shape: StepShape, device: torch.device) -> Training:
+    return Training(
+        minutes=_TIMED_S[device.type] / 60,
+        batch=shape.batch,
+        seq_len=shape.seq_len,
+        warmup_steps=WARMUP_STEPS,
+        seed=0,
+        device=device.type,
+        backend=row.backend,
+        # More threads than cores make small products on a CPU slow beyond all measure.
+        threads=0 if device.type == "cuda" else 1,
+    )
+
+
+def _spec(row: PlannedSteps, corpus: FilePath, training: Training) -> AttemptSpec:
     config = row.model.config.encode()
     return AttemptSpec(
         run="bench",
@@ -208,17 +219,8 @@ def _spec(
         level=row.model.level,
         config=config,
         parameters_expected=count_parameters(row.model.level, config),
-        seed=0,
-        lr=_LEARNING_RATE,
-        budget=budget,
-        batch=shape.batch,
-        seq_len=shape.seq_len,
-        warmup_steps=WARMUP_STEPS,
+        training=training,
         data=DataSpec(path=str(corpus), sha256="", size_bytes=0),
-        device=device.type,
-        backend=row.backend,
-        # More threads than cores make small products on a CPU slow beyond all measure.
-        threads=0 if device.type == "cuda" else 1,
         timeout_min=60.0,
     )
 

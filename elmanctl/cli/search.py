@@ -19,11 +19,11 @@ from elmanctl.cli.plan import (
     warn_of_plan,
     warn_of_variables,
 )
+from elmanctl.constants import GPU_NAME
 from elmanctl.errors import UsageError
 from elmanctl.run.ownership import refuse_foreign_files
 from elmanctl.run.paths import RunPaths
 from elmanctl.schedulers import make_executor
-from elmanctl.schedulers.gpus import GPU_NAME
 from elmanctl.search.start import SearchPlan, create_run, plan_search
 
 

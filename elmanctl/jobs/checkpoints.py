@@ -32,7 +32,7 @@ class Checkpoints:
         note: Callable[[int, str | None], None],
     ) -> None:
         self._paths = paths
-        self._interval_s = spec.checkpoint_min * 60
+        self._interval_s = spec.training.checkpoint_min * 60
         self._earlier = [AttemptPaths(paths.folder.parent / n) for n in spec.continues_from]
         self._sources = [paths, *self._earlier] if is_restart else list(self._earlier)
         self._note = note

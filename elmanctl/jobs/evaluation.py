@@ -122,7 +122,7 @@ class _Evaluation:
     def _run(self, spec: AttemptSpec) -> dict[str, Any]:
         heartbeat = Heartbeat(
             self._paths.heartbeat,
-            interval_s=spec.heartbeat_s,
+            interval_s=spec.training.heartbeat_s,
             job_id=self._worker.job_id,
             restart=self._worker.restart,
         )
@@ -167,19 +167,20 @@ class _Evaluation:
         from elmanctl.jobs.train import choose_device, train, use_threads, versions
         from elmanctl.models.registry import build_model, decode_config
 
-        use_threads(spec.threads)
+        training = spec.training
+        use_threads(training.threads)
         path = Path(spec.data.path)
         compared_by = verify(
             CorpusInfo(path=path, size_bytes=spec.data.size_bytes, sha256=spec.data.sha256)
         )
         model = build_model(
             decode_config(spec.level, spec.config),
-            seed=spec.seed,
-            backend=spec.backend,
-            device=choose_device(spec.device).type,
+            seed=training.seed,
+            backend=training.backend,
+            device=choose_device(training.device).type,
         )
         checkpoints = None
-        if spec.checkpoint_min:
+        if training.checkpoint_min:
             checkpoints = self._checkpoints = Checkpoints(
                 self._paths,
                 spec,
@@ -196,8 +197,8 @@ class _Evaluation:
         return {
             **self._header(verdict),
             **asdict(outcome),
-            "seed": spec.seed,
-            "lr": spec.lr,
+            "seed": training.seed,
+            "lr": training.lr,
             "protocol": protocol.encode(),
             "fingerprint": protocol.fingerprint,
             "corpus": corpus_name(path),

@@ -25,7 +25,7 @@ from elmanctl.jobs.data import ByteStream
 from elmanctl.jobs.metrics import StepRecord
 from elmanctl.jobs.outcome import Divergence, TrainOutcome
 from elmanctl.jobs.training_clock import TrainingClock
-from elmanctl.run.protocol import EPS, LOSS_WINDOW_STEPS, Budget
+from elmanctl.run.protocol import EPS, LOSS_WINDOW_STEPS
 from elmanctl.run.spec import AttemptSpec
 
 # Slurm sets these in a job with GPUs, some releases the last one to -1 or a word in one without.
@@ -64,11 +64,12 @@ def train(
         raise InvalidConfiguration(
             f"the model has {parameters} parameters, {spec.parameters_expected} were expected"
         )
-    device = choose_device(spec.device)
-    precision = choose_precision(spec.precision, device)
-    use_threads(spec.threads)
-    with _repeatable(device.type == "cpu" and spec.threads == 1):
-        torch.manual_seed(spec.seed)
+    training = spec.training
+    device = choose_device(training.device)
+    precision = choose_precision(training.precision, device)
+    use_threads(training.threads)
+    with _repeatable(device.type == "cpu" and training.threads == 1):
+        torch.manual_seed(training.seed)
         loop = _Loop(model.to(device), stream, spec, device, precision, checkpoints)
         divergence = loop.run(report)
     return TrainOutcome(
@@ -81,7 +82,7 @@ def train(
         tokens_per_s=loop.clock.tokens_per_s(loop.tokens),
         elapsed_s=loop.clock.elapsed_s(),
         parameters=parameters,
-        tokens_per_step=spec.tokens_per_step,
+        tokens_per_step=training.tokens_per_step,
         micro_batch=loop.micro_batch,
         backend=str(model.backend),
         device=str(device),
@@ -173,7 +174,8 @@ class _Loop:
         precision: str,
         checkpoints: Checkpoints | None,
     ) -> None:
-        self.micro_batch = min(spec.micro_batch or spec.batch, spec.batch)
+        training = spec.training
+        self.micro_batch = min(training.micro_batch or training.batch, training.batch)
         self.losses: deque[float] = deque(maxlen=LOSS_WINDOW_STEPS)
         self.steps = 0
         self.tokens = 0
@@ -181,15 +183,16 @@ class _Loop:
         self._model = model.train()
         self._parameters = list(model.parameters())
         self._stream = stream
-        self._spec = spec
+        self._training = training
+        self._budget = training.budget
         self._device = device
         self._precision = precision
         self._optimizer = _AdamWScheduleFree(
             self._parameters,
-            lr=spec.lr,
+            lr=training.lr,
             betas=spec.betas,
             eps=EPS,
-            weight_decay=spec.weight_decay,
+            weight_decay=training.weight_decay,
         )
         self._checkpoints = checkpoints
         self._trained = Trained(
@@ -215,7 +218,7 @@ class _Loop:
         if self.clock.is_warm:
             report.phase("training")
         while not self._is_spent():
-            if self.steps == self._spec.warmup_steps and not self.clock.is_warm:
+            if self.steps == self._training.warmup_steps and not self.clock.is_warm:
                 self.clock.warm_up_ends(self.tokens)
                 report.phase("training")
             divergence = self._step(report)
@@ -243,10 +246,10 @@ class _Loop:
             return
         position = position_of(content)
         self.steps, self.tokens = position.steps, position.tokens
-        if position.counted_s is not None and self._spec.budget.kind == "minutes":
+        if position.counted_s is not None and self._budget.kind == "minutes":
             # What is compiled at the first steps would be taken from the budget a second time.
             # Nothing is learned from these, and the state that replaces all comes after them.
-            for _ in range(self._spec.warmup_steps):
+            for _ in range(self._training.warmup_steps):
                 self._forward_and_backward()
         restore(content, self._trained)
         self.losses.extend(position.losses)
@@ -257,7 +260,7 @@ class _Loop:
         )
 
     def _is_spent(self) -> bool:
-        budget: Budget = self._spec.budget
+        budget = self._budget
         if budget.kind == "minutes":
             return self.clock.counted_s() >= budget.amount * 60
         return (self.steps if budget.kind == "steps" else self.tokens) >= budget.amount
@@ -268,7 +271,7 @@ class _Loop:
             step=self.steps + 1,
             loss=loss,
             grad_norm=grad_norm,
-            tokens=self.tokens + self._spec.tokens_per_step,
+            tokens=self.tokens + self._training.tokens_per_step,
             elapsed_s=self.clock.elapsed_s(),
         )
         report.step(record)
@@ -300,15 +303,15 @@ class _Loop:
             total += loss.detach() * share
         gradients = [p.grad for p in self._parameters if p.grad is not None]
         norm = get_total_norm(gradients)
-        if self._spec.grad_clip:
-            clip_grads_with_norm_(self._parameters, self._spec.grad_clip, norm)
+        if self._training.grad_clip:
+            clip_grads_with_norm_(self._parameters, self._training.grad_clip, norm)
         # The one synchronisation of a step: both numbers cross to the host together.
         values = torch.stack([total, norm.to(total)]).tolist()
         return values[0], values[1]
 
     def _batch(self) -> Tensor:
-        spec = self._spec
-        rows = self._stream.rows(spec.seed, self.steps + 1, spec.batch, spec.seq_len)
+        training = self._training
+        rows = self._stream.rows(training.seed, self.steps + 1, training.batch, training.seq_len)
         return torch.from_numpy(rows).to(self._device).long()
 
     def _autocast(self) -> AbstractContextManager[object]:

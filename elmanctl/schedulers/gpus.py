@@ -1,17 +1,14 @@
 """Which devices `local.gpus` means: numbers index what is visible, names are themselves; pure."""
 
-import re
 from collections.abc import Mapping, Sequence
 
+from elmanctl.constants import GPU_NAME
 from elmanctl.errors import EnvironmentNotReady
 
 VISIBLE_VARIABLE = "CUDA_VISIBLE_DEVICES"
 
 # What the runtime of AMD's GPUs reads in its place, where it is set.
 AMD_VARIABLE = "HIP_VISIBLE_DEVICES"
-
-# How the driver names a whole GPU and a part of one; the beginning of a name will do for it.
-GPU_NAME = re.compile(r"(GPU|MIG)-[A-Za-z0-9][A-Za-z0-9/-]*")
 
 
 def visible_devices(

@@ -5,18 +5,22 @@ from typing import Any
 
 from elmanctl.config import refuse_outside
 from elmanctl.errors import ConfigError
-from elmanctl.schedulers.gpus import GPU_NAME
-from elmanctl.settings import Settings, setting_bounds
+from elmanctl.settings import Settings
 from elmanctl.space.audit import LEARNING_RATE
 from elmanctl.space.space import SearchSpace
 
 
-def check_limits(settings: Settings) -> None:
-    """Raise ConfigError for settings that no search can work with, naming their keys."""
-    tables = settings.encode()
-    parts = (key.split(".") for key in setting_bounds())
-    refuse_outside({f"{section}.{name}": tables[section][name] for section, name in parts})
-    _check_together(settings)
+def check_limits(settings: Settings, changes: Mapping[str, Any] | None = None) -> None:
+    """Raise ConfigError for settings that no search can work with, naming their keys.
+
+    With `changes` these alone are held to their bounds: what a run began with may stay.
+    """
+    if changes is None:
+        tables = settings.encode().items()
+        changes = {f"{name}.{key}": value for name, table in tables for key, value in table.items()}
+    refuse_outside(changes)
+    settings.train.check_together()
+    settings.local.check_together()
 
 
 def check_learning_rates(space: SearchSpace) -> None:
@@ -39,28 +43,3 @@ def check_learning_rate(rate: object, where: str = "") -> float:
         raise ConfigError(f"{where}`lr` is a number, not `{rate}`")
     refuse_outside({"train.lr": rate}, where)
     return float(rate)
-
-
-def check_changed_limits(settings: Settings, changes: Mapping[str, Any]) -> None:
-    """Raise ConfigError for changes that a run cannot have; what it began with may stay."""
-    refuse_outside(changes)
-    _check_together(settings)
-
-
-def _check_together(settings: Settings) -> None:
-    batch, micro_batch = settings.train.batch, settings.train.micro_batch
-    if micro_batch and batch % micro_batch:
-        raise ConfigError(
-            f"`train.micro_batch` {micro_batch} does not divide `train.batch` {batch}"
-        )
-    gpus = settings.local.gpus
-    for gpu in gpus:
-        if gpu < 0 if isinstance(gpu, int) else not GPU_NAME.fullmatch(gpu):
-            raise ConfigError(
-                f"`local.gpus` holds `{gpu}`, which is no GPU",
-                hint="numbers from 0, or names as `nvidia-smi -L` shows them: GPU-..., MIG-...",
-            )
-    if len(set(gpus)) < len(gpus):
-        raise ConfigError(
-            "`local.gpus` names a GPU twice", hint="each GPU runs one evaluation at a time"
-        )

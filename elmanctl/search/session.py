@@ -29,7 +29,7 @@ from elmanctl.run.ownership import refuse_foreign_run
 from elmanctl.run.paths import RunPaths
 from elmanctl.schedulers.submission import check_resources
 from elmanctl.search.effective_settings import effective_settings, require_run
-from elmanctl.search.limits import check_changed_limits
+from elmanctl.search.limits import check_limits
 from elmanctl.search.workload import attempt_resources
 
 logger = logging.getLogger(__name__)
@@ -150,7 +150,7 @@ class Session:
                 )
             self._refuse_useless(key)
         changed = effective_settings(self.state, changes)
-        check_changed_limits(changed, changes)
+        check_limits(changed, changes)
         check_resources(attempt_resources(changed, self.run["executor"], {}))
 
     def change_settings(self, changes: Mapping[str, Any]) -> None:

@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,6 @@ from elmanctl.run.progress import read_table
 from elmanctl.run.spec import AttemptSpec, DataSpec
 from elmanctl.search.limits import check_learning_rate
 from elmanctl.search.start import check_trainable, find_corpus
-from elmanctl.search.workload import training_budget, training_fields
 from elmanctl.settings import Settings
 
 logger = logging.getLogger(__name__)
@@ -51,7 +51,7 @@ def evaluate_once(
     with faults:
         check_backend_name(family.name, family.backends, settings.train.backend)
     with faults:
-        training_budget(settings.train)
+        _ = settings.train.budget
     with faults:
         model = decode_config(level, values)
     faults.raise_any()
@@ -65,11 +65,9 @@ def evaluate_once(
         level=family.name,
         config=config,
         parameters_expected=count_parameters(family.name, config),
-        seed=settings.train.seed,
-        lr=lr,
+        training=replace(settings.train, lr=lr, checkpoint_min=0.0),
         data=DataSpec(path=str(corpus.path), sha256=corpus.sha256, size_bytes=corpus.size_bytes),
         timeout_min=_NO_LIMIT_MIN,
-        **training_fields(settings.train),
     )
     paths = AttemptPaths(_new_folder(out, Path(settings.paths.runs).expanduser(), family.name))
     write_json(paths.spec, spec.encode())

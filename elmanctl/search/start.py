@@ -35,7 +35,7 @@ from elmanctl.run.corpus import CorpusInfo, describe, standard_library_corpus, u
 from elmanctl.run.frozen_code import freeze_code
 from elmanctl.run.ownership import refuse_open_parents
 from elmanctl.run.paths import RunPaths
-from elmanctl.run.protocol import Budget
+from elmanctl.run.training import Budget
 from elmanctl.schedulers.gpu_count import check_gpus
 from elmanctl.schedulers.quoting import check_path
 from elmanctl.schedulers.submission import check_resources
@@ -44,7 +44,7 @@ from elmanctl.search.costs import budget_stop, most_device_s, unit_name
 from elmanctl.search.disk_forecast import named
 from elmanctl.search.limits import check_learning_rates, check_limits
 from elmanctl.search.optimizer import CmaOptimizer
-from elmanctl.search.workload import attempt_resources, training_budget
+from elmanctl.search.workload import attempt_resources
 from elmanctl.settings import Settings
 from elmanctl.space.audit import LEARNING_RATE, AxisEffect, audit_space, refuse_dead_axes
 from elmanctl.space.candidates import Candidate, CandidateBuilder, ask_candidates
@@ -143,7 +143,7 @@ def plan_search(
     with faults:
         folder = _run_folder(runs, name)
     with faults:
-        budget = training_budget(settings.train)
+        budget = settings.train.budget
     with faults:
         space = load_space(
             family.name,
@@ -378,7 +378,7 @@ def _run_record(plan: SearchPlan, code: str) -> RunRecord:
         },
         protocol={
             "budget": plan.budget.encode(),
-            "tokens_per_step": plan.settings.train.batch * plan.settings.train.seq_len,
+            "tokens_per_step": plan.settings.train.tokens_per_step,
             "seq_len": plan.settings.train.seq_len,
         },
         code={"sha256": code},

@@ -2,15 +2,16 @@
 
 import math
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from elmanctl.errors import ConfigError
 from elmanctl.ledger.records import Evaluation, Resources
 from elmanctl.models.registry import decode_config
-from elmanctl.run.protocol import Budget
 from elmanctl.run.spec import AttemptSpec, DataSpec
+from elmanctl.run.training import Budget
 from elmanctl.search.continuation import checkpoint_folders
-from elmanctl.settings import Settings, TrainSettings
+from elmanctl.settings import Settings
 from elmanctl.space.preflight import Preflight
 
 # A run without a time budget is ended after this long unless the user names a limit.
@@ -18,18 +19,6 @@ _DEFAULT_TIMEOUT_MIN = 60
 
 # Start-up, compilation and warm-up come on top of a time budget.
 _MARGIN_MIN = 10
-
-
-def training_budget(train: TrainSettings) -> Budget:
-    """Return the one budget that is set; raise ConfigError when none is."""
-    budgets = {"minutes": train.minutes, "steps": train.steps, "tokens": train.tokens}
-    named = {kind: amount for kind, amount in budgets.items() if amount is not None}
-    if not named:
-        raise ConfigError(
-            "no training budget is set",
-            hint="pass `--train-minutes 10`, `--train-steps N` or `--train-tokens N`",
-        )
-    return Budget.decode(named)
 
 
 def time_limit_min(budget: Budget, asked: int | None) -> int:
@@ -55,7 +44,7 @@ def attempt_resources(settings: Settings, executor: str, changes: Mapping[str, A
 
     Raises ConfigError for a change that cannot be made.
     """
-    slurm, budget = settings.slurm, training_budget(settings.train)
+    slurm, budget = settings.slurm, settings.train.budget
     if executor == "local":
         if "mem_gb" in changes:
             raise ConfigError("a search on this machine sets no limit on memory")
@@ -90,16 +79,17 @@ def attempt_spec(
         level=run["model"],
         config=config,
         parameters_expected=evaluation.parameters,
-        seed=evaluation.seed,
-        lr=lr,
+        training=replace(
+            settings.train,
+            lr=lr,
+            seed=evaluation.seed,
+            micro_batch=micro_batch_of(run, settings, evaluation),
+        ),
         data=DataSpec(**{key: run["data"][key] for key in ("path", "sha256", "size_bytes")}),
         timeout_min=limit,
-        checkpoint_min=settings.train.checkpoint_min,
         continues_from=(
             checkpoint_folders(evaluation.attempts) if settings.train.checkpoint_min else ()
         ),
-        **training_fields(settings.train)
-        | {"micro_batch": micro_batch_of(run, settings, evaluation)},
     )
 
 
@@ -113,21 +103,3 @@ def micro_batch_of(run: Mapping[str, Any], settings: Settings, evaluation: Evalu
         return asked
     fields = {name: value for name, value in evaluation.config.items() if name != "lr"}
     return Preflight(settings, run["executor"]).micro_batch(decode_config(run["model"], fields))
-
-
-def training_fields(train: TrainSettings) -> dict[str, Any]:
-    """Return the fields of a spec that the training settings decide."""
-    same = (
-        "batch",
-        "micro_batch",
-        "seq_len",
-        "warmup_steps",
-        "grad_clip",
-        "weight_decay",
-        "precision",
-        "device",
-        "backend",
-        "threads",
-        "heartbeat_s",
-    )
-    return {"budget": training_budget(train), **{name: getattr(train, name) for name in same}}

@@ -10,7 +10,8 @@ from elmanctl.models.backends import AUTO
 from elmanctl.models.config import FamilyConfig
 from elmanctl.models.memory import training_memory_bytes
 from elmanctl.models.registry import FAMILIES, decode_config, find_family
-from elmanctl.settings import Settings, TrainSettings
+from elmanctl.run.training import Training
+from elmanctl.settings import Settings
 from elmanctl.space.audit import LEARNING_RATE, bases
 from elmanctl.space.axis import Axis, Value
 from elmanctl.space.space import SearchSpace
@@ -50,7 +51,7 @@ class Preflight:
 
 
 @lru_cache(maxsize=4096)
-def _micro_batch(train: TrainSettings, gpu_memory_gb: float | None, config: FamilyConfig) -> int:
+def _micro_batch(train: Training, gpu_memory_gb: float | None, config: FamilyConfig) -> int:
     if gpu_memory_gb is None:
         return train.micro_batch
     limit_bytes = gpu_memory_gb * _GB
@@ -71,7 +72,7 @@ def _micro_batch(train: TrainSettings, gpu_memory_gb: float | None, config: Fami
     )
 
 
-def _memory_bytes(train: TrainSettings, config: FamilyConfig, micro_batch: int) -> int:
+def _memory_bytes(train: Training, config: FamilyConfig, micro_batch: int) -> int:
     return training_memory_bytes(
         config,
         micro_batch=micro_batch,

@@ -3,6 +3,7 @@
 import inspect
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from elmanctl.jobs import train as train_module
 from elmanctl.kernels.gated_delta_rule import gated_delta_rule
 from elmanctl.kernels.third_party import import_third_party
 from elmanctl.models.params import count_parameters, flops_per_token
+from elmanctl.run.training import Training
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 SHAPE = step_shape(CPU)
@@ -142,7 +144,7 @@ def test_model_that_a_backend_refuses_is_no_failure(
 def test_model_that_diverges_has_no_speed(
     measure: Callable[..., list[StepRow]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(rows_module, "_LEARNING_RATE", 1e30)
+    monkeypatch.setattr(rows_module, "Training", partial(Training, lr=1e30))
     (row,) = measure(PlannedSteps(model=tiny("transformer"), backend="torch"))
     assert row.status == "failed" and row.tokens_per_s is None
     assert row.reason and "at step" in row.reason

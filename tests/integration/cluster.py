@@ -11,14 +11,14 @@ from elmanctl.ledger.records import Resources, Submission, Task, Verdict
 from elmanctl.models.params import count_parameters
 from elmanctl.run.frozen_code import freeze_code
 from elmanctl.run.paths import RunPaths
-from elmanctl.run.protocol import Budget
-from elmanctl.run.spec import AttemptSpec, DataSpec
+from elmanctl.run.spec import DataSpec
 from elmanctl.schedulers.executor import JobReport, JobState, LiveJob
 from elmanctl.schedulers.slurm_executor import SlurmExecutor
 from elmanctl.verdicts.judge import judge
 from elmanctl.verdicts.observe import observe
 from tests.integration.runs import wait_for
 from tests.patience import PATIENCE_S
+from tests.specs import changed, spec_of
 
 
 class Job:
@@ -54,7 +54,7 @@ class Job:
             "parameters_expected": count_parameters("e88", model),
             "seed": 1,
             "lr": 1e-2,
-            "budget": Budget(kind="steps", amount=20),
+            "steps": 20,
             "batch": 2,
             "seq_len": 16,
             "warmup_steps": 0,
@@ -63,11 +63,10 @@ class Job:
             "threads": 1,
             "device": "cpu",
             "heartbeat_s": 1.0,
-            **(spec or {}),
         }
         attempt = self.paths.attempt("g000-e00", 1)
         attempt.folder.mkdir(parents=True)
-        write_json(attempt.spec, AttemptSpec(**values).encode())
+        write_json(attempt.spec, spec_of(**changed(values, spec or {})).encode())
         self.executor = SlurmExecutor(self.paths, max_jobs=4)
         submission = Submission(
             id="s0001",

@@ -13,7 +13,6 @@ from elmanctl.clock import now, to_text
 from elmanctl.ledger.records import Resources, Submission, Task
 from elmanctl.run.paths import AttemptPaths, RunPaths
 from elmanctl.run.progress import read_table
-from elmanctl.run.protocol import Budget
 from elmanctl.schedulers.executor import JobState, SubmissionTooLarge
 from elmanctl.schedulers.slurm import Slurm
 from elmanctl.schedulers.slurm_executor import SlurmExecutor
@@ -23,7 +22,7 @@ from tests.integration.runs import wait_for
 pytestmark = [pytest.mark.slurm, pytest.mark.timeout(200)]
 
 # By time, not by steps: long enough to be disturbed, however busy the machine.
-NINE_SECONDS = Budget(kind="minutes", amount=0.15)
+NINE_SECONDS_MIN = 0.15
 
 
 class CountingSlurm(Slurm):
@@ -54,7 +53,7 @@ def has_trained(job: Job) -> bool:
 def test_job_that_slurm_restarts_takes_its_claim_over_and_completes_once(
     tmp_path: Path, corpus: Path, by: str
 ) -> None:
-    job = Job(tmp_path / "run", corpus, spec={"budget": NINE_SECONDS})
+    job = Job(tmp_path / "run", corpus, spec={"minutes": NINE_SECONDS_MIN})
     job.paths.finished.mkdir()
     name = job.live.job_id
     slurm("scontrol", "update", f"jobid={name}", "requeue=1")
@@ -91,7 +90,7 @@ def test_job_that_slurm_restarts_takes_its_claim_over_and_completes_once(
 
 
 def test_array_that_was_submitted_twice_trains_once(tmp_path: Path, corpus: Path) -> None:
-    job = Job(tmp_path / "run", corpus, spec={"budget": Budget(kind="steps", amount=100)})
+    job = Job(tmp_path / "run", corpus, spec={"steps": 100})
     script = job.paths.submission("s0001") / "submission.sh"
     twin = slurm("sbatch", "--parsable", str(script)).strip()
     jobs = [job.live, replace(job.live, job_id=f"{twin}_0")]

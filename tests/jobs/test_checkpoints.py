@@ -28,10 +28,10 @@ from elmanctl.jobs.training_clock import TrainingClock
 from elmanctl.models.params import count_parameters
 from elmanctl.models.registry import FAMILIES
 from elmanctl.run.paths import AttemptPaths, RunPaths
-from elmanctl.run.protocol import Budget
 from elmanctl.run.spec import AttemptSpec
 from tests.models.samples import small_config
 from tests.run.test_spec import RECORDED
+from tests.specs import changed
 
 CHECKOUT = Path(elmanctl.__file__).parents[1]
 MODELS = {
@@ -72,12 +72,12 @@ def write(make_spec: Callable[..., AttemptSpec], tmp_path: Path) -> Write:
             "level": level,
             "config": config,
             "parameters_expected": count_parameters(level, config),
-            "budget": Budget(kind="steps", amount=12),
+            "steps": 12,
             "checkpoint_min": EVERY_STEP,
         }
         if number > 1:
             values["continues_from"] = ("attempt-1",)
-        paths.spec.write_text(json.dumps(make_spec(**(values | changes)).encode()))
+        paths.spec.write_text(json.dumps(make_spec(**changed(values, changes)).encode()))
         return paths
 
     return write
@@ -144,8 +144,7 @@ def test_checkpoints_of_earlier_versions_fit(name: str, fingerprint: str) -> Non
 def test_a_killed_training_goes_on_to_the_same_loss_to_the_last_bit(
     write: Write, level: str
 ) -> None:
-    budget = Budget(kind="steps", amount=100)
-    first = write(level=level, budget=budget)
+    first = write(level=level, steps=100)
     step, delay_s = random.randrange(2, 30), random.uniform(0, 0.03)
     worker = subprocess.run(
         [sys.executable, "-c", KILLED, str(first.folder), str(step), str(delay_s)],
@@ -157,13 +156,13 @@ def test_a_killed_training_goes_on_to_the_same_loss_to_the_last_bit(
     made = len(steps(first))
     assert not first.result.exists() and first.checkpoint.exists()
 
-    second = write(2, level=level, budget=budget)
+    second = write(2, level=level, steps=100)
     result = run(second)
     # It was killed before, while or after it wrote the checkpoint of its last step.
     step = result["continued_from"]["step"]
     assert result["continued_from"]["attempt"] == 1 and made - 1 <= step <= made
     assert steps(second) == list(range(step + 1, 101))
-    other = write(evaluation="g000-e99", level=level, budget=budget, checkpoint_min=0.0)
+    other = write(evaluation="g000-e99", level=level, steps=100, checkpoint_min=0.0)
     left_alone = run(other)
     assert (result["loss"], result["last_loss"]) == (left_alone["loss"], left_alone["last_loss"])
     assert (result["steps"], result["tokens"]) == (left_alone["steps"], left_alone["tokens"])
@@ -173,8 +172,7 @@ def test_a_killed_training_goes_on_to_the_same_loss_to_the_last_bit(
 
 @pytest.mark.parametrize("level", FAMILIES)
 def test_any_family_goes_on_to_the_same_loss_to_the_last_bit(write: Write, level: str) -> None:
-    budget = Budget(kind="steps", amount=8)
-    asked = {"level": level, "config": small_config(level).encode(), "budget": budget}
+    asked = {"level": level, "config": small_config(level).encode(), "steps": 8}
     interrupted(write(**asked), before_step=5)
     second = write(2, **asked)
     result = run(second)
@@ -289,7 +287,7 @@ def test_a_damaged_checkpoint_is_named_and_the_training_begins_anew(
     [
         {"seed": 4},
         {"lr": 2e-2},
-        {"budget": Budget(kind="steps", amount=13)},
+        {"steps": 13},
         {"precision": "bf16"},
         {"seq_len": 17},
     ],
@@ -431,14 +429,13 @@ def step_takes_a_second(training_time: Any, monkeypatch: pytest.MonkeyPatch) -> 
 @pytest.mark.usefixtures("step_takes_a_second")
 def test_a_time_budget_goes_on_with_the_seconds_it_had(write: Write, training_time: Any) -> None:
     # One step of warm-up, and forty that count.
-    budget = Budget(kind="minutes", amount=40 / 60)
-    first = write(budget=budget, checkpoint_min=EVERY_STEP)
+    first = write(minutes=40 / 60, checkpoint_min=EVERY_STEP)
     interrupted(first, before_step=20)
     position = torch.load(first.checkpoint, weights_only=True)["position"]
     assert (position["counted_s"], position["elapsed_s"]) == (18.0, 19.0)
     # What passes between the two is nobody's training.
     training_time.now_s += 500.0
-    result = run(write(2, budget=budget, checkpoint_min=ON_DEMAND))
+    result = run(write(2, minutes=40 / 60, checkpoint_min=ON_DEMAND))
     assert result["continued_from"]["step"] == 19
     assert (result["steps"], result["elapsed_s"]) == (41, 41.0)
     assert result["tokens_per_s"] == pytest.approx(4 * 16)

@@ -22,12 +22,11 @@ from elmanctl.jobs.train import _Loop
 from elmanctl.ledger.reserve import hold
 from elmanctl.models.params import count_parameters
 from elmanctl.run.paths import AttemptPaths, RunPaths
-from elmanctl.run.protocol import Budget
 from elmanctl.run.spec import AttemptSpec
 from tests.patience import PATIENCE_S
 
 CONFIG = {"dim": 16, "depth": 1, "n_heads": 2, "n_state": 4}
-LONG = Budget(kind="steps", amount=10**9)
+LONG = 10**9
 CHECKOUT = Path(elmanctl.__file__).parents[1]
 
 Start = Callable[..., "subprocess.Popen[str]"]
@@ -129,7 +128,7 @@ def test_two_processes_with_one_spec_get_the_same_loss_to_the_last_bit(
 ) -> None:
     losses = []
     for name in ("g000-e00", "g000-e01"):
-        paths = write_spec(name, budget=Budget(kind="steps", amount=20), micro_batch=3)
+        paths = write_spec(name, steps=20, micro_batch=3)
         _, log = start(paths).communicate(timeout=PATIENCE_S)
         losses.append([read(paths.result)["loss"]] + [m["loss"] for m in metrics(paths.metrics)])
         assert len(losses[-1]) == 21, log
@@ -137,7 +136,7 @@ def test_two_processes_with_one_spec_get_the_same_loss_to_the_last_bit(
 
 
 def test_a_job_does_not_wait_for_torchs_compiler(write_spec: Any) -> None:
-    paths = write_spec(budget=Budget(kind="steps", amount=2))
+    paths = write_spec(steps=2)
     code = (
         "import sys; from elmanctl.jobs.evaluation import evaluate_attempt; "
         "evaluate_attempt(sys.argv[1]); sys.exit('torch._dynamo' in sys.modules)"
@@ -148,7 +147,7 @@ def test_a_job_does_not_wait_for_torchs_compiler(write_spec: Any) -> None:
 
 
 def test_a_learning_rate_of_a_million_diverges_and_says_so(write_spec: Any) -> None:
-    paths = write_spec(lr=1e6, budget=Budget(kind="steps", amount=1000))
+    paths = write_spec(lr=1e6, steps=1000)
     result = evaluate_attempt(str(paths.folder))
     assert result == read(paths.result)
     kind, text = verdict(paths)
@@ -162,7 +161,7 @@ def test_a_learning_rate_of_a_million_diverges_and_says_so(write_spec: Any) -> N
 
 
 def test_signals_are_noted_and_the_last_one_ends_the_worker(write_spec: Any, start: Start) -> None:
-    paths = write_spec(budget=LONG, heartbeat_s=60.0)
+    paths = write_spec(steps=LONG, heartbeat_s=60.0)
     worker = start(paths)
     wait_for_steps(paths, 3)
     worker.send_signal(signal.SIGUSR2)
@@ -184,7 +183,7 @@ def test_signals_are_noted_and_the_last_one_ends_the_worker(write_spec: Any, sta
 
 
 def test_limit_on_cpu_time_is_noted_and_ends_the_worker(write_spec: Any, start: Start) -> None:
-    paths = write_spec(budget=LONG, heartbeat_s=60.0)
+    paths = write_spec(steps=LONG, heartbeat_s=60.0)
     worker = start(paths)
     wait_for_steps(paths, 1)
     worker.send_signal(signal.SIGXCPU)
@@ -196,7 +195,7 @@ def test_limit_on_cpu_time_is_noted_and_ends_the_worker(write_spec: Any, start: 
 def test_a_killed_worker_leaves_its_curve_and_a_restart_takes_over(
     write_spec: Any, start: Start
 ) -> None:
-    paths = write_spec(budget=Budget(kind="tokens", amount=64 * 300))
+    paths = write_spec(tokens=64 * 300)
     first = start(paths, SLURM_JOB_ID="5")
     wait_for_steps(paths, 3)
     first.kill()
@@ -325,7 +324,7 @@ def test_disk_that_fills_up_during_the_training_leaves_room_for_the_result(
     write_spec: Any, start: Start, tmpfs: Callable[..., Path]
 ) -> None:
     disk = tmpfs(256)
-    paths = on_a_small_disk(write_spec, disk, budget=LONG, heartbeat_s=0.05)
+    paths = on_a_small_disk(write_spec, disk, steps=LONG, heartbeat_s=0.05)
     worker = start(paths)
     wait_for_steps(paths, 1)
     fill(disk)
@@ -514,6 +513,6 @@ def test_a_worker_logs_a_step_when_the_interval_has_passed(
 ) -> None:
     monkeypatch.setattr(evaluation, "LOG_INTERVAL_S", interval_s)
     with caplog.at_level(logging.INFO, "elmanctl"):
-        evaluate_attempt(str(write_spec(budget=Budget(kind="steps", amount=8)).folder))
+        evaluate_attempt(str(write_spec(steps=8).folder))
     steps = [record.message for record in caplog.records if record.message.startswith("step ")]
     assert len(steps) == lines

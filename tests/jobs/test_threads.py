@@ -12,7 +12,6 @@ import elmanctl
 from elmanctl.models.params import count_parameters
 from elmanctl.models.registry import FAMILIES
 from elmanctl.run.paths import AttemptPaths
-from elmanctl.run.protocol import Budget
 from elmanctl.run.spec import AttemptSpec
 from tests.models.samples import SMALL, small_config
 
@@ -52,7 +51,7 @@ def test_a_loss_of_any_family_is_the_same_whatever_threads_the_environment_names
                 config=config,
                 parameters_expected=count_parameters(level, config),
                 lr=SMALL[level]["lr"],
-                budget=Budget(kind="steps", amount=4),
+                steps=4,
             )
             paths = AttemptPaths(tmp_path / str(number) / level)
             paths.folder.mkdir(parents=True)

@@ -16,7 +16,6 @@ from elmanctl.jobs.metrics import StepRecord
 from elmanctl.jobs.outcome import TrainOutcome
 from elmanctl.jobs.train import choose_device, choose_precision, count_parameters, train
 from elmanctl.ledger.records import VerdictKind
-from elmanctl.run.protocol import Budget
 from elmanctl.run.spec import AttemptSpec
 
 MakeSpec = Callable[..., AttemptSpec]
@@ -83,7 +82,7 @@ Run = Callable[..., tuple[TrainOutcome, Recorder]]
 
 
 def test_training_lowers_the_loss_of_a_learnable_text(run: Run) -> None:
-    outcome, recorder = run(budget=Budget(kind="steps", amount=150), lr=3e-2)
+    outcome, recorder = run(steps=150, lr=3e-2)
     assert recorder.steps[0].loss == pytest.approx(math.log(256), abs=0.5)
     assert outcome.loss is not None
     assert outcome.loss < 2.0
@@ -91,7 +90,7 @@ def test_training_lowers_the_loss_of_a_learnable_text(run: Run) -> None:
 
 
 def test_the_loss_is_the_mean_of_the_last_hundred_steps(run: Run) -> None:
-    outcome, recorder = run(budget=Budget(kind="steps", amount=130))
+    outcome, recorder = run(steps=130)
     losses = [record.loss for record in recorder.steps]
     assert outcome.loss_window_steps == 100
     assert outcome.loss == pytest.approx(sum(losses[-100:]) / 100)
@@ -99,7 +98,7 @@ def test_the_loss_is_the_mean_of_the_last_hundred_steps(run: Run) -> None:
 
 
 def test_the_loss_of_a_short_run_is_the_mean_of_all_its_steps(run: Run) -> None:
-    outcome, recorder = run(budget=Budget(kind="steps", amount=7))
+    outcome, recorder = run(steps=7)
     assert outcome.loss_window_steps == 7
     assert outcome.loss == pytest.approx(sum(record.loss for record in recorder.steps) / 7)
 
@@ -119,7 +118,7 @@ def test_micro_batches_change_neither_tokens_nor_losses(run: Run, micro_batch: i
 
 def test_a_token_budget_ends_with_the_step_that_reaches_it(run: Run) -> None:
     for tokens, steps in ((64, 1), (65, 2), (128, 2)):
-        outcome, _ = run(budget=Budget(kind="tokens", amount=tokens))
+        outcome, _ = run(tokens=tokens)
         assert (outcome.steps, outcome.tokens) == (steps, 64 * steps)
 
 
@@ -129,9 +128,7 @@ def test_the_clock_of_a_time_budget_starts_after_the_warm_up(run: Run, training_
             training_time.now_s += 15.0 if self.calls < 2 else 1.0
             return super().loss(tokens)
 
-    outcome, recorder = run(
-        SlowStart(), budget=Budget(kind="minutes", amount=20 / 60), warmup_steps=2
-    )
+    outcome, recorder = run(SlowStart(), minutes=20 / 60, warmup_steps=2)
     assert [event for event in recorder.events if isinstance(event, str)] == ["warmup", "training"]
     assert recorder.events.index("training") == 3
     # The two slow steps are steps like any other, but no part of the budget and of the speed.

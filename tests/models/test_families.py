@@ -18,10 +18,10 @@ from elmanctl.models.config import FamilyConfig
 from elmanctl.models.params import count_parameters, parameter_breakdown, solve_dim
 from elmanctl.models.registry import FAMILIES
 from elmanctl.run.corpus import standard_library_corpus, unigram_entropy
-from elmanctl.run.protocol import Budget
-from elmanctl.run.spec import AttemptSpec, DataSpec
+from elmanctl.run.spec import DataSpec
 from tests.models.layers import build_model
 from tests.models.samples import SMALL, drawn_configs, small_config
+from tests.specs import spec_of
 
 FAMILY = pytest.mark.parametrize("family", FAMILIES)
 
@@ -239,7 +239,7 @@ class Silent:
 def test_300_steps_on_real_text_end_under_the_unigram_entropy(family: str) -> None:
     path, entropy = corpus()
     config = small_config(family)
-    spec = AttemptSpec(
+    spec = spec_of(
         run="test",
         evaluation="g000-e00",
         attempt=1,
@@ -248,7 +248,7 @@ def test_300_steps_on_real_text_end_under_the_unigram_entropy(family: str) -> No
         parameters_expected=count_parameters(family, config.encode()),
         seed=1,
         lr=SMALL[family]["lr"],
-        budget=Budget(kind="steps", amount=300),
+        steps=300,
         batch=8,
         seq_len=64,
         warmup_steps=0,

@@ -1,43 +1,42 @@
 import json
-from dataclasses import fields, replace
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
-from elmanctl.errors import InvalidConfiguration
 from elmanctl.ledger.files import encode_json
-from elmanctl.run.protocol import Budget, Protocol
+from elmanctl.run.protocol import Protocol
 from elmanctl.run.spec import AttemptSpec
+from elmanctl.run.training import Training
 from tests.run.test_spec import RECORDED as SPECS
 
+TRAINING = Training(steps=200, batch=16, seq_len=128)
 PROTOCOL = Protocol(
     corpus_sha256="ab" * 32,
     corpus_size_bytes=1000,
-    budget=Budget(kind="steps", amount=200),
-    tokens_per_step=2048,
-    seq_len=128,
-    warmup_steps=3,
+    training=TRAINING,
     betas=(0.9, 0.95),
-    weight_decay=0.01,
-    grad_clip=1.0,
     precision="fp32",
 )
 
+# Of both records, each condition with another value.
 CHANGES: dict[str, Any] = {
     "corpus_sha256": "cd" * 32,
     "corpus_size_bytes": 1001,
     "sampler": "sequential",
     "loss_definition": "last",
-    "budget": Budget(kind="tokens", amount=200),
-    "tokens_per_step": 1024,
-    "seq_len": 64,
-    "warmup_steps": 4,
     "optimizer": "sgd",
     "betas": (0.9, 0.99),
     "eps": 1e-7,
-    "weight_decay": 0.02,
-    "grad_clip": 0.5,
     "precision": "bf16",
+}
+TRAINING_CHANGES: dict[str, dict[str, Any]] = {
+    "budget": {"steps": None, "tokens": 200},
+    "tokens_per_step": {"batch": 8},
+    "seq_len": {"batch": 32, "seq_len": 64},
+    "warmup_steps": {"warmup_steps": 4},
+    "weight_decay": {"weight_decay": 0.02},
+    "grad_clip": {"grad_clip": 0.5},
 }
 
 _HEAD = (
@@ -67,12 +66,19 @@ def test_protocol_keeps_its_bytes_and_its_fingerprint(name: str) -> None:
 
 
 def test_every_condition_is_covered_by_this_file() -> None:
-    assert {item.name for item in fields(Protocol)} == set(CHANGES)
+    assert set(PROTOCOL.encode()) == set(CHANGES) | set(TRAINING_CHANGES)
 
 
 @pytest.mark.parametrize("name", CHANGES)
-def test_a_changed_condition_changes_the_fingerprint(name: str) -> None:
+def test_changed_condition_changes_the_fingerprint(name: str) -> None:
     changed = replace(PROTOCOL, **{name: CHANGES[name]})
+    assert changed.fingerprint != PROTOCOL.fingerprint
+
+
+@pytest.mark.parametrize("name", TRAINING_CHANGES)
+def test_changed_training_changes_the_fingerprint(name: str) -> None:
+    changed = replace(PROTOCOL, training=replace(TRAINING, **TRAINING_CHANGES[name]))
+    assert changed.encode()[name] != PROTOCOL.encode()[name]
     assert changed.fingerprint != PROTOCOL.fingerprint
 
 
@@ -81,32 +87,6 @@ def test_the_fingerprint_is_the_same_for_ever() -> None:
 
 
 def test_whole_numbers_and_fractions_that_are_equal_have_one_fingerprint() -> None:
-    one = replace(PROTOCOL, grad_clip=1, budget=Budget(kind="minutes", amount=2))
-    other = replace(PROTOCOL, grad_clip=1.0, budget=Budget(kind="minutes", amount=2.0))
-    assert one.fingerprint == other.fingerprint
-
-
-@pytest.mark.parametrize("data", [{"minutes": 0.5}, {"steps": 7}, {"tokens": 10**12}])
-def test_a_budget_survives_encoding(data: dict[str, Any]) -> None:
-    assert Budget.decode(data).encode() == data
-
-
-@pytest.mark.parametrize(
-    "data",
-    [
-        {},
-        {"steps": 1, "tokens": 1},
-        {"hours": 1},
-        {"steps": 1, "hours": 1},
-        {"steps": True},
-        {"steps": "7"},
-        {"steps": 1.5},
-        {"tokens": 0},
-        {"minutes": -1},
-        {"minutes": float("inf")},
-        {"minutes": float("nan")},
-    ],
-)
-def test_a_budget_that_is_not_one_positive_measure_is_invalid(data: dict[str, Any]) -> None:
-    with pytest.raises(InvalidConfiguration):
-        Budget.decode(data)
+    spec = json.loads(SPECS["defaults"])
+    whole = AttemptSpec.decode(spec | {"grad_clip": 1, "budget": {"minutes": 10}})
+    assert whole.protocol("bf16").fingerprint == RECORDED["defaults"][1]

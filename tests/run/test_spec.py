@@ -1,4 +1,5 @@
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -7,7 +8,6 @@ import pytest
 
 from elmanctl.errors import EnvironmentNotReady, InvalidConfiguration
 from elmanctl.ledger.files import encode_json
-from elmanctl.run.protocol import Budget
 from elmanctl.run.spec import AttemptSpec
 
 MakeSpec = Callable[..., AttemptSpec]
@@ -44,8 +44,9 @@ def test_recorded_spec_keeps_its_bytes(line: bytes) -> None:
 
 
 def test_a_spec_survives_json(make_spec: MakeSpec) -> None:
-    for budget in (Budget(kind="minutes", amount=0.5), Budget(kind="tokens", amount=10**9)):
-        spec = make_spec(budget=budget, config={"dim": 64, "nested": {"a": [1, None]}})
+    for budget in ({"minutes": 0.5}, {"steps": 7}, {"tokens": 10**12}):
+        spec = make_spec(**budget, config={"dim": 64, "nested": {"a": [1, None]}})
+        assert spec.encode()["budget"] == budget
         assert AttemptSpec.decode(json.loads(json.dumps(spec.encode()))) == spec
 
 
@@ -53,7 +54,9 @@ def test_each_missing_key_is_named(make_spec: MakeSpec) -> None:
     whole = make_spec().encode()
     for key in whole:
         without = {name: value for name, value in whole.items() if name != key}
-        with pytest.raises(InvalidConfiguration, match=rf"spec\.{key}: missing"):
+        with pytest.raises(
+            InvalidConfiguration, match=rf"`spec\.{key}` (is missing|must be .*, not None)"
+        ):
             AttemptSpec.decode(without)
 
 
@@ -74,46 +77,63 @@ def test_a_checkpoint_lies_in_an_attempt_of_the_same_evaluation(
 
 
 def test_unknown_keys_are_named(make_spec: MakeSpec) -> None:
-    with pytest.raises(InvalidConfiguration, match=r"unknown: spec\.learning_rate"):
+    with pytest.raises(InvalidConfiguration, match=r"`spec\.learning_rate` is not a known key"):
         AttemptSpec.decode(make_spec().encode() | {"learning_rate": 1})
     data = make_spec().encode()
     data["data"]["md5"] = ""
-    with pytest.raises(InvalidConfiguration, match=r"unknown: spec\.data\.md5"):
+    with pytest.raises(InvalidConfiguration, match=r"`spec\.data\.md5` is not a known key"):
         AttemptSpec.decode(data)
 
 
 @pytest.mark.parametrize(
     ("key", "value", "message"),
     [
-        ("version", 2, "this worker reads 1"),
-        ("seed", 1.5, r"spec\.seed: expected int, not float"),
-        ("seed", True, r"spec\.seed: expected int, not bool"),
-        ("seed", -1, r"spec\.seed: -1 is not at least 0"),
-        ("lr", "1e-3", r"spec\.lr: expected float, not str"),
-        ("lr", 0, r"spec\.lr: 0\.0 is not above 0"),
-        ("lr", float("nan"), r"spec\.lr: nan"),
-        ("batch", 0, r"spec\.batch: 0 is not at least 1"),
-        ("micro_batch", -1, r"spec\.micro_batch"),
-        ("betas", [0.9], r"spec\.betas: expected two numbers"),
-        ("betas", [0.9, 1.0], r"spec\.betas: .* between 0 and 1"),
-        ("precision", "fp16", r"spec\.precision: 'fp16' is not one of"),
-        ("device", "tpu", r"spec\.device"),
-        ("budget", {"steps": 1, "minutes": 1}, r"spec\.budget: .*exactly one"),
-        ("budget", 3, r"spec\.budget: expected dict"),
-        ("config", [], r"spec\.config: expected dict, not list"),
-        ("data", {"path": "x", "sha256": "y"}, r"spec\.data\.size_bytes: missing"),
-        ("parameters_expected", 0, r"spec\.parameters_expected"),
+        ("version", 2, "`spec.version` is 2, this worker reads 1"),
+        ("seed", 1.5, "`spec.seed` must be a whole number, not 1.5"),
+        ("seed", True, "`spec.seed` must be a whole number, not True"),
+        ("seed", -1, "`spec.seed` must be at least 0, not -1"),
+        ("lr", "1e-3", "`spec.lr` must be a number, not '1e-3'"),
+        ("lr", 0, "`spec.lr` must be above 0, not 0.0"),
+        ("lr", float("nan"), "`spec.lr` must be above 0, not nan"),
+        ("grad_clip", float("inf"), "`spec.grad_clip` must be at least 0, not inf"),
+        ("batch", 0, "`spec.batch` must be at least 1, not 0"),
+        ("micro_batch", -1, "`spec.micro_batch` must be at least 0, not -1"),
+        ("timeout_min", 0, "`spec.timeout_min` must be above 0 and finite, not 0.0"),
+        ("betas", [0.9], "`spec.betas` must be an array of 2, not [0.9]"),
+        ("betas", [0.9, 1.0], "`spec.betas` must be between 0 and 1, not (0.9, 1.0)"),
+        ("precision", "fp16", "`spec.precision` must be one of auto, fp32, bf16, not `fp16`"),
+        ("device", "tpu", "`spec.device` must be one of auto, cpu, cuda, not `tpu`"),
+        ("budget", {}, "`spec.budget` names exactly one of minutes, steps, tokens, not {}"),
+        ("budget", {"steps": 1, "minutes": 1}, "`spec.budget` names exactly one of"),
+        ("budget", {"hours": 1}, "`spec.budget` names exactly one of"),
+        ("budget", {"steps": None}, "`spec.budget.steps` must be a whole number, not None"),
+        ("budget", {"steps": True}, "`spec.budget.steps` must be a whole number, not True"),
+        ("budget", {"steps": 1.5}, "`spec.budget.steps` must be a whole number, not 1.5"),
+        ("budget", {"tokens": 0}, "`spec.tokens` must be at least 1, not 0"),
+        ("budget", {"minutes": -1}, "`spec.minutes` must be above 0, not -1.0"),
+        ("budget", {"minutes": float("inf")}, "`spec.minutes` must be above 0, not inf"),
+        ("budget", {"minutes": float("nan")}, "`spec.minutes` must be above 0, not nan"),
+        ("budget", 3, "`spec.budget` must be an object, not 3"),
+        ("config", [], "`spec.config` must be an object, not []"),
+        ("data", {"path": "x", "sha256": "y"}, "`spec.data.size_bytes` is missing"),
+        ("parameters_expected", 0, "`spec.parameters_expected` must be at least 1, not 0"),
+        ("training", {}, "`spec.training` is not a known key"),
     ],
 )
 def test_a_wrong_value_is_named_by_its_path(
     make_spec: MakeSpec, key: str, value: Any, message: str
 ) -> None:
-    with pytest.raises(InvalidConfiguration, match=message):
+    with pytest.raises(InvalidConfiguration, match=re.escape(message)):
         AttemptSpec.decode(make_spec().encode() | {key: value})
 
 
+def test_run_that_began_with_more_than_is_allowed_now_goes_on(make_spec: MakeSpec) -> None:
+    # Bounds are for what is set now.
+    assert make_spec(weight_decay=99.0).encode()["weight_decay"] == 99.0
+
+
 def test_what_is_no_object_is_invalid() -> None:
-    with pytest.raises(InvalidConfiguration, match="spec: not an object but list"):
+    with pytest.raises(InvalidConfiguration, match=r"`spec` must be an object, not \[\]"):
         AttemptSpec.decode([])
 
 
@@ -132,5 +152,5 @@ def test_lr_seed_and_micro_batch_are_no_part_of_the_protocol(make_spec: MakeSpec
         assert make_spec(**changes).protocol("fp32").fingerprint == fingerprint
     # Half the sequences of twice the length: the same tokens a step, another protocol.
     other = make_spec(batch=2, seq_len=32)
-    assert other.tokens_per_step == make_spec().tokens_per_step
+    assert other.training.tokens_per_step == make_spec().training.tokens_per_step
     assert other.protocol("fp32").fingerprint != fingerprint

@@ -4,9 +4,10 @@ import pytest
 
 from elmanctl.config import parse_assignments, resolve
 from elmanctl.errors import ConfigError, EnvironmentNotReady
+from elmanctl.run.training import Training
 from elmanctl.schedulers.gpus import devices_of, visible_devices, worker_variables
 from elmanctl.search.limits import check_limits
-from elmanctl.settings import LocalSettings, Settings, TrainSettings
+from elmanctl.settings import LocalSettings, Settings
 
 MIG = "MIG-GPU-8932f937-d72c/1/0"
 
@@ -88,6 +89,6 @@ def test_names_and_numbers_are_read_wherever_a_setting_is(
 
 @pytest.mark.parametrize("gpu", ["cuda:0", "0", "GPU-", "GPU 0", -1])
 def test_what_is_neither_a_number_nor_a_name_is_refused(gpu: int | str) -> None:
-    settings = Settings(train=TrainSettings(steps=1), local=LocalSettings(gpus=(gpu,)))
+    settings = Settings(train=Training(steps=1), local=LocalSettings(gpus=(gpu,)))
     with pytest.raises(ConfigError, match=r"`local\.gpus` holds"):
         check_limits(settings)

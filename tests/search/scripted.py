@@ -22,6 +22,7 @@ from elmanctl.ledger.payloads import RunPaused
 from elmanctl.ledger.records import Evaluation, Resources, Submission, Verdict
 from elmanctl.ledger.run_state import RunState
 from elmanctl.run.paths import AttemptPaths, RunPaths
+from elmanctl.run.training import Training
 from elmanctl.schedulers.executor import JobReport, JobState, LiveJob, Sighting
 from elmanctl.search.loop import Controller
 from elmanctl.search.session import Session
@@ -34,7 +35,6 @@ from elmanctl.settings import (
     SearchSettings,
     Settings,
     SlurmSettings,
-    TrainSettings,
 )
 
 # Two axes, and models that need no solving: what a search does beside training takes no time.
@@ -337,7 +337,7 @@ class Runs:
         return Settings(
             model=model,
             search=SearchSettings(**{**search, **changes}),
-            train=TrainSettings(**train),
+            train=Training(**train),
             data=DataSettings(path=str(self._corpus)),
             retry=retry,
             budget=budget,

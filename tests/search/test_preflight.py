@@ -12,6 +12,7 @@ from elmanctl.ledger.records import Evaluation
 from elmanctl.models.config import STUDY, FamilyConfig
 from elmanctl.models.memory import training_memory_bytes
 from elmanctl.models.registry import decode_config
+from elmanctl.run.training import Training
 from elmanctl.search.start import SearchPlan, create_run, plan_search
 from elmanctl.search.workload import attempt_spec
 from elmanctl.settings import (
@@ -20,7 +21,6 @@ from elmanctl.settings import (
     SearchSettings,
     Settings,
     SlurmSettings,
-    TrainSettings,
 )
 from elmanctl.space.axis import Axis
 from elmanctl.space.candidates import CandidateBuilder, ask_candidates
@@ -62,7 +62,7 @@ def plan(corpus: Path, tmp_path: Path) -> Plan:
         settings = Settings(
             model=model or {},
             search=SearchSettings(**{**tiny, **search}),
-            train=TrainSettings(**train),
+            train=Training(**train),
             data=DataSettings(path=str(corpus)),
         )
         return plan_search(level, settings, executor="local", name="run", runs=tmp_path / "runs")
@@ -77,7 +77,7 @@ def test_model_that_its_gpu_cannot_hold_is_refused_with_both_numbers(executor: s
         "slurm": {"slurm": SlurmSettings(gpu_memory_gb=limit)},
         "local": {"local": LocalSettings(gpu_memory_gb=limit)},
     }
-    settings = Settings(train=TrainSettings(**TRAIN, micro_batch=64), **places[executor])
+    settings = Settings(train=Training(**TRAIN, micro_batch=64), **places[executor])
     told_sizes = rf"about {needed_gb(64):.1f} GB of the GPU's {limit:.1f} GB"
     with pytest.raises(InvalidConfiguration, match=told_sizes) as told:
         Preflight(settings, executor).check(large_model())
@@ -89,7 +89,7 @@ def test_model_that_its_gpu_cannot_hold_is_refused_with_both_numbers(executor: s
 @pytest.mark.parametrize(("micro_batch", "fits"), [(64, False), (32, True), (1, True)])
 def test_smaller_micro_batch_lets_a_model_through(micro_batch: int, fits: bool) -> None:
     settings = Settings(
-        train=TrainSettings(**TRAIN, micro_batch=micro_batch),
+        train=Training(**TRAIN, micro_batch=micro_batch),
         slurm=SlurmSettings(gpu_memory_gb=needed_gb(32)),
     )
     preflight = Preflight(settings, "slurm")
@@ -108,22 +108,22 @@ def test_micro_batch_that_nobody_set_is_the_most_that_divides_the_batch_and_fits
     fitting: int, chosen: int
 ) -> None:
     slurm = SlurmSettings(gpu_memory_gb=needed_gb(fitting) * 1.0001)
-    settings = Settings(train=TrainSettings(**TRAIN), slurm=slurm)
+    settings = Settings(train=Training(**TRAIN), slurm=slurm)
     assert Preflight(settings, "slurm").micro_batch(large_model()) == chosen
 
 
 def test_model_too_large_for_one_sequence_is_not_sent_to_the_micro_batch() -> None:
     slurm = SlurmSettings(gpu_memory_gb=needed_gb(1) / 2)
     with pytest.raises(InvalidConfiguration) as told:
-        Preflight(Settings(train=TrainSettings(**TRAIN), slurm=slurm), "slurm").check(large_model())
+        Preflight(Settings(train=Training(**TRAIN), slurm=slurm), "slurm").check(large_model())
     assert told.value.hint is not None and "micro_batch" not in told.value.hint
     assert "`train.seq_len`" in told.value.hint
 
 
 def test_without_a_limit_and_on_the_cpu_no_memory_is_checked() -> None:
-    Preflight(Settings(train=TrainSettings(**TRAIN)), "slurm").check(large_model())
+    Preflight(Settings(train=Training(**TRAIN)), "slurm").check(large_model())
     tiny_gpu = SlurmSettings(gpu_memory_gb=0.001)
-    on_cpu = Settings(train=TrainSettings(**TRAIN, device="cpu"), slurm=tiny_gpu)
+    on_cpu = Settings(train=Training(**TRAIN, device="cpu"), slurm=tiny_gpu)
     Preflight(on_cpu, "slurm").check(large_model())
 
 
@@ -153,20 +153,18 @@ def test_named_backend_refuses_what_it_does_not_compute_and_auto_accepts_it(
     family: str, settings: dict[str, Any], backend: str, message: str
 ) -> None:
     config = decode_config(family, {"dim": 64, "depth": 1, **settings})
-    named = Settings(train=TrainSettings(steps=1, backend=backend))
+    named = Settings(train=Training(steps=1, backend=backend))
     with pytest.raises(InvalidConfiguration, match=message) as told:
         Preflight(named, "slurm").check(config)
     assert told.value.hint is not None and "torch" in told.value.hint
     for name in ("auto", "torch"):
-        Preflight(Settings(train=TrainSettings(steps=1, backend=name)), "slurm").check(config)
+        Preflight(Settings(train=Training(steps=1, backend=name)), "slurm").check(config)
 
 
 def test_points_that_the_backend_refuses_are_asked_again_and_counted_and_never_told() -> None:
     axes = {"expansion": {"kind": "float", "low": 1.0, "high": 2.0}}
     space = space_of("fla-gdn", axes, {"dim": 64, "depth": 1, "n_heads": 2, "head_dim": 10})
-    settings = Settings(
-        search=SearchSettings(params=None), train=TrainSettings(steps=1, backend="fla")
-    )
+    settings = Settings(search=SearchSettings(params=None), train=Training(steps=1, backend="fla"))
     builder = CandidateBuilder(space, settings, "slurm")
     # 10 keys and 10, 15 or 20 values: an odd number is none of fla's.
     even, odd, double = (0.0,), (0.5,), (1.0,)
@@ -182,7 +180,7 @@ def test_points_over_the_memory_are_asked_again_and_counted() -> None:
     space = space_of("e88", axes, {"dim": 512, "n_heads": 16, "n_state": 32})
     settings = Settings(
         search=SearchSettings(params=None),
-        train=TrainSettings(**TRAIN, micro_batch=64),
+        train=Training(**TRAIN, micro_batch=64),
         slurm=SlurmSettings(gpu_memory_gb=needed_gb(32)),
     )
     builder = CandidateBuilder(space, settings, "slurm")
@@ -266,8 +264,8 @@ def test_attempt_is_told_the_micro_batch_that_fits_and_keeps_its_tokens(plan: Pl
         "data": {"path": "x", "sha256": "", "size_bytes": 1},
     }
     specs = [attempt_spec(run, s, evaluation, 1, 60) for s in (found.settings, small)]
-    assert [spec.micro_batch for spec in specs] == [0, 4]
-    assert {spec.tokens_per_step for spec in specs} == {16 * 32}
+    assert [spec.training.micro_batch for spec in specs] == [0, 4]
+    assert {spec.training.tokens_per_step for spec in specs} == {16 * 32}
 
 
 @pytest.mark.parametrize(
@@ -285,7 +283,7 @@ def test_search_whose_models_would_run_on_different_backends_is_warned_of(
 ) -> None:
     fields = {"dim": 64, "depth": 1, "n_heads": 1}
     models = [decode_config("fla-gdn", {**fields, "head_dim": size}) for size in head_dims]
-    settings = Settings(train=TrainSettings(minutes=10, **train))
+    settings = Settings(train=Training(minutes=10, **train))
     told = mixed_backends(settings, models)
     assert (told is None) if warning is None else (told is not None and warning in told)
 

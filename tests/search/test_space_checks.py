@@ -5,10 +5,10 @@ from typing import Any
 import pytest
 
 from elmanctl.errors import ConfigError, InvalidConfiguration
+from elmanctl.run.training import Training
 from elmanctl.settings import (
     SearchSettings,
     Settings,
-    TrainSettings,
 )
 from elmanctl.space.axis import Axis
 from elmanctl.space.candidates import CandidateBuilder, ask_candidates
@@ -40,7 +40,7 @@ def test_value_that_the_named_backend_never_computes_is_refused_by_axis_and_valu
     axes = {"depth": {"kind": "int", "low": 1, "high": 3}, "reset_after": {"kind": "bool"}}
     space = space_of("gru", axes, {})
     with pytest.raises(InvalidConfiguration, match=r"axis `reset_after` at False: .*cuDNN"):
-        check_space(space, Settings(train=TrainSettings(backend="cudnn")), "slurm")
+        check_space(space, Settings(train=Training(backend="cudnn")), "slurm")
     check_space(space, Settings(), "slurm")
 
 
@@ -144,7 +144,7 @@ def test_axis_limited_by_the_dim_that_is_solved_is_held_to_it() -> None:
     axes = {"n_heads": {"kind": "int", "low": 2, "high": 512, "at_most": "dim"}}
     settings = Settings(
         search=SearchSettings(params="100K", tolerance=0.5, multiple_of=8),
-        train=TrainSettings(steps=1),
+        train=Training(steps=1),
     )
     space = load_space("e88", "tiny", axes=axes, fixed={"n_state": 4, "depth": 1, "lr": 1e-2})
     check_space(space, settings, "local")

@@ -12,11 +12,11 @@ from elmanctl.ledger.records import RunStatus
 from elmanctl.ledger.state import load_run
 from elmanctl.run.frozen_code import freeze_code, hash_code, package_files
 from elmanctl.run.paths import RunPaths
-from elmanctl.run.protocol import Budget
+from elmanctl.run.training import Budget, Training
 from elmanctl.search.limits import check_limits
 from elmanctl.search.start import SearchPlan, create_run, plan_search
-from elmanctl.search.workload import attempt_resources, time_limit_min, training_budget
-from elmanctl.settings import Settings, TrainSettings
+from elmanctl.search.workload import attempt_resources, time_limit_min
+from elmanctl.settings import Settings
 
 pytestmark = pytest.mark.usefixtures("no_power_failures")
 
@@ -190,7 +190,7 @@ def test_default_settings_are_within_all_limits() -> None:
     ],
 )
 def test_one_budget_that_is_set_is_the_training_budget(train: dict[str, Any], kind: str) -> None:
-    budget = training_budget(TrainSettings(**train))
+    budget = Training(**train).budget
     assert (budget.kind, budget.amount) == (kind, train[kind])
 
 

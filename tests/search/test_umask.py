@@ -13,11 +13,12 @@ from elmanctl.ledger.run_state import RunState
 from elmanctl.ledger.state import load_run
 from elmanctl.run.corpus import pack_folders
 from elmanctl.run.paths import RunPaths
+from elmanctl.run.training import Training
 from elmanctl.schedulers.slurm_executor import SlurmExecutor
 from elmanctl.search.session import Session
 from elmanctl.search.single_evaluation import evaluate_once
 from elmanctl.search.start import create_run, plan_search
-from elmanctl.settings import DataSettings, SearchSettings, Settings, TrainSettings
+from elmanctl.settings import DataSettings, SearchSettings, Settings
 from tests.schedulers.slurm_tools import SlurmTools
 from tests.search.scripted import AXES, MODEL, Run, ScriptedExecutor, World
 from tests.users import NOBODY, as_root, nobody, umask
@@ -42,7 +43,7 @@ def settings(corpus: Path) -> Settings:
     return Settings(
         model=MODEL,
         search=SearchSettings(space="tiny", axes=AXES, generations=2, population=4),
-        train=TrainSettings(steps=2, batch=2, seq_len=16, warmup_steps=0, threads=1, device="cpu"),
+        train=Training(steps=2, batch=2, seq_len=16, warmup_steps=0, threads=1, device="cpu"),
         data=DataSettings(path=str(corpus)),
     )
 

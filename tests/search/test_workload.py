@@ -7,8 +7,9 @@ from elmanctl.codec import decode, encode
 from elmanctl.errors import LedgerCorrupt
 from elmanctl.ledger.files import encode_json
 from elmanctl.ledger.records import Evaluation, EvaluationPlan
+from elmanctl.run.training import Training
 from elmanctl.search.workload import attempt_spec
-from elmanctl.settings import Settings, TrainSettings
+from elmanctl.settings import Settings
 from tests.run.test_spec import RECORDED
 
 RUN = {
@@ -41,6 +42,6 @@ def test_spec_has_the_bytes_that_it_always_had() -> None:
         parameters=plan.parameters,
         seed=plan.seed,
     )
-    settings = Settings(train=TrainSettings(**train))
+    settings = Settings(train=Training(**train))
     spec = attempt_spec(RUN, settings, evaluation, attempt=3, limit=21)
     assert encode_json(spec.encode()) == RECORDED["defaults"]

@@ -7,7 +7,8 @@ import pytest
 
 from elmanctl.errors import InvalidConfiguration
 from elmanctl.models.params import count_parameters
-from elmanctl.settings import SearchSettings, Settings, TrainSettings
+from elmanctl.run.training import Training
+from elmanctl.settings import SearchSettings, Settings
 from elmanctl.space import candidates
 from elmanctl.space.candidates import CandidateBuilder, ask_candidates
 from elmanctl.space.space import SearchSpace, load_space
@@ -19,7 +20,7 @@ def tiny(
     axes: dict[str, Any] | None = None, fixed: dict[str, Any] | None = None, **search: Any
 ) -> tuple[SearchSpace, CandidateBuilder]:
     settings = Settings(
-        search=SearchSettings(**{**SEARCH, **search}), train=TrainSettings(steps=1, lr=5e-3)
+        search=SearchSettings(**{**SEARCH, **search}), train=Training(steps=1, lr=5e-3)
     )
     space = load_space("e88", "tiny", axes=axes or {}, fixed=fixed or {})
     return space, CandidateBuilder(space, settings, "local")
