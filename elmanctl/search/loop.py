@@ -138,13 +138,16 @@ class Controller:
             for evaluation in session.state.unfinished()
             if evaluation.state is State.CREATED and evaluation.counted_attempts
         ]
+        failed = []
         for evaluation in undecided:
             decision = decision_on(session.state, session.settings, evaluation)
+            if decision.close is State.FAILED:
+                failed.append(evaluation)
             if decision.close is not None:
                 session.record(
                     "evaluation_closed", evaluation=evaluation.id, state=decision.close.value
                 )
-        found = trip(session.state, session.settings)
+        found = trip(session.state, session.settings, failed)
         if found is not None:
             raise SearchPaused(found.reason, hint=mend_hint(session.state))
 
