@@ -143,10 +143,13 @@ class Controller:
     def _close_decided(self) -> None:
         """Close evaluations whose last verdict is final; stop at failures that will repeat."""
         session = self._session
+        failed = []
         for evaluation, decision in self._decisions.waiting():
             if decision.close is not None:
                 session.record(EvaluationClosed(evaluation=evaluation.id, state=decision.close))
-        found = trip(session.state, session.settings)
+            if decision.close is State.FAILED:
+                failed.append(evaluation)
+        found = trip(session.state, session.settings, failed)
         if found is not None:
             raise SearchPaused(found.reason, hint=mend_hint(session.state))
 

@@ -13,7 +13,7 @@ from elmanctl.ledger.run_state import RunState
 from elmanctl.search.session import Session
 from elmanctl.search.workload import attempt_resources, micro_batch_of
 from elmanctl.settings import Settings
-from elmanctl.verdicts.breaker import Failure, Trip, tripped
+from elmanctl.verdicts.breaker import FULL_DISK, Failure, Trip, tripped
 from elmanctl.verdicts.policy import (
     OUTSIDE,
     Decision,
@@ -139,8 +139,15 @@ def was_cancelled_outside(state: RunState, evaluation: Evaluation) -> bool:
     return rule_of(tried[-1].verdict).case == OUTSIDE
 
 
-def trip(state: RunState, settings: Settings) -> Trip | None:
-    """Return why the newest failures stop the search, None where they do not."""
+def trip(state: RunState, settings: Settings, closed: Iterable[Evaluation]) -> Trip | None:
+    """Return why the newest failures stop the search, None where they do not.
+
+    `closed` failed for good just now: where a full disk ended one of them no other point takes its
+    place, even if others completed since.
+    """
+    verdicts = (evaluation.counted_attempts[-1].verdict for evaluation in closed)
+    if any(verdict and rule_of(verdict).group is Group.DISK for verdict in verdicts):
+        return FULL_DISK
     row = [_failure(state, name, number) for name, number in state.failures_in_a_row]
     return tripped(row, settings.retry.breaker, can_move=can_move(state, settings))
 

@@ -24,6 +24,9 @@ class Trip:
     reason: str
 
 
+FULL_DISK = Trip(group=Group.DISK, reason="an attempt met a full disk")
+
+
 def tripped(row: Sequence[Failure], limit: int, *, can_move: bool) -> Trip | None:
     """Return why the failures since the last success stop a search, None where they do not.
 
@@ -34,7 +37,7 @@ def tripped(row: Sequence[Failure], limit: int, *, can_move: bool) -> Trip | Non
     heard = [failure for failure in row if not _says_nothing(failure.verdict)]
     groups = [rule_of(failure.verdict).group for failure in heard]
     if groups and groups[-1] is Group.DISK:
-        return Trip(group=Group.DISK, reason="an attempt met a full disk")
+        return FULL_DISK
     tail = heard[-limit:] if limit > 0 else []
     if len(tail) < limit or not tail:
         return None

@@ -175,7 +175,7 @@ def test_no_point_takes_the_place_of_one_that_failed_while_the_disk_is_still_ful
             os.truncate(ballast, ballast.stat().st_size - 4096)
 
     monkeypatch.setattr(Session, "record", recorded)
-    with pytest.raises(SearchPaused, match="do not fit above the floor"):
+    with pytest.raises(SearchPaused, match="an attempt met a full disk"):
         controller.drive(run.paths)
     asked = [f"g000-e0{index}" for index in range(4)]
     assert list(state_of(run).evaluations) == asked

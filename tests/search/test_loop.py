@@ -2,6 +2,7 @@
 
 import time
 from collections import Counter
+from pathlib import Path
 
 import pytest
 
@@ -12,6 +13,7 @@ from elmanctl.errors import (
     SubmissionError,
 )
 from elmanctl.ledger.disk import Space
+from elmanctl.ledger.payloads import EvaluationReopened
 from elmanctl.ledger.quota import Quota
 from elmanctl.ledger.records import RunStatus, State, SubmissionState, VerdictKind
 from elmanctl.ledger.run_state import RunState
@@ -188,6 +190,25 @@ def test_full_disk_on_a_node_stops_the_search_at_once(runs: Runs) -> None:
     run.world.script = {"g000-e00": ["disk_full"]}
     with pytest.raises(SearchPaused, match="full disk"):
         run.drive(executor=ScriptedExecutor(run.world, slots=1))
+
+
+def test_full_disk_stops_the_search_though_others_completed_after_it(
+    runs: Runs, tmp_path: Path
+) -> None:
+    """And what it ended is run again, no other point in its place."""
+    run = runs.new(generations=2)
+    undisturbed = run.copy(tmp_path / "undisturbed").drive()
+    run.world.script = {"g000-e01": ["disk_full"]}
+    with pytest.raises(SearchPaused, match="full disk"):
+        run.drive()
+    state = load_run(run.folder).state
+    assert len([e for e in state.evaluations.values() if e.state is State.COMPLETED]) == 3
+    with Session.open(run.folder) as session:
+        changes = {"since_attempt": 1}
+        session.record(EvaluationReopened(evaluation="g000-e01", changes=changes, by="me"))
+    state = run.drive()
+    assert points(state) == points(undisturbed)
+    assert state.told == undisturbed.told
 
 
 def test_nothing_is_submitted_below_the_floor_of_free_space(
