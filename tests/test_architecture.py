@@ -215,7 +215,7 @@ def test_status_waits_for_nothing_that_only_a_search_needs() -> None:
     assert "ledger.snapshot" in reached
     slow = (
         "schedulers.submission",
-        "verdicts.logs.classify",
+        "verdicts.logs.classifier",
         "search.loop",
         "space.audit",
         "verdicts.policy",
