@@ -16,7 +16,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from elmanctl.verdicts.judge import classify_log
+from elmanctl.verdicts import classify_log
 
 KINDS = {
     "ok": "completed",

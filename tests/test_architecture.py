@@ -26,7 +26,7 @@ HEAVY = {
 
 # For each part, the parts that it may import, by the first rule whose names fit.  A name stands
 # for a module or for everything in a package.
-LEAVES = ("errors", "constants", "clock", "folders", "codec", "bounds")
+LEAVES = ("errors", "constants", "clock", "folders", "codec", "bounds", "command")
 SIZES = (
     *("models.config", "models.configs", "models.levels", "models.registry", "models.params"),
     *("models.backends", "models.study", "models.memory", "kernels.matrix_recurrence.sizes"),
@@ -215,7 +215,7 @@ def test_status_waits_for_nothing_that_only_a_search_needs() -> None:
     assert "ledger.snapshot" in reached
     slow = (
         "schedulers.submission",
-        "verdicts.logs.classify",
+        "verdicts.logs.classifier",
         "search.loop",
         "space.audit",
         "verdicts.policy",
@@ -294,16 +294,11 @@ def test_rooms_refuse_to_be_imported_by_their_short_names() -> None:
     subprocess.run([sys.executable, "-c", program, *rooms], cwd=ROOT, check=True)
 
 
-# Each starts programs of its own kind: workers, bash, df and quota, a compiler's or a GPU's tools.
-STARTING = {
-    *(
-        "schedulers.slurm_command",
-        "schedulers.local_executor",
-        "schedulers.quoting",
-        "jobs.full_disk",
-    ),
-    *("ledger.quota", "bench.nvidia", "bench.machine"),
-}
+# What starts programs: the one door to commands, and what starts workers or fills a disk.
+STARTING = {"command", "schedulers.local_executor", "jobs.full_disk"}
+
+# Who sends Slurm's commands through that door, each with the environment that is meant for it.
+ASKING_SLURM = {"schedulers.slurm", "schedulers.slurm_executor"}
 
 
 def test_slurm_is_asked_through_one_bounded_door() -> None:
@@ -315,7 +310,14 @@ def test_slurm_is_asked_through_one_bounded_door() -> None:
     }
     assert starting == STARTING
     named = ("sbatch", "squeue", "sacct", "scancel", "scontrol", "sinfo", "srun")
-    for module in STARTING - {"schedulers.slurm_command"}:
+    through = {
+        module
+        for module in modules()
+        for node in ast.walk(tree(module))
+        if isinstance(node, ast.Name) and node.id == "run_command"
+    }
+    assert through > ASKING_SLURM
+    for module in (STARTING | through) - ASKING_SLURM:
         words = {node.value for node in ast.walk(tree(module)) if isinstance(node, ast.Constant)}
         assert not words & set(named), module
 

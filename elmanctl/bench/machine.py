@@ -3,7 +3,6 @@
 import importlib.util
 import os
 import platform
-import subprocess
 from collections.abc import Mapping
 from importlib import metadata
 from pathlib import Path
@@ -12,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import elmanctl
 from elmanctl import clock
 from elmanctl.bench import nvidia
+from elmanctl.command import NoAnswer, run_command
 from elmanctl.constants import COMMIT_VARIABLE, INSTALL_TRAIN, LAUNCHES_VARIABLE
 from elmanctl.errors import EnvironmentNotReady
 
@@ -99,17 +99,15 @@ def commit(environ: Mapping[str, str] = os.environ) -> str | None:
 
 def _git(root: Path, *words: str) -> str | None:
     try:
-        done = subprocess.run(
+        done = run_command(
             # Whoever owns the checkout: nothing of it is run.
             ["git", "-c", f"safe.directory={root}", "-C", str(root), *words],
-            capture_output=True,
-            text=True,
-            timeout=_GIT_TIMEOUT_S,
-            check=False,
+            os.environ,
+            timeout_s=_GIT_TIMEOUT_S,
         )
-    except (OSError, subprocess.TimeoutExpired):
+    except (OSError, NoAnswer):
         return None
-    return done.stdout.strip() if done.returncode == 0 else None
+    return done.stdout.strip() if done.code == 0 else None
 
 
 def _version(name: str) -> str | None:

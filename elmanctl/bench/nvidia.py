@@ -1,8 +1,10 @@
 """What the driver's own tool says of the card, its clocks above all."""
 
+import os
 import shutil
-import subprocess
 from collections.abc import Mapping
+
+from elmanctl.command import NoAnswer, run_command
 
 TOOL = "nvidia-smi"
 
@@ -25,12 +27,10 @@ def query(names: tuple[str, ...], card: str) -> Mapping[str, str]:
         return {}
     command = [TOOL, f"--id={card}", f"--query-gpu={','.join(names)}", "--format=csv,noheader"]
     try:
-        done = subprocess.run(
-            command, capture_output=True, text=True, timeout=_TIMEOUT_S, check=False
-        )
-    except (OSError, subprocess.TimeoutExpired):
+        done = run_command(command, os.environ, timeout_s=_TIMEOUT_S)
+    except (OSError, NoAnswer):
         return {}
-    return parse(names, done.stdout) if done.returncode == 0 else {}
+    return parse(names, done.stdout) if done.code == 0 else {}
 
 
 def parse(names: tuple[str, ...], line: str) -> Mapping[str, str]:

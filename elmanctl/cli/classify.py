@@ -12,7 +12,7 @@ from elmanctl.cli.context import JsonFlag
 from elmanctl.cli.output import Column, print_json, print_table
 from elmanctl.errors import NotFound
 from elmanctl.ledger.records import Verdict
-from elmanctl.verdicts.logs.classify import classify_parts
+from elmanctl.verdicts.logs.classifier import classify_parts
 
 _SUFFIXES = (".log", ".out", ".err", ".txt")
 _STDIN = "-"

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from elmanctl.errors import ElmanError
 from elmanctl.ledger.records import VerdictKind
-from elmanctl.verdicts.logs.classify import decide_among
+from elmanctl.verdicts.logs.classifier import decide_among
 from elmanctl.verdicts.logs.reading import OUTLASTING, Error, read_parts
 
 # An error message may be a page long; the evidence keeps its beginning.

@@ -16,12 +16,12 @@ from pathlib import Path
 from elmanctl.jobs.failure import chain, message_of
 from elmanctl.ledger.mounts import find_mount
 from elmanctl.ledger.records import VerdictKind
-from elmanctl.verdicts.failed_calls import NUMBERS_OF, WORDS_OF
+from elmanctl.verdicts.errnos import MESSAGES, NUMBERS
 
 logger = logging.getLogger(__name__)
 
-_FULL = NUMBERS_OF[VerdictKind.DISK_FULL]
-_FULL_TEXT = re.compile(WORDS_OF[VerdictKind.DISK_FULL], re.IGNORECASE)
+_FULL = NUMBERS[VerdictKind.DISK_FULL]
+_FULL_TEXT = re.compile(MESSAGES[VerdictKind.DISK_FULL], re.IGNORECASE)
 _NO_TEMPORARY = "No usable temporary directory"
 _PATH = re.compile(r"(?<![\w./])/[^\s:'\"`,;()<>|]+")
 

@@ -5,12 +5,12 @@
 
 import os
 import shutil
-import subprocess
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from elmanctl.command import NoAnswer, run_command
 from elmanctl.ledger.mounts import Mount, find_mount, mounts
 
 __all__ = ["Mount", "Quota", "ask_quota", "find_mount", "mounts", "read_answer"]
@@ -61,18 +61,11 @@ def _ask(mount: Mount) -> Quota:
     if shutil.which(command[0]) is None:
         return Quota(note=f"no quota known: there is no command `{command[0]}` here")
     try:
-        done = subprocess.run(
-            command,
-            capture_output=True,
-            text=True,
-            errors="replace",
-            timeout=_TIMEOUT_S,
-            check=False,
-            stdin=subprocess.DEVNULL,
-            env={**os.environ, "LC_ALL": "C"},
-        )
-    except (OSError, subprocess.TimeoutExpired) as exc:
-        return Quota(note=f"no quota known: `{command[0]}` did not answer: {exc}")
+        done = run_command(command, {**os.environ, "LC_ALL": "C"}, timeout_s=_TIMEOUT_S)
+    except OSError as exc:
+        return Quota(note=f"no quota known: `{command[0]}` cannot be run: {exc}")
+    except NoAnswer as exc:
+        return Quota(note=f"no quota known: {exc}")
     # `quota` ends with 1 for somebody who is over a limit, and still prints the table.
     return read_answer(done.stdout, mount.point, command[0])
 

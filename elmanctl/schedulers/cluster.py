@@ -11,12 +11,12 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from elmanctl.command import NoAnswer
 from elmanctl.errors import EnvironmentNotReady
 from elmanctl.ledger.records import Resources
 from elmanctl.sbatch_variables import parse_time_min
 from elmanctl.schedulers.sbatch_answer import Cause, brief
 from elmanctl.schedulers.slurm import Slurm, SlurmSilent, parse_array_limit
-from elmanctl.schedulers.slurm_command import NoAnswer
 
 logger = logging.getLogger(__name__)
 

@@ -3,9 +3,9 @@
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from elmanctl.command import NoAnswer, run_command
 from elmanctl.errors import EnvironmentNotReady
 from elmanctl.schedulers.gpus import AMD_VARIABLE, visible_devices, worker_variables
-from elmanctl.schedulers.slurm_command import NoAnswer, run_command
 
 _ASK_TIMEOUT_S = 20
 

@@ -7,13 +7,14 @@ colon, and Slurm and submitit replace `%j` and the like in paths.
 """
 
 import math
+import os
 import re
 import shlex
-import subprocess
 import unicodedata
 from collections.abc import Iterable
 from pathlib import Path
 
+from elmanctl.command import NoAnswer, run_command
 from elmanctl.errors import UsageError
 
 # sbatch reads its options down to the first command, hence among the setup lines too.
@@ -114,15 +115,8 @@ def _shell_fault(text: str) -> str | None:
     if not text.strip():
         return None
     try:
-        done = subprocess.run(
-            ["bash", "-n"],
-            input=f"{text}\n",
-            capture_output=True,
-            text=True,
-            timeout=_SHELL_TIMEOUT_S,
-            check=False,
-        )
-    except (OSError, subprocess.TimeoutExpired):
+        done = run_command(["bash", "-n"], os.environ, timeout_s=_SHELL_TIMEOUT_S, text=f"{text}\n")
+    except (OSError, NoAnswer):
         # No bash here says nothing of the nodes, where the script runs.
         return None
     words = done.stderr.strip().splitlines()

@@ -13,11 +13,11 @@ import tempfile
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
+from elmanctl.command import NoAnswer, run_command
 from elmanctl.constants import CLUSTERS_VARIABLE
 from elmanctl.errors import EnvironmentNotReady
 from elmanctl.schedulers.executor import JobReport, JobState
 from elmanctl.schedulers.sbatch_answer import Cause, Outcome, SbatchAnswer, brief, read_answer
-from elmanctl.schedulers.slurm_command import NoAnswer, run_command
 from elmanctl.schedulers.slurm_environment import job_environment, query_environment
 
 logger = logging.getLogger(__name__)

@@ -11,6 +11,7 @@ from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from elmanctl.command import NoAnswer, run_command
 from elmanctl.errors import SubmissionError
 from elmanctl.ledger.files import write_atomically
 from elmanctl.ledger.records import Resources, Submission
@@ -28,7 +29,6 @@ from elmanctl.schedulers.executor import (
 )
 from elmanctl.schedulers.sbatch_answer import Cause, Outcome, SbatchAnswer, read_answer
 from elmanctl.schedulers.slurm import JobRow, Slurm, SlurmSilent, askable
-from elmanctl.schedulers.slurm_command import NoAnswer, run_command
 from elmanctl.schedulers.slurm_environment import job_environment
 from elmanctl.schedulers.submission import SCRIPT_NAME, excluded, make_script, write_pickles
 

@@ -26,9 +26,9 @@ from elmanctl.search.file_owners import attempt_sizes
 from elmanctl.search.nodes import NODE_NAME
 from elmanctl.search.poll import live_job
 from elmanctl.search.session import Session
-from elmanctl.verdicts.judge import Observation, judge
-from elmanctl.verdicts.observe import observe
-from elmanctl.verdicts.result_owner import find_mismatch
+from elmanctl.verdicts.judge import judge
+from elmanctl.verdicts.observation import Observation, observe
+from elmanctl.verdicts.worker_result import find_mismatch
 
 logger = logging.getLogger(__name__)
 

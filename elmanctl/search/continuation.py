@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from elmanctl.ledger.records import Attempt, VerdictKind
-from elmanctl.verdicts.policy import continues
+from elmanctl.verdicts.policy import rule_of
 
 # The training ended by itself: from any state of it the same end would follow.
 _ENDED_BY_ITSELF = frozenset(
@@ -28,6 +28,6 @@ def checkpoint_folders(attempts: Sequence[Attempt]) -> tuple[str, ...]:
             continue
         if attempt.verdict.kind in _ENDED_BY_ITSELF:
             break
-        if continues(attempt.verdict):
+        if rule_of(attempt.verdict).resumes:
             folders.append(f"attempt-{attempt.number}")
     return tuple(folders)

@@ -15,11 +15,11 @@ from elmanctl.search.workload import attempt_resources, micro_batch_of
 from elmanctl.settings import Settings
 from elmanctl.verdicts.breaker import FULL_DISK, Failure, Trip, tripped
 from elmanctl.verdicts.policy import (
-    OUTSIDE,
+    FROM_OUTSIDE,
+    Baseline,
     Decision,
-    Ground,
     Group,
-    Tried,
+    PastAttempt,
     changes_after,
     decide,
     needs_less,
@@ -37,11 +37,11 @@ def decision_on(state: RunState, settings: Settings, evaluation: Evaluation) -> 
     Raises InvalidConfiguration for an attempt that must need less memory, where the model no
     longer fits what is known of its GPU.
     """
-    tried = _tried(state, evaluation)
-    if not tried:
+    past = _past_attempts(state, evaluation)
+    if not past:
         return Decision(close=None)
-    fitted = any(map(needs_less, tried))
-    return decide(tried, settings.retry, ground_of(state, settings, evaluation, fitted=fitted))
+    fitted = any(map(needs_less, past))
+    return decide(past, settings.retry, baseline_of(state, settings, evaluation, fitted=fitted))
 
 
 class Decisions:
@@ -71,20 +71,20 @@ class Decisions:
 
 def due_changes(state: RunState, settings: Settings, evaluation: Evaluation) -> Mapping[str, Any]:
     """Return what the policy changes for a further attempt, whether or not it allows one."""
-    tried = _tried(state, evaluation)
-    return changes_after(tried, settings.retry, ground_of(state, settings, evaluation))
+    past = _past_attempts(state, evaluation)
+    return changes_after(past, settings.retry, baseline_of(state, settings, evaluation))
 
 
-def ground_of(
+def baseline_of(
     state: RunState, settings: Settings, evaluation: Evaluation, *, fitted: bool = True
-) -> Ground:
+) -> Baseline:
     """Return what an attempt gets by the settings and by what re-queues asked for.
 
     Unless it is to be `fitted`, the micro-batch does not heed what is known of the GPU.
     """
     executor = state.run["executor"]
     batch = settings.train.batch
-    return Ground(
+    return Baseline(
         mem_gb=attempt_resources(settings, executor, evaluation.changes).mem_gb,
         batch=batch,
         micro_batch=(fitted and micro_batch_of(state.run, settings, evaluation)) or batch,
@@ -132,11 +132,11 @@ def last_signature(state: RunState, evaluation: Evaluation) -> str | None:
 
 def was_cancelled_outside(state: RunState, evaluation: Evaluation) -> bool:
     """Whether a job was cancelled, and with it its evaluation, without a request of ours."""
-    tried = _trained(state, evaluation).counted_attempts
-    if evaluation.state is not State.CANCELLED or not tried:
+    past = _trained(state, evaluation).counted_attempts
+    if evaluation.state is not State.CANCELLED or not past:
         return False
-    assert tried[-1].verdict is not None
-    return rule_of(tried[-1].verdict).case == OUTSIDE
+    assert past[-1].verdict is not None
+    return rule_of(past[-1].verdict).case == FROM_OUTSIDE
 
 
 def trip(state: RunState, settings: Settings, closed: Iterable[Evaluation]) -> Trip | None:
@@ -165,12 +165,12 @@ def _failure(state: RunState, name: str, number: int) -> Failure:
     return Failure(verdict=attempt.verdict, node=attempt.node)
 
 
-def _tried(state: RunState, evaluation: Evaluation) -> list[Tried]:
-    tried = []
+def _past_attempts(state: RunState, evaluation: Evaluation) -> list[PastAttempt]:
+    past = []
     for attempt in evaluation.counted_attempts:
         assert attempt.verdict is not None
-        tried.append(Tried(verdict=attempt.verdict, mem_gb=_asked_mem_gb(state, attempt)))
-    return tried
+        past.append(PastAttempt(verdict=attempt.verdict, mem_gb=_asked_mem_gb(state, attempt)))
+    return past
 
 
 def _asked_mem_gb(state: RunState, attempt: Attempt) -> float | None:

@@ -4,8 +4,8 @@ from elmanctl.ledger.records import Verdict
 
 
 def classify_log(text: str) -> Verdict:
-    """Return the verdict of a training log by its text alone; see `logs.classify`."""
+    """Return the verdict of a training log by its text alone; see `logs.classifier`."""
     # The rules are compiled at their import, which most commands do not need.
-    from elmanctl.verdicts.logs import classify
+    from elmanctl.verdicts.logs import classifier
 
-    return classify.classify_log(text)
+    return classifier.classify_log(text)

@@ -1,16 +1,16 @@
-"""When failures in a row mean that the search must stop: pure, from what is on record."""
+"""Circuit breaker: failures in a row that stop a search, decided from what is on record; pure."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from elmanctl.ledger.records import Cause, Verdict, VerdictKind
-from elmanctl.verdicts.policy import ASKED, Group, rule_of
+from elmanctl.verdicts.policy import ON_REQUEST, Group, rule_of
 from elmanctl.verdicts.signature import signature
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Failure:
-    """An attempt that did not complete, and where it ran."""
+    """An attempt that did not complete, and the node it ran on."""
 
     verdict: Verdict
     node: str | None = None
@@ -18,7 +18,7 @@ class Failure:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Trip:
-    """Why the search stops; `group` says what has to be mended."""
+    """Why the search stops; `group` says what has to be fixed."""
 
     group: Group
     reason: str
@@ -30,15 +30,15 @@ FULL_DISK = Trip(group=Group.DISK, reason="an attempt met a full disk")
 def tripped(row: Sequence[Failure], limit: int, *, can_move: bool) -> Trip | None:
     """Return why the failures since the last success stop a search, None where they do not.
 
-    `row` is in the order in which the attempts ended.  A full disk counts at once; `limit`
-    failures of code with one signature count; so do failures of the infrastructure on `limit`
-    different nodes, or with one signature where no other node could be tried.
+    `row` is in the order in which the attempts ended.  A full disk stops it at once; so do `limit`
+    failures of the code with the same signature, and failures of the infrastructure on `limit`
+    different nodes, or with the same signature where no other node could be tried.
     """
-    heard = [failure for failure in row if not _says_nothing(failure.verdict)]
-    groups = [rule_of(failure.verdict).group for failure in heard]
+    counted = [failure for failure in row if not _is_neutral(failure.verdict)]
+    groups = [rule_of(failure.verdict).group for failure in counted]
     if groups and groups[-1] is Group.DISK:
         return FULL_DISK
-    tail = heard[-limit:] if limit > 0 else []
+    tail = counted[-limit:] if limit > 0 else []
     if len(tail) < limit or not tail:
         return None
     same = len({signature(failure.verdict) for failure in tail}) == 1
@@ -48,13 +48,13 @@ def tripped(row: Sequence[Failure], limit: int, *, can_move: bool) -> Trip | Non
         verdict = tail[-1].verdict
         words = f": {verdict.summary}" if verdict.summary else ""
         return Trip(group=last, reason=f"the last {limit} attempts ended as {verdict.kind}{words}")
-    return _everywhere(heard, groups, limit)
+    return _everywhere(counted, groups, limit)
 
 
-def _everywhere(heard: Sequence[Failure], groups: Sequence[Group], limit: int) -> Trip | None:
-    """Look for infrastructure that fails wherever jobs go."""
+def _everywhere(counted: Sequence[Failure], groups: Sequence[Group], limit: int) -> Trip | None:
+    """Return the trip for infrastructure that fails on every node, None where it does not."""
     kinds: dict[str, VerdictKind] = {}
-    for failure, group in zip(reversed(heard), reversed(groups), strict=True):
+    for failure, group in zip(reversed(counted), reversed(groups), strict=True):
         if group is not Group.INFRASTRUCTURE:
             break
         if failure.node is not None:
@@ -68,7 +68,7 @@ def _everywhere(heard: Sequence[Failure], groups: Sequence[Group], limit: int) -
     )
 
 
-def _says_nothing(verdict: Verdict) -> bool:
-    """Whether a verdict tells neither of the code nor of the cluster's health."""
+def _is_neutral(verdict: Verdict) -> bool:
+    """Whether a verdict says nothing about the health of the code or the cluster."""
     case = rule_of(verdict).case
-    return verdict.kind is VerdictKind.PREEMPTED or case in (ASKED, Cause.SCHEDULER)
+    return verdict.kind is VerdictKind.PREEMPTED or case in (ON_REQUEST, Cause.SCHEDULER)

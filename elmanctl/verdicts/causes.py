@@ -1,4 +1,4 @@
-"""Whose fault an end was: whose memory ran out, what else failed than code or node; pure."""
+"""Causes within a kind of failure: whose memory ran out, what failed beside the code; pure."""
 
 import re
 from collections.abc import Iterable
@@ -9,7 +9,7 @@ from elmanctl.ledger.records import Cause, VerdictKind
 _UNITS = {"KiB": 2**10, "MiB": 2**20, "GiB": 2**30, "TiB": 2**40}
 _SIZE = r"([\d.]+) (KiB|MiB|GiB|TiB)"
 
-# Accelerators' own words; every other want of memory is the host's.
+# Messages of accelerators; every other lack of memory is the host's.
 _OF_DEVICE = re.compile(
     r"(?i)\b(CUDA|HIP|ROCM|XPU|MPS|NPU|HPU|MUSA|cuDNN|Triton)\b|\bOutOfMemoryError\b"
     r"|\b(cuda|hip|musa)(Error|Malloc)|_STATUS_(\w+_)?ALLOC(ATION)?_FAILED|StatusAllocFailed"
@@ -47,7 +47,7 @@ NO_SCHEDULER = re.compile(
     r"|Unable to confirm allocation for job)"
 )
 
-# srun refuses its own options: from the command line, or from variables that it reads as options.
+# srun rejects its own options: from the command line, or from variables that it reads as options.
 # A wrapper may start it by its path.
 _SRUN = r"^(?:/\S+/)?srun: (fatal: |error: )?"
 _UNABLE = r"Unable to (create step for job \d+|allocate resources): "
@@ -57,17 +57,17 @@ BAD_ARGUMENTS = re.compile(
     rf"|{_SRUN}.*\b(unrecogni[sz]ed|invalid|ambiguous|unknown) option\b"
     rf"|{_SRUN}option .* requires an argument"
     rf"|{_SRUN}.*\b([Uu]nable to satisfy cpu bind request|CPU binding outside of job step)"
-    # A step that asks for other than what its job has.
+    # A step that asks for something other than what its job has.
     rf"|{_SRUN}(No command given|Only allocated \d+ nodes asked for)"
     rf"|{_SRUN}{_UNABLE}(Memory required by task is not available"
     r"|More processors requested than permitted|Requested node configuration is not available"
     r"|Requested nodes? .*not in)"
-    # Whatever it says of an option, or of a variable, by its name.
+    # Any message that names an option or a variable.
     r"|^srun: (fatal|error): (.*[\s(`'\"])?--[a-z]+(-[a-z]+)*\b"
     r"|^srun: (fatal|error): .*\bS(LURM|RUN)_(?!JOB_ID\b)[A-Z]+(_[A-Z]+)*\b"
 )
 
-# What a verdict of such a cause tells beyond the words that were found.
+# Advice that is added to the evidence of such a cause.
 ADVICE = {
     Cause.ARGUMENTS: "srun refused its own options, which is no node's fault: look for SLURM_... "
     "and SRUN_... variables in `slurm.setup` and in the profile of the nodes, and at `slurm.extra`",
@@ -92,21 +92,21 @@ class Neighbour:
 
 
 def find_cause(kind: VerdictKind, texts: Iterable[str]) -> Cause | None:
-    """Return whose memory or which time ran out, or what failed, by texts that tell of it."""
-    told = list(texts)
+    """Return the cause of a failure of this kind, from the texts that report it."""
+    found = list(texts)
     if kind is VerdictKind.TIMEOUT:
-        return Cause.CPU_TIME if any(map(_OF_CPU_TIME.search, told)) else None
+        return Cause.CPU_TIME if any(map(_OF_CPU_TIME.search, found)) else None
     if kind is VerdictKind.ENVIRONMENT:
-        if told and all(map(BAD_ARGUMENTS.search, told)):
+        if found and all(map(BAD_ARGUMENTS.search, found)):
             return Cause.ARGUMENTS
-        return Cause.SCHEDULER if told and all(map(NO_SCHEDULER.search, told)) else None
+        return Cause.SCHEDULER if found and all(map(NO_SCHEDULER.search, found)) else None
     if kind is VerdictKind.CUDA_ERROR:
-        return Cause.DEVICE if any(map(names_broken_device, told)) else None
+        return Cause.DEVICE if any(map(names_broken_device, found)) else None
     if kind is not VerdictKind.OOM:
         return None
-    if any(find_neighbour(text) for text in told):
+    if any(find_neighbour(text) for text in found):
         return Cause.NEIGHBOUR
-    of_device = (_OF_DEVICE.search(text) and not _OF_HOST.search(text) for text in told)
+    of_device = (_OF_DEVICE.search(text) and not _OF_HOST.search(text) for text in found)
     return Cause.GPU if any(of_device) else Cause.HOST
 
 
@@ -116,7 +116,7 @@ def names_broken_device(text: str) -> bool:
 
 
 def find_neighbour(text: str) -> Neighbour | None:
-    """Return the largest other process on a GPU, if without it the memory would have sufficed."""
+    """Return the largest other process on a GPU, if there is enough memory without it."""
     tried, capacity, free = (found.search(text) for found in (_TRIED, _CAPACITY, _FREE))
     if tried is None or capacity is None or free is None:
         return None
@@ -125,7 +125,7 @@ def find_neighbour(text: str) -> Neighbour | None:
     others = {
         found[1]: (_size(found[2], found[3]), f"{found[2]} {found[3]}")
         for found in _OTHER.finditer(text)
-        # A driver that cannot tell gives a number beyond all bounds.
+        # A driver that does not know gives an absurdly large number.
         if _size(found[2], found[3]) <= limit
     }
     if not 0 < missing <= sum(size for size, _ in others.values()):

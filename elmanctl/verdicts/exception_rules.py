@@ -1,27 +1,27 @@
-"""What an exception tells of a kind of end, by the line that Python prints for it.
+"""Rules that classify an exception by the line that Python prints for it.
 
-One table for both who ask: the worker that caught the exception, and the log that prints it.
-The rules know Python, its C++ and Rust libraries and the accelerators, and no program in
-particular.  No pattern takes more than linear time on what it may be given.
+One table serves the worker that caught the exception and the log that prints it.  The rules know
+Python, its C++ and Rust libraries and the accelerators, and no particular program.  Every pattern
+takes linear time at most on any input.
 """
 
 from elmanctl.ledger.records import VerdictKind
-from elmanctl.verdicts.failed_calls import NUMBERS_OF, WORDS_OF, numbered
+from elmanctl.verdicts.errnos import MESSAGES, NUMBERS, numbered
 from elmanctl.verdicts.node_disk import NODE_DISK, NODE_DISK_KEYS
-from elmanctl.verdicts.rules import Rule, Table, Weight, rule
+from elmanctl.verdicts.text_rule import RuleTable, TextRule, Weight, rule
 
 _K = VerdictKind
 
-# What stands before the name of a class, also of one that another exception quotes.
+# Prefix of a class name, also where another exception quotes it.
 _NAMED = r"(?:^|: )(?:\w+\.|<locals>\.)*"
 
-# elmanctl's own word on a configuration needs no reading.
+# elmanctl's own exceptions for a bad configuration.
 _REFUSED = rule(
     "invalidconfiguration elmanctl",
     rf"{_NAMED}InvalidConfiguration\b|\belmanctl\.errors\.NotFound\b",
     _K.INVALID,
 )
-# Shared memory lies on a file system of the node, which fills up or runs out of numbers.
+# Shared memory is a file system of the node, which fills up or runs out of descriptors.
 _SHARED_MEMORY = rule(
     "shm shared torch_ ancdata psm_ semaphore",
     r"unable to (?:open shared memory object|allocate shared memory)"
@@ -33,21 +33,21 @@ _SHARED_MEMORY = rule(
     r"|while creating shared memory segment",
     _K.ENVIRONMENT,
 )
-# What runs out there is a number that the kernel allows, and no disk.
-_NO_NUMBERS = rule(
+# A count that the kernel limits has run out, not a disk.
+_KERNEL_LIMIT = rule(
     "namespace inotify cgroup",
     r"(?i:\b(?:namespace|inotify|cgroup)\b.{0,200}(?:No space left on device|limit reached))",
     _K.ENVIRONMENT,
 )
 _NODE_DISK = rule(NODE_DISK_KEYS, NODE_DISK, _K.ENVIRONMENT)
-# A library that does not load for want of room in a table of the loader, not for want of memory.
+# A library does not load because a table of the loader is full, not the memory.
 _LOADER = rule("tls", r"static TLS block", _K.ENVIRONMENT)
 _DISK_FULL = rule(
     "space quota errno error code: enospc edquot storagefull pytorchstreamwriter inline_container "
     "disk written",
-    rf"{WORDS_OF[_K.DISK_FULL]}|{numbered(NUMBERS_OF[_K.DISK_FULL])}"
+    rf"{MESSAGES[_K.DISK_FULL]}|{numbered(NUMBERS[_K.DISK_FULL])}"
     r"|\bENOSPC\b|\bEDQUOT\b|\bStorageFull\b|FilesystemQuotaExceeded|database or disk is full"
-    # torch.save and numpy keep the reason to themselves.
+    # torch.save and numpy do not give the reason.
     r"|PytorchStreamWriter failed writing|inline_container\.cc:\d+\] \. unexpected pos"
     r"|^OSError: \d+ requested and \d+ written",
     _K.DISK_FULL,
@@ -56,7 +56,7 @@ _OOM = rule(
     "memory bad_alloc alloc_failed allocation_failed allocfailed resource_exhausted oom malloc "
     "allocate errno error code: out_of_resources triton insufficient cachingallocator "
     "resource",
-    # Not `to avoid running out of memory, ...`, which is advice.
+    # `to avoid running out of memory, ...` is only advice.
     r"(?i:(?<!running )(?<!avoid )(?<!avoiding )(?<!prevent )\bout[ _-]of[ _-]"
     r"(?:(?:gpu|cuda|device|host|video|system|cpu|physical|virtual)[ _-])?memory)"
     r"|(?:_OUT_OF_|OutOf)(?:\w{1,12}_)?(?:MEMORY|Memory)|_OUT_OF_RESOURCES\b"
@@ -69,11 +69,11 @@ _OOM = rule(
     r"|(?i:\bmemory not available\b)|Triton Error \[ZE\]: 0x7000000[23]\b"
     r"|(?i:\b(?:not enough|insufficient) (?:(?:gpu|device|host|system|free|video) )?memory\b)"
     r"|\bbad_alloc\b|(?:^|[\s.:])\w{0,20}MemoryError\b(?=:|$)"
-    # A library's handle that does not fit; and the allocator, which asks NVML who took the memory.
+    # A library's handle that does not fit; the allocator that asks NVML who holds the memory.
     r"|: insufficient resources when calling|\bresource allocation failed"
     r"|\bNVML_SUCCESS == r\b.{0,80}CachingAllocator"
     r"|\bmalloc of size \d+ failed|\bmemory allocation of \d+ bytes failed"
-    rf"|{WORDS_OF[_K.OOM]}|{numbered(NUMBERS_OF[_K.OOM])}",
+    rf"|{MESSAGES[_K.OOM]}|{numbered(NUMBERS[_K.OOM])}",
     _K.OOM,
 )
 _NO_DEVICE = rule(
@@ -164,7 +164,7 @@ _FAILED_CALL = rule(
     "errno error code: input/output unavailable busy many read-only locks symbolic network "
     "timed refused host handle remote endpoint cleaning address severed hardware device "
     "required unable disk readonly locked lock",
-    rf"{WORDS_OF[_K.ENVIRONMENT]}|{numbered(NUMBERS_OF[_K.ENVIRONMENT])}"
+    rf"{MESSAGES[_K.ENVIRONMENT]}|{numbered(NUMBERS[_K.ENVIRONMENT])}"
     r"|\bUnknown error 5[12]\d\b|^(?:TimeoutError|socket\.timeout): .*timed out"
     r"|\bfile lock .{0,300}could not be acquired"
     r"|sqlite3\.OperationalError: (?:disk I/O error|unable to open|database is locked"
@@ -189,7 +189,7 @@ _NO_NETWORK = rule(
     r"|ClientPayload|ClientConnector)Error)\b",
     _K.ENVIRONMENT,
 )
-# Caches that many jobs fill at once, on a file system that they share.
+# Caches that many jobs write at once, on a shared file system.
 _CACHE = rule(
     ".triton .cache torchinductor torch_extensions triton __pycache__ .nv",
     rf"{_NAMED}(?:OSError|\w*FileExistsError|NotADirectoryError|IsADirectoryError"
@@ -222,7 +222,7 @@ _MISSING = rule(
     rf"{_NAMED}(?:(?:Module|Packages?|Command|Dataset|DataFiles|Repository|Revision|Entry)"
     r"NotFoundError|\w*ImportError|EnvironmentNotReady|PermissionError)\b"
     r"|\bNo module named '"
-    # One that names no file tells of the code.
+    # One that names no file is a bug in the code.
     rf"|{_NAMED}FileNotFoundError\b(?!:? ?(?:\[Errno 2\] )?(?:No such file(?: or directory)?)?$)",
     _K.ENVIRONMENT,
 )
@@ -249,7 +249,7 @@ _NCCL = rule(
     _K.CUDA_ERROR,
     Weight.SYMPTOM,
 )
-# The other end is gone: a server, or a rank whose own words say more.
+# The peer is gone: a server, or a rank whose own message says more.
 _PEER_GONE = rule(
     "connection connectfullmesh diststore socket recv",
     r"Connection (?:reset|closed) by peer|ConnectionResetError|Remote end closed connection"
@@ -284,7 +284,7 @@ CPU_LIMIT = rule(
     _K.TIMEOUT,
     Weight.SCHEDULER,
 )
-# A launcher that ends the other ranks sends them SIGTERM; SIGABRT a process sends itself.
+# A launcher that stops the other ranks sends them SIGTERM; a process sends itself SIGABRT.
 CHILD_ENDED = rule(
     "signal exitcode return sigterm",
     r"terminated with signal SIG(TERM|ABRT)|exitcode\s*:\s*-(6|15)\b|return code = -(6|15)\b"
@@ -302,11 +302,11 @@ CHILD_SIGNAL = rule(
     Weight.SIGNAL,
 )
 
-# The first that fits.
-EXCEPTION_RULES: tuple[Rule, ...] = (
+# The first match decides.
+EXCEPTION_RULES: tuple[TextRule, ...] = (
     _REFUSED,
     _SHARED_MEMORY,
-    _NO_NUMBERS,
+    _KERNEL_LIMIT,
     _NODE_DISK,
     _LOADER,
     _DISK_FULL,
@@ -332,4 +332,4 @@ EXCEPTION_RULES: tuple[Rule, ...] = (
     _WRAPPER,
 )
 
-EXCEPTIONS = Table(EXCEPTION_RULES)
+EXCEPTIONS = RuleTable(EXCEPTION_RULES)

@@ -1,43 +1,41 @@
-"""What is known of an attempt that no longer runs, and what single observations mean; pure."""
+"""Observation of an attempt that no longer runs: all that its files and its scheduler show."""
 
-import re
+import os
+import shutil
 import signal
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
 from elmanctl.clock import from_text
-from elmanctl.ledger.records import Cause, Evidence, EvidenceSource, VerdictKind
-from elmanctl.schedulers.executor import JobReport, JobState
-from elmanctl.verdicts.causes import find_cause
-from elmanctl.verdicts.logs.classify import find_error, of_cause, quote, texts_of
-from elmanctl.verdicts.logs.reading import read_parts
-from elmanctl.verdicts.rules import Weight
+from elmanctl.ledger.records import VerdictKind
+from elmanctl.run.paths import AttemptPaths
+from elmanctl.run.progress import elapsed_s, heartbeat_age_s, read_table
+from elmanctl.schedulers.executor import JobReport
+from elmanctl.verdicts.job_end import signal_of
+from elmanctl.verdicts.log_tail import LogTail, read_log_tail
 
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Log:
-    """The end of a job's output: `lines` are numbered from `first_line`."""
-
-    file: str
-    lines: Sequence[str] = ()
-    first_line: int = 1
+# Slurm warns this long before a time limit, and checks limits once a minute.
+_WARNING_S = 90.0
+_MINUTE_S = 60.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Observation:
     """Everything known of an attempt.
 
-    `elapsed_s` is how long the worker lived by its own clock; `heartbeat_age_s` how long ago it
-    wrote last, and `stale_after_s` from which age on it counts as silent.  `free_bytes` is the room
-    that is left where the run lies.  `is_in_sight`: what the controller wrote for the attempt is
-    there to be read; `left_trace`: so is any file of the job's, its output at `log_path` for one.
-    `has_started`: the scheduler has said that it runs.  `run_folder` is where the run lies.
+    `elapsed_s` is the worker's lifetime by its own clock, `limit_s` the job's time limit.  The
+    heartbeat was last written `heartbeat_age_s` ago and is stale after `stale_after_s`.
+    `free_bytes` are left on the file system of `run_folder`.  `is_in_sight`: the files that the
+    controller wrote for the attempt can be seen from here.  `left_trace`: so can any file that the
+    job wrote, such as its log at `log_path`.  `has_started`: the scheduler reported it as running.
     """
 
     result: Mapping[str, object] | None = None
     result_file: str | None = None
     report: JobReport | None = None
-    log: Log | None = None
+    log: LogTail | None = None
     log_path: str | None = None
     is_in_sight: bool = False
     left_trace: bool = False
@@ -54,7 +52,7 @@ class Observation:
 
     @property
     def is_alive(self) -> bool:
-        """Whether the worker wrote a sign of life just now, and none that it is done."""
+        """Whether the heartbeat is fresh, and not the worker's last one."""
         if self.heartbeat_age_s is None or self.stale_after_s is None:
             return False
         done = self.heartbeat is not None and self.heartbeat.get("phase") == "done"
@@ -62,7 +60,7 @@ class Observation:
 
     @property
     def signals(self) -> list[tuple[str, float | None]]:
-        """The signals that the worker noted, each with the seconds it had lived until then."""
+        """The signals that the worker received, each with its lifetime in seconds until then."""
         noted = (self.heartbeat or {}).get("signals")
         listed = noted if isinstance(noted, list | tuple) else ()
         return [
@@ -71,137 +69,74 @@ class Observation:
             if isinstance(one, Mapping) and "name" in one
         ]
 
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class LogWord:
-    """What a log says of an end: the line that decides, and then the line that names its cause."""
-
-    kind: VerdictKind
-    weight: Weight
-    cause: Cause | None
-    quotes: tuple[Evidence, ...]
+    @property
+    def reached_limit(self) -> bool:
+        """Whether the job ended at its time limit, judging by its last heartbeat."""
+        if self.elapsed_s is None or not self.limit_s:
+            return False
+        # A worker starts later than its job, and its last heartbeat is a while before its end.
+        return self.elapsed_s >= self.limit_s - min(_MINUTE_S, 0.1 * self.limit_s)
 
     @property
-    def of_scheduler(self) -> bool:
-        """Whether the scheduler wrote the line."""
-        return self.weight is Weight.SCHEDULER
+    def reached_cpu_limit(self) -> bool:
+        """Whether the kernel ended a process at its limit on CPU time: nobody else does."""
+        ended_by = None if self.report is None else signal_of(self.report)
+        if ended_by is not None:
+            return ended_by == signal.SIGXCPU
+        return any(name == "SIGXCPU" for name, _ in self.signals)
 
     @property
-    def is_cause(self) -> bool:
-        """Whether the line tells why, and not only that something ended."""
-        echoes = (VerdictKind.KILLED, VerdictKind.CANCELLED)
-        return not self.of_scheduler and self.kind not in echoes
+    def was_warned_early(self) -> bool:
+        """Whether Slurm warned of an end long before the time limit, as before a preemption."""
+        if not self.limit_s:
+            return False
+        earliest = self.limit_s - _WARNING_S - 2 * _MINUTE_S
+        return any(
+            name == "SIGUSR2" and at is not None and at < earliest for name, at in self.signals
+        )
 
-    @property
-    def is_of_node(self) -> bool:
-        """Whether the line tells of what the node lacks, as the cause and not as an echo."""
-        return self.weight is Weight.CAUSE and self.kind is VerdictKind.ENVIRONMENT
 
-
-def read_word(log: Log | None) -> LogWord | None:
-    """Return the error that ended a run by its log, None where the log tells of none."""
-    if log is None:
-        return None
-    found = read_parts([(log.first_line, "\n".join(log.lines))])
-    error = find_error(found)
-    if error is None:
-        return None
-    kind = error.rule.kind
-    cause = find_cause(kind, texts_of(found, kind))
-    named = of_cause(found, cause, (error.piece,), log.file)
-    return LogWord(
-        kind=kind,
-        weight=error.rule.weight,
-        cause=cause,
-        quotes=(quote(error.piece, log.file), *named),
+def observe(
+    paths: AttemptPaths,
+    log: Path,
+    report: JobReport | None,
+    *,
+    root: Path,
+    limit_s: float,
+    stale_after_s: float | None = None,
+    cancel_requested: bool = False,
+    has_started: bool = False,
+) -> Observation:
+    """Read everything that is known of an attempt; files are named relative to `root`, the run."""
+    heartbeat = read_table(paths.heartbeat)
+    traces = (paths.claim, paths.heartbeat, paths.metrics, paths.result, log)
+    result = read_table(paths.result)
+    return Observation(
+        result=result,
+        result_file=str(paths.result.relative_to(root)),
+        report=report,
+        log=None if is_self_sufficient(result) else read_log_tail(log, root),
+        log_path=str(log),
+        is_in_sight=paths.spec.is_file(),
+        left_trace=any(os.path.lexists(trace) for trace in traces),
+        has_started=has_started,
+        heartbeat=heartbeat,
+        heartbeat_file=str(paths.heartbeat.relative_to(root)),
+        heartbeat_age_s=heartbeat_age_s(paths, time.time()),
+        stale_after_s=stale_after_s,
+        cancel_requested=cancel_requested,
+        elapsed_s=elapsed_s(heartbeat),
+        limit_s=limit_s,
+        run_folder=str(root),
+        free_bytes=shutil.disk_usage(root).free,
     )
 
 
-# Slurm's own signal number for a step that went over its memory.
-SIGNAL_OOM = 125
-
-# And for a job whose output its node could not open.
-SIGNAL_NO_OUTPUT = 53
-
-# Slurm warns this long before a time limit, and checks limits once a minute.
-_WARNING_S = 90.0
-_MINUTE_S = 60.0
-
-
-def was_limit_reached(seen: Observation) -> bool:
-    """Whether a job ended at its time limit, as far as its last sign of life tells."""
-    if seen.elapsed_s is None or not seen.limit_s:
-        return False
-    # A worker starts later than its job, and its last beat is a while before its end.
-    return seen.elapsed_s >= seen.limit_s - min(_MINUTE_S, 0.1 * seen.limit_s)
-
-
-def was_cpu_limit_reached(seen: Observation) -> bool:
-    """Whether the kernel ended a process at its limit on CPU time: only the kernel does so."""
-    if seen.report is not None and ended_by(seen.report) is not None:
-        return ended_by(seen.report) == signal.SIGXCPU
-    return any(name == "SIGXCPU" for name, _ in seen.signals)
-
-
-def was_warned_early(seen: Observation) -> bool:
-    """Whether Slurm warned of an end long before the time limit, as it does before preemption."""
-    if not seen.limit_s:
-        return False
-    earliest = seen.limit_s - _WARNING_S - 2 * _MINUTE_S
-    return any(name == "SIGUSR2" and at is not None and at < earliest for name, at in seen.signals)
-
-
-_RAISED = re.compile(r"^RaisedSignal:(\d+)")
-
-
-def ended_by(report: JobReport) -> int | None:
-    """Return the signal that ended a job, also where a shell or a reason tells of it."""
-    if report.signal is not None:
-        return report.signal
-    raised = _RAISED.match(report.reason or "")
-    if raised and int(raised[1]) > 0:
-        return int(raised[1])
-    code = report.exit_code
-    known = {int(number) for number in signal.Signals}
-    return code - 128 if code is not None and code - 128 in known else None
-
-
-def context(seen: Observation) -> tuple[Evidence, ...]:
-    """Return what scheduler, exit and heartbeat say, as evidence."""
-    quotes = []
-    report = seen.report
-    if report is not None and report.state is JobState.VANISHED:
-        text = "the scheduler no longer knows the job"
-        quotes.append(Evidence(source=EvidenceSource.SCHEDULER, text=text))
-    elif report is not None and report.raw:
-        text = f"state {report.raw}" + (f", reason {report.reason}" if report.reason else "")
-        if report.node:
-            text += f", on {report.node}"
-        quotes.append(Evidence(source=EvidenceSource.SCHEDULER, text=text))
-    number = None if report is None else ended_by(report)
-    if number == SIGNAL_NO_OUTPUT:
-        quotes.append(Evidence(source=EvidenceSource.EXIT, text="exit 0:53"))
-    elif number is not None:
-        text = f"ended by signal {number} ({_signal_name(number)})"
-        quotes.append(Evidence(source=EvidenceSource.EXIT, text=text))
-    elif report is not None and report.exit_code is not None:
-        text = f"exit code {report.exit_code}"
-        quotes.append(Evidence(source=EvidenceSource.EXIT, text=text))
-    return (*quotes, heartbeat_quote(seen))
-
-
-def heartbeat_quote(seen: Observation) -> Evidence:
-    """Return the last sign of life as evidence."""
-    if seen.heartbeat is None:
-        text = "the worker never wrote a heartbeat"
-        return Evidence(source=EvidenceSource.HEARTBEAT, text=text)
-    beat = seen.heartbeat
-    text = f"last heartbeat {beat.get('at')}: {beat.get('phase')}, step {beat.get('step')}"
-    for name, at in seen.signals:
-        text += f"; {name}" + ("" if at is None else f" after {at:.0f} s")
-    if seen.is_alive:
-        text += f"; {seen.heartbeat_age_s:.0f} s old, so the worker is alive"
-    return Evidence(source=EvidenceSource.HEARTBEAT, text=text, file=seen.heartbeat_file)
+def is_self_sufficient(result: Mapping[str, object] | None) -> bool:
+    """Whether a worker's result says so much that its log would add nothing."""
+    verdict = None if result is None else result.get("verdict")
+    silent = (VerdictKind.COMPLETED, VerdictKind.DIVERGED)
+    return isinstance(verdict, Mapping) and verdict.get("kind") in silent
 
 
 def _seconds_between(began: object, later: Mapping[str, object]) -> float | None:
@@ -209,14 +144,3 @@ def _seconds_between(began: object, later: Mapping[str, object]) -> float | None
         return (from_text(str(later["at"])) - from_text(str(began))).total_seconds()
     except (KeyError, ValueError, TypeError):
         return None
-
-
-def _signal_name(number: int) -> str:
-    if number == SIGNAL_OOM:
-        return "out of memory"
-    if number == signal.SIGXCPU:
-        return "SIGXCPU, the limit on CPU time"
-    try:
-        return signal.Signals(number).name
-    except ValueError:
-        return "unknown"

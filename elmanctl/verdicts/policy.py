@@ -1,16 +1,16 @@
-"""What follows a verdict: one declared table, and the pure decision made from it.
+"""Retry policy: one declared table of what follows each verdict, and the decision by it; pure.
 
-`RULES` says, for every verdict, what the optimizer is told, whether the same point is run again,
-how often and with what change, and what the verdict means for the search as a whole.  The changes
-are worked out from the attempts on record each time, so that a controller that starts after a
-kill decides the same.
+`RULES` says for every verdict what the optimizer learns, whether the point is retried, how often
+and with what change, and what the verdict means for the search as a whole.  Changes are derived
+from the attempts on record each time, so that a controller that starts after a kill decides the
+same.
 """
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Any
+from typing import TypedDict
 
 from elmanctl.ledger.records import Cause, EvidenceSource, State, Verdict, VerdictKind
 from elmanctl.settings import RetrySettings
@@ -26,7 +26,7 @@ class Feedback(StrEnum):
 
 
 class Change(StrEnum):
-    """What a further attempt does differently."""
+    """What a retry does differently."""
 
     NONE = "nothing"
     MEMORY = "more host memory"
@@ -35,7 +35,7 @@ class Change(StrEnum):
 
 
 class Group(StrEnum):
-    """Whom a failure speaks of; failures of one group in a row stop the search."""
+    """What a failure discredits; failures of one group in a row stop the search."""
 
     CODE = "code"
     INFRASTRUCTURE = "infrastructure"
@@ -44,18 +44,18 @@ class Group(StrEnum):
 
 
 # Cases of `cancelled`, which has no cause on record.
-ASKED = "on request"
-OUTSIDE = "from outside"
+ON_REQUEST = "on request"
+FROM_OUTSIDE = "from outside"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rule:
-    """One line of the table.
+    """One row of the table.
 
-    `case` parts verdicts of one kind.  `setting` is the key of `[retry]` that holds how many
-    attempts are allowed beyond the first, None where there is never another.  A rule that
-    `needs_change` allows none that would be the same as the one that failed.  Where an attempt
-    that was ended from outside left a checkpoint, the next one `goes_on` from it.
+    `case` distinguishes verdicts of one kind.  `setting` is the key of `[retry]` that holds the
+    number of retries, None where there is never one.  A rule that `needs_change` allows no retry
+    that would be the same as the attempt that failed.  A retry `resumes` from the checkpoint of an
+    attempt that was ended from outside.
     """
 
     kind: VerdictKind
@@ -64,7 +64,7 @@ class Rule:
     setting: str | None = None
     change: Change = Change.NONE
     needs_change: bool = False
-    goes_on: bool = False
+    resumes: bool = False
     group: Group = Group.NONE
     closes_as: State = State.FAILED
 
@@ -86,7 +86,7 @@ RULES: tuple[Rule, ...] = (
         setting="oom_gpu",
         change=Change.MICRO_BATCH,
         needs_change=True,
-        goes_on=True,
+        resumes=True,
     ),
     Rule(
         kind=VerdictKind.OOM,
@@ -111,37 +111,37 @@ RULES: tuple[Rule, ...] = (
         needs_change=True,
         group=Group.INFRASTRUCTURE,
     ),
-    # No group: an outage meets all jobs that begin in it, on every node, and speaks of none.
+    # No group: an outage hits every job that starts during it, whatever its node.
     Rule(kind=VerdictKind.ENVIRONMENT, case=Cause.SCHEDULER, setting="scheduler"),
-    # The same on every node and in every attempt, until somebody mends the options.
+    # The same on every node and in every attempt, until somebody fixes the options.
     Rule(kind=VerdictKind.ENVIRONMENT, case=Cause.ARGUMENTS, group=Group.CODE),
     Rule(kind=VerdictKind.DISK_FULL, setting="disk_full", group=Group.DISK),
-    Rule(kind=VerdictKind.TIMEOUT, setting="timeout", goes_on=True),
-    # A limit of the shell meets every job alike: once more ends as before.
+    Rule(kind=VerdictKind.TIMEOUT, setting="timeout", resumes=True),
+    # A limit of the shell hits every job alike: a retry from the start ends the same.
     Rule(
         kind=VerdictKind.TIMEOUT,
         case=Cause.CPU_TIME,
         setting="timeout",
-        goes_on=True,
+        resumes=True,
         group=Group.CODE,
     ),
-    Rule(kind=VerdictKind.KILLED, setting="killed", goes_on=True),
+    Rule(kind=VerdictKind.KILLED, setting="killed", resumes=True),
     Rule(
         kind=VerdictKind.NODE_FAILURE,
         setting="node_failure",
         change=Change.NODE,
-        goes_on=True,
+        resumes=True,
         group=Group.INFRASTRUCTURE,
     ),
-    Rule(kind=VerdictKind.PREEMPTED, setting="preempted", goes_on=True),
-    Rule(kind=VerdictKind.CANCELLED, case=ASKED, closes_as=State.CANCELLED),
+    Rule(kind=VerdictKind.PREEMPTED, setting="preempted", resumes=True),
+    Rule(kind=VerdictKind.CANCELLED, case=ON_REQUEST, closes_as=State.CANCELLED),
     Rule(
         kind=VerdictKind.CANCELLED,
-        case=OUTSIDE,
+        case=FROM_OUTSIDE,
         group=Group.INFRASTRUCTURE,
         closes_as=State.CANCELLED,
     ),
-    Rule(kind=VerdictKind.LOST, setting="lost", goes_on=True, group=Group.INFRASTRUCTURE),
+    Rule(kind=VerdictKind.LOST, setting="lost", resumes=True, group=Group.INFRASTRUCTURE),
     Rule(kind=VerdictKind.UNDETERMINED, setting="undetermined", group=Group.CODE),
 )
 
@@ -149,25 +149,20 @@ _RULE_OF = {(rule.kind, rule.case): rule for rule in RULES}
 
 _OOM_CAUSES = (Cause.HOST, Cause.GPU, Cause.NEIGHBOUR)
 
-# Verdicts of version 0.1 have no cause; their words tell whose memory it was.
+# Verdicts of version 0.1 have no cause; their text shows whose memory it was.
 _DEVICE_MEMORY = re.compile(r"\b(CUDA|HIP|XPU)\b|_STATUS_ALLOC_FAILED|torch\.OutOfMemoryError")
 
 
 def rule_of(verdict: Verdict) -> Rule:
-    """Return the line of the table for a verdict."""
+    """Return the row of the table for a verdict."""
     exact = _RULE_OF.get((verdict.kind, _case(verdict)))
     return exact or _RULE_OF[verdict.kind, None]
 
 
-def continues(verdict: Verdict) -> bool:
-    """Return whether the next attempt may go on from the checkpoint of one that ended so."""
-    return rule_of(verdict).goes_on
-
-
 def _case(verdict: Verdict) -> str | None:
     if verdict.kind is VerdictKind.CANCELLED:
-        asked = any(quote.source is EvidenceSource.CONTROLLER for quote in verdict.evidence)
-        return ASKED if asked else OUTSIDE
+        requested = any(quote.source is EvidenceSource.CONTROLLER for quote in verdict.evidence)
+        return ON_REQUEST if requested else FROM_OUTSIDE
     if verdict.kind is VerdictKind.OOM and verdict.cause not in _OOM_CAUSES:
         texts = (quote.text for quote in verdict.evidence)
         return Cause.GPU if any(map(_DEVICE_MEMORY.search, texts)) else Cause.HOST
@@ -175,20 +170,20 @@ def _case(verdict: Verdict) -> str | None:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Tried:
-    """An attempt that has its verdict, and the host memory in GB that it asked for."""
+class PastAttempt:
+    """An attempt with its verdict, and the host memory in GB that it requested."""
 
     verdict: Verdict
     mem_gb: float | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Ground:
+class Baseline:
     """What an attempt gets when nothing failed before it.
 
-    `mem_gb` is the host memory asked for, None where there is no limit to raise.  `micro_batch`
+    `mem_gb` is the requested host memory, None where there is no limit to raise.  `micro_batch`
     sequences of the `batch` of a step are held in memory at once.  `can_move`: there are other
-    nodes, and bad ones can be avoided.
+    nodes, and bad ones can be excluded.
     """
 
     mem_gb: float | None = None
@@ -199,101 +194,98 @@ class Ground:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Decision:
-    """What follows an attempt: `close` is the evaluation's final state, None to run again.
+    """What follows an attempt: `close` is the evaluation's final state, None for a retry.
 
-    `changes` holds what the next attempt gets other than the ground: `mem_gb`, `micro_batch`.
+    `changes` are the retry's differences from the baseline: `mem_gb`, `micro_batch`.
     """
 
     close: State | None
-    changes: Mapping[str, Any] = field(default_factory=dict)
+    changes: Mapping[str, float] = field(default_factory=dict)
 
 
-def decide(tried: Sequence[Tried], table: RetrySettings, ground: Ground) -> Decision:
+def decide(past: Sequence[PastAttempt], retry: RetrySettings, baseline: Baseline) -> Decision:
     """Return what follows the last of an evaluation's attempts (oldest first, since reopened).
 
-    Nothing is asked of other evaluations: which of them failed before depends on when their jobs
-    ran, and the points of a search must not.
+    Other evaluations do not count: which of them failed before depends on when their jobs ran, and
+    the points of a search must not.
     """
-    last = tried[-1].verdict
+    last = past[-1].verdict
     rule = rule_of(last)
     if rule.setting is None:
         return Decision(close=rule.closes_as)
-    seen = sum(rule_of(attempt.verdict).setting == rule.setting for attempt in tried)
-    if seen > int(getattr(table, rule.setting)):
+    seen = sum(rule_of(attempt.verdict).setting == rule.setting for attempt in past)
+    if seen > int(getattr(retry, rule.setting)):
         return Decision(close=rule.closes_as)
-    if rule.group is Group.CODE and _failed_alike(tried) > 1:
+    if rule.group is Group.CODE and _same_failures(past) > 1:
         return Decision(close=rule.closes_as)
-    changes = changes_after(tried, table, ground)
-    if rule.needs_change and not _differs(rule, tried, table, ground):
+    *_, last_step = _steps(past, retry, baseline)
+    if rule.needs_change and not last_step.changed:
         return Decision(close=rule.closes_as)
-    return Decision(close=None, changes=changes)
+    return Decision(close=None, changes=changes_after(past, retry, baseline))
 
 
-def _failed_alike(tried: Sequence[Tried]) -> int:
-    """Return how many attempts failed as the last one did, itself included."""
-    last = signature(tried[-1].verdict)
-    return sum(signature(attempt.verdict) == last for attempt in tried)
+def _same_failures(past: Sequence[PastAttempt]) -> int:
+    """Return how many attempts failed like the last one, itself included."""
+    last = signature(past[-1].verdict)
+    return sum(signature(attempt.verdict) == last for attempt in past)
 
 
 def changes_after(
-    tried: Sequence[Tried], table: RetrySettings, ground: Ground
-) -> Mapping[str, Any]:
-    """Return what a further attempt gets other than the ground, after all that failed before.
+    past: Sequence[PastAttempt], retry: RetrySettings, baseline: Baseline
+) -> dict[str, float]:
+    """Return the differences of a retry from the baseline, after all failures so far.
 
-    What one failure changed stays changed when the next is of another kind.
+    A change stays in force when the next failure is of another kind.
     """
-    mem_gb, micro_batch = ground.mem_gb, ground.micro_batch
-    for step in _steps(tried, table, ground):
+    mem_gb, micro_batch = baseline.mem_gb, baseline.micro_batch
+    for step in _steps(past, retry, baseline):
         micro_batch = step.micro_batch
         if step.mem_gb is not None:
             mem_gb = max(mem_gb or 0.0, step.mem_gb)
-    changes: dict[str, Any] = {}
-    if mem_gb != ground.mem_gb:
+    changes: dict[str, float] = {}
+    if mem_gb is not None and mem_gb != baseline.mem_gb:
         changes["mem_gb"] = mem_gb
-    if micro_batch != ground.micro_batch:
+    if micro_batch != baseline.micro_batch:
         changes["micro_batch"] = micro_batch
     return changes
 
 
 @dataclass(frozen=True, slots=True)
 class _Step:
-    """What one attempt's end makes of the memory: `changed` against that attempt."""
+    """The memory of a retry after one attempt; `changed`: it differs from that attempt."""
 
     mem_gb: float | None
     micro_batch: int
     changed: bool
 
 
-def _steps(tried: Sequence[Tried], table: RetrySettings, ground: Ground) -> Iterator[_Step]:
-    micro_batch = ground.micro_batch
-    for attempt in tried:
+def _steps(
+    past: Sequence[PastAttempt], retry: RetrySettings, baseline: Baseline
+) -> Iterator[_Step]:
+    micro_batch = baseline.micro_batch
+    for attempt in past:
         change = rule_of(attempt.verdict).change
         raised = None
-        changed = change is Change.NODE and ground.can_move
+        changed = change is Change.NODE and baseline.can_move
         if needs_less(attempt):
-            half = halved(ground.batch, micro_batch)
+            half = halved(baseline.batch, micro_batch)
             changed, micro_batch = half < micro_batch, half
         elif change is Change.MEMORY and attempt.mem_gb is not None:
-            raised = _raised(attempt.mem_gb, table)
+            raised = _raised(attempt.mem_gb, retry)
             changed = raised > attempt.mem_gb
         yield _Step(raised, micro_batch, changed)
 
 
-def needs_less(attempt: Tried) -> bool:
-    """Whether the attempt after this one must need less memory, with a smaller micro-batch."""
+def needs_less(attempt: PastAttempt) -> bool:
+    """Whether a retry of this attempt must use less memory, with a smaller micro-batch."""
     change = rule_of(attempt.verdict).change
-    # Where no limit on host memory is ours to raise, too.
+    # Also where there is no limit on host memory to raise.
     return change is Change.MICRO_BATCH or (change is Change.MEMORY and attempt.mem_gb is None)
 
 
-def _differs(rule: Rule, tried: Sequence[Tried], table: RetrySettings, ground: Ground) -> bool:
-    *_, last = _steps(tried, table, ground)
-    return last.changed
-
-
-def _raised(mem_gb: float, table: RetrySettings) -> float:
-    more = round(mem_gb * table.mem_factor, 3)
-    return more if table.max_mem_gb is None else max(mem_gb, min(more, table.max_mem_gb))
+def _raised(mem_gb: float, retry: RetrySettings) -> float:
+    more = round(mem_gb * retry.mem_factor, 3)
+    return more if retry.max_mem_gb is None else max(mem_gb, min(more, retry.max_mem_gb))
 
 
 def halved(batch: int, micro_batch: int) -> int:
@@ -301,18 +293,31 @@ def halved(batch: int, micro_batch: int) -> int:
     return max((n for n in range(1, micro_batch // 2 + 1) if batch % n == 0), default=1)
 
 
-def shown_rules(table: RetrySettings) -> list[dict[str, Any]]:
+class ShownRule(TypedDict):
+    """A row of the table as plain data, with the number of retries by the settings."""
+
+    verdict: str
+    case: str | None
+    told: str
+    setting: str | None
+    again: int
+    change: str | None
+    from_checkpoint: bool
+    group: str
+
+
+def shown_rules(retry: RetrySettings) -> list[ShownRule]:
     """Return the table as plain rows, with the numbers of these settings."""
     return [
-        {
-            "verdict": rule.kind.value,
-            "case": str(rule.case) if rule.case else None,
-            "told": rule.feedback.value,
-            "setting": f"retry.{rule.setting}" if rule.setting else None,
-            "again": int(getattr(table, rule.setting)) if rule.setting else 0,
-            "change": rule.change.value if rule.setting else None,
-            "from_checkpoint": rule.goes_on,
-            "group": rule.group.value,
-        }
+        ShownRule(
+            verdict=rule.kind.value,
+            case=str(rule.case) if rule.case else None,
+            told=rule.feedback.value,
+            setting=f"retry.{rule.setting}" if rule.setting else None,
+            again=int(getattr(retry, rule.setting)) if rule.setting else 0,
+            change=rule.change.value if rule.setting else None,
+            from_checkpoint=rule.resumes,
+            group=rule.group.value,
+        )
         for rule in RULES
     ]

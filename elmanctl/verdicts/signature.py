@@ -1,4 +1,4 @@
-"""What makes two failures the same: the kind, and the first words of the evidence."""
+"""Signature of a failure: its kind and the first line of its evidence, without particulars."""
 
 import re
 from functools import lru_cache
@@ -7,7 +7,7 @@ from elmanctl.ledger.records import EvidenceSource, Verdict
 
 _LENGTH = 200
 
-# What differs between two runs of the same failure, in the order in which it is replaced.
+# Particulars that differ between occurrences of the same failure, in order of replacement.
 _PARTICULARS = (
     (re.compile(r"(?:file://)?(?:~|\.{1,2})?(?:/[\w.+@%=:,-]+)+/?"), "<path>"),
     (re.compile(r"\b[A-Za-z]:\\\S+"), "<path>"),
@@ -24,10 +24,10 @@ _PARTICULARS = (
 def signature(verdict: Verdict) -> str:
     """Return the kind of a verdict and its first evidence, without numbers, paths and ids.
 
-    What the controller itself remarks is the same for many failures, so observations go before it.
+    The controller's own remarks are the same for many failures, so observations come before them.
     """
-    told = [quote for quote in verdict.evidence if quote.source is not EvidenceSource.CONTROLLER]
-    quotes = told or list(verdict.evidence)
+    seen = [quote for quote in verdict.evidence if quote.source is not EvidenceSource.CONTROLLER]
+    quotes = seen or list(verdict.evidence)
     lines = quotes[0].text.strip().splitlines() if quotes else []
     return f"{verdict.kind}: {normalised(lines[0])}" if lines else verdict.kind.value
 

@@ -15,7 +15,7 @@ from elmanctl.run.spec import DataSpec
 from elmanctl.schedulers.executor import JobReport, JobState, LiveJob
 from elmanctl.schedulers.slurm_executor import SlurmExecutor
 from elmanctl.verdicts.judge import judge
-from elmanctl.verdicts.observe import observe
+from elmanctl.verdicts.observation import observe
 from tests.integration.runs import wait_for
 from tests.patience import PATIENCE_S
 from tests.specs import changed, spec_of

@@ -15,7 +15,7 @@ from elmanctl.run.paths import RunPaths
 from elmanctl.schedulers.executor import JobReport, JobState, LiveJob
 from elmanctl.schedulers.slurm_executor import SlurmExecutor
 from elmanctl.verdicts.judge import judge
-from elmanctl.verdicts.observe import observe
+from elmanctl.verdicts.observation import observe
 from tests.integration.cluster import Job
 from tests.integration.odd_node import OddNode, odd_node
 from tests.integration.runs import load, wait_for

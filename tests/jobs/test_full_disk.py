@@ -19,8 +19,9 @@ from elmanctl.run.paths import RunPaths
 from elmanctl.run.progress import read_table
 from elmanctl.schedulers.executor import JobReport, JobState
 from elmanctl.verdicts.judge import judge
+from elmanctl.verdicts.log_tail import LogTail
 from elmanctl.verdicts.node_disk import names_node_disk
-from elmanctl.verdicts.observation import Log, Observation
+from elmanctl.verdicts.observation import Observation
 
 
 @pytest.fixture(scope="module")
@@ -198,7 +199,7 @@ LINE = "OSError: [Errno 28] No space left on device: '/tmp/tmpab12'"
 )
 def test_log_of_a_full_tmp_blames_the_node(line: str, run_folder: str, kind: VerdictKind) -> None:
     report = JobReport(state=JobState.ENDED, raw="FAILED", exit_code=1, node="n1")
-    log = Log(file="x.out", lines=("Traceback (most recent call last):", line))
+    log = LogTail(file="x.out", lines=("Traceback (most recent call last):", line))
     seen = Observation(report=report, log=log, run_folder=run_folder, left_trace=True)
     assert judge(seen).kind is kind
 

@@ -18,7 +18,8 @@ from elmanctl.schedulers.slurm import (
     parse_sacct,
     parse_squeue,
 )
-from elmanctl.verdicts.judge import Observation, judge
+from elmanctl.verdicts.judge import judge
+from elmanctl.verdicts.observation import Observation
 from tests.schedulers.slurm_tools import SlurmTools
 
 # The job state codes of squeue(1), and the flags that newer versions show as states.

@@ -16,7 +16,7 @@ from elmanctl.schedulers.scheduler_note import read_note
 from elmanctl.search.attempt_monitor import RESULT_GRACE_S, Watcher
 from elmanctl.search.poll import Poller
 from elmanctl.search.session import Session
-from elmanctl.verdicts.policy import OUTSIDE, rule_of
+from elmanctl.verdicts.policy import FROM_OUTSIDE, rule_of
 from tests.search.scripted import Run, Runs, ScriptedExecutor, write_result
 
 pytestmark = pytest.mark.usefixtures("no_power_failures")
@@ -215,7 +215,7 @@ def test_task_that_was_taken_back_before_it_began_is_not_run_again(watched: Watc
     assert watched.look() == [("g000-e01", "cancelled")]
     evaluation = watched.session.state.evaluations["g000-e01"]
     assert evaluation.attempts[0].verdict is not None
-    assert rule_of(evaluation.attempts[0].verdict).case == OUTSIDE
+    assert rule_of(evaluation.attempts[0].verdict).case == FROM_OUTSIDE
 
 
 def test_marker_alone_tells_of_a_result_and_goes_when_it_is_on_record(watched: Watched) -> None:

@@ -4,13 +4,13 @@ import pytest
 
 from elmanctl.ledger.records import Attempt, Cause, Evidence, EvidenceSource, Verdict, VerdictKind
 from elmanctl.search.continuation import checkpoint_folders
-from elmanctl.verdicts.policy import continues
+from elmanctl.verdicts.policy import rule_of
 
 
 @pytest.mark.parametrize("kind", VerdictKind)
 def test_only_what_was_ended_from_outside_goes_on_from_its_checkpoint(kind: VerdictKind) -> None:
     outside = {"preempted", "node_failure", "killed", "lost", "timeout"}
-    assert continues(Verdict(kind=kind)) == (kind.value in outside)
+    assert rule_of(Verdict(kind=kind)).resumes == (kind.value in outside)
 
 
 @pytest.mark.parametrize(
@@ -24,8 +24,10 @@ def test_exhausted_gpu_memory_keeps_the_checkpoint_and_host_memory_does_not(
     text: str, expected: bool
 ) -> None:
     told = Evidence(source=EvidenceSource.RESULT, text=text)
-    assert continues(Verdict(kind=VerdictKind.OOM, evidence=(told,))) == expected
-    by_cause = {cause: continues(Verdict(kind=VerdictKind.OOM, cause=cause)) for cause in Cause}
+    assert rule_of(Verdict(kind=VerdictKind.OOM, evidence=(told,))).resumes == expected
+    by_cause = {
+        cause: rule_of(Verdict(kind=VerdictKind.OOM, cause=cause)).resumes for cause in Cause
+    }
     assert [cause for cause, goes_on in by_cause.items() if goes_on] == [Cause.GPU]
 
 

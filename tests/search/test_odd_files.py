@@ -24,7 +24,7 @@ from elmanctl.run.paths import AttemptPaths
 from elmanctl.schedulers.executor import JobState
 from elmanctl.schedulers.slurm import parse_squeue
 from elmanctl.search.actions import apply_requests
-from elmanctl.verdicts.observe import read_log
+from elmanctl.verdicts.log_tail import read_log_tail
 from tests.search.scripted import Runs
 from tests.search.test_attempt_monitor import Watched
 from tests.users import NOBODY, as_root
@@ -214,7 +214,7 @@ def test_end_of_a_huge_log_is_read(tmp_path: Path) -> None:
     hole(log)
     with log.open("ab") as file:
         file.write(b"\nValueError: no\n")
-    found = read_log(log, tmp_path)
+    found = read_log_tail(log, tmp_path)
     assert found is not None and found.lines[-1] == "ValueError: no"
     assert found.file == "log (its last 64 KiB)"
 

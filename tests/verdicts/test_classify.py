@@ -13,7 +13,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from elmanctl.ledger.records import EvidenceSource, Verdict, VerdictKind
-from elmanctl.verdicts.judge import classify_log
+from elmanctl.verdicts import classify_log
 
 LOGS = sorted((Path(__file__).parents[1] / "data" / "logs").glob("*.log"))
 

@@ -8,7 +8,9 @@ from hypothesis import strategies as st
 
 from elmanctl.ledger.records import Cause, Confidence, EvidenceSource, VerdictKind
 from elmanctl.schedulers.executor import JobReport, JobState
-from elmanctl.verdicts.judge import Log, Observation, judge
+from elmanctl.verdicts.judge import judge
+from elmanctl.verdicts.log_tail import LogTail
+from elmanctl.verdicts.observation import Observation
 
 _K = VerdictKind
 CERTAIN, LIKELY, UNCLEAR = Confidence
@@ -27,8 +29,8 @@ def ended(raw: str, code: int | None = None, number: int | None = None, **rest: 
     return JobReport(state=JobState.ENDED, raw=raw, exit_code=code, signal=number, **rest)
 
 
-def log(*lines: str) -> Log:
-    return Log(file="job.out", lines=lines, first_line=11)
+def log(*lines: str) -> LogTail:
+    return LogTail(file="job.out", lines=lines, first_line=11)
 
 
 def beat(minutes: int, *signals: tuple[str, int]) -> dict[str, Any]:

@@ -13,11 +13,12 @@ import pytest
 from elmanctl.ledger.records import Cause, Confidence, State, Verdict, VerdictKind
 from elmanctl.schedulers.executor import JobReport, JobState
 from elmanctl.settings import RetrySettings
+from elmanctl.verdicts import classify_log
 from elmanctl.verdicts.breaker import Failure, tripped
 from elmanctl.verdicts.judge import judge
-from elmanctl.verdicts.logs.classify import classify_log
-from elmanctl.verdicts.observation import Log, Observation
-from elmanctl.verdicts.policy import Ground, Group, Tried, decide
+from elmanctl.verdicts.log_tail import LogTail
+from elmanctl.verdicts.observation import Observation
+from elmanctl.verdicts.policy import Baseline, Group, PastAttempt, decide
 
 NOTED = {
     "started_at": "2026-08-01T10:00:00.000Z",
@@ -31,8 +32,8 @@ def ended(raw: str, code: int | None = None, number: int | None = None) -> JobRe
     return JobReport(state=JobState.ENDED, raw=raw, exit_code=code, signal=number, node="n1")
 
 
-def log(text: str) -> Log:
-    return Log(file="7_0_0_log.out", lines=text.splitlines())
+def log(text: str) -> LogTail:
+    return LogTail(file="7_0_0_log.out", lines=text.splitlines())
 
 
 @pytest.mark.parametrize(
@@ -96,7 +97,7 @@ def test_words_for_it_are_known(line: str) -> None:
 
 def test_it_is_not_tried_again_and_stops_a_search_that_only_meets_it() -> None:
     verdict = judge(Observation(report=ended("FAILED", None, 24)))
-    decision = decide([Tried(verdict=verdict)], RetrySettings(), Ground(can_move=True))
+    decision = decide([PastAttempt(verdict=verdict)], RetrySettings(), Baseline(can_move=True))
     assert decision.close is State.FAILED
     row = [Failure(verdict=verdict, node="n1")] * 3
     found = tripped(row, 3, can_move=True)

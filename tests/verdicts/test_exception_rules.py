@@ -14,8 +14,8 @@ import pytest
 from elmanctl.errors import EnvironmentNotReady, InvalidConfiguration, NotFound
 from elmanctl.jobs.failure import classify_exception
 from elmanctl.ledger.records import VerdictKind
+from elmanctl.verdicts import classify_log
 from elmanctl.verdicts.exception_rules import EXCEPTION_RULES
-from elmanctl.verdicts.logs.classify import classify_log
 from elmanctl.verdicts.logs.signs import shape_of
 
 ENVIRONMENT, OOM, DISK_FULL = VerdictKind.ENVIRONMENT, VerdictKind.OOM, VerdictKind.DISK_FULL
@@ -442,7 +442,7 @@ def test_every_rule_is_found_by_one_of_its_words(exc: Exception, kind: VerdictKi
     for line in "".join(traceback.format_exception_only(exc)).splitlines():
         lowered = shape_of(line).lower()
         for rule in EXCEPTION_RULES:
-            assert not rule.fits(line) or any(key in lowered for key in rule.keys), (line, rule)
+            assert not rule.matches(line) or any(key in lowered for key in rule.keys), (line, rule)
 
 
 WRAPPED = [OF_THE_NODE[0], OF_THE_NODE[21], OF_MEMORY[0], OF_THE_DISK[0], OF_THE_CODE[0]]

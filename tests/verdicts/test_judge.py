@@ -14,9 +14,10 @@ from elmanctl.ledger.records import Cause, Confidence, EvidenceSource, Verdict, 
 from elmanctl.run.paths import RunPaths
 from elmanctl.run.progress import elapsed_s, heartbeat_age_s, read_table
 from elmanctl.schedulers.executor import JobReport, JobState
-from elmanctl.verdicts.judge import Log, Observation, judge
-from elmanctl.verdicts.logs.classify import classify_log
-from elmanctl.verdicts.observe import observe, read_log
+from elmanctl.verdicts import classify_log
+from elmanctl.verdicts.judge import judge
+from elmanctl.verdicts.log_tail import LogTail, read_log_tail
+from elmanctl.verdicts.observation import Observation, observe
 from elmanctl.verdicts.policy import Change, rule_of
 
 BEAT = {"at": "2026-08-01T10:05:00.000Z", "phase": "training", "step": 120}
@@ -26,8 +27,8 @@ def ended(raw: str, code: int | None = None, number: int | None = None) -> JobRe
     return JobReport(state=JobState.ENDED, raw=raw, exit_code=code, signal=number, node="n1")
 
 
-def log(*lines: str) -> Log:
-    return Log(file="submissions/s0001/7_0_0_log.out", lines=lines, first_line=101)
+def log(*lines: str) -> LogTail:
+    return LogTail(file="submissions/s0001/7_0_0_log.out", lines=lines, first_line=101)
 
 
 VANISHED = JobReport(state=JobState.VANISHED)
@@ -248,7 +249,7 @@ TABLE: dict[str, tuple[dict[str, Any], VerdictKind, str]] = {
     "no log could be opened, since the run's disk is full": (
         {"report": ended("FAILED", 0, 53), "free_bytes": 0},
         VerdictKind.DISK_FULL,
-        "0 bytes are free where the run lies",
+        "0 bytes are free on the run's file system",
     ),
     "its log is on the node alone": (
         {"report": ended("FAILED", 2), "log_path": "/r/7_0_0_log.out", "is_in_sight": True},
@@ -537,7 +538,7 @@ beats = st.one_of(
 observations = st.builds(
     Observation,
     report=reports,
-    log=st.one_of(st.none(), st.builds(Log, file=st.just("job.out"), lines=lines)),
+    log=st.one_of(st.none(), st.builds(LogTail, file=st.just("job.out"), lines=lines)),
     heartbeat=beats,
     cancel_requested=st.booleans(),
     elapsed_s=seconds,
@@ -616,7 +617,7 @@ def test_log_of_bytes_that_are_no_text_is_read(run: RunPaths) -> None:
 
 
 def test_log_that_was_never_written_is_no_evidence(run: RunPaths) -> None:
-    assert read_log(run.submission("s0001") / "absent.out", run.folder) is None
+    assert read_log_tail(run.submission("s0001") / "absent.out", run.folder) is None
     assert judge(observed(run, ended("FAILED", 1))).kind is VerdictKind.UNDETERMINED
 
 

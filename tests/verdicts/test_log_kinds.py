@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from elmanctl.verdicts.logs.classify import classify_log
+from elmanctl.verdicts import classify_log
 
 TRAINING = "model with 1,204 parameters\nstep 10 loss 4.1\nstep 20 loss 3.2\n"
 SCRIPT = "/var/spool/slurmd/job31/slurm_script"

@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 
 from elmanctl.ledger.records import Cause, Confidence
+from elmanctl.verdicts import classify_log
 from elmanctl.verdicts.exception_rules import EXCEPTION_RULES
-from elmanctl.verdicts.judge import classify_log
+from elmanctl.verdicts.logs.keywords import lines_with_keywords
 from elmanctl.verdicts.logs.rules import LINE_RULES
 from elmanctl.verdicts.logs.signs import shape_of
-from elmanctl.verdicts.logs.words import lines_with_words
 
 TEXT = (Path(__file__).parents[1] / "data" / "logs-of-other-trainers.txt").read_text(
     encoding="utf-8"
@@ -44,7 +44,7 @@ def test_every_line_that_fits_a_rule_holds_one_of_its_words() -> None:
     for line in TEXT.split("\n"):
         lowered = shape_of(line).lower()
         for rule in (*EXCEPTION_RULES, *LINE_RULES):
-            if rule.fits(line):
+            if rule.matches(line):
                 assert any(key in lowered for key in rule.keys), (line, rule)
 
 
@@ -52,7 +52,7 @@ def test_long_text_is_read_only_where_it_holds_a_word() -> None:
     """What is quick for noise must miss nothing that is read in a short text."""
     noise = [f"qzqz {number:06x}" for number in range(40_000)]
     lines = [*noise[:20_000], "Some GPU", "[1/3]", "OutOfMemoryError", *noise[20_000:], "XID 7"]
-    found = list(lines_with_words("\n".join(lines), lines))
+    found = list(lines_with_keywords("\n".join(lines), lines))
     assert {20_000, 20_001, 20_002, 40_003} <= set(found)
     assert len(found) < 100
 

@@ -17,12 +17,12 @@ from elmanctl.ledger.records import (
 from elmanctl.settings import RetrySettings
 from elmanctl.verdicts.policy import (
     RULES,
+    Baseline,
     Change,
     Decision,
     Feedback,
-    Ground,
     Group,
-    Tried,
+    PastAttempt,
     decide,
     halved,
     rule_of,
@@ -30,7 +30,7 @@ from elmanctl.verdicts.policy import (
 )
 
 DEFAULT = RetrySettings()
-NODES = Ground(mem_gb=32.0, batch=16, micro_batch=16, can_move=True)
+NODES = Baseline(mem_gb=32.0, batch=16, micro_batch=16, can_move=True)
 ASKED = Evidence(source=EvidenceSource.CONTROLLER, text="cancelled on request")
 
 
@@ -54,8 +54,8 @@ EVERY = [
 FAILURES = [each for each in EVERY if rule_of(each).setting is not None]
 
 
-def tried(*verdicts: Verdict, mem_gb: float | None = 32.0) -> list[Tried]:
-    return [Tried(verdict=each, mem_gb=mem_gb) for each in verdicts]
+def tried(*verdicts: Verdict, mem_gb: float | None = 32.0) -> list[PastAttempt]:
+    return [PastAttempt(verdict=each, mem_gb=mem_gb) for each in verdicts]
 
 
 def _said(failure: Verdict, words: str) -> Verdict:
@@ -89,7 +89,7 @@ def test_failure_is_tried_again_as_often_as_the_table_says(failure: Verdict) -> 
             # Each attempt asked for what the ones before it made of the memory, and failed in
             # words of its own.
             attempts = [
-                Tried(verdict=_said(failure, "and so on " * number), mem_gb=32 * 1.5**number)
+                PastAttempt(verdict=_said(failure, "and so on " * number), mem_gb=32 * 1.5**number)
                 for number in range(count)
             ]
             expected = None if count <= allowed else State.FAILED
@@ -121,7 +121,7 @@ def test_each_kind_of_failure_is_counted_by_itself() -> None:
 def test_host_memory_that_ran_out_is_raised_up_to_the_cap() -> None:
     assert decide(tried(HOST), DEFAULT, NODES) == Decision(close=None, changes={"mem_gb": 48.0})
     table = RetrySettings(oom=5, mem_factor=2.0, max_mem_gb=100.0)
-    asked = [Tried(verdict=HOST, mem_gb=mem_gb) for mem_gb in (32.0, 64.0, 100.0)]
+    asked = [PastAttempt(verdict=HOST, mem_gb=mem_gb) for mem_gb in (32.0, 64.0, 100.0)]
     assert decide(asked[:1], table, NODES).changes == {"mem_gb": 64.0}
     assert decide(asked[:2], table, NODES).changes == {"mem_gb": 100.0}
     # Nothing is left to raise: the same attempt would end the same.
@@ -143,28 +143,28 @@ def test_memory_that_a_neighbour_took_is_no_fault_of_the_point() -> None:
 
 
 def test_changes_are_not_forgotten_when_the_next_failure_is_of_another_kind() -> None:
-    more = Tried(verdict=NODE, mem_gb=48.0)
+    more = PastAttempt(verdict=NODE, mem_gb=48.0)
     decision = decide([*tried(HOST), more], DEFAULT, NODES)
     assert decision.changes == {"mem_gb": 48.0}
-    decision = decide([*tried(HOST), Tried(verdict=GPU, mem_gb=48.0), more], DEFAULT, NODES)
+    decision = decide([*tried(HOST), PastAttempt(verdict=GPU, mem_gb=48.0), more], DEFAULT, NODES)
     assert decision.changes == {"mem_gb": 48.0, "micro_batch": 8}
     # What the user raised meanwhile for all jobs is not lowered again.
-    richer = Ground(mem_gb=80.0, batch=16, micro_batch=16)
+    richer = Baseline(mem_gb=80.0, batch=16, micro_batch=16)
     assert decide([*tried(HOST), more], DEFAULT, richer).changes == {}
 
 
 def test_attempt_without_a_limit_on_host_memory_needs_less_the_next_time() -> None:
     """On this machine, or where `slurm.mem_gb` is not set."""
-    here = Ground(batch=6, micro_batch=6)
+    here = Baseline(batch=6, micro_batch=6)
     assert decide(tried(HOST, mem_gb=None), DEFAULT, here).changes == {"micro_batch": 3}
-    one = Ground(batch=6, micro_batch=1)
+    one = Baseline(batch=6, micro_batch=1)
     assert decide(tried(HOST, mem_gb=None), DEFAULT, one).close is State.FAILED
 
 
 def test_what_a_node_lacks_is_tried_again_on_another_node_only() -> None:
     lacking = verdict(VerdictKind.ENVIRONMENT)
     assert decide(tried(lacking), DEFAULT, NODES).close is None
-    assert decide(tried(lacking), DEFAULT, Ground()).close is State.FAILED
+    assert decide(tried(lacking), DEFAULT, Baseline()).close is State.FAILED
 
 
 def test_verdict_without_a_cause_goes_by_its_words() -> None:
@@ -219,10 +219,10 @@ def test_no_evaluation_is_tried_for_ever(several: list[Verdict]) -> None:
 
 @given(st.lists(st.sampled_from(FAILURES), min_size=1, max_size=12))
 def test_memory_never_shrinks_and_micro_batches_never_grow(several: list[Verdict]) -> None:
-    mem_gb, micro_batch, asked = 32.0, 16, []
+    mem_gb, micro_batch, asked = 32.0, 16.0, []
     table = RetrySettings(max_mem_gb=64.0)
     for each in several:
-        asked.append(Tried(verdict=each, mem_gb=mem_gb))
+        asked.append(PastAttempt(verdict=each, mem_gb=mem_gb))
         changes = decide(asked, table, NODES).changes
         if decide(asked, table, NODES).close is not None:
             return

@@ -1,6 +1,6 @@
-"""Whether a log that has no word for its finish stands at its declared end; pure.
+"""Declared end of a run: the last step that a log announced, for logs without a final line; pure.
 
-A run says beforehand how far it goes: `step 900/1000`, `epoch 3/3`, a bar, `max_steps=1000`.
+A run announces how far it goes: `step 900/1000`, `epoch 3/3`, a progress bar, `max_steps=1000`.
 """
 
 import re
@@ -12,7 +12,7 @@ from elmanctl.verdicts.logs.reading import Piece, Reading
 _OF = re.compile(
     r"(?i)\b(step|iter|iteration|epoch|update)s?(?:\(train\)|\b)\W{0,8}(\d{1,12})\]?\s{0,4}(?:/|of)\s{0,4}(\d{1,12})\b"
 )
-# tqdm's, and Keras' two.
+# The bars of tqdm and both of Keras.
 _BAR = re.compile(r"\b(\d{1,12})/(\d{1,12})\s{1,4}(?:\[\d|\[=|━|- \d+m?s\b)")
 _EPOCH = re.compile(r"(?i)\bepoch\b")
 _STEP = re.compile(
@@ -26,9 +26,9 @@ _BOUND = re.compile(
 
 
 def declared_end(found: Reading) -> Piece | None:
-    """Return the piece that says that the last declared step is done, None where none does.
+    """Return the piece that shows that the last announced step is done, None where none does.
 
-    Everything that the log counts must stand at its end, the training among it: a loss is printed
+    Every counter of the log must be at its end, that of the training included: a loss is printed
     with the last count, or after it.
     """
     if not found.losses or not found.losses[-1].finite:
@@ -43,15 +43,15 @@ def declared_end(found: Reading) -> Piece | None:
         return _at_bound(found, last_loss)
     if any(not count.is_full for count in counts.values()):
         return None
-    # Of what was counted while losses were printed; data are loaded before, tested after.
+    # Counters that ran while losses were printed; loading comes before them, testing after.
     ends = [
         count.last
         for name, count in counts.items()
         if count.first.offset <= last_loss.offset
         and (
             last_loss.offset <= count.last.offset
-            # Behind a bar that is full a summary may print the loss once more.
-            or (name.startswith("bar") and not found.goes_on_after(count.last))
+            # After a full bar a summary may print the loss once more.
+            or (name.startswith("bar") and not found.continues_after(count.last))
         )
     ]
     return ends[-1] if ends else None
@@ -59,7 +59,7 @@ def declared_end(found: Reading) -> Piece | None:
 
 @dataclass(slots=True)
 class _Count:
-    """The first and the last state of something counted up to a known end."""
+    """The first and the last state of a counter with a known end."""
 
     first: Piece
     last: Piece
@@ -69,7 +69,7 @@ class _Count:
 
     @property
     def only_of_epoch(self) -> bool:
-        """Whether it says no more than that some epoch is over."""
+        """Whether it shows only that some epoch is over."""
         return self.of_epoch and self.is_full
 
     @property
@@ -78,7 +78,7 @@ class _Count:
 
 
 def _counts(pieces: Iterable[Piece]) -> dict[str, _Count]:
-    """Return what is counted; a bar that begins again, or names an epoch, tells only of that."""
+    """Return the counters; a bar that restarts, or names an epoch, counts within an epoch only."""
     counts: dict[str, _Count] = {}
     for piece in pieces:
         seen = [
@@ -97,7 +97,7 @@ def _counts(pieces: Iterable[Piece]) -> dict[str, _Count]:
 
 
 def _full_epoch(counts: Mapping[str, _Count]) -> Piece | None:
-    """Return the piece that says that the last epoch, which a line before named, is over."""
+    """Return the piece that shows that the last epoch, named by an earlier line, is over."""
     epochs = counts.get("epoch")
     if epochs is None or not all(count.is_full for count in counts.values()):
         return None

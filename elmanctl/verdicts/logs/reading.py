@@ -1,4 +1,4 @@
-"""What the rules find in a log, line by line; pure."""
+"""Reading of a log: the errors, losses and other signs that the rules find line by line; pure."""
 
 import re
 from collections import deque
@@ -8,32 +8,32 @@ from typing import NamedTuple
 
 from elmanctl.ledger.records import VerdictKind
 from elmanctl.verdicts.logs import rules as log_rules
+from elmanctl.verdicts.logs.keywords import keys_in, lines_with_keywords
 from elmanctl.verdicts.logs.rules import ERROR_KEYS
 from elmanctl.verdicts.logs.runs import Runs, is_alone
 from elmanctl.verdicts.logs.signs import SIGN_KEYS, Signs, read_signs, shape_of
-from elmanctl.verdicts.logs.words import keys_in, lines_with_words
-from elmanctl.verdicts.rules import Rule, Weight
+from elmanctl.verdicts.text_rule import TextRule, Weight
 
-# A line may be a whole file; what it says is at its ends.
+# A line may be a whole file; only its beginning and its end are read.
 _PIECE_HEAD, _PIECE_TAIL = 1500, 500
 
-# As many losses may follow a finish, for its summary.
+# A summary after a finish may print so many losses.
 _SUMMARIES = 2
 
-# What goes on to make other things fail, whoever dealt with it.
+# Conditions that last, and make later things fail even if the exception was handled.
 OUTLASTING = (VerdictKind.DISK_FULL, VerdictKind.OOM)
 
-# So many lines of what an exception says are read as its first one is, where that names no cause.
+# So many lines of a message are read like its first one, if that names no cause.
 _MESSAGE_LINES = 12
 
-# Counters that are remembered: enough for the last states of all that a log counts.
+# Counters that are kept: enough for the last states of all that a log counts.
 _COUNTERS = 400
 _BOUNDS = 20
 
 _STATE = re.compile(r"[^\r]+")
 _ESCAPE = re.compile(r"\x1b\[[0-9;?]*[ -/]*[@-~]|\x1b\][^\x07\x1b]*(?:\x07|\x1b\\)|\x1b.")
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f]")
-# Who prints a line, and when.
+# Prefixes of a line: the rank or task that prints it, and when.
 _PRINTED_BY = re.compile(
     r"^(?:\[(?:rank|default|Rank )\d+\]:?[ ]?|\d+:[ ](?=\S|  )"
     r"|\[?\d{4}-\d\d-\d\d[T ]\d\d:\d\d:\d\d(?:[.,]\d{1,9})?(?:Z|[+-]\d\d:?\d\d)?\]?:?(?:[ ]|$))+"
@@ -53,15 +53,15 @@ class Piece(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Error:
-    """A piece that tells of an error; `caught` when a logger wrote it."""
+    """A piece that reports an error; `caught` when a logger wrote it."""
 
     piece: Piece
-    rule: Rule
+    rule: TextRule
     caught: bool = False
 
 
 class Loss(NamedTuple):
-    """A piece that prints training losses; `of_step` where it counts steps or epochs too."""
+    """A piece that prints training losses; `of_step` if it counts steps or epochs, too."""
 
     piece: Piece
     finite: bool
@@ -91,18 +91,18 @@ class Reading:
     runs: Runs = field(default_factory=Runs)
 
     def progress_after(self, piece: Piece) -> int:
-        """Return how far beyond a piece the last printed loss stands, in characters."""
+        """Return the distance from a piece to the last printed loss, in characters."""
         if not self.losses or self._closes(piece):
             return 0
         return self.losses[-1].piece.offset - piece.offset
 
     def _closes(self, piece: Piece) -> bool:
-        """Whether all losses after a piece are a bar's, that shows its last state once more."""
+        """Whether all losses after a piece are those of a bar that repeats its last state."""
         *others, last = self.losses
         return last.of_bar and (not others or others[-1].piece.offset <= piece.offset)
 
-    def goes_on_after(self, piece: Piece) -> bool:
-        """Whether training goes on after a piece; a summary may print the loss once more."""
+    def continues_after(self, piece: Piece) -> bool:
+        """Whether training continues after a piece; a summary may print the loss once more."""
         later = 0
         for loss in reversed(self.losses):
             if loss.piece.offset <= piece.offset:
@@ -115,10 +115,10 @@ class Reading:
 
 @dataclass(slots=True)
 class _Traceback:
-    """Where in tracebacks the reading stands.
+    """The traceback that is being read.
 
-    A chain of exceptions begins at `chain` of the errors; `goes_on` where one more follows.
-    As many more lines as `message` may be of what the last exception says.
+    Its chain of exceptions begins at the error with index `chain`; another exception `follows`.
+    The next `message` lines may belong to the message of the last exception.
     """
 
     head: Piece | None = None
@@ -126,7 +126,7 @@ class _Traceback:
     ignored: bool = False
     chain: int = 0
     message: int = 0
-    goes_on: bool = False
+    follows: bool = False
 
 
 def read_parts(parts: Iterable[tuple[int, str]]) -> Reading:
@@ -148,13 +148,13 @@ def read_parts(parts: Iterable[tuple[int, str]]) -> Reading:
 def _pieces(
     text: str, first_line: int, offset: int, traceback: _Traceback
 ) -> Iterator[tuple[Piece, str]]:
-    """Yield what is worth reading, each piece with the line before it."""
-    # Not splitlines: it also parts lines where no editor counts one, e.g. at a form feed.
+    """Yield the pieces that are worth reading, each with the line before it."""
+    # splitlines would also split where no editor counts a line, e.g. at a form feed.
     lines = text.split("\n")
     at = offset
     index = 0
-    for candidate in (*lines_with_words(text, lines), len(lines)):
-        # Whatever follows the head of a traceback may end it.
+    for candidate in (*lines_with_keywords(text, lines), len(lines)):
+        # Any line after the head of a traceback may end it.
         while index < candidate and traceback.head is not None:
             yield from _states(lines, index, first_line, at)
             at += len(lines[index]) + 1
@@ -182,7 +182,7 @@ def _states(lines: list[str], index: int, first_line: int, at: int) -> Iterator[
 
 
 def _last_piece(text: str, first_line: int) -> Piece | None:
-    """Return the last line, or state of a bar, that holds anything."""
+    """Return the last line, or state of a bar, that is not empty."""
     end = len(text)
     while end > 0:
         start = max(text.rfind("\n", 0, end), text.rfind("\r", 0, end)) + 1
@@ -200,10 +200,10 @@ def _read_piece(found: Reading, piece: Piece, previous: str, traceback: _Traceba
     if log_rules.TRACEBACK.search(text):
         traceback.head = piece
         traceback.message = 0
-        traceback.caught = bool(log_rules.TOLD.match(clean(previous)))
-        if not traceback.goes_on:
+        traceback.caught = bool(log_rules.LOGGED.match(clean(previous)))
+        if not traceback.follows:
             traceback.chain = len(found.errors)
-        traceback.goes_on = False
+        traceback.follows = False
         return
     head = traceback.head
     if head is not None and text[0].isspace():
@@ -217,7 +217,7 @@ def _read_piece(found: Reading, piece: Piece, previous: str, traceback: _Traceba
         return
     superseded = log_rules.SUPERSEDED.match(text) is not None
     if superseded or log_rules.CAUSED.match(text):
-        traceback.goes_on = True
+        traceback.follows = True
         if superseded:
             chain = found.errors[traceback.chain :]
             found.errors[traceback.chain :] = [e for e in chain if e.rule.kind in OUTLASTING]
@@ -242,7 +242,7 @@ def _read_piece(found: Reading, piece: Piece, previous: str, traceback: _Traceba
         _note(found, piece, signs.signs)
 
 
-def _names_a_cause(rule: Rule) -> bool:
+def _names_a_cause(rule: TextRule) -> bool:
     return rule.weight is not Weight.SYMPTOM and rule.kind is not VerdictKind.PYTHON_ERROR
 
 
@@ -256,7 +256,7 @@ _SHAPES_LIMIT = 4096
 
 
 def _signs(shape: str) -> _Shape:
-    # Most lines of a log differ in their numbers only.
+    # Most lines of a log differ only in their numbers.
     known = _SHAPES.get(shape)
     if known is None:
         keys = keys_in(shape.lower())
@@ -271,7 +271,7 @@ def _signs(shape: str) -> _Shape:
 
 
 def _note_runs(found: Reading, piece: Piece, shape: str, signs: Signs) -> None:
-    """Keep what a line says of runs: whether it is of another than the first."""
+    """Note what a line says of runs, and whether it belongs to another than the first."""
     runs = found.runs
     runs.in_parts |= signs.parts
     several = signs.several_runs and not is_alone(piece.text)
@@ -288,7 +288,7 @@ def _note_runs(found: Reading, piece: Piece, shape: str, signs: Signs) -> None:
 
 
 def _note(found: Reading, piece: Piece, signs: Signs) -> None:
-    """Keep what a line says besides errors."""
+    """Note what a line says besides errors."""
     if signs.finished:
         found.finished = piece
     elif found.finished is not None and signs.counted:
@@ -312,14 +312,14 @@ def _note(found: Reading, piece: Piece, signs: Signs) -> None:
         found.begun = found.begun or piece
     if signs.counter:
         found.counters.append(piece)
-    # `num_updates=20` beside a loss counts what is done.
+    # `num_updates=20` beside a loss is a count, not a bound.
     if signs.bound and signs.loss is None and len(found.bounds) < _BOUNDS:
         found.bounds.append(piece)
     found.skipped_step |= signs.skipped_step
 
 
 def clean(text: str) -> str:
-    """Return a line without colours, control characters, and who printed it when."""
+    """Return a line without colours, control characters, and prefixes of rank and time."""
     if len(text) > _PIECE_HEAD + _PIECE_TAIL:
         text = f"{text[:_PIECE_HEAD]} ... {text[-_PIECE_TAIL:]}"
     if not text.isprintable():

@@ -1,8 +1,8 @@
-"""What single lines of a log say of errors and signals.
+"""Rules that recognize errors and signals in single log lines.
 
-The rules know trainers, launchers, Python, CUDA and Slurm, and no program in particular.  Each
-names the substrings of which a line must hold one: most lines hold none, and are not looked at
-any further.  No pattern takes more than linear time on what it may be given.
+The rules know trainers, launchers, Python, CUDA and Slurm, and no particular program.  A line
+without any of the keys of the rules is not looked at any further, which is most of them.  Every
+pattern takes linear time at most on any input.
 """
 
 import re
@@ -10,6 +10,7 @@ from collections.abc import Collection
 
 from elmanctl.ledger.records import VerdictKind
 from elmanctl.verdicts.causes import BAD_ARGUMENTS, NO_SCHEDULER
+from elmanctl.verdicts.errnos import MESSAGES
 from elmanctl.verdicts.exception_rules import (
     CHILD_ENDED,
     CHILD_SIGNAL,
@@ -18,14 +19,13 @@ from elmanctl.verdicts.exception_rules import (
     EXCEPTIONS,
     INTERRUPT,
 )
-from elmanctl.verdicts.failed_calls import WORDS_OF
 from elmanctl.verdicts.node_disk import NODE_DISK, NODE_DISK_KEYS
-from elmanctl.verdicts.rules import Rule, Table, Weight, rule
+from elmanctl.verdicts.text_rule import RuleTable, TextRule, Weight, rule
 
 _K = VerdictKind
 
-# What bash writes before its words: the script, `line` in the user's language, a number; in some
-# languages the number comes first, and what parts them is not a colon.
+# Prefix of bash's messages: the script, `line` in the user's language, a number; in some languages
+# the number comes first, and the separator is not a colon.
 _SCRIPT_LINE = (
     r"^(?:(?:\.{0,2}/)\S{0,200}?(?<!\.py)|\S{1,80}\.(?:sh|bash|sbatch|slurm|job|sub)"
     r"|-?(?:ba|da|k)?sh|slurm_script)"
@@ -34,7 +34,7 @@ _SCRIPT_LINE = (
 )
 _SCRIPT_KEYS = ("0: ", "0 : ", "\u884c:", "\u884c\uff1a", "slurm_script", ".sh")
 
-# Of any line; the first that fits.
+# Rules for any line; the first match decides.
 LINE_RULES = (
     rule(
         "oom killed memory out_of_memory memlimit cgroup",
@@ -87,7 +87,7 @@ LINE_RULES = (
         _K.CANCELLED,
         Weight.SCHEDULER,
     ),
-    rule("warn", r"(?i:\bwarn(ing)?\b)", _K.UNDETERMINED, Weight.SYMPTOM),  # told, and gone on
+    rule("warn", r"(?i:\bwarn(ing)?\b)", _K.UNDETERMINED, Weight.SYMPTOM),  # a warning ends nothing
     rule(
         "shared posix_fallocate",
         r"while creating shared memory segment|Call to posix_fallocate failed"
@@ -105,7 +105,7 @@ LINE_RULES = (
         r"(?:^|: )(?:\S+: )?(?:No space left on device|Disk quota exceeded)",
         _K.DISK_FULL,
     ),
-    # The job script's own line, in any language: the node cannot write to the run's folder.
+    # The job script's `ln`, in any language: the node cannot write to the run folder.
     rule("ln:", r"^(?:\S*/)?ln: .*_submitted\.pkl\b", _K.ENVIRONMENT),
     rule(
         "memory bad_alloc",
@@ -135,11 +135,11 @@ LINE_RULES = (
         r"|Task launch for .{1,60} failed on node \S+: |Application launch failed: ))",
         _K.ENVIRONMENT,
     ),
-    # What a program says last of a call that failed.
+    # A program's last line about a system call that failed.
     rule(
         "error unavailable busy device many read-only locks symbolic network timed refused host "
         "handle endpoint cleaning address format severed required",
-        rf"^[\w./-]{{1,200}}: .{{0,300}}(?:{WORDS_OF[_K.ENVIRONMENT]})(?: \(\d+\))?\W*$",
+        rf"^[\w./-]{{1,200}}: .{{0,300}}(?:{MESSAGES[_K.ENVIRONMENT]})(?: \(\d+\))?\W*$",
         _K.ENVIRONMENT,
         Weight.SYMPTOM,
     ),
@@ -152,7 +152,7 @@ LINE_RULES = (
         r"|^enroot-\w+: error|\[ERROR\] .*enroot",
         _K.ENVIRONMENT,
     ),
-    # No further process or thread; a shell says so of itself, in any language.
+    # No further process or thread; a shell reports that of itself, in any language.
     rule(
         "fork thread pthread_create terminated",
         r"^\S+: (?:\w+ \d+: )?v?fork: |: Cannot fork$|^\S+: (?:\d+: )?cannot fork\b"
@@ -160,8 +160,8 @@ LINE_RULES = (
         r"|^BLAS : Program is Terminated|^OMP: Error #\d+: .{0,80}\bthread",
         _K.ENVIRONMENT,
     ),
-    Rule(("srun:",), (NO_SCHEDULER,), _K.ENVIRONMENT),
-    Rule(("srun:",), (BAD_ARGUMENTS,), _K.ENVIRONMENT),
+    TextRule(("srun:",), (NO_SCHEDULER,), _K.ENVIRONMENT),
+    TextRule(("srun:",), (BAD_ARGUMENTS,), _K.ENVIRONMENT),
     rule(
         "found denied such",
         r": (line )?\d+: ",
@@ -208,7 +208,7 @@ LINE_RULES = (
     ),
     rule("cuda gpuassert", r"^(?:CUDA error|GPUassert): ", _K.CUDA_ERROR, Weight.SYMPTOM),
     INTERRUPT,
-    # The launchers' word on a process that failed; those they stop then have signals.
+    # Launchers report the process that failed; those that they stop then have signals.
     rule(
         "exitcode return",
         r"failed \(exitcode: [1-9]|exits with return code = [1-9]",
@@ -236,7 +236,7 @@ LINE_RULES = (
         _K.KILLED,
         Weight.SIGNAL,
     ),
-    # A shell tells of a signal by its exit code, 128 and the number, of a missing command by 127.
+    # Exit codes of a shell: 128 and the number of a signal, 127 for a missing command.
     rule(
         "exited",
         r"^srun: error: .*: Exited with exit code (?:129|13[1-9]|14\d|15[013-9])\b",
@@ -256,24 +256,24 @@ LINE_RULES = (
         _K.UNDETERMINED,
         Weight.SYMPTOM,
     ),
-    # By their form alone, in whatever language: bash on a process that a signal ended, which it
-    # names before its words, and on a command that it could not run.
-    Rule(
+    # Recognized by their form in any language: bash on a process that a signal ended, whose id
+    # comes first, and on a command that it could not run.
+    TextRule(
         _SCRIPT_KEYS,
         (re.compile(_SCRIPT_LINE + r"\d{1,8} [^\W\d]\S*\s.*\S"),),
         _K.KILLED,
         Weight.SIGNAL,
     ),
-    Rule(
+    TextRule(
         _SCRIPT_KEYS,
         (re.compile(_SCRIPT_LINE + r"(?!\d{1,8} )\S"),),
         _K.ENVIRONMENT,
         Weight.SYMPTOM,
     ),
 )
-_LINES = Table(LINE_RULES)
+_LINES = RuleTable(LINE_RULES)
 
-_UNKNOWN = Rule((), (), _K.PYTHON_ERROR)
+_UNKNOWN = TextRule((), (), _K.PYTHON_ERROR)
 
 TRACEBACK = re.compile(r"Traceback \(most recent call last\):")
 EXCEPTION = re.compile(r"^(?:[^\W\d]\w*\.|<locals>\.)*[^\W\d]\w*(?=: |:$|$)")
@@ -283,15 +283,15 @@ NAMED_EXCEPTION = re.compile(
 )
 _NAMED_KEYS = ("error", "exception", "interrupt", "invalidconfiguration", "outofresources")
 IGNORED = re.compile(r"^Exception ignored (in|on)\b")
-# What C++ prints of an exception that nothing caught.
+# C++ prints this of an uncaught exception.
 _OF_CXX = re.compile(r"^\s*what\(\):\s")
 CAUSED = re.compile(r"^The above exception was the direct cause of the following exception")
 SUPERSEDED = re.compile(r"^During handling of the above exception")
-# A record of a logger: whoever wrote it has caught the exception that follows.
-TOLD = re.compile(
+# A log record: whoever wrote it has caught the exception that follows.
+LOGGED = re.compile(
     r"^[^\w]{0,3}(?:[\d:., TZ+-]{8,40}\W{0,4})?(?:\S{1,40} ){0,4}\W?(?:ERROR|WARN(?:ING)?)\b"
 )
-# submitit's own word on a job it stopped says nothing of why.
+# submitit's message about a job that it stopped does not say why.
 _SAYS_NOTHING = re.compile(r"UncompletedJobError")
 _OF_NUMBERS = re.compile(r"(?i)\b(nan|inf|infinite|non-?finite|not finite|diverged)\b")
 
@@ -304,28 +304,28 @@ ERROR_KEYS = frozenset(
 )
 
 
-def read_error(line: str, keys: Collection[str], *, ends_traceback: bool) -> Rule | None:
-    """Return the rule that a line of a log fits, None for a line that tells of no error.
+def read_error(line: str, keys: Collection[str], *, ends_traceback: bool) -> TextRule | None:
+    """Return the rule that matches a line of a log, None for a line that reports no error.
 
-    `keys` are those of ERROR_KEYS that the line holds, in lower case.
+    `keys` are the ERROR_KEYS that the line holds in lower case.
     """
     named = any(key in keys for key in _NAMED_KEYS) and NAMED_EXCEPTION.match(line)
     if ends_traceback or named:
         if _SAYS_NOTHING.search(line):
             return None
-        return EXCEPTIONS.first_fitting(line, keys) or _UNKNOWN
-    found = _LINES.first_fitting(line, keys)
+        return EXCEPTIONS.first_match(line, keys) or _UNKNOWN
+    found = _LINES.first_match(line, keys)
     if found is None and _OF_CXX.match(line):
-        return EXCEPTIONS.first_fitting(line, keys)
+        return EXCEPTIONS.first_match(line, keys)
     return None if found is None or found.kind is _K.UNDETERMINED else found
 
 
-def read_message(line: str, keys: Collection[str]) -> Rule | None:
-    """Return the rule that a further line of what an exception says fits, if it names a cause."""
-    found = EXCEPTIONS.first_fitting(line, keys)
+def read_message(line: str, keys: Collection[str]) -> TextRule | None:
+    """Return the rule for a further line of an exception's message, if it names a cause."""
+    found = EXCEPTIONS.first_match(line, keys)
     return found if found is not None and found.weight is Weight.CAUSE else None
 
 
-def is_of_numbers(line: str) -> bool:
-    """Whether an error complains of numbers that are not finite."""
+def is_numeric_error(line: str) -> bool:
+    """Whether an error is about numbers that are not finite."""
     return bool(_OF_NUMBERS.search(line))

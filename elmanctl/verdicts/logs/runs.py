@@ -1,13 +1,13 @@
-"""Whether a log tells of one run after the other, by its form; pure.
+"""Detection of several runs in one log, by its form; pure.
 
-What starts runs announces each by a number or a name of its own; and a run that begins again
-prints what it printed at first, and counts from where it counted at first.
+A launcher announces each run by a number or a name of its own; and a run that starts over prints
+the same lines again, and counts from the same step again.
 """
 
 import re
 from dataclasses import dataclass, field
 
-# Who announces a run, and which.
+# Announcements of a run by its launcher.
 _ANNOUNCED = re.compile(
     r"\[HYDRA\]\s+#(?P<hydra>\d+) :|^wandb: Agent Starting Run: (?P<wandb>\w+)"
     r"|^\++ (?:\S+=\S+ )*(?P<traced>(?:\S*/)?(?:python[\d.]*|torchrun|srun|accelerate) .{1,400})"
@@ -20,21 +20,21 @@ _ANNOUNCED = re.compile(
 )
 _WORD = re.compile(r"[a-z]+")
 _SCRIPT = re.compile(r"\S{1,200}\.py\b|-m \S+")
-# One of one is a run.
+# One of one is a single run.
 _ALONE = re.compile(r"\b1 jobs\b|\b1/1\b|\bNumber of trials\W{1,40}1\b")
 _STEP = re.compile(r"(?i)\b(?:step|iter|iteration|it)\b\W{0,6}(\d{1,12})\b")
 
 
 def is_alone(line: str) -> bool:
-    """Whether a line that could tell of many runs tells of one."""
+    """Whether a line that looks like one of many runs is about a single one."""
     return _ALONE.search(line) is not None
 
 
 @dataclass(slots=True)
 class Runs:
-    """What was announced so far, and where the count of steps stands.
+    """The runs announced so far, and the step that the current one is at.
 
-    `in_parts`: something counts from its beginning more than once in one run, an epoch for one.
+    `in_parts`: a counter restarts within one run, as that of an epoch does.
     """
 
     in_parts: bool = False
@@ -45,10 +45,10 @@ class Runs:
     _marked: bool = False
     _head: str | None = None
     _died: bool = False
-    _reborn: bool = False
+    _restarted: bool = False
 
     def announces_another(self, line: str, *, has_trained: bool) -> bool:
-        """Take notice of what announces a run; whether that is not the first."""
+        """Note an announcement of a run; return whether it is another than the first."""
         found = _ANNOUNCED.search(line)
         if found is None:
             return False
@@ -59,28 +59,28 @@ class Runs:
             return again and has_trained
         who = str(found.lastgroup)
         name = found[who].lower()
-        # Of a heading, the word before the number: a run and its seed are one.
+        # Of a heading, the word before the number: a run and its seed are the same run.
         kind = _WORD.match(name) if who in ("headed", "counted") else None
         return self._announced.setdefault(kind[0] if kind else who, name) != name
 
     def head(self, shape: str) -> None:
-        """Take notice of a line that tells of a beginning, without its numbers."""
+        """Note a line from the start of a run, without its numbers."""
         self._marked = True
         self._head = self._head or shape
-        self._reborn |= self._died and shape == self._head
+        self._restarted |= self._died and shape == self._head
 
     def end(self) -> None:
-        """Take notice of a finish, or of an error."""
+        """Note a finish or an error."""
         self._marked = True
 
     def dies_again(self) -> bool:
-        """Take notice of an exception that nobody caught; whether another run died before."""
+        """Note an uncaught exception; return whether another run died before."""
         self._marked = True
         self._died = True
-        return self._reborn and not self.in_parts
+        return self._restarted and not self.in_parts
 
     def begins_again(self, line: str) -> bool:
-        """Take notice of a step with its loss; whether another run has begun with it."""
+        """Note a step with its loss; return whether another run starts with it."""
         found = _STEP.search(line)
         if found is None:
             return False

@@ -1,6 +1,6 @@
-"""What single lines of a log say besides errors: losses, beginnings and ends, who is talking.
+"""Signs in a log line other than errors: losses, starts and ends, announcements of runs.
 
-Patterns that look for a number find it in the line's shape, where every numeral is a 0.
+Patterns match the shape of a line, in which every numeral is a 0.
 """
 
 import re
@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from itertools import islice
 
 _OWN = r"(?:train(?:ing)?|avg|average|mean|total|running|smoothed|batch|step|lm|ce|nll|final|last)"
-# Terms of a loss; they stand alone, or right before it.
+# Terms of a loss, alone or right before the word.
 _TERM = (
     r"(?:cross[_ -]?entropy|mlm|mse|mae|l1|huber|bbox|box|cls|obj|dfl|kl|ctc|rpn|mask"
     r"|recon(?:struction)?|policy|actor|critic|value|gen(?:erator)?|disc(?:riminator)?|[dg]"
@@ -20,10 +20,10 @@ _LOSS = re.compile(
     rf"""(?ix)
     loss
     (?:[_/.]{_OWN})? (?:\s\((?:{_OWN}|nats?|nll)\))?
-    (?P<told>['"]?\s*[:=]\s*|\s+is\s+|\s+)['"]?(?:tensor\(|\[)?
+    (?P<sep>['"]?\s*[:=]\s*|\s+is\s+|\s+)['"]?(?:tensor\(|\[)?
     (?P<value>{_NUMBER})"""
 )
-# Where no loss is printed at all, what is trained is told by its bits or its perplexity.
+# Measures that stand for the loss in a log that prints none.
 _MEASURES = (
     "bpb",
     "bpc",
@@ -41,18 +41,18 @@ _MEASURE = re.compile(
     rf"""(?ix)(?<![a-z])
     (?:bp[bcdt]|bits[ _/-](?:per[ _-])?(?:byte|char(?:acter)?|dim|token)|ppl|perplexity|nll|xent
       |cross[ _-]?entropy|elbo)
-    (?P<told>['"]?\s*[:=]\s*|\s+)['"]?(?:tensor\(|\[)?
+    (?P<sep>['"]?\s*[:=]\s*|\s+)['"]?(?:tensor\(|\[)?
     (?P<value>{_NUMBER})"""
 )
 _COUNT = re.compile(
     r"(?i)\b(?:step|iter|iteration|it|epoch|update|batch|round|tokens?)s?\b\W{0,6}0"
 )
-# What stands before that: the word before, and whose loss it is.
+# The word before the loss, and which loss it is.
 _BEFORE = re.compile(
     rf"(?i)(?P<before>(?:[a-z]+[\s:(\['\"-]*)?)(?<![\w.])(?P<own>(?:{_OWN}[\s_/.-]+)*(?:{_TERM}[\s_/.-]+|(?:{_OWN}|{_TERM}(?<!\b[dg])))?)$"
 )
 _LOOK_BACK = 40
-# A line that prints more says nothing with the others.
+# Of a line with more losses the first ones suffice.
 _LOSSES_OF_A_LINE = 8
 _MEAN = re.compile(
     rf"(?i)^\W{{0,20}}\w{{0,20}}\W{{0,20}}step\b.*\bAvg\d*\s*[:=]?\s*(?P<value>{_NUMBER})"
@@ -94,7 +94,7 @@ def read_loss(line: str) -> bool | None:
 
 
 def read_measure(line: str) -> bool | None:
-    """Return whether what a line tells of the model, beside a count, is finite; None without."""
+    """Return whether the measures that a line prints beside a count are finite, None without."""
     if not _COUNT.search(line):
         return None
     printed = islice(_MEASURE.finditer(line), _LOSSES_OF_A_LINE)
@@ -107,12 +107,12 @@ def _is_of_training(line: str, found: re.Match[str]) -> bool:
     before = _BEFORE.search(head)
     if before is None or _NOT_TRAINING.match(before["before"]):
         return False
-    # Who is told of in the same field counts.
+    # What the same field names counts.
     field = re.split(r"[|,;]", head[: before.start("own")])[-1]
     if _OTHER_DATA.search(field):
         return False
-    # "stops if the loss is nan" tells of no loss.
-    return found["told"].strip() != "is" or not _CONDITION.search(line[: found.start("told")])
+    # "stops if the loss is nan" reports no loss.
+    return found["sep"].strip() != "is" or not _CONDITION.search(line[: found.start("sep")])
 
 
 def read_gradient(line: str) -> bool | None:
@@ -127,12 +127,12 @@ def _is_finite(value: str) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class _Sign:
-    """A pattern, and the lower-case substrings of which a line that fits holds one."""
+    """A pattern; every matching line holds one of the lower-case substrings `keys`."""
 
     keys: frozenset[str]
     pattern: re.Pattern[str]
 
-    def stands_in(self, line: str, keys: Collection[str]) -> bool:
+    def is_in(self, line: str, keys: Collection[str]) -> bool:
         return not self.keys.isdisjoint(keys) and self.pattern.search(line) is not None
 
 
@@ -140,12 +140,12 @@ def _sign(keys: str, pattern: str) -> _Sign:
     return _Sign(frozenset(keys.split()), re.compile(pattern))
 
 
-# Scalers that skip a step say so; the loss of such a step means nothing.
+# Loss scalers announce a skipped step; its loss means nothing.
 _SKIPPED_STEP = _sign(
     "overflow skipping", r"(?i)\boverflow\b|skipping (the |this )?(step|batch|update)"
 )
 
-# A kernel that refuses its sizes and returns all the same.
+# A kernel rejects its sizes and returns nevertheless.
 _REFUSED_BY_KERNEL = _sign(
     "unsupported",
     r"(?i)^(?!.*warn).*\bunsupported\s+(config(uration)?\b|(size|shape|dtype|head"
@@ -166,7 +166,7 @@ _FINISHED = _sign(
     r"|(?i:\bfinal (\w+ ){0,3}loss\b\W*[\d.])|^\S+: loss=\S+, throughput=",
 )
 
-# Says so only as long as nothing tells of an error after the last loss: a shell may say it, too.
+# Counts only if no error follows the last loss: a shell may print it, too.
 _ENDED_WELL = _sign(
     "done exits early improve max_update total final finished engine took completed process",
     r"(?i:^\W{0,20}(all )?done\W*$|\bexits successfully\b|\btotal training time\W"
@@ -181,7 +181,7 @@ _ENDED_WELL = _sign(
     r"|\bsaved (the )?final (model|checkpoint|weights)\b)",
 )
 
-# What starts or tells of many runs is none itself.
+# The output of a launcher or a sweep is no run itself.
 _SEVERAL_RUNS = _sign(
     "eval trial run job launching start submitting queueing gpu cma generation study "
     "agent models train best completed failed succeeded [0/0] experiments configs "
@@ -206,14 +206,14 @@ _SEVERAL_RUNS = _sign(
     r"#?\d+ ?(/|of) ?\d+",
 )
 
-# What announces one run of many, for `log_runs` to compare with the others.
+# Announcements of one run of many, which `runs` compares with each other.
 _ANNOUNCED = _sign(
     "hydra agent python torchrun srun accelerate run experiment trial seed config job sweep slurm_",
     r"\[HYDRA\]\s+#|^wandb: Agent Starting Run|^\++ |^\W{0,4}[=#*>-]{2,40}\W"
     r"|^\W{0,4}\w{3,10}\W{1,3}0(?: ?/ ?0| of 0|\W*$)|^\[\w{3,10}\W?0\] "
     r"|\bSLURM_(?:ARRAY_TASK|JOB)_?ID\W{1,3}0",
 )
-# What counts from its beginning more than once in a run, or is printed by each of its processes.
+# Counters that restart within a run, or that each of its processes prints.
 _PARTS = _sign(
     "epoch fold stage phase pretrain fine warm worker rank world",
     r"(?i)\b(?:epoch|fold|stage|phase|pretrain|fine-?tun|warm-?up|worker group|rank|world[ _]size)",
@@ -236,13 +236,13 @@ _STEP = _sign(
     f"step iter epoch it/s loss {' '.join(_MEASURES)}",
     r"(?i)\b(step|iter|iteration|epoch)\b|it/s|\bit\W{1,3}0",
 )
-# Megatron leaves a loss out that is none, and counts it.
+# Megatron leaves out a loss that is not finite, and counts it.
 _NAN_COUNT = _sign(
     "iterations steps losses batches",
     r"(?i)\b(?:nan|inf|non-?finite)[ _](?:iterations|steps|losses|batches)\W{1,6}0",
 )
 
-# Numbers of steps or epochs, or a bar's: `log_ends` reads them.
+# Counts of steps or epochs, or a bar's: `ends` reads them.
 _COUNTER = _sign(
     "step iter epoch update it/s s/it",
     r"(?i)\b(steps?|iter|iteration|epoch|updates?|num_updates)\b\W{0,4}\d|\b0/0\b",
@@ -274,7 +274,7 @@ _NUMERAL = re.compile(r"\d+")
 
 @dataclass(frozen=True, slots=True)
 class Signs:
-    """What a line says besides errors; `loss` and `gradient` are whether they are finite."""
+    """The signs in a line; `loss`, `measure` and `gradient` are whether they are finite."""
 
     loss: bool | None
     measure: bool | None
@@ -296,28 +296,28 @@ class Signs:
 
 
 def shape_of(line: str) -> str:
-    """Return a line with every numeral as 0: most lines of a log differ in their numbers only."""
+    """Return a line with every numeral as 0: most lines of a log differ only in their numbers."""
     return _NUMERAL.sub("0", line)
 
 
 def read_signs(shape: str, keys: tuple[str, ...]) -> Signs:
-    """Return what a line of this shape says besides errors; it holds these of SIGN_KEYS."""
+    """Return the signs in a line of this shape; `keys` are the SIGN_KEYS that it holds."""
     return Signs(
         loss=read_loss(shape),
         measure=None if _MEASURE_KEYS.isdisjoint(keys) else read_measure(shape),
         gradient=read_gradient(shape) if "grad" in keys else None,
-        finished=_FINISHED.stands_in(shape, keys),
-        ended_well=_ENDED_WELL.stands_in(shape, keys),
-        several_runs=_SEVERAL_RUNS.stands_in(shape, keys),
-        refused=_REFUSED_BY_KERNEL.stands_in(shape, keys),
-        begun=_BEGUN.stands_in(shape, keys),
-        counted=_COUNTED.stands_in(shape, keys),
-        skipped_step=_SKIPPED_STEP.stands_in(shape, keys),
-        step=_STEP.stands_in(shape, keys),
-        bar=_BAR.stands_in(shape, keys),
-        counter=_COUNTER.stands_in(shape, keys),
-        bound=_BOUND.stands_in(shape, keys),
-        nan_count=_NAN_COUNT.stands_in(shape, keys),
-        announced=_ANNOUNCED.stands_in(shape, keys),
-        parts=_PARTS.stands_in(shape, keys),
+        finished=_FINISHED.is_in(shape, keys),
+        ended_well=_ENDED_WELL.is_in(shape, keys),
+        several_runs=_SEVERAL_RUNS.is_in(shape, keys),
+        refused=_REFUSED_BY_KERNEL.is_in(shape, keys),
+        begun=_BEGUN.is_in(shape, keys),
+        counted=_COUNTED.is_in(shape, keys),
+        skipped_step=_SKIPPED_STEP.is_in(shape, keys),
+        step=_STEP.is_in(shape, keys),
+        bar=_BAR.is_in(shape, keys),
+        counter=_COUNTER.is_in(shape, keys),
+        bound=_BOUND.is_in(shape, keys),
+        nan_count=_NAN_COUNT.is_in(shape, keys),
+        announced=_ANNOUNCED.is_in(shape, keys),
+        parts=_PARTS.is_in(shape, keys),
     )

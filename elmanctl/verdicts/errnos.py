@@ -1,7 +1,7 @@
-"""What a failed call of the operating system means, by its number and by its words; pure.
+"""Error numbers of Linux and their messages, by the kind of failure they indicate; pure.
 
-Numbers and words are Linux's.  Python prints a number as `[Errno 28]`, Rust as `(os error 28)` or
-`Os { code: 28,`, HDF5 as `errno = 28`; C++ prints the words alone, and other languages other words.
+Python prints a number as `[Errno 28]`, Rust as `(os error 28)` or `Os { code: 28,`, HDF5 as
+`errno = 28`; C++ prints the message alone, and in other languages the message is another one.
 """
 
 from collections.abc import Iterable
@@ -10,14 +10,14 @@ from elmanctl.ledger.records import VerdictKind
 
 _K = VerdictKind
 
-# Words that mean something else elsewhere are left to their number: they are missing here.
-_CALLS: dict[VerdictKind, dict[int, str]] = {
+# A message that also means something else is left out: only its number counts.
+_ERRNOS: dict[VerdictKind, dict[int, str]] = {
     _K.OOM: {12: "Cannot allocate memory"},  # ENOMEM
     _K.DISK_FULL: {
         28: "No space left on device",  # ENOSPC
         122: "Disk quota exceeded",  # EDQUOT
     },
-    # Of the node, its file systems and its network.
+    # Faults of the node, its file systems and its network.
     _K.ENVIRONMENT: {
         5: "Input/output error",  # EIO
         6: "No such device or address",  # ENXIO
@@ -73,7 +73,7 @@ _CALLS: dict[VerdictKind, dict[int, str]] = {
 
 
 def numbered(numbers: Iterable[int]) -> str:
-    """Return a pattern for these numbers of calls that failed."""
+    """Return a pattern for error numbers, as several languages print them."""
     one = "|".join(str(number) for number in sorted(numbers))
     return (
         rf"\[Errno (?:{one})\]|\(os error (?:{one})\)|\bOs \{{ code: (?:{one}),"
@@ -81,5 +81,5 @@ def numbered(numbers: Iterable[int]) -> str:
     )
 
 
-NUMBERS_OF = {kind: tuple(calls) for kind, calls in _CALLS.items()}
-WORDS_OF = {kind: "|".join(filter(None, calls.values())) for kind, calls in _CALLS.items()}
+NUMBERS = {kind: tuple(errnos) for kind, errnos in _ERRNOS.items()}
+MESSAGES = {kind: "|".join(filter(None, errnos.values())) for kind, errnos in _ERRNOS.items()}

@@ -1,4 +1,4 @@
-"""One command of Slurm: its time, the size of its answer, and that it has no terminal."""
+"""One command: its time, the size of its answer, and that it has no terminal."""
 
 import errno
 import os
@@ -11,16 +11,16 @@ from types import SimpleNamespace
 
 import pytest
 
-from elmanctl.schedulers import slurm_command
+from elmanctl import command
+from elmanctl.command import NoAnswer, run_command
 from elmanctl.schedulers.slurm import Slurm, SlurmSilent
-from elmanctl.schedulers.slurm_command import NoAnswer, run_command
 from tests.schedulers.slurm_tools import SlurmTools
 
 # Far more than any of these commands takes, on any machine.
 LONG_S = 120.0
 
 
-def run_shell(text: str, timeout_s: float = LONG_S) -> slurm_command.Answer:
+def run_shell(text: str, timeout_s: float = LONG_S) -> command.Answer:
     return run_command(["sh", "-c", text], os.environ, timeout_s=timeout_s)
 
 
@@ -38,6 +38,12 @@ def wait_until_gone(process: int) -> None:
     while is_alive(process):
         assert time.monotonic() < deadline
         time.sleep(0.02)
+
+
+def test_input_longer_than_a_pipe_is_read_to_its_end() -> None:
+    text = "one line of many\n" * 20_000
+    done = run_command(["cat"], os.environ, timeout_s=LONG_S, text=text)
+    assert (done.code, done.stdout) == (0, text)
 
 
 def test_answer_is_what_was_written_and_how_it_ended() -> None:
@@ -78,7 +84,7 @@ def test_answer_that_came_in_time_is_heard_by_who_was_suspended(
         wait_until_gone(int(told.read_text(encoding="utf-8")))
         return 1000.0
 
-    monkeypatch.setattr(slurm_command, "time", SimpleNamespace(monotonic=clock))
+    monkeypatch.setattr(command, "time", SimpleNamespace(monotonic=clock))
     assert run_shell(f"echo 4711; echo $$ > {told}").stdout == "4711\n"
 
 
@@ -88,7 +94,7 @@ def test_answer_that_cannot_be_read_is_not_taken_for_a_command_that_never_began(
     def read(number: int, size: int) -> bytes:
         raise OSError(errno.EIO, "Input/output error")
 
-    monkeypatch.setattr(slurm_command, "os", SimpleNamespace(killpg=os.killpg, read=read))
+    monkeypatch.setattr(command, "os", SimpleNamespace(killpg=os.killpg, read=read))
     with pytest.raises(NoAnswer, match="the answer of `sh` cannot be read: Input/output error"):
         run_shell("echo 4711")
 
@@ -97,7 +103,7 @@ def test_answer_that_cannot_be_read_is_not_taken_for_a_command_that_never_began(
 def test_command_that_talks_without_end_is_killed(
     stream: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(slurm_command, "ANSWER_LIMIT_BYTES", 1 << 20)
+    monkeypatch.setattr(command, "ANSWER_LIMIT_BYTES", 1 << 20)
     with pytest.raises(NoAnswer, match="said more than 1 MiB"):
         run_shell(f"yes 'Cancel job? [y/n]' >&{stream}")
 
@@ -122,7 +128,7 @@ def test_command_has_no_terminal_to_ask_on() -> None:
     """The process that runs it has one, as a user's shell has."""
     program = """
 import os
-from elmanctl.schedulers.slurm_command import run_command
+from elmanctl.command import run_command
 os.close(os.open("/dev/tty", os.O_RDWR))
 shell = "if (: < /dev/tty) 2>/dev/null; then echo terminal; fi; read -r line && echo read"
 print(run_command(["sh", "-c", shell], os.environ, timeout_s=60))
@@ -146,7 +152,7 @@ print(run_command(["sh", "-c", shell], os.environ, timeout_s=60))
 def test_slurm_that_talks_without_end_is_silent(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(slurm_command, "ANSWER_LIMIT_BYTES", 1 << 20)
+    monkeypatch.setattr(command, "ANSWER_LIMIT_BYTES", 1 << 20)
     tools = SlurmTools(tmp_path / "bin", monkeypatch)
     tools.answer("scancel", does="while :; do echo 'Cancel job? [y/n]'; done")
     with pytest.raises(SlurmSilent, match="`scancel` said more than 1 MiB"):

@@ -1,4 +1,4 @@
-"""What a rule is: words that tell of a kind of end; pure."""
+"""Text rules: patterns that recognize a kind of failure by one line of text; pure."""
 
 import re
 from collections.abc import Collection, Sequence
@@ -9,7 +9,7 @@ from elmanctl.ledger.records import VerdictKind
 
 
 class Weight(IntEnum):
-    """How near to the cause a line is."""
+    """How close a line is to the root cause."""
 
     SYMPTOM = 0
     SIGNAL = 1
@@ -18,11 +18,11 @@ class Weight(IntEnum):
 
 
 @dataclass(frozen=True, slots=True)
-class Rule:
-    """A text that tells of a kind of end.
+class TextRule:
+    """A text that indicates a kind of failure.
 
-    `keys` are lower-case substrings, one of which stands in every line that fits; of `patterns`,
-    each is looked for behind the one before.
+    Every matching line holds one of the lower-case substrings `keys`.  Of `patterns`, each one is
+    searched for after the match of the one before.
     """
 
     keys: tuple[str, ...]
@@ -30,11 +30,11 @@ class Rule:
     kind: VerdictKind
     weight: Weight = Weight.CAUSE
 
-    def fits(self, line: str) -> bool:
-        """Whether a line tells so."""
+    def matches(self, line: str) -> bool:
+        """Whether a line matches."""
         start = 0
         for pattern in self.patterns:
-            # Not from `start` on: `^` and `\\b` look at what is before.
+            # Without `start` where it is 0: `^` and `\\b` look at what is before it.
             found = pattern.search(line) if start == 0 else pattern.search(line, start)
             if found is None:
                 return False
@@ -44,26 +44,26 @@ class Rule:
 
 def rule(
     keys: str, pattern: str, kind: VerdictKind, weight: Weight = Weight.CAUSE, then: str = ""
-) -> Rule:
-    """Return a rule; `keys` are parted by spaces, `then` stands behind `pattern`."""
+) -> TextRule:
+    """Return a rule; `keys` are separated by spaces, `then` must follow `pattern`."""
     patterns = [re.compile(pattern)] + ([re.compile(then)] if then else [])
-    return Rule(tuple(keys.split()), tuple(patterns), kind, weight)
+    return TextRule(tuple(keys.split()), tuple(patterns), kind, weight)
 
 
-class Table:
-    """Rules in their order, of which the first that fits decides."""
+class RuleTable:
+    """Rules in order of precedence, indexed by their keys."""
 
-    def __init__(self, rules: Sequence[Rule]) -> None:
+    def __init__(self, rules: Sequence[TextRule]) -> None:
         self._rules = tuple(rules)
         self._by_key: dict[str, list[int]] = {}
         for place, one in enumerate(self._rules):
             for key in one.keys:
                 self._by_key.setdefault(key, []).append(place)
 
-    def first_fitting(self, line: str, keys: Collection[str]) -> Rule | None:
-        """Return the first rule that fits a line which holds these keys in lower case."""
+    def first_match(self, line: str, keys: Collection[str]) -> TextRule | None:
+        """Return the first rule that matches a line; `keys` are those that the line holds."""
         places = {place for key in keys for place in self._by_key.get(key, ())}
         for place in sorted(places):
-            if self._rules[place].fits(line):
+            if self._rules[place].matches(line):
                 return self._rules[place]
         return None

@@ -1,13 +1,15 @@
-"""Running one command of Slurm: within a time, with a bounded answer, away from any terminal."""
+"""Run one command: within a time limit, with a bounded answer, away from any terminal."""
 
 import contextlib
 import os
 import selectors
 import signal
 import subprocess
+import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import IO
 
 # squeue writes about 1,100 bytes a job in our format: room for 60,000 jobs of one user.
 ANSWER_LIMIT_BYTES = 64 << 20
@@ -34,22 +36,23 @@ class Answer:
 
 
 def run_command(
-    command: Sequence[str], environment: Mapping[str, str], *, timeout_s: float
+    command: Sequence[str], environment: Mapping[str, str], *, timeout_s: float, text: str = ""
 ) -> Answer:
-    """Run a command to its end and return its answer.
+    """Run a command to its end, with `text` as its input, and return its answer.
 
     In a session of its own it has no terminal to ask on, and a Ctrl-C meant for the controller
     does not cut it.  Raises OSError where it cannot be started, NoAnswer where it, with all that
     it started, was killed.
     """
-    process = subprocess.Popen(
-        command,
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        env=environment,
-        start_new_session=True,
-    )
+    with _input(text) as stdin:
+        process = subprocess.Popen(
+            command,
+            stdin=stdin,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            env=environment,
+            start_new_session=True,
+        )
     try:
         stdout, stderr = _read(process, command[0], time.monotonic() + timeout_s, timeout_s)
     except BaseException as exc:
@@ -66,12 +69,24 @@ def run_command(
         # What hangs in the kernel cannot even be killed.
         with contextlib.suppress(subprocess.TimeoutExpired):
             process.wait(_KILLED_S)
-    # Among the jobs of a user may be one with a name in another encoding.
+    # Not all is UTF-8: among the jobs of a user may be one with a name in another encoding.
     return Answer(
         code=process.returncode,
         stdout=stdout.decode(errors="replace"),
         stderr=stderr.decode(errors="replace"),
     )
+
+
+@contextlib.contextmanager
+def _input(text: str) -> Iterator[IO[bytes] | int]:
+    """Yield a file of what a command reads, or the word for nothing to read."""
+    if not text:
+        yield subprocess.DEVNULL
+        return
+    with tempfile.TemporaryFile() as file:
+        file.write(text.encode())
+        file.seek(0)
+        yield file
 
 
 def _read(

@@ -7,9 +7,9 @@ import pytest
 
 from elmanctl.ledger.files import write_json
 from elmanctl.run.paths import RunPaths
-from elmanctl.verdicts import observe as module
+from elmanctl.verdicts import log_tail as module
 from elmanctl.verdicts.judge import judge
-from elmanctl.verdicts.observe import observe
+from elmanctl.verdicts.observation import observe
 
 
 def result_of(kind: str, **more: Any) -> dict[str, Any]:

@@ -1,6 +1,6 @@
-"""Finding, in a long text, the lines that hold one of the words that the rules for logs know.
+"""Keywords of the log rules, and a fast search for the lines that hold one.
 
-Most lines of a log hold none, and of noise nearly all: only the others are read one by one.
+Most lines hold none: only the others are read one by one.
 """
 
 import re
@@ -14,22 +14,22 @@ KEYS = tuple(sorted(ERROR_KEYS | SIGN_KEYS))
 
 _WORD = re.compile(r"[a-z_]{3,}")
 _HEAD = 3
-# Those that are found in a word, by their first letters, and the others.
+# Keywords that are part of a word, by their first letters, and the others.
 _BY_HEAD: dict[str, list[str]] = {}
 for _key in KEYS:
     if _WORD.fullmatch(_key):
         _BY_HEAD.setdefault(_key[:_HEAD], []).append(_key)
 _OF_SIGNS = tuple(key for key in KEYS if not _WORD.fullmatch(key))
 
-# Below this numpy takes longer to import than to save.
+# For shorter texts numpy takes longer to import than it saves.
 _SMALL = 200_000
 
-# In a text the numbers of a counter, or of a line of a script, are not yet zeros.
+# In the text the digits of a counter, or of a line number, are not yet zeros.
 _OF_LETTERS = tuple(key for key in KEYS if key.isascii() and "0" not in key)
 
 
 def keys_in(lowered: str) -> tuple[str, ...]:
-    """Return the known words in a lower-case line in which every numeral is a 0."""
+    """Return the keywords in a lower-case line in which every numeral is a 0."""
     found = {key for word in set(_WORD.findall(lowered)) for key in _keys_of_word(word)}
     found.update(key for key in _OF_SIGNS if key in lowered)
     return tuple(sorted(found))
@@ -45,19 +45,19 @@ def _keys_of_word(word: str) -> tuple[str, ...]:
     )
 
 
-def lines_with_words(text: str, lines: list[str]) -> Iterator[int]:
-    """Yield, in order, the indices of the lines of `text` that may hold a known word."""
+def lines_with_keywords(text: str, lines: list[str]) -> Iterator[int]:
+    """Yield, in order, the indices of the lines of `text` that may hold a keyword."""
     if len(text) < _SMALL:
         yield from range(len(lines))
         return
     import numpy as np
 
-    # One byte a character, so that places are the same.
+    # One byte per character, so that positions are the same.
     data = np.frombuffer(text.encode("latin-1", "replace"), dtype=np.uint8)
     data = data + 32 * ((data >= 65) & (data <= 90)).astype(np.uint8)
     pairs = data[:-1].astype(np.uint16) << 8 | data[1:]
     digits = (data >= 48) & (data <= 57)
-    # A counter alone on its line begins so; and a number before a colon, or a letter of no Latin.
+    # The start of a counter alone on its line; a number before a colon; a non-Latin letter.
     hits = [np.flatnonzero((data[:-1] == ord("[")) & digits[1:])]
     known = digits | (data == ord("?"))
     hits.append(np.flatnonzero(known[:-1] & (data[1:] == ord(":"))))

@@ -1,7 +1,7 @@
-"""From the text of a log alone to a verdict; pure.
+"""Classifier of training logs: a verdict from the text alone; pure.
 
-A log is less than what the worker and the scheduler say, so it is asked last.  What it does not
-say clearly is `undetermined`, and only a training loss printed as not finite is `diverged`.
+A log is weaker evidence than what the worker and the scheduler say.  What it does not say clearly
+is `undetermined`, and only a training loss printed as not finite is `diverged`.
 """
 
 from collections.abc import Iterable, Sequence
@@ -18,16 +18,17 @@ from elmanctl.verdicts.causes import find_cause, find_neighbour, names_broken_de
 from elmanctl.verdicts.logs import rules as log_rules
 from elmanctl.verdicts.logs.ends import declared_end
 from elmanctl.verdicts.logs.reading import Error, Piece, Reading, read_parts
-from elmanctl.verdicts.rules import Weight
+from elmanctl.verdicts.text_rule import Weight
 
 QUOTE_LIMIT = 400
 
-# Python flushes at most a buffer of stdout after it has written a traceback to stderr.
+# Python flushes at most one buffer of stdout after it has written a traceback to stderr.
 _BUFFER_BYTES = 10_000
 
-# So many losses after the last bad one say that the run got over it.
+# A run has recovered after so many finite losses in a row.
 _RECOVERED = 2
 
+# Of several root causes the first of these decides.
 _ORDER = (
     VerdictKind.DISK_FULL,
     VerdictKind.OOM,
@@ -38,12 +39,12 @@ _ORDER = (
     VerdictKind.PYTHON_ERROR,
 )
 
-# Kinds that say only that nothing was understood, or that the text just ends.
+# Nothing was understood, or the text just ends.
 _UNCLEAR = (VerdictKind.UNDETERMINED, VerdictKind.LOST)
 
 
 def classify_log(text: str) -> Verdict:
-    """Return what the text of a training log says of its end, with the lines quoted."""
+    """Return the verdict on a training log by its text, with the deciding lines quoted."""
     return classify_parts([(1, text)])
 
 
@@ -57,18 +58,18 @@ def classify_parts(parts: Iterable[tuple[int, str]]) -> Verdict:
     cause = find_cause(kind, texts_of(found, kind))
     return Verdict(
         kind=kind,
-        evidence=(*(quote(piece) for piece in pieces), *of_cause(found, cause, pieces)),
+        evidence=(*map(quote, pieces), *cause_evidence(found, cause, pieces)),
         confidence=Confidence.UNCLEAR if kind in _UNCLEAR else Confidence.LIKELY,
         cause=cause,
     )
 
 
 def texts_of(found: Reading, kind: VerdictKind) -> tuple[str, ...]:
-    """Return the lines of a log that tell of a kind of end."""
+    """Return the lines of a log that report a kind of failure."""
     return tuple(error.piece.text for error in found.errors if error.rule.kind is kind)
 
 
-def of_cause(
+def cause_evidence(
     found: Reading, cause: Cause | None, quoted: Sequence[Piece], file: str | None = None
 ) -> list[Evidence]:
     """Return the line that names the broken device or the neighbour, beyond those quoted."""
@@ -77,10 +78,11 @@ def of_cause(
             return [] if piece in quoted else [quote(piece, file)]
         neighbour = find_neighbour(piece.text) if cause is Cause.NEIGHBOUR else None
         if neighbour is not None:
-            told = Evidence(
-                source=EvidenceSource.LOG, text=str(neighbour), file=file, line=piece.number
-            )
-            return [told]
+            return [
+                Evidence(
+                    source=EvidenceSource.LOG, text=str(neighbour), file=file, line=piece.number
+                )
+            ]
     return []
 
 
@@ -118,30 +120,30 @@ def _decide(found: Reading) -> tuple[VerdictKind, tuple[Piece, ...]]:
 
 
 def _finish(found: Reading) -> Piece | None:
-    """Return the piece that tells of a finish after which no training goes on."""
+    """Return the piece that reports a finish after which no training continues."""
     for piece in (found.finished, _weak_finish(found)):
-        if piece is not None and not found.goes_on_after(piece):
+        if piece is not None and not found.continues_after(piece):
             return piece
     return None
 
 
 def _weak_finish(found: Reading) -> Piece | None:
-    """Return a sign of a good end that says so only where no error came after the last loss."""
+    """Return a sign of success that counts only if no error came after the last loss."""
     if found.ended_well is not None and (found.losses or found.begun is not None):
         return found.ended_well
     return declared_end(found)
 
 
 def _yields_to_losses(error: Error) -> bool:
-    """Whether a run with bad losses may have ended so because of them, or whatever it did."""
+    """Whether bad losses explain the end better than an error that may be their consequence."""
     if error.rule.weight in (Weight.SIGNAL, Weight.SCHEDULER, Weight.SYMPTOM):
         return True
     of_python = error.rule.kind is VerdictKind.PYTHON_ERROR
-    return of_python and log_rules.is_of_numbers(error.piece.text)
+    return of_python and log_rules.is_numeric_error(error.piece.text)
 
 
 def _of_bad_losses(found: Reading, bad: Sequence[Piece]) -> tuple[VerdictKind, tuple[Piece, ...]]:
-    """Return what losses that are not finite mean; `completed` is: nothing."""
+    """Return what non-finite losses mean; `completed` where the run recovered from them."""
     if found.refused is not None:
         return VerdictKind.INVALID, (found.refused, bad[0])
     last = bad[-1].offset
@@ -154,68 +156,69 @@ def _of_bad_losses(found: Reading, bad: Sequence[Piece]) -> tuple[VerdictKind, t
 
 
 def _may_be_cause(found: Reading, error: Error) -> bool:
-    """Whether an error may have ended its process, though buffered losses follow it."""
+    """Whether an error may have ended its process although buffered losses follow it."""
     is_near = found.progress_after(error.piece) <= _BUFFER_BYTES
-    # What a logger wrote was caught.
+    # An exception that a logger wrote was caught.
     return is_near and error.rule.weight is Weight.CAUSE and not error.caught
 
 
 def _late_errors(found: Reading) -> list[Error]:
-    """Return the errors that no finish follows: what is followed by one was survived."""
+    """Return the errors that no finish follows: a run that finished survived the others."""
     weak = _weak_finish(found)
-    if weak is not None and not found.goes_on_after(weak):
+    if weak is not None and not found.continues_after(weak):
         end = min(weak.offset, found.losses[-1].piece.offset) if found.losses else -1
     else:
         end = -1
     if found.finished is not None:
         end = max(end, found.finished.offset)
-    done = found.finished is not None and not found.goes_on_after(found.finished)
+    done = found.finished is not None and not found.continues_after(found.finished)
     return [
         error
         for error in found.errors
-        # What fails for a script after the training was done did not end it.
-        if error.piece.offset >= end and not (done and _is_of_a_script(error))
+        # An error of the job script after the training finished did not end it.
+        if error.piece.offset >= end and not (done and _is_script_error(error))
     ]
 
 
-def _is_of_a_script(error: Error) -> bool:
+def _is_script_error(error: Error) -> bool:
     return error.rule.kind is VerdictKind.ENVIRONMENT and error.rule.weight is Weight.SYMPTOM
 
 
 def find_error(found: Reading) -> Error | None:
     """Return the error that ended a run, None where none did.
 
-    What is followed by a finish was survived.  Of several processes one fails first and the
-    others fail for it, hence causes before symptoms, and memory before what follows from it.
+    An error that a finish follows was survived.  Of several processes one fails first and takes
+    the others with it, so causes come before symptoms, and memory before its consequences.
     """
     late = _late_errors(found)
     ends = [error for error in late if found.progress_after(error.piece) <= 0]
     flushed = [error for error in late if _may_be_cause(found, error)]
     errors = ends or flushed
     if errors and not any(error.rule.weight >= Weight.SCHEDULER for error in errors):
-        # One process ends in peace, another has failed, and the launcher tells so last.
+        # One process finished, another failed, and the launcher reports that last.
         errors = [*(error for error in found.errors if _may_be_cause(found, error)), *errors]
     return decide_among(errors)
 
 
 def decide_among(errors: Sequence[Error]) -> Error | None:
-    """Return, of errors that have one cause, the one that names it best."""
+    """Return, of errors with the same cause, the one that names it best."""
     causes = [error for error in errors if error.rule.weight is Weight.CAUSE]
-    told = [error for error in errors if error.rule.weight is Weight.SCHEDULER]
-    if told:
+    scheduler = [error for error in errors if error.rule.weight is Weight.SCHEDULER]
+    if scheduler:
         causes = [
             cause
             for cause in causes
-            if cause.piece.offset < told[0].piece.offset or cause.rule.kind is VerdictKind.OOM
+            if cause.piece.offset < scheduler[0].piece.offset or cause.rule.kind is VerdictKind.OOM
         ]
     for kind in _ORDER:
         fitting = [cause for cause in causes if cause.rule.kind is kind]
         if fitting:
             return fitting[-1]
-    if told:
-        # A plain cancellation also follows from the other endings.
-        return next((t for t in told if t.rule.kind is not VerdictKind.CANCELLED), told[0])
-    # A signal says at least who ended it; all others of these are echoes.
+    if scheduler:
+        # A plain cancellation is also a consequence of the other ends.
+        reasons = (error for error in scheduler if error.rule.kind is not VerdictKind.CANCELLED)
+        return next(reasons, scheduler[0])
+    # A signal says at least who ended the run; the other symptoms are echoes.
     for weight in (Weight.SIGNAL, Weight.SYMPTOM):
         echoes = [error for error in errors if error.rule.weight is weight]
         if echoes:
