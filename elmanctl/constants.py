@@ -36,6 +36,7 @@ GPU_NAME = re.compile(r"(GPU|MIG)-[A-Za-z0-9][A-Za-z0-9/-]*")
 YEAR_MIN = 365 * 24 * 60
 
 VOCABULARY = 256
+"""Models read and predict bytes."""
 
 # A search needs at least this many points a generation: pycma's weights need parents.
 MIN_POPULATION = 4

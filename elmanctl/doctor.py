@@ -12,7 +12,7 @@ from pathlib import Path
 from elmanctl.constants import INSTALL_TRAIN
 from elmanctl.ledger.disk import free_bytes
 from elmanctl.ledger.files import NoHardLinks, link
-from elmanctl.models.backends import BACKENDS, fault_here
+from elmanctl.models.backends import BACKENDS, unavailable_on_all_devices
 from elmanctl.models.registry import FAMILIES
 from elmanctl.schedulers.slurm import AccountingOff, Slurm, SlurmSilent
 
@@ -66,7 +66,7 @@ def _backends() -> Iterator[Finding]:
     for backend in BACKENDS.values():
         names = [family.name for family in FAMILIES.values() if backend.name in family.backends]
         models = "every model" if len(names) == len(FAMILIES) else ", ".join(names)
-        fault = fault_here(backend)
+        fault = unavailable_on_all_devices(backend)
         yield Finding(
             part="backend",
             name=backend.name,

@@ -97,7 +97,7 @@ def _square_product(device: torch.device) -> Ceiling:
 def _instruction(kind: str, device: torch.device) -> Ceiling:
     """Results of one instruction, by a kernel that does nothing else."""
     unit = "results"
-    fault = BACKENDS["triton"].find_fault(device.type)
+    fault = BACKENDS["triton"].unavailable_reason(device.type)
     if fault:
         return Ceiling(name=kind, unit=unit, reason=fault)
     from elmanctl.bench.probes import BLOCK, instructions, probe

@@ -126,7 +126,7 @@ def kernel_rows(
             reason = lost or "the time given was used up"
             yield _empty(row, "not measured", reason)
             continue
-        fault = row.path.find_fault(device.type)
+        fault = row.path.unavailable_reason(device.type)
         if fault:
             yield _empty(row, "missing", fault)
             continue
@@ -200,7 +200,7 @@ def _measured(row: Planned, rates: Rates, device: torch.device, cache_bytes: int
         inputs = [sets[number % len(sets)][name] for name in names]
         return torch.autograd.grad(output, inputs, d_output)
 
-    distrusted = path.gradient_fault() is not None
+    distrusted = path.gradient_unavailable() is not None
     with quiet():
         ahead = measure(forward, device, seconds)
         if distrusted:

@@ -39,20 +39,20 @@ class Draw:
 class Path:
     """One implementation of an operation.
 
-    `find_fault` takes cpu or cuda and returns why it cannot run there, or None; `tolerances` holds,
-    by dtype, how far its results may be from the truth, |x - truth| / |truth|, and names the dtypes
-    that it computes.  `is_ours` is a kernel that must not be slower than the path `torch`,
-    `is_for_tests` one that no model uses.  `gradient_fault` returns why its gradients are not to be
-    used here, or None; they are then timed inside `for_timing` and never compared.
+    `unavailable_reason` takes cpu or cuda and returns why it cannot run there, or None.
+    `tolerances` maps each supported dtype to the maximum relative error |x - truth| / |truth|.
+    `is_ours` marks a kernel that must not be slower than the path `torch`, `is_for_tests` one that
+    no model uses.  `gradient_unavailable` returns why its gradients must not be used here, or None;
+    they are then timed inside `for_timing` but not compared.
     """
 
     name: str
     run: Run
-    find_fault: Callable[[str], str | None]
+    unavailable_reason: Callable[[str], str | None]
     tolerances: Mapping[str, float]
     is_ours: bool = False
     is_for_tests: bool = False
-    gradient_fault: Callable[[], str | None] = lambda: None
+    gradient_unavailable: Callable[[], str | None] = lambda: None
     for_timing: Callable[[], AbstractContextManager[None]] = nullcontext
 
 

@@ -26,7 +26,7 @@ from elmanctl.kernels.minimal_scan.naive import naive_gated_scan
 from elmanctl.kernels.minimal_scan.sizes import SCORES
 from elmanctl.kernels.state_space_dual import state_space_dual
 from elmanctl.kernels.state_space_dual.naive import naive_state_space_dual
-from elmanctl.models.backends import BACKENDS, fla_absence, fla_gradient_fault
+from elmanctl.models.backends import BACKENDS, fla_forward_unavailable, fla_gradient_unavailable
 from elmanctl.models.mamba_ssm import scan_on_cuda
 
 
@@ -82,14 +82,14 @@ def _gated_scan(cell: str, summary: str, width: int) -> Operation:
             Path(
                 name="triton",
                 run=output_and_state(gated_scan, cell=cell, backend="triton"),
-                find_fault=BACKENDS["triton"].find_fault,
+                unavailable_reason=BACKENDS["triton"].unavailable_reason,
                 tolerances={"bfloat16": 6e-3, "float32": 2e-6},
                 is_ours=True,
             ),
             Path(
                 name="torch",
                 run=output_and_state(gated_scan, cell=cell, backend="torch"),
-                find_fault=BACKENDS["torch"].find_fault,
+                unavailable_reason=BACKENDS["torch"].unavailable_reason,
                 tolerances={"bfloat16": 6e-3, "float32": 2e-6},
             ),
         ),
@@ -124,16 +124,16 @@ OPERATIONS: tuple[Operation, ...] = (
             Path(
                 name="fla",
                 run=output_and_state(gated_delta_rule, backend="fla"),
-                find_fault=fla_absence,
+                unavailable_reason=fla_forward_unavailable,
                 # Its products of float32 are in TF32.
                 tolerances={"bfloat16": 2e-2, "float32": 5e-3},
-                gradient_fault=fla_gradient_fault,
+                gradient_unavailable=fla_gradient_unavailable,
                 for_timing=fla_gradients_for_timing,
             ),
             Path(
                 name="torch",
                 run=output_and_state(gated_delta_rule, backend="torch"),
-                find_fault=BACKENDS["torch"].find_fault,
+                unavailable_reason=BACKENDS["torch"].unavailable_reason,
                 tolerances={"bfloat16": 6e-3, "float32": 5e-6},
             ),
         ),
@@ -161,13 +161,13 @@ OPERATIONS: tuple[Operation, ...] = (
             Path(
                 name="mamba-ssm",
                 run=output_and_state(scan_on_cuda),
-                find_fault=BACKENDS["mamba-ssm"].find_fault,
+                unavailable_reason=BACKENDS["mamba-ssm"].unavailable_reason,
                 tolerances={"bfloat16": 2e-2, "float32": 5e-3},
             ),
             Path(
                 name="torch",
                 run=output_and_state(state_space_dual),
-                find_fault=BACKENDS["torch"].find_fault,
+                unavailable_reason=BACKENDS["torch"].unavailable_reason,
                 tolerances={"bfloat16": 6e-3, "float32": 5e-6},
             ),
         ),
@@ -189,7 +189,7 @@ OPERATIONS: tuple[Operation, ...] = (
             Path(
                 name="flash",
                 run=on_flash_attention,
-                find_fault=_any_device,
+                unavailable_reason=_any_device,
                 tolerances={"bfloat16": 2e-2},
             ),
         ),

@@ -61,7 +61,7 @@ def _truth(k: Tensor, *, written: Tensor | None = None, **arguments: Any) -> tup
 def _on_gpu_alone(device: str) -> str | None:
     if device == "cpu":
         return "the fast tanh is an instruction of GPUs"
-    return BACKENDS["triton"].find_fault(device)
+    return BACKENDS["triton"].unavailable_reason(device)
 
 
 def _recurrence(
@@ -85,7 +85,7 @@ def _recurrence(
     in_gluon = Path(
         name="gluon",
         run=on(backend="gluon"),
-        find_fault=BACKENDS["gluon"].find_fault,
+        unavailable_reason=BACKENDS["gluon"].unavailable_reason,
         tolerances={"bfloat16": 6e-3, "float32": 2e-3},
         is_ours=True,
     )
@@ -107,7 +107,7 @@ def _recurrence(
             Path(
                 name="triton",
                 run=on(backend="triton", tanh="fast"),
-                find_fault=_on_gpu_alone,
+                unavailable_reason=_on_gpu_alone,
                 tolerances={"bfloat16": 6e-3, "float32": 2e-3},
                 is_ours=True,
             ),
@@ -115,14 +115,14 @@ def _recurrence(
             Path(
                 name="triton-exact",
                 run=on(backend="triton", tanh="exact"),
-                find_fault=BACKENDS["triton"].find_fault,
+                unavailable_reason=BACKENDS["triton"].unavailable_reason,
                 tolerances={"bfloat16": 6e-3, "float32": 2e-6},
                 is_for_tests=True,
             ),
             Path(
                 name="torch",
                 run=on(backend="torch"),
-                find_fault=BACKENDS["torch"].find_fault,
+                unavailable_reason=BACKENDS["torch"].unavailable_reason,
                 tolerances={"bfloat16": 6e-3, "float32": 2e-6},
             ),
         ),

@@ -70,7 +70,7 @@ def check_all(device: torch.device) -> Iterator[Check]:
             continue
         sizes = operation.test_sizes if device.type == "cuda" else operation.tiny_sizes
         for path in operation.paths:
-            fault = path.find_fault(device.type)
+            fault = path.unavailable_reason(device.type)
             if fault:
                 yield Check(
                     operation=operation.name,
@@ -109,7 +109,7 @@ def check(
         "size": size.label,
         "dtype": dtype,
     }
-    fault = path.find_fault(device.type)
+    fault = path.unavailable_reason(device.type)
     if fault:
         return Check(**what, status="not run", reason=fault)
     try:
@@ -133,8 +133,8 @@ def _compare(
 ) -> Check:
     inputs = drawn_inputs(operation, size, dtype, device)
     exact = {name: _exact(x) for name, x in inputs.items()}
-    gradient_fault = path.gradient_fault()
-    names = () if gradient_fault else differentiable(inputs)
+    gradient_unavailable = path.gradient_unavailable()
+    names = () if gradient_unavailable else differentiable(inputs)
     with poisoned(), quiet():
         start = time.perf_counter()
         outputs = path.run(**inputs)
@@ -161,7 +161,7 @@ def _compare(
         allowed=allowed,
         forward_ms=times.forward_ms,
         forward_backward_ms=times.forward_backward_ms,
-        reason=f"outputs only: {gradient_fault}" if gradient_fault else None,
+        reason=f"outputs only: {gradient_unavailable}" if gradient_unavailable else None,
     )
 
 

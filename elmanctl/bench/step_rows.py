@@ -20,7 +20,7 @@ from elmanctl.errors import InvalidConfiguration
 from elmanctl.jobs.data import ByteStream
 from elmanctl.jobs.outcome import TrainOutcome
 from elmanctl.jobs.train import train
-from elmanctl.models.backends import BACKENDS, fla_absence, fla_gradient_fault
+from elmanctl.models.backends import BACKENDS, fla_forward_unavailable, fla_gradient_unavailable
 from elmanctl.models.params import count_parameters, flops_per_token
 from elmanctl.models.registry import build_model
 from elmanctl.run.spec import AttemptSpec, DataSpec
@@ -154,7 +154,7 @@ def _fault(backend: str, device: torch.device) -> str | None:
     if backend == "triton" and device.type == "cpu":
         return "in Triton's interpreter a training step takes minutes"
     # Gradients that fla gets wrong cost what right ones do: they are timed, and labelled.
-    find = fla_absence if backend == "fla" else BACKENDS[backend].find_fault
+    find = fla_forward_unavailable if backend == "fla" else BACKENDS[backend].unavailable_reason
     return find(device.type)
 
 
@@ -165,7 +165,7 @@ def _measured(
     device: torch.device,
     matrix_flops: float | None,
 ) -> StepRow:
-    distrusted = row.backend == "fla" and fla_gradient_fault() is not None
+    distrusted = row.backend == "fla" and fla_gradient_unavailable() is not None
     model = _build(row, device)
     stream = ByteStream(corpus)
     clock = StepClock()

@@ -1,4 +1,4 @@
-"""`models`, `params`, `calc-dim` and `eval`: one model at a time, without a search."""
+"""`models`, `params`, `calc-dim` and `eval`: commands for single models, without a search."""
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -23,7 +23,7 @@ from elmanctl.cli.output import (
 from elmanctl.config import refuse_outside
 from elmanctl.constants import DEVICES
 from elmanctl.errors import Faults, UsageError
-from elmanctl.models.backends import BACKENDS, fault_here
+from elmanctl.models.backends import BACKENDS, unavailable_on_all_devices
 from elmanctl.models.config import DOCUMENTED, VARIANTS
 from elmanctl.models.params import (
     count_parameters,
@@ -40,7 +40,8 @@ from elmanctl.space.space import SearchSpace, shipped_space, space_names
 VariantOption = Annotated[
     str,
     typer.Option(
-        help="documented, or study-2026-01: as it ran then", autocompletion=one_of(VARIANTS)
+        help="documented, or study-2026-01: as it ran in the study",
+        autocompletion=one_of(VARIANTS),
     ),
 ]
 LevelArgument = Annotated[
@@ -54,7 +55,7 @@ Assignments = Annotated[
 def models(
     model: Annotated[
         str | None,
-        typer.Argument(help="One model; default a list of all", autocompletion=model_names),
+        typer.Argument(help="One model; default: list all", autocompletion=model_names),
     ] = None,
     as_json: JsonFlag = False,
 ) -> None:
@@ -110,7 +111,7 @@ def models(
         [
             Column(name="BACKEND"),
             Column(name="RUNS HERE", wraps=True),
-            Column(name="COMPUTES", wraps=True),
+            Column(name="SUPPORTS", wraps=True),
         ],
         [[row.name, row.fault or "yes", row.limits] for row in _backend_rows(family)],
     )
@@ -134,12 +135,12 @@ def params(
     level: LevelArgument,
     assignments: Assignments = None,
     variant: VariantOption = DOCUMENTED,
-    seq_len: Annotated[int, typer.Option(help="Sequence length that FLOPs are for", min=1)] = 512,
+    seq_len: Annotated[int, typer.Option(help="Sequence length for FLOPs", min=1)] = 512,
     as_json: JsonFlag = False,
 ) -> None:
     """Count parameters, state and FLOPs of one configuration
 
-    The count is exact: it equals that of the model which a worker builds.
+    The count is exact: it equals that of the model that a worker builds.
 
     \b
     Examples:
@@ -154,8 +155,8 @@ def params(
     sizes = {
         "state of a layer": state_size(name, config, seq_len=seq_len),
         "state of the model": state_size(name, config, seq_len=seq_len, of="model"),
-        "forward FLOPs a token": flops_per_token(name, config, seq_len=seq_len),
-        "training FLOPs a token": flops_per_token(name, config, seq_len=seq_len, training=True),
+        "forward FLOPs per token": flops_per_token(name, config, seq_len=seq_len),
+        "training FLOPs per token": flops_per_token(name, config, seq_len=seq_len, training=True),
     }
     if as_json:
         layer, model, forward, training = sizes.values()
@@ -173,7 +174,7 @@ def params(
         return
     rows = [*parts.items(), ("parameters", total), *sizes.items()]
     print_table(
-        [Column(name="PART"), Column(name="NUMBER", right=True)],
+        [Column(name="PART"), Column(name="COUNT", right=True)],
         [[part, shown_count(number)] for part, number in rows],
     )
 
@@ -182,7 +183,7 @@ def calc_dim(
     level: LevelArgument,
     assignments: Assignments = None,
     params: Annotated[
-        str | None, typer.Option(help="Parameter budget, e.g. 480M; must be given")
+        str | None, typer.Option(help="Parameter budget, e.g. 480M; required")
     ] = None,
     multiple_of: Annotated[int, typer.Option(help="dim is a multiple of this", min=1)] = 128,
     tolerance: Annotated[float, typer.Option(help="Largest relative distance")] = 0.02,
@@ -198,7 +199,7 @@ def calc_dim(
     faults = Faults()
     family, values = resolve_level(level, model_fields(assignments), variant)
     if "dim" in values:
-        faults.add(UsageError("`dim` is what this command finds", hint="leave it out"))
+        faults.add(UsageError("`dim` is what this command solves for", hint="leave it out"))
     target = 0
     with faults:
         if params is None:
@@ -242,12 +243,12 @@ def evaluate(
         typer.Option(help="Implementation; default the best", autocompletion=backends),
     ] = None,
     seed: Annotated[int | None, typer.Option(help="Seed of the training run")] = None,
-    out: Annotated[Path | None, typer.Option(help="Folder to keep it in")] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder for the results")] = None,
     as_json: JsonFlag = False,
 ) -> None:
-    """Train and score one configuration, here and now
+    """Train and score one configuration in the foreground
 
-    The worker's own path, in the foreground, without Slurm and without a search.
+    It runs the worker's code without Slurm and without a search.
 
     \b
     Examples:
@@ -270,7 +271,7 @@ def evaluate(
     if as_json:
         print_json({"folder": str(folder), **result})
         return
-    say(f"kept in {folder}")
+    say(f"saved in {folder}")
     for key in (
         "loss",
         "corpus",
@@ -300,8 +301,8 @@ def _backend_rows(family: Family) -> list[_BackendRow]:
     rows = []
     for name in family.backends:
         backend = BACKENDS[name]
-        fault = fault_here(backend)
-        limits = config_class.backend_limits(name) or "every size"
+        fault = unavailable_on_all_devices(backend)
+        limits = config_class.backend_limits(name) or "all sizes"
         rows.append(_BackendRow(name, fault, backend.fix if fault else None, limits))
     return rows
 

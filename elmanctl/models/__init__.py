@@ -1,5 +1,5 @@
 """Model families: configuration, exact size, PyTorch modules."""
 
-# The link of this name at the top of a checkout must not become a second, generic import.
+# The symlink of this name at the top of a checkout must not be importable as a package `models`.
 if __name__ != "elmanctl.models":
     raise ImportError("import elmanctl.models, not models")

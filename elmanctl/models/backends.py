@@ -1,4 +1,4 @@
-"""The implementations that models run on: what each needs, and whether it is usable here."""
+"""Backends of models: their requirements, availability on this machine, and selection."""
 
 import importlib.util
 import os
@@ -15,153 +15,159 @@ from elmanctl.models.config import FamilyConfig
 AUTO = "auto"
 
 OLDEST_TRITON = (3, 5)
-"""The oldest Triton that mamba-ssm works with, and the oldest that our own kernels are tried on."""
+"""Oldest Triton that mamba-ssm supports and that our own kernels are tested on."""
 
 OLDEST_GLUON = (3, 6)
-"""The oldest Triton on which our kernels in its experimental language are compiled in tests."""
+"""Oldest Triton that our Gluon kernels are compiled with in tests."""
 
 OLDEST_GPU = (8, 0)
-"""The lowest compute capability that our own kernels are compiled for in tests."""
+"""Lowest compute capability that our own kernels are compiled for in tests."""
 
 FLA_WRONG_ON_HOPPER = ((3, 4, 0), (3, 7, 1))
-"""The first Triton that gets the gradients of fla wrong on Hopper, and the first that does not."""
+"""First Triton that computes wrong gradients for fla on Hopper, and the first that fixes it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Backend:
-    """One implementation.
+    """A backend.
 
-    `find_fault` takes the device, cpu or cuda, and returns why this backend cannot run on it on
-    this machine, or None; `fix` is what to install or change then.
+    `unavailable_reason` takes a device, cpu or cuda, and returns why the backend cannot run on it
+    on this machine, or None; `fix` says what to install or change in that case.
     """
 
     name: str
     summary: str
     fix: str
-    find_fault: Callable[[str], str | None]
+    unavailable_reason: Callable[[str], str | None]
 
 
-def _torch_fault(device: str) -> str | None:
-    if importlib.util.find_spec("torch") is None:
-        return "torch is not installed"
-    if device == "cuda":
-        import torch
+_DISTRIBUTIONS = {"fla": "flash-linear-attention"}
 
-        if not torch.cuda.is_available():
-            return "torch sees no CUDA device"
+
+def _missing_package(*packages: str) -> str | None:
+    for package in packages:
+        if importlib.util.find_spec(package) is None:
+            return f"{_DISTRIBUTIONS.get(package, package)} is not installed"
     return None
 
 
-def _mamba_ssm_fault(device: str) -> str | None:
-    if device != "cuda":
-        return f"its kernels run on cuda, not on {device}"
-    # The last three are what its import needs and its installation without dependencies leaves out.
-    for package in ("mamba_ssm", "triton", "einops", "transformers"):
-        if importlib.util.find_spec(package) is None:
-            return f"{package} is not installed"
-    return _triton_version_fault() or _torch_fault(device)
+def _needs_cuda(device: str) -> str | None:
+    return None if device == "cuda" else f"its kernels run on cuda, not on {device}"
 
 
-def _triton_version_fault() -> str | None:
+def _triton_version() -> tuple[int, ...]:
     import triton
 
-    version = tuple(int(digits) for digits in re.findall(r"\d+", triton.__version__)[:2])
-    if version < OLDEST_TRITON:
-        wanted = ".".join(map(str, OLDEST_TRITON))
-        return f"triton is {triton.__version__}, but must be {wanted} or newer"
-    return None
+    return tuple(int(digits) for digits in re.findall(r"\d+", triton.__version__)[:3])
 
 
-def _triton_fault(device: str) -> str | None:
-    interpreted = "TRITON_INTERPRET" in os.environ
-    if device != "cuda" and not interpreted:
-        return f"its kernels run on cuda, not on {device}"
-    if importlib.util.find_spec("triton") is None:
-        return "triton is not installed"
-    fault = _triton_version_fault() or _torch_fault(device)
-    if fault:
-        return fault
+def _outdated_triton(oldest: tuple[int, int]) -> str | None:
+    import triton
+
+    if _triton_version() >= oldest:
+        return None
+    return f"triton is {triton.__version__}, but must be {_dotted(oldest)} or newer"
+
+
+def _dotted(version: tuple[int, ...]) -> str:
+    return ".".join(map(str, version))
+
+
+def _torch_unavailable(device: str) -> str | None:
+    missing = _missing_package("torch")
+    if missing or device != "cuda":
+        return missing
+    import torch
+
+    return None if torch.cuda.is_available() else "torch sees no CUDA device"
+
+
+def _mamba_ssm_unavailable(device: str) -> str | None:
+    return (
+        _needs_cuda(device)
+        # mamba_ssm is installed without its dependencies, of which its import needs these three.
+        or _missing_package("mamba_ssm", "triton", "einops", "transformers")
+        or _outdated_triton(OLDEST_TRITON)
+        or _torch_unavailable(device)
+    )
+
+
+def _triton_unavailable(device: str) -> str | None:
+    reason = (
+        (None if "TRITON_INTERPRET" in os.environ else _needs_cuda(device))
+        or _missing_package("triton")
+        or _outdated_triton(OLDEST_TRITON)
+        or _torch_unavailable(device)
+    )
+    if reason:
+        return reason
     import torch
     import triton
 
     if device != "cuda":
-        # Triton reads more words than 1 as a yes.
+        # Triton decides which values of the variable count as true.
         if triton.knobs.runtime.interpret:
             return None
         return f"its kernels run on cuda, not on {device}, unless TRITON_INTERPRET is 1"
     capability = torch.cuda.get_device_capability()
     if capability < OLDEST_GPU:
-        found, wanted = (".".join(map(str, pair)) for pair in (capability, OLDEST_GPU))
-        return f"this GPU has compute capability {found}, but the kernels need {wanted}"
+        return (
+            f"this GPU has compute capability {_dotted(capability)}, "
+            f"but the kernels need {_dotted(OLDEST_GPU)}"
+        )
     return None
 
 
-def _gluon_fault(device: str) -> str | None:
-    if device != "cuda":
-        return f"its kernels run on cuda, not on {device}"
-    fault = _triton_fault(device)
-    if fault:
-        return fault
-    import triton
-
-    version = tuple(int(digits) for digits in re.findall(r"\d+", triton.__version__)[:2])
-    if version < OLDEST_GLUON:
-        wanted = ".".join(map(str, OLDEST_GLUON))
-        return f"triton is {triton.__version__}, but must be {wanted} or newer"
-    return None
+def _gluon_unavailable(device: str) -> str | None:
+    return _needs_cuda(device) or _triton_unavailable(device) or _outdated_triton(OLDEST_GLUON)
 
 
-def _cudnn_fault(device: str) -> str | None:
+def _cudnn_unavailable(device: str) -> str | None:
     if device != "cuda":
         return "cuDNN needs a CUDA device"
-    fault = _torch_fault(device)
-    if fault:
-        return fault
+    reason = _torch_unavailable(device)
+    if reason:
+        return reason
     import torch
 
     if not torch.backends.cudnn.is_available():
         return "this build of torch has no cuDNN"
-    return None if torch.backends.cudnn.enabled else "torch.backends.cudnn is switched off"
+    return None if torch.backends.cudnn.enabled else "torch.backends.cudnn is disabled"
 
 
-_SHIPPED_AS = {"fla": "flash-linear-attention"}
-
-
-def fla_absence(device: str) -> str | None:
-    """Return why the kernels of fla cannot run at all on cpu or cuda, or None."""
-    if device != "cuda":
-        return f"its kernels run on cuda, not on {device}"
-    for package in ("fla", "triton", "einops"):
-        if importlib.util.find_spec(package) is None:
-            return f"{_SHIPPED_AS.get(package, package)} is not installed"
-    return _torch_fault(device)
-
-
-def fla_gradient_fault() -> str | None:
-    """Return why fla, where its kernels run, computes no gradients of gated rules, or None."""
-    import torch
-    import triton
-
-    version = tuple(int(digits) for digits in re.findall(r"\d+", triton.__version__)[:3])
-    hopper = torch.cuda.get_device_capability()[0] == 9
-    if not hopper or not FLA_WRONG_ON_HOPPER[0] <= version < FLA_WRONG_ON_HOPPER[1]:
-        return None
-    # Triton's gradients would be wrong: fla turns to TileLang, or raises in the backward pass.
-    if importlib.util.find_spec("tilelang") is None:
-        missing = "is not installed"
-    elif not _has_nvcc():
-        missing = "finds no nvcc, in PATH, CUDA_HOME or /usr/local/cuda"
-    else:
-        return None
-    first, fixed = (".".join(map(str, bound)) for bound in FLA_WRONG_ON_HOPPER)
+def fla_forward_unavailable(device: str) -> str | None:
+    """Return why the kernels of fla cannot run on `device`, cpu or cuda, or None."""
     return (
-        f"triton is {triton.__version__}, and on a Hopper GPU like this one fla computes gradients "
-        f"with a triton before {first} or from {fixed} on, or by tilelang, which {missing}"
+        _needs_cuda(device)
+        or _missing_package("fla", "triton", "einops")
+        or _torch_unavailable(device)
     )
 
 
-def _fla_fault(device: str) -> str | None:
-    return fla_absence(device) or fla_gradient_fault()
+def fla_gradient_unavailable() -> str | None:
+    """Return why fla, where its kernels run, has no gradients of gated rules, or None."""
+    import torch
+    import triton
+
+    is_hopper = torch.cuda.get_device_capability()[0] == 9
+    first, fixed = FLA_WRONG_ON_HOPPER
+    if not is_hopper or not first <= _triton_version() < fixed:
+        return None
+    # Triton's gradients would be wrong: fla uses TileLang instead, or raises in the backward pass.
+    if importlib.util.find_spec("tilelang") is None:
+        missing = "is not installed"
+    elif not _has_nvcc():
+        missing = "finds no nvcc in PATH, CUDA_HOME or /usr/local/cuda"
+    else:
+        return None
+    return (
+        f"triton is {triton.__version__}; on Hopper GPUs fla computes gradients with triton older "
+        f"than {_dotted(first)}, with {_dotted(fixed)} or newer, or with tilelang, which {missing}"
+    )
+
+
+def _fla_unavailable(device: str) -> str | None:
+    return fla_forward_unavailable(device) or fla_gradient_unavailable()
 
 
 def _has_nvcc() -> bool:
@@ -178,54 +184,54 @@ BACKENDS: Mapping[str, Backend] = {
             name="torch",
             summary="plain PyTorch, on any device",
             fix=INSTALL_TRAIN,
-            find_fault=_torch_fault,
+            unavailable_reason=_torch_unavailable,
         ),
         Backend(
             name="triton",
             summary="our own Triton kernels, on CUDA",
             fix="on a machine with a CUDA device of compute capability 8.0 or higher: "
             + INSTALL_GPU,
-            find_fault=_triton_fault,
+            unavailable_reason=_triton_unavailable,
         ),
         Backend(
             name="gluon",
-            summary="our own Triton kernels, the gradient in Gluon, on CUDA; auto leaves it alone",
+            summary="our own Triton kernels, gradients in Gluon, on CUDA; never selected by auto",
             fix="on a machine with a CUDA device of compute capability 8.0 or higher and triton "
             "3.6 or newer: " + INSTALL_GPU,
-            find_fault=_gluon_fault,
+            unavailable_reason=_gluon_unavailable,
         ),
         Backend(
             name="cudnn",
-            summary="the recurrent networks of cuDNN, on CUDA devices",
-            fix="choose backend `torch`, or a machine whose torch sees a CUDA device and cuDNN",
-            find_fault=_cudnn_fault,
+            summary="the recurrent networks of cuDNN, on CUDA",
+            fix="use backend `torch`, or a machine where torch has a CUDA device and cuDNN",
+            unavailable_reason=_cudnn_unavailable,
         ),
         Backend(
             name="mamba-ssm",
             summary="the Triton kernels of mamba-ssm, on CUDA",
             fix=f"on a machine with a CUDA device: {INSTALL_GPU}, then scripts/install-mamba-ssm",
-            find_fault=_mamba_ssm_fault,
+            unavailable_reason=_mamba_ssm_unavailable,
         ),
         Backend(
             name="fla",
             summary="the Triton kernels of flash-linear-attention, on CUDA",
             fix=f"on a machine with a CUDA device: {INSTALL_GPU}; on Hopper also "
             "triton 3.7.1 or newer, which torch 2.12.1 or newer brings, or tilelang 0.1.9 or newer",
-            find_fault=_fla_fault,
+            unavailable_reason=_fla_unavailable,
         ),
     )
 }
 
 
-def fault_here(backend: Backend) -> str | None:
-    """Return why a backend cannot run on this machine on any device, or None."""
-    if backend.find_fault("cpu") is None:
+def unavailable_on_all_devices(backend: Backend) -> str | None:
+    """Return why a backend cannot run on any device of this machine, or None."""
+    if backend.unavailable_reason("cpu") is None:
         return None
-    return backend.find_fault("cuda")
+    return backend.unavailable_reason("cuda")
 
 
 def check_backend_name(level: str, known: tuple[str, ...], name: str) -> None:
-    """Raise InvalidConfiguration for a backend that the models of a level do not have."""
+    """Raise InvalidConfiguration for a backend that the family of a level does not have."""
     if name in (AUTO, *known):
         return
     near = nearest(name, (AUTO, *known))
@@ -238,31 +244,24 @@ def check_backend_name(level: str, known: tuple[str, ...], name: str) -> None:
 def resolve_backend(
     level: str, known: tuple[str, ...], name: str, config: FamilyConfig, device: str
 ) -> str:
-    """Return the backend that runs: the one named, or for `auto` the first that can.
+    """Return the backend to run on: the one named, or for `auto` the first that is available.
 
-    `known` are the backends of the level, the fastest first; `device` is cpu or cuda.  On a CPU
-    `auto` is the last one: Triton can interpret kernels there, for tests, and is slow at it.
-    Raises InvalidConfiguration for a backend that does not exist or does not compute this model,
-    EnvironmentNotReady for one that cannot run here.
+    `known` are the backends of the level, fastest first; `device` is cpu or cuda.  On a CPU `auto`
+    is the last one, because Triton's interpreter is slow and meant for tests.
+    Raises InvalidConfiguration for an unknown backend or one that does not support this model,
+    EnvironmentNotReady for one that is unavailable.
     """
     check_backend_name(level, known, name)
     if name != AUTO:
         config.check_backend(name)
-        fault = BACKENDS[name].find_fault(device)
-        if fault:
+        reason = BACKENDS[name].unavailable_reason(device)
+        if reason:
             raise EnvironmentNotReady(
-                f"backend `{name}` cannot run here: {fault}", hint=BACKENDS[name].fix
+                f"backend `{name}` cannot run here: {reason}", hint=BACKENDS[name].fix
             )
         return name
     for candidate in known[:-1] if device == "cuda" else ():
-        if BACKENDS[candidate].find_fault(device) is None and _computes(config, candidate):
+        is_available = BACKENDS[candidate].unavailable_reason(device) is None
+        if is_available and config.is_supported_by(candidate):
             return candidate
     return resolve_backend(level, known, known[-1], config, device)
-
-
-def _computes(config: FamilyConfig, backend: str) -> bool:
-    try:
-        config.check_backend(backend)
-    except InvalidConfiguration:
-        return False
-    return True

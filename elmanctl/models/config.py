@@ -1,6 +1,6 @@
-"""What the configurations of all families share: frozen records, checked whole, exact sizes.
+"""Base class of model configurations: validation, plain-data codec, exact sizes.
 
-Nothing here or in `models.configs` imports torch: a login node counts and checks without it.
+Neither this module nor `models.configs` imports torch, so login nodes can check and count models.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -9,13 +9,10 @@ from typing import Annotated, Any, ClassVar, Literal, Self, get_args, get_origin
 
 from elmanctl.errors import InvalidConfiguration, nearest, together
 
-VOCABULARY = 256
-"""Models read and predict bytes."""
-
 MAX_DIM = 65_536
 
 DOCUMENTED, STUDY = "documented", "study-2026-01"
-"""A model as its documentation has it, or as it ran in the study of January 2026."""
+"""Variants: a model as documented, or as it ran in the study of January 2026."""
 
 VARIANTS = (DOCUMENTED, STUDY)
 
@@ -24,7 +21,7 @@ _KINDS = {bool: "true or false", int: "a whole number", float: "a number", str: 
 
 @dataclass(frozen=True, slots=True)
 class Between:
-    """The closed range in which a number must lie."""
+    """Closed range of valid numbers."""
 
     low: float
     high: float
@@ -38,15 +35,15 @@ ConvWidth = Annotated[int, Between(2, 16)]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FamilyConfig:
-    """A model of one family: its width, its number of layers, and what the family adds.
+    """Configuration of a model: width, depth and the settings of its family.
 
-    The annotation of a field is its check: bool, int, float, `Annotated[int, Between(1, 9)]`,
-    `Literal["silu", "sigmoid"]` or `Literal[32, 64]`.  What concerns several fields at once is in
-    `check_together`, what concerns the implementation that runs in `check_backend`.
+    The annotation of a field defines its validation: bool, int, float,
+    `Annotated[int, Between(1, 9)]`, `Literal["silu", "sigmoid"]` or `Literal[32, 64]`.
+    Constraints across fields go into `check_together`, those of a backend into `check_backend`.
     """
 
     norm: ClassVar[Literal["rms", "layer"]] = "rms"
-    """The norm before each layer and at the end: RMSNorm, or LayerNorm with a bias."""
+    """Norm before each layer and at the end: RMSNorm, or LayerNorm with a bias."""
 
     level: str
     dim: Annotated[int, Between(1, MAX_DIM)]
@@ -62,42 +59,50 @@ class FamilyConfig:
 
     @property
     def is_study(self) -> bool:
-        """Whether this is the model that ran in the study, faults included."""
+        """Whether this is the model that ran in the study, bugs included."""
         return self.variant == STUDY
 
     @property
     def sublayers(self) -> int:
-        """How many pre-normed steps of the residual stream one layer takes."""
+        """Pre-norm residual sublayers per layer."""
         return 1
 
     def check_together(self) -> None:
-        """Raise InvalidConfiguration when fields do not go together."""
+        """Raise InvalidConfiguration if fields contradict each other."""
 
     def check_backend(self, backend: str) -> None:
-        """Raise InvalidConfiguration when a backend of this family does not compute this model."""
+        """Raise InvalidConfiguration if a backend of this family does not support this model."""
+
+    def is_supported_by(self, backend: str) -> bool:
+        """Whether a backend of this family supports this model."""
+        try:
+            self.check_backend(backend)
+        except InvalidConfiguration:
+            return False
+        return True
 
     @classmethod
     def backend_limits(cls, backend: str) -> str:
-        """Return in words which sizes a backend computes, empty where it computes all."""
+        """Describe the sizes that a backend supports; empty if it supports all."""
         return ""
 
     def layer_parameters(self) -> int:
-        """Return the number of parameters of one layer, the norms before its parts left out."""
+        """Return the parameter count of one layer, excluding the norms before its sublayers."""
         raise self._missing("layer_parameters")
 
     def layer_state_size(self, seq_len: int) -> int:
-        """Return how many numbers one layer carries from position `seq_len` to the next.
+        """Return the state size of one layer after `seq_len` positions, in elements.
 
-        The state of the recurrence alone, or keys and values of an attention; the few inputs that a
-        short convolution keeps are left out.
+        It is the state of the recurrence, or the cached keys and values of attention, without the
+        few inputs that a short convolution keeps.
         """
         raise self._missing("layer_state_size")
 
     def layer_flops(self, seq_len: int) -> int:
-        """Return the forward FLOPs of one layer for one token, on average over a sequence.
+        """Return the forward FLOPs per token of one layer, averaged over a sequence.
 
-        A multiplication and an addition count one each; norms, activations and softmax are left
-        out, the tanh of a matrix state is one.
+        A multiplication and an addition count as one FLOP each, the tanh of a matrix state as one;
+        norms, other activations and softmax are not counted.
         """
         raise self._missing("layer_flops")
 
@@ -105,34 +110,34 @@ class FamilyConfig:
         return NotImplementedError(f"{type(self).__name__} does not define `{method}`")
 
     def layer_activations(self, seq_len: int) -> int:
-        """Return about how many numbers of one token a layer keeps for its gradient.
+        """Estimate the elements per token that a layer saves for the backward pass.
 
-        On backend `torch`, what the norm before it keeps included, the residual itself left out.
-        Here, where a family does not know better: each matrix keeps its input and its output, whose
-        widths together are about the layer's parameters over its width.
+        They are those of backend `torch`, including the norm before the layer but not the residual
+        stream.  By default each matrix saves its input and output, whose widths add up to roughly
+        the layer's parameter count over `dim`.
         """
         return 2 * self.dim + 2 * self.layer_parameters() // self.dim
 
     def norm_parameters(self) -> int:
-        """Return the number of parameters of the norms before the layers and of the last one."""
+        """Return the parameter count of the norms before the sublayers and of the final norm."""
         each = self.dim if self.norm == "rms" else 2 * self.dim
         return each * (self.depth * self.sublayers + 1)
 
     @classmethod
     def dim_divisor(cls, settings: Mapping[str, object]) -> int:
-        """Return what `dim` must be a multiple of, given the other settings."""
+        """Return the number that `dim` must be a multiple of, given the other settings."""
         return 1
 
     @classmethod
     def complete_level(cls, settings: Mapping[str, Any]) -> dict[str, Any]:
-        """Return what the settings fixed by a level imply where the configuration is silent."""
+        """Return defaults implied by the settings that a level fixes."""
         return {}
 
     @classmethod
     def decode(cls, data: Mapping[str, object]) -> Self:
-        """Return the configuration that plain data describes.
+        """Decode a configuration from plain data.
 
-        Raises InvalidConfiguration, naming every unknown, missing, ill-typed or impossible setting.
+        Raises InvalidConfiguration listing all unknown, missing, ill-typed and invalid settings.
         """
         names = {item.name for item in fields(cls)}
         if not names.issuperset(data) or not cls._required().issubset(data):
@@ -141,15 +146,15 @@ class FamilyConfig:
 
     @classmethod
     def faults(cls, data: Mapping[str, object]) -> list[InvalidConfiguration]:
-        """Return what is wrong with the settings one by one: unknown, missing, ill-typed."""
+        """Return the errors of individual settings: unknown, missing, ill-typed, out of range."""
         known = {item.name: item for item in fields(cls)}
         default = known["level"].default
         level = str(data.get("level", "" if default is MISSING else default))
         unknown = [name for name in data if name not in known]
         found = [_unknown_setting(level, name, known) for name in unknown]
-        # A word that was misspelled is one fault, not two.
-        meant = {nearest(name, known) for name in unknown}
-        missing = [name for name in known if name in cls._required() - {*data, *meant}]
+        # A misspelled setting is one error: unknown, but not also missing.
+        intended = {nearest(name, known) for name in unknown}
+        missing = [name for name in known if name in cls._required() - {*data, *intended}]
         if missing:
             plural = "s" if len(missing) > 1 else ""
             found.append(
@@ -163,30 +168,31 @@ class FamilyConfig:
         return {item.name for item in fields(cls) if item.default is MISSING}
 
     def encode(self) -> dict[str, Any]:
-        """Return the plain data that `decode` reads."""
+        """Encode as plain data for `decode`."""
         return asdict(self)
 
 
-# Solving for a width builds thousands of configurations, and reading hints is most of the work.
-_known_annotations: dict[type[FamilyConfig], dict[str, Any]] = {}
+# Cached because solving for `dim` builds thousands of configurations, and resolving type hints
+# would dominate.
+_annotation_cache: dict[type[FamilyConfig], dict[str, Any]] = {}
 
 
 def _annotations(config_class: type[FamilyConfig]) -> dict[str, Any]:
-    if config_class not in _known_annotations:
+    if config_class not in _annotation_cache:
         hints = get_type_hints(config_class, include_extras=True)
-        found = {item.name: hints[item.name] for item in fields(config_class)}
-        for name, annotation in found.items():
+        annotations = {item.name: hints[item.name] for item in fields(config_class)}
+        for name, annotation in annotations.items():
             if _kind(annotation)[0] not in _KINDS:
                 raise TypeError(
-                    f"{config_class.__name__}: nothing checks a `{name}` of type {annotation}; "
-                    "the docstring of FamilyConfig has the annotations there are"
+                    f"{config_class.__name__}: `{name}` has the unsupported type {annotation}; "
+                    "the docstring of FamilyConfig lists the supported annotations"
                 )
-        _known_annotations[config_class] = found
-    return _known_annotations[config_class]
+        _annotation_cache[config_class] = annotations
+    return _annotation_cache[config_class]
 
 
 def _widened(config_class: type[FamilyConfig], name: str, value: object) -> Any:
-    """A whole number for a setting that takes any number, as that number."""
+    """Convert an integer to float for a setting of type float."""
     kind, _ = _kind(_annotations(config_class)[name])
     return float(value) if kind is float and type(value) is int else value
 
@@ -200,24 +206,13 @@ def _kind(annotation: Any) -> tuple[type, Between | None]:
     return annotation, None
 
 
-def refuse_unknown(what: str, word: object, known: tuple[str, ...]) -> None:
-    """Raise InvalidConfiguration unless a word is one of those known."""
-    if word in known:
-        return
-    near = nearest(str(word), known)
-    raise InvalidConfiguration(
-        f"there is no {what} `{word}`; known: {', '.join(known)}",
-        hint=f"did you mean `{near}`?" if near else None,
-    )
-
-
-def whole(x: float) -> int:
-    """Return x without its fraction, so that 25/24 of 24 is 25 and not 24.999999999999996."""
+def floor_exact(x: float) -> int:
+    """Round down after removing float error, so that 25/24 of 24 is 25, not 24."""
     return int(round(x, 6))
 
 
-def in_words(sizes: Iterable[int]) -> str:
-    """Return sizes for people, three or more at equal steps as a range: `4 to 16 in steps of 4`."""
+def format_sizes(sizes: Iterable[int]) -> str:
+    """Format sizes, three or more at equal steps as a range such as `4 to 16 in steps of 4`."""
     rest, parts = sorted(sizes), []
     while rest:
         step = rest[1] - rest[0] if len(rest) > 1 else 1
@@ -240,7 +235,7 @@ def _unknown_setting(level: str, name: str, known: Iterable[str]) -> InvalidConf
 
 
 def _listed(names: Sequence[str]) -> str:
-    """Return names as a sentence lists them: `a`, `b` and `c`."""
+    """Join names as in `a`, `b` and `c`."""
     quoted = [f"`{name}`" for name in names]
     return " and ".join([", ".join(quoted[:-1]), quoted[-1]] if len(quoted) > 1 else quoted)
 
@@ -248,7 +243,7 @@ def _listed(names: Sequence[str]) -> str:
 def _value_faults(
     config_class: type[FamilyConfig], level: str, values: Mapping[str, object]
 ) -> list[InvalidConfiguration]:
-    """Return what is wrong with each value by itself."""
+    """Return the errors of individual values."""
     annotations = _annotations(config_class)
     found = (_value_fault(level, name, annotations[name], value) for name, value in values.items())
     return [fault for fault in found if fault is not None]
@@ -265,9 +260,9 @@ def _value_fault(
         return InvalidConfiguration(
             f"{level}: `{name}` is {value}, but must be from {between.low:g} to {between.high:g}"
         )
-    words = get_args(annotation) if get_origin(annotation) is Literal else ()
-    if words and value not in words:
-        known = [str(word) for word in words]
+    choices = get_args(annotation) if get_origin(annotation) is Literal else ()
+    if choices and value not in choices:
+        known = [str(choice) for choice in choices]
         near = nearest(str(value), known) if kind is str else None
         return InvalidConfiguration(
             f"{level}: `{name}` is {value!r}, but must be one of {', '.join(known)}",

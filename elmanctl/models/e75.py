@@ -1,18 +1,17 @@
-"""E75: matrix states with a decay for each value, whose read-out gates itself.
+"""E75: matrix states with one decay per value and a self-gated read-out.
 
 With x the normed input, z = silu(conv(W_in x)) (no convolution unless `use_conv`), and per head
 
-    k, v, q = W_k z, W_v z, W_q z        alpha = sigmoid(W_a z + b)     one alpha for each value
+    k, v, q = W_k z, W_v z, W_q z        alpha = sigmoid(W_a z + b)     one alpha per value
     khat    = k / (|k| + 1e-6)
     S_t     = tanh( S_{t-1} diag(alpha) + khat (v - S_{t-1}^T khat)^T )    S is key by value
     s       = S_t^T q,    o = s * silu(s)
-    y       = W_out [o of all heads]
+    y       = W_out concat(o of all heads)
 
 The post-conv form has no W_in: k, v, q = silu(conv(W x)) and alpha = sigmoid(W_a x + b).
 
 The write is the delta rule (Schlag, Irie and Schmidhuber, 2021, arXiv 2102.11174).  Unusual are
-the tanh, the decay that the values and not the keys have, the queries of any length, and the gate,
-which is the read-out itself.
+the tanh, the decay per value rather than per key, the unnormalized queries, and the self-gating.
 """
 
 from typing import NamedTuple
@@ -26,23 +25,23 @@ from elmanctl.models.configs.e75 import E75Config
 from elmanctl.models.layers import CausalConvolution, at_least_float32, projection
 
 DECAY_BIAS = 2.0
-"""Where b starts: the states keep sigmoid(2) = 0.88 at every position."""
+"""Initial b, a decay of sigmoid(2) = 0.88."""
 
 KEY_EPS = 1e-6
 
 
 class E75State(NamedTuple):
-    """What a layer carries over: the matrix states and the last inputs of the convolution."""
+    """Recurrent state of a layer: matrix states and the last inputs of the convolution."""
 
     memory: Tensor  # [B, H, N, N], key by value, float32 or float64
     conv_tail: Tensor | None  # [B, d_conv - 1, conv_channels]
 
 
 class E75Layer(nn.Module):
-    """One E75 mixer; the module's docstring has its equations."""
+    """E75 mixer; equations in the module docstring."""
 
     def __init__(self, config: E75Config, backend: str) -> None:
-        """Draw the weights from torch's global generator."""
+        """Initialize the weights from torch's global generator."""
         super().__init__()
         self.config = config
         self.backend = backend
@@ -55,7 +54,7 @@ class E75Layer(nn.Module):
         )
         # Keys, values, queries and decays of all heads, in this order.
         self.cell = nn.Linear(config.inner_width, 4 * width, bias=False)
-        # Each head's part of a matrix starts as a matrix of its own, but for the post-conv form.
+        # Each head's part is initialized as its own matrix, except in the post-conv form.
         rows = width if config.post_conv else config.n_state
         for part in self.cell.weight.detach().view(-1, rows, config.inner_width):
             nn.init.xavier_uniform_(part)
@@ -63,7 +62,7 @@ class E75Layer(nn.Module):
         self.out = projection(width, config.dim)
 
     def forward(self, x: Tensor, state: E75State | None = None) -> tuple[Tensor, E75State]:
-        """Return y [B, T, dim] of x [B, T, dim], and the state after the last position."""
+        """Return y [B, T, dim] for x [B, T, dim] and the state after the last position."""
         k, v, q, score, conv_tail = self._cell(x, None if state is None else state.conv_tail)
         read_out, memory = matrix_recurrence(
             q,
@@ -80,7 +79,7 @@ class E75Layer(nn.Module):
     def _cell(
         self, x: Tensor, tail: Tensor | None
     ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor | None]:
-        """Keys, values, queries and scores of the decays [B, T, H, N], and the tail."""
+        """Return keys, values, queries and decay pre-activations [B, T, H, N], and the tail."""
         z = x
         if self.inner is not None:
             z, tail = self._convolved_silu(self.inner(x), tail)
@@ -89,7 +88,7 @@ class E75Layer(nn.Module):
             channels = self.config.conv_channels
             heads, tail = self._convolved_silu(mixed[..., :channels], tail)
             mixed = torch.cat((heads, mixed[..., channels:]), dim=-1)
-        # The recurrence, the length of the keys and the gate are computed in float32 throughout.
+        # The recurrence, the norm of the keys and the gate are computed in float32.
         parts = at_least_float32(mixed).view(*x.shape[:2], 4, self.config.n_heads, -1)
         k, v, q, score = parts.unbind(2)
         return k, v, q, score, tail

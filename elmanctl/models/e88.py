@@ -6,12 +6,11 @@ For each head, with q, k, v = silu(conv?(W x)) and then q, k of unit length:
     S     = tanh(alpha S + beta k (v - S^T k)^T)      beta = sigmoid(W_b x) with `write_gate`, or 1
     o     = S^T q + D v                               D v with `value_residual`
     z     = norm?(o) * act(W_g x)                     act is silu or sigmoid
-    y     = W_o z                                     z of all heads, joined as `head_mix` says
+    y     = W_o z                                     z of all heads, combined by `head_mix`
 
 The write is the delta rule of Schlag, Irie and Schmidhuber (2021, arXiv 2102.11174), the decay
-that of Mamba (Gu and Dao, 2023, arXiv 2312.00752).  What is unusual is the tanh around the whole
-state: the recurrence cannot be computed in parallel over time.  Keys that stand in for the values
-(`tie_kv`) do so before they are brought to unit length.
+that of Mamba (Gu and Dao, 2023, arXiv 2312.00752).  Unusual is the tanh on the whole state, which
+prevents parallelization over time.  With `tie_kv` the keys before normalization are the values.
 """
 
 from typing import NamedTuple
@@ -34,27 +33,27 @@ CONSTANT_DECAY_LOGIT = 4.0
 
 
 class E88State(NamedTuple):
-    """What a layer carries over: the matrix states and the last inputs of the convolution."""
+    """Recurrent state of a layer: matrix states and the last inputs of the convolution."""
 
     memory: Tensor  # [B, H, N, M], float32 or float64
     conv_tail: Tensor | None  # [B, d_conv - 1, mixed_width]
 
 
 class E88Layer(nn.Module):
-    """One E88 mixer, by the equations at the head of this module."""
+    """E88 mixer; equations in the module docstring."""
 
     def __init__(self, config: E88Config, backend: str) -> None:
-        """Draw the weights from torch's global generator."""
+        """Initialize the weights from torch's global generator."""
         super().__init__()
         self.config = config
         self.backend = backend
         dim, values = config.dim, config.value_width
-        # Queries, keys and values are one matrix: that sets the width of their initialisation.
+        # Queries, keys and values are one matrix, which determines the scale of initialization.
         self.mixed = projection(dim, config.mixed_width)
         self.decay = _DECAYS[config.decay](config)
         self.gate = projection(dim, values) if config.use_gate else None
         self.out = _output(config)
-        # These two keep torch's own initialisation, as in the study.
+        # These two keep torch's default initialization, as in the study.
         self.rate = nn.Linear(dim, config.n_heads, bias=False) if config.write_gate else None
         self.conv = (
             CausalConvolution(config.mixed_width, config.d_conv, bias=False)
@@ -72,7 +71,7 @@ class E88Layer(nn.Module):
             self.unused_norm = nn.Parameter(torch.ones(config.head_values))
 
     def forward(self, x: Tensor, state: E88State | None = None) -> tuple[Tensor, E88State]:
-        """Return y [B, T, dim] of x [B, T, dim], and the state after the last position."""
+        """Return y [B, T, dim] for x [B, T, dim] and the state after the last position."""
         mixed, conv_tail = self._mix(x, None if state is None else state.conv_tail)
         q, k, v = self._split(mixed)
         gate = None if self.gate is None else self._heads(self.gate(x))
@@ -97,7 +96,7 @@ class E88Layer(nn.Module):
 
     @property
     def _gates_inside(self) -> bool:
-        """Whether nothing but a silu gate follows the read-out, which the kernel then applies."""
+        """Whether the kernel applies the gate: a silu gate directly after the read-out."""
         return self.config.gate_function == "silu" and self.norm is None and self.skip is None
 
     def _mix(self, x: Tensor, tail: Tensor | None) -> tuple[Tensor, Tensor | None]:
@@ -105,11 +104,11 @@ class E88Layer(nn.Module):
         if self.conv is None:
             return mixed, None
         convolved, tail = self.conv(mixed, tail)
-        # Kernels read the numbers of a head side by side; the convolution leaves positions so.
+        # Kernels need contiguous heads, but the convolution returns contiguous positions.
         return convolved.contiguous() if self.backend == "triton" else convolved, tail
 
     def _split(self, mixed: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Return queries, keys and values before their silu, as views of what was projected."""
+        """Return queries, keys and values before silu, as views of `mixed`."""
         keys = self.config.key_width
         if self.config.tie_kv:
             q, k = map(self._heads, torch.split(mixed, keys, dim=-1))
@@ -119,7 +118,7 @@ class E88Layer(nn.Module):
         return q, k, v
 
     def _heads(self, x: Tensor) -> Tensor:
-        """[B, T, H * width] as [B, T, H, width]."""
+        """Reshape [B, T, H * width] to [B, T, H, width]."""
         return x.view(*x.shape[:-1], self.config.n_heads, -1)
 
     def _finish(self, read_out: Tensor, v: Tensor) -> Tensor:
@@ -130,7 +129,7 @@ class E88Layer(nn.Module):
         return read_out
 
     def _join(self, heads: Tensor, x: Tensor) -> Tensor:
-        """[B, T, H, M] as [B, T, H * M], side by side, or as their sum [B, T, M]."""
+        """Combine heads [B, T, H, M]: concatenated [B, T, H * M] or summed [B, T, M]."""
         if self.config.head_mix in ("concat", "per_head"):
             return heads.flatten(-2)
         heads = at_least_float32(heads)
@@ -148,7 +147,8 @@ def _output(config: E88Config) -> nn.Linear:
         return projection(config.value_width, config.dim)
     if config.head_mix != "per_head":
         return projection(config.head_values, config.dim)
-    # One matrix of all the heads' own adds what they give; only how each starts is its own.
+    # One matrix applied to the concatenation equals the sum of per-head matrices; only the
+    # initialization is per head.
     out = nn.Linear(config.value_width, config.dim, bias=False)
     for own in torch.split(out.weight.detach(), config.head_values, dim=1):
         nn.init.xavier_uniform_(own)
@@ -168,7 +168,7 @@ def _mamba_decay(config: E88Config) -> SelectiveDecay:
 
 
 class SimpleDecay(nn.Module):
-    """A decay that the input sets alone: sigmoid(W x)."""
+    """Decay computed from the input: sigmoid(W x)."""
 
     def __init__(self, config: E88Config) -> None:
         super().__init__()
@@ -180,7 +180,7 @@ class SimpleDecay(nn.Module):
 
 
 class ConstantDecay(nn.Module):
-    """A learnt decay for each head, the same at every position."""
+    """Learned decay per head, the same at every position."""
 
     def __init__(self, config: E88Config) -> None:
         super().__init__()
@@ -192,7 +192,7 @@ class ConstantDecay(nn.Module):
 
 
 class NoDecay(nn.Module):
-    """A state that nothing but writing changes."""
+    """Decay of 1: only writes change the state."""
 
     def __init__(self, config: E88Config) -> None:
         super().__init__()

@@ -1,6 +1,6 @@
 """E1, E0 and E42: one state vector h per layer, read through a gate.
 
-From u, the normed input of the layer, with `*` element by element:
+With u the normed input of the layer and `*` elementwise:
 
     E1     [x; g] = W_in u, x <- silu(conv(x))
            h <- tanh(W_x x + W_h h + b),  y = W_out (h * silu(g))
@@ -10,10 +10,10 @@ From u, the normed input of the layer, with `*` element by element:
            h <- W x + W h + b,            y = W_out (h * silu(h))
 
 The recurrence of E1 and E0 is Elman's (1990); the gate of E1 is that of Mamba (Gu and Dao, 2023).
-E42 is linear with one matrix for input and state; only its read-out is not.
+E42 is linear, except for its read-out, with one matrix for input and state.
 
-The matrix on the state can be held at a given spectral norm (Miyato et al., 2018): below 1 it
-contracts.  E1 does so by default, E42 always.  Norms are estimates: see `StateMatrix`.
+The matrix of the state can be normalized to a given spectral norm (Miyato et al., 2018); below 1 it
+is a contraction.  E1 does so by default, E42 always.  Norms are estimates: see `StateMatrix`.
 """
 
 from typing import Any, NamedTuple, cast
@@ -28,30 +28,30 @@ from elmanctl.models.layers import CausalConvolution, at_least_float32, projecti
 
 RECURRENT_GAIN = 0.1
 CONTRACTION = 0.99
-"""The spectral norm of the matrix on the state of E1 and E0, where it is held."""
+"""Spectral norm of the state matrix of E1 and E0, where it is normalized."""
 
 ITERATIONS = 3
-"""Steps of the power iteration before each use in training."""
+"""Power-iteration steps before each use in training."""
 
 ITERATIONS_AT_START = 30
-"""Steps of the power iteration on weights that were just drawn; training goes on from there."""
+"""Power-iteration steps on newly initialized weights."""
 
 ITERATIONS_AFTER_LOADING = 200
-"""Steps on weights that were loaded without a direction, as those of older versions are in E42."""
+"""Power-iteration steps on weights loaded without a direction, such as E42's of older versions."""
 
 
 class ElmanState(NamedTuple):
-    """What a layer carries over."""
+    """Recurrent state of a layer."""
 
     hidden: Tensor  # [B, width], float32 or float64
     conv_tail: Tensor | None  # [B, d_conv - 1, width]
 
 
 class E1Layer(nn.Module):
-    """An Elman network whose gate is a second half of the projection into it."""
+    """Elman network whose gate is the second half of the input projection."""
 
     def __init__(self, config: E1Config, backend: str) -> None:
-        """Draw the weights from torch's global generator."""
+        """Initialize the weights from torch's global generator."""
         super().__init__()
         self.inward = projection(config.dim, 2 * config.width)
         self.conv = _convolution(config)
@@ -59,7 +59,7 @@ class E1Layer(nn.Module):
         self.out = projection(config.width, config.dim)
 
     def forward(self, x: Tensor, state: ElmanState | None = None) -> tuple[Tensor, ElmanState]:
-        """Return y [B, T, dim] of x [B, T, dim], and the state after the last position."""
+        """Return y [B, T, dim] for x [B, T, dim] and the state after the last position."""
         before, tail = state or (None, None)
         mixed, gate = self.inward(x).chunk(2, dim=-1)
         if self.conv is not None:
@@ -70,10 +70,10 @@ class E1Layer(nn.Module):
 
 
 class E0Layer(nn.Module):
-    """An Elman network whose gate sees what the network sees."""
+    """Elman network whose gate is computed from the network's input."""
 
     def __init__(self, config: E0Config, backend: str) -> None:
-        """Draw the weights from torch's global generator."""
+        """Initialize the weights from torch's global generator."""
         super().__init__()
         self.inward = projection(config.dim, config.width)
         self.conv = _convolution(config)
@@ -82,10 +82,10 @@ class E0Layer(nn.Module):
         self.out = projection(config.width, config.dim)
 
     def forward(self, x: Tensor, state: ElmanState | None = None) -> tuple[Tensor, ElmanState]:
-        """Return y [B, T, dim] of x [B, T, dim], and the state after the last position."""
+        """Return y [B, T, dim] for x [B, T, dim] and the state after the last position."""
         before, tail = state or (None, None)
         mixed = self.inward(x)
-        # Only a convolution brings a silu with it here.
+        # In E0 silu is applied only with a convolution.
         if self.conv is not None:
             mixed, tail = self.conv(mixed, tail)
             mixed = F.silu(mixed)
@@ -95,29 +95,29 @@ class E0Layer(nn.Module):
 
 
 class E42Layer(nn.Module):
-    """A linear recurrence with one matrix for input and state, gated by itself."""
+    """Self-gated linear recurrence with one tied matrix for input and state."""
 
     def __init__(self, config: E42Config, backend: str) -> None:
-        """Draw the weights from torch's global generator."""
+        """Initialize the weights from torch's global generator."""
         super().__init__()
         self.inward = projection(config.dim, config.width)
-        self.tied = StateMatrix(config.width, gain=1.0, norm=config.held_norm)
+        self.tied = StateMatrix(config.width, gain=1.0, norm=config.matrix_norm)
         self.bias = nn.Parameter(torch.zeros(config.width))
         self.out = projection(config.width, config.dim)
 
     def forward(self, x: Tensor, state: ElmanState | None = None) -> tuple[Tensor, ElmanState]:
-        """Return y [B, T, dim] of x [B, T, dim], and the state after the last position."""
+        """Return y [B, T, dim] for x [B, T, dim] and the state after the last position."""
         mixed = at_least_float32(F.silu(self.inward(x)))
         with torch.autocast(x.device.type, enabled=False):
             tied = self.tied()
-            given = F.linear(mixed, tied, self.bias.to(tied.dtype))
-            hidden = vector_recurrence(given, tied, state and state.hidden, is_linear=True)
+            inputs = F.linear(mixed, tied, self.bias.to(tied.dtype))
+            hidden = vector_recurrence(inputs, tied, state and state.hidden, is_linear=True)
         y = self.out((hidden * F.silu(hidden)).to(x.dtype))
         return y, ElmanState(hidden[:, -1], None)
 
 
 class TanhNetwork(nn.Module):
-    """Elman's recurrence `h <- tanh(W_x x + W_h h + b)`, its state in float32 at least."""
+    """Elman's recurrence `h <- tanh(W_x x + W_h h + b)`, with a state of at least float32."""
 
     def __init__(self, width: int, spectral_norm: bool) -> None:
         super().__init__()
@@ -127,24 +127,24 @@ class TanhNetwork(nn.Module):
         )
 
     def forward(self, x: Tensor, before: Tensor | None) -> Tensor:
-        """Return every h [B, T, width] of x [B, T, width], `before` [B, width] or zero first."""
-        given = at_least_float32(self.input(x))
+        """Return all h [B, T, width] for x [B, T, width]; `before` [B, width] defaults to zero."""
+        inputs = at_least_float32(self.input(x))
         with torch.autocast(x.device.type, enabled=False):
-            return vector_recurrence(given, self.recurrent(), before, is_linear=False)
+            return vector_recurrence(inputs, self.recurrent(), before, is_linear=False)
 
 
 class StateMatrix(nn.Module):
-    """A square matrix, Xavier uniform times `gain`, held at a spectral norm if one is given.
+    """Square matrix, Xavier uniform times `gain`, optionally normalized to a spectral norm.
 
-    Held, it is W norm / sigma(W), gradient included.  sigma is |W^T u| for a unit vector u that
-    three steps of the power iteration on the weights move before each use in training; in
-    evaluation u rests, so equal weights compute equally.  The estimate is never above sigma.
-    u is part of the state dict; it is found anew for weights that are loaded without it.
+    If normalized, it is W norm / sigma(W), and the gradient includes sigma.  sigma is estimated as
+    |W^T u| for a unit vector u, which three steps of power iteration update before each use in
+    training; in evaluation u is fixed, so results are reproducible.  The estimate never exceeds
+    the true sigma.  u is part of the state dict and is recomputed for weights loaded without it.
     """
 
     direction: Tensor
     found_anew = frozenset({"direction"})
-    """The buffers that `load_state_dict` finds by itself where they are missing."""
+    """Buffers that `load_state_dict` recomputes if they are missing."""
 
     def __init__(self, width: int, *, gain: float, norm: float | None) -> None:
         super().__init__()
@@ -152,32 +152,31 @@ class StateMatrix(nn.Module):
         self.weight = nn.Parameter(torch.empty(width, width))
         nn.init.xavier_uniform_(self.weight, gain=gain)
         if norm is not None:
-            drawn = F.normalize(torch.randn(width), dim=0)
-            self.register_buffer("direction", drawn)
-            self.register_load_state_dict_pre_hook(_find_direction)  # type: ignore[no-untyped-call]
+            self.register_buffer("direction", F.normalize(torch.randn(width), dim=0))
+            self.register_load_state_dict_pre_hook(_recompute_direction)  # type: ignore[no-untyped-call]
             self.iterate(ITERATIONS_AT_START)
 
     def forward(self) -> Tensor:
-        """Return the matrix [width, width] as it is used, at least float32."""
+        """Return the normalized matrix [width, width], at least float32."""
         weight = at_least_float32(self.weight)
         if self.norm is None:
             return weight
         if self.training:
             self.iterate(ITERATIONS)
-        # A direction in bfloat16 is not of unit length.
+        # After rounding to bfloat16 the direction is not of unit length.
         direction = F.normalize(self.direction.to(weight.dtype), dim=0)
         sigma: Tensor = (weight.T @ direction).norm()
         return weight * (self.norm / sigma)
 
     def iterate(self, times: int) -> None:
         """Move the direction towards the first left singular vector of the weights."""
-        # Not in place: a gradient under way still needs the direction before.
+        # Not in place: a pending backward pass still needs the old direction.
         self.direction = power_iteration(self.weight, self.direction, times)
 
 
 @torch.no_grad()
 def power_iteration(weight: Tensor, direction: Tensor, times: int) -> Tensor:
-    """Return a direction [width] nearer to the first left singular vector of a square matrix."""
+    """Return a direction [width] closer to the first left singular vector of a square matrix."""
     exact = at_least_float32(weight)
     moved = direction.to(exact)
     for _ in range(times):
@@ -185,8 +184,8 @@ def power_iteration(weight: Tensor, direction: Tensor, times: int) -> Tensor:
     return moved.to(direction)
 
 
-def _find_direction(matrix: nn.Module, saved: dict[str, Any], prefix: str, *_: object) -> None:
-    """Complete what is about to be loaded by the direction that it lacks."""
+def _recompute_direction(matrix: nn.Module, saved: dict[str, Any], prefix: str, *_: object) -> None:
+    """Add a missing direction to a state dict before it is loaded."""
     weight = saved.get(f"{prefix}weight")
     if weight is not None and f"{prefix}direction" not in saved:
         own = cast(StateMatrix, matrix).direction
@@ -194,30 +193,32 @@ def _find_direction(matrix: nn.Module, saved: dict[str, Any], prefix: str, *_: o
 
 
 def vector_recurrence(
-    given: Tensor, weight: Tensor, before: Tensor | None = None, *, is_linear: bool
+    inputs: Tensor, weight: Tensor, before: Tensor | None = None, *, is_linear: bool
 ) -> Tensor:
-    """Return every `h_t = f(given_t + W h_{t-1})` [B, T, width], f being tanh or nothing.
+    """Return all `h_t = f(inputs_t + W h_{t-1})` [B, T, width], with f the tanh or the identity.
 
-    `given` is [B, T, width], W [width, width] as it stands left of h, and h_{-1} is `before`
-    [B, width], or zero.  Gradients cannot be differentiated again.
+    inputs: [B, T, width]; weight, W: [width, width]; before, h_{-1}: [B, width], zero by default.
+    There is no double backward.
     """
     if before is None:
-        before = given.new_zeros(given.shape[0], given.shape[2])
-    states = _VectorRecurrence.apply(given, weight, before, is_linear)  # type: ignore[no-untyped-call]
+        before = inputs.new_zeros(inputs.shape[0], inputs.shape[2])
+    states = _VectorRecurrence.apply(inputs, weight, before, is_linear)  # type: ignore[no-untyped-call]
     return cast(Tensor, states)
 
 
 class _VectorRecurrence(torch.autograd.Function):
-    """The loop over time, and its gradient with one product for W instead of one per position."""
+    """Time loop with a hand-written gradient: one matrix product for W, not one per position."""
 
     @staticmethod
-    def forward(ctx: Any, given: Tensor, weight: Tensor, before: Tensor, is_linear: bool) -> Tensor:
-        batch, length, width = given.shape
-        given = given.transpose(0, 1)
-        states = given.new_empty(length + 1, batch, width)
+    def forward(
+        ctx: Any, inputs: Tensor, weight: Tensor, before: Tensor, is_linear: bool
+    ) -> Tensor:
+        batch, length, width = inputs.shape
+        inputs = inputs.transpose(0, 1)
+        states = inputs.new_empty(length + 1, batch, width)
         states[0] = before
         for t in range(length):
-            torch.addmm(given[t], states[t], weight.T, out=states[t + 1])
+            torch.addmm(inputs[t], states[t], weight.T, out=states[t + 1])
             if not is_linear:
                 states[t + 1].tanh_()
         ctx.save_for_backward(states, weight)
@@ -226,19 +227,19 @@ class _VectorRecurrence(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, from_above: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
+    def backward(ctx: Any, d_states: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
         states, weight = ctx.saved_tensors
-        # First the gradients of the states, and going back in time those of what f is taken of.
-        inner = from_above.transpose(0, 1).clone(memory_format=torch.contiguous_format)
+        # Starts as the gradients of the states and becomes those of the pre-activations.
+        d_inputs = d_states.transpose(0, 1).clone(memory_format=torch.contiguous_format)
         slope = None if ctx.is_linear else 1 - states[1:].square()
-        with torch.autocast(inner.device.type, enabled=False):
-            for t in reversed(range(len(inner))):
-                if t + 1 < len(inner):
-                    inner[t].addmm_(inner[t + 1], weight)
+        with torch.autocast(d_inputs.device.type, enabled=False):
+            for t in reversed(range(len(d_inputs))):
+                if t + 1 < len(d_inputs):
+                    d_inputs[t].addmm_(d_inputs[t + 1], weight)
                 if slope is not None:
-                    inner[t].mul_(slope[t])
-            from_weight = inner.flatten(0, 1).T @ states[:-1].flatten(0, 1)
-            return inner.transpose(0, 1), from_weight, inner[0] @ weight, None
+                    d_inputs[t].mul_(slope[t])
+            d_weight = d_inputs.flatten(0, 1).T @ states[:-1].flatten(0, 1)
+            return d_inputs.transpose(0, 1), d_weight, d_inputs[0] @ weight, None
 
 
 def _convolution(config: E1Config | E0Config) -> CausalConvolution | None:
@@ -246,7 +247,7 @@ def _convolution(config: E1Config | E0Config) -> CausalConvolution | None:
 
 
 def _projection_with_bias(width: int) -> nn.Linear:
-    """Return a square linear map, Xavier uniform, with a bias of zero."""
+    """Return a square linear map with Xavier uniform weights and zero bias."""
     linear = nn.Linear(width, width)
     nn.init.xavier_uniform_(linear.weight)
     nn.init.zeros_(linear.bias)

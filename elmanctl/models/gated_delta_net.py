@@ -1,15 +1,15 @@
-"""Gated delta net: matrix states that decay, with a linear delta-rule write.
+"""Gated delta net: linear matrix states with decay and a delta-rule write.
 
-Yang, Kautz and Hatamizadeh, 2024 (arXiv 2412.06464), with sizes and initial weights as in the layer
-of that name in flash-linear-attention.  Of the normed input u, for each head,
+Yang, Kautz and Hatamizadeh, 2024 (arXiv 2412.06464), with the sizes and initialization of the
+layer in flash-linear-attention.  For the normed input u and each head,
 
     q, k, v = silu(conv(W u)),  q and k of unit length, q scaled by 1 / sqrt(keys)
     beta    = sigmoid(W_b u),   log alpha = -exp(A) softplus(W_a u + b)
     S      <- alpha S,  then  S <- S + beta k (v - S^T k)^T
     o       = S^T q
-    y       = W_o [ RMSNorm(o) * silu(W_g u) of all heads ]
+    y       = W_o concat(RMSNorm(o) * silu(W_g u) of all heads)
 
-Unlike E88's, the state is not squashed, so that whole chunks of positions are matrix products.
+Unlike E88, the state has no tanh, so chunks of positions can be computed by matrix products.
 """
 
 from typing import NamedTuple
@@ -25,23 +25,23 @@ from elmanctl.models.lm import RMSNorm
 
 
 class GatedDeltaNetState(NamedTuple):
-    """What a layer carries over: the matrix states and the last inputs of the convolution."""
+    """Recurrent state of a layer: matrix states and the last inputs of the convolution."""
 
     memory: Tensor  # [B, H, K, V], float32 or float64
     conv_tail: Tensor | None  # [B, d_conv - 1, mixed_width]
 
 
 class GatedDeltaNetLayer(nn.Module):
-    """One gated delta net mixer, on plain torch or on the kernels of flash-linear-attention."""
+    """Gated delta net mixer, on plain torch or on the kernels of flash-linear-attention."""
 
     def __init__(self, config: GatedDeltaNetConfig, backend: str) -> None:
-        """Draw the weights from torch's global generator."""
+        """Initialize the weights from torch's global generator."""
         super().__init__()
         self.config = config
         self.backend = backend
         dim, values, heads = config.dim, config.value_width, config.heads
-        # All linear maps keep torch's own initialisation, whose width the inputs alone set, so that
-        # queries, keys and values can be one matrix, and one convolution.
+        # All linear maps keep torch's default initialization, whose scale depends only on the
+        # inputs, so queries, keys and values can share one matrix and one convolution.
         self.mixed = nn.Linear(dim, config.mixed_width, bias=False)
         self.conv = (
             CausalConvolution(config.mixed_width, config.d_conv, bias=False)
@@ -52,13 +52,13 @@ class GatedDeltaNetLayer(nn.Module):
         self.decay.projection.reset_parameters()
         self.rate = nn.Linear(dim, heads, bias=False)
         self.gate = nn.Linear(dim, values, bias=False)
-        self.norm = RMSNorm(config.head_values)  # one weight for all heads
+        self.norm = RMSNorm(config.head_values)  # weight shared by all heads
         self.out = nn.Linear(values, dim, bias=False)
 
     def forward(
         self, x: Tensor, state: GatedDeltaNetState | None = None
     ) -> tuple[Tensor, GatedDeltaNetState]:
-        """Return y [B, T, dim] of x [B, T, dim], and the state after the last position."""
+        """Return y [B, T, dim] for x [B, T, dim] and the state after the last position."""
         mixed, conv_tail = self._mix(x, None if state is None else state.conv_tail)
         mixed, keys = F.silu(mixed), self.config.key_width
         read_out, memory = gated_delta_rule(
@@ -81,5 +81,5 @@ class GatedDeltaNetLayer(nn.Module):
         return convolved, tail
 
     def _heads(self, x: Tensor) -> Tensor:
-        """[B, T, H * width] as [B, T, H, width]."""
+        """Reshape [B, T, H * width] to [B, T, H, width]."""
         return x.view(*x.shape[:-1], self.config.heads, -1)

@@ -1,6 +1,6 @@
-"""GRU and LSTM of width d between two projections: `y = W_out cell(W_in x)`, W_out zero at first.
+"""GRU and LSTM between two projections: `y = W_out cell(W_in x)`, with W_out initialized to zero.
 
-GRU (Cho et al., 2014), `r`, `z`, `n` from the input x, the state h before it, and biases:
+GRU (Cho et al., 2014), with r, z, n from the input x, the previous state h, and biases:
 
     standard    r, z = sigmoid(W x + b + U h + c),  n = tanh(W x + b + r (U h + c))
                 h <- (1 - z) n + z h
@@ -11,14 +11,14 @@ LSTM (Hochreiter and Schmidhuber, 1997; forget gate of Gers et al., 2000), cell 
 
     i, f, o = sigmoid(W x + U h + b),  g = tanh(W x + U h + b),  c <- f c + i g,  h <- o tanh(c)
 
-where the standard LSTM has a second bias beside U h.  Standard is what PyTorch and cuDNN compute.
-The other convention resets the state before the product (as in version 1 of the GRU's paper), and
-its z is one minus the standard one; it is that of the CUDA cells of the January 2026 study.
+where the standard LSTM has a second bias in U h.  Standard is the convention of PyTorch and cuDNN.
+The other convention, that of the CUDA cells of the January 2026 study, resets the state before the
+product (as in version 1 of the GRU paper), and its z is one minus the standard one.
 
-Weights start orthogonal, each square block of a gate by itself: in the standard cell those of the
-input and those of the state, with one bias those of the state alone, the input's being normal with
-deviation 0.02.  What is known of the study's standard cells is that their weights were orthogonal,
-not whether each block was or all blocks of a matrix together; here it is each block.
+Each gate's square block of weights is initialized orthogonally: for input and state in the standard
+cell, for the state only with one bias, where input weights are normal with standard deviation 0.02.
+The study's standard cells had orthogonal weights too, but it is not on record whether per block or
+per matrix; here it is per block.
 """
 
 from collections.abc import Sequence
@@ -35,14 +35,14 @@ INPUT_STD = 0.02
 FORGET_BIAS = 1.0
 
 State = tuple[Tensor, ...]
-"""h, and for an LSTM c: each [B, width], float32 or float64."""
+"""h, and c for an LSTM: each [B, width], float32 or float64."""
 
 
 class RecurrentLayer(nn.Module):
-    """A recurrent cell between a projection in and one out, which starts at zero.
+    """Recurrent cell between an input projection and a zero-initialized output projection.
 
-    The cell computes in float32, or in float64 if x is, whatever the dtype of its weights; on cuDNN
-    its products follow `torch.backends.cudnn.allow_tf32`.
+    The cell computes in float32, or float64 if x is, for any dtype of its weights; on cuDNN its
+    matrix products follow `torch.backends.cudnn.allow_tf32`.
     """
 
     def __init__(self, config: GRUConfig | LSTMConfig, cell: nn.Module) -> None:
@@ -55,7 +55,7 @@ class RecurrentLayer(nn.Module):
         nn.init.zeros_(self.out.weight)
 
     def forward(self, x: Tensor, state: State | None = None) -> tuple[Tensor, State]:
-        """Return y [B, T, dim] of x [B, T, dim], and the state after the last position."""
+        """Return y [B, T, dim] for x [B, T, dim] and the state after the last position."""
         inner = at_least_float32(self.inward(x))
         if state is None:
             state = (inner.new_zeros(len(x), self.config.width),) * self.config.states
@@ -65,10 +65,10 @@ class RecurrentLayer(nn.Module):
 
 
 class GRULayer(RecurrentLayer):
-    """A GRU between two projections."""
+    """GRU between two projections."""
 
     def __init__(self, config: GRUConfig, backend: str) -> None:
-        """Draw the weights from torch's global generator."""
+        """Initialize the weights from torch's global generator."""
         cell = (
             StandardGRU(config.width, backend) if config.is_standard else OneBiasGRU(config.width)
         )
@@ -76,10 +76,10 @@ class GRULayer(RecurrentLayer):
 
 
 class LSTMLayer(RecurrentLayer):
-    """An LSTM between two projections."""
+    """LSTM between two projections."""
 
     def __init__(self, config: LSTMConfig, backend: str) -> None:
-        """Draw the weights from torch's global generator."""
+        """Initialize the weights from torch's global generator."""
         cell = (
             StandardLSTM(config.width, backend) if config.is_standard else OneBiasLSTM(config.width)
         )
@@ -87,14 +87,14 @@ class LSTMLayer(RecurrentLayer):
 
 
 class _StandardCell(nn.Module):
-    """Weights as PyTorch and cuDNN have them: blocks of gates on top of each other, two biases."""
+    """Cell in the convention of PyTorch and cuDNN: stacked blocks of gates, two biases."""
 
     kind: type[nn.GRU] | type[nn.LSTM]
 
     def __init__(self, width: int, backend: str) -> None:
         super().__init__()
         self.backend = backend
-        # The module of torch keeps the weights where cuDNN wants them: in one piece of memory.
+        # torch's module keeps the weights in one contiguous buffer, as cuDNN requires.
         self.rnn = self.kind(width, width, batch_first=True)
         for name in ("weight_ih_l0", "weight_hh_l0"):
             _blocks_orthogonal(self.rnn.get_parameter(name))
@@ -102,36 +102,36 @@ class _StandardCell(nn.Module):
             nn.init.zeros_(self.rnn.get_parameter(name))
 
     def weights(self, dtype: torch.dtype) -> list[Tensor]:
-        """Return weights and biases in a dtype, in the order of torch and cuDNN."""
+        """Return weights and biases in `dtype`, in the order of torch and cuDNN."""
         return [weight.to(dtype) for weight in self.rnn.parameters()]
 
     def implementation(self, x: Tensor) -> AbstractContextManager[object]:
-        """Return within what torch runs x through the backend of this cell.
+        """Return a context in which torch runs x on this cell's backend.
 
-        Raises EnvironmentNotReady where torch would quietly take another one than cuDNN.
+        Raises EnvironmentNotReady if torch would silently use another backend than cuDNN.
         """
         if self.backend != "cudnn":
             return torch.backends.cudnn.flags(enabled=False)
         if not (x.is_cuda and torch.backends.cudnn.enabled):
             raise EnvironmentNotReady(
-                f"cuDNN is switched off, or cannot compute on {x.device}",
+                f"cuDNN is disabled or unavailable on {x.device}",
                 hint="move the model to a CUDA device, or build it with backend `torch`",
             )
         return nullcontext()
 
     @property
     def keeps_gradient(self) -> bool:
-        """Whether a gradient may be asked for: cuDNN gives one only in its training mode."""
+        """Whether a backward pass may follow, which cuDNN supports only in its training mode."""
         return self.training or torch.is_grad_enabled()
 
 
 class StandardGRU(_StandardCell):
-    """The GRU of PyTorch and cuDNN."""
+    """GRU of PyTorch and cuDNN."""
 
     kind = nn.GRU
 
     def forward(self, x: Tensor, state: State) -> tuple[Tensor, State]:
-        """Return the states [B, T, width] of x [B, T, width], and the last."""
+        """Return the states [B, T, width] for x [B, T, width], and the last one."""
         weights, (h,) = self.weights(x.dtype), state
         with self.implementation(x):
             outputs, h = torch.gru(
@@ -141,7 +141,7 @@ class StandardGRU(_StandardCell):
 
 
 class StandardLSTM(_StandardCell):
-    """The LSTM of PyTorch and cuDNN."""
+    """LSTM of PyTorch and cuDNN."""
 
     kind = nn.LSTM
 
@@ -151,7 +151,7 @@ class StandardLSTM(_StandardCell):
             _open_forget_gate(self.rnn.get_parameter(name))
 
     def forward(self, x: Tensor, state: State) -> tuple[Tensor, State]:
-        """Return the outputs [B, T, width] of x [B, T, width], and the last h and c."""
+        """Return the outputs [B, T, width] for x [B, T, width], and the last h and c."""
         weights, before = self.weights(x.dtype), [part[None] for part in state]
         with self.implementation(x):
             outputs, h, c = torch.lstm(
@@ -161,7 +161,7 @@ class StandardLSTM(_StandardCell):
 
 
 class _OneBiasCell(nn.Module):
-    """Input weights, recurrent weights and one bias, a block of rows for each gate."""
+    """Cell with input weights, recurrent weights and one bias; one block of rows per gate."""
 
     def __init__(self, width: int, n_blocks: int) -> None:
         super().__init__()
@@ -172,44 +172,44 @@ class _OneBiasCell(nn.Module):
         nn.init.zeros_(self.input.bias)
         _blocks_orthogonal(self.recurrent)
 
-    def from_input(self, x: Tensor) -> Sequence[Tensor]:
-        """Return what x [B, T, width] gives to the gates, for each t [B, n_blocks * width]."""
+    def project_input(self, x: Tensor) -> Sequence[Tensor]:
+        """Return the input part of the gates [B, n_blocks * width] for each position of x."""
         weight, bias = self.input.weight.to(x.dtype), self.input.bias.to(x.dtype)
         return nn.functional.linear(x, weight, bias).unbind(1)
 
 
 class OneBiasGRU(_OneBiasCell):
-    """A GRU that resets the state before the recurrent product; blocks z, r, n."""
+    """GRU that resets the state before the recurrent product; blocks z, r, n."""
 
     def __init__(self, width: int) -> None:
         super().__init__(width, n_blocks=3)
 
     def forward(self, x: Tensor, state: State) -> tuple[Tensor, State]:
-        """Return the states [B, T, width] of x [B, T, width], and the last."""
+        """Return the states [B, T, width] for x [B, T, width], and the last one."""
         (h,), width, recurrent = state, self.width, self.recurrent.to(x.dtype).T
         to_gates, to_candidate = recurrent[:, : 2 * width], recurrent[:, 2 * width :]
         outputs = []
-        for given in self.from_input(x):
-            z, r = torch.sigmoid(given[:, : 2 * width] + h @ to_gates).chunk(2, dim=1)
-            n = torch.tanh(given[:, 2 * width :] + (r * h) @ to_candidate)
+        for projected in self.project_input(x):
+            z, r = torch.sigmoid(projected[:, : 2 * width] + h @ to_gates).chunk(2, dim=1)
+            n = torch.tanh(projected[:, 2 * width :] + (r * h) @ to_candidate)
             h = (1 - z) * h + z * n
             outputs.append(h)
         return torch.stack(outputs, dim=1), (h,)
 
 
 class OneBiasLSTM(_OneBiasCell):
-    """An LSTM with one bias for each gate; blocks i, f, g, o."""
+    """LSTM with one bias per gate; blocks i, f, g, o."""
 
     def __init__(self, width: int) -> None:
         super().__init__(width, n_blocks=4)
         _open_forget_gate(self.input.bias)
 
     def forward(self, x: Tensor, state: State) -> tuple[Tensor, State]:
-        """Return the outputs [B, T, width] of x [B, T, width], and the last h and c."""
+        """Return the outputs [B, T, width] for x [B, T, width], and the last h and c."""
         (h, c), recurrent = state, self.recurrent.to(x.dtype).T
         outputs = []
-        for given in self.from_input(x):
-            i, f, g, o = (given + h @ recurrent).chunk(4, dim=1)
+        for projected in self.project_input(x):
+            i, f, g, o = (projected + h @ recurrent).chunk(4, dim=1)
             c = torch.sigmoid(f) * c + torch.sigmoid(i) * torch.tanh(g)
             h = torch.sigmoid(o) * torch.tanh(c)
             outputs.append(h)
@@ -217,13 +217,13 @@ class OneBiasLSTM(_OneBiasCell):
 
 
 def _blocks_orthogonal(weight: Tensor) -> None:
-    """Draw each square block of rows orthogonal."""
+    """Initialize each square block of rows orthogonally."""
     width = weight.shape[1]
     for block in weight.detach().view(-1, width, width):
         nn.init.orthogonal_(block)
 
 
 def _open_forget_gate(bias: Tensor) -> None:
-    """Set the second of four blocks, that of the forget gate in both conventions."""
+    """Set the forget gate's bias, the second of four blocks in both conventions."""
     width = len(bias) // 4
     nn.init.constant_(bias.detach()[width : 2 * width], FORGET_BIAS)

@@ -1,4 +1,4 @@
-"""Parts that several families share: projections, the short convolution, the selective decay."""
+"""Modules shared by several families: projections, short convolution, selective decay."""
 
 import math
 
@@ -8,19 +8,19 @@ from torch import Tensor, nn
 
 
 def at_least_float32(x: Tensor) -> Tensor:
-    """Return x in float32, or in float64 if it is: what states and decays are computed in."""
+    """Return x in float32, or in float64 if it is: the dtype of states and decays."""
     return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
 def projection(n_in: int, n_out: int) -> nn.Linear:
-    """Return a linear map without bias, Xavier uniform as one matrix."""
+    """Return a linear map without bias, with Xavier uniform initialization."""
     linear = nn.Linear(n_in, n_out, bias=False)
     nn.init.xavier_uniform_(linear.weight)
     return linear
 
 
 class CausalConvolution(nn.Module):
-    """A depthwise convolution over the last `width` positions, with torch's own initialisation."""
+    """Depthwise convolution over the last `width` positions, initialized as torch does."""
 
     def __init__(self, channels: int, width: int, *, bias: bool) -> None:
         super().__init__()
@@ -28,9 +28,9 @@ class CausalConvolution(nn.Module):
         self.n_tail = width - 1
 
     def forward(self, x: Tensor, tail: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Return y [B, T, channels] of x, and the tail [B, width - 1, channels] to go on with.
+        """Return y [B, T, channels] for x, and the tail [B, width - 1, channels] for the next call.
 
-        `tail` holds the inputs before x; before the first position they are zero.
+        `tail` holds the inputs before x; None means zeros, at the start of a sequence.
         """
         if tail is None:
             tail = x.new_zeros(x.shape[0], self.n_tail, x.shape[2])
@@ -40,9 +40,9 @@ class CausalConvolution(nn.Module):
 
 
 class SelectiveDecay(nn.Module):
-    """The decay of Mamba (Gu and Dao, 2023), one per head: exp(-A softplus(W x + b)).
+    """Decay of Mamba (Gu and Dao, 2023), one per head: exp(-A softplus(W x + b)).
 
-    A starts uniform from 0 to `max_rate`, softplus(b) log-uniform in the range of `step`.
+    A is initialized uniformly in (0, `max_rate`], softplus(b) log-uniformly in the range `step`.
     """
 
     def __init__(
@@ -55,7 +55,7 @@ class SelectiveDecay(nn.Module):
     ) -> None:
         super().__init__()
         self.projection = projection(dim, n_heads)
-        # 1 - rand is never 0, whose logarithm is not finite.
+        # 1 - rand is never 0, so the logarithm is finite.
         self.log_rate = nn.Parameter((max_rate * (1 - torch.rand(n_heads))).log())
         self.step_bias = nn.Parameter(inverse_softplus_of_steps(n_heads, step))
 
@@ -66,12 +66,12 @@ class SelectiveDecay(nn.Module):
         return -rate.exp() * F.softplus(score + bias)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return alpha [B, T, H], at least float32: in bfloat16 it could not come near 1."""
+        """Return alpha [B, T, H], at least float32: bfloat16 cannot represent decays close to 1."""
         return self.log_decay(x).exp()
 
 
 def inverse_softplus_of_steps(n: int, step: tuple[float, float]) -> Tensor:
-    """Return n biases whose softplus is log-uniform in the range of `step`."""
+    """Return n biases whose softplus is log-uniform in the range `step`."""
     low, high = (math.log(end) for end in step)
     steps = torch.exp(low + (high - low) * torch.rand(n))
     return steps + torch.log(-torch.expm1(-steps))

@@ -1,4 +1,4 @@
-"""Levels: a family's name, and numbers that belong to it, as in E75h7n24."""
+"""Parser of levels: the name of a family followed by lettered numbers, as in E75h7n24."""
 
 import re
 from collections.abc import Callable, Mapping
@@ -8,16 +8,16 @@ from typing import Any
 from elmanctl.errors import InvalidConfiguration, NotFound, nearest
 
 _PAIR = re.compile(r"([a-z]+)([0-9]*)")
-_TOO_LONG = 64
-# No family takes a larger one.
+_MAX_SHOWN = 64
+# No family supports larger numbers.
 _NUMBERS = range(1, 4_097)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Grammar:
-    """How levels of one family are spelled: a name, then letters with numbers in this order.
+    """Grammar of a family's levels: a name, then letters with numbers, in the order of `letters`.
 
-    `names` maps each name to the settings that it stands for.
+    `names` maps each name to the settings that it implies, `letters` each letter to its setting.
     """
 
     family: str
@@ -25,16 +25,16 @@ class Grammar:
     letters: Mapping[str, str] = field(default_factory=dict)
 
     def describe(self) -> str:
-        """Return the rule in words."""
+        """Describe the grammar for an error message."""
         if not self.letters:
-            return f"{self.family} stands alone"
+            return f"{self.family} takes no letters"
         pairs = [f"`{letter}` ({name})" for letter, name in self.letters.items()]
         if len(pairs) == 1:
             return f"{self.family} takes {pairs[0]} with a number"
         return f"{self.family} takes {', '.join(pairs)} in this order, each with a number"
 
     def spell(self, name: str, numbers: Mapping[str, int]) -> str:
-        """Return the level of these settings, under one of the family's names."""
+        """Format the level with these settings, under one of the family's names."""
         pairs = [
             f"{letter}{numbers[setting]}"
             for letter, setting in self.letters.items()
@@ -45,7 +45,7 @@ class Grammar:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Level:
-    """A parsed level: the family, the name used for it, and the settings that both fix."""
+    """A parsed level: the family, the name used for it, and the settings that the level fixes."""
 
     family: str
     name: str
@@ -53,24 +53,24 @@ class Level:
 
 
 def parse_level(text: str, grammars: tuple[Grammar, ...]) -> Level:
-    """Return what a level says, whatever the case of its letters.
+    """Parse a level, ignoring case.
 
-    Raises NotFound for a name that no family has, InvalidConfiguration for a known name that is
-    followed by something else than its grammar allows; the hint is the nearest level there is.
+    Raises NotFound for an unknown name, InvalidConfiguration for a known name followed by anything
+    that its grammar does not allow; the hint is the nearest valid level.
     """
     folded = text.strip().casefold()
-    found = _family_of(folded, grammars)
-    shown = text if len(text) <= _TOO_LONG else f"{text[:_TOO_LONG]}..."
+    found = _match_name(folded, grammars)
+    shown = text if len(text) <= _MAX_SHOWN else f"{text[:_MAX_SHOWN]}..."
     if found is None:
         names = [name for grammar in grammars for name in grammar.names]
-        near = nearest(folded[:_TOO_LONG], names)
+        near = nearest(folded[:_MAX_SHOWN], names)
         families = ", ".join(grammar.family for grammar in grammars)
         raise NotFound(
             f"there is no model `{shown}`",
             hint=f"did you mean `{near}`?" if near else f"there are: {families}",
         )
     grammar, name = found
-    numbers = _numbers(shown, folded[len(name) :], name, grammar)
+    numbers = _parse_numbers(shown, folded[len(name) :], name, grammar)
     settings = {**grammar.names[name], **numbers}
     return Level(family=grammar.family, name=name, settings=settings)
 
@@ -78,9 +78,9 @@ def parse_level(text: str, grammars: tuple[Grammar, ...]) -> Level:
 def nearest_level(
     level: Level, grammar: Grammar, setting: str, is_possible: Callable[[str], bool]
 ) -> str | None:
-    """Return the level with one number changed by the least that makes it possible, or None.
+    """Return the level with the number of `setting` changed as little as possible, or None.
 
-    `setting` is the one whose number may change; of two equally near the smaller is returned.
+    `is_possible` decides whether a level is valid; on a tie the smaller number wins.
     """
     numbers = {
         known: level.settings[known]
@@ -94,76 +94,76 @@ def nearest_level(
     return None
 
 
-def _family_of(folded: str, grammars: tuple[Grammar, ...]) -> tuple[Grammar, str] | None:
-    """The family with the longest name that the level begins with, and that name.
+def _match_name(folded: str, grammars: tuple[Grammar, ...]) -> tuple[Grammar, str] | None:
+    """Return the longest name that the level begins with, and its grammar.
 
-    What follows a name is a letter: `e880` and `e9` are not levels of e88 and e90.
+    A name must be followed by a letter: `e880` and `e9` are not levels of e88 and e90.
     """
-    fitting = [
+    matches = [
         (grammar, name)
         for grammar in grammars
         for name in grammar.names
         if folded == name
         or (grammar.letters and folded.startswith(name) and not folded[len(name)].isdigit())
     ]
-    return max(fitting, key=lambda pair: len(pair[1]), default=None)
+    return max(matches, key=lambda pair: len(pair[1]), default=None)
 
 
-def _numbers(text: str, rest: str, name: str, grammar: Grammar) -> dict[str, int]:
+def _parse_numbers(text: str, suffix: str, name: str, grammar: Grammar) -> dict[str, int]:
     numbers: dict[str, int] = {}
     order = list(grammar.letters)
-    for letter, digits in _pairs(rest):
-        wrong = _fault(letter, digits, order, numbers, grammar)
-        if wrong:
-            near = _nearest_spelling(rest, name, grammar)
+    for letter, digits in _split_pairs(suffix):
+        error = _pair_error(letter, digits, order, numbers, grammar)
+        if error:
+            near = _nearest_spelling(suffix, name, grammar)
             raise InvalidConfiguration(
-                f"level `{text}`: {wrong}; {grammar.describe()}",
+                f"level `{text}`: {error}; {grammar.describe()}",
                 hint=f"did you mean `{near}`?",
             )
         numbers[grammar.letters[letter]] = int(digits)
     return numbers
 
 
-def _pairs(rest: str) -> list[tuple[str, str]]:
-    """Letters with the digits that follow; what is neither stands as a letter without digits."""
+def _split_pairs(suffix: str) -> list[tuple[str, str]]:
+    """Split into letters and the digits after them; any other character is a letter of its own."""
     pairs: list[tuple[str, str]] = []
-    at = 0
-    while at < len(rest):
-        match = _PAIR.match(rest, at)
-        pairs.append((match[1], match[2]) if match else (rest[at], ""))
-        at = match.end() if match else at + 1
+    position = 0
+    while position < len(suffix):
+        match = _PAIR.match(suffix, position)
+        pairs.append((match[1], match[2]) if match else (suffix[position], ""))
+        position = match.end() if match else position + 1
     return pairs
 
 
-def _fault(
+def _pair_error(
     letter: str, digits: str, order: list[str], numbers: Mapping[str, int], grammar: Grammar
 ) -> str | None:
     if letter not in grammar.letters:
-        return f"`{(letter + digits)[:_TOO_LONG]}` says nothing"
+        return f"unknown letter in `{(letter + digits)[:_MAX_SHOWN]}`"
     if not digits:
         return f"`{letter}` has no number"
     if digits.startswith("0") or len(digits) > 6:
-        return f"`{digits[:_TOO_LONG]}` is no number for `{letter}`"
+        return f"`{digits[:_MAX_SHOWN]}` is not a valid number for `{letter}`"
     if grammar.letters[letter] in numbers:
-        return f"`{letter}` stands twice"
+        return f"`{letter}` is repeated"
     later = [grammar.letters[other] for other in order[order.index(letter) :]]
     if any(setting in numbers for setting in later):
-        return f"`{letter}{digits}` stands too late"
+        return f"`{letter}{digits}` is out of order"
     return None
 
 
-def _nearest_spelling(rest: str, name: str, grammar: Grammar) -> str:
-    """The level that keeps the numbers of a malformed one, under their own letters if they can."""
+def _nearest_spelling(suffix: str, name: str, grammar: Grammar) -> str:
+    """Return a valid level with the numbers of a malformed one, under their letters if valid."""
     numbers: dict[str, int] = {}
-    homeless: list[int] = []
-    for letter, digits in _pairs(rest):
+    unassigned: list[int] = []
+    for letter, digits in _split_pairs(suffix):
         if not digits or int(digits[:6]) == 0:
             continue
         setting = grammar.letters.get(letter)
         if setting is None or setting in numbers:
-            homeless.append(int(digits[:6]))
+            unassigned.append(int(digits[:6]))
         else:
             numbers[setting] = int(digits[:6])
     free = [setting for setting in grammar.letters.values() if setting not in numbers]
-    numbers |= dict(zip(free, homeless, strict=False))
+    numbers |= dict(zip(free, unassigned, strict=False))
     return grammar.spell(name, numbers)

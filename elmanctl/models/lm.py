@@ -1,4 +1,4 @@
-"""The byte-level language model around the layers of a family."""
+"""Byte-level language model around the layers of a family."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -7,7 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from elmanctl.models.config import VOCABULARY, FamilyConfig
+from elmanctl.constants import VOCABULARY
+from elmanctl.models.config import FamilyConfig
 from elmanctl.models.registry import FAMILIES
 
 NORM_EPS = 1e-5
@@ -15,20 +16,20 @@ EMBEDDING_STD = 0.02
 
 
 class RMSNorm(nn.Module):
-    """Root mean square norm (Zhang and Sennrich, 2019): computed in x's dtype, given in its own."""
+    """Root mean square norm (Zhang and Sennrich, 2019), computed in the dtype of x."""
 
     def __init__(self, dim: int) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.ones(dim))
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return x [..., dim] over its root mean square, scaled, in the weight's dtype."""
+        """Return x [..., dim] normalized and scaled, in the weight's dtype."""
         weight = self.weight.to(x.dtype)
         return F.rms_norm(x, weight.shape, weight, NORM_EPS).to(self.weight.dtype)
 
 
 class LayerNorm(nn.Module):
-    """Layer norm (Ba et al., 2016): computed in x's dtype, given in its own."""
+    """Layer norm (Ba et al., 2016), computed in the dtype of x."""
 
     def __init__(self, dim: int) -> None:
         super().__init__()
@@ -36,7 +37,7 @@ class LayerNorm(nn.Module):
         self.bias = nn.Parameter(torch.zeros(dim))
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return x [..., dim] centred, over its deviation, scaled, moved, in the weight's dtype."""
+        """Return x [..., dim] normalized, scaled and shifted, in the weight's dtype."""
         weight, bias = self.weight.to(x.dtype), self.bias.to(x.dtype)
         return F.layer_norm(x, weight.shape, weight, bias, NORM_EPS).to(self.weight.dtype)
 
@@ -45,12 +46,11 @@ _NORMS = {"rms": RMSNorm, "layer": LayerNorm}
 
 
 class LanguageModel(nn.Module):
-    """Bytes to logits of the next byte: embedding, pre-norm residual layers, tied head.
+    """Byte-level language model: embedding, pre-norm residual layers, tied head.
 
-    The residual stream is float32 whatever the dtype of the weights (float64 for float64).
-    Layers come from the registry; each of their modules maps [B, T, dim] and its state to the same.
-    A module that trains by more than the loss of the bytes leaves what it adds in
-    `auxiliary_loss` when it runs in training.
+    The residual stream is float32 for any dtype of the weights (float64 for float64).  Layers come
+    from the registry; each of their modules maps [B, T, dim] and its state to the same.  A module
+    with an additional loss sets its attribute `auxiliary_loss` in a training forward pass.
     """
 
     def __init__(self, config: FamilyConfig, backend: str) -> None:
@@ -70,10 +70,9 @@ class LanguageModel(nn.Module):
     def forward(
         self, tokens: Tensor, state: Sequence[Any] | None = None
     ) -> tuple[Tensor, list[Any]]:
-        """Return the logits [B, T, 256] of tokens [B, T] and the states of the layers.
+        """Return the logits [B, T, 256] for tokens [B, T] and the states of the layers.
 
-        The states, given back with the tokens that follow, continue the sequence; a state is
-        None before the first token.
+        Passing the states with the following tokens continues the sequence; None starts one.
         """
         weight = self.embedding.weight
         residual_dtype = torch.promote_types(weight.dtype, torch.float32)
@@ -88,13 +87,13 @@ class LanguageModel(nn.Module):
         return logits.to(residual_dtype), after
 
     def loss(self, tokens: Tensor) -> Tensor:
-        """Return the mean cross entropy in nats of each byte of [B, T+1] but the first."""
+        """Return the mean cross entropy in nats over all bytes of [B, T+1] but the first."""
         logits, _ = self(tokens[:, :-1])
         return F.cross_entropy(logits.flatten(0, 1), tokens[:, 1:].flatten())
 
     def auxiliary_loss(self) -> Tensor | float:
-        """Return what the layers add to the loss of the last forward pass in training, in nats."""
-        added: Tensor | float = 0.0
+        """Return the layers' total auxiliary loss of the last training forward pass, in nats."""
+        total: Tensor | float = 0.0
         for layer in self.layers:
-            added = added + getattr(layer, "auxiliary_loss", 0.0)
-        return added
+            total = total + getattr(layer, "auxiliary_loss", 0.0)
+        return total

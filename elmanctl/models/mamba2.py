@@ -1,11 +1,11 @@
-"""Mamba2: a linear state per channel with one scalar decay for each head and position.
+"""Mamba2: a linear state per channel with one scalar decay per head and position.
 
-Dao and Gu, 2024, "Transformers are SSMs" (arXiv 2405.21060), with the layout and the initial
-weights of their package mamba-ssm.  For the normed input u, all without bias but the convolution:
+Dao and Gu, 2024, "Transformers are SSMs" (arXiv 2405.21060), with the layout and initialization of
+their package mamba-ssm.  For the normed input u, without biases except in the convolution:
 
     z, x, B, C, dt = in_proj(u)
     x, B, C        = silu(conv(x, B, C))                    causal, depthwise, with bias
-    step           = softplus(dt + step_bias)               one for each head
+    step           = softplus(dt + step_bias)               one per head
     h             <- exp(-rate step) h + step x B^T         per head, value by key
     y              = h C + skip x
     out            = out_proj(RMSNorm(y * silu(z)))         the gate comes before the norm
@@ -31,29 +31,29 @@ STEPS = (1e-3, 1e-1)
 
 
 class Mamba2State(NamedTuple):
-    """What a layer carries over: the states and the last inputs of the convolution."""
+    """Recurrent state of a layer: the states and the last inputs of the convolution."""
 
     memory: Tensor  # [B, H, P, N], float32 or float64
     conv_tail: Tensor  # [B, d_conv - 1, mixed_width]
 
 
 class Mamba2Layer(nn.Module):
-    """One Mamba2 mixer.
+    """Mamba2 mixer.
 
-    The backend `torch` scans in chunks with products of matrices, on any device; `mamba-ssm` with
-    the kernels of that package on CUDA.  The weights are the same, and so is all around the scan.
+    Backend `torch` scans in chunks of matrix products, on any device; `mamba-ssm` uses the kernels
+    of that package on CUDA.  Weights and everything but the scan are identical.
     """
 
     def __init__(self, config: Mamba2Config, backend: str) -> None:
-        """Draw the weights from torch's global generator, in the order of the package.
+        """Initialize the weights from torch's global generator, in the order of the package.
 
-        Raises EnvironmentNotReady when the backend's package cannot be imported.
+        Raises EnvironmentNotReady if the backend's package cannot be imported.
         """
         super().__init__()
         self.config = config
         self.backend = backend
         inner, heads = config.inner_width, config.n_heads
-        # Projections and convolution keep torch's own initialisation, as in the package.
+        # Projections and convolution keep torch's default initialization, as in the package.
         self.in_proj = nn.Linear(config.dim, config.projected_width, bias=False)
         self.conv = CausalConvolution(config.mixed_width, config.d_conv, bias=True)
         self.step_bias = nn.Parameter(inverse_softplus_of_steps(heads, STEPS))
@@ -63,11 +63,11 @@ class Mamba2Layer(nn.Module):
         self.out_proj = nn.Linear(inner, config.dim, bias=False)
         self._scan = _SCANS[backend]
         if backend == "mamba-ssm":
-            # A broken installation shows itself here and not in the first step of a training.
+            # Fail on a broken installation now rather than in the first training step.
             load()
 
     def forward(self, u: Tensor, state: Mamba2State | None = None) -> tuple[Tensor, Mamba2State]:
-        """Return y [B, T, dim] of u [B, T, dim], and the state after the last position."""
+        """Return y [B, T, dim] for u [B, T, dim] and the state after the last position."""
         inner, keys, heads = self.config.inner_width, self.config.d_state, self.config.n_heads
         z, mixed, score = self.in_proj(u).split((inner, self.config.mixed_width, heads), dim=-1)
         mixed, conv_tail = self.conv(mixed, None if state is None else state.conv_tail)

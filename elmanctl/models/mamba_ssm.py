@@ -1,8 +1,8 @@
-"""The one place that loads the package mamba_ssm, and the scan of its Triton kernels.
+"""Scan on the Triton kernels of mamba-ssm, and the import of that package.
 
-Its import wants the CUDA extension of Mamba-1, `selective_scan_cuda`, which is a long compilation
-and nothing that Mamba2 uses.  Where that extension is missing, a stand-in takes its name during the
-import, and says so if anything of Mamba-1 is called.
+Importing mamba_ssm requires Mamba-1's CUDA extension `selective_scan_cuda`, which takes long to
+compile and which Mamba2 does not use.  Where it is missing, a stub replaces it during the import
+and raises if Mamba-1 is called.
 """
 
 import importlib.util
@@ -20,20 +20,20 @@ from elmanctl.kernels.third_party import import_third_party
 INSTALL = "scripts/install-mamba-ssm"
 
 CHUNK = 256
-"""Positions of one chunk: the default of the package."""
+"""Chunk size in positions, the package's default."""
 
 _EXTENSION = "selective_scan_cuda"
 
 
 @cache
 def load(module: str = "mamba_ssm") -> Any:
-    """Import and return a module of the package.
+    """Import a module of the package.
 
-    Raises EnvironmentNotReady when it is not installed or cannot be imported.
+    Raises EnvironmentNotReady if it is not installed or cannot be imported.
     """
-    stand_in = _EXTENSION not in sys.modules and importlib.util.find_spec(_EXTENSION) is None
-    if stand_in:
-        sys.modules[_EXTENSION] = _absent_extension()
+    is_missing = _EXTENSION not in sys.modules and importlib.util.find_spec(_EXTENSION) is None
+    if is_missing:
+        sys.modules[_EXTENSION] = _stub_extension()
     try:
         return import_third_party(module)
     except ImportError as exc:
@@ -41,8 +41,8 @@ def load(module: str = "mamba_ssm") -> Any:
             f"mamba-ssm cannot be imported: {exc}", hint=f"install it with `{INSTALL}`"
         ) from exc
     finally:
-        # Others ask whether the extension exists by importing it.
-        if stand_in:
+        # Other code detects the extension by importing it.
+        if is_missing:
             del sys.modules[_EXTENSION]
 
 
@@ -58,19 +58,18 @@ def scan_on_cuda(
     """Run the recurrence of `state_space_dual` on the kernels of mamba-ssm.
 
     x, y: [B, T, H, P]; write, read: [B, T, N]; step: [B, T, H]; rate: [H]; states: [B, H, P, N],
-    the last three in float32.  The kernels accumulate in float32; a product of float32 tensors
-    takes TF32 on the GPU.  Gradients reach every argument and come back from both results.  Tests
-    hold them against plain torch, in Triton's interpreter and, if marked gpu, on a device.
-    Raises InvalidConfiguration on float64 and on tensors that are not on a CUDA device.
+    the last three in float32.  The kernels accumulate in float32; products of float32 tensors use
+    TF32 on the GPU.  All arguments receive gradients, from both results.
+    Raises InvalidConfiguration for float64 and for tensors that are not on a CUDA device.
     """
     if not x.is_cuda:
         raise InvalidConfiguration(f"backend `mamba-ssm` runs on cuda, but x is on {x.device}")
     if x.dtype == torch.float64:
         raise InvalidConfiguration(
-            "backend `mamba-ssm` computes no float64", hint="backend `torch` does"
+            "backend `mamba-ssm` does not support float64", hint="use backend `torch`"
         )
     combined = load("mamba_ssm.ops.triton.ssd_combined")
-    # The kernels know groups of heads; here all heads are one.
+    # The kernels support groups of heads; here all heads form one group.
     y, state = combined.mamba_chunk_scan_combined(
         x,
         step,
@@ -84,16 +83,16 @@ def scan_on_cuda(
     return y, state
 
 
-def _absent_extension() -> ModuleType:
-    absent = ModuleType(_EXTENSION)
+def _stub_extension() -> ModuleType:
+    stub = ModuleType(_EXTENSION)
 
     def refuse(name: str) -> Any:
-        # What looks at modules, such as inspect, asks for names like __file__.
+        # Introspection, such as the inspect module, reads names like __file__.
         if name.startswith("__"):
             raise AttributeError(name)
         raise EnvironmentNotReady(
             f"{_EXTENSION}.{name} belongs to Mamba-1, whose CUDA extension is not installed"
         )
 
-    absent.__getattr__ = refuse  # type: ignore[method-assign]
-    return absent
+    stub.__getattr__ = refuse  # type: ignore[method-assign]
+    return stub

@@ -1,17 +1,17 @@
-"""MinGRU and MinLSTM (Feng et al., 2024, arXiv 2410.01201): gates that do not see the state.
+"""MinGRU and MinLSTM (Feng et al., 2024, arXiv 2410.01201): gates that depend only on the input.
 
     MinGRU    c, g = W x       h <- (1 - z) h + z phi(c)       z = sigma(g)
     MinLSTM   c, f, i = W x    h <- F h + (1 - F) phi(c)       F = sigma(f) / (sigma(f) + sigma(i))
 
     phi(c) = c + 1/2 for c >= 0, sigma(c) for c < 0
 
-Since the gates depend on x alone, h is a scan that is linear in h.  phi and h are positive, and h
-starts from 0.  Unusual: with `expansion` 1 nothing projects h back, and the residual stream is
-given h itself, which no sign can lower.  A convolution, if there is one, runs over x before W.
+Since the gates depend only on x, h is a linear scan.  phi and h are positive, and h starts at 0.
+Unusually, with `expansion` 1 there is no output projection, and h itself is added to the residual
+stream, so it can only increase it.  An optional convolution runs over x before W.
 
-The published code scans logarithms; this scans the states themselves, which is the same function
-and loses less in float32.  The state that is carried over is h, also for MinLSTM.  All from the
-scores c, g, f, i to h is one operation, which backend `triton` computes in one kernel.
+The published code scans in log space; here the states are scanned directly, which is the same
+function and more accurate in float32.  The recurrent state is h, also for MinLSTM.  The step from
+the scores c, g, f, i to h is one operation, a single kernel on backend `triton`.
 """
 
 from typing import NamedTuple
@@ -24,17 +24,17 @@ from elmanctl.models.layers import CausalConvolution, projection
 
 
 class MinRNNState(NamedTuple):
-    """What a layer carries over: h and the last inputs of the convolution."""
+    """Recurrent state of a layer: h and the last inputs of the convolution."""
 
     hidden: Tensor  # [B, n_channels], float32 or float64
     conv_tail: Tensor | None  # [B, d_conv - 1, dim]
 
 
 class _MinRNNLayer(nn.Module):
-    """One mixer of either kind; which it is, its configuration says."""
+    """Mixer of MinGRU or MinLSTM, depending on the configuration."""
 
     def __init__(self, config: MinRNNConfig, backend: str) -> None:
-        """Draw the weights from torch's global generator."""
+        """Initialize the weights from torch's global generator."""
         super().__init__()
         self.config = config
         self.backend = backend
@@ -48,7 +48,7 @@ class _MinRNNLayer(nn.Module):
         )
 
     def forward(self, x: Tensor, state: MinRNNState | None = None) -> tuple[Tensor, MinRNNState]:
-        """Return y [B, T, dim] of x [B, T, dim], and the state after the last position."""
+        """Return y [B, T, dim] for x [B, T, dim] and the state after the last position."""
         mixed, conv_tail = x, None
         if self.conv is not None:
             mixed, conv_tail = self.conv(x, None if state is None else state.conv_tail)
@@ -57,7 +57,7 @@ class _MinRNNLayer(nn.Module):
             scores,
             self.config.level,
             None if state is None else state.hidden,
-            # What a product under autocast would round h to, h may be stored as.
+            # Store h in the dtype to which the output projection would round it under autocast.
             dtype=x.dtype if self.out is None else scores.dtype,
             backend=self.backend,
         )
@@ -66,16 +66,16 @@ class _MinRNNLayer(nn.Module):
 
 
 class MinGRULayer(_MinRNNLayer):
-    """One MinGRU mixer."""
+    """MinGRU mixer."""
 
     def __init__(self, config: MinGRUConfig, backend: str) -> None:
-        """Draw the weights from torch's global generator."""
+        """Initialize the weights from torch's global generator."""
         super().__init__(config, backend)
 
 
 class MinLSTMLayer(_MinRNNLayer):
-    """One MinLSTM mixer."""
+    """MinLSTM mixer."""
 
     def __init__(self, config: MinLSTMConfig, backend: str) -> None:
-        """Draw the weights from torch's global generator."""
+        """Initialize the weights from torch's global generator."""
         super().__init__(config, backend)

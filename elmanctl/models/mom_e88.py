@@ -1,27 +1,26 @@
 """MoM-E88: a mixture of E88 memories, of which each position writes and reads a few.
 
 The mixture of memories is that of Du et al. (2025, arXiv 2502.13685), the memory E88's.  With x
-the input of a position, K the `top_k` heads of largest p, and every q and k of unit length:
+the input of a position, K the `top_k` heads of largest p, and all q and k of unit length:
 
     l = W_r x (in training + `router_noise` N(0, 1)),    p = softmax(l)
-    w_h = p_h / (sum of p over K) for h in K, and 0 for the others
+    w_h = p_h / (sum of p over K) for h in K, 0 for the others
     q, k, v = silu(W_q x), silu(W_k x), silu(W_v x),     alpha_h as in E88
-    S_h <- tanh(alpha_h S_h + k_h (v_h - S_h^T k_h)^T) for h in K; the others stay as they are
+    S_h <- tanh(alpha_h S_h + k_h (v_h - S_h^T k_h)^T) for h in K; the others are unchanged
     o = sum_h w_h S_h^T q_h,    g = sum_h w_h (W_g x)_h,    y = W_o (o * silu(g))
 
-All heads share W_o, which sees the values of one.  With `top_k` 1 the weight is 1 whatever p is,
-and nothing but the balance loss trains the router.  That loss, added to the one of the bytes with
-`balance_weight`, is
+All heads share W_o, whose input width is that of one head.  With `top_k` 1 the weight is always 1,
+so only the load-balancing loss trains the router.  That loss, weighted by `balance_weight`, is
 
     H sum_h f_h^2 + 0.001 mean(logsumexp(l)^2),    f_h = mean of p_h
 
-with means over all positions of the batch: f^2 is least where memories are used equally (as in
-Shazeer et al., 2017, arXiv 1701.06538), the second term keeps the scores small (the z-loss of Zoph
-et al., 2022, arXiv 2202.08906).
+with means over all positions of the batch.  The first term is minimal for equal use of the memories
+(as in Shazeer et al., 2017, arXiv 1701.06538); the second keeps the scores small (the z-loss of
+Zoph et al., 2022, arXiv 2202.08906).
 
-The study's layer differs in three points: it has K memories and not H, and the head ranked n-th by
-p writes and reads the n-th, so that a memory mixes heads over time; it divides q and k by their
-length + 1e-6; and the balance loss never reached its training.
+The study's layer differs in three ways: it has K memories instead of H, and the n-th ranked head
+by p writes and reads memory n, so a memory mixes heads over time; it divides q and k by their
+length + 1e-6; and it did not train with the load-balancing loss.
 """
 
 from typing import Any
@@ -39,22 +38,21 @@ STUDY_EPS = 1e-6
 
 
 class MomE88Layer(nn.Module):
-    """One MoM-E88 mixer; its state is the memories, [B, H or K, N, M], float32 or float64.
+    """MoM-E88 mixer; its state is the memories [B, H or K, N, M], float32 or float64.
 
-    `auxiliary_loss` is what the last forward pass adds to the loss in training, and 0 at any
-    other time.
+    `auxiliary_loss` is the loss added by the last training forward pass, and 0 otherwise.
     """
 
     auxiliary_loss: Tensor | float
 
     def __init__(self, config: MomE88Config, backend: str) -> None:
-        """Draw the weights from torch's global generator."""
+        """Initialize the weights from torch's global generator."""
         super().__init__()
         self.config = config
         self.backend = backend
         dim, n_heads = config.dim, config.n_heads
         self.router = projection(dim, n_heads)
-        # Unlike E88's, each has its own initialisation.
+        # Unlike in E88, each is initialized as its own matrix.
         self.query = projection(dim, config.key_width)
         self.key = projection(dim, config.key_width)
         self.value = projection(dim, config.value_width)
@@ -64,12 +62,12 @@ class MomE88Layer(nn.Module):
         self.auxiliary_loss = 0.0
 
     def train(self, mode: bool = True) -> "MomE88Layer":
-        """Switch training on or off, and forget the loss of the pass before."""
+        """Set the training mode and reset the auxiliary loss."""
         self.auxiliary_loss = 0.0
         return super().train(mode)
 
     def __getstate__(self) -> dict[str, Any]:
-        # A tensor with a graph cannot be copied, and the pass was not the copy's.
+        # Non-leaf tensors cannot be deep-copied, and the copy has not run a forward pass.
         return {**self.__dict__, "auxiliary_loss": 0.0}
 
     def forward(self, x: Tensor, state: Tensor | None = None) -> tuple[Tensor, Tensor]:
@@ -79,15 +77,15 @@ class MomE88Layer(nn.Module):
             scores = scores + self.config.router_noise * torch.randn_like(scores)
         p = scores.softmax(-1)  # [B, T, H]
         self.auxiliary_loss = self._balance_loss(scores, p)
-        chosen = p.topk(self.config.top_k).indices  # [B, T, K], the largest p first
+        selected = p.topk(self.config.top_k).indices  # [B, T, K], largest p first
         gate = None if self.gate is None else self._heads(self.gate(x))
         if self.config.is_study:
-            read_out, state = self._remember_by_rank(x, chosen, state)
-            weights = p.gather(-1, chosen)
-            gate = None if gate is None else _pick(gate, chosen)
+            read_out, state = self._run_memories_by_rank(x, selected, state)
+            weights = p.gather(-1, selected)
+            gate = None if gate is None else _gather_heads(gate, selected)
         else:
-            read_out, state = self._remember(x, chosen, state)
-            weights = p * torch.zeros_like(p, dtype=torch.bool).scatter(-1, chosen, True)
+            read_out, state = self._run_memories(x, selected, state)
+            weights = p * torch.zeros_like(p, dtype=torch.bool).scatter(-1, selected, True)
         weights = weights / weights.sum(-1, keepdim=True)
         y = _sum_heads(weights, read_out)
         if gate is not None:
@@ -96,40 +94,42 @@ class MomE88Layer(nn.Module):
             y = y * (F.silu(mixed_gate) if silu else torch.sigmoid(mixed_gate))
         return self.out(y.to(x.dtype)), state
 
-    def _remember(self, x: Tensor, chosen: Tensor, state: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Write and read the memories chosen; return what they read, and all of them."""
+    def _run_memories(
+        self, x: Tensor, selected: Tensor, state: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        """Write and read the selected memories; return their read-outs and all memories."""
         return matrix_recurrence(
             *self._queries_keys_values(x),
             self.decay(x),
-            written=chosen,
+            written=selected,
             initial_state=state,
             read="written",
             activation="silu",
             backend=self.backend,
         )
 
-    def _remember_by_rank(
-        self, x: Tensor, chosen: Tensor, state: Tensor | None
+    def _run_memories_by_rank(
+        self, x: Tensor, selected: Tensor, state: Tensor | None
     ) -> tuple[Tensor, Tensor]:
-        """Let the chosen heads write and read the memories of their ranks, as the study did."""
-        q, k, v = (F.silu(_pick(heads, chosen)) for heads in self._queries_keys_values(x))
+        """Let the selected heads write and read the memories of their ranks, as in the study."""
+        q, k, v = (F.silu(_gather_heads(heads, selected)) for heads in self._queries_keys_values(x))
         return matrix_recurrence(
             _study_unit_length(q),
             _study_unit_length(k),
             v,
-            self.decay(x).gather(-1, chosen),
+            self.decay(x).gather(-1, selected),
             initial_state=state,
             normalize=False,
             backend=self.backend,
         )
 
     def _queries_keys_values(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Queries, keys and values of all heads before their silu."""
+        """Return queries, keys and values of all heads before silu."""
         q, k, v = (self._heads(linear(x)) for linear in (self.query, self.key, self.value))
         return q, k, v
 
     def _heads(self, x: Tensor) -> Tensor:
-        """[B, T, H * width] as [B, T, H, width]."""
+        """Reshape [B, T, H * width] to [B, T, H, width]."""
         return x.view(*x.shape[:-1], self.config.n_heads, -1)
 
     def _balance_loss(self, scores: Tensor, p: Tensor) -> Tensor | float:
@@ -141,13 +141,13 @@ class MomE88Layer(nn.Module):
         return weight * (balance + SCORE_WEIGHT * scores.logsumexp(-1).square().mean())
 
 
-def _pick(heads: Tensor, chosen: Tensor) -> Tensor:
-    """The chosen of the heads [B, T, H, width], by rank: [B, T, K, width]."""
-    return heads.gather(2, chosen.unsqueeze(-1).expand(-1, -1, -1, heads.shape[-1]))
+def _gather_heads(heads: Tensor, selected: Tensor) -> Tensor:
+    """Gather the selected heads of [B, T, H, width] by rank: [B, T, K, width]."""
+    return heads.gather(2, selected.unsqueeze(-1).expand(-1, -1, -1, heads.shape[-1]))
 
 
 def _sum_heads(weights: Tensor, heads: Tensor) -> Tensor:
-    """The sum of [B, T, H, width] over its heads, each by its weight."""
+    """Return the weighted sum of [B, T, H, width] over its heads."""
     return (weights.unsqueeze(-1) * heads).sum(2)
 
 

@@ -1,4 +1,4 @@
-"""Which model families exist, and where their configuration and their code are."""
+"""Registry of model families: lazily imported configurations and layers, levels, model building."""
 
 import re
 from collections.abc import Callable, Mapping
@@ -7,27 +7,26 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from elmanctl.constants import INSTALL_TRAIN
-from elmanctl.errors import EnvironmentNotReady, InvalidConfiguration, NotFound
+from elmanctl.errors import EnvironmentNotReady, InvalidConfiguration, NotFound, nearest
 from elmanctl.models.backends import resolve_backend
-from elmanctl.models.config import DOCUMENTED, STUDY, VARIANTS, FamilyConfig, refuse_unknown
+from elmanctl.models.config import DOCUMENTED, STUDY, VARIANTS, FamilyConfig
 from elmanctl.models.levels import Grammar, Level, nearest_level
 from elmanctl.models.levels import parse_level as parse_by_grammar
 from elmanctl.models.study import translate
 
-# The command line lists families and must not wait for torch.
+# The command line lists families without importing torch.
 if TYPE_CHECKING:
     from torch import nn
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Family:
-    """A kind of model; everything it names as `module:name` is imported when it is used.
+    """A model family; attributes of the form `module:name` are imported on first use.
 
-    `config` is its FamilyConfig, which holds sizes and checks.  `layer` is called with the
-    configuration and the name of a backend and returns the modules of one layer: one module, or a
-    list where a layer takes several steps of the residual stream.  `backends` are its
-    implementations, the fastest first.  `spellings` are other names of it in levels with the
-    settings they stand for, `letters` what may follow any of its names.
+    `config` is its FamilyConfig, with sizes and checks.  `layer` is called with a configuration and
+    the name of a backend and returns one layer: a module, or a list of modules if the layer has
+    several residual sublayers.  `backends` are ordered fastest first.  `spellings` maps aliases in
+    levels to the settings they imply, and `letters` the letters that may follow a name to settings.
     """
 
     name: str
@@ -40,23 +39,23 @@ class Family:
     letters: Mapping[str, str] = field(default_factory=dict)
 
     def load_config(self) -> type[FamilyConfig]:
-        """Import and return the class of the configuration."""
-        found: type[FamilyConfig] = _load(self.config)
-        return found
+        """Import the configuration class."""
+        config_class: type[FamilyConfig] = _load(self.config)
+        return config_class
 
     def load_layer(self) -> "Callable[..., nn.Module | list[nn.Module]]":
-        """Import and return what makes the modules of one layer."""
-        made: Callable[..., nn.Module | list[nn.Module]] = _load(self.layer)
-        return made
+        """Import the factory of a layer's modules."""
+        make_layer: Callable[..., nn.Module | list[nn.Module]] = _load(self.layer)
+        return make_layer
 
     def load_model(self) -> "Callable[..., nn.Module]":
-        """Import and return the class of the whole model."""
+        """Import the class of the whole model."""
         model: Callable[..., nn.Module] = _load(self.model)
         return model
 
     @property
     def grammar(self) -> Grammar:
-        """How levels of this family are spelled."""
+        """Grammar of this family's levels."""
         names = {self.name: {}, **self.spellings}
         return Grammar(family=self.name, names=names, letters=self.letters)
 
@@ -82,7 +81,7 @@ FAMILIES: Mapping[str, Family] = {
         ),
         Family(
             name="e75",
-            summary="Matrix states with a gate for each row, read by themselves",
+            summary="Matrix states with a gate for each row, self-gated read-outs",
             config="elmanctl.models.configs.e75:E75Config",
             layer="elmanctl.models.e75:E75Layer",
             backends=("triton", "torch"),
@@ -181,8 +180,8 @@ FAMILIES: Mapping[str, Family] = {
 def parse_level(text: str) -> Level:
     """Return the family of a level and the settings that it fixes.
 
-    Raises NotFound for an unknown name, InvalidConfiguration for a malformed level; both say what
-    is nearest.
+    Raises NotFound for an unknown name, InvalidConfiguration for a malformed level; the hint of
+    either is the nearest valid name.
     """
     grammars = tuple(family.grammar for family in FAMILIES.values())
     try:
@@ -191,10 +190,10 @@ def parse_level(text: str) -> Level:
         ours, _ = translate(text, {})
         if ours == text:
             raise
-        # What is nearest in letters may be another model.
+        # The most similar name may be another model.
         raise type(exc)(
             exc.message,
-            hint=f"the study of 2026 had this level, of `{ours}`; choose variant {STUDY} for it",
+            hint=f"this is a level of `{ours}` in the study of 2026; set variant to {STUDY}",
         ) from exc
 
 
@@ -206,13 +205,13 @@ def find_family(level: str) -> Family:
 def decode_config(
     level: str, data: Mapping[str, object], variant: str = DOCUMENTED
 ) -> FamilyConfig:
-    """Return the configuration that a level and plain data describe.
+    """Decode a configuration from a level and plain data.
 
-    `variant` may also stand in `data`.  Under `study-2026-01` the study's own spellings of levels
-    and settings are understood, and its level outranks its settings; otherwise a setting that
-    contradicts the level is an error.
-    Raises NotFound on an unknown level, InvalidConfiguration on a setting that cannot be used; if
-    a number of the level is at fault, the hint is the nearest level that can be built.
+    `variant` may also be set in `data`.  Variant `study-2026-01` accepts the study's own names of
+    levels and settings, and its level overrides settings; otherwise a setting that contradicts the
+    level is an error.
+    Raises NotFound for an unknown level, InvalidConfiguration for an invalid setting; if a number
+    of the level is invalid, the hint is the nearest level that can be built.
     """
     family, settings = resolve_level(level, data, variant)
     try:
@@ -226,20 +225,20 @@ def decode_config(
         raise InvalidConfiguration(exc.message, hint=message) from exc
 
 
-def _nearest_level(level: str, data: Mapping[str, object], variant: str, fault: str) -> str | None:
-    """The nearest level that can be built, where the fault is one of the level's numbers."""
-    # Levels of the study have other grammars.
+def _nearest_level(level: str, data: Mapping[str, object], variant: str, error: str) -> str | None:
+    """Return the nearest level that can be built, if the error is about one of its numbers."""
+    # The study's levels follow other grammars.
     if variant == STUDY:
         return None
     parsed = parse_level(level)
     grammar = FAMILIES[parsed.family].grammar
     for setting in grammar.letters.values():
-        if setting in parsed.settings and re.search(rf"\b{setting}\b", fault):
-            return nearest_level(parsed, grammar, setting, lambda other: _can_be(other, data))
+        if setting in parsed.settings and re.search(rf"\b{setting}\b", error):
+            return nearest_level(parsed, grammar, setting, lambda other: _is_valid(other, data))
     return None
 
 
-def _can_be(level: str, data: Mapping[str, object]) -> bool:
+def _is_valid(level: str, data: Mapping[str, object]) -> bool:
     try:
         family, settings = resolve_level(level, data)
         family.load_config().decode(settings)
@@ -251,23 +250,30 @@ def _can_be(level: str, data: Mapping[str, object]) -> bool:
 def resolve_level(
     level: str, data: Mapping[str, object], variant: str = DOCUMENTED
 ) -> tuple[Family, dict[str, Any]]:
-    """Return the family of a level and all that level and data say together, not yet checked.
+    """Return the family of a level and the merged, unvalidated settings of level and data.
 
-    Raises as `decode_config` does for a level, and for what contradicts it.
+    Raises like `decode_config` for an invalid level and for settings that contradict it.
     """
     settings = dict(data)
-    told = settings.pop("variant", variant)
-    refuse_unknown("variant", told, VARIANTS)
-    # The default is no word against the configuration's own.
-    if variant not in (DOCUMENTED, told):
-        raise InvalidConfiguration(f"`variant` is `{told}` in the configuration, not `{variant}`")
-    if told == STUDY:
+    own_variant = settings.pop("variant", variant)
+    if own_variant not in VARIANTS:
+        near = nearest(str(own_variant), VARIANTS)
+        raise InvalidConfiguration(
+            f"there is no variant `{own_variant}`; known: {', '.join(VARIANTS)}",
+            hint=f"did you mean `{near}`?" if near else None,
+        )
+    # The default argument does not conflict with the configuration's own variant.
+    if variant not in (DOCUMENTED, own_variant):
+        raise InvalidConfiguration(
+            f"`variant` is `{own_variant}` in the configuration, not `{variant}`"
+        )
+    if own_variant == STUDY:
         level, settings = translate(level, settings)
     parsed = parse_level(level)
     family = FAMILIES[parsed.family]
     name = settings.pop("level", family.name)
     if not isinstance(name, str) or name.casefold() != family.name:
-        raise InvalidConfiguration(f"a configuration of {name!r} was given for {family.name}")
+        raise InvalidConfiguration(f"the configuration is of {name!r}, not of {family.name}")
     for setting, value in parsed.settings.items():
         if settings.get(setting, value) != value:
             raise InvalidConfiguration(
@@ -275,18 +281,19 @@ def resolve_level(
                 hint=f"leave one of them out: {family.grammar.describe()}",
             )
     implied = family.load_config().complete_level(parsed.settings)
-    return family, {**implied, **settings, **parsed.settings, "level": family.name, "variant": told}
+    fixed = {**parsed.settings, "level": family.name, "variant": own_variant}
+    return family, {**implied, **settings, **fixed}
 
 
 def build_model(
     config: FamilyConfig, *, seed: int, backend: str = "auto", device: str = "cpu"
 ) -> "nn.Module":
-    """Return a new model on the CPU in float32; equal seeds give equal models.
+    """Build a model on the CPU in float32; equal seeds give equal models.
 
-    `device` is where it will run, cpu or cuda, which decides what `auto` picks; the model's
-    attribute `backend` says what that was.  The random state of the caller is left as it was.
-    Raises InvalidConfiguration when the backend does not compute this model, EnvironmentNotReady
-    when it cannot run here.
+    `device`, cpu or cuda, is where it will run, which decides the backend for `auto`; the model's
+    attribute `backend` holds the choice.  The caller's random state is preserved.
+    Raises InvalidConfiguration if the backend does not support this model, EnvironmentNotReady if
+    it is unavailable.
     """
     try:
         import torch
@@ -294,11 +301,11 @@ def build_model(
         raise EnvironmentNotReady("torch is not installed here", hint=INSTALL_TRAIN) from exc
 
     family = FAMILIES[config.level]
-    chosen = resolve_backend(family.name, family.backends, backend, config, device)
+    backend = resolve_backend(family.name, family.backends, backend, config, device)
     model_class = family.load_model()
     with torch.random.fork_rng(devices=()):
         torch.manual_seed(seed)
-        return model_class(config, backend=chosen)
+        return model_class(config, backend=backend)
 
 
 def _load(path: str) -> Any:
@@ -306,7 +313,7 @@ def _load(path: str) -> Any:
     try:
         return getattr(import_module(module), name)
     except ModuleNotFoundError as exc:
-        # A family that is one file needs torch to count.
+        # A family defined in a single file needs torch even for counting.
         if exc.name != "torch":
             raise
         raise EnvironmentNotReady(

@@ -1,9 +1,9 @@
-"""The study's own names of models and settings, for counting and rebuilding what really ran.
+"""Translation of the study's levels and settings, to count and rebuild the models that ran.
 
-The trainer of January 2026 took every flag with every level and read only some of them; levels
-fixed sizes, and flags that said otherwise were overruled without a word.  The tables hold what it
-did: the levels and what each stood for, what applied where the command line was silent, and which
-flags a model read.  Printed parameter counts prove whatever changes a count.
+The trainer of January 2026 accepted every flag with every level but read only some of them; levels
+fixed sizes and silently overrode conflicting flags.  The tables below record that behavior: the
+meaning of each level, the defaults of the command line, and the flags that each model read.
+Parameter counts printed by the study verify everything that affects a count.
 """
 
 import re
@@ -18,9 +18,9 @@ from elmanctl.models.configs.e87 import LEVEL_STATES as STATES_OF_E87
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Spelling:
-    """Levels of one form: their family, what they fix, and what they imply where flags are silent.
+    """A form of levels: its family, the settings it fixes, and the defaults it implies.
 
-    The named groups of `pattern` are settings that the level fixes too.
+    The named groups of `pattern` are settings that the level fixes as well.
     """
 
     pattern: str
@@ -34,13 +34,12 @@ _N = r"n(?P<n_state>[1-9][0-9]{0,5})"
 _B = r"b(?P<n_blocks>[1-9][0-9]{0,5})"
 _K = r"k(?P<top_k>[1-9][0-9]{0,5})"
 
-# The first E88, of 20 January, and those of the 22nd, which kept the weight of a norm unused.
+# The first E88, of 20 January, and those of the 22nd, which had an unused norm weight.
 _FIRST = {"use_gate": True, "use_conv": True, "output_norm": True}
 _GATED = {"use_gate": True, "unused_norm_weight": True}
 _BARE = {"use_gate": False, "unused_norm_weight": True}
 
-# Our names stand beside the study's, so that in the study's variant both mean the same model; the
-# first match counts.
+# In the study's variant our own names work as well as the study's; the first match wins.
 _SPELLINGS = (
     _Spelling(pattern="e88", family="e88"),
     _Spelling(pattern=f"e88{_H}({_N})?", family="e88", implies=_FIRST),
@@ -53,7 +52,7 @@ _SPELLINGS = (
     _Spelling(pattern=f"e88e_{_H}_75m", family="e88", fixes={"n_state": 32}, implies=_BARE),
     _Spelling(pattern=f"e88f_{_H}{_N}", family="e88", implies=_BARE),
     _Spelling(pattern=f"e90({_H})?", family="e90"),
-    # These three the trainer knew by name, and took their size from the command line.
+    # The trainer knew these three by name and took their size from the command line.
     _Spelling(pattern=r"e75h(?P<n_heads>[248])", family="e75", implies={"n_state": 64}),
     _Spelling(pattern=f"e75{_H}", family="e75", fixes={"n_state": STATE_OF_E75}),
     _Spelling(pattern=f"e75({_H}{_N})?", family="e75"),
@@ -84,17 +83,17 @@ _SPELLINGS = (
 
 _MATRIX_STATE = {"expansion": 1.0, "use_gate": True, "gate_activation": "sigmoid"}
 
-# What the command line stood for where it was silent.
+# Defaults of the command line.
 _DEFAULTS: Mapping[str, Mapping[str, Any]] = {
     "e88": {"n_state": 64, **_MATRIX_STATE},
     "e90": {"k_fast": 16, "k_slow": 48, **_MATRIX_STATE},
     "e75": {"expansion": 1.0},
     "e87": {"expansion": 1.0},
     "mom-e88": {"n_state": 64, **_MATRIX_STATE},
-    # Until 23 January the trainer built 128 states, whatever the command line said.
+    # Until 23 January the trainer always built 128 states and ignored the flag.
     "mamba2": {"d_state": 64, "expand": 2},
     "fla-gdn": {"expansion": 1.0},
-    # The feed-forward part followed from `dim`; what the command line said changed nothing.
+    # The width of the feed-forward sublayer followed from `dim`; the flag had no effect.
     "transformer": {},
     "mingru": {"expansion": 1.0},
     "minlstm": {"expansion": 1.0},
@@ -105,8 +104,8 @@ _DEFAULTS: Mapping[str, Mapping[str, Any]] = {
     "e42": {"expansion": 1.0},
 }
 
-# Flags of the models, by our names.  A family that does not read one had it dropped; any other
-# setting that it does not know is left for its configuration to refuse.
+# Flags of the models, by our names.  Flags that a family does not read are dropped; its
+# configuration rejects all other unknown settings.
 _GATES = {"use_gate", "gate_activation"}
 _FLAGS = frozenset(
     {"n_heads", "n_state", "expansion", "linear_state", "top_k", "k_fast", "k_slow"}
@@ -139,14 +138,14 @@ _OUR_NAMES = {
     "use_output_norm": "output_norm",
 }
 
-# Some flags are one of a few words for what are switches here.
+# Flags whose values correspond to boolean settings here.
 _SWITCHES: Mapping[str, Mapping[Any, Mapping[str, Any]]] = {
     "output_norm_weight": {
         True: {"output_norm": True, "unused_norm_weight": False},
         False: {"output_norm": False, "unused_norm_weight": False},
         "unused weight": {"output_norm": False, "unused_norm_weight": True},
     },
-    # `auto` is what each level implies by itself.
+    # `auto` is the default that each level implies.
     "r_h_mode": {
         "auto": {},
         "spectral_norm": {"spectral_norm": True},
@@ -154,49 +153,49 @@ _SWITCHES: Mapping[str, Mapping[Any, Mapping[str, Any]]] = {
     },
 }
 
-# The command line had 0 and 1 for these.
+# Flags for which the command line took 0 or 1.
 _BOOLEANS = (
     {"use_gate", "linear_state", "use_conv", "write_gate", "output_norm", "value_residual"}
     | {"tie_kv", "unused_norm_weight", "output_norm_weight", "post_conv", "spectral_norm"}
     | {"reset_after", "two_biases"}
 )
 
-MOST_SLOTS = 32
-"""How many slots a mixture of memories had at most where the command line was silent."""
+_MAX_TOP_K = 32
+"""Maximum default of `top_k` for a mixture of memories."""
 
 
 def translate(level: str, settings: dict[str, Any]) -> tuple[str, dict[str, Any]]:
-    """Return a level and settings of ours for those of the study; ours are left as they are.
+    """Translate a level and settings of the study to ours, which pass through unchanged.
 
-    A level outranks settings that say otherwise.  Levels and settings that the study did not know
-    are returned unchanged.
-    Raises InvalidConfiguration when a setting stands there twice, by different names and unequal.
+    A level overrides conflicting settings.  Levels and settings unknown to the study are returned
+    unchanged.
+    Raises InvalidConfiguration if a setting is given twice, by different names and values.
     """
     found = _find_spelling(level)
     if found is None:
         return level, settings
     spelling, fixed = found
     family = spelling.family
-    told = _rename(level, settings, _FLAGS - _READ[family])
-    complete = {**_DEFAULTS[family], **spelling.implies, **told, **fixed}
+    renamed = _rename(level, settings, _FLAGS - _READ[family])
+    complete = {**_DEFAULTS[family], **spelling.implies, **renamed, **fixed}
     if family == "mom-e88" and type(heads := complete.get("n_heads")) is int:
-        complete.setdefault("top_k", min(MOST_SLOTS, heads))
+        complete.setdefault("top_k", min(_MAX_TOP_K, heads))
     return family, complete
 
 
 def _find_spelling(level: str) -> tuple[_Spelling, dict[str, Any]] | None:
-    """The first form that a level has, and all that the level fixes."""
+    """Return the first form that matches a level, and the settings that the level fixes."""
     folded = level.strip().casefold()
     for spelling in _SPELLINGS:
         match = re.fullmatch(spelling.pattern, folded)
         if match:
-            numbers = {name: int(told) for name, told in match.groupdict().items() if told}
+            numbers = {name: int(digits) for name, digits in match.groupdict().items() if digits}
             return spelling, {**spelling.fixes, **numbers}
     return None
 
 
 def _rename(level: str, settings: Mapping[str, Any], unread: Set[str]) -> dict[str, Any]:
-    """Settings by our names, with our values, without those that are not read."""
+    """Convert settings to our names and values, dropping those that are not read."""
     ours: dict[str, Any] = {}
     for flag, value in settings.items():
         name = _OUR_NAMES.get(flag, flag)
@@ -204,10 +203,10 @@ def _rename(level: str, settings: Mapping[str, Any], unread: Set[str]) -> dict[s
             continue
         if name in _BOOLEANS and type(value) is int and value in (0, 1):
             value = bool(value)
-        words = _SWITCHES.get(name, {})
-        is_word = isinstance(value, str | bool) and value in words
-        for setting, meant in words[value].items() if is_word else [(name, value)]:
-            if ours.setdefault(setting, meant) != meant:
+        choices = _SWITCHES.get(name, {})
+        is_choice = isinstance(value, str | bool) and value in choices
+        for setting, converted in choices[value].items() if is_choice else [(name, value)]:
+            if ours.setdefault(setting, converted) != converted:
                 raise InvalidConfiguration(
                     f"{level}: `{flag}` is {value!r}, but `{setting}` is already {ours[setting]!r}",
                     hint="leave one of them out",

@@ -1,4 +1,4 @@
-"""Trial runs of small models: their real size, and what they compute off their start."""
+"""Trial runs of small models: actual parameter counts, and outputs with perturbed parameters."""
 
 from functools import lru_cache
 from typing import Any, NamedTuple
@@ -8,12 +8,12 @@ import torch
 from elmanctl.models.config import FamilyConfig
 from elmanctl.models.registry import build_model
 
-# In float64; what changes by rounding alone stays under it.
-_SMALLEST_CHANGE = 1e-9
+# In float64 rounding differences are smaller than this.
+_TOLERANCE = 1e-9
 
 
 class Observation(NamedTuple):
-    """State and output of a model that ran; the tensors are float64."""
+    """State size and outputs of a model run; tensors are float64."""
 
     state_size: int
     logits: torch.Tensor  # [1, T, 256]
@@ -22,17 +22,17 @@ class Observation(NamedTuple):
 
 @lru_cache(maxsize=256)
 def count_built(config: FamilyConfig, backend: str) -> int:
-    """Build a model and return the number of its parameters."""
+    """Build a model and return its parameter count."""
     model = build_model(config, seed=0, backend=backend)
     return sum(parameter.numel() for parameter in model.parameters())
 
 
 @lru_cache(maxsize=256)
 def run(config: FamilyConfig, backend: str, tokens: int) -> Observation:
-    """Build a model and run it on `tokens` bytes as in training, with dropout and noise.
+    """Build a model and run it on `tokens` bytes in training mode, with dropout and noise.
 
-    All parameters are moved off their start by the same noise, since some start at zero and hide
-    what lies before them.
+    All parameters are perturbed by the same noise, since parameters initialized to zero would mask
+    everything upstream of them.
     """
     model = build_model(config, seed=0, backend=backend).double().train()
     generator = torch.Generator().manual_seed(1)
@@ -48,12 +48,12 @@ def run(config: FamilyConfig, backend: str, tokens: int) -> Observation:
 
 
 def differ(one: torch.Tensor, other: torch.Tensor) -> bool:
-    """Return whether two outputs differ by more than rounding; NaN equals NaN."""
-    return not torch.allclose(one, other, rtol=0.0, atol=_SMALLEST_CHANGE, equal_nan=True)
+    """Whether two outputs differ by more than rounding; NaN equals NaN."""
+    return not torch.allclose(one, other, rtol=0.0, atol=_TOLERANCE, equal_nan=True)
 
 
 def _numel(state: Any) -> int:
-    """Return how many numbers a state holds, however it is nested."""
+    """Return the number of elements of a nested state."""
     if isinstance(state, list | tuple):
         return sum(_numel(part) for part in state)
     return 0 if state is None else int(state.numel())

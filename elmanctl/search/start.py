@@ -28,7 +28,7 @@ from elmanctl.ledger.records import Resources, RunRecord
 from elmanctl.ledger.reserve import full_disk, refill
 from elmanctl.ledger.spending import devices, gpus_asked
 from elmanctl.ledger.store import LedgerWriter
-from elmanctl.models.backends import AUTO, BACKENDS, check_backend_name, fault_here
+from elmanctl.models.backends import AUTO, BACKENDS, check_backend_name, unavailable_on_all_devices
 from elmanctl.models.config import DOCUMENTED, FamilyConfig
 from elmanctl.models.registry import Family, decode_config, resolve_level
 from elmanctl.run.corpus import CorpusInfo, describe, standard_library_corpus, unigram_entropy
@@ -300,7 +300,7 @@ def check_trainable(settings: Settings) -> None:
         )
     if settings.train.backend != AUTO:
         backend = BACKENDS[settings.train.backend]
-        fault = fault_here(backend)
+        fault = unavailable_on_all_devices(backend)
         if fault:
             raise EnvironmentNotReady(
                 f"backend `{backend.name}` cannot run here: {fault}", hint=backend.fix

@@ -12,9 +12,9 @@ from itertools import islice, pairwise
 from math import lcm
 from typing import Any, Literal
 
-from elmanctl.constants import INSTALL_TRAIN
+from elmanctl.constants import INSTALL_TRAIN, VOCABULARY
 from elmanctl.errors import EnvironmentNotReady, InvalidConfiguration
-from elmanctl.models.config import VOCABULARY, FamilyConfig
+from elmanctl.models.config import FamilyConfig
 from elmanctl.models.registry import decode_config, find_family
 from elmanctl.space.axis import Axis
 from elmanctl.space.space import SearchSpace

@@ -90,21 +90,13 @@ def mixed_backends(settings: Settings, models: Sequence[FamilyConfig]) -> str | 
     if train.backend != AUTO or train.device == "cpu":
         return None
     for backend in FAMILIES[models[0].level].backends[:-1]:
-        beyond = sum(not _computes(backend, model) for model in models)
+        beyond = sum(not model.is_supported_by(backend) for model in models)
         if 0 < beyond < len(models):
             return (
                 f"{beyond} of the first {len(models)} points are not computed by backend "
                 f"`{backend}`; where it can run, `auto` trains these on another than the rest"
             )
     return None
-
-
-def _computes(backend: str, model: FamilyConfig) -> bool:
-    try:
-        model.check_backend(backend)
-    except InvalidConfiguration:
-        return False
-    return True
 
 
 def _divisors(number: int) -> list[int]:

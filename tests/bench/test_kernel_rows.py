@@ -94,7 +94,7 @@ def test_row_without_measured_rates_has_times_and_no_floor() -> None:
 
 def test_what_cannot_run_here_has_a_row_that_says_why() -> None:
     missing, ran = measured(
-        planned(find_fault=lambda device: f"not installed on {device}"), planned()
+        planned(unavailable_reason=lambda device: f"not installed on {device}"), planned()
     )
     assert (missing.status, missing.reason) == ("missing", "not installed on cpu")
     assert missing.forward_ms is None and ran.status == "measured"
@@ -168,7 +168,7 @@ def test_gradients_that_are_not_trusted_are_timed_inside_their_guard_and_labelle
     (row,) = measured(
         planned(
             run=lambda **i: {name: refusing(x) for name, x in plain(**i).items()},
-            gradient_fault=lambda: "this Triton",
+            gradient_unavailable=lambda: "this Triton",
             for_timing=guard,
         )
     )

@@ -22,7 +22,7 @@ RUNNABLE = [
     (operation, path, dtype)
     for operation in OPERATIONS
     for path in operation.paths
-    if path.find_fault("cpu") is None
+    if path.unavailable_reason("cpu") is None
     for dtype in path.tolerances
 ]
 
@@ -50,7 +50,7 @@ def test_every_operation_has_a_path_that_runs_anywhere() -> None:
     for operation in OPERATIONS:
         assert operation.tiny_sizes and operation.test_sizes
         if operation.is_tested:
-            assert operation.path("torch").find_fault("cpu") is None
+            assert operation.path("torch").unavailable_reason("cpu") is None
 
 
 def test_names_of_operations_are_their_own() -> None:
@@ -167,7 +167,7 @@ def test_gradients_that_are_known_to_be_wrong_are_not_compared() -> None:
         operation,
         _with_gradients_off,
     )
-    found = checked(operation, replace(bad, gradient_fault=lambda: "this Triton"), "float32")
+    found = checked(operation, replace(bad, gradient_unavailable=lambda: "this Triton"), "float32")
     assert found.status == "ok" and found.worst in ("output", "state")
     assert found.reason == "outputs only: this Triton"
 

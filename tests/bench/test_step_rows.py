@@ -185,8 +185,8 @@ def test_steps_that_are_timing_only_are_labelled_and_run_inside_the_guard(
         return real(*arguments)
 
     monkeypatch.setattr(rows_module, "train", train)
-    monkeypatch.setattr(rows_module, "fla_absence", lambda device: None)
-    monkeypatch.setattr(rows_module, "fla_gradient_fault", lambda: "this Triton")
+    monkeypatch.setattr(rows_module, "fla_forward_unavailable", lambda device: None)
+    monkeypatch.setattr(rows_module, "fla_gradient_unavailable", lambda: "this Triton")
     # The kernels do not run here: the layers compute on torch under the name of fla.
     model = tiny("fla-gdn")
     monkeypatch.setattr(

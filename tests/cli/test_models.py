@@ -73,7 +73,7 @@ def test_level_and_fields_hold_axes_fixed(quick: QuickCommandLine) -> None:
             2,
             "e88 has no backend `fla`; it has: auto, triton, gluon, torch",
         ),
-        (["gru", "reset_after=false", "--backend", "cudnn"], 2, "cuDNN does not compute"),
+        (["gru", "reset_after=false", "--backend", "cudnn"], 2, "cuDNN does not support"),
         (["fla-gdn", "variant=study-2026-01"], 2, "moving `n_heads` changes neither"),
         (["E75h7x24"], 2, "did you mean `e75h7n24`?"),
         (["E88h98", "n_heads=83"], 2, "level `E88h98` says 98"),

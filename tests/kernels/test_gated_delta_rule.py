@@ -278,7 +278,7 @@ def test_every_argument_given_to_fla_is_one_that_it_has(
 def test_kernels_of_fla_agree_with_torch(
     dtype: str, tolerance: float, length: int, n_key: int, n_value: int
 ) -> None:
-    fault = BACKENDS["fla"].find_fault("cuda")
+    fault = BACKENDS["fla"].unavailable_reason("cuda")
     if fault:
         pytest.skip(fault)
     inputs = make_inputs(2, length, 3, n_key, n_value, rate=0.1, dtype=torch.float32)

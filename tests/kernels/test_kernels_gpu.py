@@ -60,7 +60,7 @@ SIZES = [
 
 def skip_without(path: Path) -> None:
     """Skip what is not installed beside this GPU."""
-    fault = path.find_fault("cuda")
+    fault = path.unavailable_reason("cuda")
     if fault:
         pytest.skip(fault)
 
@@ -160,7 +160,7 @@ def test_size_of_a_whole_model_gives_numbers(operation: Operation, path: Path, s
     inputs = drawn_inputs(operation, size, operation.dtype, CUDA, with_state=False)
     output = path.run(**inputs)["output"]
     assert output.isfinite().all()
-    if path.gradient_fault() is None:
+    if path.gradient_unavailable() is None:
         wanted = [inputs[name] for name in differentiable(inputs)]
         for gradient in torch.autograd.grad(output, wanted, torch.randn_like(output)):
             assert gradient.isfinite().all()

@@ -202,5 +202,5 @@ def test_forgotten_method_is_named(method: str, monkeypatch: pytest.MonkeyPatch)
 def test_annotation_that_checks_nothing_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     annotation = "Annotated[float, Between(1.0, 8.0)] = 1.0"
     found = config_class_with(annotation, "str | None = None", monkeypatch)
-    with pytest.raises(TypeError, match="ToyRNNConfig: nothing checks a `expansion` of type str"):
+    with pytest.raises(TypeError, match="ToyRNNConfig: `expansion` has the unsupported type str"):
         found(level="toyrnn", dim=16, depth=1)

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from elmanctl.errors import InvalidConfiguration
-from elmanctl.models.config import in_words
+from elmanctl.models.config import format_sizes
 from elmanctl.models.registry import FAMILIES, decode_config
 from tests.models.samples import SMALL
 
@@ -38,7 +38,7 @@ def is_computed(family: str, backend: str, **changes: Any) -> bool:
 
 @given(st.sets(st.integers(1, 60)))
 def test_sizes_in_words_are_all_sizes_and_no_others(sizes: set[int]) -> None:
-    assert spelled_out(in_words(sizes)) == sizes
+    assert spelled_out(format_sizes(sizes)) == sizes
 
 
 @pytest.mark.parametrize(
@@ -53,7 +53,7 @@ def test_sizes_in_words_are_all_sizes_and_no_others(sizes: set[int]) -> None:
     ],
 )
 def test_equal_steps_are_drawn_together(sizes: tuple[int, ...], words: str) -> None:
-    assert in_words(sizes) == words
+    assert format_sizes(sizes) == words
 
 
 @pytest.mark.parametrize(("family", "backend"), IMPLEMENTATIONS)
@@ -105,7 +105,7 @@ def test_cells_that_cudnn_is_said_to_compute_are_those_it_does(family: str) -> N
 
 def test_sizes_that_fla_is_said_to_compute_are_those_it_does() -> None:
     limits = FAMILIES["fla-gdn"].load_config().backend_limits("fla")
-    assert limits == "even keys and values in a head, at most 256 keys"
+    assert limits == "even keys and values per head, at most 256 keys"
     assert is_computed("fla-gdn", "fla", head_dim=256)
     assert not is_computed("fla-gdn", "fla", head_dim=258)
     assert not is_computed("fla-gdn", "fla", head_dim=15)

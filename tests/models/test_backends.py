@@ -12,8 +12,8 @@ CONFIG = decode_config("mingru", {"dim": 12, "depth": 1})
 KNOWN = ("triton", "torch")
 
 
-def find_fault(device: str = "cuda") -> str | None:
-    return BACKENDS["triton"].find_fault(device)
+def unavailable_reason(device: str = "cuda") -> str | None:
+    return BACKENDS["triton"].unavailable_reason(device)
 
 
 @pytest.fixture
@@ -28,20 +28,20 @@ def test_backend_runs_on_a_gpu_that_is_new_enough_with_a_triton_that_is(
 ) -> None:
     import triton
 
-    assert find_fault() is None
+    assert unavailable_reason() is None
     for version, fault in (
         ("3.4.0", "triton is 3.4.0, but must be 3.5 or newer"),
         ("3.5.0", None),
         ("3.10.1", None),
     ):
         monkeypatch.setattr(triton, "__version__", version)
-        assert find_fault() == fault
+        assert unavailable_reason() == fault
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (7, 5))
-    assert find_fault() == "this GPU has compute capability 7.5, but the kernels need 8.0"
+    assert unavailable_reason() == "this GPU has compute capability 7.5, but the kernels need 8.0"
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    assert find_fault() == "torch sees no CUDA device"
+    assert unavailable_reason() == "torch sees no CUDA device"
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    assert find_fault() == "triton is not installed"
+    assert unavailable_reason() == "triton is not installed"
 
 
 @pytest.mark.parametrize(
@@ -58,7 +58,7 @@ def test_backend_runs_on_a_cpu_in_the_interpreter_alone(
     monkeypatch.delenv("TRITON_INTERPRET", raising=False)
     if told is not None:
         monkeypatch.setenv("TRITON_INTERPRET", told)
-    assert find_fault("cpu") == fault
+    assert unavailable_reason("cpu") == fault
 
 
 @pytest.mark.usefixtures("ampere")

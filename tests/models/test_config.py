@@ -64,17 +64,17 @@ def test_configuration_cannot_be_changed() -> None:
         ),
         (
             {"expansion": 1.1},
-            "e88: 26.4 values (`expansion` 1.1) cannot be shared out evenly to 3 heads",
-            "the nearest expansions that can are 1.0 and 1.125",
+            "e88: 26.4 values (`expansion` 1.1) cannot be divided evenly among 3 heads",
+            "the nearest valid expansions are 1.0 and 1.125",
         ),
         (
             {"expansion": 0},
-            "e88: 0 values (`expansion` 0) cannot be shared out evenly to 3 heads",
-            "the nearest expansions that can are 0.125",
+            "e88: 0 values (`expansion` 0) cannot be divided evenly among 3 heads",
+            "the nearest valid expansions are 0.125",
         ),
         (
             {"tie_kv": True, "expansion": 2},
-            "e88: `tie_kv` takes the keys for values and needs `expansion` 1, not 2",
+            "e88: `tie_kv` uses the keys as values and needs `expansion` 1, not 2",
             None,
         ),
     ],
@@ -133,7 +133,7 @@ def test_unknown_level_names_the_nearest() -> None:
 
 @pytest.mark.parametrize("told", ["mamba2", 88])
 def test_configuration_of_another_level_is_refused(told: object) -> None:
-    with pytest.raises(InvalidConfiguration, match="was given for e88"):
+    with pytest.raises(InvalidConfiguration, match="not of e88"):
         decode_config("e88", {**SMALL, "level": told})
 
 

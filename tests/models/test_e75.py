@@ -186,7 +186,7 @@ def test_every_documented_size_runs() -> None:
     [
         ({"use_conv": True, "post_conv": True}, "exclude each other"),
         ({"expansion": 2.0, "post_conv": True}, "no inner projection"),
-        ({"expansion": 0.01}, "leaves nothing of dim 12"),
+        ({"expansion": 0.01}, "of dim 12 gives no inner width"),
     ],
     ids=str,
 )

@@ -119,10 +119,10 @@ def test_blocks_are_chosen_by_score_where_their_probabilities_are_zero(variant: 
     rho = z @ layer.router.weight.T
     p = torch.softmax(rho, dim=-1)
     assert ((p == 0).sum(-1) >= 3).any()
-    chosen = layer._choose(rho)
+    chosen = layer._select(rho)
     assert torch.equal(chosen, rho >= rho.topk(3).values[:, -1:])
     if variant == "study-2026-01":
-        assert torch.equal(layer._shares(p, chosen) > 0, chosen & (p > 0))
+        assert torch.equal(layer._write_weights(p, chosen) > 0, chosen & (p > 0))
     assert layer(x)[0].isfinite().all()
 
 
@@ -243,7 +243,7 @@ def test_level_with_a_number_of_blocks_that_implies_no_size_needs_one(
     sizes = {"dim": 16, "depth": 1}
     with pytest.raises(InvalidConfiguration, match="blocks needs a state size") as caught:
         decode_config(level, sizes, variant)
-    assert caught.value.hint == f"write it into the level, as `{spelled}`, or set `n_state`"
+    assert caught.value.hint == f"add it to the level, as in `{spelled}`, or set `n_state`"
     named: Any = decode_config(spelled, sizes, variant)
     assert named.n_blocks >= 1
 
@@ -259,7 +259,7 @@ def test_size_may_stand_beside_a_level_that_has_none() -> None:
         ({"n_blocks": 4, "n_state": 0}, "n_state=0 is not supported"),
         ({"top_k": 6}, "`top_k` is 6, but there are 5 blocks"),
         ({"n_state": 13}, "nearest supported: 12 and 16"),
-        ({"expansion": 0.01}, "leaves nothing of dim 12"),
+        ({"expansion": 0.01}, "of dim 12 gives no inner width"),
     ],
     ids=str,
 )

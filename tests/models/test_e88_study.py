@@ -70,7 +70,7 @@ def test_unused_norm_weight_is_counted_and_moves_nothing() -> None:
 
 
 def test_unused_norm_weight_is_refused_where_it_cannot_be() -> None:
-    with pytest.raises(InvalidConfiguration, match="only the variant `study-2026-01` may have"):
+    with pytest.raises(InvalidConfiguration, match="only variant `study-2026-01` may have"):
         make_config(unused_norm_weight=True)
     with pytest.raises(InvalidConfiguration, match="`unused_norm_weight` must be false"):
         make_config(unused_norm_weight=True, output_norm=True, **STUDY)
@@ -112,14 +112,16 @@ def test_count_of_the_study_is_the_one_that_training_printed(
 
 def test_uneven_values_of_the_study_are_counted_and_refused_by_every_backend() -> None:
     uneven = {"expansion": 1.1}
-    with pytest.raises(InvalidConfiguration, match="cannot be shared out evenly to 3 heads"):
+    with pytest.raises(InvalidConfiguration, match="cannot be divided evenly among 3 heads"):
         make_config(**uneven)
     config = make_config(**uneven, **STUDY)
     assert (config.value_width, config.head_values) == (13, 4)
     for backend in ("auto", "torch"):
-        with pytest.raises(InvalidConfiguration, match=r"13 values .* evenly to 3 heads") as caught:
+        with pytest.raises(
+            InvalidConfiguration, match=r"13 values .* evenly among 3 heads"
+        ) as caught:
             build_model(config, seed=0, backend=backend)
-        assert caught.value.hint == "the nearest expansions that can are 1.0 and 1.25"
+        assert caught.value.hint == "the nearest valid expansions are 1.0 and 1.25"
     with pytest.raises(InvalidConfiguration, match="0 values"):
         make_config(expansion=0.0, **STUDY)
 
@@ -128,9 +130,9 @@ def test_uneven_values_of_the_study_are_counted_and_refused_by_every_backend() -
 def test_fraction_of_a_value_is_cut_in_the_study_alone(family: str) -> None:
     sizes = {"dim": 16, "depth": 1, "n_heads": 2, "n_state": 8, "expansion": 1.27}
     sizes |= {"top_k": 1} if family == "mom-e88" else {}
-    with pytest.raises(InvalidConfiguration, match=r"20\.32 values .* to 2 heads") as caught:
+    with pytest.raises(InvalidConfiguration, match=r"20\.32 values .* among 2 heads") as caught:
         decode_config(family, sizes)
-    assert caught.value.hint == "the nearest expansions that can are 1.25 and 1.375"
+    assert caught.value.hint == "the nearest valid expansions are 1.25 and 1.375"
     cut: Any = decode_config(family, sizes, "study-2026-01")
     assert cut.head_values == 10
     for expansion in (1.25, 1.375):

@@ -333,7 +333,7 @@ def test_radius_that_is_none_is_refused(radius: float) -> None:
 
 @pytest.mark.parametrize("switch", ["e1", "e0", "e42"])
 def test_state_without_a_unit_is_refused(switch: str) -> None:
-    with pytest.raises(InvalidConfiguration, match="without a unit"):
+    with pytest.raises(InvalidConfiguration, match="without units"):
         make_config(switch, expansion=0.1)
 
 

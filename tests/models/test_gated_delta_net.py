@@ -217,7 +217,7 @@ def test_values_that_are_no_whole_number_are_refused(variant: Any) -> None:
 
 
 def test_values_almost_whole_are_refused_but_rounding_is_not_held_against_them() -> None:
-    with pytest.raises(InvalidConfiguration, match="whole number"):
+    with pytest.raises(InvalidConfiguration, match="positive integer"):
         make_config(expansion=1.50001)
     assert make_config(head_dim=25, expansion=1.16).head_values == 29
 
@@ -272,7 +272,7 @@ class FakeMachine:
         self._patch.setitem(sys.modules, "triton", SimpleNamespace(__version__=triton_version))
 
     def fault(self) -> str | None:
-        return BACKENDS["fla"].find_fault("cuda")
+        return BACKENDS["fla"].unavailable_reason("cuda")
 
 
 @pytest.fixture
@@ -309,7 +309,7 @@ def test_fla_is_refused_on_hopper_where_its_gradients_fail(
 def test_fla_is_refused_without_its_packages_or_a_device(
     machine: FakeMachine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert BACKENDS["fla"].find_fault("cpu") == "its kernels run on cuda, not on cpu"
+    assert BACKENDS["fla"].unavailable_reason("cpu") == "its kernels run on cuda, not on cpu"
     for package, told in (
         ("einops", "einops is not installed"),
         ("triton", "triton is not installed"),
@@ -335,7 +335,7 @@ def test_auto_takes_fla_where_it_computes_the_model(machine: FakeMachine) -> Non
 @pytest.mark.parametrize(
     ("change", "told"),
     [
-        ({"head_dim": 258, "expansion": 1.0}, "at most 256 keys in a head, not 258"),
+        ({"head_dim": 258, "expansion": 1.0}, "at most 256 keys per head, not 258"),
         ({"head_dim": 7, "expansion": 2.0}, "even widths, not 7 keys and 14 values"),
         ({"head_dim": 6, "expansion": 0.5}, "even widths, not 6 keys and 3 values"),
     ],
@@ -356,7 +356,7 @@ def test_fla_that_is_named_but_cannot_run_is_no_silent_fall_back() -> None:
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 def test_model_on_fla_has_the_loss_and_gradients_of_the_model_on_torch() -> None:
-    fault = BACKENDS["fla"].find_fault("cuda")
+    fault = BACKENDS["fla"].unavailable_reason("cuda")
     if fault:
         pytest.skip(fault)
     config = GatedDeltaNetConfig(dim=128, depth=2, n_heads=2, head_dim=64)

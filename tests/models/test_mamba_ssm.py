@@ -65,8 +65,8 @@ def test_package_that_is_missing_is_named_with_the_command_that_installs_it(
     assert "scripts/install-mamba-ssm" in (refused.value.hint or "")
 
 
-def find_fault(device: str = "cuda") -> str | None:
-    return BACKENDS["mamba-ssm"].find_fault(device)
+def unavailable_reason(device: str = "cuda") -> str | None:
+    return BACKENDS["mamba-ssm"].unavailable_reason(device)
 
 
 def test_backend_names_what_is_missing_one_thing_after_another(
@@ -74,9 +74,9 @@ def test_backend_names_what_is_missing_one_thing_after_another(
 ) -> None:
     import triton
 
-    assert find_fault("cpu") == "its kernels run on cuda, not on cpu"
+    assert unavailable_reason("cpu") == "its kernels run on cuda, not on cpu"
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    assert find_fault() == "torch sees no CUDA device"
+    assert unavailable_reason() == "torch sees no CUDA device"
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     for version, fault in (
         ("3.4.1", "triton is 3.4.1, but must be 3.5 or newer"),
@@ -85,12 +85,12 @@ def test_backend_names_what_is_missing_one_thing_after_another(
         ("4.0.0", None),
     ):
         monkeypatch.setattr(triton, "__version__", version)
-        assert find_fault() == fault
+        assert unavailable_reason() == fault
     for package in ("transformers", "einops", "triton", "mamba_ssm"):
         monkeypatch.setattr(
             "importlib.util.find_spec", lambda name, package=package: None if name == package else 1
         )
-        assert find_fault() == f"{package} is not installed"
+        assert unavailable_reason() == f"{package} is not installed"
 
 
 def test_backend_is_refused_where_it_cannot_run_and_auto_takes_torch() -> None:
@@ -167,7 +167,7 @@ def test_kernels_refuse_what_they_do_not_compute(monkeypatch: pytest.MonkeyPatch
     with pytest.raises(InvalidConfiguration, match="runs on cuda, but x is on cpu"):
         scan_on_cuda(x, step, torch.ones(1), keys, keys)
     monkeypatch.setattr(Tensor, "is_cuda", True)
-    with pytest.raises(InvalidConfiguration, match="no float64"):
+    with pytest.raises(InvalidConfiguration, match="does not support float64"):
         scan_on_cuda(x.double(), step, torch.ones(1), keys, keys)
 
 

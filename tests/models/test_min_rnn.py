@@ -306,7 +306,7 @@ def test_width_of_the_convolution_is_counted(family: str) -> None:
 
 @FAMILY
 def test_expansion_that_leaves_no_channel_is_refused(family: str) -> None:
-    with pytest.raises(InvalidConfiguration, match="leaves no channel") as caught:
+    with pytest.raises(InvalidConfiguration, match="gives no channels") as caught:
         make_config(family, expansion=0.05)
     smallest = float(str(caught.value.hint).rpartition(" ")[2])
     assert make_config(family, expansion=smallest).n_channels == 1

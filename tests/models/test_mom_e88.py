@@ -180,7 +180,7 @@ def test_counts_are_those_of_the_study(
         ({"top_k": 5}, "`top_k` is 5, but there are 4 heads", "from 1 to 4"),
         ({"top_k": 0}, "`top_k` is 0", None),
         ({"n_state": 5}, "n_state=5 is not supported", None),
-        ({"expansion": 1.1}, r"17(\.6)? values .* cannot be shared out evenly", "1.0 and 1.25"),
+        ({"expansion": 1.1}, r"17(\.6)? values .* cannot be divided evenly", "1.0 and 1.25"),
         ({"expansion": 0.0}, "0 values", "0.25"),
         ({"balance_weight": 1.5}, "`balance_weight` is 1.5", None),
         ({"router_noise": -0.1}, "`router_noise` is -0.1", None),
@@ -198,9 +198,11 @@ def test_what_cannot_be_built_is_refused(
 def test_expansion_is_cut_in_the_study_alone() -> None:
     # 16 keys and 20.32 values, of which 20 could be shared out to 4 heads.
     uneven = {"expansion": 1.27}
-    with pytest.raises(InvalidConfiguration, match=r"20\.32 values .* evenly to 4 heads") as caught:
+    with pytest.raises(
+        InvalidConfiguration, match=r"20\.32 values .* evenly among 4 heads"
+    ) as caught:
         make_config(**uneven)
-    assert caught.value.hint == "the nearest expansions that can are 1.25 and 1.5"
+    assert caught.value.hint == "the nearest valid expansions are 1.25 and 1.5"
     assert make_config(**uneven, variant=STUDY).head_values == 5
     assert make_config(expansion=1.25).head_values == 5
 

@@ -202,7 +202,7 @@ def test_documented_models_do_not_know_the_study_names() -> None:
     with pytest.raises(InvalidConfiguration, match="`use_gate` must be true or false, not 1"):
         decode_config("e88h4n16", {**SIZE, "use_gate": 1})
     for level in ("E88b_nonorm", "E75h4_"):
-        with pytest.raises(InvalidConfiguration, match="says nothing"):
+        with pytest.raises(InvalidConfiguration, match="unknown letter"):
             decode_config(level, SIZE)
 
 

@@ -45,7 +45,7 @@ def test_value_that_the_named_backend_never_computes_is_refused_by_axis_and_valu
 
 
 def test_value_that_runs_with_some_values_of_another_axis_is_left_to_the_points() -> None:
-    # 33 values cannot be shared out to 2 heads of 16 keys; with 32 keys there are 66.
+    # 33 values cannot be divided among 2 heads of 16 keys; with 32 keys there are 66.
     axes = {
         "n_state": {"kind": "choice", "values": [16, 32]},
         "expansion": {"kind": "choice", "values": [1.0, 1.03125]},
@@ -54,7 +54,7 @@ def test_value_that_runs_with_some_values_of_another_axis_is_left_to_the_points(
     check_space(space, Settings(), "slurm")
     builder = CandidateBuilder(space, Settings(search=SearchSettings(params=None)), "slurm")
     assert builder.build((1.0, 1.0)).config["expansion"] == 1.03125
-    with pytest.raises(InvalidConfiguration, match="cannot be shared out"):
+    with pytest.raises(InvalidConfiguration, match="cannot be divided evenly"):
         builder.build((0.0, 1.0))
 
 

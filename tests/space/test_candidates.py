@@ -127,5 +127,5 @@ def test_space_that_holds_nothing_tells_its_two_most_frequent_reasons(
         ask_candidates(optimizer, builder, 4)
     assert "most often: no dim that is a multiple" in told.value.message
     assert "; 2 times: " in told.value.message
-    assert "cannot be shared out evenly" in told.value.message
-    assert told.value.hint is not None and "nearest expansions" in told.value.hint
+    assert "cannot be divided evenly" in told.value.message
+    assert told.value.hint is not None and "nearest valid expansions" in told.value.hint

@@ -1,1 +1,1 @@
-"""The configuration of each family, one file each; no torch."""
+"""Configurations of the model families, one file per family; imports no torch."""

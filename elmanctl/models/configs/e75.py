@@ -1,4 +1,4 @@
-"""E75: heads with a squashed matrix state, a decay for each value, a self-gated read-out."""
+"""E75: heads with a tanh matrix state, one decay per value, and a self-gated read-out."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -12,22 +12,29 @@ from elmanctl.kernels.matrix_recurrence.sizes import (
     saved_elements,
     supported_sizes,
 )
-from elmanctl.models.config import ConvWidth, Expansion, FamilyConfig, Heads, in_words, whole
+from elmanctl.models.config import (
+    ConvWidth,
+    Expansion,
+    FamilyConfig,
+    Heads,
+    floor_exact,
+    format_sizes,
+)
 from elmanctl.models.configs.sizes import check_inner_width
 
 SIZES = (8, 16, 24, 32, 40, 48, 56, 64)
-"""E75 is defined for these states alone; the matrix recurrence itself computes more of them."""
+"""State sizes that E75 is defined for, fewer than the matrix recurrence supports."""
 
 LEVEL_STATE = 32
-"""The state size that a level with heads and no size stands for, as E75h15."""
+"""State size of a level with heads but no size, such as E75h15."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class E75Config(FamilyConfig):
-    """E75: heads with a squashed matrix state, a decay for each value, a self-gated read-out.
+    """E75: heads with a tanh matrix state, one decay per value, and a self-gated read-out.
 
-    `use_conv` convolves what every head reads, `post_conv` the keys, values and queries, which
-    are then taken from the model's width without the inner projection.
+    `use_conv` convolves the output of the inner projection.  `post_conv` convolves keys, values and
+    queries instead, which are then projected directly from the model's width.
     """
 
     level: Literal["e75"] = "e75"
@@ -40,25 +47,26 @@ class E75Config(FamilyConfig):
 
     @property
     def head_width(self) -> int:
-        """Keys of all heads together; as many values and queries."""
+        """Total keys of all heads; as many values and queries."""
         return self.n_heads * self.n_state
 
     @property
     def inner_width(self) -> int:
-        """What the heads read: outputs of the inner projection, or the model's width without it."""
-        return self.dim if self.post_conv else whole(self.dim * self.expansion)
+        """Input width of the heads: that of the inner projection, or `dim` without one."""
+        return self.dim if self.post_conv else floor_exact(self.dim * self.expansion)
 
     @property
     def conv_channels(self) -> int:
-        """Channels of the short convolution, none without it."""
+        """Channels of the short convolution, 0 without one."""
         if self.post_conv:
             return 3 * self.head_width
         return self.inner_width if self.use_conv else 0
 
     def check_together(self) -> None:
-        """Raise InvalidConfiguration for a state size or an inner width that E75 has not.
+        """Raise InvalidConfiguration for an unsupported state size or an empty inner width.
 
-        Also for both convolutions at once, and for an expansion of what `post_conv` leaves out.
+        Also for both convolutions at once, and for an expansion of the inner projection that
+        `post_conv` omits.
         """
         if self.n_state not in SIZES:
             around = [size for size in SIZES if size < self.n_state][-1:]
@@ -72,59 +80,59 @@ class E75Config(FamilyConfig):
         if self.post_conv and self.use_conv:
             raise InvalidConfiguration(
                 f"{self.level}: `use_conv` and `post_conv` exclude each other",
-                hint="post_conv convolves keys, values and queries, use_conv what they are made of",
+                hint="post_conv convolves keys, values and queries, use_conv their input",
             )
-        # The study gave its post-conv runs an expansion of 2, which did nothing.
+        # The study's post-conv runs had an expansion of 2, which had no effect.
         if self.post_conv and self.expansion != 1 and not self.is_study:
             raise InvalidConfiguration(
-                f"{self.level}: `expansion` is {self.expansion:g}, but `post_conv` has no inner "
-                "projection that could be wider than the model",
+                f"{self.level}: `expansion` is {self.expansion:g}, but with `post_conv` there is "
+                "no inner projection to expand",
                 hint="leave `expansion` at 1",
             )
         check_inner_width(self, self.inner_width, self.expansion)
 
     def check_backend(self, backend: str) -> None:
-        """Raise InvalidConfiguration unless the backend computes states of this size."""
+        """Raise InvalidConfiguration unless the backend supports this state size."""
         check_size(backend, self.n_state)
         check_values(backend, self.n_state)
 
     @classmethod
     def backend_limits(cls, backend: str) -> str:
-        """Return in words which sizes a backend computes."""
-        return f"`n_state` {in_words(set(SIZES).intersection(supported_sizes(backend)))}"
+        """Describe the sizes that a backend supports."""
+        return f"`n_state` {format_sizes(set(SIZES).intersection(supported_sizes(backend)))}"
 
     @classmethod
     def complete_level(cls, settings: Mapping[str, Any]) -> dict[str, Any]:
-        """Return the state size of a level that names heads and no size."""
+        """Return the default state size of a level with heads but no size."""
         if "n_heads" in settings and "n_state" not in settings:
             return {"n_state": LEVEL_STATE}
         return {}
 
     def layer_parameters(self) -> int:
-        """Return the number of parameters of one layer, the norm before it left out."""
+        """Return the parameter count of one layer, excluding the norm before it."""
         biases = self.head_width + self.conv_channels
         return self._weights() + biases
 
     def layer_state_size(self, seq_len: int) -> int:
-        """Return how many numbers one layer carries on: keys by values of each head."""
+        """Return the state size of one layer: keys by values of each head."""
         return self.head_width * self.n_state
 
     def layer_activations(self, seq_len: int) -> int:
-        """Return about how many numbers of one token a layer keeps for its gradient."""
+        """Estimate the elements per token that a layer saves for the backward pass."""
         width, state_size = self.head_width, self.layer_state_size(seq_len)
         inner = 0 if self.post_conv else (2 + self.use_conv) * self.inner_width
-        # Keys, values, queries and scores of the decays; with `post_conv` around it too.
+        # Keys, values, queries and pre-activations of decays; with `post_conv` also around it.
         mixed = (4 + 6 * self.post_conv) * width
         # Decays twice, and the read-out, its gate and their product.
-        around = 5 * width
-        return 2 * self.dim + inner + mixed + saved_elements(width, width, state_size) + around
+        others = 5 * width
+        return 2 * self.dim + inner + mixed + saved_elements(width, width, state_size) + others
 
     def layer_flops(self, seq_len: int) -> int:
-        """Return the forward FLOPs of one layer for one token."""
+        """Return the forward FLOPs per token of one layer."""
         return 2 * self._weights() + flops_per_entry() * self.layer_state_size(seq_len)
 
     def _weights(self) -> int:
-        """Entries of the matrices and taps of the convolution: a multiplication each, and token."""
+        """Weights of matrices and convolution: one multiplication each per token."""
         inner = 0 if self.post_conv else self.dim * self.inner_width
         cell = 4 * self.head_width * self.inner_width
         return inner + cell + self.d_conv * self.conv_channels + self.head_width * self.dim

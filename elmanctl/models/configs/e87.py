@@ -1,4 +1,4 @@
-"""E87: blocks of memory, of which a router lets every position write a few."""
+"""E87: blocks of memory with a router that lets each position write a few."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -12,27 +12,34 @@ from elmanctl.kernels.matrix_recurrence.sizes import (
     saved_elements,
     supported_sizes,
 )
-from elmanctl.models.config import Between, ConvWidth, Expansion, FamilyConfig, in_words, whole
+from elmanctl.models.config import (
+    Between,
+    ConvWidth,
+    Expansion,
+    FamilyConfig,
+    floor_exact,
+    format_sizes,
+)
 from elmanctl.models.configs.sizes import check_inner_width
 
 Blocks = Annotated[int, Between(1, 1_024)]
 
 LEVEL_STATES = {4: 32, 6: 32, 8: 24, 16: 16, 32: 16}
-"""The state size that a level with this many blocks and no size stands for, as 87b8k2."""
+"""State size by number of blocks, for a level without a size, such as 87b8k2."""
 
 UNSIZED = 0
-"""The state size of a level that names another number of blocks and no size: it has none."""
+"""Placeholder for the state size of a level with another number of blocks and no size."""
 
 READ_FLOPS = 2
-"""Of the FLOPs for each number of a state, those of reading it; the others write it."""
+"""FLOPs per state element for reading; the rest of `flops_per_entry` is for writing."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class E87Config(FamilyConfig):
-    """E87: blocks of memory, of which a router lets every position write a few.
+    """E87: blocks of memory with a router that lets each position write a few.
 
-    The documented model overwrites the chosen blocks; the one of the study moves each of them a
-    part of the way, by its share of the router's weights.
+    The documented model overwrites the selected blocks; that of the study interpolates each of
+    them by its normalized router weight.
     """
 
     level: Literal["e87"] = "e87"
@@ -45,16 +52,16 @@ class E87Config(FamilyConfig):
 
     @property
     def inner_width(self) -> int:
-        """Outputs of the inner projection, which everything else is made of."""
-        return whole(self.dim * self.expansion)
+        """Output width of the inner projection, the input of everything else."""
+        return floor_exact(self.dim * self.expansion)
 
     @property
     def block_width(self) -> int:
-        """Keys of all blocks together; as many values and decays."""
+        """Total keys of all blocks; as many values and decays."""
         return self.n_blocks * self.n_state
 
     def check_together(self) -> None:
-        """Raise InvalidConfiguration for a state without code, too many choices or no width."""
+        """Raise InvalidConfiguration for an unsupported state, too large a `top_k` or no width."""
         if self.n_state == UNSIZED and self.n_blocks not in LEVEL_STATES:
             near = min(LEVEL_STATES, key=lambda blocks: abs(blocks - self.n_blocks))
             top_k = min(self.top_k, self.n_blocks)
@@ -62,65 +69,65 @@ class E87Config(FamilyConfig):
             known = ", ".join(map(str, LEVEL_STATES))
             raise InvalidConfiguration(
                 f"{self.level}: a level with {self.n_blocks} blocks needs a state size; "
-                f"it goes without saying for {known} blocks alone",
-                hint=f"write it into the level, as `{spelled}`, or set `n_state`",
+                f"only {known} blocks have a default",
+                hint=f"add it to the level, as in `{spelled}`, or set `n_state`",
             )
         check_size("auto", self.n_state)
         if self.top_k > self.n_blocks:
             raise InvalidConfiguration(
                 f"{self.level}: `top_k` is {self.top_k}, but there are {self.n_blocks} blocks",
-                hint=f"from 1 to {self.n_blocks} can be written at a position",
+                hint=f"`top_k` may be from 1 to {self.n_blocks}",
             )
         check_inner_width(self, self.inner_width, self.expansion)
 
     def check_backend(self, backend: str) -> None:
-        """Raise InvalidConfiguration unless the backend computes states of this size."""
+        """Raise InvalidConfiguration unless the backend supports this state size."""
         check_size(backend, self.n_state)
         check_values(backend, self.n_state)
 
     @classmethod
     def backend_limits(cls, backend: str) -> str:
-        """Return in words which sizes a backend computes."""
-        return f"`n_state` {in_words(supported_sizes(backend))}"
+        """Describe the sizes that a backend supports."""
+        return f"`n_state` {format_sizes(supported_sizes(backend))}"
 
     @classmethod
     def complete_level(cls, settings: Mapping[str, Any]) -> dict[str, Any]:
-        """Return the state size of a level that names a number of blocks and no size."""
+        """Return the default state size of a level with a number of blocks but no size."""
         if "n_blocks" not in settings or "n_state" in settings:
             return {}
         return {"n_state": LEVEL_STATES.get(settings["n_blocks"], UNSIZED)}
 
     def layer_parameters(self) -> int:
-        """Return the number of parameters of one layer, the norm before it left out."""
+        """Return the parameter count of one layer, excluding the norm before it."""
         biases = self.block_width + self.use_conv * self.inner_width
         return self._weights() + biases
 
     def layer_state_size(self, seq_len: int) -> int:
-        """Return how many numbers one layer carries on: keys by values of each block."""
+        """Return the state size of one layer: keys by values of each block."""
         return self.block_width * self.n_state
 
     def layer_activations(self, seq_len: int) -> int:
-        """Return about how many numbers of one token a layer keeps for its gradient."""
+        """Estimate the elements per token that a layer saves for the backward pass."""
         width, state_size = self.block_width, self.layer_state_size(seq_len)
         inner = (2 + 3 * self.use_conv) * self.inner_width
-        # Keys, values and scores of the decays; decays twice; three factors of what is read.
-        around = (3 + 2 + 3) * width + 8 * self.n_blocks + 2 * self.n_state
-        return 2 * self.dim + inner + saved_elements(width, width, state_size) + around
+        # Keys, values and pre-activations of decays; decays twice; three factors of the read-out.
+        others = (3 + 2 + 3) * width + 8 * self.n_blocks + 2 * self.n_state
+        return 2 * self.dim + inner + saved_elements(width, width, state_size) + others
 
     def layer_flops(self, seq_len: int) -> int:
-        """Return the forward FLOPs of one layer for one token.
+        """Return the forward FLOPs per token of one layer.
 
-        Projections are those of all blocks, as are the read-outs and their sum; of the writes
-        those of the `top_k` blocks that are chosen count: the others stay as they are.
+        Projections, read-outs and their sum are counted for all blocks, writes only for the `top_k`
+        selected blocks, since the others are unchanged.
         """
-        # To move a part of the way takes a difference, its share and a sum.
+        # Interpolation takes a difference, a product and a sum.
         writing = flops_per_entry() - READ_FLOPS + 3 * self.is_study
         written = writing * self.top_k * self.n_state**2
         read = READ_FLOPS * self.layer_state_size(seq_len) + 2 * self.block_width
         return 2 * self._weights() + written + read
 
     def _weights(self) -> int:
-        """Entries of the matrices and taps of the convolution: a multiplication each, and token."""
+        """Weights of matrices and convolution: one multiplication each per token."""
         per_inner = self.dim + self.n_blocks + 3 * self.block_width + self.n_state
         taps = self.use_conv * self.d_conv * self.inner_width
         return per_inner * self.inner_width + taps + self.n_state * self.dim

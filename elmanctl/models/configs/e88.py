@@ -1,4 +1,4 @@
-"""E88: heads with a squashed matrix state, key by value, and a delta-rule write."""
+"""E88: heads with a tanh matrix state, key by value, and a delta-rule write."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -18,22 +18,22 @@ from elmanctl.models.config import (
     FamilyConfig,
     Heads,
 )
-from elmanctl.models.configs.sizes import check_values_are_even, limits_in_words, values_of
+from elmanctl.models.configs.sizes import check_values_are_even, count_values, format_limits
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class E88Config(FamilyConfig):
-    """E88: heads with a squashed matrix state, key by value, and a delta-rule write.
+    """E88: heads with a tanh matrix state, key by value, and a delta-rule write.
 
-    `head_mix` is how the heads become one vector: side by side through one matrix (`concat`),
-    through a matrix each and added (`per_head`, the same function from wider initial weights), or
-    added first and sent through one small matrix: as they are (`sum`), by a softmax over learnt
-    scores (`weighted_sum`) or over scores of the input (`input_weighted`).
+    `head_mix` combines the heads: concatenated and projected by one matrix (`concat`), projected by
+    a matrix each and summed (`per_head`, the same function with wider initial weights), or summed
+    first and projected by one small matrix, with equal weights (`sum`), softmax weights from
+    learned scores (`weighted_sum`) or from scores of the input (`input_weighted`).
 
-    The study's layer differs in this: it always squashed the state, whatever `linear_state` said;
-    with `output_norm` its gate was always silu; it rounded the values of an uneven `expansion`
-    down, which can be counted but not run; and an early revision kept a norm weight that nothing
-    read (`unused_norm_weight`).
+    The study's layer differs: it ignored `linear_state` and always applied the tanh; with
+    `output_norm` its gate was always silu; it rounded the values of a fractional `expansion` down,
+    which can be counted but not run; and an early revision had an unused norm weight
+    (`unused_norm_weight`).
     """
 
     level: Literal["e88"] = "e88"
@@ -55,13 +55,13 @@ class E88Config(FamilyConfig):
 
     @property
     def key_width(self) -> int:
-        """Keys of all heads together."""
+        """Total keys of all heads."""
         return self.n_heads * self.n_state
 
     @property
     def value_width(self) -> int:
-        """Values of all heads together."""
-        return values_of(self.key_width, self.expansion, is_study=self.is_study)
+        """Total values of all heads."""
+        return count_values(self.key_width, self.expansion, is_study=self.is_study)
 
     @property
     def head_values(self) -> int:
@@ -70,62 +70,62 @@ class E88Config(FamilyConfig):
 
     @property
     def mixed_width(self) -> int:
-        """Outputs of the joint projection to queries, keys and, unless tied, values."""
+        """Output width of the joint projection to queries, keys and, unless tied, values."""
         return 2 * self.key_width + (0 if self.tie_kv else self.value_width)
 
     @property
     def squashes(self) -> bool:
-        """Whether a tanh follows every write; no kernel of the study left it out."""
+        """Whether a tanh follows every write, as in all kernels of the study."""
         return self.is_study or not self.linear_state
 
     @property
     def gate_function(self) -> Literal["silu", "sigmoid"]:
-        """What the gate goes through; the study's fused norm and gate knew silu alone."""
+        """Activation of the gate; the study's fused norm and gate supported only silu."""
         return "silu" if self.is_study and self.output_norm else self.gate_activation
 
     def check_together(self) -> None:
-        """Raise InvalidConfiguration for a state size without code or values that do not fit."""
+        """Raise InvalidConfiguration for an unsupported state size or mismatched values."""
         check_size("auto", self.n_state)
         if not self.head_values or not self.is_study:
             check_values_are_even(self, self.n_heads, self.n_state, self.expansion)
         if self.tie_kv and self.value_width != self.key_width:
             raise InvalidConfiguration(
-                f"{self.level}: `tie_kv` takes the keys for values and needs `expansion` 1, "
+                f"{self.level}: `tie_kv` uses the keys as values and needs `expansion` 1, "
                 f"not {self.expansion:g}"
             )
         if self.unused_norm_weight and not self.is_study:
             raise InvalidConfiguration(
-                f"{self.level}: `unused_norm_weight` adds parameters that nothing reads, which "
-                f"only the variant `{STUDY}` may have",
-                hint="`output_norm` is a norm that is used",
+                f"{self.level}: `unused_norm_weight` adds unused parameters, which only variant "
+                f"`{STUDY}` may have",
+                hint="`output_norm` adds a norm that is used",
             )
         if self.unused_norm_weight and self.output_norm:
             raise InvalidConfiguration(
-                f"{self.level}: with `output_norm` the norm's weight is used, and "
+                f"{self.level}: with `output_norm` the norm weight is used, so "
                 f"`unused_norm_weight` must be false"
             )
 
     def check_backend(self, backend: str) -> None:
-        """Raise InvalidConfiguration unless the backend computes states of this size.
+        """Raise InvalidConfiguration unless the backend supports this state size.
 
-        Heads with unequal numbers of values, which the study could count, no backend computes.
+        No backend supports heads with unequal numbers of values, which the study could count.
         """
         check_values_are_even(self, self.n_heads, self.n_state, self.expansion)
         check_size(backend, self.n_state)
         check_values(backend, self.head_values)
         if backend == "gluon" and not self.squashes:
             raise InvalidConfiguration(
-                f"{self.level}: backend `gluon` computes no `linear_state`",
-                hint="backend `triton` does",
+                f"{self.level}: backend `gluon` does not support `linear_state`",
+                hint="use backend `triton`",
             )
 
     @classmethod
     def backend_limits(cls, backend: str) -> str:
-        """Return in words which sizes a backend computes."""
-        return limits_in_words("`n_state`", supported_sizes(backend), backend)
+        """Describe the sizes that a backend supports."""
+        return format_limits("`n_state`", supported_sizes(backend), backend)
 
     def layer_parameters(self) -> int:
-        """Return the number of parameters of one layer, the norm before it left out."""
+        """Return the parameter count of one layer, excluding the norm before it."""
         from_decay = {
             "mamba": self.dim * self.n_heads + 2 * self.n_heads,
             "simple": self.dim * self.n_heads,
@@ -145,18 +145,18 @@ class E88Config(FamilyConfig):
 
     @property
     def _output_parameters(self) -> int:
-        """Of mixing the heads and of the way back to the model's width."""
+        """Parameters of the head mix and the output projection."""
         if self.head_mix in ("concat", "per_head"):
             return self.value_width * self.dim
         scores = {"sum": 0, "weighted_sum": self.n_heads, "input_weighted": self.dim * self.n_heads}
         return scores[self.head_mix] + self.head_values * self.dim
 
     def layer_state_size(self, seq_len: int) -> int:
-        """Return how many numbers one layer carries on: keys by values of each head."""
+        """Return the state size of one layer: keys by values of each head."""
         return self.n_heads * self.head_values * self.n_state
 
     def layer_activations(self, seq_len: int) -> int:
-        """Return about how many numbers of one token a layer keeps for its gradient."""
+        """Estimate the elements per token that a layer saves for the backward pass."""
         state_size = self.layer_state_size(seq_len)
         gates_outside = self.gate_function != "silu" or self.output_norm or self.value_residual
         values = self.use_gate * (3 if gates_outside else 1) + 2 * self.output_norm
@@ -169,7 +169,7 @@ class E88Config(FamilyConfig):
         return 2 * self.dim + mixed + recurrence + values * self.value_width + joined
 
     def layer_flops(self, seq_len: int) -> int:
-        """Return the forward FLOPs of one layer for one token."""
+        """Return the forward FLOPs per token of one layer."""
         scores = (self.decay in ("mamba", "simple")) + self.write_gate
         read_outs = self.n_heads * self.head_values
         products = (
@@ -178,7 +178,7 @@ class E88Config(FamilyConfig):
             + self.use_conv * self.d_conv * self.mixed_width
             + self.value_residual * read_outs
         )
-        # Products into the model's width, and additions of the heads without one.
+        # Output projections; the plain sum of heads has additions instead of products.
         products += {
             "concat": self.dim * self.value_width,
             "per_head": self.dim * self.value_width,

@@ -1,4 +1,4 @@
-"""E90: E88 with two matrix states in each head, one that decays fast and one that decays slowly."""
+"""E90: E88 with two matrix states per head, one with fast and one with slow decay."""
 
 import math
 from dataclasses import dataclass
@@ -12,16 +12,16 @@ from elmanctl.kernels.matrix_recurrence.sizes import (
     saved_elements,
     supported_sizes,
 )
-from elmanctl.models.config import Expansion, FamilyConfig, Heads, whole
-from elmanctl.models.configs.sizes import expansions_around, limits_in_words, values_of
+from elmanctl.models.config import Expansion, FamilyConfig, Heads, floor_exact
+from elmanctl.models.configs.sizes import count_values, expansions_around, format_limits
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class E90Config(FamilyConfig):
-    """E90: a fast and a slow state in each head, of `k_fast` and `k_slow` keys.
+    """E90: a fast and a slow state per head, with `k_fast` and `k_slow` keys.
 
-    Each state has `expansion` values for each key.  The documented variant demands that both
-    products are whole; the study's cuts them down.  Nothing else differs between the two.
+    Each state has `expansion` values per key.  The documented variant requires integer numbers of
+    values, the study's rounds them down; there is no other difference.
     """
 
     level: Literal["e90"] = "e90"
@@ -43,51 +43,51 @@ class E90Config(FamilyConfig):
         return self._values(self.k_slow)
 
     def _values(self, n_key: int) -> int:
-        return values_of(n_key, self.expansion, is_study=self.is_study)
+        return count_values(n_key, self.expansion, is_study=self.is_study)
 
     @property
     def head_values(self) -> int:
-        """Values that one head reads: the wider of its two states'."""
+        """Read-out width of one head: the larger of its two states' values."""
         return max(self.v_fast, self.v_slow)
 
     @property
     def fast_width(self) -> int:
-        """Queries, keys and values of the fast states of all heads."""
+        """Total queries, keys and values of all fast states."""
         return self.n_heads * (2 * self.k_fast + self.v_fast)
 
     @property
     def slow_width(self) -> int:
-        """Queries, keys and values of the slow states of all heads."""
+        """Total queries, keys and values of all slow states."""
         return self.n_heads * (2 * self.k_slow + self.v_slow)
 
     @property
     def value_width(self) -> int:
-        """What all heads read together."""
+        """Total read-out width of all heads."""
         return self.n_heads * self.head_values
 
     def check_together(self) -> None:
-        """Raise InvalidConfiguration for a state size without code or values that are not whole."""
+        """Raise InvalidConfiguration for an unsupported state size or a fraction of a value."""
         self._check_sizes("auto")
         for name in ("k_fast", "k_slow"):
             values = getattr(self, name) * self.expansion
-            is_cut = not self.is_study and round(values, 6) != whole(values)
-            if is_cut or self._values(getattr(self, name)) < 1:
-                # Both products are whole just when that of their greatest common divisor is.
-                around = expansions_around(math.gcd(self.k_fast, self.k_slow), self.expansion)
+            is_fractional = not self.is_study and round(values, 6) != floor_exact(values)
+            if is_fractional or self._values(getattr(self, name)) < 1:
+                # Both products are integers if and only if that of their gcd is.
+                nearest = expansions_around(math.gcd(self.k_fast, self.k_slow), self.expansion)
                 raise InvalidConfiguration(
                     f"{self.level}: `expansion` {self.expansion:g} of `{name}` "
-                    f"{getattr(self, name)} gives {values:g} values, not a whole positive number",
-                    hint=f"the nearest expansions that fit are {around}",
+                    f"{getattr(self, name)} gives {values:g} values, not a positive integer",
+                    hint=f"the nearest valid expansions are {nearest}",
                 )
 
     def check_backend(self, backend: str) -> None:
-        """Raise InvalidConfiguration unless the backend computes states of both sizes."""
+        """Raise InvalidConfiguration unless the backend supports both state sizes."""
         self._check_sizes(backend)
 
     @classmethod
     def backend_limits(cls, backend: str) -> str:
-        """Return in words which sizes a backend computes."""
-        return limits_in_words("`k_fast` and `k_slow`", supported_sizes(backend), backend)
+        """Describe the sizes that a backend supports."""
+        return format_limits("`k_fast` and `k_slow`", supported_sizes(backend), backend)
 
     def _check_sizes(self, backend: str) -> None:
         for name in ("k_fast", "k_slow"):
@@ -99,7 +99,7 @@ class E90Config(FamilyConfig):
                 raise InvalidConfiguration(message, hint=exc.hint) from exc
 
     def layer_parameters(self) -> int:
-        """Return the number of parameters of one layer, the norm before it left out."""
+        """Return the parameter count of one layer, excluding the norm before it."""
         scores = self.dim * self.n_heads
         decays = 2 * (scores + 2 * self.n_heads)
         slow_rate = scores + self.n_heads
@@ -108,27 +108,27 @@ class E90Config(FamilyConfig):
         return self.dim * (self.fast_width + self.slow_width) + values + decays + slow_rate + mix
 
     def layer_state_size(self, seq_len: int) -> int:
-        """Return how many numbers one layer carries on: keys by values of both states."""
+        """Return the state size of one layer: keys by values of both states."""
         return self.n_heads * (self.k_fast * self.v_fast + self.k_slow * self.v_slow)
 
     def layer_activations(self, seq_len: int) -> int:
-        """Return about how many numbers of one token a layer keeps for its gradient."""
+        """Estimate the elements per token that a layer saves for the backward pass."""
         recurrences = saved_elements(
             self.n_heads * (self.k_fast + self.k_slow),
             self.n_heads * (self.v_fast + self.v_slow),
             self.layer_state_size(seq_len),
         )
-        # Both read-outs, what leaves the layer and, with a gate, its two sides and the gate before.
+        # Both read-outs and the layer's output; with a gate, its two factors and its input.
         values = (3 + 3 * self.use_gate) * self.value_width
         scores = 16 * self.n_heads
         return 2 * self.dim + self.fast_width + self.slow_width + recurrences + values + scores
 
     def layer_flops(self, seq_len: int) -> int:
-        """Return the forward FLOPs of one layer for one token."""
+        """Return the forward FLOPs per token of one layer."""
         products = (
             self.dim * (self.fast_width + self.slow_width)
             + self.dim * self.value_width * (1 + self.use_gate)
-            # Two decays, one write rate and two weights of the mix for each head.
+            # Two decays, one write rate and two mixing weights per head.
             + 5 * self.dim * self.n_heads
             + self.n_heads * (self.v_fast + self.v_slow)
         )

@@ -1,4 +1,4 @@
-"""Mamba2: heads with a key-by-value state, one scalar decay for each head and position."""
+"""Mamba2: heads with a key-by-value state and one scalar decay per head and position."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -7,17 +7,17 @@ from typing import Annotated, ClassVar, Literal, get_args
 
 from elmanctl.errors import InvalidConfiguration
 from elmanctl.kernels.state_space_dual.sizes import CHUNK
-from elmanctl.models.config import Between, ConvWidth, FamilyConfig, in_words
+from elmanctl.models.config import Between, ConvWidth, FamilyConfig, format_sizes
 
 HeadDim = Literal[8, 16, 32, 64, 128]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Mamba2Config(FamilyConfig):
-    """Mamba2 with one group: all heads share what they write along and read along.
+    """Mamba2 with one group: all heads share B and C.
 
-    Both variants are the same model: what the study varied without effect, `d_state` and `expand`,
-    never left its search script.
+    Both variants are the same model: the study varied `d_state` and `expand` only in its search
+    script, without effect on the trainer.
     """
 
     norm: ClassVar[Literal["rms", "layer"]] = "layer"
@@ -30,7 +30,7 @@ class Mamba2Config(FamilyConfig):
 
     @property
     def inner_width(self) -> int:
-        """Channels of all heads together."""
+        """Total channels of all heads."""
         return self.expand * self.dim
 
     @property
@@ -40,33 +40,33 @@ class Mamba2Config(FamilyConfig):
 
     @property
     def mixed_width(self) -> int:
-        """Channels of the convolution: what is written, and along what it is written and read."""
+        """Channels of the convolution: x, B and C."""
         return self.inner_width + 2 * self.d_state
 
     @property
     def projected_width(self) -> int:
-        """Outputs of the input projection: gate, channels of the convolution, steps."""
+        """Output width of the input projection: gate, channels of the convolution, steps."""
         return self.inner_width + self.mixed_width + self.n_heads
 
     def check_together(self) -> None:
-        """Raise InvalidConfiguration for an inner width that is no whole number of heads."""
+        """Raise InvalidConfiguration for an inner width that is not a multiple of `head_dim`."""
         if self.inner_width % self.head_dim:
             step = self.dim_divisor({"expand": self.expand, "head_dim": self.head_dim})
             below = self.dim // step * step
-            around = [str(dim) for dim in (below, below + step) if dim]
+            nearest = [str(dim) for dim in (below, below + step) if dim]
             raise InvalidConfiguration(
                 f"{self.level}: the inner width {self.inner_width} (`expand` {self.expand} times "
-                f"`dim` {self.dim}) is no multiple of `head_dim` {self.head_dim}",
-                hint=f"nearest `dim`: {' and '.join(around)}",
+                f"`dim` {self.dim}) is not a multiple of `head_dim` {self.head_dim}",
+                hint=f"nearest `dim`: {' and '.join(nearest)}",
             )
 
     @classmethod
     def backend_limits(cls, backend: str) -> str:
-        """Return in words which sizes a backend computes."""
-        return f"`head_dim` {in_words(get_args(HeadDim))}"
+        """Describe the sizes that a backend supports."""
+        return f"`head_dim` {format_sizes(get_args(HeadDim))}"
 
     def layer_parameters(self) -> int:
-        """Return the number of parameters of one layer, the norm before it left out."""
+        """Return the parameter count of one layer, excluding the norm before it."""
         return (
             self.dim * self.projected_width
             + (self.d_conv + 1) * self.mixed_width
@@ -76,33 +76,33 @@ class Mamba2Config(FamilyConfig):
         )
 
     def layer_state_size(self, seq_len: int) -> int:
-        """Return how many numbers one layer carries on: a state vector for each channel."""
+        """Return the state size of one layer: a vector of `d_state` per channel."""
         return self.inner_width * self.d_state
 
     def layer_activations(self, seq_len: int) -> int:
-        """Return about how many numbers of one token a layer keeps for its gradient."""
+        """Estimate the elements per token that a layer saves for the backward pass."""
         chunk = min(CHUNK, seq_len)
         states = 2 * self.layer_state_size(seq_len) // chunk
         within = 2 * (self.n_heads + 1) * chunk
-        # Copies, as the steps from the projection to the output need them.
+        # Intermediates between the projection and the output.
         return self.dim + 14 * self.inner_width + 11 * self.d_state + states + within
 
     def layer_flops(self, seq_len: int) -> int:
-        """Return the forward FLOPs of one layer for one token."""
+        """Return the forward FLOPs per token of one layer."""
         products = (
             self.dim * (self.projected_width + self.inner_width) + self.d_conv * self.mixed_width
         )
-        # One product with the state, its decay, the outer product added to it; for each channel
+        # A matrix-vector product with the state, its decay, the outer product added; per channel
         # the step and the skip.
         recurrence = (2 + 1 + 2) * self.layer_state_size(seq_len) + 3 * self.inner_width
         return 2 * products + recurrence
 
     @classmethod
     def dim_divisor(cls, settings: Mapping[str, object]) -> int:
-        """Return what `dim` must be a multiple of for the heads to come out even."""
+        """Return the divisor of `dim` that makes the inner width a multiple of `head_dim`."""
         head_dim = settings.get("head_dim", 64)
         expand = settings.get("expand", 2)
-        # What is no whole number is refused, with a better message, when the whole is checked.
+        # Validation rejects non-integers later, with a better message.
         if not isinstance(head_dim, int) or not isinstance(expand, int) or head_dim < 1:
             return 1
         return head_dim // gcd(head_dim, expand)

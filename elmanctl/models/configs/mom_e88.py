@@ -1,4 +1,4 @@
-"""MoM-E88: E88 memories of which a router writes and reads the few that suit a position best."""
+"""MoM-E88: E88 memories with a router that selects a few per position to write and read."""
 
 from dataclasses import dataclass
 from typing import Annotated, Literal
@@ -12,17 +12,16 @@ from elmanctl.kernels.matrix_recurrence.sizes import (
     supported_sizes,
 )
 from elmanctl.models.config import Between, Expansion, FamilyConfig, Heads
-from elmanctl.models.configs.sizes import check_values_are_even, limits_in_words, values_of
+from elmanctl.models.configs.sizes import check_values_are_even, count_values, format_limits
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MomE88Config(FamilyConfig):
-    """MoM-E88: `n_heads` memories, of which a router writes and reads `top_k` at each position.
+    """MoM-E88: `n_heads` memories, of which each position writes and reads `top_k`.
 
-    `top_k` has no default: it decides what the model is.  `router_noise` is the standard deviation
-    of what is added to the router's scores in training, `balance_weight` the weight of the loss
-    that keeps memories equally used.  The study computed that loss and never trained by it: its
-    variant ignores the weight.
+    `top_k` has no default because it defines the model.  `router_noise` is the standard deviation
+    of the noise on router scores in training, `balance_weight` the weight of the load-balancing
+    loss.  The study computed that loss but did not train with it; its variant ignores the weight.
     """
 
     level: Literal["mom-e88"] = "mom-e88"
@@ -37,13 +36,13 @@ class MomE88Config(FamilyConfig):
 
     @property
     def key_width(self) -> int:
-        """Keys of all heads together."""
+        """Total keys of all heads."""
         return self.n_heads * self.n_state
 
     @property
     def value_width(self) -> int:
-        """Values of all heads together."""
-        return values_of(self.key_width, self.expansion, is_study=self.is_study)
+        """Total values of all heads."""
+        return count_values(self.key_width, self.expansion, is_study=self.is_study)
 
     @property
     def head_values(self) -> int:
@@ -51,7 +50,7 @@ class MomE88Config(FamilyConfig):
         return self.value_width // self.n_heads
 
     def check_together(self) -> None:
-        """Raise InvalidConfiguration for a size without code, or for what does not fit together."""
+        """Raise InvalidConfiguration for an unsupported size or contradictory settings."""
         check_size("auto", self.n_state)
         if self.top_k > self.n_heads:
             raise InvalidConfiguration(
@@ -61,56 +60,55 @@ class MomE88Config(FamilyConfig):
         check_values_are_even(self, self.n_heads, self.n_state, self.expansion)
 
     def check_backend(self, backend: str) -> None:
-        """Raise InvalidConfiguration unless the backend computes states of this size."""
+        """Raise InvalidConfiguration unless the backend supports this state size."""
         check_size(backend, self.n_state)
         check_values(backend, self.head_values)
 
     @classmethod
     def backend_limits(cls, backend: str) -> str:
-        """Return in words which sizes a backend computes."""
-        return limits_in_words("`n_state`", supported_sizes(backend), backend)
+        """Describe the sizes that a backend supports."""
+        return format_limits("`n_state`", supported_sizes(backend), backend)
 
     def layer_parameters(self) -> int:
-        """Return the number of parameters of one layer, the norm before it left out."""
+        """Return the parameter count of one layer, excluding the norm before it."""
         router = self.dim * self.n_heads
         decay = self.dim * self.n_heads + 2 * self.n_heads
         projected = 2 * self.key_width + self.value_width * (1 + self.use_gate)
         return router + decay + self.dim * (projected + self.head_values)
 
     def layer_state_size(self, seq_len: int) -> int:
-        """Return how many numbers one layer carries on: keys by values of each memory.
+        """Return the state size of one layer: keys by values of each memory.
 
-        There is a memory for each head, in the study one for each of the `top_k` ranks.
+        There is one memory per head, in the study one per rank up to `top_k`.
         """
         memories = self.top_k if self.is_study else self.n_heads
         return memories * self.n_state * self.head_values
 
     def layer_activations(self, seq_len: int) -> int:
-        """Return about how many numbers of one token a layer keeps for its gradient."""
+        """Estimate the elements per token that a layer saves for the backward pass."""
         mixed = 2 * self.key_width + self.value_width
         keys, values = self.key_width, self.value_width
         scores = 14 * self.n_heads
         if self.is_study:
-            # The chosen heads are copied out of all, which stay, and then brought to unit length.
+            # Selected heads are gathered from all, which are also saved, and then normalized.
             keys, values = self.top_k * self.n_state, self.top_k * self.head_values
             mixed += 2 * keys + values + self.use_gate * self.value_width + 2 * keys
         recurrence = saved_elements(keys, values, self.layer_state_size(seq_len))
-        summed = values * (1 + self.use_gate) + 4 * self.head_values
-        return 2 * self.dim + mixed + recurrence + summed + scores
+        combined = values * (1 + self.use_gate) + 4 * self.head_values
+        return 2 * self.dim + mixed + recurrence + combined + scores
 
     def layer_flops(self, seq_len: int) -> int:
-        """Return the forward FLOPs of one layer for one token.
+        """Return the forward FLOPs per token of one layer.
 
-        Projections are those of all heads, which are one matrix product whatever the router picks.
-        The recurrence and the read-out are those of the `top_k` memories that are picked: the
-        others stay as they are.
+        Projections are counted for all heads, since they are one matrix product, the recurrence
+        and the read-out only for the `top_k` selected memories.
         """
         products = (
             2 * self.dim * self.n_heads
             + self.dim * (2 * self.key_width + self.value_width * (1 + self.use_gate))
             + self.dim * self.head_values
-            # Read-outs and gates of the heads are summed by their weights.
+            # Weighted sums of the heads' read-outs and gates.
             + self.top_k * self.head_values * (1 + self.use_gate)
         )
-        chosen = self.top_k * self.n_state * self.head_values
-        return 2 * products + flops_per_entry() * chosen
+        selected = self.top_k * self.n_state * self.head_values
+        return 2 * products + flops_per_entry() * selected

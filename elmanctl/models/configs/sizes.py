@@ -1,20 +1,20 @@
-"""What several families work out of their settings in the same way."""
+"""Size computations and checks shared by several families."""
 
 from collections.abc import Iterable
 
 from elmanctl.errors import InvalidConfiguration
 from elmanctl.kernels.matrix_recurrence.sizes import VALUES
-from elmanctl.models.config import FamilyConfig, in_words, whole
+from elmanctl.models.config import FamilyConfig, floor_exact, format_sizes
 
 
-def values_of(n_keys: int, expansion: float, *, is_study: bool) -> int:
-    """Return how many values go with so many keys; the study cut off any fraction."""
+def count_values(n_keys: int, expansion: float, *, is_study: bool) -> int:
+    """Return the number of values for `n_keys` keys; the study truncated any fraction."""
     values = n_keys * expansion
-    return int(values) if is_study else whole(values)
+    return int(values) if is_study else floor_exact(values)
 
 
 def expansions_around(n_keys: int, expansion: float) -> str:
-    """Return in words the nearest expansions that give so many keys a whole number of values."""
+    """Format the nearest expansions that give `n_keys` keys an integer number of values."""
     below = int(n_keys * expansion)
     return " and ".join(str(values / n_keys) for values in (below, below + 1) if values)
 
@@ -22,37 +22,37 @@ def expansions_around(n_keys: int, expansion: float) -> str:
 def check_values_are_even(
     config: FamilyConfig, n_heads: int, n_state: int, expansion: float
 ) -> None:
-    """Raise InvalidConfiguration unless every head has the same number of values, one or more.
+    """Raise InvalidConfiguration unless all heads have the same positive number of values.
 
-    The documented variant demands a whole number for all heads together too; the study's cuts it.
+    The documented variant requires an integer total; the study's truncates it.
     """
     exact = n_heads * n_state * expansion
-    values = values_of(n_heads * n_state, expansion, is_study=config.is_study)
-    is_cut = not config.is_study and round(exact, 6) != values
-    if is_cut or values % n_heads or not values:
-        told = round(exact, 6) if is_cut else values
+    values = count_values(n_heads * n_state, expansion, is_study=config.is_study)
+    is_fractional = not config.is_study and round(exact, 6) != values
+    if is_fractional or values % n_heads or not values:
+        shown = round(exact, 6) if is_fractional else values
         raise InvalidConfiguration(
-            f"{config.level}: {told:.12g} values (`expansion` {expansion:g}) cannot be shared out "
-            f"evenly to {n_heads} heads",
-            hint=f"the nearest expansions that can are {expansions_around(n_state, expansion)}",
+            f"{config.level}: {shown:.12g} values (`expansion` {expansion:g}) cannot be divided "
+            f"evenly among {n_heads} heads",
+            hint=f"the nearest valid expansions are {expansions_around(n_state, expansion)}",
         )
 
 
-def limits_in_words(names: str, sizes: Iterable[int], backend: str) -> str:
-    """Return which keys, told by `names`, and values of a state a backend computes.
+def format_limits(names: str, sizes: Iterable[int], backend: str) -> str:
+    """Describe the numbers of keys, labeled `names`, and of values that a backend supports.
 
-    Values are left out where any number of them is computed.
+    Values are omitted if any number of them is supported.
     """
-    keys = f"{names} {in_words(sizes)}"
+    keys = f"{names} {format_sizes(sizes)}"
     if backend not in VALUES:
         return keys
-    return f"{keys}; values of a head {in_words(VALUES[backend])}"
+    return f"{keys}; values of a head {format_sizes(VALUES[backend])}"
 
 
 def check_inner_width(config: FamilyConfig, width: int, expansion: float) -> None:
-    """Raise InvalidConfiguration for an inner projection without outputs."""
+    """Raise InvalidConfiguration for an empty inner projection."""
     if not width:
         raise InvalidConfiguration(
-            f"{config.level}: `expansion` {expansion:g} leaves nothing of dim {config.dim}",
+            f"{config.level}: `expansion` {expansion:g} of dim {config.dim} gives no inner width",
             hint=f"`expansion` must be at least 1/{config.dim}",
         )
