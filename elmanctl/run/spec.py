@@ -55,7 +55,7 @@ class AttemptSpec:
     training: Training
     betas: tuple[float, float] = BETAS
     data: DataSpec
-    timeout_min: float
+    timeout_min: int | float
     continues_from: tuple[str, ...] = json_field(default=(), omit=True)
 
     def __post_init__(self) -> None:

@@ -38,9 +38,7 @@ RECORDED = {
 
 @pytest.mark.parametrize("line", RECORDED.values(), ids=RECORDED)
 def test_recorded_spec_keeps_its_bytes(line: bytes) -> None:
-    again = encode_json(AttemptSpec.decode(json.loads(line)).encode())
-    # The controller asks for whole minutes.
-    assert again.replace(b'"timeout_min":21.0', b'"timeout_min":21') == line
+    assert encode_json(AttemptSpec.decode(json.loads(line)).encode()) == line
 
 
 def test_a_spec_survives_json(make_spec: MakeSpec) -> None:
@@ -98,7 +96,7 @@ def test_unknown_keys_are_named(make_spec: MakeSpec) -> None:
         ("grad_clip", float("inf"), "`spec.grad_clip` must be at least 0, not inf"),
         ("batch", 0, "`spec.batch` must be at least 1, not 0"),
         ("micro_batch", -1, "`spec.micro_batch` must be at least 0, not -1"),
-        ("timeout_min", 0, "`spec.timeout_min` must be above 0 and finite, not 0.0"),
+        ("timeout_min", 0, "`spec.timeout_min` must be above 0 and finite, not 0"),
         ("betas", [0.9], "`spec.betas` must be an array of 2, not [0.9]"),
         ("betas", [0.9, 1.0], "`spec.betas` must be between 0 and 1, not (0.9, 1.0)"),
         ("precision", "fp16", "`spec.precision` must be one of auto, fp32, bf16, not `fp16`"),
