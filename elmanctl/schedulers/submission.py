@@ -1,6 +1,6 @@
-"""What a submission is made of: one pickle a task, and the script that sbatch gets.
+"""Files of a submission: one pickle per task, and the sbatch script from `submission.sh`.
 
-submitit names a pickle after its job, which is known only once sbatch has answered; a controller
+submitit names a pickle after its job, whose id is known only once sbatch has answered; a controller
 that dies in between leaves a job waiting for a file that nobody renames.  Here the script itself
 links the name when the job starts, so that no controller is needed.
 """
@@ -12,7 +12,6 @@ import shlex
 import sys
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from elmanctl.errors import UsageError
 from elmanctl.folders import as_nodes_see, working_folder
@@ -21,19 +20,21 @@ from elmanctl.ledger.records import Resources, Submission
 from elmanctl.run.paths import RunPaths
 from elmanctl.schedulers.quoting import check_command, check_path, check_setup, check_value
 
-# The signal that warns of the end comes this long before it.
-SIGNAL_DELAY_S = 30
-
 SCRIPT_NAME = "submission.sh"
 
-# What the controller decides; a user's own value would break its bookkeeping.
+# A line of the template is left out where one of its values is not set.
+_TEMPLATE = Path(__file__).with_name(SCRIPT_NAME)
+_PLACEHOLDER = re.compile(r"@([a-z_]+)@")
+_OPTION = "#SBATCH --"
+
+# Options that the controller decides; a user's own value would break its bookkeeping.
 _OURS = (
     *("array", "clusters", "error", "job-name", "no-requeue", "nodes", "ntasks"),
     *("ntasks-per-node", "open-mode", "output", "parsable", "requeue", "signal", "test-only"),
     *("wait", "wrap"),
 )
 
-# What has a setting of its own in `[slurm]`, by which retries and verdicts go.
+# Options with a setting of their own in `[slurm]`, on which retries and verdicts depend.
 _SETTINGS = {
     "account": "account",
     "cpus-per-task": "cpus",
@@ -45,31 +46,31 @@ _SETTINGS = {
 
 
 def task_pickle(folder: Path, index: int) -> Path:
-    """Return where the pickle of one task is kept."""
+    """Return the path of a task's pickle."""
     return folder / f"task-{index}.pkl"
 
 
 def write_pickles(submission: Submission, folder: Path, paths: RunPaths) -> None:
-    """Write what each task runs, before anything is submitted."""
+    """Write the pickle that each task runs, before anything is submitted."""
     from submitit.core.utils import DelayedSubmission
 
     timeout_min = math.ceil(submission.resources.timeout_min)
     for task in submission.tasks:
         attempt = paths.attempt(task.evaluation, task.attempt)
         delayed = DelayedSubmission(EvaluateAttempt(str(attempt.folder)))
-        # No time-out is ever turned into a requeue by submitit: Slurm's own state tells of it.
+        # submitit must not requeue on a timeout: Slurm's own state shows it.
         delayed.set_timeout(timeout_min, 0)
         delayed.dump(task_pickle(folder, task.index))
 
 
 def worker_command(folder: Path, python: str | None) -> str:
-    """Return the shell command that starts submitit's worker, off the working folder's modules."""
+    """Return the shell command that starts submitit's worker without modules of its folder."""
     interpreter = python or shlex.quote(str(as_nodes_see(Path(sys.executable))))
     return f"{interpreter} -P -u -m submitit.core._submit {shlex.quote(str(folder))}"
 
 
 def worker_environment(code: Path) -> dict[str, str]:
-    """Return what the worker's environment must hold: the run's frozen code comes first."""
+    """Return the variables that make a worker import the run's frozen code first."""
     known = os.environ.get("PYTHONPATH")
     return {"PYTHONPATH": f"{code}{os.pathsep}{known}" if known else str(code)}
 
@@ -77,87 +78,82 @@ def worker_environment(code: Path) -> dict[str, str]:
 def make_script(submission: Submission, folder: Path, code: Path) -> str:
     """Return the sbatch script of a submission; `code` is the run's frozen code.
 
-    Raises UsageError for what cannot be carried into it; see `check_resources`.
+    Raises UsageError for values that cannot be passed to sbatch; see `check_resources`.
     """
-    from submitit.slurm.slurm import _make_sbatch_string
-
     resources = submission.resources
     check_resources(resources)
     check_path(folder)
     check_path(code)
-    return str(
-        _make_sbatch_string(
-            command=worker_command(folder, resources.python),
-            folder=folder,
-            map_count=len(submission.tasks) if submission.is_array else None,
-            array_parallelism=len(submission.tasks),
-            signal_delay_s=SIGNAL_DELAY_S,
-            stderr_to_stdout=True,
-            wckey=None,
-            time=resources.timeout_min,
-            nodes=1,
-            ntasks_per_node=1,
-            job_name=submission.job_name,
-            partition=resources.partition or None,
-            account=resources.account or None,
-            gres=resources.gres or None,
-            mem=None if resources.mem_gb is None else f"{round(resources.mem_gb * 1024)}M",
-            cpus_per_task=resources.cpus,
-            setup=_setup_lines(resources, folder, code, is_array=submission.is_array),
-            # The limits of a login node's shell say nothing of what a job may use; but whether
-            # cores are written is the user's choice, where slurmd's own limit is mostly none.
-            additional_parameters={
-                "no-requeue": True,
-                "propagate": "CORE",
-                **_where(),
-                **_extra(resources),
-            },
-        )
-    )
+    values = _values(submission, folder, code)
+    filled = (_fill(line, values) for line in _TEMPLATE.read_text(encoding="utf-8").splitlines())
+    lines = [line for line in filled if line is not None]
+    first = next(index for index, line in enumerate(lines) if line.startswith(_OPTION))
+    options = {_option_name(line): line for line in lines if line.startswith(_OPTION)}
+    # The user's own options come last: `--propagate` and `--chdir` may be set to other values.
+    for name, value in extra_options(resources.extra).items():
+        if name != "exclude":
+            assigned = "" if value is True else f"={shlex.quote(str(value))}"
+            options[name] = f"{_OPTION}{name}{assigned}"
+    others = [line for line in lines if not line.startswith(_OPTION)]
+    sorted_options = [options[name] for name in sorted(options)]
+    return "\n".join([*others[:first], *sorted_options, *others[first:], ""])
 
 
-def _where() -> dict[str, str]:
-    """Return where the job begins, where sbatch would name a folder that only this machine has."""
+def _values(submission: Submission, folder: Path, code: Path) -> dict[str, str | None]:
+    """Return the values of the template by placeholder, quoted for the shell; None for not set."""
+    resources, count = submission.resources, len(submission.tasks)
+    job = "%A_%a" if submission.is_array else "%j"
+    own = {
+        "account": resources.account or None,
+        "array": f"0-{count - 1}%{count}" if submission.is_array else None,
+        "chdir": _chdir(),
+        "code": code,
+        "cpus": resources.cpus or None,
+        "exclude": excluded(resources) or None,
+        "folder": folder,
+        "gres": resources.gres or None,
+        "job_log": folder / f"{job}_0_log.out",
+        "job_name": submission.job_name,
+        "mem": None if resources.mem_gb is None else f"{round(resources.mem_gb * 1024)}M",
+        "partition": resources.partition or None,
+        "timeout_min": resources.timeout_min,
+        "worker_log": folder / f"{job}_%t_log.out",
+    }
+    quoted = {name: None if v is None else shlex.quote(str(v)) for name, v in own.items()}
+    task, job = ("${SLURM_ARRAY_TASK_ID}", "${SLURM_ARRAY_JOB_ID}_${SLURM_ARRAY_TASK_ID}")
+    return quoted | {
+        "setup": "\n".join(resources.setup) if resources.setup else None,
+        "task": task if submission.is_array else "0",
+        "job": job if submission.is_array else "${SLURM_JOB_ID}",
+        "worker": worker_command(folder, resources.python),
+    }
+
+
+def _fill(line: str, values: Mapping[str, str | None]) -> str | None:
+    """Return a line of the template with its values, None if one of them is not set."""
+    if any(values[name] is None for name in _PLACEHOLDER.findall(line)):
+        return None
+    return _PLACEHOLDER.sub(lambda found: str(values[found[1]]), line)
+
+
+def _option_name(line: str) -> str:
+    return line.removeprefix(_OPTION).partition("=")[0]
+
+
+def _chdir() -> Path | None:
+    """Return where the job begins, if sbatch would name a folder that only this machine has."""
     folder = working_folder()
-    return {} if folder == Path.cwd() else {"chdir": str(folder)}
-
-
-def _extra(resources: Resources) -> dict[str, Any]:
-    options = extra_options(resources.extra)
-    if resources.exclude:
-        options["exclude"] = excluded(resources)
-    return options
+    return None if folder == Path.cwd() else folder
 
 
 def excluded(resources: Resources) -> str:
-    """Return what --exclude gets: nodes to avoid are added to those that the user avoids."""
+    """Return the value of --exclude: the nodes that the user avoids and those of the search."""
     own = extra_options(resources.extra).get("exclude")
     return ",".join([*([str(own)] if own else []), *resources.exclude])
 
 
-def _setup_lines(resources: Resources, folder: Path, code: Path, *, is_array: bool) -> list[str]:
-    lines = list(resources.setup)
-    if resources.cpus:
-        # Since Slurm 22.05 srun no longer inherits this from sbatch.
-        lines.append(f"export SRUN_CPUS_PER_TASK={resources.cpus}")
-    # With `--export=NONE` srun would pass on nothing that is set here.
-    lines.append("export SLURM_EXPORT_ENV=ALL")
-    lines.append(f'export PYTHONPATH={shlex.quote(str(code))}"${{PYTHONPATH:+:$PYTHONPATH}}"')
-    lines.append(_link_line(shlex.quote(str(folder)), is_array=is_array))
-    return lines
-
-
-def _link_line(where: str, *, is_array: bool) -> str:
-    """Return the shell line that names a task's pickle after its job, as submitit looks for it."""
-    if not is_array:
-        return f'ln -sfn {where}/task-0.pkl {where}/"${{SLURM_JOB_ID}}_submitted.pkl"'
-    task = f'{where}/"task-${{SLURM_ARRAY_TASK_ID}}.pkl"'
-    link = f'{where}/"${{SLURM_ARRAY_JOB_ID}}_${{SLURM_ARRAY_TASK_ID}}_submitted.pkl"'
-    return f"ln -sfn {task} {link}"
-
-
 def check_resources(resources: Resources) -> None:
-    """Raise UsageError, naming the key, for what cannot reach sbatch as it is."""
+    """Raise UsageError, naming the key, for a value that cannot be passed to sbatch unchanged."""
     for key in ("partition", "account", "gres"):
         check_value(f"slurm.{key}", getattr(resources, key) or "")
     for name, value in extra_options(resources.extra).items():
@@ -167,10 +163,10 @@ def check_resources(resources: Resources) -> None:
         check_command("slurm.python", resources.python)
 
 
-def extra_options(extra: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a user's own sbatch options, without those that are turned off.
+def extra_options(extra: Mapping[str, object]) -> dict[str, object]:
+    """Return the user's own sbatch options, without those that are turned off.
 
-    Raises UsageError for one that the controller itself decides, or that is no long option.
+    Raises UsageError for one that the controller decides, or that is no long option.
     """
     options = {key.replace("_", "-"): value for key, value in extra.items() if value is not False}
     for key in options:
