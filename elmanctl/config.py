@@ -3,16 +3,15 @@
 A preset named by a flag stands just under the flags.  Unknown keys are refused, never ignored.
 """
 
-import contextlib
 import os
 import tomllib
-import types
 import typing
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
+from elmanctl.codec import decode, encode
 from elmanctl.constants import (
     COMMIT_VARIABLE,
     CONFIG_NAME,
@@ -182,7 +181,7 @@ def _assigned(word: str, source: Source) -> dict[str, Any]:
     hints = typing.get_type_hints(SECTIONS[section])
     if name not in hints:
         raise unknown_key(source, key, [f"{section}.{other}" for other in hints], "key")
-    return {key: _checked(key, _from_text(text, hints[name], f"`{key}`"), source)}
+    return {key: _checked(key, _from_text(text, hints[name], key), source)}
 
 
 def _files(config: Path | None, folder: Path, environ: Mapping[str, str]) -> list[Source]:
@@ -217,9 +216,7 @@ def _from_environment(environ: Mapping[str, str]) -> Source:
             if name in environ:
                 kind = typing.get_type_hints(record)[item.name]
                 try:
-                    values[f"{section}.{item.name}"] = _from_text(
-                        environ[name], kind, f"the environment variable {name}"
-                    )
+                    values[f"{section}.{item.name}"] = _from_text(environ[name], kind, name)
                 except ConfigError as exc:
                     faults.append(exc)
     source = Source(name="the environment", values=values)
@@ -304,33 +301,9 @@ def _typed(key: str, value: Any, source: Source) -> Any:
     if name not in hints:
         raise unknown_key(source, key, [f"{section}.{other}" for other in hints], "key")
     try:
-        return _convert(value, hints[name])
-    except TypeError:
-        raise ConfigError(
-            f"{source.where(key)}: `{key}` must be {_describe(hints[name])}, not `{value!r}`"
-        ) from None
-
-
-def _convert(value: Any, kind: Any) -> Any:
-    """Return `value` as `kind`; raise TypeError when it is of another type."""
-    options = typing.get_args(kind) if isinstance(kind, types.UnionType) else (kind,)
-    if value is None and types.NoneType in options:
-        return None
-    targets = [option for option in options if option is not types.NoneType]
-    for target in targets[:-1]:
-        with contextlib.suppress(TypeError):
-            return _convert(value, target)
-    target = targets[-1]
-    origin = typing.get_origin(target) or target
-    if origin is tuple and isinstance(value, list | tuple):
-        return tuple(_convert(item, typing.get_args(target)[0]) for item in value)
-    if origin is float and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
-    if isinstance(value, bool) and origin is not bool:
-        raise TypeError
-    if not isinstance(value, origin):
-        raise TypeError
-    return value
+        return decode(hints[name], encode(value), key, ConfigError)
+    except ConfigError as exc:
+        raise ConfigError(f"{source.where(key)}: {exc.message}") from None
 
 
 def _from_text(text: str, kind: Any, name: str) -> Any:
@@ -342,13 +315,5 @@ def _from_text(text: str, kind: Any, name: str) -> Any:
         return [int(word) if word.isdecimal() else word for word in words]
     try:
         return tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError as exc:
-        raise ConfigError(f"{name} must be {_describe(kind)}, not `{text}`") from exc
-
-
-def _describe(kind: Any) -> str:
-    names = {"int": "a whole number", "float": "a number", "str": "text", "bool": "true or false"}
-    options = typing.get_args(kind) if isinstance(kind, types.UnionType) else (kind,)
-    target = next(option for option in options if option is not types.NoneType)
-    origin = typing.get_origin(target) or target
-    return names.get(origin.__name__, "a list" if origin is tuple else "a table")
+    except tomllib.TOMLDecodeError:
+        return decode(kind, text, name, ConfigError)

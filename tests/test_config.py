@@ -141,32 +141,32 @@ WRONG_FILES = [
     ("population = 4\n", "`elman.toml` line 1: unknown section `population`", None),
     (
         "[train]\n[search]\npopulation = 'four'\n",
-        "`elman.toml` line 3: `search.population` must be a whole number, not `'four'`",
+        "`elman.toml` line 3: `search.population` must be a whole number, not 'four'",
         None,
     ),
     (
         "[search]\npopulation = true\n",
-        "`elman.toml` line 2: `search.population` must be a whole number, not `True`",
+        "`elman.toml` line 2: `search.population` must be a whole number, not True",
         None,
     ),
     (
         "[search]\nsigma = '0.3'\n",
-        "`elman.toml` line 2: `search.sigma` must be a number, not `'0.3'`",
+        "`elman.toml` line 2: `search.sigma` must be a number, not '0.3'",
         None,
     ),
     (
         "[local]\nworkers = 2\ngpus = [0, 1.5]\n",
-        "`elman.toml` line 3: `local.gpus` must be a list, not `[0, 1.5]`",
+        "`elman.toml` line 3: `local.gpus[1]` must be a whole number or a text, not 1.5",
         None,
     ),
     (
         "[slurm]\nsetup = 'module load cuda'\n",
-        "`elman.toml` line 2: `slurm.setup` must be a list, not `'module load cuda'`",
+        "`elman.toml` line 2: `slurm.setup` must be an array, not 'module load cuda'",
         None,
     ),
     (
         "[slurm]\nextra = 3\n",
-        "`elman.toml` line 2: `slurm.extra` must be a table, not `3`",
+        "`elman.toml` line 2: `slurm.extra` must be an object, not 3",
         None,
     ),
     ("search = 3\n", "`elman.toml` line 1: `search` is a section, not a value", None),
@@ -230,14 +230,14 @@ def test_variables_are_read_as_toml_or_else_as_text(sources: Sources) -> None:
 
 def test_variable_that_is_not_toml_is_refused_by_its_name(sources: Sources) -> None:
     sources.environment["ELMAN_SEARCH_SEED"] = "one"
-    told = "environment variable ELMAN_SEARCH_SEED must be a whole number, not `one`"
+    told = "`ELMAN_SEARCH_SEED` must be a whole number, not 'one'"
     with pytest.raises(ConfigError, match=told):
         sources.resolve()
 
 
 def test_variable_of_the_wrong_type_is_refused(sources: Sources) -> None:
     sources.environment["ELMAN_SEARCH_SEED"] = "1.5"
-    with pytest.raises(ConfigError, match=r"`search\.seed` must be a whole number, not `1\.5`"):
+    with pytest.raises(ConfigError, match=r"`search\.seed` must be a whole number, not 1\.5"):
         sources.resolve()
 
 
@@ -343,7 +343,7 @@ def test_assignments_are_read_as_a_file_would_be() -> None:
         ("partition=long", "not of the form"),
         ("slurn.partition=long", "unknown section `slurn`"),
         ("slurm.partitoin=long", "unknown key `slurm.partitoin`"),
-        ("slurm.mem_gb=much", "`slurm.mem_gb` must be a number, not `much`"),
+        ("slurm.mem_gb=much", "`slurm.mem_gb` must be a number, not 'much'"),
         ("local.workers=1.5", "must be a whole number"),
     ],
 )

@@ -188,7 +188,7 @@ WRONG_SETTINGS: dict[str, tuple[str, str, str | None]] = {
         "[serach]\n[search]\npopulaton = 4\nsigma = 'x'\n[train]\nminutes = 1\nsteps = 2\n",
         "`elman.toml` line 1: unknown section `serach`; `elman.toml` line 7: `train.minutes` and "
         "`train.steps` exclude each other; `elman.toml` line 3: unknown key `search.populaton`; "
-        "`elman.toml` line 4: `search.sigma` must be a number, not `'x'`",
+        "`elman.toml` line 4: `search.sigma` must be a number, not 'x'",
         "did you mean `search`?; keep one training budget: minutes, steps or tokens; did you mean "
         "`search.population`?",
     ),
