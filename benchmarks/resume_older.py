@@ -3,10 +3,11 @@
     python benchmarks/resume_older.py fa2d121 [--quick]
     eval "$(scripts/slurmbox up)"; python benchmarks/resume_older.py fa2d121 --slurm
 
-Each search is killed by SIGKILL at another instant and gone on with by `resume`.  Its points, what
-the optimizer was told and what became of each evaluation must be those of an undisturbed search of
-this checkout, and nothing may be trained twice.  Trainings are stand-ins; the code that they run is
-the older commit's, frozen in the run.  Exits with 1 when anything was lost or otherwise.
+Each search is killed by SIGKILL at another instant and gone on with by `resume`; some controllers
+answer a `clean` of this checkout before.  Points, what the optimizer was told and what became of
+each evaluation must be those of an undisturbed search of this checkout, and nothing may be trained
+twice.  Trainings are stand-ins; the code around them is the older commit's, frozen in the run.
+Exits with 1 when anything was lost or otherwise.
 """
 
 import argparse
@@ -16,6 +17,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -24,11 +26,22 @@ sys.path.insert(0, str(ROOT))
 
 from campaign.search import Fault, References, Search, Shape, judge, wait_for  # noqa: E402
 
+Instant = tuple[str, int] | str
+
 # The controller is killed as soon as its ledger has so many events of a kind ...
-EVENTS = (("attempt_started", 2), ("attempt_finished", 3), ("generation_told", 1))
+EVENTS: tuple[Instant, ...] = (
+    *(("attempt_started", 2), ("attempt_finished", 3)),
+    *(("generation_told", 1), ("points_asked", 2)),
+)
 # ... or inside of a call, as campaign/dying.py knows them.
-CALLS = ("submit:before:1", "submit:after:1", "save:before:2", "tell:before:1", "fsync:after:9")
-QUICK = (EVENTS[0], EVENTS[2], CALLS[1])
+CALLS: tuple[Instant, ...] = (
+    *("submit:before:1", "submit:after:1", "save:before:2"),
+    *("tell:before:1", "fsync:after:9"),
+)
+QUICK: tuple[Instant, ...] = (EVENTS[0], EVENTS[2], CALLS[1])
+
+# Searches at one time.
+TOGETHER = 3
 
 
 def read_arguments() -> argparse.Namespace:
@@ -38,7 +51,7 @@ def read_arguments() -> argparse.Namespace:
     )
     parser.add_argument("commit", help="that begins the searches")
     parser.add_argument("--slurm", action="store_true", help="on the cluster of SLURM_CONF")
-    parser.add_argument("--quick", action="store_true", help="three instants instead of eight")
+    parser.add_argument("--quick", action="store_true", help="three instants and two generations")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--folder", type=Path, help="of the searches; default a new one")
     return parser.parse_args()
@@ -55,7 +68,7 @@ def checked_out(commit: str, folder: Path) -> Iterator[Path]:
         subprocess.run([*git, "remove", "--force", str(folder)], check=True)
 
 
-def begin(search: Search, instant: tuple[str, int] | str) -> None:
+def begin(search: Search, instant: Instant) -> None:
     """Start a search and kill its controller at an instant; raise Fault where it ends before."""
     if isinstance(instant, str):
         search.expect(search.start(options=["--die", instant]), -9)
@@ -64,55 +77,62 @@ def begin(search: Search, instant: tuple[str, int] | str) -> None:
     mark = f'"kind":"{kind}"'.encode()
     ledger = search.run_folder / "ledger.jsonl"
     process = search.start()
-    wait_for(
-        lambda: (
-            process.poll() is not None
-            or (search.exists and ledger.read_bytes().count(mark) >= count)
-        ),
-        f"event {count} of {kind}",
-    )
+
+    def is_time() -> bool:
+        happened = search.exists and ledger.read_bytes().count(mark) >= count
+        return happened or process.poll() is not None
+
+    wait_for(is_time, f"event {count} of {kind}")
+    if kind == "attempt_finished":
+        older, search.checkout = search.checkout, ROOT
+        search.expect(search.start(["clean", "run", "--yes"]), 0)
+        search.checkout = older
+        if b'"request_applied"' not in ledger.read_bytes():
+            raise Fault("the controller was not asked to clean")
     if process.poll() is not None:
-        raise Fault(
-            f"ended with {process.returncode} before it was killed: {search.words(process)}"
-        )
+        raise Fault(f"ended with {process.returncode} before the kill: {search.words(process)}")
     search.kill(process)
 
 
-def go_on(search: Search, instant: tuple[str, int] | str, reference: Search) -> str:
-    """Begin a search with its own code, go on with this checkout's; return what is wrong."""
+def go_on(search: Search, instant: Instant, reference: Search) -> str:
+    """Begin a search with its own code and go on with this checkout's; return what is wrong."""
     try:
         begin(search, instant)
         search.checkout = ROOT
         search.finish()
-        found = judge(search, reference)
+        return judge(search, reference).why
     except Fault as exc:
         return str(exc)
-    return found.why
 
 
 def main() -> int:
-    """Try every instant, say what came of it."""
+    """Try every instant, and say what came of it."""
     own = read_arguments()
     if own.slurm and "SLURM_CONF" not in os.environ:
         print('no cluster: eval "$(scripts/slurmbox up)"', file=sys.stderr)
         return 4
     folder = own.folder or Path(tempfile.mkdtemp(prefix="resume-older-"))
+    instants = QUICK if own.quick else (*EVENTS, *CALLS)
+    generations = 2 if own.quick else 3
+    shape = Shape(
+        population=4, generations=generations, seed=own.seed, faults=0.35, seconds=(0.0, 1.0)
+    )
     executor = "slurm" if own.slurm else "local"
-    faults = 0
     with checked_out(own.commit, folder / "checkout") as checkout:
-        references = References(folder / "references")
-        for number, instant in enumerate(QUICK if own.quick else (*EVENTS, *CALLS)):
-            start = time.monotonic()
-            shape = Shape(
-                population=4, generations=3, seed=own.seed, faults=0.35, seconds=(0.0, 1.0)
-            )
+        reference = References(folder / "references").of(shape)
+
+        def attempt(number: int) -> bool:
+            start, instant = time.monotonic(), instants[number]
             search = Search(folder / str(number), shape, executor, checkout=checkout)
-            why = go_on(search, instant, references.of(shape))
-            faults += bool(why)
+            why = go_on(search, instant, reference)
             name = instant if isinstance(instant, str) else f"{instant[0]}:{instant[1]}"
-            said = why or f"same points and results, {len(search.state().evaluations)} evaluations"
-            print(f"{own.commit} {executor} {name}: {said}, {time.monotonic() - start:.0f} s")
-    return 1 if faults else 0
+            found = why or f"same points and results, {len(search.state().evaluations)} evaluations"
+            seconds = time.monotonic() - start
+            print(f"{own.commit} {executor} {name}: {found}, {seconds:.0f} s", flush=True)
+            return not why
+
+        with ThreadPoolExecutor(TOGETHER) as pool:
+            return 0 if all(list(pool.map(attempt, range(len(instants))))) else 1
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ import importlib
 import inspect
 import json
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
@@ -11,7 +12,10 @@ from typing import Any
 
 import pytest
 
-from elmanctl.jobs.evaluation import _Evaluation
+from elmanctl.jobs.evaluation import _Evaluation, evaluate_attempt
+from elmanctl.ledger.files import encode_json
+from elmanctl.run.paths import RunPaths
+from elmanctl.run.spec import AttemptSpec
 from elmanctl.verdicts.signature import normalised
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
@@ -29,6 +33,25 @@ def test_the_stand_in_is_called_as_the_training_it_replaces(campaign: ModuleType
     standin = importlib.import_module("standin")
     replaced = inspect.signature(_Evaluation._train).parameters
     assert list(inspect.signature(standin._train).parameters) == list(replaced)
+
+
+def test_the_stand_in_reads_what_a_worker_is_asked(
+    campaign: ModuleType,
+    make_spec: Callable[..., AttemptSpec],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    standin = importlib.import_module("standin")
+    monkeypatch.setattr(_Evaluation, "_train", standin._train)
+    log = tmp_path / "workers.log"
+    for name, value in (("LOG", str(log)), ("FAULTS", "0"), ("SECONDS", "0,0")):
+        monkeypatch.setenv(f"STANDIN_{name}", value)
+    paths = RunPaths(tmp_path).attempt("g000-e00", 1)
+    paths.folder.mkdir(parents=True)
+    paths.spec.write_bytes(encode_json(make_spec().encode()))
+    result = evaluate_attempt(str(paths.folder))
+    assert result["loss"] == standin.plan("e88", {}, 1e-2, 3, 0.0).loss
+    assert log.read_text(encoding="utf-8").splitlines()[-1].endswith("end completed")
 
 
 def test_stand_ins_fail_in_words_of_their_own(campaign: ModuleType) -> None:

@@ -66,7 +66,8 @@ def _train(self: Any, spec: Any, progress: Any, warned: Any) -> dict[str, Any]:
     from elmanctl.jobs.metrics import StepRecord
 
     job = self._worker.job_id
-    known = plan(spec.level, spec.config, spec.lr, spec.seed, float(os.environ["STANDIN_FAULTS"]))
+    lr, seed = spec.training.lr, spec.training.seed
+    known = plan(spec.level, spec.config, lr, seed, float(os.environ["STANDIN_FAULTS"]))
     _note(job, spec, "start")
     progress.phase("training")
     least, most = (float(word) for word in os.environ["STANDIN_SECONDS"].split(","))
@@ -88,7 +89,7 @@ def _train(self: Any, spec: Any, progress: Any, warned: Any) -> dict[str, Any]:
                 step=step,
                 loss=loss,
                 grad_norm=1.0,
-                tokens=step * spec.tokens_per_step,
+                tokens=step * spec.training.tokens_per_step,
                 elapsed_s=step * seconds / STEPS,
             )
         )
@@ -96,7 +97,7 @@ def _train(self: Any, spec: Any, progress: Any, warned: Any) -> dict[str, Any]:
             break
     outcome = _outcome(known, spec, step, seconds)
     verdict = outcome.verdict(f"{self._paths.name_in_run}/{self._paths.metrics.name}")
-    result = {**self._header(verdict), **asdict(outcome), "seed": spec.seed, "lr": spec.lr}
+    result = {**self._header(verdict), **asdict(outcome), "seed": seed, "lr": lr}
     _note(job, spec, f"end {verdict.kind}")
     return result
 
@@ -113,12 +114,12 @@ def _outcome(known: Plan, spec: Any, step: int, seconds: float) -> Any:
         loss_window_steps=1,
         last_loss=None if divergence else known.loss,
         steps=step - 1 if divergence else step,
-        tokens=step * spec.tokens_per_step,
+        tokens=step * spec.training.tokens_per_step,
         tokens_per_s=None,
         elapsed_s=seconds,
         parameters=spec.parameters_expected,
-        tokens_per_step=spec.tokens_per_step,
-        micro_batch=spec.micro_batch,
+        tokens_per_step=spec.training.tokens_per_step,
+        micro_batch=spec.training.micro_batch,
         backend="stand-in",
         device="cpu",
         device_name="stand-in",
