@@ -122,12 +122,13 @@ def _record_generation(session: Session, generation: int) -> None:
 
 def _plan(name: str, index: int, generation: int) -> EvaluationPlan:
     share = (index + 0.123456789) / POPULATION
-    config = {"dim": 512 + 16 * index, "depth": 12, "n_heads": 8, "n_state": 32, "lr": share / 100}
+    config = {"dim": 512 + 16 * index, "depth": 12, "n_heads": 8, "n_state": 32}
     flags = {"variant": "documented", "backend": "auto", "expansion": 1.5, "use_gate": True}
     return EvaluationPlan(
         id=name,
         point=tuple(share + generation / 1e9 + axis / 7 for axis in range(8)),
         config={**config, **flags},
+        lr=share / 100,
         parameters=480_123_456 + index,
         seed=42,
     )

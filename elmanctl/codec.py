@@ -29,13 +29,14 @@ def json_field(
     default_factory: Any = MISSING,
     omit: bool = False,
     make: _Reader | None = None,
+    within: str | None = None,
 ) -> Any:
     """Declare a field of a record.
 
     With `omit` its key is left out at the default and may be missing.  `make` converts a decoded
-    value.
+    value.  `within` names the field, a mapping, whose object holds the key as its last one.
     """
-    metadata = {"omit": omit, "make": make}
+    metadata = {"omit": omit, "make": make, "within": within}
     if default_factory is not MISSING:
         return field(default_factory=default_factory, metadata=metadata)
     return field(default=default, metadata=metadata)
@@ -46,11 +47,14 @@ def encode(value: object) -> Any:
     if isinstance(value, StrEnum):
         return value.value
     if is_dataclass(value) and not isinstance(value, type):
-        return {
+        table = {
             name: encode(item)
             for name, default, omit in _keys(type(value))
             if not ((item := getattr(value, name)) == default and omit)
         }
+        for name, place in _inner(type(value)):
+            table[place][name] = table.pop(name)
+        return table
     if isinstance(value, Mapping):
         return {key: encode(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
@@ -96,6 +100,13 @@ def _at(part: str, read: _Reader, value: Any) -> Any:
 @cache
 def _keys(kind: type) -> tuple[tuple[str, Any, bool], ...]:
     return tuple((each.name, _default(each), _may_miss(each)) for each in fields(kind))
+
+
+@cache
+def _inner(kind: type) -> tuple[tuple[str, str], ...]:
+    """Return each field whose key stands in the object of another one, and that other one."""
+    found = ((each.name, each.metadata.get("within")) for each in fields(kind))
+    return tuple((name, place) for name, place in found if place is not None)
 
 
 def _default(each: "Field[Any]") -> Any:
@@ -198,9 +209,9 @@ def _member(kind: type[StrEnum]) -> _Reader:
 
 
 def _record(kind: Any) -> _Reader:
-    hints = typing.get_type_hints(kind)
+    hints, inner = typing.get_type_hints(kind), _inner(kind)
     plan = [
-        (each.name, f".{each.name}", _made(_reader(hints[each.name]), each), _may_miss(each))
+        (each.name, _part(each), _made(_reader(hints[each.name]), each), _may_miss(each))
         for each in fields(kind)
     ]
     names = {name for name, *_ in plan}
@@ -208,6 +219,8 @@ def _record(kind: Any) -> _Reader:
     def read(data: Any) -> Any:
         if not isinstance(data, Mapping):
             raise _wrong(dict, data)
+        for name, place in inner:
+            data = _lifted(data, name, place)
         values = {}
         for name, part, read_item, may_miss in plan:
             if name in data:
@@ -219,6 +232,22 @@ def _record(kind: Any) -> _Reader:
         return kind(**values)
 
     return read
+
+
+def _lifted(data: Mapping[str, Any], name: str, place: str) -> Mapping[str, Any]:
+    """Return an object with a key of the one at `place` among its own."""
+    if name in data:
+        raise _Misfit("is not a known key", f".{name}")
+    held = data.get(place)
+    if not isinstance(held, dict) or name not in held:
+        return data
+    rest = {key: value for key, value in held.items() if key != name}
+    return {**data, place: rest, name: held[name]}
+
+
+def _part(each: "Field[Any]") -> str:
+    place = each.metadata.get("within")
+    return f".{place}.{each.name}" if place else f".{each.name}"
 
 
 def _may_miss(each: "Field[Any]") -> bool:

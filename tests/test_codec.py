@@ -36,6 +36,7 @@ class Tree:
     pair: tuple[str, float]
     sizes: Mapping[str, int]
     plain: Mapping[str, object]
+    height: float = json_field(within="plain")
     loss: float | None
     loose: Mapping[str, object] = json_field(default_factory=dict, omit=True, make=dict)
 
@@ -61,6 +62,7 @@ trees = st.builds(
     pair=st.tuples(names(), numbers()),
     sizes=st.dictionaries(names(), st.integers()),
     plain=plain,
+    height=numbers(),
     loss=st.none() | numbers(),
     loose=plain,
 )
@@ -82,7 +84,7 @@ GOOD: Mapping[str, Any] = {
     "leaves": [{"text": "a"}, {"text": "b", "line": 3}],
     "pair": ["a", 1.5],
     "sizes": {"log": 4},
-    "plain": {"any": [1, {"thing": None}]},
+    "plain": {"any": [1, {"thing": None}], "height": 0.5},
     "loss": None,
 }
 
@@ -114,6 +116,9 @@ def test_keys_stand_in_the_order_of_the_fields_without_what_is_left_out() -> Non
         ({"pair": ["a", None]}, "`tree.pair[1]` must be a number, not None"),
         ({"sizes": {"log": "4"}}, "`tree.sizes.log` must be a whole number, not '4'"),
         ({"plain": []}, "`tree.plain` must be an object, not []"),
+        ({"plain": {}}, "`tree.plain.height` is missing"),
+        ({"plain": {"height": None}}, "`tree.plain.height` must be a number, not None"),
+        ({"height": 0.5}, "`tree.height` is not a known key"),
         ({"owner": 1}, "`tree.owner` is not a known key"),
         ({"name": "y" * 99}, None),
     ],

@@ -239,9 +239,13 @@ def test_search_that_was_killed_goes_on_to_the_same_points(
 
 def leave_spec(paths: AttemptPaths, evaluation: Evaluation, attempt: Attempt) -> None:
     """Write what the archive lacks of a live attempt: the part of its spec for a stand-in."""
-    config = dict(evaluation.config)
-    named = {"evaluation": evaluation.id, "attempt": attempt.number, "lr": config.pop("lr")}
-    spec = {**named, "config": config, "parameters_expected": evaluation.parameters}
+    spec = {
+        "evaluation": evaluation.id,
+        "attempt": attempt.number,
+        "lr": evaluation.lr,
+        "config": dict(evaluation.config),
+        "parameters_expected": evaluation.parameters,
+    }
     paths.folder.mkdir(parents=True)
     paths.spec.write_bytes(encode_json(spec))
 

@@ -94,7 +94,7 @@ def evaluation_row(evaluation: Evaluation) -> dict[str, Any]:
         "job": last.job_id if last else None,
         "loss": evaluation.loss,
         "parameters": evaluation.parameters,
-        "config": dict(evaluation.config),
+        "config": evaluation.hyperparameters,
         "step": result.get("steps"),
         "elapsed_s": last.elapsed_s if last else None,
         "node": last.node if last else None,

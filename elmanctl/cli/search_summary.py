@@ -37,7 +37,7 @@ def run_summary(session: Session) -> dict[str, Any]:
         else {
             "evaluation": best.id,
             "loss": best.loss,
-            "config": dict(best.config),
+            "config": best.hyperparameters,
             "parameters": best.parameters,
         },
         "unigram_nats": state.run["data"]["unigram_nats"],
@@ -70,10 +70,11 @@ def print_summary(session: Session) -> None:
     best = state.best()
     if best is not None and best.loss is not None:
         entropy = float(state.run["data"]["unigram_nats"])
+        values = best.hyperparameters
         shown = "  ".join(
-            f"{key}={describe_config(best.config[key])}"
+            f"{key}={describe_config(values[key])}"
             for key in searched_names(state.run)
-            if key in best.config
+            if key in values
         )
         print_line(f"best         {best.id}")
         window = _result(best).get("loss_window_steps")

@@ -213,12 +213,13 @@ def _live_cells(
     """Return a row; what runs is shown by its heartbeat, what is done by its result."""
     row = with_pending_reason(evaluation_row(evaluation), note)
     row = with_progress(row, session.paths, evaluation)
+    values = evaluation.hyperparameters
     return [
         evaluation.id,
         row["state"],
         format_loss(row["progress"]["loss"] if row["progress"] else row["loss"]),
         None if row["step"] is None else str(row["step"]),
-        *(describe_config(evaluation.config.get(name)) for name in names),
+        *(describe_config(values.get(name)) for name in names),
         format_count(evaluation.parameters),
         shown_elapsed(row["elapsed_s"]),
         row["reason"],

@@ -185,8 +185,9 @@ def _print_evaluation(paths: RunPaths, found: RunState, chosen: Evaluation) -> N
     print_line(f"  parameters  {shown_count(chosen.parameters)}")
     print_line(f"  seed        {chosen.seed}")
     print_line("config")
-    width = max(map(len, chosen.config))
-    for key, value in chosen.config.items():
+    values = chosen.hyperparameters
+    width = max(map(len, values))
+    for key, value in values.items():
         print_line(f"  {key:<{width}} {json.dumps(value)}")
     for attempt in chosen.attempts:
         _print_attempt(paths, chosen, attempt)

@@ -323,7 +323,8 @@ def _evaluation_cells(
 ) -> list[str | None]:
     exact = not is_terminal()
     loss = row["progress"]["loss"] if row["progress"] else row["loss"]
-    config = [evaluation.config.get(name) for name in names]
+    values = evaluation.hyperparameters
+    config = [values.get(name) for name in names]
     return [
         row["evaluation"],
         row["state"],

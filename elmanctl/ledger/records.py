@@ -152,18 +152,24 @@ class Answer:
 class EvaluationPlan:
     """One candidate of a search, as it was asked for.
 
-    `point` is in the optimizer's coordinates, `config` what the worker gets, `parameters` the
-    exact count of the model that `config` builds.  `replaces` names the failed evaluation whose
-    place this one takes, `repeats` the first one of the same configuration.
+    `point` is in the optimizer's coordinates, `config` the model's configuration, `lr` the
+    learning rate, `parameters` the exact count of the model.  `replaces` names the failed
+    evaluation whose place this one takes, `repeats` the first one of the same configuration.
     """
 
     id: str
     point: tuple[float, ...]
     config: Mapping[str, object] = json_field(make=SharedKeys)
+    lr: float = json_field(within="config")
     parameters: int
     seed: int
     replaces: str | None = json_field(default=None, omit=True)
     repeats: str | None = json_field(default=None, omit=True)
+
+    @property
+    def hyperparameters(self) -> dict[str, object]:
+        """The configuration and the learning rate, in one table for people and programs."""
+        return {**self.config, "lr": self.lr}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -53,7 +53,7 @@ def export_evaluation(state: RunState, evaluation: Evaluation) -> dict[str, Any]
         "answered_by": evaluation.answer.by if evaluation.answer else None,
         "seed": evaluation.seed,
         "point": list(evaluation.point),
-        "config": dict(evaluation.config),
+        "config": evaluation.hyperparameters,
         "parameters": evaluation.parameters,
         "loss": evaluation.loss,
         "fingerprint": fingerprint(evaluation),
@@ -89,10 +89,10 @@ def fingerprint(evaluation: Evaluation) -> object:
 
 def export_csv(state: RunState) -> Iterator[str]:
     """Yield a table with one line for each evaluation, under a header; RFC 4180, UTF-8."""
-    names = sorted({name for e in state.evaluations.values() for name in e.config})
+    names = sorted({name for e in state.evaluations.values() for name in e.hyperparameters})
     yield _line([*CSV_COLUMNS, *(f"config.{name}" for name in names)])
     for evaluation in state.evaluations.values():
-        yield _line([*_cells(state, evaluation), *map(evaluation.config.get, names)])
+        yield _line([*_cells(state, evaluation), *map(evaluation.hyperparameters.get, names)])
 
 
 def _cells(state: RunState, evaluation: Evaluation) -> list[object]:

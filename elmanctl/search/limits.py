@@ -6,8 +6,7 @@ from typing import Any
 from elmanctl.config import refuse_outside
 from elmanctl.errors import ConfigError
 from elmanctl.settings import Settings
-from elmanctl.space.audit import LEARNING_RATE
-from elmanctl.space.space import SearchSpace
+from elmanctl.space.space import LEARNING_RATE, SearchSpace
 
 
 def check_limits(settings: Settings, changes: Mapping[str, Any] | None = None) -> None:
@@ -25,16 +24,13 @@ def check_limits(settings: Settings, changes: Mapping[str, Any] | None = None) -
 
 def check_learning_rates(space: SearchSpace) -> None:
     """Raise ConfigError for a learning rate, searched or fixed, that `train.lr` could not be."""
-    told: dict[str, tuple[object, ...]] = {}
     if LEARNING_RATE in space.fixed:
-        told["`[model]`"] = (space.fixed[LEARNING_RATE],)
+        check_learning_rate(space.fixed[LEARNING_RATE], "`[model]`: ")
     for axis in space.axes:
         if axis.name == LEARNING_RATE:
-            ends = [end for end in (axis.low, axis.high) if end is not None]
-            told[f"axis `{axis.name}`"] = (*ends, *axis.values)
-    for where, rates in told.items():
-        for rate in rates:
-            check_learning_rate(rate, f"{where}: ")
+            ends = (axis.value(axis.coordinate.low), axis.value(axis.coordinate.high))
+            for rate in (*ends, *axis.values):
+                check_learning_rate(rate, f"axis `{axis.name}`: ")
 
 
 def check_learning_rate(rate: object, where: str = "") -> float:

@@ -254,7 +254,7 @@ class Controller:
         repeated: Counter[str] = Counter()
         for index, (candidate, replaced) in enumerate(zip(candidates, replaces, strict=True)):
             name = evaluation_id(generation, first + index)
-            original = self._known.first(candidate.config, name)
+            original = self._known.first(candidate.config, candidate.lr, name)
             seed = settings.train.seed
             if original is not None and settings.search.repeats == RESEED:
                 repeated[original] += 1
@@ -264,6 +264,7 @@ class Controller:
                     id=name,
                     point=candidate.point,
                     config=candidate.config,
+                    lr=candidate.lr,
                     parameters=candidate.parameters,
                     seed=seed,
                     replaces=replaced,

@@ -18,7 +18,7 @@ from elmanctl.search.fitness import feedback_on, last_step
 from elmanctl.verdicts.policy import Feedback
 
 
-def phenotype(run: Mapping[str, Any], config: Mapping[str, object]) -> str:
+def phenotype(run: Mapping[str, Any], config: Mapping[str, object], lr: float) -> str:
     """Return what a worker would train, apart from the seed, as a text of one spelling.
 
     `run` is the ledger's record of the run.  Micro-batches are no part of it: they decide how
@@ -27,6 +27,7 @@ def phenotype(run: Mapping[str, Any], config: Mapping[str, object]) -> str:
     parts = {
         "model": run["model"],
         "config": dict(config),
+        "lr": lr,
         "protocol": run["protocol"],
         "data": run["data"].get("sha256"),
     }
@@ -45,12 +46,12 @@ class Known:
     def update(self, state: RunState) -> None:
         """Take in the evaluations that were asked since the last time."""
         for evaluation in list(state.evaluations.values())[self._seen :]:
-            self._first.setdefault(phenotype(self._run, evaluation.config), evaluation.id)
+            self.first(evaluation.config, evaluation.lr, evaluation.id)
         self._seen = len(state.evaluations)
 
-    def first(self, config: Mapping[str, object], new: str) -> str | None:
+    def first(self, config: Mapping[str, object], lr: float, new: str) -> str | None:
         """Return the first evaluation of a configuration; None where that is `new` itself."""
-        known = self._first.setdefault(phenotype(self._run, config), new)
+        known = self._first.setdefault(phenotype(self._run, config, lr), new)
         return None if known == new else known
 
 

@@ -121,7 +121,7 @@ def deterministic_failures(state: RunState) -> dict[str, list[str]]:
 
 
 def _configurations(state: RunState, names: Iterable[str]) -> int:
-    return len({repr(sorted(state.evaluations[name].config.items())) for name in names})
+    return len({repr(sorted(state.evaluations[name].hyperparameters.items())) for name in names})
 
 
 def last_signature(state: RunState, evaluation: Evaluation) -> str | None:

@@ -27,6 +27,7 @@ from elmanctl.run.spec import AttemptSpec, DataSpec
 from elmanctl.search.limits import check_learning_rate
 from elmanctl.search.start import check_trainable, find_corpus
 from elmanctl.settings import Settings
+from elmanctl.space.space import LEARNING_RATE
 
 logger = logging.getLogger(__name__)
 
@@ -43,7 +44,7 @@ def evaluate_once(
     verdict is anything but completed; the result is kept all the same.
     """
     values = {**settings.model, **fields}
-    lr = values.pop("lr", settings.train.lr)
+    lr = values.pop(LEARNING_RATE, settings.train.lr)
     faults = Faults()
     with faults:
         lr = check_learning_rate(lr)

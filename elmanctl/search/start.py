@@ -29,8 +29,8 @@ from elmanctl.ledger.reserve import full_disk, refill
 from elmanctl.ledger.spending import devices, gpus_asked
 from elmanctl.ledger.store import LedgerWriter
 from elmanctl.models.backends import AUTO, BACKENDS, check_backend_name, unavailable_on_all_devices
-from elmanctl.models.config import DOCUMENTED, FamilyConfig
-from elmanctl.models.registry import Family, decode_config, resolve_level
+from elmanctl.models.config import DOCUMENTED
+from elmanctl.models.registry import decode_config, resolve_level
 from elmanctl.run.corpus import CorpusInfo, describe, standard_library_corpus, unigram_entropy
 from elmanctl.run.frozen_code import freeze_code
 from elmanctl.run.ownership import refuse_open_parents
@@ -46,7 +46,7 @@ from elmanctl.search.limits import check_learning_rates, check_limits
 from elmanctl.search.optimizer import CmaOptimizer
 from elmanctl.search.workload import attempt_resources
 from elmanctl.settings import Settings
-from elmanctl.space.audit import LEARNING_RATE, AxisEffect, audit_space, refuse_dead_axes
+from elmanctl.space.audit import AxisEffect, audit_space, refuse_dead_axes
 from elmanctl.space.candidates import Candidate, CandidateBuilder, ask_candidates
 from elmanctl.space.preflight import check_space, mixed_backends
 from elmanctl.space.space import SearchSpace, load_space
@@ -165,6 +165,7 @@ def plan_search(
     start, source = _start(space, settings)
     builder = CandidateBuilder(space, settings, executor)
     first, refused_share = _check_asking(space, settings, builder, start)
+    models = [decode_config(family.name, each.config) for each in first]
     corpus = find_corpus(settings)
     _check_corpus(corpus, settings)
     if executor == "local":
@@ -182,7 +183,7 @@ def plan_search(
         start_fault=_refusal(builder, start),
         effects=tuple(effects),
         refused_share=refused_share,
-        mixed_backends=mixed_backends(settings, [_model(family, each) for each in first]),
+        mixed_backends=mixed_backends(settings, models),
         corpus=corpus,
         unigram_nats=unigram_entropy(corpus.path),
         budget=budget,
@@ -252,11 +253,6 @@ def _check_asking(
     population = settings.search.population
     candidates, refused = ask_candidates(optimizer, builder, population)
     return candidates, refused / (refused + population)
-
-
-def _model(family: Family, candidate: Candidate) -> FamilyConfig:
-    fields = {name: value for name, value in candidate.config.items() if name != LEARNING_RATE}
-    return decode_config(family.name, fields)
 
 
 def _refusal(builder: CandidateBuilder, point: tuple[float, ...]) -> str | None:

@@ -70,18 +70,16 @@ def attempt_spec(
     run: Mapping[str, Any], settings: Settings, evaluation: Evaluation, attempt: int, limit: int
 ) -> AttemptSpec:
     """Return the spec of an attempt; `run` is the ledger's record of the run."""
-    config = dict(evaluation.config)
-    lr = float(str(config.pop("lr")))
     return AttemptSpec(
         run=run["name"],
         evaluation=evaluation.id,
         attempt=attempt,
         level=run["model"],
-        config=config,
+        config=evaluation.config,
         parameters_expected=evaluation.parameters,
         training=replace(
             settings.train,
-            lr=lr,
+            lr=evaluation.lr,
             seed=evaluation.seed,
             micro_batch=micro_batch_of(run, settings, evaluation),
         ),
@@ -101,5 +99,5 @@ def micro_batch_of(run: Mapping[str, Any], settings: Settings, evaluation: Evalu
     asked = evaluation.changes.get("micro_batch")
     if isinstance(asked, int):
         return asked
-    fields = {name: value for name, value in evaluation.config.items() if name != "lr"}
-    return Preflight(settings, run["executor"]).micro_batch(decode_config(run["model"], fields))
+    config = decode_config(run["model"], evaluation.config)
+    return Preflight(settings, run["executor"]).micro_batch(config)

@@ -17,7 +17,7 @@ from elmanctl.errors import EnvironmentNotReady, InvalidConfiguration
 from elmanctl.models.config import FamilyConfig
 from elmanctl.models.registry import decode_config, find_family
 from elmanctl.space.axis import Axis
-from elmanctl.space.space import SearchSpace
+from elmanctl.space.space import LEARNING_RATE, SearchSpace, model_fields
 
 Effect = Literal["parameters", "state", "output", "training", "tested", "none"]
 
@@ -25,9 +25,6 @@ _Pair = tuple[FamilyConfig, FamilyConfig]
 
 # It computes every model on any machine.
 _BACKEND = "torch"
-
-# Not a field of any model: the worker reads it.
-LEARNING_RATE = "lr"
 
 # A switch may matter only where another one is on, so an axis is moved from several points.
 _MOST_BASES = 48
@@ -193,8 +190,7 @@ def _common_dim(space: SearchSpace, ends: list[dict[str, Any]], multiple_of: int
 
 
 def _build(space: SearchSpace, values: Mapping[str, Any], dim: int) -> FamilyConfig:
-    fields = {name: value for name, value in values.items() if name != LEARNING_RATE}
-    config = decode_config(space.model, {"dim": dim, **fields})
+    config = decode_config(space.model, {"dim": dim, **model_fields(values)})
     space.check({**values, **config.encode()})
     config.check_backend(_BACKEND)
     return config

@@ -14,7 +14,7 @@ from elmanctl.models.params import count_parameters, parse_count, solve_dim
 from elmanctl.models.registry import decode_config
 from elmanctl.settings import Settings
 from elmanctl.space.preflight import Preflight
-from elmanctl.space.space import SearchSpace
+from elmanctl.space.space import LEARNING_RATE, SearchSpace
 
 # Refusals cost milliseconds; this many in one generation mean a space that holds next to nothing.
 MAX_REFUSED = 1_000
@@ -26,11 +26,12 @@ _NUMBERS = re.compile(r"\d[\d.,]*")
 class Candidate:
     """A point with the configuration it stands for and that model's exact parameter count.
 
-    `config` holds the model's fields and the learning rate, `lr`.
+    `config` holds the model's fields; the learning rate, `lr`, is none of them.
     """
 
     point: tuple[float, ...]
     config: Mapping[str, Any]
+    lr: float
     parameters: int
 
 
@@ -68,7 +69,7 @@ class CandidateBuilder:
         search = self._settings.search
         values = self._space.values(point)
         self._space.check(values)
-        lr = float(values.pop("lr", self._settings.train.lr))
+        lr = float(values.pop(LEARNING_RATE, self._settings.train.lr))
         level = self._space.model
         if self._solves_dim:
             assert self._target is not None
@@ -86,7 +87,7 @@ class CandidateBuilder:
         parameters = count_parameters(level, config)
         self._check_budget(parameters)
         self._preflight.check(model)
-        return Candidate(point=tuple(point), config={**config, "lr": lr}, parameters=parameters)
+        return Candidate(point=tuple(point), config=config, lr=lr, parameters=parameters)
 
     def _check_budget(self, parameters: int) -> None:
         if self._target is None:

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import fields
 from functools import lru_cache
-from math import inf, lcm
+from math import lcm
 
 from elmanctl.errors import ConfigError, InvalidConfiguration, nearest
 from elmanctl.models.backends import AUTO
@@ -12,9 +12,9 @@ from elmanctl.models.memory import training_memory_bytes
 from elmanctl.models.registry import FAMILIES, decode_config, find_family
 from elmanctl.run.training import Training
 from elmanctl.settings import Settings
-from elmanctl.space.audit import LEARNING_RATE, bases
+from elmanctl.space.audit import bases
 from elmanctl.space.axis import Axis, Value
-from elmanctl.space.space import SearchSpace
+from elmanctl.space.space import SearchSpace, model_fields
 
 _LEVELS_TRIED = 1000
 
@@ -110,7 +110,6 @@ def check_space(space: SearchSpace, settings: Settings, executor: str) -> None:
     with some of them is left to the points.
     """
     preflight = Preflight(settings, executor)
-    _check_learning_rates(space)
     _check_limited_axes(space)
     for axis in space.axes:
         levels = _tried(axis.levels or ())
@@ -134,18 +133,6 @@ def _tried(levels: Sequence[Value]) -> Sequence[Value]:
     if last < _LEVELS_TRIED:
         return levels
     return [levels[index * last // _LEVELS_TRIED] for index in range(_LEVELS_TRIED + 1)]
-
-
-def _check_learning_rates(space: SearchSpace) -> None:
-    values = [space.fixed[LEARNING_RATE]] if LEARNING_RATE in space.fixed else []
-    for axis in space.axes:
-        if axis.name == LEARNING_RATE:
-            values += [axis.value(x) for x in (axis.coordinate.low, axis.coordinate.high)]
-    for value in values:
-        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < inf:
-            raise InvalidConfiguration(
-                f"`{LEARNING_RATE}` is or can become {value}, but a learning rate is above 0"
-            )
 
 
 def _check_limited_axes(space: SearchSpace) -> None:
@@ -180,9 +167,9 @@ def _fault(
         if not space.allows(values):
             continue
         dim = lcm(settings.search.multiple_of, config_class.dim_divisor(values))
-        named = {name: value for name, value in values.items() if name != LEARNING_RATE}
         try:
-            preflight.check_backend(decode_config(space.model, {"dim": dim, **named}))
+            config = decode_config(space.model, {"dim": dim, **model_fields(values)})
+            preflight.check_backend(config)
         except InvalidConfiguration as exc:
             first = first or exc
         else:

@@ -10,6 +10,9 @@ from elmanctl.errors import ConfigError, Faults, InvalidConfiguration, NotFound,
 from elmanctl.space.axis import Axis
 from elmanctl.space.coordinate import Coordinate
 
+# The name of an axis or a constant that is no field of any model: the worker trains by it.
+LEARNING_RATE = "lr"
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SearchSpace:
@@ -83,6 +86,11 @@ class SearchSpace:
             axes=tuple(Axis.decode(name, axis) for name, axis in data["axes"].items()),
             fixed=data["fixed"],
         )
+
+
+def model_fields(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return those values of axes and constants that are fields of the model."""
+    return {name: value for name, value in values.items() if name != LEARNING_RATE}
 
 
 def space_names(model: str) -> list[str]:

@@ -37,6 +37,7 @@ PLAN = EvaluationPlan(
     id="g002-e01",
     point=(0.5, 1.0),
     config={"dim": 64},
+    lr=1e-3,
     parameters=10,
     seed=1,
     replaces="g002-e00",

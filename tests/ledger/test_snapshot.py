@@ -49,7 +49,8 @@ class LongRun:
         generation = self.state.generation + 1
         names = [f"g{generation:03}-e{index:02}" for index in range(count)]
         point = [generation / 7, 0.123456789, 0.987654321]
-        common = {"point": point, "config": {"dim": 512}, "parameters": 10**8, "seed": 1}
+        config = {"dim": 512, "lr": 1e-3}
+        common = {"point": point, "config": config, "parameters": 10**8, "seed": 1}
         self.record(
             "points_asked",
             generation=generation,

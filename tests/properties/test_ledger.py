@@ -129,7 +129,7 @@ class Run(RuleBasedStateMachine):
                 {
                     "id": f"g{generation:03}-e{first + index:02}",
                     "point": [number, index],
-                    "config": {"dim": index},
+                    "config": {"dim": index, "lr": 1e-3},
                     "parameters": index,
                     "seed": 1,
                     **({"repeats": originals[index]} if index < len(originals) else {}),

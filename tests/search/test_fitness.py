@@ -29,6 +29,7 @@ def evaluation(index: int, *attempts: tuple[VerdictKind, dict[str, Any] | None])
         generation=0,
         point=(float(index),),
         config={},
+        lr=1e-3,
         parameters=1,
         seed=1,
         state=CLOSED_AS.get(attempts[-1][0], State.FAILED),

@@ -253,7 +253,8 @@ def test_attempt_is_told_the_micro_batch_that_fits_and_keeps_its_tokens(plan: Pl
         id="g000-e00",
         generation=0,
         point=(0.0,),
-        config={**model.encode(), "lr": 1e-3},
+        config=model.encode(),
+        lr=1e-3,
         parameters=1,
         seed=1,
     )

@@ -61,7 +61,7 @@ def answered(state: RunState) -> list[str]:
 def paying(monkeypatch: pytest.MonkeyPatch) -> Iterator[pytest.MonkeyPatch]:
     """A search that knows no repeat and pays for all; `undo` lets later ones know them."""
     with monkeypatch.context() as patch:
-        patch.setattr(repeats.Known, "first", lambda self, config, new: None)
+        patch.setattr(repeats.Known, "first", lambda self, config, lr, new: None)
         yield patch
 
 

@@ -6,6 +6,7 @@ import pytest
 
 from elmanctl.errors import ConfigError, InvalidConfiguration
 from elmanctl.run.training import Training
+from elmanctl.search.limits import check_learning_rates
 from elmanctl.settings import (
     SearchSettings,
     Settings,
@@ -103,10 +104,14 @@ def test_power_of_two_axis_has_the_powers_in_its_range_and_survives_the_ledger()
         Axis.decode("head_dim", {"kind": "pow2", "low": 9, "high": 31})
 
 
+NO_RATE = r"`train\.lr` must be (above 0|at most 10)|`lr` is a number, not"
+
+
 @pytest.mark.parametrize(
     "table",
     [
         {"kind": "float", "low": 0.0, "high": 1e-2},
+        {"kind": "int", "low": 1, "high": 11},
         {"kind": "choice", "values": [-1e-3, 1e-3]},
         {"kind": "choice", "values": ["small", "large"]},
         {"kind": "bool"},
@@ -114,15 +119,15 @@ def test_power_of_two_axis_has_the_powers_in_its_range_and_survives_the_ledger()
 )
 def test_learning_rates_that_are_none_are_refused_before_the_search(table: dict[str, Any]) -> None:
     space = load_space("e88", "tiny", axes={"lr": table}, fixed={})
-    with pytest.raises(InvalidConfiguration, match="a learning rate is above 0"):
-        check_space(space, Settings(), "local")
+    with pytest.raises(ConfigError, match=NO_RATE):
+        check_learning_rates(space)
 
 
 @pytest.mark.parametrize("lr", [0, -1e-3, float("nan"), float("inf"), "fast", True])
 def test_learning_rate_that_is_held_fixed_is_checked_too(lr: object) -> None:
     space = load_space("e88", "tiny", axes={}, fixed={"lr": lr})
-    with pytest.raises(InvalidConfiguration, match="a learning rate is above 0"):
-        check_space(space, Settings(), "local")
+    with pytest.raises(ConfigError, match=NO_RATE):
+        check_learning_rates(space)
 
 
 @pytest.mark.parametrize(

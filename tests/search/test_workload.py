@@ -39,6 +39,7 @@ def test_spec_has_the_bytes_that_it_always_had() -> None:
         generation=1,
         point=plan.point,
         config=plan.config,
+        lr=plan.lr,
         parameters=plan.parameters,
         seed=plan.seed,
     )
