@@ -220,8 +220,8 @@ def test_dry_run_and_config_show_what_a_variable_set(elmanctl: CommandLine) -> N
     assert planned.returncode == 0, planned.stderr
     assert "#SBATCH --account=lab\n" in planned.stdout
     assert "#SBATCH --qos=high\n" in planned.stdout
-    assert "slurm.account = lab, by SBATCH_ACCOUNT" in planned.stderr
-    assert "slurm.extra.qos = high, by SBATCH_QOS" in planned.stderr
+    assert "slurm.account = lab, from SBATCH_ACCOUNT" in planned.stderr
+    assert "slurm.extra.qos = high, from SBATCH_QOS" in planned.stderr
     assert "SBATCH_OUTPUT is not used: logs lie in the run's folder" in planned.stderr
     shown = elmanctl("config", "--show-origin")
     rows = [line.split() for line in shown.stdout.splitlines()]
@@ -259,7 +259,7 @@ def test_what_a_variable_set_stays_with_a_run_that_goes_on_in_another_shell(
     assert "without" not in plain("resume", "run").stderr
     assert {"#SBATCH --qos=high", "#SBATCH --account=lab"} <= options()
     told = plain("resume", "run", "--set", "slurm.extra={constraint='big'}").stderr
-    assert "`slurm.extra` is replaced as a whole: without qos=high from now on" in told
+    assert "`slurm.extra` is replaced as a whole; dropped: qos=high" in told
     assert {"#SBATCH --constraint=big", "#SBATCH --account=lab"} <= options()
     assert "#SBATCH --qos=high" not in options()
 

@@ -1,4 +1,4 @@
-"""The command line's tree: global options, and the commands in the order of their help."""
+"""The Typer application: global options, and the commands as `--help` groups them."""
 
 import logging
 from collections.abc import Iterator, Mapping
@@ -22,14 +22,14 @@ _HELP = {"help_option_names": ["-h", "--help"]}
 PANELS = {
     "Start": ["init", "doctor", "models", "params", "calc-dim", "data", "eval"],
     "Search": ["search", "resume", "cancel", "requeue"],
-    "Look": ["status", "show", "logs", "classify"],
+    "Inspect": ["status", "show", "logs", "classify"],
     "Measure": ["bench"],
-    "Keep": ["disk", "clean", "ledger", "config", "completion"],
+    "Maintain": ["disk", "clean", "ledger", "config", "completion"],
 }
 
-# Where each command is: a function, or the `app` of a group.  A module is imported when its command
-# is run or listed, so that `status` does not wait for what only `search` needs.
-_PLACES = {
+# The function of each command, or the `app` of a group.  Its module is imported when the command
+# is run or listed, so that `status` does not pay for imports that only `search` needs.
+_LOCATIONS = {
     "init": "init:init",
     "doctor": "doctor:doctor",
     "models": "model:models",
@@ -56,23 +56,23 @@ _PLACES = {
 _COLORS = ("auto", "always", "never")
 
 
-class _Late(Mapping[str, Any]):
-    """The commands by name, each made as click knows it when it is asked for."""
+class _LazyCommands(Mapping[str, Any]):
+    """The click commands by name, each loaded on first access."""
 
     def __getitem__(self, name: str) -> Any:
-        return _make(_PLACES[name], name)
+        return _load(_LOCATIONS[name], name)
 
     def __iter__(self) -> Iterator[str]:
-        return iter(_PLACES)
+        return iter(_LOCATIONS)
 
     def __len__(self) -> int:
-        return len(_PLACES)
+        return len(_LOCATIONS)
 
 
 @cache
-def _make(place: str, name: str) -> Any:
-    """Return a command as click knows it, its module imported."""
-    module, _, attribute = place.partition(":")
+def _load(location: str, name: str) -> Any:
+    """Import the module of a command and return the click command."""
+    module, _, attribute = location.partition(":")
     found = getattr(import_module(f"elmanctl.cli.{module}"), attribute)
     if isinstance(found, typer.Typer):
         command = get_command(found)
@@ -85,11 +85,11 @@ def _make(place: str, name: str) -> Any:
 
 
 class Commands(TyperGroup):
-    """A group that imports its commands late and lists them under the headings of `PANELS`."""
+    """A group that loads its commands lazily and lists them under the headings of `PANELS`."""
 
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
-        self.commands: Any = _Late()
+        self.commands: Any = _LazyCommands()
 
     def format_options(self, ctx: Any, formatter: Any) -> None:
         """Write the commands first and the options last."""
@@ -99,7 +99,7 @@ class Commands(TyperGroup):
         super().format_options(ctx, formatter)
 
     def format_commands(self, ctx: Any, formatter: Any) -> None:
-        """Nothing: `format_options` has written them."""
+        """Write nothing: `format_options` has listed the commands already."""
 
     def _summary(self, ctx: Any, name: str) -> str:
         command = self.get_command(ctx, name)
@@ -123,11 +123,11 @@ def _print_version(value: bool) -> None:
         raise typer.Exit
 
 
-class _Plain(logging.Formatter):
-    """Shows control characters: a log names files that anybody may have made."""
+class _EscapingFormatter(logging.Formatter):
+    """Escapes control characters: log records name files that anybody may have created."""
 
     def format(self, record: logging.LogRecord) -> str:
-        """Return the line of a record."""
+        """Format a record as one line."""
         return printable(str(super().format(record)))
 
 
@@ -152,7 +152,7 @@ def root(
         bool, typer.Option("-q", "--quiet", help="Print only results and errors")
     ] = False,
     verbose: Annotated[
-        int, typer.Option("-v", "--verbose", count=True, help="Print more; repeat for debug")
+        int, typer.Option("-v", "--verbose", count=True, help="Log more; repeat for debug output")
     ] = 0,
     version: Annotated[
         bool,
@@ -165,7 +165,7 @@ def root(
     configure(color=color, quiet=quiet)
     level = (logging.WARNING, logging.INFO, logging.DEBUG)[min(verbose, 2)]
     handler = logging.StreamHandler()
-    handler.setFormatter(_Plain("%(levelname)s: %(message)s"))
+    handler.setFormatter(_EscapingFormatter("%(levelname)s: %(message)s"))
     logging.basicConfig(level=level, handlers=[handler])
     if config is not None:
         config = as_written(config)

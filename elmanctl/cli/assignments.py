@@ -1,4 +1,4 @@
-"""`key=value` words: the settings of a model on a command line."""
+"""`key=value` assignments on the command line: the fields of a model's configuration."""
 
 import tomllib
 from typing import Any
@@ -7,7 +7,7 @@ from elmanctl.errors import Faults, UsageError
 
 
 def model_fields(assignments: list[str] | None, *, with_lr: bool = False) -> dict[str, Any]:
-    """Read `key=value` words, values as TOML or else as text; raise UsageError for others."""
+    """Parse `key=value` words, values as TOML or else as text; UsageError for malformed ones."""
     values: dict[str, Any] = {}
     faults = Faults()
     for word in assignments or []:

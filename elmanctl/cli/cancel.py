@@ -1,4 +1,4 @@
-"""The `cancel` command: end evaluations, or a whole run, and check what became of their jobs."""
+"""The `cancel` command: cancel evaluations or a whole run, then check that their jobs ended."""
 
 from collections.abc import Mapping
 from typing import Annotated, Any
@@ -12,10 +12,10 @@ from elmanctl.cli.context import (
     RunOption,
     YesFlag,
     load_readable,
-    parted,
     run_to_change,
+    split_names,
 )
-from elmanctl.cli.output import Column, confirm, print_json, print_table
+from elmanctl.cli.output import Column, confirm, counted, print_json, print_table
 from elmanctl.cli.run_client import act_on_run
 from elmanctl.errors import PartialFailure, UsageError
 from elmanctl.ledger.records import Evaluation
@@ -27,7 +27,7 @@ from elmanctl.search.selection import select_named
 Names = Annotated[
     list[str] | None,
     typer.Argument(
-        help="Run, then evaluations; default the only run not finished",
+        help="Run, then evaluations; default: the only unfinished run",
         autocompletion=run_or_evaluation_names,
     ),
 ]
@@ -38,7 +38,7 @@ def cancel(
     names: Names = None,
     run: RunOption = None,
     everything: Annotated[
-        bool, typer.Option("--all", help="The whole run: it stops for good")
+        bool, typer.Option("--all", help="Cancel the whole run for good")
     ] = False,
     dry_run: DryRunFlag = False,
     yes: YesFlag = False,
@@ -46,15 +46,15 @@ def cancel(
 ) -> None:
     """Cancel evaluations or a whole run
 
-    Jobs are ended and their evaluations closed as cancelled; nothing is told to the optimizer.
-    The scheduler is asked afterwards: jobs that are still there are named, and the exit code is 5.
+    Ends the jobs and closes their evaluations as cancelled; nothing is reported to the optimizer.
+    Then polls the scheduler: jobs that still exist are listed, and the exit code is 5.
 
     \b
     Examples:
         elmanctl cancel g003-e01 g003-e02
         elmanctl cancel e88-480m --all
     """
-    run, evaluations = parted(ctx, run, names or [])
+    run, evaluations = split_names(ctx, run, names or [])
     if everything and evaluations:
         raise UsageError(
             f"`--all` takes the whole name of a run and no evaluations, not `{evaluations[0]}`",
@@ -69,9 +69,9 @@ def cancel(
         )
     chosen = to_cancel(state) if everything else select_named(state, evaluations)
     if dry_run:
-        _print_chosen(chosen, as_json=as_json)
+        _print_plan(chosen, as_json=as_json)
         return
-    question = f"cancel {len(chosen)} evaluations of {state.run['name']}?"
+    question = f"cancel {counted(len(chosen), 'evaluation')} of {state.run['name']}?"
     if everything and not confirm(question, yes=yes):
         return
     answer = act_on_run(paths, "cancel", {"all": everything, "evaluations": [e.id for e in chosen]})
@@ -83,31 +83,31 @@ def cancel(
             [Column(name=name) for name in ("EVAL", "JOB", "RESULT", "JOB NOW")],
             [[row[key] for key in keys] for row in answer["cancelled"]],
         )
-    _refuse_jobs_left(answer)
+    _check_jobs_ended(answer)
 
 
-def _refuse_jobs_left(answer: Mapping[str, Any]) -> None:
-    """Raise PartialFailure where jobs go on that were cancelled, or where nobody knows."""
+def _check_jobs_ended(answer: Mapping[str, Any]) -> None:
+    """Raise PartialFailure when cancelled jobs still exist, or may."""
     error = f": {answer['error']}" if answer.get("error") else ""
     there = answer["still_there"]
     if there:
         jobs = ", ".join(f"{row['job']} {row['now']}" for row in there)
         raise PartialFailure(
-            f"the evaluations are closed, but of their jobs {len(there)} are still there: "
-            f"{jobs}{error}",
+            "the evaluations are closed, but "
+            f"{len(there)} of their jobs still exist: {jobs}{error}",
             hint=f"end them with `scancel {' '.join(str(row['job']) for row in there)}`",
         )
     lost = [row["evaluation"] for row in answer["cancelled"] if row["now"] == Now.UNKNOWN]
     if lost:
         why = answer["unknown"] or "the scheduler did not say"
         raise PartialFailure(
-            f"the evaluations are closed, but whether the jobs of {', '.join(lost)} have ended is "
-            f"not known: {why}{error}",
-            hint="look with `squeue --me`, and end them with scancel",
+            "the evaluations are closed, but it is unknown whether the jobs of "
+            f"{', '.join(lost)} have ended: {why}{error}",
+            hint="check with `squeue --me`, and end them with scancel",
         )
 
 
-def _print_chosen(chosen: list[Evaluation], *, as_json: bool) -> None:
+def _print_plan(chosen: list[Evaluation], *, as_json: bool) -> None:
     rows: list[dict[str, Any]] = [
         {
             "evaluation": e.id,

@@ -1,4 +1,4 @@
-"""`classify`: how training runs ended, by their logs alone."""
+"""The `classify` command: classify how training runs ended, from their logs alone."""
 
 import sys
 from collections import deque
@@ -17,7 +17,7 @@ from elmanctl.verdicts.logs.classifier import classify_parts
 _SUFFIXES = (".log", ".out", ".err", ".txt")
 _STDIN = "-"
 
-# What tells of an end stands at the beginning or at the end.
+# The evidence is at the beginning of a log or at its end.
 _HEAD_BYTES = 1 << 20
 _TAIL_BYTES = 4 << 20
 _BLOCK_BYTES = 1 << 18
@@ -32,10 +32,10 @@ def classify(
     ],
     as_json: JsonFlag = False,
 ) -> None:
-    """Say how training runs ended, from their logs alone
+    """Classify how training runs ended, from their logs alone
 
-    The evidence is a line of the log, with its number. Of a folder, the files ending in .log, .out,
-    .err and .txt are read; of a very long file, the first 1 MiB and the last 4 MiB.
+    The evidence is a line of the log, with its number. In a folder, files ending in .log, .out,
+    .err and .txt are read; in a very long file, the first 1 MiB and the last 4 MiB.
 
     \b
     Examples:
@@ -46,7 +46,7 @@ def classify(
     if as_json:
         print_json({"logs": [_data(name, verdict) for name, verdict in verdicts]})
         return
-    print_table(_COLUMNS, [(name, verdict.kind, _told(verdict)) for name, verdict in verdicts])
+    print_table(_COLUMNS, [(name, verdict.kind, _evidence(verdict)) for name, verdict in verdicts])
 
 
 def _named(files: list[str]) -> Iterator[str]:
@@ -103,7 +103,7 @@ def read_ends(
     yield head.count(b"\n") + dropped_lines + 1, tail.decode(errors="replace")
 
 
-def _told(verdict: Verdict) -> str | None:
+def _evidence(verdict: Verdict) -> str | None:
     if not verdict.evidence:
         return None
     quote = verdict.evidence[0]

@@ -1,4 +1,4 @@
-"""The `clean` command: remove files of a run that nothing needs any more."""
+"""The `clean` command: remove files of a run by its retention policy."""
 
 from collections.abc import Sequence
 from typing import Annotated, Any
@@ -17,6 +17,7 @@ from elmanctl.cli.context import (
 from elmanctl.cli.output import (
     Column,
     confirm,
+    counted,
     format_bytes,
     hint,
     print_json,
@@ -24,7 +25,7 @@ from elmanctl.cli.output import (
     print_table,
     say,
     shown_bytes,
-    told_bytes,
+    spelled_bytes,
 )
 from elmanctl.cli.run_client import act_on_run
 from elmanctl.run.paths import RunPaths
@@ -38,17 +39,17 @@ def clean(
     run: RunArgument = None,
     keep_best: Annotated[
         int | None,
-        typer.Option(help="Evaluations, best first, of which all is kept; default 3", min=0),
+        typer.Option(help="Keep every file of this many best evaluations; default: 3", min=0),
     ] = None,
     keep_last: Annotated[
         int | None,
-        typer.Option(help="Newest generations of which all is kept; default 2", min=0),
+        typer.Option(help="Keep every file of this many newest generations; default: 2", min=0),
     ] = None,
     keep_failed_logs: Annotated[
         bool | None,
         typer.Option(
             "--keep-failed-logs/--no-keep-failed-logs",
-            help="Keep the logs of failed attempts; default yes",
+            help="Keep the logs of failed attempts; default: yes",
         ),
     ] = None,
     kind: Annotated[
@@ -61,8 +62,8 @@ def clean(
 ) -> None:
     """Remove metrics, logs and pickles that are no longer needed
 
-    What is kept is decided by `[disk]` in the settings of the run, and by the options here.
-    The ledger, all results, unfinished evaluations and the best ones are never touched.
+    The retention policy is `[disk]` in the run's settings, overridden by the options here.
+    The ledger, all results, unfinished evaluations and the best ones are always kept.
 
     \b
     Examples:
@@ -72,28 +73,30 @@ def clean(
     paths = run_to_change(ctx, run)
     state = load_readable(paths)
     kinds = [word.strip() for word in kind.split(",")] if kind else []
-    asked = {
+    options = {
         "keep_best": keep_best,
         "keep_last": keep_last,
         "keep_failed_logs": keep_failed_logs,
     }
-    policy = retention(effective_settings(state).disk, asked)
+    policy = retention(effective_settings(state).disk, options)
     plan = plan_cleaning(paths, state, policy, kinds=kinds)
     total_bytes = sum(item.size_bytes for item in plan)
     if dry_run:
         _print_plan(paths, plan, as_json=as_json)
     else:
-        question = f"remove {len(plan)} files of {state.run['name']}, {format_bytes(total_bytes)}?"
+        files = counted(len(plan), "file")
+        question = f"remove {files} of {state.run['name']}, {format_bytes(total_bytes)}?"
         if plan and not confirm(question, yes=yes):
             return
-        arguments = {name: value for name, value in asked.items() if value is not None}
+        arguments = {name: value for name, value in options.items() if value is not None}
         answer = act_on_run(paths, "clean", {**arguments, "kinds": kinds})
         if as_json:
             print_json(answer)
             return
-        print_line(f"freed {told_bytes(answer['freed_bytes'])} in {answer['files']} files")
+        files = counted(answer["files"], "file")
+        print_line(f"freed {spelled_bytes(answer['freed_bytes'])} in {files}")
     if not plan and policy.keep_last:
-        hint(f"the newest {policy.keep_last} generations are kept whole, see `--keep-last`")
+        hint(f"all files of the newest {policy.keep_last} generations are kept, see `--keep-last`")
 
 
 def _print_plan(paths: RunPaths, plan: Sequence[Removable], *, as_json: bool) -> None:
@@ -119,4 +122,4 @@ def _print_plan(paths: RunPaths, plan: Sequence[Removable], *, as_json: bool) ->
         ],
         [[r["path"], shown_bytes(r["size_bytes"]), r["kind"], r["evaluation"]] for r in rows],
     )
-    say(f"would free {format_bytes(total_bytes)} in {len(plan)} files")
+    say(f"would free {format_bytes(total_bytes)} in {counted(len(plan), 'file')}")

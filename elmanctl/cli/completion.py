@@ -1,4 +1,7 @@
-"""What the shell completes: names read from files, without a word when they cannot be read."""
+"""Shell completion: the script of each shell, and the names that complete its words.
+
+Names come from files alone; an unreadable file completes nothing and prints nothing.
+"""
 
 import logging
 from collections.abc import Callable, Iterable, MutableMapping
@@ -23,11 +26,11 @@ from elmanctl.space.space import space_names
 
 logger = logging.getLogger(__name__)
 
-Completion = Callable[[str], list[str]]
+Completer = Callable[[str], list[str]]
 
 
 def join_options(environ: MutableMapping[str, str]) -> None:
-    """Undo bash's parting of `--option=value` into three words, in the words that it hands on."""
+    """Join `--option=value`, which bash splits into three words, in its completion variables."""
     if not environ.get("COMP_CWORD", "").isdigit():
         return
     words, current = environ.get("COMP_WORDS", "").split("\n"), int(environ["COMP_CWORD"])
@@ -41,8 +44,8 @@ def join_options(environ: MutableMapping[str, str]) -> None:
     environ["COMP_WORDS"], environ["COMP_CWORD"] = "\n".join(kept), str(at)
 
 
-def one_of(known: Iterable[str]) -> Completion:
-    """Return what completes one word of a closed set."""
+def one_of(known: Iterable[str]) -> Completer:
+    """Return a completer for one word of a closed set."""
     words = list(known)
 
     def complete(incomplete: str) -> list[str]:
@@ -51,8 +54,8 @@ def one_of(known: Iterable[str]) -> Completion:
     return complete
 
 
-def some_of(known: Iterable[str]) -> Completion:
-    """Return what completes the last word of a list with commas, each word once."""
+def some_of(known: Iterable[str]) -> Completer:
+    """Return a completer for the last word of a comma-separated list, each word once."""
     words = list(known)
 
     def complete(incomplete: str) -> list[str]:
@@ -67,17 +70,17 @@ verdict_kinds = some_of(kind.value for kind in VerdictKind)
 
 
 def model_names(incomplete: str) -> list[str]:
-    """Return the models whose name begins so."""
+    """Return the models whose names start with the word."""
     return _starting(FAMILIES, incomplete)
 
 
 def presets(incomplete: str) -> list[str]:
-    """Return the presets whose name begins so."""
+    """Return the presets whose names start with the word."""
     return _starting(preset_names(), incomplete)
 
 
 def templates(incomplete: str) -> list[str]:
-    """Return the resource templates whose name begins so, the user's own among them."""
+    """Return the resource templates whose names start with the word, the user's own included."""
     try:
         folders = template_folders(resolve({}).settings)
         return _starting(template_names(folders), incomplete)
@@ -87,19 +90,19 @@ def templates(incomplete: str) -> list[str]:
 
 
 def spaces(ctx: typer.Context, incomplete: str) -> list[str]:
-    """Return the search spaces of the model on the line, or of any, whose name begins so."""
+    """Return the search spaces of the model on the line, or of any model."""
     names = (space for model in _models_on(ctx) for space in space_names(model))
     return _starting(dict.fromkeys(names), incomplete)
 
 
 def backends(ctx: typer.Context, incomplete: str) -> list[str]:
-    """Return the backends of the model on the line, or of any, whose name begins so."""
+    """Return the backends of the model on the line, or of any model."""
     names = (name for model in _models_on(ctx) for name in FAMILIES[model].backends)
     return _starting([AUTO, *dict.fromkeys(names)], incomplete)
 
 
 def _models_on(ctx: typer.Context) -> Iterable[str]:
-    # While an option waits for its value, arguments before it are not yet known as parameters.
+    # While an option awaits its value, click has not parsed the arguments before it.
     level = ctx.params.get("model") or ctx.params.get("level") or next(iter(ctx.args), None)
     try:
         return [find_family(level).name] if level else FAMILIES
@@ -109,12 +112,12 @@ def _models_on(ctx: typer.Context) -> Iterable[str]:
 
 
 def setting_keys(incomplete: str) -> list[str]:
-    """Return the settings whose key begins so, ready for their value."""
+    """Return the setting keys that start with the word, with `=` for the value."""
     return _starting((f"{key}=" for key in setting_help()), incomplete)
 
 
 def run_names(incomplete: str) -> list[str]:
-    """Return the runs of this folder whose name begins so, newest first."""
+    """Return the runs whose names start with the word, newest first."""
     try:
         return _starting((path.name for path in reversed(list_runs(_runs()))), incomplete)
     except ElmanError as exc:
@@ -123,7 +126,7 @@ def run_names(incomplete: str) -> list[str]:
 
 
 def evaluation_names(ctx: typer.Context, incomplete: str) -> list[str]:
-    """Return the evaluations of the run on the line, or of the newest one, newest first."""
+    """Return the evaluations of the run on the line, or of the newest run, newest first."""
     try:
         named = ctx.params.get("run_or_evaluation") or ctx.params.get("run")
         folder = find_run(_runs(), named if named in run_names("") else None)

@@ -14,15 +14,15 @@ from elmanctl.verdicts.policy import shown_rules
 def config(
     ctx: typer.Context,
     show_origin: Annotated[
-        bool, typer.Option("--show-origin", help="Show where each value was set")
+        bool, typer.Option("--show-origin", help="Show where each value comes from")
     ] = False,
     preset: Annotated[
         str | None,
-        typer.Option(help="As `search --preset` would see it", autocompletion=presets),
+        typer.Option(help="As `search --preset` would see them", autocompletion=presets),
     ] = None,
     as_json: JsonFlag = False,
 ) -> None:
-    """Show settings, where each came from, and what follows each verdict
+    """Show the effective settings, their origins, and the policy for each verdict
 
     \b
     Examples:
@@ -52,9 +52,9 @@ def config(
     columns += [Column(name="FROM")] if show_origin else []
     print_table(columns, [_config_cells(row, show_origin=show_origin) for row in rows])
     print_line("")
-    names = ("VERDICT", "CASE", "TOLD", "AGAIN", "WITH", "COUNTS AS")
+    names = ("VERDICT", "CASE", "REPORTED", "RETRIES", "CHANGE", "COUNTS AS")
     print_table(
-        [Column(name=name, right=name == "AGAIN") for name in names],
+        [Column(name=name, right=name == "RETRIES") for name in names],
         [
             [
                 *(row["verdict"], row["case"], row["told"]),
@@ -69,6 +69,6 @@ def _config_cells(row: Mapping[str, Any], *, show_origin: bool) -> list[str | No
     value = row["value"]
     text = None if value is None else str(list(value) if isinstance(value, tuple) else value)
     if isinstance(value, bool):
-        # As elman.toml spells it.
+        # The spelling of elman.toml.
         text = str(value).lower()
     return [row["key"], text, *([row["from"]] if show_origin else [])]

@@ -1,4 +1,4 @@
-"""What every command shares: the settings in force and the run that a user means."""
+"""The context that commands share: effective settings, the chosen run, common options."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -21,14 +21,14 @@ from elmanctl.search.selection import find_run, find_run_to_change, list_runs
 
 RunArgument = Annotated[
     str | None,
-    typer.Argument(help="Run; default the only one not finished", autocompletion=run_names),
+    typer.Argument(help="Run; default: the only unfinished one", autocompletion=run_names),
 ]
 RunOption = Annotated[
     str | None,
-    typer.Option(help="Run; default the only one not finished", autocompletion=run_names),
+    typer.Option(help="Run; default: the only unfinished one", autocompletion=run_names),
 ]
 JsonFlag = Annotated[bool, typer.Option("--json", help="Print JSON")]
-YesFlag = Annotated[bool, typer.Option("-y", "--yes", help="Do not ask")]
+YesFlag = Annotated[bool, typer.Option("-y", "--yes", help="Skip the confirmation prompt")]
 DryRunFlag = Annotated[bool, typer.Option("--dry-run", help="Print what would be done")]
 
 
@@ -43,7 +43,7 @@ class Globals:
 def resolve_settings(
     ctx: typer.Context, flags: Mapping[str, Any], preset: str | None = None
 ) -> Resolved:
-    """Return the settings in force for a command with these flags."""
+    """Return the effective settings of a command with these flags; print each warning once."""
     resolved = resolve(flags, preset=preset, config=ctx.obj.config)
     for warning in resolved.warnings:
         if warning not in ctx.obj.warned:
@@ -53,13 +53,13 @@ def resolve_settings(
 
 
 def chosen_run(ctx: typer.Context, name: str | None) -> RunPaths:
-    """Return the run that a user names, or the newest one."""
+    """Return the run that the user named, or the newest one."""
     runs = Path(resolve_settings(ctx, {}).settings.paths.runs).expanduser()
     return RunPaths(as_written(find_run(runs, name)))
 
 
 def load_brief(paths: RunPaths) -> RunSummary:
-    """Return a run in brief, reading no more than is needed for it; else as `load_readable`."""
+    """Return the summary of a run, reading as little as possible; otherwise as `load_readable`."""
     loaded = load_summary(paths.folder)
     if loaded.warning:
         warn(loaded.warning)
@@ -68,15 +68,15 @@ def load_brief(paths: RunPaths) -> RunSummary:
 
 
 def run_to_change(ctx: typer.Context, name: str | None, *, whole_name: bool = False) -> RunPaths:
-    """Return the run that a command changes: as named, or the only one there can be."""
+    """Return the run that a command changes: the named one, or the only candidate."""
     runs = Path(resolve_settings(ctx, {}).settings.paths.runs).expanduser()
     return RunPaths(as_written(find_run_to_change(runs, name, whole_name=whole_name)))
 
 
-def parted(
+def split_names(
     ctx: typer.Context, run: str | None, names: Sequence[str]
 ) -> tuple[str | None, list[str]]:
-    """Part a run's name, in full and first, from the names of evaluations."""
+    """Split names into the run, named in full and first, and its evaluations."""
     if run is None and names:
         runs = Path(resolve_settings(ctx, {}).settings.paths.runs).expanduser()
         if names[0] in (folder.name for folder in list_runs(runs)):
@@ -85,9 +85,9 @@ def parted(
 
 
 def load_readable(paths: RunPaths) -> RunState:
-    """Return a run's state, with a warning where its ledger is not quite whole.
+    """Return the state of a run; print a warning if its ledger is torn.
 
-    Raises NotFound for a ledger in which nothing stands.
+    Raises NotFound for an empty ledger.
     """
     loaded = load_run(paths.folder)
     if loaded.warning:

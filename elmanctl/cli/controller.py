@@ -1,4 +1,4 @@
-"""The controller in the foreground: a lease, the checks before it starts, its end on screen."""
+"""The foreground controller: takes the lease, runs the preflight checks, drives the search."""
 
 import os
 import resource
@@ -8,7 +8,7 @@ from typing import Any
 import typer
 
 from elmanctl.cli.interrupts import interruptible
-from elmanctl.cli.output import hint, print_json, say, warn
+from elmanctl.cli.output import counted, hint, print_json, say, warn
 from elmanctl.cli.plan import warn_of_dropped
 from elmanctl.cli.search_summary import print_summary, run_summary
 from elmanctl.cli.search_view import make_view
@@ -33,7 +33,7 @@ def drive(
     changes: Mapping[str, Any] | None = None,
     as_json: bool = False,
 ) -> None:
-    """Run a search's controller in the foreground until it ends or is interrupted."""
+    """Drive a search in the foreground until it ends or is interrupted."""
     from elmanctl.search.loop import Controller
 
     _raise_cpu_limit()
@@ -60,7 +60,7 @@ def drive(
             session.change_settings(changes)
             warn_of_dropped(before, session.settings.slurm.extra)
         executor = make_executor(paths, session.run["executor"], session.settings)
-        # Slurm is asked by the first look, which keeps to its pace.
+        # The first poll queries Slurm, within its rate limit.
         executor.check(asks=False)
         session.start_controller()
         poll_s = _LOCAL_TICK_S if executor.name == "local" else session.settings.slurm.poll_s
@@ -79,14 +79,13 @@ def drive(
     if state.status is RunStatus.INTERRUPTED:
         running = len(state.live_attempts())
         if running:
-            jobs = "1 job goes" if running == 1 else f"{running} jobs go"
-            say(f"interrupted; {jobs} on without the controller")
+            say(f"interrupted; {counted(running, 'job')} still running without the controller")
         hint(f"continue with `elmanctl resume {state.run['name']}`")
         raise typer.Exit(130)
 
 
 def _raise_cpu_limit() -> None:
-    """Let the shell's soft limit on CPU time, meant for what one types, not end a controller."""
+    """Raise the soft limit on CPU time to the hard one: shells set it for short commands."""
     _, hard_s = resource.getrlimit(resource.RLIMIT_CPU)
     resource.setrlimit(resource.RLIMIT_CPU, (hard_s, hard_s))
 

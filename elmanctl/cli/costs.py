@@ -1,10 +1,11 @@
-"""What a run cost and will cost, as one line and as plain data."""
+"""Costs of a run: spent, forecast, wasted and budgeted, as one line each and as plain data."""
 
 from collections.abc import Mapping
 from datetime import datetime
 from typing import Any
 
 from elmanctl import clock
+from elmanctl.cli.output import counted
 from elmanctl.ledger.run_state import RunState
 from elmanctl.ledger.spending import Spent
 from elmanctl.ledger.summary import RunSummary
@@ -25,12 +26,14 @@ from elmanctl.search.noise import noise_estimates
 _HOUR_S = 3600.0
 
 
-def cost_data(state: RunState | RunSummary, *, is_driven: bool, now: datetime) -> dict[str, Any]:
+def cost_data(
+    state: RunState | RunSummary, *, has_controller: bool, now: datetime
+) -> dict[str, Any]:
     """Return costs, forecast, waste, savings and budgets; hours are GPU-hours, see `unit`.
 
-    `is_driven` says whether a controller is at work: without one no working time passes.
+    `has_controller` says whether a controller is running: wall time passes only while one does.
     """
-    wall_s = worked_s(state, now) if is_driven else state.wall_s
+    wall_s = worked_s(state, now) if has_controller else state.wall_s
     population = effective_setting(state, "search.population")
     ahead = forecast(state, population=population, now=now, wall_s=wall_s)
     device_s = spent_device_s(state, now)
@@ -55,7 +58,7 @@ def cost_data(state: RunState | RunSummary, *, is_driven: bool, now: datetime) -
 
 
 def noise_data(state: RunState) -> list[dict[str, Any]]:
-    """Return the noise of every configuration that was trained on several seeds."""
+    """Return the noise of every configuration that was trained with several seeds."""
     return [
         {"evaluation": first, "n": noise.n, "mean": noise.mean, "sd": noise.sd}
         for first, noise in noise_estimates(state).items()
@@ -63,26 +66,22 @@ def noise_data(state: RunState) -> list[dict[str, Any]]:
 
 
 def describe_cost(state: RunState | RunSummary, cost: Mapping[str, Any]) -> str | None:
-    """Return in one line: spent, the whole search, how long it takes yet, and what was saved.
-
-    None where nothing was spent.
-    """
+    """Return one line: spent, forecast in total, time left, and savings; None if nothing spent."""
     if not cost["gpu_hours"] and not cost["answered"]:
         return None
     parts = [f"{format_hours(cost['gpu_hours'])} {cost['unit']} spent"]
     if cost["evaluations_left"] and cost["forecast_gpu_hours"] is not None:
-        parts.append(f"about {format_hours(cost['forecast_gpu_hours'])} in all")
+        parts.append(f"about {format_hours(cost['forecast_gpu_hours'])} in total")
     if cost["evaluations_left"] and cost["left_h"]:
-        parts.append(f"about {clock.format_rough(cost['left_h'] * _HOUR_S)} of work left")
+        parts.append(f"about {clock.format_rough(cost['left_h'] * _HOUR_S)} left")
     if cost["answered"]:
         saved = format_hours(cost["saved_gpu_hours"])
-        repeats = "repeat" if cost["answered"] == 1 else "repeats"
-        parts.append(f"{cost['answered']} {repeats} answered, {saved} saved")
+        parts.append(f"{counted(cost['answered'], 'repeat')} deduplicated, {saved} saved")
     return "; ".join(parts)
 
 
 def describe_waste(state: RunState | RunSummary, cost: Mapping[str, Any]) -> str | None:
-    """Return in one line what brought no loss, the dearest verdict first; None without any."""
+    """Return one line on attempts that gave no loss, the costliest verdict first; None without."""
     waste = {kind: spent for kind, spent in wasted(state).items() if spent.attempts}
     if not waste:
         return None
@@ -91,17 +90,17 @@ def describe_waste(state: RunState | RunSummary, cost: Mapping[str, Any]) -> str
         f"{kind} {format_hours(spent.device_s / _HOUR_S)} in {spent.attempts}"
         for kind, spent in sorted(waste.items(), key=lambda item: -item[1].device_s)
     )
-    return f"{format_hours(total.device_s / _HOUR_S)} {cost['unit']} brought no loss: {by_kind}"
+    return f"{format_hours(total.device_s / _HOUR_S)} {cost['unit']} gave no loss: {by_kind}"
 
 
 def describe_budget(cost: Mapping[str, Any]) -> str | None:
-    """Return in one line what is left of every limit that is set, None without any."""
+    """Return one line on what is left of each budget, None without any."""
     if not cost["budgets"]:
         return None
     names = {
         "evaluations": "evaluations",
         "gpu_hours": cost["unit"],
-        "wall_h": "hours of work",
+        "wall_h": "hours of controller time",
         "failures": "failed attempts",
     }
     parts = [
@@ -112,5 +111,5 @@ def describe_budget(cost: Mapping[str, Any]) -> str | None:
 
 
 def format_hours(hours: float) -> str:
-    """Write hours in few characters; small ones keep two digits that count."""
+    """Format hours briefly; below one hour with two significant digits."""
     return f"{hours:.2g}" if hours < 1 else f"{hours:.1f}".removesuffix(".0")

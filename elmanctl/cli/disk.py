@@ -1,4 +1,4 @@
-"""`disk` and `clean`: what runs take on disk, what may go, and removing it."""
+"""The `disk` command: disk usage of runs, what can be freed, orphaned files, space left."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,6 +15,7 @@ from elmanctl.cli.context import (
 )
 from elmanctl.cli.output import (
     Column,
+    counted,
     format_bytes,
     print_json,
     print_line,
@@ -36,7 +37,7 @@ from elmanctl.search.file_owners import Held, scan
 from elmanctl.search.selection import list_runs, no_runs_in
 from elmanctl.settings import DiskSettings
 
-_BIGGEST = 10
+_LARGEST = 10
 _FIGURES = ("size_bytes", "freeable_bytes", "needed_bytes", "orphan_bytes")
 
 
@@ -44,14 +45,14 @@ def disk(
     ctx: typer.Context,
     run: Annotated[
         str | None,
-        typer.Argument(help="Run; default a list of all runs", autocompletion=run_names),
+        typer.Argument(help="Run; default: all runs", autocompletion=run_names),
     ] = None,
     as_json: JsonFlag = False,
 ) -> None:
-    """Show what runs take on disk, what may go, and what is left
+    """Show disk usage of runs, what can be freed, and the space left
 
     Measures the files themselves and changes nothing. FREEABLE is what `clean` would remove now,
-    NEEDED what the rest of the search will write, NOBODY'S what no record of the run names.
+    NEEDED the forecast for the rest of the search, ORPHANED the files that no record refers to.
 
     \b
     Examples:
@@ -79,7 +80,7 @@ def disk(
             Column(name="SIZE", right=True),
             Column(name="FREEABLE", right=True),
             Column(name="NEEDED", right=True),
-            Column(name="NOBODY'S", right=True, dispensable=1),
+            Column(name="ORPHANED", right=True, dispensable=1),
         ],
         [[row["run"], *_sizes(row, *_FIGURES)] for row in rows],
     )
@@ -89,7 +90,7 @@ def disk(
 
 
 def _row(paths: RunPaths, space: Space) -> dict[str, Any]:
-    """Return one run in figures; only its size where its ledger cannot be read."""
+    """Return the sizes of one run; its total alone if its ledger cannot be read."""
     try:
         state = load_readable(paths)
     except (LedgerError, NotFound) as exc:
@@ -109,7 +110,7 @@ def _row(paths: RunPaths, space: Space) -> dict[str, Any]:
 
 
 class _View:
-    """One run as it lies on disk."""
+    """The files of one run: their owners, what `clean` would remove, and the forecast."""
 
     def __init__(self, paths: RunPaths, state: RunState, space: Space) -> None:
         self.settings = effective_settings(state).disk
@@ -120,7 +121,7 @@ class _View:
         self.size_bytes = _sum(self.held) + allocated_bytes(paths.folder.stat())
 
     def categories(self) -> list[dict[str, Any]]:
-        """Return files, bytes and what may go of each category, the biggest first."""
+        """Return files, bytes and freeable bytes of each category, the largest first."""
         rows: dict[str, dict[str, Any]] = {}
         for item in self.held:
             blank = {"category": item.category, "files": 0, "size_bytes": 0, "freeable_bytes": 0}
@@ -131,13 +132,13 @@ class _View:
             rows[removable.category]["freeable_bytes"] += removable.size_bytes
         return sorted(rows.values(), key=lambda row: (-row["size_bytes"], row["category"]))
 
-    def biggest(self) -> list[dict[str, Any]]:
-        """Return the evaluations that take most."""
+    def largest(self) -> list[dict[str, Any]]:
+        """Return the evaluations with the largest files."""
         sizes: dict[str, int] = {}
         for item in self.held:
             if item.evaluation is not None:
                 sizes[item.evaluation] = sizes.get(item.evaluation, 0) + item.found.size_bytes
-        ranked = sorted(sizes.items(), key=lambda pair: (-pair[1], pair[0]))[:_BIGGEST]
+        ranked = sorted(sizes.items(), key=lambda pair: (-pair[1], pair[0]))[:_LARGEST]
         return [{"evaluation": name, "size_bytes": size} for name, size in ranked]
 
 
@@ -160,7 +161,7 @@ def _disk_of_one(paths: RunPaths, *, as_json: bool) -> None:
                 "reserve_parts": parts_held(paths.folder),
                 "forecast": _forecast_data(view.forecast),
                 "categories": view.categories(),
-                "biggest": view.biggest(),
+                "biggest": view.largest(),
                 "orphans": orphans,
             }
         )
@@ -169,7 +170,7 @@ def _disk_of_one(paths: RunPaths, *, as_json: bool) -> None:
     _say_run(paths, view)
     print_table(
         [
-            Column(name="WHAT"),
+            Column(name="CATEGORY"),
             Column(name="FILES", right=True),
             Column(name="SIZE", right=True),
             Column(name="FREEABLE", right=True),
@@ -182,13 +183,13 @@ def _disk_of_one(paths: RunPaths, *, as_json: bool) -> None:
     print_line()
     print_table(
         [Column(name="EVAL"), Column(name="SIZE", right=True)],
-        [[row["evaluation"], *_sizes(row, "size_bytes")] for row in view.biggest()],
+        [[row["evaluation"], *_sizes(row, "size_bytes")] for row in view.largest()],
     )
     if orphans:
         print_line()
         print_table(
             [
-                Column(name="NOBODY'S"),
+                Column(name="ORPHANED"),
                 Column(name="SIZE", right=True),
                 Column(name="WHY", wraps=True),
             ],
@@ -202,19 +203,19 @@ def _say_run(paths: RunPaths, view: _View) -> None:
     say(f"{name}: {size}; `elmanctl clean {name}` would free {format_bytes(freeable_bytes)}")
     if view.forecast is not None and view.forecast.evaluations_left:
         say(
-            f"{view.forecast.evaluations_left} evaluations are left, at "
+            f"{counted(view.forecast.evaluations_left, 'evaluation')} left, "
             f"{format_bytes(view.forecast.evaluation_bytes)} each: "
-            f"{format_bytes(view.forecast.needed_bytes)}"
+            f"{format_bytes(view.forecast.needed_bytes)} needed"
         )
         if view.forecast.warning:
             warn(view.forecast.warning)
 
 
 def _say_space(space: Space, settings: DiskSettings) -> None:
-    inodes = "" if space.free_inodes is None else f", room for {space.free_inodes} files"
+    inodes = "" if space.free_inodes is None else f" and {space.free_inodes} inodes"
     say(
-        f"{format_bytes(space.free_bytes)} free on the file system{inodes}; "
-        f"{settings.floor_gb:g} GB and {settings.floor_inodes} files are kept free"
+        f"{format_bytes(space.free_bytes)}{inodes} free on the file system; "
+        f"floor: {settings.floor_gb:g} GB and {settings.floor_inodes} inodes"
     )
     left = space.quota.left_bytes
     if left is None:
@@ -249,7 +250,7 @@ def _forecast_data(found: Forecast | None) -> dict[str, Any] | None:
 
 
 def _existing(folder: Path) -> Path:
-    """Return the folder, or the nearest one above it that exists."""
+    """Return the folder, or its nearest existing parent."""
     folder = as_written(folder)
     return next(path for path in (folder, *folder.parents) if path.exists())
 
@@ -259,5 +260,5 @@ def _sum(held: Sequence[Held]) -> int:
 
 
 def _sizes(row: dict[str, Any], *keys: str) -> list[str | None]:
-    """Return cells: readable on a terminal, exact elsewhere."""
+    """Format sizes as cells: rounded on a terminal, exact elsewhere."""
     return [None if row[key] is None else shown_bytes(row[key]) for key in keys]

@@ -13,12 +13,12 @@ from elmanctl.errors import EnvironmentNotReady, UsageError
 from elmanctl.settings import SECTIONS
 
 _HEAD = """\
-# Settings of elmanctl.  Rank: flag > --preset > environment > this file > default.
-# In the environment search.population is ELMAN_SEARCH_POPULATION.
-# A line that is commented out shows the default.
+# Settings of elmanctl.  Precedence: flag > --preset > environment > this file > default.
+# The environment variable of search.population is ELMAN_SEARCH_POPULATION.
+# Lines that are commented out show the defaults.
 
 [model]
-# Fields of the model's configuration that stay fixed, see `elmanctl models e88`.
+# Fields of the model's configuration to hold fixed, see `elmanctl models e88`.
 # use_gate = true
 """
 
@@ -26,13 +26,13 @@ _HEAD = """\
 def init(
     folder: Annotated[Path, typer.Argument(help="Folder of the new elman.toml")] = Path(),
     model: Annotated[
-        str, typer.Option(help="Model that you mean to search", autocompletion=model_names)
+        str, typer.Option(help="Model for the suggested search", autocompletion=model_names)
     ] = "e88",
     force: Annotated[bool, typer.Option("--force", help="Replace an existing file")] = False,
 ) -> None:
     """Write a commented elman.toml
 
-    Every setting stands in it with its meaning and default, commented out.
+    It lists every setting with its meaning and default, commented out.
 
     \b
     Examples:
@@ -51,7 +51,7 @@ def init(
     except OSError as exc:
         raise EnvironmentNotReady(
             f"cannot write {Path(exc.filename or path).absolute()}: {exc.strerror}",
-            hint="name a folder of yours: `elmanctl init FOLDER`",
+            hint="pass a folder you can write to: `elmanctl init FOLDER`",
         ) from exc
     print_line(str(path))
     hint(
@@ -61,7 +61,7 @@ def init(
 
 
 def commented_config() -> str:
-    """Return the text of an elman.toml in which every setting is explained and commented out."""
+    """Return the text of an elman.toml with every setting explained and commented out."""
     parts = [_HEAD]
     for section, record in SECTIONS.items():
         lines = [f"[{section}]"]

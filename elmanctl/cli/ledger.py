@@ -1,4 +1,4 @@
-"""`ledger`: check a run's records, mend them, and give them to other programs."""
+"""The `ledger` commands: verify, repair and export the records of a run."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,6 +18,7 @@ from elmanctl.cli.context import (
 from elmanctl.cli.output import (
     Column,
     confirm,
+    counted,
     hint,
     print_json,
     print_line,
@@ -33,22 +34,22 @@ app = typer.Typer(
     add_completion=False,
     rich_markup_mode=None,
     no_args_is_help=True,
-    help="Check, repair, export records",
+    help="Verify, repair and export the records of a run",
     name="ledger",
 )
 
 
 @app.callback()
 def ledger() -> None:
-    """Check, repair, export records"""
+    """Verify, repair and export the records of a run"""
 
 
 @app.command("verify")
 def verify(ctx: typer.Context, run: RunArgument = None, as_json: JsonFlag = False) -> None:
-    """Read all that a run has on record, and compare
+    """Check that everything a run has on record is consistent
 
-    Every line and its checksum, the order of the events, the snapshot, the optimizer's state, and
-    the files of submissions and attempts. Changes nothing. Exit code 1 when anything is wrong.
+    Checks each line and its checksum, the order of events, the snapshot, the optimizer's state, and
+    the files of submissions and attempts. Changes nothing. Exit code 1 if it finds a fault.
 
     \b
     Examples:
@@ -94,15 +95,15 @@ def _print_verification(name: str, found: Verification) -> None:
             ],
         )
     if scan.torn_bytes:
-        say(f"a torn last line of {scan.torn_bytes} bytes does not count; `resume` cuts it off")
+        say(f"a torn last line of {scan.torn_bytes} bytes is ignored; `resume` cuts it off")
     if scan.stale:
-        say(f"{scan.stale} late events of a controller that had lost its lease do not count")
+        say(f"{scan.stale} late events of a controller that had lost its lease are ignored")
     events = f"{len(scan.events)} events, {len(scan.state.evaluations)} evaluations"
     if not found.findings:
         print_line(f"{name}: intact, {events}")
         return
-    say(f"{name}: {len(found.findings)} faults; {events} are intact")
-    hint(f"see what a repair would do: `elmanctl ledger repair {name} --dry-run`")
+    say(f"{name}: {counted(len(found.findings), 'fault')}; {events} are intact")
+    hint(f"preview a repair with `elmanctl ledger repair {name} --dry-run`")
 
 
 @app.command("repair")
@@ -113,10 +114,10 @@ def repair(
     dry_run: DryRunFlag = False,
     as_json: JsonFlag = False,
 ) -> None:
-    """Make a damaged run usable again
+    """Repair a damaged run
 
-    Keeps what stands before the first damage of the ledger and moves the whole old file aside.
-    Makes a lost state of the optimizer again. Refused while a controller is alive.
+    Keeps the ledger up to its first damaged line and moves the original file aside. Rebuilds a lost
+    state of the optimizer. Refused while a controller is alive.
 
     \b
     Examples:
@@ -132,7 +133,7 @@ def repair(
         if not confirm(f"repair {name}?", yes=yes):
             return
         plan = repair_run(paths, say)
-        hint(f"go on with `elmanctl resume {name}`")
+        hint(f"continue with `elmanctl resume {name}`")
     if as_json:
         print_json(_plan_data(name, plan, done=plan.is_needed and not dry_run))
 
@@ -162,22 +163,24 @@ def _print_plan(name: str, plan: RepairPlan) -> None:
     if plan.torn_bytes:
         print_line(f"an incomplete last line of {plan.torn_bytes} bytes is saved and cut off")
     if plan.optimizer:
-        print_line(f"the optimizer's state is made again from the ledger: {plan.optimizer}")
+        print_line(f"the optimizer's state is rebuilt from the ledger: {plan.optimizer}")
     if plan.fault is None:
         return
     print_line(f"ledger.jsonl line {plan.fault.line}: {plan.fault.text}")
-    print_line(f"everything before that line is kept; {plan.lost_events} intact events after it go")
+    print_line(
+        f"everything before that line is kept; {plan.lost_events} intact events after it are lost"
+    )
     for title, names in (
-        ("evaluations no longer known", plan.lost_evaluations),
-        ("submissions no longer known", plan.lost_submissions),
-        ("submissions that `resume` looks up by their names", plan.adopted),
-        ("folders of attempts no longer known, moved aside", plan.orphans),
-        ("of these with a result", plan.results),
+        ("lost evaluations", plan.lost_evaluations),
+        ("lost submissions", plan.lost_submissions),
+        ("submissions that `resume` will look up by job name", plan.adopted),
+        ("orphaned attempt folders, moved aside", plan.orphans),
+        ("orphaned attempts with a result", plan.results),
     ):
         if names:
             print_line(f"{title}: {', '.join(names)}")
     if plan.job_names:
-        say("end these jobs if they still run, so that nothing is trained twice:")
+        say("cancel these jobs if they are still running, so that nothing is trained twice:")
         for job_name in plan.job_names:
             say(f"  scancel --name={job_name}")
 
@@ -187,10 +190,10 @@ def export(
     ctx: typer.Context,
     run: RunArgument = None,
     as_csv: Annotated[
-        bool, typer.Option("--csv", help="A table with one line for each evaluation")
+        bool, typer.Option("--csv", help="Write CSV, one row per evaluation")
     ] = False,
     out: Annotated[
-        Path | None, typer.Option("-o", "--out", help="File to write; default standard output")
+        Path | None, typer.Option("-o", "--out", help="File to write; default: standard output")
     ] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace an existing file")] = False,
 ) -> None:
@@ -201,7 +204,7 @@ def export(
         elmanctl ledger export e88-480m > e88-480m.json
         elmanctl ledger export e88-480m --csv --out e88-480m.csv
     """
-    # csv is of use to nobody else.
+    # Imported late: no other command needs csv.
     from elmanctl.search.export import export_csv, export_json
 
     state = load_readable(chosen_run(ctx, run))

@@ -1,8 +1,8 @@
-"""Everything that is printed: tables, JSON, questions, errors; the only import of rich.
+"""Output: tables, JSON, prompts, warnings and errors; the only module that prints.
 
-stdout holds what was asked for, stderr all talk.  On a terminal tables are rich tables; elsewhere
-lines of tab-separated fields with a header, complete words and nothing cut.  Names, logs and errors
-come from files that anybody may have written, so control characters are shown and never obeyed.
+Results go to stdout, messages to stderr.  On a terminal tables are drawn by rich; elsewhere they
+are tab-separated lines under a header, with full words and nothing truncated.  Names, logs and
+errors come from files that anybody may have written, so control characters are escaped.
 """
 
 import json
@@ -23,12 +23,12 @@ JSON_VERSION = 1
 
 MISSING = "–"
 
-# A column of prose is wrapped down to this, or to its longest word: Slurm's reasons have up to 30
-# letters, and paths are cut.
+# A column of prose is wrapped down to this width, or to its longest word: Slurm's reasons have up
+# to 30 letters, longer words such as paths are broken.
 _NARROWEST_PROSE = 20
 _LONGEST_WORD = 30
 
-# One colour a meaning; the words alone say it too.
+# Colours only repeat what the words say.
 _STYLES = {
     "completed": "green",
     "finished": "green",
@@ -41,24 +41,24 @@ _STYLES = {
 }
 
 
-# What moves the cursor, starts a command of the terminal, or turns the direction of writing.
+# Characters that move the cursor, start an escape sequence, or change the writing direction.
 _CONTROLS = (
     *(code for code in range(0x20) if code not in b"\t\n"),
     *range(0x7F, 0xA0),
     *(0x061C, 0x200E, 0x200F, *range(0x202A, 0x202F), *range(0x2066, 0x206A)),
 )
-_SHOWN = {code: f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}" for code in _CONTROLS}
-_IN_JSON = {code: f"\\u{code:04x}" for code in _CONTROLS if code >= 0x7F}
+_ESCAPES = {code: f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}" for code in _CONTROLS}
+_JSON_ESCAPES = {code: f"\\u{code:04x}" for code in _CONTROLS if code >= 0x7F}
 
-# Colours and returns to the start of a line are what logs are made of.
-_OF_LOGS = re.compile(r"\x1b\[[0-9;]*m|\r")
+# Logs are full of colours and carriage returns, which are harmless.
+_LOG_SEQUENCES = re.compile(r"\x1b\[[0-9;]*m|\r")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Column:
-    """A column of a table; on a narrow terminal those of a high `dispensable` go first.
+    """A column of a table; on a narrow terminal columns of a high `dispensable` are dropped first.
 
-    One that `may_be_empty` is left out on a terminal where no row has a value for it.
+    One that `may_be_empty` is omitted on a terminal if no row has a value for it.
     """
 
     name: str
@@ -78,17 +78,17 @@ _options = _Options()
 
 
 def configure(*, color: str, quiet: bool) -> None:
-    """Set what the global options ask for."""
+    """Apply the global options."""
     _options.color, _options.quiet = color, quiet
 
 
 def is_terminal(stream: TextIO | None = None) -> bool:
-    """Whether a stream (stdout by default) is a terminal that can be drawn on."""
+    """Whether a stream (stdout by default) is a terminal with cursor control."""
     return (stream or sys.stdout).isatty() and os.environ.get("TERM") != "dumb"
 
 
 def console(stream: TextIO | None = None) -> "Console":
-    """Return a rich console on a stream, with colour as the user wants it."""
+    """Return a rich console on a stream, coloured as the user asked."""
     from rich.console import Console
 
     target = stream or sys.stdout
@@ -109,8 +109,8 @@ def _wants_color(stream: TextIO) -> bool:
 
 
 def printable(text: str) -> str:
-    """Return a text with control characters written out, as in `\\x1b`; tabs and newlines stay."""
-    return text.translate(_SHOWN)
+    """Escape the control characters of a text, as in `\\x1b`, but tabs and newlines."""
+    return text.translate(_ESCAPES)
 
 
 def print_table(columns: Sequence[Column], rows: Iterable[Sequence[str | None]]) -> None:
@@ -126,7 +126,7 @@ def print_table(columns: Sequence[Column], rows: Iterable[Sequence[str | None]])
 def _plain(cell: str | None) -> str:
     if cell is None:
         return ""
-    # A figure of `bench` knows its digits beside what people read.
+    # A number of `bench` has all its digits in `plain`.
     text = str(getattr(cell, "plain", cell))
     return printable(text.replace("\t", " ").replace("\n", " "))
 
@@ -139,7 +139,7 @@ def _print_rich(columns: Sequence[Column], rows: Sequence[Sequence[str | None]])
 def build_table(
     columns: Sequence[Column], rows: Sequence[Sequence[str | None]], width: int
 ) -> "Table":
-    """Return a rich table of what fits into `width`; only prose is wrapped, nothing is cut."""
+    """Return a rich table of the columns that fit; prose is wrapped and nothing is truncated."""
     from rich.table import Table
     from rich.text import Text
 
@@ -161,7 +161,7 @@ def _fitting(
 ) -> list[int]:
     """Return the columns that fit side by side.
 
-    The most dispensable go first, from the right, the first column never: names stay whole.
+    The most dispensable are dropped first, from the right; the first column, a name, never is.
     """
     widths = [
         max([len(column.name), *(len(row[i] or MISSING) for row in rows)])
@@ -186,10 +186,10 @@ def _fitting(
 
 
 def print_json(data: Mapping[str, Any] | Sequence[Any]) -> None:
-    """Print one JSON document and nothing else; a mapping gets the format's version."""
+    """Print one JSON document and nothing else; an object gets the version of the format."""
     document = {"version": JSON_VERSION, **data} if isinstance(data, Mapping) else data
     text = json.dumps(document, indent=2, ensure_ascii=False, allow_nan=False)
-    print(text.translate(_IN_JSON))
+    print(text.translate(_JSON_ESCAPES))
 
 
 def print_line(text: str = "") -> None:
@@ -198,23 +198,23 @@ def print_line(text: str = "") -> None:
 
 
 def write_raw(text: str) -> None:
-    """Write a log to stdout as it is, at once; to a terminal only what cannot harm it."""
+    """Write a log to stdout as it is and flush; to a terminal with escape sequences escaped."""
     if is_terminal():
-        kept = [*_OF_LOGS.findall(text), ""]
-        parts = _OF_LOGS.split(text)
+        kept = [*_LOG_SEQUENCES.findall(text), ""]
+        parts = _LOG_SEQUENCES.split(text)
         text = "".join(printable(part) + mark for part, mark in zip(parts, kept, strict=True))
     sys.stdout.write(text)
     sys.stdout.flush()
 
 
 def say(text: str) -> None:
-    """Tell the user something on stderr, unless asked to be quiet."""
+    """Print a message on stderr, unless `--quiet`."""
     if not _options.quiet:
         print(printable(text), file=sys.stderr, flush=True)
 
 
 def warn(text: str) -> None:
-    """Warn the user on stderr."""
+    """Print a warning on stderr."""
     print(f"{_tag('warning', 'yellow')} {printable(text)}", file=sys.stderr, flush=True)
 
 
@@ -227,7 +227,7 @@ def print_error(error: ElmanError) -> None:
 
 
 def hint(text: str) -> None:
-    """Name the next command on stderr."""
+    """Print a hint, the next command to run, on stderr."""
     if not _options.quiet:
         print(f"{_tag('hint', 'cyan')} {printable(text)}", file=sys.stderr, flush=True)
 
@@ -240,9 +240,9 @@ def _tag(word: str, colour: str) -> str:
 
 
 def confirm(question: str, *, yes: bool) -> bool:
-    """Return whether to go on; asks on a terminal, the default answer is no.
+    """Return whether to proceed; prompts on a terminal, with no as the default.
 
-    Raises UsageError when nobody can be asked.
+    Raises UsageError when not running interactively.
     """
     if yes:
         return True
@@ -255,7 +255,7 @@ def confirm(question: str, *, yes: bool) -> bool:
 
 
 def format_bytes(size_bytes: float) -> str:
-    """Write a size in decimal units: 812 B, 4.1 MB, 41.2 GB."""
+    """Format a size in decimal units: 812 B, 4.1 MB, 41.2 GB."""
     for unit in ("B", "kB", "MB", "GB"):
         if abs(size_bytes) < 1000:
             return f"{size_bytes:.0f} B" if unit == "B" else f"{size_bytes:.1f} {unit}"
@@ -264,20 +264,25 @@ def format_bytes(size_bytes: float) -> str:
 
 
 def shown_bytes(size_bytes: int) -> str:
-    """Write a size for a table on stdout: readable on a terminal, all digits elsewhere."""
+    """Format a size for a table on stdout: rounded on a terminal, exact elsewhere."""
     return format_bytes(size_bytes) if is_terminal() else str(size_bytes)
 
 
-def told_bytes(size_bytes: int) -> str:
-    """Write a size for a sentence on stdout: readable on a terminal, all digits elsewhere."""
+def spelled_bytes(size_bytes: int) -> str:
+    """Format a size for a sentence on stdout: rounded on a terminal, exact elsewhere."""
     return format_bytes(size_bytes) if is_terminal() else f"{size_bytes} bytes"
 
 
+def counted(count: int, noun: str) -> str:
+    """Format a count with its noun: 1 job, 2 jobs."""
+    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
+
+
 def shown_count(count: int) -> str:
-    """Write a whole number for stdout: in groups of three on a terminal, plain elsewhere."""
+    """Format an integer for stdout: in groups of three on a terminal, plain elsewhere."""
     return f"{count:,}" if is_terminal() else str(count)
 
 
 def format_loss(loss: float | None) -> str | None:
-    """Write a loss with four decimals."""
+    """Format a loss with four decimals."""
     return None if loss is None else f"{loss:.4f}"

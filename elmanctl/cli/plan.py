@@ -1,11 +1,11 @@
-"""What a search would do, in words and as plain data, before anything of it is written."""
+"""The plan of a search, as text and as plain data, before anything of it is written."""
 
 from collections.abc import Mapping
 from dataclasses import asdict, fields
 from typing import Any
 
 from elmanctl.cli.costs import format_hours
-from elmanctl.cli.output import print_json, print_line, say, warn
+from elmanctl.cli.output import counted, print_json, print_line, say, warn
 from elmanctl.cli.rows import describe_start
 from elmanctl.codec import encode
 from elmanctl.config import Resolved
@@ -18,28 +18,28 @@ from elmanctl.schedulers.cluster import ClusterAnswer, ask_cluster
 from elmanctl.schedulers.slurm import Slurm
 from elmanctl.search.start import SearchPlan
 
-# A dry run says what it can; nobody waits a minute for each command of a cluster that is down.
-_LOOK_TIMEOUT_S = 10
+# A dry run reports what it can, and does not wait a minute for each command of a dead cluster.
+_QUERY_TIMEOUT_S = 10
 
 
 def describe_plan(plan: SearchPlan) -> str:
-    """Return a few lines: how many evaluations of what, on which data, and from where."""
+    """Return a few lines: the evaluations, their data and cost, and the start point."""
     search = plan.settings.search
     each = " ".join(f"{amount:g} {kind}" for kind, amount in plan.budget.encode().items())
     where = "on this machine" if plan.executor == "local" else "as Slurm jobs"
     cost = f", {plan.hours:.1f} training hours" if plan.hours else ""
     target = f" around {search.params} parameters" if search.params else ""
-    # Where every point can be trained there is nothing to say of it.
     refused = (
-        f"\n{plan.refused_share:.0%} of the first points are off the budget or impossible, and "
-        "drawn again at no cost"
+        f"\n{plan.refused_share:.0%} of the first points are infeasible (invalid, or off the "
+        "parameter budget) and redrawn at no cost"
     )
     return (
-        f"{plan.name}: {search.generations} generations of {search.population} {plan.model} models"
+        f"{plan.name}: {counted(search.generations, 'generation')} of {search.population} "
+        f"{plan.model} models"
         f"{target} {where}\n"
         f"{plan.evaluations} evaluations of {each}{cost}; corpus {corpus_name(plan.corpus.path)}, "
         f"{format_count(plan.corpus.size_bytes)} bytes, unigram entropy "
-        f"{plan.unigram_nats:.4f} nat\n"
+        f"{plan.unigram_nats:.4f} nats\n"
         f"{_describe_cost(plan)}\n"
         f"{describe_start(plan.start_values, plan.start_source, search.seed)}"
         f"{refused if plan.refused_share else ''}"
@@ -47,37 +47,37 @@ def describe_plan(plan: SearchPlan) -> str:
 
 
 def _describe_cost(plan: SearchPlan) -> str:
-    """Say the most that a search can cost, and what its budget makes of that."""
+    """Describe the highest possible cost of a search, and how its budget limits it."""
     each = f"{plan.evaluations} x {plan.resources.timeout_min} min"
     gpus = f" x {plan.devices} GPUs" if plan.devices > 1 else ""
     most = f"at most {format_hours(plan.most_gpu_hours)} {plan.unit} ({each}{gpus}), plus retries"
-    return f"{most}; the budget {plan.stop}" if plan.stop else f"{most}; no budget ends it"
+    return f"{most}; the budget {plan.stop}" if plan.stop else f"{most}; no budget set"
 
 
 def warn_of_plan(plan: SearchPlan) -> None:
-    """Warn of a start point that the search would refuse, and of backends that would mix."""
+    """Warn of an infeasible start point, and of evaluations that would mix backends."""
     if plan.mixed_backends is not None:
         warn(plan.mixed_backends)
     if plan.start_fault is not None:
         warn(
-            f"the start point is refused: {plan.start_fault}; the first generation lies around a "
-            "point that is never evaluated"
+            f"the start point is infeasible: {plan.start_fault}; the first generation is still "
+            "centred on it"
         )
 
 
 def describe_variables(plan: SearchPlan, resolved: Resolved) -> list[str]:
-    """Return a line for each setting of the jobs that a variable of sbatch made."""
+    """Return a line for each setting that comes from a variable of sbatch."""
     values = plan.settings.slurm.extra | {
         item.name: getattr(plan.settings.slurm, item.name) for item in fields(plan.settings.slurm)
     }
     return [
-        f"{key} = {values[key.rpartition('.')[2]]}, by {name}"
+        f"{key} = {values[key.rpartition('.')[2]]}, from {name}"
         for key, name in _by_variables(plan, resolved).items()
     ]
 
 
 def warn_of_variables(resolved: Resolved) -> None:
-    """Warn of variables of sbatch that are not used; raise ConfigError for those that forbid."""
+    """Warn of unused variables of sbatch; raise ConfigError for unusable ones."""
     if resolved.sbatch is not None:
         for line in resolved.sbatch.unused:
             warn(line)
@@ -91,19 +91,19 @@ def _by_variables(plan: SearchPlan, resolved: Resolved) -> Mapping[str, str]:
 
 
 def print_dry_run(plan: SearchPlan, resolved: Resolved, *, as_json: bool) -> None:
-    """Print what a first submission would be and what the cluster says; nothing is written.
+    """Print the first submission and the cluster's answer to it; nothing is written.
 
-    A refusal is told like everything else: a dry run ends well wherever it could be made.
+    A dry run that found out about a refusal has succeeded: it exits with 0.
     """
     script = None if plan.executor == "local" else _first_script(plan)
     cluster = None
     if script is not None:
-        slurm = Slurm(timeout_s=_LOOK_TIMEOUT_S)
+        slurm = Slurm(timeout_s=_QUERY_TIMEOUT_S)
         cluster = ask_cluster(script, plan.resources, plan.settings.search.max_jobs, slurm)
     if as_json:
-        told = {"by_variables": _by_variables(plan, resolved)}
+        variables = {"by_variables": _by_variables(plan, resolved)}
         found = None if cluster is None else asdict(cluster)
-        print_json({**plan_data(plan), "script": script, **told, "cluster": found})
+        print_json({**plan_data(plan), "script": script, **variables, "cluster": found})
     else:
         say("\n".join([describe_plan(plan), *describe_variables(plan, resolved)]))
         if cluster is not None:
@@ -116,9 +116,9 @@ def print_dry_run(plan: SearchPlan, resolved: Resolved, *, as_json: bool) -> Non
 
 
 def describe_cluster(cluster: ClusterAnswer) -> list[str]:
-    """Return a line for each thing that the cluster told, or one that says why it told nothing."""
+    """Return a line for each fact about the cluster, or one that says why there is none."""
     if cluster.silence is not None:
-        return [f"cluster: not asked, so nothing of it is checked: {cluster.silence}"]
+        return [f"cluster: not queried, so nothing was checked against it: {cluster.silence}"]
     name = " ".join(part for part in ("cluster", cluster.name, cluster.version) if part)
     lines = [f"{name}: {_outcome(cluster)}"]
     for one in cluster.partitions:
@@ -144,7 +144,7 @@ def _outcome(cluster: ClusterAnswer) -> str:
         return f"sbatch would refuse these jobs: {cluster.words}{key}"
     if cluster.outcome == "not now":
         return f"sbatch would refuse these jobs for now: {cluster.words}"
-    return f"sbatch leaves open whether it would accept these jobs: {cluster.words}"
+    return f"sbatch did not say whether it would accept these jobs: {cluster.words}"
 
 
 def plan_data(plan: SearchPlan) -> dict[str, Any]:
@@ -201,7 +201,7 @@ def _at_once(plan: SearchPlan) -> int:
 
 
 def _first_script(plan: SearchPlan) -> str:
-    """Return the sbatch script of the first generation, its token not drawn yet."""
+    """Return the sbatch script of the first generation, with a placeholder for its token."""
     from elmanctl.schedulers.submission import make_script
 
     submission = Submission(
@@ -218,8 +218,8 @@ def _first_script(plan: SearchPlan) -> str:
 
 
 def warn_of_dropped(before: Mapping[str, Any], after: Mapping[str, Any]) -> None:
-    """Warn of `slurm.extra`'s options that jobs no longer get, the one of SBATCH_QOS for one."""
+    """Warn of options of `slurm.extra` that a change drops, e.g. the one from SBATCH_QOS."""
     kept = {key.replace("_", "-") for key in after}
     dropped = [f"{k}={value}" for k, value in before.items() if k.replace("_", "-") not in kept]
     if dropped:
-        warn(f"`slurm.extra` is replaced as a whole: without {', '.join(dropped)} from now on")
+        warn(f"`slurm.extra` is replaced as a whole; dropped: {', '.join(dropped)}")

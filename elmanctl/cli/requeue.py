@@ -1,4 +1,4 @@
-"""`requeue`: new attempts of evaluations that failed or were cancelled."""
+"""The `requeue` command: new attempts of failed or cancelled evaluations."""
 
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any
@@ -12,12 +12,13 @@ from elmanctl.cli.context import (
     RunOption,
     YesFlag,
     load_readable,
-    parted,
     run_to_change,
+    split_names,
 )
 from elmanctl.cli.output import (
     Column,
     confirm,
+    counted,
     hint,
     is_terminal,
     print_json,
@@ -31,7 +32,7 @@ from elmanctl.search.effective_settings import effective_settings
 from elmanctl.search.requeue import RequeuePlan, plan_requeue, select_requeueable
 from elmanctl.search.selection import select_named
 
-# What a new attempt changes, as it is said.
+# The changes of a new attempt, as text.
 _UNITS = {"mem_gb": "{} GB of memory", "micro_batch": "micro-batch {}", "timeout_min": "{} min"}
 
 
@@ -40,14 +41,14 @@ def requeue(
     names: Annotated[
         list[str] | None,
         typer.Argument(
-            help="Run, then evaluations; without a run evaluations of the newest",
+            help="Run, then evaluations; default: the only unfinished run",
             autocompletion=run_or_evaluation_names,
         ),
     ] = None,
     run: RunOption = None,
     failed: Annotated[
         bool,
-        typer.Option("--failed", help="All that failed, or were cancelled by others than elmanctl"),
+        typer.Option("--failed", help="All that failed, or were cancelled outside elmanctl"),
     ] = False,
     kind: Annotated[
         str | None,
@@ -63,19 +64,17 @@ def requeue(
         int | None, typer.Option(help="Time limit in minutes for the new attempt", min=1)
     ] = None,
     exclude_node: Annotated[
-        list[str] | None, typer.Option(help="Node that the new attempts must not run on")
+        list[str] | None, typer.Option(help="Node to keep the new attempts off")
     ] = None,
-    force: Annotated[
-        bool, typer.Option("--force", help="Also what failed twice in the same way")
-    ] = False,
+    force: Annotated[bool, typer.Option("--force", help="Include deterministic failures")] = False,
     dry_run: DryRunFlag = False,
     yes: YesFlag = False,
     as_json: JsonFlag = False,
 ) -> None:
-    """Submit failed evaluations again
+    """Requeue failed or cancelled evaluations
 
-    A new attempt is added to each evaluation; earlier attempts and their logs are kept. What ran
-    out of memory gets more of it, or smaller micro-batches, also without `--mem`.
+    Adds a new attempt to each evaluation; earlier attempts and their logs are kept. After an
+    out-of-memory failure it gets more memory or smaller micro-batches, even without `--mem`.
 
     \b
     Examples:
@@ -83,7 +82,7 @@ def requeue(
         elmanctl requeue e88-480m g012-e03 --mem 80 --exclude-node n2
         elmanctl requeue e88-480m --failed --kind oom,lost --dry-run
     """
-    run, evaluations = parted(ctx, run, names or [])
+    run, evaluations = split_names(ctx, run, names or [])
     if failed == bool(evaluations):
         if failed:
             raise UsageError(
@@ -91,8 +90,8 @@ def requeue(
                 hint="`elmanctl status` lists the runs",
             )
         raise UsageError(
-            "name evaluations to queue again, or pass `--failed`",
-            hint="`elmanctl requeue --failed --dry-run` shows what that would take",
+            "name the evaluations to requeue, or pass `--failed`",
+            hint="`elmanctl requeue --failed --dry-run` lists the failed ones",
         )
     if kind and not failed:
         raise UsageError("`--kind` goes with `--failed`", hint="leave it out, or the names")
@@ -100,33 +99,34 @@ def requeue(
     state = load_readable(paths)
     kinds = [word.strip() for word in kind.split(",")] if kind else []
     chosen = select_requeueable(state, kinds=kinds) if failed else select_named(state, evaluations)
-    asked: dict[str, Any] = {
+    options: dict[str, Any] = {
         "evaluations": [e.id for e in chosen],
         "mem_gb": mem,
         "timeout_min": timeout_min,
         "exclude": exclude_node,
         "force": force,
-        # What was named one by one is all meant; of all that failed the rest is still wanted.
+        # Of `--failed` the others are still requeued; evaluations named one by one are all meant.
         "skip_deterministic": failed,
     }
-    asked = {key: value for key, value in asked.items() if value not in (None, False)}
-    plan = plan_requeue(state, effective_settings(state), chosen, asked)
+    options = {key: value for key, value in options.items() if value not in (None, False)}
+    plan = plan_requeue(state, effective_settings(state), chosen, options)
     if not (chosen or as_json):
-        say(f"nothing of {state.run['name']} {'ended so' if kinds else 'failed'}: nothing to do")
-        # A script gets the table all the same, without a row.
+        matching = "failed in this way" if kinds else "failed"
+        say(f"no evaluation of {state.run['name']} {matching}: nothing to do")
+        # A script gets an empty table.
         if is_terminal():
             return
     if dry_run or not chosen:
         _print_plan(plan, as_json=as_json)
         return
-    if failed and not confirm(f"submit {len(plan.chosen)} evaluations again?", yes=yes):
+    if failed and not confirm(f"requeue {counted(len(plan.chosen), 'evaluation')}?", yes=yes):
         return
-    answer = act_on_run(paths, "requeue", asked)
+    answer = act_on_run(paths, "requeue", options)
     if as_json:
         print_json(answer)
         return
     _print_rows(answer["requeued"], [Column(name="JOB")], lambda row: [row.get("job")])
-    _warn_of_refused(answer["refused"])
+    _warn_of_skipped(answer["refused"])
     if not answer.get("by_controller"):
         hint(f"collect the results with `elmanctl resume {state.run['name']}`")
 
@@ -144,7 +144,7 @@ def _print_plan(plan: RequeuePlan, *, as_json: bool) -> None:
         print_json({"evaluations": rows, "refused": dict(plan.refused)})
         return
     _print_rows(rows, [Column(name="STATE")], lambda row: [row["state"]])
-    _warn_of_refused(plan.refused)
+    _warn_of_skipped(plan.refused)
 
 
 def _print_rows(rows: Sequence[Mapping[str, Any]], more: list[Column], cells: Any) -> None:
@@ -164,7 +164,7 @@ def _print_rows(rows: Sequence[Mapping[str, Any]], more: list[Column], cells: An
 
 
 def _shown_changes(changes: Mapping[str, Any]) -> str | None:
-    """Return what a new attempt changes: in words on a terminal, as `key=value` elsewhere."""
+    """Format the changes of a new attempt: as text on a terminal, as `key=value` elsewhere."""
     nodes = changes.get("exclude")
     if is_terminal():
         parts = [text.format(f"{changes[key]:g}") for key, text in _UNITS.items() if key in changes]
@@ -173,6 +173,6 @@ def _shown_changes(changes: Mapping[str, Any]) -> str | None:
     return " ".join([*plain, *([f"exclude={','.join(nodes)}"] if nodes else [])]) or None
 
 
-def _warn_of_refused(refused: Mapping[str, str]) -> None:
+def _warn_of_skipped(refused: Mapping[str, str]) -> None:
     for name, words in refused.items():
-        warn(f"{name} is left alone, it would fail again as before: {words}; see `--force`")
+        warn(f"{name} is skipped, it would fail in the same way: {words}; see `--force`")

@@ -14,13 +14,13 @@ def resume(
     ctx: typer.Context,
     run: RunArgument = None,
     generations: Annotated[
-        int | None, typer.Option(help="Go on to this many generations in all")
+        int | None, typer.Option(help="Extend the search to this many generations in total")
     ] = None,
     changes: Annotated[
         list[str] | None,
         typer.Option(
             "--set",
-            help="Change where jobs run or the budget: slurm.partition=long",
+            help="Change a setting of the jobs or the budget, e.g. slurm.partition=long",
             autocompletion=setting_keys,
         ),
     ] = None,
@@ -28,8 +28,8 @@ def resume(
 ) -> None:
     """Continue a search from its ledger
 
-    Running jobs are adopted, submissions that were accepted but never recorded are found again,
-    and the same points are asked as if the search had never stopped.
+    Live jobs are adopted, submissions that were accepted but never recorded are found by name, and
+    the optimizer proposes the same points as in an uninterrupted search.
 
     \b
     Examples:

@@ -1,4 +1,4 @@
-"""Evaluations and runs as rows and as plain data, the same for tables and JSON."""
+"""Rows of evaluations and runs, as plain data shared by tables and JSON."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
@@ -15,54 +15,54 @@ from elmanctl.search.effective_settings import avoided_nodes
 
 
 def searched_names(run: Mapping[str, Any]) -> list[str]:
-    """Return the names of the axes that a run searches, after `dim` where it is solved."""
+    """Return the axes that a run searches, after `dim` if that is solved."""
     axes = list(run["space"]["axes"])
     return axes if "dim" in axes else ["dim", *axes]
 
 
 def start_data(run: Mapping[str, Any]) -> dict[str, Any]:
-    """Return where a run's search starts and its optimizer's seed, as plain data.
+    """Return the start point of a search and its optimizer's seed, as plain data.
 
-    A ledger of version 0.1 holds the point and its source, but not the values.
+    A ledger of version 0.1 has the point and its source, but not the values.
     """
     return {"start": dict(run["start"]), "optimizer_seed": run["optimizer"]["seed"]}
 
 
 def corpus_data(run: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what the losses of a run were measured on, as plain data."""
+    """Return the corpus of a run, as plain data."""
     data = run["data"]
     return {"corpus": corpus_name(data["path"]), "corpus_sha256": data["sha256"]}
 
 
 def corpus_line(run: Mapping[str, Any]) -> str:
-    """Return one line on what the losses of a run were measured on."""
+    """Return one line on the corpus of a run."""
     data = run["data"]
     return (
         f"{corpus_name(data['path'])}, sha256 {str(data['sha256'])[:12]}, unigram entropy "
-        f"{float(data['unigram_nats']):.4f} nat"
+        f"{float(data['unigram_nats']):.4f} nats"
     )
 
 
 def start_line(run: Mapping[str, Any]) -> str:
-    """Return one line on where a run's search starts, who says so, and the optimizer's seed."""
+    """Return one line on the start point of a search, its source, and the optimizer's seed."""
     start = run["start"]
     return describe_start(start.get("values", {}), start["source"], run["optimizer"]["seed"])
 
 
 def describe_start(values: Mapping[str, Any], source: str, seed: int) -> str:
-    """Write a start in one line: the value of every axis, its source, the optimizer's seed."""
+    """Format a start point: the value of every axis, its source, and the optimizer's seed."""
     shown = " ".join(f"{name}={describe_config(value)}" for name, value in values.items())
     where = f"{shown} ({source})" if shown else source
     return f"starts at {where}; optimizer seed {seed}"
 
 
 def describe_config(value: object) -> str:
-    """Write one value of a configuration in few characters."""
+    """Format one value of a configuration briefly."""
     return f"{value:.3g}" if isinstance(value, float) else str(value)
 
 
 def excluded_rows(state: RunState | RunSummary) -> list[dict[str, Any]]:
-    """Return the nodes that new submissions avoid now, as plain data."""
+    """Return the nodes that are excluded now, as plain data."""
     return [
         {"node": node.node, "until": node.until, "reason": node.reason}
         for node in avoided_nodes(state)
@@ -70,7 +70,7 @@ def excluded_rows(state: RunState | RunSummary) -> list[dict[str, Any]]:
 
 
 def excluded_lines(rows: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Return one line on the nodes that are avoided, none without any."""
+    """Return one line on the excluded nodes, none without any."""
     if not rows:
         return []
     now = clock.now()
@@ -78,12 +78,12 @@ def excluded_lines(rows: Sequence[Mapping[str, Any]]) -> list[str]:
     names = ", ".join(row["node"] for row in rows)
     left = clock.format_rough(max(0.0, longest_s))
     if len(rows) == 1:
-        return [f"no new jobs on {names} for {left} after {rows[0]['reason']}"]
-    return [f"no new jobs on {names} for up to {left} after failures there"]
+        return [f"{names} is excluded for {left} after {rows[0]['reason']}"]
+    return [f"{names} are excluded for up to {left} after failures there"]
 
 
 def evaluation_row(evaluation: Evaluation) -> dict[str, Any]:
-    """Return an evaluation as flat plain data; missing values are None."""
+    """Return an evaluation as a flat row; missing values are None."""
     last = evaluation.last_attempt
     result = last.result if last and last.result else {}
     return {
@@ -108,10 +108,10 @@ def evaluation_row(evaluation: Evaluation) -> dict[str, Any]:
 
 
 def with_progress(row: dict[str, Any], paths: RunPaths, evaluation: Evaluation) -> dict[str, Any]:
-    """Return a row to which a running worker's heartbeat adds its step and its time.
+    """Add step and elapsed time of a live worker's heartbeat to a row.
 
-    A worker may run for a minute before the scheduler, asked seldom, says so.  Its loss stands
-    under `progress` alone: `loss` is that of a completed evaluation.
+    A worker may run for a minute before the next poll of the scheduler.  Its loss is under
+    `progress` alone: `loss` is that of a completed evaluation.
     """
     last = evaluation.last_attempt
     seen = None
@@ -123,7 +123,7 @@ def with_progress(row: dict[str, Any], paths: RunPaths, evaluation: Evaluation) 
 
 
 def progress_line(seen: Mapping[str, Any]) -> str:
-    """Return one line on a running worker's progress, and how old that is."""
+    """Return one line on a live worker's progress, and the age of its heartbeat."""
     parts = [
         seen["phase"],
         None if seen["step"] is None else f"step {seen['step']}",
@@ -135,14 +135,14 @@ def progress_line(seen: Mapping[str, Any]) -> str:
 
 
 def shown_state(evaluation: Evaluation) -> str:
-    """Return the state, where a new attempt is due as `waiting`."""
+    """Return the state, or `waiting` if a retry is due."""
     if evaluation.state is State.CREATED and evaluation.attempts:
         return "waiting"
     return evaluation.state.value
 
 
 def reason(evaluation: Evaluation) -> str | None:
-    """Return why an evaluation has no loss, or no job: a verdict, or which one it repeats."""
+    """Return why an evaluation has no loss or no job: its verdict, or the one it repeats."""
     if evaluation.answer is not None:
         end = evaluation.answer
         failed = evaluation.state is not State.COMPLETED and end.verdict is not None
@@ -156,11 +156,11 @@ def reason(evaluation: Evaluation) -> str | None:
 
 
 def describe_verdict(verdict: Verdict) -> str:
-    """Write a verdict in few words: its kind, whose fault where that is known, how sure."""
+    """Format a verdict briefly: its kind, its cause if known, and its confidence."""
     kind = f"{verdict.kind} ({verdict.cause})" if verdict.cause else verdict.kind.value
     return f"{kind}, {verdict.confidence}" if verdict.confidence else kind
 
 
 def shown_elapsed(elapsed_s: float | None) -> str | None:
-    """Write a duration as Slurm does, None when it is not known."""
+    """Format a duration as Slurm does, None if it is unknown."""
     return None if elapsed_s is None else clock.format_duration(elapsed_s)

@@ -1,4 +1,4 @@
-"""Acting on a run whose controller may or may not be at work."""
+"""The client of a run: carries out a command itself, or has the run's controller do it."""
 
 import os
 import time
@@ -26,50 +26,50 @@ from elmanctl.search.retry import Decisions
 from elmanctl.search.run_identity import refuse_changed_code, refuse_copy, refuse_other_clusters
 from elmanctl.search.session import Session
 
-# A controller that is inside sbatch answers after it.
+# A controller that is inside sbatch answers when that returns.
 _ANSWER_TIMEOUT_S = 300.0
 _POLL_S = 0.2
 
-# Jobs that were cancelled take a moment to end.
+# Cancelled jobs take a moment to end.
 _COLLECT_S = 10.0
 _COLLECT_POLL_S = 1.0
 
-# A scheduler that is busy may take a moment to do what it was told.
+# Pauses before each look at the jobs left: a busy scheduler is slow to cancel.
 _PAUSES_S = (0.0, 2.0, 4.0)
 
-# What must work on a full disk, to get out of it.
-_MAKING_ROOM = ("clean", "cancel")
+# Commands that must work on a full disk.
+_FREEING_SPACE = ("clean", "cancel")
 
 
 def act_on_run(paths: RunPaths, command: str, arguments: Mapping[str, Any]) -> dict[str, Any]:
     """Carry out a command under the run's lease, or have the controller that holds it do so.
 
-    After `cancel` the scheduler is asked what became of the jobs: each row says it as `now`,
-    `still_there` holds the jobs that go on, and `unknown` why that could not be asked.
-    Raises what the command raises, LedgerLocked when a controller does not answer.
+    After `cancel` the jobs are polled: each row has the state of its job as `now`, `still_there`
+    lists the jobs that still exist, and `unknown` is why the poll failed, if it did.
+    Raises what the command raises, LedgerLocked if a controller does not answer.
     """
     if command in ("cancel", "requeue"):
-        # Here and not under the lease: the jobs are asked about here also where a controller acts.
+        # Checked without the lease: this process polls the jobs even if a controller cancels them.
         refuse_other_clusters(load_run(paths.folder).state, os.environ)
     for _ in range(2):
         try:
-            answer = _act_here(paths, command, arguments)
+            answer = _act(paths, command, arguments)
         except LedgerLocked:
             asked = _ask_controller(paths, command, arguments)
             if asked is None:
                 continue
             answer = asked
-        return _looked_after(paths, answer) if command == "cancel" else answer
+        return _with_jobs_left(paths, answer) if command == "cancel" else answer
     raise LedgerLocked(
         f"the controller of {paths.folder.name} does not answer",
         hint="the request was withdrawn; is the controller suspended?",
     )
 
 
-def _act_here(paths: RunPaths, command: str, arguments: Mapping[str, Any]) -> dict[str, Any]:
+def _act(paths: RunPaths, command: str, arguments: Mapping[str, Any]) -> dict[str, Any]:
     with (
         explained(paths.folder.name),
-        Session.open(paths.folder, may_use_reserve=command in _MAKING_ROOM) as session,
+        Session.open(paths.folder, may_use_reserve=command in _FREEING_SPACE) as session,
     ):
         refuse_copy(paths, session.state)
         if command == "requeue":
@@ -80,13 +80,13 @@ def _act_here(paths: RunPaths, command: str, arguments: Mapping[str, Any]) -> di
         poll_s = session.settings.slurm.poll_s if is_slurm else 0.0
         poller = Poller(session, executor, poll_s=poll_s)
         watcher = Watcher(session, executor)
-        # Left behind by a command whose controller ended before it answered.
+        # Requests left by commands whose controller ended before it answered.
         apply_requests(session, watcher)
         if command == "requeue":
             executor.check()
         dispatcher = Dispatcher(session, executor, poller, Decisions(session))
         if command == "cancel" and poller.intended() and (sighting := poller.look()):
-            # A job that was accepted, and whose id nobody wrote down, is to be ended too.
+            # A job that was accepted but whose id was never recorded must be cancelled too.
             dispatcher.adopt(sighting)
             watcher.look(sighting)
         answer = perform(session, watcher, command, arguments, f"lease {session.lease.fence}")
@@ -101,8 +101,8 @@ def _act_here(paths: RunPaths, command: str, arguments: Mapping[str, Any]) -> di
         return answer
 
 
-def _looked_after(paths: RunPaths, answer: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the answer to `cancel` with where its jobs are now."""
+def _with_jobs_left(paths: RunPaths, answer: Mapping[str, Any]) -> dict[str, Any]:
+    """Add the present state of the cancelled jobs to the answer."""
     names = [row["evaluation"] for row in answer["cancelled"]]
     left: Mapping[str, Now] = {}
     unknown = None
@@ -119,9 +119,9 @@ def _looked_after(paths: RunPaths, answer: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _collect(session: Session, watcher: Watcher, poller: Poller) -> None:
-    """Record how cancelled jobs ended, as far as that is known soon.
+    """Record how cancelled jobs ended, as far as one prompt poll of Slurm tells.
 
-    Slurm is asked once, after a moment: the next controller records what is still ending then.
+    The next controller records the jobs that are still ending then.
     """
 
     def is_ending() -> bool:
@@ -136,7 +136,7 @@ def _collect(session: Session, watcher: Watcher, poller: Poller) -> None:
 def _ask_controller(
     paths: RunPaths, command: str, arguments: Mapping[str, Any]
 ) -> dict[str, Any] | None:
-    """Leave a request and return its answer, None when the controller went away before it."""
+    """Leave a request and return its answer, None if the controller ended before answering."""
 
     def is_alive() -> bool:
         holder = read_holder(paths.folder)
@@ -145,16 +145,16 @@ def _ask_controller(
     try:
         request = leave_request(paths.folder, command, arguments, waits_s=_ANSWER_TIMEOUT_S)
     except LedgerError as exc:
-        if full_disk(exc) is None or command not in _MAKING_ROOM or not give_up(paths.folder):
+        if full_disk(exc) is None or command not in _FREEING_SPACE or not give_up(paths.folder):
             raise
         request = leave_request(paths.folder, command, arguments, waits_s=_ANSWER_TIMEOUT_S)
-    say(f"asking the controller of {paths.folder.name}")
+    say(f"waiting for the controller of {paths.folder.name}")
     try:
         found = wait_for_answer(
             paths.folder, request, timeout_s=_ANSWER_TIMEOUT_S, poll_s=_POLL_S, is_alive=is_alive
         )
     finally:
-        # Also when the user gives up waiting: what nobody waits for must not happen later.
+        # Also after Ctrl-C: a request that nobody waits for must not be carried out later.
         withdraw_request(paths.folder, request)
     if found is None:
         return None

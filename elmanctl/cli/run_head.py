@@ -1,4 +1,4 @@
-"""What `status RUN` says above its table: first what needs somebody, nothing that is normal."""
+"""The head of `status RUN`: what needs attention first, then costs; nothing that is normal."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -15,7 +15,7 @@ STOPPED = "stopped"
 
 
 def headline(row: Mapping[str, Any]) -> str:
-    """Return one line on a run's row: where it stands and its best loss."""
+    """Return one line on a run: its progress and its best loss."""
     parts = [
         f"{row['run']}: {row['status']}",
         f"generation {row['generation']} of {row['generations']}",
@@ -32,9 +32,9 @@ def headline(row: Mapping[str, Any]) -> str:
 def facts(
     found: RunSummary, row: Mapping[str, Any], cost: Mapping[str, Any], note: SchedulerNote | None
 ) -> list[str]:
-    """Return one line for each thing worth saying of a run, what needs somebody first."""
+    """Return the labelled lines about a run, those that need attention first."""
     nodes = excluded_lines(row["excluded_nodes"])
-    told: list[tuple[str, str | None]] = [
+    lines: list[tuple[str, str | None]] = [
         ("reason", _reason(row)),
         ("next", _next(found, row)),
         ("cost", describe_cost(found, cost)),
@@ -45,25 +45,25 @@ def facts(
         ("search", _search(found, row)),
         ("corpus", corpus_line(found.run)),
     ]
-    return [f"  {label:<7} {text}" for label, text in told if text]
+    return [f"  {label:<7} {text}" for label, text in lines if text]
 
 
 def _reason(row: Mapping[str, Any]) -> str | None:
     if row["status"] == STOPPED:
-        return "its controller is gone; jobs that it submitted go on"
-    # That all generations are done is what `finished` means.
+        return "its controller is no longer running; its jobs continue"
+    # `finished` already says that all generations are done.
     return None if row["status"] == RunStatus.FINISHED.value else row["reason"]
 
 
 def _next(found: RunSummary, row: Mapping[str, Any]) -> str | None:
-    """Return what to type to go on, None where nothing waits for it."""
+    """Return the command that continues the run, None if it needs none."""
     if row["status"] not in (STOPPED, RunStatus.PAUSED.value, RunStatus.INTERRUPTED.value):
         return None
-    return found.advice or f"`elmanctl resume {row['run']}` goes on"
+    return found.advice or f"continue with `elmanctl resume {row['run']}`"
 
 
 def _search(found: RunSummary, row: Mapping[str, Any]) -> str:
     text = start_line(found.run)
     if row["refused_share"]:
-        text += f"; {row['refused_share']:.0%} of the points drawn again, unpaid"
+        text += f"; {row['refused_share']:.0%} of the points were infeasible and redrawn"
     return text

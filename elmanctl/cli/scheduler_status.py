@@ -1,4 +1,4 @@
-"""What `status` says of the scheduler: from a small file that the controller leaves."""
+"""Scheduler status for `status` and the live view, from the note that the controller leaves."""
 
 import time
 from contextlib import suppress
@@ -15,10 +15,10 @@ from elmanctl.run.paths import RunPaths
 from elmanctl.schedulers.scheduler_note import SchedulerNote, read_note
 
 
-def is_driven(paths: RunPaths) -> bool:
-    """Whether a controller is at work on a run, as far as this machine can know.
+def has_controller(paths: RunPaths) -> bool:
+    """Whether a controller is running, as far as this machine can know.
 
-    One on another machine, or whose lease is damaged, counts as alive while that is renewed.
+    On another machine, or with a damaged lease, it counts as alive while the lease is renewed.
     """
     gone: bool | None = None
     with suppress(LedgerCorrupt):
@@ -31,8 +31,8 @@ def is_driven(paths: RunPaths) -> bool:
 
 
 def current_note(paths: RunPaths, found: RunState | RunSummary) -> SchedulerNote | None:
-    """Return what the controller at work wrote at its last poll; no earlier one's counts."""
-    if found.status is not RunStatus.RUNNING or not is_driven(paths):
+    """Return the note of the last poll of the running controller, ignoring earlier controllers."""
+    if found.status is not RunStatus.RUNNING or not has_controller(paths):
         return None
     note = read_note(paths.scheduler)
     began = (found.controller or {}).get("at")
@@ -42,37 +42,37 @@ def current_note(paths: RunPaths, found: RunState | RunSummary) -> SchedulerNote
 
 
 def note_data(note: SchedulerNote | None) -> dict[str, Any] | None:
-    """Return a note as plain data; one that is stale tells its age, and nothing else."""
+    """Return a note as plain data; a stale one has its age only."""
     if note is None:
         return None
-    told = asdict(note) if not note.is_stale else {"at": note.at}
+    data = asdict(note) if not note.is_stale else {"at": note.at}
     for of_jobs in ("pending", "unlisted"):
-        told.pop(of_jobs, None)
-    return {**told, "age_s": round(note.age_s, 3), "is_stale": note.is_stale}
+        data.pop(of_jobs, None)
+    return {**data, "age_s": round(note.age_s, 3), "is_stale": note.is_stale}
 
 
 def note_line(note: SchedulerNote) -> str:
-    """Return one line on the last poll: its age, a silence, missing accounting."""
+    """Return one line on the last poll: its age, missing answers, missing accounting."""
     age = clock.format_rough(note.age_s)
     if note.is_stale:
-        return f"Slurm was last asked {age} ago: the controller hangs, or cannot write its folder"
-    text = f"Slurm was asked {age} ago"
+        return f"last poll {age} ago: the controller hangs, or cannot write to the run's folder"
+    text = f"last poll {age} ago"
     if note.silent_reason:
-        text += f" and did not answer everything: {note.silent_reason}"
+        text += f", incomplete: {note.silent_reason}"
     if note.accounting is False:
-        text += "; no accounting here, so that only squeue and files tell how a job ended"
+        text += "; no accounting, so only squeue and files tell how a job ended"
     if note.refusal:
         text += f"; {note.refusal.text}"
     return text
 
 
 def with_pending_reason(row: dict[str, Any], note: SchedulerNote | None) -> dict[str, Any]:
-    """Return an evaluation's row with why its job waits, or why it may be gone."""
-    job, told = str(row["job"]), []
+    """Add to an evaluation's row why its job is pending, or why it may be lost."""
+    job, notes = str(row["job"]), []
     if note is not None and not note.is_stale:
         if row["state"] == State.SUBMITTED:
-            told.append(note.pending.get(job))
+            notes.append(note.pending.get(job))
         if row["state"] in (State.SUBMITTED, State.RUNNING):
-            told.append(note.unlisted.get(job))
-    reasons = [text for text in (row["reason"], *told) if text]
+            notes.append(note.unlisted.get(job))
+    reasons = [text for text in (row["reason"], *notes) if text]
     return {**row, "reason": "; ".join(reasons) or None}

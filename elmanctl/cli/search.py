@@ -1,4 +1,4 @@
-"""The `search` command: plan a search, ask before it starts, and run its controller."""
+"""The `search` command: plan a search, ask for confirmation, and drive it."""
 
 import re
 from dataclasses import replace
@@ -37,33 +37,33 @@ def search(
         list[str] | None, typer.Argument(help="Fields to hold fixed, e.g. use_gate=false")
     ] = None,
     params: Annotated[
-        str | None, typer.Option(help="Parameter budget, e.g. 480M; dim meets it")
+        str | None, typer.Option(help="Parameter budget, e.g. 480M; dim is solved to meet it")
     ] = None,
     generations: Annotated[int | None, typer.Option(help="Generations of CMA-ES")] = None,
-    population: Annotated[int | None, typer.Option(help="Evaluations a generation")] = None,
+    population: Annotated[int | None, typer.Option(help="Evaluations per generation")] = None,
     train_minutes: Annotated[
-        float | None, typer.Option(help="Training time of one evaluation in minutes")
+        float | None, typer.Option(help="Training time per evaluation in minutes")
     ] = None,
     train_steps: Annotated[
-        int | None, typer.Option(help="Training steps of one evaluation, instead of time")
+        int | None, typer.Option(help="Training steps per evaluation, instead of time")
     ] = None,
     train_tokens: Annotated[
-        int | None, typer.Option(help="Training bytes of one evaluation, instead of time")
+        int | None, typer.Option(help="Training bytes per evaluation, instead of time")
     ] = None,
     data: Annotated[
-        str | None, typer.Option(help="Corpus: a file of bytes; default the built-in one")
+        str | None, typer.Option(help="Corpus, a file of bytes; default: the built-in one")
     ] = None,
     space: Annotated[
         str | None, typer.Option(help="Search space of the model", autocompletion=spaces)
     ] = None,
     tolerance: Annotated[
-        float | None, typer.Option(help="Largest relative distance from the budget")
+        float | None, typer.Option(help="Largest relative deviation from the budget")
     ] = None,
     backend: Annotated[
         str | None,
-        typer.Option(help="Implementation; default the best", autocompletion=backends),
+        typer.Option(help="Backend of the model; default: the fastest", autocompletion=backends),
     ] = None,
-    sigma: Annotated[float | None, typer.Option(help="First step size of CMA-ES")] = None,
+    sigma: Annotated[float | None, typer.Option(help="Initial step size of CMA-ES")] = None,
     seed: Annotated[int | None, typer.Option(help="Seed of the optimizer")] = None,
     start_from_best: Annotated[
         bool | None,
@@ -78,14 +78,14 @@ def search(
     ] = None,
     account: Annotated[str | None, typer.Option(help="Slurm account")] = None,
     template: Annotated[
-        str | None, typer.Option(help="Named resources of a job", autocompletion=templates)
+        str | None, typer.Option(help="Resource template of the jobs", autocompletion=templates)
     ] = None,
-    max_jobs: Annotated[int | None, typer.Option(help="Most jobs at one time")] = None,
+    max_jobs: Annotated[int | None, typer.Option(help="Most jobs in flight")] = None,
     gpu_hours: Annotated[
-        float | None, typer.Option(help="Pause when this much is spent; see [budget]")
+        float | None, typer.Option(help="Pause after this many GPU-hours; see [budget]")
     ] = None,
     wall_hours: Annotated[
-        float | None, typer.Option(help="Pause after so many hours of the controller's work")
+        float | None, typer.Option(help="Pause after this many hours of controller time")
     ] = None,
     local: Annotated[
         bool, typer.Option("--local", help="Train on this machine, without Slurm")
@@ -94,7 +94,7 @@ def search(
         str | None, typer.Option(help="With --local: GPUs, one evaluation each; 0,1 or GPU-8932f9")
     ] = None,
     workers: Annotated[
-        int | None, typer.Option(help="With --local: evaluations at one time on the CPU")
+        int | None, typer.Option(help="With --local: concurrent evaluations on the CPU")
     ] = None,
     dry_run: DryRunFlag = False,
     yes: YesFlag = False,
@@ -102,8 +102,8 @@ def search(
 ) -> None:
     """Start a search
 
-    Each evaluation is one job that trains a model; all jobs of a generation are one array.
-    Ctrl-C leaves the jobs running, and `elmanctl resume` goes on from the ledger.
+    Each evaluation is a job that trains a model; the jobs of a generation are one array.
+    Ctrl-C leaves the jobs running; `elmanctl resume` continues from the ledger.
 
     \b
     Examples:
@@ -167,7 +167,7 @@ def search(
     check_partition(plan.executor, plan.settings.slurm.partition)
     warn_of_plan(plan)
     described = "\n".join([describe_plan(plan), *describe_variables(plan, resolved)])
-    if not confirm(f"{described}\nstart it?", yes=yes):
+    if not confirm(f"{described}\nstart the search?", yes=yes):
         say("nothing was started")
         return
     if yes:
@@ -188,9 +188,9 @@ def _gpu_list(text: str | None) -> list[int | str] | None:
 
 
 def _free_name(runs: Path, model: str, suffix: str | None) -> str:
-    asked = f"{model}-{suffix}" if suffix else model
+    wanted = f"{model}-{suffix}" if suffix else model
     # A budget may be written 480,000,000.
-    return _next_free(runs, re.sub(r"[^a-z0-9._-]", "", asked.lower()))
+    return _next_free(runs, re.sub(r"[^a-z0-9._-]", "", wanted.lower()))
 
 
 def _next_free(runs: Path, base: str) -> str:
@@ -201,16 +201,16 @@ def _next_free(runs: Path, base: str) -> str:
 
 
 def _create(plan: SearchPlan, *, is_named: bool) -> Path:
-    """Make the run; where another command took the name meanwhile, under the next free one."""
+    """Create the run; if another command just took its default name, under the next free one."""
     while True:
         try:
             return create_run(plan)
         except FileExistsError as exc:
             if is_named or not plan.folder.is_dir():
                 raise UsageError(
-                    f"{plan.folder} exists: another command has just made it",
+                    f"{plan.folder} exists: another command has just created it",
                     hint="pass another `--name`",
                 ) from exc
         name = _next_free(plan.folder.parent, plan.name)
-        say(f"`{plan.name}` is taken by now; this run is `{name}`")
+        say(f"`{plan.name}` was just taken; this run is named `{name}`")
         plan = replace(plan, name=name, folder=plan.folder.with_name(name))

@@ -1,4 +1,4 @@
-"""The summary at the end of a search: what it found, what it cost, what to try next."""
+"""The summary of a search at its end: the best evaluation, the cost, the next command."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -21,7 +21,7 @@ from elmanctl.search.session import Session
 
 
 def run_summary(session: Session) -> dict[str, Any]:
-    """Return what a finished search found, as plain data."""
+    """Return the summary of a search as plain data."""
     state = session.state
     best = state.best()
     return {
@@ -30,7 +30,7 @@ def run_summary(session: Session) -> dict[str, Any]:
         "evaluations": {kind.value: count for kind, count in state.counts().items()},
         "refused_share": state.refused_share,
         "answered": state.answered,
-        "cost": cost_data(state, is_driven=False, now=clock.now()),
+        "cost": cost_data(state, has_controller=False, now=clock.now()),
         **start_data(state.run),
         "best": None
         if best is None
@@ -47,7 +47,7 @@ def run_summary(session: Session) -> dict[str, Any]:
 
 
 def print_summary(session: Session) -> None:
-    """Print what a search found, where it is kept, and what to try next."""
+    """Print the summary of a search and a hint at the next command."""
     state = session.state
     counts = state.counts()
     print_line(
@@ -56,11 +56,8 @@ def print_summary(session: Session) -> None:
     )
     print_line(f"search       {start_line(state.run)}")
     if state.refused_share:
-        print_line(
-            f"points       {state.refused_share:.0%} were off the budget or impossible, "
-            "and drawn again at no cost"
-        )
-    cost = cost_data(state, is_driven=False, now=clock.now())
+        print_line(f"points       {state.refused_share:.0%} were infeasible and redrawn at no cost")
+    cost = cost_data(state, has_controller=False, now=clock.now())
     for label, text in (
         ("cost", describe_cost(state, cost)),
         ("waste", describe_waste(state, cost)),
@@ -78,16 +75,16 @@ def print_summary(session: Session) -> None:
         )
         print_line(f"best         {best.id}")
         window = _result(best).get("loss_window_steps")
-        print_line(f"  loss       {best.loss:.4f} nat a byte, mean of the last {window} steps")
-        side = "under" if best.loss < entropy else "over"
+        print_line(f"  loss       {best.loss:.4f} nats/byte, mean of the last {window} steps")
+        side = "below" if best.loss < entropy else "above"
         print_line(
-            f"  unigram    {entropy:.4f} nat a byte; the loss is "
-            f"{abs(entropy - best.loss):.4f} {side} it"
+            f"  unigram    {entropy:.4f} nats/byte; the loss is "
+            f"{abs(entropy - best.loss):.4f} {side}"
         )
         print_line(f"  corpus     {corpus_line(state.run)}")
         print_line(f"  config     {shown}")
         print_line(f"  parameters {shown_count(best.parameters)} (counted in the trained model)")
-    print_line(f"ledger       {_near(session.paths.ledger)}")
+    print_line(f"ledger       {_relative(session.paths.ledger)}")
     name = state.run["name"]
     if best is None:
         hint(f"see why with `elmanctl status {name} --state failed`")
@@ -99,8 +96,8 @@ def print_summary(session: Session) -> None:
     hint(f"see `elmanctl show {name} best`; `{more}` adds two generations")
 
 
-def _near(path: Path) -> Path:
-    """Return a path as it is written from here, where it lies below."""
+def _relative(path: Path) -> Path:
+    """Return a path relative to the working folder, if it is below it."""
     here = working_folder()
     return path.relative_to(here) if path.is_relative_to(here) else path
 

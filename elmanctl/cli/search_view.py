@@ -1,4 +1,4 @@
-"""What a foreground search shows: a live display on a terminal, one line an event elsewhere."""
+"""Views of a foreground search: a live display on a terminal, one line per event elsewhere."""
 
 import sys
 import time
@@ -30,19 +30,19 @@ from elmanctl.models.params import format_count
 from elmanctl.schedulers.scheduler_note import SchedulerNote, read_note
 from elmanctl.search.session import Session
 
-# Heartbeats are read for display at most this often.
+# Heartbeats are read for the display at most this often.
 _REDRAW_S = 1.0
 
-# The same trouble is worth another line after so long without it.
-_SAID_AGAIN_S = 3600.0
+# The same trouble is reported again after this time without it.
+_REPEAT_TROUBLE_S = 3600.0
 
 
 class PlainView:
-    """One line on stderr for each attempt that ends and each generation that is done."""
+    """Prints one line on stderr for each attempt that ends and each generation that completes."""
 
     def __init__(self, session: Session) -> None:
-        self._told: str | None = None
-        self._told_at = 0.0
+        self._trouble: str | None = None
+        self._trouble_at = 0.0
 
     def __enter__(self) -> "PlainView":
         return self
@@ -53,28 +53,28 @@ class PlainView:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        """Nothing to take down."""
+        """Do nothing: there is no display to close."""
 
     def refresh(self, session: Session, trouble: str | None) -> None:
-        """Say once when the scheduler falls silent or takes no jobs; it may come and go."""
+        """Report trouble with the scheduler once; it may come and go."""
         now = time.monotonic()
-        if trouble and (trouble != self._told or now - self._told_at > _SAID_AGAIN_S):
+        if trouble and (trouble != self._trouble or now - self._trouble_at > _REPEAT_TROUBLE_S):
             say(f"warning: {trouble}")
-            self._told = trouble
+            self._trouble = trouble
         if trouble:
-            self._told_at = now
+            self._trouble_at = now
 
     def judged(self, evaluation: Evaluation, verdict: Verdict) -> None:
-        """Say how an attempt ended."""
+        """Report how an attempt ended."""
         say(judged_line(evaluation, verdict))
 
     def generation_done(self, session: Session, generation: int) -> None:
-        """Say what a generation brought."""
+        """Report a completed generation."""
         say(generation_line(session.state, generation))
 
 
 class LiveView:
-    """A display that redraws itself, with a permanent line for each finished generation."""
+    """A display that redraws itself, with a permanent line for each completed generation."""
 
     def __init__(self, session: Session) -> None:
         from rich.live import Live
@@ -98,21 +98,21 @@ class LiveView:
         self._live.stop()
 
     def refresh(self, session: Session, trouble: str | None) -> None:
-        """Draw the generation under way."""
+        """Redraw the current generation."""
         if time.monotonic() - self._drawn < _REDRAW_S:
             return
         self._drawn = time.monotonic()
         self._live.update(self._picture(session, trouble), refresh=True)
 
     def judged(self, evaluation: Evaluation, verdict: Verdict) -> None:
-        """Keep a line for every attempt that did not complete."""
+        """Print a permanent line for an attempt that did not complete."""
         if verdict.kind is not VerdictKind.COMPLETED:
             self._live.console.print(
                 printable(judged_line(evaluation, verdict)), style="red", markup=False
             )
 
     def generation_done(self, session: Session, generation: int) -> None:
-        """Keep a line for every generation."""
+        """Print a permanent line for a completed generation."""
         self._live.console.print(generation_line(session.state, generation), markup=False)
 
     def _picture(self, session: Session, trouble: str | None) -> Any:
@@ -183,16 +183,19 @@ def judged_line(evaluation: Evaluation, verdict: Verdict) -> str:
 
 
 def generation_line(state: RunState, generation: int) -> str:
-    """Return one line on a generation that the optimizer has learned from."""
-    told = state.told[generation]
-    # A diverged evaluation is told a rank, which is no loss.
-    losses = sorted(e.loss for name, _ in told if (e := state.evaluations[name]).loss is not None)
+    """Return one line on a generation that was reported to the optimizer."""
+    reported = [state.evaluations[name] for name, _ in state.told[generation]]
+    # A diverged evaluation is reported by its rank and has no loss.
+    losses = [evaluation.loss for evaluation in reported if evaluation.loss is not None]
+    repeats = sum(evaluation.answer is not None for evaluation in reported)
+    parts = [
+        f"{len(reported)} evaluated" + (f" ({repeats} repeats)" if repeats else ""),
+        f"best {min(losses):.4f}" if losses else "none completed",
+    ]
     best = state.best()
-    best_of_it = f"best of it {losses[0]:.4f}" if losses else "none completed"
-    repeats = sum(state.evaluations[name].answer is not None for name, _ in told)
-    unpaid = f" ({repeats} repeats, unpaid)" if repeats else ""
-    text = f"g{generation:03} done: {len(told)} told{unpaid}, {best_of_it}"
-    return f"{text}, best so far {format_loss(best.loss)} ({best.id})" if best else text
+    if best is not None:
+        parts.append(f"best so far {format_loss(best.loss)} ({best.id})")
+    return f"g{generation:03}: {', '.join(parts)}"
 
 
 def _current(state: RunState) -> list[Evaluation]:
@@ -210,7 +213,7 @@ def _settled(state: RunState) -> int:
 def _live_cells(
     session: Session, evaluation: Evaluation, names: Sequence[str], note: SchedulerNote | None
 ) -> list[str | None]:
-    """Return a row; what runs is shown by its heartbeat, what is done by its result."""
+    """Return a row: a live evaluation by its heartbeat, a finished one by its result."""
     row = with_pending_reason(evaluation_row(evaluation), note)
     row = with_progress(row, session.paths, evaluation)
     values = evaluation.hyperparameters

@@ -1,4 +1,4 @@
-"""`show` and `logs`: one evaluation from near; these commands write nothing."""
+"""The `show` and `logs` commands: one evaluation in detail; they write nothing."""
 
 import json
 import os
@@ -51,7 +51,7 @@ EvaluationArgument = Annotated[
 
 _BLOCK_BYTES = 1 << 16
 
-# Of lines without an end no more than this is shown.
+# The longest tail that is read, e.g. of a log without line breaks.
 _TAIL_LIMIT_BYTES = 64 << 20
 
 _SHOWN_OF_RESULT = (
@@ -106,10 +106,12 @@ def logs(
     run_or_evaluation: RunOrEvaluation,
     evaluation: EvaluationArgument = None,
     follow: Annotated[
-        bool, typer.Option("-f", "--follow", help="Print what is added until the attempt ends")
+        bool, typer.Option("-f", "--follow", help="Print new lines until the attempt ends")
     ] = False,
-    tail: Annotated[int | None, typer.Option("-n", "--tail", help="Only the last lines")] = None,
-    attempt: Annotated[int | None, typer.Option(help="Attempt; default the newest", min=1)] = None,
+    tail: Annotated[
+        int | None, typer.Option("-n", "--tail", help="Print only the last lines")
+    ] = None,
+    attempt: Annotated[int | None, typer.Option(help="Attempt; default: the newest", min=1)] = None,
 ) -> None:
     """Print or follow the log of an evaluation
 
@@ -123,8 +125,8 @@ def logs(
     if chosen.answer is not None and not chosen.attempts:
         by = chosen.answer.by
         raise NotFound(
-            f"{chosen.id} has no log: it ended as {by}, without a job",
-            hint=f"`elmanctl logs {paths.folder.name} {by}` shows the log of that one",
+            f"{chosen.id} has no log: it repeats {by} and had no job",
+            hint=f"`elmanctl logs {paths.folder.name} {by}` shows the log of the original",
         )
     if not 1 <= number <= len(chosen.attempts):
         raise NotFound(
@@ -133,13 +135,13 @@ def logs(
         )
     log = _log_path(paths, chosen.attempts[number - 1])
     if not log.exists() and not follow:
-        raise NotFound(f"no log at {log}", hint="the job has not started, or it was cleaned")
+        raise NotFound(f"no log at {log}", hint="the job has not started, or the log was cleaned")
     if tail is not None and log.exists():
         for line in _last_lines(log, tail):
             print_line(line)
     start = log.stat().st_size if tail is not None and log.exists() else 0
     follower = Follower(paths, chosen.id, number, log)
-    for text in follower.read_on(start, follow=follow):
+    for text in follower.read(start, follow=follow):
         write_raw(text)
 
 
@@ -171,14 +173,14 @@ def _print_evaluation(paths: RunPaths, found: RunState, chosen: Evaluation) -> N
     print_line(f"  search      {start_line(found.run)}")
     if row["loss"] is not None:
         entropy = found.run["data"]["unigram_nats"]
-        print_line(f"  loss        {row['loss']:.4f} nat a byte (unigram entropy {entropy:.4f})")
+        print_line(f"  loss        {row['loss']:.4f} nats/byte (unigram entropy {entropy:.4f})")
     print_line(f"  corpus      {corpus_line(found.run)}")
     if chosen.replaces:
         print_line(f"  replaces    {chosen.replaces}")
     if chosen.answer:
-        print_line(f"  answered    as {chosen.answer.by}: the same configuration and seed, no job")
+        print_line(f"  repeats     {chosen.answer.by}: same configuration and seed, no job")
     elif chosen.repeats:
-        print_line(f"  repeats     {chosen.repeats}: the same configuration")
+        print_line(f"  repeats     {chosen.repeats}: same configuration")
     noise = noise_for(found, chosen)
     if noise is not None:
         print_line(f"  noise       mean {noise.mean:.4f}, sd {noise.sd:.4f} of {noise.n} seeds")
@@ -191,11 +193,11 @@ def _print_evaluation(paths: RunPaths, found: RunState, chosen: Evaluation) -> N
         print_line(f"  {key:<{width}} {json.dumps(value)}")
     for attempt in chosen.attempts:
         _print_attempt(paths, chosen, attempt)
-        asked = _resources(found, attempt)
-        if "mem_gb" in asked:
-            print_line(f"  memory      {asked['mem_gb']:g} GB asked for")
-        if "exclude" in asked:
-            print_line(f"  not on      {', '.join(asked['exclude'])}")
+        requested = _resources(found, attempt)
+        if "mem_gb" in requested:
+            print_line(f"  memory      {requested['mem_gb']:g} GB requested")
+        if "exclude" in requested:
+            print_line(f"  excluded    {', '.join(requested['exclude'])}")
     for line in excluded_lines(excluded_rows(found)):
         print_line(line)
 
@@ -211,7 +213,7 @@ def _print_attempt(paths: RunPaths, chosen: Evaluation, attempt: Attempt) -> Non
                 value = attempt.result[key]
                 shown = f"{value:.0f}" if key == "tokens_per_s" else value
                 print_line(f"  {key:<12} {shown}")
-        _print_continued(attempt.result)
+        _print_origin(attempt.result)
     if attempt.verdict is not None and attempt.state is not State.COMPLETED:
         print_line(f"  verdict     {describe_verdict(attempt.verdict)}")
         for quote in attempt.verdict.evidence:
@@ -225,17 +227,17 @@ def _place(quote: Evidence) -> str:
 
 
 def _resources(found: RunState, attempt: Attempt) -> dict[str, Any]:
-    """Return what the attempt's job asked for."""
-    asked: dict[str, Any] = encode(found.submissions[attempt.submission].resources)
-    return asked
+    """Return the resources that the attempt's job requested."""
+    requested: dict[str, Any] = encode(found.submissions[attempt.submission].resources)
+    return requested
 
 
-def _print_continued(result: Mapping[str, Any]) -> None:
+def _print_origin(result: Mapping[str, Any]) -> None:
     found = result.get("continued_from")
     if found:
-        print_line(f"  continued   from attempt {found['attempt']}, step {found['step']}")
+        print_line(f"  resumed     from attempt {found['attempt']}, step {found['step']}")
     elif result.get("not_continued"):
-        print_line(f"  begun anew  {result['not_continued']}")
+        print_line(f"  restarted   {result['not_continued']}")
 
 
 def _log_path(paths: RunPaths, attempt: Attempt | None) -> Path:
@@ -244,7 +246,7 @@ def _log_path(paths: RunPaths, attempt: Attempt | None) -> Path:
 
 
 def _last_lines(path: Path, count: int) -> list[str]:
-    """Return the last lines of a log, however long it is."""
+    """Return the last lines of a log, reading only its end."""
     if count <= 0:
         return []
     with open_regular(path) as stream:

@@ -1,4 +1,4 @@
-"""`status`: all runs, or the evaluations of one; it reads ledgers and writes nothing."""
+"""The `status` command: all runs, or the evaluations of one; reads ledgers, writes nothing."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,6 +12,7 @@ from elmanctl.cli.context import JsonFlag, chosen_run, load_brief, load_readable
 from elmanctl.cli.costs import cost_data, noise_data
 from elmanctl.cli.output import (
     Column,
+    counted,
     format_loss,
     is_terminal,
     print_json,
@@ -46,8 +47,8 @@ from elmanctl.search.disk_forecast import forecast
 from elmanctl.search.effective_settings import effective_settings
 from elmanctl.search.selection import list_runs, list_single_evaluations, no_runs_in
 
-# What an evaluation is while a job of it waits or runs.
-_AT_WORK = (State.SUBMITTED, State.RUNNING)
+# The states of an evaluation with a live job.
+_LIVE = (State.SUBMITTED, State.RUNNING)
 
 _STATES = (*(state.value for state in State), "waiting")
 
@@ -56,10 +57,10 @@ def status(
     ctx: typer.Context,
     run: Annotated[
         str | None,
-        typer.Argument(help="Run; default a list of all runs", autocompletion=run_names),
+        typer.Argument(help="Run; default: all runs", autocompletion=run_names),
     ] = None,
     everything: Annotated[
-        bool, typer.Option("-a", "--all", help="Every evaluation, not the newest generations")
+        bool, typer.Option("-a", "--all", help="Every evaluation, not only the newest generations")
     ] = False,
     state: Annotated[
         str | None,
@@ -81,8 +82,8 @@ def status(
 ) -> None:
     """Show runs, or the evaluations of one run
 
-    Reads the ledger only: it asks Slurm nothing and changes nothing. Without --all, --state or
-    --generation it shows the newest two generations and what is not done, 1000 rows at most.
+    Reads the ledger only: it does not query Slurm and changes nothing. Without --all, --state or
+    --generation it shows the newest two generations and unfinished evaluations, at most 1000.
 
     \b
     Examples:
@@ -113,7 +114,7 @@ def status(
             "cost": _cost(paths, found),
             "scheduler": note_data(note),
         }
-        # Only the whole run tells what its repeats on other seeds came to.
+        # The noise of repeats with other seeds takes the whole ledger.
         noise = None if whole is None else noise_data(whole)
         print_json({"run": run_row, "noise": noise, "evaluations": rows})
     else:
@@ -134,7 +135,7 @@ def _status_of_all(ctx: typer.Context, *, as_json: bool) -> None:
     if as_json:
         print_json({"runs": rows})
         return
-    _tell_of_single_evaluations(runs)
+    _mention_single_evaluations(runs)
     if not rows:
         say(no_runs_in(runs))
         return
@@ -158,19 +159,17 @@ def _status_of_all(ctx: typer.Context, *, as_json: bool) -> None:
     )
 
 
-def _tell_of_single_evaluations(runs: Path) -> None:
-    """Say where `elmanctl eval` keeps its results: they are no runs, and nobody's to list."""
+def _mention_single_evaluations(runs: Path) -> None:
+    """Mention the results of `elmanctl eval` in the runs folder, which are not runs."""
     found = list_single_evaluations(runs)
     if found:
-        say(
-            f"{len(found)} evaluations by `elmanctl eval` are in {runs}, the newest "
-            f"{found[-1].name}: see its result.json"
-        )
+        results = f"{counted(len(found), 'result')} of `elmanctl eval`"
+        say(f"{runs} also has {results}: see result.json in {found[-1].name}, the newest")
 
 
 def _cost(paths: RunPaths, state: RunSummary) -> dict[str, Any]:
-    is_driven = _status(paths, state) == RunStatus.RUNNING.value
-    return cost_data(state, is_driven=is_driven, now=clock.now())
+    has_controller = _status(paths, state) == RunStatus.RUNNING.value
+    return cost_data(state, has_controller=has_controller, now=clock.now())
 
 
 def _run_row(paths: RunPaths, state: RunSummary) -> dict[str, Any]:
@@ -187,7 +186,7 @@ def _run_row(paths: RunPaths, state: RunSummary) -> dict[str, Any]:
         "generation": state.generation + 1,
         "generations": state.generations,
         "evaluations": state.count("evaluations"),
-        # Replacements come on top of what was planned.
+        # Replacements come on top of the plan.
         "planned": max(
             state.count("evaluations"), state.generations * int(run["optimizer"]["population"])
         ),
@@ -235,20 +234,20 @@ def _run_cells(row: dict[str, Any]) -> list[str | None]:
 
 
 def _status(paths: RunPaths, state: RunSummary) -> str:
-    """Return the run's status; a run that says it is running without a controller is not."""
+    """Return the status of a run, `stopped` if it is recorded as running without a controller."""
     try:
         holder = read_holder(paths.folder)
     except LedgerCorrupt as exc:
-        # Whether anybody is at work cannot be known, and the ledger says enough without it.
+        # Whether a controller is running is unknown; the ledger says enough without it.
         warn(f"{paths.folder.name}: {exc.message}; {exc.hint}")
         return state.status.value
-    # Another machine's holder may be alive as far as this one can know.
+    # A holder on another machine may be alive as far as this one can know.
     gone = holder is None or is_gone(holder) is True
     return STOPPED if state.status is RunStatus.RUNNING and gone else state.status.value
 
 
 def _select(found: RunState, *, state: str | None, generation: int | None) -> list[Evaluation]:
-    """Return the evaluations of these properties, all where none is given."""
+    """Return the evaluations in a state and a generation, or in any if None."""
     chosen = list(found.evaluations.values())
     if generation is not None:
         chosen = [e for e in chosen if e.generation == generation]
@@ -278,24 +277,23 @@ def _print_run(
         warn(f"{disk.warning}: see `elmanctl disk {row['run']}`")
     names = searched_names(found.run)
     rows = [(_evaluation_row(paths, one, note), one) for one in chosen]
-    at_work = any(row["state"] in _AT_WORK for row, _ in rows)
+    is_live = any(row["state"] in _LIVE for row, _ in rows)
     print_table(
-        evaluation_columns(names, at_work=at_work),
+        evaluation_columns(names, is_live=is_live),
         [_evaluation_cells(row, one, names) for row, one in rows],
     )
     hidden = found.count("evaluations") - len(chosen)
     if hidden:
-        what = "evaluation" if hidden == 1 else "evaluations"
-        say(f"{hidden} more {what}: `elmanctl status {row['run']} --all`")
+        say(f"{counted(hidden, 'more evaluation')}: `elmanctl status {row['run']} --all`")
 
 
-def evaluation_columns(names: Sequence[str], *, at_work: bool) -> list[Column]:
-    """Return the columns; what a narrow terminal drops first depends on what is looked for.
+def evaluation_columns(names: Sequence[str], *, is_live: bool) -> list[Column]:
+    """Return the columns; which ones a narrow terminal drops first depends on `is_live`.
 
-    Why something waits or failed goes last of all.  While evaluations are `at_work`, how far they
-    are is worth more than what they are; of a run that is done it is the other way round.
+    The reason is dropped last.  While evaluations are live, their progress is worth more than their
+    configuration; in a finished run it is the other way round.
     """
-    axes, job, step, elapsed = (5, 4, 3, 2) if at_work else (2, 4, 5, 3)
+    axes, job, step, elapsed = (5, 4, 3, 2) if is_live else (2, 4, 5, 3)
     return [
         Column(name="EVAL"),
         Column(name="STATE"),
@@ -306,7 +304,6 @@ def evaluation_columns(names: Sequence[str], *, at_work: bool) -> list[Column]:
         Column(name="PARAMS", right=True, dispensable=7),
         Column(name="ELAPSED", right=True, dispensable=elapsed, may_be_empty=True),
         Column(name="NODE", dispensable=6, may_be_empty=True),
-        # Where all is well it says nothing.
         Column(name="REASON", dispensable=1, wraps=True, may_be_empty=True),
     ]
 

@@ -249,7 +249,7 @@ def test_search_that_nobody_can_confirm_is_not_started(
         (("logs", "finished", "g001-e00", "--attempt", "7"), 3, "no attempt 7", "1 attempt"),
         (("logs", "interrupted", "g001-e01"), 3, "no log at", None),
         (("status", "finished", "--state", "runing"), 2, "`runing`", "did you mean `running`?"),
-        (("requeue", "--run", "finished"), 2, "name evaluations", None),
+        (("requeue", "--run", "finished"), 2, "name the evaluations", None),
         (("requeue", "g000-e00", "--run", "finished"), 2, "g000-e00 is completed", None),
         (("cancel", "--run", "finished", "--all"), 2, "confirmation required", "--yes"),
         (("clean", "finished", "--kind", "dust", "--yes"), 2, "`dust`", "metrics"),

@@ -158,7 +158,7 @@ def test_dry_run_says_what_the_cluster_says_and_makes_do_without_one(
     monkeypatch.setenv("PATH", os.devnull)
     done = quick(*words)
     assert succeeded(done).startswith("#!/bin/bash\n")
-    silence = "cluster: not asked, so nothing of it is checked: no `sbatch` on this machine\n"
+    silence = "cluster: not queried, so nothing was checked against it: no `sbatch` on this machine"
     assert silence in done.stderr
     programs = tmp_path / "programs"
     programs.mkdir()
@@ -203,7 +203,7 @@ def test_search_says_where_it_starts_and_warns_of_a_start_it_would_refuse(
     done = quick(*words, "--tolerance", "0.01")
     fault = document(quick(*words, "--tolerance", "0.01", "--json"))["start"]["fault"]
     assert fault is not None
-    assert f"warning: the start point is refused: {fault}; the first generation" in done.stderr
+    assert f"warning: the start point is infeasible: {fault}; the first generation" in done.stderr
 
 
 def test_every_report_of_a_run_says_where_it_started(quick_with_runs: QuickCommandLine) -> None:
@@ -285,7 +285,7 @@ def test_what_would_be_queued_or_cancelled_is_listed_and_nothing_is_done(
     (row,) = document(quick_with_runs(*words, "--json"))["evaluations"]
     assert (row["changes"], row["attempt"]) == ({"timeout_min": 90}, 2)
     refused = quick_with_runs("requeue", "interrupted-search", "--dry-run")
-    assert (refused.returncode, "name evaluations" in refused.stderr) == (2, True)
+    assert (refused.returncode, "name the evaluations" in refused.stderr) == (2, True)
     running = document(quick_with_runs("cancel", "--all", *run, "--json"))
     assert [row["evaluation"] for row in running["evaluations"]] == ["g001-e00"]
     assert succeeded(quick_with_runs("requeue", "--failed", "--kind", "oom", *run)).count("\n") == 1
@@ -355,7 +355,7 @@ def test_first_signal_asks_a_search_to_stop_and_the_second_ends_it(
         with pytest.raises(KeyboardInterrupt):
             signal.raise_signal(signal.SIGTERM)
     assert signal.getsignal(signal.SIGTERM) is before
-    assert "`elmanctl resume e88-tiny` goes on" in capsys.readouterr().err
+    assert "continue with `elmanctl resume e88-tiny`" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -381,7 +381,7 @@ def test_hint_after_a_mistake_can_be_typed_as_it_stands(
 def test_requeue_of_nothing_says_so(quick_with_runs: QuickCommandLine) -> None:
     done = quick_with_runs("requeue", "finished", "--failed", "--dry-run")
     assert (done.returncode, done.stdout.count("\n")) == (0, 1)
-    assert done.stderr == "nothing of finished failed: nothing to do\n"
+    assert done.stderr == "no evaluation of finished failed: nothing to do\n"
 
 
 def test_signal_that_is_ignored_stays_ignored() -> None:

@@ -56,8 +56,8 @@ def test_status_marks_answered_repeats_and_counts_what_they_saved(user: QuickCom
         assert rows[name]["REASON"] == (f"as {by}" if by else "")
         assert rows[name]["LOSS"] == str(evaluation.loss)
     assert state.answered > 3
-    assert f"{state.answered} repeats answered, " in done.stderr
-    assert "brought no loss: node_failure " in done.stderr
+    assert f"{state.answered} repeats deduplicated, " in done.stderr
+    assert "gave no loss: node_failure " in done.stderr
     assert "  budget  9 of 9 job-hours left, 4 of 5 failed attempts left" in done.stderr
 
 
@@ -82,12 +82,12 @@ def test_one_evaluation_shows_which_it_repeats(user: QuickCommandLine) -> None:
     state = load_run(user.folder / "runs" / "answered").state
     name = next(e.id for e in state.evaluations.values() if e.answer is not None)
     by = state.evaluations[name].repeats
-    assert f"  answered    as {by}: the same" in user("show", "answered", name).stdout
+    assert f"  repeats     {by}: same" in user("show", "answered", name).stdout
     shown = json.loads(user("show", "answered", name, "--json").stdout)
     assert (shown["repeats"], shown["answered_by"], shown["noise"]) == (by, by, None)
     done = user("logs", "answered", name)
     assert done.returncode == 3
-    assert f"it ended as {by}, without a job" in done.stderr
+    assert f"it repeats {by} and had no job" in done.stderr
     assert f"`elmanctl logs answered {by}`" in done.stderr
 
 
@@ -97,7 +97,7 @@ def test_one_evaluation_shows_the_noise_of_its_configuration(user: QuickCommandL
     n = 1 + len(others)
     assert f", sd 0.0000 of {n} seeds" in user("show", "reseeded", first).stdout
     shown = user("show", "reseeded", others[0]).stdout
-    assert f"  repeats     {first}: the same" in shown
+    assert f"  repeats     {first}: same" in shown
     assert f"of {n} seeds" in shown
 
 
@@ -106,7 +106,7 @@ def test_plan_says_the_most_it_can_cost_and_what_the_budget_makes_of_it(
 ) -> None:
     quick_search = ("search", "e88", "--preset", "tiny", "--data", str(corpus), "--dry-run")
     done = quick(*quick_search, "--local", "--generations", "5")
-    assert "at most 20 job-hours (20 x 60 min), plus retries; no budget ends it" in done.stderr
+    assert "at most 20 job-hours (20 x 60 min), plus retries; no budget set" in done.stderr
     done = quick(*quick_search, "--train-minutes", "5", "--gpu-hours", "1.5", "--wall-hours", "5")
     assert "at most 2 GPU-hours (12 x 10 min)" in done.stderr
     assert "the budget may end it after 1.5 GPU-hours, may end it after 5 h of work" in done.stderr

@@ -44,7 +44,7 @@ def test_one_run_is_told_by_category_and_freeable_is_what_clean_frees(
     freed = document(quick_with_runs("clean", "finished", "--yes", "--json"))
     assert freed["freed_bytes"] == found["freeable_bytes"]
     text = quick_with_runs("disk", "finished")
-    assert text.stdout.startswith("WHAT\tFILES\tSIZE\tFREEABLE") and ".x.tmp" in text.stdout
+    assert text.stdout.startswith("CATEGORY\tFILES\tSIZE\tFREEABLE") and ".x.tmp" in text.stdout
 
 
 def test_forecast_that_does_not_fit_is_warned_of(quick_with_runs: QuickCommandLine) -> None:

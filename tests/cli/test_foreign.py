@@ -99,11 +99,11 @@ def test_name_that_another_search_takes_meanwhile_gives_way_to_the_next(
     monkeypatch.setattr("elmanctl.cli.search.plan_search", outrun)
     done = quick(*tiny)
     assert done.returncode == 0, done.stderr
-    assert "`e88-tiny` is taken by now; this run is `e88-tiny-2`" in done.stderr
+    assert "`e88-tiny` was just taken; this run is named `e88-tiny-2`" in done.stderr
     assert [folder.name for folder in started] == ["e88-tiny-2"]
     assert (quick.folder / "runs" / "e88-tiny-2" / "ledger.jsonl").is_file()
     named = quick(*tiny, "--name", "mine")
-    assert named.returncode == 2 and "another command has just made it" in named.stderr
+    assert named.returncode == 2 and "another command has just created it" in named.stderr
 
 
 def test_variable_that_means_nothing_is_told_with_the_nearest(
@@ -181,7 +181,7 @@ def test_list_of_runs_says_where_single_evaluations_are(
     folder = quick_with_runs.folder / "runs" / "eval-e88-20260101-000000"
     folder.mkdir()
     (folder / "spec.json").touch()
-    assert f"the newest {folder.name}: see its result.json" in quick_with_runs("status").stderr
+    assert f"see result.json in {folder.name}, the newest" in quick_with_runs("status").stderr
 
 
 def test_axis_of_a_billion_values_takes_no_memory(

@@ -30,7 +30,7 @@ def test_search_is_run_looked_at_cleaned_and_resumed(elmanctl: CommandLine, corp
     # One line for each attempt and each generation.
     told = searched.stderr.splitlines()
     assert sum(bool(re.match(r"g000-e0\d completed: loss \d", line)) for line in told) == 4
-    assert sum("4 told, best of it" in line for line in told) == 1
+    assert sum("4 evaluated, best " in line for line in told) == 1
 
     run = RunPaths(elmanctl.folder / "runs" / "e88-tiny")
     state = load(run.folder)
@@ -63,7 +63,7 @@ def _look(elmanctl: CommandLine, best: str, loss: float) -> None:
 
     shown = elmanctl("show", "best")
     assert shown.stdout.startswith(f"{best} of e88-tiny: completed\n")
-    assert f"{loss:.4f} nat a byte" in shown.stdout
+    assert f"{loss:.4f} nats/byte" in shown.stdout
     assert "n_heads" in shown.stdout and "step" in shown.stdout
     assert re.search(r"^  backend +torch$", shown.stdout, re.MULTILINE)
     assert re.search(r"^  micro_batch +\d+$", shown.stdout, re.MULTILINE)

@@ -77,7 +77,7 @@ def test_what_is_normal_is_not_said_above_the_table(quick_with_runs: QuickComman
     assert set(labels) <= {"cost", "waste", "search", "corpus"} and "search" in labels
     told = quick_with_runs("status", "interrupted").stderr.splitlines()
     assert told[0].startswith("interrupted-search: interrupted, generation 2 of 2, ")
-    assert told[1] == "  next    `elmanctl resume interrupted-search` goes on"
+    assert told[1] == "  next    continue with `elmanctl resume interrupted-search`"
 
 
 def test_reason_of_a_failure_outlives_what_failed_on_a_narrow_terminal() -> None:
@@ -221,7 +221,7 @@ DONE = [(*row[:1], "failed", *row[2:-1], "oom (attempt 2)") for row in WAITS]
 
 
 @pytest.mark.parametrize(
-    ("rows", "at_work", "columns", "kept"),
+    ("rows", "is_live", "columns", "kept"),
     [
         (WAITS, True, 200, ["JOB", "LOSS", "STEP", *AXES, "PARAMS", "ELAPSED", "NODE", "REASON"]),
         (WAITS, True, 100, ["JOB", "LOSS", "STEP", "DIM", "N_HEADS", "ELAPSED", "REASON"]),
@@ -232,16 +232,16 @@ DONE = [(*row[:1], "failed", *row[2:-1], "oom (attempt 2)") for row in WAITS]
     ],
 )
 def test_narrow_terminal_drops_last_why_something_waits(
-    rows: list[tuple[str | None, ...]], at_work: bool, columns: int, kept: list[str]
+    rows: list[tuple[str | None, ...]], is_live: bool, columns: int, kept: list[str]
 ) -> None:
     names = [name.lower() for name in AXES]
-    drawn = build_table(evaluation_columns(names, at_work=at_work), rows, columns)
+    drawn = build_table(evaluation_columns(names, is_live=is_live), rows, columns)
     assert [column.header for column in drawn.columns] == ["EVAL", "STATE", *kept]
     with io.StringIO() as file:
         Console(file=file, width=columns).print(drawn)
         text = file.getvalue()
     # Wrapped between words alone.
-    assert not at_work or "QOSMaxSubmitJobPerUserLimit" in text
+    assert not is_live or "QOSMaxSubmitJobPerUserLimit" in text
 
 
 def ids(done: subprocess.CompletedProcess[str]) -> list[str]:

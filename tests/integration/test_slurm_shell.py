@@ -122,7 +122,7 @@ def test_filters_of_a_profile_hide_no_waiting_job_and_keep_none_from_being_cance
     wrapped = CommandLine(folder=held.folder, environment={**held.environment, "PATH": path})
     failed = wrapped(*cancel)
     assert failed.returncode == 5
-    assert f"of their jobs {len(jobs)} are still there" in failed.stderr
+    assert f"{len(jobs)} of their jobs still exist" in failed.stderr
     told = json.loads(failed.stdout)["still_there"]
     assert {(row["job"], row["now"]) for row in told} == {(job, "waiting") for job in jobs}
     done = held(*cancel)
