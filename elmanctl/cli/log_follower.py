@@ -17,6 +17,7 @@ from elmanctl.run.progress import heartbeat_age_s, heartbeat_timeout_s, read_tab
 _FOLLOW_S = 0.5
 _BLOCK_BYTES = 1 << 20
 
+# The shortest heartbeat timeout: a shared file system may show a heartbeat late.
 _MIN_TIMEOUT_S = 60.0
 
 # Before its first heartbeat a worker imports torch, possibly from a slow disk.
