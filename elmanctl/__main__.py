@@ -28,7 +28,7 @@ def main() -> None:
     try:
         code = _run()
     except KeyboardInterrupt:
-        # While modules are imported nobody else hears of it.
+        # While modules are imported nothing else handles it.
         code = INTERRUPTED
     with contextlib.suppress(AttributeError, BrokenPipeError):
         # Under a test stdout may be no file.
@@ -85,7 +85,7 @@ def _run() -> int:
     except typer.Abort:
         return INTERRUPTED
     except SystemExit as exc:
-        # Typer and rich leave so when nobody reads on, as in `elmanctl status | head -1`.
+        # Typer and rich exit so when the reader has gone, as in `elmanctl status | head -1`.
         return 0 if _reader_is_gone() or not isinstance(exc.code, int) else exc.code
     except OSError as exc:
         logger.debug("where it happened", exc_info=True)
@@ -111,7 +111,7 @@ def _describe_os_error(error: OSError) -> ElmanError:
 
 
 def _reader_is_gone() -> bool:
-    """Whether stdout is a pipe that nobody reads any more."""
+    """Whether stdout is a pipe without a reader."""
     try:
         descriptor = sys.stdout.fileno()
     except (AttributeError, OSError, ValueError):

@@ -7,7 +7,7 @@ COMPLETION_VARIABLE = "_ELMANCTL_COMPLETE"
 CONFIG_NAME = "elman.toml"
 ENVIRONMENT_PREFIX = "ELMAN_"
 
-# Set in a worker's environment so that processes can be told apart; never read by users.
+# Set in the environment of a worker to identify its process; not for users.
 LOCAL_JOB_VARIABLE = "ELMAN_LOCAL_JOB"
 
 # Slurm sets them for all that runs inside a job: its id.
@@ -16,7 +16,7 @@ ALLOCATION_VARIABLES = ("SLURM_JOB_ID", "SLURM_JOBID")
 # Which clusters Slurm's commands speak to, where there are several.
 CLUSTERS_VARIABLE = "SLURM_CLUSTERS"
 
-# Set to 1 by a user who means to work in a folder that somebody else may write to.
+# Set to 1 by a user who means to work in a folder that other users may write to.
 TRUST_VARIABLE = "ELMAN_TRUST_OWNER"
 
 # What brings the extras of pyproject.toml to any installation: no index has elmanctl itself.

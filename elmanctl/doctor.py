@@ -1,4 +1,4 @@
-"""What this machine has of all that elmanctl may need, and what to do about the rest."""
+"""Diagnosis of this machine: the parts that elmanctl may need, and the fix for each missing one."""
 
 import importlib.util
 import os

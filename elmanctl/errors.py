@@ -6,7 +6,7 @@ ElmanError                exit 1
 ├── InvalidConfiguration  exit 2   a model configuration that cannot be built or run
 ├── NotFound              exit 3   no such run, evaluation, model or file
 ├── EnvironmentNotReady   exit 4   no sbatch, no torch, no data, no such partition
-├── ForeignFolder         exit 4   a folder that somebody else may write to
+├── ForeignFolder         exit 4   a folder that other users may write to
 ├── LedgerError           exit 1
 │   ├── LedgerCorrupt              damage that is not a torn last line
 │   ├── LedgerLocked               another process holds the run's lease
@@ -67,7 +67,7 @@ class EnvironmentNotReady(ElmanError):
 
 
 class ForeignFolder(ElmanError):
-    """A file or folder that belongs to somebody else, or that everybody may write to."""
+    """A file or folder that another user owns, or that all users may write to."""
 
     exit_code = 4
 
@@ -113,7 +113,7 @@ class SearchPaused(ElmanError):
 
 
 class Faults:
-    """Collects the errors of checks that do not depend on each other, to tell all at once.
+    """Collects the errors of independent checks, to report all at once.
 
     Each check stands in a `with faults:` of its own, `raise_any` after the last.
     """
@@ -146,7 +146,7 @@ class Faults:
 
 
 def together(faults: Sequence[ElmanError]) -> ElmanError:
-    """Return one error that tells of several; of one, that one."""
+    """Return one error that reports several; of one, that one."""
     first = faults[0]
     if len(faults) == 1:
         return first

@@ -1,4 +1,4 @@
-"""Paths as the user writes them: absolute, and with their links, which lead elsewhere on a node.
+"""Absolute paths as the user writes them, with their links, which may lead elsewhere on a node.
 
 A home may be a link on the login node and a mount on the nodes: what a link leads to here is then
 no path there.  The kernel knows the working folder without links only; the shell keeps the name
@@ -13,7 +13,7 @@ from pathlib import Path
 def working_folder() -> Path:
     """Return the working folder under the name by which the user entered it."""
     named = Path(os.environ.get("PWD", ""))
-    # Whoever changes the folder need not change the variable.
+    # A program that changes the folder need not change the variable.
     if named.is_absolute() and ".." not in named.parts and _is_same(named, Path()):
         return named
     return Path.cwd()

@@ -1,4 +1,4 @@
-"""What sbatch would read from the user's environment: defaults of `[slurm]`, by one table; pure.
+"""Defaults of `[slurm]` from the environment variables that sbatch reads; one table, pure.
 
 elmanctl lets no variable reach sbatch, where it would outrank the script.  What sites tell people
 to put into their profile, an account above all, is a setting here, below every file and flag.

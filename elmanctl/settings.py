@@ -1,4 +1,4 @@
-"""Every setting: type, default, bounds, meaning; the values of one run are a `Settings`."""
+"""The settings: type, default, bounds and meaning of each; those of one run are a `Settings`."""
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields

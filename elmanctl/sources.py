@@ -1,4 +1,4 @@
-"""Where settings can be set: files, presets, resource templates; each a flat table of values."""
+"""Sources of settings: files, presets, resource templates; each a flat table of values."""
 
 import re
 import tomllib

@@ -160,7 +160,8 @@ def _ask_controller(
         return None
     answer = dict(found)
     if "error" in answer and "exit_code" in answer:
-        error = ElmanError(answer["error"], hint=answer.get("hint"))
-        error.exit_code = int(answer["exit_code"])  # type: ignore[misc]
+        advice = answer.get("hint")
+        error = ElmanError(str(answer["error"]), hint=None if advice is None else str(advice))
+        error.exit_code = int(str(answer["exit_code"]))  # type: ignore[misc]
         raise error
     return {**answer, "by_controller": True}

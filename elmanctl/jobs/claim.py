@@ -67,7 +67,9 @@ def take_claim(path: Path, worker: Worker) -> Claim:
         return Claim(is_ours=True)
     except FileExistsError:
         holder = parse_object(read_small(path))
-    if holder["job_id"] != worker.job_id or holder["restart"] >= worker.restart:
+    restart = holder["restart"]
+    is_later = isinstance(restart, int) and restart < worker.restart
+    if holder["job_id"] != worker.job_id or not is_later:
         return Claim(is_ours=False, earlier=holder)
     write_json(path, record)
     return Claim(is_ours=True, earlier=holder)

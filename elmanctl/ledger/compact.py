@@ -1,7 +1,6 @@
-"""Records to short plain JSON and back, by their types alone.
+"""Positional codec of records for derived files, which are rewritten when the code changes.
 
-For files that are made again when the code changes: a record is the list of its fields' values,
-in order and without names, so nothing here has to be told of a new field.
+A record is the list of its fields' values, in order and without names.
 """
 
 import types
@@ -10,12 +9,13 @@ from collections.abc import Callable, Mapping
 from dataclasses import fields, is_dataclass
 from enum import StrEnum
 from functools import cache
-from typing import Any
+from typing import Any, TypeVar
 
+_T = TypeVar("_T")
 _Reader = Callable[[Any], Any]
 
 
-def squeeze(value: object) -> Any:
+def squeeze(value: object) -> object:
     """Return a record, or anything made of records, as plain JSON data."""
     if isinstance(value, StrEnum):
         return value.value
@@ -28,13 +28,14 @@ def squeeze(value: object) -> Any:
     return value
 
 
-def restore(kind: Any, data: Any) -> Any:
+def restore(kind: type[_T], data: object) -> _T:
     """Return what `squeeze` was given, which was of the type `kind`.
 
     Raises ValueError or TypeError for data of another shape; what is inside a plain JSON value
     is not checked.
     """
-    return _reader(kind)(data)
+    restored: _T = _reader(typing.cast(Any, kind))(data)
+    return restored
 
 
 @cache

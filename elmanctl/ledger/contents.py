@@ -1,4 +1,4 @@
-"""What a ledger file holds, read by anybody at any time."""
+"""Lock-free reader of a ledger file: accepted events, a torn last line, damage."""
 
 from contextlib import suppress
 from dataclasses import dataclass
@@ -29,7 +29,7 @@ _BLOCK_BYTES = 1 << 20
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LedgerContents:
-    """What a ledger holds: the accepted events, and the bytes of a torn last line.
+    """The contents of a ledger: the accepted events, and the bytes of a torn last line.
 
     The first `good_size_bytes` bytes of the file are whole lines, except that the last of them
     has no newline where `lacks_newline` says so.  The line of the last accepted event begins at
@@ -50,7 +50,7 @@ class LedgerContents:
 
 
 def read_events(path: Path) -> LedgerContents:
-    """Read a ledger without writing anything and without waiting for anybody.
+    """Read a ledger without writing anything and without waiting for a lock.
 
     Raises NotFound when there is none, LedgerCorrupt for damage elsewhere than in a torn last
     line, LedgerTooNew for a newer format, LedgerError when the file cannot be read.
@@ -136,7 +136,7 @@ def accept(events: list[Event], event: Event, first: int = 1) -> int:
 
     A writer of a newer fence numbers its events from what it saw.  Events of an older fence that
     reached the file after that, before its first one or later, were never seen by it: they do
-    not count, and `LedgerWriter.write` raised LeaseLost to whoever wrote them.
+    not count, and `LedgerWriter.write` raised LeaseLost in their writer.
     """
     fence = events[-1].fence if events else 0
     if event.fence < fence:

@@ -1,4 +1,4 @@
-"""What a run takes on disk, and what is left."""
+"""Disk use of a folder, and the free space and inodes of its file system."""
 
 import errno
 import logging
@@ -33,7 +33,7 @@ _NAMES = (
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Found:
-    """One file or folder below another one: its names from there, and what it is."""
+    """A file or folder below another one: its path from there, and its status."""
 
     parts: tuple[str, ...]
     status: os.stat_result
@@ -46,7 +46,7 @@ class Found:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Space:
-    """What this user can still write somewhere; None for inodes where they are not counted."""
+    """The space that this user can still write to; None for inodes where they are not counted."""
 
     free_bytes: int
     free_inodes: int | None
@@ -54,7 +54,7 @@ class Space:
 
     @property
     def usable_bytes(self) -> int:
-        """What the file system and the quota both allow."""
+        """The bytes that the file system and the quota both allow."""
         left = self.quota.left_bytes
         return self.free_bytes if left is None else min(self.free_bytes, left)
 
@@ -78,8 +78,8 @@ def category_of(name: str) -> str:
 def walk(folder: Path, *, passes_locked: bool = False) -> Iterator[Found]:
     """Yield everything below `folder`, which may itself be named by a link; no link is followed.
 
-    What vanishes meanwhile is passed over, and so is what is mounted below, though it be of the
-    same file system, and what lies below 64 folders: each of them is a descriptor that is held.
+    Entries that vanish meanwhile are skipped, and so are mount points below, even of the same
+    file system, and everything below 64 nested folders: each of them holds a descriptor open.
     Raises LedgerError when a folder cannot be read, unless `passes_locked` lets those pass that
     this user may not read.
     """

@@ -1,4 +1,4 @@
-"""Running totals of what the attempts of a run left on disk."""
+"""Running totals of the bytes that the attempts of a run left on disk."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace

@@ -1,4 +1,4 @@
-"""One event of a run as one line of the ledger, each line with its own checksum.
+"""Line format of the ledger: one event a line, each line with its own checksum.
 
 A line is `{"v":1,"seq":N,"at":"...","fence":N,"kind":"...","data":{...},"crc":"8 hex"}`: ASCII,
 no blanks, keys in this order.  `crc` is the CRC-32 of the line's own bytes before `,"crc"`, so a
@@ -30,7 +30,7 @@ class DamagedLine(ValueError):
 
 
 class MalformedEvent(ValueError):
-    """A line whose checksum is right and whose contents are not an event."""
+    """A line with a right checksum that does not hold an event."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,4 +1,4 @@
-"""Writing files so that a reader never sees half of one; reading what others may have put there."""
+"""Atomic, durable writing of files, and bounded reading of files that others may have written."""
 
 import errno
 import json
@@ -90,7 +90,7 @@ def encode_json(obj: Mapping[str, object]) -> bytes:
     return text.encode("ascii") + b"\n"
 
 
-def read_json(path: Path) -> dict[str, Any] | None:
+def read_json(path: Path) -> dict[str, object] | None:
     """Return the JSON object in `path`, or None when there is no such file.
 
     Raises DamagedFile (a ValueError) when the file holds anything but one JSON object.
@@ -106,10 +106,10 @@ def read_json(path: Path) -> dict[str, Any] | None:
 
 
 def open_regular(path: Path) -> BinaryIO:
-    """Open a file for reading that somebody else may have put there.
+    """Open a file for reading that another user may have put there.
 
-    Raises OSError, for what is no regular file too: who opens a pipe waits for its writer, perhaps
-    for ever, and a device has no end.
+    Raises OSError, for anything but a regular file too: opening a pipe blocks until it has a
+    writer, and a device has no end.
     """
     descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
     try:
@@ -122,7 +122,7 @@ def open_regular(path: Path) -> BinaryIO:
 
 
 def read_small(path: Path, limit_bytes: int = SMALL_BYTES) -> bytes:
-    """Return what a file holds that has no reason to be large.
+    """Return the contents of a file that has no reason to be large.
 
     Raises OSError, for a file above `limit_bytes` and for what is no regular file too.
     """
@@ -133,7 +133,7 @@ def read_small(path: Path, limit_bytes: int = SMALL_BYTES) -> bytes:
     return data
 
 
-def parse_object(data: bytes) -> dict[str, Any]:
+def parse_object(data: bytes) -> dict[str, object]:
     """Read one JSON object strictly: UTF-8, no key twice, no number that is not finite."""
     try:
         value = json.loads(
@@ -163,7 +163,7 @@ def sync_folder(folder: Path) -> None:
 
 
 def _write_temporary(path: Path, data: bytes) -> Path:
-    """Write `data` durably to a new file beside `path`, under a name nobody else uses."""
+    """Write `data` durably to a new file beside `path`, under a unique name."""
     temporary = path.with_name(f".{path.name}.{os.urandom(8).hex()}.tmp")
     try:
         with temporary.open("xb") as file:

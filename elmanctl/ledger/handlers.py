@@ -68,7 +68,7 @@ def _points_asked(event: payloads.PointsAsked, state: RunState, at: str) -> None
     if generation not in (max(0, state.generation), state.generation + 1):
         raise LedgerCorrupt(f"generation {generation} is asked after {state.generation}")
     if generation in state.told:
-        raise LedgerCorrupt(f"generation {generation} is asked for more after it was told")
+        raise LedgerCorrupt(f"generation {generation} is extended after it was reported")
     for plan in event.evaluations:
         if plan.id in state.evaluations:
             raise LedgerCorrupt(f"{plan.id} is asked twice")
@@ -219,7 +219,7 @@ def _node_readmitted(event: payloads.NodeReadmitted, state: RunState, at: str) -
 def _generation_told(event: payloads.GenerationTold, state: RunState, at: str) -> None:
     generation = event.generation
     if not 0 <= generation <= state.generation or generation in state.told:
-        raise LedgerCorrupt(f"generation {generation} is told, which was not asked or is told")
+        raise LedgerCorrupt(f"generation {generation} is reported before it was asked, or twice")
     for name, _ in event.told:
         _evaluation(state, name)
     state.told[generation] = list(event.told)

@@ -1,4 +1,4 @@
-"""Who holds a lease, and whether that process still lives."""
+"""The holder of a lease, and the check whether that process is alive."""
 
 import json
 import os
@@ -36,7 +36,7 @@ def this_process(host: str, fence: int) -> Holder:
     pid = os.getpid()
     start = _process_start(pid)
     if start is None:
-        raise LedgerError("cannot read /proc, which tells a living controller from a dead one")
+        raise LedgerError("cannot read /proc, which shows whether a controller is alive")
     return Holder(
         host=host,
         boot_id=_boot_id(),

@@ -1,4 +1,4 @@
-"""The lease `lease.json`: which process may write to a run.
+"""The lease `lease.json`, held by the one process that may write to a run.
 
 No `fcntl` lock, because on NFS those are granted to two holders at once.  The lease is a file
 made by `link`, which the server does or refuses as one operation.  It names its holder, so that a
@@ -107,7 +107,7 @@ class Lease:
 
     @property
     def fence(self) -> int:
-        """The number of this lease, higher than that of any lease under which anybody wrote."""
+        """The number of this lease, higher than that of every lease that wrote before it."""
         return self.holder.fence
 
     def check(self) -> None:
@@ -174,7 +174,7 @@ class Lease:
 
 
 def read_holder(folder: Path) -> Holder | None:
-    """Return who holds the lease of the run in `folder`, dead or alive, or None for nobody.
+    """Return the holder of the lease of the run in `folder`, dead or alive, or None.
 
     Raises LedgerCorrupt when the lease cannot be understood.
     """
@@ -219,10 +219,10 @@ def _place(path: Path, holder: Holder) -> Lease | None:
     asides = {aside: _look(aside) for aside in path.parent.glob(_ASIDE)}
     for aside, found in asides.items():
         if found is None or found.raw == raw:
-            # Gone, or our own, which whoever moved it is about to put back.
+            # Gone, or our own, which the process that moved it is about to put back.
             continue
         if found.holder is not None and found.holder.fence >= holder.fence:
-            # Somebody had this number between our look and our link.
+            # Another process took this number between our look and our link.
             lease.release()
             return None
         aside.unlink(missing_ok=True)
@@ -288,5 +288,5 @@ def _locked(found: _Found, stale_s: float) -> LedgerLocked:
 
 def _name(found: _Found | None) -> str:
     if found is None:
-        return "nobody who left a name"
+        return "an unknown holder"
     return str(found.holder) if found.holder is not None else "a holder whose lease is damaged"

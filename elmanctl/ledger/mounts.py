@@ -1,4 +1,4 @@
-"""What is mounted where, as the kernel lists it for this process."""
+"""The mount table of this process, and the file system of a path."""
 
 import os
 import re
@@ -16,7 +16,7 @@ class Mount:
 
     @property
     def is_shared(self) -> bool:
-        """Whether other machines see the same files, as far as the type tells."""
+        """Whether other machines see the same files, judged by the type of the file system."""
         if self.kind in _OF_ONE_MACHINE:
             return False
         return self.kind in _SHARED or self.kind.startswith("fuse")
@@ -47,7 +47,7 @@ def find_mount(path: Path) -> Mount:
 
 
 def mounts() -> Iterator[Mount]:
-    """Yield what is mounted, in order; any user may have mounted something under any name."""
+    """Yield the mounts, in order; any user may have mounted something under any name."""
     for line in Path("/proc/self/mountinfo").read_bytes().split(b"\n"):
         before, _, after = line.partition(b" - ")
         fields = before.split(b" ")

@@ -1,4 +1,4 @@
-"""A dict that is tried out on top of another one, which stays as it is."""
+"""Copy-on-write overlay over a dictionary."""
 
 from collections.abc import Iterator, MutableMapping
 from typing import Generic, TypeVar
@@ -12,7 +12,7 @@ _GONE = object()
 class Overlay(MutableMapping[_Key, _Value], Generic[_Key, _Value]):
     """Reads what `base` holds until it is written here; costs nothing per key of `base`.
 
-    `looked_up` are the keys of `base` that anybody asked for.
+    `looked_up` are the keys of `base` that were read.
     """
 
     def __init__(self, base: MutableMapping[_Key, _Value]) -> None:

@@ -1,4 +1,4 @@
-"""What a quota leaves to this user, where a command of this machine tells.
+"""The remaining disk quota of this user, by the commands of this machine.
 
 `lfs quota` is asked on Lustre, `quota` elsewhere, each at most once a minute and file system.
 """
@@ -27,9 +27,9 @@ _EXPIRED = ("none", "expired")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Quota:
-    """What the quota of this user says; `left` is None for what it does not limit.
+    """The remaining quota of this user; None where it does not limit.
 
-    `note` says who told it, or why nobody could.
+    `note` names the command that reported it, or the reason why none could.
     """
 
     left_bytes: int | None = None
@@ -66,7 +66,7 @@ def _ask(mount: Mount) -> Quota:
         return Quota(note=f"no quota known: `{command[0]}` cannot be run: {exc}")
     except NoAnswer as exc:
         return Quota(note=f"no quota known: {exc}")
-    # `quota` ends with 1 for somebody who is over a limit, and still prints the table.
+    # `quota` exits with 1 for a user who is over a limit, and still prints the table.
     return read_answer(done.stdout, mount.point, command[0])
 
 
@@ -85,7 +85,7 @@ def read_answer(text: str, mount_point: str, command: str) -> Quota:
                 left_inodes=inodes,
                 note=f"by `{command}`",
             )
-    return Quota(note=f"`{command}` tells of no quota on {mount_point}")
+    return Quota(note=f"`{command}` reports no quota on {mount_point}")
 
 
 def _left(cells: Sequence[str]) -> int | None:

@@ -10,7 +10,7 @@ from elmanctl.ledger.shared_keys import SharedKeys
 
 
 class State(StrEnum):
-    """Where an evaluation or an attempt stands."""
+    """The state of an evaluation or of an attempt."""
 
     CREATED = "created"
     SUBMITTED = "submitted"
@@ -21,12 +21,12 @@ class State(StrEnum):
 
     @property
     def is_finished(self) -> bool:
-        """Whether nothing more will happen unless somebody asks for it."""
+        """Whether nothing more happens without a request."""
         return self in (State.COMPLETED, State.FAILED, State.CANCELLED)
 
 
 class VerdictKind(StrEnum):
-    """How an attempt ended."""
+    """The way an attempt ended."""
 
     COMPLETED = "completed"
     DIVERGED = "diverged"
@@ -46,7 +46,7 @@ class VerdictKind(StrEnum):
 
 
 class EvidenceSource(StrEnum):
-    """Who says so, most trusted first."""
+    """The source of evidence, most trusted first."""
 
     RESULT = "result"
     EXIT = "exit"
@@ -68,7 +68,7 @@ class Evidence:
 
 
 class Confidence(StrEnum):
-    """How sure a verdict is."""
+    """The confidence of a verdict."""
 
     CERTAIN = "certain"  # the worker's own word, or the scheduler names the cause
     LIKELY = "likely"  # an exit code, a signal or a line of a log that is understood
@@ -76,7 +76,7 @@ class Confidence(StrEnum):
 
 
 class Cause(StrEnum):
-    """Whose memory or which time ran out, or what failed that is neither code nor setup."""
+    """The cause of a verdict: whose memory or which limit ran out, or which other part failed."""
 
     HOST = "host"
     GPU = "gpu"
@@ -89,7 +89,7 @@ class Cause(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Verdict:
-    """What happened to an attempt, and the observations that say so.
+    """The verdict on an attempt, and the evidence it rests on.
 
     `cause` is host, gpu or neighbour for `oom`, device for a `cuda_error` of broken hardware,
     scheduler for an `environment` where the scheduler did not answer its own job, arguments where
@@ -134,7 +134,7 @@ class Attempt:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Answer:
-    """How an evaluation ended that was not trained: as the earlier one, `by`, had ended.
+    """The ending of a repeat that was not trained: as the earlier evaluation, `by`, had ended.
 
     `verdict` is None where that one was cancelled before any verdict; `step` is where it diverged.
     `saved_s` and `saved_device_s` are what its last attempt cost.
@@ -225,7 +225,7 @@ class Evaluation(EvaluationPlan):
 
 
 class SubmissionState(StrEnum):
-    """Where a submission stands: an intention until the scheduler's answer is on record."""
+    """The state of a submission: intended until the scheduler's answer is on record."""
 
     INTENDED = "intended"
     ACCEPTED = "accepted"
@@ -295,7 +295,7 @@ class Submission(SubmissionIntent):
 class ExcludedNode:
     """A node that new submissions avoid until a moment; `at` is when that was decided.
 
-    `readmitted` tells that it was taken back because no other node was left.
+    `readmitted`: it may be used again because no other node was left.
     """
 
     node: str
@@ -306,7 +306,7 @@ class ExcludedNode:
 
 
 class RunStatus(StrEnum):
-    """Where a whole run stands."""
+    """The state of a run."""
 
     RUNNING = "running"
     PAUSED = "paused"

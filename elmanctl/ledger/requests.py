@@ -1,9 +1,9 @@
-"""The mailbox `requests/`: what commands ask of a controller that holds the lease.
+"""The mailbox `requests/` between commands and the controller that holds the lease.
 
 A request is `requests/<id>.json`, its answer `requests/<id>.answer.json`; both appear whole.  The
-controller records a request as `request_applied` before it answers; one whose id is on record
-already is answered again and not applied again.  A request of a process that has ended, or that
-nobody waits for any more, is removed and never applied.
+controller records a request as `request_applied` before it answers; a request whose id is on
+record is answered again, not applied again.  A request whose process has ended, or that has
+expired, is removed and never applied.
 """
 
 import logging
@@ -37,7 +37,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Request:
-    """What a command asks for; ids sort by time of asking.
+    """A command for the controller; ids sort by time.
 
     `asker` is the process that waits for the answer, until `expires_at`.
     """
@@ -52,7 +52,7 @@ class Request:
 
     @property
     def is_awaited(self) -> bool:
-        """Whether somebody may still wait for the answer."""
+        """Whether its process may still wait for the answer."""
         if self.asker is not None and is_gone(self.asker) is True:
             return False
         return self.expires_at is None or clock.now() < _moment(self.expires_at)
@@ -103,8 +103,8 @@ def leave_request(
 def pending_requests(folder: Path) -> list[Request]:
     """Return the requests that have no answer yet, oldest first.
 
-    A damaged one is renamed to `*.damaged`, with a warning in the log.  One that nobody waits
-    for is removed: its user was told nothing, and may have done something else since.
+    A damaged one is renamed to `*.damaged`, with a warning in the log.  An expired one is removed:
+    its user got no answer, and may have done something else since.
     """
     requests = []
     try:
@@ -126,14 +126,14 @@ def pending_requests(folder: Path) -> list[Request]:
 
 
 def answer_request(folder: Path, request: Request, answer: Mapping[str, object]) -> None:
-    """Leave the answer for whoever waits, then remove the request."""
+    """Leave the answer, then remove the request."""
     try:
         write_json(
             _answer_path(folder, request.id),
             encode(Answer(request=request.id, answer=answer)),
         )
     except IsADirectoryError as exc:
-        # Nobody will read it there; the request is on record, and must not be met again for ever.
+        # It cannot be read there; the request is on record, and must not be met again for ever.
         logger.warning("request %s has no answer: %s", request.id, exc)
     except OSError as exc:
         raise LedgerError(f"cannot answer request {request.id}: {exc.strerror}") from exc
@@ -150,10 +150,10 @@ def wait_for_answer(
     timeout_s: float,
     poll_s: float,
     is_alive: Callable[[], bool],
-) -> Mapping[str, Any] | None:
+) -> Mapping[str, object] | None:
     """Return the answer to a request and remove it; None when there is none in time.
 
-    Gives up early once `is_alive` says that the controller is gone; whoever then takes the lease
+    Gives up early once `is_alive` says that the controller is gone; the next holder of the lease
     looks for the request in `RunState.applied_requests` before applying it.  Raises
     LedgerCorrupt when the answer is damaged.
     """

@@ -1,4 +1,4 @@
-"""Room held back on disk for the moment when there is none.
+"""Disk space held in reserve for a full disk.
 
 A full disk takes away what is needed to get out of it: a lease is a file, and so is a result.  A
 run therefore keeps a few small files whose blocks are really allocated.  Giving them up makes

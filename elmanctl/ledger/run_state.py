@@ -1,4 +1,4 @@
-"""All that is known of a run at one moment, and the questions asked of it."""
+"""The state of a run at one event, with its running totals."""
 
 from bisect import insort
 from collections.abc import Iterator, Mapping
@@ -24,7 +24,7 @@ LEADERS = 10
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Note:
-    """A remark that somebody left in the ledger."""
+    """A remark in the ledger."""
 
     at: str
     text: str
@@ -32,30 +32,27 @@ class Note:
 
 @dataclass(slots=True, kw_only=True)
 class RunState:
-    """All that is known of a run.  Only `apply` changes it; the records in it are immutable.
+    """The state of a run.  Only `apply` changes it; the records in it are immutable.
 
-    `run` is empty before the first event.  `reason` is why it stands still, `advice` what to do
-    about it.  `generation` is the newest that was asked, `generations` how many the search is to
-    make.  `told` maps a generation to what the optimizer was told, in order; `refused` maps it to
-    the number of points refused while it was asked.  `controller` is the newest controller: host,
-    pid, at.  `changes` maps `section.key` to what replaces a
-    setting, `freed_bytes` an evaluation, or "" for what belongs to none, to the bytes that
-    cleaning freed, `disk` the totals of what attempts left, `excluded_nodes` a node to why and
-    until when it is avoided, also when that is over.  `failures_in_a_row` names the (evaluation,
-    attempt) that failed since an attempt completed, the run paused or an evaluation was reopened,
-    in the order in which they ended.
+    `run` is empty before the first event; `reason` is why the run stands still, `advice` the next
+    thing to do.  `generation` is the newest one asked, `generations` the length of the search.
+    `told` maps a generation to the values reported to the optimizer, `refused` to the points
+    refused while it was asked.  `controller` is the newest one: host, pid, at.  `changes` maps
+    `section.key` to the value that replaces a setting, `freed_bytes` an evaluation, or "" for
+    none, to the bytes that cleaning freed, `excluded_nodes` a node to its newest exclusion, past
+    ones included.  `failures_in_a_row` names the (evaluation, attempt) that failed since an
+    attempt completed, the run paused or an evaluation was reopened, in the order of their ends.
 
-    Running sums, so that nobody has to look through all attempts: `spent` by verdict what ended
-    attempts cost, `saved` what repeats would have cost, `answered` how many there were, `trained`
-    how many evaluations ever had a job, `wall_s` how long controllers were at work.  `repeats`
-    maps an evaluation to those of the same configuration, in order.
+    Running sums: `spent` is the cost of ended attempts by verdict, `saved` that of the jobs that
+    answered repeats did without, `answered` their number, `trained` the evaluations that ever had
+    a job, `wall_s` the working time of controllers, `disk` the bytes of attempts.  `repeats` maps
+    an evaluation to those of the same configuration, in order.
 
-    The rest follows from these and is kept in step with them, so that nothing that is asked often
-    costs more in a long run than in a short one: `totals` are the sums of `counted`, `positions`
-    the order of the evaluations, `waiting` names those that need an attempt, `live` those that have
-    a live one, also where they were cancelled, `members` those of each generation, `intended` the
-    submissions without an answer, `leaders` the best ones as (loss, generation, id).  A value in a
-    dict is replaced and never changed in place.
+    The rest are indexes over these, so that no query gets slower with the length of a run:
+    `totals` are the sums of `counted`, `positions` the order of the evaluations, `waiting` those
+    that need an attempt, `live` those that have a live one, also where they were cancelled,
+    `members` those of each generation, `intended` the submissions without an answer, `leaders` the
+    best as (loss, generation, id).  A value in a dict is replaced, never changed in place.
     """
 
     run: Mapping[str, Any] = field(default_factory=dict)
@@ -158,7 +155,7 @@ class RunState:
 
     @property
     def newest_settled(self) -> int:
-        """How many of the newest generation are decided, replaced ones and told ones left out."""
+        """How many of the newest generation are decided, replaced and reported ones left out."""
         if self.generation in self.told:
             return 0
         members = self.generation_members(self.generation)

@@ -1,4 +1,4 @@
-"""Reading a ledger to its end whatever is wrong with it: what is intact, and what is not."""
+"""Fault-tolerant scan of a ledger to its end: intact events and faults."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field

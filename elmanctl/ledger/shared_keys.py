@@ -1,4 +1,4 @@
-"""A read-only mapping that shares its keys with its likes.
+"""A read-only mapping that shares its keys with other mappings of the same keys.
 
 A ledger holds a configuration and a result for each evaluation, all with the same twenty keys: as
 dictionaries they are half of a controller's memory that grows with the search.
@@ -17,7 +17,7 @@ class SharedKeys(Mapping[str, Any]):
 
     __slots__ = ("_index", "_values")
 
-    def __init__(self, mapping: Mapping[str, Any]) -> None:
+    def __init__(self, mapping: Mapping[str, object]) -> None:
         keys = tuple(mapping)
         index = _indexes.get(keys)
         if index is None:

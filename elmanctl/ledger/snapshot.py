@@ -1,4 +1,4 @@
-"""`snapshot.json`: what a run came to up to one event, so that a reader need not replay it all.
+"""`snapshot.json`: the summary of a run up to one event, which saves readers a full replay.
 
 The file is derived and may be removed at any time.  The holder of the lease writes it whenever
 the ledger has grown by `EVERY_BYTES`.  A reader takes it only when the line of the ledger that it
@@ -18,6 +18,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from elmanctl.codec import decode, encode, json_field
 from elmanctl.errors import LedgerCorrupt, LedgerError, NotFound
 from elmanctl.ledger.compact import restore, squeeze
 from elmanctl.ledger.contents import LONGEST_LINE_BYTES, parse, read_lines
@@ -50,6 +51,17 @@ _MAKERS = (
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class _File:
+    """The contents of a snapshot; `last_line_at` is where the line of its last event begins."""
+
+    code: str
+    last_line_at: int
+    line_crc: str
+    state: Mapping[str, object]
+    crc: str = json_field(default="", omit=True)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class LoadedSummary:
     """A run in brief as a reader finds it, and a warning where the ledger is not quite whole."""
 
@@ -63,7 +75,7 @@ class _Unfit(ValueError):
 
 
 def load_summary(folder: Path) -> LoadedSummary:
-    """Read a run in brief; writes nothing, waits for nobody, and reads little where it can.
+    """Read the summary of a run, from its snapshot where there is one; writes and locks nothing.
 
     Raises NotFound, LedgerCorrupt, LedgerTooNew.
     """
@@ -93,17 +105,17 @@ def read_snapshot(folder: Path) -> tuple[int, RunState] | None:
     body, found_seal = raw[:-19], raw[-19:-1]
     if raw[-1:] != b"\n" or found_seal != seal(body):
         raise _Unfit(f"{SNAPSHOT_FILE} is damaged: the checksum does not match")
-    data = parse_object(raw)
-    if data["code"] != _fingerprint():
+    data = decode(_File, parse_object(raw), SNAPSHOT_FILE, LedgerCorrupt)
+    if data.code != _fingerprint():
         return None
     hints = typing.get_type_hints(RunState)
-    state = RunState(**{name: restore(hints[name], data["state"][name]) for name in hints})
+    state = RunState(**{name: restore(hints[name], data.state[name]) for name in hints})
     with open_regular(folder / LEDGER_FILE) as file:
-        file.seek(data["last_line_at"])
+        file.seek(data.last_line_at)
         line = file.readline(LONGEST_LINE_BYTES).removesuffix(b"\n")
-    if _identity(line) != [state.seq, state.fence, data["line_crc"]]:
+    if _identity(line) != [state.seq, state.fence, data.line_crc]:
         raise _Unfit(f"{SNAPSHOT_FILE} is of another ledger")
-    return data["last_line_at"], state
+    return data.last_line_at, state
 
 
 def _from_snapshot(folder: Path, path: Path) -> LoadedSummary | None:
@@ -201,8 +213,8 @@ def encode_snapshot(
         )
         for each in fields(RunState)
     }
-    data = {"code": _fingerprint(), "last_line_at": last_line_at, "line_crc": crc, "state": part}
-    body = json.dumps(data, separators=(",", ":"), allow_nan=False).encode("ascii")[:-1]
+    file = _File(code=_fingerprint(), last_line_at=last_line_at, line_crc=crc, state=part)
+    body = json.dumps(encode(file), separators=(",", ":"), allow_nan=False).encode("ascii")[:-1]
     return body + seal(body) + b"\n"
 
 
@@ -277,7 +289,7 @@ def _bytes(path: Path) -> bytes | None:
 
 @cache
 def _fingerprint() -> str:
-    """Return what tells the code that makes a state from any other."""
+    """Return the checksum of the modules that make a state of events."""
     package = Path(__file__).parent
     digest = hashlib.sha256()
     for name in _MAKERS:

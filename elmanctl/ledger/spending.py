@@ -1,4 +1,4 @@
-"""What attempts cost: the seconds they ran, and device-seconds by the GPUs they asked for."""
+"""The cost of attempts: seconds, and device-seconds by the GPUs they requested."""
 
 import re
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""The state of a run, which is nothing but its events applied one after the other."""
+"""Replay: the state of a run is its events applied in order."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -39,7 +39,7 @@ class LoadedRun:
 
 
 def load_run(folder: Path) -> LoadedRun:
-    """Read the ledger in a run's folder; writes nothing and waits for nobody.
+    """Read the ledger in a run's folder; writes nothing and takes no lock.
 
     Raises NotFound, LedgerCorrupt, LedgerTooNew.
     """
@@ -131,7 +131,7 @@ def apply(state: RunState, event: Event) -> None:
 def _worked_s(state: RunState, event: Event) -> float:
     """Return the seconds up to an event for which a controller was at work since the one before.
 
-    A controller that died is succeeded under another lease: the time between them is nobody's.
+    A controller that died is replaced under another lease: the time between them does not count.
     """
     if state.status is not RunStatus.RUNNING or state.controller is None:
         return 0.0

@@ -1,4 +1,4 @@
-"""The file `ledger.jsonl`: made and appended to by the holder of the run's lease."""
+"""The single writer of `ledger.jsonl`, which holds the lease of the run."""
 
 import errno
 import logging
@@ -139,7 +139,7 @@ class LedgerWriter:
         self._broken = "the writer is closed"
 
     def _start_of_next(self) -> int:
-        """Return the size of the file, repaired if somebody else wrote to it meanwhile.
+        """Return the size of the file, repaired if another writer appended to it meanwhile.
 
         Only a writer that was deposed and does not know it yet can have done that.  Whole lines of
         it are skipped by readers; half a line would make ours unreadable.

@@ -1,4 +1,4 @@
-"""What `status` tells of a run: the same from its whole ledger and from a snapshot and the rest.
+"""The summary of a run for `status`, the same from its whole ledger as from a snapshot.
 
 A summary is made of the totals, which are kept with every event, and of the page: the evaluations
 that a person looks for first.
@@ -13,7 +13,7 @@ from elmanctl.ledger.records import Attempt, Evaluation, ExcludedNode, RunStatus
 from elmanctl.ledger.run_state import RunState, rank
 from elmanctl.ledger.spending import Spent
 
-# More rows than anybody reads; with them a snapshot stays under 1 MB.
+# Far more rows than are read; with them a snapshot stays under 1 MB.
 PAGE_ROWS = 1000
 
 

@@ -1,4 +1,4 @@
-"""What an event does to one record: pure steps that refuse what cannot have happened."""
+"""Pure transitions of evaluations and submissions, which refuse impossible events."""
 
 from collections.abc import Mapping
 from dataclasses import replace

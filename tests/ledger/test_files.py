@@ -121,4 +121,6 @@ def test_damaged_json_names_its_file(tmp_path: Path, data: bytes) -> None:
 def test_objects_share_the_strings_of_their_keys() -> None:
     one, other = (parse_object(b'{"a key of a table": {"loss_window_steps": 1}}') for _ in range(2))
     assert next(iter(one)) is next(iter(other))
-    assert next(iter(one["a key of a table"])) is next(iter(other["a key of a table"]))
+    inner, same = one["a key of a table"], other["a key of a table"]
+    assert isinstance(inner, dict) and isinstance(same, dict)
+    assert next(iter(inner)) is next(iter(same))

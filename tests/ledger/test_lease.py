@@ -155,7 +155,7 @@ def test_sign_of_life_is_given_at_most_so_often(tmp_path: Path) -> None:
 def test_deposed_holder_learns_who_took_over_and_takes_nothing_back(tmp_path: Path) -> None:
     lease = Lease.acquire(tmp_path)
     (tmp_path / LEASE_FILE).unlink()
-    with pytest.raises(LeaseLost, match="nobody"):
+    with pytest.raises(LeaseLost, match="an unknown holder"):
         lease.check()
     planted = plant(tmp_path, host="elsewhere", pid=4711)
     with pytest.raises(LeaseLost, match="process 4711 on elsewhere"):

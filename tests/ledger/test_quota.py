@@ -37,7 +37,7 @@ def test_row_of_lustre_is_read_over_two_lines_and_marks() -> None:
 
 
 def test_answer_without_the_mount_or_with_words_for_numbers_is_no_quota_and_says_so() -> None:
-    assert "tells of no quota" in read_answer(ANSWER, "/scratch", "quota").note
+    assert "reports no quota" in read_answer(ANSWER, "/scratch", "quota").note
     said = read_answer("/home none 1 2 3 4 5 6 7", "/home", "quota")
     assert said.left_bytes is None and "said none 1 2" in said.note
 
