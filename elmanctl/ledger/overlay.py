@@ -37,6 +37,14 @@ class Overlay(MutableMapping[_Key, _Value], Generic[_Key, _Value]):
         self[key]
         self._own[key] = _GONE
 
+    def write_back(self) -> None:
+        """Write into `base` what was written here."""
+        for key, value in self._own.items():
+            if value is _GONE:
+                self._base.pop(key, None)
+            else:
+                self._base[key] = value  # type: ignore[assignment]
+
     def __iter__(self) -> Iterator[_Key]:
         yield from (key for key in self._base if self._own.get(key) is not _GONE)
         yield from (k for k, v in self._own.items() if v is not _GONE and k not in self._base)

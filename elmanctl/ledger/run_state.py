@@ -223,6 +223,15 @@ class RunState:
         }
         return replace(self, **overlaid)  # type: ignore[arg-type]
 
+    def adopt(self, trial: "RunState") -> None:
+        """Become what a trial of this state has become."""
+        for name in _NAMES:
+            value = getattr(trial, name)
+            if isinstance(value, Overlay):
+                value.write_back()
+            else:
+                setattr(self, name, value)
+
     def _containers(self) -> Iterator[tuple[str, Any]]:
         for name in _NAMES:
             value = getattr(self, name)

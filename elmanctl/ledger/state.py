@@ -14,7 +14,7 @@ from elmanctl.ledger.overlay import Overlay
 from elmanctl.ledger.payloads import PAYLOADS, Payload, RunCreated, decode_payload, encode_payload
 from elmanctl.ledger.records import RunStatus
 from elmanctl.ledger.run_state import Note, RunState
-from elmanctl.ledger.store import LEDGER_FILE, RESTORE_HINT, LedgerWriter, read_events
+from elmanctl.ledger.store import LEDGER_FILE, RESTORE_HINT, Draft, LedgerWriter, read_events
 
 __all__ = [
     "LoadedRun",
@@ -59,14 +59,15 @@ def record(writer: LedgerWriter, state: RunState, payload: Payload) -> Event:
     """
     prepared = prepare(writer, state, payload)
     commit(writer, state, prepared)
-    return prepared.event
+    return prepared.draft.event
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Prepared:
-    """An event that can follow, and the evaluations on record that it is about."""
+    """An event that can follow, a state it was tried on, and the evaluations that it is about."""
 
-    event: Event
+    draft: Draft
+    trial: RunState
     evaluations: frozenset[str]
 
 
@@ -75,23 +76,23 @@ def prepare(writer: LedgerWriter, state: RunState, payload: Payload) -> Prepared
 
     Raises what `record` raises for an event that cannot follow.
     """
-    event = writer.draft(payload.event_kind(), **encode_payload(payload))
+    draft = writer.draft(payload.event_kind(), **encode_payload(payload))
     trial = state.trial()
     try:
-        apply(trial, event)
+        apply(trial, draft.event)
     except LedgerCorrupt as exc:
         raise LedgerError(
             f"refused to write {exc.message}",
             hint="nothing was written; this is a fault of elmanctl",
         ) from exc
     looked_up: Overlay[str, Any] = trial.evaluations  # type: ignore[assignment]
-    return Prepared(event=event, evaluations=frozenset(looked_up.looked_up))
+    return Prepared(draft=draft, trial=trial, evaluations=frozenset(looked_up.looked_up))
 
 
 def commit(writer: LedgerWriter, state: RunState, prepared: Prepared) -> None:
-    """Write an event that `prepare` returned, and apply it."""
-    writer.write(prepared.event)
-    apply(state, prepared.event)
+    """Write an event that `prepare` returned, and change `state` as the trial has shown."""
+    writer.write(prepared.draft)
+    state.adopt(prepared.trial)
 
 
 def replay(events: Iterable[Event]) -> RunState:

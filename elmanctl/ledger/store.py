@@ -4,7 +4,7 @@ import errno
 import logging
 import os
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
 
@@ -20,6 +20,14 @@ __all__ = ["LEDGER_FILE", "RESTORE_HINT", "LedgerContents", "LedgerWriter", "rea
 LEDGER_FILE = "ledger.jsonl"
 
 logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Draft:
+    """An event that may be written next, and its line."""
+
+    event: Event
+    line: bytes
 
 
 class LedgerWriter:
@@ -56,7 +64,7 @@ class LedgerWriter:
         Raises LedgerError when there is one already, or no room for it.
         """
         lease.check()
-        line = encode_event(_event(1, lease.fence, kind, data))
+        line = _draft(1, lease.fence, kind, data).line
         try:
             create_atomically(path, line)
         except FileExistsError as exc:
@@ -88,17 +96,17 @@ class LedgerWriter:
         """
         return self.write(self.draft(kind, **data))
 
-    def draft(self, kind: str, /, **data: object) -> Event:
+    def draft(self, kind: str, /, **data: object) -> Draft:
         """Return the event that `append` would write next, without writing it."""
-        return _event(self._next_seq, self.lease.fence, kind, data)
+        return _draft(self._next_seq, self.lease.fence, kind, data)
 
-    def write(self, event: Event) -> Event:
+    def write(self, draft: Draft) -> Event:
         """Write an event that `draft` returned; see `append`."""
+        event, line = draft.event, draft.line
         if self._broken is not None:
             raise LedgerError(f"{self.path}: {self._broken}", hint="open the ledger again")
         if event.seq != self._next_seq:
             raise LedgerError(f"event {event.seq} is not the next one of {self.path}")
-        line = encode_event(event)
         self.lease.check()
         start = self._start_of_next()
         self._broken = "whether the last event counts is unknown"
@@ -175,11 +183,11 @@ class LedgerWriter:
             logger.warning("%s: a half-written event stays at its end: %s", self.path, exc)
 
 
-def _event(seq: int, fence: int, kind: str, data: Mapping[str, object]) -> Event:
+def _draft(seq: int, fence: int, kind: str, data: Mapping[str, object]) -> Draft:
     """Return an event as it will be read back, tuples as lists and all."""
     at = clock.to_text(clock.now())
-    event = Event(seq=seq, at=at, fence=fence, kind=kind, data=data)
-    return decode_line(encode_event(event).removesuffix(b"\n"))
+    line = encode_event(Event(seq=seq, at=at, fence=fence, kind=kind, data=data))
+    return Draft(event=decode_line(line.removesuffix(b"\n")), line=line)
 
 
 def _check_fence(path: Path, lease: Lease, highest: int) -> None:

@@ -53,6 +53,20 @@ def test_every_kind_of_event_has_its_handler() -> None:
     assert set(handle.registry) - {object} == set(PAYLOADS.values())
 
 
+def test_trial_changes_nothing_until_it_is_adopted(story: Story) -> None:
+    state, tried = RunState(), RunState()
+    for seq, (kind, data) in enumerate(story, start=1):
+        event = Event(seq=seq, at=f"2026-05-01T10:00:{seq:02}.000Z", fence=1, kind=kind, data=data)
+        before, trial = tried.copy(), tried.trial()
+        apply(trial, event)
+        assert tried == before
+        apply(state, event)
+        tried.adopt(trial)
+        assert tried == state
+        for name in ("evaluations", "submissions", "positions", "intended", "members"):
+            assert list(getattr(tried, name)) == list(getattr(state, name))
+
+
 def test_whole_story_is_told_right(story: Story, build: Any) -> None:
     state = told_by(story)
     first, second, third, fourth = state.evaluations.values()

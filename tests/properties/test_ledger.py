@@ -276,7 +276,7 @@ class Run(RuleBasedStateMachine):
 
     @rule(kept=st.integers(0, 10**6))
     def controller_is_killed_while_it_writes(self, kept: int) -> None:
-        line = encode_event(self.writer.draft("note", text="torn"))
+        line = self.writer.draft("note", text="torn").line
         torn = line[: kept % (len(line) - 1)]
         with self.path.open("ab") as file:
             file.write(torn)
@@ -290,7 +290,7 @@ class Run(RuleBasedStateMachine):
     @rule(first=st.booleans())
     def deposed_controller_wakes_up_late(self, first: bool) -> None:
         """Its event lands before the first event of the new one, or after it; neither counts."""
-        late = encode_event(self.writer.draft("note", text="late"))
+        late = self.writer.draft("note", text="late").line
         lease = self.folder / LEASE_FILE
         lease.write_bytes(lease.read_bytes().replace(b'"pid_start": ', b'"pid_start": 1'))
         self._take_over()
