@@ -1,82 +1,35 @@
-"""What a search has cost, what it will cost, and whether its budget pays for more: all pure.
+"""Costs of a search: spent so far, forecast to its end, and held against its budget; pure.
 
-Costs are in device-seconds: the time of an attempt times the GPUs that it asked for, or times 1
-where a job asks for none.
+A cost is in device-seconds: the elapsed time of an attempt times the GPUs it requested, or times
+1 for a job without GPUs.
 """
 
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from datetime import datetime
-from typing import Any, Protocol
+from typing import Any
 
 from elmanctl import clock
 from elmanctl.errors import SearchPaused
-from elmanctl.ledger.records import Attempt, Evaluation, Resources, RunStatus, VerdictKind
+from elmanctl.ledger.records import Evaluation, Resources, RunStatus, VerdictKind
+from elmanctl.ledger.run_state import RunState
 from elmanctl.ledger.spending import Spent, cost_on, gpus_asked
+from elmanctl.ledger.summary import RunSummary
 from elmanctl.settings import BudgetSettings
 
 _HOUR_S = 3600.0
 
-# Sums of fractions must not make a budget that is met exactly look exceeded.
+# Tolerance for rounding: a budget that is met exactly must not look exceeded.
 _SLACK = 1e-6
 
 
-class Account(Protocol):
-    """What costs are worked out from: a run's state, or its summary."""
-
-    @property
-    def run(self) -> Mapping[str, Any]:
-        """The record of the run."""
-
-    @property
-    def changes(self) -> Mapping[str, Any]:
-        """Settings that were replaced."""
-
-    @property
-    def status(self) -> RunStatus:
-        """Where the run stands."""
-
-    @property
-    def last_event_at(self) -> str | None:
-        """When the newest event was written."""
-
-    @property
-    def generations(self) -> int:
-        """How many generations the search is to make."""
-
-    @property
-    def totals(self) -> Mapping[str, int]:
-        """Sums that are kept with every event."""
-
-    @property
-    def newest_settled(self) -> int:
-        """How many of the newest generation are decided while it is not told."""
-
-    @property
-    def spent(self) -> Mapping[str, Spent]:
-        """What ended attempts cost, by verdict."""
-
-    @property
-    def answered(self) -> int:
-        """How many repeats were answered."""
-
-    @property
-    def trained(self) -> int:
-        """How many evaluations ever had a job."""
-
-    @property
-    def wall_s(self) -> float:
-        """How long controllers were at work."""
-
-    @property
-    def flights(self) -> tuple[tuple[Attempt, int], ...]:
-        """The live attempts, each with the number by which its time counts."""
+Account = RunState | RunSummary
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Use:
-    """One limit of `[budget]` and how much of it is used, in the limit's own unit."""
+    """One limit of `[budget]` and the amount used, in the unit of the limit."""
 
     key: str
     limit: float
@@ -84,21 +37,20 @@ class Use:
 
     @property
     def left(self) -> float:
-        """What may still be used."""
+        """The amount that is left."""
         return max(0.0, self.limit - self.used)
 
     @property
     def is_used_up(self) -> bool:
-        """Whether nothing may be submitted any more."""
+        """Whether nothing more may be submitted."""
         return self.used >= self.limit * (1 - _SLACK)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Forecast:
-    """What a search comes to: `device_s` and `left_s` are None before there is anything to go by.
+    """The expected total cost of a search, and the controller's remaining working time.
 
-    `evaluations_left` are those to be settled, `device_s` the cost of the whole search and
-    `left_s` how long it will still take while a controller is at work.
+    `device_s` and `left_s` are None before the first evaluation has finished.
     """
 
     evaluations_left: int
@@ -107,20 +59,20 @@ class Forecast:
 
 
 def effective_setting(state: Account, key: str) -> Any:
-    """Return a setting of a run as it is now; None where the run is older than the setting."""
+    """Return the current value of a setting; None for a run older than the setting."""
     section, name = key.split(".")
     recorded: Mapping[str, Any] = state.run["settings"].get(section, {})
     return state.changes.get(key, recorded.get(name))
 
 
 def effective_budget(state: Account) -> BudgetSettings:
-    """Return the budget of a run as it is now."""
+    """Return the current budget of a run."""
     names = [item.name for item in fields(BudgetSettings)]
     return BudgetSettings(**{name: effective_setting(state, f"budget.{name}") for name in names})
 
 
 def unit_of(state: Account) -> str:
-    """Return what a device-hour of this run is called."""
+    """Return the name of this run's unit of cost."""
     if state.run["executor"] == "local":
         return unit_name(has_gpus=bool(effective_setting(state, "local.gpus")))
     asked = Resources(
@@ -131,44 +83,39 @@ def unit_of(state: Account) -> str:
 
 
 def unit_name(*, has_gpus: bool) -> str:
-    """Return what a device-hour is called: a job without a GPU counts as one device."""
+    """Return the name of a device-hour: a job without GPUs counts as one device."""
     return "GPU-hours" if has_gpus else "job-hours"
 
 
 def ended(state: Account) -> Spent:
-    """Return what all ended attempts cost."""
+    """Return the cost of all finished attempts."""
     return sum(state.spent.values(), Spent())
 
 
 def in_flight(state: Account, now: datetime) -> list[Spent]:
-    """Return what each live attempt has cost so far."""
+    """Return the cost so far of each live attempt."""
     return [cost_on(attempt, devices, now) for attempt, devices in state.flights]
 
 
 def spent_device_s(state: Account, now: datetime) -> float:
-    """Return what a run has cost until now, with what is still running."""
+    """Return the cost of a run until now, live attempts included."""
     return ended(state).device_s + sum(cost.device_s for cost in in_flight(state, now))
 
 
 def wasted(state: Account) -> dict[str, Spent]:
-    """Return what the attempts cost that brought no loss, by verdict."""
-    return {
-        kind: cost
-        for kind, cost in sorted(state.spent.items())
-        if kind != VerdictKind.COMPLETED.value
-    }
+    """Return the cost of attempts that gave no loss, by verdict."""
+    return {k: cost for k, cost in sorted(state.spent.items()) if k != VerdictKind.COMPLETED}
 
 
 def failures(state: Account) -> int:
-    """Return how many attempts failed; one that was cancelled did not."""
-    waste = wasted(state)
-    return sum(c.attempts for kind, c in waste.items() if kind != VerdictKind.CANCELLED.value)
+    """Return the number of failed attempts; cancelled ones are not counted."""
+    return sum(c.attempts for k, c in wasted(state).items() if k != VerdictKind.CANCELLED)
 
 
 def worked_s(state: Account, now: datetime) -> float:
-    """Return how long controllers were at work.
+    """Return the total working time of controllers.
 
-    One that was killed counts until its last event: nobody knows how long it lived after that.
+    A killed controller counts until its last event: how long it lived after that is unknown.
     """
     if state.status is not RunStatus.RUNNING or state.last_event_at is None:
         return state.wall_s
@@ -176,7 +123,7 @@ def worked_s(state: Account, now: datetime) -> float:
 
 
 def uses(state: Account, budget: BudgetSettings, *, device_s: float, wall_s: float) -> list[Use]:
-    """Return every limit that is set, with what is used of it."""
+    """Return every limit that is set, and how much of it is used."""
     used = {
         "evaluations": float(state.trained),
         "gpu_hours": device_s / _HOUR_S,
@@ -192,7 +139,7 @@ def uses(state: Account, budget: BudgetSettings, *, device_s: float, wall_s: flo
 
 
 def mean_device_s(state: Account) -> float | None:
-    """Return what a completed attempt costs on average, None before the first."""
+    """Return the mean cost of a completed attempt, None before the first."""
     completed = state.spent.get(VerdictKind.COMPLETED.value)
     return completed.device_s / completed.attempts if completed else None
 
@@ -205,12 +152,12 @@ def affordable(
     expected_device_s: float | None,
     now: datetime,
 ) -> list[Evaluation]:
-    """Return those that wait for an attempt and that the budget pays for, in order.
+    """Return the waiting evaluations whose next attempt the budget covers, in order.
 
-    What is in flight is expected to cost what an attempt costs on average, or what it has cost
-    where that is more.  Without an expectation the budget pays until it is used up.
+    A live attempt is expected to cost the mean, or what it has cost already if that is more.
+    Without an expected cost, everything is affordable until the budget is used up.
     """
-    # Only a limit on device-hours counts what each live attempt has cost.
+    # Only a limit on device-hours depends on the cost of live attempts.
     running = [] if budget.gpu_hours is None else in_flight(state, now)
     device_s = ended(state).device_s + sum(cost.device_s for cost in running)
     found = uses(state, budget, device_s=device_s, wall_s=worked_s(state, now))
@@ -220,7 +167,7 @@ def affordable(
     chosen = list(waiting)
     if "evaluations" in limits:
         room = int(limits["evaluations"].left)
-        # One that was trained before is paid for; only its further attempts cost.
+        # `budget.evaluations` counts an evaluation once, at its first attempt.
         new = [each.id for each in chosen if not each.attempts][room:]
         chosen = [each for each in chosen if each.id not in new]
     if "gpu_hours" in limits and expected_device_s:
@@ -238,11 +185,11 @@ def overspent(
     expected_device_s: float | None,
     now: datetime,
 ) -> SearchPaused:
-    """Return the error of a search whose budget pays for nothing more: why, and how to go on."""
+    """Return the error for an exhausted budget: which limit, and the value that goes on."""
     wall_s = worked_s(state, now)
     found = uses(state, budget, device_s=spent_device_s(state, now), wall_s=wall_s)
     used_up = [each for each in found if each.is_used_up]
-    # One that was trained before costs no evaluation: whatever else is short is short for it too.
+    # Any other exhausted limit comes first: a retry is not held up by `budget.evaluations`.
     short = [each for each in used_up if each.key != "evaluations"]
     short += [
         each
@@ -257,7 +204,7 @@ def overspent(
         "wall_h": (wall_s + (ahead.left_s or 0.0)) / _HOUR_S,
         "failures": 0.0,
     }
-    # Enough for the rest of the search, and more than what did not suffice.
+    # Enough for the rest of the search, and more than the limit that was too low.
     more = math.ceil(max(needed[use.key], 1.25 * use.limit))
     each_h = (expected_device_s or 0.0) / _HOUR_S
     words = {
@@ -274,11 +221,11 @@ def overspent(
 
 
 def forecast(state: Account, *, population: int, now: datetime, wall_s: float) -> Forecast:
-    """Return what the search will have cost at its end, from what it cost so far.
+    """Return the expected total cost of the search, extrapolated from its cost so far.
 
-    Every evaluation that is left costs the mean of the completed attempts; on top comes the same
-    share of failed attempts as until now, and the same share of repeats costs nothing.  `wall_s`
-    is how long controllers were at work.
+    Each remaining evaluation costs the mean of the completed attempts.  The shares of failed
+    attempts, which add to that, and of free repeats stay as they are.  `wall_s` is the working
+    time of controllers so far.
     """
     planned = state.generations * population
     left = evaluations_left(state, population)
@@ -298,17 +245,12 @@ def forecast(state: Account, *, population: int, now: datetime, wall_s: float) -
 
 
 def evaluations_left(state: Account, population: int) -> int:
-    """Return how many evaluations are still to be settled, replacements not counted twice."""
+    """Return the number of evaluations without a final state; replacements count once."""
     if state.status in (RunStatus.FINISHED, RunStatus.CANCELLED):
         return 0
     left = (state.generations - state.totals.get("generations_told", 0)) * population
     left -= min(population, state.newest_settled)
     return max(0, left)
-
-
-def most_device_s(evaluations: int, timeout_min: float, devices: int) -> float:
-    """Return the most that so many attempts can cost: the time limit ends each of them."""
-    return evaluations * timeout_min * 60.0 * devices
 
 
 def budget_stop(
@@ -319,9 +261,9 @@ def budget_stop(
     most_gpu_hours: float,
     unit: str,
 ) -> str | None:
-    """Return what the budget does to a search that is planned, None where it cannot end it.
+    """Return which limits may end a planned search early, None if no limit can.
 
-    Wall time and failures are not foreseen; repeats may let a search go further than this says.
+    Wall time and failures cannot be predicted, and repeats may let a search get further.
     """
     words = []
     if budget.evaluations is not None and budget.evaluations < evaluations:

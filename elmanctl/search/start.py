@@ -40,7 +40,7 @@ from elmanctl.schedulers.gpu_count import check_gpus
 from elmanctl.schedulers.quoting import check_path
 from elmanctl.schedulers.submission import check_resources
 from elmanctl.search.atomic_folder import new_folder
-from elmanctl.search.costs import budget_stop, most_device_s, unit_name
+from elmanctl.search.costs import budget_stop, unit_name
 from elmanctl.search.disk_forecast import named
 from elmanctl.search.limits import check_learning_rates, check_limits
 from elmanctl.search.optimizer import CmaOptimizer
@@ -110,8 +110,7 @@ class SearchPlan:
     @property
     def most_gpu_hours(self) -> float:
         """The most that the search can cost when no attempt is run again, in `unit`."""
-        most_s = most_device_s(self.evaluations, self.resources.timeout_min, self.devices)
-        return most_s / 3600
+        return self.evaluations * self.resources.timeout_min / 60 * self.devices
 
     @property
     def stop(self) -> str | None:
