@@ -43,7 +43,7 @@ RULES: tuple[tuple[tuple[str, ...], tuple[str, ...]], ...] = (
     (("ledger",), (*LEAVES, "ledger")),
     (("kernels",), ("errors", "constants", "kernels")),
     (SIZES, ("errors", "constants", *SIZES)),
-    (("models",), ("errors", "models", "kernels")),
+    (("models",), ("errors", "constants", "models", "kernels")),
     (("run",), (*LEAVES, *FILES, "run")),
     (("schedulers.executor",), (*LEAVES, *FILES)),
     (("verdicts",), (*LEAVES, *FILES, "settings", "run", "schedulers.executor", "verdicts")),
