@@ -170,14 +170,14 @@ def test_every_error_is_in_the_documents_with_its_exit_code() -> None:
 
 
 def test_every_verdict_is_in_the_documents_with_its_default_retries() -> None:
-    table = rows(read("docs/concepts/verdicts.md").partition("\n## The states of Slurm")[0])
+    table = rows(read("docs/concepts/verdicts.md").partition("\n## Slurm states")[0])
     retries = {item.name: str(item.default) for item in fields(RetrySettings)}
     expected = {kind.value: retries.get(kind.value, "") for kind in VerdictKind}
     assert {name: cells[-1] for name, cells in table.items()} == expected
 
 
-def test_table_of_what_follows_is_the_one_that_decides() -> None:
-    text = read("docs/concepts/verdicts.md").partition("\n## What follows")[2].partition("\n- ")[0]
+def test_policy_table_in_the_documents_is_the_one_that_decides() -> None:
+    text = read("docs/concepts/verdicts.md").partition("\n## Policy table")[2].partition("\n- ")[0]
     shown = [
         tuple(cell.strip() for cell in line.strip("|").split("|"))
         for line in text.splitlines()

@@ -52,7 +52,7 @@ def config(
     columns += [Column(name="FROM")] if show_origin else []
     print_table(columns, [_config_cells(row, show_origin=show_origin) for row in rows])
     print_line("")
-    names = ("VERDICT", "CASE", "REPORTED", "RETRIES", "CHANGE", "COUNTS AS")
+    names = ("VERDICT", "CASE", "FEEDBACK", "RETRIES", "CHANGE", "COUNTS AS")
     print_table(
         [Column(name=name, right=name == "RETRIES") for name in names],
         [
