@@ -1,4 +1,4 @@
-"""Executors on Slurm and on one machine, and all commands of Slurm."""
+"""Executors on Slurm and on one machine, and the commands of Slurm."""
 
 from elmanctl.run.paths import RunPaths
 from elmanctl.schedulers.executor import Executor

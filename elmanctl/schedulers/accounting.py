@@ -1,4 +1,4 @@
-"""Asking accounting about jobs that squeue does not list, or whose end it does not tell."""
+"""Slurm accounting (sacct): jobs that squeue no longer lists, and ends that it reports in part."""
 
 import logging
 from collections.abc import Collection, Mapping, Sequence
@@ -7,24 +7,24 @@ from datetime import timedelta
 
 from elmanctl.clock import from_text
 from elmanctl.schedulers.executor import JobReport, JobState, LiveJob
-from elmanctl.schedulers.slurm import AccountingOff, JobRow, Slurm, SlurmSilent
+from elmanctl.schedulers.slurm import AccountingOff, Slurm, SlurmSilent
+from elmanctl.schedulers.slurm_output import JobRow
 
-# Accounting that fails is asked again after one more look, then three, seven, and at last nine.
+# Backoff after a failure: the number of polls that do not ask sacct is 1, 3, 7, and at most this.
 _MOST_SKIPPED = 9
 
-# How many looks an end waits for what accounting adds to it: it lags behind by seconds, and may
-# be down for longer.
-_LAGGING_LOOKS = 2
-_SILENT_LOOKS = 5
+# An end waits so many polls for accounting to complete it: accounting lags behind by seconds, and
+# may be down for longer.
+_LAGGING_POLLS = 2
+_DOWN_POLLS = 5
 
 logger = logging.getLogger(__name__)
 
 
 class Accounting:
-    """sacct, and whether it can be asked: off is for good, silence for a few looks.
+    """sacct, not asked again where accounting is disabled, and with backoff after a failure.
 
-    `unheard` is why it did not answer in this look; `is_kept` whether there is any, None while
-    nobody had to know.
+    `error` is why it did not answer in this poll; `is_enabled` is None until it was needed.
     """
 
     def __init__(self, slurm: Slurm) -> None:
@@ -32,18 +32,18 @@ class Accounting:
         self._failures = 0
         self._failure: str | None = None
         self._skip = 0
-        self.unheard: str | None = None
-        self.is_kept: bool | None = None
+        self.error: str | None = None
+        self.is_enabled: bool | None = None
 
     def rows(self, names: Sequence[str], since: str | None) -> list[JobRow] | None:
-        """Return sacct's answer, None without one; accounting that is off is asked once only."""
-        if self.is_kept is False:
+        """Return sacct's answer, None without one."""
+        if self.is_enabled is False:
             return None
         if self._skip:
             self._skip -= 1
-            self.unheard = self._failure
+            self.error = self._failure
             return None
-        # Room for clocks that differ between this machine and the cluster's.
+        # Tolerance for a clock that differs from the cluster's.
         start = from_text(since).astimezone() - timedelta(hours=1) if since else None
         try:
             rows = self._slurm.accounting(
@@ -51,61 +51,61 @@ class Accounting:
             )
         except AccountingOff as exc:
             logger.warning("this cluster keeps no accounting: %s", exc.message)
-            self.is_kept = False
+            self.is_enabled = False
             return None
         except SlurmSilent as exc:
             self._failures += 1
             self._skip = min(2**self._failures - 1, _MOST_SKIPPED)
-            self.unheard = self._failure = exc.message
-            logger.warning("%s; not asked in the next %d looks", exc.message, self._skip)
+            self.error = self._failure = exc.message
+            logger.warning("%s; not asked in the next %d polls", exc.message, self._skip)
             return None
-        self.is_kept, self._failures = True, 0
+        self.is_enabled, self._failures = True, 0
         return rows
 
 
-class Ends:
-    """The ends of which squeue tells half: no signal of a step, or not who cancelled a job.
+class PartialEnds:
+    """Ends that squeue reports in part: without the signal of a step, or who cancelled the job.
 
-    Under `enable_stepmgr` slurmctld does not hear how a step ended; accounting does.
+    Under `enable_stepmgr` slurmctld does not learn how a step ended; accounting does.
     """
 
     def __init__(self) -> None:
-        self._looks: dict[str, int] = {}
+        self._polls: dict[str, int] = {}
 
     def completed(
         self,
         ended: Mapping[str, JobReport],
-        told: Mapping[str, JobReport],
+        accounted: Mapping[str, JobReport],
         accounting: Accounting,
     ) -> dict[str, JobReport]:
-        """Return the ends by job id, with what accounting adds to them.
+        """Return the ends by job id, completed by what accounting knows of them.
 
-        One on which accounting may yet tell is not over until the next look.
+        An end that accounting may still complete counts as a running job until the next poll.
         """
-        if accounting.is_kept is False:
+        if accounting.is_enabled is False:
             return dict(ended)
-        most = _LAGGING_LOOKS if accounting.unheard is None else _SILENT_LOOKS
+        most = _LAGGING_POLLS if accounting.error is None else _DOWN_POLLS
         judged = {}
         for job_id, own in ended.items():
-            known = told.get(job_id)
-            self._looks[job_id] = self._looks.get(job_id, 0) + 1
+            known = accounted.get(job_id)
+            self._polls[job_id] = self._polls.get(job_id, 0) + 1
             if known is not None and known.state is JobState.ENDED:
                 judged[job_id] = _both(own, known)
-            elif self._looks[job_id] >= most:
+            elif self._polls[job_id] >= most:
                 judged[job_id] = own
             else:
-                judged[job_id] = not_over(own)
-        self._looks = {job: n for job, n in self._looks.items() if job in ended}
+                judged[job_id] = as_completing(own)
+        self._polls = {job: n for job, n in self._polls.items() if job in ended}
         return judged
 
 
-def not_over(own: JobReport) -> JobReport:
-    """Return the report of a job that ended and of which more is to be heard."""
+def as_completing(own: JobReport) -> JobReport:
+    """Return the report of a job that ended, as long as accounting may complete it."""
     return replace(own, state=JobState.RUNNING, raw="COMPLETING", exit_code=None)
 
 
 def _both(own: JobReport, known: JobReport) -> JobReport:
-    """Return what squeue says of an end, with accounting's word where that says more."""
+    """Return squeue's report of an end, with what only accounting knows."""
     return replace(
         own,
         raw=known.raw,
@@ -117,14 +117,14 @@ def _both(own: JobReport, known: JobReport) -> JobReport:
 
 
 def report_unlisted(
-    job: LiveJob, told: Mapping[str, JobReport], arrays: Collection[tuple[str, str]]
+    job: LiveJob, accounted: Mapping[str, JobReport], arrays: Collection[tuple[str, str]]
 ) -> JobReport:
-    """Return what is known of a job that squeue does not list.
+    """Return the report of a job that squeue does not list.
 
-    `told` is accounting's answer by job id, `arrays` are the job ids and names of the arrays of
+    `accounted` are accounting's reports by job id, `arrays` the ids and names of the arrays of
     which Slurm knows any task.
     """
-    report = told.get(job.job_id)
+    report = accounted.get(job.job_id)
     if report is None:
         array = job.job_id.partition("_")[0]
         return JobReport(state=JobState.VANISHED, has_siblings=(array, job.job_name) in arrays)

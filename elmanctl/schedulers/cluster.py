@@ -1,7 +1,7 @@
-"""What a cluster says of jobs before any is submitted: sbatch's own word, and the limits in force.
+"""Preview of a submission: what sbatch would answer, and the limits of the cluster.
 
-Six commands at most, and none after the first that finds no cluster or does not answer in time.
-Nothing is submitted.
+It takes six commands at most, and stops at the first that finds no cluster or times out.  Nothing
+is submitted.
 """
 
 import logging
@@ -15,12 +15,13 @@ from elmanctl.command import NoAnswer
 from elmanctl.errors import EnvironmentNotReady
 from elmanctl.ledger.records import Resources
 from elmanctl.sbatch_variables import parse_time_min
-from elmanctl.schedulers.sbatch_answer import Cause, brief
-from elmanctl.schedulers.slurm import Slurm, SlurmSilent, parse_array_limit
+from elmanctl.schedulers.sbatch_answer import Reason, brief
+from elmanctl.schedulers.slurm import Slurm, SlurmSilent
+from elmanctl.schedulers.slurm_output import parse_array_limit
 
 logger = logging.getLogger(__name__)
 
-# Slurm 26.05 puts a stray "a" behind the time.
+# Slurm 26.05 prints a stray "a" after the time.
 _START = re.compile(r"to start at (\S+) (?:a )?using .* in partition (\S+)")
 _GPUS = re.compile(r"\bgpu(?::[^:,()]+)?:(\d+)")
 _SINFO = "%R|%P|%a|%l|%D|%G|%c|%m"
@@ -30,7 +31,7 @@ _QOS = "name,maxsubmitpu,grpsubmit,maxjobspu"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Partition:
-    """A partition: `limit_min` None is no limit; CPUs, memory and GPUs are its largest node's."""
+    """A partition; CPUs, memory and GPUs are those of its largest node, no `limit_min` is None."""
 
     name: str
     is_default: bool
@@ -44,7 +45,7 @@ class Partition:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SubmitLimit:
-    """How many jobs of a user may be submitted or running at one time, and who says so."""
+    """How many jobs a user may have in the queue at one time, and what sets the limit."""
 
     jobs: int
     of: str
@@ -52,9 +53,9 @@ class SubmitLimit:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ClusterAnswer:
-    """What was found; `silence` says why nothing was, `warnings` what will stand in the way.
+    """The preview; `silence` is why there is none, `warnings` are obstacles to the jobs.
 
-    `outcome` is what sbatch would answer, in `words`, about the setting `key` where it is known.
+    `outcome` is what sbatch would answer, in its `words`, about the setting `key` if it is known.
     """
 
     silence: str | None = None
@@ -72,20 +73,20 @@ class ClusterAnswer:
 
 
 def ask_cluster(script: str, resources: Resources, max_jobs: int, slurm: Slurm) -> ClusterAnswer:
-    """Return what the cluster says of a first submission's script; never raises for a silence."""
+    """Return the preview of a first submission; a cluster that is silent raises nothing."""
     try:
         slurm.check()
         answer = slurm.ask(script)
     except (EnvironmentNotReady, OSError) as exc:
         return ClusterAnswer(silence=str(exc))
-    if answer.cause is Cause.LOST:
+    if answer.reason is Reason.LOST:
         return ClusterAnswer(silence=brief(answer.words))
     start = _START.search(answer.words)
     asking = _Asking(slurm)
     config = asking.answer(["scontrol", "show", "config"])
     asked = resources.partition or (start[2] if start else "")
     known = parse_partitions(asking.answer(["sinfo", "-a", "-h", "-o", _SINFO]))
-    partitions = chosen(known, asked)
+    partitions = requested_partitions(known, asked)
     accounts, limit = _submit_limit(asking, resources)
     return ClusterAnswer(
         name=_value(config, "ClusterName"),
@@ -107,14 +108,14 @@ def ask_cluster(script: str, resources: Resources, max_jobs: int, slurm: Slurm) 
 
 
 class _Asking:
-    """Questions of which each may stay without an answer: the others may tell enough."""
+    """Commands that may each fail: the answers of the others are still useful."""
 
     def __init__(self, slurm: Slurm) -> None:
         self._slurm = slurm
         self._is_late = False
 
     def answer(self, command: Sequence[str]) -> str:
-        """Return what a command says, nothing once one took too long."""
+        """Return the output of a command, nothing after one that timed out."""
         if self._is_late:
             return ""
         try:
@@ -131,7 +132,7 @@ def _value(config: str, name: str) -> str | None:
 
 
 def parse_partitions(text: str) -> list[Partition]:
-    """Read the answer of sinfo, a line for each sort of node of each partition."""
+    """Read the answer of sinfo, a line for each type of node of each partition."""
     found: dict[str, Partition] = {}
     for line in text.splitlines():
         fields = [field.strip() for field in line.split("|")]
@@ -153,7 +154,7 @@ def parse_partitions(text: str) -> list[Partition]:
 
 
 def _int(text: str) -> int:
-    # Where nodes differ sinfo adds a plus.
+    # sinfo adds a plus if nodes differ.
     digits = text.rstrip("+")
     return int(digits) if digits.isascii() and digits.isdigit() else 0
 
@@ -166,8 +167,8 @@ def parse_limit_min(text: str) -> int | None:
         return None
 
 
-def chosen(partitions: Sequence[Partition], asked: str) -> list[Partition]:
-    """Return the partitions that were asked for, `a,b` being two; else the default one."""
+def requested_partitions(partitions: Sequence[Partition], asked: str) -> list[Partition]:
+    """Return the requested partitions (`a,b` are two), or else the default one."""
     names = [name for name in asked.split(",") if name]
     if names:
         return [one for one in partitions if one.name in names]
@@ -175,7 +176,7 @@ def chosen(partitions: Sequence[Partition], asked: str) -> list[Partition]:
 
 
 def _unknown(asked: str, known: Sequence[str], what: str, these: str) -> list[str]:
-    """Return words for a name that was asked for and is not listed; nothing without a list."""
+    """Return a warning about a requested name that is not listed, nothing without a list."""
     missing = [name for name in asked.split(",") if name and name not in known]
     if not known or not missing:
         return []
@@ -185,23 +186,23 @@ def _unknown(asked: str, known: Sequence[str], what: str, these: str) -> list[st
 def obstacles(
     partitions: Sequence[Partition], resources: Resources, limit: SubmitLimit | None, max_jobs: int
 ) -> list[str]:
-    """Return what sbatch may accept and yet never starts, or what makes a search wait."""
-    told = []
+    """Return warnings about jobs that sbatch accepts but that never start or have to wait."""
+    warnings = []
     if partitions and not any(one.is_up for one in partitions):
-        told.append(f"{_named(partitions)} is not up: jobs wait until it is")
+        warnings.append(f"{_named(partitions)} is not up: jobs wait until it is")
     limits = [one.limit_min for one in partitions]
     if limits and all(each is not None and each < resources.timeout_min for each in limits):
         longest = max(each for each in limits if each is not None)
-        told.append(
+        warnings.append(
             f"jobs ask for {resources.timeout_min} min, and {_named(partitions)} allows {longest}: "
-            "they would wait for ever; lower the training budget or `slurm.timeout_min`"
+            "they would wait forever; lower the training budget or `slurm.timeout_min`"
         )
     if limit is not None and limit.jobs < max_jobs:
-        told.append(
+        warnings.append(
             f"{limit.of} allows {limit.jobs} submitted jobs at one time, fewer than "
             f"`search.max_jobs` {max_jobs}: what is beyond it is submitted later"
         )
-    return told
+    return warnings
 
 
 def _named(partitions: Sequence[Partition]) -> str:
@@ -211,7 +212,7 @@ def _named(partitions: Sequence[Partition]) -> str:
 def _submit_limit(
     asking: _Asking, resources: Resources
 ) -> tuple[tuple[str, ...], SubmitLimit | None]:
-    """Return the user's accounts, and the least limit on submitted jobs that accounting knows."""
+    """Return the user's accounts, and the lowest limit on submitted jobs."""
     try:
         user = pwd.getpwuid(os.getuid()).pw_name
     except KeyError:

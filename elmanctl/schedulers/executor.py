@@ -1,6 +1,6 @@
-"""The border to whatever runs jobs: what the search loop asks of it, and what it answers.
+"""Executor protocol: what the search loop needs from a scheduler, and the reports that it gets.
 
-Two executors exist: Slurm (`slurm_executor`) and this machine (`local_executor`).  Both run the
+There are two executors: Slurm (`slurm_executor`) and this machine (`local_executor`).  Both run the
 same worker through submitit.
 """
 
@@ -15,7 +15,7 @@ from elmanctl.ledger.records import Resources, Submission
 
 
 class JobState(StrEnum):
-    """A scheduler's word on one job, reduced to what the loop acts on."""
+    """State of a job in its scheduler, reduced to what the loop acts on."""
 
     PENDING = "pending"
     RUNNING = "running"
@@ -25,11 +25,11 @@ class JobState(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class JobReport:
-    """What the scheduler says of one job; `raw` is its own name for the state.
+    """The scheduler's report on one job; `raw` is its own name for the state.
 
-    Of a job that vanished, `reason` says why accounting could not be asked about it, and
+    For a job that vanished, `reason` is why accounting could not be asked about it, and
     `has_siblings` whether the scheduler still knows other tasks of its array.  A job that is alive
-    by accounting alone, and in no queue, `is_unlisted`.
+    according to accounting but in no queue `is_unlisted`.
     """
 
     state: JobState
@@ -44,7 +44,7 @@ class JobReport:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LiveJob:
-    """A job that the loop asks about: its id, its name, and the submission it belongs to.
+    """A job that the loop polls: its id, its name, and the submission it belongs to.
 
     `since` is when that submission was intended, as the ledger writes times.
     """
@@ -58,24 +58,24 @@ class LiveJob:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sighting:
-    """What one look at the scheduler brought.
+    """The result of one poll of the scheduler.
 
-    `reports` are by job id; a job without one could not be asked about this time.  `found` holds
-    the job id of each submission that was looked up, or None for one that was never accepted; one
-    that is not in it could not be looked up.  `unheard` is why something could not be asked,
-    `accounting` whether the scheduler keeps any, None while nobody had to know.
+    `reports` are by job id; there is none for a job that could not be queried this time.  `found`
+    holds the job id of each submission that was looked up, None for one that was never accepted; a
+    submission that could not be looked up is missing.  `accounting_error` is why accounting did
+    not answer; `accounting` whether the scheduler has any, None until it was needed.
     """
 
     reports: Mapping[str, JobReport] = field(default_factory=dict)
     found: Mapping[str, str | None] = field(default_factory=dict)
-    unheard: str | None = None
+    accounting_error: str | None = None
     accounting: bool | None = None
 
 
 class SubmissionUnknown(SubmissionError):
-    """The scheduler's answer did not arrive; the submission may have been accepted.
+    """The scheduler's answer was lost; the submission may have been accepted.
 
-    `is_taken` says that it was accepted, and only the job's id is missing.
+    `is_taken`: it was accepted, and only the job's id is missing.
     """
 
     def __init__(self, message: str, *, is_taken: bool = False) -> None:
@@ -84,9 +84,9 @@ class SubmissionUnknown(SubmissionError):
 
 
 class SubmissionDeferred(SubmissionError):
-    """The scheduler does not take so many attempts now; later, or fewer, it may.
+    """The scheduler refuses so many attempts for now; a retry later, or of fewer, may pass.
 
-    `is_limit` says that the number of jobs is what it refuses.
+    `is_limit`: it refuses because of the number of jobs.
     """
 
     def __init__(self, message: str, *, hint: str | None = None, is_limit: bool = False) -> None:
@@ -95,7 +95,7 @@ class SubmissionDeferred(SubmissionError):
 
 
 class SubmissionTooLarge(SubmissionError):
-    """The scheduler refused so many attempts at once; fewer may pass after the next look."""
+    """The scheduler refused so many attempts at once; fewer may pass after the next poll."""
 
 
 class Executor(Protocol):
@@ -105,43 +105,42 @@ class Executor(Protocol):
 
     @property
     def tasks_per_submission(self) -> int | None:
-        """How many attempts one submission may hold: None any number, 0 known after a look."""
+        """The most attempts of one submission: None for any, 0 until the next poll finds out."""
 
     @property
     def has_arrays(self) -> bool:
-        """Whether a submission is an array of jobs, or else one job of that id."""
+        """Whether a submission is a job array, or else a single job with that id."""
 
     def free_slots(self, busy: Iterable[int | None]) -> Sequence[int | None]:
-        """Return the slots open for new attempts, given those that are taken."""
+        """Return the slots that are free for new attempts, given the busy ones."""
 
     def submit(self, submission: Submission, folder: Path) -> str:
         """Submit and return the job id.
 
-        Raises SubmissionError for a refusal that stays one, SubmissionDeferred, SubmissionTooLarge
-        or SubmissionUnknown.
+        Raises SubmissionError for a permanent refusal, SubmissionDeferred, SubmissionTooLarge or
+        SubmissionUnknown.
         """
 
     def look(self, jobs: Sequence[LiveJob], intended: Sequence[Submission]) -> Sighting:
-        """Ask once after all jobs, and after submissions whose answer is not on record.
+        """Poll the scheduler once for all jobs, and for submissions without an answer on record.
 
-        Raises EnvironmentNotReady when the scheduler cannot be asked: nobody may then conclude
-        anything.
+        Raises EnvironmentNotReady when the scheduler cannot be asked: then nothing is known.
         """
 
     def cancel(self, jobs: Sequence[LiveJob]) -> None:
-        """Ask for jobs to be ended."""
+        """Ask the scheduler to cancel jobs."""
 
     def avoid(self, jobs: Sequence[LiveJob], resources: Resources) -> None:
-        """Let jobs that wait avoid the nodes that these resources exclude, and no others.
+        """Make pending jobs avoid the nodes that these resources exclude, and no others.
 
-        Raises EnvironmentNotReady when the scheduler does not do it, for one that began say.
+        Raises EnvironmentNotReady when the scheduler refuses, e.g. for a job that has started.
         """
 
     def log(self, job: LiveJob) -> Path:
-        """Return where the job's output is kept."""
+        """Return the path of the job's output."""
 
     def check(self, *, asks: bool = True) -> None:
         """Raise EnvironmentNotReady when jobs cannot be submitted from here.
 
-        `asks`: the scheduler itself is asked too.
+        `asks`: the scheduler itself is queried, too.
         """

@@ -1,6 +1,6 @@
-"""Attempts as processes of this machine, each in a session of its own.
+"""Local executor: attempts as processes of this machine, each in a session of its own.
 
-A small shell stands over each worker: it records its own process id and start before the worker
+A small shell supervises each worker: it records its own process id and start time before the worker
 starts, and the exit code after it ends, so that a later controller can adopt the attempt or read
 how it ended.  `timeout` ends a worker over its limit with or without a controller.
 """
@@ -23,8 +23,7 @@ from elmanctl.ledger.records import Resources, Submission
 from elmanctl.run.paths import RunPaths
 from elmanctl.run.processes import command_lines, start_ticks
 from elmanctl.schedulers.executor import JobReport, JobState, LiveJob, Sighting
-from elmanctl.schedulers.gpu_count import check_gpus
-from elmanctl.schedulers.gpus import worker_variables
+from elmanctl.schedulers.gpus import check_gpus, worker_variables
 from elmanctl.schedulers.slurm_environment import without_options
 from elmanctl.schedulers.submission import (
     task_pickle,
@@ -35,8 +34,8 @@ from elmanctl.schedulers.submission import (
 
 logger = logging.getLogger(__name__)
 
-# $1 process file, $2 exit file, the rest the worker's command.  A polite signal to the session
-# ends the worker, and the supervisor lives on to tell of it.
+# $1 process file, $2 exit file, the rest the worker's command.  SIGTERM to the session ends the
+# worker, and the supervisor survives to record it.
 _SUPERVISOR = """\
 process=$1 exit=$2; shift 2
 trap : TERM
@@ -52,14 +51,14 @@ printf '%-7s\n' "$code" 1<> "$exit.new" && mv "$exit.new" "$exit"
 
 _KILL_AFTER_S = 20
 
-# How long a cancelled worker may take to end in good order.
-_POLITE_S = 5.0
+# Grace period of a cancelled worker before SIGKILL.
+_GRACE_S = 5.0
 
-# A process has no command line for an instant while it turns into another program.
-_LOOKS = 3
-_LOOK_AGAIN_S = 0.05
+# A process has no command line for an instant while it executes another program.
+_TRIES = 3
+_RETRY_S = 0.05
 
-# `timeout` answers with this when it had to end the worker.
+# Exit code of `timeout` when it ended the worker.
 _TIMED_OUT = 124
 
 
@@ -76,7 +75,7 @@ class LocalExecutor:
         self._slots = len(self._gpus) or workers
 
     def check(self, *, asks: bool = True) -> None:
-        """Raise EnvironmentNotReady for a GPU that cannot be seen from here."""
+        """Raise EnvironmentNotReady for a GPU that is not visible here."""
         check_gpus(self._gpus, "auto", os.environ)
         _, hard_s = resource.getrlimit(resource.RLIMIT_CPU)
         if hard_s != resource.RLIM_INFINITY:
@@ -92,13 +91,13 @@ class LocalExecutor:
         folder.mkdir(parents=True, exist_ok=True)
         write_pickles(submission, folder, self._paths)
         (task,) = submission.tasks
-        # Short, since people read it: the folder that it belongs to makes it unique.
+        # Short for people to read: the submission's folder makes it unique.
         job_id = submission.id
         job = f"{job_id}_{task.index}"
         # submitit looks for the pickle under the job's name.
         (folder / f"{job}_submitted.pkl").symlink_to(task_pickle(folder, task.index).name)
         command = [
-            # Forked away: the supervisor is nobody's child, so no controller has to reap it.
+            # Forked, so that the supervisor is nobody's child and no controller has to reap it.
             "setsid",
             "--fork",
             "sh",
@@ -129,7 +128,7 @@ class LocalExecutor:
 
     def _environment(self, job: str, slot: int | None) -> dict[str, str]:
         environment = {
-            # Inside an allocation, Slurm's words on its own job are about no worker of ours.
+            # The variables of a surrounding allocation are not about our worker.
             **without_options(os.environ),
             **worker_environment(self._paths.code),
             LOCAL_JOB_VARIABLE: job,
@@ -143,13 +142,13 @@ class LocalExecutor:
         }
         if self._gpus and slot is not None:
             environment |= worker_variables(self._gpus, os.environ, slot)
-        # Workers side by side must not each start a thread for every core.
+        # Concurrent workers must not each start a thread for every core.
         share = len(os.sched_getaffinity(0)) // self._slots
         environment.setdefault("OMP_NUM_THREADS", str(max(1, share)))
         return environment
 
     def look(self, jobs: Sequence[LiveJob], intended: Sequence[Submission]) -> Sighting:
-        """Return how each worker stands, and which submissions ever started one."""
+        """Return the state of each worker, and which submissions ever started one."""
         return Sighting(
             reports={job.job_id: self._report(job) for job in jobs},
             found={submission.id: self._find(submission) for submission in intended},
@@ -159,10 +158,10 @@ class LocalExecutor:
         folder = self._paths.submission(submission.id)
         if (folder / "process").exists() or (folder / "exit").exists():
             return submission.id
-        for _ in range(_LOOKS):
+        for _ in range(_TRIES):
             if _is_starting(folder):
                 return submission.id
-            time.sleep(_LOOK_AGAIN_S)
+            time.sleep(_RETRY_S)
         return None
 
     def _report(self, job: LiveJob) -> JobReport:
@@ -175,19 +174,19 @@ class LocalExecutor:
             return JobReport(state=JobState.RUNNING, raw="running", node=os.uname().nodename)
         if not process and _is_starting(folder):
             return JobReport(state=JobState.PENDING, raw="starting")
-        # The supervisor may have ended between the two looks.
+        # The supervisor may have ended between the two checks.
         code = _read_words(folder / "exit")
         return _ended(int(code[0])) if code else JobReport(state=JobState.VANISHED)
 
     def cancel(self, jobs: Sequence[LiveJob]) -> None:
-        """End workers: a polite signal to the whole session, and a final one to what is left."""
+        """End workers: SIGTERM to the whole session, then SIGKILL to what is left of it."""
         folders = {self._paths.submission(job.submission): self._group(job) for job in jobs}
         groups = [group for group in folders.values() if group is not None]
         for number in (signal.SIGTERM, signal.SIGKILL):
             for group in groups:
                 with contextlib.suppress(ProcessLookupError):
                     os.killpg(group, number)
-            deadline = time.monotonic() + _POLITE_S
+            deadline = time.monotonic() + _GRACE_S
             while time.monotonic() < deadline and any(_group_alive(group) for group in groups):
                 time.sleep(0.05)
         for folder in (folder for folder, group in folders.items() if group is not None):
@@ -201,10 +200,10 @@ class LocalExecutor:
         return None
 
     def avoid(self, jobs: Sequence[LiveJob], resources: Resources) -> None:
-        """Nothing: this machine is the only node, and no job waits for another."""
+        """Do nothing: this machine is the only node, and no job is pending."""
 
     def log(self, job: LiveJob) -> Path:
-        """Return the file of the worker's output, as submitit names it."""
+        """Return the path of the worker's output, as submitit names it."""
         return self._paths.submission(job.submission) / f"{job.job_id}_0_log.out"
 
 
@@ -224,7 +223,7 @@ def _is_starting(folder: Path) -> bool:
 
 def _record_killed(folder: Path) -> None:
     """Write the exit code that the supervisor, killed with its worker, could not write."""
-    # Without it the job has merely vanished, which takes longer to be sure of.
+    # Without it the job would have vanished, which takes longer to establish.
     with contextlib.suppress(OSError):
         write_atomically(folder / "exit", f"{128 + signal.SIGKILL}\n".encode())
 
@@ -240,6 +239,6 @@ def _group_alive(group: int) -> bool:
     try:
         os.killpg(group, 0)
     except (ProcessLookupError, PermissionError):
-        # Somebody else's processes have the number by now.
+        # Another user's process has the number by now.
         return False
     return True

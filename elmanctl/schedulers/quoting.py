@@ -1,8 +1,8 @@
-"""What can be carried to sbatch and a shell as it stands; the rest is refused by its key.
+"""Quoting for sbatch and the shell: values that cannot be passed unchanged are refused by key.
 
-submitit writes each option as one line, `#SBATCH --key='value'`.  Slurm reads quotes there much
-as a shell does, but takes a backslash for an escape inside single quotes too, and ends the option
-with the line; what follows a newline would then be run by the shell.  PYTHONPATH cannot hold a
+The script has one line per option, `#SBATCH --key='value'`.  Slurm reads quotes there much like a
+shell, but takes a backslash for an escape even in single quotes, and ends the option at the end of
+the line; the shell would then run what follows a newline.  An entry of PYTHONPATH cannot hold a
 colon, and Slurm and submitit replace `%j` and the like in paths.
 """
 
@@ -17,20 +17,20 @@ from pathlib import Path
 from elmanctl.command import NoAnswer, run_command
 from elmanctl.errors import UsageError
 
-# sbatch reads its options down to the first command, hence among the setup lines too.
+# sbatch reads its options up to the first command, and so among the setup lines, too.
 _OPTION_LINE = re.compile(r"#(SBATCH|SLURM|BSUB|PBS)\b")
 
 _IN_PATHS = {
-    "%": "Slurm puts job numbers in place of it",
+    "%": "Slurm replaces it by job numbers",
     "\\": "Slurm takes it for an escape",
-    ":": "it parts the folders of PYTHONPATH",
+    ":": "it separates the folders of PYTHONPATH",
 }
 
 _SHELL_TIMEOUT_S = 10
 
 
 def check_value(key: str, value: object) -> None:
-    """Raise UsageError unless an sbatch option can have this value."""
+    """Raise UsageError unless a value can be passed as an sbatch option."""
     if isinstance(value, bool | int) or (isinstance(value, float) and math.isfinite(value)):
         return
     if not isinstance(value, str):
@@ -45,7 +45,7 @@ def check_value(key: str, value: object) -> None:
 
 
 def check_command(key: str, command: str) -> None:
-    """Raise UsageError unless the text is one command of a shell, with all quotes closed."""
+    """Raise UsageError unless a text is one shell command with all quotes closed."""
     fault = _fault_of_text(command)
     if fault is not None:
         raise UsageError(f"`{key}` holds {fault}", hint="it is one command, on one line")
@@ -60,8 +60,8 @@ def check_command(key: str, command: str) -> None:
 def check_setup(key: str, lines: Iterable[str]) -> None:
     """Raise UsageError for lines that no shell can run, or that sbatch would take for options.
 
-    They are shell by intention; what is refused would change lines that follow, or options that
-    elmanctl itself decides.
+    They may be any shell code that does not change the lines after it, or options that elmanctl
+    itself sets.
     """
     text = "\n".join(lines)
     for line in text.split("\n"):
@@ -82,7 +82,7 @@ def check_setup(key: str, lines: Iterable[str]) -> None:
 
 
 def check_path(path: Path) -> None:
-    """Raise UsageError for a folder whose name cannot reach the workers as it is."""
+    """Raise UsageError for a folder whose name cannot be passed to the workers unchanged."""
     text = str(path)
     fault = _fault_of_text(text)
     if fault is not None:
@@ -96,7 +96,7 @@ def check_path(path: Path) -> None:
 
 
 def _fault_of_text(text: str) -> str | None:
-    """Name the first character that no option, command or path may hold; None for none."""
+    """Return the name of the first character that no value may hold, None if there is none."""
     for mark in text:
         if mark in "\n\r":
             return "a line break"
@@ -109,15 +109,15 @@ def _fault_of_text(text: str) -> str | None:
 
 
 def _shell_fault(text: str) -> str | None:
-    """Return what bash says against these lines, None for nothing; nothing is run."""
+    """Return the error of bash for these lines, None for none; they are parsed and not run."""
     if text.endswith("\\"):
-        return "the last line goes on with a backslash"
+        return "the last line ends with a backslash"
     if not text.strip():
         return None
     try:
         done = run_command(["bash", "-n"], os.environ, timeout_s=_SHELL_TIMEOUT_S, text=f"{text}\n")
     except (OSError, NoAnswer):
-        # No bash here says nothing of the nodes, where the script runs.
+        # A missing bash here says nothing about the nodes, where the script runs.
         return None
     words = done.stderr.strip().splitlines()
     return words[0].removeprefix("bash: ") if words else None

@@ -1,8 +1,8 @@
-"""What sbatch's answer means: accepted, refused for good, refused for now, or perhaps accepted.
+"""Interpretation of sbatch's answer: accepted, refused for good or for now, or perhaps accepted.
 
-The words are those of Slurm's table of errors (22.05 to 26.05), of sbatch itself, and of what its
-plugins say in a user's words.  Only words that leave no doubt count as a refusal; whatever is
-unheard of is looked up by the job's name before anything is concluded.
+The messages are those of Slurm's table of errors (22.05 to 26.05), of sbatch itself, and typical
+ones of the sites' plugins.  Only an unambiguous message counts as a refusal; after an unrecognized
+one the job is looked up by its name before anything is concluded.
 """
 
 import re
@@ -20,31 +20,31 @@ class Outcome(StrEnum):
     ACCEPTED = "accepted"
     NEVER = "never"  # the same request will be refused again
     NOT_NOW = "not now"  # the same request may pass later, or with fewer tasks
-    PERHAPS = "perhaps"  # the job may exist: its name tells
+    PERHAPS = "perhaps"  # the job may exist, and is looked up by its name
 
 
-class Cause(StrEnum):
-    """What an answer that is no acceptance is about."""
+class Reason(StrEnum):
+    """Why sbatch did not accept a submission."""
 
-    LIMIT = "limit"  # so many jobs at one time: fewer may fit
-    BUSY = "busy"  # the controller of the cluster takes nothing for the moment
-    CLOSED = "closed"  # the partition, the reservation or the nodes are not open now
-    ARRAY = "array"  # the array is too large, or there are none here
-    POLICY = "policy"  # a limit on jobs, or on what one job asks for: the words do not say
-    REQUEST = "request"  # what the job asks for
-    LOST = "lost"  # the answer did not arrive, or not whole
-    UNHEARD = "unheard"  # an unrecognized message
+    LIMIT = "limit"  # the number of jobs at one time: fewer may fit
+    BUSY = "busy"  # the cluster's controller accepts nothing for the moment
+    CLOSED = "closed"  # the partition, the reservation or the nodes are not available now
+    ARRAY = "array"  # the array is too large, or arrays are not supported
+    POLICY = "policy"  # a limit on jobs, or on the request: the message does not say which
+    REQUEST = "request"  # the request itself
+    LOST = "lost"  # the answer was lost, or part of it
+    UNKNOWN = "unknown"  # an unrecognized message
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SbatchAnswer:
-    """One answer: `words` are sbatch's own, `key` names the setting to change, if one is known.
+    """One answer: `words` are sbatch's own, `key` is the setting to change if it is known.
 
-    `is_certain` says that only a controller that made no job of it gives this answer.
+    `is_certain`: Slurm gives this answer only if it created no job.
     """
 
     outcome: Outcome
-    cause: Cause | None = None
+    reason: Reason | None = None
     words: str = ""
     job_id: str | None = None
     key: str | None = None
@@ -53,8 +53,8 @@ class SbatchAnswer:
 
 _BRIEF = 300
 
-# What `timeout` and shells return where a command ran too long or met a signal.  sbatch itself
-# returns 255 where it refuses its own options.
+# Exit codes of `timeout` and shells for a command that timed out or got a signal.  sbatch itself
+# returns 255 for invalid options.
 _CUT_SHORT = (124, *range(129, 193))
 
 # `--parsable` prints the id, and the cluster's name where there are several.
@@ -70,8 +70,8 @@ _ERROR = re.compile(
 )
 _TRYING = re.compile(r"sleeping and retrying", re.IGNORECASE)
 
-# The connection failed before, amid or after the answer.  These words win over all others: of
-# several tries that a wrapper makes, the first may have been accepted.
+# The connection failed before, during or after the answer.  These messages outrank all others: of
+# several attempts of a wrapper, the first may have been accepted.
 _LOST = re.compile(
     r"timed out|zero bytes were|unable to contact|connection (?:refused|reset|closed|aborted)"
     r"|broken pipe|closed by (?:remote|peer|foreign)|no route to host|host is down"
@@ -80,7 +80,7 @@ _LOST = re.compile(
     r"|communication (?:connection|shutdown) failure|connection rejected by handler"
     r"|forced closed|delayed socket error|socket error|shutting down and closing"
     r"|header lengths are longer|insane message length|would block|protocol authentication error"
-    # Of a wrapper that asks Slurm over HTTP.
+    # Messages of a wrapper that talks to Slurm over HTTP.
     r"|gateway time-?out|bad gateway|service unavailable"
     r"|slurm_receive_msg|unable to process (?:incoming|outgoing)|interrupted system call"
     r"|entire message|zero length message|server not responding",
@@ -98,43 +98,43 @@ _POLICY = re.compile(r"violates accounting/QOS policy", re.IGNORECASE)
 
 _TOO_LARGE = re.compile(r"invalid job array specification", re.IGNORECASE)
 
-# What sites say of jobs beside their number, in the texts of their plugins.
+# Adjectives of jobs in the messages of sites' plugins.
 _SUCH = (
     r"(?:(?:a|the|your|all|\(?\d+\)?|allowed|permitted|queued|pending|running|submitted|waiting|active"
     r"|concurrent|simultaneous|total|gpu|cpu|batch|user|slurm) )*"
 )
 
-_NOT_NOW: tuple[tuple[str, Cause], ...] = (
-    (r"MaxJobCount|queue (?:is )?full|unable to create job record", Cause.LIMIT),
-    (r"temporarily unable to accept job|resource temporarily unavailable", Cause.LIMIT),
-    (r"too many (?:\w+ ){0,2}jobs", Cause.LIMIT),
-    (r"jobs? (?:\w+ )?limit (?:\w+ )?(?:been )?(?:reached|exceeded)", Cause.LIMIT),
-    (rf"\b(?:max(?:imum)?|limit|number) (?:number )?(?:of|on) {_SUCH}jobs\b", Cause.LIMIT),
-    (rf"\b\d+ {_SUCH}jobs\b|\b(?:1|one) {_SUCH}job (?:at a time|per user)", Cause.LIMIT),
-    (r"rate limit|standby mode|job creation temporarily disabled", Cause.BUSY),
-    (r"presently disabled|no new jobs|not (?:\w+ )?accepting", Cause.BUSY),
+_NOT_NOW: tuple[tuple[str, Reason], ...] = (
+    (r"MaxJobCount|queue (?:is )?full|unable to create job record", Reason.LIMIT),
+    (r"temporarily unable to accept job|resource temporarily unavailable", Reason.LIMIT),
+    (r"too many (?:\w+ ){0,2}jobs", Reason.LIMIT),
+    (r"jobs? (?:\w+ )?limit (?:\w+ )?(?:been )?(?:reached|exceeded)", Reason.LIMIT),
+    (rf"\b(?:max(?:imum)?|limit|number) (?:number )?(?:of|on) {_SUCH}jobs\b", Reason.LIMIT),
+    (rf"\b\d+ {_SUCH}jobs\b|\b(?:1|one) {_SUCH}job (?:at a time|per user)", Reason.LIMIT),
+    (r"rate limit|standby mode|job creation temporarily disabled", Reason.BUSY),
+    (r"presently disabled|no new jobs|not (?:\w+ )?accepting", Reason.BUSY),
     (
         r"submissions? (?:(?:is|are|has|have|been|was|were|currently) )*"
         r"(?:disabled|closed|suspended|stopped|paused|halted)",
-        Cause.BUSY,
+        Reason.BUSY,
     ),
-    (r"error writing script/environment|unable to connect to database", Cause.BUSY),
-    (r"(?:job|authentication) credential|authentication agent|\bmunge", Cause.BUSY),
-    (r"requested nodes are busy|license server", Cause.BUSY),
-    (r"currently (?:unavailable|not available|closed|down|offline)", Cause.BUSY),
-    (r"required (?:partition|node) not available|partition in down state", Cause.CLOSED),
-    (r"reservation (?:is in use|not usable now)|maintenance|\bdown-?time|outage", Cause.CLOSED),
-    (r"max powered up nodes|burst buffer resource limit|for burst buffer", Cause.CLOSED),
-    (r"breached requested qos usage threshold", Cause.CLOSED),
+    (r"error writing script/environment|unable to connect to database", Reason.BUSY),
+    (r"(?:job|authentication) credential|authentication agent|\bmunge", Reason.BUSY),
+    (r"requested nodes are busy|license server", Reason.BUSY),
+    (r"currently (?:unavailable|not available|closed|down|offline)", Reason.BUSY),
+    (r"required (?:partition|node) not available|partition in down state", Reason.CLOSED),
+    (r"reservation (?:is in use|not usable now)|maintenance|\bdown-?time|outage", Reason.CLOSED),
+    (r"max powered up nodes|burst buffer resource limit|for burst buffer", Reason.CLOSED),
+    (r"breached requested qos usage threshold", Reason.CLOSED),
     (
         r"(?:try|retry|submit) (?:it )?again (?:later|soon|in|after|when|once)\b|please retry"
         r"|(?:try|retry|submit) later|\bwait (?:until|for|a)\b",
-        Cause.BUSY,
+        Reason.BUSY,
     ),
-    (r"\btemporar(?:y|ily)\b|too busy|overloaded", Cause.BUSY),
+    (r"\btemporar(?:y|ily)\b|too busy|overloaded", Reason.BUSY),
 )
 
-# What the request itself says, and the setting that says it.
+# Faults of the request, and the setting at fault.
 _NEVER: tuple[tuple[str, str | None], ...] = (
     (r"partition name|invalid partition|no partition specified", "slurm.partition"),
     (r"to use this partition|not in this partition", "slurm.partition"),
@@ -161,48 +161,48 @@ _NEVER: tuple[tuple[str, str | None], ...] = (
 
 
 def brief(words: str) -> str:
-    """Return sbatch's words in one line: the reason, without its name and what it tries again."""
+    """Return sbatch's message in one line: the reason, without prefixes and notes on retries."""
     lines = [_PREFIX.sub("", line).strip() for line in words.splitlines()]
-    told = [line for line in lines if line and not _TRYING.search(line)] or lines
-    return "; ".join(told)[:_BRIEF]
+    reasons = [line for line in lines if line and not _TRYING.search(line)] or lines
+    return "; ".join(reasons)[:_BRIEF]
 
 
 def read_answer(code: int, stdout: str, stderr: str) -> SbatchAnswer:
-    """Return what sbatch's exit code and words mean; a code below zero is a signal."""
+    """Return what sbatch's exit code and output mean; a code below zero is a signal."""
     words = stderr.strip() or stdout.strip() or f"exit code {code}"
     if code == 0:
-        told = _ID.fullmatch(stdout.strip())
-        if told:
-            return SbatchAnswer(outcome=Outcome.ACCEPTED, words=words, job_id=told[1])
-        # A banner may hold any number, so that its job is known by name alone.
+        found = _ID.fullmatch(stdout.strip())
+        if found:
+            return SbatchAnswer(outcome=Outcome.ACCEPTED, words=words, job_id=found[1])
+        # A banner may hold any number, so its job can be found by name only.
         words = stdout.strip() or stderr.strip() or "sbatch printed no job id"
-        return SbatchAnswer(outcome=Outcome.PERHAPS, cause=Cause.UNHEARD, words=words)
+        return SbatchAnswer(outcome=Outcome.PERHAPS, reason=Reason.UNKNOWN, words=words)
     if code < 0 or code in _CUT_SHORT or _LOST.search(words):
-        return SbatchAnswer(outcome=Outcome.PERHAPS, cause=Cause.LOST, words=words)
+        return SbatchAnswer(outcome=Outcome.PERHAPS, reason=Reason.LOST, words=words)
     return _refusal(words)
 
 
 def _refusal(words: str) -> SbatchAnswer:
-    """Sort the words of an sbatch that failed and had heard all that Slurm said."""
+    """Classify the message of an sbatch that failed after it had got Slurm's whole answer."""
     if _POLICY.search(words):
-        return _sorted_limit(words) or SbatchAnswer(
-            outcome=Outcome.NOT_NOW, cause=Cause.POLICY, words=words, is_certain=True
+        return _classify_limit(words) or SbatchAnswer(
+            outcome=Outcome.NOT_NOW, reason=Reason.POLICY, words=words, is_certain=True
         )
-    # Slurm's own error says more than what plugins and warnings say before it, unless it says
-    # nothing ("Unspecified error").
+    # Slurm's own error outranks messages of plugins and warnings before it, unless it is empty
+    # ("Unspecified error").
     errors = _ERROR.findall(words)
     for text in (*errors[-1:], words):
-        found = _sorted_error(text, words)
+        found = _classify_error(text, words)
         if found is not None:
             return found
-    return SbatchAnswer(outcome=Outcome.PERHAPS, cause=Cause.UNHEARD, words=words)
+    return SbatchAnswer(outcome=Outcome.PERHAPS, reason=Reason.UNKNOWN, words=words)
 
 
-def _sorted_limit(words: str) -> SbatchAnswer | None:
-    """Return what a limit that is named means, None where none is."""
+def _classify_limit(words: str) -> SbatchAnswer | None:
+    """Return the answer for a message that names a limit, None if it names none."""
     if _SUBMIT_LIMIT.search(words):
         return SbatchAnswer(
-            outcome=Outcome.NOT_NOW, cause=Cause.LIMIT, words=words, is_certain=True
+            outcome=Outcome.NOT_NOW, reason=Reason.LIMIT, words=words, is_certain=True
         )
     limit = _OTHER_LIMIT.search(words)
     if limit is None:
@@ -211,27 +211,27 @@ def _sorted_limit(words: str) -> SbatchAnswer | None:
     return _never(words, key)
 
 
-def _sorted_error(text: str, words: str) -> SbatchAnswer | None:
-    """Return what a text says, for an answer of these words; None for an unrecognized one."""
+def _classify_error(text: str, words: str) -> SbatchAnswer | None:
+    """Return the answer for an error text within a message, None for an unrecognized text."""
     if _TOO_LARGE.search(text):
-        return replace(_never(words, None), cause=Cause.ARRAY)
-    limit = _sorted_limit(text)
+        return replace(_never(words, None), reason=Reason.ARRAY)
+    limit = _classify_limit(text)
     if limit is not None:
         return limit
     if _named(text, _NEVER):
         key = next((key for _, key in _named(text, _NEVER) + _named(words, _NEVER) if key), None)
         return _never(words, key)
-    for _, cause in _named(text, _NOT_NOW):
-        return SbatchAnswer(outcome=Outcome.NOT_NOW, cause=cause, words=words)
+    for _, reason in _named(text, _NOT_NOW):
+        return SbatchAnswer(outcome=Outcome.NOT_NOW, reason=reason, words=words)
     return None
 
 
 def _never(words: str, key: str | None) -> SbatchAnswer:
     return SbatchAnswer(
-        outcome=Outcome.NEVER, cause=Cause.REQUEST, words=words, key=key, is_certain=True
+        outcome=Outcome.NEVER, reason=Reason.REQUEST, words=words, key=key, is_certain=True
     )
 
 
 def _named(text: str, rules: Sequence[tuple[str, _T]]) -> list[tuple[str, _T]]:
-    """Return the rules whose words stand in a text."""
+    """Return the rules that match a text."""
     return [rule for rule in rules if re.search(rule[0], text, re.IGNORECASE)]

@@ -1,8 +1,7 @@
-"""What the scheduler last said, kept in a file for `status`: derived, and never relied on.
+"""Note of the last poll of the scheduler, a file for `status`: derived, and never relied on.
 
-The controller rewrites it at each poll.  All that the next controller takes from it is how long
-to leave Slurm alone at first, one interval at most, so that a file that is stale, damaged or absent
-costs little but words.
+The controller rewrites it at each poll.  The next controller takes only its first wait from it, one
+interval at most, so a note that is stale, damaged or missing costs little but messages.
 """
 
 import logging
@@ -18,18 +17,18 @@ logger = logging.getLogger(__name__)
 
 _VERSION = 1
 
-# A reason for each of 100,000 jobs that wait.
+# A reason for each of 100,000 pending jobs.
 _LIMIT_BYTES = 16 << 20
 
-# Two commands may take a minute each, and a submission three, before the next look is due.
+# Two commands may take a minute each, and a submission three, before the next poll is due.
 _LATE_S = 300.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Refusal:
-    """Why the newest submission was not taken, and what to do about it if anything.
+    """Why the newest submission was refused, and what to do about it, if anything.
 
-    What `is_final` is not asked again until the jobs at work have ended.
+    A refusal that `is_final` is not retried until the running jobs have ended.
     """
 
     words: str
@@ -38,19 +37,18 @@ class Refusal:
 
     @property
     def text(self) -> str:
-        """One line, the same for every time that it is refused so."""
-        told = "refuses more jobs" if self.is_final else "takes no more jobs for now"
+        """One line, the same each time."""
+        refusal = "refuses more jobs" if self.is_final else "takes no more jobs for now"
         advice = f" (hint: {self.hint})" if self.hint else ""
-        return f"Slurm {told}: {self.words}{advice}"
+        return f"Slurm {refusal}: {self.words}{advice}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SchedulerNote:
-    """One poll: `pending` is Slurm's reason by job id, `next_s` the time to the next question.
+    """One poll: `pending` is Slurm's reason by job id, `next_s` the time to the next poll.
 
-    `asked_at` is when Slurm was last asked, None where it was not yet: a refusal, too, is noted.
-
-    `unlisted` says of jobs that are alive by accounting alone what speaks for that, and against.
+    `asked_at` is when Slurm was last polled, None if it was not yet: a refusal is noted, too.
+    `unlisted` holds the evidence for and against each job that only accounting takes for alive.
     """
 
     at: str
@@ -64,20 +62,20 @@ class SchedulerNote:
 
     @property
     def age_s(self) -> float:
-        """How long ago this was, in seconds."""
+        """The age of the note in seconds."""
         return (clock.now() - clock.from_text(self.at)).total_seconds()
 
     @property
     def is_stale(self) -> bool:
-        """Whether the next poll is overdue, so that this says nothing of the present."""
+        """Whether the next poll is overdue, so that the note is out of date."""
         return self.age_s > self.next_s + _LATE_S
 
 
 def write_note(path: Path, note: SchedulerNote) -> None:
-    """Replace the file; a disk that refuses is no reason to stop a search."""
+    """Replace the file; an error of the disk is no reason to stop a search."""
     try:
         refusal = None if note.refusal is None else asdict(note.refusal)
-        # Not `asdict`, which would copy what is said of every single job.
+        # `asdict` would copy the texts of all jobs.
         own = {item.name: getattr(note, item.name) for item in fields(note)}
         write_json(path, {"version": _VERSION, **own, "refusal": refusal})
     except OSError as exc:
@@ -85,7 +83,7 @@ def write_note(path: Path, note: SchedulerNote) -> None:
 
 
 def read_note(path: Path) -> SchedulerNote | None:
-    """Return what the file holds, None for a file that is absent or says nothing of use."""
+    """Return the note in a file, None if there is none or it cannot be used."""
     try:
         data = parse_object(read_small(path, _LIMIT_BYTES))
         return _decode(data) if data.get("version") == _VERSION else None
@@ -95,7 +93,7 @@ def read_note(path: Path) -> SchedulerNote | None:
 
 def _decode(data: Mapping[str, Any]) -> SchedulerNote:
     silent, accounting = data["silent_reason"], data["accounting"]
-    # Controllers of earlier versions tell of neither.
+    # Controllers of earlier versions write neither.
     refusal, asked_at = data.get("refusal"), data.get("asked_at")
     for moment in (data["at"], asked_at or data["at"]):
         clock.from_text(moment)

@@ -1,9 +1,8 @@
-"""The environment of Slurm's commands: what of the user's passes, and what is left behind.
+"""Environment of Slurm's commands: the user's, without Slurm's own variables.
 
-Every variable of Slurm's own namespaces is an option to some command: a filter of squeue in a
-profile hides jobs, and what an allocation sets says how *its* jobs run.  Only what is needed to
-reach the cluster passes.  Everything else of the user's environment goes on as it is, since
-sbatch hands it to the jobs.
+Every variable in Slurm's namespaces is an option of some command: a filter of squeue in a profile
+hides jobs, and an allocation's variables say how *its* jobs run.  Only those needed to reach the
+cluster pass.  The rest of the user's environment is unchanged, since sbatch hands it to the jobs.
 """
 
 import re
@@ -11,7 +10,7 @@ from collections.abc import Mapping
 
 from elmanctl.constants import ALLOCATION_VARIABLES, CLUSTERS_VARIABLE
 
-# What the user's shell may say to Slurm's commands: which cluster, and how to be known there.
+# Variables that select the cluster and authenticate the user there.
 PASSED = (
     CLUSTERS_VARIABLE,
     "SLURM_CONF",
@@ -22,13 +21,13 @@ PASSED = (
     "SLURM_SACK_SOCKET",
 )
 
-# Options of commands, and what Slurm, its plugins and process managers set for one job.
+# Options of commands, and variables that Slurm, its plugins and process managers set for a job.
 _OF_SLURM = re.compile(
     r"_?SLURM(D|_|STEPD_)|S(BATCH|RUN|ALLOC|QUEUE|ACCT|ACCTMGR|CANCEL|INFO|PRIO|CONTROL|STAT|REPORT"
     r"|SHARE|DIAG|TRIGGER|CRONTAB|BCAST|ATTACH|PANK)_|PMI_|PMI2_|PMIX_|OMPI_COMM_WORLD_"
 )
 
-# What Slurm's plugins set to the devices of one job.
+# Variables that Slurm's plugins set to the devices of a job.
 _DEVICES = (
     "CUDA_VISIBLE_DEVICES",
     "GPU_DEVICE_ORDINAL",
@@ -40,22 +39,22 @@ _DEVICES = (
     "CUDA_MPS_PIPE_DIRECTORY",
 )
 
-# Folders that sites and users make for each job, and that are gone after it.
+# Variables of folders that sites and users create for each job and remove after it.
 _FOLDERS = re.compile(r"TMP|TEMP|SCRATCH|CACHE|JOBFS|RUNTIME_DIR")
 
 
 def allocation(environ: Mapping[str, str]) -> str | None:
-    """Return the id of the job in which a process with this environment sits, None outside."""
+    """Return the id of the job that a process with this environment runs in, None outside."""
     return next((environ[name] for name in ALLOCATION_VARIABLES if environ.get(name)), None)
 
 
 def without_options(environ: Mapping[str, str]) -> dict[str, str]:
-    """Return the environment without what Slurm's commands and jobs read and set."""
+    """Return the environment without the variables of Slurm's commands and jobs."""
     return {k: v for k, v in environ.items() if k in PASSED or not _OF_SLURM.match(k)}
 
 
 def job_environment(environ: Mapping[str, str]) -> dict[str, str]:
-    """Return what sbatch gets, and by it the jobs: the user's own, nothing of another job's."""
+    """Return the environment of sbatch, and so of the jobs: without that of another job."""
     kept = without_options(environ)
     job_id = allocation(environ)
     if job_id is None:
@@ -69,5 +68,5 @@ def job_environment(environ: Mapping[str, str]) -> dict[str, str]:
 
 
 def query_environment(environ: Mapping[str, str]) -> dict[str, str]:
-    """Return what the commands get that ask and cancel: their answers are read by a program."""
+    """Return the environment of commands whose output is parsed."""
     return {**job_environment(environ), "LC_ALL": "C"}

@@ -1,4 +1,4 @@
-"""Attempts as Slurm jobs: each submission is one array, submitted once, found by its name."""
+"""Slurm executor: each submission is one job array, submitted once and found by its name."""
 
 import contextlib
 import errno
@@ -17,7 +17,12 @@ from elmanctl.ledger.files import write_atomically
 from elmanctl.ledger.records import Resources, Submission
 from elmanctl.run.paths import RunPaths
 from elmanctl.run.processes import command_lines
-from elmanctl.schedulers.accounting import Accounting, Ends, not_over, report_unlisted
+from elmanctl.schedulers.accounting import (
+    Accounting,
+    PartialEnds,
+    as_completing,
+    report_unlisted,
+)
 from elmanctl.schedulers.executor import (
     JobReport,
     JobState,
@@ -27,30 +32,31 @@ from elmanctl.schedulers.executor import (
     SubmissionTooLarge,
     SubmissionUnknown,
 )
-from elmanctl.schedulers.sbatch_answer import Cause, Outcome, SbatchAnswer, read_answer
-from elmanctl.schedulers.slurm import JobRow, Slurm, SlurmSilent, askable
+from elmanctl.schedulers.sbatch_answer import Outcome, Reason, SbatchAnswer, read_answer
+from elmanctl.schedulers.slurm import Slurm, SlurmSilent, askable
 from elmanctl.schedulers.slurm_environment import job_environment
+from elmanctl.schedulers.slurm_output import JobRow
 from elmanctl.schedulers.submission import SCRIPT_NAME, excluded, make_script, write_pickles
 
 SBATCH_TIMEOUT_S = 180
 
-# What hangs in the kernel, at a file server that is away, outlives SIGKILL.
+# A process that hangs in the kernel, at a file server that is down, outlives SIGKILL.
 _KILLED_S = 5.0
 
-# What is no program that can be run, now or later: a script without `#!` is one, too.
+# Errors of a file that can never be run, such as a script without `#!`.
 _NO_PROGRAM = (
     *(errno.ENOENT, errno.ENOTDIR, errno.EACCES, errno.EPERM, errno.ENOEXEC, errno.ELOOP),
     errno.E2BIG,
 )
 
-# Slurm's own default of MaxArraySize, which few clusters lower.
+# Slurm's default of MaxArraySize, which few clusters lower.
 _USUAL_ARRAY = 1001
 
 logger = logging.getLogger(__name__)
 
 
 class SlurmExecutor:
-    """Submits attempts as one Slurm array a submission, or as one job each where there are none."""
+    """Submits attempts as one job array per submission, or as single jobs without arrays."""
 
     name = "slurm"
 
@@ -59,7 +65,7 @@ class SlurmExecutor:
         self._max_jobs = max_jobs
         self._slurm = slurm or Slurm()
         self._accounting = Accounting(self._slurm)
-        self._ends = Ends()
+        self._ends = PartialEnds()
         self._array_limit = _USUAL_ARRAY
         self._knows_array_limit = False
         self._asks_array_limit = False
@@ -69,16 +75,16 @@ class SlurmExecutor:
 
     @property
     def tasks_per_submission(self) -> int | None:
-        """How many attempts one array may hold, 0 until the next look has asked for it."""
+        """How many attempts one array may hold, 0 until the next poll has asked for it."""
         return 0 if self._asks_array_limit else self._array_limit
 
     @property
     def has_arrays(self) -> bool:
-        """Whether this cluster takes job arrays, as far as is known."""
+        """Whether this cluster supports job arrays, as far as is known."""
         return self._has_arrays
 
     def check(self, *, asks: bool = True) -> None:
-        """Raise EnvironmentNotReady when Slurm is not here, or does not answer when asked."""
+        """Raise EnvironmentNotReady when Slurm is not here, or with `asks` does not answer."""
         self._slurm.check(asks=asks)
 
     def free_slots(self, busy: Iterable[int | None]) -> Sequence[int | None]:
@@ -88,9 +94,9 @@ class SlurmExecutor:
     def submit(self, submission: Submission, folder: Path) -> str:
         """Write the pickles and the script, call sbatch, and return the id of the job or array.
 
-        Raises SubmissionError when sbatch refused for good, SubmissionDeferred when it did for
-        now, SubmissionTooLarge when that was for the array's size, SubmissionUnknown when its
-        answer is missing.
+        Raises SubmissionError when sbatch refused for good, SubmissionDeferred when it refused for
+        now, SubmissionTooLarge when the array was too large, SubmissionUnknown when its answer was
+        lost.
         """
         folder.mkdir(parents=True, exist_ok=True)
         write_pickles(submission, folder, self._paths)
@@ -106,7 +112,7 @@ class SlurmExecutor:
         except NoAnswer as exc:
             raise SubmissionUnknown(str(exc)) from exc
         except OSError as exc:
-            # Else no process, no memory, a file server that is away: this machine's, and for now.
+            # Otherwise it is temporary: no process, no memory, a file server that is down.
             kind = SubmissionError if exc.errno in _NO_PROGRAM else SubmissionDeferred
             raise kind(f"cannot run `sbatch`: {exc}") from exc
         answer = read_answer(done.code, done.stdout, done.stderr)
@@ -114,9 +120,9 @@ class SlurmExecutor:
             self._note_taken(submission)
             return answer.job_id
         if done.code == 0:
-            self._tell_banner(answer.words)
+            self._log_banner(answer.words)
             raise SubmissionUnknown(answer.words, is_taken=True)
-        if answer.cause is Cause.LOST:
+        if answer.reason is Reason.LOST:
             raise SubmissionUnknown(answer.words)
         job_id = None if answer.is_certain else self._listed(submission, answer)
         if job_id is None:
@@ -124,23 +130,23 @@ class SlurmExecutor:
         return job_id
 
     def _refusal(self, submission: Submission, answer: SbatchAnswer) -> SubmissionError:
-        """Return the error that says what kind of refusal it was."""
-        if answer.cause is Cause.ARRAY and submission.is_array:
+        """Return the error for a refusal."""
+        if answer.reason is Reason.ARRAY and submission.is_array:
             self._learn_array_limit(len(submission.tasks))
             return SubmissionTooLarge(answer.words)
         is_deferred = answer.outcome is Outcome.NOT_NOW
-        if answer.cause is Cause.POLICY:
-            # The same words tell of a limit on jobs, and of what no job may ask for.
+        if answer.reason is Reason.POLICY:
+            # The same message reports a limit on jobs and a request that no job may make.
             is_deferred = len(submission.tasks) > 1 or bool(self._taken) or self._has_jobs()
-        if answer.cause is Cause.UNHEARD:
-            # The request is all right: the same was taken before.
-            is_deferred = _asked_for(submission) in self._taken
+        if answer.reason is Reason.UNKNOWN:
+            # The request is fine: the same one was accepted before.
+            is_deferred = _request_of(submission) in self._taken
         if not is_deferred:
             return SubmissionError(answer.words, hint=_request_hint(self._run, answer.key))
-        is_limit = answer.cause in (Cause.LIMIT, Cause.POLICY)
+        is_limit = answer.reason in (Reason.LIMIT, Reason.POLICY)
         hint = _limit_hint(self._run) if is_limit else None
-        if answer.cause is Cause.CLOSED:
-            hint = f"`elmanctl resume {self._run} --set slurm.partition=NAME` goes elsewhere"
+        if answer.reason is Reason.CLOSED:
+            hint = f"`elmanctl resume {self._run} --set slurm.partition=NAME` uses another one"
         return SubmissionDeferred(answer.words, hint=hint, is_limit=is_limit)
 
     @property
@@ -148,12 +154,12 @@ class SlurmExecutor:
         return self._paths.folder.name
 
     def _note_taken(self, submission: Submission) -> None:
-        asked = _asked_for(submission)
-        if asked not in self._taken:
-            self._taken.append(asked)
+        request = _request_of(submission)
+        if request not in self._taken:
+            self._taken.append(request)
 
     def _listed(self, submission: Submission, answer: SbatchAnswer) -> str | None:
-        """Return the job of this name that squeue lists although sbatch failed, None without one.
+        """Return the job of this name that squeue lists although sbatch failed, None if none.
 
         Raises SubmissionUnknown where squeue cannot be asked.
         """
@@ -165,36 +171,35 @@ class SlurmExecutor:
         return next((row.array_id for row in named), None)
 
     def _has_jobs(self) -> bool:
-        """Whether jobs of this user are waiting or running, which a limit on jobs would count."""
+        """Whether this user has pending or running jobs, which a limit on jobs would count."""
         try:
             return any(row.report.state is not JobState.ENDED for row in self._slurm.queue())
         except SlurmSilent:
             return True
 
-    def _tell_banner(self, words: str) -> None:
-        # The id of the job, and the time maybe, are other ones each time.
+    def _log_banner(self, words: str) -> None:
+        # The job id, and perhaps the time, differ each time.
         banner = re.sub(r"\d+", "", words)
         level = logging.DEBUG if banner == self._banner else logging.WARNING
         self._banner = banner
-        logger.log(level, "sbatch says more than a job id, jobs are found by their name: %s", words)
+        logger.log(level, "sbatch prints more than a job id, jobs are found by name: %s", words)
 
     def _learn_array_limit(self, refused: int) -> None:
         if refused == 1:
             self._has_arrays, self._array_limit = False, 1
             logger.warning("this cluster takes no job arrays: each attempt is a job of its own")
             return
-        # Where Slurm's configuration allows it, and yet it was refused, fewer are tried.
+        # If it was refused although Slurm's configuration allows it, try fewer.
         self._array_limit = refused // 2
         self._asks_array_limit = not self._knows_array_limit
 
     def look(self, jobs: Sequence[LiveJob], intended: Sequence[Submission]) -> Sighting:
-        """Ask squeue about everything, then one more command: sacct about what squeue lacks.
+        """Poll squeue for everything, then sacct for what squeue lacks: two commands at most.
 
-        An end whose cause squeue may not know waits for sacct, and is not over meanwhile.
-
-        When an array was refused for its size, its limit is asked for in place of sacct, once.
-        A submission that has started left its job id in its folder; others are known by their
-        unique name.  Raises SlurmSilent when squeue cannot be asked.
+        An end whose cause squeue may not know waits for sacct, and counts as running meanwhile.
+        After an array was refused for its size, the limit is asked for once instead of sacct.  A
+        submission that has started left its job id in its folder; others are found by their unique
+        name.  Raises SlurmSilent when squeue cannot be asked.
         """
         found: dict[str, str | None] = {}
         unstarted = []
@@ -206,19 +211,19 @@ class SlurmExecutor:
                 found[submission.id] = started
         _wait_for_sbatch(str(self._paths.submission(one.id) / SCRIPT_NAME) for one in unstarted)
         rows = self._slurm.queue() if jobs or unstarted else []
-        self._accounting.unheard = None
+        self._accounting.error = None
         listed = {(row.job_id, row.name): row for row in rows}
         ours = {job: listed.get((job.job_id, job.job_name)) for job in jobs}
-        half = {job for job, row in ours.items() if row is not None and self._tells_half(job, row)}
+        partial = {j for j, row in ours.items() if row is not None and self._is_partial(j, row)}
         reports = {
-            job.job_id: not_over(row.report) if job in half else row.report
+            job.job_id: as_completing(row.report) if job in partial else row.report
             for job, row in ours.items()
             if row is not None
         }
         names = {row.name: row.array_id for row in rows if not row.is_refusal}
         found |= {one.id: names[one.job_name] for one in unstarted if one.job_name in names}
         missing = [one for one in unstarted if one.id not in found]
-        unclear = {job: row for job, row in ours.items() if row is None or job in half}
+        unclear = {job: row for job, row in ours.items() if row is None or job in partial}
         if self._asks_array_limit:
             self._ask_array_limit()
         elif unclear or missing:
@@ -228,14 +233,14 @@ class SlurmExecutor:
         return Sighting(
             reports=reports,
             found=found,
-            unheard=self._accounting.unheard,
-            accounting=self._accounting.is_kept,
+            accounting_error=self._accounting.error,
+            accounting=self._accounting.is_enabled,
         )
 
-    def _tells_half(self, job: LiveJob, row: JobRow) -> bool:
-        """Whether squeue leaves open why a job ended: it never says who cancelled one."""
-        began_nothing = row.report.node is not None and not self.log(job).exists()
-        return row.hides_step or (row.report.raw == "CANCELLED" and began_nothing)
+    def _is_partial(self, job: LiveJob, row: JobRow) -> bool:
+        """Whether squeue leaves open why a job ended: it never shows who cancelled one."""
+        never_began = row.report.node is not None and not self.log(job).exists()
+        return row.hides_step or (row.report.raw == "CANCELLED" and never_began)
 
     def _ask_array_limit(self) -> None:
         try:
@@ -248,7 +253,7 @@ class SlurmExecutor:
         if limit == 0:
             self._learn_array_limit(1)
             return
-        # Without an answer the half of what was refused is tried.
+        # Without an answer, half of what was refused is tried.
         self._array_limit = limit or self._array_limit
         logger.info("an array holds %d attempts at most here", self._array_limit)
 
@@ -258,7 +263,7 @@ class SlurmExecutor:
         missing: Sequence[Submission],
         listed: Sequence[JobRow],
     ) -> tuple[dict[str, JobReport], dict[str, str | None]]:
-        """Return reports of jobs, and ids of submissions, on which squeue does not say enough.
+        """Return the reports of jobs, and the ids of submissions, that squeue leaves unclear.
 
         `unclear` holds squeue's row of each job, None where there is none.
         """
@@ -266,17 +271,17 @@ class SlurmExecutor:
         dates = [one.intended_at for one in missing] + [job.since for job in unclear]
         rows = self._accounting.rows(asked, min((at for at in dates if at), default=None))
         own = {(job.job_id, job.job_name) for job in unclear}
-        told = {row.job_id: row.report for row in rows or [] if (row.job_id, row.name) in own}
+        accounted = {r.job_id: r.report for r in rows or [] if (r.job_id, r.name) in own}
         ended = {job.job_id: row.report for job, row in unclear.items() if row is not None}
-        reports = self._ends.completed(ended, told, self._accounting)
+        reports = self._ends.completed(ended, accounted, self._accounting)
         known = [row for row in (*listed, *(rows or [])) if not row.is_refusal]
         arrays = {(row.array_id, row.name) for row in known}
-        silent = rows is None and self._accounting.is_kept is not False
+        silent = rows is None and self._accounting.is_enabled is not False
         for job in (job for job, row in unclear.items() if row is None):
             if silent or job.job_name in asked:
-                report = report_unlisted(job, told, arrays)
+                report = report_unlisted(job, accounted, arrays)
                 reports[job.job_id] = (
-                    replace(report, reason=self._accounting.unheard) if silent else report
+                    replace(report, reason=self._accounting.error) if silent else report
                 )
         if silent:
             return reports, {}
@@ -285,21 +290,21 @@ class SlurmExecutor:
         return reports, found
 
     def cancel(self, jobs: Sequence[LiveJob]) -> None:
-        """Cancel jobs by scancel."""
+        """Cancel jobs with scancel."""
         if jobs:
             self._slurm.cancel([job.job_id for job in jobs])
 
     def avoid(self, jobs: Sequence[LiveJob], resources: Resources) -> None:
-        """Change what jobs that wait exclude, by scontrol."""
+        """Set the nodes that pending jobs exclude, with scontrol."""
         self._slurm.exclude([job.job_id for job in jobs], excluded(resources))
 
     def log(self, job: LiveJob) -> Path:
-        """Return the file of the job's output, as submitit names it."""
+        """Return the path of the job's output, as submitit names it."""
         return self._paths.submission(job.submission) / f"{job.job_id}_0_log.out"
 
 
-def _asked_for(submission: Submission) -> Resources:
-    """Return the request of a submission without the nodes that it avoids: those change."""
+def _request_of(submission: Submission) -> Resources:
+    """Return the request of a submission without the nodes that it avoids, which change."""
     return replace(submission.resources, exclude=())
 
 
@@ -307,21 +312,21 @@ def _request_hint(run: str, key: str | None) -> str:
     change = f"`elmanctl resume {run} --set {key or 'slurm.partition'}=VALUE`"
     if key is None:
         change += ", or another key of `[slurm]`,"
-    return f"change what its jobs ask for: {change} goes on; elman.toml is for the next search"
+    return f"change the request: {change} continues; elman.toml applies to the next search"
 
 
 def _limit_hint(run: str) -> str:
     return (
-        f"`elmanctl resume {run} --set search.max_jobs=N` asks for no more than N at a time; "
-        "jobs of yours outside this search count as well"
+        f"`elmanctl resume {run} --set search.max_jobs=N` queues no more than N at a time; "
+        "your jobs outside this search count, too"
     )
 
 
 def _wait_for_sbatch(scripts: Iterable[str]) -> None:
     """Wait while a dead controller's sbatch is still talking to Slurm: its answer decides.
 
-    After the time that its own controller would have given it, it is killed as that one would have.
-    Raises SlurmSilent where it cannot even be killed: it may yet submit.
+    After the timeout that its own controller would have enforced, it is killed.  Raises SlurmSilent
+    if it cannot even be killed: it may still submit.
     """
     wanted = set(scripts)
     deadline = time.monotonic() + SBATCH_TIMEOUT_S
@@ -344,7 +349,7 @@ def _sbatch_of(scripts: Collection[str]) -> Iterator[int]:
 
 
 def _started_job(folder: Path) -> str | None:
-    """Return the array's job id by the links that its tasks make when they start."""
+    """Return the array's job id from the links that its tasks make when they start."""
     for link in folder.glob("*_submitted.pkl"):
         job_id = link.name.partition("_")[0]
         if job_id.isdigit():

@@ -84,7 +84,7 @@ class Poller:
         # From its end: a slow answer must not bring the next question closer.
         self._delay_s, self._failures = self._poll_s, 0
         self._next = self._now() + self._delay_s
-        self.silent_reason = sighting.unheard
+        self.silent_reason = sighting.accounting_error
         self._note(sighting)
         return sighting
 

@@ -36,7 +36,7 @@ from elmanctl.run.frozen_code import freeze_code
 from elmanctl.run.ownership import refuse_open_parents
 from elmanctl.run.paths import RunPaths
 from elmanctl.run.training import Budget
-from elmanctl.schedulers.gpu_count import check_gpus
+from elmanctl.schedulers.gpus import check_gpus
 from elmanctl.schedulers.quoting import check_path
 from elmanctl.schedulers.submission import check_resources
 from elmanctl.search.atomic_folder import new_folder

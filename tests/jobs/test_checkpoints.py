@@ -1,4 +1,4 @@
-"""A training that was interrupted goes on as if it had not been, or begins anew and says why."""
+"""An interrupted training resumes as if it had not been, or starts over and says why."""
 
 import errno
 import io
@@ -342,16 +342,16 @@ def test_a_checkpoint_that_finds_no_room_costs_nothing_else(
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert (result["checkpoints_written"], result["loss"]) == (0, whole["loss"])
     assert "the checkpoint of step 3 is not written: File too large" in caplog.text
-    told = read(paths.heartbeat)["checkpoint"]
-    assert (told["step"], told["error"]) == (11, "File too large")
+    written = read(paths.heartbeat)["checkpoint"]
+    assert (written["step"], written["error"]) == (11, "File too large")
     assert not list(paths.folder.glob("checkpoint*"))
 
 
 def test_no_byte_is_written_where_a_state_cannot_fit(tmp_path: Path) -> None:
     huge = {"model": {"weight": torch.empty(10**16, device="meta")}}
-    with pytest.raises(OSError, match=r"4e\+07 GB are needed") as told:
+    with pytest.raises(OSError, match=r"4e\+07 GB are needed") as raised:
         save(huge, tmp_path / "checkpoint.pt")
-    assert told.value.errno == errno.ENOSPC
+    assert raised.value.errno == errno.ENOSPC
     assert list(tmp_path.iterdir()) == []
 
 
@@ -369,9 +369,9 @@ def test_the_warning_of_the_end_writes_one_checkpoint(
     paths = write(checkpoint_min=ON_DEMAND)
     result = run(paths)
     assert result["checkpoints_written"] == 1
-    told = read(paths.heartbeat)
-    assert (told["checkpoint"]["step"], told["checkpoint"]["error"]) == (5, None)
-    assert [entry["name"] for entry in told["signals"]] == ["SIGUSR2"]
+    beat = read(paths.heartbeat)
+    assert (beat["checkpoint"]["step"], beat["checkpoint"]["error"]) == (5, None)
+    assert [entry["name"] for entry in beat["signals"]] == ["SIGUSR2"]
 
 
 def test_without_checkpoints_the_warning_writes_nothing(

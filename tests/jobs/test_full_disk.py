@@ -1,4 +1,4 @@
-"""Whose disk was full, on real file systems that are too small."""
+"""Full disks of the run and of the node, on real file systems that are too small."""
 
 import errno
 import os
@@ -52,12 +52,12 @@ def full(small: Path) -> Iterator[Path]:
 
 def failure(folder: Path) -> OSError:
     """Return what writing to a full disk raises; it names no file."""
-    with pytest.raises(OSError) as told, (folder / "more").open("wb", buffering=0) as file:
+    with pytest.raises(OSError) as raised, (folder / "more").open("wb", buffering=0) as file:
         while True:
             file.write(bytes(65536))
     (folder / "more").unlink()
-    assert (told.value.errno, told.value.filename) == (errno.ENOSPC, None)
-    return told.value
+    assert (raised.value.errno, raised.value.filename) == (errno.ENOSPC, None)
+    return raised.value
 
 
 def test_full_disk_that_another_node_does_not_have_is_found(
@@ -106,9 +106,9 @@ def test_disk_that_has_room_again_is_found_by_the_name_or_by_who_wrote(
     )
     names: dict[str, object] = {}
     exec(program, names)
-    with pytest.raises(OSError) as told:
+    with pytest.raises(OSError) as raised:
         names["write"]()  # type: ignore[operator]
-    assert full_disk_of_node(told.value, tmp_path) == str(small)
+    assert full_disk_of_node(raised.value, tmp_path) == str(small)
 
 
 def test_program_that_failed_for_want_of_room_is_told_from_one_that_failed(
@@ -130,13 +130,13 @@ def test_disk_without_room_for_another_file_is_full(
     small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     made = []
-    with pytest.raises(OSError) as told:
+    with pytest.raises(OSError) as raised:
         for number in range(64):
             made.append(small / str(number))
             made[-1].touch()
     monkeypatch.setenv("TMPDIR", str(small))
-    told.value.filename = None
-    assert full_disk_of_node(told.value, tmp_path) == str(small)
+    raised.value.filename = None
+    assert full_disk_of_node(raised.value, tmp_path) == str(small)
     for path in made:
         path.unlink(missing_ok=True)
 

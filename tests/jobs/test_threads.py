@@ -26,7 +26,7 @@ WORKERS = """
 import sys
 from elmanctl.jobs.evaluation import evaluate_attempt
 for folder in sys.argv[1:]:
-    # As in a process of its own, which has not been told yet.
+    # As in a process of its own, where the number is not set yet.
     import torch
     torch.set_num_threads(THREADS)
     evaluate_attempt(folder)

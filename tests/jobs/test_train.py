@@ -283,10 +283,10 @@ def test_a_gpu_that_torch_does_not_see_is_not_left_idle(
         monkeypatch.delenv(other, raising=False)
     monkeypatch.setenv(variable, "0,1")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    with pytest.raises(EnvironmentNotReady, match=f"{variable}=0,1.* no CUDA device") as told:
+    with pytest.raises(EnvironmentNotReady, match=f"{variable}=0,1.* no CUDA device") as raised:
         choose_device("auto")
-    assert told.value.hint is not None and "train.device" in told.value.hint
-    assert classify_exception(told.value)[0] is VerdictKind.ENVIRONMENT
+    assert raised.value.hint is not None and "train.device" in raised.value.hint
+    assert classify_exception(raised.value)[0] is VerdictKind.ENVIRONMENT
     assert choose_device("cpu").type == "cpu"
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     assert choose_device("auto").type == "cuda"

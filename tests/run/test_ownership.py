@@ -49,10 +49,10 @@ def test_part_that_everybody_may_write_to_is_refused_with_the_way_out(
 ) -> None:
     path = run.folder / name
     path.chmod(path.stat().st_mode | 0o002)
-    with pytest.raises(ForeignFolder, match="written by everybody") as told:
+    with pytest.raises(ForeignFolder, match="written by everybody") as raised:
         refuse_foreign_run(run)
-    assert str(path) in told.value.message
-    assert told.value.hint is not None and f"chmod o-w {path}" in told.value.hint
+    assert str(path) in raised.value.message
+    assert raised.value.hint is not None and f"chmod o-w {path}" in raised.value.hint
     path.chmod(path.stat().st_mode & ~0o002)
     refuse_foreign_run(run)
 
@@ -140,9 +140,9 @@ def test_folder_that_a_link_leads_to_must_not_be_replaceable_either(
     refuse_foreign_run(run)
     for folder in (tmp_path / "hops", tmp_path / "open", moved.parent):
         folder.chmod(0o777)
-        with pytest.raises(ForeignFolder, match="everybody may replace") as told:
+        with pytest.raises(ForeignFolder, match="everybody may replace") as raised:
             refuse_open_parents(run.folder)
-        assert str(folder) in told.value.message
+        assert str(folder) in raised.value.message
         folder.chmod(0o755)
     refuse_open_parents(run.folder)
 

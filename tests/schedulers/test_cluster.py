@@ -1,4 +1,4 @@
-"""What a cluster says of jobs before any is submitted: its answers read, and silence told."""
+"""Preview of a submission: the answers of a cluster, and its silence."""
 
 import os
 from collections.abc import Callable
@@ -11,10 +11,10 @@ from elmanctl.schedulers.cluster import (
     ClusterAnswer,
     SubmitLimit,
     ask_cluster,
-    chosen,
     obstacles,
     parse_limit_min,
     parse_partitions,
+    requested_partitions,
 )
 from elmanctl.schedulers.slurm import Slurm
 
@@ -57,8 +57,8 @@ def test_partition_is_the_sum_of_its_sorts_of_nodes() -> None:
     assert (gpu.name, gpu.is_default, gpu.nodes, gpu.limit_min) == ("gpu", True, 3, 120)
     assert (gpu.gpus, gpu.cpus, gpu.mem_mb) == (5, 64, 500000)
     assert (cpu.is_up, cpu.gpus, cpu.limit_min) == (False, 0, None)
-    assert chosen([gpu, cpu], "") == [gpu]
-    assert chosen([gpu, cpu], "cpu,other") == [cpu]
+    assert requested_partitions([gpu, cpu], "") == [gpu]
+    assert requested_partitions([gpu, cpu], "cpu,other") == [cpu]
 
 
 def test_what_makes_jobs_wait_is_told() -> None:
@@ -67,10 +67,10 @@ def test_what_makes_jobs_wait_is_told() -> None:
     short, long = Resources(timeout_min=100), Resources(timeout_min=121)
     assert obstacles([gpu], short, limit, 20) == []
     assert obstacles([gpu, cpu], long, None, 64) == []
-    (told,) = obstacles([gpu], long, None, 64)
-    assert told.startswith("jobs ask for 121 min, and partition gpu allows 120")
-    (told,) = obstacles([gpu], short, limit, 21)
-    assert "account lab allows 20" in told and "`search.max_jobs` 21" in told
+    (warning,) = obstacles([gpu], long, None, 64)
+    assert warning.startswith("jobs ask for 121 min, and partition gpu allows 120")
+    (warning,) = obstacles([gpu], short, limit, 21)
+    assert "account lab allows 20" in warning and "`search.max_jobs` 21" in warning
     assert obstacles([cpu], short, None, 64) == ["partition cpu is not up: jobs wait until it is"]
 
 
@@ -157,7 +157,7 @@ def test_cluster_that_is_not_there_is_a_silence_with_its_reason(
 ) -> None:
     munge = "echo 'scontrol: error: If munged is up, restart it'; echo 'scontrol: error: no socket'"
     found = ask(scontrol=f"({munge}) >&2; exit 1")
-    # The first line alone may tell little.
+    # The first line alone may say little.
     assert found.silence is not None
     assert found.silence.endswith("error: If munged is up, restart it; scontrol: error: no socket")
     assert found.outcome is None

@@ -1,11 +1,11 @@
-"""How many GPUs there are, by an nvidia-smi on PATH, the devices, and what is visible."""
+"""The count of GPUs, by an nvidia-smi on PATH, the devices, and what is visible."""
 
 from pathlib import Path
 
 import pytest
 
 from elmanctl.errors import EnvironmentNotReady
-from elmanctl.schedulers.gpu_count import check_gpus, visible_gpus
+from elmanctl.schedulers.gpus import check_gpus, visible_gpus
 
 
 class Machine:

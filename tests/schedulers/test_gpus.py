@@ -1,4 +1,4 @@
-"""Which devices the entries of `local.gpus` mean, by what is visible."""
+"""Devices of the entries of `local.gpus`, by what is visible."""
 
 import pytest
 
@@ -61,9 +61,9 @@ def test_worker_sees_its_gpu_by_the_variable_of_either_vendor() -> None:
     ("visible", "shown"), [("2,3", "`2,3`"), ("", "none"), ("NoDevFiles", "none")]
 )
 def test_number_beyond_what_is_visible_is_refused_with_what_is(visible: str, shown: str) -> None:
-    with pytest.raises(EnvironmentNotReady, match=f"no GPU 2: .* shows {shown}") as told:
+    with pytest.raises(EnvironmentNotReady, match=f"no GPU 2: .* shows {shown}") as raised:
         devices_of((2,), {"CUDA_VISIBLE_DEVICES": visible})
-    assert told.value.hint is not None and "from 0" in told.value.hint
+    assert raised.value.hint is not None and "from 0" in raised.value.hint
 
 
 def test_one_device_by_two_names_is_refused() -> None:

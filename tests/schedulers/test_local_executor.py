@@ -21,7 +21,7 @@ from elmanctl.schedulers.executor import JobReport, JobState, LiveJob
 from elmanctl.schedulers.local_executor import LocalExecutor
 from tests.patience import PATIENCE_S
 
-# A worker: writes its environment, its process id and its arguments, then does what it is told.
+# A worker: writes its environment, its process id and its arguments, then does what it is asked to.
 _WORKER = """\
 #!/bin/sh
 for last; do :; done
@@ -83,13 +83,13 @@ class Machine:
     def wait(self, job: LiveJob, state: JobState = JobState.ENDED) -> JobReport:
         return wait_for(lambda: (r := self.report(job)).state is state and r, f"{job.job_id}")
 
-    def told(self, name: str, number: int = 1) -> str:
+    def written(self, name: str, number: int = 1) -> str:
         """Wait for what a worker writes."""
         path = self.folder(number) / name
         return wait_for(lambda: path.exists() and path.read_text(encoding="utf-8"), str(path))
 
     def environment(self, number: int) -> dict[str, str]:
-        pairs = (line.partition("=") for line in self.told("environment", number).splitlines())
+        pairs = (line.partition("=") for line in self.written("environment", number).splitlines())
         return {name: value for name, _, value in pairs}
 
 
@@ -122,7 +122,7 @@ def test_worker_gets_submitits_command_and_its_output_is_kept(machine: Machine) 
     job = machine.start("echo to stdout; echo to stderr >&2")
     assert machine.wait(job).exit_code == 0
     folder = machine.folder()
-    assert machine.told("arguments").splitlines() == [
+    assert machine.written("arguments").splitlines() == [
         *("-P", "-u", "-m", "submitit.core._submit"),
         str(folder),
     ]
@@ -192,7 +192,7 @@ def test_soft_limits_of_the_shell_do_not_reach_workers(machine: Machine, options
         ["bash", "-c", shell, "bash", sys.executable, "-c", program, machine.root, root], check=True
     )
     machine.wait(machine.job())
-    assert machine.told("limit") == hard
+    assert machine.written("limit") == hard
 
 
 def test_without_gpus_every_worker_has_a_slot(machine: Machine) -> None:
@@ -233,15 +233,15 @@ def test_worker_over_its_time_limit_is_ended_as_timeout(machine: Machine) -> Non
     job = machine.start("exec sleep 1000", timeout_min=0.05)
     report = machine.wait(job)
     assert (report.raw, report.exit_code) == ("TIMEOUT", 124)
-    assert not alive(int(machine.told("worker")))
+    assert not alive(int(machine.written("worker")))
 
 
 def test_cancelling_ends_the_worker_and_all_that_it_started(
     machine: Machine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("elmanctl.schedulers.local_executor._POLITE_S", PATIENCE_S)
+    monkeypatch.setattr("elmanctl.schedulers.local_executor._GRACE_S", PATIENCE_S)
     job = machine.start('sleep 1000 & echo $! > "$last/child"; wait')
-    pids = [int(machine.told(name)) for name in ("worker", "child")]
+    pids = [int(machine.written(name)) for name in ("worker", "child")]
     assert all(map(alive, pids))
     began = time.monotonic()
     machine.executor.cancel([job])
@@ -251,12 +251,12 @@ def test_cancelling_ends_the_worker_and_all_that_it_started(
     assert (report.exit_code, report.signal) == (143, 15)
 
 
-def test_worker_that_ignores_the_polite_signal_is_killed(
+def test_worker_that_ignores_sigterm_is_killed(
     machine: Machine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("elmanctl.schedulers.local_executor._POLITE_S", 0.3)
+    monkeypatch.setattr("elmanctl.schedulers.local_executor._GRACE_S", 0.3)
     job = machine.start("trap '' TERM; while :; do sleep 0.1; done")
-    pid = int(machine.told("worker"))
+    pid = int(machine.written("worker"))
     machine.executor.cancel([job])
     assert not alive(pid)
     report = machine.wait(job)
@@ -310,8 +310,8 @@ def test_supervisor_that_has_not_yet_recorded_itself_is_found_and_pending(
 def test_worker_whose_supervisor_was_killed_has_vanished(machine: Machine) -> None:
     job = machine.start("sleep 60")
     machine.wait(job, JobState.RUNNING)
-    machine.told("worker")
-    pid, _ = machine.told("process").split()
+    machine.written("worker")
+    pid, _ = machine.written("process").split()
     os.killpg(int(pid), 9)
     assert machine.wait(job, JobState.VANISHED)
 

@@ -1,8 +1,8 @@
-"""What sbatch's answers mean, in the words of Slurm 22.05, 24.11 and 26.05 and of its plugins."""
+"""Answers of sbatch, in the words of Slurm 22.05, 24.11 and 26.05 and of its plugins."""
 
 import pytest
 
-from elmanctl.schedulers.sbatch_answer import Cause, Outcome, brief, read_answer
+from elmanctl.schedulers.sbatch_answer import Outcome, Reason, brief, read_answer
 
 FAILED = "sbatch: error: Batch job submission failed: "
 POLICY = f"{FAILED}Job violates accounting/QOS policy (job submit limit, user's size and/or limits)"
@@ -97,31 +97,31 @@ LOST = [
 @pytest.mark.parametrize("words", LIMITS)
 def test_limit_on_jobs_is_a_refusal_for_now(words: str) -> None:
     found = read_answer(1, "", words)
-    assert (found.outcome, found.cause) == (Outcome.NOT_NOW, Cause.LIMIT)
+    assert (found.outcome, found.reason) == (Outcome.NOT_NOW, Reason.LIMIT)
 
 
 @pytest.mark.parametrize("words", BUSY)
 def test_busy_controller_refuses_for_now(words: str) -> None:
     found = read_answer(1, "", words)
-    assert (found.outcome, found.cause) == (Outcome.NOT_NOW, Cause.BUSY)
+    assert (found.outcome, found.reason) == (Outcome.NOT_NOW, Reason.BUSY)
 
 
 @pytest.mark.parametrize("words", CLOSED)
 def test_what_is_closed_may_open(words: str) -> None:
     found = read_answer(1, "", words)
-    assert (found.outcome, found.cause) == (Outcome.NOT_NOW, Cause.CLOSED)
+    assert (found.outcome, found.reason) == (Outcome.NOT_NOW, Reason.CLOSED)
 
 
 @pytest.mark.parametrize(("words", "key"), NEVER)
 def test_request_that_can_never_be_met_names_its_setting(words: str, key: str | None) -> None:
     found = read_answer(1, "", words)
-    assert (found.outcome, found.cause, found.key) == (Outcome.NEVER, Cause.REQUEST, key)
+    assert (found.outcome, found.reason, found.key) == (Outcome.NEVER, Reason.REQUEST, key)
 
 
 @pytest.mark.parametrize("words", LOST)
 def test_lost_answer_is_no_answer(words: str) -> None:
     found = read_answer(1, "", words)
-    assert (found.outcome, found.cause) == (Outcome.PERHAPS, Cause.LOST)
+    assert (found.outcome, found.reason) == (Outcome.PERHAPS, Reason.LOST)
 
 
 @pytest.mark.parametrize(("words", "key"), NEVER)
@@ -140,7 +140,7 @@ def test_sbatch_that_was_cut_short_has_not_answered(code: int) -> None:
 def test_slurms_own_error_outweighs_what_is_said_before_it() -> None:
     plugin = "sbatch: gres gpu:1 was added, invalid account names are temporarily accepted\n"
     found = read_answer(1, "", f"{plugin}{FAILED}Slurm backup controller in standby mode")
-    assert (found.outcome, found.cause) == (Outcome.NOT_NOW, Cause.BUSY)
+    assert (found.outcome, found.reason) == (Outcome.NOT_NOW, Reason.BUSY)
     found = read_answer(
         1, "", f"sbatch: the queue is overloaded\n{FAILED}Invalid qos specification"
     )
@@ -160,7 +160,7 @@ def test_words_that_nobody_sorted_refuse_nothing() -> None:
         plugin.format("no time limit over the maximum for short jobs"),
     ):
         found = read_answer(1, "", words)
-        assert (found.outcome, found.cause) == (Outcome.PERHAPS, Cause.UNHEARD)
+        assert (found.outcome, found.reason) == (Outcome.PERHAPS, Reason.UNKNOWN)
 
 
 @pytest.mark.parametrize("text", ["4711", "4711\n", "4711;cluster-a", "\n 4711 \n"])

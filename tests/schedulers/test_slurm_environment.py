@@ -1,4 +1,4 @@
-"""What of the user's shell reaches Slurm's commands, seen by programs that write it down."""
+"""The environment of Slurm's commands, recorded by stand-ins for them."""
 
 import re
 from collections.abc import Callable, Mapping

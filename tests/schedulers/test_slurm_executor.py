@@ -1,4 +1,4 @@
-"""Submitting to Slurm, finding again, asking and cancelling, with small programs as Slurm."""
+"""The Slurm executor against small programs that stand in for Slurm."""
 
 import signal
 import subprocess
@@ -98,17 +98,17 @@ def test_variables_that_outrank_the_script_do_not_reach_sbatch(
 def test_refusal_carries_sbatchs_own_words(slurm: Setup) -> None:
     words = "sbatch: error: Batch job submission failed: Invalid account or account/partition"
     slurm.tools.answer("sbatch", stderr=f"{words}\n", code=1)
-    with pytest.raises(SubmissionError) as told:
+    with pytest.raises(SubmissionError) as raised:
         slurm.submit()
-    assert told.value.message == words
-    assert not isinstance(told.value, SubmissionUnknown)
-    assert told.value.hint
+    assert raised.value.message == words
+    assert not isinstance(raised.value, SubmissionUnknown)
+    assert raised.value.hint
 
 
 def test_sbatch_that_is_absent_refuses(slurm: Setup) -> None:
-    with pytest.raises(SubmissionError, match="cannot run `sbatch`") as told:
+    with pytest.raises(SubmissionError, match="cannot run `sbatch`") as raised:
         slurm.submit()
-    assert not isinstance(told.value, SubmissionUnknown)
+    assert not isinstance(raised.value, SubmissionUnknown)
 
 
 def test_sbatch_that_is_no_program_refuses_for_good(slurm: Setup) -> None:
@@ -143,10 +143,10 @@ def test_answer_that_was_lost_on_the_way_is_no_refusal(slurm: Setup, words: str)
 )
 def test_success_without_a_plain_id_is_no_refusal(slurm: Setup, words: str) -> None:
     slurm.tools.answer("sbatch", f"{words}\n")
-    with pytest.raises(SubmissionUnknown) as told:
+    with pytest.raises(SubmissionUnknown) as raised:
         slurm.submit()
-    assert told.value.is_taken
-    assert words in told.value.message
+    assert raised.value.is_taken
+    assert words in raised.value.message
 
 
 def test_banner_of_a_wrapper_is_shown_once(slurm: Setup, caplog: pytest.LogCaptureFixture) -> None:
@@ -154,8 +154,8 @@ def test_banner_of_a_wrapper_is_shown_once(slurm: Setup, caplog: pytest.LogCaptu
         slurm.tools.answer("sbatch", f"Welcome to cluster 2!\n{job_id}\n")
         with pytest.raises(SubmissionUnknown):
             slurm.submit()
-    told = [one for one in caplog.records if one.levelname == "WARNING"]
-    assert len(told) == 1 and "Welcome to cluster 2!" in told[0].getMessage()
+    warnings = [one for one in caplog.records if one.levelname == "WARNING"]
+    assert len(warnings) == 1 and "Welcome to cluster 2!" in warnings[0].getMessage()
 
 
 FAILED = "sbatch: error: Batch job submission failed: "
@@ -180,10 +180,10 @@ def test_words_that_leave_a_doubt_are_a_refusal_once_no_job_has_the_name(
     if listed:
         assert slurm.submit() == "12"
         return
-    with pytest.raises(SubmissionError) as told:
+    with pytest.raises(SubmissionError) as raised:
         slurm.submit()
-    assert words in told.value.message
-    assert type(told.value) is UNCERTAIN[words]
+    assert words in raised.value.message
+    assert type(raised.value) is UNCERTAIN[words]
 
 
 @pytest.mark.parametrize("words", UNCERTAIN)
@@ -198,11 +198,11 @@ def test_words_that_leave_a_doubt_are_no_refusal_while_squeue_is_silent(
 
 def test_limit_on_submitted_jobs_is_a_refusal_for_now_that_names_the_setting(slurm: Setup) -> None:
     slurm.tools.answer("sbatch", stderr=f"sbatch: error: AssocMaxSubmitJobLimit\n{POLICY}", code=1)
-    with pytest.raises(SubmissionDeferred) as told:
+    with pytest.raises(SubmissionDeferred) as raised:
         slurm.submit()
-    assert told.value.is_limit
-    assert told.value.hint is not None and "search.max_jobs" in told.value.hint
-    assert "partition" not in told.value.hint
+    assert raised.value.is_limit
+    assert raised.value.hint is not None and "search.max_jobs" in raised.value.hint
+    assert "partition" not in raised.value.hint
 
 
 POLICY = f"{FAILED}Job violates accounting/QOS policy (job submit limit, user's size)\n"
@@ -238,9 +238,9 @@ def test_policy_without_a_reason_is_for_now_while_it_may_be_about_the_number_of_
         slurm.tools.answer("squeue", stderr="slurm_load_jobs error\n", code=1)
     else:
         slurm.tools.answer("squeue", queue)
-    with pytest.raises(SubmissionError) as told:
+    with pytest.raises(SubmissionError) as raised:
         slurm.executor.submit(replace(SUBMISSION, tasks=SUBMISSION.tasks[:tasks]), slurm.folder)
-    assert isinstance(told.value, SubmissionDeferred) is waits
+    assert isinstance(raised.value, SubmissionDeferred) is waits
 
 
 def test_words_that_nobody_sorted_refuse_for_now_what_was_taken_before(slurm: Setup) -> None:
@@ -252,18 +252,18 @@ def test_words_that_nobody_sorted_refuse_for_now_what_was_taken_before(slurm: Se
     with pytest.raises(SubmissionDeferred):
         slurm.executor.submit(replace(SUBMISSION, resources=avoiding), slurm.folder)
     larger = replace(SUBMISSION.resources, mem_gb=999.0)
-    with pytest.raises(SubmissionError) as told:
+    with pytest.raises(SubmissionError) as raised:
         slurm.executor.submit(replace(SUBMISSION, resources=larger), slurm.folder)
-    assert not isinstance(told.value, SubmissionDeferred)
+    assert not isinstance(raised.value, SubmissionDeferred)
 
 
 @pytest.mark.parametrize("code", [1, 255])
 def test_options_that_sbatch_itself_refuses_end_a_search(slurm: Setup, code: int) -> None:
     slurm.tools.answer("squeue")
     slurm.tools.answer("sbatch", stderr="sbatch: error: Invalid --mail-type value\n", code=code)
-    with pytest.raises(SubmissionError) as told:
+    with pytest.raises(SubmissionError) as raised:
         slurm.submit()
-    assert type(told.value) is SubmissionError
+    assert type(raised.value) is SubmissionError
 
 
 def test_sbatch_that_was_killed_is_no_refusal(slurm: Setup) -> None:
@@ -334,8 +334,8 @@ def test_nothing_is_concluded_while_sacct_is_silent(slurm: Setup) -> None:
     slurm.tools.answer("sacct", stderr="sacct: error: slurmdbd: Connection refused\n", code=1)
     sighting = slurm.executor.look(JOBS, [SUBMISSION])
     assert sighting.found == {}
-    assert sighting.unheard == "`sacct` failed: sacct: error: slurmdbd: Connection refused"
-    assert {report.reason for report in sighting.reports.values()} == {sighting.unheard}
+    assert sighting.accounting_error == "`sacct` failed: sacct: error: slurmdbd: Connection refused"
+    assert {report.reason for report in sighting.reports.values()} == {sighting.accounting_error}
     assert sighting.accounting is None
 
 
@@ -345,11 +345,11 @@ def test_accounting_that_is_silent_is_asked_ever_more_rarely(slurm: Setup) -> No
     asked = []
     for _ in range(40):
         before = slurm.tools.called("sacct")
-        assert slurm.executor.look(JOBS, []).unheard is not None
+        assert slurm.executor.look(JOBS, []).accounting_error is not None
         asked.append(slurm.tools.called("sacct") - before)
     assert [look for look, calls in enumerate(asked) if calls] == [0, 2, 6, 14, 24, 34]
     slurm.tools.answer("sacct")
-    while slurm.executor.look(JOBS, []).unheard is not None:
+    while slurm.executor.look(JOBS, []).accounting_error is not None:
         assert slurm.tools.called("squeue") < 60
     before = slurm.tools.called("sacct")
     slurm.executor.look(JOBS, [])
@@ -363,7 +363,7 @@ def test_accounting_that_is_off_is_asked_once_and_remembered(slurm: Setup) -> No
     assert slurm.tools.called("sacct") == 1
     # And it is no complaint, and no obstacle.
     sighting = slurm.executor.look(JOBS, [SUBMISSION])
-    assert (sighting.unheard, sighting.found) == (None, {"s0001": None})
+    assert (sighting.accounting_error, sighting.found) == (None, {"s0001": None})
 
 
 def test_a_hundred_orphans_take_two_commands(slurm: Setup) -> None:
@@ -472,9 +472,9 @@ def test_array_of_one_that_is_refused_means_that_there_are_none(slurm: Setup) ->
         slurm.executor.submit(ONE, slurm.folder)
     assert (slurm.executor.has_arrays, slurm.executor.tasks_per_submission) == (False, 1)
     # A job of its own that is refused with these words is refused for good.
-    with pytest.raises(SubmissionError) as told:
+    with pytest.raises(SubmissionError) as raised:
         slurm.executor.submit(replace(ONE, is_array=False), slurm.folder)
-    assert not isinstance(told.value, SubmissionTooLarge)
+    assert not isinstance(raised.value, SubmissionTooLarge)
 
 
 def test_cluster_that_says_that_it_has_no_arrays_is_believed(slurm: Setup) -> None:
@@ -584,9 +584,9 @@ def listed(*rows: str) -> str:
 
 def test_while_squeue_is_down_nothing_is_told_but_its_own_words(slurm: Setup) -> None:
     slurm.tools.answer("squeue", stderr="slurm_load_jobs error: Unable to contact\n", code=1)
-    with pytest.raises(EnvironmentNotReady) as told:
+    with pytest.raises(EnvironmentNotReady) as raised:
         slurm.reports()
-    assert told.value.message == "`squeue` failed: slurm_load_jobs error: Unable to contact"
+    assert raised.value.message == "`squeue` failed: slurm_load_jobs error: Unable to contact"
     assert slurm.tools.called("sacct") == 0
 
 

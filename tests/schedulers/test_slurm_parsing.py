@@ -1,4 +1,4 @@
-"""Reading Slurm: every state it has, its tables, and its silence."""
+"""Slurm's states, the parsing of its tables, and its silence."""
 
 from pathlib import Path
 
@@ -6,12 +6,11 @@ import pytest
 
 from elmanctl.errors import EnvironmentNotReady
 from elmanctl.ledger.records import VerdictKind
-from elmanctl.schedulers import slurm
 from elmanctl.schedulers.executor import JobReport, JobState
 from elmanctl.schedulers.sbatch_answer import Outcome
-from elmanctl.schedulers.slurm import (
-    Slurm,
-    SlurmSilent,
+from elmanctl.schedulers.slurm import Slurm, SlurmSilent
+from elmanctl.schedulers.slurm_output import (
+    STATES,
     expand_array,
     job_state,
     parse_array_limit,
@@ -60,7 +59,7 @@ FORMS = ["{}", "{}+", "{} by 0", "{} by 4294967294", " {} "]
 
 
 def test_every_state_is_known() -> None:
-    assert {**LIVE, **dict.fromkeys(ENDED, JobState.ENDED)} == slurm.STATES
+    assert {**LIVE, **dict.fromkeys(ENDED, JobState.ENDED)} == STATES
 
 
 @pytest.mark.parametrize("form", FORMS)
@@ -162,7 +161,7 @@ SACCT = """\
 """
 
 
-def told(text: str) -> dict[str, JobReport]:
+def by_job(text: str) -> dict[str, JobReport]:
     return {row.job_id: row.report for row in parse_sacct(text)}
 
 
@@ -172,7 +171,7 @@ def test_sacct_tells_whose_job_it_is() -> None:
 
 
 def test_sacct_tells_state_exit_code_signal_node_and_reason() -> None:
-    reports = told(SACCT)
+    reports = by_job(SACCT)
     seen = {k: (r.raw, r.exit_code, r.signal, r.node, r.reason) for k, r in reports.items()}
     assert seen == {
         "7_0": ("COMPLETED", 0, None, "gpu-01", None),
@@ -191,7 +190,7 @@ def test_sacct_tells_state_exit_code_signal_node_and_reason() -> None:
 
 def test_newest_line_of_a_job_is_the_one_that_counts() -> None:
     text = "7_0|NODE_FAIL|1:0|0:0|gpu-01|None|a\n7_0|COMPLETED|0:0|0:0|gpu-02|None|a\n"
-    assert told(text)["7_0"].raw == "COMPLETED"
+    assert by_job(text)["7_0"].raw == "COMPLETED"
 
 
 @pytest.mark.parametrize("length", range(len("7_0|COMPLETED|0:0|0:0|n1|None")))
@@ -200,7 +199,7 @@ def test_sacct_line_that_was_cut_short_tells_nothing(length: int) -> None:
 
 
 def test_exit_codes_that_are_no_numbers_are_not_known() -> None:
-    (report,) = told("7_0|FAILED|?|:|gpu-01|None|a").values()
+    (report,) = by_job("7_0|FAILED|?|:|gpu-01|None|a").values()
     assert (report.exit_code, report.signal) == (None, None)
 
 
@@ -256,9 +255,9 @@ def test_command_that_hangs_is_silence_after_the_limit(tools: SlurmTools) -> Non
 
 
 def test_machine_without_sbatch_is_told_of_the_local_way(tools: SlurmTools) -> None:
-    with pytest.raises(EnvironmentNotReady, match="no `sbatch`") as told:
+    with pytest.raises(EnvironmentNotReady, match="no `sbatch`") as raised:
         Slurm().check()
-    assert told.value.hint is not None and "--local" in told.value.hint
+    assert raised.value.hint is not None and "--local" in raised.value.hint
 
 
 INVALID = (
@@ -274,9 +273,9 @@ def test_unknown_partition_is_refused_with_the_known_ones(tools: SlurmTools) -> 
     Slurm().check_partition("cpu,gpu")
     # What is listed needs no second question.
     assert tools.called("sbatch") == 0
-    with pytest.raises(EnvironmentNotReady, match="no partition named `gup`") as told:
+    with pytest.raises(EnvironmentNotReady, match="no partition named `gup`") as raised:
         Slurm().check_partition("cpu,gup")
-    assert told.value.hint == "partitions here: cpu, gpu"
+    assert raised.value.hint == "partitions here: cpu, gpu"
     assert tools.calls[-1][:3] == ["sbatch", "--test-only", "--partition=cpu,gup"]
 
 

@@ -1,4 +1,4 @@
-"""The script that sbatch gets: its text, and what it does when a shell runs it."""
+"""The sbatch script: its text, and what it does when a shell runs it."""
 
 import json
 import os
@@ -111,9 +111,9 @@ def test_underscores_of_an_extra_option_become_dashes() -> None:
     ],
 )
 def test_extra_option_that_would_break_the_bookkeeping_is_refused(key: str) -> None:
-    with pytest.raises(UsageError, match=r"`slurm\.extra` cannot set") as told:
+    with pytest.raises(UsageError, match=r"`slurm\.extra` cannot set") as raised:
         extra_options({key: "1"})
-    assert told.value.hint is not None and "job-name" in told.value.hint
+    assert raised.value.hint is not None and "job-name" in raised.value.hint
     with pytest.raises(UsageError):
         script(Path("/cluster/run"), extra={key: "1"})
 
@@ -122,9 +122,9 @@ def test_extra_option_that_would_break_the_bookkeeping_is_refused(key: str) -> N
 def test_extra_option_with_a_setting_of_its_own_is_refused_by_that_name(
     key: str, setting: str
 ) -> None:
-    with pytest.raises(UsageError) as told:
+    with pytest.raises(UsageError) as raised:
         extra_options({key: "1"})
-    assert told.value.hint == f"set `slurm.{setting}`"
+    assert raised.value.hint == f"set `slurm.{setting}`"
 
 
 # A stub of srun: it starts the command in the background of nothing, here and now.
@@ -177,11 +177,11 @@ class Shell:
             capture_output=True,
         )
 
-    def told(self, name: str) -> str:
+    def written(self, name: str) -> str:
         return (self.calls / name).read_text(encoding="utf-8")
 
     def words(self, name: str) -> list[str]:
-        return self.told(name).split("\037")[:-1]
+        return self.written(name).split("\037")[:-1]
 
 
 @pytest.fixture(params=["plain", 'it\'s a "run" -x $(touch pwned) `touch pwned`; # é'])
@@ -206,7 +206,7 @@ def test_each_task_reaches_its_own_pickle_under_the_name_that_submitit_wants(
     text = script(run.folder, python="stub-python")
     for task in (2, 0):
         shell.run(text, task, folder)
-        assert shell.told("pickle") == f"pickle {task}"
+        assert shell.written("pickle") == f"pickle {task}"
         assert shell.words("python") == ["-P", "-u", "-m", "submitit.core._submit", str(folder)]
     assert not list(run.folder.parent.rglob("pwned"))
     assert sorted(path.name for path in folder.glob("*_submitted.pkl")) == [
@@ -231,25 +231,25 @@ def test_requeued_task_finds_its_pickle_again(run: RunPaths, shell: Shell) -> No
     text = script(run.folder, python="stub-python")
     for _ in range(2):
         shell.run(text, 1, folder)
-        assert shell.told("pickle") == "pickle 1"
+        assert shell.written("pickle") == "pickle 1"
 
 
 def test_frozen_code_comes_before_what_the_node_would_import(run: RunPaths, shell: Shell) -> None:
     folder = run.submission("s0007")
     text = script(run.folder, python="stub-python")
     shell.run(text, 0, folder)
-    assert shell.told("pythonpath") == str(run.code)
+    assert shell.written("pythonpath") == str(run.code)
     shell.run(text, 0, folder, PYTHONPATH="/else/where")
-    assert shell.told("pythonpath") == f"{run.code}:/else/where"
+    assert shell.written("pythonpath") == f"{run.code}:/else/where"
 
 
 def test_lines_of_the_user_run_before_the_worker(run: RunPaths, shell: Shell) -> None:
     folder = run.submission("s0007")
     lines = ("export FROM_SETUP='a b'", "PYTHONPATH=/from/setup")
     shell.run(script(run.folder, python="stub-python", setup=lines, cpus=3), 0, folder)
-    assert shell.told("setup") == "a b"
-    assert shell.told("cpus") == "3"
-    assert shell.told("pythonpath") == f"{run.code}:/from/setup"
+    assert shell.written("setup") == "a b"
+    assert shell.written("cpus") == "3"
+    assert shell.written("pythonpath") == f"{run.code}:/from/setup"
 
 
 def test_pickles_load_in_a_process_that_knows_only_the_frozen_code(tmp_path: Path) -> None:

@@ -22,7 +22,7 @@ from elmanctl.ledger.state import load_run
 from elmanctl.run import processes
 from elmanctl.run.paths import AttemptPaths
 from elmanctl.schedulers.executor import JobState
-from elmanctl.schedulers.slurm import parse_squeue
+from elmanctl.schedulers.slurm_output import parse_squeue
 from elmanctl.search.actions import apply_requests
 from elmanctl.verdicts.log_tail import read_log_tail
 from tests.search.scripted import Runs

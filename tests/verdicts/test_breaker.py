@@ -1,4 +1,4 @@
-"""Which failures in a row stop a search, and what makes two of them the same."""
+"""The circuit breaker, and signatures of failures."""
 
 import pytest
 from hypothesis import given

@@ -1,4 +1,4 @@
-"""From the text of a log alone to its kind.
+"""The kind of a log by its text alone.
 
 The logs of tests/data/logs are of jobs that really ran and broke; benchmarks/make_log_fixtures.py
 and benchmarks/make_trainer_logs.py make such.  The single lines are what trainers, launchers and

@@ -1,4 +1,4 @@
-"""What is concluded when scheduler, worker and log each say something else."""
+"""Verdicts where scheduler, worker and log contradict each other."""
 
 from typing import Any
 
@@ -88,8 +88,8 @@ TABLE: dict[str, tuple[dict[str, Any], VerdictKind, Confidence, Cause | None]] =
         },
         _K.KILLED, LIKELY, None,
     ),
-    "killed, as its shell tells": ({"report": ended("FAILED", 137)}, _K.KILLED, LIKELY, None),
-    "killed, as the reason tells": (
+    "killed, by the exit code": ({"report": ended("FAILED", 137)}, _K.KILLED, LIKELY, None),
+    "killed, by the reason": (
         {"report": ended("FAILED", 1, reason="RaisedSignal:9(Killed)")}, _K.KILLED, LIKELY, None,
     ),
     "could not be started": (
@@ -170,8 +170,10 @@ def test_observations_that_do_not_agree_are_weighed(name: str) -> None:
 
 
 def test_worker_that_names_a_neighbour_says_who_it_is() -> None:
-    told: dict[str, Any] = {"verdict": {"kind": "oom", "evidence": [{"text": GPU_OOM + NEIGHBOUR}]}}
-    verdict = judge(Observation(result=told, result_file="result.json"))
+    result: dict[str, Any] = {
+        "verdict": {"kind": "oom", "evidence": [{"text": GPU_OOM + NEIGHBOUR}]}
+    }
+    verdict = judge(Observation(result=result, result_file="result.json"))
     assert (verdict.confidence, verdict.cause) == (Confidence.CERTAIN, Cause.NEIGHBOUR)
     held = "process 41120 on the same GPU holds 60.02 GiB; 0.44 GiB were missing"
     assert verdict.evidence[1].text == held
@@ -187,19 +189,19 @@ def test_neighbour_is_not_blamed_for_what_would_not_have_fitted_anyway(text: str
 
 
 def test_workers_exception_is_quoted_from_the_log_too() -> None:
-    told: dict[str, Any] = {
+    result: dict[str, Any] = {
         "verdict": {"kind": "invalid", "evidence": [{"text": "NotFound: no level `x`\nhint"}]}
     }
     lines = ("Traceback (most recent call last):", "elmanctl.errors.NotFound: no level `x`")
-    verdict = judge(Observation(result=told, log=log(*lines), report=ended("FAILED", 1)))
+    verdict = judge(Observation(result=result, log=log(*lines), report=ended("FAILED", 1)))
     assert (verdict.evidence[1].file, verdict.evidence[1].line) == ("job.out", 12)
 
 
 def test_worker_and_scheduler_that_contradict_each_other_are_both_kept() -> None:
-    told: dict[str, Any] = {
+    result: dict[str, Any] = {
         "verdict": {"kind": "python_error", "evidence": [{"text": "KeyError: 'x'"}]}
     }
-    verdict = judge(Observation(result=told, report=ended("OUT_OF_MEMORY", 0, 125)))
+    verdict = judge(Observation(result=result, report=ended("OUT_OF_MEMORY", 0, 125)))
     assert (verdict.kind, verdict.confidence) == (_K.PYTHON_ERROR, Confidence.LIKELY)
     assert "state OUT_OF_MEMORY" in verdict.evidence[-1].text
 
@@ -244,8 +246,8 @@ def test_any_mix_of_observations_gets_a_verdict(
     lived: float | None,
 ) -> None:
     loss = data.draw(st.sampled_from([1.5, float("nan"), None, "1"]))
-    told: dict[str, Any] = {"verdict": {"kind": kind.value, "evidence": []}, "loss": loss}
-    result = data.draw(st.sampled_from([None, told, {}]))
+    written: dict[str, Any] = {"verdict": {"kind": kind.value, "evidence": []}, "loss": loss}
+    result = data.draw(st.sampled_from([None, written, {}]))
     seen: dict[str, Any] = {
         "result": result,
         "report": report,
@@ -258,7 +260,7 @@ def test_any_mix_of_observations_gets_a_verdict(
     verdict = judge(Observation(**seen, log=log(*lines)))
     assert verdict.evidence and verdict.confidence is not None
     if verdict.kind in (_K.DIVERGED, _K.COMPLETED):
-        assert result is told
+        assert result is written
     if verdict.kind is _K.COMPLETED:
         assert loss == 1.5
     if result is not None:

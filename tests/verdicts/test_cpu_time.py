@@ -1,4 +1,4 @@
-"""A limit on CPU time, however it is told: a timeout of its own cause, and no reason to go on."""
+"""A limit on CPU time, however it is reported: a timeout with a cause of its own."""
 
 import os
 import resource
@@ -138,7 +138,7 @@ with Heartbeat(Path("beat.json"), interval_s=60.0, job_id=None, restart=0) as be
         os.kill(os.getpid(), signal.SIGXCPU)
         signal.pause()
 """
-    # Python's own classes for processes do not tell whether there was a core file.
+    # Python's own classes for processes do not say whether there was a core file.
     inside = f"import os; os.chdir({str(tmp_path)!r})\n{code}"
     worker = os.posix_spawn(sys.executable, [sys.executable, "-c", inside], os.environ)
     _, status = os.waitpid(worker, 0)

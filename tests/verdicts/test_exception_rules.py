@@ -1,4 +1,4 @@
-"""The worker that caught an exception and the log that prints it say the same of it.
+"""The worker that caught an exception and the log that prints it agree on its kind.
 
 Each exception is raised and judged by the worker, and Python's own traceback of it by the rules
 for logs; the right kind is written down by hand.
@@ -48,8 +48,8 @@ def call(number: int, words: str, file: str | None = "/scratch/bo/corpus.bin") -
 
 def in_loader(inner: Exception) -> Exception:
     """Return what the main process raises for a worker of a DataLoader."""
-    told = "".join(traceback.format_exception(raised(inner)))
-    text = f"Caught {type(inner).__name__} in DataLoader worker process 2.\nOriginal {told}"
+    printed = "".join(traceback.format_exception(raised(inner)))
+    text = f"Caught {type(inner).__name__} in DataLoader worker process 2.\nOriginal {printed}"
     return type(inner)(text)
 
 

@@ -1,4 +1,4 @@
-"""From what is known of an attempt to its verdict, each with the evidence it rests on."""
+"""Verdicts on observations of an attempt, with their evidence."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -73,7 +73,7 @@ TABLE: dict[str, tuple[dict[str, Any], VerdictKind, str]] = {
         VerdictKind.KILLED,
         "signal 9",
     ),
-    "killed after the log told of memory": (
+    "killed after the log reported memory": (
         {"report": ended("FAILED", None, 9), "log": log("step 3", "slurmstepd: oom_kill event")},
         VerdictKind.OOM,
         "signal 9",
@@ -344,7 +344,7 @@ def test_last_sign_of_life_is_always_among_the_evidence(name: str) -> None:
     assert any("never wrote a heartbeat" in quote.text for quote in quotes)
 
 
-def told(kind: object, **rest: Any) -> dict[str, Any]:
+def result_of(kind: object, **rest: Any) -> dict[str, Any]:
     return {"verdict": {"kind": kind, "evidence": [{"text": "it says so", "line": 7}]}, **rest}
 
 
@@ -366,7 +366,7 @@ NO_SCHEDULER = {
 }
 
 
-# As srun of several versions puts it when what it is told by options or variables does not fit.
+# As srun of several versions puts it when what it gets from options or variables does not fit.
 BAD_ARGUMENTS = {
     "exclusive": (
         "srun: fatal: SLURM_MEM_PER_CPU, SLURM_MEM_PER_GPU, and SLURM_MEM_PER_NODE are mutually "
@@ -470,7 +470,7 @@ def test_what_a_node_lacks_is_not_taken_for_an_outage(line: str) -> None:
 @pytest.mark.parametrize("kind", VerdictKind)
 def test_workers_own_word_beats_everything_else(kind: VerdictKind) -> None:
     seen = Observation(
-        result=told(kind.value, loss=1.5),
+        result=result_of(kind.value, loss=1.5),
         result_file="evaluations/g000-e00/attempt-1/result.json",
         report=ended("OUT_OF_MEMORY", 0, 125),
         log=log("CUDA error"),
@@ -492,12 +492,12 @@ BAD_RESULTS: list[dict[str, Any]] = [
     {"verdict": {"kind": "well done"}, "loss": 1.0},
     {"verdict": {"kind": ["completed"]}, "loss": 1.0},
     {"verdict": {}, "loss": 1.0},
-    told("completed"),
-    told("completed", loss=None),
-    told("completed", loss="1.0"),
-    told("completed", loss=True),
-    told("completed", loss=float("nan")),
-    told("completed", loss=float("inf")),
+    result_of("completed"),
+    result_of("completed", loss=None),
+    result_of("completed", loss="1.0"),
+    result_of("completed", loss=True),
+    result_of("completed", loss=float("nan")),
+    result_of("completed", loss=float("inf")),
 ]
 
 

@@ -1,4 +1,4 @@
-"""Logs whose kind follows from their form: a shell in any language, several runs, measures."""
+"""Logs recognized by their form: a shell in any language, several runs, measures."""
 
 import shutil
 import subprocess
@@ -115,18 +115,18 @@ def test_what_fails_for_a_script_after_the_training_did_not_end_it() -> None:
 
 def test_only_what_an_exception_says_is_read_as_one() -> None:
     raised = 'Traceback (most recent call last):\n  File "fit.py", line 1\nValueError: lr\n'
-    told = "no CUDA GPUs are available: is not read of plain lines: No module named 'x'\n"
-    assert classify_log(raised + told).kind == "environment"
-    assert classify_log(raised + 20 * "error: x\n" + told).kind == "python_error"
-    assert classify_log(f"{TRAINING}{told}").kind == "lost"
+    text = "no CUDA GPUs are available: is not read of plain lines: No module named 'x'\n"
+    assert classify_log(raised + text).kind == "environment"
+    assert classify_log(raised + 20 * "error: x\n" + text).kind == "python_error"
+    assert classify_log(f"{TRAINING}{text}").kind == "lost"
 
 
 def test_threads_that_openblas_lacks_are_no_interrupt_of_somebody() -> None:
-    told = "OpenBLAS blas_thread_init: pthread_create failed for thread 9 of 16: Resource gone\n"
+    text = "OpenBLAS blas_thread_init: pthread_create failed for thread 9 of 16: Resource gone\n"
     raised = 'Traceback (most recent call last):\n  File "fit.py", line 1\nKeyboardInterrupt\n'
-    assert classify_log(told + raised).kind == "environment"
+    assert classify_log(text + raised).kind == "environment"
     assert classify_log(raised).kind == "cancelled"
-    assert classify_log(f"{told}{TRAINING}Training complete\n").kind == "completed"
+    assert classify_log(f"{text}{TRAINING}Training complete\n").kind == "completed"
 
 
 @pytest.mark.skipif(shutil.which("bash") is None, reason="bash writes these lines")
@@ -211,7 +211,7 @@ def test_log_of_one_run_is_not_taken_for_several(name: str) -> None:
         ("step 1 bpt 2.7\nstep 2 bpt nan", "diverged"),
         ("it 1 bpb 2.7\nit 2 bpb 2.6\nTraining complete", "completed"),
         ("step 1 bpc 2.7\nstep 2 bpc 2.6", "lost"),
-        # Where a loss is printed it alone tells.
+        # A loss that is printed decides alone.
         ("step 1 loss 8.1\nstep 1 ppl inf\nstep 2 loss 7.9\nTraining complete", "completed"),
         ("it 1 bpb 2.7\nit 2 val bpb nan\nit 3 bpb 2.5\nTraining complete", "completed"),
         ("evaluation: bpb nan", "undetermined"),

@@ -1,4 +1,4 @@
-"""Which logs are read at all."""
+"""Observations read a log only where it adds something."""
 
 from pathlib import Path
 from typing import Any

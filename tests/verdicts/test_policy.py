@@ -1,4 +1,4 @@
-"""What follows a verdict: a declared table, and the changes that add up over attempts."""
+"""The retry policy: its table, and changes that accumulate over attempts."""
 
 from dataclasses import fields, replace
 

@@ -1,0 +1,175 @@
+"""Output of squeue, sacct and scontrol, and its parsing into one row per job."""
+
+import re
+from dataclasses import dataclass
+
+from elmanctl.schedulers.executor import JobReport, JobState
+
+_PENDING, _RUNNING, _ENDED = JobState.PENDING, JobState.RUNNING, JobState.ENDED
+
+# Every state of squeue(1) and sacct(1), and the flags that newer versions show as states.
+STATES = {
+    "BOOT_FAIL": _ENDED,
+    "CANCELLED": _ENDED,
+    "COMPLETED": _ENDED,
+    "COMPLETING": _RUNNING,
+    "CONFIGURING": _PENDING,
+    "DEADLINE": _ENDED,
+    "EXPEDITING": _RUNNING,
+    "FAILED": _ENDED,
+    # Slurm requeues such a job only if that is allowed, and ours are not.
+    "LAUNCH_FAILED": _ENDED,
+    "NODE_FAIL": _ENDED,
+    "OUT_OF_MEMORY": _ENDED,
+    "PENDING": _PENDING,
+    "POWER_UP_NODE": _RUNNING,
+    "PREEMPTED": _ENDED,
+    "RECONFIG_FAIL": _RUNNING,
+    "REQUEUED": _PENDING,
+    "REQUEUE_FED": _PENDING,
+    "REQUEUE_HOLD": _PENDING,
+    "RESIZING": _RUNNING,
+    "RESV_DEL_HOLD": _PENDING,
+    "REVOKED": _ENDED,
+    "RUNNING": _RUNNING,
+    "SIGNALING": _RUNNING,
+    "SPECIAL_EXIT": _PENDING,
+    "STAGE_OUT": _RUNNING,
+    "STOPPED": _RUNNING,
+    "SUSPENDED": _RUNNING,
+    "TIMEOUT": _ENDED,
+    "UPDATE_DB": _RUNNING,
+}
+
+# `isdigit` is true for digits that `int` does not accept.
+_NUMBER = re.compile(r"[0-9]{1,10}")
+
+# sbatch refuses a request that no node can meet, but leaves a record under its name.
+_REFUSED = "BadConstraints"
+_NO_NODE = "None assigned"
+
+# Each field is cut at its width; the bar after it is the separator.
+_SQUEUE_FIELDS = (
+    *("JobArrayID:64", "State:32", "Reason:160", "NodeList:256", "ArrayJobID:32"),
+    *("exit_code:24", "derivedec:24", "Name:512"),
+)
+SQUEUE_FORMAT = ",".join(f"{field}|" for field in _SQUEUE_FIELDS)
+SACCT_FIELDS = "JobID,State,ExitCode,DerivedExitCode,NodeList,Reason,JobName"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class JobRow:
+    """One job in the output of squeue or sacct, which list an array task by task.
+
+    `hides_step`: the job failed, and the step that made it fail is not reported.
+    """
+
+    job_id: str
+    array_id: str
+    name: str
+    report: JobReport
+    hides_step: bool = False
+
+    @property
+    def is_refusal(self) -> bool:
+        """Whether this is the record of a request that sbatch refused: no job at all."""
+        never_placed = self.report.node is None
+        refused = self.report.raw == "FAILED" and never_placed
+        return self.report.reason == _REFUSED or refused
+
+
+def job_state(raw: str) -> JobState:
+    """Return the state that a Slurm state means for the loop; an unknown one counts as alive."""
+    name = raw.split()[0].rstrip("+") if raw.split() else ""
+    return STATES.get(name, JobState.RUNNING)
+
+
+def parse_squeue(text: str) -> list[JobRow]:
+    """Parse the output of `squeue -r -h -t all` in our format."""
+    rows = []
+    for line in text.splitlines():
+        fields = [field.strip() for field in line.split("|", 7)]
+        if len(fields) != 8:
+            continue
+        job_id, raw, reason, nodes, array_id, own, derived, name = fields
+        state = job_state(raw)
+        code, signal = _exit(own) if state is JobState.ENDED else (None, None)
+        if state is JobState.ENDED:
+            # The job's own code is srun's; only the step's shows that a signal ended the worker.
+            signal = signal or _exit(derived)[1]
+        report = JobReport(
+            state=state,
+            raw=raw,
+            reason=None if reason in ("", "None") else reason,
+            node=nodes or None,
+            exit_code=code,
+            signal=signal,
+        )
+        rows.append(
+            JobRow(
+                job_id=job_id,
+                array_id=array_id,
+                name=name.removesuffix("|").rstrip(),
+                report=report,
+                hides_step=raw == "FAILED" and signal is None and _exit(derived)[0] in (None, 0),
+            )
+        )
+    return rows
+
+
+def parse_sacct(text: str) -> list[JobRow]:
+    """Parse the output of `sacct -X -n -P` in our fields, oldest first."""
+    rows = []
+    for line in text.splitlines():
+        fields = [field.strip() for field in line.split("|", 6)]
+        if len(fields) != 7:
+            continue
+        job_id, raw, own, derived, nodes, reason, name = fields
+        code, signal = _exit(own)
+        report = JobReport(
+            state=job_state(raw),
+            raw=raw,
+            reason=None if reason in ("", "None") else reason,
+            node=None if nodes in ("", _NO_NODE) else nodes,
+            exit_code=code,
+            signal=signal or _exit(derived)[1],
+        )
+        array_id = job_id.partition("_")[0]
+        rows += [
+            JobRow(job_id=task, array_id=array_id, name=name, report=report)
+            for task in expand_array(job_id)
+        ]
+    return rows
+
+
+def parse_array_limit(text: str) -> int | None:
+    """Return the limit on the tasks of an array, from the output of `scontrol show config`."""
+    found = re.search(r"^MaxArraySize\s*=\s*(\d+)", text, re.MULTILINE)
+    tasks = re.search(r"^SchedulerParameters\s*=.*\bmax_array_tasks=(\d+)", text, re.MULTILINE)
+    limits = [int(match[1]) for match in (found, tasks) if match]
+    return min(limits) if limits else None
+
+
+def expand_array(job_id: str) -> list[str]:
+    """Return the ids of the tasks that one line stands for: `7_[0-2,5%2]` is four tasks."""
+    array, _, tasks = job_id.partition("_[")
+    if not tasks:
+        return [job_id]
+    ids = []
+    for part in tasks.rstrip("]").partition("%")[0].split(","):
+        # Slurm abbreviates long lists with dots; the tasks that it omits are not reported.
+        found = re.fullmatch(r"(\d+)(?:-(\d+)(?::(\d+))?)?", part)
+        if found:
+            first, last, step = (int(digits) if digits else None for digits in found.groups())
+            assert first is not None
+            ids += [f"{array}_{index}" for index in range(first, (last or first) + 1, step or 1)]
+    return ids
+
+
+def _exit(text: str) -> tuple[int | None, int | None]:
+    """Parse `code:signal`, or the status of wait(2) as one number, as squeue prints it."""
+    if _NUMBER.fullmatch(text):
+        return int(text) >> 8, int(text) & 0x7F or None
+    code, _, signal = text.partition(":")
+    number = int(signal) if _NUMBER.fullmatch(signal) else 0
+    return int(code) if _NUMBER.fullmatch(code) else None, number or None
