@@ -28,10 +28,9 @@ from elmanctl.cli.output import (
     spelled_bytes,
 )
 from elmanctl.cli.run_client import act_on_run
-from elmanctl.run.paths import RunPaths
-from elmanctl.search.cleaning import Removable, plan_cleaning, retention
+from elmanctl.search.cleaning import plan_cleaning, retention
 from elmanctl.search.effective_settings import effective_settings
-from elmanctl.search.file_owners import KINDS
+from elmanctl.search.file_owners import KINDS, OwnedFile
 
 
 def clean(
@@ -82,7 +81,7 @@ def clean(
     plan = plan_cleaning(paths, state, policy, kinds=kinds)
     total_bytes = sum(item.size_bytes for item in plan)
     if dry_run:
-        _print_plan(paths, plan, as_json=as_json)
+        _print_plan(plan, as_json=as_json)
     else:
         files = counted(len(plan), "file")
         question = f"remove {files} of {state.run['name']}, {format_bytes(total_bytes)}?"
@@ -99,11 +98,11 @@ def clean(
         hint(f"all files of the newest {policy.keep_last} generations are kept, see `--keep-last`")
 
 
-def _print_plan(paths: RunPaths, plan: Sequence[Removable], *, as_json: bool) -> None:
+def _print_plan(plan: Sequence[OwnedFile], *, as_json: bool) -> None:
     total_bytes = sum(item.size_bytes for item in plan)
     rows: list[dict[str, Any]] = [
         {
-            "path": str(item.path.relative_to(paths.folder)),
+            "path": item.name,
             "size_bytes": item.size_bytes,
             "kind": item.kind,
             "evaluation": item.evaluation,

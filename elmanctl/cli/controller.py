@@ -17,7 +17,7 @@ from elmanctl.ledger.records import RunStatus
 from elmanctl.run.paths import RunPaths
 from elmanctl.schedulers import make_executor
 from elmanctl.schedulers.quoting import check_path
-from elmanctl.search.disk_forecast import explained
+from elmanctl.search.disk_errors import explained
 from elmanctl.search.run_identity import refuse_changed_code, refuse_copy, refuse_other_clusters
 from elmanctl.search.session import Session
 

@@ -30,10 +30,10 @@ from elmanctl.ledger.disk import Space, allocated_bytes, measure, space_of
 from elmanctl.ledger.reserve import parts_held
 from elmanctl.ledger.run_state import RunState
 from elmanctl.run.paths import RunPaths
-from elmanctl.search.cleaning import choose, retention
+from elmanctl.search.cleaning import plan_cleaning
 from elmanctl.search.disk_forecast import Forecast, forecast
 from elmanctl.search.effective_settings import effective_settings
-from elmanctl.search.file_owners import Held, scan
+from elmanctl.search.file_owners import OwnedFile, scan
 from elmanctl.search.selection import list_runs, no_runs_in
 from elmanctl.settings import DiskSettings
 
@@ -115,7 +115,7 @@ class _View:
     def __init__(self, paths: RunPaths, state: RunState, space: Space) -> None:
         self.settings = effective_settings(state).disk
         self.held = scan(paths, state)
-        self.plan = choose(paths, state, self.held, retention(self.settings, {}))
+        self.plan = plan_cleaning(paths, state, self.settings, files=self.held)
         self.orphans = [item for item in self.held if item.orphan is not None]
         self.forecast: Forecast | None = forecast(state, space, self.settings)
         self.size_bytes = _sum(self.held) + allocated_bytes(paths.folder.stat())
@@ -127,7 +127,7 @@ class _View:
             blank = {"category": item.category, "files": 0, "size_bytes": 0, "freeable_bytes": 0}
             row = rows.setdefault(item.category, blank)
             row["files"] += 1
-            row["size_bytes"] += item.found.size_bytes
+            row["size_bytes"] += item.size_bytes
         for removable in self.plan:
             rows[removable.category]["freeable_bytes"] += removable.size_bytes
         return sorted(rows.values(), key=lambda row: (-row["size_bytes"], row["category"]))
@@ -137,7 +137,7 @@ class _View:
         sizes: dict[str, int] = {}
         for item in self.held:
             if item.evaluation is not None:
-                sizes[item.evaluation] = sizes.get(item.evaluation, 0) + item.found.size_bytes
+                sizes[item.evaluation] = sizes.get(item.evaluation, 0) + item.size_bytes
         ranked = sorted(sizes.items(), key=lambda pair: (-pair[1], pair[0]))[:_LARGEST]
         return [{"evaluation": name, "size_bytes": size} for name, size in ranked]
 
@@ -147,7 +147,7 @@ def _disk_of_one(paths: RunPaths, *, as_json: bool) -> None:
     state = load_readable(paths)
     view = _View(paths, state, space)
     orphans: list[dict[str, Any]] = [
-        {"path": item.name, "size_bytes": item.found.size_bytes, "why": item.orphan}
+        {"path": item.name, "size_bytes": item.size_bytes, "why": item.orphan}
         for item in view.orphans
     ]
     if as_json:
@@ -255,8 +255,8 @@ def _existing(folder: Path) -> Path:
     return next(path for path in (folder, *folder.parents) if path.exists())
 
 
-def _sum(held: Sequence[Held]) -> int:
-    return sum(item.found.size_bytes for item in held)
+def _sum(held: Sequence[OwnedFile]) -> int:
+    return sum(item.size_bytes for item in held)
 
 
 def _sizes(row: dict[str, Any], *keys: str) -> list[str | None]:

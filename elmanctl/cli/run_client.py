@@ -18,7 +18,7 @@ from elmanctl.schedulers.quoting import check_path
 from elmanctl.search.actions import apply_requests, perform
 from elmanctl.search.attempt_monitor import Watcher
 from elmanctl.search.cancelled_jobs import Now, jobs_left
-from elmanctl.search.disk_forecast import explained
+from elmanctl.search.disk_errors import explained
 from elmanctl.search.dispatch import Dispatcher
 from elmanctl.search.effective_settings import effective_settings
 from elmanctl.search.poll import Poller

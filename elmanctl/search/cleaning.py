@@ -1,209 +1,158 @@
-"""What `clean` may remove, decided first and removed after; never outside the run's folder.
+"""Cleaning of a run folder: plan which files may go, then remove exactly those.
 
-Kept always: the ledger, every result, spec and claim, whatever belongs to an unfinished
-evaluation or to none, and everything of the best evaluations and the newest generations.
+Never removed: the ledger, results, specs, claims, files of unfinished evaluations, orphans, and
+all files of the best evaluations and the newest generations.
 """
 
 import logging
 import os
 import stat
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from elmanctl.errors import UsageError
 from elmanctl.ledger.disk import allocated_bytes
 from elmanctl.ledger.payloads import Cleaned
-from elmanctl.ledger.records import Evaluation, State
+from elmanctl.ledger.records import State
 from elmanctl.ledger.run_state import RunState
 from elmanctl.run.paths import RunPaths
-from elmanctl.search.file_owners import KINDS, OPTIMIZER, Held, optimizer_states_in_use, scan
+from elmanctl.search.file_owners import KINDS, OPTIMIZER, OwnedFile, optimizer_states_in_use, scan
 from elmanctl.search.session import Session
 from elmanctl.settings import DiskSettings
 
 logger = logging.getLogger(__name__)
 
-# Removed, then put on record, so many at a time: a kill leaves little that is gone and unrecorded.
+# Files removed between two records: a kill leaves few that are gone and not recorded.
 _CHUNK = 256
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Retention:
-    """What cleaning keeps whole: the best evaluations, the newest generations, failures' logs."""
-
-    keep_best: int
-    keep_last: int
-    keep_failed_logs: bool
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Removable:
-    """One file that may go, and which file it was when that was decided."""
-
-    path: Path
-    size_bytes: int
-    kind: str
-    category: str
-    evaluation: str | None
-    identity: tuple[int, int]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class Freed:
-    """What one removal came to."""
+    """Sum over the files that were removed."""
 
-    size_bytes: int = 0
-    files: int = 0
+    size_bytes: int
+    files: int
 
 
-def retention(settings: DiskSettings, asked: Mapping[str, Any]) -> Retention:
-    """Return the policy of the run's settings, where a command does not ask for another one."""
+def retention(settings: DiskSettings, asked: Mapping[str, Any]) -> DiskSettings:
+    """Return the run's own rules, with the arguments of a command in place of what they name."""
     names = ("keep_best", "keep_last", "keep_failed_logs")
-    values = {name: asked.get(name) for name in names}
-    return Retention(
-        **{n: getattr(settings, n) if value is None else value for n, value in values.items()}
-    )
+    return replace(settings, **{n: asked[n] for n in names if asked.get(n) is not None})
 
 
 def plan_cleaning(
-    paths: RunPaths, state: RunState, policy: Retention, *, kinds: Sequence[str] = ()
-) -> list[Removable]:
-    """Return the files that may be removed, in order of their paths.
+    paths: RunPaths,
+    state: RunState,
+    policy: DiskSettings,
+    *,
+    kinds: Sequence[str] = (),
+    files: Sequence[OwnedFile] | None = None,
+) -> list[OwnedFile]:
+    """Return the files that may be removed, sorted by path; `files` are those of the run, if known.
 
     Raises UsageError for an unknown kind, LedgerError when a folder cannot be read.
     """
-    return choose(paths, state, scan(paths, state), policy, kinds=kinds)
-
-
-def choose(
-    paths: RunPaths,
-    state: RunState,
-    held: Sequence[Held],
-    policy: Retention,
-    *,
-    kinds: Sequence[str] = (),
-) -> list[Removable]:
-    """Return what of the files found may be removed; see `plan_cleaning`."""
     unknown = [kind for kind in kinds if kind not in KINDS]
     if unknown:
         named = ", ".join(f"`{kind}`" for kind in unknown)
         raise UsageError(f"no kind of file named {named}", hint=f"kinds: {', '.join(KINDS)}")
+    files = scan(paths, state) if files is None else files
     device = paths.folder.stat().st_dev
-    kept = kept_whole(state, policy)
+    kept = _kept_whole(state, policy)
     states = optimizer_states_in_use(
-        state, (item.found.parts[-1] for item in held if item.kind == OPTIMIZER)
+        state, (file.found.parts[-1] for file in files if file.kind == OPTIMIZER)
     )
     plan = [
-        _removable(paths, item)
-        for item in held
-        if item.kind in (kinds or KINDS)
-        and _frees_something(item, device)
+        file
+        for file in files
+        if file.kind in (kinds or KINDS)
+        and _is_plain(file.found.status)
+        and file.found.status.st_dev == device
         and (
-            item.found.parts[-1] not in states
-            if item.kind == OPTIMIZER
-            else _may_go(state, item, kept, policy)
+            file.found.parts[-1] not in states
+            if file.kind == OPTIMIZER
+            else _may_go(state, file, kept, policy)
         )
     ]
-    return sorted(plan, key=lambda item: item.path)
+    return sorted(plan, key=lambda file: file.found.parts)
 
 
-def kept_whole(state: RunState, policy: Retention) -> set[str]:
-    """Return the evaluations of which nothing is removed."""
+def _kept_whole(state: RunState, policy: DiskSettings) -> set[str]:
+    """Return the evaluations all files of which are kept."""
     best = {e.id for e in state.ranked()[: policy.keep_best]}
     oldest = state.generation - policy.keep_last + 1
     return best | {e.id for e in state.evaluations.values() if e.generation >= oldest}
 
 
-def _may_go(state: RunState, item: Held, kept: set[str], policy: Retention) -> bool:
-    if item.evaluation is None or item.attempt is None or item.evaluation in kept:
+def _may_go(state: RunState, file: OwnedFile, kept: set[str], policy: DiskSettings) -> bool:
+    if file.evaluation is None or file.attempt is None or file.evaluation in kept:
         return False
-    if not _is_settled(state.evaluations[item.evaluation]):
+    evaluation = state.evaluations[file.evaluation]
+    if not evaluation.state.is_finished or evaluation.has_live_attempt:
         return False
-    is_failure = item.attempt.state is State.FAILED
-    return not (item.kind == "logs" and is_failure and policy.keep_failed_logs)
-
-
-def _is_settled(evaluation: Evaluation) -> bool:
-    return evaluation.state.is_finished and not evaluation.has_live_attempt
-
-
-def _frees_something(item: Held, device: int) -> bool:
-    """Whether this is a file by its only name, or a link: nothing else is ever unlinked."""
-    return _is_plain(item.found.status) and item.found.status.st_dev == device
+    is_failure = file.attempt.state is State.FAILED
+    return not (file.kind == "logs" and is_failure and policy.keep_failed_logs)
 
 
 def _is_plain(status: os.stat_result) -> bool:
-    # Of a file with a second name nothing is freed, and the other name may be somebody's copy.
+    """Whether this is a link, or a file by its only name: unlinking another name frees nothing."""
     return stat.S_ISLNK(status.st_mode) or (stat.S_ISREG(status.st_mode) and status.st_nlink == 1)
 
 
-def _removable(paths: RunPaths, item: Held) -> Removable:
-    assert item.kind is not None
-    return Removable(
-        path=paths.folder.joinpath(*item.found.parts),
-        size_bytes=item.found.size_bytes,
-        kind=item.kind,
-        category=item.category,
-        evaluation=item.evaluation,
-        identity=(item.found.status.st_dev, item.found.status.st_ino),
-    )
+def remove_planned(session: Session, plan: Sequence[OwnedFile]) -> Freed:
+    """Remove the planned files, record what that freed, and return the sum.
 
-
-def remove_planned(session: Session, plan: Sequence[Removable]) -> Freed:
-    """Remove the planned files and put on record what that freed; return the sum.
-
-    Files go first: on a full disk they make the room for the record.
+    Files go before the record: on a full disk they make room for it.
     """
-    total = Freed()
+    total = Counter[str]()
     for start in range(0, len(plan), _CHUNK):
-        freed: dict[str, dict[str | None, Freed]] = {}
-        for item in plan[start : start + _CHUNK]:
-            size_bytes = remove_file(session.paths.folder, item)
+        removed: dict[str, list[tuple[str | None, int]]] = defaultdict(list)
+        for file in plan[start : start + _CHUNK]:
+            size_bytes = remove_file(session.paths.folder, file)
             if size_bytes is not None:
-                of_kind = freed.setdefault(item.kind, {})
-                before = of_kind.get(item.evaluation, Freed())
-                of_kind[item.evaluation] = _add(before, size_bytes, 1)
-        for kind, by_owner in freed.items():
-            total = _record(session, kind, by_owner, total)
-    return total
+                removed[str(file.kind)].append((file.evaluation, size_bytes))
+        for kind, sizes in removed.items():
+            owners = Counter[str]()
+            for name, size_bytes in sizes:
+                if name is not None:
+                    owners[name] += size_bytes
+            freed = {"bytes": sum(size_bytes for _, size_bytes in sizes), "files": len(sizes)}
+            total.update(freed)
+            session.record(
+                Cleaned(
+                    kind=kind,
+                    freed_bytes=freed["bytes"],
+                    files=freed["files"],
+                    evaluations=dict(owners) or None,
+                )
+            )
+    return Freed(size_bytes=total["bytes"], files=total["files"])
 
 
-def _record(
-    session: Session, kind: str, by_owner: Mapping[str | None, Freed], total: Freed
-) -> Freed:
-    size_bytes = sum(freed.size_bytes for freed in by_owner.values())
-    files = sum(freed.files for freed in by_owner.values())
-    owners = {name: freed.size_bytes for name, freed in by_owner.items() if name is not None}
-    session.record(
-        Cleaned(kind=kind, freed_bytes=size_bytes, files=files, evaluations=owners or None)
-    )
-    return _add(total, size_bytes, files)
+def remove_file(root: Path, file: OwnedFile) -> int | None:
+    """Unlink one planned file under `root`; return the bytes freed, None when it was kept.
 
-
-def _add(freed: Freed, size_bytes: int, files: int) -> Freed:
-    return Freed(size_bytes=freed.size_bytes + size_bytes, files=freed.files + files)
-
-
-def remove_file(root: Path, item: Removable) -> int | None:
-    """Unlink one planned file under `root`; return the bytes freed, None when it was left.
-
-    It is reached through descriptors of its folders, so that a link put in place of a folder
-    meanwhile is never followed, and must still be the file that was planned.
+    Its folders are opened one by one without following links, so a link swapped in meanwhile leads
+    nowhere, and the inode must still be the planned one.
     """
+    planned = file.found.status
     try:
-        with _opened(root, item.path.relative_to(root).parts[:-1]) as folder:
-            status = os.stat(item.path.name, dir_fd=folder, follow_symlinks=False)
-            if (status.st_dev, status.st_ino) != item.identity or not _is_plain(status):
-                logger.warning("%s is not removed: it is another file by now", item.path)
+        with _opened(root, file.found.parts[:-1]) as folder:
+            status = os.stat(file.found.parts[-1], dir_fd=folder, follow_symlinks=False)
+            is_same = (status.st_dev, status.st_ino) == (planned.st_dev, planned.st_ino)
+            if not is_same or not _is_plain(status):
+                logger.warning("%s is not removed: it was replaced meanwhile", root / file.name)
                 return None
-            os.unlink(item.path.name, dir_fd=folder)
+            os.unlink(file.found.parts[-1], dir_fd=folder)
     except FileNotFoundError:
         return None
     except OSError as exc:
-        # A link where a folder was, or a file that is not ours: it stays, and so do the others.
-        logger.warning("%s is not removed: %s", item.path, exc.strerror)
+        # A link in place of a folder, or a file of another user: skip it and go on.
+        logger.warning("%s is not removed: %s", root / file.name, exc.strerror)
         return None
     return allocated_bytes(status)
 

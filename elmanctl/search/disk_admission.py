@@ -1,29 +1,30 @@
-"""Room on the disk for further attempts: how many may be submitted, and cleaning before that."""
+"""Disk admission: how many attempts the disk has room for, after cleaning if the run allows it."""
 
 import time
 
 from elmanctl.errors import SearchPaused
-from elmanctl.ledger.disk import space_of
+from elmanctl.ledger.disk import Space, space_of
 from elmanctl.ledger.payloads import Note
-from elmanctl.search.cleaning import Freed, plan_cleaning, remove_planned, retention
-from elmanctl.search.disk_forecast import attempts_that_fit, describe_shortage
+from elmanctl.search.cleaning import Freed, plan_cleaning, remove_planned
+from elmanctl.search.disk_forecast import format_size, room_bytes
 from elmanctl.search.session import Session
+from elmanctl.settings import DiskSettings
 
-# Between two cleanings of a run that waits for room.
-_CLEANED_PAUSE_S = 60.0
+# Minimum interval between two automatic cleanings.
+_CLEANING_INTERVAL_S = 60.0
 
 
-class Room:
-    """What the disk has room for, by the rules of `[disk]`."""
+class DiskAdmission:
+    """Admits attempts as far as the rules of `[disk]` allow."""
 
     def __init__(self, session: Session) -> None:
         self._session = session
         self._next_cleaning = 0.0
 
-    def for_attempts(self, wanted: int, *, live: int) -> int:
-        """Return how many of the wanted attempts the disk has room for, beside the live ones.
+    def admit(self, wanted: int, *, live: int) -> int:
+        """Return how many of the wanted attempts fit on the disk beside the live ones.
 
-        Raises SearchPaused at the floor, and when nothing fits and no job is left to wait for.
+        Raises SearchPaused at the floor, and when none fits and no live job can free space.
         """
         if not wanted:
             return 0
@@ -37,44 +38,42 @@ class Room:
         return fit
 
     def _fitting(self, wanted: int, live: int) -> int:
-        session = self._session
-        fit = attempts_that_fit(
-            space_of(session.paths.folder),
-            session.settings.disk,
-            attempt_bytes=session.state.disk.attempt_bytes,
-            live=live,
-        )
-        return wanted if fit is None else min(wanted, fit)
+        """Return how many attempts fit, -1 under the floor itself, by bytes or by files."""
+        space, settings = self._space(), self._session.settings.disk
+        attempt_bytes = self._session.state.disk.attempt_bytes
+        if room_bytes(space, settings) < 0 or _lacks_inodes(space, settings):
+            return -1
+        if not attempt_bytes:
+            return wanted
+        return min(wanted, max(0, room_bytes(space, settings) // attempt_bytes - live))
 
     def _may_clean(self) -> bool:
-        """Whether the run's own rules ask for cleaning; looking for what may go takes a while."""
+        """Whether to clean now: scanning the run folder takes a while, so not at every turn."""
         if not self._session.settings.disk.auto_clean or time.monotonic() < self._next_cleaning:
             return False
-        self._next_cleaning = time.monotonic() + _CLEANED_PAUSE_S
+        self._next_cleaning = time.monotonic() + _CLEANING_INTERVAL_S
         return True
 
     def _clean(self) -> Freed:
-        """Free what the run's own rules let go, and say so in the ledger."""
+        """Remove what the run's own rules do not keep, with a note in the ledger."""
         session = self._session
-        policy = retention(session.settings.disk, {})
-        plan = plan_cleaning(session.paths, session.state, policy)
+        plan = plan_cleaning(session.paths, session.state, session.settings.disk)
         freed = remove_planned(session, plan)
         if freed.files:
             text = f"too little room: {freed.files} files, {freed.size_bytes} bytes, were cleaned"
             session.record(Note(text=f"{text} by the rules of [disk]"))
         return freed
 
+    def _space(self) -> Space:
+        return space_of(self._session.paths.folder)
+
     def _shortage(self, wanted: int, freed: Freed | None) -> SearchPaused:
         session = self._session
         settings, name = session.settings.disk, session.run["name"]
-        text = describe_shortage(
-            space_of(session.paths.folder),
-            settings,
-            attempt_bytes=session.state.disk.attempt_bytes,
-            waiting=wanted,
-        )
-        plan = plan_cleaning(session.paths, session.state, retention(settings, {}))
-        could_bytes = sum(item.size_bytes for item in plan)
+        each_bytes = session.state.disk.attempt_bytes or 0
+        text = _describe_shortage(self._space(), settings, wanted, each_bytes)
+        plan = plan_cleaning(session.paths, session.state, settings)
+        could_bytes = sum(file.size_bytes for file in plan)
         if freed is not None:
             text += f"; cleaning by the rules of [disk] freed {freed.size_bytes} bytes"
         return SearchPaused(
@@ -82,3 +81,23 @@ class Room:
             hint=f"`elmanctl clean {name}` would free {could_bytes / 1e9:.3f} GB, `elmanctl disk` "
             f"shows what else takes room; then `elmanctl resume {name}`",
         )
+
+
+def _lacks_inodes(space: Space, settings: DiskSettings) -> bool:
+    return space.usable_inodes is not None and space.usable_inodes < settings.floor_inodes
+
+
+def _describe_shortage(space: Space, settings: DiskSettings, wanted: int, each_bytes: int) -> str:
+    """Return why nothing more is submitted: the free space, the floor, the space needed."""
+    if _lacks_inodes(space, settings):
+        return (
+            f"{space.usable_inodes} more files can be made, under the floor of "
+            f"{settings.floor_inodes} (`disk.floor_inodes`)"
+        )
+    quota = " in your quota" if space.usable_bytes < space.free_bytes else ""
+    free = f"{format_size(space.usable_bytes)} are free{quota}"
+    floor = f"the floor of {settings.floor_gb:g} GB (`disk.floor_gb`)"
+    if room_bytes(space, settings) < 0:
+        return f"{free}, under {floor}"
+    each = format_size(each_bytes)
+    return f"{free}, and {wanted} attempts of about {each} do not fit above {floor}"

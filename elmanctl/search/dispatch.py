@@ -45,7 +45,7 @@ from elmanctl.schedulers.sbatch_answer import brief
 from elmanctl.schedulers.scheduler_note import Refusal
 from elmanctl.search.backoff import Pace
 from elmanctl.search.costs import affordable, mean_device_s, overspent
-from elmanctl.search.disk_admission import Room
+from elmanctl.search.disk_admission import DiskAdmission
 from elmanctl.search.effective_settings import avoided_nodes
 from elmanctl.search.nodes import readmit_oldest, says_no_node
 from elmanctl.search.poll import Poller
@@ -99,7 +99,7 @@ class Dispatcher:
         self._decisions = decisions
         self._now = now
         self._next_submission = 0.0
-        self._room = Room(session)
+        self._disk = DiskAdmission(session)
         self._pace = Pace()
         self._unanswered: Counter[str] = Counter()
         self._lost = 0
@@ -160,7 +160,7 @@ class Dispatcher:
 
     def check_room(self) -> None:
         """Raise SearchPaused unless the disk has room for an attempt, while none is live."""
-        self._room.for_attempts(1, live=0)
+        self._disk.admit(1, live=0)
 
     def submit_waiting(self) -> None:
         """Submit what waits, as far as there is room.
@@ -182,7 +182,7 @@ class Dispatcher:
         waiting = self._paid(waiting, is_idle=not live)
         slots = self._executor.free_slots(self._busy_slots(live))
         ready = [replace(due, slot=slot) for due, slot in zip(waiting, slots, strict=False)]
-        ready = ready[: self._room.for_attempts(len(ready), live=len(live))]
+        ready = ready[: self._disk.admit(len(ready), live=len(live))]
         for resources, group in groupby(ready, key=self._resources):
             if not self._submit_alike(list(group), resources):
                 return

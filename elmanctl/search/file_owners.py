@@ -1,13 +1,13 @@
-"""Whose every file of a run's folder is: found on disk, looked up in the ledger.
+"""Map every file of a run folder to its owner in the ledger; the rest are orphans.
 
-Names come from the disk and never from the ledger, and no link is followed, so nothing outside
-the run's folder is ever named.
+Names come from the disk and never from the ledger, and no link is followed, so no path leaves the
+run folder.
 """
 
 import os
 import re
 import stat
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 
@@ -20,26 +20,25 @@ from elmanctl.run.paths import RunPaths
 
 OPTIMIZER = "optimizer"
 
-# What `clean` can be told to remove.
+# The kinds of files that `clean` removes.
 KINDS = (*CATEGORY_OF_KIND, OPTIMIZER)
 _KIND_OF_CATEGORY = {category: kind for kind, category in CATEGORY_OF_KIND.items()}
 
-# A submission's folder holds the files of all its tasks, by job or by number.
+# The folder of a submission holds the files of all its tasks, by job id or by task number.
 _OF_JOB = re.compile(r"(.+)_(?:submitted\.pkl|\d+_result\.pkl|\d+_log\.(?:out|err))")
 _OF_TASK = re.compile(r"task-(\d+)\.pkl")
 _ATTEMPT = re.compile(r"attempt-([1-9]\d*)")
 _TEMPORARY = re.compile(r"\..*\.tmp")
 _TORN = re.compile(r"ledger\.torn-.*")
-# The number of the lease is part of the name since version 0.2.
+# Since version 0.2 the name contains the fence of the lease.
 _STATE = re.compile(r"g(\d+)-(\d+)(?:-lease\d+)?\.pickle")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Held:
-    """One file or folder of a run.
+class OwnedFile:
+    """One file or folder of a run, with its owner; `orphan` says why it has none.
 
-    `kind` is what `clean` calls it, None for what it never removes.  `evaluation` and `attempt`
-    are on record.  `orphan` says why it belongs to nobody, where it does not.
+    `kind` is its name for `clean`, None for a file that is never removed.
     """
 
     found: Found
@@ -51,32 +50,37 @@ class Held:
 
     @property
     def name(self) -> str:
-        """The path as seen from the run's folder."""
+        """The path relative to the run folder."""
         return "/".join(self.found.parts)
 
+    @property
+    def size_bytes(self) -> int:
+        """The bytes allocated on disk."""
+        return self.found.size_bytes
 
-def scan(paths: RunPaths, state: RunState) -> list[Held]:
+
+def scan(paths: RunPaths, state: RunState) -> list[OwnedFile]:
     """Return every file and folder of a run, each once; raises LedgerError."""
     owners = _Owners(state)
-    return [owners.judge(found) for found in each_once(walk(paths.folder, passes_locked=True))]
+    return [owners.classify(found) for found in each_once(walk(paths.folder, passes_locked=True))]
 
 
 def attempt_sizes(paths: RunPaths, evaluation: str, attempt: Attempt) -> dict[str, int]:
-    """Return the bytes that an attempt left by category: in its folder and its submission's."""
+    """Return the bytes of an attempt by category, in its own folder and its submission's."""
     sizes: dict[str, int] = {}
-    for name, size_bytes in _left_by(paths, evaluation, attempt):
+    for name, size_bytes in _written_by(paths, evaluation, attempt):
         category = category_of(name)
         sizes[category] = sizes.get(category, 0) + size_bytes
     return sizes
 
 
-def _left_by(paths: RunPaths, evaluation: str, attempt: Attempt) -> Iterator[tuple[str, int]]:
+def _written_by(paths: RunPaths, evaluation: str, attempt: Attempt) -> Iterator[tuple[str, int]]:
     folder = paths.attempt(evaluation, attempt.number).folder
     with suppress(FileNotFoundError, NotADirectoryError):
         yield folder.name, allocated_bytes(folder.stat())
     for found in each_once(walk(folder, passes_locked=True)):
         yield found.parts[0], found.size_bytes
-    # Not a scan: the folder of an array holds the files of all its tasks.
+    # Looked up by name, not scanned: the folder of an array holds the files of all its tasks.
     submission = paths.submission(attempt.submission)
     job = attempt.job_id
     ends = ("_submitted.pkl", "_0_result.pkl", "_0_log.out", "_0_log.err")
@@ -87,18 +91,18 @@ def _left_by(paths: RunPaths, evaluation: str, attempt: Attempt) -> Iterator[tup
                 yield name, allocated_bytes(status)
 
 
-def optimizer_states_in_use(state: RunState, names: Iterator[str]) -> set[str]:
-    """Return the optimizer's states to keep: the one on record, the one before, and later ones.
+def optimizer_states_in_use(state: RunState, names: Iterable[str]) -> set[str]:
+    """Return the optimizer states to keep: the recorded one, the one before it, and later ones.
 
-    Only the one that the last `points_asked` names is ever read; the one before is, when that
-    event is lost.
+    Only the state named by the last `points_asked` is read, or the one before it if that event is
+    lost.
     """
     saved = state.optimizer_file
     on_record = _order(str(saved["file"])) if saved is not None else None
     known = sorted((order, name) for name in names if (order := _order(name)) is not None)
     if on_record is None:
         return {name for _, name in known}
-    # Of several controllers' states before the one on record it is not known whose was recorded.
+    # Several controllers may have written that one before, and either may be the recorded one.
     before = max((order for order, _ in known if order < on_record), default=on_record)
     return {name for order, name in known if order >= before}
 
@@ -109,26 +113,23 @@ def _order(name: str) -> tuple[int, int] | None:
 
 
 class _Owners:
-    """The ledger's view: which names belong to whom."""
+    """Index of the ledger by the names that its files have."""
 
     def __init__(self, state: RunState) -> None:
         self._state = state
         self._of_job: dict[tuple[str, str], tuple[str, Attempt]] = {}
         self._of_task: dict[tuple[str, int], tuple[str, Attempt]] = {}
-        self._attempts: Mapping[tuple[str, int], Attempt] = {
-            (evaluation.id, attempt.number): attempt
-            for evaluation in state.evaluations.values()
-            for attempt in evaluation.attempts
-        }
+        self._attempts: dict[tuple[str, int], Attempt] = {}
         for evaluation in state.evaluations.values():
             for attempt in evaluation.attempts:
                 owner = (evaluation.id, attempt)
+                self._attempts[evaluation.id, attempt.number] = attempt
                 self._of_task[attempt.submission, attempt.task_index] = owner
                 if attempt.job_id is not None:
                     self._of_job[attempt.submission, attempt.job_id] = owner
 
-    def judge(self, found: Found) -> Held:
-        """Say whose a file is."""
+    def classify(self, found: Found) -> OwnedFile:
+        """Return a file with its owner, category and kind."""
         match found.parts:
             case ("evaluations", evaluation, *rest):
                 return self._of_evaluation(found, evaluation, rest)
@@ -136,27 +137,30 @@ class _Owners:
                 return self._of_submission(found, submission, rest)
             case ("optimizer", name):
                 kind = OPTIMIZER if _STATE.fullmatch(name) else None
-                return Held(found=found, category=OPTIMIZER, kind=kind, orphan=_leftover(name))
+                return OwnedFile(found=found, category=OPTIMIZER, kind=kind, orphan=_leftover(name))
             case (("optimizer" | "code" | "requests" | "reserve") as room, *rest):
                 name = rest[-1] if rest and room != RESERVE_FOLDER else ""
-                return Held(found=found, category=room, orphan=_leftover(name))
+                return OwnedFile(found=found, category=room, orphan=_leftover(name))
             case (name, *_):
                 is_torn = _TORN.fullmatch(name) is not None
                 orphan = "bytes cut off a torn ledger" if is_torn else _leftover(name)
-                return Held(found=found, category="ledger" if not orphan else OTHER, orphan=orphan)
-        return Held(found=found, category=OTHER)
+                category = OTHER if orphan else "ledger"
+                return OwnedFile(found=found, category=category, orphan=orphan)
+        return OwnedFile(found=found, category=OTHER)
 
-    def _of_evaluation(self, found: Found, evaluation: str, rest: list[str]) -> Held:
+    def _of_evaluation(self, found: Found, evaluation: str, rest: list[str]) -> OwnedFile:
         if evaluation not in self._state.evaluations:
-            return Held(found=found, category=OTHER, orphan="an evaluation that is not on record")
+            return OwnedFile(
+                found=found, category=OTHER, orphan="an evaluation that is not on record"
+            )
         number = _ATTEMPT.fullmatch(rest[0]) if rest else None
         attempt = self._attempts.get((evaluation, int(number[1]))) if number else None
         if attempt is None:
             is_orphan = bool(rest) and self._state.evaluations[evaluation].state.is_finished
             why = "an attempt that is not on record" if is_orphan else None
-            return Held(found=found, category=OTHER, evaluation=evaluation, orphan=why)
+            return OwnedFile(found=found, category=OTHER, evaluation=evaluation, orphan=why)
         category = category_of(rest[1]) if len(rest) > 1 else OTHER
-        return Held(
+        return OwnedFile(
             found=found,
             category=category,
             kind=_kind_in_attempt(category, rest[1:]),
@@ -164,9 +168,11 @@ class _Owners:
             attempt=attempt,
         )
 
-    def _of_submission(self, found: Found, submission: str, rest: list[str]) -> Held:
+    def _of_submission(self, found: Found, submission: str, rest: list[str]) -> OwnedFile:
         if submission not in self._state.submissions:
-            return Held(found=found, category=OTHER, orphan="a submission that is not on record")
+            return OwnedFile(
+                found=found, category=OTHER, orphan="a submission that is not on record"
+            )
         name = rest[0] if len(rest) == 1 else ""
         category = category_of(name) if name else OTHER
         of_job, of_task = _OF_JOB.fullmatch(name), _OF_TASK.fullmatch(name)
@@ -176,9 +182,9 @@ class _Owners:
         elif of_task:
             owner = self._of_task.get((submission, int(of_task[1])))
         if owner is None:
-            return Held(found=found, category=category, orphan=_leftover(name))
+            return OwnedFile(found=found, category=category, orphan=_leftover(name))
         kind = _KIND_OF_CATEGORY.get(category) if category in ("log", "pickle") else None
-        return Held(
+        return OwnedFile(
             found=found, category=category, kind=kind, evaluation=owner[0], attempt=owner[1]
         )
 

@@ -41,7 +41,7 @@ from elmanctl.schedulers.quoting import check_path
 from elmanctl.schedulers.submission import check_resources
 from elmanctl.search.atomic_folder import new_folder
 from elmanctl.search.costs import budget_stop, unit_name
-from elmanctl.search.disk_forecast import named
+from elmanctl.search.disk_errors import describe_error
 from elmanctl.search.limits import check_learning_rates, check_limits
 from elmanctl.search.optimizer import CmaOptimizer
 from elmanctl.search.workload import attempt_resources
@@ -214,7 +214,7 @@ def create_run(plan: SearchPlan) -> Path:
         if not isinstance(failure, OSError):
             raise
         raise EnvironmentNotReady(
-            f"the run's folder cannot be made: {named(failure)}; nothing was started",
+            f"the run's folder cannot be made: {describe_error(failure)}; nothing was started",
             hint="make room, e.g. with `elmanctl clean`, and start again"
             if full_disk(exc)
             else "set `paths.runs` to a folder of yours on a shared disk, with hard links",

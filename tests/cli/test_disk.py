@@ -55,4 +55,4 @@ def test_forecast_that_does_not_fit_is_warned_of(quick_with_runs: QuickCommandLi
     assert ledger.read_bytes() != before
     for words in (("status", "interrupted"), ("disk", "interrupted"), ("disk",)):
         done = quick_with_runs(*words)
-        assert "evaluations that are left will write about" in done.stderr, words
+        assert "evaluations will write about" in done.stderr, words

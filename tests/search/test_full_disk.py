@@ -199,7 +199,7 @@ def test_clean_frees_a_disk_that_is_full_to_the_last_byte_and_the_search_goes_on
     answer = run_client.act_on_run(run.paths, "clean", {"keep_last": 0})
     assert answer["files"] == len(planned) > 0
     assert answer["freed_bytes"] == sum(item.size_bytes for item in planned)
-    assert not any(item.path.exists() for item in planned)
+    assert not any((run.folder / item.name).exists() for item in planned)
     # The reserve is made again from what was freed, and the search ends.
     assert parts_held(run.folder) == 4
     controller.drive(run.paths, generations=3)

@@ -37,7 +37,7 @@ from elmanctl.ledger.summary import summarize
 from elmanctl.search import disk_admission
 from elmanctl.search.actions import perform
 from elmanctl.search.attempt_monitor import Watcher
-from elmanctl.search.disk_forecast import explained
+from elmanctl.search.disk_errors import explained
 from elmanctl.search.session import Session
 from tests.long import LONG
 from tests.search.scripted import Run, Runs, ScriptedExecutor, World

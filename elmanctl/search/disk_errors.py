@@ -1,0 +1,35 @@
+"""Errors of the operating system while a run is written, as errors that say how to go on."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from elmanctl.errors import ElmanError, EnvironmentNotReady, SearchPaused
+from elmanctl.ledger.reserve import full_disk
+
+
+@contextmanager
+def explained(run: str) -> Iterator[None]:
+    """Raise SearchPaused for a full disk, EnvironmentNotReady for any other OSError."""
+    try:
+        yield
+    except SearchPaused:
+        raise
+    except (OSError, ElmanError) as exc:
+        full = full_disk(exc)
+        if full is not None:
+            raise SearchPaused(
+                f"the disk is full: {describe_error(full)}; nothing recorded is lost",
+                hint=f"make room, e.g. with `elmanctl clean {run}`, then `elmanctl resume {run}`",
+            ) from exc
+        if isinstance(exc, ElmanError):
+            raise
+        raise EnvironmentNotReady(
+            f"the run cannot be written: {describe_error(exc)}",
+            hint=f"fix the cause, then `elmanctl resume {run}`",
+        ) from exc
+
+
+def describe_error(error: OSError) -> str:
+    """Return the message of an OSError, with its file where it names one."""
+    reason = error.strerror or str(error)
+    return f"{error.filename}: {reason}" if error.filename else reason
