@@ -1,4 +1,4 @@
-"""The program: run the command line, turn an error into one message and an exit code."""
+"""The program: runs the command line, and turns errors into one message and an exit code."""
 
 import contextlib
 import logging
@@ -19,11 +19,10 @@ INTERRUPTED = 130
 def main() -> None:
     """Run `elmanctl` with the arguments of this process, and exit."""
     _open_closed_streams()
-    # Where it is ignored, as below some launchers, how a command ended would be lost, and each
-    # would count as a success.
+    # Some launchers ignore it: exit codes of commands would be lost, and count as successes.
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     with contextlib.suppress(AttributeError):
-        # A file's name need not be UTF-8; in JSON what is printed then reads back to that name.
+        # File names need not be UTF-8; in JSON they then read back to the same name.
         sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
     try:
         code = _run()
@@ -31,25 +30,25 @@ def main() -> None:
         # While modules are imported nothing else handles it.
         code = INTERRUPTED
     with contextlib.suppress(AttributeError, BrokenPipeError):
-        # Under a test stdout may be no file.
+        # In a test stdout may not be a file.
         sys.stdout.flush()
     if _reader_is_gone():
-        # Python flushes once more as it exits, and would complain.
+        # Python flushes once more as it exits, and would report an error.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     sys.exit(code)
 
 
 def _open_closed_streams() -> None:
-    """Open what `>&-` closed: else the next file that is opened would be taken for stdout.
+    """Open streams that `>&-` closed: the next opened file would become stdout otherwise.
 
-    Python has None for such a stream, and prints on stdout what is meant for a closed stderr.
+    Python sets such a stream to None, and prints on stdout what is meant for a closed stderr.
     """
     for number, name in enumerate(("stdin", "stdout", "stderr")):
         if getattr(sys, name) is None:
             with contextlib.suppress(OSError):
                 os.fstat(number)
                 continue
-            # The lowest number that is free is this one.
+            # `open` returns the lowest free descriptor, which is this one.
             descriptor = os.open(os.devnull, os.O_RDWR)
             setattr(sys, name, os.fdopen(descriptor, "w" if number else "r", encoding="utf-8"))
 
@@ -61,11 +60,11 @@ def _run() -> int:
     from elmanctl.cli.app import app
     from elmanctl.cli.output import print_error
 
-    # Typer exports only its children.
+    # Typer exports only its subclasses.
     usage_error: Any = typer.BadParameter.__base__
 
     if COMPLETION_VARIABLE in os.environ:
-        # Typer knows the shells only after this, since `completion` is a command of our own.
+        # Registers the shells with Typer, whose own completion commands are off.
         from typer._completion_classes import completion_init
 
         from elmanctl.cli.completion import join_options
@@ -76,7 +75,7 @@ def _run() -> int:
         code = app(prog_name=PROGRAM, standalone_mode=False)
         return code if isinstance(code, int) else 0
     except ElmanError as exc:
-        logger.debug("where it happened", exc_info=True)
+        logger.debug("traceback", exc_info=True)
         print_error(exc)
         return exc.exit_code
     except usage_error as exc:
@@ -88,11 +87,11 @@ def _run() -> int:
         # Typer and rich exit so when the reader has gone, as in `elmanctl status | head -1`.
         return 0 if _reader_is_gone() or not isinstance(exc.code, int) else exc.code
     except OSError as exc:
-        logger.debug("where it happened", exc_info=True)
+        logger.debug("traceback", exc_info=True)
         print_error(_describe_os_error(exc))
         return EnvironmentNotReady.exit_code
     except Exception as exc:
-        logger.debug("where it happened", exc_info=True)
+        logger.debug("traceback", exc_info=True)
         internal = ElmanError(
             f"internal error: {type(exc).__name__}: {exc}",
             hint="repeat with `elmanctl -vv ...` for the traceback, and report it",
@@ -102,11 +101,11 @@ def _run() -> int:
 
 
 def _describe_os_error(error: OSError) -> ElmanError:
-    """Say which file stands in the way: that is the machine's fault, and seldom ours."""
+    """Describe an OSError by its file: the fault is the machine's, and rarely ours."""
     where = f"{os.fsdecode(error.filename)}: " if isinstance(error.filename, str | bytes) else ""
     return EnvironmentNotReady(
         f"{where}{error.strerror or error}",
-        hint="`elmanctl -vv ...` shows what was to be done there",
+        hint="`elmanctl -vv ...` shows the traceback",
     )
 
 
@@ -122,7 +121,7 @@ def _reader_is_gone() -> bool:
 
 
 def _print_usage_error(error: Any) -> None:
-    """Say in our own words what Typer refuses; a group without a command shows its help."""
+    """Print a usage error of Typer in our format; a group without a command shows its help."""
     from elmanctl.cli.output import print_error, say
 
     message = error.format_message().rstrip(".")

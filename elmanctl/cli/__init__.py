@@ -1,1 +1,1 @@
-"""The command line: parses arguments, calls the rooms below, prints."""
+"""The command line: its commands, their arguments, and all output."""
