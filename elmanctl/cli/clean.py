@@ -28,9 +28,11 @@ from elmanctl.cli.output import (
     spelled_bytes,
 )
 from elmanctl.cli.run_client import act_on_run
+from elmanctl.codec import encode
 from elmanctl.search.cleaning import plan_cleaning, retention
 from elmanctl.search.effective_settings import effective_settings
 from elmanctl.search.file_owners import KINDS, OwnedFile
+from elmanctl.search.request_schema import CleanRequest
 
 
 def clean(
@@ -71,14 +73,14 @@ def clean(
     """
     paths = run_to_change(ctx, run)
     state = load_readable(paths)
-    kinds = [word.strip() for word in kind.split(",")] if kind else []
-    options = {
-        "keep_best": keep_best,
-        "keep_last": keep_last,
-        "keep_failed_logs": keep_failed_logs,
-    }
-    policy = retention(effective_settings(state).disk, options)
-    plan = plan_cleaning(paths, state, policy, kinds=kinds)
+    request = CleanRequest(
+        kinds=tuple(word.strip() for word in kind.split(",")) if kind else (),
+        keep_best=keep_best,
+        keep_last=keep_last,
+        keep_failed_logs=keep_failed_logs,
+    )
+    policy = retention(effective_settings(state).disk, request)
+    plan = plan_cleaning(paths, state, policy, kinds=request.kinds)
     total_bytes = sum(item.size_bytes for item in plan)
     if dry_run:
         _print_plan(plan, as_json=as_json)
@@ -87,8 +89,7 @@ def clean(
         question = f"remove {files} of {state.run['name']}, {format_bytes(total_bytes)}?"
         if plan and not confirm(question, yes=yes):
             return
-        arguments = {name: value for name, value in options.items() if value is not None}
-        answer = act_on_run(paths, "clean", {**arguments, "kinds": kinds})
+        answer = act_on_run(paths, "clean", encode(request))
         if as_json:
             print_json(answer)
             return

@@ -27,8 +27,10 @@ from elmanctl.cli.output import (
     warn,
 )
 from elmanctl.cli.run_client import act_on_run
+from elmanctl.codec import encode
 from elmanctl.errors import UsageError
 from elmanctl.search.effective_settings import effective_settings
+from elmanctl.search.request_schema import RequeueRequest
 from elmanctl.search.requeue import RequeuePlan, plan_requeue, select_requeueable
 from elmanctl.search.selection import select_named
 
@@ -99,17 +101,16 @@ def requeue(
     state = load_readable(paths)
     kinds = [word.strip() for word in kind.split(",")] if kind else []
     chosen = select_requeueable(state, kinds=kinds) if failed else select_named(state, evaluations)
-    options: dict[str, Any] = {
-        "evaluations": [e.id for e in chosen],
-        "mem_gb": mem,
-        "timeout_min": timeout_min,
-        "exclude": exclude_node,
-        "force": force,
+    request = RequeueRequest(
+        evaluations=tuple(e.id for e in chosen),
+        mem_gb=mem,
+        timeout_min=timeout_min,
+        exclude=tuple(exclude_node or ()),
+        force=force,
         # Of `--failed` the others are still requeued; evaluations named one by one are all meant.
-        "skip_deterministic": failed,
-    }
-    options = {key: value for key, value in options.items() if value not in (None, False)}
-    plan = plan_requeue(state, effective_settings(state), chosen, options)
+        skip_deterministic=failed,
+    )
+    plan = plan_requeue(state, effective_settings(state), chosen, request)
     if not (chosen or as_json):
         matching = "failed in this way" if kinds else "failed"
         say(f"no evaluation of {state.run['name']} {matching}: nothing to do")
@@ -121,7 +122,7 @@ def requeue(
         return
     if failed and not confirm(f"requeue {counted(len(plan.chosen), 'evaluation')}?", yes=yes):
         return
-    answer = act_on_run(paths, "requeue", options)
+    answer = act_on_run(paths, "requeue", encode(request))
     if as_json:
         print_json(answer)
         return

@@ -1,11 +1,11 @@
-"""What `requeue`, `cancel` and `clean` do to a run.
+"""The actions `requeue`, `cancel` and `clean` on an open run.
 
-The same functions serve the controller, which applies requests left by other processes, and the
-command itself when no controller holds the run's lease.
+The controller applies them for requests of other processes, and the command itself does so when
+no controller holds the lease.
 """
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from elmanctl.errors import ElmanError, UsageError
@@ -20,7 +20,12 @@ from elmanctl.ledger.requests import answer_request, pending_requests
 from elmanctl.ledger.run_state import RunState
 from elmanctl.search.attempt_monitor import Watcher
 from elmanctl.search.cleaning import plan_cleaning, remove_planned, retention
-from elmanctl.search.request_schema import check_arguments
+from elmanctl.search.request_schema import (
+    CancelRequest,
+    CleanRequest,
+    RequeueRequest,
+    decode_request,
+)
 from elmanctl.search.requeue import plan_requeue, reopened_row, select_requeueable
 from elmanctl.search.selection import select_named
 from elmanctl.search.session import Session
@@ -31,7 +36,7 @@ Answer = dict[str, Any]
 
 
 def apply_requests(session: Session, watcher: Watcher) -> None:
-    """Apply what other processes asked for, each request once, and answer it."""
+    """Apply every pending request once, and answer it."""
     for request in pending_requests(session.paths.folder):
         known = session.state.applied_requests.get(request.id)
         if known is None:
@@ -52,31 +57,29 @@ def perform(
 ) -> Answer:
     """Carry out one command on an open run and return its answer, plain data.
 
-    `by` names who asked, once: a request whose effect is on record is not carried out again.
-    Raises UsageError for an unknown command and what the command itself raises.
+    `by` is unique to the request, so that applying it twice requeues nothing twice.  Raises what
+    `decode_request` and the command itself raise.
     """
-    actions: dict[str, Callable[[Session, Watcher, Mapping[str, Any], str], Answer]] = {
-        "requeue": _requeue,
-        "cancel": _cancel,
-        "clean": _clean,
-    }
-    check_arguments(command, arguments)
-    return actions[command](session, watcher, arguments, by)
+    request = decode_request(command, arguments)
+    if isinstance(request, RequeueRequest):
+        return _requeue(session, request, by)
+    if isinstance(request, CancelRequest):
+        return _cancel(session, watcher, request)
+    return _clean(session, request)
 
 
-def _requeue(session: Session, watcher: Watcher, arguments: Mapping[str, Any], by: str) -> Answer:
-    """Open evaluations again: the failures stay on record, the retry count starts anew."""
+def _requeue(session: Session, request: RequeueRequest, by: str) -> Answer:
+    """Reopen evaluations: the failures stay on record, the retry count starts anew."""
     session.refuse_cancelled()
-    names = arguments.get("evaluations") or []
     chosen = (
-        select_named(session.state, names)
-        if names
-        else select_requeueable(session.state, kinds=arguments.get("kinds") or [])
+        select_named(session.state, request.evaluations)
+        if request.evaluations
+        else select_requeueable(session.state, kinds=request.kinds)
     )
-    # A controller that died before its answer was on record may have opened some already.
+    # A controller that died before it recorded the answer may have reopened some already.
     opened = [e for e in chosen if e.changes.get("request") == by]
     rest = [e for e in chosen if e not in opened]
-    plan = plan_requeue(session.state, session.settings, rest, arguments)
+    plan = plan_requeue(session.state, session.settings, rest, request)
     rows = [reopened_row(session.state, evaluation) for evaluation in opened]
     for item in plan.chosen:
         rows.append(item.row())
@@ -94,15 +97,14 @@ def _requeue(session: Session, watcher: Watcher, arguments: Mapping[str, Any], b
     return {"requeued": rows, "refused": dict(plan.refused)}
 
 
-def _cancel(session: Session, watcher: Watcher, arguments: Mapping[str, Any], by: str) -> Answer:
+def _cancel(session: Session, watcher: Watcher, request: CancelRequest) -> Answer:
     """Close evaluations as cancelled and end their jobs; with `all`, the whole run."""
-    everything = bool(arguments.get("all"))
-    if everything and session.state.status is RunStatus.FINISHED and not session.state.is_busy:
+    if request.all and session.state.status is RunStatus.FINISHED and not session.state.is_busy:
         raise UsageError(f"the run `{session.run['name']}` is finished: nothing is left to cancel")
     chosen = (
         to_cancel(session.state)
-        if everything
-        else select_named(session.state, arguments.get("evaluations") or [])
+        if request.all
+        else select_named(session.state, request.evaluations)
     )
     rows: list[dict[str, Any]] = []
     for evaluation in chosen:
@@ -114,21 +116,20 @@ def _cancel(session: Session, watcher: Watcher, arguments: Mapping[str, Any], by
         session.record(EvaluationClosed(evaluation=evaluation.id, state=State.CANCELLED))
         rows.append({**row, "result": "cancelled"})
     error = watcher.cancel([session.state.evaluations[row["evaluation"]] for row in rows])
-    if everything:
+    if request.all:
         session.record(RunCancelled())
     return {"cancelled": rows, "error": error}
 
 
 def to_cancel(state: RunState) -> list[Evaluation]:
-    """Return what a run as a whole still has: what is open, and cancelled jobs that go on."""
+    """Return the evaluations that cancelling the run affects: open ones, and those with a job."""
     live = {evaluation.id for evaluation, _ in state.live_attempts()}
     return [e for e in state.evaluations.values() if not e.state.is_finished or e.id in live]
 
 
-def _clean(session: Session, watcher: Watcher, arguments: Mapping[str, Any], by: str) -> Answer:
-    """Remove what the plan names, and record how much that freed."""
-    policy = retention(session.settings.disk, arguments)
-    kinds = arguments.get("kinds") or []
-    plan = plan_cleaning(session.paths, session.state, policy, kinds=kinds)
+def _clean(session: Session, request: CleanRequest) -> Answer:
+    """Remove the planned files, and record the bytes freed."""
+    policy = retention(session.settings.disk, request)
+    plan = plan_cleaning(session.paths, session.state, policy, kinds=request.kinds)
     freed = remove_planned(session, plan)
     return {"freed_bytes": freed.size_bytes, "files": freed.files}

@@ -8,12 +8,12 @@ import logging
 import os
 import stat
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
+from elmanctl.config import refuse_outside
 from elmanctl.errors import UsageError
 from elmanctl.ledger.disk import allocated_bytes
 from elmanctl.ledger.payloads import Cleaned
@@ -21,6 +21,7 @@ from elmanctl.ledger.records import State
 from elmanctl.ledger.run_state import RunState
 from elmanctl.run.paths import RunPaths
 from elmanctl.search.file_owners import KINDS, OPTIMIZER, OwnedFile, optimizer_states_in_use, scan
+from elmanctl.search.request_schema import CleanRequest
 from elmanctl.search.session import Session
 from elmanctl.settings import DiskSettings
 
@@ -38,10 +39,11 @@ class Freed:
     files: int
 
 
-def retention(settings: DiskSettings, asked: Mapping[str, Any]) -> DiskSettings:
-    """Return the run's own rules, with the arguments of a command in place of what they name."""
-    names = ("keep_best", "keep_last", "keep_failed_logs")
-    return replace(settings, **{n: asked[n] for n in names if asked.get(n) is not None})
+def retention(settings: DiskSettings, request: CleanRequest) -> DiskSettings:
+    """Return the run's own rules, overridden by a request; raise ConfigError out of bounds."""
+    values = {key: getattr(request, key) for key in ("keep_best", "keep_last", "keep_failed_logs")}
+    refuse_outside({f"disk.{key}": value for key, value in values.items()})
+    return replace(settings, **{k: value for k, value in values.items() if value is not None})
 
 
 def plan_cleaning(

@@ -41,7 +41,7 @@ from elmanctl.search.nodes import exclude_bad_nodes, judged_attempts
 from elmanctl.search.optimizer import LARGEST_BYTES, CmaOptimizer
 from elmanctl.search.poll import Poller
 from elmanctl.search.repeats import Known, answer_from, answering
-from elmanctl.search.requeue import mend_hint
+from elmanctl.search.requeue import recovery_hint
 from elmanctl.search.retry import Decisions, trip
 from elmanctl.search.session import Session
 from elmanctl.search.starved_jobs import Waiting
@@ -151,7 +151,7 @@ class Controller:
                 failed.append(evaluation)
         found = trip(session.state, session.settings, failed)
         if found is not None:
-            raise SearchPaused(found.reason, hint=mend_hint(session.state))
+            raise SearchPaused(found.reason, hint=recovery_hint(session.state))
 
     def _answer_repeats(self) -> None:
         """End the evaluations that repeat one that has ended: no job is paid for them."""
@@ -202,7 +202,7 @@ class Controller:
         if len(told) < population // 2:
             raise SearchPaused(
                 f"only {len(told)} of {population} evaluations of g{generation:03} gave a loss",
-                hint=mend_hint(self._session.state),
+                hint=recovery_hint(self._session.state),
             )
         points = {e.id: e.point for e in members}
         self._session.record(GenerationTold(generation=generation, told=tuple(told)))

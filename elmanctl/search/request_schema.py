@@ -1,70 +1,69 @@
-"""What a request may ask for: its arguments, checked before anything is done.
+"""Arguments of the commands `requeue`, `cancel` and `clean`, as a request carries them.
 
-A request is a file that another version, or another member of the group, may have written.  What
-the loop cannot act on is answered with an error; put on record, it would stop every controller.
+A request file may come from another version or another user.  It is decoded strictly before
+anything is done: a bad value in the ledger would stop every controller of the run, and an unknown
+argument may narrow what the command affects.
 """
 
-import sys
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Mapping
+from dataclasses import dataclass
 
+from elmanctl.codec import decode, json_field
 from elmanctl.errors import UsageError
 
 _LONGEST_NAME = 300
 
 
-def _is_names(value: object) -> bool:
-    return isinstance(value, list) and all(
-        isinstance(name, str) and len(name) <= _LONGEST_NAME for name in value
-    )
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RequeueRequest:
+    """Evaluations, or all failures of some kinds, and what their next attempts change."""
+
+    evaluations: tuple[str, ...] = json_field(default=(), omit=True)
+    kinds: tuple[str, ...] = json_field(default=(), omit=True)
+    mem_gb: float | None = json_field(default=None, omit=True)
+    timeout_min: int | None = json_field(default=None, omit=True)
+    exclude: tuple[str, ...] = json_field(default=(), omit=True)
+    force: bool = json_field(default=False, omit=True)
+    skip_deterministic: bool = json_field(default=False, omit=True)
 
 
-def _is_flag(value: object) -> bool:
-    return isinstance(value, bool)
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CancelRequest:
+    """Evaluations, or with `all` the whole run."""
+
+    all: bool = json_field(default=False, omit=True)
+    evaluations: tuple[str, ...] = json_field(default=(), omit=True)
 
 
-def _is_count(value: object) -> bool:
-    return type(value) is int and 0 <= value <= sys.maxsize
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CleanRequest:
+    """Kinds of files, all by default, and a retention policy in place of the run's own."""
+
+    kinds: tuple[str, ...] = json_field(default=(), omit=True)
+    keep_best: int | None = json_field(default=None, omit=True)
+    keep_last: int | None = json_field(default=None, omit=True)
+    keep_failed_logs: bool | None = json_field(default=None, omit=True)
 
 
-def _is_amount(value: object) -> bool:
-    # False for NaN and for what only Python's whole numbers can hold.
-    return type(value) in (int, float) and 0 < value <= sys.maxsize  # type: ignore[operator]
-
-
-_ARGUMENTS: Mapping[str, Mapping[str, Callable[[object], bool]]] = {
-    "requeue": {
-        "evaluations": _is_names,
-        "kinds": _is_names,
-        "mem_gb": _is_amount,
-        "timeout_min": lambda value: _is_count(value) and bool(value),
-        "exclude": _is_names,
-        "force": _is_flag,
-        "skip_deterministic": _is_flag,
-    },
-    "cancel": {"all": _is_flag, "evaluations": _is_names},
-    "clean": {
-        "kinds": _is_names,
-        "keep_best": _is_count,
-        "keep_last": _is_count,
-        "keep_failed_logs": _is_flag,
-    },
+_REQUESTS: Mapping[str, type[RequeueRequest | CancelRequest | CleanRequest]] = {
+    "requeue": RequeueRequest,
+    "cancel": CancelRequest,
+    "clean": CleanRequest,
 }
 
 
-def check_arguments(command: str, arguments: Mapping[str, Any]) -> None:
-    """Raise UsageError for a command that nobody knows, or for what it cannot be asked.
-
-    An argument that is not known is refused too: it may narrow what is to be done.
-    """
-    if command not in _ARGUMENTS:
+def decode_request(
+    command: str, arguments: Mapping[str, object]
+) -> RequeueRequest | CancelRequest | CleanRequest:
+    """Return the request for a command; raise UsageError for an invalid one."""
+    if command not in _REQUESTS:
         raise UsageError(f"no request named `{command[:_LONGEST_NAME]}`")
-    for key, value in arguments.items():
-        is_fit = _ARGUMENTS[command].get(key)
-        if is_fit is None:
-            raise UsageError(
-                f"`{command}` knows no argument `{key[:_LONGEST_NAME]}`",
-                hint="is the run's controller of another version of elmanctl?",
-            )
-        if value is not None and not is_fit(value):
-            raise UsageError(f"`{command}` cannot have {repr(value)[:60]} as `{key}`")
+    try:
+        request = decode(_REQUESTS[command], arguments, command, UsageError)
+    except UsageError as exc:
+        hint = "is the run's controller of another version of elmanctl?"
+        raise UsageError(exc.message[:_LONGEST_NAME], hint=hint) from exc
+    lists = [value for value in arguments.values() if isinstance(value, list | tuple)]
+    if any(len(name) > _LONGEST_NAME for names in lists for name in names):
+        raise UsageError(f"`{command}` takes names of at most {_LONGEST_NAME} characters")
+    return request

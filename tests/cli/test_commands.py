@@ -20,7 +20,7 @@ from elmanctl.ledger.run_state import RunState
 from elmanctl.ledger.state import load_run
 from elmanctl.models.params import count_parameters
 from elmanctl.models.registry import FAMILIES
-from elmanctl.search.requeue import TOLD_ALREADY
+from elmanctl.search.requeue import TOO_LATE
 from elmanctl.search.session import Session
 from elmanctl.verdicts.policy import RULES
 from tests.cli.conftest import QuickCommandLine, Snapshot
@@ -279,7 +279,7 @@ def test_what_would_be_queued_or_cancelled_is_listed_and_nothing_is_done(
     failed = succeeded(quick_with_runs("requeue", "--failed", *run))
     assert failed.splitlines() == [
         "EVAL\tWAS\tATTEMPT\tSTATE\tCHANGES\tNOTE",
-        f"g000-e02\tpython_error\t2\tfailed\t\t{TOLD_ALREADY}",
+        f"g000-e02\tpython_error\t2\tfailed\t\t{TOO_LATE}",
     ]
     words = ("requeue", "interrupted-search", "g000-e02", "--timeout-min", "90", "--dry-run")
     (row,) = document(quick_with_runs(*words, "--json"))["evaluations"]

@@ -24,6 +24,7 @@ from elmanctl.schedulers.submission import write_pickles
 from elmanctl.search import dispatch
 from elmanctl.search.cleaning import plan_cleaning, retention
 from elmanctl.search.effective_settings import effective_settings
+from elmanctl.search.request_schema import CleanRequest
 from elmanctl.search.session import Session
 from elmanctl.search.start import create_run, plan_search
 from tests.integration.runs import losses, points
@@ -194,7 +195,7 @@ def test_clean_frees_a_disk_that_is_full_to_the_last_byte_and_the_search_goes_on
     assert free_bytes(run.folder) == 0
     with pytest.raises(SearchPaused, match="the disk is full"):
         controller.drive(run.paths, generations=3)
-    policy = retention(effective_settings(state_of(run)).disk, {"keep_last": 0})
+    policy = retention(effective_settings(state_of(run)).disk, CleanRequest(keep_last=0))
     planned = plan_cleaning(run.paths, state_of(run), policy)
     answer = run_client.act_on_run(run.paths, "clean", {"keep_last": 0})
     assert answer["files"] == len(planned) > 0

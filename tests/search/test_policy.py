@@ -224,7 +224,7 @@ def test_pause_while_everything_waits_for_another_attempt_is_no_dead_end(runs: R
         run.drive()
     # There is nothing to open again: what waits is submitted by `resume` alone.
     assert told.value.hint == (
-        "see why with `elmanctl show stuck g000-e03`, mend it, then `elmanctl resume stuck`"
+        "see why with `elmanctl show stuck g000-e03`, fix the cause, then `elmanctl resume stuck`"
     )
     assert run.drive().status is RunStatus.FINISHED
 
@@ -257,7 +257,7 @@ def test_requeue_refuses_what_would_only_fail_again_unless_forced(
     answer = with_commands(run)("requeue", skip_deterministic=True)
     assert [row["evaluation"] for row in answer["requeued"]] == ["g000-e03"]
     assert list(answer["refused"]) == ["g000-e01", "g000-e02"]
-    assert answer["requeued"][0]["note"].startswith("its generation was told")
+    assert answer["requeued"][0]["note"].startswith("generation already reported")
     answer = with_commands(run)("requeue", evaluations=["g000-e01"], force=True)
     assert [row["attempt"] for row in answer["requeued"]] == [2]
     assert verdicts(run.drive(), "g000-e01") == ["python_error", "completed"]

@@ -29,6 +29,7 @@ from elmanctl.search import repeats
 from elmanctl.search.export import export_csv, export_json
 from elmanctl.search.fitness import last_step
 from elmanctl.search.noise import noise_estimates, noise_for
+from elmanctl.search.request_schema import RequeueRequest
 from elmanctl.search.requeue import plan_requeue, select_requeueable
 from elmanctl.search.session import Session
 from tests.integration.runs import losses, points
@@ -212,8 +213,8 @@ def test_requeue_refuses_a_repeat_that_would_only_fail_as_its_original_did(runs:
         known = replace(state, evaluations={**state.evaluations, other: also})
         chosen = [known.evaluations[name] for name in (first, twin)]
         with pytest.raises(UsageError, match=f"{first}, {twin} would fail again"):
-            plan_requeue(known, settings, chosen, {"skip_deterministic": True})
-        forced = plan_requeue(known, settings, chosen, {"force": True})
+            plan_requeue(known, settings, chosen, RequeueRequest(skip_deterministic=True))
+        forced = plan_requeue(known, settings, chosen, RequeueRequest(force=True))
         assert [item.evaluation.id for item in forced.chosen] == [first, twin]
 
 
