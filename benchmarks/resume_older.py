@@ -36,7 +36,7 @@ EVENTS: tuple[Instant, ...] = (
 # ... or inside of a call, as campaign/dying.py knows them.
 CALLS: tuple[Instant, ...] = (
     *("submit:before:1", "submit:after:1", "save:before:2"),
-    *("tell:before:1", "fsync:after:9"),
+    *("tell:before:1", "fsync:after:30"),
 )
 QUICK: tuple[Instant, ...] = (EVENTS[0], EVENTS[2], CALLS[1])
 
@@ -98,6 +98,8 @@ def go_on(search: Search, instant: Instant, reference: Search) -> str:
     """Begin a search with its own code and go on with this checkout's; return what is wrong."""
     try:
         begin(search, instant)
+        if not search.exists:
+            raise Fault("killed before the run began")
         search.checkout = ROOT
         search.finish()
         return judge(search, reference).why

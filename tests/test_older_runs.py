@@ -205,6 +205,19 @@ def test_commands_say_what_those_of_the_commit_said(
         assert commands[name]() == words, name
 
 
+def test_snapshot_of_older_code_is_no_fault(
+    older: Older, elmanctl: CommandLine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The archive lacks other files of that run, and `verify` says so of those alone."""
+    assert (older.folder / "runs" / "long" / "snapshot.json").is_file()
+    quick = QuickCommandLine(elmanctl, monkeypatch)
+    monkeypatch.chdir(older.folder)
+    found = json.loads(quick("ledger", "verify", "long", "--json").stdout)
+    assert {each["file"].split("/")[0] for each in found["findings"]} == {
+        *("evaluations", "submissions", "optimizer")
+    }
+
+
 # After the first of which of its generation's events the controller was killed.
 INSTANTS = (
     *("points_asked", "submission_intended", "submission_accepted"),
