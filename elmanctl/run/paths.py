@@ -51,8 +51,8 @@ class AttemptPaths:
 
     @property
     def run_folder(self) -> Path:
-        """The folder of the run, which the attempt lies in."""
-        return self.folder.parents[2]
+        """The folder of the run that the attempt lies in; of a foreground one, any above it."""
+        return (self.folder.parents[2:3] or self.folder.parents[-1:])[0]
 
     @property
     def finished_marker(self) -> Path:
