@@ -374,7 +374,10 @@ def test_training_settings_stand_in_the_ledger_in_the_order_they_always_had() ->
         '"checkpoint_min":0.0}'
     )
     settings = merge([Source(name="test", values={"train.steps": 300})]).settings
-    assert json.dumps(settings.encode()["train"], separators=(",", ":")) == recorded
+    train = settings.encode()["train"]
+    # What was added since stands among them.
+    kept = {name: value for name, value in train.items() if f'"{name}":' in recorded}
+    assert json.dumps(kept, separators=(",", ":")) == recorded
 
 
 def test_settings_of_another_version_in_the_ledger_are_refused_by_name() -> None:

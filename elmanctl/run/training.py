@@ -1,8 +1,7 @@
 """Training settings: the one record that a run's settings, its specs and its protocols share.
 
-In a spec `lr` and `seed` are the evaluation's, and `micro_batch` is the attempt's.  A new field
-goes to the end and has `omit`: the frozen code of an older run refuses a key that it does not
-know.
+In a spec `lr` and `seed` are the evaluation's, and `micro_batch` is the attempt's.  A new field has
+`omit`: the frozen code of an older run refuses a key that it does not know.
 """
 
 from dataclasses import dataclass

@@ -1,12 +1,8 @@
 """docs/how-to/add-a-model.md, followed to the letter in a copy of the package."""
 
 import re
-import shlex
-import shutil
-import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 
@@ -14,17 +10,9 @@ import pytest
 
 from elmanctl.constants import INSTALL_TRAIN
 from elmanctl.models.config import FamilyConfig
-from tests.patience import PATIENCE_S
+from tests.pages import ROOT, blocks, cells, command, copy_checkout, run
 
-ROOT = Path(__file__).parents[2]
 PAGE = ROOT / "docs" / "how-to" / "add-a-model.md"
-
-_FENCED = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
-
-# What the page says right before a block that belongs into a file.
-_WHOLE_FILE = re.compile(r"Create `(\S+)`:\Z")
-_BELOW_LINE = re.compile(r"In `(\S+)`, below the line `([^`]+)`:\Z")
-_AT_END = re.compile(r"At the end of `(\S+)`:\Z")
 
 # The same in less time: a search is checked whole, down to its first points, and not started.
 SHORTER = {"eval": ("--train-steps", "5"), "search": ("--dry-run",)}
@@ -33,55 +21,11 @@ SHORTER = {"eval": ("--train-steps", "5"), "search": ("--dry-run",)}
 SAME_EVERYWHERE = {"models", "params", "calc-dim"}
 
 
-@dataclass(frozen=True)
-class Block:
-    """A fenced block: its language, its text, and the paragraph above it."""
-
-    language: str
-    text: str
-    above: str
-
-
-def blocks() -> list[Block]:
-    """Return the blocks of the page in their order."""
-    page = PAGE.read_text(encoding="utf-8")
-    return [
-        Block(match[1], match[2], page[: match.start()].rstrip().rpartition("\n\n")[2])
-        for match in _FENCED.finditer(page)
-    ]
-
-
-def put(block: Block, checkout: Path) -> Path:
-    """Do what the page says of a block, and return the file that it names."""
-    above = " ".join(block.above.split())
-    if match := _WHOLE_FILE.search(above):
-        path = checkout / match[1]
-        assert not path.exists()
-        path.write_text(block.text, encoding="utf-8")
-    elif match := _BELOW_LINE.search(above):
-        path = checkout / match[1]
-        lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
-        (place,) = (n for n, line in enumerate(lines, 1) if line.strip() == match[2])
-        path.write_text("".join((*lines[:place], block.text, *lines[place:])), encoding="utf-8")
-    else:
-        match = _AT_END.search(above)
-        assert match, f"the page does not say where this belongs: {block.text}"
-        path = checkout / match[1]
-        with path.open("a", encoding="utf-8") as file:
-            file.write(f"\n{block.text}")
-    return path
-
-
 @pytest.fixture(scope="module")
 def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A copy of package and tests in which every block of code has been put into its place."""
     copy = tmp_path_factory.mktemp("checkout")
-    # What Python compiled comes along: it is valid as long as the sources keep their times.
-    for name in ("elmanctl", "tests"):
-        shutil.copytree(ROOT / name, copy / name)
-    shutil.copy(ROOT / "pyproject.toml", copy)
-    code = [block for block in blocks() if block.language in ("python", "toml")]
-    files = [put(block, copy).relative_to(copy).as_posix() for block in code]
+    files = copy_checkout(copy, PAGE)
     assert files == [
         "elmanctl/models/toyrnn.py",
         "elmanctl/models/registry.py",
@@ -91,29 +35,10 @@ def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return copy
 
 
-def run(
-    words: list[str], checkout: Path, environment: dict[str, str]
-) -> subprocess.CompletedProcess[str]:
-    """Run Python in the copy, which it finds before the package that is installed."""
-    return subprocess.run(
-        [sys.executable, "-P", *words],
-        cwd=checkout,
-        env=environment | {"PYTHONPATH": str(checkout)},
-        capture_output=True,
-        text=True,
-        timeout=PATIENCE_S,
-        stdin=subprocess.DEVNULL,
-        check=False,
-    )
-
-
-def arguments(command: str) -> list[str]:
-    """Return the arguments of Python for a command of the page."""
-    program, *words = shlex.split(command.removeprefix("$ "))
-    if program == "elmanctl":
-        return ["-m", "elmanctl", *words, *SHORTER.get(words[0], ())]
-    assert program == ".venv/bin/python"
-    return [*words, "-p", "no:cacheprovider"]
+def arguments(text: str) -> list[str]:
+    """Return the arguments of Python for a command of the page, which takes less time so."""
+    words, _ = command(text)
+    return [*words, *SHORTER.get(words[2], ())]
 
 
 def first_words(text: str) -> list[str]:
@@ -121,17 +46,11 @@ def first_words(text: str) -> list[str]:
     return [line.split()[0] for line in text.splitlines()]
 
 
-def cells(text: str) -> list[list[str]]:
-    """Return the cells of each line, as a terminal or a pipe has them."""
-    lines = [re.split(r"\t|\s{2,}", line.strip()) for line in text.splitlines()]
-    return [[cell for cell in line if cell] for line in lines]
-
-
 @pytest.mark.slow
 def test_every_command_of_the_page_does_what_the_page_shows(
     checkout: Path, environment: dict[str, str]
 ) -> None:
-    page = blocks()
+    page = blocks(PAGE)
     commands = {
         block.text: page[place + 1 : place + 2]
         for place, block in enumerate(page)
@@ -181,7 +100,7 @@ def test_without_torch_only_the_one_file_family_cannot_be_counted(
 
 def config_class_with(old: str, new: str, monkeypatch: pytest.MonkeyPatch) -> type[FamilyConfig]:
     """Return the configuration of the page's file, one thing in it changed."""
-    text = next(block.text for block in blocks() if block.language == "python")
+    text = next(block.text for block in blocks(PAGE) if block.language == "python")
     assert old in text
     module = ModuleType("toyrnn_changed")
     # Dataclasses look up the module of their annotations.

@@ -5,7 +5,7 @@ from elmanctl.run.paths import AttemptPaths, RunPaths
 
 def test_foreground_evaluation_may_lie_right_under_the_root() -> None:
     assert AttemptPaths(Path("/tmp/eval")).run_folder == Path("/")
-    assert AttemptPaths(Path("/work/runs/eval")).run_folder == Path("/")
+    assert AttemptPaths(Path("/mnt/runs/eval")).run_folder == Path("/")
 
 
 def test_every_file_of_a_run_has_its_place() -> None:
