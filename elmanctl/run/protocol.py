@@ -1,4 +1,4 @@
-"""What must be equal for two losses to be comparable, and its fingerprint."""
+"""Protocol of a loss: the conditions that comparable losses share, and their fingerprint."""
 
 import hashlib
 import json

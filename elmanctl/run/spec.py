@@ -1,4 +1,4 @@
-"""What the worker of one attempt is asked to do: the contents of spec.json."""
+"""Spec of an attempt: everything its worker needs, as spec.json holds it."""
 
 import json
 import math

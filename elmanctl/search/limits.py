@@ -1,4 +1,4 @@
-"""Settings that no search can work with, found before it starts."""
+"""Checks of a search's settings and learning rates, before it starts and when they change."""
 
 from collections.abc import Mapping
 from typing import Any

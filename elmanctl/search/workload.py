@@ -1,4 +1,4 @@
-"""What one attempt is asked to do, from the run's settings and an evaluation."""
+"""Spec and resources of an attempt, from the run's settings and its evaluation."""
 
 import math
 from collections.abc import Mapping
