@@ -223,6 +223,21 @@ def test_status_waits_for_nothing_that_only_a_search_needs() -> None:
     assert [module for module in sorted(reached) if is_in(module, slow)] == []
 
 
+def test_commands_on_a_run_need_neither_the_audit_of_spaces_nor_the_optimizer() -> None:
+    reached = set().union(
+        *(reached_at_once(f"cli.{name}") for name in ("requeue", "cancel", "clean"))
+    )
+    assert {"search.actions", "search.session"} <= reached
+    unneeded = (
+        "space.audit",
+        "space.candidates",
+        "models.trial",
+        "search.optimizer",
+        "search.loop",
+    )
+    assert [module for module in sorted(reached) if is_in(module, unneeded)] == []
+
+
 def test_only_the_output_module_knows_rich_and_only_the_optimizer_knows_pycma() -> None:
     users: dict[str, set[str]] = {"rich": set(), "cma": set()}
     for module in modules():

@@ -85,9 +85,7 @@ def models(
         return
     family = find_family(model)
     spaces = [shipped_space(family.name, space) for space in space_names(family.name)]
-    effects = {
-        space.name: {found.axis: found.effect for found in audit_space(space)} for space in spaces
-    }
+    effects = {space.name: audit_space(space) for space in spaces}
     if as_json:
         print_json(
             {

@@ -173,7 +173,7 @@ def plan_data(plan: SearchPlan) -> dict[str, Any]:
         "tolerance": search.tolerance,
         "multiple_of": search.multiple_of,
         "space": plan.space.encode(),
-        "audit": {found.axis: found.effect for found in plan.effects},
+        "audit": dict(plan.effects),
         "start": {
             "point": list(plan.start),
             "values": dict(plan.start_values),

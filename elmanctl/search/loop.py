@@ -172,7 +172,7 @@ class Controller:
         if generation + 1 >= state.generations:
             return True
         population = self._session.settings.search.population
-        candidates, refused = ask_candidates(self._optimizer, self._builder, population)
+        candidates, refused = ask_candidates(self._optimizer.ask, self._builder, population)
         self._record_points(generation + 1, candidates, refused, [None] * population)
         return False
 
@@ -196,7 +196,7 @@ class Controller:
             # What a full disk made fail may be run again; no other point takes its place till then.
             self._dispatcher.check_room()
             names = missing[: min(room, population - len(told))]
-            candidates, refused = ask_candidates(self._optimizer, self._builder, len(names))
+            candidates, refused = ask_candidates(self._optimizer.ask, self._builder, len(names))
             self._record_points(generation, candidates, refused, names)
             return False
         if len(told) < population // 2:

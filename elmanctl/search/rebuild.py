@@ -42,7 +42,7 @@ def rebuild_optimizer(session: Session, events: Iterable[Event]) -> bytes:
         elif isinstance(payload, PointsAsked):
             asked = payload.evaluations
             try:
-                candidates, refused = ask_candidates(optimizer, builder, len(asked))
+                candidates, refused = ask_candidates(optimizer.ask, builder, len(asked))
             except ElmanError as exc:
                 raise _differs(event, exc.message) from exc
             points = [candidate.point for candidate in candidates]

@@ -46,7 +46,7 @@ from elmanctl.search.limits import check_learning_rates, check_limits
 from elmanctl.search.optimizer import CmaOptimizer
 from elmanctl.search.workload import attempt_resources
 from elmanctl.settings import Settings
-from elmanctl.space.audit import AxisEffect, audit_space, refuse_dead_axes
+from elmanctl.space.audit import Effect, audit_space, refuse_dead_axes
 from elmanctl.space.candidates import Candidate, CandidateBuilder, ask_candidates
 from elmanctl.space.preflight import check_space, mixed_backends
 from elmanctl.space.space import SearchSpace, load_space
@@ -69,7 +69,7 @@ class SearchPlan:
     start: tuple[float, ...]
     start_source: str
     start_fault: str | None
-    effects: tuple[AxisEffect, ...]
+    effects: Mapping[str, Effect]
     refused_share: float
     mixed_backends: str | None
     corpus: CorpusInfo
@@ -180,7 +180,7 @@ def plan_search(
         start=start,
         start_source=source,
         start_fault=_refusal(builder, start),
-        effects=tuple(effects),
+        effects=effects,
         refused_share=refused_share,
         mixed_backends=mixed_backends(settings, models),
         corpus=corpus,
@@ -250,7 +250,7 @@ def _check_asking(
         seed=settings.search.seed,
     )
     population = settings.search.population
-    candidates, refused = ask_candidates(optimizer, builder, population)
+    candidates, refused = ask_candidates(optimizer.ask, builder, population)
     return candidates, refused / (refused + population)
 
 
@@ -352,7 +352,7 @@ def _run_record(plan: SearchPlan, code: str) -> RunRecord:
         executor=plan.executor,
         settings=plan.settings.encode(),
         space=plan.space.encode(),
-        audit={found.axis: found.effect for found in plan.effects},
+        audit=dict(plan.effects),
         start={
             "point": list(plan.start),
             "values": plan.start_values,

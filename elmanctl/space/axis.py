@@ -1,8 +1,7 @@
-"""Axes: one searched parameter each, from the optimizer's coordinate to a value and back.
+"""Axis of a search space: one searched parameter, mapped to a coordinate of the optimizer.
 
-An axis with a finite number of values is an integer coordinate, the index of its value, with
-half a step of room at both ends so that every value has an equal share; a continuous axis is a
-coordinate from 0 to 1.
+A finite axis is an integer coordinate, the index of its value, with half a step of room at both
+ends so that every value has an equal share; a continuous axis is a coordinate from 0 to 1.
 """
 
 import math
@@ -10,12 +9,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from elmanctl.codec import encode
 from elmanctl.errors import ConfigError, nearest, together
 from elmanctl.space.coordinate import Coordinate
 
 Value = int | float | str | bool
 
-# What an axis of each kind holds, in the order of the documents, and which values it has.
+# The fields of each kind of axis, in the order of the documents, and its values in words.
 KINDS: Mapping[str, tuple[tuple[str, ...], str]] = {
     "int": (("low", "high", "multiple_of", "at_most"), "whole numbers, the bounds included"),
     "pow2": (("low", "high", "at_most"), "powers of two, the bounds included where they are one"),
@@ -30,16 +30,13 @@ OPTIONAL: Mapping[str, str] = {
     "at_most": "a setting that no value may exceed",
 }
 
-# Beyond it one step is less than the optimizer's own rounding in a coordinate.
+# With more levels one step would be smaller than the optimizer's rounding of a coordinate.
 _LEVELS_LIMIT = 10**9
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Axis:
-    """One searched parameter.
-
-    `at_most` names another setting: a value above that setting's is refused, and asked again.
-    """
+    """One searched parameter; `at_most` names another setting that no value may exceed."""
 
     name: str
     kind: str
@@ -51,7 +48,7 @@ class Axis:
 
     @classmethod
     def decode(cls, name: str, data: Mapping[str, Any]) -> "Axis":
-        """Return the axis that a table describes; raise ConfigError naming what is wrong."""
+        """Return the axis described by a table; raise ConfigError for an invalid one."""
         if not isinstance(data, Mapping):
             raise ConfigError(
                 f"axis `{name}` must be a table, not `{data}`",
@@ -86,22 +83,12 @@ class Axis:
 
     def encode(self) -> dict[str, Any]:
         """Return the table that `decode` reads."""
-        known = {
-            "low": self.low,
-            "high": self.high,
-            "multiple_of": self.multiple_of,
-            "at_most": self.at_most,
-            "values": list(self.values),
-        }
-        fitting = {k: v for k, v in known.items() if k in KINDS[self.kind][0] and v is not None}
-        return {"kind": self.kind} | fitting
+        fields = {key: encode(getattr(self, key)) for key in KINDS[self.kind][0]}
+        return {"kind": self.kind} | {key: v for key, v in fields.items() if v is not None}
 
     @property
     def levels(self) -> Sequence[Value] | None:
-        """Every value of a finite axis in order, None for a continuous one.
-
-        A range where there may be millions.
-        """
+        """Every value of a finite axis in order, as a range if lazy; None for a continuous one."""
         if self.kind == "int":
             first = -(-int(self._low) // self.multiple_of) * self.multiple_of
             return range(first, int(self._high) + 1, self.multiple_of)
@@ -114,14 +101,14 @@ class Axis:
 
     @property
     def coordinate(self) -> Coordinate:
-        """The optimizer's view of this axis."""
+        """The optimizer's coordinate of this axis."""
         levels = self.levels
         if levels is None:
             return Coordinate(low=0.0, high=1.0, integer=False)
         return Coordinate(low=-0.5, high=len(levels) - 0.5, integer=True)
 
     def value(self, x: float) -> Value:
-        """Return the value at coordinate `x`, which is clipped to the bounds."""
+        """Return the value at coordinate `x`, clipped to the bounds."""
         levels = self.levels
         if levels is not None:
             return levels[min(max(round(x), 0), len(levels) - 1)]
@@ -132,13 +119,10 @@ class Axis:
         return self._low + share * (self._high - self._low)
 
     def position(self, value: object) -> float:
-        """Return the coordinate of a value.
-
-        Raises ConfigError for a value outside the axis.
-        """
+        """Return the coordinate of a value; raise ConfigError for one outside the axis."""
         levels = self.levels
         if isinstance(levels, range):
-            # A range looks through all its values for what is no whole number.
+            # `in` on a range scans all of it for anything but an int.
             whole = int(value) if isinstance(value, float) and value.is_integer() else value
             if isinstance(whole, int) and whole in levels:
                 return float(levels.index(whole))
@@ -157,6 +141,14 @@ class Axis:
         """The coordinate halfway along the axis."""
         levels = self.levels
         return 0.5 if levels is None else float((len(levels) - 1) // 2)
+
+    @property
+    def samples(self) -> list[Value]:
+        """All values of a short axis; both ends and the middle of a long one."""
+        if self.levels is not None and len(self.levels) <= 8:
+            return list(self.levels)
+        coordinate = self.coordinate
+        return [self.value(x) for x in (coordinate.low, self.middle, coordinate.high)]
 
     def describe(self) -> str:
         """Return the range in words."""

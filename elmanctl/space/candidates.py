@@ -1,13 +1,13 @@
-"""From a point of the optimizer to a configuration that is on budget, or a reason why not.
+"""Candidates: configurations built from the optimizer's points, within the parameter budget.
 
-The parameter budget is met here, before anything is submitted: `dim` is solved for each point.
-A point that cannot be built is asked again at no cost and never told to the optimizer.
+`dim` is solved for each point, before anything is submitted.  A point that cannot be built costs
+nothing: another one is asked, and the optimizer never learns of it.
 """
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 from elmanctl.errors import InvalidConfiguration
 from elmanctl.models.params import count_parameters, parse_count, solve_dim
@@ -16,7 +16,7 @@ from elmanctl.settings import Settings
 from elmanctl.space.preflight import Preflight
 from elmanctl.space.space import LEARNING_RATE, SearchSpace
 
-# Refusals cost milliseconds; this many in one generation mean a space that holds next to nothing.
+# A refusal costs milliseconds; so many in one generation mean that the space is nearly empty.
 MAX_REFUSED = 1_000
 
 _NUMBERS = re.compile(r"\d[\d.,]*")
@@ -24,22 +24,12 @@ _NUMBERS = re.compile(r"\d[\d.,]*")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Candidate:
-    """A point with the configuration it stands for and that model's exact parameter count.
-
-    `config` holds the model's fields; the learning rate, `lr`, is none of them.
-    """
+    """A point, its configuration and learning rate, and the exact parameter count."""
 
     point: tuple[float, ...]
     config: Mapping[str, Any]
     lr: float
     parameters: int
-
-
-class PointSource(Protocol):
-    """The part of an optimizer that candidates are made with."""
-
-    def ask(self, count: int) -> list[tuple[float, ...]]:
-        """Return `count` new points."""
 
 
 class CandidateBuilder:
@@ -62,10 +52,7 @@ class CandidateBuilder:
             )
 
     def build(self, point: Sequence[float]) -> Candidate:
-        """Return the candidate at a point.
-
-        Raises InvalidConfiguration for a point off the budget or a model that cannot be built.
-        """
+        """Return the candidate at a point; raise InvalidConfiguration if it cannot be trained."""
         search = self._settings.search
         values = self._space.values(point)
         self._space.check(values)
@@ -82,53 +69,48 @@ class CandidateBuilder:
             )
         model = decode_config(level, values)
         config = model.encode()
-        # Again, for what is limited by `dim` or by a setting that nobody named.
+        # Again, now that `dim` and all defaults are known.
         self._space.check({**values, **config})
         parameters = count_parameters(level, config)
-        self._check_budget(parameters)
+        target, tolerance = self._target, search.tolerance
+        if target is not None and abs(parameters - target) > tolerance * target:
+            raise InvalidConfiguration(
+                f"{parameters:,} parameters are not within {tolerance:.1%} of {target:,}"
+            )
         self._preflight.check(model)
         return Candidate(point=tuple(point), config=config, lr=lr, parameters=parameters)
 
-    def _check_budget(self, parameters: int) -> None:
-        if self._target is None:
-            return
-        tolerance = self._settings.search.tolerance
-        if abs(parameters - self._target) > tolerance * self._target:
-            raise InvalidConfiguration(
-                f"{parameters:,} parameters are not within {tolerance:.1%} of {self._target:,}"
-            )
-
 
 def ask_candidates(
-    source: PointSource, builder: CandidateBuilder, count: int
+    ask: Callable[[int], list[tuple[float, ...]]], builder: CandidateBuilder, count: int
 ) -> tuple[list[Candidate], int]:
-    """Return `count` candidates and how many points were refused on the way.
+    """Return `count` candidates, and the number of points that were refused.
 
-    Raises InvalidConfiguration with the most frequent reason when the space holds too few.
+    Raises InvalidConfiguration, with the most frequent reasons, when nearly all are refused.
     """
     candidates: list[Candidate] = []
     refusals: dict[str, list[InvalidConfiguration]] = {}
     refused = 0
-    points = source.ask(count)
+    points = ask(count)
     while True:
         for point in points:
             try:
                 candidates.append(builder.build(point))
             except InvalidConfiguration as exc:
                 refused += 1
-                # The same reason has other numbers at every point.
+                # Grouped by reason: only the numbers differ between points.
                 refusals.setdefault(_NUMBERS.sub("#", exc.message), []).append(exc)
                 if refused >= MAX_REFUSED:
                     raise _nothing_left(refused, list(refusals.values())) from exc
         if len(candidates) >= count:
             return candidates, refused
-        points = source.ask(1)
+        points = ask(1)
 
 
 def _nothing_left(
     refused: int, refusals: Sequence[Sequence[InvalidConfiguration]]
 ) -> InvalidConfiguration:
-    """Say the two most frequent reasons: what is off the budget hides what would not run anyway."""
+    """Name the two most frequent reasons: a missed budget may hide one that matters more."""
     first, *others = sorted(refusals, key=len, reverse=True)
     second = others[0] if others else ()
     also = f"; {len(second)} times: {second[-1].message}" if second else ""

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Coordinate:
-    """One coordinate of the optimizer: bounds, whether it is an integer, and its first spread."""
+    """Bounds of one coordinate, and whether it is an integer."""
 
     low: float
     high: float

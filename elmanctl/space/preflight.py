@@ -1,4 +1,4 @@
-"""What is checked of a space and of every sampled point before a job could be spent on it."""
+"""Preflight checks of a search space and of every sampled point, before any job is submitted."""
 
 from collections.abc import Sequence
 from dataclasses import fields
@@ -12,17 +12,16 @@ from elmanctl.models.memory import training_memory_bytes
 from elmanctl.models.registry import FAMILIES, decode_config, find_family
 from elmanctl.run.training import Training
 from elmanctl.settings import Settings
-from elmanctl.space.audit import bases
 from elmanctl.space.axis import Axis, Value
 from elmanctl.space.space import SearchSpace, model_fields
 
-_LEVELS_TRIED = 1000
+_MOST_LEVELS = 1000
 
 _GB = 10**9
 
 
 class Preflight:
-    """The checks of one search on a configuration: its backend computes it, its GPU holds it."""
+    """Checks a configuration against the backend and the GPU memory of one search."""
 
     def __init__(self, settings: Settings, executor: str) -> None:
         self._train = settings.train
@@ -35,18 +34,17 @@ class Preflight:
         self.micro_batch(config)
 
     def micro_batch(self, config: FamilyConfig) -> int:
-        """Return how many sequences of a step are held at once, 0 for all of them.
+        """Return the micro-batch, 0 for the whole batch; raise InvalidConfiguration if none fits.
 
-        Where it is not set and the GPU's memory is known, it is the most that divides the batch
-        and fits: a large model takes longer for its steps, and keeps their tokens.
-        Raises InvalidConfiguration for a model that does not fit.
+        If it is not set and the GPU memory is known, it is the largest divisor of the batch that
+        fits, so that a large model trains on as many tokens a step as a small one.
         """
         return _micro_batch(self._train, self._gpu_memory_gb, config)
 
     def check_backend(self, config: FamilyConfig) -> None:
-        """Raise InvalidConfiguration for a model that the backend does not compute."""
+        """Raise InvalidConfiguration for a model that the backend does not support."""
         name = self._train.backend
-        # What `auto` picks is known on the node alone; it can always pick the last one.
+        # `auto` is resolved on the node; its last resort is the last backend of the family.
         config.check_backend(FAMILIES[config.level].backends[-1] if name == AUTO else name)
 
 
@@ -67,7 +65,7 @@ def _micro_batch(train: Training, gpu_memory_gb: float | None, config: FamilyCon
         f"of the GPU's {limit_bytes / _GB:.1f} GB",
         hint="set a smaller `train.micro_batch`; the tokens of a step stay the same"
         if one_fits
-        else "one sequence at once is too much already: shorten `train.seq_len`, or search "
+        else "even a single sequence does not fit: shorten `train.seq_len`, or search "
         "smaller models",
     )
 
@@ -82,9 +80,9 @@ def _memory_bytes(train: Training, config: FamilyConfig, micro_batch: int) -> in
 
 
 def mixed_backends(settings: Settings, models: Sequence[FamilyConfig]) -> str | None:
-    """Return a warning when `auto` would run some of these models on another backend than the rest.
+    """Return a warning when `auto` would pick different backends for these models.
 
-    A time budget then compares implementations along with models.
+    Under a time budget the search would then compare implementations along with models.
     """
     train = settings.train
     if train.backend != AUTO or train.device == "cpu":
@@ -106,20 +104,20 @@ def _divisors(number: int) -> list[int]:
 def check_space(space: SearchSpace, settings: Settings, executor: str) -> None:
     """Raise InvalidConfiguration, naming the axis, for a value that no model can run with.
 
-    A value is tried beside the middle of the other axes, then beside their other values: what runs
-    with some of them is left to the points.
+    Each value is combined with the middle of the other axes, then with their other values; one
+    that runs in some combination is valid.
     """
     preflight = Preflight(settings, executor)
     _check_limited_axes(space)
     for axis in space.axes:
-        levels = _tried(axis.levels or ())
+        levels = _sampled(axis.levels or ())
         found = [(level, _fault(space, axis, level, settings, preflight)) for level in levels]
         faults = [(level, fault) for level, fault in found if fault is not None]
         if not faults:
             continue
         level, fault = faults[0]
         if len(faults) == len(levels):
-            # Whatever this axis says: the reason lies elsewhere, mostly in a constant.
+            # No value of this axis runs, so the cause lies elsewhere, mostly in a constant.
             raise fault
         raise InvalidConfiguration(
             f"axis `{axis.name}` at {level}: {fault.message}",
@@ -127,16 +125,16 @@ def check_space(space: SearchSpace, settings: Settings, executor: str) -> None:
         ) from fault
 
 
-def _tried(levels: Sequence[Value]) -> Sequence[Value]:
-    """Return every value, or as many of a very long axis, evenly spread, both ends included."""
+def _sampled(levels: Sequence[Value]) -> Sequence[Value]:
+    """Return all levels, or an even sample of very many, both ends included."""
     last = len(levels) - 1
-    if last < _LEVELS_TRIED:
+    if last < _MOST_LEVELS:
         return levels
-    return [levels[index * last // _LEVELS_TRIED] for index in range(_LEVELS_TRIED + 1)]
+    return [levels[index * last // _MOST_LEVELS] for index in range(_MOST_LEVELS + 1)]
 
 
 def _check_limited_axes(space: SearchSpace) -> None:
-    """Raise ConfigError for an axis that is limited by what is no number of the model."""
+    """Raise ConfigError for an axis whose `at_most` is not a number of the model."""
     middle = space.values(space.middle)
     defaults = {item.name: item.default for item in fields(find_family(space.model).load_config())}
     for axis in space.axes:
@@ -151,7 +149,7 @@ def _check_limited_axes(space: SearchSpace) -> None:
             )
         value = middle.get(limit, defaults[limit])
         is_number = isinstance(value, int | float) and not isinstance(value, bool)
-        # `dim` may be solved, so that nobody has named it yet.
+        # `dim` may be solved later, so it has no value here.
         if limit != "dim" and not is_number:
             raise ConfigError(f"axis `{axis.name}`: at_most names `{limit}`, which is no number")
 
@@ -159,10 +157,10 @@ def _check_limited_axes(space: SearchSpace) -> None:
 def _fault(
     space: SearchSpace, axis: Axis, level: Value, settings: Settings, preflight: Preflight
 ) -> InvalidConfiguration | None:
-    """Why no model runs with a value of an axis; None where one does or no point has the value."""
+    """Return why no model runs with a value of an axis; None if one does, or none is allowed."""
     config_class = find_family(space.model).load_config()
     first = None
-    for base in bases(space, axis):
+    for base in space.bases(axis):
         values = {**base, axis.name: level}
         if not space.allows(values):
             continue

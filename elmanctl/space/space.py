@@ -1,22 +1,25 @@
-"""Search spaces: axes, constants, and where a search may start."""
+"""Search spaces, shipped or the user's own: axes, constants, and known best values."""
 
 import tomllib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import resources
+from itertools import islice
 from typing import Any
 
 from elmanctl.errors import ConfigError, Faults, InvalidConfiguration, NotFound, nearest
 from elmanctl.space.axis import Axis
 from elmanctl.space.coordinate import Coordinate
 
-# The name of an axis or a constant that is no field of any model: the worker trains by it.
+# An axis or constant of the training, not a field of any model.
 LEARNING_RATE = "lr"
+
+_MOST_BASES = 48
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SearchSpace:
-    """Axes, constants, and where a search may start."""
+    """Axes and constants; `best` holds the known best values of the axes."""
 
     model: str
     name: str
@@ -44,10 +47,30 @@ class SearchSpace:
             **{axis.name: axis.value(x) for axis, x in zip(self.axes, point, strict=True)},
         }
 
-    def check(self, values: Mapping[str, Any]) -> None:
-        """Raise InvalidConfiguration for a value above the one that limits it.
+    def bases(self, moved: Axis) -> Iterator[dict[str, Any]]:
+        """Yield values from which to move one axis: the middle, then one other axis elsewhere.
 
-        A limit that is not among the values, as `dim` before it is solved, is not looked at.
+        A switch may matter only while another one is on, so several points are needed; there are
+        48 at most.
+        """
+        return islice(self._bases(moved), _MOST_BASES)
+
+    def _bases(self, moved: Axis) -> Iterator[dict[str, Any]]:
+        middle = self.values(self.middle)
+        yield middle
+        others = [axis for axis in self.axes if axis is not moved]
+        for axis in others:
+            for value in axis.samples:
+                if value != middle[axis.name]:
+                    yield {**middle, axis.name: value}
+        # Last, all others low or high at once, for an effect that needs several of them.
+        for end in (0, -1):
+            yield {**middle, **{axis.name: axis.samples[end] for axis in others}}
+
+    def check(self, values: Mapping[str, Any]) -> None:
+        """Raise InvalidConfiguration for a value above its `at_most`.
+
+        A limit that has no value yet, such as `dim` before it is solved, is skipped.
         """
         for axis in self.axes:
             limit = values.get(axis.at_most) if axis.at_most else None
@@ -57,7 +80,7 @@ class SearchSpace:
                 )
 
     def allows(self, values: Mapping[str, Any]) -> bool:
-        """Whether no value is above the one that limits it."""
+        """Whether no value is above its `at_most`."""
         try:
             self.check(values)
         except InvalidConfiguration:
@@ -65,7 +88,7 @@ class SearchSpace:
         return True
 
     def point(self, values: Mapping[str, Any]) -> tuple[float, ...]:
-        """Return the point of the given values; raise ConfigError when one lies outside."""
+        """Return the point of the given values; raise ConfigError for one outside its axis."""
         return tuple(axis.position(values[axis.name]) for axis in self.axes)
 
     def encode(self) -> dict[str, Any]:
@@ -94,7 +117,7 @@ def model_fields(values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def space_names(model: str) -> list[str]:
-    """Return the names of the spaces that ship for a model."""
+    """Return the names of the shipped spaces of a model."""
     return list(_shipped().get(model, {}))
 
 
@@ -106,13 +129,11 @@ def load_space(
     fixed: Mapping[str, Any],
     has_budget: bool = False,
 ) -> SearchSpace:
-    """Return a shipped space with the user's own axes and constants laid over it.
+    """Return a shipped space, overridden by the user's own axes and constants.
 
-    Under a parameter budget (`has_budget`) `dim` is solved to meet it, so a shipped axis of that
-    name is left out: nearly every point of it would be off the budget.
-
+    Under a parameter budget (`has_budget`) `dim` is solved, so a shipped axis `dim` is dropped.
     Raises NotFound for an unknown name, ConfigError for an axis that is also a constant and for a
-    swept setting that has no value.
+    swept setting without a value.
     """
     spaces = _shipped().get(model, {})
     if name not in spaces:
@@ -124,7 +145,7 @@ def load_space(
         )
     table = spaces[name]
     _check_swept(model, name, table.get("sweep", {}), {**axes, **fixed})
-    # A constant set by the user takes its axis out of the search, unless the axis is theirs too.
+    # A constant of the user drops the shipped axis of that name.
     both = set(axes) & set(fixed)
     if both:
         raise ConfigError(
@@ -152,13 +173,13 @@ def load_space(
 
 
 def shipped_space(model: str, name: str) -> SearchSpace:
-    """Return a space as it ships; of what is swept, the last value."""
+    """Return a space as it ships, with the last value of each swept setting."""
     swept = {setting: values[-1] for setting, values in swept_values(model, name).items()}
     return load_space(model, name, axes={}, fixed=swept)
 
 
 def swept_values(model: str, name: str) -> dict[str, list[Any]]:
-    """Return the settings of a shipped space of which each value is a search of its own."""
+    """Return the swept settings of a shipped space: each value is a search of its own."""
     return dict(_shipped()[model][name].get("sweep", {}))
 
 

@@ -169,7 +169,7 @@ def test_points_that_the_backend_refuses_are_asked_again_and_counted_and_never_t
     # 10 keys and 10, 15 or 20 values: an odd number is none of fla's.
     even, odd, double = (0.0,), (0.5,), (1.0,)
     optimizer = Scripted([even, odd, odd, double, odd, even])
-    built, refused = ask_candidates(optimizer, builder, 3)
+    built, refused = ask_candidates(optimizer.ask, builder, 3)
     assert [candidate.point for candidate in built] == [even, double, even]
     assert refused == 3
     assert optimizer.asked == [3, 1, 1, 1]
@@ -185,7 +185,7 @@ def test_points_over_the_memory_are_asked_again_and_counted() -> None:
     )
     builder = CandidateBuilder(space, settings, "slurm")
     optimizer = Scripted([(7.0,), (0.0,), (7.0,), (1.0,)])
-    built, refused = ask_candidates(optimizer, builder, 2)
+    built, refused = ask_candidates(optimizer.ask, builder, 2)
     assert [candidate.config["depth"] for candidate in built] == [1, 2]
     assert refused == 2
 
@@ -197,7 +197,7 @@ def test_level_that_fixes_a_setting_takes_its_axis_out_of_the_search(plan: Plan)
     assert found.model == "e88"
     assert [axis.name for axis in found.space.axes] == ["n_heads", "depth", "lr"]
     assert found.space.fixed["n_state"] == 32
-    assert [effect.axis for effect in found.effects] == ["n_heads", "depth", "lr"]
+    assert list(found.effects) == ["n_heads", "depth", "lr"]
     candidate = CandidateBuilder(found.space, found.settings, "local").build(found.start)
     assert candidate.config["n_state"] == 32
     both = plan("E88h4n32")

@@ -77,7 +77,7 @@ def test_axis_above_its_limit_refuses_the_point_and_not_the_space() -> None:
     with pytest.raises(InvalidConfiguration, match="`top_k` 8 is above `n_blocks` 2"):
         builder.build((0.0, 7.0))
     optimizer = Scripted([(0.0, 7.0), (1.0, 7.0), (0.0, 2.0), (0.0, 1.0)])
-    built, refused = ask_candidates(optimizer, builder, 2)
+    built, refused = ask_candidates(optimizer.ask, builder, 2)
     assert [(c.config["n_blocks"], c.config["top_k"]) for c in built] == [(8, 8), (2, 2)]
     assert refused == 2
 

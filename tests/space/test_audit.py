@@ -21,10 +21,6 @@ from elmanctl.space.space import SearchSpace, load_space
 STUDY = {"variant": "study-2026-01"}
 
 
-def effects(space: SearchSpace) -> dict[str, str]:
-    return {found.axis: found.effect for found in audit_space(space)}
-
-
 def make_space(model: str, axes: dict[str, Any], fixed: dict[str, Any]) -> SearchSpace:
     decoded = tuple(Axis.decode(name, table) for name, table in axes.items())
     return SearchSpace(model=model, name="test", axes=decoded, fixed=fixed)
@@ -47,10 +43,10 @@ def test_axis_that_the_study_never_passed_on_is_caught_in_its_variant(
     model: str, space: str, dead: str
 ) -> None:
     as_it_ran = load_space(model, space, axes={}, fixed=STUDY)
-    assert effects(as_it_ran)[dead] == "none"
+    assert audit_space(as_it_ran)[dead] == "none"
     with pytest.raises(InvalidConfiguration, match=f"`{dead}`.* changes neither"):
         refuse_dead_axes(audit_space(as_it_ran))
-    assert effects(load_space(model, space, axes={}, fixed={}))[dead] != "none"
+    assert audit_space(load_space(model, space, axes={}, fixed={}))[dead] != "none"
 
 
 @pytest.mark.parametrize(
@@ -59,7 +55,7 @@ def test_axis_that_the_study_never_passed_on_is_caught_in_its_variant(
 def test_linear_state_that_no_kernel_read_is_caught(variant: str, effect: str) -> None:
     fixed = {"n_heads": 2, "n_state": 8, "depth": 1, "variant": variant}
     space = make_space("e88", {"linear_state": {"kind": "bool"}}, fixed)
-    assert effects(space) == {"linear_state": effect}
+    assert audit_space(space) == {"linear_state": effect}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -155,18 +151,18 @@ def test_state_size_and_expansion_that_stop_at_the_command_line_are_caught(
     deaf_family: None,
 ) -> None:
     space = make_space("deaf", MAMBA_AXES, {})
-    assert effects(space) == {"d_state": "none", "expand": "none", "depth": "parameters"}
+    assert audit_space(space) == {"d_state": "none", "expand": "none", "depth": "parameters"}
     with pytest.raises(InvalidConfiguration, match="`d_state` or `expand`"):
         refuse_dead_axes(audit_space(space))
     real = make_space("mamba2", MAMBA_AXES, {})
-    assert effects(real) == dict.fromkeys(("d_state", "expand", "depth"), "parameters")
+    assert audit_space(real) == dict.fromkeys(("d_state", "expand", "depth"), "parameters")
 
 
 def test_parameters_that_are_told_and_not_built_are_caught(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     register_deaf(monkeypatch, "BoastfulConfig")
-    with pytest.raises(InvalidConfiguration, match="and its configuration tells") as caught:
+    with pytest.raises(InvalidConfiguration, match="and its configuration declares") as caught:
         audit_space(make_space("deaf", MAMBA_AXES, {}))
     assert caught.value.hint is not None and "layer_parameters" in caught.value.hint
 
@@ -175,28 +171,28 @@ def test_state_that_is_told_and_not_carried_does_not_make_an_axis_alive(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     register_deaf(monkeypatch, "ForgetfulConfig")
-    found = effects(make_space("deaf", MAMBA_AXES, {}))
+    found = audit_space(make_space("deaf", MAMBA_AXES, {}))
     assert found == {"d_state": "none", "expand": "none", "depth": "parameters"}
 
 
 def test_axis_behind_a_weight_that_starts_at_zero_is_alive(deaf_family: None) -> None:
     space = make_space("deaf", {"leak": {"kind": "float", "low": 0.0, "high": 1.0}}, {"depth": 1})
-    assert effects(space) == {"leak": "output"}
+    assert audit_space(space) == {"leak": "output"}
 
 
 def test_switch_that_matters_where_another_is_on_is_alive() -> None:
     axes = {"use_conv": {"kind": "bool"}, "d_conv": {"kind": "int", "low": 2, "high": 4}}
     fixed = {"n_heads": 2, "n_state": 8, "depth": 1}
-    assert effects(make_space("e88", axes, fixed))["d_conv"] == "parameters"
+    assert audit_space(make_space("e88", axes, fixed))["d_conv"] == "parameters"
     axes.pop("use_conv")
-    assert effects(make_space("e88", axes, fixed)) == {"d_conv": "none"}
+    assert audit_space(make_space("e88", axes, fixed)) == {"d_conv": "none"}
 
 
 def test_gate_activation_without_a_gate_is_dead() -> None:
     axes = {"gate_activation": {"kind": "choice", "values": ["silu", "sigmoid"]}}
     fixed = {"n_heads": 2, "n_state": 8, "depth": 1}
-    assert effects(make_space("e88", axes, fixed)) == {"gate_activation": "output"}
-    assert effects(make_space("e88", axes, {**fixed, "use_gate": False})) == {
+    assert audit_space(make_space("e88", axes, fixed)) == {"gate_activation": "output"}
+    assert audit_space(make_space("e88", axes, {**fixed, "use_gate": False})) == {
         "gate_activation": "none"
     }
 
@@ -204,32 +200,32 @@ def test_gate_activation_without_a_gate_is_dead() -> None:
 def test_number_that_changes_the_state_alone_is_alive_by_its_state() -> None:
     axes = {"top_k": {"kind": "int", "low": 1, "high": 4}}
     fixed = {"n_heads": 5, "n_state": 16, "depth": 1}
-    assert effects(make_space("mom-e88", axes, fixed | STUDY)) == {"top_k": "state"}
-    assert effects(make_space("mom-e88", axes, fixed)) == {"top_k": "output"}
+    assert audit_space(make_space("mom-e88", axes, fixed | STUDY)) == {"top_k": "state"}
+    assert audit_space(make_space("mom-e88", axes, fixed)) == {"top_k": "output"}
 
 
 def test_dropout_is_seen_although_it_acts_in_training_only() -> None:
     axes = {"dropout": {"kind": "float", "low": 0.0, "high": 0.15}}
-    assert effects(make_space("transformer", axes, {"depth": 1})) == {"dropout": "output"}
+    assert audit_space(make_space("transformer", axes, {"depth": 1})) == {"dropout": "output"}
 
 
 def test_learning_rate_reaches_training_and_not_the_model() -> None:
     axes = {"lr": {"kind": "log", "low": 1e-4, "high": 1e-2}}
-    assert effects(make_space("gru", axes, {"depth": 1})) == {"lr": "training"}
+    assert audit_space(make_space("gru", axes, {"depth": 1})) == {"lr": "training"}
 
 
 def test_without_torch_sizes_are_audited_and_the_rest_is_an_error(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setitem(sys.modules, "torch", None)
-    assert set(effects(load_space("e88", "3d", axes={}, fixed={})).values()) == {"parameters"}
+    assert set(audit_space(load_space("e88", "3d", axes={}, fixed={})).values()) == {"parameters"}
     axes = {"top_k": {"kind": "int", "low": 1, "high": 4}}
     space = make_space("mom-e88", axes, {"n_heads": 5, "n_state": 16, "depth": 1})
     with pytest.raises(EnvironmentNotReady, match="`top_k` changes no size") as caught:
         audit_space(space)
     assert caught.value.hint is not None and INSTALL_TRAIN in caught.value.hint
     shipped = load_space("mom-e88", "3d", axes={}, fixed={})
-    assert effects(shipped)["top_k"] == "tested"
+    assert audit_space(shipped)["top_k"] == "tested"
     changed = load_space("mom-e88", "3d", axes={}, fixed={"use_gate": False})
     with pytest.raises(EnvironmentNotReady):
         audit_space(changed)
@@ -262,5 +258,5 @@ def test_axis_along_which_nothing_can_be_built_is_not_called_dead(
 def test_axis_of_the_loss_that_is_not_reported_reaches_training() -> None:
     axes = {"balance_weight": {"kind": "log", "low": 1e-3, "high": 0.5}}
     fixed = {"n_heads": 5, "n_state": 16, "top_k": 2, "depth": 1}
-    assert effects(make_space("mom-e88", axes, fixed)) == {"balance_weight": "training"}
-    assert effects(make_space("mom-e88", axes, fixed | STUDY)) == {"balance_weight": "none"}
+    assert audit_space(make_space("mom-e88", axes, fixed)) == {"balance_weight": "training"}
+    assert audit_space(make_space("mom-e88", axes, fixed | STUDY)) == {"balance_weight": "none"}

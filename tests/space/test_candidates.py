@@ -97,7 +97,7 @@ def test_refused_points_are_asked_again_one_at_a_time_and_counted() -> None:
     _, builder = tiny(axes=axes)
     good, bad = (0.0, 1.0, 1.0, 0.5, 0.0), (0.0, 1.0, 1.0, 0.5, 1.0)
     optimizer = Scripted([good, bad, bad, good, bad, good, good])
-    built, refused = ask_candidates(optimizer, builder, 4)
+    built, refused = ask_candidates(optimizer.ask, builder, 4)
     assert [candidate.point for candidate in built] == [good] * 4
     assert refused == 3
     assert optimizer.asked == [4, 1, 1, 1]
@@ -110,7 +110,7 @@ def test_space_that_holds_nothing_ends_with_the_last_reason(
     space, builder = tiny(tolerance=1e-9)
     optimizer = Scripted([space.middle] * 24)
     with pytest.raises(InvalidConfiguration, match="20 points cannot be built") as told:
-        ask_candidates(optimizer, builder, 4)
+        ask_candidates(optimizer.ask, builder, 4)
     assert "no dim that is a multiple" in told.value.message
     assert told.value.hint is not None
 
@@ -124,7 +124,7 @@ def test_space_that_holds_nothing_tells_its_two_most_frequent_reasons(
     off_budget, uneven = (0.0, 1.0, 1.0, 0.5, 0.0), (0.0, 1.0, 1.0, 0.5, 1.0)
     optimizer = Scripted([off_budget, uneven] * 2 + [off_budget] * 4)
     with pytest.raises(InvalidConfiguration, match="8 points cannot be built") as told:
-        ask_candidates(optimizer, builder, 4)
+        ask_candidates(optimizer.ask, builder, 4)
     assert "most often: no dim that is a multiple" in told.value.message
     assert "; 2 times: " in told.value.message
     assert "cannot be divided evenly" in told.value.message
