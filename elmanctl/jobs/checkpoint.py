@@ -1,8 +1,8 @@
-"""The whole state of a training run between two steps: in memory, and as a file.
+"""Checkpoint: the whole state of a training run between two steps, in memory and as a file.
 
-With it the steps that follow are those of a run that nothing interrupted, since the bytes of a
-step depend on its number alone.  A file is read by `torch.load` with `weights_only`, which runs
-no code of it, and taken only where everything in it fits.
+A run resumed from it makes the same steps as one that was never interrupted, since the bytes of a
+step depend on its number alone.  The file is read by `torch.load` with `weights_only`, which runs
+no code from it, and used only if everything in it fits.
 """
 
 import errno
@@ -23,8 +23,8 @@ from elmanctl.run.spec import AttemptSpec
 
 VERSION = 1
 
-# What may differ between two attempts of which one goes on where the other ended: a step is the
-# same whatever part of it is held in memory at once, and wherever it is computed.
+# Settings that may differ between an attempt and the one that resumes it: a step is the same
+# whatever part of it is held in memory at once, and wherever it is computed.
 _MAY_DIFFER = (
     *("attempt", "micro_batch", "timeout_min", "heartbeat_s", "device"),
     *("checkpoint_min", "continues_from"),
@@ -33,10 +33,10 @@ _MAY_DIFFER = (
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Position:
-    """Where a run stands between two steps.
+    """Position of a run between two steps.
 
-    `losses` is the window of the last steps, in nats; `counted_s` the seconds since the end of
-    the warm-up, None before it, and `warm_tokens` the tokens until then.
+    `losses` are those of the last steps, in nats; `counted_s` the seconds since the end of the
+    warm-up, None before it, and `warm_tokens` the tokens until then.
     """
 
     steps: int
@@ -49,7 +49,7 @@ class Position:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Trained:
-    """What is trained, and how: all that has a state besides the position."""
+    """Everything that has a state besides the position: model, optimizer and device."""
 
     model: nn.Module
     optimizer: torch.optim.Optimizer
@@ -58,7 +58,7 @@ class Trained:
 
 
 def spec_fingerprint(spec: AttemptSpec, precision: str) -> str:
-    """Return what two attempts must share for one to go on from the other, as 64 digits.
+    """Return a digest of what two attempts must share for one to resume the other.
 
     `precision` is the one that is used, fp32 or bf16.
     """
@@ -69,10 +69,10 @@ def spec_fingerprint(spec: AttemptSpec, precision: str) -> str:
 
 
 def capture(trained: Trained, position: Position) -> dict[str, Any]:
-    """Return the state as plain containers of the living tensors.
+    """Return the state as plain containers of the live tensors.
 
-    The weights are those that the optimizer trains, not their average: schedule-free's change
-    from the one to the other and back is not exact.  Its mode is in its own state.
+    The weights are those that the optimizer trains, not their average: schedule-free cannot switch
+    between the two and back exactly.  Its mode is in its own state.
     """
     on_gpu = trained.device.type == "cuda"
     return {
@@ -89,7 +89,7 @@ def capture(trained: Trained, position: Position) -> dict[str, Any]:
 
 
 def restore(content: Mapping[str, Any], trained: Trained) -> None:
-    """Put a state in place; `misfit` must have found nothing."""
+    """Restore a state, for which `misfit` must have found nothing."""
     trained.model.load_state_dict(content["model"])
     trained.optimizer.load_state_dict(content["optimizer"])
     generators = content["generators"]
@@ -99,16 +99,16 @@ def restore(content: Mapping[str, Any], trained: Trained) -> None:
 
 
 def position_of(content: Mapping[str, Any]) -> Position:
-    """Return where a state that fits stands."""
+    """Return the position of a state that fits."""
     data = content["position"]
     return Position(**data | {"losses": tuple(data["losses"])})
 
 
 def save(content: Mapping[str, Any], path: Path) -> int:
-    """Write a state so that the file is whole or the one before, and return its bytes.
+    """Write a state atomically and return its size in bytes.
 
-    Raises OSError, with ENOSPC before a byte is written where there is no room, and RuntimeError
-    where there is no memory; what was written of it is removed.
+    Raises OSError, with ENOSPC before a byte is written if there is no room, and RuntimeError if
+    there is no memory; a partial file is removed.
     """
     _check_room(content, path.parent)
     temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
@@ -117,7 +117,7 @@ def save(content: Mapping[str, Any], path: Path) -> int:
             try:
                 torch.save(content, file)
             except RuntimeError as exc:
-                # torch closes its archive over a failed write and reports only that.
+                # torch reports that it cannot close its archive, not the write that failed.
                 found = _first_os_error(exc)
                 if found is None:
                     raise
@@ -134,7 +134,7 @@ def save(content: Mapping[str, Any], path: Path) -> int:
 
 
 def _check_room(content: Mapping[str, Any], folder: Path) -> None:
-    """Raise OSError where a state has no room: a disk filled for a moment would fail others."""
+    """Raise OSError if there is no room: a disk that is full for a moment fails other jobs."""
     needed = sum(tensor.numel() * tensor.element_size() for tensor in _tensors(content))
     status = os.statvfs(folder)
     free = status.f_bavail * status.f_frsize
@@ -162,9 +162,9 @@ def _first_os_error(exc: BaseException) -> OSError | None:
 
 
 def read(path: Path, trained: Trained) -> tuple[dict[str, Any] | None, str]:
-    """Return a state that fits, or None and the reason why there is none."""
+    """Return a state that fits, or None and the reason."""
     try:
-        # torch does not look at the checksums in its own archive.
+        # torch does not verify the checksums in its own archive.
         with zipfile.ZipFile(path) as archive:
             damaged = archive.testzip()
         if damaged is not None:
@@ -173,7 +173,7 @@ def read(path: Path, trained: Trained) -> tuple[dict[str, Any] | None, str]:
     except FileNotFoundError:
         return None, "no checkpoint"
     except Exception as exc:
-        # Damage shows as almost any exception; the run must not end by what it can do without.
+        # Damage raises almost any exception, and the run can do without the checkpoint.
         first, *_ = str(exc).splitlines() or [""]
         return None, f"its checkpoint cannot be read: {type(exc).__name__}: {first}"
     reason = misfit(content, trained)
@@ -181,7 +181,7 @@ def read(path: Path, trained: Trained) -> tuple[dict[str, Any] | None, str]:
 
 
 def misfit(content: object, trained: Trained) -> str | None:
-    """Return why a state cannot be put in place, None when it can."""
+    """Return why a state cannot be restored, None if it can."""
     if not isinstance(content, dict) or content.get("version") != VERSION:
         return f"it is not of version {VERSION}"
     if content.get("fingerprint") != trained.fingerprint:
@@ -206,7 +206,7 @@ def _position_fits(content: Mapping[str, Any]) -> bool:
 
 def _weights_fit(saved: Mapping[str, Any], model: nn.Module) -> bool:
     own = model.state_dict()
-    # Of an older version that kept less: what a module finds by itself may be missing.
+    # Older versions kept less: buffers that a module computes itself may be missing.
     found_anew = {
         f"{path}.{name}"
         for path, module in model.named_modules()

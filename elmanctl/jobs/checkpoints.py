@@ -1,4 +1,4 @@
-"""The checkpoints of one attempt: which one it goes on from, when it writes one, when all go."""
+"""Checkpoints of one attempt: resuming from the newest, writing when due, removing at the end."""
 
 import logging
 import time
@@ -15,11 +15,11 @@ logger = logging.getLogger(__name__)
 
 
 class Checkpoints:
-    """What a worker does with checkpoints while `train.checkpoint_min` is above 0.
+    """The checkpoints of a worker, if `train.checkpoint_min` is above 0.
 
     `is_restart`: an earlier start of the same job may have left one in the attempt's own folder.
-    `warned` is marked when the end is near, which makes one due at once.
-    `note` is told the step of each checkpoint, and why it could not be written, if so.
+    `warned` is set when the end is near, which makes a checkpoint due at once.  `note` is called
+    with the step of each checkpoint, and with the error if it could not be written.
     """
 
     def __init__(
@@ -44,7 +44,7 @@ class Checkpoints:
         _remove(_temporaries(paths))
 
     def find(self, trained: Trained) -> dict[str, Any] | None:
-        """Return the newest state that fits, None where the training begins at the beginning."""
+        """Return the newest state that fits, None if the training starts from scratch."""
         for source in self._sources:
             name = source.folder.name
             content, reason = read(source.checkpoint, trained)
@@ -52,33 +52,33 @@ class Checkpoints:
                 step = int(content["position"]["steps"])
                 attempt = int(name.removeprefix("attempt-"))
                 self._continued_from = {"attempt": attempt, "step": step}
-                logger.info("going on from the checkpoint of %s, step %d", name, step)
+                logger.info("resuming from the checkpoint of %s, step %d", name, step)
                 break
             self._reasons.append(f"{name}: {reason}")
-            logger.warning("not going on from %s: %s", name, reason)
+            logger.warning("not resuming from %s: %s", name, reason)
         self._last = time.monotonic()
         return content if self._continued_from else None
 
     @property
     def steps_before(self) -> int:
-        """The steps that were made by earlier starts or attempts."""
+        """The number of steps made by earlier starts or attempts."""
         return 0 if self._continued_from is None else self._continued_from["step"]
 
     @property
     def is_due(self) -> bool:
-        """Whether one is to be written now."""
+        """Whether a checkpoint is due."""
         return self._warned.is_pending or time.monotonic() - self._last >= self._interval_s
 
     def write(self, trained: Trained, position: Position) -> None:
-        """Write one; where that fails, the training goes on without it."""
+        """Write a checkpoint; if that fails, the training continues without it."""
         self._warned.is_pending = False
         began = time.monotonic()
         try:
             size_bytes = save(capture(trained, position), self._paths.checkpoint)
         except (OSError, RuntimeError) as exc:
-            # What is wrong with the GPU itself comes again with the next step.
+            # An error of the GPU itself is raised again by the next step.
             error = (exc.strerror if isinstance(exc, OSError) else None) or str(exc)
-            logger.warning("the checkpoint of step %d is not written: %s", position.steps, error)
+            logger.warning("the checkpoint of step %d was not written: %s", position.steps, error)
             self._note(position.steps, error)
         else:
             took_s = time.monotonic() - began
@@ -88,17 +88,17 @@ class Checkpoints:
             self._written += 1
             self._note(position.steps, None)
             self._remove_earlier()
-        # Counted from the end: a slow disk must not leave checkpoints and nothing else.
+        # The interval starts now: on a slow disk the training must still make progress.
         self._last = time.monotonic()
 
     def record(self) -> dict[str, Any]:
-        """Return what the result says of checkpoints."""
+        """Return the entries of the result about checkpoints."""
         reasons = {"not_continued": "; ".join(self._reasons)} if self._reasons else {}
         written = {"checkpoints_written": self._written}
         return {"continued_from": self._continued_from, **reasons, **written}
 
     def discard(self) -> None:
-        """Remove all that this attempt and those it could go on from have left."""
+        """Remove the checkpoints of this attempt and of those that it could resume."""
         _remove([self._paths.checkpoint, *_temporaries(self._paths)])
         self._remove_earlier()
 
@@ -108,7 +108,7 @@ class Checkpoints:
 
 
 def _temporaries(paths: AttemptPaths) -> Iterator[Path]:
-    """Yield what workers left that were killed while they wrote."""
+    """Yield the partial files of workers that were killed while they wrote."""
     yield from sorted(paths.folder.glob(f"{paths.checkpoint.name}.*.tmp"))
 
 
@@ -117,4 +117,4 @@ def _remove(files: Iterator[Path] | list[Path]) -> None:
         try:
             path.unlink(missing_ok=True)
         except OSError as exc:
-            logger.warning("%s is not removed: %s", path, exc.strerror)
+            logger.warning("%s was not removed: %s", path, exc.strerror)

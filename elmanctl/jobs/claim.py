@@ -1,4 +1,4 @@
-"""Which job works on an attempt: at most one, even when two were submitted by mistake."""
+"""Claim of a job on an attempt: one job works on it, even if two were submitted by mistake."""
 
 import json
 import os
@@ -16,7 +16,7 @@ from elmanctl.run.processes import start_ticks
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Worker:
-    """One start of one job: `restart` counts how often the scheduler has requeued it."""
+    """One start of one job; `restart` counts how often the scheduler has requeued it."""
 
     job_id: str
     restart: int
@@ -26,19 +26,19 @@ class Worker:
 
 
 def node_name(environment: Mapping[str, str] | None = None) -> str:
-    """Return this node's name: Slurm's own for it, which is not always the host's."""
+    """Return Slurm's name of this node, which is not always the host name."""
     environ = os.environ if environment is None else environment
     return environ.get("SLURMD_NODENAME") or socket.gethostname()
 
 
 def this_worker(environment: Mapping[str, str] | None = None) -> Worker:
-    """Return the job that this process belongs to, by the variables that its starter set."""
+    """Return the job that this process belongs to, from the variables of its launcher."""
     environ = os.environ if environment is None else environment
     host = node_name(environ)
     pid = os.getpid()
     job_id, restart = f"{host}-{pid}", 0
     if local := environ.get(LOCAL_JOB_VARIABLE):
-        # Asked first: a local worker inside an interactive Slurm job sees that job's variables.
+        # Checked first: a local worker in an interactive Slurm job sees that job's variables.
         job_id = local
     elif slurm := environ.get("SLURM_JOB_ID"):
         array, element = environ.get("SLURM_ARRAY_JOB_ID"), environ.get("SLURM_ARRAY_TASK_ID")
@@ -49,16 +49,16 @@ def this_worker(environment: Mapping[str, str] | None = None) -> Worker:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Claim:
-    """The answer to `take_claim`: whether the attempt is ours, and who had it before."""
+    """The result of `take_claim`: whether the attempt is ours, and who held it before."""
 
     is_ours: bool
     earlier: Mapping[str, Any] | None = None
 
 
 def take_claim(path: Path, worker: Worker) -> Claim:
-    """Claim an attempt for `worker`, or learn who holds it.
+    """Claim an attempt for `worker`, or return who holds it.
 
-    The first job wins.  A later start of the same job takes over from its earlier one, which the
+    The first job wins.  A restart of the same job takes over from its earlier start, which the
     scheduler has ended.
     """
     record = {"version": 1, **asdict(worker), "at": clock.to_text(clock.now())}

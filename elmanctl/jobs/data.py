@@ -1,4 +1,4 @@
-"""The byte stream that a worker trains on."""
+"""Byte stream of the corpus that a worker trains on."""
 
 from pathlib import Path
 
@@ -12,7 +12,7 @@ __all__ = ["SAMPLER", "ByteStream"]
 
 
 class ByteStream:
-    """A corpus mapped into memory, read in random windows.
+    """A memory-mapped corpus that is read in random windows.
 
     The windows of a step are a pure function of the seed and the step's number: every model of
     a search reads the same bytes at the same step, and neither micro-batches nor a restart
@@ -22,7 +22,7 @@ class ByteStream:
     def __init__(self, path: Path) -> None:
         try:
             self.size_bytes = path.stat().st_size
-            # An empty file cannot be mapped; `rows` refuses it by its size.
+            # An empty file cannot be mapped; `rows` rejects it by its size.
             self._bytes: npt.NDArray[np.uint8] = (
                 np.memmap(path, dtype=np.uint8, mode="r")
                 if self.size_bytes
@@ -34,9 +34,9 @@ class ByteStream:
     def rows(self, seed: int, step: int, batch: int, seq_len: int) -> npt.NDArray[np.uint8]:
         """Return the windows of one step, uint8 [batch, seq_len + 1].
 
-        Windows are independent and uniform over all places of the corpus (the remainder makes
-        places differ by less than size/2**64).  A smaller batch is the beginning of a larger
-        one.  Raises InvalidConfiguration when the corpus is shorter than one window.
+        Windows are independent and uniform over the corpus (the modulo makes probabilities differ
+        by less than size/2**64).  A smaller batch is a prefix of a larger one.  Raises
+        InvalidConfiguration when the corpus is shorter than one window.
         """
         width = seq_len + 1
         places = self.size_bytes - width + 1
@@ -45,8 +45,8 @@ class ByteStream:
                 f"a corpus of {self.size_bytes} bytes is shorter than one window of {width}",
                 hint="use a larger corpus or a smaller seq_len",
             )
-        # The raw stream of a bit generator is the same in every numpy; Generator.integers is
-        # not.  The first word of the counter runs within a step, so steps never overlap.
+        # The raw stream of a bit generator is the same in every numpy, unlike Generator.integers.
+        # The first word of the counter advances within a step, so steps never overlap.
         generator = np.random.Philox(key=seed, counter=[0, step, 0, 0])
         starts = (int(start) for start in generator.random_raw(batch) % np.uint64(places))
         return np.stack([self._bytes[start : start + width] for start in starts])

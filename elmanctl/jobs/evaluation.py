@@ -1,6 +1,6 @@
-"""The worker: runs one attempt from its folder and leaves a result there, whatever happens.
+"""Worker: runs one attempt from its folder and leaves a result there, whatever happens.
 
-This is what submitit pickles, by reference; it holds nothing but the attempt's folder.  torch is
+submitit pickles `EvaluateAttempt` by reference, with nothing but the attempt's folder.  torch is
 imported late, so that the controller can pickle it without torch, and so that a machine without
 torch is recorded as such.
 """
@@ -33,6 +33,8 @@ logger = logging.getLogger(__name__)
 LOG_INTERVAL_S = 10.0
 
 
+# Pickles of running searches name `elmanctl.jobs.evaluation.EvaluateAttempt`, and load it from the
+# frozen code of their run: this module and its functions must keep their names.
 @dataclass(frozen=True, slots=True)
 class EvaluateAttempt:
     """Calls `evaluate_attempt` on one folder."""
@@ -45,12 +47,12 @@ class EvaluateAttempt:
 
 
 def evaluate_attempt(folder: str) -> dict[str, Any]:
-    """Train the model that `folder`/spec.json asks for and write `folder`/result.json.
+    """Train the model of `folder`/spec.json and write `folder`/result.json.
 
     Returns the result; {"duplicate": true} when another job holds the attempt, and
     {"already_finished": true} when there is a result, in both cases without training.  An
-    exception is written into the result as a verdict and raised again; an interruption from the
-    keyboard leaves no result.
+    exception is written into the result as a verdict and raised again; a KeyboardInterrupt leaves
+    no result.
     """
     paths = AttemptPaths(Path(folder))
     with _plain_log():
@@ -75,18 +77,18 @@ def evaluate_attempt(folder: str) -> dict[str, Any]:
         return _Evaluation(paths, worker, is_restart=claim.earlier is not None).run()
 
 
-class _Kept(Protocol):
-    """The attempt's checkpoints, by what is done with them here: their module needs torch."""
+class _Checkpoints(Protocol):
+    """The part of the attempt's checkpoints that is used here: their module needs torch."""
 
     def record(self) -> dict[str, Any]:
-        """Return what the result says of them."""
+        """Return their entries of the result."""
 
     def discard(self) -> None:
         """Remove them."""
 
 
 class _Evaluation:
-    """One attempt under way."""
+    """A running attempt."""
 
     def __init__(self, paths: AttemptPaths, worker: Worker, *, is_restart: bool = False) -> None:
         self._paths = paths
@@ -94,10 +96,10 @@ class _Evaluation:
         self._is_restart = is_restart
         self._progress: _Progress | None = None
         self._spec: AttemptSpec | None = None
-        self._checkpoints: _Kept | None = None
+        self._checkpoints: _Checkpoints | None = None
 
     def run(self) -> dict[str, Any]:
-        """Run the attempt; leave a result, also of an exception."""
+        """Run the attempt; leave a result, even after an exception."""
         try:
             self._spec = AttemptSpec.read(self._paths.spec)
             return self._run(self._spec)
@@ -106,18 +108,18 @@ class _Evaluation:
             raise
 
     def leave_failure(self, exc: Exception | SystemExit) -> None:
-        """Write a result that says how an exception ended the attempt."""
+        """Write the result of an attempt that an exception ended."""
         kind, text = classify_exception(exc)
         if (full := full_disk_of_node(exc, self._paths.run_folder)) is not None:
             kind = VerdictKind.ENVIRONMENT
             text += f"\n{full} of {node_name()} is full, a disk that only this node has"
         elif kind is VerdictKind.ENVIRONMENT and names_node_disk(text):
-            # By its name it is the node's alone, and yet the run's, or one that nodes share.
+            # The disk looks like the node's own, but holds the run or is shared by nodes.
             kind = VerdictKind.DISK_FULL
         file, line = frame_of(exc, self._paths.run_folder) or (None, None)
-        told = Evidence(source=EvidenceSource.RESULT, text=text, file=file, line=line)
+        evidence = Evidence(source=EvidenceSource.RESULT, text=text, file=file, line=line)
         partial = {} if self._progress is None else self._progress.partial_result()
-        self._leave(self._header(Verdict(kind=kind, evidence=(told,))) | partial)
+        self._leave(self._header(Verdict(kind=kind, evidence=(evidence,))) | partial)
 
     def _run(self, spec: AttemptSpec) -> dict[str, Any]:
         heartbeat = Heartbeat(
@@ -139,7 +141,7 @@ class _Evaluation:
         return result
 
     def _leave(self, result: dict[str, Any]) -> None:
-        """Write the result, and then the empty file that tells the controller of it."""
+        """Write the result, and then the empty file that announces it to the controller."""
         self._write(result)
         marker = self._paths.finished_marker
         # A foreground evaluation lies in no run, and no controller looks for it.
@@ -147,17 +149,17 @@ class _Evaluation:
             try:
                 marker.touch()
             except OSError as exc:
-                # Without it the controller learns of the result from the scheduler, later.
-                logger.warning("%s is not written: %s", marker, exc)
+                # Without it the controller finds the result later, when the job has ended.
+                logger.warning("%s was not written: %s", marker, exc)
 
     def _write(self, result: dict[str, Any]) -> None:
-        """Write the result, on a full disk over the blocks held back for it."""
+        """Write the result, on a full disk over the blocks reserved for it."""
         try:
             write_json(self._paths.result, result)
         except OSError as exc:
             if full_disk(exc) is None:
                 raise
-            logger.warning("the disk is full, the result takes the place of its reserve: %s", exc)
+            logger.warning("the disk is full, the result is written over its reserve: %s", exc)
             write_over(self._paths.reserve, self._paths.result, encode_json(result))
         self._paths.reserve.unlink(missing_ok=True)
 
@@ -214,12 +216,12 @@ class _Evaluation:
             "job_id": self._worker.job_id,
             "restart": self._worker.restart,
             "host": self._worker.host,
-            **self._whose(),
+            **self._identity(),
             **(self._checkpoints.record() if self._checkpoints is not None else {}),
         }
 
-    def _whose(self) -> dict[str, Any]:
-        """Return which attempt this is, by its spec; a spec that cannot be read tells nothing."""
+    def _identity(self) -> dict[str, Any]:
+        """Return which attempt this is, by its spec; nothing if the spec cannot be read."""
         spec = self._spec
         if spec is None:
             return {}
@@ -231,18 +233,18 @@ class _Evaluation:
 
 
 def _hold_reserve(paths: AttemptPaths) -> None:
-    """Hold blocks back for the result, where the controller has not done so."""
+    """Reserve blocks for the result, unless the controller has done so."""
     try:
         hold(paths.reserve)
     except FileExistsError:
         return
     except OSError as exc:
-        # The disk is full already: the next write says so, or there is room again by then.
-        logger.warning("nothing is held back for the result: %s", exc)
+        # The disk is full: the next write fails, or there is room again by then.
+        logger.warning("no blocks are reserved for the result: %s", exc)
 
 
 class _Progress:
-    """Passes each step on to the metrics file, the heartbeat and, now and then, the log."""
+    """Reports each step to the metrics file and the heartbeat, and now and then to the log."""
 
     def __init__(self, heartbeat: Heartbeat, metrics: MetricsLog) -> None:
         self._heartbeat = heartbeat
@@ -251,12 +253,12 @@ class _Progress:
         self._logged_at = float("-inf")
 
     def phase(self, name: str) -> None:
-        """Learn that the warm-up or the training proper begins."""
+        """Report the start of the warm-up or of the training proper."""
         self._heartbeat.enter_phase(name)
         logger.info("%s", name)
 
     def step(self, record: StepRecord) -> None:
-        """Learn of a step; raises OSError when nothing can be written any more."""
+        """Report a step; raises OSError when nothing can be written any more."""
         self._metrics.append(record)
         self._heartbeat.progress(step=record.step, loss=record.finite_loss, tokens=record.tokens)
         self._heartbeat.check()
@@ -273,11 +275,11 @@ class _Progress:
             )
 
     def checkpoint(self, step: int, error: str | None) -> None:
-        """Learn of a checkpoint, or why it was not written."""
+        """Report a checkpoint, or why it was not written."""
         self._heartbeat.note_checkpoint(step, error)
 
     def partial_result(self) -> dict[str, Any]:
-        """Return how far a training that ended by an exception came."""
+        """Return the progress of a training that an exception ended."""
         last = self._last
         if last is None:
             return {"steps": 0, "tokens": 0, "last_loss": None, "elapsed_s": 0.0}
@@ -291,7 +293,7 @@ class _Progress:
 
 @contextmanager
 def _plain_log() -> Iterator[None]:
-    """Let a worker's log reach stderr, where nobody has said where it should go."""
+    """Send the log of a worker to stderr, unless logging is configured."""
     package = logging.getLogger("elmanctl")
     if package.hasHandlers():
         yield

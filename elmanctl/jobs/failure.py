@@ -1,9 +1,8 @@
-"""From the exception that ended a worker to its verdict.
+"""Classification of the exception that ended a worker.
 
-It is read as a log that prints it is, by the same rules; the worker only knows more: the classes
-behind a class, and the number of a call that failed, whatever the words.
-Only names and texts are looked at, so that torch need not be importable: a machine without it
-must still be told from a mistake in the model.
+It is read like a log that prints it, by the same rules; but the worker knows more: the base classes
+of the exception, and the errno of a failed call, whatever the message.  Only names and texts count,
+so that torch need not be importable: a machine without it must not look like a bug in the model.
 """
 
 import traceback
@@ -18,25 +17,25 @@ from elmanctl.verdicts.logs.reading import OUTLASTING, Error, read_parts
 # An error message may be a page long; the evidence keeps its beginning.
 TEXT_LIMIT = 2000
 
-# As much of a message is read, at either end.
+# Of a longer message, so much is read at either end.
 _READ_LIMIT = 100_000
 
 _HEAD = "Traceback (most recent call last):\n"
 
 
 def classify_exception(exc: BaseException) -> tuple[VerdictKind, str]:
-    """Return the verdict that an exception means, and the text that says so.
+    """Return the kind of failure that an exception means, and its text as evidence.
 
-    The first line of the text is a summary.  What was raised, and what it was raised from, decide
-    together; what was being handled meanwhile only where it was memory or a full disk, which make
-    anything fail.
+    The first line of the text is a summary.  The exception and its causes decide together; one that
+    was being handled meanwhile counts only for lack of memory or disk space, which make anything
+    fail.
     """
     found: list[tuple[Error, BaseException]] = []
     for link, is_cause in chain(exc):
         error = _error_of(link)
         if error is not None and (is_cause or error.rule.kind in OUTLASTING):
             found.append((error, link))
-    # The last decides where several are alike: it is what a log prints last.
+    # Of several equal ones the last decides, as it is the last that a log prints.
     decisive = decide_among([error for error, _ in reversed(found)])
     if decisive is None or decisive.rule.kind is VerdictKind.PYTHON_ERROR:
         return VerdictKind.PYTHON_ERROR, _text(exc, with_frame=True)
@@ -45,7 +44,7 @@ def classify_exception(exc: BaseException) -> tuple[VerdictKind, str]:
 
 
 def _error_of(exc: BaseException) -> Error | None:
-    """Return what one exception tells, without what it came from."""
+    """Return the error in one exception alone, without its chain."""
     printed = "".join(traceback.format_exception_only(exc))
     decisive = _read(printed)
     if decisive is not None and decisive.rule.kind is not VerdictKind.PYTHON_ERROR:
@@ -70,7 +69,7 @@ def _with_number(exc: BaseException) -> str:
 
 
 def _bases(exc: BaseException) -> list[type]:
-    """Return the classes behind the exception's own that say more than that it is one."""
+    """Return the base classes of an exception below Exception."""
     *bases, _, _ = type(exc).__mro__[1:] if isinstance(exc, Exception) else (object, object)
     return bases
 
@@ -81,7 +80,7 @@ def _name(kind: type) -> str:
 
 
 def message_of(exc: BaseException) -> str:
-    """Return what an exception says, whatever its class makes of it."""
+    """Return the message of an exception, even if its class fails to make one."""
     try:
         return str(exc).strip()
     except Exception as broken:
@@ -89,9 +88,10 @@ def message_of(exc: BaseException) -> str:
 
 
 def chain(exc: BaseException) -> Iterator[tuple[BaseException, bool]]:
-    """Yield an exception and what it came from, each with whether that is its cause.
+    """Yield an exception and its chain, each with whether it is a cause.
 
-    Otherwise it was being handled when the one before was raised.  What a group holds is a cause.
+    Otherwise it was being handled when the one before was raised.  The members of a group are
+    causes.
     """
     seen: set[int] = set()
     waiting: list[tuple[BaseException, bool]] = [(exc, True)]
@@ -121,9 +121,9 @@ def _text(exc: BaseException, *, with_frame: bool = False) -> str:
 
 
 def frame_of(exc: BaseException, root: Path) -> tuple[str, int] | None:
-    """Return file and line of the innermost frame below `root`, or else of the innermost one.
+    """Return file and line of the innermost frame in `root`, or else of the innermost frame.
 
-    Files below `root` are named relative to it.
+    Files in `root` are named relative to it.
     """
     places = [
         (Path(frame.filename), frame.lineno)

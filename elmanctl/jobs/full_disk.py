@@ -1,7 +1,7 @@
-"""Whose disk was full: the run's, which stops the search, or one that only this node has.
+"""Full disks: the run's, which stops the search, or one that only this node has.
 
-Python's word for a full disk names a file only where opening it failed.  Where it names none, the
-disks that are full now tell, and then the code that wrote.
+Python's exception for a full disk names a file only if opening it failed.  Otherwise the disks that
+are full now decide, and then the code that wrote.
 """
 
 import errno
@@ -25,15 +25,15 @@ _FULL_TEXT = re.compile(MESSAGES[VerdictKind.DISK_FULL], re.IGNORECASE)
 _NO_TEMPORARY = "No usable temporary directory"
 _PATH = re.compile(r"(?<![\w./])/[^\s:'\"`,;()<>|]+")
 
-# Less than anything needs that is worth writing.
+# Less than any useful file needs.
 _NO_ROOM_BYTES = 64 * 1024
 
-# No write of ours fails where so much is free, and many of a compiler's do where so little is.
+# None of our writes fails if so much is free; many of a compiler's fail if so little is.
 _AMPLE_BYTES = 1 << 30
 _SCARCE_BYTES = 256 << 20
 
-# What compilers leave behind: by a part of the writing module's path, the variables that name
-# its folder, and where it lies without them: below home, or among temporary files.
+# Caches of compilers: a part of the path of the module that writes, the variables that name the
+# folder, and its default below the home folder, or None for the temporary folder.
 _CACHES = (
     ("/triton/", ("TRITON_CACHE_DIR", "TRITON_HOME"), "~/.triton"),
     ("/torch/_inductor/", ("TORCHINDUCTOR_CACHE_DIR",), None),
@@ -43,28 +43,28 @@ _CACHES = (
 
 
 def full_disk_of_node(exc: BaseException, run_folder: Path) -> str | None:
-    """Return which full disk that only this node has ended a worker, None where none did.
+    """Return the node-local full disk that ended a worker, None if none did.
 
-    None too where the run's own disk is full, or one that other nodes share: elsewhere would be
-    no better; and where a disk cannot be asked.
+    None also if the run's own disk is full, or one that nodes share, since another node would be no
+    better; and if the disks cannot be queried.
     """
     try:
         return _find_full_disk(exc, run_folder)
     except OSError as unknown:
-        logger.warning("which disk was full is not known: %s", unknown)
+        logger.warning("it is unknown which disk was full: %s", unknown)
         return None
 
 
 def _find_full_disk(exc: BaseException, run_folder: Path) -> str | None:
     links = [link for link, _ in chain(exc)]
     full = [link for link in links if _says_full(link)]
-    if not full and not any(map(_may_be_for_want_of_room, links)):
+    if not full and not any(map(_may_hide_full_disk, links)):
         return None
     if _has_no_room(run_folder):
         return None
     named = next((path for link in full for path in _paths_of(link)), None)
     if named is not None:
-        # The call that failed says where: nothing else counts.
+        # The failed call names the file: nothing else counts.
         return _local(named, run_folder)
     folders = [*_temporary_folders(), *(folder for _, folder in _caches())]
     for folder in folders:
@@ -78,7 +78,7 @@ def _find_full_disk(exc: BaseException, run_folder: Path) -> str | None:
     for part, folder in _caches():
         if any(part in name for name in writers) and (found := _local(folder, run_folder)):
             return found
-    # What did not fit may be gone again.  A quota has a number of its own and counts elsewhere.
+    # The file that did not fit may be gone again.  A quota has an errno of its own.
     by_quota = any(isinstance(link, OSError) and link.errno == errno.EDQUOT for link in full)
     if by_quota or _free_bytes(run_folder) < _AMPLE_BYTES:
         return None
@@ -94,8 +94,8 @@ def _says_full(exc: BaseException) -> bool:
     return _FULL_TEXT.search(message_of(exc)) is not None
 
 
-def _may_be_for_want_of_room(exc: BaseException) -> bool:
-    """Whether a program failed whose own words are lost, a compiler for one, or `tempfile` did."""
+def _may_hide_full_disk(exc: BaseException) -> bool:
+    """Whether a program failed whose message is lost, such as a compiler, or `tempfile`."""
     return isinstance(exc, subprocess.CalledProcessError) or _NO_TEMPORARY in message_of(exc)
 
 
@@ -108,7 +108,7 @@ def _paths_of(exc: BaseException) -> Iterator[Path]:
 
 
 def _local(path: Path, run_folder: Path) -> str | None:
-    """Return where a disk is mounted that only this node has and that is not the run's."""
+    """Return the mount point of a node-local disk other than the run's, None for another disk."""
     found = _nearest(path)
     if found.stat().st_dev == _nearest(run_folder).stat().st_dev:
         return None
@@ -128,12 +128,12 @@ def _free_bytes(path: Path) -> int:
 
 
 def _nearest(path: Path) -> Path:
-    # Not `Path.exists`, which raises for a folder that is closed to us.
+    # `Path.exists` raises for a folder without permission.
     return next(above for above in (path, *path.parents) if os.path.exists(above))  # noqa: PTH110
 
 
 def _caches() -> Iterator[tuple[str, Path]]:
-    """Yield what names the code of each cache, and the folder that it writes to."""
+    """Yield the part of a path that identifies the code of each cache, and its folder."""
     for part, variables, below in _CACHES:
         named = next((os.environ[name] for name in variables if os.environ.get(name)), None)
         default = Path(below).expanduser() if below else _temporary_folders()[0]
@@ -141,6 +141,6 @@ def _caches() -> Iterator[tuple[str, Path]]:
 
 
 def _temporary_folders() -> list[Path]:
-    # Not by `tempfile`, which passes over folders that are full.
+    # `tempfile` skips folders that are full.
     named = [os.environ[name] for name in ("TMPDIR", "TEMP", "TMP") if os.environ.get(name)]
     return [Path(name).absolute() for name in (*named, "/tmp", "/var/tmp")]

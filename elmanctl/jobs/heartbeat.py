@@ -1,4 +1,4 @@
-"""Signs of life of a worker: a small file that a thread rewrites every few seconds."""
+"""Heartbeat of a worker: a small file that a thread rewrites every few seconds."""
 
 import contextlib
 import json
@@ -17,21 +17,21 @@ from elmanctl.run.processes import start_ticks
 
 logger = logging.getLogger(__name__)
 
-# A file system may fail for a moment; after this many beats in a row the worker must know.
+# A file system may fail for a moment; after so many failures in a row `check` raises.
 FAILURES_BEFORE_ERROR = 3
 _SIGNAL_WAIT_S = 2.0
 
 
 class Heartbeat:
-    """Rewrites `path` at once, every `interval_s` seconds and a last time on leaving.
+    """Writes `path` at once, every `interval_s` seconds, and a last time on exit.
 
-    Only the thread writes; the main loop and signal handlers replace values and ask for a beat.
-    A failed write never ends the thread: `check` raises it in the main loop.
+    Only the thread writes; the main loop and signal handlers replace values and request a write.  A
+    failed write never ends the thread: `check` raises it in the main loop.
     """
 
     def __init__(self, path: Path, *, interval_s: float, job_id: str, restart: int) -> None:
         self._path = path
-        # Not to be guessed, like all temporary names.
+        # Unpredictable, like all temporary names.
         self._temporary = path.with_name(f".{path.name}.{os.urandom(8).hex()}.tmp")
         self._interval_s = interval_s
         self._fixed = {
@@ -51,7 +51,7 @@ class Heartbeat:
         self._failures = 0
         self._error: OSError | None = None
         # SimpleQueue.put is reentrant: a signal handler may interrupt another put.
-        self._wishes: queue.SimpleQueue[bool] = queue.SimpleQueue()
+        self._requests: queue.SimpleQueue[bool] = queue.SimpleQueue()
         self._signals_written = 0
         self._thread = threading.Thread(target=self._run, name="heartbeat", daemon=True)
 
@@ -66,51 +66,51 @@ class Heartbeat:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self._wishes.put(False)
+        self._requests.put(False)
         self._thread.join()
         self._write()
 
     def enter_phase(self, phase: str) -> None:
-        """Record where the worker stands: starting, warmup, training, finishing, done."""
+        """Record the phase of the worker: starting, warmup, training, finishing, done."""
         if phase != self._phase:
             self._phase = phase
-            self._wishes.put(True)
+            self._requests.put(True)
 
     def progress(self, *, step: int, loss: float | None, tokens: int) -> None:
-        """Record how far the training is; written with the next beat."""
+        """Record the progress of the training, for the next heartbeat."""
         self._progress = {"step": step, "loss": loss, "tokens": tokens}
 
     def note_checkpoint(self, step: int, error: str | None) -> None:
         """Record the last checkpoint, or why it could not be written.
 
-        Beats that failed meanwhile are forgiven: a checkpoint that found no room has left it.
+        It clears failed heartbeats: a checkpoint that found no room has freed it again.
         """
         self._checkpoint = {"step": step, "error": error, "at": clock.to_text(clock.now())}
         self._failures = 0
-        self._wishes.put(True)
+        self._requests.put(True)
 
     def note_signal(self, name: str) -> None:
         """Record a signal and wait, at most two seconds, until it is in the file.
 
-        To be called from a signal handler.
+        It may be called from a signal handler.
         """
         self._signals = (*self._signals, {"name": name, "at": clock.to_text(clock.now())})
-        self._wishes.put(True)
+        self._requests.put(True)
         expected = len(self._signals)
         deadline = time.monotonic() + _SIGNAL_WAIT_S
         while self._signals_written < expected and time.monotonic() < deadline:
             time.sleep(0.005)
 
     def check(self) -> None:
-        """Raise the last write's OSError when several beats in a row have failed."""
+        """Raise the OSError of the last write when several heartbeats in a row have failed."""
         if self._failures >= FAILURES_BEFORE_ERROR and self._error is not None:
             raise self._error
 
     def _run(self) -> None:
-        goes_on = True
-        while goes_on:
+        is_running = True
+        while is_running:
             with contextlib.suppress(queue.Empty):
-                goes_on = self._wishes.get(timeout=self._interval_s)
+                is_running = self._requests.get(timeout=self._interval_s)
             self._write()
 
     def _write(self) -> None:
@@ -118,7 +118,7 @@ class Heartbeat:
         text = json.dumps(self._content(signals))
         temporary = self._temporary
         try:
-            # No fsync: a beat lost with the machine is no loss, and the disk may be busy.
+            # No fsync: a heartbeat lost in a crash does not matter, and the disk may be busy.
             temporary.write_text(text, encoding="utf-8")
             temporary.replace(self._path)
         except OSError as exc:

@@ -1,4 +1,4 @@
-"""The training curve of an attempt: one JSON line for each step."""
+"""Metrics of an attempt: one JSON line per training step."""
 
 import json
 import math
@@ -36,9 +36,9 @@ class StepRecord:
 
 
 class MetricsLog:
-    """Appends steps to metrics.jsonl, each with one write to the file.
+    """Appends steps to metrics.jsonl, each with one write.
 
-    Nothing is buffered in the process, so that whatever kills it leaves every step it finished.
+    Nothing is buffered in the process, so a killed worker leaves every step that it finished.
     """
 
     def __init__(self, path: Path) -> None:
@@ -56,10 +56,10 @@ class MetricsLog:
         os.close(self._descriptor)
 
     def append(self, record: StepRecord) -> None:
-        """Write one step; raises OSError, on a full disk for one."""
+        """Write one step; raises OSError, for example on a full disk."""
         rest = record.line().encode("ascii")
         while rest:
-            # A short write on a full disk is followed by one that raises.
+            # After a short write on a full disk the next one raises.
             rest = rest[os.write(self._descriptor, rest) :]
 
 

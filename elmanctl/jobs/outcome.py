@@ -1,4 +1,4 @@
-"""What a training run came to, and the verdict it means."""
+"""Outcome of a training run, and its verdict."""
 
 from dataclasses import dataclass
 
@@ -7,7 +7,7 @@ from elmanctl.ledger.records import Evidence, EvidenceSource, Verdict, VerdictKi
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Divergence:
-    """The first number that was not finite: in which step, which quantity, and what it was."""
+    """The first number that was not finite: its step, its quantity, and its value."""
 
     step: int
     quantity: str
@@ -17,11 +17,11 @@ class Divergence:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrainOutcome:
-    """What one training run came to.
+    """The outcome of one training run.
 
     `loss` is the mean training loss of the last `loss_window_steps` steps in nats per byte, None
-    for a run that diverged.  `steps` and `tokens` count updates made and bytes predicted for
-    them.  `tokens_per_s` leaves the warm-up out; None when nothing followed it.
+    for a run that diverged.  `steps` and `tokens` count updates and the bytes predicted for them.
+    `tokens_per_s` is the speed after the warm-up, None if nothing followed it.
     """
 
     divergence: Divergence | None
@@ -42,19 +42,19 @@ class TrainOutcome:
     peak_memory_bytes: int
 
     def verdict(self, metrics_file: str, *, steps_before: int = 0) -> Verdict:
-        """Return completed or diverged; `metrics_file` is quoted as seen from the run's folder.
+        """Return completed or diverged; `metrics_file` is relative to the run folder.
 
         `steps_before` were made by earlier attempts, whose metrics are in files of their own.
         """
         found = self.divergence
         if found is None:
             text = f"loss {self.loss:.4f} after {self.steps} steps and {self.tokens} bytes"
-            told = Evidence(source=EvidenceSource.RESULT, text=text)
-            return Verdict(kind=VerdictKind.COMPLETED, evidence=(told,))
+            evidence = Evidence(source=EvidenceSource.RESULT, text=text)
+            return Verdict(kind=VerdictKind.COMPLETED, evidence=(evidence,))
         last = found.last_finite_loss
         text = f"the {found.quantity} of step {found.step} is {found.value}; " + (
             "no step was finite" if last is None else f"the last finite loss was {last:.4f}"
         )
         line = found.step - steps_before
-        told = Evidence(source=EvidenceSource.RESULT, text=text, file=metrics_file, line=line)
-        return Verdict(kind=VerdictKind.DIVERGED, evidence=(told,))
+        evidence = Evidence(source=EvidenceSource.RESULT, text=text, file=metrics_file, line=line)
+        return Verdict(kind=VerdictKind.DIVERGED, evidence=(evidence,))

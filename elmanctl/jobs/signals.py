@@ -1,4 +1,4 @@
-"""What a worker does with the signals that a scheduler sends."""
+"""Handlers of the signals that a scheduler sends to a worker."""
 
 import os
 import resource
@@ -11,9 +11,9 @@ from elmanctl.jobs.heartbeat import Heartbeat
 
 
 class Warned:
-    """Whether the end was announced since somebody last took notice of it."""
+    """Whether the scheduler has announced the end since this was last cleared."""
 
-    # A bare attribute and no lock: the handler may interrupt whoever reads it.
+    # A plain attribute without a lock: the handler may interrupt a reader.
     is_pending = False
 
 
@@ -21,10 +21,9 @@ class Warned:
 def signals_noted(heartbeat: Heartbeat) -> Iterator[Warned]:
     """Note SIGUSR2, SIGTERM and SIGXCPU in the heartbeat file; the last two end the process.
 
-    SIGUSR2 announces an end whose reason only the scheduler knows, so nothing follows from it
-    but a mark in what is yielded.  submitit's own handlers would requeue the job, or raise inside
-    the training; they are replaced and come back on leaving.  SIGINT is left alone.  Main thread
-    only.
+    SIGUSR2 announces an end whose reason only the scheduler knows, so it only sets the flag that is
+    yielded.  submitit's own handlers would requeue the job, or raise inside the training; they are
+    replaced, and restored on exit.  SIGINT is left alone.  Main thread only.
     """
 
     warned = Warned()
@@ -35,11 +34,11 @@ def signals_noted(heartbeat: Heartbeat) -> Iterator[Warned]:
 
     def note_and_end(number: int, frame: FrameType | None) -> None:
         _note(heartbeat, number)
-        # Of a worker that used up its time nobody wants gigabytes of memory on a disk.
+        # A worker that used up its time must not leave gigabytes of core file.
         resource.setrlimit(resource.RLIMIT_CORE, (0, resource.getrlimit(resource.RLIMIT_CORE)[1]))
         signal.signal(number, signal.SIG_DFL)
         os.kill(os.getpid(), number)
-        # Only reached where the default action is to ignore: process 1 of a container.
+        # Reached only where the default action is to ignore: process 1 of a container.
         os._exit(128 + number)
 
     handlers = {
@@ -58,5 +57,5 @@ def signals_noted(heartbeat: Heartbeat) -> Iterator[Warned]:
 def _note(heartbeat: Heartbeat, number: int) -> None:
     name = signal.Signals(number).name
     heartbeat.note_signal(name)
-    # Not by logging: the handler may have interrupted a write to the same buffered stream.
+    # Logging could deadlock: the handler may have interrupted a write to the same stream.
     os.write(2, f"{name} received\n".encode())

@@ -1,4 +1,4 @@
-"""The training loop of one attempt: same data, same tokens a step and same clock for any model."""
+"""Training loop of one attempt: the same data, tokens per step and clock for any model."""
 
 import inspect
 import math
@@ -28,19 +28,19 @@ from elmanctl.jobs.training_clock import TrainingClock
 from elmanctl.run.protocol import EPS, LOSS_WINDOW_STEPS
 from elmanctl.run.spec import AttemptSpec
 
-# Slurm sets these in a job with GPUs, some releases the last one to -1 or a word in one without.
+# Slurm sets these in a job with GPUs; some releases set the last one to -1 or a word without.
 _GPU_VARIABLES = ("SLURM_JOB_GPUS", "SLURM_STEP_GPUS", "CUDA_VISIBLE_DEVICES")
 _NO_GPU = ("-1", "NoDevFiles")
 
 
 class Report(Protocol):
-    """Who is told how the training goes."""
+    """Receiver of the progress of a training."""
 
     def phase(self, name: str) -> None:
-        """Learn that the warm-up or the training proper begins."""
+        """Report the start of the warm-up or of the training proper."""
 
     def step(self, record: StepRecord) -> None:
-        """Learn of a step whose numbers are known; the update follows."""
+        """Report a step whose numbers are known, before its update."""
 
 
 def train(
@@ -50,14 +50,14 @@ def train(
     report: Report,
     checkpoints: Checkpoints | None = None,
 ) -> TrainOutcome:
-    """Train `model` under `spec` and return what came of it, divergence included.
+    """Train `model` under `spec` and return the outcome, divergence included.
 
     `model.loss` takes int64 tokens [B, T+1] and returns the mean loss in nats, which is reported;
-    `model.auxiliary_loss()` is what is minimised beside it.  With a budget of
-    steps or tokens on the CPU and `threads` 1, equal specs give equal losses, bit for bit, and
-    so does a run that goes on from a checkpoint; a model that computes its first weights has to
-    be built after `use_threads`.
-    Raises InvalidConfiguration when the model has not the expected number of parameters.
+    `model.auxiliary_loss()` is added to what is minimised.  With a budget of steps or tokens on the
+    CPU and `threads` 1, equal specs give equal losses, bit for bit, and so does a run that resumes
+    from a checkpoint; a model that computes its initial weights has to be built after
+    `use_threads`.  Raises InvalidConfiguration when the model does not have the expected number of
+    parameters.
     """
     parameters = count_parameters(model)
     if parameters != spec.parameters_expected:
@@ -93,25 +93,25 @@ def train(
 
 
 def use_threads(count: int) -> None:
-    """Let torch compute with `count` CPU threads from here on; 0 leaves the number to torch.
+    """Set the number of CPU threads of torch; 0 leaves it to torch.
 
-    Weights are computed too: an orthogonal one by another number of threads is another one in its
-    last bits.  So this comes before a model is built.
+    It must come before a model is built: the last bits of an orthogonal initial weight depend on
+    the number of threads.
     """
     if count:
         torch.set_num_threads(count)
 
 
 def count_parameters(model: nn.Module) -> int:
-    """Return the number of parameters, those that are shared counted once."""
+    """Return the number of parameters, shared ones counted once."""
     return sum(parameter.numel() for parameter in model.parameters())
 
 
 def choose_device(name: str) -> torch.device:
     """Return the device that `auto`, `cpu` or `cuda` means here.
 
-    Raises EnvironmentNotReady when torch sees no CUDA device, but CUDA is asked for, or the job
-    was given a GPU and `auto` would leave it idle.
+    Raises EnvironmentNotReady when torch sees no CUDA device although CUDA is requested, or
+    although the job was given a GPU, which `auto` would leave idle.
     """
     is_available = torch.cuda.is_available()
     if name == "cuda" and not is_available:
@@ -127,7 +127,7 @@ def choose_device(name: str) -> torch.device:
 
 
 def _given_gpu() -> str | None:
-    """Return the variable that says which GPUs this job was given, None where there is none."""
+    """Return the variable that names the GPUs of this job, None if it has none."""
     for variable in _GPU_VARIABLES:
         value = os.environ.get(variable, "").strip()
         if value and value not in _NO_GPU:
@@ -136,9 +136,9 @@ def _given_gpu() -> str | None:
 
 
 def choose_precision(name: str, device: torch.device) -> str:
-    """Return fp32 or bf16: what was asked for, or for `auto` bf16 where the GPU computes in it.
+    """Return fp32 or bf16: the requested one, or for `auto` bf16 if the GPU supports it.
 
-    Raises EnvironmentNotReady when bf16 is asked for and the GPU has none.
+    Raises EnvironmentNotReady when bf16 is requested and the GPU does not support it.
     """
     if device.type != "cuda":
         return "fp32" if name == "auto" else name
@@ -204,17 +204,17 @@ class _Loop:
 
     @property
     def mean_loss(self) -> float:
-        """Mean loss over the window, in nats."""
+        """The mean loss over the window, in nats."""
         return math.fsum(self.losses) / len(self.losses)
 
     def run(self, report: Report) -> Divergence | None:
-        """Train until the budget is used up or a number is not finite."""
+        """Train until the budget is spent or a number is not finite."""
         if self._device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(self._device)
         self._optimizer.train()
         self.clock = TrainingClock()
         report.phase("warmup")
-        self._go_on_from_checkpoint()
+        self._resume_from_checkpoint()
         if self.clock.is_warm:
             report.phase("training")
         while not self._is_spent():
@@ -224,7 +224,7 @@ class _Loop:
             divergence = self._step(report)
             if divergence is not None:
                 return divergence
-            # Here the last step was finite, and there is something left to be saved for.
+            # Here the last step was finite, and there are more to come.
             if self._checkpoints is not None and self._checkpoints.is_due and not self._is_spent():
                 with self.clock.stopped():
                     self._checkpoints.write(self._trained, self._position())
@@ -240,15 +240,15 @@ class _Loop:
             warm_tokens=self.clock.warm_tokens,
         )
 
-    def _go_on_from_checkpoint(self) -> None:
+    def _resume_from_checkpoint(self) -> None:
         content = None if self._checkpoints is None else self._checkpoints.find(self._trained)
         if content is None:
             return
         position = position_of(content)
         self.steps, self.tokens = position.steps, position.tokens
         if position.counted_s is not None and self._budget.kind == "minutes":
-            # What is compiled at the first steps would be taken from the budget a second time.
-            # Nothing is learned from these, and the state that replaces all comes after them.
+            # The first steps compile kernels, which must not use up the budget a second time.  They
+            # train nothing: the restored state replaces everything afterwards.
             for _ in range(self._training.warmup_steps):
                 self._forward_and_backward()
         restore(content, self._trained)
@@ -305,7 +305,7 @@ class _Loop:
         norm = get_total_norm(gradients)
         if self._training.grad_clip:
             clip_grads_with_norm_(self._parameters, self._training.grad_clip, norm)
-        # The one synchronisation of a step: both numbers cross to the host together.
+        # The only synchronisation of a step: both numbers are copied to the host together.
         values = torch.stack([total, norm.to(total)]).tolist()
         return values[0], values[1]
 
@@ -321,9 +321,9 @@ class _Loop:
 
 
 class _AdamWScheduleFree(schedulefree.AdamWScheduleFree):  # type: ignore[misc]
-    """The same, without torch's compiler.
+    """The same without torch's compiler.
 
-    torch imports the compiler, for more than a second of each job, to keep it away from these.
+    torch would import the compiler, more than a second of each job, only to disable it here.
     """
 
     add_param_group = inspect.unwrap(torch.optim.Optimizer.add_param_group)
@@ -334,8 +334,8 @@ class _AdamWScheduleFree(schedulefree.AdamWScheduleFree):  # type: ignore[misc]
 
 @contextmanager
 def _repeatable(is_wanted: bool) -> Iterator[None]:
-    """Let torch refuse operations whose result depends on scheduling."""
-    # Not torch.use_deterministic_algorithms, which imports torch's compiler.
+    """Make torch refuse operations whose result depends on scheduling."""
+    # torch.use_deterministic_algorithms would import torch's compiler.
     before = torch.get_deterministic_debug_mode()
     if is_wanted:
         torch.set_deterministic_debug_mode("error")
@@ -355,10 +355,10 @@ def _device_name(device: torch.device) -> str:
 
 
 def _peak_memory_bytes(device: torch.device) -> int:
-    """Return the most memory held at one time: allocated on the GPU, or resident on the host."""
+    """Return the peak memory: allocated on the GPU, or resident on the host."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
-    # Not getrusage: its maximum is inherited from the process that started this one.
+    # getrusage would include the peak of the process that started this one.
     for line in Path("/proc/self/status").read_text(encoding="utf-8").splitlines():
         if line.startswith("VmHWM"):
             return int(line.split()[1]) * 1024

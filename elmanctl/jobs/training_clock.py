@@ -1,4 +1,4 @@
-"""The time that a training run has taken, whoever interrupted it."""
+"""Clock of a training run, across interruptions."""
 
 import time
 from collections.abc import Iterator
@@ -6,9 +6,9 @@ from contextlib import contextmanager
 
 
 class TrainingClock:
-    """Seconds since the first step, and since the end of the warm-up: a budget counts the latter.
+    """Seconds since the first step, and since the end of the warm-up, which a budget counts.
 
-    It may go on from what an earlier worker had counted, and stands still while it is stopped.
+    It may resume from the count of an earlier worker, and pauses while it is stopped.
     """
 
     def __init__(
@@ -20,13 +20,13 @@ class TrainingClock:
         self.warm_tokens = warm_tokens
 
     def warm_up_ends(self, tokens: int) -> None:
-        """Start the budget's clock."""
+        """Start the clock of the budget."""
         self._warm = time.monotonic()
         self.warm_tokens = tokens
 
     @property
     def is_warm(self) -> bool:
-        """Whether the budget's clock runs."""
+        """Whether the clock of the budget is running."""
         return self._warm is not None
 
     def elapsed_s(self) -> float:
@@ -38,13 +38,13 @@ class TrainingClock:
         return 0.0 if self._warm is None else time.monotonic() - self._warm
 
     def tokens_per_s(self, tokens: int) -> float | None:
-        """Return the speed after the warm-up, None when nothing followed it."""
+        """Return the speed after the warm-up, None if nothing followed it."""
         counted = tokens - self.warm_tokens
         return counted / self.counted_s() if self._warm is not None and counted > 0 else None
 
     @contextmanager
     def stopped(self) -> Iterator[None]:
-        """Count nothing of what happens inside."""
+        """Pause the clock inside the context."""
         began = time.monotonic()
         try:
             yield

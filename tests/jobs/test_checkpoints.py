@@ -341,7 +341,7 @@ def test_a_checkpoint_that_finds_no_room_costs_nothing_else(
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert (result["checkpoints_written"], result["loss"]) == (0, whole["loss"])
-    assert "the checkpoint of step 3 is not written: File too large" in caplog.text
+    assert "the checkpoint of step 3 was not written: File too large" in caplog.text
     written = read(paths.heartbeat)["checkpoint"]
     assert (written["step"], written["error"]) == (11, "File too large")
     assert not list(paths.folder.glob("checkpoint*"))
