@@ -47,7 +47,8 @@ def pack(
         elmanctl data pack ~/books ~/notes -o corpus.bytes
         elmanctl data pack --builtin
     """
-    from elmanctl.run.corpus import MET_BEFORE, built_in_name, keep_built_in, pack_folders
+    from elmanctl.run.corpus import built_in_name, keep_built_in
+    from elmanctl.run.corpus_packing import MET_BEFORE, pack_folders
 
     if builtin == bool(folders):
         raise UsageError(

@@ -1,4 +1,4 @@
-"""Corpora: the built-in one, which bytes a file holds, and whether it is the expected one."""
+"""Corpora: the built-in one, and the digests by which a corpus is recognized."""
 
 import hashlib
 import json
@@ -14,38 +14,16 @@ from pathlib import Path
 from elmanctl.constants import PROGRAM, VOCABULARY
 from elmanctl.errors import EnvironmentNotReady, NotFound
 from elmanctl.ledger.files import read_small, write_atomically, write_json
-from elmanctl.run.corpus_packing import (
-    MET_BEFORE,
-    PackSummary,
-    pack_files,
-    pack_folders,
-    walk_sorted,
-)
-
-__all__ = [
-    "MET_BEFORE",
-    "CorpusInfo",
-    "PackSummary",
-    "built_in_name",
-    "cache_folder",
-    "corpus_name",
-    "describe",
-    "keep_built_in",
-    "known_digest",
-    "pack_folders",
-    "standard_library_corpus",
-    "unigram_entropy",
-    "verify",
-]
+from elmanctl.run.corpus_packing import PackSummary, pack_files, walk_sorted
 
 logger = logging.getLogger(__name__)
 
-# The whole standard library with its tests is about 32 MB; the limit bounds a larger one.
+# The whole standard library with its tests is about 32 MB.
 BUILT_IN_LIMIT_BYTES = 40_000_000
 BUILT_IN_SUFFIXES = frozenset({".py", ".txt", ".rst", ".md", ".toml"})
 _NOT_THE_LIBRARY = frozenset({"site-packages", "dist-packages", "__pycache__"})
 
-# Above this size a worker trusts the size alone, unless the digest is on record already.
+# Of larger files a worker compares only the size, unless their digest is cached.
 VERIFY_LIMIT_BYTES = 1 << 30
 ENTROPY_LIMIT_BYTES = 64 << 20
 _CHUNK_BYTES = 1 << 20
@@ -53,7 +31,7 @@ _CHUNK_BYTES = 1 << 20
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CorpusInfo:
-    """Which bytes a corpus holds."""
+    """The size and the digest of a corpus."""
 
     path: Path
     size_bytes: int
@@ -61,25 +39,25 @@ class CorpusInfo:
 
 
 def cache_folder() -> Path:
-    """Return the user's cache folder of this program, by XDG_CACHE_HOME."""
+    """Return this program's folder in the user's cache, by XDG_CACHE_HOME."""
     base = Path(os.environ.get("XDG_CACHE_HOME", ""))
     return (base if base.is_absolute() else Path.home() / ".cache") / PROGRAM
 
 
 def built_in_name() -> str:
-    """Return the file name of the built-in corpus, which tells its Python."""
+    """Return the file name of the built-in corpus, with the version of its Python."""
     return f"standard-library-{platform.python_version()}.bytes"
 
 
 def corpus_name(path: str | Path) -> str:
-    """Return how a corpus is called beside the losses on it: the name of its file."""
+    """Return the name of a corpus beside losses on it: that of its file."""
     return Path(path).name
 
 
 def keep_built_in(out: Path) -> PackSummary:
-    """Copy the built-in corpus of this Python, as searches train on it, into a file of its own.
+    """Copy the built-in corpus of this Python to a file.
 
-    Raises EnvironmentNotReady when one of the two cannot be written.
+    Raises EnvironmentNotReady when the file or the cache cannot be written.
     """
     corpus = standard_library_corpus()
     try:
@@ -101,9 +79,9 @@ def keep_built_in(out: Path) -> PackSummary:
 def standard_library_corpus(cache: Path | None = None) -> Path:
     """Return the built-in corpus, the text of Python's own standard library.
 
-    Written once for each Python version: sources (.py) and text files in the order of their
-    paths, up to `BUILT_IN_LIMIT_BYTES`, without installed packages.  Raises EnvironmentNotReady
-    when the cache folder cannot be written.
+    It is written once per Python version: sources (.py) and text files in the order of their paths,
+    up to `BUILT_IN_LIMIT_BYTES`, without installed packages.  Raises EnvironmentNotReady when the
+    cache folder cannot be written.
     """
     folder = cache_folder() if cache is None else cache
     corpus = folder / built_in_name()
@@ -117,15 +95,15 @@ def standard_library_corpus(cache: Path | None = None) -> Path:
             "documents": summary.documents,
         }
         write_json(side, record)
-        _remember(corpus, _key(corpus), summary.sha256)
+        _cache_digest(corpus, _key(corpus), summary.sha256)
     return corpus
 
 
 def describe(path: Path) -> CorpusInfo:
-    """Return size and digest of a corpus; the file is read once and its digest remembered.
+    """Return size and digest of a corpus; the file is read once and its digest cached.
 
-    The memory is keyed by real path, size and modification time.  Raises NotFound when there is
-    no such file, EnvironmentNotReady when it cannot be read.
+    The cache is keyed by real path, size and modification time.  Raises NotFound when there is no
+    such file, EnvironmentNotReady when it cannot be read.
     """
     if not path.is_file():
         raise NotFound(
@@ -133,22 +111,22 @@ def describe(path: Path) -> CorpusInfo:
         )
     # Taken before reading, so that a file that changes meanwhile is read again next time.
     key = _key(path)
-    digest = known_digest(path)
+    digest = cached_digest(path)
     if digest is None:
         try:
             with path.open("rb") as stream:
                 digest = hashlib.file_digest(stream, "sha256").hexdigest()
         except OSError as exc:
             raise EnvironmentNotReady(f"cannot read the corpus {path}: {exc.strerror}") from exc
-        _remember(path, key, digest)
+        _cache_digest(path, key, digest)
     return CorpusInfo(path=path, size_bytes=path.stat().st_size, sha256=digest)
 
 
 def verify(expected: CorpusInfo) -> str:
     """Check that a corpus is the expected one; return what was compared, `sha256` or `size`.
 
-    Only the size is compared when the file is above `VERIFY_LIMIT_BYTES` and there is no digest
-    of it on record.  Raises EnvironmentNotReady when the file is missing or another one.
+    Only the size is compared for a file above `VERIFY_LIMIT_BYTES` without a cached digest.  Raises
+    EnvironmentNotReady when the file is missing or a different one.
     """
     path = expected.path
     if not path.is_file():
@@ -158,7 +136,7 @@ def verify(expected: CorpusInfo) -> str:
         raise EnvironmentNotReady(
             f"the corpus {path} has {size_bytes} bytes here, not {expected.size_bytes}"
         )
-    if size_bytes > VERIFY_LIMIT_BYTES and known_digest(path) is None:
+    if size_bytes > VERIFY_LIMIT_BYTES and cached_digest(path) is None:
         return "size"
     found = describe(path).sha256
     if found != expected.sha256:
@@ -171,7 +149,7 @@ def verify(expected: CorpusInfo) -> str:
 def unigram_entropy(path: Path, *, limit_bytes: int = ENTROPY_LIMIT_BYTES) -> float:
     """Return the entropy of single bytes in nats, over the first `limit_bytes` of a corpus.
 
-    It is the loss of a model that knows only how often each byte occurs.  An empty file has
+    It is the loss of a model that knows only the frequency of each byte.  An empty file has
     entropy 0.
     """
     import numpy as np
@@ -186,25 +164,25 @@ def unigram_entropy(path: Path, *, limit_bytes: int = ENTROPY_LIMIT_BYTES) -> fl
     return math.fsum(-share * math.log(share) for share in shares)
 
 
-def known_digest(path: Path) -> str | None:
-    """Return the remembered digest of a file that has not changed since, or None."""
+def cached_digest(path: Path) -> str | None:
+    """Return the cached digest of a file that has not changed since, or None."""
     try:
-        record = json.loads(read_small(_memory_of(path)))
+        record = json.loads(read_small(_cache_entry(path)))
         return str(record["sha256"]) if record["key"] == _key(path) else None
     except (OSError, ValueError, KeyError, TypeError):
         return None
 
 
-def _remember(path: Path, key: list[str | int], sha256: str) -> None:
-    memory = _memory_of(path)
+def _cache_digest(path: Path, key: list[str | int], sha256: str) -> None:
+    entry = _cache_entry(path)
     try:
-        memory.parent.mkdir(parents=True, exist_ok=True)
-        write_json(memory, {"key": key, "sha256": sha256})
+        entry.parent.mkdir(parents=True, exist_ok=True)
+        write_json(entry, {"key": key, "sha256": sha256})
     except OSError as exc:
-        logger.warning("the digest of %s is not kept: %s", path, exc)
+        logger.warning("the digest of %s was not cached: %s", path, exc)
 
 
-def _memory_of(path: Path) -> Path:
+def _cache_entry(path: Path) -> Path:
     name = hashlib.sha256(os.fsencode(path.resolve())).hexdigest()[:24]
     return cache_folder() / "digests" / f"{name}.json"
 

@@ -1,4 +1,4 @@
-"""Many text files into one file of bytes, with 0x1e between documents."""
+"""Packing of text files into a corpus: one file of bytes, with 0x1e between documents."""
 
 import codecs
 import hashlib
@@ -19,7 +19,7 @@ MET_BEFORE = "met before"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PackSummary:
-    """What became of the files offered to a corpus; `skipped` counts them by reason."""
+    """A packed corpus; `skipped` counts the files left out by reason."""
 
     path: Path
     size_bytes: int
@@ -30,14 +30,14 @@ class PackSummary:
 
 
 def pack_folders(folders: Iterable[Path], out: Path) -> PackSummary:
-    """Pack the text files of folders into the corpus `out`, which appears complete or not at all.
+    """Pack the text files of folders into the corpus `out`, atomically.
 
-    Files come in the order of the folders, then of their paths.  Left out and counted: files
-    with a NUL byte or invalid UTF-8, hidden files and folders, symbolic links (they lead outside
-    or repeat a document), empty and unreadable files, and files met before, because a folder is
-    named twice or lies in another.  A 0x1e inside a document becomes a space.
-    Raises NotFound for a missing folder or when there is no text at all, EnvironmentNotReady
-    when `out` cannot be written.
+    Files are in the order of the folders, then of their paths.  Left out and counted: files with a
+    NUL byte or invalid UTF-8, hidden files and folders, symbolic links (which lead outside or
+    repeat a document), empty and unreadable files, and files met before, because a folder is named
+    twice or is part of another.  A 0x1e inside a document becomes a space.  Raises NotFound for a
+    missing folder or when there is no text at all, EnvironmentNotReady when `out` cannot be
+    written.
     """
     roots = list(folders)
     for root in roots:
@@ -68,12 +68,12 @@ def pack_files(
     *,
     limit_bytes: int | None = None,
 ) -> PackSummary:
-    """Pack text files into `out` in the order given, leaving out what would pass the limit.
+    """Pack text files into `out` in the order given, without those that would exceed the limit.
 
-    Raises NotFound when there is no text at all, EnvironmentNotReady when `out` cannot be
-    written; an earlier `out` is then untouched.
+    Raises NotFound when there is no text at all, EnvironmentNotReady when `out` cannot be written;
+    an earlier `out` is then untouched.
     """
-    # Not to be guessed, and new: the folder may be one where others plant links.
+    # Unpredictable and new: others may plant links in the folder.
     temporary = out.with_name(f".{out.name}.{os.urandom(8).hex()}.tmp")
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
@@ -131,7 +131,7 @@ def _candidates(root: Path, skipped: Counter[str]) -> Iterator[Path]:
 
 
 class _Packer:
-    """Appends documents to a stream and takes a document back when it turns out not to be text."""
+    """Appends documents to a stream, and removes one again if it turns out not to be text."""
 
     def __init__(self, stream: BinaryIO, limit_bytes: int | None, skipped: Counter[str]) -> None:
         self._stream = stream
@@ -153,7 +153,7 @@ class _Packer:
         with source:
             if size_bytes == 0:
                 self._skipped["empty"] += 1
-            elif self._passes_limit(size_bytes):
+            elif self._exceeds_limit(size_bytes):
                 self._skipped["over the size limit"] += 1
             else:
                 self._append(source)
@@ -169,7 +169,7 @@ class _Packer:
             skipped={reason: count for reason, count in sorted(self._skipped.items()) if count},
         )
 
-    def _passes_limit(self, size_bytes: int) -> bool:
+    def _exceeds_limit(self, size_bytes: int) -> bool:
         total = self._size_bytes + size_bytes + len(SEPARATOR)
         return self._limit_bytes is not None and total > self._limit_bytes
 

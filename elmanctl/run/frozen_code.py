@@ -1,4 +1,4 @@
-"""The code of a run, frozen when it starts: an edit in a checkout never changes a live search."""
+"""Frozen code of a run, copied at its start: edits in a checkout never change a live search."""
 
 import hashlib
 import shutil
@@ -8,7 +8,7 @@ import elmanctl
 
 
 def package_files(package: Path) -> list[Path]:
-    """Return the files of the package that are code or data, in a fixed order."""
+    """Return the code and data files of the package, in a fixed order."""
     return sorted(
         path
         for path in package.rglob("*")
@@ -17,7 +17,7 @@ def package_files(package: Path) -> list[Path]:
 
 
 def hash_code(package: Path) -> str:
-    """Return the sha256 of every file's name and bytes."""
+    """Return the sha256 of the names and bytes of all files."""
     digest = hashlib.sha256()
     for path in package_files(package):
         digest.update(f"{path.relative_to(package)}\0{path.stat().st_size}\0".encode())

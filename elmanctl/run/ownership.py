@@ -1,8 +1,8 @@
-"""Whose files these are: what is unpickled, imported, obeyed or written into must be one's own.
+"""Ownership checks: files that are unpickled, imported or executed must be the user's own.
 
-A run's folder holds pickles, the code that workers import, and shell lines for the nodes: whoever
-can write there acts as the user who resumes it.  Its group is trusted, since the umask of the
-owner let it in; reading JSON is never refused.
+A run folder holds pickles, the code that workers import, and shell lines for the nodes: whoever can
+write there can act as the user who resumes it.  Its group is trusted, since the umask of the owner
+let it in; reading JSON is never refused.
 """
 
 import os
@@ -18,27 +18,27 @@ from elmanctl.folders import as_written
 from elmanctl.run.paths import RunPaths
 
 _ROOT = 0
-# As the kernel: more of them in one path are a loop.
+# Like the kernel: more links in one path are a loop.
 _MOST_LINKS = 40
 
 _TRUST_HINT = f"if you trust whoever can write there, set {TRUST_VARIABLE}=1 for this command"
 
 
 def refuse_foreign_run(paths: RunPaths) -> None:
-    """Raise ForeignFolder unless a run's folder is this user's, and nobody else's to write."""
+    """Raise ForeignFolder unless a run folder is this user's, and nobody else can write to it."""
     own = (paths.submissions, paths.evaluations, paths.requests)
-    # The folder itself first: below somebody else's one may not even look.
+    # The folder itself comes first: another user's may not even be readable.
     listed = chain((paths.folder, paths.ledger, *own), _tree(paths.optimizer), _tree(paths.code))
     refuse_foreign_files(listed, why="what lies in a run's folder is run as you")
     refuse_open_parents(paths.folder)
 
 
 def refuse_foreign_files(files: Iterable[Path], *, why: str) -> None:
-    """Raise ForeignFolder for the first file or folder that somebody else may have written.
+    """Raise ForeignFolder for the first file or folder that another user may have written.
 
-    A link must be one's own, and so must be what it leads to; what is missing is passed over.
+    A link and its target must both be the user's own; a missing file is skipped.
     """
-    if _is_told_to_trust(os.environ):
+    if _trusts_everybody(os.environ):
         return
     for path in files:
         fault = _fault(path)
@@ -47,8 +47,8 @@ def refuse_foreign_files(files: Iterable[Path], *, why: str) -> None:
 
 
 def refuse_open_parents(folder: Path) -> None:
-    """Raise ForeignFolder when somebody else could put another folder in place of this one."""
-    if _is_told_to_trust(os.environ):
+    """Raise ForeignFolder when another user could replace this folder by another one."""
+    if _trusts_everybody(os.environ):
         return
     for path in list(_names_of(folder)):
         _refuse_open(path.parents, folder)
@@ -68,9 +68,9 @@ def _refuse_open(parents: Iterable[Path], folder: Path) -> None:
 
 
 def _names_of(folder: Path) -> Iterator[Path]:
-    """Yield a folder's path, and it again as each link in it leads on.
+    """Yield a folder's path, and that path again after each of its links is resolved.
 
-    Raises ForeignFolder for a link of somebody else's, who may lead it elsewhere.
+    Raises ForeignFolder for a link of another user, who may change its target.
     """
     path = as_written(folder)
     yield path
@@ -90,8 +90,8 @@ def _names_of(folder: Path) -> Iterator[Path]:
 
 
 def _without_dots(path: Path) -> Path:
-    """Return a path whose beginning holds no link without its `..`, as the kernel goes back."""
-    # The folder of the link that was followed has no link above it; what the link says may.
+    """Return a path with each `..` resolved like the kernel does, after the links before it."""
+    # There is no link above the folder of the link that was followed; its target may hold some.
     built = Path(path.anchor)
     for part in path.parts[1:]:
         built = built.resolve().parent if part == ".." else built / part
@@ -99,7 +99,7 @@ def _without_dots(path: Path) -> Path:
 
 
 def _fault(path: Path) -> tuple[str, str] | None:
-    """Return what is wrong and what to do, None for a file that is safe or missing."""
+    """Return what is wrong with a file and a hint, None if it is safe or missing."""
     try:
         found = [path.lstat()]
         if stat.S_ISLNK(found[0].st_mode):
@@ -126,8 +126,8 @@ def _user(number: int) -> str:
         return f"user {number}"
 
 
-def _is_told_to_trust(environ: Mapping[str, str]) -> bool:
-    told = environ.get(TRUST_VARIABLE, "")
-    if told not in ("", "0", "1"):
-        raise ConfigError(f"{TRUST_VARIABLE} is 1 or not set, not `{told}`")
-    return told == "1"
+def _trusts_everybody(environ: Mapping[str, str]) -> bool:
+    value = environ.get(TRUST_VARIABLE, "")
+    if value not in ("", "0", "1"):
+        raise ConfigError(f"{TRUST_VARIABLE} is 1 or not set, not `{value}`")
+    return value == "1"

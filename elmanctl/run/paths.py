@@ -1,4 +1,4 @@
-"""Every path of a run, in one place."""
+"""Paths of all files of a run."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,57 +12,57 @@ class AttemptPaths:
 
     @property
     def spec(self) -> Path:
-        """What the worker is asked to do."""
+        """The evaluation that the worker has to run."""
         return self.folder / "spec.json"
 
     @property
     def claim(self) -> Path:
-        """Which job works, or worked, on this attempt."""
+        """The job that holds this attempt."""
         return self.folder / "claim.json"
 
     @property
     def heartbeat(self) -> Path:
-        """Signs of life, rewritten every few seconds."""
+        """The heartbeat, rewritten every few seconds."""
         return self.folder / "heartbeat.json"
 
     @property
     def metrics(self) -> Path:
-        """One line for each training step."""
+        """The metrics, one line per training step."""
         return self.folder / "metrics.jsonl"
 
     @property
     def result(self) -> Path:
-        """The worker's own word on how the attempt ended."""
+        """The worker's result."""
         return self.folder / "result.json"
 
     @property
     def reserve(self) -> Path:
-        """Blocks held back for a result that a full disk would not take."""
+        """Blocks reserved for the result, in case the disk is full by then."""
         return self.folder / ".result.json.reserve.tmp"
 
     @property
     def checkpoint(self) -> Path:
-        """The state of the training, for another attempt to go on from."""
+        """The state of the training, for another attempt to resume from."""
         return self.folder / "checkpoint.pt"
 
     def earlier_metrics(self, restart: int) -> Path:
-        """Return where the metrics of an earlier start of a requeued job are kept."""
+        """Return the path of the metrics of an earlier start of a requeued job."""
         return self.folder / f"metrics-restart-{restart}.jsonl"
 
     @property
     def run_folder(self) -> Path:
-        """The folder of the run that the attempt lies in; of a foreground one, any above it."""
+        """The folder of the run that the attempt belongs to; in the foreground, any above it."""
         return (self.folder.parents[2:3] or self.folder.parents[-1:])[0]
 
     @property
     def finished_marker(self) -> Path:
-        """The file that tells the controller of this attempt's result."""
+        """The file that announces this attempt's result to the controller."""
         number = self.folder.name.removeprefix("attempt-")
         return RunPaths(self.run_folder).finished / f"{self.folder.parent.name}-{number}"
 
     @property
     def name_in_run(self) -> str:
-        """The attempt's folder as seen from the run's folder, as evidence names files."""
+        """The attempt's folder relative to the run folder, as evidence names files."""
         return "/".join(self.folder.parts[-3:])
 
 
@@ -79,12 +79,12 @@ class RunPaths:
 
     @property
     def code(self) -> Path:
-        """The package as it was when the run began."""
+        """The frozen code of the run."""
         return self.folder / "code"
 
     @property
     def optimizer(self) -> Path:
-        """The optimizer's states, one file a generation."""
+        """The states of the optimizer, one file per generation."""
         return self.folder / "optimizer"
 
     @property
@@ -94,7 +94,7 @@ class RunPaths:
 
     @property
     def requests(self) -> Path:
-        """What other commands ask of the controller."""
+        """The requests of other commands to the controller."""
         return self.folder / "requests"
 
     @property
@@ -109,7 +109,7 @@ class RunPaths:
 
     @property
     def scheduler(self) -> Path:
-        """What the scheduler last said, for people: derived, never read by a controller."""
+        """The note of the last poll of the scheduler."""
         return self.folder / "scheduler.json"
 
     def submission(self, name: str) -> Path:

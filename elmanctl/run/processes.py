@@ -1,4 +1,4 @@
-"""Processes of this machine, as /proc tells of them."""
+"""Processes of this machine, from /proc."""
 
 import os
 from collections.abc import Iterator
@@ -8,7 +8,7 @@ from pathlib import Path
 def command_lines() -> Iterator[tuple[int, str]]:
     """Yield the process id and command line of every process of this user.
 
-    What others call their processes says nothing: it may be a trap for whoever waits for one.
+    Other users' processes are left out: they may have any name.
     """
     for folder in Path("/proc").iterdir():
         if folder.name.isdigit():
@@ -23,10 +23,10 @@ def command_lines() -> Iterator[tuple[int, str]]:
 
 
 def start_ticks(pid: int) -> int | None:
-    """Return when a process started, in clock ticks since boot; None when there is none.
+    """Return when a process started, in clock ticks since boot; None if there is none.
 
-    A process id alone may be somebody else's by now; with its start it names one process.
-    A zombie counts as gone.
+    A process id may have been reused; together with the start it identifies one process.  A zombie
+    does not count.
     """
     try:
         stat = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")

@@ -1,4 +1,4 @@
-"""Reading the tables that workers write, and how far a running one is by its heartbeat."""
+"""Progress of a worker, from the JSON tables that it writes."""
 
 import time
 from collections.abc import Mapping
@@ -11,14 +11,14 @@ from elmanctl.clock import from_text
 from elmanctl.ledger.files import parse_object, read_small
 from elmanctl.run.paths import AttemptPaths
 
-# What workers write has a few kilobytes and two levels or three; it goes into the ledger.
+# Tables of workers have a few kilobytes and two or three levels; they go into the ledger.
 _TABLE_BYTES = 256 * 1024
 _DEEPEST = 20
 
-# What a step's number cannot be.
+# No step has such a number.
 _MOST_STEPS = 10**15
 
-# A worker is taken for dead after so many heartbeats that did not come.
+# A worker counts as dead after so many missed heartbeats.
 _TIMEOUT_INTERVALS = 4
 
 # Ten years: no worker lives longer, and no clock that says so is right.
@@ -26,9 +26,10 @@ _LONGEST_S = 10 * 365 * 86400.0
 
 
 def read_table(path: Path) -> dict[str, Any] | None:
-    """Return the JSON object of a file, None when there is none or it is not readable yet.
+    """Return the JSON object in a file, None if there is none or it is not readable yet.
 
-    What no worker of elmanctl writes is not readable: a pipe, more than 256 KiB, deep nesting.
+    A pipe, a table of more than 256 KiB and deep nesting count as unreadable: no worker writes
+    them.
     """
     try:
         table = parse_object(read_small(path, _TABLE_BYTES))
@@ -53,7 +54,7 @@ def _is_deep(table: Mapping[str, Any]) -> bool:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Progress:
-    """How far a running worker said it was; what it did not say, or not in numbers, is None."""
+    """The progress of a running worker; a value that is missing or no number is None."""
 
     phase: str | None
     step: int | None
@@ -63,7 +64,7 @@ class Progress:
 
 
 def read_progress(paths: AttemptPaths) -> Progress | None:
-    """Return how far an attempt is by its heartbeat, None without one that can be read."""
+    """Return the progress of an attempt by its heartbeat, None without a readable one."""
     beat = read_table(paths.heartbeat)
     if beat is None:
         return None
@@ -79,9 +80,9 @@ def read_progress(paths: AttemptPaths) -> Progress | None:
 
 
 def elapsed_s(heartbeat: Mapping[str, Any] | None) -> float | None:
-    """Return how long a worker lived, in seconds, None where it does not say.
+    """Return how long a worker has lived, in seconds, None if it does not say.
 
-    Its own count does not follow a clock that is set meanwhile; workers of version 0.1 have none.
+    Its own count is immune to changes of the clock; workers of version 0.1 have none.
     """
     if heartbeat is None:
         return None

@@ -9,13 +9,13 @@ from elmanctl.errors import EnvironmentNotReady, NotFound
 from elmanctl.run import corpus
 from elmanctl.run.corpus import (
     CorpusInfo,
+    cached_digest,
     describe,
-    known_digest,
-    pack_folders,
     standard_library_corpus,
     unigram_entropy,
     verify,
 )
+from elmanctl.run.corpus_packing import pack_folders
 
 
 def folder_of(root: Path, files: dict[str, bytes]) -> Path:
@@ -133,12 +133,12 @@ def test_a_half_written_built_in_corpus_is_written_again(
 
 
 def test_a_digest_is_remembered_until_the_file_changes(corpus_file: Path) -> None:
-    assert known_digest(corpus_file) is None
+    assert cached_digest(corpus_file) is None
     info = describe(corpus_file)
-    assert known_digest(corpus_file) == info.sha256
+    assert cached_digest(corpus_file) == info.sha256
     corpus_file.write_bytes(b"other")
     os.utime(corpus_file, ns=(1, 1))
-    assert known_digest(corpus_file) is None
+    assert cached_digest(corpus_file) is None
     assert describe(corpus_file).sha256 != info.sha256
 
 
@@ -157,7 +157,7 @@ def test_a_cache_that_cannot_be_written_only_costs_time(
     own_cache.write_text("a file in the place of the folder")
     with caplog.at_level(logging.WARNING):
         assert describe(corpus_file).size_bytes == corpus_file.stat().st_size
-    assert "not kept" in caplog.text
+    assert "not cached" in caplog.text
 
 
 def test_a_missing_corpus_is_not_found(tmp_path: Path) -> None:
@@ -180,7 +180,7 @@ def test_verify_accepts_the_very_bytes_and_nothing_else(corpus_file: Path) -> No
         verify(info)
 
 
-def test_a_huge_corpus_without_a_known_digest_is_compared_by_size(
+def test_a_huge_corpus_without_a_cached_digest_is_compared_by_size(
     corpus_file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(corpus, "VERIFY_LIMIT_BYTES", 10)

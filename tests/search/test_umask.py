@@ -11,7 +11,7 @@ from elmanctl.ledger.records import RunStatus, Submission
 from elmanctl.ledger.requests import answer_request, leave_request, pending_requests
 from elmanctl.ledger.run_state import RunState
 from elmanctl.ledger.state import load_run
-from elmanctl.run.corpus import pack_folders
+from elmanctl.run.corpus_packing import pack_folders
 from elmanctl.run.paths import RunPaths
 from elmanctl.run.training import Training
 from elmanctl.schedulers.slurm_executor import SlurmExecutor
