@@ -48,8 +48,9 @@ from elmanctl.ledger.records import (  # noqa: E402
 from elmanctl.ledger.snapshot import EVERY_BYTES, LIMIT_BYTES, SNAPSHOT_FILE  # noqa: E402
 from elmanctl.run.paths import RunPaths  # noqa: E402
 from elmanctl.run.training import Training  # noqa: E402
+from elmanctl.search.plan import plan_search  # noqa: E402
+from elmanctl.search.run_creation import create_run  # noqa: E402
 from elmanctl.search.session import Session  # noqa: E402
-from elmanctl.search.start import create_run, plan_search  # noqa: E402
 from elmanctl.settings import DataSettings, SearchSettings, Settings  # noqa: E402
 
 POPULATION = 16

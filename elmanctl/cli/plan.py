@@ -16,7 +16,7 @@ from elmanctl.run.corpus import corpus_name
 from elmanctl.run.paths import RunPaths
 from elmanctl.schedulers.cluster import ClusterAnswer, ask_cluster
 from elmanctl.schedulers.slurm import Slurm
-from elmanctl.search.start import SearchPlan
+from elmanctl.search.plan import SearchPlan
 
 # A dry run reports what it can, and does not wait a minute for each command of a dead cluster.
 _QUERY_TIMEOUT_S = 10
@@ -25,7 +25,8 @@ _QUERY_TIMEOUT_S = 10
 def describe_plan(plan: SearchPlan) -> str:
     """Return a few lines: the evaluations, their data and cost, and the start point."""
     search = plan.settings.search
-    each = " ".join(f"{amount:g} {kind}" for kind, amount in plan.budget.encode().items())
+    budget = plan.settings.train.budget
+    each = f"{budget.amount:g} {budget.kind}"
     where = "on this machine" if plan.executor == "local" else "as Slurm jobs"
     cost = f", {plan.hours:.1f} training hours" if plan.hours else ""
     target = f" around {search.params} parameters" if search.params else ""
@@ -160,7 +161,7 @@ def plan_data(plan: SearchPlan) -> dict[str, Any]:
         "population": search.population,
         "evaluations": plan.evaluations,
         "at_once": _at_once(plan) if is_local else None,
-        "budget": plan.budget.encode(),
+        "budget": plan.settings.train.budget.encode(),
         "training_hours": plan.hours,
         "cost": {
             "unit": plan.unit,

@@ -24,7 +24,8 @@ from elmanctl.errors import UsageError
 from elmanctl.run.ownership import refuse_foreign_files
 from elmanctl.run.paths import RunPaths
 from elmanctl.schedulers import make_executor
-from elmanctl.search.start import SearchPlan, create_run, plan_search
+from elmanctl.search.plan import SearchPlan, plan_search
+from elmanctl.search.run_creation import create_run
 
 
 def search(

@@ -25,7 +25,7 @@ from elmanctl.run.paths import AttemptPaths
 from elmanctl.run.progress import read_table
 from elmanctl.run.spec import AttemptSpec, DataSpec
 from elmanctl.search.limits import check_learning_rate
-from elmanctl.search.start import check_trainable, find_corpus
+from elmanctl.search.plan import check_trainable, find_corpus
 from elmanctl.settings import Settings
 from elmanctl.space.space import LEARNING_RATE
 

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
+from elmanctl.search.plan import SearchPlan, plan_search
 from elmanctl.search.selection import find_run
-from elmanctl.search.start import SearchPlan, plan_search
 from tests.cli.conftest import QuickCommandLine, Snapshot
 from tests.cli.test_bad_input import assert_refused
 from tests.command_line import CommandLine

@@ -25,8 +25,9 @@ from elmanctl.run.paths import AttemptPaths, RunPaths
 from elmanctl.run.training import Training
 from elmanctl.schedulers.executor import JobReport, JobState, LiveJob, Sighting
 from elmanctl.search.loop import Controller
+from elmanctl.search.plan import plan_search
+from elmanctl.search.run_creation import create_run
 from elmanctl.search.session import Session
-from elmanctl.search.start import create_run, plan_search
 from elmanctl.settings import (
     BudgetSettings,
     DataSettings,

@@ -24,9 +24,10 @@ from elmanctl.schedulers.submission import write_pickles
 from elmanctl.search import dispatch
 from elmanctl.search.cleaning import plan_cleaning, retention
 from elmanctl.search.effective_settings import effective_settings
+from elmanctl.search.plan import plan_search
 from elmanctl.search.request_schema import CleanRequest
+from elmanctl.search.run_creation import create_run
 from elmanctl.search.session import Session
-from elmanctl.search.start import create_run, plan_search
 from tests.integration.runs import losses, points
 from tests.search import scripted
 from tests.search.scripted import MODEL, Run, Runs, ScriptedExecutor

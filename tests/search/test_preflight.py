@@ -13,7 +13,8 @@ from elmanctl.models.config import STUDY, FamilyConfig
 from elmanctl.models.memory import training_memory_bytes
 from elmanctl.models.registry import decode_config
 from elmanctl.run.training import Training
-from elmanctl.search.start import SearchPlan, create_run, plan_search
+from elmanctl.search.plan import SearchPlan, plan_search
+from elmanctl.search.run_creation import create_run
 from elmanctl.search.workload import attempt_spec
 from elmanctl.settings import (
     DataSettings,

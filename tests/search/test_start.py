@@ -14,7 +14,8 @@ from elmanctl.run.frozen_code import freeze_code, hash_code, package_files
 from elmanctl.run.paths import RunPaths
 from elmanctl.run.training import Budget, Training
 from elmanctl.search.limits import check_limits
-from elmanctl.search.start import SearchPlan, create_run, plan_search
+from elmanctl.search.plan import SearchPlan, plan_search
+from elmanctl.search.run_creation import create_run
 from elmanctl.search.workload import attempt_resources, time_limit_min
 from elmanctl.settings import Settings
 

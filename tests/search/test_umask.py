@@ -15,9 +15,10 @@ from elmanctl.run.corpus_packing import pack_folders
 from elmanctl.run.paths import RunPaths
 from elmanctl.run.training import Training
 from elmanctl.schedulers.slurm_executor import SlurmExecutor
+from elmanctl.search.plan import plan_search
+from elmanctl.search.run_creation import create_run
 from elmanctl.search.session import Session
 from elmanctl.search.single_evaluation import evaluate_once
-from elmanctl.search.start import create_run, plan_search
 from elmanctl.settings import DataSettings, SearchSettings, Settings
 from tests.schedulers.slurm_tools import SlurmTools
 from tests.search.scripted import AXES, MODEL, Run, ScriptedExecutor, World

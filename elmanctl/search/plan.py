@@ -1,0 +1,265 @@
+"""Search plan: everything that can be checked before a search starts, with nothing written."""
+
+import importlib.util
+import os
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from elmanctl.constants import INSTALL_TRAIN
+from elmanctl.errors import (
+    ConfigError,
+    EnvironmentNotReady,
+    Faults,
+    InvalidConfiguration,
+    UsageError,
+)
+from elmanctl.folders import as_written
+from elmanctl.ledger.records import Resources
+from elmanctl.ledger.spending import devices, gpus_asked
+from elmanctl.models.backends import AUTO, BACKENDS, check_backend_name, unavailable_on_all_devices
+from elmanctl.models.config import DOCUMENTED
+from elmanctl.models.registry import decode_config, resolve_level
+from elmanctl.run.corpus import CorpusInfo, describe, standard_library_corpus, unigram_entropy
+from elmanctl.run.paths import RunPaths
+from elmanctl.schedulers.gpus import check_gpus
+from elmanctl.schedulers.quoting import check_path
+from elmanctl.schedulers.submission import check_resources
+from elmanctl.search.costs import budget_stop, unit_name
+from elmanctl.search.limits import check_learning_rates, check_limits
+from elmanctl.search.optimizer import CmaOptimizer
+from elmanctl.search.workload import attempt_resources
+from elmanctl.settings import Settings
+from elmanctl.space.audit import Effect, audit_space, refuse_dead_axes
+from elmanctl.space.candidates import CandidateBuilder, ask_candidates
+from elmanctl.space.preflight import check_space, mixed_backends
+from elmanctl.space.space import SearchSpace, load_space
+
+# The name of a run is a folder name and a part of Slurm's job names, and people type it.
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+_NAME_LIMIT = 100
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SearchPlan:
+    """A search that passed every check."""
+
+    name: str
+    folder: Path
+    executor: str
+    settings: Settings
+    space: SearchSpace
+    start: tuple[float, ...]
+    start_source: str
+    start_fault: str | None
+    effects: Mapping[str, Effect]
+    refused_share: float
+    mixed_backends: str | None
+    corpus: CorpusInfo
+    unigram_nats: float
+    resources: Resources
+
+    @property
+    def model(self) -> str:
+        """The name of the model family."""
+        return self.space.model
+
+    @property
+    def start_values(self) -> dict[str, Any]:
+        """The value of every axis at the start."""
+        values = self.space.values(self.start)
+        return {axis.name: values[axis.name] for axis in self.space.axes}
+
+    @property
+    def evaluations(self) -> int:
+        """The number of evaluations when none fails."""
+        return self.settings.search.generations * self.settings.search.population
+
+    @property
+    def hours(self) -> float | None:
+        """Training hours of all evaluations, None unless the budget is in minutes."""
+        minutes = self.settings.train.minutes
+        return None if minutes is None else self.evaluations * minutes / 60
+
+    @property
+    def devices(self) -> int:
+        """The devices that one job counts as: its GPUs, at least 1."""
+        return devices(self.resources)
+
+    @property
+    def unit(self) -> str:
+        """The name of an hour of one device."""
+        local, asked = self.settings.local.gpus, gpus_asked(self.resources)
+        return unit_name(has_gpus=bool(local if self.executor == "local" else asked))
+
+    @property
+    def most_gpu_hours(self) -> float:
+        """The highest possible cost without retries, in `unit`."""
+        return self.evaluations * self.resources.timeout_min / 60 * self.devices
+
+    @property
+    def stop(self) -> str | None:
+        """The limits of `[budget]` that may end the search early, in words."""
+        return budget_stop(
+            self.settings.budget,
+            evaluations=self.evaluations,
+            expected_gpu_hours=None if self.hours is None else self.hours * self.devices,
+            most_gpu_hours=self.most_gpu_hours,
+            unit=self.unit,
+        )
+
+
+def plan_search(
+    model: str, settings: Settings, *, executor: str, name: str, runs: Path
+) -> SearchPlan:
+    """Check everything that can be checked without a job, and return the plan.
+
+    Raises NotFound (model, space, corpus), InvalidConfiguration (sizes, budget), ConfigError
+    (settings), UsageError (name, sbatch options), EnvironmentNotReady (this machine cannot run it).
+    """
+    family, fixed = resolve_level(model, settings.model)
+    search, train, faults = settings.search, settings.train, Faults()
+    with faults:
+        check_limits(settings)
+    with faults:
+        check_backend_name(family.name, family.backends, train.backend)
+    with faults:
+        folder = _run_folder(runs, name)
+    with faults:
+        _ = train.budget
+    with faults:
+        # `fixed` without the values that every configuration has by default.
+        silent = {"level": fixed["level"], "variant": DOCUMENTED}
+        space = load_space(
+            family.name,
+            search.space,
+            axes=search.axes,
+            fixed={key: value for key, value in fixed.items() if silent.get(key) != value},
+            has_budget=search.params is not None,
+        )
+        check_learning_rates(space)
+        builder = CandidateBuilder(space, settings, executor)
+    faults.raise_any()
+    resources = attempt_resources(settings, executor, {})
+    if executor == "slurm":
+        check_resources(resources)
+    check_space(space, settings, executor)
+    effects = audit_space(space, search.multiple_of)
+    refuse_dead_axes(effects)
+    start, source = _start(space, settings)
+    # A generation is asked as the search will, so that an empty space is found here.
+    optimizer = CmaOptimizer.start(
+        space.coordinates, start, sigma=search.sigma, population=search.population, seed=search.seed
+    )
+    first, refused = ask_candidates(optimizer.ask, builder, search.population)
+    corpus = find_corpus(settings)
+    if corpus.size_bytes <= train.seq_len:
+        raise ConfigError(
+            f"a corpus of {corpus.size_bytes} bytes is shorter than one window of "
+            f"{train.seq_len + 1}",
+            hint="use a larger corpus or a smaller `train.seq_len`",
+        )
+    if executor == "local":
+        check_gpus(settings.local.gpus, train.device, os.environ)
+        check_trainable(settings)
+    models = [decode_config(family.name, candidate.config) for candidate in first]
+    return SearchPlan(
+        name=name,
+        folder=folder,
+        executor=executor,
+        settings=settings,
+        space=space,
+        start=start,
+        start_source=source,
+        start_fault=_fault_at(builder, start),
+        effects=effects,
+        refused_share=refused / (refused + search.population),
+        mixed_backends=mixed_backends(settings, models),
+        corpus=corpus,
+        unigram_nats=unigram_entropy(corpus.path),
+        resources=resources,
+    )
+
+
+def find_corpus(settings: Settings) -> CorpusInfo:
+    """Return the user's corpus or the built-in one, packed on first use."""
+    if settings.data.path is None:
+        return describe(standard_library_corpus())
+    return describe(as_written(Path(settings.data.path)))
+
+
+def check_trainable(settings: Settings) -> None:
+    """Raise EnvironmentNotReady if this machine lacks a device, a package or the backend."""
+    check_gpus((), settings.train.device, os.environ)
+    missing = [name for name in ("torch", "schedulefree") if not importlib.util.find_spec(name)]
+    if missing:
+        raise EnvironmentNotReady(
+            f"`{missing[0]}` is not installed here, and training needs it", hint=INSTALL_TRAIN
+        )
+    if settings.train.backend != AUTO:
+        backend = BACKENDS[settings.train.backend]
+        fault = unavailable_on_all_devices(backend)
+        if fault:
+            raise EnvironmentNotReady(
+                f"backend `{backend.name}` cannot run here: {fault}", hint=backend.fix
+            )
+
+
+def _fault_at(builder: CandidateBuilder, point: tuple[float, ...]) -> str | None:
+    """Return why a point cannot be trained, None if it can."""
+    try:
+        builder.build(point)
+    except InvalidConfiguration as exc:
+        return exc.message
+    return None
+
+
+def _start(space: SearchSpace, settings: Settings) -> tuple[tuple[float, ...], str]:
+    if not settings.search.start_from_best:
+        return space.middle, "the middle of the space"
+    missing = [axis.name for axis in space.axes if axis.name not in space.best]
+    if missing or space.best_source is None:
+        raise ConfigError(
+            f"space `{space.name}` has no known best value of `{missing[0] if missing else '?'}`",
+            hint="leave out `--start-from-best`",
+        )
+    return space.point(space.best), space.best_source
+
+
+def _run_folder(runs: Path, name: str) -> Path:
+    """Return the folder of a new run; raise UsageError or EnvironmentNotReady if it cannot be."""
+    if not _NAME.fullmatch(name):
+        raise UsageError(
+            f"a run cannot be named `{name}`",
+            hint="use letters, digits, `.`, `_` and `-`, a letter or digit first",
+        )
+    if len(name) > _NAME_LIMIT:
+        raise UsageError(
+            f"a run's name of {len(name)} characters is too long",
+            hint=f"use at most {_NAME_LIMIT}; folders and jobs are named after it",
+        )
+    folder = as_written(runs) / name
+    check_path(folder)
+    parent = next(path for path in folder.parents if path.exists())
+    if not parent.is_dir():
+        fault = f"{parent} is a file"
+    elif not os.access(parent, os.W_OK | os.X_OK, effective_ids=True):
+        fault = f"{parent} cannot be written by you"
+    else:
+        fault = None
+    if fault:
+        raise EnvironmentNotReady(
+            f"runs cannot be kept in {folder.parent}: {fault}", hint="change `paths.runs`"
+        )
+    if folder.exists() and not RunPaths(folder).ledger.exists():
+        raise UsageError(
+            f"{folder} exists and is no run", hint="remove it, or pass another `--name`"
+        )
+    if folder.exists():
+        raise UsageError(
+            f"a run named `{name}` exists",
+            hint=f"continue it with `elmanctl resume {name}`, or pass another `--name`",
+        )
+    return folder
