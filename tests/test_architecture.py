@@ -271,6 +271,26 @@ def test_every_public_thing_says_in_one_sentence_what_it_is(module: str) -> None
             assert text.split("\n\n")[0].rstrip().endswith("."), f"{name}: no sentence"
 
 
+# Every value that crosses the border of these rooms has a type.
+TYPED_ROOMS = ("ledger", "verdicts", "schedulers")
+
+
+@pytest.mark.parametrize("module", [name for name in sorted(modules()) if is_in(name, TYPED_ROOMS)])
+def test_no_public_signature_of_a_typed_room_holds_any(module: str) -> None:
+    found = [
+        name
+        for name, node in _public_definitions(module)
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
+        for hint in (
+            node.returns,
+            *(found.annotation for found in ast.walk(node.args) if isinstance(found, ast.arg)),
+        )
+        if hint is not None
+        and "Any" in {part.id for part in ast.walk(hint) if isinstance(part, ast.Name)}
+    ]
+    assert found == []
+
+
 def _prints(node: ast.Call) -> bool:
     called = ast.unparse(node.func)
     written = called in ("sys.stdout.write", "sys.stderr.write", "sys.stdout.buffer.write")
