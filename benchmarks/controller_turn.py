@@ -61,12 +61,13 @@ Row = tuple[str, float, float, float]
 
 
 def find(name: str, under: str = "") -> Any:
-    """Return a class or function of the package by its name, in whatever module it is."""
+    """Return a class or function of the package by its name (`a|b`: either), in any module."""
     package = Path(importlib.import_module("elmanctl").__file__ or "").parent
     for path in sorted((package / under).rglob("*.py")):
-        if re.search(rf"^(class|def) {name}\b", path.read_text(encoding="utf-8"), re.MULTILINE):
+        found = re.search(rf"^(?:class|def) ({name})\b", path.read_text("utf-8"), re.MULTILINE)
+        if found:
             parts = path.relative_to(package.parent).with_suffix("").parts
-            return getattr(importlib.import_module(".".join(parts)), name)
+            return getattr(importlib.import_module(".".join(parts)), found[1])
     raise SystemExit(f"{package} has no `{name}`")
 
 
@@ -80,7 +81,7 @@ class Scheduler:
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         self._report, self._state = find("JobReport"), find("JobState")
-        self._sighting = find("Sighting")
+        self._result = find("PollResult|Sighting")  # the newer name and the older one
         self._submissions = 0
         self._reports: dict[str, Any] = {}
         self._begun: list[tuple[Path, Path, str, int]] = []
@@ -110,8 +111,10 @@ class Scheduler:
             return self._report(state=self._state.PENDING, raw="PENDING", reason="Priority")
         return self._report(state=self._state.RUNNING, raw="RUNNING", node=f"n{index % 100}")
 
-    def look(self, jobs: Any, intended: Any) -> Any:
-        return self._sighting(reports=self._reports, found={})
+    def poll(self, jobs: Any, intended: Any) -> Any:
+        return self._result(reports=self._reports, found={})
+
+    look = poll  # the older name
 
     def cancel(self, jobs: Any) -> None:
         raise AssertionError("nothing is cancelled here")

@@ -85,10 +85,10 @@ def _act(paths: RunPaths, command: str, arguments: Mapping[str, Any]) -> dict[st
         if command == "requeue":
             executor.check()
         dispatcher = Dispatcher(session, executor, poller, Decisions(session))
-        if command == "cancel" and poller.intended() and (sighting := poller.look()):
+        if command == "cancel" and poller.intended() and (polled := poller.poll()):
             # A job that was accepted but whose id was never recorded must be cancelled too.
-            dispatcher.adopt(sighting)
-            watcher.look(sighting)
+            dispatcher.adopt(polled)
+            watcher.look(polled)
         answer = perform(session, watcher, command, arguments, f"lease {session.lease.fence}")
         if command == "cancel":
             _collect(session, watcher, poller)
@@ -130,7 +130,7 @@ def _collect(session: Session, watcher: Watcher, poller: Poller) -> None:
     end = time.monotonic() + _COLLECT_S
     while is_ending() and time.monotonic() + max(_COLLECT_POLL_S, poller.due_in_s) < end:
         time.sleep(_COLLECT_POLL_S)
-        watcher.look(poller.look())
+        watcher.look(poller.poll())
 
 
 def _ask_controller(

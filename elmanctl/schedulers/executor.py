@@ -57,7 +57,7 @@ class LiveJob:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Sighting:
+class PollResult:
     """The result of one poll of the scheduler.
 
     `reports` are by job id; there is none for a job that could not be queried this time.  `found`
@@ -121,7 +121,7 @@ class Executor(Protocol):
         SubmissionUnknown.
         """
 
-    def look(self, jobs: Sequence[LiveJob], intended: Sequence[Submission]) -> Sighting:
+    def poll(self, jobs: Sequence[LiveJob], intended: Sequence[Submission]) -> PollResult:
         """Poll the scheduler once for all jobs, and for submissions without an answer on record.
 
         Raises EnvironmentNotReady when the scheduler cannot be asked: then nothing is known.

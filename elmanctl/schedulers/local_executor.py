@@ -22,7 +22,7 @@ from elmanctl.ledger.files import write_atomically
 from elmanctl.ledger.records import Resources, Submission
 from elmanctl.run.paths import RunPaths
 from elmanctl.run.processes import command_lines, start_ticks
-from elmanctl.schedulers.executor import JobReport, JobState, LiveJob, Sighting
+from elmanctl.schedulers.executor import JobReport, JobState, LiveJob, PollResult
 from elmanctl.schedulers.gpus import check_gpus, worker_variables
 from elmanctl.schedulers.slurm_environment import without_options
 from elmanctl.schedulers.submission import (
@@ -147,9 +147,9 @@ class LocalExecutor:
         environment.setdefault("OMP_NUM_THREADS", str(max(1, share)))
         return environment
 
-    def look(self, jobs: Sequence[LiveJob], intended: Sequence[Submission]) -> Sighting:
+    def poll(self, jobs: Sequence[LiveJob], intended: Sequence[Submission]) -> PollResult:
         """Return the state of each worker, and which submissions ever started one."""
-        return Sighting(
+        return PollResult(
             reports={job.job_id: self._report(job) for job in jobs},
             found={submission.id: self._find(submission) for submission in intended},
         )

@@ -27,7 +27,7 @@ from elmanctl.schedulers.executor import (
     JobReport,
     JobState,
     LiveJob,
-    Sighting,
+    PollResult,
     SubmissionDeferred,
     SubmissionTooLarge,
     SubmissionUnknown,
@@ -193,7 +193,7 @@ class SlurmExecutor:
         self._array_limit = refused // 2
         self._asks_array_limit = not self._knows_array_limit
 
-    def look(self, jobs: Sequence[LiveJob], intended: Sequence[Submission]) -> Sighting:
+    def poll(self, jobs: Sequence[LiveJob], intended: Sequence[Submission]) -> PollResult:
         """Poll squeue for everything, then sacct for what squeue lacks: two commands at most.
 
         An end whose cause squeue may not know waits for sacct, and counts as running meanwhile.
@@ -230,7 +230,7 @@ class SlurmExecutor:
             more_reports, more_found = self._ask_accounting(unclear, missing, rows)
             reports |= more_reports
             found |= more_found
-        return Sighting(
+        return PollResult(
             reports=reports,
             found=found,
             accounting_error=self._accounting.error,

@@ -21,7 +21,7 @@ from elmanctl.ledger.records import (
     VerdictKind,
 )
 from elmanctl.run.progress import heartbeat_age_s, heartbeat_timeout_s, read_table
-from elmanctl.schedulers.executor import Executor, JobReport, JobState, LiveJob, Sighting
+from elmanctl.schedulers.executor import Executor, JobReport, JobState, LiveJob, PollResult
 from elmanctl.search.file_owners import attempt_sizes
 from elmanctl.search.nodes import NODE_NAME
 from elmanctl.search.poll import live_job
@@ -62,14 +62,14 @@ class Watcher:
         # Workers leave markers where there is a folder for them.
         session.paths.finished.mkdir(exist_ok=True)
 
-    def look(self, sighting: Sighting | None) -> list[tuple[Evaluation, Verdict]]:
+    def look(self, polled: PollResult | None) -> list[tuple[Evaluation, Verdict]]:
         """Look at what is new; return the attempts that were judged.
 
-        `sighting` is what the scheduler said, None when it was not asked this time.
+        `polled` is what the scheduler said, None when it was not asked this time.
         """
         judged = [*self._collect_finished(), *self._judge_ended()]
-        if sighting is not None:
-            judged += self._act_on_all(sighting)
+        if polled is not None:
+            judged += self._act_on_all(polled)
         return judged
 
     def _collect_finished(self) -> Iterator[tuple[Evaluation, Verdict]]:
@@ -111,11 +111,11 @@ class Watcher:
     def _live(self) -> list[tuple[Evaluation, Attempt]]:
         return [pair for pair in self._session.state.live_attempts() if pair[1].job_id is not None]
 
-    def _act_on_all(self, sighting: Sighting) -> Iterator[tuple[Evaluation, Verdict]]:
+    def _act_on_all(self, polled: PollResult) -> Iterator[tuple[Evaluation, Verdict]]:
         live = [
             (report, evaluation, attempt)
             for evaluation, attempt in self._live()
-            if (report := sighting.reports.get(str(attempt.job_id))) is not None
+            if (report := polled.reports.get(str(attempt.job_id))) is not None
         ]
         # Cancelled before its job had an id, or by a controller that died before it said so.
         self._end(

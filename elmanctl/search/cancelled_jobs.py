@@ -44,7 +44,7 @@ def jobs_left(
         name: job_of(state, attempt) for name, attempt in live.items() if attempt.job_id is not None
     }
     try:
-        reports = executor.look(list(jobs.values()), []).reports if jobs else {}
+        reports = executor.poll(list(jobs.values()), []).reports if jobs else {}
     except EnvironmentNotReady as exc:
         return dict.fromkeys(live, Now.UNKNOWN), exc.message
     known = {name: reports.get(job.job_id) for name, job in jobs.items()}

@@ -36,7 +36,7 @@ from elmanctl.ledger.reserve import hold
 from elmanctl.ledger.spending import devices
 from elmanctl.schedulers.executor import (
     Executor,
-    Sighting,
+    PollResult,
     SubmissionDeferred,
     SubmissionTooLarge,
     SubmissionUnknown,
@@ -104,27 +104,27 @@ class Dispatcher:
         self._unanswered: Counter[str] = Counter()
         self._lost = 0
 
-    def adopt_all(self) -> Sighting | None:
+    def adopt_all(self) -> PollResult | None:
         """Settle every submission whose answer is not on record; return what the look brought.
 
         Where it is too soon for a look they stay as they are, and are settled by the next one.
         Raises EnvironmentNotReady when the scheduler is silent: then nothing is concluded.
         """
-        sighting = self._poller.look()
-        if sighting is not None:
-            self.adopt(sighting)
+        polled = self._poller.poll()
+        if polled is not None:
+            self.adopt(polled)
         reason, left = self._poller.silent_reason, self._poller.intended()
-        if reason is not None and (left or sighting is None):
+        if reason is not None and (left or polled is None):
             unknown = f"whether it took {len(left)} submissions is not known; " if left else ""
             raise EnvironmentNotReady(reason, hint=f"{unknown}`elmanctl resume` when it answers")
-        return sighting
+        return polled
 
-    def adopt(self, sighting: Sighting) -> None:
+    def adopt(self, polled: PollResult) -> None:
         """Put on record what became of submissions that were looked up."""
         for submission in self._poller.intended():
-            if submission.id not in sighting.found:
+            if submission.id not in polled.found:
                 continue
-            job_id = sighting.found[submission.id]
+            job_id = polled.found[submission.id]
             if job_id is not None:
                 self._session.record(
                     SubmissionAccepted(submission=submission.id, job_id=job_id, adopted=True)

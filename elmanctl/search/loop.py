@@ -31,7 +31,7 @@ from elmanctl.ledger.records import (
     evaluation_id,
 )
 from elmanctl.run.ownership import refuse_foreign_files
-from elmanctl.schedulers.executor import Executor, Sighting
+from elmanctl.schedulers.executor import Executor, PollResult
 from elmanctl.schedulers.scheduler_note import read_note
 from elmanctl.search.actions import apply_requests
 from elmanctl.search.attempt_monitor import Watcher
@@ -105,10 +105,10 @@ class Controller:
         while not self._stop.is_set():
             session.lease.renew()
             apply_requests(session, self._watcher)
-            sighting = self._poller.look()
-            if sighting is not None:
-                self._dispatcher.adopt(sighting)
-            self._observe(sighting)
+            polled = self._poller.poll()
+            if polled is not None:
+                self._dispatcher.adopt(polled)
+            self._observe(polled)
             if session.state.status is RunStatus.CANCELLED:
                 # Its jobs are told to end; what became of them goes on record.
                 if not session.state.live_attempts():
@@ -132,13 +132,13 @@ class Controller:
         self._dispatcher.submit_waiting()
         return False
 
-    def _observe(self, sighting: Sighting | None) -> None:
-        judged = self._watcher.look(sighting)
+    def _observe(self, polled: PollResult | None) -> None:
+        judged = self._watcher.look(polled)
         for evaluation, verdict in judged:
             self._view.judged(evaluation, verdict)
         exclude_bad_nodes(self._session, [(e, e.attempts[-1]) for e, _ in judged])
-        if sighting is not None:
-            self._waiting.look(sighting)
+        if polled is not None:
+            self._waiting.look(polled)
 
     def _close_decided(self) -> None:
         """Close evaluations whose last verdict is final; stop at failures that will repeat."""

@@ -9,7 +9,7 @@ from elmanctl.errors import EnvironmentNotReady
 from elmanctl.ledger.records import Attempt, Submission
 from elmanctl.ledger.run_state import RunState
 from elmanctl.run.progress import heartbeat_age_s
-from elmanctl.schedulers.executor import Executor, JobReport, JobState, LiveJob, Sighting
+from elmanctl.schedulers.executor import Executor, JobReport, JobState, LiveJob, PollResult
 from elmanctl.schedulers.scheduler_note import Refusal, SchedulerNote, write_note
 from elmanctl.search.session import Session
 
@@ -45,7 +45,7 @@ class Poller:
         self._next = now() + _left_of_interval_s(after, poll_s)
         self._not_before: dict[str, float] = {}
         self._failures = 0
-        self._last: Sighting | None = None
+        self._last: PollResult | None = None
         self._asked_at = None if after is None else after.asked_at
         self.silent_reason: str | None = None
         self.refusal: Refusal | None = None
@@ -61,7 +61,7 @@ class Poller:
         """Seconds until the scheduler may be asked again."""
         return max(0.0, self._next - self._now())
 
-    def look(self) -> Sighting | None:
+    def poll(self) -> PollResult | None:
         """Return what the scheduler says, None when it is not time yet, or it says nothing."""
         if self._now() < self._next:
             return None
@@ -76,7 +76,7 @@ class Poller:
         if not jobs and not intended and self._executor.tasks_per_submission != 0:
             return None
         try:
-            sighting = self._executor.look(jobs, intended)
+            polled = self._executor.poll(jobs, intended)
         except EnvironmentNotReady as exc:
             self._failed(exc.message)
             self._note(None)
@@ -84,9 +84,9 @@ class Poller:
         # From its end: a slow answer must not bring the next question closer.
         self._delay_s, self._failures = self._poll_s, 0
         self._next = self._now() + self._delay_s
-        self.silent_reason = sighting.accounting_error
-        self._note(sighting)
-        return sighting
+        self.silent_reason = polled.accounting_error
+        self._note(polled)
+        return polled
 
     def intended(self) -> list[Submission]:
         """Return the submissions whose answer is not on record."""
@@ -112,9 +112,9 @@ class Poller:
         self.silent_reason = f"{reason}; asking again in {clock.format_rough(self._delay_s)}"
         logger.warning("%s; asking again in %.0f s", reason, self._delay_s)
 
-    def _note(self, sighting: Sighting | None) -> None:
+    def _note(self, polled: PollResult | None) -> None:
         """Leave for `status` what was said."""
-        self._last, self._asked_at = sighting, clock.to_text(clock.now())
+        self._last, self._asked_at = polled, clock.to_text(clock.now())
         self._write(self._delay_s)
 
     def _write(self, next_s: float) -> None:

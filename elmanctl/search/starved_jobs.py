@@ -16,7 +16,7 @@ from typing import Any
 
 from elmanctl.errors import EnvironmentNotReady
 from elmanctl.ledger.records import Resources
-from elmanctl.schedulers.executor import Executor, JobState, LiveJob, Sighting
+from elmanctl.schedulers.executor import Executor, JobState, LiveJob, PollResult
 from elmanctl.search.effective_settings import avoided_nodes
 from elmanctl.search.nodes import readmit_oldest
 from elmanctl.search.poll import live_job
@@ -56,9 +56,9 @@ class Waiting:
         self._since: float | None = None
         self._avoided: dict[str, tuple[str, ...]] = {}
 
-    def look(self, sighting: Sighting) -> None:
+    def look(self, polled: PollResult) -> None:
         """Act on what the scheduler said of jobs that wait."""
-        stuck = self._stuck(sighting)
+        stuck = self._stuck(polled)
         if not stuck:
             self._since = None
             return
@@ -70,10 +70,10 @@ class Waiting:
                 self._since = self._now()
         self._ease(self._easier(stuck))
 
-    def _stuck(self, sighting: Sighting) -> list[_Stuck]:
+    def _stuck(self, polled: PollResult) -> list[_Stuck]:
         state, found = self._session.state, []
         for evaluation, attempt in state.live_attempts():
-            report = sighting.reports.get(str(attempt.job_id))
+            report = polled.reports.get(str(attempt.job_id))
             if report is None or report.state is not JobState.PENDING:
                 continue
             if not NO_NODE.search(report.reason or ""):

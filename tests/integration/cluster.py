@@ -96,7 +96,7 @@ class Job:
         """Return what the scheduler says, asked again while accounting may yet tell more."""
 
         def told() -> JobReport | None:
-            return self.executor.look([self.live], []).reports.get(self.live.job_id)
+            return self.executor.poll([self.live], []).reports.get(self.live.job_id)
 
         return wait_for(told, f"word of job {self.live.job_id}", pause_s=0.5)
 

@@ -96,7 +96,7 @@ def test_array_that_was_submitted_twice_trains_once(tmp_path: Path, corpus: Path
     jobs = [job.live, replace(job.live, job_id=f"{twin}_0")]
 
     def all_ended() -> bool:
-        reports = job.executor.look(jobs, []).reports
+        reports = job.executor.poll(jobs, []).reports
         return all(reports[one.job_id].state is JobState.ENDED for one in jobs)
 
     wait_for(all_ended, "both jobs to end")
@@ -129,11 +129,11 @@ def test_a_hundred_orphans_are_found_with_two_commands(tmp_path: Path) -> None:
             ids[one.id] = slurm("sbatch", "--parsable", "-J", one.job_name, *wrap).strip()
         counting = CountingSlurm()
         executor = SlurmExecutor(RunPaths(tmp_path), max_jobs=4, slurm=counting)
-        sighting = executor.look([], orphans)
+        polled = executor.poll([], orphans)
     finally:
         subprocess.run(["scancel", *ids.values()], check=False)
-    assert {name: found for name, found in sighting.found.items() if found} == ids
-    assert len(sighting.found) == 100
+    assert {name: found for name, found in polled.found.items() if found} == ids
+    assert len(polled.found) == 100
     assert counting.asked == ["squeue", "sacct"]
 
 
@@ -146,6 +146,6 @@ def test_array_above_the_clusters_limit_is_refused_and_the_limit_learned(tmp_pat
     big = replace(orphan(0, tmp_path.name), tasks=tasks)
     with pytest.raises(SubmissionTooLarge):
         executor.submit(big, tmp_path / "submission")
-    executor.look([], [])
+    executor.poll([], [])
     assert executor.tasks_per_submission == limit
     assert counting.asked == ["scontrol"]

@@ -219,13 +219,13 @@ def test_one_waiting_task_that_is_cancelled_by_hand_was_taken_back(
         for index in range(3)
     ]
     try:
-        reports = executor.look(jobs, []).reports
+        reports = executor.poll(jobs, []).reports
         assert {report.state for report in reports.values()} == {JobState.PENDING}
         slurm("scancel", f"{array}_1")
 
         def gone() -> JobReport | None:
             # Accounting goes on calling it pending for a while.
-            report = executor.look(jobs, []).reports[jobs[1].job_id]
+            report = executor.poll(jobs, []).reports[jobs[1].job_id]
             assert report.state in (JobState.PENDING, JobState.VANISHED)
             return report if report.state is JobState.VANISHED else None
 
@@ -240,7 +240,7 @@ def test_one_waiting_task_that_is_cancelled_by_hand_was_taken_back(
         verdict = judge(seen)
         assert verdict.kind is VerdictKind.CANCELLED
         assert "taken back before it began" in verdict.summary
-        others = [executor.look(jobs, []).reports[job.job_id].state for job in jobs[::2]]
+        others = [executor.poll(jobs, []).reports[job.job_id].state for job in jobs[::2]]
         assert others == [JobState.PENDING] * 2
     finally:
         slurm("scancel", array)

@@ -73,12 +73,12 @@ class Machine:
         return self.job(number)
 
     def report(self, job: LiveJob) -> JobReport:
-        return self.executor.look([job], []).reports[job.job_id]
+        return self.executor.poll([job], []).reports[job.job_id]
 
     def find(self) -> str | None:
         submission = self.submission()
         self.folder()
-        return self.executor.look([], [submission]).found[submission.id]
+        return self.executor.poll([], [submission]).found[submission.id]
 
     def wait(self, job: LiveJob, state: JobState = JobState.ENDED) -> JobReport:
         return wait_for(lambda: (r := self.report(job)).state is state and r, f"{job.job_id}")

@@ -47,8 +47,8 @@ OF_THE_USER = {
 
 ASKS: Mapping[str, Callable[[SlurmExecutor, Path], object]] = {
     "sbatch": lambda executor, folder: executor.submit(SUBMISSION, folder),
-    "squeue": lambda executor, _: executor.look([JOB], []),
-    "sacct": lambda executor, _: executor.look([JOB], []),
+    "squeue": lambda executor, _: executor.poll([JOB], []),
+    "sacct": lambda executor, _: executor.poll([JOB], []),
     "scancel": lambda executor, _: executor.cancel([JOB]),
     "scontrol": lambda executor, _: executor.avoid([JOB], Resources(exclude=("n1",))),
     "sinfo": lambda *_: Slurm().check_partition("gpu"),

@@ -53,10 +53,10 @@ class Setup:
 
     def find(self) -> str | None:
         self.folder.mkdir(parents=True, exist_ok=True)
-        return self.executor.look([], [SUBMISSION]).found["s0001"]
+        return self.executor.poll([], [SUBMISSION]).found["s0001"]
 
     def reports(self, jobs: Sequence[LiveJob] = JOBS) -> Mapping[str, JobReport]:
-        return self.executor.look(jobs, []).reports
+        return self.executor.poll(jobs, []).reports
 
 
 @pytest.fixture
@@ -332,11 +332,11 @@ def test_nothing_is_concluded_while_squeue_is_silent(slurm: Setup) -> None:
 def test_nothing_is_concluded_while_sacct_is_silent(slurm: Setup) -> None:
     slurm.tools.answer("squeue")
     slurm.tools.answer("sacct", stderr="sacct: error: slurmdbd: Connection refused\n", code=1)
-    sighting = slurm.executor.look(JOBS, [SUBMISSION])
-    assert sighting.found == {}
-    assert sighting.accounting_error == "`sacct` failed: sacct: error: slurmdbd: Connection refused"
-    assert {report.reason for report in sighting.reports.values()} == {sighting.accounting_error}
-    assert sighting.accounting is None
+    polled = slurm.executor.poll(JOBS, [SUBMISSION])
+    assert polled.found == {}
+    assert polled.accounting_error == "`sacct` failed: sacct: error: slurmdbd: Connection refused"
+    assert {report.reason for report in polled.reports.values()} == {polled.accounting_error}
+    assert polled.accounting is None
 
 
 def test_accounting_that_is_silent_is_asked_ever_more_rarely(slurm: Setup) -> None:
@@ -345,25 +345,25 @@ def test_accounting_that_is_silent_is_asked_ever_more_rarely(slurm: Setup) -> No
     asked = []
     for _ in range(40):
         before = slurm.tools.called("sacct")
-        assert slurm.executor.look(JOBS, []).accounting_error is not None
+        assert slurm.executor.poll(JOBS, []).accounting_error is not None
         asked.append(slurm.tools.called("sacct") - before)
     assert [look for look, calls in enumerate(asked) if calls] == [0, 2, 6, 14, 24, 34]
     slurm.tools.answer("sacct")
-    while slurm.executor.look(JOBS, []).accounting_error is not None:
+    while slurm.executor.poll(JOBS, []).accounting_error is not None:
         assert slurm.tools.called("squeue") < 60
     before = slurm.tools.called("sacct")
-    slurm.executor.look(JOBS, [])
+    slurm.executor.poll(JOBS, [])
     assert slurm.tools.called("sacct") == before + 1
 
 
 def test_accounting_that_is_off_is_asked_once_and_remembered(slurm: Setup) -> None:
     slurm.tools.answer("squeue")
     slurm.tools.answer("sacct", stderr=NO_ACCOUNTING, code=1)
-    assert [slurm.executor.look(JOBS, []).accounting for _ in range(4)] == [False] * 4
+    assert [slurm.executor.poll(JOBS, []).accounting for _ in range(4)] == [False] * 4
     assert slurm.tools.called("sacct") == 1
     # And it is no complaint, and no obstacle.
-    sighting = slurm.executor.look(JOBS, [SUBMISSION])
-    assert (sighting.accounting_error, sighting.found) == (None, {"s0001": None})
+    polled = slurm.executor.poll(JOBS, [SUBMISSION])
+    assert (polled.accounting_error, polled.found) == (None, {"s0001": None})
 
 
 def test_a_hundred_orphans_take_two_commands(slurm: Setup) -> None:
@@ -379,7 +379,7 @@ def test_a_hundred_orphans_take_two_commands(slurm: Setup) -> None:
     slurm.tools.answer(
         "sacct", "".join(line.format(id=200 + i, name=one.job_name) for i, one in enumerate(ended))
     )
-    found = slurm.executor.look([], orphans).found
+    found = slurm.executor.poll([], orphans).found
     assert [found[one.id] for one in listed] == [str(100 + i) for i in range(40)]
     assert [found[one.id] for one in ended] == [str(200 + i) for i in range(40)]
     assert [found[one.id] for one in never] == [None] * 20
@@ -422,9 +422,9 @@ def test_array_limit_is_asked_for_when_an_array_is_refused_and_then_remembered(
         slurm.submit()
     # Nothing more is submitted until the next look.
     assert slurm.executor.tasks_per_submission == 0
-    slurm.executor.look([], [])
+    slurm.executor.poll([], [])
     assert slurm.executor.tasks_per_submission == 4
-    slurm.executor.look([], [])
+    slurm.executor.poll([], [])
     assert [call[0] for call in slurm.tools.calls] == ["sbatch", "scontrol"]
 
 
@@ -447,7 +447,7 @@ def test_array_that_is_refused_though_the_limit_allows_it_is_halved(slurm: Setup
     slurm.tools.answer("scontrol", config(1001))
     with pytest.raises(SubmissionTooLarge):
         slurm.submit()
-    slurm.executor.look([], [])
+    slurm.executor.poll([], [])
     with pytest.raises(SubmissionTooLarge):
         slurm.submit()
     assert slurm.executor.tasks_per_submission == 1
@@ -458,7 +458,7 @@ def test_array_limit_that_cannot_be_asked_is_tried_out(slurm: Setup) -> None:
     slurm.tools.answer("sbatch", stderr=REFUSED_ARRAY, code=1)
     with pytest.raises(SubmissionTooLarge):
         slurm.submit()
-    slurm.executor.look([], [])
+    slurm.executor.poll([], [])
     assert slurm.executor.tasks_per_submission == 1
 
 
@@ -482,7 +482,7 @@ def test_cluster_that_says_that_it_has_no_arrays_is_believed(slurm: Setup) -> No
     slurm.tools.answer("scontrol", config(0))
     with pytest.raises(SubmissionTooLarge):
         slurm.submit()
-    slurm.executor.look([], [])
+    slurm.executor.poll([], [])
     assert (slurm.executor.has_arrays, slurm.executor.tasks_per_submission) == (False, 1)
 
 

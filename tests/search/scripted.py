@@ -23,7 +23,7 @@ from elmanctl.ledger.records import Evaluation, Resources, Submission, Verdict
 from elmanctl.ledger.run_state import RunState
 from elmanctl.run.paths import AttemptPaths, RunPaths
 from elmanctl.run.training import Training
-from elmanctl.schedulers.executor import JobReport, JobState, LiveJob, Sighting
+from elmanctl.schedulers.executor import JobReport, JobState, LiveJob, PollResult
 from elmanctl.search.loop import Controller
 from elmanctl.search.plan import plan_search
 from elmanctl.search.run_creation import create_run
@@ -193,10 +193,10 @@ class ScriptedExecutor:
         self.submitted.append(submission)
         return self.world.accept(submission)
 
-    def look(self, jobs: Sequence[LiveJob], intended: Sequence[Submission]) -> Sighting:
+    def poll(self, jobs: Sequence[LiveJob], intended: Sequence[Submission]) -> PollResult:
         if self.world.silent:
             raise EnvironmentNotReady("`squeue` did not answer")
-        return Sighting(
+        return PollResult(
             reports={job.job_id: self.world.report(job.job_id) for job in jobs},
             found={one.id: self.world.jobs.get(one.job_name) for one in intended},
         )

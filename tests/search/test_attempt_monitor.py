@@ -45,7 +45,7 @@ class Watched:
 
     def look(self, after_s: float = 30.0) -> list[tuple[str, str]]:
         self.now += after_s
-        return [(e.id, v.kind.value) for e, v in self.watcher.look(self.poller.look())]
+        return [(e.id, v.kind.value) for e, v in self.watcher.look(self.poller.poll())]
 
     def beat(self, age_s: float) -> None:
         """Leave a heartbeat of this age; `heartbeat_s` is 0.01."""

@@ -11,7 +11,7 @@ from elmanctl.ledger.run_state import RunState
 from elmanctl.ledger.state import load_run
 from elmanctl.schedulers.executor import (
     LiveJob,
-    Sighting,
+    PollResult,
     SubmissionDeferred,
     SubmissionUnknown,
 )
@@ -181,12 +181,12 @@ class ForgetfulExecutor(ScriptedExecutor):
 
     late_looks = 1
 
-    def look(self, jobs: list[LiveJob], intended: list[Submission]) -> Sighting:  # type: ignore[override]
-        sighting = super().look(jobs, intended)
+    def poll(self, jobs: list[LiveJob], intended: list[Submission]) -> PollResult:  # type: ignore[override]
+        polled = super().poll(jobs, intended)
         if intended and self.late_looks > 0:
             self.late_looks -= 1
-            return Sighting(reports=sighting.reports, found=dict.fromkeys(sighting.found))
-        return sighting
+            return PollResult(reports=polled.reports, found=dict.fromkeys(polled.found))
+        return polled
 
 
 def test_job_that_is_listed_late_is_found_and_not_submitted_again(runs: Runs) -> None:

@@ -7,7 +7,7 @@ import pytest
 
 from elmanctl.errors import EnvironmentNotReady
 from elmanctl.ledger.records import Resources, RunStatus, Submission
-from elmanctl.schedulers.executor import JobReport, JobState, LiveJob, Sighting
+from elmanctl.schedulers.executor import JobReport, JobState, LiveJob, PollResult
 from elmanctl.search import starved_jobs
 from elmanctl.search.session import Session
 from tests.search.scripted import Run, Runs, ScriptedExecutor, verdicts
@@ -28,8 +28,8 @@ class OneNode(ScriptedExecutor):
     reason = REASONS[0]
     fails = 0
 
-    def look(self, jobs: Sequence[LiveJob], intended: Sequence[Submission]) -> Sighting:
-        told = super().look([job for job in jobs if not self._avoids(job)], intended)
+    def poll(self, jobs: Sequence[LiveJob], intended: Sequence[Submission]) -> PollResult:
+        told = super().poll([job for job in jobs if not self._avoids(job)], intended)
         waits = JobReport(state=JobState.PENDING, raw="PENDING", reason=self.reason)
         blocked = {job.job_id: waits for job in jobs if self._avoids(job)}
         return replace(told, reports={**told.reports, **blocked})
