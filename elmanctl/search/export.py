@@ -1,4 +1,4 @@
-"""Everything a run has on record, for programs that are not elmanctl."""
+"""Export of a run's whole record, as JSON and CSV for other programs."""
 
 import csv
 import io
@@ -13,7 +13,7 @@ from elmanctl.run.corpus import corpus_name
 
 EXPORT_VERSION = 1
 
-# Of each evaluation; `config.` columns follow, one for each name that any evaluation has.
+# One row an evaluation; a `config.` column follows for each hyperparameter of the run.
 CSV_COLUMNS = (
     *("run", "evaluation", "generation", "state", "loss", "parameters", "seed", "replaces"),
     *("repeats", "answered_by"),
@@ -23,7 +23,7 @@ CSV_COLUMNS = (
 
 
 def export_json(state: RunState) -> Iterator[str]:
-    """Yield one JSON document in parts: a head, one evaluation a line, and an end."""
+    """Yield one JSON document in parts, with one evaluation a line."""
     head = {
         "version": EXPORT_VERSION,
         "run": dict(state.run),
@@ -43,7 +43,7 @@ def export_json(state: RunState) -> Iterator[str]:
 
 
 def export_evaluation(state: RunState, evaluation: Evaluation) -> dict[str, Any]:
-    """Return all that is on record about one evaluation, as plain data."""
+    """Return the whole record of one evaluation, as plain data."""
     return {
         "evaluation": evaluation.id,
         "generation": evaluation.generation,
@@ -64,7 +64,7 @@ def export_evaluation(state: RunState, evaluation: Evaluation) -> dict[str, Any]
 
 
 def export_attempt(attempt: Attempt) -> dict[str, Any]:
-    """Return all that is on record about one attempt, as plain data."""
+    """Return the whole record of one attempt, as plain data."""
     return {
         "attempt": attempt.number,
         "state": attempt.state.value,
@@ -82,43 +82,34 @@ def export_attempt(attempt: Attempt) -> dict[str, Any]:
 
 
 def fingerprint(evaluation: Evaluation) -> object:
-    """Return the fingerprint of the protocol by which the loss was measured, None without one."""
+    """Return the fingerprint of the protocol under which the loss was measured, if known."""
     results = [attempt.result for attempt in evaluation.attempts if attempt.result is not None]
     return results[-1].get("fingerprint") if results else None
 
 
 def export_csv(state: RunState) -> Iterator[str]:
-    """Yield a table with one line for each evaluation, under a header; RFC 4180, UTF-8."""
+    """Yield a CSV table (RFC 4180): a header, then one line for each evaluation."""
     names = sorted({name for e in state.evaluations.values() for name in e.hyperparameters})
     yield _line([*CSV_COLUMNS, *(f"config.{name}" for name in names)])
     for evaluation in state.evaluations.values():
-        yield _line([*_cells(state, evaluation), *map(evaluation.hyperparameters.get, names)])
+        cells = _cells(state, evaluation)
+        yield _line([*map(cells.get, CSV_COLUMNS), *map(evaluation.hyperparameters.get, names)])
 
 
-def _cells(state: RunState, evaluation: Evaluation) -> list[object]:
+def _cells(state: RunState, evaluation: Evaluation) -> dict[str, Any]:
+    row = export_evaluation(state, evaluation)
     last = evaluation.last_attempt
-    verdict = last.verdict if last else None
-    return [
-        state.run["name"],
-        evaluation.id,
-        evaluation.generation,
-        evaluation.state.value,
-        evaluation.loss,
-        evaluation.parameters,
-        evaluation.seed,
-        evaluation.replaces,
-        evaluation.repeats,
-        evaluation.answer.by if evaluation.answer else None,
-        len(evaluation.attempts),
-        evaluation.verdict_kind.value if evaluation.verdict_kind else None,
-        verdict.summary if verdict else None,
-        last.job_id if last else None,
-        last.node if last else None,
-        last.elapsed_s if last else None,
-        state.size_of(evaluation),
-        fingerprint(evaluation),
-        corpus_name(state.run["data"]["path"]),
-    ]
+    return {
+        **row,
+        "run": state.run["name"],
+        "attempts": len(evaluation.attempts),
+        "verdict": evaluation.verdict_kind,
+        "evidence": last.verdict.summary if last and last.verdict else None,
+        "job": last.job_id if last else None,
+        "node": last.node if last else None,
+        "elapsed_s": last.elapsed_s if last else None,
+        "corpus": corpus_name(state.run["data"]["path"]),
+    }
 
 
 def _line(cells: list[object]) -> str:

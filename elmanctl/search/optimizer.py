@@ -1,9 +1,8 @@
-"""The optimizer as ask and tell, with its whole state as bytes.
+"""The optimizer, CMA-ES by pycma: ask and tell, with its whole state as bytes.
 
-pycma draws from two generators: its sampler from the one it was given, its integer handling from
-numpy's global one.  Both belong to the search here: the global state is swapped in for each call
-and put back after it, so that two searches in one process, or any other user of numpy, never
-change the points that are asked.
+pycma draws from two generators: its sampler from its own, its integer handling from numpy's global
+one.  The state of the global generator is saved here and swapped in for each call, so that another
+search in the process, or any other user of numpy, never changes the points.
 """
 
 import math
@@ -11,19 +10,18 @@ import pickle
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Any
 
 from elmanctl.constants import MAX_SEED, MIN_POPULATION
 from elmanctl.errors import UsageError
 from elmanctl.space.coordinate import Coordinate
 
-# Of a saved state, far above any: the matrix of 1000 axes has 8 MB.
+# Limit on a saved state, far above any: the matrix of 1000 axes has 8 MB.
 LARGEST_BYTES = 1 << 28
 
-# What pycma finds odd and a search does on purpose.
+# Warnings of pycma about what a search does on purpose.
 _EXPECTED = (
-    # Points refused before submission were asked and are never told.
+    # Points refused before submission have no fitness.
     r"(?s).*have not been consumed",
     # Integer points repeat.
     r"(?s).*keys with seemingly identical solutions were found",
@@ -46,7 +44,7 @@ class CmaOptimizer:
         self._strategy = strategy
         self._numpy_state = numpy_state
         self._dimension = dimension
-        # Since the last tell, with the idle coordinate: pycma knows a point only as it was drawn.
+        # The points since the last tell, as drawn: with the idle coordinate.
         self._asked = asked
 
     @classmethod
@@ -61,8 +59,7 @@ class CmaOptimizer:
     ) -> "CmaOptimizer":
         """Return a new optimizer at `start`; `sigma` is a share of each coordinate's range.
 
-        Raises UsageError for a population under four, a seed or a sigma that cannot be used, or
-        no coordinates.
+        Raises UsageError for an invalid population, seed or sigma, or no coordinates.
         """
         if population < MIN_POPULATION:
             raise UsageError(
@@ -78,15 +75,16 @@ class CmaOptimizer:
         padded = list(coordinates)
         point = list(start)
         if len(padded) == 1:
-            # pycma 4.5 fails on one integer coordinate; an idle second one carries it.
+            # pycma 4.5 fails on a single integer coordinate, so an idle second one is added.
             padded.append(Coordinate(low=0.0, high=1.0, integer=False))
             point.append(0.5)
-        numpy = _numpy()
-        with _swapped_state(numpy.random.RandomState(seed + 1).get_state()) as state:
-            strategy = _cma().CMAEvolutionStrategy(
-                point, sigma, _options(padded, population, seed, numpy.random.RandomState(seed))
+        random_state = _numpy().random.RandomState
+        optimizer = cls(None, random_state(seed + 1).get_state(), len(coordinates), [])
+        with optimizer._own_numpy_state():
+            optimizer._strategy = _cma().CMAEvolutionStrategy(
+                point, sigma, _options(padded, population, seed, random_state(seed))
             )
-        return cls(strategy, state.after, len(coordinates), [])
+        return optimizer
 
     @classmethod
     def load(cls, data: bytes) -> "CmaOptimizer":
@@ -97,35 +95,35 @@ class CmaOptimizer:
         return cls(strategy, numpy_state, dimension, asked)
 
     def dump(self) -> bytes:
-        """Return the whole state, generators included."""
+        """Return the whole state, including both generators."""
         return pickle.dumps((self._strategy, self._numpy_state, self._dimension, self._asked))
 
     def ask(self, count: int) -> list[tuple[float, ...]]:
-        """Return `count` new points; each is a tuple of plain floats."""
-        with self._own_state():
+        """Return `count` new points, as tuples of plain floats."""
+        with self._own_numpy_state():
             drawn = self._strategy.ask(count)
         points = [tuple(float(x) for x in point) for point in drawn]
         self._asked += points
         return [point[: self._dimension] for point in points]
 
     def tell(self, points: Sequence[Sequence[float]], values: Sequence[float]) -> None:
-        """Learn the values of one generation: of at least half a population, or of more than one.
+        """Learn the fitness values of one generation: at least half a population of them.
 
         Raises ValueError for a value that is not finite, which pycma would silently rank as
         average, and for a point that was not asked since the last tell.
         """
         if not all(math.isfinite(value) for value in values):
-            raise ValueError("the optimizer is told finite values only")
-        # As arrays: pycma's archives do not know the same numbers in a list again.
+            raise ValueError("the optimizer takes finite values only")
+        # As arrays: pycma's archives do not recognize a point given as a list.
         arrays = [_numpy().array(point) for point in self._as_drawn(points)]
-        with self._own_state(), warnings.catch_warnings():
+        with self._own_numpy_state(), warnings.catch_warnings():
             for message in _EXPECTED:
                 warnings.filterwarnings("ignore", message=message)
             self._strategy.tell(arrays, list(values))
         self._asked = []
 
     def _as_drawn(self, points: Sequence[Sequence[float]]) -> list[tuple[float, ...]]:
-        """Return points with the idle coordinate; of equal ones, first asked is first told."""
+        """Return points with the idle coordinate; equal ones are matched in the order asked."""
         rest = list(self._asked)
         drawn = []
         for point in points:
@@ -137,18 +135,24 @@ class CmaOptimizer:
         return drawn
 
     @contextmanager
-    def _own_state(self) -> Iterator[None]:
-        with _swapped_state(self._numpy_state) as state:
+    def _own_numpy_state(self) -> Iterator[None]:
+        """Swap in the search's own state of numpy's global generator."""
+        random = _numpy().random
+        before = random.get_state()
+        random.set_state(self._numpy_state)
+        try:
             yield
-        self._numpy_state = state.after
+            self._numpy_state = random.get_state()
+        finally:
+            random.set_state(before)
 
 
 def _rehash(strategy: Any) -> None:
-    """Renew the keys of pycma's archives of asked points.
+    """Renew the keys of pycma's archives of points.
 
-    They are Python hashes of bytes, which differ from process to process: without this, another
-    process finds no point in its archive, and learns from rounded integers in place of what
-    was drawn.
+    They are Python hashes of bytes, which differ between processes: without this, a restored
+    optimizer finds no point in its archives and learns from rounded integers instead of the points
+    as drawn.
     """
     from cma.utilities.utils import SolutionDict
 
@@ -166,24 +170,6 @@ def _rehash(strategy: Any) -> None:
             setattr(archive, name, {renewed[key]: value for key, value in table.items()})
 
 
-@dataclass
-class _State:
-    after: Any = None
-
-
-@contextmanager
-def _swapped_state(state: Any) -> Iterator[_State]:
-    random = _numpy().random
-    before = random.get_state()
-    random.set_state(state)
-    swapped = _State()
-    try:
-        yield swapped
-        swapped.after = random.get_state()
-    finally:
-        random.set_state(before)
-
-
 def _options(
     coordinates: Sequence[Coordinate], population: int, seed: int, generator: Any
 ) -> dict[str, Any]:
@@ -194,7 +180,7 @@ def _options(
         "bounds": [[c.low for c in coordinates], [c.high for c in coordinates]],
         "CMA_stds": [c.high - c.low for c in coordinates],
         "integer_variables": [i for i, c in enumerate(coordinates) if c.integer],
-        # A stray cma_signals.in in the working folder would stop the run.
+        # A stray cma_signals.in in the working folder would stop pycma.
         "signals_filename": "",
         "verbose": -10,
         "verb_log": 0,
@@ -204,7 +190,7 @@ def _options(
 
 def _cma() -> Any:
     with warnings.catch_warnings():
-        # matplotlib is optional for pycma and of no use here.
+        # pycma's plots are not used.
         warnings.filterwarnings("ignore", message="Could not import matplotlib")
         import cma
     return cma

@@ -1,4 +1,4 @@
-"""The optimizer's state made again from the ledger, by asking and telling all from the start."""
+"""Rebuild of the optimizer's state from the ledger, by replaying every ask and tell."""
 
 import hashlib
 from collections.abc import Iterable
@@ -26,8 +26,8 @@ from elmanctl.space.space import SearchSpace
 def rebuild_optimizer(session: Session, events: Iterable[Event]) -> bytes:
     """Return the optimizer's state after the newest points were asked.
 
-    Every point that is asked on the way is compared with the one on record.  Raises LedgerError
-    for one that differs: other versions of pycma or numpy draw other points.
+    Raises LedgerError for a point that differs from the recorded one: other versions of pycma or
+    numpy draw other points.
     """
     optimizer = start_optimizer(session)
     changes: dict[str, Any] = {}
@@ -36,7 +36,7 @@ def rebuild_optimizer(session: Session, events: Iterable[Event]) -> bytes:
     for event in events:
         payload = decode_payload(event.kind, event.data)
         if isinstance(payload, SettingsChanged):
-            # What is known of a GPU's memory decides which points are refused.
+            # The memory of a GPU decides which points are refused.
             changes |= payload.changes
             builder = _builder(session, changes)
         elif isinstance(payload, PointsAsked):
@@ -56,20 +56,20 @@ def rebuild_optimizer(session: Session, events: Iterable[Event]) -> bytes:
 
 
 def _builder(session: Session, changes: dict[str, Any]) -> CandidateBuilder:
-    """Return what judged the points of a run when these were its changes of settings."""
+    """Return the builder of candidates under these changes of settings."""
     space = SearchSpace.decode(session.run["space"])
     settings = effective_settings(replace(session.state, changes=changes))
     return CandidateBuilder(space, settings, session.run["executor"])
 
 
 def restore_optimizer(session: Session, state: bytes) -> str:
-    """Write a state that was made again and put it on record; return the file's name."""
+    """Write and record a rebuilt state; return the name of its file."""
     saved = session.state.optimizer_file
     assert saved is not None, "nothing was ever asked"
     digest = hashlib.sha256(state).hexdigest()
     name = str(saved["file"])
     if digest != saved["sha256"]:
-        # Equal states may be pickled to other bytes; the old file stays for whoever wants it.
+        # Equal states may pickle to other bytes; the old file is kept.
         name = f"{name.removesuffix('.pickle')}-rebuilt-{session.state.seq}.pickle"
     session.paths.optimizer.mkdir(exist_ok=True)
     write_atomically(session.paths.optimizer / name, state)
@@ -81,8 +81,7 @@ def restore_optimizer(session: Session, state: bytes) -> str:
 def _differs(event: Event, why: str) -> LedgerError:
     generation = event.data["generation"]
     return LedgerError(
-        "the optimizer cannot be made again:"
-        f" at generation {generation} (event {event.seq}), {why}",
+        f"the optimizer cannot be rebuilt: at generation {generation} (event {event.seq}), {why}",
         hint="copy the folder `optimizer` from a backup, or use the versions that"
         " `elmanctl ledger export` shows under `run.versions`",
     )

@@ -1,4 +1,4 @@
-"""Making a damaged run usable again, without losing a byte of what there was."""
+"""Repair of a damaged run: keep the intact start of its ledger, and set aside all the rest."""
 
 import re
 from collections.abc import Callable, Sequence
@@ -30,13 +30,12 @@ _SUBMISSION = re.compile(r"s(\d+)")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RepairPlan:
-    """What is wrong with a run and what a repair does about it.
+    """The damage of a run, and the effect of its repair.
 
-    `fault` is the first damage of the ledger; from its line on nothing is kept, which takes away
-    `lost_events` intact events, the asking of `lost_evaluations`, and `lost_submissions`.  Jobs of
-    `adopted` are looked up by name when the search goes on, those of `job_names` are not.
-    `orphans` are folders of attempts that are no longer known, `results` those of them in which a
-    result lies.
+    `fault` is the first damage of the ledger, which is cut there: `lost_events` are the intact
+    events after it, with their evaluations and submissions.  Jobs of `adopted` submissions are
+    looked up by name on resume; those of `job_names`, of lost submissions, are not.  `orphans` are
+    the folders of attempts that are no longer on record, `results` those with a result.
     """
 
     fault: Fault | None
@@ -57,38 +56,41 @@ class RepairPlan:
 
 
 def plan_repair(paths: RunPaths) -> RepairPlan:
-    """Say what a repair would do; writes nothing.
+    """Return what a repair would do; writes nothing.
 
-    Raises NotFound, LedgerTooNew, LedgerError for a ledger of which nothing can be kept.
+    Raises NotFound, LedgerTooNew, LedgerError for a ledger without an intact start.
     """
     return _plan(paths, scan(paths.ledger))
 
 
 def repair_run(paths: RunPaths, say: Callable[[str], None]) -> RepairPlan:
-    """Repair a run under its lease; each step that is done is told to `say`.
+    """Repair a run under its lease, and report each step to `say`.
 
-    Raises ForeignFolder where somebody else may write, LedgerLocked while a controller is alive,
-    LedgerError when the optimizer's state is lost and cannot be made again; the ledger is repaired
-    then.
+    Raises ForeignFolder where another user may write, LedgerLocked while a controller is alive,
+    LedgerError when the optimizer's state cannot be rebuilt; the ledger is repaired even then.
     """
     refuse_foreign_run(paths)
     found = scan(paths.ledger)
     with _lease(paths, found.highest_fence) as lease:
-        # Again: the run may have gone on until the lease was ours.
+        # Scanned again: a controller may have written until the lease was taken.
         found = scan(paths.ledger)
         plan = _plan(paths, found)
         if plan.fault is not None:
             say(f"the whole old ledger is now {_set_aside(paths, found)}")
-            for old, new in _move_orphans(paths, plan):
-                say(f"moved {old} to {new}")
+            for name in plan.orphans:
+                path = paths.folder / name
+                target = path.with_name(f"lost-{path.name}-{_timestamp()}")
+                # A new attempt of that number gets an empty folder.
+                path.rename(target)
+                say(f"moved {name} to {target.relative_to(paths.folder)}")
         with Session(paths, lease, LedgerWriter(paths.ledger, lease)) as session:
             if plan.fault is not None:
-                _put_on_record(session, plan, found.later)
+                _record_losses(session, plan, found.later)
             if plan.torn_bytes:
                 say(f"{plan.torn_bytes} bytes of an incomplete last line are saved and cut off")
             if plan.optimizer is not None:
                 name = restore_optimizer(session, rebuild_optimizer(session, found.events))
-                say(f"the optimizer's state was made again: optimizer/{name}")
+                say(f"the optimizer's state was rebuilt: optimizer/{name}")
     return plan
 
 
@@ -102,17 +104,23 @@ def _plan(paths: RunPaths, found: Scan) -> RepairPlan:
     fault = found.faults[0] if found.faults else None
     intents = _lost_intents(state, found.later)
     adopted = _adoptable(state, intents)
+    adopted_names = tuple(str(item["id"]) for item in adopted)
     orphans = _orphans(paths, state, adopted) if fault is not None else []
-    asked = [item["id"] for event in found.later for item in _items(event)]
-    on_disk = [name for name in _names(paths.submissions, _SUBMISSION) if fault is not None]
-    lost = {*on_disk, *intents} - {*state.submissions} - {str(item["id"]) for item in adopted}
+    asked = [
+        item["id"]
+        for event in found.later
+        if event.kind == PointsAsked.event_kind()
+        for item in event.data["evaluations"]
+    ]
+    on_disk = _names(paths.submissions, _SUBMISSION) if fault is not None else []
+    lost = sorted({*on_disk, *intents} - {*state.submissions, *adopted_names})
     return RepairPlan(
         fault=fault,
         lost_events=len(found.later),
         lost_evaluations=tuple(name for name in asked if name not in state.evaluations),
-        lost_submissions=tuple(sorted(lost)),
-        adopted=tuple(str(item["id"]) for item in adopted),
-        job_names=tuple(_job_name(state, name) for name in sorted(lost)),
+        lost_submissions=tuple(lost),
+        adopted=adopted_names,
+        job_names=tuple(_job_name(state, name) for name in lost),
         orphans=tuple(str(path.relative_to(paths.folder)) for path in orphans),
         results=tuple(
             str(path.relative_to(paths.folder))
@@ -124,18 +132,14 @@ def _plan(paths: RunPaths, found: Scan) -> RepairPlan:
     )
 
 
-def _items(event: Event) -> Sequence[Any]:
-    return event.data["evaluations"] if event.kind == PointsAsked.event_kind() else ()
-
-
 def _lost_intents(state: RunState, later: Sequence[Event]) -> dict[str, Any]:
-    """Return the submissions that were intended after the damage, by their names."""
+    """Return the submissions intended after the damage, by name."""
     intents = [e.data["submission"] for e in later if e.kind == SubmissionIntended.event_kind()]
     return {item["id"]: item for item in intents if item["id"] not in state.submissions}
 
 
 def _adoptable(state: RunState, intents: dict[str, Any]) -> list[Any]:
-    """Return the intents that can follow what is kept, so that their jobs are found again."""
+    """Return the intents that fit the kept events, so that their jobs can be looked up."""
     busy: set[str] = set()
     chosen = []
     for item in intents.values():
@@ -157,7 +161,7 @@ def _is_next(state: RunState, task: Any) -> bool:
 
 
 def _orphans(paths: RunPaths, state: RunState, adopted: Sequence[Any]) -> list[Path]:
-    """Return the folders of attempts that are not on record once the ledger is repaired."""
+    """Return the folders of attempts that the repaired ledger has no record of."""
     known = {(e.id, a.number) for e in state.evaluations.values() for a in e.attempts}
     known |= {(task["evaluation"], task["attempt"]) for item in adopted for task in item["tasks"]}
     if not paths.evaluations.is_dir():
@@ -191,17 +195,17 @@ def _lease(paths: RunPaths, fence: int) -> Lease:
                 f"{paths.folder / LEASE_FILE} is damaged, so whether a controller of this run is"
                 " alive is not known",
                 hint="look for one on every machine that it may run on; when there is none, remove"
-                f" the file, or wait until nobody touched it for {STALE_S:.0f} s; then repair",
+                f" the file, or wait until it is unchanged for {STALE_S:.0f} s; then repair",
             ) from exc
         raise
 
 
 def _set_aside(paths: RunPaths, found: Scan) -> str:
-    """Give the whole ledger another name and keep what stands before the damage; return the name.
+    """Keep the ledger up to the damage; return the new name of the damaged one.
 
-    A kill in between leaves the damaged ledger where it was, under two names.
+    A kill in between leaves the damaged ledger in place, under both names.
     """
-    kept = paths.folder / f"ledger.damaged-{_moment()}"
+    kept = paths.folder / f"ledger.damaged-{_timestamp()}"
     link(kept, paths.ledger)
     sync_folder(paths.folder)
     with kept.open("rb") as file:
@@ -210,19 +214,8 @@ def _set_aside(paths: RunPaths, found: Scan) -> str:
     return kept.name
 
 
-def _move_orphans(paths: RunPaths, plan: RepairPlan) -> list[tuple[str, str]]:
-    """Rename the folders of unknown attempts: a new attempt of that number begins afresh."""
-    moved = []
-    for name in plan.orphans:
-        path = paths.folder / name
-        target = path.with_name(f"lost-{path.name}-{_moment()}")
-        path.rename(target)
-        moved.append((name, str(target.relative_to(paths.folder))))
-    return moved
-
-
-def _put_on_record(session: Session, plan: RepairPlan, later: Sequence[Event]) -> None:
-    """Record what was lost, so that no submission gets a name that another one had."""
+def _record_losses(session: Session, plan: RepairPlan, later: Sequence[Event]) -> None:
+    """Record the lost submissions, so that no new one gets the name of a lost one."""
     assert plan.fault is not None
     intents = _lost_intents(session.state, later)
     numbers = [int(name[1:]) for name in (*plan.adopted, *plan.lost_submissions)]
@@ -246,5 +239,5 @@ def _put_on_record(session: Session, plan: RepairPlan, later: Sequence[Event]) -
     )
 
 
-def _moment() -> str:
+def _timestamp() -> str:
     return clock.to_text(clock.now()).replace(":", "").replace("-", "")

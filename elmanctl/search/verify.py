@@ -1,4 +1,4 @@
-"""Reading all that a run's folder holds beside the ledger, and comparing."""
+"""Verification of a run: its ledger, and every other file that the ledger has a record of."""
 
 import hashlib
 from collections.abc import Iterator
@@ -19,14 +19,14 @@ from elmanctl.search.optimizer import LARGEST_BYTES
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Verification:
-    """What a run was found to be: the ledger as read, and all that is wrong."""
+    """The ledger as read, and all faults found."""
 
     scan: Scan
     findings: tuple[Fault, ...]
 
 
 def verify_run(paths: RunPaths) -> Verification:
-    """Read everything that a run has on record and compare; writes nothing.
+    """Compare the files of a run with its ledger; writes nothing.
 
     Raises NotFound, LedgerTooNew, LedgerError when the ledger cannot be read at all.
     """
@@ -44,7 +44,7 @@ def verify_run(paths: RunPaths) -> Verification:
 
 
 def optimizer_fault(paths: RunPaths, state: RunState) -> str | None:
-    """Return what is wrong with the optimizer's saved state, None when it is as on record."""
+    """Return the fault of the optimizer's saved state, None if it matches the record."""
     saved = state.optimizer_file
     if saved is None:
         return None
@@ -78,9 +78,9 @@ def _snapshot(paths: RunPaths, state: RunState) -> Iterator[Fault]:
         yield Fault(file=SNAPSHOT_FILE, text=f"{exc}; `status` reads the ledger instead")
         return
     loaded = load_summary(paths.folder)
-    # A controller may have gone on meanwhile.
+    # Compared only if no controller has written an event meanwhile.
     if loaded.summary.seq == state.seq and loaded.summary != summarize(state):
-        yield Fault(file=SNAPSHOT_FILE, text="it tells another story than the ledger")
+        yield Fault(file=SNAPSHOT_FILE, text="it differs from the ledger")
 
 
 def _submissions(paths: RunPaths, state: RunState) -> Iterator[Fault]:
@@ -99,7 +99,7 @@ def _attempts(paths: RunPaths, state: RunState) -> Iterator[Fault]:
 def _attempt(paths: RunPaths, evaluation: Evaluation, attempt: Attempt) -> Iterator[Fault]:
     files = paths.attempt(evaluation.id, attempt.number)
     if not files.spec.is_file():
-        yield Fault(file=_name(paths, files.spec), text="what the worker was asked is missing")
+        yield Fault(file=_name(paths, files.spec), text="the spec of the attempt is missing")
     if attempt.result is None:
         return
     try:
@@ -109,11 +109,9 @@ def _attempt(paths: RunPaths, evaluation: Evaluation, attempt: Attempt) -> Itera
         return
     if result is None:
         yield Fault(file=_name(paths, files.result), text="the result on record is missing")
-    elif result.get("loss") != attempt.result.get("loss"):
-        told, kept = result.get("loss"), attempt.result.get("loss")
-        yield Fault(
-            file=_name(paths, files.result), text=f"its loss is {told}, {kept} is on record"
-        )
+    elif (loss := result.get("loss")) != (recorded := attempt.result.get("loss")):
+        text = f"its loss is {loss}, {recorded} is on record"
+        yield Fault(file=_name(paths, files.result), text=text)
 
 
 def _name(paths: RunPaths, path: Path) -> str:

@@ -194,7 +194,7 @@ def test_lost_optimizer_is_made_again_from_the_ledger(quick: QuickCommandLine, e
     assert refused.returncode == 1 and "elmanctl ledger repair ended" in refused.stderr
     done = quick("ledger", "repair", "ended", "--yes")
     assert done.returncode == 0, done.stderr
-    assert "the optimizer's state was made again" in done.stderr
+    assert "the optimizer's state was rebuilt" in done.stderr
     assert ended.drive().status is RunStatus.FINISHED
     assert quick("ledger", "verify", "ended").returncode == 0
 
@@ -223,7 +223,7 @@ def test_optimizer_that_cannot_be_made_again_is_an_error(
         path.unlink()
     before = ended.paths.ledger.read_bytes()
     done = quick("ledger", "repair", "--yes")
-    assert done.returncode == 1 and "cannot be made again: at generation 0" in done.stderr
+    assert done.returncode == 1 and "cannot be rebuilt: at generation 0" in done.stderr
     assert ended.paths.ledger.read_bytes() == before
 
 

@@ -1,4 +1,4 @@
-"""The optimizer's state made again, also where what refuses points was changed on the way."""
+"""Rebuild of the optimizer's state, also after a change of the settings that refuse points."""
 
 import pytest
 
@@ -26,6 +26,6 @@ def test_points_are_judged_by_the_settings_of_their_time(runs: Runs) -> None:
         path.unlink()
     said: list[str] = []
     repair_run(run.paths, said.append)
-    assert any("was made again" in line for line in said)
+    assert any("was rebuilt" in line for line in said)
     state = run.drive(generations=4)
     assert points(state) == points(load_run(undisturbed.folder).state)
