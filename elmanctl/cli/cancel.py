@@ -47,7 +47,7 @@ def cancel(
     """Cancel evaluations or a whole run
 
     Ends the jobs and closes their evaluations as cancelled; nothing is reported to the optimizer.
-    Then polls the scheduler: jobs that still exist are listed, and the exit code is 5.
+    Then polls the scheduler: if jobs still exist they are listed, and the exit code is 5.
 
     \b
     Examples:

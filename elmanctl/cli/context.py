@@ -23,6 +23,9 @@ RunArgument = Annotated[
     str | None,
     typer.Argument(help="Run; default: the only unfinished one", autocompletion=run_names),
 ]
+ReadRunArgument = Annotated[
+    str | None, typer.Argument(help="Run; default: the newest", autocompletion=run_names)
+]
 RunOption = Annotated[
     str | None,
     typer.Option(help="Run; default: the only unfinished one", autocompletion=run_names),

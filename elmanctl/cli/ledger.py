@@ -9,6 +9,7 @@ import typer
 from elmanctl.cli.context import (
     DryRunFlag,
     JsonFlag,
+    ReadRunArgument,
     RunArgument,
     YesFlag,
     chosen_run,
@@ -45,7 +46,7 @@ def ledger() -> None:
 
 
 @app.command("verify")
-def verify(ctx: typer.Context, run: RunArgument = None, as_json: JsonFlag = False) -> None:
+def verify(ctx: typer.Context, run: ReadRunArgument = None, as_json: JsonFlag = False) -> None:
     """Check that everything a run has on record is consistent
 
     Checks each line and its checksum, the order of events, the snapshot, the optimizer's state, and
@@ -188,7 +189,7 @@ def _print_plan(name: str, plan: RepairPlan) -> None:
 @app.command("export")
 def export(
     ctx: typer.Context,
-    run: RunArgument = None,
+    run: ReadRunArgument = None,
     as_csv: Annotated[
         bool, typer.Option("--csv", help="Write CSV, one row per evaluation")
     ] = False,

@@ -54,16 +54,17 @@ _BLOCK_BYTES = 1 << 16
 # The longest tail that is read, e.g. of a log without line breaks.
 _TAIL_LIMIT_BYTES = 64 << 20
 
-_SHOWN_OF_RESULT = (
-    "steps",
-    "tokens",
-    "tokens_per_s",
-    "micro_batch",
-    "backend",
-    "device",
-    "precision",
-    "fingerprint",
-)
+# The shown keys of a result, with their labels.
+_SHOWN_OF_RESULT = {
+    "steps": "steps",
+    "tokens": "tokens",
+    "tokens_per_s": "tokens/s",
+    "micro_batch": "micro-batch",
+    "backend": "backend",
+    "device": "device",
+    "precision": "precision",
+    "fingerprint": "fingerprint",
+}
 
 
 def show(
@@ -208,11 +209,11 @@ def _print_attempt(paths: RunPaths, chosen: Evaluation, attempt: Attempt) -> Non
     print_line(f"attempt {attempt.number}: {attempt.state} ({', '.join(p for p in parts if p)})")
     print_line(f"  folder      {paths.attempt(chosen.id, attempt.number).folder}")
     if attempt.result is not None:
-        for key in _SHOWN_OF_RESULT:
+        for key, label in _SHOWN_OF_RESULT.items():
             if key in attempt.result:
                 value = attempt.result[key]
                 shown = f"{value:.0f}" if key == "tokens_per_s" else value
-                print_line(f"  {key:<12} {shown}")
+                print_line(f"  {label:<11} {shown}")
         _print_origin(attempt.result)
     if attempt.verdict is not None and attempt.state is not State.COMPLETED:
         print_line(f"  verdict     {describe_verdict(attempt.verdict)}")
