@@ -110,14 +110,14 @@ def test_note_of_an_earlier_controller_or_of_none_is_not_shown(
     quick_with_runs: QuickCommandLine, paths: RunPaths
 ) -> None:
     leave(paths)
-    assert "Slurm was" not in quick_with_runs("status", RUN).stderr
+    assert "last poll" not in quick_with_runs("status", RUN).stderr
     with Session.open(paths.folder) as session:
         session.start_controller()
         leave(paths, age_s=3600.0)
-        assert "Slurm was" not in quick_with_runs("status", RUN).stderr
+        assert "last poll" not in quick_with_runs("status", RUN).stderr
     leave(paths)
     # The run says that it is running, and nobody drives it.
-    assert "Slurm was" not in quick_with_runs("status", RUN).stderr
+    assert "last poll" not in quick_with_runs("status", RUN).stderr
 
 
 @pytest.mark.parametrize(
