@@ -5,10 +5,10 @@ from typing import Annotated, Any
 
 import typer
 
-from elmanctl.cli.completion import run_or_evaluation_names
 from elmanctl.cli.context import (
     DryRunFlag,
     JsonFlag,
+    RunAndEvaluations,
     RunOption,
     YesFlag,
     load_readable,
@@ -24,18 +24,10 @@ from elmanctl.search.cancelled_jobs import Now
 from elmanctl.search.requeue import last_kind
 from elmanctl.search.selection import select_named
 
-Names = Annotated[
-    list[str] | None,
-    typer.Argument(
-        help="Run, then evaluations; default: the only unfinished run",
-        autocompletion=run_or_evaluation_names,
-    ),
-]
-
 
 def cancel(
     ctx: typer.Context,
-    names: Names = None,
+    names: RunAndEvaluations = None,
     run: RunOption = None,
     everything: Annotated[
         bool, typer.Option("--all", help="Cancel the whole run for good")
@@ -80,7 +72,7 @@ def cancel(
     else:
         keys = ("evaluation", "job", "result", "now")
         print_table(
-            [Column(name=name) for name in ("EVAL", "JOB", "RESULT", "JOB NOW")],
+            [Column(name) for name in ("EVAL", "JOB", "RESULT", "JOB NOW")],
             [[row[key] for key in keys] for row in answer["cancelled"]],
         )
     _check_jobs_ended(answer)
@@ -121,6 +113,6 @@ def _print_plan(chosen: list[Evaluation], *, as_json: bool) -> None:
         print_json({"evaluations": rows})
         return
     print_table(
-        [Column(name="EVAL"), Column(name="STATE"), Column(name="WAS"), Column(name="ATTEMPTS")],
+        [Column("EVAL"), Column("STATE"), Column("WAS"), Column("ATTEMPTS")],
         [[r["evaluation"], r["state"], r["was"], str(r["attempts"])] for r in rows],
     )

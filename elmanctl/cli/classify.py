@@ -22,7 +22,7 @@ _HEAD_BYTES = 1 << 20
 _TAIL_BYTES = 4 << 20
 _BLOCK_BYTES = 1 << 18
 
-_COLUMNS = (Column(name="FILE"), Column(name="KIND"), Column(name="EVIDENCE", wraps=True))
+_COLUMNS = (Column("FILE"), Column("KIND"), Column("EVIDENCE", wraps=True))
 
 
 def classify(

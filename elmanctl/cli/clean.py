@@ -114,12 +114,7 @@ def _print_plan(plan: Sequence[OwnedFile], *, as_json: bool) -> None:
         print_json({"removable": rows, "freed_bytes": total_bytes})
         return
     print_table(
-        [
-            Column(name="PATH"),
-            Column(name="SIZE", right=True),
-            Column(name="KIND"),
-            Column(name="EVAL"),
-        ],
+        [Column("PATH"), Column("SIZE", right=True), Column("KIND"), Column("EVAL")],
         [[r["path"], shown_bytes(r["size_bytes"]), r["kind"], r["evaluation"]] for r in rows],
     )
     say(f"would free {format_bytes(total_bytes)} in {counted(len(plan), 'file')}")

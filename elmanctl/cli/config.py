@@ -48,13 +48,13 @@ def config(
     if as_json:
         print_json({"settings": rows, "policy": policy})
         return
-    columns = [Column(name="KEY"), Column(name="VALUE")]
-    columns += [Column(name="FROM")] if show_origin else []
+    columns = [Column("KEY"), Column("VALUE")]
+    columns += [Column("FROM")] if show_origin else []
     print_table(columns, [_config_cells(row, show_origin=show_origin) for row in rows])
     print_line("")
     names = ("VERDICT", "CASE", "FEEDBACK", "RETRIES", "CHANGE", "COUNTS AS")
     print_table(
-        [Column(name=name, right=name == "RETRIES") for name in names],
+        [Column(name, right=name == "RETRIES") for name in names],
         [
             [
                 *(row["verdict"], row["case"], row["told"]),

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from elmanctl.cli.completion import run_names
+from elmanctl.cli.completion import run_names, run_or_evaluation_names
 from elmanctl.cli.output import warn
 from elmanctl.config import Resolved, resolve
 from elmanctl.folders import as_written
@@ -29,6 +29,13 @@ ReadRunArgument = Annotated[
 RunOption = Annotated[
     str | None,
     typer.Option(help="Run; default: the only unfinished one", autocompletion=run_names),
+]
+RunAndEvaluations = Annotated[
+    list[str] | None,
+    typer.Argument(
+        help="Run, then evaluations; default: the only unfinished run",
+        autocompletion=run_or_evaluation_names,
+    ),
 ]
 JsonFlag = Annotated[bool, typer.Option("--json", help="Print JSON")]
 YesFlag = Annotated[bool, typer.Option("-y", "--yes", help="Skip the confirmation prompt")]
@@ -55,10 +62,19 @@ def resolve_settings(
     return resolved
 
 
+def runs_folder(ctx: typer.Context) -> Path:
+    """Return the folder of all runs."""
+    return Path(resolve_settings(ctx, {}).settings.paths.runs).expanduser()
+
+
+def known_runs(ctx: typer.Context) -> list[str]:
+    """Return the names of all runs."""
+    return [path.name for path in list_runs(runs_folder(ctx))]
+
+
 def chosen_run(ctx: typer.Context, name: str | None) -> RunPaths:
     """Return the run that the user named, or the newest one."""
-    runs = Path(resolve_settings(ctx, {}).settings.paths.runs).expanduser()
-    return RunPaths(as_written(find_run(runs, name)))
+    return RunPaths(as_written(find_run(runs_folder(ctx), name)))
 
 
 def load_brief(paths: RunPaths) -> RunSummary:
@@ -72,18 +88,16 @@ def load_brief(paths: RunPaths) -> RunSummary:
 
 def run_to_change(ctx: typer.Context, name: str | None, *, whole_name: bool = False) -> RunPaths:
     """Return the run that a command changes: the named one, or the only candidate."""
-    runs = Path(resolve_settings(ctx, {}).settings.paths.runs).expanduser()
-    return RunPaths(as_written(find_run_to_change(runs, name, whole_name=whole_name)))
+    folder = find_run_to_change(runs_folder(ctx), name, whole_name=whole_name)
+    return RunPaths(as_written(folder))
 
 
 def split_names(
     ctx: typer.Context, run: str | None, names: Sequence[str]
 ) -> tuple[str | None, list[str]]:
     """Split names into the run, named in full and first, and its evaluations."""
-    if run is None and names:
-        runs = Path(resolve_settings(ctx, {}).settings.paths.runs).expanduser()
-        if names[0] in (folder.name for folder in list_runs(runs)):
-            return names[0], list(names[1:])
+    if run is None and names and names[0] in known_runs(ctx):
+        return names[0], list(names[1:])
     return run, list(names)
 
 

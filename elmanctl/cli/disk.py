@@ -76,11 +76,11 @@ def disk(
         return
     print_table(
         [
-            Column(name="RUN"),
-            Column(name="SIZE", right=True),
-            Column(name="FREEABLE", right=True),
-            Column(name="NEEDED", right=True),
-            Column(name="ORPHANED", right=True, dispensable=1),
+            Column("RUN"),
+            Column("SIZE", right=True),
+            Column("FREEABLE", right=True),
+            Column("NEEDED", right=True),
+            Column("ORPHANED", right=True, dispensable=1),
         ],
         [[row["run"], *_sizes(row, *_FIGURES)] for row in rows],
     )
@@ -170,10 +170,10 @@ def _disk_of_one(paths: RunPaths, *, as_json: bool) -> None:
     _say_run(paths, view)
     print_table(
         [
-            Column(name="CATEGORY"),
-            Column(name="FILES", right=True),
-            Column(name="SIZE", right=True),
-            Column(name="FREEABLE", right=True),
+            Column("CATEGORY"),
+            Column("FILES", right=True),
+            Column("SIZE", right=True),
+            Column("FREEABLE", right=True),
         ],
         [
             [row["category"], str(row["files"]), *_sizes(row, "size_bytes", "freeable_bytes")]
@@ -182,17 +182,13 @@ def _disk_of_one(paths: RunPaths, *, as_json: bool) -> None:
     )
     print_line()
     print_table(
-        [Column(name="EVAL"), Column(name="SIZE", right=True)],
+        [Column("EVAL"), Column("SIZE", right=True)],
         [[row["evaluation"], *_sizes(row, "size_bytes")] for row in view.largest()],
     )
     if orphans:
         print_line()
         print_table(
-            [
-                Column(name="ORPHANED"),
-                Column(name="SIZE", right=True),
-                Column(name="WHY", wraps=True),
-            ],
+            [Column("ORPHANED"), Column("SIZE", right=True), Column("WHY", wraps=True)],
             [[row["path"], *_sizes(row, "size_bytes"), row["why"]] for row in orphans],
         )
 

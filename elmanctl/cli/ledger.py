@@ -85,11 +85,7 @@ def _print_verification(name: str, found: Verification) -> None:
     scan = found.scan
     if found.findings:
         print_table(
-            [
-                Column(name="FILE"),
-                Column(name="LINE", right=True),
-                Column(name="FAULT", wraps=True),
-            ],
+            [Column("FILE"), Column("LINE", right=True), Column("FAULT", wraps=True)],
             [
                 (each.file, str(each.line) if each.line else None, each.text)
                 for each in found.findings

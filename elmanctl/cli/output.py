@@ -10,7 +10,7 @@ import os
 import re
 import sys
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass
 from typing import TYPE_CHECKING, Any, TextIO
 
 from elmanctl.errors import ElmanError, UsageError
@@ -54,7 +54,7 @@ _JSON_ESCAPES = {code: f"\\u{code:04x}" for code in _CONTROLS if code >= 0x7F}
 _LOG_SEQUENCES = re.compile(r"\x1b\[[0-9;]*m|\r")
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True)
 class Column:
     """A column of a table; on a narrow terminal columns of a high `dispensable` are dropped first.
 
@@ -62,6 +62,7 @@ class Column:
     """
 
     name: str
+    _: KW_ONLY
     right: bool = False
     dispensable: int = 0
     wraps: bool = False

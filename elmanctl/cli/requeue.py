@@ -5,10 +5,11 @@ from typing import Annotated, Any
 
 import typer
 
-from elmanctl.cli.completion import run_or_evaluation_names, verdict_kinds
+from elmanctl.cli.completion import verdict_kinds
 from elmanctl.cli.context import (
     DryRunFlag,
     JsonFlag,
+    RunAndEvaluations,
     RunOption,
     YesFlag,
     load_readable,
@@ -40,13 +41,7 @@ _UNITS = {"mem_gb": "{} GB of memory", "micro_batch": "micro-batch {}", "timeout
 
 def requeue(
     ctx: typer.Context,
-    names: Annotated[
-        list[str] | None,
-        typer.Argument(
-            help="Run, then evaluations; default: the only unfinished run",
-            autocompletion=run_or_evaluation_names,
-        ),
-    ] = None,
+    names: RunAndEvaluations = None,
     run: RunOption = None,
     failed: Annotated[
         bool,
@@ -126,7 +121,7 @@ def requeue(
     if as_json:
         print_json(answer)
         return
-    _print_rows(answer["requeued"], [Column(name="JOB")], lambda row: [row.get("job")])
+    _print_rows(answer["requeued"], [Column("JOB")], lambda row: [row.get("job")])
     _warn_of_skipped(answer["refused"])
     if not answer.get("by_controller"):
         hint(f"collect the results with `elmanctl resume {state.run['name']}`")
@@ -144,15 +139,15 @@ def _print_plan(plan: RequeuePlan, *, as_json: bool) -> None:
     if as_json:
         print_json({"evaluations": rows, "refused": dict(plan.refused)})
         return
-    _print_rows(rows, [Column(name="STATE")], lambda row: [row["state"]])
+    _print_rows(rows, [Column("STATE")], lambda row: [row["state"]])
     _warn_of_skipped(plan.refused)
 
 
 def _print_rows(rows: Sequence[Mapping[str, Any]], more: list[Column], cells: Any) -> None:
     print_table(
         [
-            *(Column(name="EVAL"), Column(name="WAS"), Column(name="ATTEMPT", right=True)),
-            *(*more, Column(name="CHANGES"), Column(name="NOTE")),
+            *(Column("EVAL"), Column("WAS"), Column("ATTEMPT", right=True)),
+            *(*more, Column("CHANGES"), Column("NOTE")),
         ],
         [
             [

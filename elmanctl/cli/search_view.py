@@ -125,14 +125,14 @@ class LiveView:
             lines.append(Text(printable(trouble), style="yellow"))
         names = searched_names(session.run)
         columns = [
-            Column(name="EVAL"),
-            Column(name="STATE"),
-            Column(name="LOSS", right=True),
-            Column(name="STEP", right=True),
-            *(Column(name=name.upper(), right=True, dispensable=3) for name in names),
-            Column(name="PARAMS", right=True, dispensable=4),
-            Column(name="ELAPSED", right=True, dispensable=2, may_be_empty=True),
-            Column(name="REASON", dispensable=1, wraps=True, may_be_empty=True),
+            Column("EVAL"),
+            Column("STATE"),
+            Column("LOSS", right=True),
+            Column("STEP", right=True),
+            *(Column(name.upper(), right=True, dispensable=3) for name in names),
+            Column("PARAMS", right=True, dispensable=4),
+            Column("ELAPSED", right=True, dispensable=2, may_be_empty=True),
+            Column("REASON", dispensable=1, wraps=True, may_be_empty=True),
         ]
         note = read_note(session.paths.scheduler)
         rows = [_live_cells(session, one, names, note) for one in _current(session.state)]

@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from elmanctl.cli.completion import evaluation_names, run_or_evaluation_names
-from elmanctl.cli.context import JsonFlag, chosen_run, load_readable, resolve_settings
+from elmanctl.cli.context import JsonFlag, chosen_run, known_runs, load_readable
 from elmanctl.cli.log_follower import Follower
 from elmanctl.cli.output import print_json, print_line, shown_count, write_raw
 from elmanctl.cli.rows import (
@@ -34,7 +34,7 @@ from elmanctl.ledger.run_state import RunState
 from elmanctl.run.paths import RunPaths
 from elmanctl.search.export import export_attempt
 from elmanctl.search.noise import noise_for
-from elmanctl.search.selection import find_evaluation, list_runs
+from elmanctl.search.selection import find_evaluation
 
 RunOrEvaluation = Annotated[
     str,
@@ -150,7 +150,7 @@ def _find(
     ctx: typer.Context, first: str, second: str | None
 ) -> tuple[RunPaths, RunState, Evaluation]:
     run, name = (None, first) if second is None else (first, second)
-    if second is None and first in _runs(ctx):
+    if second is None and first in known_runs(ctx):
         typed = f"elmanctl {ctx.info_name}"
         raise UsageError(
             f"`{first}` is a run: name an evaluation of it",
@@ -159,11 +159,6 @@ def _find(
     paths = chosen_run(ctx, run)
     found = load_readable(paths)
     return paths, found, find_evaluation(found, name)
-
-
-def _runs(ctx: typer.Context) -> list[str]:
-    folder = Path(resolve_settings(ctx, {}).settings.paths.runs).expanduser()
-    return [path.name for path in list_runs(folder)]
 
 
 def _print_evaluation(paths: RunPaths, found: RunState, chosen: Evaluation) -> None:

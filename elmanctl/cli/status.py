@@ -8,7 +8,7 @@ import typer
 
 from elmanctl import clock
 from elmanctl.cli.completion import one_of, run_names
-from elmanctl.cli.context import JsonFlag, chosen_run, load_brief, load_readable, resolve_settings
+from elmanctl.cli.context import JsonFlag, chosen_run, load_brief, load_readable, runs_folder
 from elmanctl.cli.costs import cost_data, noise_data
 from elmanctl.cli.output import (
     Column,
@@ -124,7 +124,7 @@ def status(
 
 
 def _status_of_all(ctx: typer.Context, *, as_json: bool) -> None:
-    runs = Path(resolve_settings(ctx, {}).settings.paths.runs).expanduser()
+    runs = runs_folder(ctx)
     rows = []
     for folder in reversed(list_runs(runs)):
         paths = RunPaths(as_written(folder))
@@ -141,19 +141,19 @@ def _status_of_all(ctx: typer.Context, *, as_json: bool) -> None:
         return
     print_table(
         [
-            Column(name="RUN"),
-            Column(name="STATUS"),
-            Column(name="MODEL", dispensable=3),
-            Column(name="GEN", right=True),
-            Column(name="DONE", right=True),
-            Column(name="RUNNING", right=True),
-            Column(name="PENDING", right=True, dispensable=2),
-            Column(name="FAILED", right=True),
-            Column(name="BEST LOSS", right=True),
-            Column(name="BEST", dispensable=2),
-            Column(name="DISK", right=True, dispensable=3),
-            Column(name="UPDATED", dispensable=1),
-            Column(name="CORPUS", dispensable=4),
+            Column("RUN"),
+            Column("STATUS"),
+            Column("MODEL", dispensable=3),
+            Column("GEN", right=True),
+            Column("DONE", right=True),
+            Column("RUNNING", right=True),
+            Column("PENDING", right=True, dispensable=2),
+            Column("FAILED", right=True),
+            Column("BEST LOSS", right=True),
+            Column("BEST", dispensable=2),
+            Column("DISK", right=True, dispensable=3),
+            Column("UPDATED", dispensable=1),
+            Column("CORPUS", dispensable=4),
         ],
         [_run_cells(row) for row in rows],
     )
@@ -295,16 +295,16 @@ def evaluation_columns(names: Sequence[str], *, is_live: bool) -> list[Column]:
     """
     axes, job, step, elapsed = (5, 4, 3, 2) if is_live else (2, 4, 5, 3)
     return [
-        Column(name="EVAL"),
-        Column(name="STATE"),
-        Column(name="JOB", dispensable=job),
-        Column(name="LOSS", right=True),
-        Column(name="STEP", right=True, dispensable=step, may_be_empty=True),
-        *(Column(name=name.upper(), right=True, dispensable=axes) for name in names),
-        Column(name="PARAMS", right=True, dispensable=7),
-        Column(name="ELAPSED", right=True, dispensable=elapsed, may_be_empty=True),
-        Column(name="NODE", dispensable=6, may_be_empty=True),
-        Column(name="REASON", dispensable=1, wraps=True, may_be_empty=True),
+        Column("EVAL"),
+        Column("STATE"),
+        Column("JOB", dispensable=job),
+        Column("LOSS", right=True),
+        Column("STEP", right=True, dispensable=step, may_be_empty=True),
+        *(Column(name.upper(), right=True, dispensable=axes) for name in names),
+        Column("PARAMS", right=True, dispensable=7),
+        Column("ELAPSED", right=True, dispensable=elapsed, may_be_empty=True),
+        Column("NODE", dispensable=6, may_be_empty=True),
+        Column("REASON", dispensable=1, wraps=True, may_be_empty=True),
     ]
 
 
