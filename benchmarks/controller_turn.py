@@ -256,7 +256,7 @@ def turns_beside_live(
         ("preempted", f"{ENDING} attempts are preempted and tried again"),
         ("completed", f"{ENDING} attempts complete"),
     ):
-        for _ in range(TURNS // 4):
+        for _ in range(TURNS // 2):
             scheduler.let_workers_begin()
             for evaluation, _ in session.state.live_attempts()[:ENDING]:
                 end(session.paths.folder, evaluation, kind)

@@ -1,7 +1,7 @@
 """The state of a run at one event, with its running totals."""
 
 from bisect import insort
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
@@ -213,30 +213,23 @@ class RunState:
 
     def copy(self) -> "RunState":
         """Return a state of its own that shares the immutable records."""
-        return replace(self, **{name: type(old)(old) for name, old in self._containers()})
+        copies: dict[str, Any] = {name: dict(getattr(self, name)) for name in _DICTS}
+        return replace(self, **copies, **self._lists())
 
     def trial(self) -> "RunState":
         """Return a state to try an event on: it shares all with this one and changes nothing."""
-        overlaid = {
-            name: Overlay(old) if isinstance(old, dict) else list(old)
-            for name, old in self._containers()
-        }
-        return replace(self, **overlaid)  # type: ignore[arg-type]
+        overlaid: dict[str, Any] = {name: Overlay(getattr(self, name)) for name in _DICTS}
+        return replace(self, **overlaid, **self._lists())
 
     def adopt(self, trial: "RunState") -> None:
         """Become what a trial of this state has become."""
-        for name in _NAMES:
-            value = getattr(trial, name)
-            if isinstance(value, Overlay):
-                value.write_back()
-            else:
-                setattr(self, name, value)
+        for name in _DICTS:
+            getattr(trial, name).write_back()
+        for name in _VALUES:
+            setattr(self, name, getattr(trial, name))
 
-    def _containers(self) -> Iterator[tuple[str, Any]]:
-        for name in _NAMES:
-            value = getattr(self, name)
-            if isinstance(value, dict | list) and name not in _REPLACED:
-                yield name, value
+    def _lists(self) -> dict[str, Any]:
+        return {name: list(getattr(self, name)) for name in _LISTS}
 
     def _list(self, names: dict[str, int], name: str, belongs: bool) -> None:
         if belongs:
@@ -270,10 +263,12 @@ class RunState:
             self.leaders = tuple(leaders[:LEADERS])
 
 
-_NAMES = tuple(each.name for each in fields(RunState))
-
-# Plain JSON from events, replaced as a whole.
-_REPLACED = ("run", "optimizer_file", "controller")
+# What handlers change in place.  `run` is plain JSON from an event, and replaced as a whole.
+_DICTS = tuple(
+    each.name for each in fields(RunState) if each.default_factory is dict and each.name != "run"
+)
+_LISTS = tuple(each.name for each in fields(RunState) if each.default_factory is list)
+_VALUES = tuple(each.name for each in fields(RunState) if each.name not in _DICTS)
 
 
 def rank(evaluation: Evaluation) -> tuple[float, int, str] | None:

@@ -87,10 +87,11 @@ class Watcher:
             if evaluation is None or attempt is None:
                 continue
             if not attempt.state.is_finished:
-                if not self._has_result(evaluation, attempt):
+                result = self._result(evaluation, attempt)
+                if result is None:
                     # A shared file system may show the marker first.
                     continue
-                yield self._settle(evaluation, attempt, None)
+                yield self._settle(evaluation, attempt, None, result)
             # After the event is on record: a kill in between leaves it for the next controller.
             (self._session.paths.finished / name).unlink(missing_ok=True)
 
@@ -103,10 +104,11 @@ class Watcher:
                 continue
             evaluation, attempt = live[key]
             is_over = self._now() - since >= RESULT_GRACE_S
-            if self._has_result(evaluation, attempt) or (
+            result = self._result(evaluation, attempt)
+            if result is not None or (
                 is_over and not self._is_at_work_elsewhere(evaluation, attempt)
             ):
-                yield self._settle(evaluation, attempt, report)
+                yield self._settle(evaluation, attempt, report, result)
 
     def _live(self) -> list[tuple[Evaluation, Attempt]]:
         return [pair for pair in self._session.state.live_attempts() if pair[1].job_id is not None]
@@ -141,24 +143,24 @@ class Watcher:
         if report.state is JobState.VANISHED or (report.is_unlisted and cancelled):
             self._missed[key] = self._missed.get(key, 0) + 1
             enough = _MISSED if report.reason is None else _MISSED_UNHEARD
-            if self._has_result(evaluation, attempt):
-                return self._settle(evaluation, attempt, report)
-            if self._missed[key] < enough or not self._is_silent(evaluation, attempt):
+            result = self._result(evaluation, attempt)
+            if result is None and (
+                self._missed[key] < enough or not self._is_silent(evaluation, attempt)
+            ):
                 return None
-            return self._settle(evaluation, attempt, report)
+            return self._settle(evaluation, attempt, report, result)
         self._missed.pop(key, None)
-        if report.is_unlisted and self._has_result(evaluation, attempt):
-            return self._settle(evaluation, attempt, report)
+        if report.is_unlisted and (result := self._result(evaluation, attempt)) is not None:
+            return self._settle(evaluation, attempt, report, result)
         if report.state is JobState.ENDED:
             since, _ = self._ended.setdefault(key, (self._now(), report))
             # A worker that a signal ended had no time to leave a result.
             expects_result = report.raw in ("COMPLETED", "FAILED") and report.signal is None
             is_over = not expects_result or self._now() - since >= RESULT_GRACE_S
-            if not self._has_result(evaluation, attempt) and (
-                not is_over or self._is_at_work_elsewhere(evaluation, attempt)
-            ):
+            result = self._result(evaluation, attempt)
+            if result is None and (not is_over or self._is_at_work_elsewhere(evaluation, attempt)):
                 return None
-            return self._settle(evaluation, attempt, report)
+            return self._settle(evaluation, attempt, report, result)
         # Alive, also after an end: the scheduler put it back.
         self._ended.pop(key, None)
         if report.state is JobState.RUNNING and attempt.state is State.SUBMITTED:
@@ -169,9 +171,8 @@ class Watcher:
             )
         return None
 
-    def _has_result(self, evaluation: Evaluation, attempt: Attempt) -> bool:
-        paths = self._session.paths.attempt(evaluation.id, attempt.number)
-        return read_table(paths.result) is not None
+    def _result(self, evaluation: Evaluation, attempt: Attempt) -> Mapping[str, object] | None:
+        return read_table(self._session.paths.attempt(evaluation.id, attempt.number).result)
 
     def _is_at_work_elsewhere(self, evaluation: Evaluation, attempt: Attempt) -> bool:
         """Whether a job that nobody knows of holds the attempt and gives signs of life.
@@ -197,7 +198,11 @@ class Watcher:
         return heartbeat_timeout_s(self._session.settings.train.heartbeat_s)
 
     def _settle(
-        self, evaluation: Evaluation, attempt: Attempt, report: JobReport | None
+        self,
+        evaluation: Evaluation,
+        attempt: Attempt,
+        report: JobReport | None,
+        result: Mapping[str, object] | None,
     ) -> tuple[Evaluation, Verdict]:
         """Judge an attempt and put its verdict on record."""
         session = self._session
@@ -208,17 +213,16 @@ class Watcher:
             paths,
             log,
             report,
+            result=result,
             root=session.paths.folder,
             limit_s=60 * submission.resources.timeout_min,
             stale_after_s=self._stale_after_s,
             cancel_requested=evaluation.state is State.CANCELLED,
             has_started=attempt.state is not State.SUBMITTED,
         )
-        result, beat = seen.result, seen.heartbeat or {}
         fault = _mismatch(seen, evaluation, attempt)
         verdict = judge(seen) if fault is None else fault
-        if fault is not None:
-            result = None
+        result = seen.result if fault is None else None
         sizes = attempt_sizes(session.paths, evaluation.id, attempt)
         session.record(
             AttemptFinished(
@@ -230,7 +234,9 @@ class Watcher:
                 else {key: value for key, value in result.items() if key not in _NOT_IN_LEDGER},
                 size_bytes=sum(sizes.values()),
                 sizes=sizes,
-                node=(report.node if report else None) or attempt.node or _host(beat),
+                node=(report.node if report else None)
+                or attempt.node
+                or _host(seen.heartbeat or {}),
                 elapsed_s=seen.elapsed_s,
             )
         )

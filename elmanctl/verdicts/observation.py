@@ -101,16 +101,20 @@ def observe(
     log: Path,
     report: JobReport | None,
     *,
+    result: Mapping[str, object] | None = None,
     root: Path,
     limit_s: float,
     stale_after_s: float | None = None,
     cancel_requested: bool = False,
     has_started: bool = False,
 ) -> Observation:
-    """Read everything that is known of an attempt; files are named relative to `root`, the run."""
+    """Read everything that is known of an attempt; files are named relative to `root`, the run.
+
+    `result` is the worker's, where it was read before.
+    """
     heartbeat = read_table(paths.heartbeat)
     traces = (paths.claim, paths.heartbeat, paths.metrics, paths.result, log)
-    result = read_table(paths.result)
+    result = read_table(paths.result) if result is None else result
     return Observation(
         result=result,
         result_file=str(paths.result.relative_to(root)),
