@@ -1,5 +1,6 @@
 """The documents say what the program does: nothing missing, nothing that is not there."""
 
+import ast
 import re
 import shlex
 import subprocess
@@ -227,6 +228,30 @@ def test_page_on_templates_can_be_followed_in_a_checkout(
     program = [sys.executable, "-m", "elmanctl", "config", "--show-origin"]
     shown = subprocess.run(program, cwd=ROOT, env=bare, capture_output=True, text=True, check=True)
     assert re.search(r"slurm.account\s+speech\s+.*a100", shown.stdout)
+
+
+def functions_of(path: Path) -> set[str]:
+    """Return the functions of a module, methods as `Class.method`."""
+    kinds = ast.FunctionDef | ast.AsyncFunctionDef
+    found = set()
+    for node in ast.parse(text_of(path)).body:
+        if isinstance(node, kinds):
+            found.add(node.name)
+        elif isinstance(node, ast.ClassDef):
+            found |= {f"{node.name}.{each.name}" for each in node.body if isinstance(each, kinds)}
+    return found
+
+
+def test_places_of_behaviours_in_the_guide_for_contributors_exist() -> None:
+    section = read("CONTRIBUTING.md").partition("\n## Where to look\n")[2].partition("\n## ")[0]
+    places = re.findall(r"^\| .* \| `(\S+\.py)` \| `(\S+)` \|$", section, re.MULTILINE)
+    assert len(places) >= 20
+    missing = [
+        f"{file}: {name}"
+        for file, name in places
+        if name not in functions_of(ROOT / "elmanctl" / file)
+    ]
+    assert missing == []
 
 
 def test_links_resolve() -> None:
