@@ -122,7 +122,7 @@ class Watcher:
         # Cancelled before its job had an id, or by a controller that died before it said so.
         self._end(
             [
-                live_job(self._session, attempt)
+                live_job(self._session.state, attempt)
                 for report, evaluation, attempt in live
                 if evaluation.state is State.CANCELLED
                 and report.state in (JobState.PENDING, JobState.RUNNING)
@@ -207,7 +207,7 @@ class Watcher:
         """Judge an attempt and put its verdict on record."""
         session = self._session
         paths = session.paths.attempt(evaluation.id, attempt.number)
-        log = self._executor.log(live_job(session, attempt))
+        log = self._executor.log(live_job(session.state, attempt))
         submission = session.state.submissions[attempt.submission]
         seen = observe(
             paths,
@@ -246,7 +246,7 @@ class Watcher:
         """Ask the scheduler to end the live attempts of evaluations; return why it could not."""
         return self._end(
             [
-                live_job(self._session, attempt)
+                live_job(self._session.state, attempt)
                 for evaluation in evaluations
                 if (attempt := evaluation.last_attempt)
                 and attempt.job_id

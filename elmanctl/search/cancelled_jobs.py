@@ -1,4 +1,4 @@
-"""Where the jobs of cancelled evaluations are: asked afterwards, and taken from nobody's word."""
+"""Cancelled jobs: what the scheduler reports of them after they were cancelled."""
 
 from collections.abc import Iterable, Mapping
 from enum import StrEnum
@@ -6,11 +6,11 @@ from enum import StrEnum
 from elmanctl.errors import EnvironmentNotReady
 from elmanctl.ledger.run_state import RunState
 from elmanctl.schedulers.executor import Executor, JobReport, JobState
-from elmanctl.search.poll import job_of
+from elmanctl.search.poll import live_job
 
 
 class Now(StrEnum):
-    """What the scheduler makes of a job after it was to be cancelled."""
+    """State of a job after it was cancelled."""
 
     GONE = "gone"
     ENDING = "ending"
@@ -20,20 +20,20 @@ class Now(StrEnum):
 
     @property
     def is_there(self) -> bool:
-        """Whether the job goes on as if nobody had cancelled it."""
+        """Whether the job goes on in spite of the cancellation."""
         return self in (Now.WAITING, Now.RUNNING)
 
 
-# States of jobs that Slurm is winding up; a job that scancel ended is in the first at once.
+# States of jobs that are ending; scancel puts a job into the first at once.
 _ENDING = ("COMPLETING", "STAGE_OUT", "SIGNALING", "STOPPED")
 
 
 def jobs_left(
     state: RunState, names: Iterable[str], executor: Executor
 ) -> tuple[Mapping[str, Now], str | None]:
-    """Return where each evaluation's job is, without those whose end is on record.
+    """Return the state of each evaluation's job unless its end is recorded.
 
-    Also why the scheduler could not be asked, if that is so.
+    The second item is the reason why the scheduler could not be queried, if it could not.
     """
     live = {
         name: attempt
@@ -41,7 +41,9 @@ def jobs_left(
         if (attempt := state.evaluations[name].last_attempt) and not attempt.state.is_finished
     }
     jobs = {
-        name: job_of(state, attempt) for name, attempt in live.items() if attempt.job_id is not None
+        name: live_job(state, attempt)
+        for name, attempt in live.items()
+        if attempt.job_id is not None
     }
     try:
         reports = executor.poll(list(jobs.values()), []).reports if jobs else {}

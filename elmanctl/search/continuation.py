@@ -1,11 +1,11 @@
-"""Which attempts' checkpoints the next attempt of an evaluation may go on from; pure."""
+"""Checkpoints from which the next attempt of an evaluation may resume; pure."""
 
 from collections.abc import Sequence
 
 from elmanctl.ledger.records import Attempt, VerdictKind
 from elmanctl.verdicts.policy import rule_of
 
-# The training ended by itself: from any state of it the same end would follow.
+# The training ended by itself: resuming from its checkpoint would end in the same way.
 _ENDED_BY_ITSELF = frozenset(
     {
         VerdictKind.COMPLETED,
@@ -17,10 +17,10 @@ _ENDED_BY_ITSELF = frozenset(
 
 
 def checkpoint_folders(attempts: Sequence[Attempt]) -> tuple[str, ...]:
-    """Return the folders whose checkpoints the next attempt may go on from, the newest first.
+    """Return the folders with checkpoints that the next attempt may resume from, newest first.
 
-    What ended by itself is begun anew, whatever was before it.  Where the node or the evidence
-    was wanting, that attempt's own state is left alone, and those before it count.
+    After an end of its own the training starts from scratch.  After a node failure or an unclear
+    end that attempt's own checkpoint is skipped in favour of earlier ones.
     """
     folders = []
     for attempt in reversed(attempts):

@@ -1,4 +1,4 @@
-"""What holds for a run now: its settings with all changes, and the nodes that it avoids."""
+"""Effective settings of a run, with all recorded changes, and its currently excluded nodes."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -16,17 +16,17 @@ from elmanctl.settings import Settings
 def effective_settings(
     state: RunState | RunSummary, more: Mapping[str, Any] | None = None
 ) -> Settings:
-    """Return a run's settings with the changes on record, and with `more` of them."""
+    """Return a run's settings with all recorded changes, and with `more` of them."""
     tables = {name: dict(table) for name, table in state.run["settings"].items()}
     for key, value in {**state.changes, **(more or {})}.items():
         section, name = key.split(".", 1)
-        # A ledger of an earlier version may lack a whole section.
+        # A ledger of an earlier version may lack the whole section.
         tables.setdefault(section, {})[name] = value
     return decode_settings(tables)
 
 
 def require_run(paths: RunPaths, state: RunState | RunSummary) -> None:
-    """Raise NotFound for a ledger that was cut before its first event."""
+    """Raise NotFound for an empty ledger."""
     if not state.run:
         raise NotFound(
             f"the ledger of `{paths.folder.name}` is empty: nothing was ever submitted",
@@ -35,7 +35,7 @@ def require_run(paths: RunPaths, state: RunState | RunSummary) -> None:
 
 
 def avoided_nodes(state: RunState | RunSummary) -> list[ExcludedNode]:
-    """Return the nodes that are avoided now, the oldest exclusion first."""
+    """Return the nodes that new jobs avoid, the oldest exclusion first."""
     now = clock.now()
     kept = [node for node in state.excluded_nodes.values() if clock.from_text(node.until) > now]
     return sorted(kept, key=lambda node: (node.at, node.node))

@@ -44,7 +44,7 @@ from elmanctl.search.repeats import Known, answer_from, answering
 from elmanctl.search.requeue import recovery_hint
 from elmanctl.search.retry import Decisions, trip
 from elmanctl.search.session import Session
-from elmanctl.search.starved_jobs import Waiting
+from elmanctl.search.starved_jobs import StarvedJobs
 from elmanctl.space.candidates import Candidate, CandidateBuilder, ask_candidates
 from elmanctl.space.space import SearchSpace
 from elmanctl.verdicts.policy import Feedback
@@ -86,7 +86,7 @@ class Controller:
         self._decisions = Decisions(session)
         self._dispatcher = Dispatcher(session, executor, self._poller, self._decisions, now=now)
         self._watcher = Watcher(session, executor, now=now)
-        self._waiting = Waiting(session, executor, now=now)
+        self._starved = StarvedJobs(session, executor, now=now)
         self._known = Known(session.state)
         self._optimizer = self._restore()
         space = SearchSpace.decode(session.run["space"])
@@ -138,7 +138,7 @@ class Controller:
             self._view.judged(evaluation, verdict)
         exclude_bad_nodes(self._session, [(e, e.attempts[-1]) for e, _ in judged])
         if polled is not None:
-            self._waiting.look(polled)
+            self._starved.look(polled)
 
     def _close_decided(self) -> None:
         """Close evaluations whose last verdict is final; stop at failures that will repeat."""

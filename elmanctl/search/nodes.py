@@ -1,7 +1,4 @@
-"""Bad nodes: which ones new submissions avoid, why, and until when.
-
-Every exclusion is an event before it is acted on, and ends by itself.
-"""
+"""Exclusion of bad nodes from new submissions; every exclusion is recorded and expires."""
 
 import logging
 import re
@@ -18,10 +15,10 @@ from elmanctl.verdicts.policy import Change, rule_of
 
 logger = logging.getLogger(__name__)
 
-# What can stand in sbatch's --exclude as one node, and means nothing to a shell.
+# A single node in sbatch's --exclude, without characters that are special to a shell.
 NODE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,254}")
 
-# sbatch's words where the nodes that are left cannot run a job, or a name is none of its nodes.
+# Messages of sbatch when the remaining nodes cannot run a job, or a node name is unknown.
 _NOTHING_LEFT = re.compile(
     r"node configuration is not available|nodes? .*not available|Invalid node name",
     re.IGNORECASE,
@@ -29,7 +26,7 @@ _NOTHING_LEFT = re.compile(
 
 
 def exclude_bad_nodes(session: Session, judged: Iterable[tuple[Evaluation, Attempt]]) -> None:
-    """Put on record that nodes are avoided on which attempts failed for the node's sake."""
+    """Record the exclusion of nodes that made attempts fail."""
     exclude_min = session.settings.retry.exclude_min
     if session.run["executor"] == "local" or exclude_min <= 0:
         return
@@ -40,8 +37,8 @@ def exclude_bad_nodes(session: Session, judged: Iterable[tuple[Evaluation, Attem
         node, finished_at = str(attempt.node), str(attempt.finished_at)
         until = clock.from_text(finished_at) + timedelta(minutes=exclude_min)
         known = session.state.excluded_nodes.get(node)
-        # Jobs that were on the node already may fail too; what is avoided is not avoided longer.
-        # Times of one ledger are in one form, in which later ones compare as greater.
+        # Further failures of jobs that were on the node already do not extend its exclusion.
+        # Times in a ledger have one format, which compares in order.
         if until <= now or (known is not None and known.until > finished_at):
             continue
         assert attempt.verdict is not None
@@ -51,7 +48,7 @@ def exclude_bad_nodes(session: Session, judged: Iterable[tuple[Evaluation, Attem
 
 
 def judged_attempts(state: RunState) -> list[tuple[Evaluation, Attempt]]:
-    """Return every attempt that ended, in the order in which they ended."""
+    """Return every finished attempt, in the order of their ends."""
     ended = [
         (evaluation, attempt)
         for evaluation in state.evaluations.values()
@@ -62,15 +59,15 @@ def judged_attempts(state: RunState) -> list[tuple[Evaluation, Attempt]]:
 
 
 def says_no_node(error: str) -> bool:
-    """Whether sbatch refused a submission because no node is left for it."""
+    """Whether sbatch refused a submission for lack of a usable node."""
     return bool(_NOTHING_LEFT.search(error))
 
 
 def readmit_oldest(session: Session, words: str, *, among: Collection[str] | None = None) -> bool:
-    """Take back the oldest exclusion, of `among` where given; return whether there was one.
+    """End the oldest exclusion, of `among` if given; return whether there was one.
 
-    `words` are the scheduler's on that no node is left.  The jobs would wait for ever otherwise,
-    while a bad node may have been mended.
+    `words` is the scheduler's message that no node is left.  Jobs would wait forever otherwise,
+    and a bad node may have been fixed meanwhile.
     """
     for node in avoided_nodes(session.state):
         if among is not None and node.node not in among:

@@ -23,10 +23,7 @@ class Noise:
 
 
 def noise_estimates(state: RunState) -> dict[str, Noise]:
-    """Return the noise of every configuration with two losses or more, by its first evaluation.
-
-    Answered repeats are no second measurement.
-    """
+    """Return the noise of every configuration with two or more losses, by its first evaluation."""
     found = {first: noise_of(state.same_configuration(first)) for first in state.repeats}
     return {first: noise for first, noise in found.items() if noise is not None}
 
@@ -37,7 +34,7 @@ def noise_for(state: RunState, evaluation: Evaluation) -> Noise | None:
 
 
 def noise_of(same: Iterable[Evaluation]) -> Noise | None:
-    """Return the mean and spread of the losses that were measured."""
+    """Return the mean and spread of the measured losses; answered repeats do not count."""
     measured = [
         (each.id, each.loss)
         for each in same

@@ -1,4 +1,4 @@
-"""Asking the scheduler: the one place that decides when, for everybody who wants to know."""
+"""Poller of the scheduler: the only place that decides when it is queried."""
 
 import logging
 import time
@@ -15,17 +15,17 @@ from elmanctl.search.session import Session
 
 logger = logging.getLogger(__name__)
 
-# A scheduler that does not answer is asked ever more slowly, at last this slowly.
+# Longest interval of the backoff while the scheduler does not answer.
 _SLOWEST_S = 600.0
 
 
 class Poller:
-    """Takes one look for all live jobs and all unanswered submissions, once in `poll_s`.
+    """Polls all live jobs and all unanswered submissions at once, every `poll_s`.
 
-    A look costs two query commands at most (`Executor.look`), and nobody else asks any but a
-    submission whose refusal leaves a doubt, which is tried ever more rarely: that bounds the load
-    on a scheduler, whatever else goes on.  A controller keeps to the interval of the one before
-    it, whose last note is `after`, however often they are killed and resumed.
+    A poll costs at most two query commands (`Executor.poll`).  Only a submission with an unclear
+    refusal makes further queries, with backoff, so the load on the scheduler is bounded.  A new
+    controller keeps the interval of the previous one, whose last note is `after`, however often
+    they are killed and resumed.
     """
 
     def __init__(
@@ -52,21 +52,21 @@ class Poller:
 
     @property
     def trouble(self) -> str | None:
-        """What the scheduler does not do now, in one line."""
-        told = (self.silent_reason, self.refusal.text if self.refusal else None)
-        return "; ".join(text for text in told if text) or None
+        """The current trouble with the scheduler in one line, None without any."""
+        texts = (self.silent_reason, self.refusal.text if self.refusal else None)
+        return "; ".join(text for text in texts if text) or None
 
     @property
     def due_in_s(self) -> float:
-        """Seconds until the scheduler may be asked again."""
+        """Seconds until the next poll is allowed."""
         return max(0.0, self._next - self._now())
 
     def poll(self) -> PollResult | None:
-        """Return what the scheduler says, None when it is not time yet, or it says nothing."""
+        """Return the answer of the scheduler, None if it is too early or there is no answer."""
         if self._now() < self._next:
             return None
         jobs = [
-            live_job(self._session, attempt)
+            live_job(self._session.state, attempt)
             for _, attempt in self._session.state.live_attempts()
             if attempt.job_id is not None
         ]
@@ -81,7 +81,7 @@ class Poller:
             self._failed(exc.message)
             self._note(None)
             return None
-        # From its end: a slow answer must not bring the next question closer.
+        # Counted from the end: a slow answer must not shorten the interval.
         self._delay_s, self._failures = self._poll_s, 0
         self._next = self._now() + self._delay_s
         self.silent_reason = polled.accounting_error
@@ -89,22 +89,22 @@ class Poller:
         return polled
 
     def intended(self) -> list[Submission]:
-        """Return the submissions whose answer is not on record."""
+        """Return the submissions without a recorded answer."""
         return self._session.state.unanswered()
 
     def heard_nothing_of(self, submission: str) -> None:
-        """Ask after a submission no sooner than in one interval: a slow scheduler lists it late."""
+        """Delay the lookup of a submission by one interval: a slow scheduler lists it late."""
         self._not_before[submission] = self._now() + self._poll_s
 
     def tell_refusal(self, refusal: Refusal | None, *, next_s: float = 0.0) -> None:
-        """Show that a submission was refused and is tried again in `next_s`, None when no more."""
+        """Show a refused submission and its retry in `next_s`; None when it was accepted."""
         if refusal is None and self.refusal is None:
             return
         self.refusal = refusal
         self._write(max(self._delay_s, next_s))
 
     def _failed(self, reason: str) -> None:
-        # The first silence may be a hiccup: the pace changes with the second.
+        # The first failure may be a hiccup: backoff starts with the second.
         if self._failures:
             self._delay_s = min(2 * self._delay_s, max(_SLOWEST_S, self._poll_s))
         self._failures += 1
@@ -113,7 +113,7 @@ class Poller:
         logger.warning("%s; asking again in %.0f s", reason, self._delay_s)
 
     def _note(self, polled: PollResult | None) -> None:
-        """Leave for `status` what was said."""
+        """Save the answer for `status`."""
         self._last, self._asked_at = polled, clock.to_text(clock.now())
         self._write(self._delay_s)
 
@@ -138,10 +138,10 @@ class Poller:
         write_note(self._session.paths.scheduler, note)
 
     def _unlisted(self, reports: Mapping[str, JobReport]) -> dict[str, str]:
-        """Return what is known of each job that only accounting takes for alive."""
-        told: dict[str, str] = {}
+        """Return a description of each job that is alive in sacct but unknown to squeue."""
+        texts: dict[str, str] = {}
         if not any(report.is_unlisted for report in reports.values()):
-            return told
+            return texts
         for evaluation, attempt in self._session.state.live_attempts():
             report = reports.get(str(attempt.job_id))
             if report is None or not report.is_unlisted:
@@ -151,18 +151,18 @@ class Poller:
             sign = "no sign of life"
             if age_s is not None:
                 sign = f"last sign of life {clock.format_rough(max(0.0, age_s))} ago"
-            told[str(attempt.job_id)] = (
+            texts[str(attempt.job_id)] = (
                 f"sacct says {report.raw}, squeue does not know it; {sign}; "
-                "if it is gone, cancel it and queue it again"
+                "if it is gone, cancel and requeue it"
             )
-        return told
+        return texts
 
 
 def _left_of_interval_s(note: SchedulerNote | None, poll_s: float) -> float:
-    """Return for how long a new controller leaves Slurm alone, by what the last one left.
+    """Return the rest of the previous controller's polling interval.
 
-    Not for longer than an interval, also where a silent Slurm was asked ever more slowly: who
-    resumes may know that it is back.
+    Never more than one interval, even after backoff: a user who resumes may know that Slurm is
+    back.
     """
     if note is None or note.asked_at is None:
         return 0.0
@@ -170,13 +170,8 @@ def _left_of_interval_s(note: SchedulerNote | None, poll_s: float) -> float:
     return min(poll_s, max(0.0, poll_s - ago_s))
 
 
-def live_job(session: Session, attempt: Attempt) -> LiveJob:
-    """Return an attempt's job as executors know it."""
-    return job_of(session.state, attempt)
-
-
-def job_of(state: RunState, attempt: Attempt) -> LiveJob:
-    """Return the same by what is on record, for who has no hold on the run."""
+def live_job(state: RunState, attempt: Attempt) -> LiveJob:
+    """Return the job of an attempt as executors take it."""
     submission = state.submissions[attempt.submission]
     return LiveJob(
         job_id=str(attempt.job_id),

@@ -1,4 +1,4 @@
-"""Whether a folder is the run that its ledger tells of, with the code that the run began with."""
+"""Identity of a run: refuse a copied folder, other clusters, and changed frozen code."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -14,10 +14,10 @@ from elmanctl.run.paths import RunPaths
 
 
 def refuse_copy(paths: RunPaths, state: RunState) -> None:
-    """Raise UsageError for a copy of a run that still lies where its last controller ran.
+    """Raise UsageError for a copy if the original run still exists.
 
-    Both have the same names for jobs, so that each would take the other's for its own.  A folder
-    that was moved or renamed is no copy.
+    Their jobs have the same names, so each would adopt the jobs of the other.  A folder that was
+    moved or renamed is no copy.
     """
     recorded = state.controller.get("folder") if state.controller else None
     if recorded is None:
@@ -33,9 +33,9 @@ def refuse_copy(paths: RunPaths, state: RunState) -> None:
 
 
 def refuse_other_clusters(state: RunState, environ: Mapping[str, str]) -> None:
-    """Raise UsageError where jobs of the run are on other clusters than Slurm would be asked about.
+    """Raise UsageError for live jobs on other clusters than those that would be queried.
 
-    Of a cluster that does not know them one would hear that they are gone.
+    A cluster that does not know a job would report it as gone.
     """
     recorded = state.controller.get("clusters") if state.controller else None
     asked = environ.get(CLUSTERS_VARIABLE, "")
@@ -55,7 +55,7 @@ def _clusters(named: str) -> str:
 
 
 def refuse_changed_code(paths: RunPaths, run: Mapping[str, Any]) -> None:
-    """Raise LedgerCorrupt unless workers would import the code that the run began with."""
+    """Raise LedgerCorrupt unless workers would import the code that the run started with."""
     if not paths.code.is_dir():
         raise LedgerCorrupt(
             f"the run's frozen code is missing: {paths.code}",
@@ -78,7 +78,7 @@ def _is_same(one: Path, other: Path) -> bool:
 
 
 def _token(paths: RunPaths) -> str | None:
-    """Return the token of the run in a folder, None where none can be read."""
+    """Return the token of the run in a folder, None if it cannot be read."""
     try:
         with open_regular(paths.ledger) as file:
             event = decode_line(file.readline(SMALL_BYTES).rstrip(b"\n"))

@@ -1,4 +1,4 @@
-"""Finding runs and evaluations by what a user calls them."""
+"""Selection of runs and evaluations by the names that a user gives."""
 
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -21,10 +21,9 @@ _NAMES_SHOWN = 8
 
 
 def list_runs(folder: Path) -> list[Path]:
-    """Return the folders of all runs, oldest ledger first.
+    """Return the folders of all runs, least recently written first.
 
-    Raises NotFound where something that is no folder stands in its place, EnvironmentNotReady
-    when it cannot be read.
+    Raises NotFound if `folder` is not a folder, EnvironmentNotReady if it cannot be read.
     """
     try:
         paths = list(folder.iterdir())
@@ -43,32 +42,32 @@ def list_runs(folder: Path) -> list[Path]:
 
 
 def list_single_evaluations(folder: Path) -> list[Path]:
-    """Return the folders in which `elmanctl eval` left results, oldest first."""
+    """Return the folders with results of `elmanctl eval`, oldest first."""
     found = [path for path in folder.glob("eval-*") if AttemptPaths(path).spec.is_file()]
     return sorted(found, key=lambda path: (AttemptPaths(path).spec.stat().st_mtime_ns, path.name))
 
 
 def _last_write_ns(path: Path) -> int | None:
-    """Return when a run's ledger was last written, None for what is no run."""
+    """Return the time of the last write to a ledger, None if this is not a run."""
     try:
         return RunPaths(path).ledger.stat().st_mtime_ns
     except PermissionError:
-        # Somebody else's run may be in it: whoever reads it is told why that fails.
+        # Possibly another user's run: reading it later fails with the reason.
         return 0
     except OSError:
         return None
 
 
 def no_runs_in(folder: Path) -> str:
-    """Return the words for a folder without runs, which name the folder that was looked at."""
+    """Return a message that a folder has no runs, or does not exist."""
     missing = "" if folder.exists() else ": there is no such folder"
     return f"no runs in {as_written(folder)}{missing}"
 
 
 def find_run(folder: Path, name: str | None) -> Path:
-    """Return a run's folder: by its name or a unique beginning of it, or the newest one.
+    """Return a run's folder by its name or a unique prefix of it, or the newest one.
 
-    Raises NotFound when there is none, UsageError when a beginning fits several.
+    Raises NotFound when there is none, UsageError for an ambiguous prefix.
     """
     runs = list_runs(folder)
     if not runs:
@@ -99,10 +98,10 @@ def find_run(folder: Path, name: str | None) -> Path:
 
 
 def find_run_to_change(folder: Path, name: str | None, *, whole_name: bool = False) -> Path:
-    """Return the folder of a run that is to be changed, which is never guessed among several.
+    """Return the folder of a run to change, which is never guessed among several.
 
-    Without a name it is the only run, or the only one that is neither finished nor cancelled.
-    With `whole_name` a beginning of a name is not enough.  Raises NotFound, UsageError.
+    Without a name it is the only run, or the only open one.  With `whole_name` a prefix is not
+    enough.  Raises NotFound, UsageError.
     """
     if name is not None:
         found = find_run(folder, name)
@@ -127,7 +126,7 @@ def find_run_to_change(folder: Path, name: str | None, *, whole_name: bool = Fal
 
 
 def _is_open(path: Path) -> bool:
-    """Whether a run may have something left to do; one that cannot be read may."""
+    """Whether a run is neither finished nor cancelled; an unreadable one counts as open."""
     try:
         status = load_summary(path).summary.status
     except LedgerError:
@@ -136,10 +135,7 @@ def _is_open(path: Path) -> bool:
 
 
 def find_evaluation(state: RunState, name: str) -> Evaluation:
-    """Return an evaluation by id (`g012-e03`, `12.3`), by job id, or `best`.
-
-    Raises NotFound, with the nearest id where there is one.
-    """
+    """Return an evaluation by id (`g012-e03`, `12.3`), by job id, or `best`; raises NotFound."""
     if name in state.evaluations:
         return state.evaluations[name]
     if name == "best":
@@ -165,7 +161,7 @@ def find_evaluation(state: RunState, name: str) -> Evaluation:
 
 
 def select_named(state: RunState, names: Iterable[str]) -> list[Evaluation]:
-    """Return evaluations by their names, each once."""
+    """Return evaluations by name, without duplicates."""
     found: dict[str, Evaluation] = {}
     faults = Faults()
     for name in names:
@@ -177,7 +173,7 @@ def select_named(state: RunState, names: Iterable[str]) -> list[Evaluation]:
 
 
 def check_kinds(kinds: Sequence[str]) -> None:
-    """Raise UsageError, with the nearest that exists, for a verdict that does not."""
+    """Raise UsageError for an unknown verdict, with the nearest known one."""
     faults = Faults()
     for kind in kinds:
         if kind not in set(VerdictKind):

@@ -1,4 +1,4 @@
-"""A run that is open for writing: its lease, its ledger and its state, kept in step."""
+"""Session: a run that is open for writing, with its lease, ledger and state kept in step."""
 
 import logging
 import os
@@ -34,13 +34,13 @@ from elmanctl.search.workload import attempt_resources
 
 logger = logging.getLogger(__name__)
 
-# Of the reserve, so many parts stay for the command that will make room.
+# Parts of the reserve that stay for the command that will free space.
 _KEPT_PARTS = 2
 
-# Where and how jobs run and how many are paid, not what they measure.
+# Settings of where and how jobs run and what they may cost, not of what they measure.
 CHANGEABLE = ("slurm.", "local.", "retry.", "budget.", "disk.", "search.max_jobs")
 
-# What means nothing to a search on this machine, or to one on Slurm.
+# Settings without effect on a local search, or on one with Slurm.
 _USELESS: Mapping[str, tuple[str, ...]] = {
     "local": (
         *("slurm.", "search.max_jobs", "retry.mem_factor", "retry.max_mem_gb"),
@@ -51,7 +51,7 @@ _USELESS: Mapping[str, tuple[str, ...]] = {
 
 
 class Session:
-    """One process' hold on a run; every change goes through `record`."""
+    """Exclusive write access to a run; every change goes through `record`."""
 
     def __init__(self, paths: RunPaths, lease: Lease, writer: LedgerWriter) -> None:
         self.paths = paths
@@ -68,12 +68,9 @@ class Session:
     def open(cls, folder: Path, *, may_use_reserve: bool = False) -> "Session":
         """Take the lease of a run and read its ledger.
 
-        A lease is a file: `may_use_reserve` gives up the run's reserve where a full disk has no
-        room for it, so that a command can make some.
-
-        Raises ForeignFolder where somebody else may write, LedgerLocked while another process
-        holds the lease, LedgerCorrupt for a damaged ledger, NotFound for one in which nothing
-        stands.
+        On a full disk `may_use_reserve` gives up the run's reserve to make room for the lease
+        file.  Raises ForeignFolder where another user may write, LedgerLocked while another
+        process holds the lease, LedgerCorrupt for a damaged ledger, NotFound for an empty one.
         """
         paths = RunPaths(folder)
         refuse_foreign_run(paths)
@@ -92,14 +89,14 @@ class Session:
             raise
 
     def record(self, payload: Payload) -> None:
-        """Write one event and apply it to the state; what the state refuses is not written."""
+        """Write one event and apply it to the state; one that the state rejects is not written."""
         prepared = ledger_state.prepare(self._writer, self.state, payload)
         self._snapshots.before(prepared.evaluations)
         ledger_state.commit(self._writer, self.state, prepared)
         self._snapshots.after()
 
     def refuse_cancelled(self) -> None:
-        """Raise UsageError for a run that was cancelled as a whole: that is for good."""
+        """Raise UsageError for a cancelled run: cancellation is final."""
         if self.state.status is RunStatus.CANCELLED:
             raise UsageError(
                 f"the run `{self.run['name']}` was cancelled",
@@ -107,7 +104,7 @@ class Session:
             )
 
     def start_controller(self) -> None:
-        """Record that a controller drives this run from now on."""
+        """Record that a controller drives this run."""
         refill(self.paths.folder)
         is_slurm = self.run["executor"] == "slurm"
         self.record(
@@ -120,10 +117,10 @@ class Session:
         )
 
     def pause(self, error: Exception) -> None:
-        """Put on record why the controller stops, where that can be written.
+        """Record why the controller stops, if possible.
 
-        A ledger that refuses stays as it is, unless all that it lacks is room: for this one event
-        a part of the run's reserve is given up.
+        On a full disk a part of the run's reserve is given up for this event; after any other
+        error of the ledger nothing is written.
         """
         full = full_disk(error)
         if full is None:
@@ -134,13 +131,13 @@ class Session:
             give_up(self.paths.folder, keep=_KEPT_PARTS)
             self.record(RunPaused(reason="the disk is full"))
         except (OSError, LedgerError) as exc:
-            logger.warning("that the disk is full is not on record: %s", exc)
+            logger.warning("the full disk could not be recorded: %s", exc)
 
     def check_changes(self, changes: Mapping[str, Any]) -> None:
-        """Refuse settings that a run cannot have from now on.
+        """Check changes of settings.
 
-        Raises UsageError for one that would make losses unlike or means nothing to this run,
-        ConfigError for an impossible one.
+        Raises UsageError for one that would make losses incomparable or has no effect on this run,
+        ConfigError for an invalid one.
         """
         for key in changes:
             if not key.startswith(CHANGEABLE):
@@ -154,7 +151,7 @@ class Session:
         check_resources(attempt_resources(changed, self.run["executor"], {}))
 
     def change_settings(self, changes: Mapping[str, Any]) -> None:
-        """Replace settings from now on; raises what `check_changes` raises."""
+        """Record new settings; raises what `check_changes` raises."""
         self.check_changes(changes)
         self.record(SettingsChanged(changes=dict(changes)))
         self.settings = effective_settings(self.state)
@@ -171,10 +168,7 @@ class Session:
             )
 
     def extend(self, generations: int) -> None:
-        """Set a higher number of generations.
-
-        Raises UsageError for one that is not higher, ConfigError for more than a search may have.
-        """
+        """Set a higher number of generations; raises UsageError, ConfigError for any other."""
         refuse_outside({"search.generations": generations})
         if generations <= self.state.generations:
             raise UsageError(
@@ -189,7 +183,7 @@ class Session:
         return self.state.run
 
     def close(self) -> None:
-        """Close the ledger, make the run's reserve whole, and give the lease back."""
+        """Close the ledger, refill the run's reserve, and release the lease."""
         self._snapshots.close()
         self._writer.close()
         refill(self.paths.folder)

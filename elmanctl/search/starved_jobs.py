@@ -1,9 +1,8 @@
-"""Jobs that wait although nothing is before them: no node is left that they may run on.
+"""Starved jobs: pending jobs whose node exclusions leave them no node to run on.
 
-sbatch refuses a job that excludes every node of its partition.  Where the nodes that are left are
-down or drained it takes the job, which then waits until one comes back, with the exclusions it was
-submitted with.  So these are eased: at once by what ended meanwhile, and after a while by taking
-back the oldest.
+sbatch refuses a job that excludes every node of its partition.  If the other nodes are down or
+drained it accepts the job, which stays pending with the exclusions it was submitted with.  These
+are relaxed: at once by expired exclusions, and after a while by readmitting the oldest one.
 """
 
 import logging
@@ -24,7 +23,7 @@ from elmanctl.search.session import Session
 
 logger = logging.getLogger(__name__)
 
-# Slurm's reasons of a job for which no node is left; one that only waits for its turn has others.
+# Slurm's pending reasons when no node is usable; a job that waits for its turn has others.
 NO_NODE = re.compile(
     r"ReqNodeNotAvail|Nodes required for job are DOWN|BadConstraints", re.IGNORECASE
 )
@@ -35,7 +34,7 @@ PATIENCE_S = 300.0
 
 @dataclass(frozen=True, slots=True)
 class _Stuck:
-    """A job that no node is left for: what it avoids now, and of that what it must avoid."""
+    """A starved job: the nodes it excludes, and those that its own evaluation excludes."""
 
     job: LiveJob
     resources: Resources
@@ -44,8 +43,8 @@ class _Stuck:
     reason: str
 
 
-class Waiting:
-    """Eases the exclusions of jobs that wait because of them."""
+class StarvedJobs:
+    """Relaxes the node exclusions of starved jobs."""
 
     def __init__(
         self, session: Session, executor: Executor, *, now: Callable[[], float] = time.monotonic
@@ -57,7 +56,7 @@ class Waiting:
         self._avoided: dict[str, tuple[str, ...]] = {}
 
     def look(self, polled: PollResult) -> None:
-        """Act on what the scheduler said of jobs that wait."""
+        """Relax exclusions according to the pending reasons of one poll."""
         stuck = self._stuck(polled)
         if not stuck:
             self._since = None
@@ -84,15 +83,15 @@ class Waiting:
                 continue
             changes: Mapping[str, Any] = evaluation.changes
             own = frozenset(changes.get("exclude", ()))
-            job = live_job(self._session, attempt)
+            job = live_job(state, attempt)
             found.append(_Stuck(job, resources, avoids, own, str(report.reason)))
         return found
 
     def _easier(self, stuck: list[_Stuck]) -> list[tuple[_Stuck, tuple[str, ...]]]:
-        """Return the jobs that avoid more than they must by now, each with what it must."""
-        in_force = {node.node for node in avoided_nodes(self._session.state)}
+        """Return the jobs with outdated exclusions, each with those that still hold."""
+        current = {node.node for node in avoided_nodes(self._session.state)}
         musts = [
-            (one, tuple(node for node in one.avoids if node in in_force or node in one.own))
+            (one, tuple(node for node in one.avoids if node in current or node in one.own))
             for one in stuck
         ]
         return [(one, must) for one, must in musts if must != one.avoids]
@@ -107,7 +106,7 @@ class Waiting:
                     [one.job for one in group], replace(group[0].resources, exclude=must)
                 )
             except EnvironmentNotReady as exc:
-                # Tried again at the next look.
+                # Retried at the next poll.
                 logger.warning("%s", exc.message)
                 continue
             self._avoided |= {one.job.job_id: must for one in group}

@@ -186,7 +186,7 @@ def test_job_that_only_accounting_takes_for_alive_is_never_run_again(watched: Wa
     assert note is not None
     assert note.unlisted[watched.job] == (
         "sacct says RUNNING, squeue does not know it; last sign of life 2h ago; "
-        "if it is gone, cancel it and queue it again"
+        "if it is gone, cancel and requeue it"
     )
 
 
