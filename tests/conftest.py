@@ -1,6 +1,7 @@
 """Shared parts: a small corpus, and the command line run as a user runs it."""
 
 import hashlib
+import importlib.util
 import os
 import shutil
 import subprocess
@@ -13,7 +14,7 @@ import pytest
 from hypothesis import HealthCheck, settings
 
 from elmanctl.run.spec import AttemptSpec, DataSpec
-from tests.command_line import CommandLine
+from tests.command_line import CommandLine, QuickCommandLine
 from tests.specs import changed, spec_of
 
 # How fast examples are drawn and tried is the machine's affair.
@@ -104,6 +105,12 @@ def elmanctl(tmp_path: Path, environment: dict[str, str]) -> CommandLine:
 
 
 @pytest.fixture
+def quick(elmanctl: CommandLine, monkeypatch: pytest.MonkeyPatch) -> QuickCommandLine:
+    """The command line in an empty folder, in this process."""
+    return QuickCommandLine(elmanctl, monkeypatch)
+
+
+@pytest.fixture
 def tmpfs(tmp_path: Path) -> Iterator[Callable[..., Path]]:
     """Mount a file system of so many KiB in memory; needs root, and fails without."""
     mounted: list[Path] = []
@@ -128,8 +135,15 @@ def _cluster_answers() -> bool:
     )
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Skip what needs a cluster where none answers; CI fails when anything was skipped."""
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave out what needs torch where there is none, and skip what needs a cluster.
+
+    CI fails when anything was skipped, and has torch.
+    """
+    if importlib.util.find_spec("torch") is None:
+        needing = [item for item in items if item.get_closest_marker("torch")]
+        config.hook.pytest_deselected(items=needing)
+        items[:] = [item for item in items if item not in needing]
     marked = [item for item in items if item.get_closest_marker("slurm")]
     if marked and not _cluster_answers():
         for item in marked:

@@ -34,8 +34,7 @@ from elmanctl.run.progress import read_progress, read_table
 from elmanctl.run.spec import AttemptSpec
 from elmanctl.search.effective_settings import effective_settings
 from elmanctl.space.space import SearchSpace
-from tests.cli.conftest import QuickCommandLine
-from tests.command_line import CommandLine
+from tests.command_line import CommandLine, QuickCommandLine
 from tests.search.scripted import Run
 
 ARCHIVES = sorted(Path(__file__).parent.glob("data/older-runs-*.tar.gz"))

@@ -1,5 +1,6 @@
 """What becomes of each variable that sbatch would read, over the whole table."""
 
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ from elmanctl.config import Resolved, resolve
 from elmanctl.sbatch_variables import DEFAULTS, OURS, REFUSED
 from elmanctl.schedulers.submission import extra_options
 from elmanctl.settings import SlurmSettings
-from tests.command_line import CommandLine
+from tests.command_line import QuickCommandLine
 from tests.schedulers import slurm_variables
 
 EVERY = (*slurm_variables.SBATCH, "SLURM_HINT")
@@ -206,34 +207,26 @@ def test_what_an_allocation_sets_is_no_default(tmp_path: Path) -> None:
 SEARCH = ("search", "e88", "--preset", "tiny", "--dry-run", "--json")
 
 
-def test_dry_run_and_config_show_what_a_variable_set(elmanctl: CommandLine) -> None:
-    elmanctl = CommandLine(
-        folder=elmanctl.folder,
-        environment={
-            **elmanctl.environment,
-            "SBATCH_ACCOUNT": "lab",
-            "SBATCH_QOS": "high",
-            "SBATCH_OUTPUT": "%x.out",
-        },
-    )
-    planned = elmanctl(*SEARCH[:-1])
+def test_dry_run_and_config_show_what_a_variable_set(quick: QuickCommandLine) -> None:
+    variables = {"SBATCH_ACCOUNT": "lab", "SBATCH_QOS": "high", "SBATCH_OUTPUT": "%x.out"}
+    planned = quick(*SEARCH[:-1], **variables)
     assert planned.returncode == 0, planned.stderr
     assert "#SBATCH --account=lab\n" in planned.stdout
     assert "#SBATCH --qos=high\n" in planned.stdout
     assert "slurm.account = lab, from SBATCH_ACCOUNT" in planned.stderr
     assert "slurm.extra.qos = high, from SBATCH_QOS" in planned.stderr
     assert "SBATCH_OUTPUT is not used: logs lie in the run's folder" in planned.stderr
-    shown = elmanctl("config", "--show-origin")
+    shown = quick("config", "--show-origin", **variables)
     rows = [line.split() for line in shown.stdout.splitlines()]
     assert ["slurm.account", "lab", "SBATCH_ACCOUNT"] in rows
     assert "SBATCH_OUTPUT is not used" in shown.stderr
 
 
 def test_what_a_variable_set_stays_with_a_run_that_goes_on_in_another_shell(
-    elmanctl: CommandLine,
+    quick: QuickCommandLine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Until its setting is replaced, which is told."""
-    tools = elmanctl.folder / "tools"
+    tools = quick.folder / "tools"
     tools.mkdir()
     answers = {
         "sbatch": "echo 'sbatch: error: Invalid qos specification' >&2; exit 1",
@@ -242,37 +235,32 @@ def test_what_a_variable_set_stays_with_a_run_that_goes_on_in_another_shell(
     for name, body in answers.items():
         (tools / name).write_text(f"#!/bin/sh\n{body}\n", encoding="utf-8")
         (tools / name).chmod(0o755)
-    path = f"{tools}:{elmanctl.environment['PATH']}"
-    plain = CommandLine(folder=elmanctl.folder, environment={**elmanctl.environment, "PATH": path})
-    profile = {**plain.environment, "SBATCH_QOS": "high", "SBATCH_ACCOUNT": "lab"}
+    monkeypatch.setenv("PATH", f"{tools}:{os.environ['PATH']}")
     search = (*SEARCH[:4], "--yes", "--name", "run")
-    begun = CommandLine(folder=plain.folder, environment=profile)(*search)
+    begun = quick(*search, SBATCH_QOS="high", SBATCH_ACCOUNT="lab")
     assert begun.returncode == 1 and "Invalid qos" in begun.stderr
 
     def options() -> set[str]:
-        scripts = (plain.folder / "runs" / "run" / "submissions").glob("*/submission.sh")
+        scripts = (quick.folder / "runs" / "run" / "submissions").glob("*/submission.sh")
         newest = max(scripts, key=lambda script: script.parent.name)
         found = newest.read_text(encoding="utf-8").splitlines()
         return {line for line in found if line.startswith("#SBATCH --") and "=" in line}
 
     assert {"#SBATCH --qos=high", "#SBATCH --account=lab"} <= options()
-    assert "without" not in plain("resume", "run").stderr
+    assert "without" not in quick("resume", "run").stderr
     assert {"#SBATCH --qos=high", "#SBATCH --account=lab"} <= options()
-    told = plain("resume", "run", "--set", "slurm.extra={constraint='big'}").stderr
+    told = quick("resume", "run", "--set", "slurm.extra={constraint='big'}").stderr
     assert "`slurm.extra` is replaced as a whole; dropped: qos=high" in told
     assert {"#SBATCH --constraint=big", "#SBATCH --account=lab"} <= options()
     assert "#SBATCH --qos=high" not in options()
 
 
 def test_refused_variable_stops_a_search_on_slurm_and_no_other_command(
-    elmanctl: CommandLine,
+    quick: QuickCommandLine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    elmanctl = CommandLine(
-        folder=elmanctl.folder,
-        environment={**elmanctl.environment, "SBATCH_CLUSTERS": "north"},
-    )
-    refused = elmanctl(*SEARCH)
+    monkeypatch.setenv("SBATCH_CLUSTERS", "north")
+    refused = quick(*SEARCH)
     assert refused.returncode == 2, refused.stderr
     assert "SBATCH_CLUSTERS is set" in refused.stderr and "SLURM_CLUSTERS" in refused.stderr
-    assert elmanctl(*SEARCH, "--local").returncode == 0
-    assert "SBATCH_CLUSTERS" in elmanctl("config").stderr
+    assert quick(*SEARCH, "--local").returncode == 0
+    assert "SBATCH_CLUSTERS" in quick("config").stderr

@@ -1,19 +1,14 @@
 """Runs with a history, as a search leaves them, for the commands to look at."""
 
-import io
 import os
 import shutil
-import subprocess
-import sys
 from collections.abc import Callable, Iterator
-from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 
 import pytest
 
-from elmanctl.__main__ import main
 from elmanctl.ledger.records import RunStatus, State
-from tests.command_line import CommandLine
+from tests.command_line import CommandLine, QuickCommandLine
 from tests.search.scripted import Runs
 
 
@@ -53,41 +48,6 @@ def with_runs(elmanctl: CommandLine, histories: Path) -> CommandLine:
     """The command line in a folder with the runs."""
     shutil.copytree(histories, elmanctl.folder / "runs", symlinks=True)
     return elmanctl
-
-
-class QuickCommandLine:
-    """The command line in this process: what a child would print, without the child's start."""
-
-    def __init__(self, user: CommandLine, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.folder = user.folder
-        self._patch = monkeypatch
-        monkeypatch.chdir(user.folder)
-        for name in set(os.environ) - set(user.environment):
-            monkeypatch.delenv(name)
-        for name, value in user.environment.items():
-            monkeypatch.setenv(name, value)
-
-    def __call__(self, *arguments: str) -> subprocess.CompletedProcess[str]:
-        """Run one command to its end."""
-        self._patch.setattr(sys, "argv", ["elmanctl", *arguments])
-        out, err = io.StringIO(), io.StringIO()
-        with (
-            Path(os.devnull).open(encoding="utf-8") as nothing,
-            redirect_stdout(out),
-            redirect_stderr(err),
-            pytest.raises(SystemExit) as ended,
-        ):
-            self._patch.setattr(sys, "stdin", nothing)
-            main()
-        code = ended.value.code
-        assert isinstance(code, int)
-        return subprocess.CompletedProcess(arguments, code, out.getvalue(), err.getvalue())
-
-
-@pytest.fixture
-def quick(elmanctl: CommandLine, monkeypatch: pytest.MonkeyPatch) -> QuickCommandLine:
-    """The command line in an empty folder, in this process."""
-    return QuickCommandLine(elmanctl, monkeypatch)
 
 
 @pytest.fixture

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.cli.conftest import QuickCommandLine, Snapshot
-from tests.command_line import CommandLine
+from tests.cli.conftest import Snapshot
+from tests.command_line import CommandLine, QuickCommandLine
 
 LOCAL = ("search", "e88", "--local", "--preset", "tiny", "--yes")
 
@@ -139,6 +139,7 @@ def test_in_an_empty_folder_it_is_refused_and_nothing_is_written(
     assert snapshot() == {}
 
 
+@pytest.mark.torch
 @pytest.mark.parametrize(
     "more", [["--gpus", "77"], ["--gpus", "0,1"], ["--dry-run", "--gpus", "7"]]
 )
@@ -222,19 +223,19 @@ def test_wrong_setting_is_refused_before_anything_starts(
 
 
 def test_machine_without_slurm_is_told_of_the_local_way(
-    elmanctl: CommandLine, snapshot: Snapshot, corpus: Path, tmp_path: Path
+    quick: QuickCommandLine, snapshot: Snapshot, corpus: Path
 ) -> None:
-    bare = {**elmanctl.environment, "PATH": str(tmp_path / "nowhere")}
-    user = CommandLine(folder=elmanctl.folder, environment=bare)
-    done = user("search", "e88", "--preset", "tiny", "--data", str(corpus), "--yes")
+    search = ("search", "e88", "--preset", "tiny", "--data", str(corpus), "--yes")
+    done = quick(*search, PATH=str(quick.folder / "nowhere"))
     assert_refused(done, 4, "no `sbatch` on this machine", "--local")
     assert snapshot() == {}
 
 
+@pytest.mark.torch
 def test_search_that_nobody_can_confirm_is_not_started(
-    elmanctl: CommandLine, snapshot: Snapshot, corpus: Path
+    quick: QuickCommandLine, snapshot: Snapshot, corpus: Path
 ) -> None:
-    done = elmanctl(*LOCAL[:-1], "--data", str(corpus))
+    done = quick(*LOCAL[:-1], "--data", str(corpus))
     assert_refused(done, 2, "confirmation required", "--yes")
     assert snapshot() == {}
 

@@ -9,8 +9,7 @@ from pathlib import Path
 import pytest
 
 from elmanctl.cli.classify import read_ends
-from tests.cli.conftest import QuickCommandLine
-from tests.command_line import CommandLine
+from tests.command_line import CommandLine, QuickCommandLine
 
 
 @pytest.fixture

@@ -23,7 +23,8 @@ from elmanctl.models.registry import FAMILIES
 from elmanctl.search.requeue import TOO_LATE
 from elmanctl.search.session import Session
 from elmanctl.verdicts.policy import RULES
-from tests.cli.conftest import QuickCommandLine, Snapshot
+from tests.cli.conftest import Snapshot
+from tests.command_line import QuickCommandLine
 
 
 def succeeded(done: subprocess.CompletedProcess[str]) -> str:
@@ -108,6 +109,7 @@ def test_completion_script_names_the_program(shell: str, quick: QuickCommandLine
         subprocess.run(["bash", "-n"], input=text, text=True, check=True)
 
 
+@pytest.mark.torch
 def test_dry_run_prints_the_script_of_the_first_generation_and_writes_nothing(
     quick: QuickCommandLine, snapshot: Snapshot, corpus: Path
 ) -> None:
@@ -131,6 +133,7 @@ def test_dry_run_prints_the_script_of_the_first_generation_and_writes_nothing(
     assert snapshot() == {}
 
 
+@pytest.mark.torch
 def test_dry_run_as_json_is_the_plan_in_one_document(
     quick: QuickCommandLine, snapshot: Snapshot, corpus: Path
 ) -> None:
@@ -151,6 +154,7 @@ def test_dry_run_as_json_is_the_plan_in_one_document(
     assert snapshot() == {}
 
 
+@pytest.mark.torch
 def test_dry_run_says_what_the_cluster_says_and_makes_do_without_one(
     quick: QuickCommandLine, corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -189,6 +193,7 @@ def test_dry_run_says_what_the_cluster_says_and_makes_do_without_one(
 START = r"^starts at n_heads=\d+ n_state=\d+ depth=\d+ lr=[\d.]+ \(the middle of the space\); "
 
 
+@pytest.mark.torch
 def test_search_says_where_it_starts_and_warns_of_a_start_it_would_refuse(
     quick: QuickCommandLine, corpus: Path
 ) -> None:
@@ -232,6 +237,7 @@ def test_run_whose_ledger_tells_no_values_is_shown_by_its_source(
     assert f"  search  {start}" in done.stderr.splitlines()
 
 
+@pytest.mark.torch
 def test_name_of_a_new_run_is_free_and_fit_for_a_folder(
     quick_with_runs: QuickCommandLine, corpus: Path
 ) -> None:

@@ -11,8 +11,7 @@ import pytest
 import typer
 
 from elmanctl.cli.app import app
-from tests.cli.conftest import QuickCommandLine
-from tests.command_line import CommandLine
+from tests.command_line import CommandLine, QuickCommandLine
 
 Shell = Callable[[str], dict[str, str]]
 

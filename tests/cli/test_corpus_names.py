@@ -11,7 +11,7 @@ import pytest
 from elmanctl.cli.search_summary import print_summary
 from elmanctl.run import corpus as corpora
 from elmanctl.search.session import Session
-from tests.cli.conftest import QuickCommandLine
+from tests.command_line import QuickCommandLine
 
 NAME = f"standard-library-{platform.python_version()}.bytes"
 TINY = ("dim=16", "depth=1", "n_heads=2", "n_state=8", "--preset", "tiny", "--train-steps", "2")
@@ -42,6 +42,7 @@ def test_corpus_stands_in_the_summary_of_a_search(
     assert "\n  corpus     corpus.bytes, sha256 " in capsys.readouterr().out
 
 
+@pytest.mark.torch
 def test_built_in_corpus_is_named_after_its_python_and_can_be_kept(
     quick: QuickCommandLine, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -12,9 +12,8 @@ from elmanctl.cli import controller
 from elmanctl.cli.costs import format_hours
 from elmanctl.ledger.records import RunStatus
 from elmanctl.ledger.state import load_run
-from tests.cli.conftest import QuickCommandLine
 from tests.cli.test_status import table
-from tests.command_line import CommandLine
+from tests.command_line import CommandLine, QuickCommandLine
 from tests.search.scripted import Run, Runs, ScriptedExecutor
 
 AXES = {
@@ -101,6 +100,7 @@ def test_one_evaluation_shows_the_noise_of_its_configuration(user: QuickCommandL
     assert f"of {n} seeds" in shown
 
 
+@pytest.mark.torch
 def test_plan_says_the_most_it_can_cost_and_what_the_budget_makes_of_it(
     quick: QuickCommandLine, corpus: Path
 ) -> None:

@@ -4,7 +4,8 @@ import json
 from typing import Any
 
 from elmanctl.ledger.disk import measure
-from tests.cli.conftest import QuickCommandLine, Snapshot
+from tests.cli.conftest import Snapshot
+from tests.command_line import QuickCommandLine
 
 
 def document(done: Any) -> dict[str, Any]:

@@ -10,9 +10,9 @@ import pytest
 
 from elmanctl.search.plan import SearchPlan, plan_search
 from elmanctl.search.selection import find_run
-from tests.cli.conftest import QuickCommandLine, Snapshot
+from tests.cli.conftest import Snapshot
 from tests.cli.test_bad_input import assert_refused
-from tests.command_line import CommandLine
+from tests.command_line import CommandLine, QuickCommandLine
 from tests.users import NOBODY, as_root, nobody
 
 SEARCH = ("search", "e88", "--local", "--preset", "tiny", "--yes")
@@ -37,6 +37,7 @@ def started(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
     return folders
 
 
+@pytest.mark.torch
 @as_root
 def test_search_with_settings_that_somebody_else_wrote_needs_them_named(
     quick: QuickCommandLine, tiny: tuple[str, ...], started: list[Path]
@@ -85,6 +86,7 @@ def test_copied_run_is_not_resumed(quick_with_runs: QuickCommandLine, snapshot: 
     assert quick_with_runs("resume", "finished").returncode == 0
 
 
+@pytest.mark.torch
 def test_name_that_another_search_takes_meanwhile_gives_way_to_the_next(
     quick: QuickCommandLine,
     tiny: tuple[str, ...],
@@ -135,6 +137,7 @@ def test_place_where_no_run_can_be_kept_is_found_first(
     assert_refused(quick(*tiny), code, message)
 
 
+@pytest.mark.torch
 @as_root
 def test_folder_that_cannot_be_written_is_found_first(
     quick: QuickCommandLine, tiny: tuple[str, ...], monkeypatch: pytest.MonkeyPatch

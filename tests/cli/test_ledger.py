@@ -15,8 +15,8 @@ from elmanctl.ledger.lease import LEASE_FILE, Lease
 from elmanctl.ledger.records import RunStatus, State
 from elmanctl.ledger.run_state import RunState
 from elmanctl.ledger.state import load_run
-from tests.cli.conftest import QuickCommandLine, Snapshot
-from tests.command_line import CommandLine
+from tests.cli.conftest import Snapshot
+from tests.command_line import CommandLine, QuickCommandLine
 from tests.search.scripted import Run, Runs
 
 AGAINST = {"evaluation": "g000-e00", "attempt": 1}

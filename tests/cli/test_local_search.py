@@ -15,6 +15,7 @@ from tests.integration.runs import load, trained_attempts
 pytestmark = pytest.mark.slow
 
 
+@pytest.mark.torch
 def test_search_is_run_looked_at_cleaned_and_resumed(elmanctl: CommandLine, corpus: Path) -> None:
     searched = elmanctl(
         *("search", "e88", "--local", "--preset", "tiny", "--generations", "1"),

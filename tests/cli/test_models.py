@@ -1,13 +1,13 @@
 """Models on the command line: levels, variants, backends, and searches that are refused."""
 
 import pytest
-import torch
 
 from elmanctl.models.backends import BACKENDS
-from tests.cli.conftest import QuickCommandLine
 from tests.cli.test_commands import document
+from tests.command_line import QuickCommandLine
 
 
+@pytest.mark.torch
 def test_model_is_shown_with_its_backends_and_its_audit(quick: QuickCommandLine) -> None:
     found = document(quick("models", "mom-e88", "--json"))
     assert found["model"] == "mom-e88"
@@ -19,6 +19,7 @@ def test_model_is_shown_with_its_backends_and_its_audit(quick: QuickCommandLine)
     assert all(row["fix"] for row in backends if row["fault"])
 
 
+@pytest.mark.torch
 def test_doctor_says_what_is_missing_and_what_helps(quick: QuickCommandLine) -> None:
     findings = document(quick("doctor", "--json"))["findings"]
     assert {row["name"] for row in findings if row["part"] == "backend"} == set(BACKENDS)
@@ -74,7 +75,12 @@ def test_level_and_fields_hold_axes_fixed(quick: QuickCommandLine) -> None:
             "e88 has no backend `fla`; it has: auto, triton, gluon, torch",
         ),
         (["gru", "reset_after=false", "--backend", "cudnn"], 2, "cuDNN does not support"),
-        (["fla-gdn", "variant=study-2026-01"], 2, "moving `n_heads` changes neither"),
+        pytest.param(
+            ["fla-gdn", "variant=study-2026-01"],
+            2,
+            "moving `n_heads` changes neither",
+            marks=pytest.mark.torch,
+        ),
         (["E75h7x24"], 2, "did you mean `e75h7n24`?"),
         (["E88h98", "n_heads=83"], 2, "level `E88h98` says 98"),
         (["mamba2", "headdim=64"], 2, "mamba2 has no setting `headdim`"),
@@ -88,7 +94,10 @@ def test_search_that_would_not_be_what_was_asked_is_refused(
     assert message in found.stderr
 
 
+@pytest.mark.torch
 def test_backend_that_cannot_run_here_is_refused_with_the_fix(quick: QuickCommandLine) -> None:
+    import torch
+
     if torch.cuda.is_available():
         # The same refusal, for a reason that a machine with a GPU has as well.
         found = quick("eval", "e88", "dim=16", "--backend", "mamba-ssm", "--preset", "tiny")
@@ -101,6 +110,7 @@ def test_backend_that_cannot_run_here_is_refused_with_the_fix(quick: QuickComman
     assert "backend `mamba-ssm` cannot run here" in found.stderr and "hint: " in found.stderr
 
 
+@pytest.mark.torch
 @pytest.mark.parametrize(
     ("words", "family"),
     [

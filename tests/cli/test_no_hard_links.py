@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from elmanctl.ledger.files import NoHardLinks, create_atomically
-from tests.command_line import CommandLine
+from tests.command_line import CommandLine, QuickCommandLine
 
 WRAPPER = Path(__file__).parents[1] / "no_hard_links.py"
 
@@ -26,6 +26,7 @@ def without_links(user: CommandLine, *arguments: str) -> subprocess.CompletedPro
     )
 
 
+@pytest.mark.torch
 def test_search_names_the_cause_and_leaves_nothing(elmanctl: CommandLine, corpus: Path) -> None:
     tiny = ("e88", "--preset", "tiny", "--local", "--yes", "--name", "r", "--data", str(corpus))
     done = without_links(elmanctl, "search", *tiny)
@@ -37,11 +38,10 @@ def test_search_names_the_cause_and_leaves_nothing(elmanctl: CommandLine, corpus
 
 
 def test_run_that_came_to_such_a_file_system_is_not_taken_up(
-    elmanctl: CommandLine, corpus: Path
+    quick_with_runs: QuickCommandLine, elmanctl: CommandLine
 ) -> None:
-    tiny = ("e88", "--preset", "tiny", "--local", "--yes", "--name", "r", "--data", str(corpus))
-    assert elmanctl("search", *tiny, "--generations", "1", "--train-steps", "2").returncode == 0
-    done = without_links(elmanctl, "resume", "r", "--generations", "2")
+    assert quick_with_runs("resume", "finished").returncode == 0
+    done = without_links(elmanctl, "resume", "finished", "--generations", "3")
     assert done.returncode != 0
     assert "cannot take the lease" in done.stderr
     assert "makes no hard links" in done.stderr
@@ -49,8 +49,10 @@ def test_run_that_came_to_such_a_file_system_is_not_taken_up(
 
 
 @pytest.mark.parametrize("wrapped", [True, False])
-def test_doctor_tries_a_hard_link(elmanctl: CommandLine, wrapped: bool) -> None:
-    done = without_links(elmanctl, "doctor", "--json") if wrapped else elmanctl("doctor", "--json")
+def test_doctor_tries_a_hard_link(
+    elmanctl: CommandLine, quick: QuickCommandLine, wrapped: bool
+) -> None:
+    done = without_links(elmanctl, "doctor", "--json") if wrapped else quick("doctor", "--json")
     findings = {f["name"]: f for f in json.loads(done.stdout)["findings"] if f["part"] == "runs"}
     assert findings["hard links"]["is_fine"] is not wrapped
     assert ("makes no hard links" in findings["hard links"]["detail"]) is wrapped

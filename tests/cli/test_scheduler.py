@@ -23,7 +23,7 @@ from elmanctl.ledger.records import SubmissionIntent, Task
 from elmanctl.run.paths import RunPaths
 from elmanctl.schedulers.scheduler_note import SchedulerNote, read_note, write_note
 from elmanctl.search.session import Session
-from tests.cli.conftest import QuickCommandLine
+from tests.command_line import QuickCommandLine
 from tests.schedulers.slurm_tools import SlurmTools
 
 RUN = "interrupted-search"

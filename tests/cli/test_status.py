@@ -10,6 +10,7 @@ import struct
 import subprocess
 import sys
 import termios
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -23,8 +24,8 @@ from elmanctl.cli.status import evaluation_columns
 from elmanctl.ledger.records import State
 from elmanctl.ledger.state import load_run
 from elmanctl.run.paths import RunPaths
-from tests.cli.conftest import QuickCommandLine, Snapshot
-from tests.command_line import CommandLine
+from tests.cli.conftest import Snapshot
+from tests.command_line import CommandLine, QuickCommandLine
 
 COLOUR = re.compile(r"\x1b\[[0-9;]*(3[0-7]|9[0-7])[0-9;]*m")
 ESCAPE = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
@@ -368,13 +369,19 @@ def test_reader_that_goes_away_hides_no_failure(with_runs: CommandLine) -> None:
     assert done.returncode == 3
 
 
-def on_terminal(user: CommandLine, columns: int, *arguments: str, **environment: str) -> list[str]:
+def on_terminal(
+    user: CommandLine,
+    columns: int,
+    *arguments: str,
+    program: Sequence[str] = ("-m", "elmanctl"),
+    **environment: str,
+) -> list[str]:
     """Return the lines that a command draws on a terminal of so many columns."""
     ours, theirs = pty.openpty()
     fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 40, columns, 0, 0))
     known = {k: v for k, v in user.environment.items() if k not in ("COLUMNS", "NO_COLOR")}
     child = subprocess.Popen(
-        [sys.executable, "-m", "elmanctl", *arguments],
+        [sys.executable, *program, *arguments],
         cwd=user.folder,
         env={**known, "TERM": "xterm-256color", **environment},
         stdin=theirs,
@@ -411,19 +418,33 @@ def test_terminal_of_any_width_shows_whole_names_on_one_line_each(
         assert "UPDATED" in lines[0] or "NODE" in lines[0]
 
 
-@pytest.mark.parametrize(
-    ("columns", "known"),
-    [(50, set()), (64, {"BEST"}), (80, {"BEST", "KIND"}), (100, {"BEST", "KIND"})],
-)
-def test_narrow_terminal_keeps_what_an_axis_changes(
-    columns: int, known: set[str], elmanctl: CommandLine
-) -> None:
-    lines = [ESCAPE.sub("", line) for line in on_terminal(elmanctl, columns, "models", "mom-e88")]
-    assert max(map(len, lines)) <= columns
-    header = next(line.split() for line in lines if line.startswith("SPACE"))
-    assert set(header) == {"SPACE", "PARAMETER", "RANGE", "CHANGES", *known}
-    top_k = next(line.split() for line in lines if line.startswith("3d     top_k"))
-    assert top_k[-1] == "output"
+# One process for all widths: nearly all of its time is the import of torch.
+AT_WIDTHS = """
+import fcntl, struct, sys, termios
+from elmanctl.__main__ import main
+widths, sys.argv = sys.argv[1].split(","), ["elmanctl", *sys.argv[2:]]
+for columns in map(int, widths):
+    fcntl.ioctl(1, termios.TIOCSWINSZ, struct.pack("HHHH", 40, columns, 0, 0))
+    try:
+        main()
+    except SystemExit as ended:
+        assert ended.code == 0
+    print("end", flush=True)
+"""
+
+
+@pytest.mark.torch
+def test_narrow_terminal_keeps_what_an_axis_changes(elmanctl: CommandLine) -> None:
+    widths = {50: set(), 64: {"BEST"}, 80: {"BEST", "KIND"}, 100: {"BEST", "KIND"}}
+    program = ("-c", AT_WIDTHS, ",".join(map(str, widths)))
+    drawn = iter(on_terminal(elmanctl, 200, "models", "mom-e88", program=program))
+    for columns, known in widths.items():
+        lines = [ESCAPE.sub("", line) for line in iter(drawn.__next__, "end")]
+        assert max(map(len, lines)) <= columns
+        header = next(line.split() for line in lines if line.startswith("SPACE"))
+        assert set(header) == {"SPACE", "PARAMETER", "RANGE", "CHANGES", *known}
+        top_k = next(line.split() for line in lines if line.startswith("3d     top_k"))
+        assert top_k[-1] == "output"
 
 
 def test_colour_is_for_terminals_and_only_for_those_who_want_it(with_runs: CommandLine) -> None:

@@ -11,5 +11,13 @@ interpret_without_gpu()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Put the tests that wait for a compilation last, so that others run meanwhile."""
-    items.sort(key=lambda item: "compilation" in getattr(item, "fixturenames", ()))
+    """Put the tests that wait for a compilation last, so that others run meanwhile.
+
+    Behind them come those that execute kernels: most of these are compiled by then.
+    """
+
+    def place(item: pytest.Item) -> int:
+        names = getattr(item, "fixturenames", ())
+        return 2 if "machines" in names else "compilation" in names
+
+    items.sort(key=place)

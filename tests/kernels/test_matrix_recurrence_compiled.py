@@ -19,7 +19,7 @@ from elmanctl.kernels.launch import Launch
 from elmanctl.kernels.matrix_recurrence.naive import naive_matrix_recurrence
 from elmanctl.kernels.matrix_recurrence.triton import Flags, triton_matrix_recurrence
 from tests.kernels.machines import Machines, compiling, launches_taken_over
-from tests.kernels.tritons import NEWEST, OLD, PINNED, VERSIONS
+from tests.kernels.tritons import ASIDE, PINNED, VERSIONS
 from tests.long import LONG
 
 MAIN_TEST = "test_compiled_kernels_compute_outputs_and_gradients"
@@ -98,7 +98,7 @@ OF_THE_PINNED = {
     "32x64": Setting(32, 64),
     "64x32": Setting(64, 32),
 }
-OF_THE_NEWEST = ("16", "32", "64", "32-gluon", "32-fp32")
+OF_THE_OTHERS = ("16", "32", "64", "32-gluon", "32-fp32")
 LONG_SETTINGS = {
     f"{n}-{dtype}-{'fast' if fast else 'exact'}": Setting(n, n, dtype, flags={"fast": fast})
     for n in (8, 16, 24, 32, 40, 48, 56, 64)
@@ -108,8 +108,12 @@ LONG_SETTINGS = {
 
 RUNS = [
     *((PINNED, name, 90) for name in SETTINGS | OF_THE_PINNED),
-    *((OLD, name, 90) for name in SETTINGS),
-    *((NEWEST, name, 90) for name in SETTINGS if LONG or name in OF_THE_NEWEST),
+    *(
+        (version, name, 90)
+        for version in ASIDE
+        for name in SETTINGS
+        if LONG or name in OF_THE_OTHERS
+    ),
     *((PINNED, name, 80) for name in ("32", "32-gluon")),
     *((version, name, 90) for name in LONG_SETTINGS for version in VERSIONS if LONG),
 ]

@@ -13,7 +13,8 @@ from elmanctl.kernels.minimal_scan.naive import naive_gated_scan
 from elmanctl.kernels.minimal_scan.sizes import SCORES
 from elmanctl.kernels.minimal_scan.triton import triton_gated_scan
 from tests.kernels.machines import Machines, compiling, launches_taken_over
-from tests.kernels.tritons import VERSIONS
+from tests.kernels.tritons import ASIDE, PINNED
+from tests.long import LONG
 
 ARCHITECTURE = 90
 RESULTS = {"p_hidden", "p_checkpoints", "p_final", "p_d_scores", "p_d_initial"}
@@ -36,6 +37,17 @@ CASES = {
     "full-bf16": Case(2, 128, 64, torch.bfloat16),
     "ragged-fp32": Case(1, 45, 40, torch.float32, has_initial=True),
 }
+# Of other Tritons than the pinned one each cell and each case, but not each with each.
+RUNS = [
+    *((PINNED, cell, name) for cell in SCORES for name in CASES),
+    *(
+        (version, cell, name)
+        for version in ASIDE
+        for place, cell in enumerate(SCORES)
+        for other, name in enumerate(CASES)
+        if LONG or place == other
+    ),
+]
 
 
 def draw(case: Case, cell: str) -> dict[str, Tensor]:
@@ -69,17 +81,18 @@ def computed(case: Case, cell: str) -> dict[str, Tensor]:
 @pytest.fixture(scope="module")
 def machines(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Machines]:
     with compiling(tmp_path_factory.mktemp("machines")) as made:
-        with launches_taken_over(lambda launch, *_: made.expect(launch, ARCHITECTURE)):
-            for case in CASES.values():
-                for cell in SCORES:
-                    computed(case, cell)
+        for version, cell, name in RUNS:
+
+            def expect(launch: Launch, *_: Any) -> None:
+                made.expect(launch, ARCHITECTURE, versions=[version])  # noqa: B023 - called at once
+
+            with launches_taken_over(expect):
+                computed(CASES[name], cell)
         yield made
 
 
 @pytest.mark.timeout(600)  # for the compiler, on a machine that has other work
-@pytest.mark.parametrize("name", CASES)
-@pytest.mark.parametrize("cell", SCORES)
-@pytest.mark.parametrize("version", VERSIONS)
+@pytest.mark.parametrize(("version", "cell", "name"), RUNS)
 def test_compiled_kernels_compute_states_and_gradients(
     machines: Machines, version: str, cell: str, name: str
 ) -> None:

@@ -21,8 +21,8 @@ SAMPLED_ARCHITECTURE = 90
 
 
 def is_compiled(version: str, architecture: int) -> bool:
-    """Whether a Triton compiles for an architecture here: the newest does for one, or for long."""
-    return LONG or version != NEWEST or architecture == SAMPLED_ARCHITECTURE
+    """Whether a Triton compiles for an architecture here: others than the pinned do for one."""
+    return LONG or version == PINNED or architecture == SAMPLED_ARCHITECTURE
 
 
 def folder_of(version: str) -> Path:

@@ -10,7 +10,7 @@ from elmanctl.errors import InvalidConfiguration
 from elmanctl.models.config import VARIANTS, FamilyConfig
 from elmanctl.models.registry import FAMILIES, decode_config
 
-# One configuration of each family that trains in seconds; lr is one that learns in 300 steps.
+# One configuration of each family that trains in seconds; lr is one that learns in 150 steps.
 SMALL: dict[str, dict[str, Any]] = {
     "e88": {"dim": 48, "depth": 2, "n_heads": 4, "n_state": 8, "lr": 1e-2},
     "e90": {"dim": 48, "depth": 1, "n_heads": 3, "k_fast": 4, "k_slow": 8, "lr": 1e-2},

@@ -236,7 +236,7 @@ class Silent:
 
 
 @FAMILY
-def test_300_steps_on_real_text_end_under_the_unigram_entropy(family: str) -> None:
+def test_150_steps_on_real_text_end_under_the_unigram_entropy(family: str) -> None:
     path, entropy = corpus()
     config = small_config(family)
     spec = spec_of(
@@ -250,7 +250,7 @@ def test_300_steps_on_real_text_end_under_the_unigram_entropy(family: str) -> No
         lr=SMALL[family]["lr"],
         steps=300,
         batch=8,
-        seq_len=64,
+        seq_len=32,
         warmup_steps=0,
         data=DataSpec(path=str(path), sha256="", size_bytes=0),
         device="cpu",
