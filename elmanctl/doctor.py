@@ -95,7 +95,7 @@ def _accounting() -> Finding:
     try:
         Slurm().check_accounting()
     except AccountingOff as exc:
-        told, fix = f"none: {exc.message}", "not needed: squeue and files tell how jobs end"
+        told, fix = f"none: {exc.message}", "not needed: squeue and files show how jobs end"
     except SlurmSilent as exc:
         told, fix = exc.message, "is slurmdbd down? jobs are judged by squeue and files meanwhile"
     else:
@@ -110,10 +110,13 @@ def _arrays() -> Finding:
         return Finding(
             part="slurm", name="arrays", is_fine=False, detail=exc.message, fix="is slurmctld down?"
         )
-    told = "no limit is told" if limit is None else f"of {limit} jobs at most; more are split"
-    if limit == 0:
-        told = "none on this cluster: each attempt is a job of its own"
-    return Finding(part="slurm", name="arrays", is_fine=True, detail=told)
+    if limit is None:
+        detail = "array limit unknown"
+    elif limit == 0:
+        detail = "none on this cluster: each attempt is a separate job"
+    else:
+        detail = f"at most {limit} jobs each; larger ones are split"
+    return Finding(part="slurm", name="arrays", is_fine=True, detail=detail)
 
 
 def _folder(runs: Path, floor_gb: float, write_bytes: Callable[[float], str]) -> Iterator[Finding]:

@@ -194,7 +194,7 @@ def test_doctor_tells_of_accounting_and_of_the_limit_on_arrays(
     tools.answer("scontrol", "MaxArraySize            = 1001\n")
     found = findings(tmp_path)
     assert found["accounting"].is_fine
-    assert found["arrays"].detail == "of 1001 jobs at most; more are split"
+    assert found["arrays"].detail == "at most 1001 jobs each; larger ones are split"
     tools.answer("sacct", stderr="Slurm accounting storage is disabled\n", code=1)
     tools.answer("scontrol", stderr="Unable to contact slurm controller\n", code=1)
     found = findings(tmp_path)
