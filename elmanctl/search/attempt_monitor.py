@@ -1,8 +1,8 @@
-"""Watching live attempts until each has a verdict on record.
+"""Monitor of live attempts, until each has a recorded verdict.
 
-A worker that has written its result drops an empty file into `finished/`, so that one scan of one
-folder finds what is new however many jobs there are.  A worker that was killed between the two is
-found by what the scheduler says of its job.
+A worker that has written its result drops an empty marker into `finished/`, so one scan of one
+folder finds every new result.  A worker that was killed between the two is found by the state of
+its job.
 """
 
 import logging
@@ -35,21 +35,21 @@ logger = logging.getLogger(__name__)
 # A job may end before its result is visible on a shared file system.
 RESULT_GRACE_S = 15.0
 
-# In so many polls in a row a job is missed until it is lost; in more where sacct is silent, since
-# it may yet tell how the job ended.
+# A job is lost when it is missing in so many consecutive polls; in more while sacct is silent,
+# since it may still report how the job ended.
 _MISSED = 2
 _MISSED_UNHEARD = 5
 
-# Kept in the result file, too long or too fixed to repeat in the ledger.
+# Left in the result file: too long, or constant within a run.
 _NOT_IN_LEDGER = (
     *("version", "verdict", "versions", "protocol"),
-    # Said by the event itself.
+    # Fields of the event itself.
     *("evaluation", "attempt", "parameters_expected"),
 )
 
 
 class Watcher:
-    """Looks at what workers and the scheduler tell, and records what became of attempts."""
+    """Records how attempts start and end, from the files of workers and polls of the scheduler."""
 
     def __init__(
         self, session: Session, executor: Executor, *, now: Callable[[], float] = time.monotonic
@@ -59,7 +59,7 @@ class Watcher:
         self._now = now
         self._ended: dict[str, tuple[float, JobReport]] = {}
         self._missed: dict[str, int] = {}
-        # Workers leave markers where there is a folder for them.
+        # Workers write markers only if the folder exists.
         session.paths.finished.mkdir(exist_ok=True)
 
     def look(self, polled: PollResult | None) -> list[tuple[Evaluation, Verdict]]:
@@ -73,7 +73,7 @@ class Watcher:
         return judged
 
     def _collect_finished(self) -> Iterator[tuple[Evaluation, Verdict]]:
-        """Settle attempts whose workers left a marker, and remove what has served."""
+        """Settle attempts with a marker, and remove the marker."""
         try:
             names = sorted(marker.name for marker in self._session.paths.finished.iterdir())
         except OSError as exc:
@@ -92,11 +92,11 @@ class Watcher:
                     # A shared file system may show the marker first.
                     continue
                 yield self._settle(evaluation, attempt, None, result)
-            # After the event is on record: a kill in between leaves it for the next controller.
+            # Removed after the record: a kill in between leaves it for the next controller.
             (self._session.paths.finished / name).unlink(missing_ok=True)
 
     def _judge_ended(self) -> Iterator[tuple[Evaluation, Verdict]]:
-        """Settle jobs that ended and whose result has come, or was waited for long enough."""
+        """Settle ended jobs when their result has come or the grace period is over."""
         live = {str(pair[1].job_id): pair for pair in self._live()} if self._ended else {}
         for key, (since, report) in list(self._ended.items()):
             if key not in live:
@@ -119,7 +119,7 @@ class Watcher:
             for evaluation, attempt in self._live()
             if (report := polled.reports.get(str(attempt.job_id))) is not None
         ]
-        # Cancelled before its job had an id, or by a controller that died before it said so.
+        # Cancelled before the job had an id, or by a controller that died before scancel.
         self._end(
             [
                 live_job(self._session.state, attempt)
@@ -137,8 +137,8 @@ class Watcher:
         self, report: JobReport, evaluation: Evaluation, attempt: Attempt
     ) -> tuple[Evaluation, Verdict] | None:
         key = str(attempt.job_id)
-        # What accounting alone takes for alive is never run again by itself: accounting may be
-        # right.  Who cancelled such an evaluation says that it is not.
+        # A job that only sacct calls alive is not retried automatically: sacct may be right.
+        # A user who cancels its evaluation says that it is not.
         cancelled = evaluation.state is State.CANCELLED
         if report.state is JobState.VANISHED or (report.is_unlisted and cancelled):
             self._missed[key] = self._missed.get(key, 0) + 1
@@ -154,14 +154,14 @@ class Watcher:
             return self._settle(evaluation, attempt, report, result)
         if report.state is JobState.ENDED:
             since, _ = self._ended.setdefault(key, (self._now(), report))
-            # A worker that a signal ended had no time to leave a result.
+            # A worker killed by a signal had no time to write a result.
             expects_result = report.raw in ("COMPLETED", "FAILED") and report.signal is None
             is_over = not expects_result or self._now() - since >= RESULT_GRACE_S
             result = self._result(evaluation, attempt)
             if result is None and (not is_over or self._is_at_work_elsewhere(evaluation, attempt)):
                 return None
             return self._settle(evaluation, attempt, report, result)
-        # Alive, also after an end: the scheduler put it back.
+        # Alive, possibly requeued by the scheduler after an end.
         self._ended.pop(key, None)
         if report.state is JobState.RUNNING and attempt.state is State.SUBMITTED:
             self._session.record(
@@ -175,7 +175,7 @@ class Watcher:
         return read_table(self._session.paths.attempt(evaluation.id, attempt.number).result)
 
     def _is_at_work_elsewhere(self, evaluation: Evaluation, attempt: Attempt) -> bool:
-        """Whether a job that nobody knows of holds the attempt and gives signs of life.
+        """Whether an unrecorded job has claimed the attempt and its heartbeat is fresh.
 
         A controller that was paused before sbatch and then replaced, or a ledger that was cut,
         leaves such a job; ours has then ended without training, and the other's result counts.
@@ -204,7 +204,7 @@ class Watcher:
         report: JobReport | None,
         result: Mapping[str, object] | None,
     ) -> tuple[Evaluation, Verdict]:
-        """Judge an attempt and put its verdict on record."""
+        """Judge an attempt and record its verdict."""
         session = self._session
         paths = session.paths.attempt(evaluation.id, attempt.number)
         log = self._executor.log(live_job(session.state, attempt))
@@ -243,7 +243,7 @@ class Watcher:
         return session.state.evaluations[evaluation.id], verdict
 
     def cancel(self, evaluations: list[Evaluation]) -> str | None:
-        """Ask the scheduler to end the live attempts of evaluations; return why it could not."""
+        """Cancel the live jobs of evaluations; return the error of the scheduler, if any."""
         return self._end(
             [
                 live_job(self._session.state, attempt)
@@ -266,13 +266,13 @@ class Watcher:
 
 
 def _host(beat: Mapping[str, object]) -> str | None:
-    """Return where a worker says that it runs, None for what is no node's name."""
+    """Return the node named by a heartbeat, None for anything but a node name."""
     host = beat.get("host")
     return host if isinstance(host, str) and NODE_NAME.fullmatch(host) else None
 
 
 def _mismatch(seen: Observation, evaluation: Evaluation, attempt: Attempt) -> Verdict | None:
-    """Return the verdict on a result that is another attempt's, None for one's own."""
+    """Return the verdict on the result of another attempt, None for the attempt's own."""
     text = find_mismatch(
         seen.result or {},
         evaluation=evaluation.id,
@@ -281,5 +281,5 @@ def _mismatch(seen: Observation, evaluation: Evaluation, attempt: Attempt) -> Ve
     )
     if text is None:
         return None
-    told = Evidence(source=EvidenceSource.RESULT, text=text, file=seen.result_file)
-    return Verdict(kind=VerdictKind.UNDETERMINED, evidence=(told,))
+    evidence = Evidence(source=EvidenceSource.RESULT, text=text, file=seen.result_file)
+    return Verdict(kind=VerdictKind.UNDETERMINED, evidence=(evidence,))

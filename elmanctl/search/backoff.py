@@ -1,30 +1,30 @@
-"""How many attempts are submitted at a time while a scheduler takes no more: pure arithmetic.
+"""Backoff of submissions while a scheduler refuses some: pure arithmetic.
 
-What was refused is halved until it fits; what fits at one time is remembered, and exceeded again
-by ever larger steps.  Where nothing more fits, that is tried ever more rarely.
+A refused number of attempts is halved until it is accepted.  The number that fits is remembered
+and exceeded by growing steps; while nothing more fits, retries become ever rarer.
 """
 
-# Between two tries to exceed what fits, first and at last.
+# Shortest and longest pause between two retries.
 FIRST_PAUSE_S = 5.0
 LAST_PAUSE_S = 300.0
 
-# A worker's result is seen before its job has ended, and until then the job counts: for so long at
-# first, and at most where that is seen to be too short.
+# A job counts against the limit until it has ended, some time after its result is seen: this long
+# at first, and at most so long if that proves too short.
 SETTLING_S = 3.0
 LONGEST_SETTLING_S = 60.0
 
 
 class Pace:
-    """What one scheduler has taken and refused so far; times are of a clock that only rises."""
+    """Pace of submissions to one scheduler; times are those of a monotonic clock."""
 
     def __init__(self) -> None:
         self._not_before = 0.0
         self._pause_s = FIRST_PAUSE_S
-        # Of ours at one time, None where nothing was ever refused.
+        # The number of live attempts that fits, None before the first refusal.
         self._fits: int | None = None
-        # Fewer than so many fit now; None where that is not being tried out.
+        # Upper limit of the bisection after a refusal, None outside of one.
         self._below: int | None = None
-        # By how many the next try exceeds what fits.
+        # By how many attempts the next try exceeds that number.
         self._step = 1
         self._live = 0
         self._ended_at: list[float] = []
@@ -32,11 +32,11 @@ class Pace:
 
     @property
     def next_at(self) -> float:
-        """When the next try is due, unless a job ends before."""
+        """When the next try is due, unless a job ends earlier."""
         return self._not_before
 
     def size(self, waiting: int, live: int, now: float) -> int:
-        """Return how many of the waiting to submit now in one go, beside so many live ones."""
+        """Return how many of the waiting attempts to submit now, with so many live ones."""
         self._note_ended(live, now)
         if self._below is None and self._fits is not None:
             free = self._fits - live - len(self._ended_at)
@@ -49,7 +49,7 @@ class Pace:
         return waiting if self._fits is None else min(waiting, self._step)
 
     def taken(self, tasks: int, live: int, now: float) -> None:
-        """Learn that so many were taken; `live` counts them."""
+        """Note that so many were accepted; `live` includes them."""
         self._live = live
         if self._below is not None:
             self._below -= tasks
@@ -61,14 +61,13 @@ class Pace:
             self._fits, self._step, self._pause_s = live, 2 * tasks, FIRST_PAUSE_S
 
     def refused(self, tasks: int, live: int, now: float, *, is_limit: bool, took_s: float) -> None:
-        """Learn that so many were refused beside so many live ones, and how long that took.
+        """Note that so many were refused with so many live ones, and how long that took.
 
-        Fewer are tried at once where the number was refused; a scheduler that is busy, or slow to
-        refuse, is given time first.
+        A limit on the number is bisected at once; a busy or slow scheduler gets a pause first.
         """
         self._live = live
         if self._fits is not None and live + tasks <= self._fits:
-            # It fitted before: jobs that are ending still count.
+            # It fitted before, so jobs that are ending still count.
             self._pause_s = FIRST_PAUSE_S
             self._settling_s = min(2 * self._settling_s, LONGEST_SETTLING_S)
         if tasks == 1:
@@ -79,7 +78,7 @@ class Pace:
         self._not_before = max(self._not_before, now + took_s)
 
     def pause(self, now: float) -> None:
-        """Give the scheduler time, ever more of it until it takes something."""
+        """Pause, for longer each time until something is accepted."""
         self._not_before = now + self._longer_pause_s()
 
     def _full(self, live: int, now: float) -> None:

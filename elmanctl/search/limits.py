@@ -10,9 +10,9 @@ from elmanctl.space.space import LEARNING_RATE, SearchSpace
 
 
 def check_limits(settings: Settings, changes: Mapping[str, Any] | None = None) -> None:
-    """Raise ConfigError for settings that no search can work with, naming their keys.
+    """Raise ConfigError for settings out of bounds, naming their keys.
 
-    With `changes` these alone are held to their bounds: what a run began with may stay.
+    With `changes` only these are checked: the other settings of a run may stay as they are.
     """
     if changes is None:
         tables = settings.encode().items()
@@ -23,7 +23,7 @@ def check_limits(settings: Settings, changes: Mapping[str, Any] | None = None) -
 
 
 def check_learning_rates(space: SearchSpace) -> None:
-    """Raise ConfigError for a learning rate, searched or fixed, that `train.lr` could not be."""
+    """Raise ConfigError for a learning rate, searched or fixed, out of bounds."""
     if LEARNING_RATE in space.fixed:
         check_learning_rate(space.fixed[LEARNING_RATE], "`[model]`: ")
     for axis in space.axes:
@@ -34,7 +34,7 @@ def check_learning_rates(space: SearchSpace) -> None:
 
 
 def check_learning_rate(rate: object, where: str = "") -> float:
-    """Return a learning rate; raise ConfigError for one that `train.lr` could not be."""
+    """Return a learning rate; raise ConfigError for one out of the bounds of `train.lr`."""
     if isinstance(rate, bool) or not isinstance(rate, int | float):
         raise ConfigError(f"{where}`lr` is a number, not `{rate}`")
     refuse_outside({"train.lr": rate}, where)

@@ -1,9 +1,9 @@
-"""Points that were evaluated before: the same configuration is not paid for twice.
+"""Repeats: dedupe evaluations of the same configuration, so that none is trained twice.
 
-The optimizer asks whole numbers, so it often asks the same model again.  Such a point becomes an
-evaluation like any other, with a note of the first one of its configuration.  With the same
-training seed it would give the same loss: it ends as the earlier one ended, without a job.  A
-search that asks for noise estimates gives it the next seed, and it is trained.
+On integer axes the optimizer often asks the same model again.  A repeat is an evaluation like any
+other that names the first one of its configuration.  With the same seed it would give the same
+loss, so it ends as the earlier one did, without a job.  With `search.repeats` at `reseed` it gets
+the next seed and is trained, as an estimate of noise.
 """
 
 import json
@@ -19,10 +19,10 @@ from elmanctl.verdicts.policy import Feedback
 
 
 def phenotype(run: Mapping[str, Any], config: Mapping[str, object], lr: float) -> str:
-    """Return what a worker would train, apart from the seed, as a text of one spelling.
+    """Return a canonical text of what a worker would train, apart from the seed.
 
-    `run` is the ledger's record of the run.  Micro-batches are no part of it: they decide how
-    much memory a step takes, not what it computes.
+    `run` is the ledger's record of the run.  Micro-batches are left out: they change the memory of
+    a step, not its result.
     """
     parts = {
         "model": run["model"],
@@ -44,7 +44,7 @@ class Known:
         self.update(state)
 
     def update(self, state: RunState) -> None:
-        """Take in the evaluations that were asked since the last time."""
+        """Add the evaluations that are new since the last update."""
         for evaluation in list(state.evaluations.values())[self._seen :]:
             self.first(evaluation.config, evaluation.lr, evaluation.id)
         self._seen = len(state.evaluations)
@@ -56,10 +56,10 @@ class Known:
 
 
 def answering(state: RunState, evaluation: Evaluation) -> Evaluation | None:
-    """Return the earlier evaluation that this one ends as; it may not have ended yet itself.
+    """Return the earlier evaluation that answers this one, finished or not.
 
-    None for one that is trained: no earlier one is of its configuration and seed, or all of them
-    failed and it was put back in the queue by hand.
+    None if this one is trained itself: no other has its configuration and seed, or all those
+    failed and this one was requeued by hand.
     """
     if evaluation.repeats is None:
         return None
@@ -71,12 +71,13 @@ def answering(state: RunState, evaluation: Evaluation) -> Evaluation | None:
     if not same:
         return None
     chosen = min(same, key=_preference)
-    is_asked_for = "since_attempt" in evaluation.changes
-    return None if is_asked_for and _has_failed(chosen) else chosen
+    is_requeued = "since_attempt" in evaluation.changes
+    has_failed = chosen.state.is_finished and chosen.state is not State.COMPLETED
+    return None if is_requeued and has_failed else chosen
 
 
 def answer_from(state: RunState, evaluation: Evaluation, source: Evaluation) -> EvaluationAnswered:
-    """Return the event that ends a repeat as `source` ended, all that is needed of it copied."""
+    """Return the event that ends a repeat as `source` ended."""
     last = source.last_attempt
     cost = Spent() if last is None else cost_of(last, state.submissions[last.submission].resources)
     return EvaluationAnswered(
@@ -91,13 +92,9 @@ def answer_from(state: RunState, evaluation: Evaluation, source: Evaluation) -> 
 
 
 def _preference(evaluation: Evaluation) -> int:
-    """Order those that could answer: a loss, then what may still bring one, then a rank."""
+    """Return the sort key of a possible answer: a loss, then an open one, then a last rank."""
     if evaluation.state is State.COMPLETED:
         return 0
     if not evaluation.state.is_finished:
         return 1
     return 2 if feedback_on(evaluation) is Feedback.LAST else 3
-
-
-def _has_failed(evaluation: Evaluation) -> bool:
-    return evaluation.state.is_finished and evaluation.state is not State.COMPLETED

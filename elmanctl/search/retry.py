@@ -1,7 +1,7 @@
-"""What the attempts of an evaluation so far mean for its next: the policy applied to a run.
+"""Retry decisions: the policy applied to the attempts of a run's evaluations so far.
 
-Everything is worked out from the run's state, so that the controller, a re-queue and its dry run
-say the same, and a controller that starts after a kill decides as the one before it.
+Everything follows from the run's state, so the controller, a requeue and its dry run agree, and a
+controller decides the same after a kill as the one before it.
 """
 
 from collections import Counter, defaultdict
@@ -27,15 +27,14 @@ from elmanctl.verdicts.policy import (
 )
 from elmanctl.verdicts.signature import signature
 
-# What a decision follows from: the record, the settings, and whether a job can be moved.
+# The inputs of a decision: the record, the settings, and whether a job can be moved.
 _Basis = tuple[Evaluation, Settings, bool]
 
 
 def decision_on(state: RunState, settings: Settings, evaluation: Evaluation) -> Decision:
-    """Return what follows the newest attempt of an evaluation; without one it is to be tried.
+    """Return the decision after the newest attempt of an evaluation; the first is always allowed.
 
-    Raises InvalidConfiguration for an attempt that must need less memory, where the model no
-    longer fits what is known of its GPU.
+    Raises InvalidConfiguration if a retry after a lack of memory no longer fits on its GPU.
     """
     past = _past_attempts(state, evaluation)
     if not past:
@@ -45,14 +44,14 @@ def decision_on(state: RunState, settings: Settings, evaluation: Evaluation) -> 
 
 
 class Decisions:
-    """The decisions on all evaluations that wait for an attempt, each made once while it holds."""
+    """Decisions on all waiting evaluations, cached while their inputs are the same."""
 
     def __init__(self, session: Session) -> None:
         self._session = session
         self._made: dict[str, tuple[_Basis, Decision]] = {}
 
     def waiting(self) -> list[tuple[Evaluation, Decision]]:
-        """Return every evaluation that waits for an attempt, in order, and what follows for it.
+        """Return every waiting evaluation, in order, with its decision.
 
         Raises what `decision_on` raises.
         """
@@ -60,7 +59,7 @@ class Decisions:
         moves = can_move(state, settings)
         before, self._made = self._made, {}
         for evaluation in state.waiting_evaluations():
-            # All that decides beside the resources of submissions on record, which never change.
+            # All inputs but the resources of recorded submissions, which never change.
             basis = (evaluation, settings, moves)
             made = before.get(evaluation.id)
             if made is None or made[0] != basis:
@@ -70,7 +69,7 @@ class Decisions:
 
 
 def due_changes(state: RunState, settings: Settings, evaluation: Evaluation) -> Mapping[str, Any]:
-    """Return what the policy changes for a further attempt, whether or not it allows one."""
+    """Return the changes of the policy for a further attempt, even if it does not allow one."""
     past = _past_attempts(state, evaluation)
     return changes_after(past, settings.retry, baseline_of(state, settings, evaluation))
 
@@ -78,9 +77,9 @@ def due_changes(state: RunState, settings: Settings, evaluation: Evaluation) -> 
 def baseline_of(
     state: RunState, settings: Settings, evaluation: Evaluation, *, fitted: bool = True
 ) -> Baseline:
-    """Return what an attempt gets by the settings and by what re-queues asked for.
+    """Return the resources of an attempt by the settings and by earlier requeues.
 
-    Unless it is to be `fitted`, the micro-batch does not heed what is known of the GPU.
+    Unless `fitted`, the memory of the GPU does not limit the micro-batch.
     """
     executor = state.run["executor"]
     batch = settings.train.batch
@@ -93,17 +92,17 @@ def baseline_of(
 
 
 def can_move(state: RunState, settings: Settings) -> bool:
-    """Whether a job can be kept off a bad node: it was not yet found that no other is left."""
+    """Whether a job can avoid a bad node: no exclusion had to be ended for want of nodes."""
     if state.run["executor"] == "local" or settings.retry.exclude_min <= 0:
         return False
     return not any(node.readmitted for node in state.excluded_nodes.values())
 
 
 def deterministic_failures(state: RunState) -> dict[str, list[str]]:
-    """Return the failures of code that would only happen again: signature -> evaluations.
+    """Return the failures of code that a retry would only repeat: signature -> evaluations.
 
-    Those that one evaluation met twice, or that evaluations of several configurations met.  An
-    evaluation that completed after all does not count: there the same point went well.
+    One evaluation met them twice, or several configurations did.  An evaluation that completed
+    after all does not count.
     """
     met: dict[str, Counter[str]] = defaultdict(Counter)
     for evaluation in state.evaluations.values():
@@ -125,13 +124,13 @@ def _configurations(state: RunState, names: Iterable[str]) -> int:
 
 
 def last_signature(state: RunState, evaluation: Evaluation) -> str | None:
-    """Return the signature of the newest verdict, None where the newest attempt has none."""
+    """Return the signature of the newest verdict, None if the newest attempt has none."""
     last = _trained(state, evaluation).last_attempt
     return signature(last.verdict) if last is not None and last.verdict is not None else None
 
 
 def was_cancelled_outside(state: RunState, evaluation: Evaluation) -> bool:
-    """Whether a job was cancelled, and with it its evaluation, without a request of ours."""
+    """Whether an evaluation was cancelled because its job was cancelled from outside."""
     past = _trained(state, evaluation).counted_attempts
     if evaluation.state is not State.CANCELLED or not past:
         return False
@@ -140,10 +139,10 @@ def was_cancelled_outside(state: RunState, evaluation: Evaluation) -> bool:
 
 
 def trip(state: RunState, settings: Settings, closed: Iterable[Evaluation]) -> Trip | None:
-    """Return why the newest failures stop the search, None where they do not.
+    """Return why the newest failures stop the search, None if they do not.
 
-    `closed` failed for good just now: where a full disk ended one of them no other point takes its
-    place, even if others completed since.
+    `closed` have just failed for good: if a full disk ended one of them, no replacement is asked,
+    even if others completed since.
     """
     verdicts = (evaluation.counted_attempts[-1].verdict for evaluation in closed)
     if any(verdict and rule_of(verdict).group is Group.DISK for verdict in verdicts):
@@ -153,7 +152,7 @@ def trip(state: RunState, settings: Settings, closed: Iterable[Evaluation]) -> T
 
 
 def _trained(state: RunState, evaluation: Evaluation) -> Evaluation:
-    """Return the evaluation whose attempts decided: of an answered repeat, an earlier one."""
+    """Return the evaluation that was trained: for an answered repeat, an earlier one."""
     while evaluation.answer is not None:
         evaluation = state.evaluations[evaluation.answer.by]
     return evaluation

@@ -1,4 +1,4 @@
-"""One evaluation in the foreground: the worker's own path, without a scheduler or a search."""
+"""Single evaluation in the foreground, by the worker's own code, without scheduler or search."""
 
 import logging
 from collections.abc import Mapping
@@ -40,8 +40,8 @@ def evaluate_once(
 ) -> tuple[dict[str, Any], Path]:
     """Train one configuration here and return its result and its folder.
 
-    `fields` are the model's fields and, where given, `lr`.  Raises EvaluationFailed when the
-    verdict is anything but completed; the result is kept all the same.
+    `fields` are fields of the model, and `lr`.  Raises EvaluationFailed for any verdict but
+    completed; the result is kept even then.
     """
     values = {**settings.model, **fields}
     lr = values.pop(LEARNING_RATE, settings.train.lr)

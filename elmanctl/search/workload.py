@@ -22,9 +22,9 @@ _MARGIN_MIN = 10
 
 
 def time_limit_min(budget: Budget, asked: int | None) -> int:
-    """Return a job's time limit in minutes: what was asked for, or the budget and a margin.
+    """Return a job's time limit in minutes: the requested one, or the budget and a margin.
 
-    Raises ConfigError for a limit that the training budget itself would exceed.
+    Raises ConfigError for a limit below the training budget.
     """
     minutes = budget.amount if budget.kind == "minutes" else None
     if asked is not None:
@@ -40,9 +40,9 @@ def time_limit_min(budget: Budget, asked: int | None) -> int:
 
 
 def attempt_resources(settings: Settings, executor: str, changes: Mapping[str, Any]) -> Resources:
-    """Return what a job of this run asks for, with the changes of a re-queue.
+    """Return the resources of a job, with the changes of a requeue.
 
-    Raises ConfigError for a change that cannot be made.
+    Raises ConfigError for an impossible change.
     """
     slurm, budget = settings.slurm, settings.train.budget
     if executor == "local":
@@ -92,9 +92,9 @@ def attempt_spec(
 
 
 def micro_batch_of(run: Mapping[str, Any], settings: Settings, evaluation: Evaluation) -> int:
-    """Return the sequences that an evaluation's next attempt holds at once, 0 for a whole step's.
+    """Return the micro-batch of an evaluation's next attempt, 0 for the whole batch.
 
-    Raises InvalidConfiguration where the model does not fit what is known of its GPU.
+    Raises InvalidConfiguration if the model does not fit in the memory of its GPU.
     """
     asked = evaluation.changes.get("micro_batch")
     if isinstance(asked, int):
