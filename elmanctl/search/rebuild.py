@@ -82,6 +82,7 @@ def _differs(event: Event, why: str) -> LedgerError:
     generation = event.data["generation"]
     return LedgerError(
         f"the optimizer cannot be rebuilt: at generation {generation} (event {event.seq}), {why}",
+        # numpy's wheels choose their kernels by the CPU, and the last digits of points with them.
         hint="copy the folder `optimizer` from a backup, or use the versions that"
-        " `elmanctl ledger export` shows under `run.versions`",
+        " `elmanctl ledger export` shows under `run.versions`, on a CPU of the type it began on",
     )
