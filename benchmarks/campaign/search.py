@@ -83,11 +83,15 @@ class Search:
             "XDG_CACHE_HOME": str(folder / "cache"),
             "XDG_CONFIG_HOME": str(folder / "config"),
             "OMP_NUM_THREADS": "1",
+            "PYTHONPATH": self._python_path(),
             "STANDIN_LOG": str(self.log),
             "STANDIN_FAULTS": str(shape.faults),
             "STANDIN_SECONDS": "{},{}".format(*shape.seconds),
             **(environment or {}),
         }
+
+    def _python_path(self) -> str:
+        return f"{self.checkout}{os.pathsep}{self._worker}"
 
     @property
     def exists(self) -> bool:
@@ -117,7 +121,8 @@ class Search:
         words = list(self.next_arguments() if arguments is None else arguments)
         dying = self.checkout / "benchmarks" / "campaign" / "dying.py"
         program = [str(dying), *options, "--"] if options else ["-m", "elmanctl"]
-        code = {"PYTHONPATH": f"{self.checkout}{os.pathsep}{self._worker}"}
+        # The checkout may be another one by now.
+        code = {"PYTHONPATH": self._python_path()}
         path = self.folder / f"controller-{len(self._outputs):03}.log"
         with path.open("wb") as output:
             output.write(f"{' '.join([*options, *words])}\n".encode())
