@@ -1,7 +1,7 @@
-"""Submitting attempts, and finding again what was submitted but never recorded.
+"""Dispatch of attempts to the scheduler, and adoption of submissions whose answer was lost.
 
-The intention is in the ledger before the scheduler hears of it, under a name that no other
-submission has.  Whatever happens in between, the name tells later whether it was accepted.
+The intent is recorded before the scheduler is called, under a job name that no other submission
+has.  Whatever happens in between, a lookup of the name shows whether it was accepted.
 """
 
 import logging
@@ -56,25 +56,25 @@ from elmanctl.search.workload import attempt_resources, attempt_spec
 
 logger = logging.getLogger(__name__)
 
-# What a scheduler refused for good is tried again this rarely while jobs run that may yet bring
-# results; when none is left the search ends with the scheduler's words.
+# Interval between retries of a final refusal while live jobs may still bring results; when none is
+# left the search ends with the scheduler's message.
 _REFUSED_PAUSE_S = 300.0
 
-# Submitting goes on in the next turn of the loop after so long: the lease has to be renewed, and
-# somebody may have asked the controller to stop.
+# Time limit on submissions in one turn of the loop: the lease has to be renewed, and the controller
+# may have been asked to stop.
 _TURN_S = 20.0
 
-# In so many looks a submission whose answer was lost must be missing: a scheduler that was too
-# slow to answer may have been about to take it at the first.
+# A submission without an answer is abandoned when it is missing in so many polls: a slow scheduler
+# may still have been about to accept it at the first.
 _ABSENCES = 2
 
-# Whatever a scheduler heard of so long ago it has taken or forgotten.
+# A submission of this age has been accepted or dropped.
 _SETTLED_S = 600.0
 
 
 @dataclass(frozen=True, slots=True)
 class _Due:
-    """An evaluation that needs a new attempt, and all that this one gets of its own."""
+    """An evaluation that needs a new attempt, with the changes and the slot of that attempt."""
 
     evaluation: Evaluation
     changes: Mapping[str, Any]
@@ -82,7 +82,7 @@ class _Due:
 
 
 class Dispatcher:
-    """Turns evaluations that wait into submissions."""
+    """Submits the next attempts of waiting evaluations."""
 
     def __init__(
         self,
@@ -105,10 +105,10 @@ class Dispatcher:
         self._lost = 0
 
     def adopt_all(self) -> PollResult | None:
-        """Settle every submission whose answer is not on record; return what the look brought.
+        """Settle every submission without a recorded answer; return the result of the poll.
 
-        Where it is too soon for a look they stay as they are, and are settled by the next one.
-        Raises EnvironmentNotReady when the scheduler is silent: then nothing is concluded.
+        If it is too early to poll, the next poll settles them.  Raises EnvironmentNotReady when
+        the scheduler does not answer.
         """
         polled = self._poller.poll()
         if polled is not None:
@@ -120,7 +120,7 @@ class Dispatcher:
         return polled
 
     def adopt(self, polled: PollResult) -> None:
-        """Put on record what became of submissions that were looked up."""
+        """Record the outcome of submissions that were looked up."""
         for submission in self._poller.intended():
             if submission.id not in polled.found:
                 continue
@@ -135,23 +135,23 @@ class Dispatcher:
                         submission=submission.id, error="the scheduler has no job of this name"
                     )
                 )
-                self._leave_in_peace(submission.id)
+                self._back_off_if_lost(submission.id)
             else:
                 continue
             self._unanswered.pop(submission.id, None)
 
-    def _leave_in_peace(self, submission: str) -> None:
-        """Give a scheduler time whose answers are lost again and again, and that takes nothing."""
+    def _back_off_if_lost(self, submission: str) -> None:
+        """Pause when the scheduler loses one submission after the other."""
         if submission in self._unanswered:
             self._lost += 1
             if self._lost > 1:
                 self._pace.pause(self._now())
 
     def _is_missing(self, submission: Submission) -> bool:
-        """Whether the scheduler has said often enough that it has no such job.
+        """Whether enough polls did not find the job of a submission.
 
-        What an earlier controller left long ago is looked up once: a scheduler that had heard of
-        it would have taken it since.
+        An old submission of an earlier controller needs only one: it would have been accepted by
+        now.
         """
         if submission.id not in self._unanswered and _age_s(submission) > _SETTLED_S:
             return True
@@ -163,21 +163,20 @@ class Dispatcher:
         self._disk.admit(1, live=0)
 
     def submit_waiting(self) -> None:
-        """Submit what waits, as far as there is room.
+        """Submit waiting evaluations, as far as budget, slots and disk allow.
 
-        Raises SearchPaused when the disk is nearly full, or when the budget is used up and
-        nothing is running that could be waited for; SubmissionError when the scheduler refuses
-        for good and nothing is running that may still bring a result.
+        Raises SearchPaused when the disk is nearly full, or when the budget is used up and no
+        attempt is live; SubmissionError for a final refusal while no attempt is live.
         """
         waiting = self._waiting()
         live = self._session.state.live_attempts()
         if not waiting:
-            self._poller.tell_refusal(None)
+            self._poller.show_refusal(None)
             return
         if live and self._now() < self._next_submission:
             return
         if self._executor.tasks_per_submission == 0:
-            # Known after the next look.
+            # Known after the next poll.
             return
         waiting = self._paid(waiting, is_idle=not live)
         slots = self._executor.free_slots(self._busy_slots(live))
@@ -187,10 +186,10 @@ class Dispatcher:
             if not self._submit_alike(list(group), resources):
                 return
         if ready:
-            self._poller.tell_refusal(None)
+            self._poller.show_refusal(None)
 
     def _submit_alike(self, members: Sequence[_Due], resources: Resources) -> bool:
-        """Submit attempts that ask for the same; return whether all were taken.
+        """Submit attempts with the same resources; return whether all were accepted.
 
         Raises SubmissionError as `submit_waiting` does.
         """
@@ -218,12 +217,12 @@ class Dispatcher:
                     self.submit_waiting()
                     return False
                 if isinstance(exc, SubmissionDeferred):
-                    self._wait_out(exc, tasks=size, took_s=self._now() - began)
+                    self._back_off(exc, tasks=size, took_s=self._now() - began)
                     return False
                 if not self._live:
                     raise
                 self._next_submission = self._now() + _REFUSED_PAUSE_S
-                self._tell(exc, is_final=True)
+                self._show_refusal(exc, is_final=True)
                 return False
             self._lost = 0
             self._pace.taken(size, self._live, self._now())
@@ -234,15 +233,15 @@ class Dispatcher:
     def _live(self) -> int:
         return len(self._session.state.live_attempts())
 
-    def _wait_out(self, exc: SubmissionDeferred, *, tasks: int, took_s: float) -> None:
-        """Learn from a refusal that is one for now."""
+    def _back_off(self, exc: SubmissionDeferred, *, tasks: int, took_s: float) -> None:
+        """Back off after a temporary refusal."""
         self._pace.refused(tasks, self._live, self._now(), is_limit=exc.is_limit, took_s=took_s)
-        self._tell(exc, is_final=False)
+        self._show_refusal(exc, is_final=False)
 
-    def _tell(self, exc: SubmissionError, *, is_final: bool) -> None:
-        """Leave word of a refusal, for whoever looks on and for `status`."""
+    def _show_refusal(self, exc: SubmissionError, *, is_final: bool) -> None:
+        """Show a refusal in the live view and in `status`."""
         at = self._next_submission if is_final else self._pace.next_at
-        self._poller.tell_refusal(
+        self._poller.show_refusal(
             Refusal(words=brief(exc.message), hint=exc.hint, is_final=is_final),
             next_s=max(0.0, at - self._now()),
         )
@@ -281,21 +280,21 @@ class Dispatcher:
         except SubmissionUnknown as exc:
             self._unanswered[submission.id] = 0
             if not exc.is_taken:
-                self._poller.heard_nothing_of(submission.id)
+                self._poller.delay_lookup(submission.id)
             raise
         except SubmissionError as exc:
             session.record(SubmissionRefused(submission=submission.id, error=exc.message))
             if isinstance(exc, SubmissionDeferred):
-                # It may be refused for hours, each time under a new name.
+                # Retries may go on for hours, each with a folder of its own.
                 shutil.rmtree(session.paths.submission(submission.id), ignore_errors=True)
             raise
         session.record(SubmissionAccepted(submission=submission.id, job_id=job_id, adopted=False))
 
     def _next_number(self) -> int:
-        """Return the number of the next submission, whose name nobody has used.
+        """Return the number of the next submission, whose name was never used.
 
-        Where a ledger was cut, the folders of submissions that it forgot are still there, and
-        their jobs would be found in place of ours.
+        After a repair of the ledger the folders of lost submissions are still there, and a lookup
+        of their names would find their jobs.
         """
         number = len(self._session.state.submissions) + 1
         while self._session.paths.submission(f"s{number:04}").exists():
@@ -306,7 +305,7 @@ class Dispatcher:
         session = self._session
         limit = int(submission.resources.timeout_min)
         for task, due in zip(submission.tasks, members, strict=True):
-            # What the last failure changes is not among the evaluation's own changes.
+            # The changes of a retry are not among the evaluation's own.
             changed = replace(due.evaluation, changes=due.changes)
             spec = attempt_spec(session.run, session.settings, changed, task.attempt, limit)
             paths = session.paths.attempt(task.evaluation, task.attempt)
@@ -322,9 +321,9 @@ class Dispatcher:
         return attempt_resources(self._session.settings, executor, changes)
 
     def _paid(self, waiting: list[_Due], *, is_idle: bool) -> list[_Due]:
-        """Return those of `waiting` that the budget pays for.
+        """Return those of `waiting` that the budget covers.
 
-        Raises SearchPaused when it pays for none and nothing runs whose end could change that.
+        Raises SearchPaused when it covers none and no attempt is live.
         """
         state, settings = self._session.state, self._session.settings
         now = clock.now()
@@ -361,7 +360,7 @@ class Dispatcher:
 
 
 def _age_s(submission: Submission) -> float:
-    """Return how long ago a submission was intended; ledgers of earlier versions do not say."""
+    """Return the age of a submission, infinite in ledgers of versions that did not record it."""
     if submission.intended_at is None:
         return math.inf
     return (clock.now() - clock.from_text(submission.intended_at)).total_seconds()

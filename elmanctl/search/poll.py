@@ -92,11 +92,11 @@ class Poller:
         """Return the submissions without a recorded answer."""
         return self._session.state.unanswered()
 
-    def heard_nothing_of(self, submission: str) -> None:
+    def delay_lookup(self, submission: str) -> None:
         """Delay the lookup of a submission by one interval: a slow scheduler lists it late."""
         self._not_before[submission] = self._now() + self._poll_s
 
-    def tell_refusal(self, refusal: Refusal | None, *, next_s: float = 0.0) -> None:
+    def show_refusal(self, refusal: Refusal | None, *, next_s: float = 0.0) -> None:
         """Show a refused submission and its retry in `next_s`; None when it was accepted."""
         if refusal is None and self.refusal is None:
             return
