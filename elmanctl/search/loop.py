@@ -1,7 +1,7 @@
-"""The search: ask, check, submit, wait, tell; it knows no Slurm and prints nothing.
+"""Loop of the controller: ask, check, submit, wait, tell; it knows no Slurm and prints nothing.
 
-Everything it decides is in the ledger before it acts on it, so that a controller that starts
-after a kill at any instant goes on from the ledger alone.
+Every decision is recorded before it takes effect, so a controller that starts after a kill at any
+instant continues from the ledger alone.
 """
 
 import hashlib
@@ -51,13 +51,13 @@ from elmanctl.verdicts.policy import Feedback
 
 
 class View(Protocol):
-    """Somebody who looks on: a live display, or a log."""
+    """Observer of the loop: a live display, or a log."""
 
     def refresh(self, session: Session, trouble: str | None) -> None:
-        """Called after every turn of the loop; `trouble` is what the scheduler does not do now."""
+        """Called after every turn of the loop; `trouble` is that of the scheduler, if any."""
 
     def judged(self, evaluation: Evaluation, verdict: Verdict) -> None:
-        """Called when an attempt has its verdict."""
+        """Called when an attempt has got its verdict."""
 
     def generation_done(self, session: Session, generation: int) -> None:
         """Called when the optimizer has learned from a generation."""
@@ -95,12 +95,12 @@ class Controller:
     def drive(self) -> None:
         """Run to the end; return early when asked to stop.
 
-        Raises SearchPaused when the search stops itself, EnvironmentNotReady when the scheduler is
-        silent from the start.
+        Raises SearchPaused when the search stops itself, EnvironmentNotReady when the scheduler
+        does not answer at the start.
         """
         session = self._session
         self._observe(self._dispatcher.adopt_all())
-        # Judged by a controller that died before it drew this conclusion.
+        # For attempts judged by a controller that died before it excluded their nodes.
         exclude_bad_nodes(session, judged_attempts(session.state))
         while not self._stop.is_set():
             session.lease.renew()
@@ -110,7 +110,7 @@ class Controller:
                 self._dispatcher.adopt(polled)
             self._observe(polled)
             if session.state.status is RunStatus.CANCELLED:
-                # Its jobs are told to end; what became of them goes on record.
+                # Its jobs are ending; their verdicts are still recorded.
                 if not session.state.live_attempts():
                     return
             elif self._go_on():
@@ -121,7 +121,7 @@ class Controller:
             session.record(RunInterrupted())
 
     def _go_on(self) -> bool:
-        """Take the search as far as it goes without waiting; return whether it is finished."""
+        """Advance as far as possible without waiting; return whether the search is finished."""
         self._close_decided()
         self._answer_repeats()
         if self._advance():
@@ -141,7 +141,7 @@ class Controller:
             self._starved.look(polled)
 
     def _close_decided(self) -> None:
-        """Close evaluations whose last verdict is final; stop at failures that will repeat."""
+        """Close evaluations that get no retry; pause the search at failures that would repeat."""
         session = self._session
         failed = []
         for evaluation, decision in self._decisions.waiting():
@@ -154,7 +154,7 @@ class Controller:
             raise SearchPaused(found.reason, hint=recovery_hint(session.state))
 
     def _answer_repeats(self) -> None:
-        """End the evaluations that repeat one that has ended: no job is paid for them."""
+        """Answer the repeats of finished evaluations, without a job."""
         state = self._session.state
         for evaluation in state.waiting_evaluations():
             source = answering(state, evaluation)
@@ -162,7 +162,7 @@ class Controller:
                 self._session.record(answer_from(state, evaluation, source))
 
     def _advance(self) -> bool:
-        """Ask the next points when there is nothing to wait for; return whether all is done."""
+        """Ask the next generation when the newest is done; return whether none is left."""
         state = self._session.state
         generation = state.generation
         if state.is_busy:
@@ -177,12 +177,12 @@ class Controller:
         return False
 
     def _tell(self, generation: int) -> bool:
-        """Tell a generation, or ask for points in place of failed ones and return False."""
+        """Tell a generation, or ask replacements for failed points and return False."""
         members = self._members(generation)
-        told = fitness_values(members)
+        values = fitness_values(members)
         population = self._session.settings.search.population
         replaced = {e.replaces for e in members if e.replaces}
-        valued = [name for name, _ in told]
+        valued = [name for name, _ in values]
         missing = [
             e.id
             for e in members
@@ -192,21 +192,21 @@ class Controller:
             and not is_spare(e, members, valued)
         ]
         room = self._session.settings.retry.replacements - len(replaced)
-        if missing and room > 0 and len(told) < population:
-            # What a full disk made fail may be run again; no other point takes its place till then.
+        if missing and room > 0 and len(values) < population:
+            # After a full disk the failed point itself may be retried, so no replacement is asked.
             self._dispatcher.check_room()
-            names = missing[: min(room, population - len(told))]
+            names = missing[: min(room, population - len(values))]
             candidates, refused = ask_candidates(self._optimizer.ask, self._builder, len(names))
             self._record_points(generation, candidates, refused, names)
             return False
-        if len(told) < population // 2:
+        if len(values) < population // 2:
             raise SearchPaused(
-                f"only {len(told)} of {population} evaluations of g{generation:03} gave a loss",
+                f"only {len(values)} of {population} evaluations of g{generation:03} gave a loss",
                 hint=recovery_hint(self._session.state),
             )
         points = {e.id: e.point for e in members}
-        self._session.record(GenerationTold(generation=generation, told=tuple(told)))
-        self._optimizer.tell([points[name] for name, _ in told], [value for _, value in told])
+        self._session.record(GenerationTold(generation=generation, told=tuple(values)))
+        self._optimizer.tell([points[name] for name, _ in values], [value for _, value in values])
         self._view.generation_done(self._session, generation)
         return True
 
@@ -217,13 +217,13 @@ class Controller:
         refused: int,
         replaces: Sequence[str | None],
     ) -> None:
-        """Put new evaluations on record, after the optimizer's state that asked for them."""
+        """Record new evaluations, after saving the state of the optimizer that asked them."""
         session = self._session
         first = len(self._members(generation))
         state = self._optimizer.dump()
         asked = len(self._members(generation))
-        # A controller that was paused here and wakes up must not overwrite its successor's file:
-        # hash keys in the pickle make the same state other bytes in another process.
+        # A controller that is suspended here must not overwrite its successor's file when it wakes
+        # up: hash keys in the pickle differ between processes.
         file = f"g{generation:03}-{asked:02}-lease{session.lease.fence}.pickle"
         session.paths.optimizer.mkdir(exist_ok=True)
         write_atomically(session.paths.optimizer / file, state)
@@ -244,7 +244,7 @@ class Controller:
         candidates: Sequence[Candidate],
         replaces: Sequence[str | None],
     ) -> list[EvaluationPlan]:
-        """Return the evaluations of candidates, numbered from `first`; repeats are named as such.
+        """Return the evaluations of candidates, numbered from `first`; repeats name their original.
 
         With `search.repeats` at `reseed` a repeat gets the next seed of its configuration.
         """
