@@ -169,10 +169,10 @@ class Dispatcher:
         attempt is live; SubmissionError for a final refusal while no attempt is live.
         """
         waiting = self._waiting()
-        live = self._session.state.live_attempts()
         if not waiting:
             self._poller.show_refusal(None)
             return
+        live = self._session.state.live_attempts()
         if live and self._now() < self._next_submission:
             return
         if self._executor.tasks_per_submission == 0:
