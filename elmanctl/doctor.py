@@ -1,4 +1,4 @@
-"""Diagnosis of this machine: the parts that elmanctl may need, and the fix for each missing one."""
+"""Environment checks of this machine: packages, model backends, Slurm, the run folder."""
 
 import importlib.util
 import os
@@ -22,7 +22,7 @@ _GB = 10**9
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Finding:
-    """One thing that was looked at: whether it is in order, what was seen, and what would help."""
+    """Result of one check, with what was found and how to fix it."""
 
     part: str
     name: str
@@ -31,18 +31,18 @@ class Finding:
     fix: str | None = None
 
 
-def _all_digits(size_bytes: float) -> str:
+def _exact_bytes(size_bytes: float) -> str:
     return f"{size_bytes:.0f} bytes"
 
 
 def examine(
-    runs: Path, floor_gb: float, write_bytes: Callable[[float], str] = _all_digits
+    runs: Path, floor_gb: float, format_bytes: Callable[[float], str] = _exact_bytes
 ) -> list[Finding]:
-    """Look at packages, model backends, Slurm's commands and the folder of the runs.
+    """Check packages, model backends, Slurm's commands and the folder of the runs.
 
-    `write_bytes` says how a size is written in what is told of the disk.
+    `format_bytes` formats the sizes in the findings on disk space.
     """
-    return [*_packages(), *_backends(), *_slurm(), *_folder(runs, floor_gb, write_bytes)]
+    return [*_packages(), *_backends(), *_slurm(), *_folder(runs, floor_gb, format_bytes)]
 
 
 def _packages() -> Iterator[Finding]:
@@ -52,27 +52,27 @@ def _packages() -> Iterator[Finding]:
         ("torch", INSTALL_TRAIN),
         ("schedulefree", INSTALL_TRAIN),
     ):
-        is_there = importlib.util.find_spec(name) is not None
+        is_installed = importlib.util.find_spec(name) is not None
         yield Finding(
             part="package",
             name=name,
-            is_fine=is_there,
-            detail=metadata.version(name) if is_there else "not installed",
-            fix=None if is_there else fix,
+            is_fine=is_installed,
+            detail=metadata.version(name) if is_installed else "not installed",
+            fix=None if is_installed else fix,
         )
 
 
 def _backends() -> Iterator[Finding]:
     for backend in BACKENDS.values():
         names = [family.name for family in FAMILIES.values() if backend.name in family.backends]
-        models = "every model" if len(names) == len(FAMILIES) else ", ".join(names)
-        fault = unavailable_on_all_devices(backend)
+        models = "all models" if len(names) == len(FAMILIES) else ", ".join(names)
+        reason = unavailable_on_all_devices(backend)
         yield Finding(
             part="backend",
             name=backend.name,
-            is_fine=fault is None,
-            detail=f"{fault}; for {models}" if fault else f"usable, for {models}",
-            fix=backend.fix if fault else None,
+            is_fine=reason is None,
+            detail=f"{reason}; for {models}" if reason else f"usable, for {models}",
+            fix=backend.fix if reason else None,
         )
 
 
@@ -95,12 +95,12 @@ def _accounting() -> Finding:
     try:
         Slurm().check_accounting()
     except AccountingOff as exc:
-        told, fix = f"none: {exc.message}", "not needed: squeue and files show how jobs end"
+        detail, fix = f"none: {exc.message}", "not needed: squeue and files show how jobs end"
     except SlurmSilent as exc:
-        told, fix = exc.message, "is slurmdbd down? jobs are judged by squeue and files meanwhile"
+        detail, fix = exc.message, "is slurmdbd down? squeue and files show how jobs end meanwhile"
     else:
         return Finding(part="slurm", name="accounting", is_fine=True, detail="sacct answers")
-    return Finding(part="slurm", name="accounting", is_fine=False, detail=told, fix=fix)
+    return Finding(part="slurm", name="accounting", is_fine=False, detail=detail, fix=fix)
 
 
 def _arrays() -> Finding:
@@ -119,39 +119,39 @@ def _arrays() -> Finding:
     return Finding(part="slurm", name="arrays", is_fine=True, detail=detail)
 
 
-def _folder(runs: Path, floor_gb: float, write_bytes: Callable[[float], str]) -> Iterator[Finding]:
-    there = next(folder for folder in (runs, *runs.parents) if folder.exists())
-    may_write = os.access(there, os.W_OK | os.X_OK)
+def _folder(runs: Path, floor_gb: float, format_bytes: Callable[[float], str]) -> Iterator[Finding]:
+    existing = next(folder for folder in (runs, *runs.parents) if folder.exists())
+    is_writable = os.access(existing, os.W_OK | os.X_OK)
     yield Finding(
         part="runs",
         name="folder",
-        is_fine=may_write,
-        detail=f"{runs}" if may_write else f"{there} cannot be written",
-        fix=None if may_write else "set `paths.runs` to a folder of yours on a shared disk",
+        is_fine=is_writable,
+        detail=f"{runs}" if is_writable else f"{existing} is not writable",
+        fix=None if is_writable else "set `paths.runs` to a writable folder on a shared disk",
     )
-    if may_write:
-        yield _links(there)
-    free, floor = free_bytes(there), floor_gb * _GB
+    if is_writable:
+        yield _hard_links(existing)
+    free, floor = free_bytes(existing), floor_gb * _GB
     yield Finding(
         part="runs",
         name="disk",
         is_fine=free > floor,
-        detail=f"{write_bytes(free)} free, {write_bytes(floor)} are kept free",
-        fix=None if free > floor else "make room: `elmanctl clean --dry-run`",
+        detail=f"{format_bytes(free)} free, {format_bytes(floor)} reserved",
+        fix=None if free > floor else "free disk space: see `elmanctl clean --dry-run`",
     )
 
 
-def _links(folder: Path) -> Finding:
-    """Try what a run's lease needs, in two files that are removed again."""
+def _hard_links(folder: Path) -> Finding:
+    """Check that hard links, which a run's lease needs, work; the test files are removed."""
     try:
         with tempfile.NamedTemporaryFile(prefix=".elmanctl-", dir=folder) as file:
             other = Path(f"{file.name}.link")
             link(other, Path(file.name))
             other.unlink()
     except OSError as exc:
-        fix = "mend what the system says, then look again"
+        fix = "resolve this error, then run `elmanctl doctor` again"
         if isinstance(exc, NoHardLinks):
-            fix = "set `paths.runs` to a folder elsewhere: the lease of a run is a hard link"
+            fix = "set `paths.runs` to another file system: the lease of a run is a hard link"
         return Finding(
             part="runs",
             name="hard links",
@@ -159,4 +159,4 @@ def _links(folder: Path) -> Finding:
             detail=f"{folder}: {exc.strerror}",
             fix=fix,
         )
-    return Finding(part="runs", name="hard links", is_fine=True, detail="can be made")
+    return Finding(part="runs", name="hard links", is_fine=True, detail="supported")

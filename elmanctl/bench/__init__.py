@@ -1,1 +1,1 @@
-"""Benchmarks of operations and training steps, beside the least they must take."""
+"""Benchmarks of operations and training steps against their roofline."""

@@ -1,6 +1,6 @@
-"""What this card does at its best: copying, matrix products, single instructions, and its clocks.
+"""Ceilings: measured peak rates of this GPU for copies, matrix products and single instructions.
 
-Every floor of a table rests on these, and they are measured in the process that fills the table.
+The floors of a table are derived from them, so they are measured in the same process.
 """
 
 from collections.abc import Callable, Iterator
@@ -12,7 +12,7 @@ from torch import Tensor
 from elmanctl.bench import nvidia
 from elmanctl.bench.device import driver_name
 from elmanctl.bench.floors import Rates
-from elmanctl.bench.foreign import quiet
+from elmanctl.bench.third_party import suppress_warnings
 from elmanctl.bench.timing import Timing, measure
 from elmanctl.models.backends import BACKENDS
 
@@ -21,17 +21,17 @@ _SECONDS = {"cuda": 1.0, "cpu": 0.05}
 _COPIED_BYTES = {"cuda": 1 << 30, "cpu": 1 << 22}
 _SQUARE = {"cuda": 8192, "cpu": 128}
 
-# On a GPU every multiprocessor is full four times over, and a launch takes milliseconds.
-_WAVES, _PROGRAMS_A_PROCESSOR, _UNROLLED = 4, 16, 32
+# On a GPU a launch has four full waves of programs and takes milliseconds.
+_WAVES, _PROGRAMS_PER_SM, _UNROLLED = 4, 16, 32
 _ROUNDS = {"tanh": 64, "exp2": 64, "fma": 512}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Ceiling:
-    """One rate of this card, in `unit` a second; without a value, `reason` says why.
+    """A peak rate of this GPU, in `unit` per second; without a value, `reason` says why.
 
-    `spread` is the distance of the repeats over their median, `clocks` what the driver said of the
-    card while it was busy with this.
+    `spread` is the range of the repeats over their median, `clocks` the clocks, power and
+    temperature reported by the driver under this load.
     """
 
     name: str
@@ -43,7 +43,7 @@ class Ceiling:
 
 
 def measure_ceilings(device: torch.device) -> Iterator[Ceiling]:
-    """Measure every rate that floors are made of, one after another."""
+    """Measure all rates that floors depend on."""
     yield _copy(device)
     yield _square_product(device)
     for kind in ("tanh", "exp2", "fma"):
@@ -51,7 +51,7 @@ def measure_ceilings(device: torch.device) -> Iterator[Ceiling]:
 
 
 def rates_of(ceilings: list[Ceiling]) -> Rates:
-    """Return the rates that floors rest on; the special functions of the recurrences are tanh."""
+    """Return the rates that floors depend on; special functions are represented by tanh."""
     values = {ceiling.name: ceiling.value for ceiling in ceilings}
     return Rates(
         copied_bytes=values.get("copy"),
@@ -62,9 +62,9 @@ def rates_of(ceilings: list[Ceiling]) -> Rates:
 
 
 def _copy(device: torch.device) -> Ceiling:
-    """Bytes read plus bytes written by copies from one part of the card's memory to another."""
+    """Measure bytes read plus bytes written by copies within device memory."""
     size = _COPIED_BYTES[device.type]
-    pairs = [_two_halves(size, device) for _ in range(2)]
+    pairs = [_copy_buffers(size, device) for _ in range(2)]
 
     def call(number: int) -> None:
         source, target = pairs[number % 2]
@@ -73,14 +73,14 @@ def _copy(device: torch.device) -> Ceiling:
     return _ceiling("copy", "B", 2.0 * size, call, device)
 
 
-def _two_halves(size: int, device: torch.device) -> tuple[Tensor, Tensor]:
-    # Zeros can move faster than real data.
+def _copy_buffers(size: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    # Random data, since zeros may be copied faster.
     source = torch.randint(0, 256, (size,), dtype=torch.uint8, device=device)
     return source, torch.empty_like(source)
 
 
 def _square_product(device: torch.device) -> Ceiling:
-    """The best that the matrix units are seen to do: a large square product of random bf16."""
+    """Measure the peak of the matrix units with a large square product of random bf16."""
     side = _SQUARE[device.type]
     sets = [
         tuple(torch.randn(side, side, device=device, dtype=torch.bfloat16) for _ in range(2))
@@ -95,16 +95,16 @@ def _square_product(device: torch.device) -> Ceiling:
 
 
 def _instruction(kind: str, device: torch.device) -> Ceiling:
-    """Results of one instruction, by a kernel that does nothing else."""
+    """Measure the throughput of one instruction with a kernel that does nothing else."""
     unit = "results"
-    fault = BACKENDS["triton"].unavailable_reason(device.type)
-    if fault:
-        return Ceiling(name=kind, unit=unit, reason=fault)
+    unavailable = BACKENDS["triton"].unavailable_reason(device.type)
+    if unavailable:
+        return Ceiling(name=kind, unit=unit, reason=unavailable)
     from elmanctl.bench.probes import BLOCK, instructions, probe
 
     on_cuda = device.type == "cuda"
     processors = torch.cuda.get_device_properties(device).multi_processor_count if on_cuda else 1
-    programs = _WAVES * _PROGRAMS_A_PROCESSOR * processors if on_cuda else 1
+    programs = _WAVES * _PROGRAMS_PER_SM * processors if on_cuda else 1
     rounds, unrolled = (_ROUNDS[kind], _UNROLLED) if on_cuda else (1, 2)
     launch = probe(kind, unrolled=unrolled, interpreted=not on_cuda)
     out = torch.empty(programs * BLOCK, device=device)
@@ -118,9 +118,9 @@ def _instruction(kind: str, device: torch.device) -> Ceiling:
 def _ceiling(
     name: str, unit: str, amount: float, call: Callable[[int], None], device: torch.device
 ) -> Ceiling:
-    with quiet():
+    with suppress_warnings():
         timing = measure(call, device, _SECONDS[device.type])
-        clocks = _clocks_under(call, timing, device)
+        clocks = _clocks_under_load(call, timing, device)
     return Ceiling(
         name=name,
         unit=unit,
@@ -130,10 +130,10 @@ def _ceiling(
     )
 
 
-def _clocks_under(
+def _clocks_under_load(
     call: Callable[[int], None], timing: Timing, device: torch.device
 ) -> dict[str, str] | None:
-    """Ask the driver's tool while the card is busy: an idle one lowers its clocks."""
+    """Query the clocks while the GPU is busy, since an idle GPU lowers them."""
     if device.type != "cuda":
         return None
     busy_ms = 1500.0

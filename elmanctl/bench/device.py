@@ -1,4 +1,4 @@
-"""The device between two rows: whether it is still there, and giving back what a row took."""
+"""Device state between two rows: detection of a lost device, release of memory."""
 
 import gc
 
@@ -6,9 +6,9 @@ import torch
 
 
 def loss_of(device: torch.device, culprit: str) -> str | None:
-    """Return why nothing more can be measured, None where the device still computes.
+    """Return why the device is unusable, or None if it still computes.
 
-    Some errors of CUDA stay with the process for good: whatever runs after them fails as well.
+    Some CUDA errors are sticky: every later call in the process fails as well.
     """
     if device.type != "cuda":
         return None
@@ -21,12 +21,12 @@ def loss_of(device: torch.device, culprit: str) -> str | None:
 
 
 def release(device: torch.device) -> None:
-    """Give memory back that nothing holds any more."""
+    """Release unused memory."""
     gc.collect()
     if device.type == "cuda":
         torch.cuda.empty_cache()
 
 
 def driver_name(device: torch.device) -> str:
-    """Return how the driver's tool knows the card, which may number its cards in another way."""
+    """Return the device's name for nvidia-smi, which may number devices differently than CUDA."""
     return f"GPU-{torch.cuda.get_device_properties(device).uuid}"

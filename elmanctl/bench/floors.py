@@ -1,9 +1,9 @@
-"""What an operation must do at the least, and the time that this takes on a card; pure.
+"""Floors: lower bounds of the time of an operation by the roofline model; pure.
 
-The floor of a call is the longest of four times: its bytes over the bandwidth of memory, each input
-read once and each output written once; its products of matrices over the rate of the matrix units;
-its float32 instructions and its special functions over the rates of theirs.  No version that does
-the same work, in the same way, runs faster.  The rates are measured on the card, in the same run.
+The floor of a call is the maximum of four times: its bytes over the memory bandwidth, with each
+input read once and each output written once; its matrix FLOPs over the rate of the matrix units;
+and its float32 instructions and special functions over their rates.  No implementation of the same
+algorithm is faster.  The rates are measured on the device in the same run.
 """
 
 from collections.abc import Callable
@@ -12,14 +12,14 @@ from dataclasses import dataclass
 from elmanctl.bench.size import Size
 
 CHECKPOINT_EVERY = 16
-"""Positions between two states that recurrences of ours keep for their backward pass."""
+"""Positions between two states that our recurrences save for the backward pass."""
 
 _STATE_BYTES = 4
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Work:
-    """What one call must do at the least; a product and its addition are two matrix FLOPs."""
+    """Minimum work of one call; a multiply-add counts as two matrix FLOPs."""
 
     moved_bytes: float
     matrix_flops: float = 0.0
@@ -37,7 +37,7 @@ class Work:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rates:
-    """What a card does in a second, as measured; None is not measured."""
+    """Measured rates of a device per second; None if not measured."""
 
     copied_bytes: float | None = None
     matrix_flops: float | None = None
@@ -47,16 +47,16 @@ class Rates:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Floor:
-    """The least time of a call, and what sets it."""
+    """Lower bound of the time of a call, and the resource that determines it."""
 
     ms: float
     bound: str
 
 
 def floor_of(work: Work, rates: Rates) -> Floor | None:
-    """Return the least time of some work; None where a rate that it needs was not measured.
+    """Return the lower bound of the time of some work, or None if a required rate is unknown.
 
-    A floor without one of its terms could be too low, and would flatter nothing but the floor.
+    A floor that ignores one of its terms would be too low.
     """
     terms = (
         ("memory", work.moved_bytes, rates.copied_bytes),
@@ -77,7 +77,7 @@ def floor_of(work: Work, rates: Rates) -> Floor | None:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Counts:
-    """What an operation must do at a size: forward alone, and backward alone."""
+    """Work of an operation by size and item size: forward only, and backward only."""
 
     forward: Callable[[Size, int], Work]
     backward: Callable[[Size, int], Work]
@@ -91,37 +91,40 @@ def matrix_recurrence_counts(
     scores: int = 1,
     routed: bool = False,
 ) -> Counts:
-    """Return the counts of the recurrence of E88, for each number of the state and position.
+    """Return the counts of E88's recurrence.
 
-    Forward: the sum with the key, decay times state (one), the written product added (one), the
-    read-out, and the tanh.  Backward: the replay of the forward's first three and its tanh, then
-    the read-out and its gradients by query and state, two for the derivative of the tanh, one for
-    the value, two for the key, one for the decay, two for the state before.  The forward pass keeps
-    a state in float32 every 16 positions, and the backward pass reads it.  `scores` are the numbers
-    of each head and position beside q, k, v and gate: decay, write gate, blend.  What activations
-    and gates of the vectors take is left out: an eighth of the tanh of 32 by 32 states.
-    With `routed`, the few heads of `routed_heads` are at work at each position: nothing else is
-    read, but outputs and gradients are written for all heads.
+    Per state element and position, forward: the product with the key, decay times state (one), the
+    outer product added (one), the read-out, and the tanh.  Backward: the replay of the forward's
+    first three and its tanh, then the read-out and its gradients for query and state, two for the
+    derivative of the tanh, one for the value, two for the key, one for the decay, two for the
+    previous state.  The forward pass writes a float32 state every 16 positions, which the backward
+    pass reads.  `scores` is the number of scalars per head and position besides q, k, v and gate:
+    decay, write gate, blend.  Activations and gates of the vectors are not counted; for 32 by 32
+    states they take an eighth of the tanh.
+    With `routed`, only `routed_heads` heads are active at each position: nothing else is read, but
+    outputs and gradients are written for all heads.
     """
 
-    def share(size: Size) -> float:
+    def active_fraction(size: Size) -> float:
         return routed_heads(size) / size.heads if routed else 1.0
 
     def entries(size: Size) -> float:
-        return share(size) * size.head_steps * size.keys * size.values
+        return active_fraction(size) * size.head_steps * size.keys * size.values
 
-    def small(size: Size) -> float:
+    def scalar_bytes(size: Size) -> float:
         each = scores - 1 + size.values if per_value_decay else scores
         return float(_STATE_BYTES * each * size.head_steps)
 
-    def kept(size: Size) -> float:
+    def checkpoint_bytes(size: Size) -> float:
         return _STATE_BYTES * entries(size) / CHECKPOINT_EVERY
 
     def forward(size: Size, itemsize: int) -> Work:
         inputs = itemsize * (2 * size.keys + (1 + gated) * size.values) * size.head_steps
         output = itemsize * size.values * size.head_steps
         return Work(
-            moved_bytes=share(size) * (inputs + small(size)) + output + kept(size),
+            moved_bytes=active_fraction(size) * (inputs + scalar_bytes(size))
+            + output
+            + checkpoint_bytes(size),
             float_instructions=4 * entries(size),
             special_functions=squashes * entries(size),
         )
@@ -129,9 +132,10 @@ def matrix_recurrence_counts(
     def backward(size: Size, itemsize: int) -> Work:
         inputs = itemsize * (2 * size.keys + (1 + gated) * size.values) * size.head_steps
         d_output = itemsize * size.values * size.head_steps
-        read = share(size) * (inputs + d_output + small(size)) + kept(size)
+        read = active_fraction(size) * (inputs + d_output + scalar_bytes(size))
+        read += checkpoint_bytes(size)
         return Work(
-            moved_bytes=read + inputs + small(size),
+            moved_bytes=read + inputs + scalar_bytes(size),
             float_instructions=(14 if squashes else 12) * entries(size),
             special_functions=squashes * entries(size),
         )
@@ -140,28 +144,28 @@ def matrix_recurrence_counts(
 
 
 def routed_heads(size: Size) -> int:
-    """Return how many heads a router picks at each position: a fifth, as 8 of 40, at least one."""
+    """Return how many heads a router selects per position: a fifth, such as 8 of 40, at least 1."""
     return max(1, size.heads // 5)
 
 
 def gated_scan_counts(scores: int) -> Counts:
-    """Return the counts of a linear scan from so many scores of each channel on, gates included.
+    """Return the counts of a linear scan with `scores` scores per channel, gates included.
 
-    A special function and a product for each score, and a product added to the state.  The forward
-    pass keeps a state in float32 every 16 positions, and the backward pass reads it.
+    Each score takes a special function and a product, the state a multiply-add.  The forward pass
+    writes a float32 state every 16 positions, which the backward pass reads.
     """
-    kept = _STATE_BYTES / CHECKPOINT_EVERY
+    checkpoint_bytes = _STATE_BYTES / CHECKPOINT_EVERY
 
     def forward(size: Size, itemsize: int) -> Work:
         return Work(
-            moved_bytes=((scores + 1) * itemsize + kept) * size.head_steps,
+            moved_bytes=((scores + 1) * itemsize + checkpoint_bytes) * size.head_steps,
             float_instructions=float((scores + 1) * size.head_steps),
             special_functions=float(scores * size.head_steps),
         )
 
     def backward(size: Size, itemsize: int) -> Work:
         return Work(
-            moved_bytes=((2 * scores + 1) * itemsize + kept) * size.head_steps,
+            moved_bytes=((2 * scores + 1) * itemsize + checkpoint_bytes) * size.head_steps,
             float_instructions=float(2 * (scores + 1) * size.head_steps),
             special_functions=float(scores * size.head_steps),
         )
@@ -170,7 +174,7 @@ def gated_scan_counts(scores: int) -> Counts:
 
 
 def _delta_rule_forward(size: Size, itemsize: int) -> Work:
-    """Read q, k, v, two scores, write the output; state by key, outer product, state by query."""
+    """Move q, k, v, two scalars, the output; state by key, outer product, state by query."""
     vectors, scores = 2 * size.keys + 2 * size.values, 2
     return Work(
         moved_bytes=(itemsize * vectors + _STATE_BYTES * scores) * size.head_steps,
@@ -179,7 +183,7 @@ def _delta_rule_forward(size: Size, itemsize: int) -> Work:
 
 
 def _delta_rule_backward(size: Size, itemsize: int) -> Work:
-    """The same inputs and the output's gradient in, a gradient for each input out."""
+    """Read the same inputs and the output's gradient; write a gradient for each input."""
     vectors, scores = 4 * size.keys + 3 * size.values, 4
     return Work(
         moved_bytes=(itemsize * vectors + _STATE_BYTES * scores) * size.head_steps,
@@ -188,7 +192,7 @@ def _delta_rule_backward(size: Size, itemsize: int) -> Work:
 
 
 def _state_space_forward(size: Size, itemsize: int) -> Work:
-    """Values and steps of each head, two key vectors for all heads; outer product and read-out."""
+    """Move values and steps per head, two shared key vectors; outer product and read-out."""
     moved = itemsize * (2 * size.heads * size.values + 2 * size.keys) + _STATE_BYTES * size.heads
     return Work(
         moved_bytes=float(moved * size.tokens),
@@ -197,7 +201,7 @@ def _state_space_forward(size: Size, itemsize: int) -> Work:
 
 
 def _state_space_backward(size: Size, itemsize: int) -> Work:
-    """The same inputs and the output's gradient in, a gradient for each input out."""
+    """Read the same inputs and the output's gradient; write a gradient for each input."""
     moved = itemsize * (3 * size.heads * size.values + 4 * size.keys)
     return Work(
         moved_bytes=float((moved + 2 * _STATE_BYTES * size.heads) * size.tokens),
@@ -206,7 +210,7 @@ def _state_space_backward(size: Size, itemsize: int) -> Work:
 
 
 def _attention_forward(size: Size, itemsize: int) -> Work:
-    """Two products and an exponential for each pair of a position with itself or an earlier one."""
+    """Count two products and an exponential per causal pair of positions."""
     pairs = _pairs(size)
     return Work(
         moved_bytes=float(itemsize * 4 * size.keys * size.head_steps),
@@ -216,7 +220,7 @@ def _attention_forward(size: Size, itemsize: int) -> Work:
 
 
 def _attention_backward(size: Size, itemsize: int) -> Work:
-    """Five products for each pair, of which one, with the exponential, is the forward's again."""
+    """Count five products per pair, one of them, with the exponential, recomputed."""
     pairs = _pairs(size)
     return Work(
         moved_bytes=float(itemsize * 8 * size.keys * size.head_steps),

@@ -1,8 +1,9 @@
-"""One row for each implementation and size of an operation: times, floor, memory, error."""
+"""Kernel benchmark: a row per implementation and size of an operation."""
 
 import logging
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -11,11 +12,11 @@ from torch import Tensor
 
 from elmanctl.bench.device import loss_of, release
 from elmanctl.bench.floors import Floor, Rates, floor_of
-from elmanctl.bench.foreign import TIMING_ONLY, quiet
 from elmanctl.bench.operation import Draw, Operation, Path
 from elmanctl.bench.operations import OPERATIONS
 from elmanctl.bench.selftest import Check, check, differentiable, leaf
 from elmanctl.bench.size import Size
+from elmanctl.bench.third_party import TIMING_ONLY, suppress_warnings
 from elmanctl.bench.timing import Timing, measure, sets_needed
 from elmanctl.errors import InvalidConfiguration
 
@@ -23,19 +24,19 @@ logger = logging.getLogger(__name__)
 
 _SECONDS = {"cuda": 0.6, "cpu": 0.02}
 
-# The plain path is a loop in Python at some sizes; a call of it may take this long at the most.
-_BEARABLE_S = {"cuda": 4.0, "cpu": 4.0}
-_FIRST_LENGTH = 64
+# At some sizes the path `torch` is a Python loop; a call may take at most this long.
+_MAX_CALL_S = {"cuda": 4.0, "cpu": 4.0}
+_MIN_LENGTH = 64
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class KernelRow:
-    """One implementation of an operation at one size.
+    """Results of one implementation of an operation at one size.
 
     `status` is measured, missing (it cannot run here), failed (it raised) or not measured; `reason`
-    says why, `note` what must be known of the numbers.  `backward_ms` is the difference of the two
-    that were timed.  With `bound_length` the times are those of sequences cut to that length,
-    and so are less than what the whole size takes.
+    says why, and `note` qualifies the numbers.  `backward_ms` is the difference of the two timed
+    passes.  With `bound_length` the times are those of sequences truncated to that length, and
+    thus lower bounds for the full size.
     """
 
     operation: str
@@ -69,75 +70,75 @@ class KernelRow:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Planned:
-    """A row that is to be measured."""
+class PlannedRow:
+    """A row to measure."""
 
     operation: Operation
     path: Path
     size: Size
 
 
-def plan(device: torch.device, only: Sequence[str] = ()) -> list[Planned]:
-    """Return the rows to measure, what the targets ask for first and what is slow last.
+def plan(device: torch.device, only: Sequence[str] = ()) -> list[PlannedRow]:
+    """Return the rows to measure, those relevant to targets first and slow ones last.
 
-    `only` keeps the rows whose operation, path and size together hold one of these texts.
+    `only` filters rows by substrings of their operation, path and size.
     """
     rows = [
-        Planned(operation=operation, path=path, size=size)
+        PlannedRow(operation=operation, path=path, size=size)
         for operation in OPERATIONS
         for path in operation.paths
         for size in _sizes(operation, path, device)
     ]
     kept = [row for row in rows if not only or any(text in describe(row) for text in only)]
-    # Stable: kernels of ours, then those beside them, then plain torch, which may take seconds.
+    # Stable sort: our kernels, then others, then plain torch, which may take seconds.
     return sorted(kept, key=lambda row: (row.path.name == "torch", not row.path.is_ours))
 
 
 def _sizes(operation: Operation, path: Path, device: torch.device) -> tuple[Size, ...]:
-    """Return the sizes to measure: none of what is only tested, one of what is for tests."""
-    # On a CPU, where Triton is interpreted, the last is the least work.
+    """Return the sizes to measure: none if the operation is only tested, one if the path is."""
+    # On a CPU, where Triton is interpreted, the last is the smallest.
     sizes = operation.sizes if device.type == "cuda" else operation.tiny_sizes[-1:]
     if not operation.sizes:
         return ()
     return sizes[:1] if path.is_for_tests else sizes
 
 
-def describe(row: Planned) -> str:
-    """Return operation, path and size of a row in one line."""
+def describe(row: PlannedRow) -> str:
+    """Return operation, path and size of a row."""
     return f"{row.operation.name} {row.path.name} {row.size.label}"
 
 
 def kernel_rows(
-    planned: Sequence[Planned],
+    planned: Sequence[PlannedRow],
     rates: Rates,
     device: torch.device,
     cache_bytes: int,
     is_over: Callable[[], bool],
 ) -> Iterator[KernelRow]:
-    """Measure the planned rows one after another; every one of them becomes a row.
+    """Measure the planned rows one after another; yield a row for each.
 
-    Once `is_over` says that the time is used up, the rest is `not measured`; so it is after a
-    failure that the device does not get over.
+    The remaining rows are `not measured` once `is_over` returns true (the time is used up) or the
+    device is lost.
     """
     checks: dict[tuple[str, str], Check] = {}
     lost: str | None = None
     for row in planned:
         if lost or is_over():
-            reason = lost or "the time given was used up"
+            reason = lost or "the time limit was reached"
             yield _empty(row, "not measured", reason)
             continue
-        fault = row.path.unavailable_reason(device.type)
-        if fault:
-            yield _empty(row, "missing", fault)
+        unavailable = row.path.unavailable_reason(device.type)
+        if unavailable:
+            yield _empty(row, "missing", unavailable)
             continue
         try:
-            made = _measured(row, rates, device, cache_bytes)
+            measured = _measure_row(row, rates, device, cache_bytes)
             key = (row.operation.name, row.path.name)
             if key not in checks:
                 checks[key] = _check(row, device)
-            yield _with_error(made, checks[key])
+            yield _with_error(measured, checks[key])
         except InvalidConfiguration as exc:
-            # Not every implementation computes every size.
+            # Not every implementation supports every size.
             yield _empty(row, "missing", f"refused: {exc.message}")
         except Exception as exc:
             logger.debug("%s failed", describe(row), exc_info=True)
@@ -148,7 +149,7 @@ def kernel_rows(
                 release(device)
 
 
-def _empty(row: Planned, status: str, reason: str) -> KernelRow:
+def _empty(row: PlannedRow, status: str, reason: str) -> KernelRow:
     return KernelRow(
         operation=row.operation.name,
         path=row.path.name,
@@ -160,35 +161,39 @@ def _empty(row: Planned, status: str, reason: str) -> KernelRow:
     )
 
 
-def _check(row: Planned, device: torch.device) -> Check:
-    """Compare with float64 at a size that is small enough for it."""
+def _check(row: PlannedRow, device: torch.device) -> Check:
+    """Compare with float64 at a size small enough for it."""
     operation = row.operation
     size = operation.test_sizes[0] if device.type == "cuda" else operation.tiny_sizes[-1]
     return check(operation, row.path, size, operation.dtype, device, with_times=False)
 
 
-def _with_error(made: KernelRow, found: Check) -> KernelRow:
-    """Return a row with how far results are from float64, and a note where that is too far."""
-    told = [made.note] if made.note else []
-    if found.error is None:
-        told.append(f"not compared with float64: {found.reason}")
-    elif found.is_wrong:
-        told.append(f"WRONG: {found.worst} is off by {found.error:.1e}, not {found.allowed:.0e}")
+def _with_error(row: KernelRow, result: Check) -> KernelRow:
+    """Return the row with its error against float64, and a note if that is too large."""
+    notes = [row.note] if row.note else []
+    if result.error is None:
+        notes.append(f"not compared with float64: {result.reason}")
+    elif result.is_wrong:
+        notes.append(
+            f"WRONG: {result.worst} has an error of {result.error:.1e}, above {result.allowed:.0e}"
+        )
     return replace(
-        made,
-        error=found.error,
-        error_of=found.worst,
-        is_wrong=found.is_wrong,
-        note="; ".join(told) or None,
+        row,
+        error=result.error,
+        error_of=result.worst,
+        is_wrong=result.is_wrong,
+        note="; ".join(notes) or None,
     )
 
 
-def _measured(row: Planned, rates: Rates, device: torch.device, cache_bytes: int) -> KernelRow:
+def _measure_row(
+    row: PlannedRow, rates: Rates, device: torch.device, cache_bytes: int
+) -> KernelRow:
     operation, path, size = row.operation, row.path, row.size
-    bound_length = _bearable_length(row, device) if path.name == "torch" else None
+    bound_length = _affordable_length(row, device) if path.name == "torch" else None
     timed = size if bound_length is None else replace(size, length=bound_length)
     sets = _input_sets(operation, timed, device, cache_bytes)
-    d_output = _gradient(path, sets[0])
+    d_output = _output_gradient(path, sets[0])
     names = differentiable(sets[0])
     seconds = _SECONDS[device.type]
 
@@ -200,59 +205,55 @@ def _measured(row: Planned, rates: Rates, device: torch.device, cache_bytes: int
         inputs = [sets[number % len(sets)][name] for name in names]
         return torch.autograd.grad(output, inputs, d_output)
 
-    distrusted = path.gradient_unavailable() is not None
-    with quiet():
-        ahead = measure(forward, device, seconds)
-        if distrusted:
-            with path.for_timing():
-                both = measure(forward_backward, device, seconds)
-                peak_bytes = _peak_bytes(forward_backward, device)
-        else:
+    is_timing_only = path.gradient_unavailable() is not None
+    with suppress_warnings():
+        forward_timing = measure(forward, device, seconds)
+        with path.for_timing() if is_timing_only else nullcontext():
             both = measure(forward_backward, device, seconds)
             peak_bytes = _peak_bytes(forward_backward, device)
-    made = KernelRow(
+    measured = KernelRow(
         operation=operation.name,
         path=path.name,
         is_ours=path.is_ours,
         size=size.label,
         dtype=operation.dtype,
         status="measured",
-        note=TIMING_ONLY if distrusted else None,
+        note=TIMING_ONLY if is_timing_only else None,
         bound_length=bound_length,
         peak_bytes=peak_bytes,
-        **_times(ahead, both),
+        **_times(forward_timing, both),
     )
-    return made if bound_length else replace(made, **_against_floor(row, made, rates))
+    return measured if bound_length else replace(measured, **_against_floor(row, measured, rates))
 
 
-def _times(ahead: Timing, both: Timing) -> dict[str, Any]:
+def _times(forward: Timing, both: Timing) -> dict[str, Any]:
     return {
-        "forward_ms": ahead.ms,
-        "forward_spread": ahead.spread,
+        "forward_ms": forward.ms,
+        "forward_spread": forward.spread,
         "forward_backward_ms": both.ms,
         "forward_backward_spread": both.spread,
-        "backward_ms": max(0.0, both.ms - ahead.ms),
+        "backward_ms": max(0.0, both.ms - forward.ms),
         "host_ms": both.host_ms,
         "calls": both.repeats * both.calls,
     }
 
 
-def _against_floor(row: Planned, made: KernelRow, rates: Rates) -> dict[str, Any]:
-    """Return what the times are beside the least that they could be."""
+def _against_floor(row: PlannedRow, measured: KernelRow, rates: Rates) -> dict[str, Any]:
+    """Return throughput and the measured times relative to their floors."""
     itemsize = getattr(torch, row.operation.dtype).itemsize
     counts = row.operation.counts
     works = counts.forward(row.size, itemsize), counts.backward(row.size, itemsize)
-    ahead, behind = (floor_of(work, rates) for work in works)
-    both_ms = made.forward_backward_ms or 0.0
+    forward_floor, backward_floor = (floor_of(work, rates) for work in works)
+    both_ms = measured.forward_backward_ms or 0.0
     return {
         "tokens_per_s": row.size.tokens / both_ms * 1e3,
         "bytes_per_s": (works[0] + works[1]).moved_bytes / both_ms * 1e3,
-        **_named("forward", ahead, made.forward_ms),
-        **_named("backward", behind, made.backward_ms),
+        **_floor_fields("forward", forward_floor, measured.forward_ms),
+        **_floor_fields("backward", backward_floor, measured.backward_ms),
     }
 
 
-def _named(name: str, floor: Floor | None, ms: float | None) -> dict[str, Any]:
+def _floor_fields(name: str, floor: Floor | None, ms: float | None) -> dict[str, Any]:
     if floor is None:
         return {}
     return {
@@ -265,26 +266,26 @@ def _named(name: str, floor: Floor | None, ms: float | None) -> dict[str, Any]:
 def _input_sets(
     operation: Operation, size: Size, device: torch.device, cache_bytes: int
 ) -> list[dict[str, Tensor]]:
-    """Return inputs to rotate."""
+    """Return sets of inputs to rotate through."""
     dtype = getattr(torch, operation.dtype)
 
-    def drawn(seed: int) -> dict[str, Tensor]:
-        made = operation.draw(size, Draw(seed, dtype=dtype, device=device), False)
-        return {name: leaf(x) for name, x in made.items()}
+    def draw(seed: int) -> dict[str, Tensor]:
+        inputs = operation.draw(size, Draw(seed, dtype=dtype, device=device), False)
+        return {name: leaf(x) for name, x in inputs.items()}
 
-    sets = [drawn(0)]
+    sets = [draw(0)]
     set_bytes = sum(x.numel() * x.element_size() for x in sets[0].values())
-    return sets + [drawn(seed) for seed in range(1, sets_needed(set_bytes, cache_bytes))]
+    return sets + [draw(seed) for seed in range(1, sets_needed(set_bytes, cache_bytes))]
 
 
-def _gradient(path: Path, inputs: Mapping[str, Tensor]) -> Tensor:
-    """Return a gradient of the output, which a first call shows the shape of."""
-    with quiet():
+def _output_gradient(path: Path, inputs: Mapping[str, Tensor]) -> Tensor:
+    """Return a random gradient with the shape of the output."""
+    with suppress_warnings():
         return torch.randn_like(path.run(**inputs)["output"].detach())
 
 
 def _peak_bytes(call: Callable[[int], object], device: torch.device) -> int | None:
-    """Return the most memory that a call takes beside its inputs; None on a CPU."""
+    """Return the peak memory of a call in addition to its inputs; None on a CPU."""
     if device.type != "cuda":
         return None
     torch.cuda.synchronize(device)
@@ -295,27 +296,27 @@ def _peak_bytes(call: Callable[[int], object], device: torch.device) -> int | No
     return torch.cuda.max_memory_allocated(device) - before
 
 
-def _bearable_length(row: Planned, device: torch.device) -> int | None:
-    """Return the length to cut sequences to, None where a call of the whole size is bearable.
+def _affordable_length(row: PlannedRow, device: torch.device) -> int | None:
+    """Return the length to truncate sequences to, or None if the full size is fast enough.
 
-    The plain path's time grows at least as fast as the length, so a shorter call bounds it from
-    below; its length is doubled as long as the next one is expected to be bearable.
+    The time of the path `torch` grows at least linearly with the length, so a shorter call gives a
+    lower bound; the length is doubled while the next one is expected to fit the limit.
     """
-    length = min(_FIRST_LENGTH, row.size.length)
+    length = min(_MIN_LENGTH, row.size.length)
     while length < row.size.length:
-        taken = _one_call_s(row, replace(row.size, length=length), device)
-        if taken * row.size.length / length <= _BEARABLE_S[device.type]:
+        call_s = _time_call(row, replace(row.size, length=length), device)
+        if call_s * row.size.length / length <= _MAX_CALL_S[device.type]:
             return None
-        if 4 * taken > _BEARABLE_S[device.type]:
+        if 4 * call_s > _MAX_CALL_S[device.type]:
             return length
         length *= 2
     return None
 
 
-def _one_call_s(row: Planned, size: Size, device: torch.device) -> float:
-    """Return the seconds of a forward and backward pass, the second of two."""
+def _time_call(row: PlannedRow, size: Size, device: torch.device) -> float:
+    """Return the seconds of a forward and backward pass, after a warm-up pass."""
     inputs = _input_sets(row.operation, size, device, 0)[0]
-    d_output = _gradient(row.path, inputs)
+    d_output = _output_gradient(row.path, inputs)
     times = []
     for _ in range(2):
         start = time.perf_counter()

@@ -1,4 +1,4 @@
-"""Which machine and which code numbers come from; torch is imported only when it is there."""
+"""Machine and code that measurements come from; torch is imported lazily."""
 
 import importlib.util
 import os
@@ -18,40 +18,40 @@ from elmanctl.errors import EnvironmentNotReady
 if TYPE_CHECKING:
     import torch
 
-CPU_LABEL = "cpu, tiny shapes: no measure of a GPU"
+CPU_LABEL = "cpu, tiny shapes: says nothing about a GPU"
 
 _PACKAGES = ("triton", "flash-linear-attention", "mamba-ssm", "schedulefree", "numpy")
 _GIT_TIMEOUT_S = 10
 
 
 def require_device(name: str) -> "torch.device":
-    """Return the device called cuda or cpu; raise EnvironmentNotReady where it is not to be had."""
+    """Return the device `name`, cuda or cpu; raise EnvironmentNotReady if it is unavailable."""
     if importlib.util.find_spec("torch") is None:
         raise EnvironmentNotReady("torch is not installed here", hint=INSTALL_TRAIN)
     import torch
 
     if name == "cuda" and not torch.cuda.is_available():
         raise EnvironmentNotReady(
-            "torch sees no GPU on this machine, and there is nothing else to measure",
+            "torch sees no GPU on this machine, so there is nothing to measure",
             hint="run it where `nvidia-smi` lists a GPU and torch was built for CUDA; on a CPU "
-            "`elmanctl bench` with `--device cpu` tries itself on tiny shapes, and "
-            "`TRITON_INTERPRET=1 elmanctl doctor --gpu` checks formulas",
+            "`elmanctl bench` with `--device cpu` is a dry run on tiny shapes, and "
+            "`TRITON_INTERPRET=1 elmanctl doctor --gpu` checks the formulas",
         )
     return torch.device(name, torch.cuda.current_device()) if name == "cuda" else torch.device(name)
 
 
 def describe(device: "torch.device") -> dict[str, Any]:
-    """Return name, sizes, clocks, driver, versions, commit and time, for the head of a report."""
+    """Return the header of a report: device, driver, versions, commit and time."""
     import torch
 
     from elmanctl.bench.device import driver_name
 
-    told: dict[str, Any] = {
+    info: dict[str, Any] = {
         "device": device.type,
         "name": platform.processor() or platform.machine(),
         "date": f"{clock.now():%Y-%m-%dT%H:%M:%SZ}",
         "commit": commit(),
-        # Another table of launches makes other kernels.
+        # A custom launch table changes the kernels.
         "launches": os.environ.get(LAUNCHES_VARIABLE),
         "elmanctl": elmanctl.__version__,
         "python": platform.python_version(),
@@ -60,9 +60,9 @@ def describe(device: "torch.device") -> dict[str, Any]:
         **{name: _version(name) for name in _PACKAGES},
     }
     if device.type != "cuda":
-        return told | {"label": CPU_LABEL}
+        return info | {"label": CPU_LABEL}
     card = torch.cuda.get_device_properties(device)
-    return told | {
+    return info | {
         "name": card.name,
         "capability": f"{card.major}.{card.minor}",
         "multiprocessors": card.multi_processor_count,
@@ -73,7 +73,7 @@ def describe(device: "torch.device") -> dict[str, Any]:
 
 
 def cache_bytes(device: "torch.device") -> int:
-    """Return the size of the card's second cache, 0 on a CPU, whose tiny shapes fit any."""
+    """Return the size of the GPU's L2 cache; 0 on a CPU, where shapes are tiny."""
     if device.type != "cuda":
         return 0
     import torch
@@ -82,11 +82,11 @@ def cache_bytes(device: "torch.device") -> int:
 
 
 def commit(environ: Mapping[str, str] = os.environ) -> str | None:
-    """Return which commit the code is: as the environment says, or git; None where nobody knows."""
-    told = environ.get(COMMIT_VARIABLE, "").strip()
-    if told:
-        return told
-    # Through the link by which an editable installation comes here.
+    """Return the commit of the code, from the environment or git; None if unknown."""
+    from_environment = environ.get(COMMIT_VARIABLE, "").strip()
+    if from_environment:
+        return from_environment
+    # An editable installation reaches the package through a symlink.
     root = Path(elmanctl.__file__).resolve().parents[1]
     if not (root / ".git").exists():
         return None
@@ -100,7 +100,7 @@ def commit(environ: Mapping[str, str] = os.environ) -> str | None:
 def _git(root: Path, *words: str) -> str | None:
     try:
         done = run_command(
-            # Whoever owns the checkout: nothing of it is run.
+            # Any owner of the checkout is safe, since nothing in it is executed.
             ["git", "-c", f"safe.directory={root}", "-C", str(root), *words],
             os.environ,
             timeout_s=_GIT_TIMEOUT_S,

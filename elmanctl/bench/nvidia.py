@@ -1,4 +1,4 @@
-"""What the driver's own tool says of the card, its clocks above all."""
+"""GPU clocks, power and driver version, queried from nvidia-smi."""
 
 import os
 import shutil
@@ -14,14 +14,14 @@ _TIMEOUT_S = 20
 
 
 def identity(card: str) -> Mapping[str, str]:
-    """Return driver, limits of power and clocks; empty where the tool is missing or fails."""
+    """Return driver version, power limit and maximum clocks; empty if nvidia-smi fails."""
     return query(_IDENTITY, card)
 
 
 def query(names: tuple[str, ...], card: str) -> Mapping[str, str]:
-    """Return what the tool tells of a card now, with units; empty where it cannot be asked.
+    """Return the current values of a GPU with units; empty if nvidia-smi fails.
 
-    `card` is its number or its name, GPU- and its UUID.
+    `card` is its index or its name, `GPU-` and its UUID.
     """
     if shutil.which(TOOL) is None:
         return {}
@@ -34,7 +34,7 @@ def query(names: tuple[str, ...], card: str) -> Mapping[str, str]:
 
 
 def parse(names: tuple[str, ...], line: str) -> Mapping[str, str]:
-    """Read one line of values separated by commas; what the card does not tell is left out."""
+    """Parse a line of comma-separated values, omitting those that the GPU does not report."""
     values = [value.strip() for value in line.strip().split(",")]
     if len(values) != len(names):
         return {}

@@ -1,4 +1,4 @@
-"""What an operation is: its inputs, its truth, its implementations and its sizes."""
+"""Benchmarked operation: inputs, reference, implementations and sizes."""
 
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
@@ -16,7 +16,7 @@ Run = Callable[..., Results]
 
 
 class Draw:
-    """Random inputs on a device, the same for the same seed, device and torch."""
+    """Generator of random inputs, reproducible for a seed, device and version of torch."""
 
     def __init__(self, seed: int, *, dtype: torch.dtype, device: torch.device) -> None:
         self._generator = torch.Generator(device).manual_seed(seed)
@@ -25,11 +25,11 @@ class Draw:
         self.state_dtype = torch.promote_types(dtype, torch.float32)
 
     def vectors(self, *shape: int) -> Tensor:
-        """Return normal numbers in the dtype of queries, keys and values."""
+        """Return normal random values in the dtype of queries, keys and values."""
         return self.states(*shape).to(self.dtype)
 
     def states(self, *shape: int) -> Tensor:
-        """Return normal numbers in the dtype of states and decays."""
+        """Return normal random values in the dtype of states and decays."""
         return torch.randn(
             shape, generator=self._generator, device=self._device, dtype=self.state_dtype
         )
@@ -37,13 +37,13 @@ class Draw:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Path:
-    """One implementation of an operation.
+    """An implementation of an operation.
 
     `unavailable_reason` takes cpu or cuda and returns why it cannot run there, or None.
     `tolerances` maps each supported dtype to the maximum relative error |x - truth| / |truth|.
     `is_ours` marks a kernel that must not be slower than the path `torch`, `is_for_tests` one that
     no model uses.  `gradient_unavailable` returns why its gradients must not be used here, or None;
-    they are then timed inside `for_timing` but not compared.
+    such gradients are timed inside `for_timing` but not compared.
     """
 
     name: str
@@ -58,11 +58,12 @@ class Path:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Operation:
-    """One operation: what it is given, what is true of it, and who computes it.
+    """An operation with its inputs, reference implementation `truth` and implementations `paths`.
 
-    `draw` takes a size, a Draw and whether a first state is given, and returns the inputs by name.
-    `test_sizes` are compared with the truth on a GPU, `tiny_sizes` in Triton's interpreter, and
-    `sizes` are measured.  `is_tested` is false for what only others' models use.
+    `draw` takes a size, a Draw and whether to include an initial state, and returns the inputs by
+    name.  `test_sizes` are compared with the reference on a GPU, `tiny_sizes` in Triton's
+    interpreter, and `sizes` are measured.  `is_tested` is false for operations that our models do
+    not use.
     """
 
     name: str
@@ -79,12 +80,12 @@ class Operation:
     dtype: str = "bfloat16"
 
     def path(self, name: str) -> Path:
-        """Return one of its implementations by name."""
+        """Return an implementation by name."""
         return next(path for path in self.paths if path.name == name)
 
 
 def output_and_state(function: Callable[..., tuple[Tensor, Tensor]], **settings: Any) -> Run:
-    """Return a function of an output and a final state as one of results by name."""
+    """Wrap a function that returns output and final state into one that returns results by name."""
 
     def run(**inputs: Tensor) -> Results:
         output, state = function(**inputs, **settings)

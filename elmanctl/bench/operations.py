@@ -1,7 +1,7 @@
-"""The operations that are tested and measured: one entry each, with all their implementations.
+"""Registry of operations that are tested and measured, with all their implementations.
 
-A new operation is one entry of `OPERATIONS`: how its inputs are drawn, its time loop, which is the
-truth when it is given float64, its implementations, what it must do at the least, and the sizes.
+To add an operation, add an entry to `OPERATIONS`: the generator of its inputs, its time loop, which
+in float64 is the reference, its implementations, its minimum work, and its sizes.
 """
 
 from functools import partial
@@ -11,14 +11,14 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from elmanctl.bench.floors import ATTENTION, GATED_DELTA_RULE, STATE_SPACE_DUAL, gated_scan_counts
-from elmanctl.bench.foreign import (
-    attention_as_defined,
-    fla_gradients_for_timing,
-    on_flash_attention,
-)
 from elmanctl.bench.operation import Draw, Operation, Path, output_and_state
 from elmanctl.bench.recurrences import RECURRENCES
 from elmanctl.bench.size import Size, matrix_size
+from elmanctl.bench.third_party import (
+    fla_gradients_for_timing,
+    flash_attention,
+    naive_attention,
+)
 from elmanctl.kernels.gated_delta_rule import gated_delta_rule
 from elmanctl.kernels.gated_delta_rule.naive import naive_gated_delta_rule
 from elmanctl.kernels.minimal_scan import gated_scan
@@ -31,7 +31,7 @@ from elmanctl.models.mamba_ssm import scan_on_cuda
 
 
 def _draw_scores(size: Size, draw: Draw, with_state: bool, *, cell: str) -> dict[str, Tensor]:
-    """Draw the scores of gates as their projection leaves them."""
+    """Draw gate pre-activations in the layout of their fused projection."""
     inputs = {"scores": draw.vectors(size.batch, size.length, SCORES[cell] * size.heads)}
     if with_state:
         inputs["initial_state"] = torch.sigmoid(draw.states(size.batch, size.heads))
@@ -72,7 +72,7 @@ def _draw_attention(size: Size, draw: Draw, with_state: bool) -> dict[str, Tenso
 
 
 def _gated_scan(cell: str, summary: str, width: int) -> Operation:
-    """Return the entry of a cell; `width` is that of the model of 480M."""
+    """Return the entry of a cell; `width` is that of the 480M model."""
     return Operation(
         name=f"gated_scan:{cell}",
         summary=summary,
@@ -113,7 +113,7 @@ def _any_device(device: str) -> str | None:
 
 OPERATIONS: tuple[Operation, ...] = (
     *RECURRENCES,
-    _gated_scan("mingru", "MinGRU: channels that are linear in their state, from gates on", 2944),
+    _gated_scan("mingru", "MinGRU: elementwise linear recurrence, from gate pre-activations", 2944),
     _gated_scan("minlstm", "MinLSTM: the same with two gates", 1792),
     Operation(
         name="gated_delta_rule",
@@ -125,7 +125,7 @@ OPERATIONS: tuple[Operation, ...] = (
                 name="fla",
                 run=output_and_state(gated_delta_rule, backend="fla"),
                 unavailable_reason=fla_forward_unavailable,
-                # Its products of float32 are in TF32.
+                # Its float32 matrix products use TF32.
                 tolerances={"bfloat16": 2e-2, "float32": 5e-3},
                 gradient_unavailable=fla_gradient_unavailable,
                 for_timing=fla_gradients_for_timing,
@@ -154,7 +154,7 @@ OPERATIONS: tuple[Operation, ...] = (
     ),
     Operation(
         name="state_space_dual",
-        summary="Mamba2: linear state, one decay a head, keys shared by all heads",
+        summary="Mamba2: linear state, one decay per head, keys shared by all heads",
         draw=_draw_state_space,
         truth=output_and_state(naive_state_space_dual),
         paths=(
@@ -184,11 +184,11 @@ OPERATIONS: tuple[Operation, ...] = (
         name="attention",
         summary="causal attention of torch, for comparison",
         draw=_draw_attention,
-        truth=attention_as_defined,
+        truth=naive_attention,
         paths=(
             Path(
                 name="flash",
-                run=on_flash_attention,
+                run=flash_attention,
                 unavailable_reason=_any_device,
                 tolerances={"bfloat16": 2e-2},
             ),

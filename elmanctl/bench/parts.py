@@ -1,4 +1,4 @@
-"""Which part of a training step a kernel belongs to, by its name; pure."""
+"""Classification of kernels into parts of a training step, by name; pure."""
 
 import re
 from collections.abc import Iterable, Mapping
@@ -13,8 +13,8 @@ OTHER = "other"
 
 PARTS = (PRODUCTS, RECURRENCE, ATTENTION, CONVOLUTION, POINTWISE, OPTIMIZER, OTHER)
 
-# The first that fits decides: names of attention hold those of the products inside it.  Kernels of
-# cuBLAS are called nvjet, xmma or gemm, those of the optimizer, as clipping, apply to many tensors.
+# The first match wins, since names of attention kernels contain those of products.  cuBLAS kernels
+# are called nvjet, xmma or gemm; the optimizer and clipping use multi-tensor kernels.
 _RULES: tuple[tuple[str, str], ...] = (
     (ATTENTION, r"flash|fmha|sdpa|attention"),
     # Ours, then those of fla, then those of mamba-ssm.
@@ -37,14 +37,14 @@ _COMPILED = tuple((part, re.compile(pattern, re.IGNORECASE)) for part, pattern i
 
 
 def part_of(kernel: str) -> str:
-    """Return the part that a kernel, or on a CPU an operator of torch, belongs to."""
+    """Return the part of a kernel, or on a CPU of a torch operator."""
     return next((part for part, pattern in _COMPILED if pattern.search(kernel)), OTHER)
 
 
 def by_part(times: Iterable[tuple[str, float]]) -> Mapping[str, float]:
-    """Return the sum of the times of each part; parts without a kernel are left out."""
+    """Sum times by part, omitting parts without kernels."""
     sums: dict[str, float] = {}
-    for kernel, taken in times:
+    for kernel, duration in times:
         part = part_of(kernel)
-        sums[part] = sums.get(part, 0.0) + taken
+        sums[part] = sums.get(part, 0.0) + duration
     return {part: sums[part] for part in PARTS if part in sums}

@@ -1,7 +1,7 @@
-"""Kernels that do one kind of instruction and nothing else, to find how fast a card does it.
+"""Microbenchmark kernels that execute a single kind of instruction.
 
-Each thread carries several chains of one instruction whose result is the next one's argument, so
-that nothing can be left out, and enough of them that no thread waits for another.
+Each thread runs several dependent chains of one instruction: the dependency prevents the compiler
+from removing work, and the number of chains hides the latency.
 """
 
 import triton
@@ -10,12 +10,9 @@ import triton.language as tl
 from elmanctl.kernels.launch import Launch
 
 BLOCK, CHAINS, NUM_WARPS = 128, 8, 4
-"""Threads of a program, chains of each thread, and the warps that these threads are."""
+"""Threads per program, chains per thread, and warps per program."""
 
 KINDS = ("tanh", "exp2", "fma")
-
-SPECIAL = ("tanh", "exp2")
-"""What the special-function unit does; `fma` is a product and a sum in float32."""
 
 
 @triton.jit
@@ -28,7 +25,7 @@ def one_instruction_kernel(
     UNROLLED: tl.constexpr,  # noqa: N803
     INTERPRETED: tl.constexpr,  # noqa: N803
 ):
-    """Do one instruction `rounds * UNROLLED` times on each of BLOCK * CHAINS numbers."""
+    """Execute one instruction `rounds * UNROLLED` times on each of BLOCK * CHAINS values."""
     thread = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     start = 0.5 + 1e-3 * tl.arange(0, CHAINS).to(tl.float32)
     x = start[None, :] + 1e-9 * thread[:, None].to(tl.float32)
@@ -37,7 +34,7 @@ def one_instruction_kernel(
             if KIND == "fma":
                 x = x * 0.999 + 0.001
             elif INTERPRETED:
-                # The interpreter knows no assembler; what it takes is no measure anyway.
+                # The interpreter has no inline assembly; its timing is meaningless anyway.
                 x = 2 * tl.sigmoid(2 * x) - 1 if KIND == "tanh" else tl.exp2(-x)
             elif KIND == "tanh":
                 x = tl.inline_asm_elementwise(
@@ -45,7 +42,7 @@ def one_instruction_kernel(
                 )
             else:
                 x = tl.inline_asm_elementwise(
-                    # The sign is a part of the instruction, and keeps the chain from infinity.
+                    # Negation is free as an operand modifier and keeps the chain finite.
                     "{ .reg .f32 t; neg.f32 t, $1; ex2.approx.ftz.f32 $0, t; }",
                     "=f,f",
                     [x],
@@ -57,7 +54,7 @@ def one_instruction_kernel(
 
 
 def probe(kind: str, *, unrolled: int, interpreted: bool) -> Launch:
-    """Return the launch of the kernel for one kind of instruction."""
+    """Return the launch for one kind of instruction."""
     return Launch(
         kernel=one_instruction_kernel,
         pointers={"out": "*fp32"},
@@ -74,5 +71,5 @@ def probe(kind: str, *, unrolled: int, interpreted: bool) -> Launch:
 
 
 def instructions(rounds: int, unrolled: int, programs: int) -> int:
-    """Return how many results of the instruction one launch computes, one for each thread."""
+    """Return how many results of the instruction one launch computes."""
     return rounds * unrolled * programs * BLOCK * CHAINS

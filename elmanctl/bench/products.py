@@ -1,4 +1,4 @@
-"""How fast this card multiplies the matrices of our own models: no rate of a large square."""
+"""Benchmark of the matrix products of our models' linear maps."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -13,10 +13,10 @@ _SECONDS = {"cuda": 0.25, "cpu": 0.01}
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Product:
-    """The three products of a linear map in a training step, in bf16.
+    """Times of the three products of a linear map in a training step, in bf16.
 
-    `tokens` positions by `n_in` numbers each, to `n_out`: forward, and the gradients of its input
-    and of its weight.
+    The map takes [tokens, n_in] to [tokens, n_out]; the products are the forward pass and the
+    gradients of its input and its weight.
     """
 
     tokens: int
@@ -29,28 +29,28 @@ class Product:
 
     @property
     def flops(self) -> float:
-        """FLOPs of one of the three, which are as many for each."""
+        """FLOPs of each of the three products."""
         return 2.0 * self.tokens * self.n_in * self.n_out
 
     @property
     def ms(self) -> float:
-        """The time of all three."""
+        """Total time of the three products."""
         return self.forward_ms + self.input_gradient_ms + self.weight_gradient_ms
 
 
 def measure_products(
     models: Sequence[StepModel], tokens: int, device: torch.device, cache_bytes: int
 ) -> Iterator[Product]:
-    """Measure every linear map of the models, each width once."""
+    """Measure each distinct shape of the models' linear maps."""
     widths = {(p.n_in, p.n_out): None for model in models for p in projections(model.config)}
     for n_in, n_out in widths:
         yield _measure(tokens, n_in, n_out, device, cache_bytes)
 
 
 def products_of_step(model: StepModel, products: Sequence[Product]) -> tuple[float, float]:
-    """Return the milliseconds of all matrix products of a step, and their FLOPs.
+    """Return the total milliseconds and FLOPs of the matrix products of a step.
 
-    Raises KeyError when a linear map of the model was not measured.
+    Raises KeyError if a linear map of the model was not measured.
     """
     by_width: Mapping[tuple[int, int], Product] = {(p.n_in, p.n_out): p for p in products}
     found = [(by_width[p.n_in, p.n_out], p.count) for p in projections(model.config)]

@@ -1,4 +1,4 @@
-"""The forms of the matrix recurrence that models use, one entry each."""
+"""Benchmark entries of the matrix recurrence, one for each form that models use."""
 
 from functools import partial
 from typing import Any
@@ -27,7 +27,7 @@ def _draw_recurrence(
     routed: bool,
     normalize: bool,
 ) -> dict[str, Tensor]:
-    """Draw what a layer gives: q, k and v are parts of one projection, as its product wrote it."""
+    """Draw inputs as a layer provides them: q, k and v are views of one fused projection."""
     steps = (size.batch, size.length, size.heads)
     keys, values = size.heads * size.keys, size.heads * size.values
     mixed = draw.vectors(size.batch, size.length, 2 * keys + values)
@@ -52,15 +52,15 @@ def _draw_recurrence(
 
 
 def _truth(k: Tensor, *, written: Tensor | None = None, **arguments: Any) -> tuple[Tensor, Tensor]:
-    """Run the time loop, which is told the heads that are written by a mask alone."""
+    """Run the time loop, which takes the written heads only as a mask."""
     if written is not None and written.dtype != torch.bool:
         written = F.one_hot(written, k.shape[2]).amax(-2).bool()
     return naive_matrix_recurrence(k=k, written=written, **arguments)
 
 
-def _on_gpu_alone(device: str) -> str | None:
+def _fast_tanh_unavailable(device: str) -> str | None:
     if device == "cpu":
-        return "the fast tanh is an instruction of GPUs"
+        return "the fast tanh is a GPU instruction"
     return BACKENDS["triton"].unavailable_reason(device)
 
 
@@ -79,10 +79,9 @@ def _recurrence(
     routed: bool = False,
     **switches: Any,
 ) -> Operation:
-    """Return the entry of one form of the matrix recurrence; switches are those of the op."""
+    """Return the entry of a form of the matrix recurrence; `switches` are options of the op."""
     on = partial(output_and_state, matrix_recurrence, **switches)
-    # Triton's kernel forward, and another one, in Gluon, back.
-    in_gluon = Path(
+    gluon = Path(
         name="gluon",
         run=on(backend="gluon"),
         unavailable_reason=BACKENDS["gluon"].unavailable_reason,
@@ -103,15 +102,15 @@ def _recurrence(
         ),
         truth=output_and_state(_truth, **switches),
         paths=(
-            # What models train on; its tanh is that of the special-function unit, to 2^-11.
+            # The training default; its tanh is that of the special-function unit, to 2^-11.
             Path(
                 name="triton",
                 run=on(backend="triton", tanh="fast"),
-                unavailable_reason=_on_gpu_alone,
+                unavailable_reason=_fast_tanh_unavailable,
                 tolerances={"bfloat16": 6e-3, "float32": 2e-3},
                 is_ours=True,
             ),
-            *([in_gluon] if has_gluon else []),
+            *([gluon] if has_gluon else []),
             Path(
                 name="triton-exact",
                 run=on(backend="triton", tanh="exact"),
@@ -142,7 +141,7 @@ def _recurrence(
 RECURRENCES: tuple[Operation, ...] = (
     _recurrence(
         "matrix_recurrence",
-        "E88: silu, unit keys, tanh state, one decay a head, output gate",
+        "E88: silu, unit keys, tanh state, one decay per head, output gate",
         sizes=(
             matrix_size(16, 512, 83, 32),
             matrix_size(16, 512, 98, 32),
@@ -161,7 +160,7 @@ RECURRENCES: tuple[Operation, ...] = (
             matrix_size(3, 1, 5, 32),
             matrix_size(1, 35, 3, 32, 16),
         ),
-        # More positions than there are between two kept states.
+        # One size is longer than the checkpoint interval.
         tiny_sizes=(matrix_size(1, 18, 1, 16), matrix_size(1, 2, 1, 32)),
         has_gluon=True,
         gated=True,
@@ -169,7 +168,7 @@ RECURRENCES: tuple[Operation, ...] = (
     ),
     _recurrence(
         "matrix_recurrence:write_gate",
-        "E90, and E88 with a gate of the write",
+        "E90, and E88 with a write gate",
         sizes=(),
         test_sizes=(matrix_size(2, 35, 3, 16), matrix_size(1, 67, 2, 64)),
         has_gluon=True,
@@ -186,7 +185,7 @@ RECURRENCES: tuple[Operation, ...] = (
     ),
     _recurrence(
         "matrix_recurrence:decay_per_value",
-        "E75: a decay for each value, keys as they are, gated by itself",
+        "E75: one decay per value, unnormalized keys, self-gated",
         sizes=(matrix_size(16, 512, 8, 32),),
         test_sizes=(matrix_size(2, 35, 3, 16), matrix_size(1, 67, 2, 32)),
         per_value_decay=True,
@@ -195,7 +194,7 @@ RECURRENCES: tuple[Operation, ...] = (
     ),
     _recurrence(
         "matrix_recurrence:blend",
-        "E87 as the study ran it: which heads are written, and how far, gated by itself",
+        "E87 as in the study: written heads with blend weights, self-gated",
         sizes=(),
         test_sizes=(matrix_size(2, 35, 3, 32),),
         blended=True,
@@ -204,7 +203,7 @@ RECURRENCES: tuple[Operation, ...] = (
     ),
     _recurrence(
         "matrix_recurrence:routed",
-        "MoM-E88: a fifth of the heads at each position, by number",
+        "MoM-E88: a fifth of the heads at each position, by index",
         sizes=(matrix_size(16, 512, 40, 64),),
         test_sizes=(matrix_size(2, 67, 6, 32), matrix_size(1, 35, 10, 64)),
         tiny_sizes=(matrix_size(1, 4, 2, 16),),

@@ -1,6 +1,6 @@
-"""What was measured on one machine, as JSON that programs read and as Markdown that people do.
+"""Report of measurements on one machine, as JSON and as Markdown.
 
-Both files are written anew after every row: what ends a measurement leaves all the rows before it.
+Both files are rewritten after every row, so an interrupted benchmark keeps all finished rows.
 """
 
 import json
@@ -28,15 +28,15 @@ VERSION = 1
 
 _LISTS = ("ceilings", "products", "kernels", "steps")
 
-# What must agree for rows of several files to stand in one table.
+# Fields of the machine that must match for reports to be merged.
 _SAME = ("device", "name", "commit", "launches", "torch", "triton", "driver")
 
 
 @dataclass(slots=True, kw_only=True)
 class Report:
-    """The rows measured so far, as plain data, with the machine that they are of.
+    """Rows measured so far, as plain data, and the machine they were measured on.
 
-    `products_alone_ms` is what all matrix products of a model's step took by themselves.
+    `products_alone_ms` is the time of all matrix products of a step on their own, by model.
     """
 
     machine: Mapping[str, Any]
@@ -47,32 +47,32 @@ class Report:
     products_alone_ms: dict[str, float] = field(default_factory=dict)
 
     def add(self, kind: str, row: object) -> None:
-        """Add one row of a kind: ceilings, products, kernels or steps."""
+        """Add a row to one of the lists ceilings, products, kernels or steps."""
         assert kind in _LISTS and is_dataclass(row) and not isinstance(row, type)
         getattr(self, kind).append(_plain(asdict(row)))
 
     @property
     def targets(self) -> list[dict[str, Any]]:
-        """Every target, with what these rows say of it."""
+        """All targets with their verdicts from these rows."""
         return [asdict(found) for found in judge_targets(self.machine, self.kernels, self.steps)]
 
     @property
     def failures(self) -> list[str]:
-        """The rows that failed or are wrong, each in one line; what is missing is neither."""
-        told = []
+        """Descriptions of the rows that failed or are wrong; missing rows are neither."""
+        failures = []
         for row in self.kernels:
             if row["status"] == "failed" or row["is_wrong"]:
                 why = row["reason"] or row["note"]
-                told.append(f"{row['operation']} {row['path']} {row['size']}: {why}")
-        told += [
+                failures.append(f"{row['operation']} {row['path']} {row['size']}: {why}")
+        failures += [
             f"{row['model']} {row['backend']}: {row['reason']}"
             for row in self.steps
             if row["status"] == "failed"
         ]
-        return told
+        return failures
 
     def tables(self) -> list[Table]:
-        """Return all tables, those without rows too; the targets come first."""
+        """Return all tables, targets first, including those without rows."""
         return [
             target_table(self.targets),
             ceiling_table(self.ceilings),
@@ -82,18 +82,18 @@ class Report:
         ]
 
     def document(self) -> dict[str, Any]:
-        """Return everything as one JSON object."""
+        """Return the report as a JSON object."""
         lists = {name: getattr(self, name) for name in _LISTS}
         alone = {"products_alone_ms": self.products_alone_ms}
         return {"machine": self.machine, "targets": self.targets, **lists, **alone}
 
     def markdown(self) -> str:
-        """Return everything as a document."""
+        """Return the report as Markdown."""
         title = f"Measured on {self.machine['name']}"
         return markdown_of(title, machine_lines(self.machine), self.tables())
 
     def write(self, path: Path) -> None:
-        """Write the JSON to `path` and the Markdown beside it, each whole or not at all."""
+        """Write JSON to `path` and Markdown next to it, each atomically."""
         document = {"version": VERSION, **self.document()}
         text = json.dumps(document, indent=1, allow_nan=False) + "\n"
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -102,18 +102,18 @@ class Report:
 
 
 def check_out(path: Path | None) -> None:
-    """Raise UsageError for a file whose Markdown would take its own place."""
+    """Raise UsageError for an output path that its own Markdown would overwrite."""
     if path is not None and path.suffix == ".md":
         raise UsageError(
-            f"{path} would be JSON, with the Markdown beside it", hint="name a file.json"
+            f"{path} is the JSON file; its Markdown is written next to it", hint="name a file.json"
         )
 
 
 def read_reports(paths: Sequence[Path]) -> Report:
-    """Return the rows of several files in one report.
+    """Merge several reports.
 
-    Raises NotFound for a file that is missing, UsageError for one that is no report or is of
-    another machine or other code than the first.
+    Raises NotFound for a missing file, UsageError for one that is not a report, or is of another
+    machine or other code than the first.
     """
     reports = [_read(path) for path in paths]
     first = reports[0]
@@ -126,7 +126,7 @@ def read_reports(paths: Sequence[Path]) -> Report:
                 )
     merged = Report(machine=first.machine)
     for report in reports:
-        # Each process measures the ceilings that its own floors rest on; the first ones are shown.
+        # Each process measures its own ceilings; the first ones are shown.
         for name in ("ceilings", "products"):
             if not getattr(merged, name):
                 setattr(merged, name, getattr(report, name))
@@ -144,13 +144,13 @@ def _read(path: Path) -> Report:
     except ValueError as exc:
         raise UsageError(f"{path} is not JSON: {exc}") from exc
     if not isinstance(data, dict) or data.get("version") != VERSION or "kernels" not in data:
-        raise UsageError(f"{path} is no report of `elmanctl bench`")
-    kept = ("machine", *_LISTS, "products_alone_ms")
-    return Report(**{name: data[name] for name in kept})
+        raise UsageError(f"{path} is not a report of `elmanctl bench`")
+    names = ("machine", *_LISTS, "products_alone_ms")
+    return Report(**{name: data[name] for name in names})
 
 
 def _plain(value: Any) -> Any:
-    """Return data that JSON can hold: a number that is not finite is None."""
+    """Convert to JSON-compatible data, with None for numbers that are not finite."""
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     if isinstance(value, Mapping):

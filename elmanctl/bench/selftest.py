@@ -1,4 +1,4 @@
-"""Whether the implementations of an operation compute it: each against its time loop in float64."""
+"""Self-test: comparison of all implementations with their time loop in float64."""
 
 import logging
 import math
@@ -12,25 +12,25 @@ from zlib import crc32
 import torch
 from torch import Tensor
 
-from elmanctl.bench.foreign import quiet
 from elmanctl.bench.operation import Draw, Operation, Path
 from elmanctl.bench.operations import OPERATIONS
 from elmanctl.bench.size import Size
+from elmanctl.bench.third_party import suppress_warnings
 from elmanctl.bench.timing import measure
 from elmanctl.errors import InvalidConfiguration
 
 logger = logging.getLogger(__name__)
 
-_SECONDS_A_TIMING = 0.2
+_SECONDS_PER_TIMING = 0.2
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Check:
-    """One implementation at one size and dtype, held to the truth.
+    """Result of comparing one implementation at one size and dtype with the reference.
 
-    `status` is ok, wrong (too far from the truth), failed (it raised) or not run.  `error` is the
-    greatest of |x - truth| / |truth| over outputs and gradients, `worst` the name of that x,
-    `allowed` what may be; `reason` says why nothing was compared, or how it failed.
+    `status` is ok, wrong (above the tolerance), failed (it raised) or not run.  `error` is the
+    maximum of |x - truth| / |truth| over outputs and gradients, `worst` the name of that x, and
+    `allowed` the tolerance; `reason` says why nothing was compared, or how it failed.
     """
 
     operation: str
@@ -48,11 +48,11 @@ class Check:
 
     @property
     def is_wrong(self) -> bool:
-        """Whether results were wrong, or there were none where there should have been."""
+        """Whether results were wrong or missing."""
         return self.status in ("wrong", "failed")
 
     def encode(self) -> dict[str, Any]:
-        """Return it as plain data; an error that is not a number is None."""
+        """Encode as plain data, with None for an error that is not finite."""
         data = asdict(self)
         if self.error is not None and not math.isfinite(self.error):
             data["error"] = None
@@ -60,9 +60,9 @@ class Check:
 
 
 def check_all(device: torch.device) -> Iterator[Check]:
-    """Check every implementation that models use, at the sizes of its tests and in its dtypes.
+    """Check all implementations that models use, at their test sizes and in their dtypes.
 
-    What models train on is checked at every size, and other dtypes at the first two: each takes
+    The main dtype is checked at all sizes, the others at the first two, since each size takes
     seconds to compile.
     """
     for operation in OPERATIONS:
@@ -70,8 +70,8 @@ def check_all(device: torch.device) -> Iterator[Check]:
             continue
         sizes = operation.test_sizes if device.type == "cuda" else operation.tiny_sizes
         for path in operation.paths:
-            fault = path.unavailable_reason(device.type)
-            if fault:
+            unavailable = path.unavailable_reason(device.type)
+            if unavailable:
                 yield Check(
                     operation=operation.name,
                     path=path.name,
@@ -79,7 +79,7 @@ def check_all(device: torch.device) -> Iterator[Check]:
                     size="every size",
                     dtype=", ".join(path.tolerances),
                     status="not run",
-                    reason=fault,
+                    reason=unavailable,
                 )
                 continue
             for dtype in path.tolerances:
@@ -97,28 +97,27 @@ def check(
     *,
     with_times: bool = True,
 ) -> Check:
-    """Compare one implementation with the truth: outputs, final state and every gradient.
+    """Compare outputs, final state and all gradients of one implementation with the reference.
 
-    Whatever it raises is its failure and ends no other check; what it refuses as not its own is
-    `not run`, with its words.
+    An exception makes the check `failed`, InvalidConfiguration `not run`; neither propagates.
     """
-    what: dict[str, Any] = {
+    labels: dict[str, Any] = {
         "operation": operation.name,
         "path": path.name,
         "is_ours": path.is_ours,
         "size": size.label,
         "dtype": dtype,
     }
-    fault = path.unavailable_reason(device.type)
-    if fault:
-        return Check(**what, status="not run", reason=fault)
+    unavailable = path.unavailable_reason(device.type)
+    if unavailable:
+        return Check(**labels, status="not run", reason=unavailable)
     try:
-        return _compare(operation, path, size, dtype, device, what, with_times=with_times)
+        return _compare(operation, path, size, dtype, device, labels, with_times=with_times)
     except InvalidConfiguration as exc:
-        return Check(**what, status="not run", reason=f"refused: {exc.message}")
+        return Check(**labels, status="not run", reason=f"refused: {exc.message}")
     except Exception as exc:
         logger.debug("%s on %s failed", operation.name, path.name, exc_info=True)
-        return Check(**what, status="failed", reason=f"{type(exc).__name__}: {exc}")
+        return Check(**labels, status="failed", reason=f"{type(exc).__name__}: {exc}")
 
 
 def _compare(
@@ -127,72 +126,72 @@ def _compare(
     size: Size,
     dtype: str,
     device: torch.device,
-    what: dict[str, Any],
+    labels: dict[str, Any],
     *,
     with_times: bool,
 ) -> Check:
-    inputs = drawn_inputs(operation, size, dtype, device)
+    inputs = draw_inputs(operation, size, dtype, device)
     exact = {name: _exact(x) for name, x in inputs.items()}
-    gradient_unavailable = path.gradient_unavailable()
-    names = () if gradient_unavailable else differentiable(inputs)
-    with poisoned(), quiet():
+    no_gradients = path.gradient_unavailable()
+    names = () if no_gradients else differentiable(inputs)
+    with poisoned_memory(), suppress_warnings():
         start = time.perf_counter()
         outputs = path.run(**inputs)
-        ahead = time.perf_counter()
+        forward_end = time.perf_counter()
         found = results(outputs, inputs, names)
         once = Times(
-            forward_ms=(ahead - start) * 1e3,
+            forward_ms=(forward_end - start) * 1e3,
             forward_backward_ms=(time.perf_counter() - start) * 1e3 if names else None,
         )
     expected = results(operation.truth(**exact), exact, names)
     errors = {name: relative_error(found[name], truth) for name, truth in expected.items()}
-    # Whatever is not a number is the worst of all.
+    # NaN is the worst error.
     worst = max(errors, key=lambda name: (errors[name] != errors[name], errors[name]))
     error, allowed = errors[worst], path.tolerances[dtype]
-    # On a GPU the first call may compile; on a CPU a second one would only take as long again.
+    # On a GPU the first call may include compilation; on a CPU a second call would gain nothing.
     times = once
     if device.type == "cuda":
         times = _times(path, inputs, names, device) if with_times else Times()
     return Check(
-        **what,
+        **labels,
         status="ok" if error <= allowed else "wrong",
         error=error,
         worst=worst,
         allowed=allowed,
         forward_ms=times.forward_ms,
         forward_backward_ms=times.forward_backward_ms,
-        reason=f"outputs only: {gradient_unavailable}" if gradient_unavailable else None,
+        reason=f"outputs only: {no_gradients}" if no_gradients else None,
     )
 
 
-def drawn_inputs(
+def draw_inputs(
     operation: Operation, size: Size, dtype: str, device: torch.device, *, with_state: bool = True
 ) -> dict[str, Tensor]:
-    """Return inputs that gradients are taken by, other ones for every operation and size."""
+    """Draw differentiable inputs, seeded by operation and size."""
     seed = crc32(f"{operation.name} {size.label}".encode())
     draw = Draw(seed, dtype=getattr(torch, dtype), device=device)
     return {name: leaf(x) for name, x in operation.draw(size, draw, with_state).items()}
 
 
 def leaf(x: Tensor) -> Tensor:
-    """Return x, as it lies in memory, as something that gradients are taken by if it has any."""
+    """Return x as a leaf with unchanged strides, which requires a gradient if floating-point."""
     return x.detach().requires_grad_(x.is_floating_point())
 
 
 def _exact(x: Tensor) -> Tensor:
-    """Return the same numbers in float64 on the CPU."""
+    """Return the same values in float64 on the CPU."""
     return leaf(x.detach().cpu().double() if x.is_floating_point() else x.cpu())
 
 
 def differentiable(inputs: Mapping[str, Tensor]) -> tuple[str, ...]:
-    """Return the names of the inputs that gradients are taken by."""
+    """Return the names of the inputs that require gradients."""
     return tuple(name for name, x in inputs.items() if x.requires_grad)
 
 
 def results(
     outputs: Mapping[str, Tensor], inputs: Mapping[str, Tensor], names: tuple[str, ...]
 ) -> dict[str, Tensor]:
-    """Return the outputs and the gradients, by the inputs of these names, of a weighted sum."""
+    """Return the outputs, and the gradients of a weighted sum of them for the named inputs."""
     if not names:
         return dict(outputs)
     weights = [_weights(name, x) for name, x in outputs.items()]
@@ -203,22 +202,22 @@ def results(
 
 
 def _weights(name: str, output: Tensor) -> Tensor:
-    """Draw on the CPU: the truth is there, and must be given the same."""
+    """Draw weights on the CPU, so that the reference there uses the same."""
     generator = torch.Generator().manual_seed(crc32(name.encode()))
-    # Rounded to bfloat16, every dtype holds the same weights.
+    # Rounded to bfloat16, so that all dtypes represent the same weights.
     drawn = torch.randn(output.shape, generator=generator).bfloat16()
     return drawn.to(output)
 
 
 def relative_error(found: Tensor, truth: Tensor) -> float:
-    """Return |found - truth| / |truth|, which is NaN where anything found is."""
+    """Return |found - truth| / |truth|, which is NaN if any element found is."""
     found, truth = found.detach().double().cpu(), truth.detach().double().cpu()
     return float((found - truth).norm() / truth.norm().clamp_min(1e-30))
 
 
 @contextmanager
-def poisoned() -> Iterator[None]:
-    """Fill new memory with NaN, so that an element that nobody writes cannot look right."""
+def poisoned_memory() -> Iterator[None]:
+    """Fill new tensors with NaN, so that elements that are never written are detected."""
     before = torch.are_deterministic_algorithms_enabled()
     warns = torch.is_deterministic_algorithms_warn_only_enabled()
     torch.use_deterministic_algorithms(True, warn_only=True)
@@ -230,7 +229,7 @@ def poisoned() -> Iterator[None]:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Times:
-    """The milliseconds of a forward pass, and of one with its backward pass."""
+    """Milliseconds of a forward pass, and of a forward and backward pass."""
 
     forward_ms: float | None = None
     forward_backward_ms: float | None = None
@@ -239,11 +238,11 @@ class Times:
 def _times(
     path: Path, inputs: Mapping[str, Tensor], names: tuple[str, ...], device: torch.device
 ) -> Times:
-    with quiet():
-        forward = measure(lambda _: path.run(**inputs), device, _SECONDS_A_TIMING)
+    with suppress_warnings():
+        forward = measure(lambda _: path.run(**inputs), device, _SECONDS_PER_TIMING)
         if not names:
             return Times(forward_ms=forward.ms)
         both = measure(
-            lambda _: results(path.run(**inputs), inputs, names), device, _SECONDS_A_TIMING
+            lambda _: results(path.run(**inputs), inputs, names), device, _SECONDS_PER_TIMING
         )
     return Times(forward_ms=forward.ms, forward_backward_ms=both.ms)

@@ -1,4 +1,4 @@
-"""One process that measures: ceilings first, then its rows, each told and written as it comes."""
+"""Benchmark session: measures ceilings and rows in one process, reporting each as it finishes."""
 
 import time
 from collections.abc import Callable, Sequence
@@ -23,7 +23,7 @@ Say = Callable[[str], None]
 
 
 class Session:
-    """A report that grows; `out` is where it is written, `minutes` when no new row is begun."""
+    """A growing report, written to `out` after each row; no row starts after `minutes`."""
 
     def __init__(
         self,
@@ -40,53 +40,53 @@ class Session:
         self._say = say
 
     def kernels(self, only: Sequence[str]) -> Report:
-        """Measure ceilings, the models' matrix products, then the operations."""
+        """Measure ceilings, the models' matrix products, and the operations."""
         planned = plan(self._device, only)
-        _refuse_nothing(planned, only)
+        _require_rows(planned, only)
         rates = self._ceilings()
         if not only:
             self._products(step_shape(self._device).models)
         rows = kernel_rows(planned, rates, self._device, cache_bytes(self._device), self._is_over)
         for row in rows:
-            self._keep("kernels", row, _told_of_kernel(row))
+            self._add("kernels", row, _kernel_line(row))
         return self.report
 
     def steps(self, only: Sequence[str]) -> Report:
-        """Measure ceilings, the models' matrix products, then whole training steps."""
+        """Measure ceilings, the models' matrix products, and whole training steps."""
         shape = step_shape(self._device)
         planned = plan_steps(shape, only)
-        _refuse_nothing(planned, only)
+        _require_rows(planned, only)
         rates = self._ceilings()
         names = {row.model.name for row in planned}
         self._products([model for model in shape.models if model.name in names])
         corpus = standard_library_corpus()
         rows = step_rows(planned, shape, corpus, self._device, rates.matrix_flops, self._is_over)
         for row in rows:
-            self._keep("steps", row, _told_of_steps(row))
+            self._add("steps", row, _step_line(row))
         return self.report
 
     def _ceilings(self) -> Rates:
         found = []
         for ceiling in measure_ceilings(self._device):
             found.append(ceiling)
-            self._keep("ceilings", ceiling, _told_of_ceiling(ceiling))
+            self._add("ceilings", ceiling, _ceiling_line(ceiling))
         return rates_of(found)
 
     def _products(self, models: Sequence[StepModel]) -> None:
-        """Measure the linear maps of these models, at the tokens of a step."""
+        """Measure the linear maps of `models` with the tokens of a step."""
         tokens = step_shape(self._device).tokens
         found: list[Product] = []
         for product in measure_products(models, tokens, self._device, cache_bytes(self._device)):
             found.append(product)
-            told = f"product {product.n_in} -> {product.n_out}: {product.ms:.3g} ms"
-            self._keep("products", product, told)
+            line = f"product {product.n_in} -> {product.n_out}: {product.ms:.3g} ms"
+            self._add("products", product, line)
         for model in models:
             ms, _ = products_of_step(model, found)
             self.report.products_alone_ms[model.name] = ms
 
-    def _keep(self, kind: str, row: object, told: str) -> None:
+    def _add(self, kind: str, row: object, line: str) -> None:
         self.report.add(kind, row)
-        self._say(told)
+        self._say(line)
         if self._out is not None:
             self.report.write(self._out)
 
@@ -94,26 +94,26 @@ class Session:
         return self._end is not None and time.monotonic() > self._end
 
 
-def _refuse_nothing(planned: Sequence[object], only: Sequence[str]) -> None:
+def _require_rows(planned: Sequence[object], only: Sequence[str]) -> None:
     if not planned:
-        raise UsageError(f"no row holds any of: {', '.join(only)}", hint="leave `--only` out")
+        raise UsageError(f"no row matches any of: {', '.join(only)}", hint="omit `--only`")
 
 
-def _told_of_ceiling(ceiling: Ceiling) -> str:
+def _ceiling_line(ceiling: Ceiling) -> str:
     if ceiling.value is None:
         return f"{ceiling.name}: {ceiling.reason}"
     return f"{ceiling.name}: {ceiling.value:.4g} {ceiling.unit}/s"
 
 
-def _told_of_kernel(row: KernelRow) -> str:
-    told = f"{row.operation} {row.path} {row.size}: "
+def _kernel_line(row: KernelRow) -> str:
+    prefix = f"{row.operation} {row.path} {row.size}: "
     if row.forward_ms is None or row.backward_ms is None:
-        return f"{told}{row.status}, {row.reason}"
-    return f"{told}forward {row.forward_ms:.3g} ms, backward {row.backward_ms:.3g} ms"
+        return f"{prefix}{row.status}, {row.reason}"
+    return f"{prefix}forward {row.forward_ms:.3g} ms, backward {row.backward_ms:.3g} ms"
 
 
-def _told_of_steps(row: StepRow) -> str:
-    told = f"{row.model} {row.backend}: "
+def _step_line(row: StepRow) -> str:
+    prefix = f"{row.model} {row.backend}: "
     if row.tokens_per_s is None:
-        return f"{told}{row.status}, {row.reason}"
-    return f"{told}{row.tokens_per_s:,.0f} tok/s, {row.step_ms:.4g} ms a step"
+        return f"{prefix}{row.status}, {row.reason}"
+    return f"{prefix}{row.tokens_per_s:,.0f} tok/s, {row.step_ms:.4g} ms per step"

@@ -1,4 +1,4 @@
-"""The models whose steps are measured, and the matrix products that they are made of."""
+"""Models whose training steps are measured, and their matrix products."""
 
 from collections import Counter
 from collections.abc import Mapping
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StepModel:
-    """A model that is trained for a few steps; `name` is how tables call it."""
+    """A model that is trained for a few steps; `name` is its label in tables."""
 
     name: str
     level: str
@@ -22,12 +22,12 @@ class StepModel:
 
     @property
     def config(self) -> FamilyConfig:
-        """The whole configuration, checked."""
+        """Validated configuration."""
         return decode_config(self.level, self.settings)
 
     @property
     def backends(self) -> tuple[str, ...]:
-        """The implementations of its family, the fastest first."""
+        """Backends of its family, fastest first."""
         return FAMILIES[self.config.level].backends
 
 
@@ -73,12 +73,12 @@ _TINY = (
 )
 
 BATCH, SEQ_LEN = 16, 512
-"""Sequences and positions of a step on a GPU: the 8,192 tokens that every model is given."""
+"""Sequences per step and their length on a GPU: 8,192 tokens per step for all models."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StepShape:
-    """Which models take steps on a device, and the tokens of a step."""
+    """Models to train on a device, and the shape of a step."""
 
     models: tuple[StepModel, ...]
     batch: int
@@ -86,12 +86,12 @@ class StepShape:
 
     @property
     def tokens(self) -> int:
-        """Positions of one step."""
+        """Tokens per step."""
         return self.batch * self.seq_len
 
 
 def step_shape(device: "torch.device") -> StepShape:
-    """Return the models of about 480M parameters, or on a CPU tiny ones of the same families."""
+    """Return models of about 480M parameters, or on a CPU tiny ones of the same families."""
     if device.type == "cuda":
         return StepShape(models=_LARGE, batch=BATCH, seq_len=SEQ_LEN)
     return StepShape(models=_TINY, batch=2, seq_len=32)
@@ -99,7 +99,7 @@ def step_shape(device: "torch.device") -> StepShape:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Projection:
-    """A linear map of a model from `n_in` to `n_out` numbers, and how often a model has it."""
+    """A linear map from `n_in` to `n_out` features, and how often a model contains it."""
 
     n_in: int
     n_out: int
@@ -107,22 +107,22 @@ class Projection:
 
 
 def projections(config: FamilyConfig) -> tuple[Projection, ...]:
-    """Return the linear maps of a model, the widest first, the head that is the embedding last.
+    """Return the linear maps of a model, largest first, with the tied head last.
 
-    Read off one layer that is built without memory, so that no list of widths can grow stale.
+    They are read from a layer built on the meta device.
     """
     import torch
     from torch import nn
 
     family = FAMILIES[config.level]
     with torch.device("meta"):
-        made = family.load_layer()(config, family.backends[-1])
-    layers = made if isinstance(made, list) else [made]
+        layer = family.load_layer()(config, family.backends[-1])
+    modules = layer if isinstance(layer, list) else [layer]
     shapes = Counter(
-        (module.in_features, module.out_features)
-        for layer in layers
-        for module in layer.modules()
-        if isinstance(module, nn.Linear)
+        (linear.in_features, linear.out_features)
+        for module in modules
+        for linear in module.modules()
+        if isinstance(linear, nn.Linear)
     )
     found = [
         Projection(n_in=n_in, n_out=n_out, count=config.depth * each)

@@ -1,11 +1,11 @@
-"""How large an operation is: sequences, positions, heads, and the state of one head."""
+"""Size of an operation: sequences, positions, heads, and the state of one head."""
 
 from dataclasses import dataclass
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Size:
-    """The size of one call; an operation without matrix states has one key and one value a head."""
+    """Size of one call; without matrix states a head has one key and one value."""
 
     batch: int
     length: int
@@ -15,17 +15,17 @@ class Size:
 
     @property
     def tokens(self) -> int:
-        """Positions of all sequences together."""
+        """Total positions of all sequences."""
         return self.batch * self.length
 
     @property
     def head_steps(self) -> int:
-        """Positions of all heads of all sequences together."""
+        """Total positions of all heads of all sequences."""
         return self.tokens * self.heads
 
     @property
     def label(self) -> str:
-        """The size in letters, as in `B16 T512 H83 n32`."""
+        """Short label, such as `B16 T512 H83 n32`."""
         if self.keys == self.values == 1:
             state = f"D{self.heads}"
         elif self.keys == self.values:
@@ -36,7 +36,7 @@ class Size:
 
 
 def matrix_size(batch: int, length: int, heads: int, keys: int, values: int | None = None) -> Size:
-    """Return a size with matrix states, square where the values are left out."""
+    """Return a size with matrix states, which are square by default."""
     return Size(
         batch=batch,
         length=length,

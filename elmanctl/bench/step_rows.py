@@ -1,4 +1,4 @@
-"""One row for each model and backend: whole training steps, as a worker takes them."""
+"""Training-step benchmark: a row per model and backend, on the worker's training loop."""
 
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -12,10 +12,10 @@ import torch
 from torch import nn
 
 from elmanctl.bench.device import loss_of, release
-from elmanctl.bench.foreign import TIMING_ONLY, fla_gradients_for_timing, quiet
 from elmanctl.bench.parts import by_part
 from elmanctl.bench.shapes import StepModel, StepShape
 from elmanctl.bench.step_clock import StepClock, StepProfile, medians_of_thirds
+from elmanctl.bench.third_party import TIMING_ONLY, fla_gradients_for_timing, suppress_warnings
 from elmanctl.errors import InvalidConfiguration
 from elmanctl.jobs.data import ByteStream
 from elmanctl.jobs.outcome import TrainOutcome
@@ -31,23 +31,23 @@ logger = logging.getLogger(__name__)
 WARMUP_STEPS = 5
 _TIMED_S = {"cuda": 8.0, "cpu": 1.0}
 _PROFILED_FROM, _PROFILED_TO = 2, 4
-_KERNELS_KEPT = 25
+_MAX_KERNELS = 25
 
-# The plain recurrences launch hundreds of thousands of kernels a step: too many to look at.
-_LONGEST_PROFILED_MS = 1500.0
+# Recurrences in plain torch launch hundreds of thousands of kernels per step, too many to profile.
+_MAX_PROFILED_MS = 1500.0
 
-TORCH_RECURRENCE = "the recurrence runs on torch's own kernels and is counted among the others"
+TORCH_RECURRENCE = "the recurrence runs on torch's kernels and is counted in other parts"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StepRow:
-    """The training steps of one model on one backend.
+    """Results of training one model on one backend.
 
-    `status` and `reason` are as of a KernelRow.  `tokens_per_s` is the trainer's own, over all
-    steps after the warm-up; `step_ms` the median of these steps, with the least and greatest median
-    of their thirds.  `parts_ms` are the milliseconds a step of each part, by the names of kernels,
-    `idle_ms` those in which the GPU did nothing.  `model_flops_per_s` counts what a model must do
-    and nothing that is done again, `mfu` is its share of the measured rate of matrix products.
+    `status` and `reason` are those of a KernelRow.  `tokens_per_s` is reported by the trainer, over
+    all steps after the warm-up; `step_ms` is the median of these steps, `step_low_ms` and
+    `step_high_ms` the extremes of the medians of their thirds.  `parts_ms` is the time per step of
+    each part, by kernel names, `idle_ms` the idle time of the GPU.  `model_flops_per_s` excludes
+    recomputation; `mfu` is its ratio to the measured rate of matrix products.
     """
 
     model: str
@@ -76,17 +76,17 @@ class StepRow:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PlannedSteps:
-    """A row of steps that is to be measured."""
+    """A row of steps to measure."""
 
     model: StepModel
     backend: str
 
 
 def plan_steps(shape: StepShape, only: Sequence[str] = ()) -> list[PlannedSteps]:
-    """Return the rows to measure: every model on its first backend, then on the others.
+    """Return the rows to measure: each model on its first backend, then on the others.
 
-    Plain torch comes last, but for the gated delta net: where fla has wrong gradients, torch alone
-    trains it.
+    Plain torch comes last, except for the gated delta net, which only torch can train where fla's
+    gradients are wrong.
     """
     rows = [PlannedSteps(model=model, backend=b) for model in shape.models for b in model.backends]
 
@@ -100,7 +100,7 @@ def plan_steps(shape: StepShape, only: Sequence[str] = ()) -> list[PlannedSteps]
 
 
 def describe_steps(row: PlannedSteps) -> str:
-    """Return model and backend of a row in one line."""
+    """Return model and backend of a row."""
     return f"{row.model.name} {row.backend}"
 
 
@@ -112,23 +112,23 @@ def step_rows(
     matrix_flops: float | None,
     is_over: Callable[[], bool],
 ) -> Iterator[StepRow]:
-    """Measure the planned rows one after another; every one of them becomes a row.
+    """Measure the planned rows one after another; yield a row for each.
 
-    What `is_over` and a lost device mean is as for the rows of kernels.
+    `is_over` and a lost device are handled as in `kernel_rows`.
     """
     lost: str | None = None
     for row in planned:
         if lost or is_over():
-            yield _empty(row, "not measured", lost or "the time given was used up")
+            yield _empty(row, "not measured", lost or "the time limit was reached")
             continue
-        fault = _fault(row.backend, device)
-        if fault:
-            yield _empty(row, "missing", fault)
+        unavailable = _unavailable_reason(row.backend, device)
+        if unavailable:
+            yield _empty(row, "missing", unavailable)
             continue
         try:
-            yield _measured(row, shape, corpus, device, matrix_flops)
+            yield _measure_row(row, shape, corpus, device, matrix_flops)
         except InvalidConfiguration as exc:
-            # Not every backend computes every model.
+            # Not every backend supports every model.
             yield _empty(row, "missing", f"refused: {exc.message}")
         except Exception as exc:
             logger.debug("%s failed", describe_steps(row), exc_info=True)
@@ -150,42 +150,42 @@ def _empty(row: PlannedSteps, status: str, reason: str) -> StepRow:
     )
 
 
-def _fault(backend: str, device: torch.device) -> str | None:
+def _unavailable_reason(backend: str, device: torch.device) -> str | None:
     if backend == "triton" and device.type == "cpu":
         return "in Triton's interpreter a training step takes minutes"
-    # Gradients that fla gets wrong cost what right ones do: they are timed, and labelled.
-    find = fla_forward_unavailable if backend == "fla" else BACKENDS[backend].unavailable_reason
-    return find(device.type)
+    # Wrong gradients of fla take as long as right ones, so they are timed and labeled.
+    check = fla_forward_unavailable if backend == "fla" else BACKENDS[backend].unavailable_reason
+    return check(device.type)
 
 
-def _measured(
+def _measure_row(
     row: PlannedSteps,
     shape: StepShape,
     corpus: FilePath,
     device: torch.device,
     matrix_flops: float | None,
 ) -> StepRow:
-    distrusted = row.backend == "fla" and fla_gradient_unavailable() is not None
+    is_timing_only = row.backend == "fla" and fla_gradient_unavailable() is not None
     model = _build(row, device)
     stream = ByteStream(corpus)
     clock = StepClock()
     profile = None
-    trusting: AbstractContextManager[None] = (
-        fla_gradients_for_timing() if distrusted else nullcontext()
+    timing_context: AbstractContextManager[None] = (
+        fla_gradients_for_timing() if is_timing_only else nullcontext()
     )
-    with quiet(), trusting:
+    with suppress_warnings(), timing_context:
         training = _training(row, shape, device)
         outcome = train(model, stream, _spec(row, corpus, training), clock)
-        _refuse_divergence(outcome)
-        if median(clock.step_ms()) <= _LONGEST_PROFILED_MS:
+        _raise_on_divergence(outcome)
+        if median(clock.step_ms()) <= _MAX_PROFILED_MS:
             profile = StepProfile(_PROFILED_FROM, _PROFILED_TO, device)
-            few = replace(training, minutes=None, steps=_PROFILED_TO)
-            train(model, stream, _spec(row, corpus, few), profile)
-    return _row(row, shape, outcome, clock, profile, matrix_flops, distrusted=distrusted)
+            profiled = replace(training, minutes=None, steps=_PROFILED_TO)
+            train(model, stream, _spec(row, corpus, profiled), profile)
+    return _row(row, shape, outcome, clock, profile, matrix_flops, is_timing_only=is_timing_only)
 
 
 def _build(row: PlannedSteps, device: torch.device) -> nn.Module:
-    """Return the model; fla's gradients, which the registry may refuse, are timed all the same."""
+    """Build the model; backend fla is set afterwards, since the registry may refuse it."""
     config = row.model.config
     if row.backend != "fla":
         return build_model(config, seed=0, backend=row.backend, device=device.type)
@@ -205,7 +205,7 @@ def _training(row: PlannedSteps, shape: StepShape, device: torch.device) -> Trai
         seed=0,
         device=device.type,
         backend=row.backend,
-        # More threads than cores make small products on a CPU slow beyond all measure.
+        # Oversubscribed threads make small products on a CPU extremely slow.
         threads=0 if device.type == "cuda" else 1,
     )
 
@@ -225,10 +225,10 @@ def _spec(row: PlannedSteps, corpus: FilePath, training: Training) -> AttemptSpe
     )
 
 
-def _refuse_divergence(outcome: TrainOutcome) -> None:
+def _raise_on_divergence(outcome: TrainOutcome) -> None:
     if outcome.divergence is not None:
-        told = outcome.divergence
-        raise RuntimeError(f"the {told.quantity} was {told.value} at step {told.step}")
+        found = outcome.divergence
+        raise RuntimeError(f"the {found.quantity} was {found.value} at step {found.step}")
 
 
 def _row(
@@ -239,7 +239,7 @@ def _row(
     profile: StepProfile | None,
     matrix_flops: float | None,
     *,
-    distrusted: bool,
+    is_timing_only: bool,
 ) -> StepRow:
     config = row.model.config.encode()
     step_ms = clock.step_ms()
@@ -251,11 +251,11 @@ def _row(
         level = row.model.level
         flops = flops_per_token(level, config, seq_len=shape.seq_len, training=True)
         flops_per_s = outcome.tokens_per_s * flops
-    notes = [TIMING_ONLY] if distrusted else []
+    notes = [TIMING_ONLY] if is_timing_only else []
     if row.backend == "torch" and row.model.level != "transformer":
         notes.append(TORCH_RECURRENCE)
     if profile is None:
-        notes.append("a step is too long to be profiled")
+        notes.append("steps are too long to profile")
     idle_ms = None
     if profile and outcome.device.startswith("cuda"):
         idle_ms = max(0.0, median(step_ms) - sum(parts.values()))
@@ -280,5 +280,5 @@ def _row(
         parts_ms=parts,
         idle_ms=idle_ms,
         last_loss=outcome.last_loss,
-        kernels=kernels[:_KERNELS_KEPT],
+        kernels=kernels[:_MAX_KERNELS],
     )

@@ -1,4 +1,4 @@
-"""Rows of a report as tables that people read; pure."""
+"""Tables of a report; pure."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -10,20 +10,20 @@ Row = Mapping[str, Any]
 
 
 class Figure(str):
-    """A number as people read it, with its digits alone in `plain`, in the unit of its column."""
+    """A formatted number with its machine-readable form `plain`, in the unit of its column."""
 
     plain: str
 
     def __new__(cls, shown: str, plain: object) -> "Figure":
-        """Return `shown` with the digits of `plain`."""
-        made = super().__new__(cls, shown)
-        made.plain = str(plain)
-        return made
+        """Create a figure that displays as `shown`."""
+        figure = super().__new__(cls, shown)
+        figure.plain = str(plain)
+        return figure
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Table:
-    """A title, a head and rows of cells, None where there is no value; prose stands last."""
+    """Title, column heads and rows of cells, None for no value; notes are the last column."""
 
     title: str
     head: tuple[str, ...]
@@ -31,7 +31,7 @@ class Table:
 
 
 def ceiling_table(ceilings: Sequence[Row]) -> Table:
-    """Return the rates of the card."""
+    """Return the table of the device's peak rates."""
     rows = [
         [
             row["name"],
@@ -48,7 +48,7 @@ def ceiling_table(ceilings: Sequence[Row]) -> Table:
 
 
 def product_table(products: Sequence[Row]) -> Table:
-    """Return the matrix products of the models' linear maps, the rates of all three."""
+    """Return the table of the matrix products of the models' linear maps."""
     rows = []
     for row in products:
         flops = 2.0 * row["tokens"] * row["n_in"] * row["n_out"]
@@ -66,7 +66,7 @@ def product_table(products: Sequence[Row]) -> Table:
 
 
 def kernel_table(kernels: Sequence[Row]) -> Table:
-    """Return times, floors, memory and errors of the operations."""
+    """Return the table of times, floors, memory and errors of the operations."""
     head = (
         *("OPERATION", "PATH", "SIZE", "FORWARD MS", "BACKWARD MS", "SPREAD"),
         *("FLOOR F", "FLOOR B", "OF FLOOR F", "OF FLOOR B", "TOK/S", "GB/S", "MEMORY", "ERROR"),
@@ -82,7 +82,7 @@ def _kernel_cells(row: Row) -> list[str | None]:
     at_least = ""
     if row["bound_length"]:
         at_least = ">= "
-        note.insert(0, f"lower bound: the first {row['bound_length']} positions alone")
+        note.insert(0, f"lower bound: only the first {row['bound_length']} positions")
     spreads = [s for s in (row["forward_spread"], row["forward_backward_spread"]) if s is not None]
     return [
         row["operation"],
@@ -104,9 +104,9 @@ def _kernel_cells(row: Row) -> list[str | None]:
 
 
 def step_table(steps: Sequence[Row], products_alone_ms: Mapping[str, float]) -> Table:
-    """Return speed and times by part of the training steps.
+    """Return the table of speeds and times by part of the training steps.
 
-    `products_alone_ms` is what all matrix products of a model took by themselves.
+    `products_alone_ms` is the time of all matrix products of a step on their own, by model.
     """
     parts = [part for part in PARTS if any(part in row["parts_ms"] for row in steps)]
     head = (
@@ -137,7 +137,7 @@ def step_table(steps: Sequence[Row], products_alone_ms: Mapping[str, float]) -> 
 
 
 def target_table(targets: Sequence[Row]) -> Table:
-    """Return every target with its verdict."""
+    """Return the table of targets and verdicts."""
     rows: list[list[str | None]] = [
         [
             row["name"],
@@ -154,18 +154,18 @@ def target_table(targets: Sequence[Row]) -> Table:
 
 
 def machine_lines(machine: Row) -> list[tuple[str, str]]:
-    """Return what is known of machine and code, name and value, groups in one line."""
-    found = []
+    """Return machine and code as pairs of name and value, with groups joined into one value."""
+    lines = []
     for name, value in machine.items():
         if isinstance(value, Mapping):
-            value = ", ".join(f"{key} {told}" for key, told in value.items())
+            value = ", ".join(f"{key} {item}" for key, item in value.items())
         if value not in (None, ""):
-            found.append((name, str(value)))
-    return found
+            lines.append((name, str(value)))
+    return lines
 
 
 def markdown_of(title: str, facts: Iterable[tuple[str, str]], tables: Iterable[Table]) -> str:
-    """Return a document: what is known of the machine, then the tables that have rows."""
+    """Return a Markdown document with the facts and all tables that have rows."""
     parts = [f"# {title}", "\n".join(f"- {name}: {value}" for name, value in facts)]
     for table in tables:
         if table.rows:
@@ -184,14 +184,14 @@ def _markdown_table(table: Table) -> str:
 
 
 def _number(value: float | None) -> str | None:
-    """Write three digits that mean something, and every digit before the point."""
+    """Format with three significant digits and all digits before the decimal point."""
     if value is None:
         return None
     return Figure(f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}", value)
 
 
 def _whole(value: float | None, unit: float = 1.0, name: str = "") -> str | None:
-    """Write a whole number of units; `plain` is in the unit only where the column names it."""
+    """Format as an integer number of units; `plain` is in units only if the column names them."""
     if value is None:
         return None
     return Figure(f"{value / unit:,.0f}{name}", value if name else value / unit)
@@ -202,7 +202,7 @@ def _share(value: float | None) -> str | None:
 
 
 def _clock(text: str | None) -> str | None:
-    """A clock as nvidia-smi writes it, `1980 MHz`."""
+    """Parse a clock as nvidia-smi formats it, such as `1980 MHz`."""
     return None if text is None else Figure(text, text.partition(" ")[0])
 
 
@@ -213,7 +213,7 @@ def _over(value: float | None, unit: float) -> float | None:
 def _prefixed(prefix: str, text: str | None) -> str | None:
     if text is None:
         return None
-    # That it is a bound stands in the note as well.
+    # The note says that it is a bound, too.
     return Figure(prefix + text, getattr(text, "plain", text))
 
 

@@ -1,7 +1,7 @@
-"""What the kernels were built to reach, each with what was measured; pure.
+"""Performance targets of the kernels, judged from measured rows; pure.
 
-The targets are set for an H100.  A number from a CPU, a number that is a bound or a row that was
-not measured meets nothing and misses nothing.
+Targets are for an H100.  Results from a CPU, lower bounds and missing rows neither meet nor miss a
+target.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -16,7 +16,7 @@ MET, MISSED, NOT_MEASURED = "met", "missed", "not measured"
 
 CARD = "H100"
 
-_NO_GPU = "no GPU: tiny shapes on a cpu say nothing of it"
+_NO_GPU = "no GPU: tiny shapes on a cpu say nothing about it"
 
 _RECURRENCE = ("matrix_recurrence", "B16 T512 H83 n32")
 _FORWARD_MS, _BACKWARD_MS = 0.3, 1.1
@@ -25,7 +25,7 @@ _TOKENS_PER_S = 100_000
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Target:
-    """One target: what is measured, in which unit, its bound in words, and what came of it."""
+    """A target: the measured quantity, its unit, its bound as text, and the verdict."""
 
     name: str
     bound: str
@@ -36,7 +36,7 @@ class Target:
 
 
 def judge_targets(machine: Row, kernels: Sequence[Row], steps: Sequence[Row]) -> list[Target]:
-    """Return every target with its verdict, from the rows of a report as plain data."""
+    """Judge all targets from the rows of a report, as plain data."""
     found = [*_recurrence(kernels), *_speeds(steps), *_against_torch(kernels)]
     if machine.get("device") != "cuda":
         return [
@@ -68,7 +68,7 @@ def _speeds(steps: Sequence[Row]) -> Iterator[Target]:
         ours = _fastest(steps, name)
         yield _at_least(name, "tok/s", ours, "tokens_per_s", _TOKENS_PER_S)
         for other in (MAMBA2, GDN):
-            # Plain torch is no measure of a model that has kernels of its own.
+            # Plain torch does not represent a model that has its own kernels.
             theirs = _fastest([row for row in steps if row["backend"] != "torch"], other)
             yield _ratio(f"{name} over {other}", ours, theirs)
 
@@ -85,12 +85,12 @@ def _ratio(name: str, ours: Row | None, theirs: Row | None) -> Target:
         unit=unit,
         verdict=MET if value >= 1 else MISSED,
         value=value,
-        reason=f"{_told(ours)} over {_told(theirs)}",
+        reason=f"{_provenance(ours)} over {_provenance(theirs)}",
     )
 
 
 def _against_torch(kernels: Sequence[Row]) -> Iterator[Target]:
-    """No kernel of ours takes longer than the plain path, forward and backward together."""
+    """Require that our kernels are not slower than plain torch, forward plus backward."""
     for row in kernels:
         if not row["is_ours"]:
             continue
@@ -103,9 +103,9 @@ def _against_torch(kernels: Sequence[Row]) -> Iterator[Target]:
             continue
         value = plain["forward_backward_ms"] / row["forward_backward_ms"]
         cut = plain.get("bound_length")
-        told = f"at least: plain torch was timed on the first {cut} positions" if cut else None
+        note = f"at least: plain torch was timed on the first {cut} positions" if cut else None
         verdict = MET if value >= 1 else NOT_MEASURED if cut else MISSED
-        yield Target(name=name, bound=bound, unit=unit, verdict=verdict, value=value, reason=told)
+        yield Target(name=name, bound=bound, unit=unit, verdict=verdict, value=value, reason=note)
 
 
 def _at_most(name: str, unit: str, row: Row | None, key: str, bound: float) -> Target:
@@ -127,27 +127,27 @@ def _compared(name: str, unit: str, row: Row | None, key: str, bound: str, holds
         unit=unit,
         verdict=MET if holds(value) else MISSED,
         value=value,
-        reason=_told(row),
+        reason=_provenance(row),
     )
 
 
 def _why_not(row: Row | None) -> str | None:
-    """Return why a row gives no number, None where it gives one."""
+    """Return why a row has no valid result, or None."""
     if row is None:
-        return "no such row in this report"
+        return "the report has no such row"
     if row.get("is_wrong"):
         return f"its results are wrong: {row.get('note')}"
     return None if row["status"] == "measured" else f"{row['status']}: {row.get('reason')}"
 
 
-def _told(row: Row) -> str:
-    """Return which implementation a number is of, and what must be known of it."""
+def _provenance(row: Row) -> str:
+    """Return the implementation of a row and its note."""
     name = row.get("path") or row.get("backend")
     return f"{name}: {row['note']}" if row.get("note") else str(name)
 
 
 def _fastest_kernel(kernels: Sequence[Row], operation: str, size: str) -> Row | None:
-    """Return the row of our fastest kernel; one without a number where none has one."""
+    """Return the row of our fastest kernel, or of any of our kernels if none was measured."""
     rows = [
         row
         for row in kernels
@@ -159,12 +159,12 @@ def _fastest_kernel(kernels: Sequence[Row], operation: str, size: str) -> Row | 
     return rows[0] if rows else None
 
 
-def _find(rows: Sequence[Row], **wanted: str) -> Row | None:
-    return next((row for row in rows if all(row[k] == v for k, v in wanted.items())), None)
+def _find(rows: Sequence[Row], **labels: str) -> Row | None:
+    return next((row for row in rows if all(row[k] == v for k, v in labels.items())), None)
 
 
 def _fastest(steps: Sequence[Row], model: str) -> Row | None:
-    """Return the row of a model's fastest backend; one without a number where none has one."""
+    """Return the row of a model's fastest backend, or of any backend if none was measured."""
     rows = [row for row in steps if row["model"] == model]
     measured = [row for row in rows if row["status"] == "measured" and row["tokens_per_s"]]
     if measured:

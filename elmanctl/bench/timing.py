@@ -1,4 +1,4 @@
-"""How long a call takes: the median of many, three times over, on data that no cache holds."""
+"""Timing of a call: medians of repeated calls on inputs that are not in the cache."""
 
 import time
 from collections.abc import Callable, Sequence
@@ -9,22 +9,22 @@ from statistics import median
 import torch
 
 REPEATS = 3
-_MOST_CALLS = 100
-_FAR_LONGER = 10
-_LEAST_ROTATED_BYTES = 50_000_000
-_LEAST_SETS, _MOST_SETS = 2, 16
+_MAX_CALLS = 100
+_SLOW_FIRST_CALL = 10
+_MIN_ROTATED_BYTES = 50_000_000
+_MIN_SETS, _MAX_SETS = 2, 16
 
-# Enough work to keep the card busy while the host queues its calls, as far as that is worthwhile.
+# Filler work keeps the GPU busy while the host queues its calls, up to a limit.
 _FILLER_BYTES = 1 << 28
-_MOST_FILLED_MS = 50.0
+_MAX_FILLER_MS = 50.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Timing:
-    """The median of the medians of the repeats, with the least and the greatest of these.
+    """Median of the medians of the repeats, with the minimum and maximum of these.
 
-    `calls` is how many each repeat timed; `host_ms` what the host took to queue one call.  Where
-    that is more than `ms`, the card waits for the host and the time is not the kernels' own.
+    `calls` is the number of calls per repeat, `host_ms` the time of the host to queue one call.  If
+    `host_ms` exceeds `ms`, the GPU waits for the host, so `ms` is not the time of the kernels.
     """
 
     ms: float
@@ -36,31 +36,31 @@ class Timing:
 
     @property
     def spread(self) -> float:
-        """The distance of the repeats from one another, over their median."""
+        """Range of the repeats over their median."""
         return (self.high_ms - self.low_ms) / self.ms if self.ms else 0.0
 
 
 def sets_needed(set_bytes: int, cache_bytes: int) -> int:
-    """Return how many sets of inputs to rotate, so that no call finds its own in the cache.
+    """Return how many sets of inputs to rotate through so that no call finds its own in the cache.
 
-    All together are more than 50 MB and more than twice the cache, or as many as are sensible.
+    In total they exceed 50 MB and twice the cache, up to a maximum number of sets.
     """
-    wanted = max(_LEAST_ROTATED_BYTES, 2 * cache_bytes)
-    return min(_MOST_SETS, max(_LEAST_SETS, wanted // max(1, set_bytes) + 1))
+    min_bytes = max(_MIN_ROTATED_BYTES, 2 * cache_bytes)
+    return min(_MAX_SETS, max(_MIN_SETS, min_bytes // max(1, set_bytes) + 1))
 
 
 def calls_for(estimate_ms: float, seconds: float) -> tuple[int, int]:
-    """Return how many repeats, and calls in each, fit into so many seconds: at least one of both.
+    """Return the number of repeats, and of calls in each, that fit into `seconds`; at least one.
 
-    Three repeats, unless a single call takes so long that three of them do not fit.
+    There are three repeats, unless three calls do not fit.
     """
     fitting = seconds * 1e3 / max(estimate_ms, 1e-3)
     repeats = REPEATS if fitting >= REPEATS else 1
-    return repeats, min(_MOST_CALLS, max(1, int(fitting / repeats)))
+    return repeats, min(_MAX_CALLS, max(1, int(fitting / repeats)))
 
 
 def summarize(repeats: Sequence[Sequence[float]], host_ms: float) -> Timing:
-    """Return the timing of repeats, each a list of the milliseconds of its calls."""
+    """Summarize repeats, each a list of milliseconds per call."""
     medians = [median(times) for times in repeats]
     return Timing(
         ms=median(medians),
@@ -73,10 +73,10 @@ def summarize(repeats: Sequence[Sequence[float]], host_ms: float) -> Timing:
 
 
 def measure(call: Callable[[int], object], device: torch.device, seconds: float = 1.0) -> Timing:
-    """Time `call`, which is given the number of the call, in about so many seconds.
+    """Time `call`, which takes the index of the call, for about `seconds`.
 
-    Two calls before the first timed one take what is compiled, loaded or tuned then.  On a CPU
-    where the first takes far longer than that, as in Triton's interpreter, it is the one timed.
+    Two warm-up calls absorb compilation, loading and autotuning.  If on a CPU the first call takes
+    far longer than `seconds`, as in Triton's interpreter, it is the only one and is timed.
     """
     on_cuda = device.type == "cuda"
     numbers = count()
@@ -85,7 +85,7 @@ def measure(call: Callable[[int], object], device: torch.device, seconds: float 
     first_ms = (time.perf_counter() - start) * 1e3
     if on_cuda:
         torch.cuda.synchronize(device)
-    elif first_ms > _FAR_LONGER * seconds * 1e3:
+    elif first_ms > _SLOW_FIRST_CALL * seconds * 1e3:
         return summarize([[first_ms]], first_ms)
     start = time.perf_counter()
     call(next(numbers))
@@ -121,10 +121,10 @@ def _cuda_repeat(
     device: torch.device,
     host_ms: float,
 ) -> list[float]:
-    """Time calls by events around each, on a card that is kept busy until all are queued."""
+    """Time calls with events around each, while filler work delays them until all are queued."""
     events = [(_event(), _event()) for _ in range(calls)]
     torch.cuda.synchronize(device)
-    _keep_busy(min(_MOST_FILLED_MS, calls * host_ms), device)
+    _keep_busy(min(_MAX_FILLER_MS, calls * host_ms), device)
     for start, end in events:
         start.record()
         call(next(numbers))
@@ -139,6 +139,6 @@ def _event() -> torch.cuda.Event:
 
 def _keep_busy(ms: float, device: torch.device) -> None:
     filler = torch.empty(_FILLER_BYTES, dtype=torch.uint8, device=device)
-    # No card writes more than 8 TB/s, so this is never too little by much.
+    # No GPU writes more than 8 TB/s, so this suffices.
     for _ in range(int(ms * 8e9 / _FILLER_BYTES) + 1):
         filler.zero_()

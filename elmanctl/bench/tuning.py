@@ -1,6 +1,6 @@
-"""How the matrix recurrence is best split over programs on this card: measured when asked for.
+"""Autotuning of the matrix recurrence's splits on this GPU, offline.
 
-The result is a table as `kernels/matrix_recurrence/launches.json`, which ELMAN_LAUNCHES names.
+The result is a launch table like `kernels/matrix_recurrence/launches.json`, for ELMAN_LAUNCHES.
 """
 
 import json
@@ -17,12 +17,11 @@ if TYPE_CHECKING:
     import torch
 
 MARGIN = 0.03
-"""How much faster a split must be than the one of the table to take its place."""
+"""Minimum relative speedup for a split to replace the current one."""
 
-_LEAST_GAIN = 1 - MARGIN
 _SECONDS = 0.5
 
-_CARD_SIZES = (
+_GPU_SIZES = (
     matrix_size(16, 512, 76, 16),
     matrix_size(16, 512, 83, 32),
     matrix_size(16, 512, 108, 48),
@@ -33,26 +32,26 @@ _TINY_SIZES = (matrix_size(1, 2, 1, 16),)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Trial:
-    """One split of one kernel: `ms` is the time of the pass, None where it does not fit the card.
+    """One measured split of one kernel; `ms` is None if it exceeds the GPU's resources.
 
-    `is_told` is the split of the table that was in force.
+    `is_current` marks the split of the table in use.
     """
 
     direction: Direction
     size: Size
     split: Split
     ms: float | None
-    is_told: bool
+    is_current: bool
 
     @property
     def label(self) -> str:
-        """The size as the table has it."""
+        """Key of the size in the table."""
         return f"{self.size.keys}x{self.size.values}"
 
 
 def candidates(direction: Direction, n_key: int, n_value: int) -> tuple[Split, ...]:
-    """Return the splits that are tried, the one in force first."""
-    told = split_for(direction, n_key, n_value)
+    """Return the splits to measure, the current one first."""
+    current = split_for(direction, n_key, n_value)
     tiles = [keys for keys in (4, 8, 16, 32) if n_key % keys == 0]
     caps = (None, 96, 128, 168) if direction == "forward" else (None, 168, 184)
     possible = (
@@ -63,15 +62,15 @@ def candidates(direction: Direction, n_key: int, n_value: int) -> tuple[Split, .
         for registers in caps
         if values <= max(16, n_value) and heads * values <= 32
     )
-    return (told, *(split for split in possible if split != told))
+    return (current, *(split for split in possible if split != current))
 
 
 def sizes_to_tune(device: "torch.device", only: Sequence[str]) -> tuple[Size, ...]:
-    """Return the sizes whose name, such as 32x32, is asked for, or all; raise UsageError for none.
+    """Return the sizes named in `only`, such as 32x32, or all; raise UsageError if unknown.
 
-    On a CPU it is a tiny one, which measures nothing and tries the way.
+    On a CPU there is a single tiny size, for a dry run.
     """
-    known = _CARD_SIZES if device.type == "cuda" else _TINY_SIZES
+    known = _GPU_SIZES if device.type == "cuda" else _TINY_SIZES
     names = {f"{size.keys}x{size.values}": size for size in known}
     unknown = [name for name in only if name not in names]
     if unknown:
@@ -84,29 +83,29 @@ def trials(
     device: "torch.device",
     choose: Callable[[Direction, int, int], Sequence[Split]] = candidates,
 ) -> Iterator[Trial]:
-    """Measure one split after the other; the forward pass with what it keeps for the gradient."""
+    """Measure one split after another; the forward pass includes saving checkpoints."""
     for size in sizes:
         inputs = _inputs(size, device)
         for direction in get_args(Direction):
-            told = split_for(direction, size.keys, size.values)
+            current = split_for(direction, size.keys, size.values)
             for split in choose(direction, size.keys, size.values):
                 with override_split(direction, size.keys, size.values, split):
                     ms = _time(direction, inputs, device)
                 yield Trial(
-                    direction=direction, size=size, split=split, ms=ms, is_told=split == told
+                    direction=direction, size=size, split=split, ms=ms, is_current=split == current
                 )
 
 
 def table_of(tried: Sequence[Trial]) -> dict[str, dict[str, dict[str, int]]]:
-    """Return the table that the trials make: the fastest split, if it is clearly the fastest."""
+    """Return a table with the fastest split of each size, or the current one within the margin."""
     table: dict[str, dict[str, dict[str, int]]] = {}
-    for place in dict.fromkeys((trial.direction, trial.label) for trial in tried):
-        of_place = [x for x in tried if (x.direction, x.label) == place and x.ms is not None]
-        (told,) = (trial for trial in of_place if trial.is_told)
-        best = min(of_place, key=lambda trial: trial.ms or 0.0)
-        assert best.ms is not None and told.ms is not None
-        chosen = best if best.ms < _LEAST_GAIN * told.ms else told
-        direction, label = place
+    for key in dict.fromkeys((trial.direction, trial.label) for trial in tried):
+        group = [x for x in tried if (x.direction, x.label) == key and x.ms is not None]
+        (current,) = (trial for trial in group if trial.is_current)
+        best = min(group, key=lambda trial: trial.ms or 0.0)
+        assert best.ms is not None and current.ms is not None
+        chosen = best if best.ms < (1 - MARGIN) * current.ms else current
+        direction, label = key
         table.setdefault(direction, {})[label] = {
             name: value for name, value in asdict(chosen.split).items() if value is not None
         }
@@ -114,7 +113,7 @@ def table_of(tried: Sequence[Trial]) -> dict[str, dict[str, dict[str, int]]]:
 
 
 def dump(table: dict[str, dict[str, dict[str, int]]]) -> str:
-    """Return the text of a table, a line for each size."""
+    """Format a table as JSON, one line per size."""
     parts = []
     for direction, sizes in table.items():
         lines = [f'    "{size}": {json.dumps(split)}' for size, split in sizes.items()]
@@ -145,7 +144,7 @@ def _time(direction: Direction, inputs: dict[str, Any], device: "torch.device") 
 
 
 def _pass(direction: Direction, inputs: dict[str, Any], number: int) -> None:
-    """One forward pass, or with the backward kernel in question both."""
+    """Run a forward pass, and for the backward kernel also a backward pass."""
     import torch
 
     from elmanctl.kernels.matrix_recurrence import matrix_recurrence

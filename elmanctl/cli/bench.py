@@ -1,4 +1,4 @@
-"""`bench`: how fast operations and training steps are here, beside what they could be."""
+"""`bench`: benchmarks of kernels and training steps, tuning, reports."""
 
 from pathlib import Path
 from typing import Annotated, Literal
@@ -29,16 +29,16 @@ _DEVICES = ("cuda", "cpu")
 DeviceOption = Annotated[
     str,
     typer.Option(
-        help="cuda, or cpu: tiny shapes that measure nothing of a GPU",
+        help="cuda, or cpu for a dry run on tiny shapes",
         autocompletion=one_of(_DEVICES),
     ),
 ]
 OutOption = Annotated[
     Path | None,
-    typer.Option("-o", "--out", help="JSON to write, with a .md beside it, after every row"),
+    typer.Option("-o", "--out", help="JSON to write after every row, with a .md next to it"),
 ]
 MinutesOption = Annotated[
-    float | None, typer.Option(help="Begin no new row after so many minutes", min=0.0)
+    float | None, typer.Option(help="Start no new row after this many minutes", min=0.0)
 ]
 
 
@@ -52,7 +52,7 @@ def kernels(
     device: DeviceOption = "cuda",
     only: Annotated[
         list[str] | None,
-        typer.Option(help="Rows whose operation, path or size holds this; repeat for more"),
+        typer.Option(help="Rows whose operation, path or size contains this; repeatable"),
     ] = None,
     minutes: MinutesOption = None,
     out: OutOption = None,
@@ -60,9 +60,9 @@ def kernels(
 ) -> None:
     """Measure operations: time, floor, memory, error against float64
 
-    Everything in one process: what the card does at its best, then every implementation of every
-    operation at its sizes, beside those of other projects. What is not installed has a row that
-    says so. Exit code 5 when a row failed or was wrong.
+    One process measures the peak rates of the GPU, then all implementations of all operations,
+    including those of other projects. Implementations that are not installed are listed as
+    missing. The exit code is 5 if a row failed or was wrong.
 
     \b
     Examples:
@@ -78,16 +78,16 @@ def step(
     device: DeviceOption = "cuda",
     only: Annotated[
         list[str] | None,
-        typer.Option(help="Rows whose model or backend holds this; repeat for more"),
+        typer.Option(help="Rows whose model or backend contains this; repeatable"),
     ] = None,
     minutes: MinutesOption = None,
     out: OutOption = None,
     as_json: JsonFlag = False,
 ) -> None:
-    """Measure whole training steps of models of about 480M parameters
+    """Measure training steps of models of about 480M parameters
 
-    The worker's own training loop, with its optimizer and the same bytes for every model: tokens a
-    second, where the time of a step goes, memory, and the share of the card's matrix products.
+    It runs the worker's training loop and optimizer on the same data for all models, and reports
+    tokens per second, a breakdown of the step time, memory and MFU.
 
     \b
     Examples:
@@ -100,19 +100,17 @@ def step(
 @app.command("tune")
 def tune(
     device: DeviceOption = "cuda",
-    only: Annotated[
-        list[str] | None, typer.Option(help="Sizes such as 32x32; repeat for more")
-    ] = None,
+    only: Annotated[list[str] | None, typer.Option(help="Sizes such as 32x32; repeatable")] = None,
     out: Annotated[
-        Path | None, typer.Option("-o", "--out", help="The table to write, as JSON")
+        Path | None, typer.Option("-o", "--out", help="Launch table to write, as JSON")
     ] = None,
     as_json: JsonFlag = False,
 ) -> None:
-    """Measure how the kernels of E88 are best split over this GPU
+    """Tune the launch table of E88's kernels for this GPU
 
-    Kernels are split by a table that is part of elmanctl, and nothing is tuned when one is first
-    called. This tries the other splits, a compilation each, and writes a table of its own. A split
-    takes the place of the present one where it is 3 % faster.
+    Kernels are split into programs by a table that is part of elmanctl; there is no autotuning at
+    run time. This command compiles and measures the other splits and writes a table for this GPU.
+    A split replaces the current one if it is 3 % faster.
 
     \b
     Examples:
@@ -129,13 +127,13 @@ def tune(
         say(CPU_LABEL)
     tried = []
     for trial in trials(sizes_to_tune(found, only or ()), found):
-        told = "does not fit" if trial.ms is None else f"{trial.ms:.3f} ms"
-        say(f"{trial.direction} {trial.label} {_shown_split(trial.split)}: {told}")
+        result = "out of resources" if trial.ms is None else f"{trial.ms:.3f} ms"
+        say(f"{trial.direction} {trial.label} {_format_split(trial.split)}: {result}")
         tried.append(trial)
     table = table_of(tried)
     if out is not None:
         write_atomically(out, dump(table).encode())
-        hint(f"`export {LAUNCHES_VARIABLE}={as_written(out)}` puts it in force")
+        hint(f"use it with `export {LAUNCHES_VARIABLE}={as_written(out)}`")
     if as_json:
         print_json({"version": 1, "table": table})
         return
@@ -149,9 +147,9 @@ def tune(
     print_table([Column(name=name, may_be_empty=True) for name in names], rows)
 
 
-def _shown_split(split: Split) -> str:
-    capped = "" if split.registers is None else f", {split.registers} registers"
-    return f"{split.heads} heads of {split.values} values in tiles of {split.keys} keys{capped}"
+def _format_split(split: Split) -> str:
+    registers = "" if split.registers is None else f", {split.registers} registers"
+    return f"{split.heads} heads of {split.values} values in tiles of {split.keys} keys{registers}"
 
 
 @app.command("report")
@@ -160,9 +158,9 @@ def report(
     out: OutOption = None,
     as_json: JsonFlag = False,
 ) -> None:
-    """Join what was measured in several runs, and compare it with the targets
+    """Merge reports of several runs, and compare them with the targets
 
-    The files must be of one machine and of one commit.
+    All files must be of the same machine and the same commit.
 
     \b
     Examples:
@@ -196,11 +194,11 @@ def _run(
     measured = session.kernels(only or ()) if kind == "kernels" else session.steps(only or ())
     _print(measured, as_json)
     if out is not None:
-        hint(f"kept in {out} and {out.with_suffix('.md')}")
+        hint(f"saved in {out} and {out.with_suffix('.md')}")
     if measured.failures:
         raise PartialFailure(
             f"{len(measured.failures)} rows failed or are wrong: {measured.failures[0]}",
-            hint="the others are complete; `elmanctl -vv` tells where it happened",
+            hint="the others are complete; `elmanctl -vv` shows tracebacks",
         )
 
 
@@ -215,7 +213,7 @@ def _print(measured: Report, as_json: bool) -> None:
 
 
 def _columns(head: tuple[str, ...]) -> list[Column]:
-    """Return columns of which the last are prose and the less needed ones give way first."""
+    """Return columns with priorities for narrow terminals; notes wrap."""
     return [
         Column(
             name=name,

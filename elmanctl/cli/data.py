@@ -1,4 +1,4 @@
-"""`data pack`: make a corpus of one's own, or keep the built-in one."""
+"""`data pack`: pack a corpus from folders, or save the built-in one."""
 
 from pathlib import Path
 from typing import Annotated
@@ -28,19 +28,19 @@ def pack(
     folders: Annotated[list[Path] | None, typer.Argument(help="Folders of text files")] = None,
     out: Annotated[
         Path | None,
-        typer.Option("-o", "--out", help="File to write; with --builtin its own name by default"),
+        typer.Option("-o", "--out", help="File to write; required without --builtin"),
     ] = None,
     builtin: Annotated[
-        bool, typer.Option("--builtin", help="Keep the built-in corpus of this Python")
+        bool, typer.Option("--builtin", help="Save the built-in corpus of this Python")
     ] = False,
     force: Annotated[bool, typer.Option("--force", help="Replace an existing file")] = False,
     as_json: JsonFlag = False,
 ) -> None:
-    """Pack folders of text into one corpus, or keep the built-in one
+    """Pack folders of text into one corpus, or save the built-in one
 
-    Documents are parted by the byte 0x1e. Binary files, hidden folders and links are left out.
-    The built-in corpus is the standard library of the Python that runs elmanctl: another Python
-    has another one. `--builtin` keeps it as a file, which gives the same losses under any Python.
+    Documents are separated by the byte 0x1e. Binary files, hidden folders and symlinks are skipped.
+    The built-in corpus is the standard library of the Python that runs elmanctl, so it depends on
+    the version of Python. `--builtin` saves it to a file, which gives the same losses anywhere.
 
     \b
     Examples:
@@ -52,20 +52,20 @@ def pack(
 
     if builtin == bool(folders):
         raise UsageError(
-            "`--builtin` takes no folders" if builtin else "name folders of text files",
-            hint="leave one of them out" if builtin else "or keep the built-in with `--builtin`",
+            "`--builtin` takes no folders" if builtin else "no folders of text files given",
+            hint="omit one of them" if builtin else "or save the built-in corpus with `--builtin`",
         )
     if out is None:
         if not builtin:
-            raise UsageError("no file to write is named", hint="pass e.g. `-o corpus.bytes`")
+            raise UsageError("no output file given", hint="pass e.g. `-o corpus.bytes`")
         out = Path(built_in_name())
     if out.exists() and not force:
         raise UsageError(f"{out} exists", hint="pass `--force` to replace it")
     summary = keep_built_in(out) if builtin else pack_folders(folders or [], out)
-    left_out = sum(summary.skipped.values())
-    twice = summary.skipped.get(MET_BEFORE)
-    if twice:
-        warn(f"{twice} files are in two of the folders, and once in the corpus")
+    skipped = sum(summary.skipped.values())
+    duplicates = summary.skipped.get(MET_BEFORE)
+    if duplicates:
+        warn(f"{duplicates} files are in two of the folders, and once in the corpus")
     if as_json:
         print_json(
             {
@@ -79,6 +79,6 @@ def pack(
         return
     print_line(
         f"{out}: {summary.documents} documents, {summary.size_bytes} bytes, "
-        f"{left_out} files left out, sha256 {summary.sha256}"
+        f"{skipped} files skipped, sha256 {summary.sha256}"
     )
     hint(f"search with it: `elmanctl search e88 --data {out} --params 480M --train-minutes 10`")

@@ -1,4 +1,4 @@
-"""`doctor`: what this machine has, and what to do about the rest."""
+"""`doctor`: check of this machine's environment and GPU."""
 
 import os
 from collections.abc import Iterator
@@ -27,7 +27,7 @@ from elmanctl.models.backends import BACKENDS
 if TYPE_CHECKING:
     import torch
 
-INTERPRETED = "cpu, Triton's interpreter: the formulas are checked, no GPU is"
+INTERPRETED = "cpu, Triton's interpreter: checks the formulas, not a GPU"
 
 
 def doctor(
@@ -37,15 +37,15 @@ def doctor(
     ] = False,
     as_json: JsonFlag = False,
 ) -> None:
-    """Check what this machine has: packages, model backends, Slurm, disk; or its GPU
+    """Check this machine: packages, model backends, Slurm, disk; or its GPU
 
-    Nothing is changed.  What is missing may not be needed: a login node trains nothing, and a
+    Nothing is changed.  Not everything is needed everywhere: a login node does not train, and a
     workstation has no Slurm.
 
-    With `--gpu` every kernel runs on this machine's GPU, at several sizes and in every dtype that
-    it computes, and outputs and all gradients are compared with a loop in float64. Exit code 1
-    when one of them is wrong, 4 without a GPU. Where TRITON_INTERPRET is 1 and there is no GPU,
-    Triton's interpreter runs our own kernels on the CPU.
+    With `--gpu` all kernels run on this machine's GPU, at several sizes and in all supported
+    dtypes, and outputs and gradients are compared with a float64 loop. The exit code is 1 if any
+    of them is wrong, and 4 without a GPU. With TRITON_INTERPRET=1 and no GPU, elmanctl's own
+    kernels run on the CPU in Triton's interpreter.
 
     \b
     Examples:
@@ -84,9 +84,9 @@ def _print_findings(findings: list[Finding]) -> None:
 
 
 def _check_kernels(as_json: bool) -> None:
-    """Check every kernel and print what came of it.
+    """Check all kernels and print the results.
 
-    Raises Exit when one of them is wrong, EnvironmentNotReady when none of ours could run.
+    Raises Exit if any is wrong, EnvironmentNotReady if none of our own could run.
     """
     device = _device()
     from elmanctl.bench.machine import describe
@@ -120,7 +120,7 @@ def _device() -> "torch.device":
 
 
 def _checks(device: "torch.device") -> Iterator[dict[str, Any]]:
-    """Yield every check as plain data, told as it is made."""
+    """Yield all checks as plain data, reporting each as it finishes."""
     from elmanctl.bench.selftest import check_all
 
     for check in check_all(device):
@@ -144,15 +144,15 @@ _COLUMNS = [
 
 
 def _cells(check: dict[str, Any]) -> list[str | None]:
-    def written(key: str, form: str) -> str | None:
-        return None if check[key] is None else format(check[key], form)
+    def formatted(key: str, spec: str) -> str | None:
+        return None if check[key] is None else format(check[key], spec)
 
     return [
         *(check[key] for key in ("operation", "path", "size", "dtype", "status")),
-        written("error", ".1e"),
-        written("allowed", ".0e"),
+        formatted("error", ".1e"),
+        formatted("allowed", ".0e"),
         check["worst"],
-        written("forward_ms", ".3g"),
-        written("forward_backward_ms", ".3g"),
+        formatted("forward_ms", ".3g"),
+        formatted("forward_backward_ms", ".3g"),
         check["reason"],
     ]

@@ -18,7 +18,7 @@ from tests.patience import PATIENCE_S
 
 ROOT = Path(__file__).parents[2]
 
-LABEL = "cpu, tiny shapes: no measure of a GPU"
+LABEL = "cpu, tiny shapes: says nothing about a GPU"
 
 Found = tuple["subprocess.CompletedProcess[str]", Path]
 Script = Callable[..., "subprocess.CompletedProcess[str]"]

@@ -12,11 +12,11 @@ from torch import Tensor
 from elmanctl.bench import kernel_rows as rows_module
 from elmanctl.bench import timing
 from elmanctl.bench.floors import Rates
-from elmanctl.bench.foreign import TIMING_ONLY
-from elmanctl.bench.kernel_rows import KernelRow, Planned, describe, kernel_rows, plan
+from elmanctl.bench.kernel_rows import KernelRow, PlannedRow, describe, kernel_rows, plan
 from elmanctl.bench.operation import Path
 from elmanctl.bench.operations import OPERATIONS
 from elmanctl.bench.size import Size
+from elmanctl.bench.third_party import TIMING_ONLY
 
 CPU = torch.device("cpu")
 CUDA: Any = torch.device("cuda")
@@ -27,14 +27,14 @@ TINY = Size(batch=1, length=9, heads=4)
 
 
 def measured(
-    *planned: Planned, is_over: Any = lambda: False, rates: Rates = RATES
+    *planned: PlannedRow, is_over: Any = lambda: False, rates: Rates = RATES
 ) -> list[KernelRow]:
     return list(kernel_rows(planned, rates, CPU, 0, is_over))
 
 
-def planned(size: Size = TINY, **changes: Any) -> Planned:
+def planned(size: Size = TINY, **changes: Any) -> PlannedRow:
     path = replace(SCAN.path("torch"), **{"name": "other", **changes})
-    return Planned(operation=SCAN, path=path, size=size)
+    return PlannedRow(operation=SCAN, path=path, size=size)
 
 
 def test_every_size_of_every_path_is_planned_on_a_gpu_ours_first_and_loops_last() -> None:
@@ -123,7 +123,7 @@ def test_nothing_is_begun_once_the_time_is_used_up() -> None:
     first, second, third = measured(*[planned()] * 3, is_over=lambda: next(asked))
     assert first.status == "measured"
     assert {second.status, third.status} == {"not measured"}
-    assert second.reason == "the time given was used up"
+    assert second.reason == "the time limit was reached"
 
 
 def test_rows_after_a_lost_device_are_not_measured_and_name_what_lost_it(
@@ -193,9 +193,9 @@ def slow(seconds_a_position: float, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_loop_that_takes_too_long_is_cut_and_is_then_a_bound(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setitem(rows_module._BEARABLE_S, "cpu", 0.5)
+    monkeypatch.setitem(rows_module._MAX_CALL_S, "cpu", 0.5)
     long = Size(batch=1, length=2048, heads=2)
-    (row,) = measured(Planned(operation=SCAN, path=slow(1e-3, monkeypatch), size=long))
+    (row,) = measured(PlannedRow(operation=SCAN, path=slow(1e-3, monkeypatch), size=long))
     assert row.bound_length == 128
     assert row.size == long.label
     assert row.forward_ms == pytest.approx(128)
@@ -203,9 +203,9 @@ def test_loop_that_takes_too_long_is_cut_and_is_then_a_bound(
 
 
 def test_loop_that_is_bearable_is_run_whole(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(rows_module._BEARABLE_S, "cpu", 5.0)
+    monkeypatch.setitem(rows_module._MAX_CALL_S, "cpu", 5.0)
     (row,) = measured(
-        Planned(
+        PlannedRow(
             operation=SCAN, path=slow(1e-4, monkeypatch), size=Size(batch=1, length=512, heads=2)
         )
     )

@@ -138,7 +138,7 @@ def test_bound_and_missing_row_say_what_they_are() -> None:
     report.add("kernels", missing)
     bound, absent = (cells(kernel_table(report.kernels), row) for row in (0, 1))
     assert bound["FORWARD MS"] == ">= 99"
-    assert bound["NOTE"] == "lower bound: the first 128 positions alone"
+    assert bound["NOTE"] == "lower bound: only the first 128 positions"
     assert absent["FORWARD MS"] is None
     assert absent["NOTE"] == "missing: fla is not installed"
 
@@ -252,12 +252,12 @@ def test_what_is_no_report_is_refused_by_name(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"torn\.json is not JSON"):
         read_reports([tmp_path / "torn.json"])
     (tmp_path / "other.json").write_text('{"version": 1}')
-    with pytest.raises(UsageError, match=r"other\.json is no report of `elmanctl bench`"):
+    with pytest.raises(UsageError, match=r"other\.json is not a report of `elmanctl bench`"):
         read_reports([tmp_path / "other.json"])
 
 
 def test_markdown_would_overwrite_a_json_of_its_own_name() -> None:
     check_out(None)
     check_out(Path("a.json"))
-    with pytest.raises(UsageError, match="would be JSON"):
+    with pytest.raises(UsageError, match="is the JSON file"):
         check_out(Path("a.md"))

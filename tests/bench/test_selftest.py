@@ -12,7 +12,7 @@ from torch import Tensor
 from elmanctl.bench import selftest
 from elmanctl.bench.operation import Operation, Path
 from elmanctl.bench.operations import OPERATIONS
-from elmanctl.bench.selftest import Check, check, check_all, drawn_inputs, poisoned
+from elmanctl.bench.selftest import Check, check, check_all, draw_inputs, poisoned_memory
 from elmanctl.errors import InvalidConfiguration
 
 CPU = torch.device("cpu")
@@ -174,14 +174,14 @@ def test_gradients_that_are_known_to_be_wrong_are_not_compared() -> None:
 
 def test_new_memory_holds_no_number_while_results_are_made() -> None:
     before = torch.are_deterministic_algorithms_enabled()
-    with poisoned():
+    with poisoned_memory():
         assert torch.empty(100).isnan().all()
     assert torch.are_deterministic_algorithms_enabled() == before
 
 
 def test_inputs_of_the_recurrence_lie_as_one_projection_writes_them() -> None:
     operation = NAMED["matrix_recurrence"]
-    inputs = drawn_inputs(operation, operation.test_sizes[1], "bfloat16", CPU)
+    inputs = draw_inputs(operation, operation.test_sizes[1], "bfloat16", CPU)
     q, k, v = (inputs[name] for name in ("q", "k", "v"))
     assert not q.is_contiguous() and q.stride() == k.stride() == v.stride()
     assert k.data_ptr() - q.data_ptr() == q[0, 0].numel() * q.element_size()

@@ -11,7 +11,6 @@ import pytest
 import torch
 
 from elmanctl.bench import step_rows as rows_module
-from elmanctl.bench.foreign import TIMING_ONLY, fla_gradients_for_timing, quiet
 from elmanctl.bench.shapes import E88, GDN, MAMBA2, StepModel, step_shape
 from elmanctl.bench.step_rows import (
     TORCH_RECURRENCE,
@@ -21,6 +20,7 @@ from elmanctl.bench.step_rows import (
     plan_steps,
     step_rows,
 )
+from elmanctl.bench.third_party import TIMING_ONLY, fla_gradients_for_timing, suppress_warnings
 from elmanctl.jobs import train as train_module
 from elmanctl.kernels.gated_delta_rule import gated_delta_rule
 from elmanctl.kernels.third_party import import_third_party
@@ -74,10 +74,10 @@ def test_steps_of_every_family_are_measured(
 def test_step_that_is_too_long_is_not_profiled(
     measure: Callable[..., list[StepRow]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(rows_module, "_LONGEST_PROFILED_MS", 0.0)
+    monkeypatch.setattr(rows_module, "_MAX_PROFILED_MS", 0.0)
     (row,) = measure(PlannedSteps(model=tiny("transformer"), backend="torch"))
     assert row.status == "measured" and row.parts_ms == {} and row.kernels == []
-    assert row.note == "a step is too long to be profiled"
+    assert row.note == "steps are too long to profile"
 
 
 def test_backend_that_cannot_run_here_has_a_row_that_says_why(
@@ -135,7 +135,7 @@ def test_models_after_a_lost_device_are_not_measured_and_name_what_lost_it(
 def test_model_that_a_backend_refuses_is_no_failure(
     measure: Callable[..., list[StepRow]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(rows_module, "_fault", lambda backend, device: None)
+    monkeypatch.setattr(rows_module, "_unavailable_reason", lambda backend, device: None)
     (row,) = measure(PlannedSteps(model=tiny("e88"), backend="gluon"))
     assert row.status == "missing" and row.reason
     assert row.reason.startswith("refused: n_state=8 is not supported")
@@ -152,7 +152,7 @@ def test_model_that_diverges_has_no_speed(
 
 def test_no_model_is_begun_once_the_time_is_used_up(measure: Callable[..., list[StepRow]]) -> None:
     (row,) = measure(PlannedSteps(model=tiny("e88"), backend="torch"), is_over=lambda: True)
-    assert (row.status, row.reason) == ("not measured", "the time given was used up")
+    assert (row.status, row.reason) == ("not measured", "the time limit was reached")
 
 
 def test_fastest_backends_come_first_and_the_gated_delta_net_on_torch_next() -> None:
@@ -201,7 +201,7 @@ def test_steps_that_are_timing_only_are_labelled_and_run_inside_the_guard(
 
 def guarded_module() -> Any:
     """Import the module of fla whose guard is lifted."""
-    with quiet():
+    with suppress_warnings():
         return import_third_party("fla.ops.common.chunk_o")
 
 

@@ -19,7 +19,7 @@ OTHER = replace(PRESENT, keys=8)
 
 
 def trial(split: Split, ms: float | None, direction: Direction = "forward") -> Trial:
-    return Trial(direction=direction, size=SIZE, split=split, ms=ms, is_told=split == PRESENT)
+    return Trial(direction=direction, size=SIZE, split=split, ms=ms, is_current=split == PRESENT)
 
 
 @pytest.mark.parametrize(
@@ -98,7 +98,7 @@ def test_trials_run_both_kernels_of_each_split() -> None:
         return (split_for(direction, n_key, n_value), *wide[:1])
 
     tried = list(trials([SIZE], torch.device("cpu"), choose))
-    assert [(x.direction, x.is_told) for x in tried] == [
+    assert [(x.direction, x.is_current) for x in tried] == [
         ("forward", True),
         ("forward", False),
         ("backward", True),

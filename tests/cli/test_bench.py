@@ -56,9 +56,9 @@ def test_rows_not_begun_in_time_are_in_the_table(
     ("words", "told"),
     [
         (("kernels", "--device", "tpu"), "tpu is not one of cuda, cpu"),
-        (("kernels", "--device", "cpu", "--only", "e99"), "no row holds any of: e99"),
-        (("step", "--device", "cpu", "--out", "steps.md"), "steps.md would be JSON"),
-        (("report", "gone.json", "--out", "all.md"), "all.md would be JSON"),
+        (("kernels", "--device", "cpu", "--only", "e99"), "no row matches any of: e99"),
+        (("step", "--device", "cpu", "--out", "steps.md"), "steps.md is the JSON file"),
+        (("report", "gone.json", "--out", "all.md"), "all.md is the JSON file"),
     ],
 )
 def test_what_cannot_be_meant_is_refused_before_anything_is_measured(

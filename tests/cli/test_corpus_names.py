@@ -69,9 +69,9 @@ def test_built_in_corpus_is_named_after_its_python_and_can_be_kept(
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        ((), "name folders"),
+        ((), "no folders of text"),
         (("--builtin", "."), "takes no folders"),
-        ((".",), "no file to write"),
+        ((".",), "no output file given"),
         (("--builtin", "-o", "elman.toml"), "elman.toml exists"),
     ],
 )

@@ -25,7 +25,7 @@ def test_doctor_says_what_is_missing_and_what_helps(quick: QuickCommandLine) -> 
     assert {row["name"] for row in findings if row["part"] == "backend"} == set(BACKENDS)
     assert all((row["fix"] is None) == row["is_fine"] for row in findings)
     torch = next(row for row in findings if row["part"] == "backend" and row["name"] == "torch")
-    assert torch["is_fine"] and torch["detail"] == "usable, for every model"
+    assert torch["is_fine"] and torch["detail"] == "usable, for all models"
     text = quick("doctor")
     assert text.returncode == 0 and text.stdout.startswith("PART\tNAME\tOK\tDETAIL\n")
     assert all(row["fix"] in text.stderr for row in findings if row["fix"])

@@ -17,7 +17,7 @@ from elmanctl.bench.operations import OPERATIONS
 from elmanctl.bench.selftest import (
     check,
     differentiable,
-    drawn_inputs,
+    draw_inputs,
     leaf,
     relative_error,
     results,
@@ -79,7 +79,7 @@ def test_outputs_and_gradients_are_those_of_float64(
 def pair(operation: Operation, path: Path) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """Two draws of the same size, the second for what must not depend on the first."""
     size = operation.test_sizes[0]
-    first = drawn_inputs(operation, size, MAIN_DTYPE, CUDA)
+    first = draw_inputs(operation, size, MAIN_DTYPE, CUDA)
     draw = Draw(1, dtype=getattr(torch, MAIN_DTYPE), device=CUDA)
     second = {name: leaf(x) for name, x in operation.draw(size, draw, True).items()}
     return first, second
@@ -157,7 +157,7 @@ def test_compiled_as_one_graph_it_gives_what_it_gives(operation: Operation, path
 @pytest.mark.parametrize(("operation", "path", "size"), MEASURED)
 def test_size_of_a_whole_model_gives_numbers(operation: Operation, path: Path, size: Size) -> None:
     skip_without(path)
-    inputs = drawn_inputs(operation, size, operation.dtype, CUDA, with_state=False)
+    inputs = draw_inputs(operation, size, operation.dtype, CUDA, with_state=False)
     output = path.run(**inputs)["output"]
     assert output.isfinite().all()
     if path.gradient_unavailable() is None:

@@ -1,4 +1,4 @@
-"""Implementations of others, as they are measured beside ours."""
+"""Third-party implementations that ours are compared with."""
 
 import warnings
 from collections.abc import Iterator, Mapping
@@ -11,19 +11,19 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from elmanctl.kernels.third_party import import_third_party
 
-TIMING_ONLY = "timing only: gradients of the decay and of beta are not to be trusted on this Triton"
+TIMING_ONLY = "timing only: with this Triton the gradients of the decay and of beta are wrong"
 
-_GUARDED = "fla.ops.common.chunk_o"
+_GUARDED_MODULE = "fla.ops.common.chunk_o"
 _GUARD = "TRITON_ABOVE_3_7_1"
 
 
 @contextmanager
 def fla_gradients_for_timing() -> Iterator[None]:
-    """Let fla run its backward pass on a Triton that gets two of its gradients wrong.
+    """Let fla run its backward pass on a Triton that computes two of its gradients wrong.
 
-    The kernels do the same work, so their time is that of right ones; nothing else may use them.
+    The kernels do the same work, so their timing is valid; their results must not be used.
     """
-    module = import_third_party(_GUARDED)
+    module = import_third_party(_GUARDED_MODULE)
     before = getattr(module, _GUARD)
     setattr(module, _GUARD, True)
     try:
@@ -32,8 +32,8 @@ def fla_gradients_for_timing() -> Iterator[None]:
         setattr(module, _GUARD, before)
 
 
-def on_flash_attention(q: Tensor, k: Tensor, v: Tensor) -> Mapping[str, Tensor]:
-    """Attend causally by torch's flash attention; q, k, v, output: [B, T, H, D]."""
+def flash_attention(q: Tensor, k: Tensor, v: Tensor) -> Mapping[str, Tensor]:
+    """Compute causal attention with torch's flash attention; q, k, v, output: [B, T, H, D]."""
     with sdpa_kernel(SDPBackend.FLASH_ATTENTION):
         heads = F.scaled_dot_product_attention(
             q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), is_causal=True
@@ -41,8 +41,8 @@ def on_flash_attention(q: Tensor, k: Tensor, v: Tensor) -> Mapping[str, Tensor]:
     return {"output": heads.transpose(1, 2)}
 
 
-def attention_as_defined(q: Tensor, k: Tensor, v: Tensor) -> Mapping[str, Tensor]:
-    """Attend causally by the definition; q, k, v, output: [B, T, H, D]."""
+def naive_attention(q: Tensor, k: Tensor, v: Tensor) -> Mapping[str, Tensor]:
+    """Compute causal attention from its definition; q, k, v, output: [B, T, H, D]."""
     scores = torch.einsum("bihd,bjhd->bhij", q, k) * q.shape[-1] ** -0.5
     later = torch.ones(scores.shape[-2:], dtype=torch.bool, device=q.device).triu(1)
     weights = torch.softmax(scores.masked_fill(later, -torch.inf), -1)
@@ -50,8 +50,8 @@ def attention_as_defined(q: Tensor, k: Tensor, v: Tensor) -> Mapping[str, Tensor
 
 
 @contextmanager
-def quiet() -> Iterator[None]:
-    """Leave out what other packages warn of: it is theirs, and a table is being made."""
+def suppress_warnings() -> Iterator[None]:
+    """Suppress warnings of third-party packages, which would clutter the output."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         yield
