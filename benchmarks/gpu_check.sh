@@ -1,26 +1,26 @@
 #!/usr/bin/env bash
-# Checks and measures on a machine with a GPU, alone and without a network: the tests marked gpu,
-# then the operations, then whole training steps.  See docs/how-to/measure-on-a-gpu.md.
+# Unattended checks and benchmarks on a machine with a GPU and no network: the tests marked gpu, the
+# operations, and training steps.  See docs/how-to/measure-on-a-gpu.md.
 #
 #   benchmarks/gpu_check.sh [--part tests|kernels|steps|all] [--out FOLDER] [--device cuda|cpu]
 #                           [--without PACKAGE[,PACKAGE...]] [--python PYTHON]
 #
-# Each part ends within 8 minutes, writes its results as they come, and leaves them when it is
-# stopped.  ELMAN_WHEELS names a folder of wheels to unpack beside the packages that are there,
-# ELMAN_COMMIT the commit of a copy without a history (or a file COMMIT at its top).
-# `--device cpu` tries all of it on tiny shapes and measures nothing.
+# Each part takes at most 8 minutes, writes results as they are produced, and keeps them when it is
+# stopped.  ELMAN_WHEELS is a folder of wheels to unpack in addition to the installed packages,
+# ELMAN_COMMIT the commit of a copy without .git (alternatively a file COMMIT at its top).
+# `--device cpu` is a dry run on tiny shapes.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
 readonly ROOT=$PWD
 readonly PARTS=(tests kernels steps)
 
-# Seconds: of 8 minutes a part, the rest is for starting and for writing what came of it.
+# Time limits in seconds; the rest of a part's 8 minutes is for startup and writing results.
 readonly TEST_S=270 DOCTOR_S=170 MEASURE_S=450
-# No new row is begun after so many minutes; the longest row takes one.
-readonly BEGIN_MIN=6
+# No row starts after this many minutes; the longest row takes one.
+readonly START_MIN=6
 
-# What elmanctl itself needs here, and what it is compared with; names as they are imported.
+# Import names of the packages that elmanctl needs, and of those it is compared with.
 readonly NEEDED=(torch triton numpy typer rich schedulefree pytest pytest_timeout hypothesis einops)
 readonly COMPARED=(fla mamba_ssm transformers)
 
@@ -59,14 +59,14 @@ trap 'exit 143' TERM INT HUP
 unpack_wheels() {
   [[ -n ${ELMAN_WHEELS:-} ]] || return 0
   local wheels=("$ELMAN_WHEELS"/*.whl)
-  [[ -f ${wheels[0]} ]] || die "ELMAN_WHEELS=$ELMAN_WHEELS holds no wheel"
+  [[ -f ${wheels[0]} ]] || die "ELMAN_WHEELS=$ELMAN_WHEELS contains no wheel"
   say "unpacking ${#wheels[@]} wheels"
   "$python" -m pip install --quiet --no-index --no-deps --no-compile --no-cache-dir \
     --disable-pip-version-check --target "$scratch/site" "${wheels[@]}" ||
     die "the wheels of $ELMAN_WHEELS cannot be installed"
 }
 
-# Prints the packages of those named that cannot be found.
+# Prints the given packages that are not installed.
 missing_of() {
   "$python" - "$@" <<'PYTHON'
 import importlib.util
@@ -84,12 +84,12 @@ check_machine() {
   [[ -z $missing ]] || die "not installed: $missing" "put their wheels into the folder ELMAN_WHEELS"
   for name in $(missing_of "${COMPARED[@]}"); do
     [[ ,$without, == *,"$name",* ]] ||
-      die "not installed: $name, which is measured beside ours" \
+      die "not installed: $name, which elmanctl is compared with" \
         "put its wheel into the folder ELMAN_WHEELS, or pass --without $name"
-    say "WITHOUT $name: its rows will say that it is missing"
+    say "WITHOUT $name: its rows will be listed as missing"
   done
   [[ $device == cpu ]] && return
-  "$python" - <<'PYTHON' || die "torch sees no GPU" "--device cpu tries the script on tiny shapes"
+  "$python" - <<'PYTHON' || die "torch sees no GPU" "--device cpu is a dry run on tiny shapes"
 import sys
 
 import torch
@@ -98,12 +98,12 @@ sys.exit(not torch.cuda.is_available())
 PYTHON
 }
 
-# The commit of the code, for the heads of the tables: told, in a file, or git's own business.
+# Sets the commit of the code for the reports: from the environment, a file, or git.
 find_commit() {
   [[ -z ${ELMAN_COMMIT:-} && -f COMMIT ]] && ELMAN_COMMIT=$(head -n 1 COMMIT)
   export ELMAN_COMMIT=${ELMAN_COMMIT:-}
   [[ -n $ELMAN_COMMIT || -e .git ]] ||
-    die "nobody knows the commit of this copy" "set ELMAN_COMMIT, or write it into a file COMMIT"
+    die "the commit of this copy is unknown" "set ELMAN_COMMIT, or write it into a file COMMIT"
 }
 
 name_of_card() {
@@ -118,8 +118,7 @@ print(re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-"))
 PYTHON
 }
 
-# Runs a program for so many seconds at the most; says so where it was stopped.  The signal is that
-# of a user's Ctrl-C, after which pytest still writes what it has.
+# Runs a command with a time limit and reports a timeout.  SIGINT lets pytest write its results.
 limited() {
   local seconds=$1 rc=0
   shift
@@ -132,9 +131,9 @@ elmanctl() { "$python" -P -m elmanctl "$@"; }
 
 part_tests() {
   local rc=0 ran workers=()
-  # Compiling takes most of the time, and has room beside itself.
+  # Compilation takes most of the time and runs in parallel.
   [[ $device == cpu || -n $(missing_of xdist) ]] || workers=(-n "$(($(nproc) > 16 ? 8 : ($(nproc) + 1) / 2))")
-  # What another release of torch warns of is no failure of a kernel.
+  # Warnings of other torch releases are not failures.
   limited "$TEST_S" "$python" -m pytest -m gpu tests/kernels tests/models -q -rfE "${workers[@]}" \
     --continue-on-collection-errors -p no:cacheprovider -o filterwarnings=default --junitxml="$scratch/tests.xml" \
     >"$out/tests.log" 2>&1 || rc=$?
@@ -154,7 +153,7 @@ part_tests() {
   failed+=("doctor --gpu, exit code $rc")
 }
 
-# Prints how many tests ran and were not skipped.
+# Prints the number of tests that were not skipped.
 tests_that_ran() {
   "$python" - "$scratch/tests.xml" <<'PYTHON'
 import sys
@@ -171,16 +170,16 @@ part_kernels() { measure kernels kernels; }
 
 part_steps() { measure step steps; }
 
-# Runs `bench NAME` and keeps its table, also the one that was not finished.
+# Runs `bench NAME` and keeps its table, even if unfinished.
 measure() {
   local rc=0
   limited "$MEASURE_S" "$python" -P -m elmanctl bench "$1" --device "$device" \
-    --minutes "$BEGIN_MIN" --out "$out/$2.json" >"$scratch/$2.txt" || rc=$?
+    --minutes "$START_MIN" --out "$out/$2.json" >"$scratch/$2.txt" || rc=$?
   ((rc == 0)) || failed+=("bench $1, exit code $rc")
   [[ -f $out/$2.json ]] || failed+=("bench $1 wrote nothing")
 }
 
-# Joins what was measured, also by earlier calls with the same --out, and prints the targets.
+# Merges the reports, including those of earlier calls with the same --out, and prints the targets.
 summarize() {
   local measured=()
   [[ ! -f $out/kernels.json ]] || measured+=("$out/kernels.json")
@@ -192,7 +191,7 @@ summarize() {
       failed+=("bench report")
     }
     [[ ! -f $scratch/results.md ]] || cp "$scratch/results.md" "$out/results.md"
-    # The first of its tables is that of the targets.
+    # The first table is that of the targets.
     [[ ! -f $scratch/results.txt ]] || sed '/^CEILING\t/,$d' "$scratch/results.txt"
   fi
   ls -l "$out" >&2
@@ -200,9 +199,9 @@ summarize() {
 
 unpack_wheels
 export PYTHONPATH=$scratch/site:$ROOT${PYTHONPATH:+:$PYTHONPATH}
-# The corpus is Python's own library, packed anew; the kernels that Triton compiles may stay.
+# The built-in corpus is packed anew; Triton's cache is kept.
 export XDG_CACHE_HOME=$scratch/cache PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1
-# What fla and mamba-ssm tune at their first call is then tuned once, and not in every process.
+# Share the autotuning results of fla and mamba-ssm between processes.
 export TRITON_CACHE_AUTOTUNING=1
 unset TRITON_INTERPRET
 [[ $device == cuda ]] || export TRITON_INTERPRET=1 OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}

@@ -1,11 +1,10 @@
-"""Count the models of the study and compare with what their runs printed.
+"""Compare parameter counts with those that the study's runs printed.
 
     python benchmarks/param_counts.py COUNTS.csv
 
-The table has a row for each configuration, with the columns level, dim, depth, config (JSON),
-params and formula_exact.  Compared are the rows with formula_exact 1 whose level belongs to a
-family, for the others have no known configuration; exits with 1 if any count differs or cannot be
-had.
+The table has a row per configuration, with the columns level, dim, depth, config (JSON), params and
+formula_exact.  Rows with formula_exact 1 whose level belongs to a family are compared; the others
+have no known configuration.  The exit code is 1 if any count differs or cannot be computed.
 """
 
 import argparse
@@ -26,7 +25,7 @@ from elmanctl.models.study import translate
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Row:
-    """A configuration that ran, and the count that the run printed."""
+    """A configuration, and the parameter count that its run printed."""
 
     level: str
     config: dict[str, Any]
@@ -34,14 +33,14 @@ class Row:
     is_complete: bool
 
     def family(self) -> str | None:
-        """Return the family of the level, or None outside all of them."""
+        """Return the family of the level, or None if it belongs to none."""
         try:
             return find_family(translate(self.level, {})[0]).name
         except NotFound:
             return None
 
     def count(self) -> int | str:
-        """Return our count, or why there is none."""
+        """Return our count, or an error message."""
         try:
             return count_parameters(self.level, self.config, STUDY)
         except (ElmanError, ImportError) as exc:
@@ -49,7 +48,7 @@ class Row:
 
 
 def read_rows(path: Path) -> list[Row]:
-    """Return all rows; those of runs whose command is lost have no configuration."""
+    """Read all rows; runs whose command line is lost have an incomplete configuration."""
     with path.open(newline="") as file:
         return [
             Row(
@@ -64,8 +63,8 @@ def read_rows(path: Path) -> list[Row]:
 
 
 def main() -> int:
-    """Print what was reproduced and each miss; return how the process ends."""
-    parser = argparse.ArgumentParser(description="Count the models of the study; compare.")
+    """Print counts of reproduced rows and each mismatch; return the exit code."""
+    parser = argparse.ArgumentParser(description="Compare parameter counts with the study's.")
     parser.add_argument("table", type=Path, metavar="COUNTS.csv")
     total: Counter[str] = Counter()
     reproduced: Counter[str] = Counter()
@@ -82,7 +81,7 @@ def main() -> int:
             got = row.count()
             reproduced[family] += got == row.expected
             if got != row.expected:
-                print(f"miss: {row.level} {json.dumps(row.config)}: {row.expected}, not {got}")
+                print(f"mismatch: {row.level} {json.dumps(row.config)}: {row.expected}, not {got}")
     for family, rows in total.most_common():
         print(f"{family:12} {reproduced[family]:5} of {rows}")
     print(f"{'total':12} {reproduced.total():5} of {total.total()}")

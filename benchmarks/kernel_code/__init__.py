@@ -1,1 +1,1 @@
-"""The machine code of our Triton kernels, made and read on a machine without a GPU."""
+"""Compilation and analysis of the kernels' machine code on a machine without a GPU."""

@@ -1,9 +1,9 @@
-"""What the machine code of each kernel may come to: recorded once, held to ever after.
+"""Budgets of the kernels' machine code: recorded counts that later builds must match.
 
-The file has, under a version of Triton, an architecture and a case, the numbers of `Record`.  The
-rule is `differences`: nothing may be more than 2 % above what is on record, nor below it, since
-then the record and the table in docs/kernels.md say what is no longer so; and no registers are
-spilled, except where the record has, under `spills`, how many and a `reason`.
+The file maps a version of Triton, an architecture and a case to the numbers of `Record`.  By the
+rule in `differences`, no number may differ from the record by more than 2 % in either direction, so
+that the record and the table in docs/kernels.md stay up to date; and no registers may be spilled,
+unless the record lists the spills with a `reason`.
 """
 
 import json
@@ -20,16 +20,16 @@ MARGIN = 0.02
 FILE = Path(__file__).resolve().parents[2] / "tests" / "kernels" / "budgets.json"
 HINT = "python -m benchmarks.kernel_code.record"
 
-# Instructions that move registers to memory and back, and the bytes of a thread that they need.
+# Spill instructions, and the bytes of stack and local memory per thread.
 SPILLED = ("local_stores", "local_loads", "stack_bytes")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Record:
-    """One kernel under one Triton for one architecture; numbers a step are of one warp.
+    """Recorded counts of one kernel, per warp and step where applicable.
 
-    `warps` is how many warps share the work of a step, `loops` what of the instructions each loop
-    issues.  `spills` is empty but for an exception: the numbers of `SPILLED`, and `reason`.
+    `warps` is the number of warps that share the work of a step, `loops` the instructions by loop.
+    `spills` is normally empty; an exception lists the numbers of `SPILLED` and a `reason`.
     """
 
     warps: int
@@ -47,7 +47,7 @@ Budgets = dict[str, dict[str, dict[str, Record]]]
 
 
 def load(file: Path = FILE) -> Budgets:
-    """Return what is on record: by version of Triton, by architecture, by case."""
+    """Load the records by version of Triton, architecture and case."""
     data = json.loads(file.read_text(encoding="utf-8"))
     return {
         version: {
@@ -59,7 +59,7 @@ def load(file: Path = FILE) -> Budgets:
 
 
 def dump(budgets: Budgets) -> str:
-    """Return the file's text, one line a case, so that a change of a kernel is a line of a diff."""
+    """Format the file with one line per case, for readable diffs."""
     versions = []
     for version, architectures in sorted(budgets.items(), reverse=True):
         parts = []
@@ -78,7 +78,7 @@ def _plain(record: Record) -> dict[str, Any]:
 
 
 def record_of(measured: Measured, loops: Mapping[str, int | Counted], warps: int) -> Record:
-    """Return what would be put on record of a kernel; spills have no reason yet."""
+    """Return a new record of a kernel; the reason for spills must be added by hand."""
     cost = step_cost(measured.loops, loops)
     spills = {name: getattr(measured, name) for name in SPILLED} if measured.spills else {}
     return Record(
@@ -95,22 +95,22 @@ def record_of(measured: Measured, loops: Mapping[str, int | Counted], warps: int
 
 
 def differences(recorded: Record | None, found: Record) -> list[str]:
-    """Return what is wrong with a kernel, as sentences; nothing where it is as it is on record."""
+    """Return descriptions of how a kernel deviates from its record; empty if it does not."""
     spilled = {name: found.spills.get(name, 0) for name in SPILLED}
     if recorded is None:
-        return [f"not on record: {HINT}", *([f"it spills: {spilled}"] if found.spills else [])]
+        return [f"not recorded: {HINT}", *([f"it spills: {spilled}"] if found.spills else [])]
     wrong = []
     for name in ("warps", "registers", "shared_bytes", "instructions", "shuffles", "specials"):
         before, now = getattr(recorded, name), getattr(found, name)
         if now > before * (1 + MARGIN):
-            wrong.append(f"{name}: {now:g}, worse than the {before:g} on record")
+            wrong.append(f"{name}: {now:g}, worse than the recorded {before:g}")
         elif now < before * (1 - MARGIN):
-            wrong.append(f"{name}: {now:g}, less than the {before:g} on record: {HINT}")
-    excused = {name: recorded.spills.get(name, 0) for name in SPILLED}
-    if any(spilled[name] > excused[name] for name in SPILLED):
+            wrong.append(f"{name}: {now:g}, less than the recorded {before:g}: {HINT}")
+    allowed = {name: recorded.spills.get(name, 0) for name in SPILLED}
+    if any(spilled[name] > allowed[name] for name in SPILLED):
         wrong.append(f"it spills: {spilled}")
     if recorded.spills and not str(recorded.spills.get("reason", "")).strip():
-        wrong.append("its spills are on record without a reason")
+        wrong.append("its spills are recorded without a reason")
     if recorded.spills and not found.spills:
         wrong.append(f"it no longer spills: {HINT}")
     return wrong

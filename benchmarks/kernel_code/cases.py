@@ -1,8 +1,8 @@
-"""Every kernel that is compiled and counted: one entry a size, a dtype and a set of flags.
+"""Registry of kernels to compile and count, with an entry per size, dtype and set of flags.
 
 A new kernel needs an entry in `CASES`: a name, a function that returns its `Launch`, and its loops
-in the order of their addresses, outer ones first, each with the steps of time that one pass covers.
-That function imports the kernel, so that the names can be had without Triton.
+in address order, outer ones first, each with the time steps that one iteration covers.  The
+function imports the kernel lazily, so that names are available without Triton.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -18,16 +18,16 @@ from elmanctl.kernels.minimal_scan.sizes import SCORES, choose_tile
 
 ARCHITECTURES = (80, 89, 90)
 
-# What the times of docs/kernels.md are estimated for.
+# Shape of the estimated times in docs/kernels.md.
 BATCH, STEPS = 16, 512
 
 
 @dataclass(frozen=True, slots=True)
 class Counted:
-    """A loop whose step has so many instructions of a kind, such as 32 of MUFU.TANH.
+    """A loop with `each` instructions of `kind` per step, such as 32 of MUFU.TANH.
 
-    Compilers write several steps of a short loop out in one pass, and add a loop for what is left.
-    Then the first of them, which most steps are done by, is the one that is meant.
+    Compilers unroll short loops and add a remainder loop; the main loop, which comes first, is the
+    one that counts.
     """
 
     kind: str
@@ -36,7 +36,7 @@ class Counted:
 
 @dataclass(frozen=True, slots=True)
 class Layer:
-    """A layer of so many heads, and the programs that do its work for a batch of BATCH."""
+    """Heads of a layer, and its programs for a batch of BATCH."""
 
     heads: int
     programs: int
@@ -44,10 +44,10 @@ class Layer:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Case:
-    """One kernel to compile, and how its loops are to be read.
+    """A kernel to compile, and its loops.
 
-    `loops` gives for each loop its name, and how many steps of time one pass covers: a number where
-    the compiler leaves the loop as it is, or what to count.  A time is estimated for `layer`.
+    `loops` maps the name of each loop to the time steps that one iteration covers: a number if the
+    compiler does not unroll it, or an instruction to count.  Times are estimated for `layer`.
     """
 
     launch: Callable[[], Launch]
@@ -56,7 +56,7 @@ class Case:
     layer: Layer | None = None
 
 
-# E88 as it trains: bfloat16, silu and unit length of keys and queries, a gate, the fast tanh.
+# E88 as in training: bfloat16, silu and normalized keys and queries, a gate, the fast tanh.
 _E88 = matrix.Problem(
     n_key=32,
     n_value=32,
@@ -66,11 +66,11 @@ _E88 = matrix.Problem(
     fast=True,
 )
 
-# Layers by the size of their states: three of the study, and one as wide as that with 83 heads.
+# Heads by state size: three layers of the study, and one as wide as that with 83 heads.
 _HEADS = {16: 76, 32: 83, 48: 108, 64: 42}
 
-# What its relatives ask for, and other sizes and dtypes.  The code of these differs too little
-# between sm_80, sm_89 and sm_90 to be compiled three times.
+# Options of its relatives, and other sizes and dtypes.  Their code differs too little between
+# sm_80, sm_89 and sm_90 to compile them three times.
 _UNGATED: Mapping[str, Any] = {"given": frozenset(), "activate": False, "normalize": False}
 _OTHER_SIZES: dict[str, Mapping[str, Any]] = {
     f"e88-{n}x{n}": {"n_key": n, "n_value": n} for n in SUPPORTED["triton"] if n not in _HEADS
@@ -82,7 +82,7 @@ _VARIANTS: dict[str, Mapping[str, Any]] = {
     },
     "e88-32x64": {"n_value": 64},
     "e90-32x32": {"given": frozenset({"beta", "initial_state"})},
-    # These two hand over float32 that autocast's products have rounded.
+    # These two pass float32 tensors that come from products in bfloat16.
     "e75-32x32": {**_UNGATED, "dtype": "fp32", "per_value": True, "self_gate": True},
     "e87-32x32": {
         **_UNGATED,
@@ -103,17 +103,17 @@ def _matrix_recurrence() -> Iterator[tuple[str, Case]]:
         if n in SUPPORTED["gluon"]:
             problem = replace(problem, backend="gluon", checkpoint_dtype="fp16")
             yield f"e88-{n}x{n}-backward-gluon", _matrix_backward(problem, heads)
-    # The forward kernel differs in how often it stores a state.
+    # The forward kernel differs in its checkpoint interval.
     gluon = replace(_E88, backend="gluon", checkpoint_dtype="fp16")
     forward = _matrix_forward(gluon, _HEADS[32])
     yield "e88-32x32-forward-for-gluon", replace(forward, architectures=(90,))
     for name, changes in (_OTHER_SIZES | _VARIANTS).items():
         problem = replace(_E88, **changes)
-        for way, case in (
+        for direction, case in (
             ("forward", _matrix_forward(problem)),
             ("backward", _matrix_backward(problem)),
         ):
-            yield f"{name}-{way}", replace(case, architectures=(90,))
+            yield f"{name}-{direction}", replace(case, architectures=(90,))
 
 
 def _matrix_forward(problem: matrix.Problem, heads: int | None = None) -> Case:
@@ -125,12 +125,12 @@ def _matrix_forward(problem: matrix.Problem, heads: int | None = None) -> Case:
 
 
 def _matrix_backward(problem: matrix.Problem, heads: int | None = None) -> Case:
-    # In Gluon the way back is gone two steps at a time.
-    back = 2 if problem.backend == "gluon" else 1
+    # The Gluon kernel walks back two steps per iteration.
+    steps_back = 2 if problem.backend == "gluon" else 1
     every = matrix.checkpoint_every(problem.backend)
     return Case(
         launch=lambda: matrix.backward_launch(problem),
-        loops={"segment": every, "replay": 1, "reverse": back},
+        loops={"segment": every, "replay": 1, "reverse": steps_back},
         layer=_layer(matrix.backward_split(problem), heads, problem.n_value),
     )
 
@@ -142,17 +142,17 @@ def _layer(split: Split, heads: int | None, n_value: int) -> Layer | None:
     return Layer(heads, groups * parts)
 
 
-# Channels of the study's two minimal networks.
+# Channels of the study's MinGRU and MinLSTM.
 _WIDTHS = {"mingru": 2944, "minlstm": 1792}
 
 
 def _minimal_scan() -> Iterator[tuple[str, Case]]:
-    for is_backward, way in ((False, "forward"), (True, "backward")):
-        yield f"mingru-{way}", _scan("mingru", is_backward=is_backward)
-        yield f"minlstm-{way}", _scan("minlstm", is_backward=is_backward)
-        # A length that tiles do not fit puts a predicate on every position.
+    for is_backward, direction in ((False, "forward"), (True, "backward")):
+        yield f"mingru-{direction}", _scan("mingru", is_backward=is_backward)
+        yield f"minlstm-{direction}", _scan("minlstm", is_backward=is_backward)
+        # A length that is not a multiple of the tile adds a predicate to every position.
         ragged = _scan("mingru", is_backward=is_backward, length=STEPS - 1)
-        yield f"mingru-ragged-{way}", replace(ragged, architectures=(90,))
+        yield f"mingru-ragged-{direction}", replace(ragged, architectures=(90,))
 
 
 def _scan(
@@ -164,14 +164,14 @@ def _scan(
     def launch() -> Launch:
         from elmanctl.kernels.minimal_scan import launches
 
-        together = _WIDTHS[cell] * SCORES[cell]
+        row = _WIDTHS[cell] * SCORES[cell]
         problem = launches.Problem(
             cell=cell,
             batch=BATCH,
             length=length,
             width=_WIDTHS[cell],
-            row=together,
-            batch_stride=together * length,
+            row=row,
+            batch_stride=row * length,
             scores="bf16",
             hidden="bf16",
         )

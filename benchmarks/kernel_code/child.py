@@ -1,8 +1,8 @@
-"""Compiles cases under the Triton that is first on the path; started by `children`, reads stdin.
+"""Child process that compiles cases with the first Triton on the path; started by `children`.
 
-stdin is one JSON object: `registry`, the module whose CASES are meant, `folder`, where PTX and
-machine code are left, and `wanted`, pairs of a case and an architecture.  stdout has one JSON
-object a line, in the order of `wanted`: the case's numbers, or under `error` why there are none.
+stdin is one JSON object: `registry`, the module with CASES; `folder`, for PTX and machine code; and
+`wanted`, pairs of case and architecture.  stdout has one JSON object per line, in the order of
+`wanted`: the case's counts, or `error`.
 """
 
 import importlib
@@ -32,7 +32,7 @@ def main() -> None:
         try:
             answer |= _compiled(cases[name], architecture, Path(request["folder"]) / name)
         except Exception:
-            # One kernel that cannot be compiled must not hide the numbers of the others.
+            # Continue with the other kernels.
             answer["error"] = traceback.format_exc()
         answer["processor_s"] = _processor_s() - before_s
         answer["torch"] = "torch" in sys.modules

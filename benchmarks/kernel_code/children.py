@@ -1,4 +1,4 @@
-"""Processes that compile cases under one Triton each, and their answers as they come."""
+"""Child processes that compile cases, one per version of Triton, and their answers."""
 
 import json
 import os
@@ -15,23 +15,23 @@ from benchmarks.kernel_code.measure import Measured
 
 ROOT = Path(__file__).resolve().parents[2]
 REGISTRY = "benchmarks.kernel_code.cases"
-# Triton finds here what it compiled before, by the text of kernel and compiler.
+# Triton's compilation cache, keyed by the source of kernel and compiler.
 CACHE = ROOT / ".cache" / "kernel-code"
 POLL_S = 0.05
-KEPT_CHARACTERS = 8000
-# Triton has dozens of variables of its own, under several beginnings; none of them is among these.
-KEPT_VARIABLES = ("HOME", "LANG", "LC_ALL", "LD_LIBRARY_PATH", "PATH", "TMPDIR")
+MAX_ERROR_CHARACTERS = 8000
+# An allowlist, since Triton reads dozens of environment variables with various prefixes.
+PASSED_VARIABLES = ("HOME", "LANG", "LC_ALL", "LD_LIBRARY_PATH", "PATH", "TMPDIR")
 
 
 class NotCompiled(Exception):
-    """A case has no numbers: it did not compile, or the process that was to do it ended."""
+    """A case did not compile, or its process ended early."""
 
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """One compiled case; `ptx` is a file, beside which machine code and listing stand.
+    """One compiled case; machine code and listing are next to the file `ptx`.
 
-    `processor_s` is little where the code was in the cache.
+    `processor_s` is small if the code was cached.
     """
 
     case: str
@@ -46,10 +46,10 @@ class Answer:
 
 
 class Child:
-    """One process under one Triton, at work from the moment this is made.
+    """A process that compiles with one version of Triton, started by the constructor.
 
-    `triton` is a folder that holds another Triton than the installed one; `folder`, an empty one,
-    gets the process' request, answers and talk, and what it compiles.
+    `triton` is a folder with another Triton than the installed one; the empty `folder` receives the
+    request, answers, stderr and compiled files.
     """
 
     def __init__(
@@ -70,7 +70,7 @@ class Child:
             (folder / "answers.jsonl").open("wb") as stdout,
             (folder / "stderr.txt").open("wb") as stderr,
         ):
-            # -P: else the working folder would come before the Triton that is meant.
+            # -P, or the working folder would precede the selected Triton on the path.
             self._process = subprocess.Popen(
                 [sys.executable, "-P", "-m", "benchmarks.kernel_code.child"],
                 cwd=ROOT,
@@ -94,23 +94,24 @@ class Child:
     def answer(self, case: str, architecture: int) -> Answer:
         """Wait for a case and return it.
 
-        Raises NotCompiled with the process' own words when there will be no numbers.
+        Raises NotCompiled with the output of the process if there is no result.
         """
         while True:
-            ended = self._process.poll() is not None  # asked before reading: nothing comes after
+            ended = self._process.poll() is not None  # polled before reading the last output
             self._read()
             found = self._answers.get((case, architecture))
             if found is not None:
                 break
             if ended:
-                said = (self._folder / "stderr.txt").read_text(errors="replace")
+                stderr = (self._folder / "stderr.txt").read_text(errors="replace")
                 raise NotCompiled(
                     f"{case} for sm_{architecture}: the process ended with "
-                    f"{self._process.returncode}\n{said[-KEPT_CHARACTERS:]}"
+                    f"{self._process.returncode}\n{stderr[-MAX_ERROR_CHARACTERS:]}"
                 )
             time.sleep(POLL_S)
         if "error" in found:
-            raise NotCompiled(f"{case} for sm_{architecture}\n{found['error'][-KEPT_CHARACTERS:]}")
+            error = found["error"][-MAX_ERROR_CHARACTERS:]
+            raise NotCompiled(f"{case} for sm_{architecture}\n{error}")
         return Answer(
             case=case,
             architecture=architecture,
@@ -124,7 +125,7 @@ class Child:
         )
 
     def stop(self) -> None:
-        """End the process, whatever it is at."""
+        """Kill the process."""
         self._process.kill()
         self._process.wait()
 
@@ -132,15 +133,15 @@ class Child:
         with (self._folder / "answers.jsonl").open("rb") as file:
             file.seek(self._read_bytes)
             text = file.read()
-        whole = text[: text.rfind(b"\n") + 1]
-        self._read_bytes += len(whole)
-        for line in whole.splitlines():
+        complete = text[: text.rfind(b"\n") + 1]
+        self._read_bytes += len(complete)
+        for line in complete.splitlines():
             answer = json.loads(line)
             self._answers[answer["case"], answer["architecture"]] = answer
 
 
 def _environment(triton: Path | None) -> dict[str, str]:
-    """Return an environment in which nothing of this process' own changes a compilation."""
+    """Return an environment in which no variable of this process affects the compilation."""
     path = [str(folder) for folder in (triton, ROOT) if folder is not None]
-    kept = {name: os.environ[name] for name in KEPT_VARIABLES if name in os.environ}
-    return kept | {"PYTHONPATH": os.pathsep.join(path), "TRITON_CACHE_DIR": str(CACHE)}
+    passed = {name: os.environ[name] for name in PASSED_VARIABLES if name in os.environ}
+    return passed | {"PYTHONPATH": os.pathsep.join(path), "TRITON_CACHE_DIR": str(CACHE)}

@@ -1,4 +1,4 @@
-"""From a launch to machine code, for a GPU that need not be there; no torch."""
+"""Ahead-of-time compilation of a launch for a GPU that need not be present; no torch."""
 
 from dataclasses import dataclass
 
@@ -14,7 +14,7 @@ WARP_SIZE = 32
 
 @dataclass(frozen=True, slots=True)
 class Compiled:
-    """What Triton made of a launch: two texts and what the kernel asks of the GPU."""
+    """Compiled launch: PTX, cubin, and the resources of the kernel."""
 
     name: str
     ptx: str
@@ -24,30 +24,29 @@ class Compiled:
 
 
 def compile_launch(launch: Launch, capability: int) -> Compiled:
-    """Compile a launch as Triton would at its first call on a GPU, such as 90 for sm_90.
+    """Compile a launch as Triton would at its first call; `capability` is 90 for sm_90.
 
-    Every pointer is taken to be a multiple of 16 bytes, which is what Triton finds where tensors
-    are whole allocations, or views at such offsets.  Of integers nothing is taken: our kernels
-    mark them `do_not_specialize`, so Triton compiles one code for all their values below 2**31.
+    All pointers are assumed to be aligned to 16 bytes, as Triton infers for whole allocations and
+    views at such offsets.  Integers are not specialized: our kernels mark them `do_not_specialize`,
+    so one binary serves all values below 2**31.
 
-    Raises ValueError on a launch that leaves an argument out or has one too many, and on an
-    integer that Triton would look at.
+    Raises ValueError for a missing or extra argument and for a specialized integer.
     """
     kernel = launch.kernel
     kinds = dict.fromkeys(launch.constants, "constexpr")
     kinds |= dict.fromkeys(launch.integers, "i32")
     kinds |= launch.pointers
-    given = [*launch.constants, *launch.integers, *launch.pointers]
-    if sorted(given) != sorted(kernel.arg_names):
-        odd = sorted(set(given) ^ set(kernel.arg_names)) or given
-        raise ValueError(f"{kernel.__name__}: not given once and only once: {', '.join(odd)}")
-    looked_at = [
+    arguments = [*launch.constants, *launch.integers, *launch.pointers]
+    if sorted(arguments) != sorted(kernel.arg_names):
+        wrong = sorted(set(arguments) ^ set(kernel.arg_names)) or arguments
+        raise ValueError(f"{kernel.__name__}: not passed exactly once: {', '.join(wrong)}")
+    specialized = [
         parameter.name
         for parameter in kernel.params
         if parameter.name in launch.integers and not parameter.do_not_specialize
     ]
-    if looked_at:
-        raise ValueError(f"{kernel.__name__}: specialized on {', '.join(looked_at)}")
+    if specialized:
+        raise ValueError(f"{kernel.__name__}: specialized on {', '.join(specialized)}")
     source = GluonASTSource if kernel.is_gluon() else ASTSource
     compiled = triton.compile(
         source(
@@ -55,8 +54,8 @@ def compile_launch(launch: Launch, capability: int) -> Compiled:
             {name: kinds[name] for name in kernel.arg_names},
             constexprs=dict(launch.constants),
             attrs={
-                (place,): [["tt.divisibility", 16]]
-                for place, name in enumerate(kernel.arg_names)
+                (index,): [["tt.divisibility", 16]]
+                for index, name in enumerate(kernel.arg_names)
                 if name in launch.pointers
             },
         ),

@@ -1,10 +1,10 @@
-"""Where control goes in a listing, and which instructions a loop repeats; pure.
+"""Control-flow graph and natural loops of a listing; pure.
 
-Addresses alone mislead: ptxas turns loops around, so that their last part may stand behind the
-branch that leaves them, and puts what is seldom run at the end of a kernel, with a branch back
-that looks like that of a loop.  So a loop is here what compilers mean by it: an edge to a block
-that every way to the edge leads through, and all blocks between the two (the natural loops of
-Aho, Lam, Sethi and Ullman, Compilers, 2nd edition, 9.6.6).  Loops with one first block are one.
+Addresses are not sufficient: ptxas rotates loops, so that their last part may follow the exit
+branch, and moves cold code to the end of a kernel, with a backward branch that resembles that of a
+loop.  Loops are therefore natural loops: a back edge to a dominating header, and all blocks from
+which its source is reached without the header (Aho, Lam, Sethi and Ullman, Compilers, 2nd edition,
+9.6.6).  Loops with the same header are merged.
 """
 
 from collections.abc import Iterator, Mapping
@@ -19,11 +19,11 @@ _UNREADABLE = {"BRX", "BRXU", "JMP", "JMX", "JMXU"}
 
 @dataclass(frozen=True, slots=True)
 class Loop:
-    """One loop: the instructions that are its own, not those of loops inside it.
+    """A natural loop; `own` are its instructions, excluding those of inner loops.
 
-    `address` is where it begins, `depth` how many loops it is inside of.  `guarded` counts those
-    of `own` that a pass may go around by a branch; what stands under a predicate is not among
-    them, since it is issued in any case.
+    `address` is that of its header, `depth` its nesting depth.  `guarded` counts the instructions
+    of `own` that an iteration may branch around; predicated instructions are not among them, since
+    they are issued in any case.
     """
 
     address: int
@@ -38,15 +38,14 @@ class _Block:
     next: frozenset[int]
 
 
-# For each register that lanes wait at, the addresses where they may have been told to go on.
-_Waits = Mapping[str, frozenset[int]]
+# The possible reconvergence addresses of each convergence barrier register.
+_Barriers = Mapping[str, frozenset[int]]
 
 
 def find_loops(listing: Listing) -> list[Loop]:
-    """Return the loops of a kernel in the order of their addresses, outer ones first.
+    """Return the loops of a kernel in address order, outer ones first.
 
-    Raises ValueError on a jump to an address that only the running kernel knows, and on a way
-    into the middle of a loop.
+    Raises ValueError for an indirect jump and for an irreducible loop.
     """
     blocks = _blocks(listing)
     dominators = _dominators(blocks)
@@ -57,7 +56,7 @@ def find_loops(listing: Listing) -> list[Loop]:
             if target in dominators[source]:
                 bodies.setdefault(target, {target}).update(_body(blocks, target, source))
                 latches.setdefault(target, []).append(source)
-    _refuse_other_cycles(blocks, dominators)
+    _check_reducible(blocks, dominators)
     loops = []
     for header in sorted(bodies):
         inside = [bodies[other] for other in bodies if other != header and other in bodies[header]]
@@ -75,31 +74,31 @@ def find_loops(listing: Listing) -> list[Loop]:
 
 
 def _blocks(listing: Listing) -> dict[int, _Block]:
-    """Return the blocks that a kernel can reach, by their first addresses."""
+    """Return the reachable basic blocks by their first addresses."""
     runs = _runs(listing)
     after = dict(pairwise(runs))
     found: dict[int, _Block] = {}
-    told: dict[int, _Waits] = {min(runs): {}}
-    waiting = [min(runs)]
-    while waiting:
-        start = waiting.pop()
-        waits = dict(told[start])
+    barriers_at: dict[int, _Barriers] = {min(runs): {}}
+    worklist = [min(runs)]
+    while worklist:
+        start = worklist.pop()
+        barriers = dict(barriers_at[start])
         for instruction in runs[start]:
             if _root(instruction) == "BSSY":
                 (label,) = instruction.targets
-                waits[_barrier(instruction)] = frozenset({listing.addresses[label]})
-        targets = frozenset(_next(runs[start][-1], after.get(start), listing, waits))
+                barriers[_barrier(instruction)] = frozenset({listing.addresses[label]})
+        targets = frozenset(_successors(runs[start][-1], after.get(start), listing, barriers))
         found[start] = _Block(runs[start], targets)
         for target in targets:
-            before = told.get(target)
-            told[target] = _merged(before or {}, waits)
-            if told[target] != before:
-                waiting.append(target)
+            before = barriers_at.get(target)
+            barriers_at[target] = _merged(before or {}, barriers)
+            if barriers_at[target] != before:
+                worklist.append(target)
     return {start: found[start] for start in sorted(found)}
 
 
 def _runs(listing: Listing) -> dict[int, tuple[Instruction, ...]]:
-    """Cut a listing where control may come from or go to elsewhere."""
+    """Split a listing at labels and control-flow instructions."""
     starts = set(listing.addresses.values())
     runs: dict[int, list[Instruction]] = {}
     ended = True
@@ -111,7 +110,7 @@ def _runs(listing: Listing) -> dict[int, tuple[Instruction, ...]]:
     return {start: tuple(run) for start, run in runs.items()}
 
 
-def _merged(one: _Waits, other: _Waits) -> _Waits:
+def _merged(one: _Barriers, other: _Barriers) -> _Barriers:
     empty: frozenset[int] = frozenset()
     return {name: one.get(name, empty) | other.get(name, empty) for name in {*one, *other}}
 
@@ -126,43 +125,43 @@ def _barrier(instruction: Instruction) -> str:
     )
 
 
-def _next(
-    last: Instruction, after: int | None, listing: Listing, waits: dict[str, frozenset[int]]
+def _successors(
+    last: Instruction, after: int | None, listing: Listing, barriers: dict[str, frozenset[int]]
 ) -> Iterator[int]:
     """Yield the addresses that may follow the last instruction of a block.
 
-    A register at which lanes have met is taken out of `waits`.
+    A barrier at which lanes reconverge is removed from `barriers`.
     """
     root = _root(last)
     if root in _UNREADABLE:
-        raise ValueError(f"{last.opcode} at {last.address:#x} goes where only a GPU knows")
-    goes_on = last.guard is not None
+        raise ValueError(f"{last.opcode} at {last.address:#x} is an indirect jump")
+    falls_through = last.guard is not None
     if root == "BRA":
         (label,) = last.targets
-        goes_on |= last.operands != f"`({label})"  # it asks a predicate among its operands
-        # BRA.DIV leaves for a slow copy of shuffles, for warps whose lanes are not together.
+        falls_through |= last.operands != f"`({label})"  # a predicate among its operands
+        # BRA.DIV branches to a slow path of shuffles for diverged warps.
         if not last.opcode.startswith("BRA.DIV"):
             yield listing.addresses[label]
     elif root == "BSYNC":
-        if _barrier(last) not in waits:
+        if _barrier(last) not in barriers:
             raise ValueError(f"BSYNC at {last.address:#x} without a BSSY before it")
-        yield from waits.pop(_barrier(last))
+        yield from barriers.pop(_barrier(last))
     elif root == "CALL":
-        # For sm_80 ptxas also leaves loops by a call, to code that never returns.
+        # For sm_80 ptxas also exits loops with a call that never returns.
         yield from (listing.addresses[to] for to in last.targets if to in listing.addresses)
-        goes_on = True
+        falls_through = True
     elif root not in ("EXIT", "RET", "KILL"):
-        goes_on = True
-    if goes_on and after is not None:
+        falls_through = True
+    if falls_through and after is not None:
         yield after
 
 
 def _dominators(blocks: dict[int, _Block]) -> dict[int, set[int]]:
-    """Return, for each block, the blocks that every way to it from the entry leads through."""
-    before: dict[int, list[int]] = {start: [] for start in blocks}
+    """Return the dominators of each block."""
+    predecessors: dict[int, list[int]] = {start: [] for start in blocks}
     for start, block in blocks.items():
         for target in block.next:
-            before[target].append(start)
+            predecessors[target].append(start)
     entry = min(blocks)
     found = {start: set(blocks) for start in blocks} | {entry: {entry}}
     changing = True
@@ -171,41 +170,41 @@ def _dominators(blocks: dict[int, _Block]) -> dict[int, set[int]]:
         for start in blocks:
             if start == entry:
                 continue
-            new = {start} | set.intersection(*(found[other] for other in before[start]))
+            new = {start} | set.intersection(*(found[other] for other in predecessors[start]))
             changing |= new != found[start]
             found[start] = new
     return found
 
 
 def _body(blocks: dict[int, _Block], header: int, latch: int) -> set[int]:
-    """Return the blocks from which the latch is reached without going through the header."""
+    """Return the blocks from which the latch is reached without passing the header."""
     found = {header}
-    waiting = [latch]
-    while waiting:
-        start = waiting.pop()
+    worklist = [latch]
+    while worklist:
+        start = worklist.pop()
         if start not in found:
             found.add(start)
-            waiting += [other for other, block in blocks.items() if start in block.next]
+            worklist += [other for other, block in blocks.items() if start in block.next]
     return found
 
 
-def _refuse_other_cycles(blocks: dict[int, _Block], dominators: dict[int, set[int]]) -> None:
-    """Raise ValueError if there is a cycle without a back edge: a loop with two entries."""
+def _check_reducible(blocks: dict[int, _Block], dominators: dict[int, set[int]]) -> None:
+    """Raise ValueError for a cycle without a back edge: a loop with several entries."""
     forward = {
         start: [target for target in block.next if target not in dominators[start]]
         for start, block in blocks.items()
     }
-    into = dict.fromkeys(blocks, 0)
+    in_degree = dict.fromkeys(blocks, 0)
     for targets in forward.values():
         for target in targets:
-            into[target] += 1
-    waiting = [start for start, number in into.items() if number == 0]
+            in_degree[target] += 1
+    worklist = [start for start, degree in in_degree.items() if degree == 0]
     ordered = 0
-    while waiting:
+    while worklist:
         ordered += 1
-        for target in forward[waiting.pop()]:
-            into[target] -= 1
-            if into[target] == 0:
-                waiting.append(target)
+        for target in forward[worklist.pop()]:
+            in_degree[target] -= 1
+            if in_degree[target] == 0:
+                worklist.append(target)
     if ordered != len(blocks):
         raise ValueError("a loop has more than one entry")

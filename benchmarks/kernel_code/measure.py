@@ -1,4 +1,4 @@
-"""What is counted of a compiled kernel, as plain data."""
+"""Instruction counts of a compiled kernel, as plain data."""
 
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -11,9 +11,9 @@ STORES, LOADS = "STL", "LDL"
 
 @dataclass(frozen=True, slots=True)
 class LoopCount:
-    """The instructions that one pass of a loop issues on each warp, inner loops left out.
+    """Instructions that one iteration of a loop issues per warp, excluding inner loops.
 
-    `guarded` of them stand behind a branch that a pass may take around them.
+    `guarded` of them are behind a branch that an iteration may skip.
     """
 
     depth: int
@@ -24,10 +24,10 @@ class LoopCount:
 
 @dataclass(frozen=True, slots=True)
 class Measured:
-    """One kernel under one Triton for one architecture.
+    """Counts of one kernel with one version of Triton for one architecture.
 
-    `local_stores` and `local_loads` are instructions, anywhere in the kernel, that put registers
-    into memory and bring them back: spills, since no kernel of ours has arrays of its own.
+    `local_stores` and `local_loads` count instructions on local memory, anywhere in the kernel:
+    register spills, since our kernels have no local arrays.
     """
 
     registers: int
@@ -40,30 +40,30 @@ class Measured:
 
     @property
     def spills(self) -> bool:
-        """Whether registers ran out."""
+        """Whether registers are spilled."""
         return bool(self.local_stores or self.local_loads or self.stack_bytes)
 
     def encode(self) -> dict[str, Any]:
-        """Return it as JSON has it."""
+        """Encode as plain data."""
         return asdict(self)
 
     @classmethod
     def decode(cls, data: dict[str, Any]) -> "Measured":
-        """Return what `encode` was called on."""
+        """Decode from plain data."""
         return cls(**{**data, "loops": [LoopCount(**loop) for loop in data["loops"]]})
 
 
 def measure(listing: str, resources: str, shared_bytes: int) -> Measured:
-    """Count the instructions of what nvdisasm and cuobjdump printed of a kernel."""
+    """Count the instructions of a kernel from the output of nvdisasm and cuobjdump."""
     code = read_listing(listing)
-    given = read_resources(resources)
-    whole = count(code.instructions)
+    usage = read_resources(resources)
+    total = count(code.instructions)
     return Measured(
-        registers=given.registers,
+        registers=usage.registers,
         shared_bytes=shared_bytes,
-        stack_bytes=given.stack_bytes + given.local_bytes,
-        local_stores=whole[STORES],
-        local_loads=whole[LOADS],
+        stack_bytes=usage.stack_bytes + usage.local_bytes,
+        local_stores=total[STORES],
+        local_loads=total[LOADS],
         instructions=len(code.instructions),
         loops=[
             LoopCount(

@@ -1,4 +1,4 @@
-"""The instructions of a kernel, from what nvdisasm and cuobjdump print; pure."""
+"""Parser of SASS listings of nvdisasm and resource usage of cuobjdump; pure."""
 
 import re
 from collections import Counter
@@ -15,7 +15,7 @@ _RESOURCES = re.compile(r"\b(REG|STACK|SHARED|LOCAL):(\d+)")
 
 @dataclass(frozen=True, slots=True)
 class Instruction:
-    """One instruction: `guard` is the predicate that it runs under, such as `!P1`."""
+    """An instruction; `guard` is its predicate, such as `!P1`."""
 
     address: int
     guard: str | None
@@ -24,19 +24,19 @@ class Instruction:
 
     @property
     def kind(self) -> str:
-        """What it is counted as: the first part of its name, for MUFU also which function."""
+        """Kind for counting: the first part of its opcode, for MUFU also the function."""
         parts = self.opcode.split(".")
         return ".".join(parts[:2]) if parts[0] == "MUFU" else parts[0]
 
     @property
     def targets(self) -> list[str]:
-        """The labels that it names."""
+        """Labels among its operands."""
         return _TARGET.findall(self.operands)
 
 
 @dataclass(frozen=True, slots=True)
 class Listing:
-    """The instructions of one kernel in the order of their addresses, and what labels stand for."""
+    """Instructions of one kernel in address order, and the addresses of labels."""
 
     instructions: tuple[Instruction, ...]
     addresses: dict[str, int]
@@ -44,7 +44,7 @@ class Listing:
 
 @dataclass(frozen=True, slots=True)
 class Resources:
-    """What a thread of a kernel is given: registers, and bytes of memory where they ran out."""
+    """Resources of a thread: registers, and bytes of stack and local memory."""
 
     registers: int
     stack_bytes: int
@@ -52,18 +52,17 @@ class Resources:
 
 
 def read_listing(text: str) -> Listing:
-    """Read what `nvdisasm -c` prints of a cubin with one kernel.
+    """Parse the output of `nvdisasm -c` for a cubin with one kernel.
 
-    Raises ValueError where an instruction cannot be read, where there is none, and where
-    instructions of several kernels stand.
+    Raises ValueError for an unknown instruction, for no instruction, and for several kernels.
     """
     instructions: list[Instruction] = []
     addresses: dict[str, int] = {}
-    waiting: list[str] = []
+    pending: list[str] = []
     for line in text.splitlines():
         label = _LABEL.match(line)
         if label:
-            waiting.append(label["label"])
+            pending.append(label["label"])
             continue
         found = _LINE.match(line)
         if not found:
@@ -74,18 +73,18 @@ def read_listing(text: str) -> Listing:
         address = int(found["address"], 16)
         if instructions and address <= instructions[-1].address:
             raise ValueError("instructions of more than one kernel")
-        addresses |= dict.fromkeys(waiting, address)
-        waiting = []
+        addresses |= dict.fromkeys(pending, address)
+        pending = []
         instructions.append(
             Instruction(address, parts["guard"], parts["opcode"], parts["operands"])
         )
     if not instructions:
-        raise ValueError("no instruction in what nvdisasm printed")
+        raise ValueError("no instruction in the output of nvdisasm")
     return Listing(tuple(instructions), addresses)
 
 
 def read_resources(text: str) -> Resources:
-    """Read what `cuobjdump -res-usage` prints of a cubin with one kernel."""
+    """Parse the output of `cuobjdump -res-usage` for a cubin with one kernel."""
     found = _RESOURCES.findall(text)
     values = {name: int(value) for name, value in found}
     if len(found) != 4 or len(values) != 4:
@@ -94,5 +93,5 @@ def read_resources(text: str) -> Resources:
 
 
 def count(instructions: Iterable[Instruction]) -> Counter[str]:
-    """Return how many instructions of each kind there are."""
+    """Count instructions by kind."""
     return Counter(instruction.kind for instruction in instructions)

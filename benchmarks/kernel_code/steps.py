@@ -1,4 +1,4 @@
-"""What one step of time costs, from the passes of a kernel's loops; pure."""
+"""Cost of one time step, from the loops of a kernel; pure."""
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
@@ -7,17 +7,17 @@ from dataclasses import dataclass
 from benchmarks.kernel_code.cases import Counted
 from benchmarks.kernel_code.measure import LoopCount
 
-# What a step does once and a compiler cannot do for several steps together.
+# Instructions of a step that a compiler cannot merge across steps.
 WORK = ("LDG", "STG", "SHFL", "MUFU.TANH", "MUFU.EX2", "MUFU.RCP", "MUFU.RSQ")
 
 
 @dataclass(frozen=True, slots=True)
 class StepCost:
-    """The instructions that one warp issues a step, whole and by loop.
+    """Instructions that one warp issues per step, in total and by loop.
 
-    What a loop does once for many steps counts by its share.  `guarded` of the instructions stand
-    behind a branch that goes around them at some steps, so they are an upper bound.  `covered` is
-    the number of steps in one pass of each loop.
+    Work that a loop does once for several steps counts proportionally.  `guarded` of the
+    instructions are skipped at some steps, so the total is an upper bound.  `covered` is the number
+    of steps in one iteration of each loop.
     """
 
     instructions: float
@@ -29,35 +29,34 @@ class StepCost:
 
 
 class LoopsDiffer(Exception):
-    """The compiler made other loops than a case declares."""
+    """The compiled loops differ from those that a case declares."""
 
 
 def step_cost(found: Sequence[LoopCount], declared: Mapping[str, int | Counted]) -> StepCost:
-    """Divide what the passes of loops issue by the steps that each covers.
+    """Divide the instructions of each loop by the steps that one iteration covers.
 
-    Both are in the order of addresses.  Raises LoopsDiffer when the loops that were found cannot be
-    those that are declared.
+    Both arguments are in address order.  Raises LoopsDiffer if the loops do not match.
     """
     by_loop: dict[str, float] = {}
     covered: dict[str, int] = {}
     guarded = 0.0
     kinds: defaultdict[str, float] = defaultdict(float)
-    place = 0
-    for name, how in declared.items():
-        steps = _steps(found[place], how) if place < len(found) else 0
+    index = 0
+    for name, rule in declared.items():
+        steps = _steps(found[index], rule) if index < len(found) else 0
         if not steps:
             raise LoopsDiffer(f"no loop for {name}: {_listed(found)}")
-        loop = found[place]
+        loop = found[index]
         covered[name] = steps
         by_loop[name] = loop.instructions / steps
         guarded += loop.guarded / steps
         for kind, number in loop.kinds.items():
             kinds[kind] += number / steps
-        place += 1
-        while place < len(found) and _is_rest(found[place], found[place - 1], how):
-            place += 1
-    if place < len(found):
-        raise LoopsDiffer(f"loops beside {', '.join(declared)}: {_listed(found)}")
+        index += 1
+        while index < len(found) and _is_remainder(found[index], found[index - 1], rule):
+            index += 1
+    if index < len(found):
+        raise LoopsDiffer(f"loops other than {', '.join(declared)}: {_listed(found)}")
     return StepCost(
         instructions=sum(by_loop.values()),
         guarded=guarded,
@@ -68,19 +67,19 @@ def step_cost(found: Sequence[LoopCount], declared: Mapping[str, int | Counted])
     )
 
 
-def _steps(loop: LoopCount, how: int | Counted) -> int:
-    """Return the steps that a pass of a loop covers, 0 where it cannot be the one that is meant."""
-    if isinstance(how, int):
-        return how
-    steps, odd = divmod(loop.kinds.get(how.kind, 0), how.each)
-    return 0 if odd else steps
+def _steps(loop: LoopCount, rule: int | Counted) -> int:
+    """Return the steps that an iteration covers, or 0 if the loop does not match the rule."""
+    if isinstance(rule, int):
+        return rule
+    steps, remainder = divmod(loop.kinds.get(rule.kind, 0), rule.each)
+    return 0 if remainder else steps
 
 
-def _is_rest(loop: LoopCount, before: LoopCount, how: int | Counted) -> bool:
-    """Whether a loop does the steps that are left by the one before it, fewer in a pass."""
-    if isinstance(how, int) or loop.depth != before.depth:
+def _is_remainder(loop: LoopCount, before: LoopCount, rule: int | Counted) -> bool:
+    """Whether a loop is the remainder loop of the unrolled one before it."""
+    if isinstance(rule, int) or loop.depth != before.depth:
         return False
-    steps, more = _steps(loop, how), _steps(before, how)
+    steps, more = _steps(loop, rule), _steps(before, rule)
     return 0 < steps < more and all(
         loop.kinds.get(kind, 0) * more == before.kinds.get(kind, 0) * steps for kind in WORK
     )

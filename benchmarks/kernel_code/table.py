@@ -1,4 +1,4 @@
-"""The tables of docs/kernels.md, from what is on record of the kernels' machine code."""
+"""Tables of docs/kernels.md from the recorded machine-code budgets."""
 
 import math
 from collections.abc import Iterable, Mapping
@@ -6,15 +6,14 @@ from collections.abc import Iterable, Mapping
 from benchmarks.kernel_code.budgets import Budgets, Record
 from benchmarks.kernel_code.cases import BATCH, CASES, STEPS, Case
 
-# An H100 SXM: 132 multiprocessors of 4 schedulers, each of which issues one instruction of one warp
-# a cycle.
+# An H100 SXM: 132 multiprocessors with 4 schedulers, each issuing one warp instruction per cycle.
 SCHEDULERS = 4 * 132
 CLOCK_GHZ = 1.755
 ESTIMATED = "sm_90"
 
 
 def kernel_tables(budgets: Budgets, cases: Mapping[str, Case] = CASES) -> str:
-    """Return one table an architecture, then the one of times that its numbers would allow."""
+    """Return one table per architecture, then one with estimated times."""
     versions = sorted(budgets, reverse=True)
     architectures = sorted({name for part in budgets.values() for name in part}, reverse=True)
     parts = []
@@ -23,18 +22,18 @@ def kernel_tables(budgets: Budgets, cases: Mapping[str, Case] = CASES) -> str:
         parts.append(f"Table {number}. {architecture}.\n\n{_code_table(records, cases)}")
     records = {version: budgets[version].get(ESTIMATED, {}) for version in versions}
     parts.append(
-        f"Table {len(architectures) + 1}. Arithmetic, not a measurement: the time of one layer of "
-        f"E88 at B{BATCH} T{STEPS} if an H100 at {CLOCK_GHZ}\nGHz did nothing but issue the "
-        f"instructions of Table 1, one a cycle from each of its {SCHEDULERS} schedulers. "
-        '"Even"\nspreads the warps over the schedulers evenly; "worst" is the scheduler that has '
-        f"the most of them.\n\n{_time_table(records, cases)}"
+        f"Table {len(architectures) + 1}. Estimates, not measurements: the time of one layer of "
+        f"E88 at B{BATCH} T{STEPS} if an H100\nat {CLOCK_GHZ} GHz only issued the instructions of "
+        f'Table 1, one per cycle and scheduler ({SCHEDULERS}). "Even"\nassumes an even '
+        'distribution of the warps; "worst" is the scheduler with the most warps.\n\n'
+        f"{_time_table(records, cases)}"
     )
     return "\n".join(parts)
 
 
 def _code_table(records: Mapping[str, Mapping[str, Record]], cases: Iterable[str]) -> str:
     lines = [
-        "| Kernel | Warps | Registers | Shared bytes | Instructions | by loop | of them guarded "
+        "| Kernel | Warps | Registers | Shared bytes | Instructions | by loop | guarded "
         "| SHFL | MUFU |",
         "| --- | ---: | ---: | ---: | ---: | --- | ---: | ---: | ---: |",
     ]
@@ -57,9 +56,9 @@ def _code_table(records: Mapping[str, Mapping[str, Record]], cases: Iterable[str
 
 
 def _versions(texts: Iterable[str]) -> str:
-    """Return what the versions of Triton gave, once where they agree."""
-    given = list(texts)
-    return given[0] if len(set(given)) == 1 else " / ".join(given)
+    """Join the texts of all versions of Triton, or return a single one if they agree."""
+    found = list(texts)
+    return found[0] if len(set(found)) == 1 else " / ".join(found)
 
 
 def _number(value: float) -> str:
@@ -76,7 +75,7 @@ def _spilled(record: Record) -> str:
 
 def _time_table(records: Mapping[str, Mapping[str, Record]], cases: Mapping[str, Case]) -> str:
     lines = [
-        "| Kernel | Triton | Heads | Warps | Instructions a step | Even, ms | Worst, ms |",
+        "| Kernel | Triton | Heads | Warps | Instructions per step | Even, ms | Worst, ms |",
         "| --- | --- | ---: | ---: | ---: | ---: | ---: |",
     ]
     for name, case in cases.items():

@@ -1,4 +1,4 @@
-"""The disassemblers that Triton carries, called on one cubin."""
+"""Disassembly of a cubin with the tools bundled with Triton."""
 
 import subprocess
 import tempfile
@@ -10,15 +10,15 @@ TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
 
 
 def disassemble(cubin: bytes) -> str:
-    """Return what nvdisasm says of a cubin: every instruction, with labels where branches lead.
+    """Return the instructions of a cubin with labels, from nvdisasm.
 
-    `cuobjdump -sass` starts the same program and prints addresses in place of the labels.
+    `cuobjdump -sass` runs the same program but prints addresses instead of labels.
     """
     return _run("nvdisasm", "-c", cubin)
 
 
 def resource_usage(cubin: bytes) -> str:
-    """Return what cuobjdump says of a cubin: registers and memory of a thread."""
+    """Return the registers and memory of a thread, from cuobjdump."""
     return _run("cuobjdump", "-res-usage", cubin)
 
 

@@ -74,7 +74,7 @@ def run(copy: Path, environment: dict[str, str]) -> Script:
         (["--device", "tpu"], 2, "no such device: tpu"),
         (["--parts"], 2, "unknown argument: --parts"),
         (["--out"], 2, "--out needs a value"),
-        (["--device", "cpu"], 4, "nobody knows the commit of this copy"),
+        (["--device", "cpu"], 4, "the commit of this copy is unknown"),
         ([], 4, "torch sees no GPU"),
     ],
 )
@@ -107,17 +107,17 @@ def test_package_to_compare_with_is_missed_unless_it_is_said_to_be_left_out(
     script.write_text(text.replace("COMPARED=(fla ", "COMPARED=(fla_of_nobody "))
     done = run("--device", "cpu")
     assert done.returncode == 4
-    assert "error: not installed: fla_of_nobody, which is measured beside ours" in done.stderr
+    assert "error: not installed: fla_of_nobody, which elmanctl is compared with" in done.stderr
     assert "or pass --without fla_of_nobody" in done.stderr
     done = run("--device", "cpu", "--without", "mamba_ssm,fla_of_nobody")
-    assert "WITHOUT fla_of_nobody: its rows will say that it is missing" in done.stderr
-    assert "nobody knows the commit" in done.stderr
+    assert "WITHOUT fla_of_nobody: its rows will be listed as missing" in done.stderr
+    assert "the commit of this copy is unknown" in done.stderr
 
 
 def test_wheels_that_are_not_there_are_an_error(run: Script, tmp_path: Path) -> None:
     done = run("--device", "cpu", ELMAN_WHEELS=str(tmp_path / "none"), ELMAN_COMMIT="0123abc")
     assert done.returncode == 4
-    assert f"ELMAN_WHEELS={tmp_path / 'none'} holds no wheel" in done.stderr
+    assert f"ELMAN_WHEELS={tmp_path / 'none'} contains no wheel" in done.stderr
 
 
 def test_part_that_takes_too_long_is_stopped_and_said_to_be(

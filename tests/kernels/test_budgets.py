@@ -58,14 +58,14 @@ def test_record_that_has_become_too_high_must_be_made_anew(name: str) -> None:
 
 
 def test_kernel_without_a_record_is_no_pass() -> None:
-    assert "not on record" in differences(None, RECORD)[0]
+    assert "not recorded" in differences(None, RECORD)[0]
 
 
 def test_spill_is_excused_by_a_reason_and_up_to_its_numbers_only() -> None:
     found = replace(RECORD, spills=SPILLS)
     assert any("it spills" in wrong for wrong in differences(RECORD, found))
     without = replace(RECORD, spills=SPILLS | {"reason": " "})
-    assert differences(without, found) == ["its spills are on record without a reason"]
+    assert differences(without, found) == ["its spills are recorded without a reason"]
     excused = replace(RECORD, spills=SPILLS | {"reason": "two states of 64 keys"})
     assert differences(excused, found) == []
     more = replace(RECORD, spills=SPILLS | {"local_loads": 6})

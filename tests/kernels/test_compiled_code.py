@@ -96,7 +96,7 @@ def test_registers_that_run_out_are_seen(compilation: Compilation, version: str)
 def test_launch_that_leaves_an_argument_out_is_refused(
     compilation: Compilation, version: str
 ) -> None:
-    with pytest.raises(NotCompiled, match="one_loop: not given once and only once: p_y"):
+    with pytest.raises(NotCompiled, match="one_loop: not passed exactly once: p_y"):
         compilation.answer(version, "argument-left-out", 90)
 
 

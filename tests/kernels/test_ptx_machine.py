@@ -344,7 +344,7 @@ def test_wrong_number_of_arguments_is_refused(machines: Machines) -> None:
 def test_launch_that_cannot_be_compiled_says_why(machines: Machines) -> None:
     incomplete = replace(CASES["copied_from"], pointers={"x": "*fp32"})
     for version in VERSIONS:
-        with pytest.raises(NotCompiled, match="not given once and only once: y"):
+        with pytest.raises(NotCompiled, match="not passed exactly once: y"):
             machines.machine(version, incomplete, 90)
 
 

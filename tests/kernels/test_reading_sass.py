@@ -210,7 +210,7 @@ def test_body_of_a_function_is_not_part_of_the_loop_that_calls_it() -> None:
 
 
 def test_jump_to_an_address_in_a_register_is_refused() -> None:
-    with pytest.raises(ValueError, match="BRX at 0x0 goes where only a GPU knows"):
+    with pytest.raises(ValueError, match="BRX at 0x0 is an indirect jump"):
         loops("BRX R2 -0x10\nEXIT")
 
 
@@ -357,10 +357,10 @@ def test_loop_for_the_steps_that_are_left_is_not_counted_again() -> None:
         ([], "no loop for step"),
         ([loop_count(MUFU_TANH=3)], "no loop for step"),
         ([loop_count(FADD=3)], "no loop for step"),
-        ([loop_count(MUFU_TANH=2)] * 2, "loops beside step"),
+        ([loop_count(MUFU_TANH=2)] * 2, "loops other than step"),
         # Deeper, or with other work in it: not what is left of the first.
-        ([loop_count(MUFU_TANH=8), loop_count(1, MUFU_TANH=2)], "loops beside step"),
-        ([loop_count(MUFU_TANH=8), loop_count(MUFU_TANH=2, SHFL=1)], "loops beside step"),
+        ([loop_count(MUFU_TANH=8), loop_count(1, MUFU_TANH=2)], "loops other than step"),
+        ([loop_count(MUFU_TANH=8), loop_count(MUFU_TANH=2, SHFL=1)], "loops other than step"),
     ],
 )
 def test_loops_that_are_not_the_declared_ones_are_refused(
