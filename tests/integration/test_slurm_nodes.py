@@ -129,7 +129,8 @@ def test_home_that_is_a_link_here_and_a_mount_on_the_node_trains(
     attempts = [attempt for e in state.evaluations.values() for attempt in e.attempts]
     assert [attempt.node for attempt in attempts] == [node.name] * 4
     assert all(attempt.state is State.COMPLETED for attempt in attempts)
-    written = [run / "ledger.jsonl", *run.rglob("spec.json"), *run.rglob("submission.sh")]
+    scripts = (run / "submissions").rglob("submission.sh")
+    written = [run / "ledger.jsonl", *run.rglob("spec.json"), *scripts]
     for path in written:
         text = path.read_text(encoding="utf-8")
         assert str(node.folder / "export") not in text
