@@ -1,4 +1,4 @@
-"""What the tests of the search share: no cache of the user, and runs that are made once."""
+"""Shared fixtures of the search tests: no user cache, and runs that are made once."""
 
 import os
 from collections.abc import Iterator

@@ -1,4 +1,4 @@
-"""Goes on with dumped optimizers in a process of its own, as a controller after a kill does.
+"""Restored optimizers in a separate process, as after a kill of the controller.
 
 Reads a JSON list of (dump in base64, told points, values, way of asking) on stdin; for each one
 loads the optimizer, tells, asks, and writes the points it got as one JSON list.
@@ -21,7 +21,7 @@ def is_refused(point: Point) -> bool:
 
 
 def ask_all(optimizer: CmaOptimizer, count: int) -> list[Point]:
-    """Ask as a search does whose every point can be built."""
+    """Ask as a search does when every point can be built."""
     return optimizer.ask(count)
 
 

@@ -135,7 +135,7 @@ class World:
         return tried[attempt - 1] if attempt <= len(tried) else self.everywhere or "completed"
 
     def end(self, job_id: str, verdict: str) -> None:
-        """End a job; its worker leaves a result unless nobody asked it."""
+        """End a job; its worker leaves a result unless the scheduler ended it."""
         evaluation, attempt = self.tasks[job_id]
         paths = self.paths.attempt(evaluation, attempt)
         report = WORDS.get(verdict, JobReport(state=JobState.ENDED, raw="COMPLETED", exit_code=0))

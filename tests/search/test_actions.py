@@ -139,9 +139,9 @@ def test_requeue_that_cannot_be_is_answered_with_the_reason(
     run.world.held = {"g000-e00"}
     driven = start(run)
     driven.wait_for(is_running("g000-e00"))
-    with pytest.raises(Exception, match="g000-e00 is running: only failed") as told:
+    with pytest.raises(Exception, match="g000-e00 is running: only failed") as caught:
         with_commands(run)("requeue", evaluations=["g000-e00"])
-    assert getattr(told.value, "exit_code", None) == UsageError.exit_code
+    assert getattr(caught.value, "exit_code", None) == UsageError.exit_code
     run.world.held.clear()
     assert driven.join().status is RunStatus.FINISHED
 

@@ -1,4 +1,4 @@
-"""From a scheduler's reports to verdicts on record: when to wait, and when to be sure."""
+"""Attempt monitor: from reports of the scheduler to recorded verdicts, with grace periods."""
 
 import json
 import os

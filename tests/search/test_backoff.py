@@ -1,4 +1,4 @@
-"""How many attempts are submitted at a time while a scheduler refuses more."""
+"""Backoff of submissions while a scheduler refuses some."""
 
 from itertools import pairwise
 

@@ -1,4 +1,4 @@
-"""Which attempts' checkpoints the next attempt is offered."""
+"""Checkpoints that are offered to the next attempt."""
 
 import json
 from typing import Any

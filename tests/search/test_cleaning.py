@@ -1,4 +1,4 @@
-"""What cleaning plans and removes: never more than the plan, never outside the run."""
+"""Cleaning removes exactly its plan, and nothing outside the run."""
 
 import itertools
 import os
@@ -86,7 +86,7 @@ def files_below(folder: Path) -> set[Path]:
     return {path for path in folder.rglob("*") if path.is_symlink() or not path.is_dir()}
 
 
-# What somebody may have put where the files of an attempt lie.
+# Files that another program may have put among those of an attempt.
 FOLDERS = (
     *("evaluations/g000-e00/attempt-1", "evaluations/g000-e02", "evaluations/g999-e00/attempt-1"),
     *("evaluations/..x", "submissions/s0001", "optimizer", "."),
@@ -206,10 +206,10 @@ def test_file_swapped_since_the_plan_is_left(runs: Runs) -> None:
     with Session.open(run.folder) as session:
         plan = plan_cleaning(run.paths, session.state, EVERYTHING, kinds=["metrics"])
         metrics.rename(metrics.with_name("kept"))
-        metrics.write_text("somebody else's", encoding="utf-8")
+        metrics.write_text("another file", encoding="utf-8")
         freed = remove_planned(session, plan)
     assert freed.files == len(plan) - 1
-    assert metrics.read_text(encoding="utf-8") == "somebody else's"
+    assert metrics.read_text(encoding="utf-8") == "another file"
 
 
 def test_what_belongs_to_nobody_is_named_and_never_planned(runs: Runs) -> None:

@@ -1,4 +1,4 @@
-"""Which ends a training may go on after."""
+"""Ends after which a training may resume."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""Budgets: what is paid for, when a search pauses, and what it will come to."""
+"""Budgets: affordable attempts, pauses, and the forecast of costs."""
 
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -40,7 +40,7 @@ def half_an_hour_each(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 class Clock:
-    """A clock that stands still unless it is told to go on."""
+    """A clock that stands still until a test moves it."""
 
     def __init__(self) -> None:
         self.moment = clock.now()
@@ -61,11 +61,11 @@ def still(monkeypatch: pytest.MonkeyPatch) -> Clock:
 
 def paused(run: Run, **how: Any) -> tuple[RunState, SearchPaused]:
     """Drive a run until it pauses itself; return what it left and why."""
-    with pytest.raises(SearchPaused) as told:
+    with pytest.raises(SearchPaused) as caught:
         run.drive(**how)
     state = load_run(run.folder).state
     assert not state.live_attempts()
-    return state, told.value
+    return state, caught.value
 
 
 def spent_h(state: RunState) -> float:
@@ -77,13 +77,13 @@ def test_hours_are_spent_to_the_budget_and_a_higher_one_goes_on_as_if_never_stop
 ) -> None:
     unlimited = runs.new(generations=3).drive()
     run = runs.new(generations=3, budget={"gpu_hours": 3.2})
-    state, told = paused(run)
+    state, pause = paused(run)
     # The first generation of four shows what an attempt costs; two of the second are paid for.
     assert (state.trained, spent_h(state)) == (6, 3.0)
     assert (state.generation, set(state.told)) == (1, {0})
-    assert "`budget.gpu_hours` is used up: 3 of 3.2 job-hours are spent" in told.message
-    assert "one more evaluation takes about 0.5" in told.message
-    assert told.hint is not None and "--set budget.gpu_hours=6" in told.hint
+    assert "`budget.gpu_hours` is used up: 3 of 3.2 job-hours are spent" in pause.message
+    assert "one more evaluation takes about 0.5" in pause.message
+    assert pause.hint is not None and "--set budget.gpu_hours=6" in pause.hint
     again, _ = paused(run)
     assert (again.trained, spent_h(again)) == (6, 3.0)
     with Session.open(run.folder) as session:
@@ -101,7 +101,7 @@ def test_hours_are_never_exceeded_by_more_than_what_is_in_flight(
 ) -> None:
     run = runs.new(generations=3, budget={"gpu_hours": budget_h})
     state, _ = paused(run, executor=ScriptedExecutor(run.world, slots=slots))
-    # Before the first attempt has ended, nobody knows what one costs.
+    # Before the first attempt has ended, the cost of one is unknown.
     unknown_h = 0.5 * slots
     assert spent_h(state) <= max(budget_h, unknown_h)
     assert spent_h(state) > budget_h - 0.5
@@ -129,23 +129,23 @@ def test_attempts_in_flight_are_expected_to_cost_what_others_did(runs: Runs) -> 
 def test_evaluations_are_counted_once_however_often_they_are_tried(runs: Runs) -> None:
     run = runs.new(generations=2, budget={"evaluations": 6})
     run.world.script = {"g001-e00": ["node_failure", "node_failure"]}
-    state, told = paused(run)
+    state, pause = paused(run)
     assert state.trained == 6
     assert [len(e.attempts) for e in state.evaluations.values()] == [1, 1, 1, 1, 3, 1, 0, 0]
     assert (
-        told.message
+        pause.message
         == "`budget.evaluations` is used up: 6 evaluations were trained, as many "
         + ("as it pays for")
     )
-    assert told.hint is not None and "budget.evaluations=8`" in told.hint
+    assert pause.hint is not None and "budget.evaluations=8`" in pause.hint
 
 
 def test_limit_that_is_named_is_the_one_that_is_in_the_way(runs: Runs) -> None:
     """A further attempt costs no evaluation: with none left, it is the hours that are short."""
     run = runs.new(generations=1, budget={"evaluations": 4, "gpu_hours": 1.7})
     run.world.script = {"g000-e01": ["killed"]}
-    _, told = paused(run)
-    assert "`budget.gpu_hours` is used up: 1.5 of 1.7 job-hours" in told.message
+    _, pause = paused(run)
+    assert "`budget.gpu_hours` is used up: 1.5 of 1.7 job-hours" in pause.message
     with Session.open(run.folder) as session:
         session.change_settings({"budget.gpu_hours": 3.0})
     assert run.drive().status is RunStatus.FINISHED
@@ -172,9 +172,9 @@ def test_answered_repeats_use_up_no_budget(runs: Runs) -> None:
 def test_failed_attempts_end_the_search_before_the_next_submission(runs: Runs) -> None:
     run = runs.new(generations=2, budget={"failures": 3}, retry={"breaker": 99})
     run.world.script = {"g000-e01": ["node_failure", "node_failure"], "g000-e02": ["diverged"]}
-    state, told = paused(run)
+    state, pause = paused(run)
     assert costs.failures(state) == 3
-    assert "3 attempts failed, as many as it allows" in told.message
+    assert "3 attempts failed, as many as it allows" in pause.message
     assert state.evaluations["g000-e01"].state is State.CREATED
     with Session.open(run.folder) as session:
         session.change_settings({"budget.failures": 4})
@@ -189,8 +189,8 @@ def test_wall_time_counts_while_a_controller_is_at_work(runs: Runs, still: Clock
             still.passes(minutes=20)
 
     run.view.every_turn = look_on
-    state, told = paused(run)
-    assert "`budget.wall_h` is used up" in told.message
+    state, pause = paused(run)
+    assert "`budget.wall_h` is used up" in pause.message
     assert HOUR_S <= state.wall_s <= 2 * HOUR_S
     assert state.generation > 0
     # Nobody is at work for a day.

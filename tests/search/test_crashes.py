@@ -201,7 +201,7 @@ def test_changed_settings_hold_for_every_later_controller(runs: Runs) -> None:
 
 
 @pytest.mark.parametrize(
-    ("changes", "told"),
+    ("changes", "message"),
     [
         ({"train.lr": 1.0}, "stays as it is"),
         ({"search.seed": 1}, "stays as it is"),
@@ -212,12 +212,12 @@ def test_changed_settings_hold_for_every_later_controller(runs: Runs) -> None:
     ],
 )
 def test_change_that_cannot_be_made_leaves_the_run_as_it_was(
-    runs: Runs, changes: dict[str, Any], told: str
+    runs: Runs, changes: dict[str, Any], message: str
 ) -> None:
     run = runs.new()
     with Session.open(run.folder) as session:
         before = session.settings
-        with pytest.raises((UsageError, ConfigError), match=told):
+        with pytest.raises((UsageError, ConfigError), match=message):
             session.change_settings(changes)
         assert session.settings == before
         assert session.state.changes == {}

@@ -1,4 +1,4 @@
-"""The policy's decisions: each is made once, and again when what it follows from has changed."""
+"""Retry decisions are cached, and made again when one of their inputs changes."""
 
 from collections import Counter
 from typing import Any

@@ -65,21 +65,21 @@ def test_completed_evaluations_tell_their_loss_in_their_order() -> None:
 
 
 def test_diverged_evaluation_ranks_just_behind_the_worst_loss() -> None:
-    told = dict(fitness_values([completed(0, 2.5), diverged(1, 40), completed(2, 3.5)]))
-    assert told == {"g000-e00": 2.5, "g000-e01": 4.5, "g000-e02": 3.5}
+    values = dict(fitness_values([completed(0, 2.5), diverged(1, 40), completed(2, 3.5)]))
+    assert values == {"g000-e00": 2.5, "g000-e01": 4.5, "g000-e02": 3.5}
 
 
 def test_later_divergence_is_better_than_an_earlier_one() -> None:
-    told = dict(
+    values = dict(
         fitness_values([diverged(0, 10), completed(1, 2.0), diverged(2, 90), diverged(3, 50)])
     )
-    assert told["g000-e01"] < told["g000-e02"] < told["g000-e03"] < told["g000-e00"]
+    assert values["g000-e01"] < values["g000-e02"] < values["g000-e03"] < values["g000-e00"]
 
 
 def test_divergence_at_an_unknown_step_counts_as_the_earliest() -> None:
-    told = dict(fitness_values([diverged(0, None), diverged(1, 3)]))
+    values = dict(fitness_values([diverged(0, None), diverged(1, 3)]))
     assert last_step(diverged(0, None)) == 0
-    assert told["g000-e01"] < told["g000-e00"]
+    assert values["g000-e01"] < values["g000-e00"]
 
 
 def test_failures_that_are_no_divergence_and_cancelled_ones_are_not_told() -> None:

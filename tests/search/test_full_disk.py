@@ -141,10 +141,10 @@ def test_search_that_meets_a_full_disk_pauses_and_goes_on_as_if_it_never_had(
             fill(run.folder.parent)
 
     monkeypatch.setattr(Session, "record", recorded)
-    with pytest.raises(SearchPaused, match="the disk is full") as told:
+    with pytest.raises(SearchPaused, match="the disk is full") as caught:
         controller.drive(run.paths)
-    assert filled and told.value.exit_code == 6
-    assert "elmanctl clean run" in (told.value.hint or "")
+    assert filled and caught.value.exit_code == 6
+    assert "elmanctl clean run" in (caught.value.hint or "")
     paused = state_of(run)
     assert (paused.status, paused.reason) == (RunStatus.PAUSED, "the disk is full")
     # Trying again on the full disk changes nothing.
@@ -282,7 +282,7 @@ def test_read_only_file_system_is_named_and_changes_nothing(
         with pytest.raises(LedgerError, match="Read-only file system"):
             command()
     remount("rw")
-    # As a disk that turned read-only under a controller tells it.
+    # The error of a disk that turned read-only under a controller.
     spec_writer = files.write_json
 
     def refuse(path: Path, data: object) -> None:
@@ -299,11 +299,11 @@ def test_read_only_file_system_is_named_and_changes_nothing(
 def test_folder_that_may_not_be_written_is_named(on_small_disk: Callable[..., Run]) -> None:
     run = on_small_disk()
     with (
-        pytest.raises(EnvironmentNotReady, match="Permission denied") as told,
+        pytest.raises(EnvironmentNotReady, match="Permission denied") as caught,
         AsNobody(),
     ):
         controller.drive(run.paths)
-    assert told.value.exit_code == 4
+    assert caught.value.exit_code == 4
 
 
 class AsNobody:

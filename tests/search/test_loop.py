@@ -152,9 +152,9 @@ def test_generation_that_diverged_as_a_whole_is_told(runs: Runs) -> None:
 def test_search_whose_every_evaluation_fails_pauses_and_tells_nothing(runs: Runs) -> None:
     run = runs.new(retry={"breaker": 0, "killed": 0})
     run.world.everywhere = "killed"
-    with pytest.raises(SearchPaused, match="only 0 of 4 evaluations") as told:
+    with pytest.raises(SearchPaused, match="only 0 of 4 evaluations") as caught:
         run.drive()
-    assert told.value.hint is not None and " --failed`" in told.value.hint
+    assert caught.value.hint is not None and " --failed`" in caught.value.hint
     state = load_run(run.folder).state
     assert state.told == {}
     # Four, and two in place of failed ones.
@@ -319,9 +319,9 @@ def test_damaged_state_of_the_optimizer_is_named_and_nothing_is_asked(
         path.unlink()
     else:
         path.write_bytes(damage)
-    with pytest.raises(LedgerCorrupt, match="optimizer's state") as told:
+    with pytest.raises(LedgerCorrupt, match="optimizer's state") as caught:
         run.drive(generations=3)
-    assert str(path) in told.value.message
+    assert str(path) in caught.value.message
     assert len(load_run(run.folder).state.evaluations) == 8
 
 

@@ -1,4 +1,4 @@
-"""What workers and other users may leave in a run's folder: no search may stop or wait for it."""
+"""Odd files of workers and other users in a run's folder: no search stops or waits for them."""
 
 import json
 import os

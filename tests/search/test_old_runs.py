@@ -1,4 +1,4 @@
-"""Runs that earlier versions wrote: what their ledgers lack is no obstacle."""
+"""Runs of earlier versions: missing fields in their ledgers do no harm."""
 
 import copy
 from dataclasses import replace

@@ -230,10 +230,10 @@ BAD_STARTS: list[tuple[dict[str, Any], str]] = [
 ]
 
 
-@pytest.mark.parametrize(("changes", "told"), BAD_STARTS)
-def test_start_that_cannot_work_is_refused(changes: dict[str, Any], told: str) -> None:
+@pytest.mark.parametrize(("changes", "message"), BAD_STARTS)
+def test_start_that_cannot_work_is_refused(changes: dict[str, Any], message: str) -> None:
     values: dict[str, Any] = {"sigma": 0.3, "population": 4, "seed": 1, **changes}
-    with pytest.raises(UsageError, match=told):
+    with pytest.raises(UsageError, match=message):
         CmaOptimizer.start([SHARE, SHARE], [0.5, 0.5], **values)
 
 

@@ -1,4 +1,4 @@
-"""The policy at work in a search: changes, bad nodes, failures that repeat, what is told."""
+"""The policy in a search: retries, bad nodes, repeated failures, fitness values."""
 
 import json
 import shlex
@@ -29,7 +29,7 @@ GOLDEN = Path(__file__).parents[1] / "data"
 
 
 def asked(run: Run, state: RunState, evaluation: str) -> list[dict[str, Any]]:
-    """Return what each attempt asked for, with the micro-batch that its worker was told."""
+    """Return what each attempt asked for, with the micro-batch in the spec of its worker."""
     found = []
     for attempt in state.evaluations[evaluation].attempts:
         resources = encode(state.submissions[attempt.submission].resources)
@@ -220,10 +220,10 @@ def test_pause_while_everything_waits_for_another_attempt_is_no_dead_end(runs: R
     run = runs.new("stuck", generations=1, slurm={})
     run.world.script = {f"g000-e0{n}": ["node_failure"] for n in range(4)}
     run.world.nodes = {f"g000-e0{n}": [f"n{n}"] for n in range(4)}
-    with pytest.raises(SearchPaused, match="4 different nodes") as told:
+    with pytest.raises(SearchPaused, match="4 different nodes") as caught:
         run.drive()
     # There is nothing to open again: what waits is submitted by `resume` alone.
-    assert told.value.hint == (
+    assert caught.value.hint == (
         "see why with `elmanctl show stuck g000-e03`, fix the cause, then `elmanctl resume stuck`"
     )
     assert run.drive().status is RunStatus.FINISHED
@@ -250,10 +250,10 @@ def test_requeue_refuses_what_would_only_fail_again_unless_forced(
         "g000-e03": ["timeout"],
     }
     run.drive()
-    with pytest.raises(UsageError, match="python_error: the worker says python_error") as told:
+    with pytest.raises(UsageError, match="python_error: the worker says python_error") as caught:
         with_commands(run)("requeue", evaluations=["g000-e01", "g000-e03"])
-    assert "g000-e01, g000-e02" in told.value.message
-    assert told.value.hint is not None and "--force" in told.value.hint
+    assert "g000-e01, g000-e02" in caught.value.message
+    assert caught.value.hint is not None and "--force" in caught.value.hint
     answer = with_commands(run)("requeue", skip_deterministic=True)
     assert [row["evaluation"] for row in answer["requeued"]] == ["g000-e03"]
     assert list(answer["refused"]) == ["g000-e01", "g000-e02"]

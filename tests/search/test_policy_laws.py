@@ -32,7 +32,7 @@ scripts = st.dictionaries(
 
 
 def check_told(state: RunState) -> None:
-    """Assert that what the optimizer was told is true, finite, in order and no more than asked."""
+    """Assert that the reported fitness values are true, finite, in order and no more than asked."""
     for told in state.told.values():
         assert POPULATION // 2 <= len(told) <= POPULATION
         assert all(type(value) is float and math.isfinite(value) for _, value in told)

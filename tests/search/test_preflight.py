@@ -1,4 +1,4 @@
-"""What is refused before a job could be spent on it: sizes, memory, axes, levels, dead axes."""
+"""Preflight checks, before any job: sizes, memory, axes, levels, dead axes."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -80,9 +80,9 @@ def test_model_that_its_gpu_cannot_hold_is_refused_with_both_numbers(executor: s
     }
     settings = Settings(train=Training(**TRAIN, micro_batch=64), **places[executor])
     told_sizes = rf"about {needed_gb(64):.1f} GB of the GPU's {limit:.1f} GB"
-    with pytest.raises(InvalidConfiguration, match=told_sizes) as told:
+    with pytest.raises(InvalidConfiguration, match=told_sizes) as caught:
         Preflight(settings, executor).check(large_model())
-    assert told.value.hint is not None and "`train.micro_batch`" in told.value.hint
+    assert caught.value.hint is not None and "`train.micro_batch`" in caught.value.hint
     # The limit of the other place is not this one's.
     Preflight(settings, "local" if executor == "slurm" else "slurm").check(large_model())
 
@@ -115,10 +115,10 @@ def test_micro_batch_that_nobody_set_is_the_most_that_divides_the_batch_and_fits
 
 def test_model_too_large_for_one_sequence_is_not_sent_to_the_micro_batch() -> None:
     slurm = SlurmSettings(gpu_memory_gb=needed_gb(1) / 2)
-    with pytest.raises(InvalidConfiguration) as told:
+    with pytest.raises(InvalidConfiguration) as caught:
         Preflight(Settings(train=Training(**TRAIN), slurm=slurm), "slurm").check(large_model())
-    assert told.value.hint is not None and "micro_batch" not in told.value.hint
-    assert "`train.seq_len`" in told.value.hint
+    assert caught.value.hint is not None and "micro_batch" not in caught.value.hint
+    assert "`train.seq_len`" in caught.value.hint
 
 
 def test_without_a_limit_and_on_the_cpu_no_memory_is_checked() -> None:
@@ -155,9 +155,9 @@ def test_named_backend_refuses_what_it_does_not_compute_and_auto_accepts_it(
 ) -> None:
     config = decode_config(family, {"dim": 64, "depth": 1, **settings})
     named = Settings(train=Training(steps=1, backend=backend))
-    with pytest.raises(InvalidConfiguration, match=message) as told:
+    with pytest.raises(InvalidConfiguration, match=message) as caught:
         Preflight(named, "slurm").check(config)
-    assert told.value.hint is not None and "torch" in told.value.hint
+    assert caught.value.hint is not None and "torch" in caught.value.hint
     for name in ("auto", "torch"):
         Preflight(Settings(train=Training(steps=1, backend=name)), "slurm").check(config)
 
@@ -230,9 +230,9 @@ def test_axis_of_the_user_must_not_contradict_the_level(plan: Plan) -> None:
 def test_search_of_the_study_with_a_dead_axis_is_refused_by_its_name(
     plan: Plan, tmp_path: Path, model: str, space: str, dead: str
 ) -> None:
-    with pytest.raises(InvalidConfiguration, match=f"`{dead}`.* changes neither") as told:
+    with pytest.raises(InvalidConfiguration, match=f"`{dead}`.* changes neither") as caught:
         plan(model, model={"variant": STUDY}, space=space, params="480M", multiple_of=128)
-    assert told.value.hint is not None and "`[model]`" in told.value.hint
+    assert caught.value.hint is not None and "`[model]`" in caught.value.hint
     assert not (tmp_path / "runs").exists()
 
 
@@ -296,9 +296,9 @@ def test_search_whose_models_would_run_on_different_backends_is_warned_of(
 def test_swept_space_without_its_value_is_refused_with_the_values(
     plan: Plan, model: str, values: str
 ) -> None:
-    with pytest.raises(ConfigError, match=f"each value of `n_state`: {values}") as told:
+    with pytest.raises(ConfigError, match=f"each value of `n_state`: {values}") as caught:
         plan(model, space="sweep")
-    assert told.value.hint is not None and "n_state" in told.value.hint
+    assert caught.value.hint is not None and "n_state" in caught.value.hint
     space = load_space(model, "sweep", axes={}, fixed={"n_state": 32})
     assert "n_state" not in [axis.name for axis in space.axes]
     assert space.values(space.middle)["n_state"] == 32

@@ -1,4 +1,4 @@
-"""What the search does when the scheduler takes fewer jobs than it asks for, or none."""
+"""Refusals by the scheduler: the search copes with fewer accepted jobs, or none."""
 
 from collections.abc import Callable
 from pathlib import Path

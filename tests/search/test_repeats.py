@@ -1,4 +1,4 @@
-"""A configuration that is asked again is not paid for again."""
+"""Repeats: a configuration that is asked again is not trained again."""
 
 import csv
 import io

@@ -1,4 +1,4 @@
-"""A copy of a run is told from the run, and changed code from the run's own."""
+"""Identity of a run: copies and changed code are refused."""
 
 import shutil
 from pathlib import Path
@@ -31,9 +31,9 @@ def test_copy_is_refused_beside_the_run_and_elsewhere_and_the_run_itself_is_not(
     (tmp_path / "other").mkdir()
     for copy in (tmp_path / "e88-copy", tmp_path / "other" / "e88"):
         shutil.copytree(run.folder, copy, symlinks=True)
-        with pytest.raises(UsageError, match="is a copy of the run in") as told:
+        with pytest.raises(UsageError, match="is a copy of the run in") as caught:
             check(copy)
-        assert told.value.hint is not None and str(run.folder) in told.value.hint
+        assert caught.value.hint is not None and str(run.folder) in caught.value.hint
     check(run.folder)
 
 
@@ -83,9 +83,9 @@ def test_run_with_jobs_goes_on_with_the_clusters_it_has_them_on(
     assert state.live_attempts()
     refuse_other_clusters(state, began)
     south = {"SLURM_CLUSTERS": "south"}
-    with pytest.raises(UsageError, match="be asked about the cluster `south`") as told:
+    with pytest.raises(UsageError, match="be asked about the cluster `south`") as caught:
         refuse_other_clusters(state, south)
-    assert told.value.hint == way_out
+    assert caught.value.hint == way_out
     monkeypatch.setenv("SLURM_CLUSTERS", "south")
     run.view.every_turn = lambda session: None
     run.stop.clear()

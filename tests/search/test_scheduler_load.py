@@ -1,4 +1,4 @@
-"""How often a scheduler is asked: real commands on PATH, and a clock that a test moves."""
+"""Load on the scheduler: real commands on PATH, and a clock that the test moves."""
 
 import itertools
 from collections.abc import Callable, Iterator
@@ -330,6 +330,6 @@ def test_resume_while_the_scheduler_is_silent_concludes_nothing(new_cluster: New
     cluster.refuse(LOST_ANSWER)
     cluster.drive(minutes=0.1)
     cluster.tools.answer("squeue", stderr="slurm_load_jobs error: Unable to contact\n", code=1)
-    with pytest.raises(EnvironmentNotReady, match="`squeue` failed") as told:
+    with pytest.raises(EnvironmentNotReady, match="`squeue` failed") as caught:
         cluster.drive(minutes=1)
-    assert told.value.hint is not None and "1 submission" in told.value.hint
+    assert caught.value.hint is not None and "1 submission" in caught.value.hint

@@ -1,4 +1,4 @@
-"""Finding runs and evaluations by what people call them."""
+"""Selection of runs and evaluations by name."""
 
 import os
 from pathlib import Path
@@ -47,15 +47,15 @@ def test_run_is_found_by_its_name_by_its_beginning_or_as_the_newest(folder: Path
 
 
 def test_beginning_of_several_runs_is_refused_with_their_names(folder: Path) -> None:
-    with pytest.raises(UsageError, match="the beginning of 2 runs") as told:
+    with pytest.raises(UsageError, match="the beginning of 2 runs") as caught:
         find_run(folder, "e88")
-    assert told.value.hint == "name one: e88-480m-2, e88-480m"
+    assert caught.value.hint == "name one: e88-480m-2, e88-480m"
 
 
 def test_unknown_run_is_answered_with_the_nearest(folder: Path) -> None:
-    with pytest.raises(NotFound, match="no run named `othre`") as told:
+    with pytest.raises(NotFound, match="no run named `othre`") as caught:
         find_run(folder, "othre")
-    assert told.value.hint is not None and "did you mean `other`?" in told.value.hint
+    assert caught.value.hint is not None and "did you mean `other`?" in caught.value.hint
 
 
 def test_run_to_change_is_the_only_open_one_and_never_a_guess(runs: Runs, tmp_path: Path) -> None:
@@ -66,9 +66,9 @@ def test_run_to_change_is_the_only_open_one_and_never_a_guess(runs: Runs, tmp_pa
     runs.new(name="second")
     assert find_run_to_change(tmp_path, None).name == "second"
     runs.new(name="third")
-    with pytest.raises(UsageError, match="2 runs are not finished") as told:
+    with pytest.raises(UsageError, match="2 runs are not finished") as caught:
         find_run_to_change(tmp_path, None)
-    assert told.value.hint == "name one: third, second"
+    assert caught.value.hint == "name one: third, second"
     # What cannot be read may be the one that is meant.
     (tmp_path / "third" / "ledger.jsonl").write_bytes(b"{}\n{}\n")
     with pytest.raises(UsageError, match="2 runs are not finished"):
@@ -84,16 +84,16 @@ def test_one_of_several_finished_runs_is_to_be_named(runs: Runs, tmp_path: Path)
 
 
 def test_whole_name_is_asked_for_where_a_beginning_is_too_little(folder: Path) -> None:
-    with pytest.raises(UsageError, match="only the beginning") as told:
+    with pytest.raises(UsageError, match="only the beginning") as caught:
         find_run_to_change(folder, "oth", whole_name=True)
-    assert told.value.hint == "write the whole name: other"
+    assert caught.value.hint == "write the whole name: other"
     assert find_run_to_change(folder, "other", whole_name=True).name == "other"
 
 
 def test_file_in_place_of_the_runs_is_said_to_be_one(folder: Path) -> None:
-    with pytest.raises(NotFound, match="is no folder") as told:
+    with pytest.raises(NotFound, match="is no folder") as caught:
         list_runs(folder / "notes.txt")
-    assert told.value.hint == "change `paths.runs`"
+    assert caught.value.hint == "change `paths.runs`"
 
 
 def test_single_evaluations_are_found_among_the_runs(folder: Path) -> None:
@@ -117,9 +117,9 @@ def test_runs_that_cannot_be_looked_into_are_listed_and_a_closed_folder_is_an_er
 
 
 def test_folder_without_runs_names_the_first_thing_to_do(tmp_path: Path) -> None:
-    with pytest.raises(NotFound, match="no runs") as told:
+    with pytest.raises(NotFound, match="no runs") as caught:
         find_run(tmp_path, None)
-    assert told.value.hint is not None and "elmanctl search" in told.value.hint
+    assert caught.value.hint is not None and "elmanctl search" in caught.value.hint
 
 
 @pytest.fixture
@@ -163,6 +163,6 @@ def test_failed_evaluations_are_selected_by_their_last_verdict(state: RunState) 
     assert selected("killed") == ["g001-e02"]
     assert selected("killed", "python_error") == ["g000-e01", "g001-e02"]
     assert selected("oom") == []
-    with pytest.raises(UsageError, match="no verdict named `kiled`") as told:
+    with pytest.raises(UsageError, match="no verdict named `kiled`") as caught:
         selected("kiled")
-    assert told.value.hint == "did you mean `killed`?"
+    assert caught.value.hint == "did you mean `killed`?"

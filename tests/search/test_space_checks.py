@@ -1,4 +1,4 @@
-"""What is checked of a space before its first point is drawn."""
+"""Checks of a space before its first point is drawn."""
 
 from typing import Any
 
@@ -20,7 +20,7 @@ from tests.space.test_candidates import Scripted
 
 
 @pytest.mark.parametrize(
-    ("model", "axis", "table", "told"),
+    ("model", "axis", "table", "message"),
     [
         ("e88", "n_state", {"kind": "choice", "values": [16, 20, 33]}, "axis `n_state` at 33"),
         ("e88", "gate_activation", {"kind": "choice", "values": ["silu", "relu"]}, "at relu"),
@@ -28,10 +28,10 @@ from tests.space.test_candidates import Scripted
     ],
 )
 def test_value_that_no_model_has_is_refused_by_axis_and_value(
-    model: str, axis: str, table: dict[str, Any], told: str
+    model: str, axis: str, table: dict[str, Any], message: str
 ) -> None:
     space = load_space(model, "3d", axes={axis: table}, fixed={})
-    with pytest.raises(InvalidConfiguration, match=told) as caught:
+    with pytest.raises(InvalidConfiguration, match=message) as caught:
         check_space(space, Settings(), "slurm")
     assert caught.value.hint
 

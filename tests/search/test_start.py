@@ -1,4 +1,4 @@
-"""What is checked before a search starts, and what its first event holds."""
+"""Plan of a search and creation of its run: the checks, and the first event."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -115,9 +115,9 @@ def test_name_that_a_folder_or_slurm_would_misread_is_refused(plan: Plan, name: 
 
 def test_name_of_a_run_that_exists_is_refused_with_the_way_to_go_on(plan: Plan) -> None:
     create_run(plan())
-    with pytest.raises(UsageError, match="`run` exists") as told:
+    with pytest.raises(UsageError, match="`run` exists") as caught:
         plan()
-    assert told.value.hint is not None and "elmanctl resume run" in told.value.hint
+    assert caught.value.hint is not None and "elmanctl resume run" in caught.value.hint
 
 
 def test_folder_that_slurm_would_misread_is_refused(settings: Settings, tmp_path: Path) -> None:
@@ -162,9 +162,9 @@ def test_setting_that_no_search_can_work_with_is_refused_before_it_starts(
     plan: Plan, name: str
 ) -> None:
     changes, error, message = BAD[name]
-    with pytest.raises(error) as told:
+    with pytest.raises(error) as caught:
         plan(**changes)
-    assert message in told.value.message
+    assert message in caught.value.message
 
 
 def test_option_of_sbatch_that_is_not_free_is_refused_before_the_search_starts(plan: Plan) -> None:

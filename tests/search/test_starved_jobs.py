@@ -1,4 +1,4 @@
-"""Jobs for which no node is left: what they avoid is eased, and only that."""
+"""Starved jobs: outdated node exclusions are relaxed, and only those."""
 
 from collections.abc import Sequence
 from dataclasses import replace

@@ -1,4 +1,4 @@
-"""Every file of a run is made as the user's umask says, temporary ones and links included."""
+"""Every file of a run follows the user's umask, temporary files and links included."""
 
 import os
 import stat

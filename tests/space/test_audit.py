@@ -96,7 +96,7 @@ class DeafLayer(nn.Module):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BoastfulConfig(DeafConfig):
-    """One that tells parameters which the layer does not have."""
+    """One that declares parameters which the layer does not have."""
 
     level: Literal["deaf"] = "deaf"
 
@@ -107,7 +107,7 @@ class BoastfulConfig(DeafConfig):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ForgetfulConfig(DeafConfig):
-    """One that tells a state which the layer does not carry."""
+    """One that declares a state which the layer does not carry."""
 
     level: Literal["deaf"] = "deaf"
 

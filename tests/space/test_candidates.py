@@ -1,4 +1,4 @@
-"""From a point to a configuration: on budget before anything is submitted, or refused."""
+"""Candidates: a point becomes a configuration within the budget, or is refused."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -86,9 +86,11 @@ def test_budget_that_no_dim_meets_is_refused() -> None:
 
 
 def test_neither_budget_nor_dim_is_refused_before_any_point() -> None:
-    with pytest.raises(InvalidConfiguration, match="neither a parameter budget nor `dim`") as told:
+    with pytest.raises(
+        InvalidConfiguration, match="neither a parameter budget nor `dim`"
+    ) as caught:
         tiny(params=None)
-    assert told.value.hint is not None and "--params" in told.value.hint
+    assert caught.value.hint is not None and "--params" in caught.value.hint
 
 
 def test_refused_points_are_asked_again_one_at_a_time_and_counted() -> None:
@@ -109,10 +111,10 @@ def test_space_that_holds_nothing_ends_with_the_last_reason(
     monkeypatch.setattr(candidates, "MAX_REFUSED", 20)
     space, builder = tiny(tolerance=1e-9)
     optimizer = Scripted([space.middle] * 24)
-    with pytest.raises(InvalidConfiguration, match="20 points cannot be built") as told:
+    with pytest.raises(InvalidConfiguration, match="20 points cannot be built") as caught:
         ask_candidates(optimizer.ask, builder, 4)
-    assert "no dim that is a multiple" in told.value.message
-    assert told.value.hint is not None
+    assert "no dim that is a multiple" in caught.value.message
+    assert caught.value.hint is not None
 
 
 def test_space_that_holds_nothing_tells_its_two_most_frequent_reasons(
@@ -123,9 +125,9 @@ def test_space_that_holds_nothing_tells_its_two_most_frequent_reasons(
     _, builder = tiny(axes=axes, tolerance=1e-9)
     off_budget, uneven = (0.0, 1.0, 1.0, 0.5, 0.0), (0.0, 1.0, 1.0, 0.5, 1.0)
     optimizer = Scripted([off_budget, uneven] * 2 + [off_budget] * 4)
-    with pytest.raises(InvalidConfiguration, match="8 points cannot be built") as told:
+    with pytest.raises(InvalidConfiguration, match="8 points cannot be built") as caught:
         ask_candidates(optimizer.ask, builder, 4)
-    assert "most often: no dim that is a multiple" in told.value.message
-    assert "; 2 times: " in told.value.message
-    assert "cannot be divided evenly" in told.value.message
-    assert told.value.hint is not None and "nearest valid expansions" in told.value.hint
+    assert "most often: no dim that is a multiple" in caught.value.message
+    assert "; 2 times: " in caught.value.message
+    assert "cannot be divided evenly" in caught.value.message
+    assert caught.value.hint is not None and "nearest valid expansions" in caught.value.hint

@@ -110,11 +110,11 @@ BAD_AXES: list[tuple[Any, str]] = [
 ]
 
 
-@pytest.mark.parametrize(("table", "told"), BAD_AXES)
-def test_axis_that_cannot_be_searched_is_refused_by_name(table: Any, told: str) -> None:
+@pytest.mark.parametrize(("table", "message"), BAD_AXES)
+def test_axis_that_cannot_be_searched_is_refused_by_name(table: Any, message: str) -> None:
     with pytest.raises(ConfigError, match="axis `heads`") as caught:
         Axis.decode("heads", table)
-    assert told in caught.value.message
+    assert message in caught.value.message
 
 
 def test_misspelled_kind_of_axis_is_answered_with_the_nearest() -> None:
