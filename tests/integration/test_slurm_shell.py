@@ -66,7 +66,7 @@ def test_controller_in_a_step_of_an_allocation_searches_as_from_anywhere(
         check=False,
     )
     assert done.returncode == 0, done.stderr
-    assert "slurm.partition = urgent, by SBATCH_PARTITION" in done.stderr
+    assert "slurm.partition = urgent, from SBATCH_PARTITION" in done.stderr
     assert "SBATCH_COMMENT is not used" in done.stderr
     state = load(inside.folder / "runs" / "run")
     assert {e.state for e in state.evaluations.values()} == {State.COMPLETED}

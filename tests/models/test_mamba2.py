@@ -221,7 +221,7 @@ def test_variants_are_the_same_model() -> None:
 @pytest.mark.parametrize(
     ("change", "message", "hint"),
     [
-        ({"dim": 30, "expand": 1}, "no multiple of `head_dim` 8", "nearest `dim`: 24 and 32"),
+        ({"dim": 30, "expand": 1}, "not a multiple of `head_dim` 8", "nearest `dim`: 24 and 32"),
         ({"dim": 3}, "inner width 6", "nearest `dim`: 4"),
         ({"head_dim": 48}, "`head_dim` is 48", None),
         ({"d_state": 0}, "`d_state` is 0", None),
