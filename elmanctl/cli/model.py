@@ -281,7 +281,8 @@ def evaluate(
         "device",
         "precision",
     ):
-        print_line(f"{key:<12} {result.get(key)}")
+        if result.get(key) is not None:
+            print_line(f"{key:<12} {result[key]}")
     family, _ = resolve_level(level, {**settings.model, **fields})
     hint(f"see what a search can vary with `elmanctl models {family.name}`")
 

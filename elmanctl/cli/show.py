@@ -205,8 +205,8 @@ def _print_attempt(paths: RunPaths, chosen: Evaluation, attempt: Attempt) -> Non
     print_line(f"  folder      {paths.attempt(chosen.id, attempt.number).folder}")
     if attempt.result is not None:
         for key, label in _SHOWN_OF_RESULT.items():
-            if key in attempt.result:
-                value = attempt.result[key]
+            value = attempt.result.get(key)
+            if value is not None:
                 shown = f"{value:.0f}" if key == "tokens_per_s" else value
                 print_line(f"  {label:<11} {shown}")
         _print_origin(attempt.result)

@@ -258,6 +258,7 @@ def test_show_tells_of_every_attempt_with_its_evidence(quick_with_runs: QuickCom
     assert "verdict     node_failure" in text
     assert "scheduler: state NODE_FAIL, on n1" in text
     assert re.search(r"^attempt 2: completed", text, re.MULTILINE)
+    assert "tokens/s" not in text
     assert text.splitlines()[-3:] == ["  step 4997", "  step 4998", "  step 4999"]
     found = document(quick_with_runs("show", "finished", "0.1", "--json"))
     assert [attempt["verdict"]["kind"] for attempt in found["attempts"]] == [

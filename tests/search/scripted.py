@@ -163,6 +163,8 @@ def write_result(paths: AttemptPaths, verdict: str) -> None:
             "verdict": {"kind": verdict.partition(" ")[0], "evidence": [evidence]},
             "loss": loss_of(spec["config"], spec["lr"]) if completed else None,
             "steps": 10 if completed else int(1000 * spec["lr"]),
+            # As of a training that ended within its warm-up.
+            "tokens_per_s": None,
             **{key: spec[key] for key in ("evaluation", "attempt", "parameters_expected")},
         },
     )
