@@ -20,8 +20,7 @@ _VANISHED = (errno.ENOENT, errno.ENOTDIR, errno.ESTALE)
 # A descriptor is held for each folder above the one that is read.
 _DEEPEST = 64
 
-# What an attempt leaves, by the names of its files; `other` is the rest, folders included.
-CATEGORIES = ("metrics", "log", "pickle", "result", "checkpoint", "other")
+# The categories of an attempt's files by name; `other` is the rest, folders included.
 _NAMES = (
     ("metrics", re.compile(r"metrics.*\.jsonl")),
     ("log", re.compile(r".*_log\.(out|err)")),
