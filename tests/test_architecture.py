@@ -272,7 +272,7 @@ def test_every_public_thing_says_in_one_sentence_what_it_is(module: str) -> None
 
 
 # Every value that crosses the border of these rooms has a type.
-TYPED_ROOMS = ("ledger", "verdicts", "schedulers")
+TYPED_ROOMS = ("ledger", "verdicts", "schedulers", "space")
 
 
 @pytest.mark.parametrize("module", [name for name in sorted(modules()) if is_in(name, TYPED_ROOMS)])

@@ -9,7 +9,7 @@ import importlib.util
 from collections.abc import Mapping
 from itertools import pairwise
 from math import lcm
-from typing import Any, Literal
+from typing import Literal
 
 from elmanctl.constants import INSTALL_TRAIN, VOCABULARY
 from elmanctl.errors import EnvironmentNotReady, InvalidConfiguration
@@ -139,14 +139,14 @@ def _moves(space: SearchSpace, axis: Axis, multiple_of: int) -> list[_Pair]:
     return pairs
 
 
-def _common_dim(space: SearchSpace, ends: list[dict[str, Any]], multiple_of: int) -> int:
+def _common_dim(space: SearchSpace, ends: list[dict[str, object]], multiple_of: int) -> int:
     """Return a small width that all of these values allow."""
     config_class = find_family(space.model).load_config()
     step = lcm(multiple_of, *(config_class.dim_divisor(end) for end in ends))
     return -(-_TINY_DIM // step) * step
 
 
-def _build(space: SearchSpace, values: Mapping[str, Any], dim: int) -> FamilyConfig:
+def _build(space: SearchSpace, values: Mapping[str, object], dim: int) -> FamilyConfig:
     config = decode_config(space.model, {"dim": dim, **model_fields(values)})
     space.check({**values, **config.encode()})
     config.check_backend(_BACKEND)

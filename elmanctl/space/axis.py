@@ -7,7 +7,6 @@ ends so that every value has an equal share; a continuous axis is a coordinate f
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from elmanctl.codec import encode
 from elmanctl.errors import ConfigError, nearest, together
@@ -47,7 +46,7 @@ class Axis:
     values: tuple[Value, ...] = ()
 
     @classmethod
-    def decode(cls, name: str, data: Mapping[str, Any]) -> "Axis":
+    def decode(cls, name: str, data: object) -> "Axis":
         """Return the axis described by a table; raise ConfigError for an invalid one."""
         if not isinstance(data, Mapping):
             raise ConfigError(
@@ -81,7 +80,7 @@ class Axis:
         axis._check()
         return axis
 
-    def encode(self) -> dict[str, Any]:
+    def encode(self) -> dict[str, object]:
         """Return the table that `decode` reads."""
         fields = {key: encode(getattr(self, key)) for key in KINDS[self.kind][0]}
         return {"kind": self.kind} | {key: v for key, v in fields.items() if v is not None}

@@ -7,7 +7,6 @@ nothing: another one is asked, and the optimizer never learns of it.
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from elmanctl.errors import InvalidConfiguration
 from elmanctl.models.params import count_parameters, parse_count, solve_dim
@@ -27,7 +26,7 @@ class Candidate:
     """A point, its configuration and learning rate, and the exact parameter count."""
 
     point: tuple[float, ...]
-    config: Mapping[str, Any]
+    config: Mapping[str, object]
     lr: float
     parameters: int
 
@@ -56,7 +55,8 @@ class CandidateBuilder:
         search = self._settings.search
         values = self._space.values(point)
         self._space.check(values)
-        lr = float(values.pop(LEARNING_RATE, self._settings.train.lr))
+        lr = values.pop(LEARNING_RATE, self._settings.train.lr)
+        assert isinstance(lr, int | float)
         level = self._space.model
         if self._solves_dim:
             assert self._target is not None
@@ -78,7 +78,7 @@ class CandidateBuilder:
                 f"{parameters:,} parameters are not within {tolerance:.1%} of {target:,}"
             )
         self._preflight.check(model)
-        return Candidate(point=tuple(point), config=config, lr=lr, parameters=parameters)
+        return Candidate(point=tuple(point), config=config, lr=float(lr), parameters=parameters)
 
 
 def ask_candidates(

@@ -5,9 +5,17 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import resources
 from itertools import islice
-from typing import Any
 
-from elmanctl.errors import ConfigError, Faults, InvalidConfiguration, NotFound, nearest
+from elmanctl import codec
+from elmanctl.codec import json_field
+from elmanctl.errors import (
+    ConfigError,
+    Faults,
+    InvalidConfiguration,
+    LedgerError,
+    NotFound,
+    nearest,
+)
 from elmanctl.space.axis import Axis
 from elmanctl.space.coordinate import Coordinate
 
@@ -26,8 +34,8 @@ class SearchSpace:
     summary: str = ""
     is_shipped: bool = False
     axes: tuple[Axis, ...]
-    fixed: Mapping[str, Any] = field(default_factory=dict)
-    best: Mapping[str, Any] = field(default_factory=dict)
+    fixed: Mapping[str, object] = field(default_factory=dict)
+    best: Mapping[str, object] = field(default_factory=dict)
     best_source: str | None = None
 
     @property
@@ -40,14 +48,14 @@ class SearchSpace:
         """The point halfway along every axis."""
         return tuple(axis.middle for axis in self.axes)
 
-    def values(self, point: Sequence[float]) -> dict[str, Any]:
+    def values(self, point: Sequence[float]) -> dict[str, object]:
         """Return the constants and the values of every axis at `point`."""
         return {
             **self.fixed,
             **{axis.name: axis.value(x) for axis, x in zip(self.axes, point, strict=True)},
         }
 
-    def bases(self, moved: Axis) -> Iterator[dict[str, Any]]:
+    def bases(self, moved: Axis) -> Iterator[dict[str, object]]:
         """Yield values from which to move one axis: the middle, then one other axis elsewhere.
 
         A switch may matter only while another one is on, so several points are needed; there are
@@ -55,7 +63,7 @@ class SearchSpace:
         """
         return islice(self._bases(moved), _MOST_BASES)
 
-    def _bases(self, moved: Axis) -> Iterator[dict[str, Any]]:
+    def _bases(self, moved: Axis) -> Iterator[dict[str, object]]:
         middle = self.values(self.middle)
         yield middle
         others = [axis for axis in self.axes if axis is not moved]
@@ -67,19 +75,19 @@ class SearchSpace:
         for end in (0, -1):
             yield {**middle, **{axis.name: axis.samples[end] for axis in others}}
 
-    def check(self, values: Mapping[str, Any]) -> None:
+    def check(self, values: Mapping[str, object]) -> None:
         """Raise InvalidConfiguration for a value above its `at_most`.
 
         A limit that has no value yet, such as `dim` before it is solved, is skipped.
         """
         for axis in self.axes:
-            limit = values.get(axis.at_most) if axis.at_most else None
-            if limit is not None and values[axis.name] > limit:
+            limit, value = values.get(axis.at_most or ""), values.get(axis.name)
+            if isinstance(limit, int | float) and isinstance(value, int | float) and value > limit:
                 raise InvalidConfiguration(
-                    f"`{axis.name}` {values[axis.name]} is above `{axis.at_most}` {limit}"
+                    f"`{axis.name}` {value} is above `{axis.at_most}` {limit}"
                 )
 
-    def allows(self, values: Mapping[str, Any]) -> bool:
+    def allows(self, values: Mapping[str, object]) -> bool:
         """Whether no value is above its `at_most`."""
         try:
             self.check(values)
@@ -87,46 +95,67 @@ class SearchSpace:
             return False
         return True
 
-    def point(self, values: Mapping[str, Any]) -> tuple[float, ...]:
+    def point(self, values: Mapping[str, object]) -> tuple[float, ...]:
         """Return the point of the given values; raise ConfigError for one outside its axis."""
         return tuple(axis.position(values[axis.name]) for axis in self.axes)
 
-    def encode(self) -> dict[str, Any]:
+    def encode(self) -> dict[str, object]:
         """Return the space as plain data, for the ledger."""
-        return {
-            "model": self.model,
-            "name": self.name,
-            "axes": {axis.name: axis.encode() for axis in self.axes},
-            "fixed": dict(self.fixed),
-        }
+        axes = {axis.name: axis.encode() for axis in self.axes}
+        record = _Recorded(model=self.model, name=self.name, axes=axes, fixed=self.fixed)
+        return codec.encode(record)  # type: ignore[no-any-return]
 
     @classmethod
-    def decode(cls, data: Mapping[str, Any]) -> "SearchSpace":
-        """Return the space that `encode` wrote."""
-        return cls(
-            model=data["model"],
-            name=data["name"],
-            axes=tuple(Axis.decode(name, axis) for name, axis in data["axes"].items()),
-            fixed=data["fixed"],
-        )
+    def decode(cls, data: object) -> "SearchSpace":
+        """Return the space that `encode` wrote; raise LedgerError for anything else."""
+        record = codec.decode(_Recorded, data, "space", LedgerError)
+        axes = tuple(Axis.decode(name, axis) for name, axis in record.axes.items())
+        return cls(model=record.model, name=record.name, axes=axes, fixed=record.fixed)
 
 
-def model_fields(values: Mapping[str, Any]) -> dict[str, Any]:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Recorded:
+    """A space as it stands in the ledger."""
+
+    model: str
+    name: str
+    axes: Mapping[str, object]
+    fixed: Mapping[str, object]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Best:
+    source: str
+    values: Mapping[str, object]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Shipped:
+    """A space as it stands in spaces.toml; each value in `sweep` is a search of its own."""
+
+    summary: str
+    axes: Mapping[str, object]
+    fixed: Mapping[str, object] = json_field(default_factory=dict, omit=True)
+    sweep: Mapping[str, list[object]] = json_field(default_factory=dict, omit=True)
+    best: _Best | None = json_field(default=None, omit=True)
+
+
+def model_fields(values: Mapping[str, object]) -> dict[str, object]:
     """Return those values of axes and constants that are fields of the model."""
     return {name: value for name, value in values.items() if name != LEARNING_RATE}
 
 
 def space_names(model: str) -> list[str]:
     """Return the names of the shipped spaces of a model."""
-    return list(_shipped().get(model, {}))
+    return list(_shipped(model))
 
 
 def load_space(
     model: str,
     name: str,
     *,
-    axes: Mapping[str, Any],
-    fixed: Mapping[str, Any],
+    axes: Mapping[str, object],
+    fixed: Mapping[str, object],
     has_budget: bool = False,
 ) -> SearchSpace:
     """Return a shipped space, overridden by the user's own axes and constants.
@@ -135,7 +164,7 @@ def load_space(
     Raises NotFound for an unknown name, ConfigError for an axis that is also a constant and for a
     swept setting without a value.
     """
-    spaces = _shipped().get(model, {})
+    spaces = _shipped(model)
     if name not in spaces:
         near = nearest(name, spaces)
         known = f"spaces: {', '.join(spaces)}" if spaces else "spaces.toml has none for it"
@@ -143,32 +172,31 @@ def load_space(
             f"no search space named `{name}` for {model}",
             hint=f"did you mean `{near}`?" if near else known,
         )
-    table = spaces[name]
-    _check_swept(model, name, table.get("sweep", {}), {**axes, **fixed})
+    found = spaces[name]
+    _check_swept(model, name, found.sweep, {**axes, **fixed})
     # A constant of the user drops the shipped axis of that name.
     both = set(axes) & set(fixed)
     if both:
         raise ConfigError(
             f"`{both.pop()}` is both a constant in `[model]` and an axis in `[search.axes]`"
         )
-    shipped = {k: v for k, v in table["axes"].items() if not (has_budget and k == "dim")}
+    shipped = {k: v for k, v in found.axes.items() if not (has_budget and k == "dim")}
     tables = {k: v for k, v in {**shipped, **axes}.items() if k not in fixed}
-    constants = {k: v for k, v in {**table.get("fixed", {}), **fixed}.items() if k not in tables}
+    constants = {k: v for k, v in {**found.fixed, **fixed}.items() if k not in tables}
     decoded, faults = [], Faults()
     for axis, data in tables.items():
         with faults:
             decoded.append(Axis.decode(axis, data))
     faults.raise_any()
-    best = table.get("best", {})
     return SearchSpace(
         model=model,
         name=name,
-        summary=table["summary"],
-        is_shipped=not axes and set(fixed) <= set(table.get("sweep", {})),
+        summary=found.summary,
+        is_shipped=not axes and set(fixed) <= set(found.sweep),
         axes=tuple(decoded),
         fixed=constants,
-        best=best.get("values", {}),
-        best_source=best.get("source"),
+        best=found.best.values if found.best else {},
+        best_source=found.best.source if found.best else None,
     )
 
 
@@ -178,13 +206,13 @@ def shipped_space(model: str, name: str) -> SearchSpace:
     return load_space(model, name, axes={}, fixed=swept)
 
 
-def swept_values(model: str, name: str) -> dict[str, list[Any]]:
+def swept_values(model: str, name: str) -> dict[str, list[object]]:
     """Return the swept settings of a shipped space: each value is a search of its own."""
-    return dict(_shipped()[model][name].get("sweep", {}))
+    return dict(_shipped(model)[name].sweep)
 
 
 def _check_swept(
-    model: str, name: str, sweep: Mapping[str, list[Any]], given: Mapping[str, Any]
+    model: str, name: str, sweep: Mapping[str, list[object]], given: Mapping[str, object]
 ) -> None:
     faults = Faults()
     for setting, values in sweep.items():
@@ -198,6 +226,10 @@ def _check_swept(
     faults.raise_any()
 
 
-def _shipped() -> dict[str, Any]:
+def _shipped(model: str) -> dict[str, _Shipped]:
     text = resources.files("elmanctl.space").joinpath("spaces.toml").read_text(encoding="utf-8")
-    return tomllib.loads(text)
+    tables = tomllib.loads(text).get(model, {})
+    return {
+        name: codec.decode(_Shipped, table, f"{model}.{name}", ConfigError)
+        for name, table in tables.items()
+    }
