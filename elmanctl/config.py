@@ -11,16 +11,8 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
+from elmanctl import constants
 from elmanctl.codec import decode, encode
-from elmanctl.constants import (
-    COMMIT_VARIABLE,
-    CONFIG_NAME,
-    ENVIRONMENT_PREFIX,
-    LAUNCHES_VARIABLE,
-    LOCAL_JOB_VARIABLE,
-    OTHER_VARIABLES,
-    TRUST_VARIABLE,
-)
 from elmanctl.errors import ConfigError, Faults, NotFound, nearest
 from elmanctl.folders import working_folder
 from elmanctl.sbatch_variables import Found, with_variables
@@ -201,8 +193,8 @@ def _files(config: Path | None, folder: Path, environ: Mapping[str, str]) -> lis
     # As the user came here, then as the kernel: above a linked project lies another folder.
     real = folder.resolve()
     for parent in (folder, *folder.parents, real, *real.parents):
-        if (parent / CONFIG_NAME).is_file():
-            found.append(parent / CONFIG_NAME)
+        if (parent / constants.CONFIG_NAME).is_file():
+            found.append(parent / constants.CONFIG_NAME)
             break
     return [read_file(path) for path in found]
 
@@ -212,7 +204,7 @@ def _from_environment(environ: Mapping[str, str]) -> Source:
     faults: list[ConfigError] = []
     for section, record in SECTIONS.items():
         for item in fields(record):
-            name = f"{ENVIRONMENT_PREFIX}{section}_{item.name}".upper()
+            name = f"{constants.ENVIRONMENT_PREFIX}{section}_{item.name}".upper()
             if name in environ:
                 kind = typing.get_type_hints(record)[item.name]
                 try:
@@ -226,32 +218,32 @@ def _from_environment(environ: Mapping[str, str]) -> Source:
 def _unknown_names(source: Source, environ: Mapping[str, str]) -> Iterator[ConfigError]:
     """Yield an error for each variable that names a section and no key of it."""
     known = {
-        f"{ENVIRONMENT_PREFIX}{section}_{item.name}".upper()
+        f"{constants.ENVIRONMENT_PREFIX}{section}_{item.name}".upper()
         for section, record in SECTIONS.items()
         for item in fields(record)
     }
-    prefixes = tuple(f"{ENVIRONMENT_PREFIX}{section}_".upper() for section in SECTIONS)
+    prefixes = tuple(f"{constants.ENVIRONMENT_PREFIX}{section}_".upper() for section in SECTIONS)
     for name in environ:
-        if name.startswith(prefixes) and name not in known and name != LOCAL_JOB_VARIABLE:
+        if name.startswith(prefixes) and name not in known and name != constants.LOCAL_JOB_VARIABLE:
             yield unknown_key(source, name, known, "variable")
 
 
 def _unknown_variables(environ: Mapping[str, str]) -> tuple[str, ...]:
     """Return a warning for each variable with our prefix that nothing reads."""
     known = {
-        TRUST_VARIABLE,
-        LOCAL_JOB_VARIABLE,
-        COMMIT_VARIABLE,
-        LAUNCHES_VARIABLE,
-        *OTHER_VARIABLES,
+        constants.TRUST_VARIABLE,
+        constants.LOCAL_JOB_VARIABLE,
+        constants.COMMIT_VARIABLE,
+        constants.LAUNCHES_VARIABLE,
+        *constants.OTHER_VARIABLES,
     } | {
-        f"{ENVIRONMENT_PREFIX}{section}_{item.name}".upper()
+        f"{constants.ENVIRONMENT_PREFIX}{section}_{item.name}".upper()
         for section, record in SECTIONS.items()
         for item in fields(record)
     }
     warnings = []
     for name in sorted(environ):
-        if name.upper().startswith(ENVIRONMENT_PREFIX) and name not in known:
+        if name.upper().startswith(constants.ENVIRONMENT_PREFIX) and name not in known:
             near = nearest(name, known)
             meant = f"; did you mean `{near}`?" if near else ""
             warnings.append(f"the environment variable {name} means nothing here{meant}")

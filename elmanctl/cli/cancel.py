@@ -5,16 +5,7 @@ from typing import Annotated, Any
 
 import typer
 
-from elmanctl.cli.context import (
-    DryRunFlag,
-    JsonFlag,
-    RunAndEvaluations,
-    RunOption,
-    YesFlag,
-    load_readable,
-    run_to_change,
-    split_names,
-)
+from elmanctl.cli import context
 from elmanctl.cli.output import Column, confirm, counted, print_json, print_table
 from elmanctl.cli.run_client import act_on_run
 from elmanctl.errors import PartialFailure, UsageError
@@ -27,14 +18,14 @@ from elmanctl.search.selection import select_named
 
 def cancel(
     ctx: typer.Context,
-    names: RunAndEvaluations = None,
-    run: RunOption = None,
+    names: context.RunAndEvaluations = None,
+    run: context.RunOption = None,
     everything: Annotated[
         bool, typer.Option("--all", help="Cancel the whole run for good")
     ] = False,
-    dry_run: DryRunFlag = False,
-    yes: YesFlag = False,
-    as_json: JsonFlag = False,
+    dry_run: context.DryRunFlag = False,
+    yes: context.YesFlag = False,
+    as_json: context.JsonFlag = False,
 ) -> None:
     """Cancel evaluations or a whole run
 
@@ -46,14 +37,14 @@ def cancel(
         elmanctl cancel g003-e01 g003-e02
         elmanctl cancel e88-480m --all
     """
-    run, evaluations = split_names(ctx, run, names or [])
+    run, evaluations = context.split_names(ctx, run, names or [])
     if everything and evaluations:
         raise UsageError(
             f"`--all` takes the whole name of a run and no evaluations, not `{evaluations[0]}`",
             hint="`elmanctl status` lists the runs",
         )
-    paths = run_to_change(ctx, run, whole_name=everything)
-    state = load_readable(paths)
+    paths = context.run_to_change(ctx, run, whole_name=everything)
+    state = context.load_readable(paths)
     if not (everything or evaluations):
         raise UsageError(
             "name evaluations to cancel, or pass `--all`",

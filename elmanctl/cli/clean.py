@@ -5,15 +5,8 @@ from typing import Annotated, Any
 
 import typer
 
+from elmanctl.cli import context
 from elmanctl.cli.completion import some_of
-from elmanctl.cli.context import (
-    DryRunFlag,
-    JsonFlag,
-    RunArgument,
-    YesFlag,
-    load_readable,
-    run_to_change,
-)
 from elmanctl.cli.output import (
     Column,
     confirm,
@@ -37,7 +30,7 @@ from elmanctl.search.request_schema import CleanRequest
 
 def clean(
     ctx: typer.Context,
-    run: RunArgument = None,
+    run: context.RunArgument = None,
     keep_best: Annotated[
         int | None,
         typer.Option(help="Keep every file of this many best evaluations; default: 3", min=0),
@@ -57,9 +50,9 @@ def clean(
         str | None,
         typer.Option(help=f"Only these kinds: {', '.join(KINDS)}", autocompletion=some_of(KINDS)),
     ] = None,
-    dry_run: DryRunFlag = False,
-    yes: YesFlag = False,
-    as_json: JsonFlag = False,
+    dry_run: context.DryRunFlag = False,
+    yes: context.YesFlag = False,
+    as_json: context.JsonFlag = False,
 ) -> None:
     """Remove metrics, logs and pickles that are no longer needed
 
@@ -71,8 +64,8 @@ def clean(
         elmanctl clean --dry-run
         elmanctl clean e88-480m --keep-best 10 --keep-last 0 --yes
     """
-    paths = run_to_change(ctx, run)
-    state = load_readable(paths)
+    paths = context.run_to_change(ctx, run)
+    state = context.load_readable(paths)
     request = CleanRequest(
         kinds=tuple(word.strip() for word in kind.split(",")) if kind else (),
         keep_best=keep_best,

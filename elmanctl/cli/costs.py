@@ -9,18 +9,7 @@ from elmanctl.cli.output import counted
 from elmanctl.ledger.run_state import RunState
 from elmanctl.ledger.spending import Spent
 from elmanctl.ledger.summary import RunSummary
-from elmanctl.search.costs import (
-    effective_budget,
-    effective_setting,
-    failures,
-    forecast,
-    in_flight,
-    spent_device_s,
-    unit_of,
-    uses,
-    wasted,
-    worked_s,
-)
+from elmanctl.search import costs
 from elmanctl.search.noise import noise_estimates
 
 _HOUR_S = 3600.0
@@ -33,26 +22,28 @@ def cost_data(
 
     `has_controller` says whether a controller is running: wall time passes only while one does.
     """
-    wall_s = worked_s(state, now) if has_controller else state.wall_s
-    population = effective_setting(state, "search.population")
-    ahead = forecast(state, population=population, now=now, wall_s=wall_s)
-    device_s = spent_device_s(state, now)
+    wall_s = costs.worked_s(state, now) if has_controller else state.wall_s
+    population = costs.effective_setting(state, "search.population")
+    ahead = costs.forecast(state, population=population, now=now, wall_s=wall_s)
+    device_s = costs.spent_device_s(state, now)
     return {
-        "unit": unit_of(state),
+        "unit": costs.unit_of(state),
         "gpu_hours": device_s / _HOUR_S,
-        "in_flight_gpu_hours": sum(cost.device_s for cost in in_flight(state, now)) / _HOUR_S,
+        "in_flight_gpu_hours": sum(cost.device_s for cost in costs.in_flight(state, now)) / _HOUR_S,
         "forecast_gpu_hours": None if ahead.device_s is None else ahead.device_s / _HOUR_S,
         "evaluations_left": ahead.evaluations_left,
         "wall_h": wall_s / _HOUR_S,
         "left_h": None if ahead.left_s is None else ahead.left_s / _HOUR_S,
-        "waste": {kind: spent.device_s / _HOUR_S for kind, spent in wasted(state).items()},
+        "waste": {kind: spent.device_s / _HOUR_S for kind, spent in costs.wasted(state).items()},
         "attempts": {kind: spent.attempts for kind, spent in sorted(state.spent.items())},
-        "failures": failures(state),
+        "failures": costs.failures(state),
         "answered": state.answered,
         "saved_gpu_hours": state.saved.device_s / _HOUR_S,
         "budgets": {
             use.key: {"limit": use.limit, "used": use.used, "left": use.left}
-            for use in uses(state, effective_budget(state), device_s=device_s, wall_s=wall_s)
+            for use in costs.uses(
+                state, costs.effective_budget(state), device_s=device_s, wall_s=wall_s
+            )
         },
     }
 
@@ -82,7 +73,7 @@ def describe_cost(state: RunState | RunSummary, cost: Mapping[str, Any]) -> str 
 
 def describe_waste(state: RunState | RunSummary, cost: Mapping[str, Any]) -> str | None:
     """Return one line on attempts that gave no loss, the costliest verdict first; None without."""
-    waste = {kind: spent for kind, spent in wasted(state).items() if spent.attempts}
+    waste = {kind: spent for kind, spent in costs.wasted(state).items() if spent.attempts}
     if not waste:
         return None
     total = sum(waste.values(), Spent())

@@ -6,24 +6,8 @@ from typing import Annotated, Any
 
 import typer
 
+from elmanctl.cli import context, output
 from elmanctl.cli.completion import run_names
-from elmanctl.cli.context import (
-    JsonFlag,
-    chosen_run,
-    load_readable,
-    resolve_settings,
-)
-from elmanctl.cli.output import (
-    Column,
-    counted,
-    format_bytes,
-    print_json,
-    print_line,
-    print_table,
-    say,
-    shown_bytes,
-    warn,
-)
 from elmanctl.errors import LedgerError, NotFound
 from elmanctl.folders import as_written
 from elmanctl.ledger.disk import Space, allocated_bytes, measure, space_of
@@ -47,7 +31,7 @@ def disk(
         str | None,
         typer.Argument(help="Run; default: all runs", autocompletion=run_names),
     ] = None,
-    as_json: JsonFlag = False,
+    as_json: context.JsonFlag = False,
 ) -> None:
     """Show disk usage of runs, what can be freed, and the space left
 
@@ -60,39 +44,39 @@ def disk(
         elmanctl disk e88-480m --json
     """
     if run is not None:
-        _disk_of_one(chosen_run(ctx, run), as_json=as_json)
+        _disk_of_one(context.chosen_run(ctx, run), as_json=as_json)
         return
-    settings = resolve_settings(ctx, {}).settings
+    settings = context.resolve_settings(ctx, {}).settings
     runs = Path(settings.paths.runs).expanduser()
     folders = [RunPaths(as_written(folder)) for folder in reversed(list_runs(runs))]
     space = space_of(_existing(runs))
     rows = [_row(paths, space) for paths in folders]
     if as_json:
-        print_json({"space": _space_data(space, settings.disk), "runs": rows})
+        output.print_json({"space": _space_data(space, settings.disk), "runs": rows})
         return
     _say_space(space, settings.disk)
     if not rows:
-        say(no_runs_in(runs))
+        output.say(no_runs_in(runs))
         return
-    print_table(
+    output.print_table(
         [
-            Column("RUN"),
-            Column("SIZE", right=True),
-            Column("FREEABLE", right=True),
-            Column("NEEDED", right=True),
-            Column("ORPHANED", right=True, dispensable=1),
+            output.Column("RUN"),
+            output.Column("SIZE", right=True),
+            output.Column("FREEABLE", right=True),
+            output.Column("NEEDED", right=True),
+            output.Column("ORPHANED", right=True, dispensable=1),
         ],
         [[row["run"], *_sizes(row, *_FIGURES)] for row in rows],
     )
     for row in rows:
         if row["warning"]:
-            warn(f"{row['run']}: {row['warning']}")
+            output.warn(f"{row['run']}: {row['warning']}")
 
 
 def _row(paths: RunPaths, space: Space) -> dict[str, Any]:
     """Return the sizes of one run; its total alone if its ledger cannot be read."""
     try:
-        state = load_readable(paths)
+        state = context.load_readable(paths)
     except (LedgerError, NotFound) as exc:
         unknown = dict.fromkeys(("freeable_bytes", "needed_bytes", "orphan_bytes"))
         size_bytes = measure(paths.folder)
@@ -144,14 +128,14 @@ class _View:
 
 def _disk_of_one(paths: RunPaths, *, as_json: bool) -> None:
     space = space_of(paths.folder)
-    state = load_readable(paths)
+    state = context.load_readable(paths)
     view = _View(paths, state, space)
     orphans: list[dict[str, Any]] = [
         {"path": item.name, "size_bytes": item.size_bytes, "why": item.orphan}
         for item in view.orphans
     ]
     if as_json:
-        print_json(
+        output.print_json(
             {
                 "space": _space_data(space, view.settings),
                 "run": paths.folder.name,
@@ -168,56 +152,62 @@ def _disk_of_one(paths: RunPaths, *, as_json: bool) -> None:
         return
     _say_space(space, view.settings)
     _say_run(paths, view)
-    print_table(
+    output.print_table(
         [
-            Column("CATEGORY"),
-            Column("FILES", right=True),
-            Column("SIZE", right=True),
-            Column("FREEABLE", right=True),
+            output.Column("CATEGORY"),
+            output.Column("FILES", right=True),
+            output.Column("SIZE", right=True),
+            output.Column("FREEABLE", right=True),
         ],
         [
             [row["category"], str(row["files"]), *_sizes(row, "size_bytes", "freeable_bytes")]
             for row in view.categories()
         ],
     )
-    print_line()
-    print_table(
-        [Column("EVAL"), Column("SIZE", right=True)],
+    output.print_line()
+    output.print_table(
+        [output.Column("EVAL"), output.Column("SIZE", right=True)],
         [[row["evaluation"], *_sizes(row, "size_bytes")] for row in view.largest()],
     )
     if orphans:
-        print_line()
-        print_table(
-            [Column("ORPHANED"), Column("SIZE", right=True), Column("WHY", wraps=True)],
+        output.print_line()
+        output.print_table(
+            [
+                output.Column("ORPHANED"),
+                output.Column("SIZE", right=True),
+                output.Column("WHY", wraps=True),
+            ],
             [[row["path"], *_sizes(row, "size_bytes"), row["why"]] for row in orphans],
         )
 
 
 def _say_run(paths: RunPaths, view: _View) -> None:
     freeable_bytes = sum(item.size_bytes for item in view.plan)
-    name, size = paths.folder.name, format_bytes(view.size_bytes)
-    say(f"{name}: {size}; `elmanctl clean {name}` would free {format_bytes(freeable_bytes)}")
+    name, size = paths.folder.name, output.format_bytes(view.size_bytes)
+    output.say(
+        f"{name}: {size}; `elmanctl clean {name}` would free {output.format_bytes(freeable_bytes)}"
+    )
     if view.forecast is not None and view.forecast.evaluations_left:
-        say(
-            f"{counted(view.forecast.evaluations_left, 'evaluation')} left, "
-            f"{format_bytes(view.forecast.evaluation_bytes)} each: "
-            f"{format_bytes(view.forecast.needed_bytes)} needed"
+        output.say(
+            f"{output.counted(view.forecast.evaluations_left, 'evaluation')} left, "
+            f"{output.format_bytes(view.forecast.evaluation_bytes)} each: "
+            f"{output.format_bytes(view.forecast.needed_bytes)} needed"
         )
         if view.forecast.warning:
-            warn(view.forecast.warning)
+            output.warn(view.forecast.warning)
 
 
 def _say_space(space: Space, settings: DiskSettings) -> None:
     inodes = "" if space.free_inodes is None else f" and {space.free_inodes} inodes"
-    say(
-        f"{format_bytes(space.free_bytes)}{inodes} free on the file system; "
+    output.say(
+        f"{output.format_bytes(space.free_bytes)}{inodes} free on the file system; "
         f"floor: {settings.floor_gb:g} GB and {settings.floor_inodes} inodes"
     )
     left = space.quota.left_bytes
     if left is None:
-        say(space.quota.note)
+        output.say(space.quota.note)
     else:
-        say(f"{format_bytes(left)} left of your quota ({space.quota.note})")
+        output.say(f"{output.format_bytes(left)} left of your quota ({space.quota.note})")
 
 
 def _space_data(space: Space, settings: DiskSettings) -> dict[str, Any]:
@@ -257,4 +247,4 @@ def _sum(held: Sequence[OwnedFile]) -> int:
 
 def _sizes(row: dict[str, Any], *keys: str) -> list[str | None]:
     """Format sizes as cells: rounded on a terminal, exact elsewhere."""
-    return [None if row[key] is None else shown_bytes(row[key]) for key in keys]
+    return [None if row[key] is None else output.shown_bytes(row[key]) for key in keys]

@@ -9,16 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from elmanctl.bench.machine import require_device
+from elmanctl.cli import output
 from elmanctl.cli.context import JsonFlag, resolve_settings
-from elmanctl.cli.output import (
-    Column,
-    format_bytes,
-    hint,
-    is_terminal,
-    print_json,
-    print_table,
-    say,
-)
 from elmanctl.doctor import Finding, examine
 from elmanctl.errors import EnvironmentNotReady
 from elmanctl.folders import as_written
@@ -58,29 +50,29 @@ def doctor(
         return
     settings = resolve_settings(ctx, {}).settings
     runs = as_written(Path(settings.paths.runs))
-    if is_terminal() and not as_json:
-        findings = examine(runs, settings.disk.floor_gb, format_bytes)
+    if output.is_terminal() and not as_json:
+        findings = examine(runs, settings.disk.floor_gb, output.format_bytes)
     else:
         findings = examine(runs, settings.disk.floor_gb)
     if as_json:
-        print_json({"findings": [asdict(finding) for finding in findings]})
+        output.print_json({"findings": [asdict(finding) for finding in findings]})
         return
     _print_findings(findings)
 
 
 def _print_findings(findings: list[Finding]) -> None:
-    print_table(
+    output.print_table(
         [
-            Column(name="PART"),
-            Column(name="NAME"),
-            Column(name="OK"),
-            Column(name="DETAIL", wraps=True),
+            output.Column(name="PART"),
+            output.Column(name="NAME"),
+            output.Column(name="OK"),
+            output.Column(name="DETAIL", wraps=True),
         ],
         [[f.part, f.name, "yes" if f.is_fine else "no", f.detail] for f in findings],
     )
     for finding in findings:
         if finding.fix:
-            hint(f"{finding.name}: {finding.fix}")
+            output.hint(f"{finding.name}: {finding.fix}")
 
 
 def _check_kernels(as_json: bool) -> None:
@@ -94,12 +86,12 @@ def _check_kernels(as_json: bool) -> None:
     machine = describe(device)
     if device.type == "cpu":
         machine["label"] = INTERPRETED
-    say(str(machine.get("label") or machine["name"]))
+    output.say(str(machine.get("label") or machine["name"]))
     checks = list(_checks(device))
     if as_json:
-        print_json({"machine": machine, "checks": checks})
+        output.print_json({"machine": machine, "checks": checks})
     else:
-        print_table(_COLUMNS, [_cells(check) for check in checks])
+        output.print_table(_COLUMNS, [_cells(check) for check in checks])
     if any(check["status"] in ("wrong", "failed") for check in checks):
         raise typer.Exit(1)
     ours = [check for check in checks if check["is_ours"]]
@@ -124,22 +116,22 @@ def _checks(device: "torch.device") -> Iterator[dict[str, Any]]:
     from elmanctl.bench.selftest import check_all
 
     for check in check_all(device):
-        say(f"{check.operation} {check.path} {check.size} {check.dtype}: {check.status}")
+        output.say(f"{check.operation} {check.path} {check.size} {check.dtype}: {check.status}")
         yield check.encode()
 
 
 _COLUMNS = [
-    Column(name="OPERATION"),
-    Column(name="PATH"),
-    Column(name="SIZE"),
-    Column(name="DTYPE"),
-    Column(name="RESULT"),
-    Column(name="ERROR", right=True),
-    Column(name="ALLOWED", right=True, dispensable=1),
-    Column(name="OF", dispensable=2),
-    Column(name="FORWARD MS", right=True, dispensable=1),
-    Column(name="BOTH MS", right=True, dispensable=1),
-    Column(name="NOTE", wraps=True, may_be_empty=True),
+    output.Column(name="OPERATION"),
+    output.Column(name="PATH"),
+    output.Column(name="SIZE"),
+    output.Column(name="DTYPE"),
+    output.Column(name="RESULT"),
+    output.Column(name="ERROR", right=True),
+    output.Column(name="ALLOWED", right=True, dispensable=1),
+    output.Column(name="OF", dispensable=2),
+    output.Column(name="FORWARD MS", right=True, dispensable=1),
+    output.Column(name="BOTH MS", right=True, dispensable=1),
+    output.Column(name="NOTE", wraps=True, may_be_empty=True),
 ]
 
 

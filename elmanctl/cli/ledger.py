@@ -6,27 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
-from elmanctl.cli.context import (
-    DryRunFlag,
-    JsonFlag,
-    ReadRunArgument,
-    RunArgument,
-    YesFlag,
-    chosen_run,
-    load_readable,
-    run_to_change,
-)
-from elmanctl.cli.output import (
-    Column,
-    confirm,
-    counted,
-    hint,
-    print_json,
-    print_line,
-    print_table,
-    say,
-    write_raw,
-)
+from elmanctl.cli import context, output
 from elmanctl.errors import UsageError
 from elmanctl.search.repair import RepairPlan, plan_repair, repair_run
 from elmanctl.search.verify import Verification, verify_run
@@ -46,7 +26,9 @@ def ledger() -> None:
 
 
 @app.command("verify")
-def verify(ctx: typer.Context, run: ReadRunArgument = None, as_json: JsonFlag = False) -> None:
+def verify(
+    ctx: typer.Context, run: context.ReadRunArgument = None, as_json: context.JsonFlag = False
+) -> None:
     """Check that everything a run has on record is consistent
 
     Checks each line and its checksum, the order of events, the snapshot, the optimizer's state, and
@@ -57,10 +39,10 @@ def verify(ctx: typer.Context, run: ReadRunArgument = None, as_json: JsonFlag = 
         elmanctl ledger verify
         elmanctl ledger verify e88-480m --json
     """
-    paths = chosen_run(ctx, run)
+    paths = context.chosen_run(ctx, run)
     found = verify_run(paths)
     if as_json:
-        print_json(_verification_data(paths.folder.name, found))
+        output.print_json(_verification_data(paths.folder.name, found))
     else:
         _print_verification(paths.folder.name, found)
     if found.findings:
@@ -84,32 +66,36 @@ def _verification_data(name: str, found: Verification) -> dict[str, Any]:
 def _print_verification(name: str, found: Verification) -> None:
     scan = found.scan
     if found.findings:
-        print_table(
-            [Column("FILE"), Column("LINE", right=True), Column("FAULT", wraps=True)],
+        output.print_table(
+            [
+                output.Column("FILE"),
+                output.Column("LINE", right=True),
+                output.Column("FAULT", wraps=True),
+            ],
             [
                 (each.file, str(each.line) if each.line else None, each.text)
                 for each in found.findings
             ],
         )
     if scan.torn_bytes:
-        say(f"a torn last line of {scan.torn_bytes} bytes is ignored; `resume` cuts it off")
+        output.say(f"a torn last line of {scan.torn_bytes} bytes is ignored; `resume` cuts it off")
     if scan.stale:
-        say(f"{scan.stale} late events of a controller that had lost its lease are ignored")
+        output.say(f"{scan.stale} late events of a controller that had lost its lease are ignored")
     events = f"{len(scan.events)} events, {len(scan.state.evaluations)} evaluations"
     if not found.findings:
-        print_line(f"{name}: intact, {events}")
+        output.print_line(f"{name}: intact, {events}")
         return
-    say(f"{name}: {counted(len(found.findings), 'fault')}; {events} are intact")
-    hint(f"preview a repair with `elmanctl ledger repair {name} --dry-run`")
+    output.say(f"{name}: {output.counted(len(found.findings), 'fault')}; {events} are intact")
+    output.hint(f"preview a repair with `elmanctl ledger repair {name} --dry-run`")
 
 
 @app.command("repair")
 def repair(
     ctx: typer.Context,
-    run: RunArgument = None,
-    yes: YesFlag = False,
-    dry_run: DryRunFlag = False,
-    as_json: JsonFlag = False,
+    run: context.RunArgument = None,
+    yes: context.YesFlag = False,
+    dry_run: context.DryRunFlag = False,
+    as_json: context.JsonFlag = False,
 ) -> None:
     """Repair a damaged run
 
@@ -121,18 +107,18 @@ def repair(
         elmanctl ledger repair e88-480m --dry-run
         elmanctl ledger repair e88-480m --yes
     """
-    paths = run_to_change(ctx, run)
+    paths = context.run_to_change(ctx, run)
     name = paths.folder.name
     plan = plan_repair(paths)
     if not as_json:
         _print_plan(name, plan)
     if plan.is_needed and not dry_run:
-        if not confirm(f"repair {name}?", yes=yes):
+        if not output.confirm(f"repair {name}?", yes=yes):
             return
-        plan = repair_run(paths, say)
-        hint(f"continue with `elmanctl resume {name}`")
+        plan = repair_run(paths, output.say)
+        output.hint(f"continue with `elmanctl resume {name}`")
     if as_json:
-        print_json(_plan_data(name, plan, done=plan.is_needed and not dry_run))
+        output.print_json(_plan_data(name, plan, done=plan.is_needed and not dry_run))
 
 
 def _plan_data(name: str, plan: RepairPlan, *, done: bool) -> dict[str, Any]:
@@ -155,16 +141,18 @@ def _plan_data(name: str, plan: RepairPlan, *, done: bool) -> dict[str, Any]:
 
 def _print_plan(name: str, plan: RepairPlan) -> None:
     if not plan.is_needed:
-        print_line(f"{name}: nothing to repair")
+        output.print_line(f"{name}: nothing to repair")
         return
     if plan.torn_bytes:
-        print_line(f"an incomplete last line of {plan.torn_bytes} bytes is saved and cut off")
+        output.print_line(
+            f"an incomplete last line of {plan.torn_bytes} bytes is saved and cut off"
+        )
     if plan.optimizer:
-        print_line(f"the optimizer's state is rebuilt from the ledger: {plan.optimizer}")
+        output.print_line(f"the optimizer's state is rebuilt from the ledger: {plan.optimizer}")
     if plan.fault is None:
         return
-    print_line(f"ledger.jsonl line {plan.fault.line}: {plan.fault.text}")
-    print_line(
+    output.print_line(f"ledger.jsonl line {plan.fault.line}: {plan.fault.text}")
+    output.print_line(
         f"everything before that line is kept; {plan.lost_events} intact events after it are lost"
     )
     for title, names in (
@@ -175,17 +163,17 @@ def _print_plan(name: str, plan: RepairPlan) -> None:
         ("orphaned attempts with a result", plan.results),
     ):
         if names:
-            print_line(f"{title}: {', '.join(names)}")
+            output.print_line(f"{title}: {', '.join(names)}")
     if plan.job_names:
-        say("cancel these jobs if they are still running, so that nothing is trained twice:")
+        output.say("cancel these jobs if they are still running, so that nothing is trained twice:")
         for job_name in plan.job_names:
-            say(f"  scancel --name={job_name}")
+            output.say(f"  scancel --name={job_name}")
 
 
 @app.command("export")
 def export(
     ctx: typer.Context,
-    run: ReadRunArgument = None,
+    run: context.ReadRunArgument = None,
     as_csv: Annotated[
         bool, typer.Option("--csv", help="Write CSV, one row per evaluation")
     ] = False,
@@ -204,16 +192,16 @@ def export(
     # Imported late: no other command needs csv.
     from elmanctl.search.export import export_csv, export_json
 
-    state = load_readable(chosen_run(ctx, run))
+    state = context.load_readable(context.chosen_run(ctx, run))
     parts = export_csv(state) if as_csv else export_json(state)
     if out is None:
         for part in parts:
-            write_raw(part)
+            output.write_raw(part)
         return
     if out.exists() and not force:
         raise UsageError(f"{out} exists", hint="pass `--force` to replace it")
     _write(out, parts)
-    say(f"wrote {len(state.evaluations)} evaluations to {out}")
+    output.say(f"wrote {len(state.evaluations)} evaluations to {out}")
 
 
 def _write(out: Path, parts: Iterator[str]) -> None:

@@ -7,19 +7,10 @@ from typing import Annotated
 
 import typer
 
+from elmanctl.cli import output
 from elmanctl.cli.assignments import model_fields
 from elmanctl.cli.completion import backends, model_names, one_of, presets
 from elmanctl.cli.context import JsonFlag, resolve_settings
-from elmanctl.cli.output import (
-    Column,
-    hint,
-    is_terminal,
-    print_json,
-    print_line,
-    print_table,
-    say,
-    shown_count,
-)
 from elmanctl.config import refuse_outside
 from elmanctl.constants import DEVICES
 from elmanctl.errors import Faults, UsageError
@@ -72,14 +63,14 @@ def models(
             for f in FAMILIES.values()
         ]
         if as_json:
-            print_json({"models": rows})
+            output.print_json({"models": rows})
             return
         columns = [
-            Column(name="MODEL"),
-            Column(name="SUMMARY", wraps=True),
-            Column(name="BACKENDS", dispensable=1),
+            output.Column(name="MODEL"),
+            output.Column(name="SUMMARY", wraps=True),
+            output.Column(name="BACKENDS", dispensable=1),
         ]
-        print_table(
+        output.print_table(
             columns, [[f.name, f.summary, ", ".join(f.backends)] for f in FAMILIES.values()]
         )
         return
@@ -87,7 +78,7 @@ def models(
     spaces = [shipped_space(family.name, space) for space in space_names(family.name)]
     effects = {space.name: audit_space(space) for space in spaces}
     if as_json:
-        print_json(
+        output.print_json(
             {
                 "model": family.name,
                 "backends": [asdict(row) for row in _backend_rows(family)],
@@ -104,29 +95,29 @@ def models(
             }
         )
         return
-    say(f"{family.name}: {family.summary}; level: {family.grammar.describe()}")
-    print_table(
+    output.say(f"{family.name}: {family.summary}; level: {family.grammar.describe()}")
+    output.print_table(
         [
-            Column(name="BACKEND"),
-            Column(name="RUNS HERE", wraps=True),
-            Column(name="SUPPORTS", wraps=True),
+            output.Column(name="BACKEND"),
+            output.Column(name="RUNS HERE", wraps=True),
+            output.Column(name="SUPPORTS", wraps=True),
         ],
         [[row.name, row.fault or "yes", row.limits] for row in _backend_rows(family)],
     )
-    print_table(
+    output.print_table(
         [
-            Column(name="SPACE"),
-            Column(name="PARAMETER"),
-            Column(name="KIND", dispensable=2),
-            Column(name="RANGE", wraps=True),
-            Column(name="BEST", right=True, dispensable=1),
-            Column(name="CHANGES"),
+            output.Column(name="SPACE"),
+            output.Column(name="PARAMETER"),
+            output.Column(name="KIND", dispensable=2),
+            output.Column(name="RANGE", wraps=True),
+            output.Column(name="BEST", right=True, dispensable=1),
+            output.Column(name="CHANGES"),
         ],
         [row for space in spaces for row in _axis_rows(space, effects[space.name])],
     )
     for space in spaces:
         if space.best_source:
-            say(f"best of {space.name}: {space.best_source}")
+            output.say(f"best of {space.name}: {space.best_source}")
 
 
 def params(
@@ -158,7 +149,7 @@ def params(
     }
     if as_json:
         layer, model, forward, training = sizes.values()
-        print_json(
+        output.print_json(
             {
                 "model": name,
                 "parameters": total,
@@ -171,9 +162,9 @@ def params(
         )
         return
     rows = [*parts.items(), ("parameters", total), *sizes.items()]
-    print_table(
-        [Column(name="PART"), Column(name="COUNT", right=True)],
-        [[part, shown_count(number)] for part, number in rows],
+    output.print_table(
+        [output.Column(name="PART"), output.Column(name="COUNT", right=True)],
+        [[part, output.shown_count(number)] for part, number in rows],
     )
 
 
@@ -213,11 +204,11 @@ def calc_dim(
     )
     count = count_parameters(family.name, {**values, "dim": dim})
     if as_json:
-        print_json({"model": family.name, "dim": dim, "parameters": count, "target": target})
+        output.print_json({"model": family.name, "dim": dim, "parameters": count, "target": target})
         return
     off = (count - target) / target
-    error = f"{off:+.3%}" if is_terminal() else f"{off:+.6f}"
-    print_line(f"dim={dim} parameters={shown_count(count)} error={error}")
+    error = f"{off:+.3%}" if output.is_terminal() else f"{off:+.6f}"
+    output.print_line(f"dim={dim} parameters={output.shown_count(count)} error={error}")
 
 
 def evaluate(
@@ -267,9 +258,9 @@ def evaluate(
     fields = model_fields(assignments, with_lr=True)
     result, folder = evaluate_once(level, fields, settings, out=out)
     if as_json:
-        print_json({"folder": str(folder), **result})
+        output.print_json({"folder": str(folder), **result})
         return
-    say(f"saved in {folder}")
+    output.say(f"saved in {folder}")
     for key in (
         "loss",
         "corpus",
@@ -282,9 +273,9 @@ def evaluate(
         "precision",
     ):
         if result.get(key) is not None:
-            print_line(f"{key:<12} {result[key]}")
+            output.print_line(f"{key:<12} {result[key]}")
     family, _ = resolve_level(level, {**settings.model, **fields})
-    hint(f"see what a search can vary with `elmanctl models {family.name}`")
+    output.hint(f"see what a search can vary with `elmanctl models {family.name}`")
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,28 +5,8 @@ from typing import Annotated, Any
 
 import typer
 
+from elmanctl.cli import context, output
 from elmanctl.cli.completion import verdict_kinds
-from elmanctl.cli.context import (
-    DryRunFlag,
-    JsonFlag,
-    RunAndEvaluations,
-    RunOption,
-    YesFlag,
-    load_readable,
-    run_to_change,
-    split_names,
-)
-from elmanctl.cli.output import (
-    Column,
-    confirm,
-    counted,
-    hint,
-    is_terminal,
-    print_json,
-    print_table,
-    say,
-    warn,
-)
 from elmanctl.cli.run_client import act_on_run
 from elmanctl.codec import encode
 from elmanctl.errors import UsageError
@@ -41,8 +21,8 @@ _UNITS = {"mem_gb": "{} GB of memory", "micro_batch": "micro-batch {}", "timeout
 
 def requeue(
     ctx: typer.Context,
-    names: RunAndEvaluations = None,
-    run: RunOption = None,
+    names: context.RunAndEvaluations = None,
+    run: context.RunOption = None,
     failed: Annotated[
         bool,
         typer.Option("--failed", help="All that failed, or were cancelled outside elmanctl"),
@@ -64,9 +44,9 @@ def requeue(
         list[str] | None, typer.Option(help="Node to keep the new attempts off")
     ] = None,
     force: Annotated[bool, typer.Option("--force", help="Include deterministic failures")] = False,
-    dry_run: DryRunFlag = False,
-    yes: YesFlag = False,
-    as_json: JsonFlag = False,
+    dry_run: context.DryRunFlag = False,
+    yes: context.YesFlag = False,
+    as_json: context.JsonFlag = False,
 ) -> None:
     """Requeue failed or cancelled evaluations
 
@@ -79,7 +59,7 @@ def requeue(
         elmanctl requeue e88-480m g012-e03 --mem 80 --exclude-node n2
         elmanctl requeue e88-480m --failed --kind oom,lost --dry-run
     """
-    run, evaluations = split_names(ctx, run, names or [])
+    run, evaluations = context.split_names(ctx, run, names or [])
     if failed == bool(evaluations):
         if failed:
             raise UsageError(
@@ -92,8 +72,8 @@ def requeue(
         )
     if kind and not failed:
         raise UsageError("`--kind` goes with `--failed`", hint="leave it out, or the names")
-    paths = run_to_change(ctx, run)
-    state = load_readable(paths)
+    paths = context.run_to_change(ctx, run)
+    state = context.load_readable(paths)
     kinds = [word.strip() for word in kind.split(",")] if kind else []
     chosen = select_requeueable(state, kinds=kinds) if failed else select_named(state, evaluations)
     request = RequeueRequest(
@@ -108,23 +88,25 @@ def requeue(
     plan = plan_requeue(state, effective_settings(state), chosen, request)
     if not (chosen or as_json):
         matching = "failed in this way" if kinds else "failed"
-        say(f"no evaluation of {state.run['name']} {matching}: nothing to do")
+        output.say(f"no evaluation of {state.run['name']} {matching}: nothing to do")
         # A script gets an empty table.
-        if is_terminal():
+        if output.is_terminal():
             return
     if dry_run or not chosen:
         _print_plan(plan, as_json=as_json)
         return
-    if failed and not confirm(f"requeue {counted(len(plan.chosen), 'evaluation')}?", yes=yes):
+    if failed and not output.confirm(
+        f"requeue {output.counted(len(plan.chosen), 'evaluation')}?", yes=yes
+    ):
         return
     answer = act_on_run(paths, "requeue", encode(request))
     if as_json:
-        print_json(answer)
+        output.print_json(answer)
         return
-    _print_rows(answer["requeued"], [Column("JOB")], lambda row: [row.get("job")])
+    _print_rows(answer["requeued"], [output.Column("JOB")], lambda row: [row.get("job")])
     _warn_of_skipped(answer["refused"])
     if not answer.get("by_controller"):
-        hint(f"collect the results with `elmanctl resume {state.run['name']}`")
+        output.hint(f"collect the results with `elmanctl resume {state.run['name']}`")
 
 
 def _print_plan(plan: RequeuePlan, *, as_json: bool) -> None:
@@ -137,17 +119,17 @@ def _print_plan(plan: RequeuePlan, *, as_json: bool) -> None:
         for item in plan.chosen
     ]
     if as_json:
-        print_json({"evaluations": rows, "refused": dict(plan.refused)})
+        output.print_json({"evaluations": rows, "refused": dict(plan.refused)})
         return
-    _print_rows(rows, [Column("STATE")], lambda row: [row["state"]])
+    _print_rows(rows, [output.Column("STATE")], lambda row: [row["state"]])
     _warn_of_skipped(plan.refused)
 
 
-def _print_rows(rows: Sequence[Mapping[str, Any]], more: list[Column], cells: Any) -> None:
-    print_table(
+def _print_rows(rows: Sequence[Mapping[str, Any]], more: list[output.Column], cells: Any) -> None:
+    output.print_table(
         [
-            *(Column("EVAL"), Column("WAS"), Column("ATTEMPT", right=True)),
-            *(*more, Column("CHANGES"), Column("NOTE")),
+            *(output.Column("EVAL"), output.Column("WAS"), output.Column("ATTEMPT", right=True)),
+            *(*more, output.Column("CHANGES"), output.Column("NOTE")),
         ],
         [
             [
@@ -162,7 +144,7 @@ def _print_rows(rows: Sequence[Mapping[str, Any]], more: list[Column], cells: An
 def _shown_changes(changes: Mapping[str, Any]) -> str | None:
     """Format the changes of a new attempt: as text on a terminal, as `key=value` elsewhere."""
     nodes = changes.get("exclude")
-    if is_terminal():
+    if output.is_terminal():
         parts = [text.format(f"{changes[key]:g}") for key, text in _UNITS.items() if key in changes]
         return ", ".join([*parts, *([f"not on {', '.join(nodes)}"] if nodes else [])]) or None
     plain = [f"{key}={changes[key]:g}" for key in _UNITS if key in changes]
@@ -171,4 +153,4 @@ def _shown_changes(changes: Mapping[str, Any]) -> str | None:
 
 def _warn_of_skipped(refused: Mapping[str, str]) -> None:
     for name, words in refused.items():
-        warn(f"{name} is skipped, it would fail in the same way: {words}; see `--force`")
+        output.warn(f"{name} is skipped, it would fail in the same way: {words}; see `--force`")

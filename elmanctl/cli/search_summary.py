@@ -5,16 +5,9 @@ from pathlib import Path
 from typing import Any
 
 from elmanctl import clock
+from elmanctl.cli import rows
 from elmanctl.cli.costs import cost_data, describe_cost, describe_waste
 from elmanctl.cli.output import hint, print_line, shown_count
-from elmanctl.cli.rows import (
-    corpus_data,
-    corpus_line,
-    describe_config,
-    searched_names,
-    start_data,
-    start_line,
-)
 from elmanctl.folders import working_folder
 from elmanctl.ledger.records import Evaluation, RunStatus, State
 from elmanctl.search.session import Session
@@ -31,7 +24,7 @@ def run_summary(session: Session) -> dict[str, Any]:
         "refused_share": state.refused_share,
         "answered": state.answered,
         "cost": cost_data(state, has_controller=False, now=clock.now()),
-        **start_data(state.run),
+        **rows.start_data(state.run),
         "best": None
         if best is None
         else {
@@ -41,7 +34,7 @@ def run_summary(session: Session) -> dict[str, Any]:
             "parameters": best.parameters,
         },
         "unigram_nats": state.run["data"]["unigram_nats"],
-        **corpus_data(state.run),
+        **rows.corpus_data(state.run),
         "ledger": str(session.paths.ledger),
     }
 
@@ -54,7 +47,7 @@ def print_summary(session: Session) -> None:
         f"{state.run['name']} {state.status}: {counts[State.COMPLETED]} completed, "
         f"{counts[State.FAILED]} failed, {counts[State.CANCELLED]} cancelled"
     )
-    print_line(f"search       {start_line(state.run)}")
+    print_line(f"search       {rows.start_line(state.run)}")
     if state.refused_share:
         print_line(f"points       {state.refused_share:.0%} were infeasible and redrawn at no cost")
     cost = cost_data(state, has_controller=False, now=clock.now())
@@ -69,8 +62,8 @@ def print_summary(session: Session) -> None:
         entropy = float(state.run["data"]["unigram_nats"])
         values = best.hyperparameters
         shown = "  ".join(
-            f"{key}={describe_config(values[key])}"
-            for key in searched_names(state.run)
+            f"{key}={rows.describe_config(values[key])}"
+            for key in rows.searched_names(state.run)
             if key in values
         )
         print_line(f"best         {best.id}")
@@ -81,7 +74,7 @@ def print_summary(session: Session) -> None:
             f"  unigram    {entropy:.4f} nats/byte; the loss is "
             f"{abs(entropy - best.loss):.4f} {side}"
         )
-        print_line(f"  corpus     {corpus_line(state.run)}")
+        print_line(f"  corpus     {rows.corpus_line(state.run)}")
         print_line(f"  config     {shown}")
         print_line(f"  parameters {shown_count(best.parameters)} (counted in the trained model)")
     print_line(f"ledger       {_relative(session.paths.ledger)}")

@@ -7,15 +7,7 @@ from types import TracebackType
 from typing import Any
 
 from elmanctl import clock
-from elmanctl.cli.output import (
-    Column,
-    build_table,
-    console,
-    format_loss,
-    is_terminal,
-    printable,
-    say,
-)
+from elmanctl.cli import output
 from elmanctl.cli.rows import (
     describe_config,
     evaluation_row,
@@ -59,18 +51,18 @@ class PlainView:
         """Report trouble with the scheduler once; it may come and go."""
         now = time.monotonic()
         if trouble and (trouble != self._trouble or now - self._trouble_at > _REPEAT_TROUBLE_S):
-            say(f"warning: {trouble}")
+            output.say(f"warning: {trouble}")
             self._trouble = trouble
         if trouble:
             self._trouble_at = now
 
     def judged(self, evaluation: Evaluation, verdict: Verdict) -> None:
         """Report how an attempt ended."""
-        say(judged_line(evaluation, verdict))
+        output.say(judged_line(evaluation, verdict))
 
     def generation_done(self, session: Session, generation: int) -> None:
         """Report a completed generation."""
-        say(generation_line(session.state, generation))
+        output.say(generation_line(session.state, generation))
 
 
 class LiveView:
@@ -79,7 +71,7 @@ class LiveView:
     def __init__(self, session: Session) -> None:
         from rich.live import Live
 
-        self._console = console(sys.stderr)
+        self._console = output.console(sys.stderr)
         self._live = Live(console=self._console, auto_refresh=False, transient=True)
         self._drawn = 0.0
         self._since = time.monotonic()
@@ -108,7 +100,7 @@ class LiveView:
         """Print a permanent line for an attempt that did not complete."""
         if verdict.kind is not VerdictKind.COMPLETED:
             self._live.console.print(
-                printable(judged_line(evaluation, verdict)), style="red", markup=False
+                output.printable(judged_line(evaluation, verdict)), style="red", markup=False
             )
 
     def generation_done(self, session: Session, generation: int) -> None:
@@ -122,21 +114,21 @@ class LiveView:
         left = self._time_left(session)
         lines = [Text(headline(session) + (f"  about {left} left" if left else ""), style="bold")]
         if trouble:
-            lines.append(Text(printable(trouble), style="yellow"))
+            lines.append(Text(output.printable(trouble), style="yellow"))
         names = searched_names(session.run)
         columns = [
-            Column("EVAL"),
-            Column("STATE"),
-            Column("LOSS", right=True),
-            Column("STEP", right=True),
-            *(Column(name.upper(), right=True, dispensable=3) for name in names),
-            Column("PARAMS", right=True, dispensable=4),
-            Column("ELAPSED", right=True, dispensable=2, may_be_empty=True),
-            Column("REASON", dispensable=1, wraps=True, may_be_empty=True),
+            output.Column("EVAL"),
+            output.Column("STATE"),
+            output.Column("LOSS", right=True),
+            output.Column("STEP", right=True),
+            *(output.Column(name.upper(), right=True, dispensable=3) for name in names),
+            output.Column("PARAMS", right=True, dispensable=4),
+            output.Column("ELAPSED", right=True, dispensable=2, may_be_empty=True),
+            output.Column("REASON", dispensable=1, wraps=True, may_be_empty=True),
         ]
         note = read_note(session.paths.scheduler)
         rows = [_live_cells(session, one, names, note) for one in _current(session.state)]
-        return Group(*lines, build_table(columns, rows, self._console.width))
+        return Group(*lines, output.build_table(columns, rows, self._console.width))
 
     def _time_left(self, session: Session) -> str | None:
         done = _settled(session.state) - self._done_before
@@ -150,7 +142,7 @@ class LiveView:
 
 def make_view(session: Session) -> PlainView | LiveView:
     """Return the view that fits stderr."""
-    return LiveView(session) if is_terminal(sys.stderr) else PlainView(session)
+    return LiveView(session) if output.is_terminal(sys.stderr) else PlainView(session)
 
 
 def headline(session: Session) -> str:
@@ -167,7 +159,7 @@ def headline(session: Session) -> str:
         f"  {counts[State.COMPLETED]}/{total} done  {running} running  {waiting} queued"
         f"  {counts[State.FAILED]} failed"
     )
-    return f"{text}  best {format_loss(best.loss)} ({best.id})" if best else text
+    return f"{text}  best {output.format_loss(best.loss)} ({best.id})" if best else text
 
 
 def judged_line(evaluation: Evaluation, verdict: Verdict) -> str:
@@ -194,7 +186,7 @@ def generation_line(state: RunState, generation: int) -> str:
     ]
     best = state.best()
     if best is not None:
-        parts.append(f"best so far {format_loss(best.loss)} ({best.id})")
+        parts.append(f"best so far {output.format_loss(best.loss)} ({best.id})")
     return f"g{generation:03}: {', '.join(parts)}"
 
 
@@ -220,7 +212,7 @@ def _live_cells(
     return [
         evaluation.id,
         row["state"],
-        format_loss(row["progress"]["loss"] if row["progress"] else row["loss"]),
+        output.format_loss(row["progress"]["loss"] if row["progress"] else row["loss"]),
         None if row["step"] is None else str(row["step"]),
         *(describe_config(values.get(name)) for name in names),
         format_count(evaluation.parameters),

@@ -9,23 +9,11 @@ from typing import Annotated, Any
 
 import typer
 
+from elmanctl.cli import rows
 from elmanctl.cli.completion import evaluation_names, run_or_evaluation_names
 from elmanctl.cli.context import JsonFlag, chosen_run, known_runs, load_readable
 from elmanctl.cli.log_follower import Follower
 from elmanctl.cli.output import print_json, print_line, shown_count, write_raw
-from elmanctl.cli.rows import (
-    corpus_data,
-    corpus_line,
-    describe_verdict,
-    evaluation_row,
-    excluded_lines,
-    excluded_rows,
-    progress_line,
-    shown_elapsed,
-    start_data,
-    start_line,
-    with_progress,
-)
 from elmanctl.codec import encode
 from elmanctl.errors import NotFound, UsageError
 from elmanctl.ledger.files import open_regular
@@ -87,11 +75,15 @@ def show(
             {**export_attempt(attempt), "resources": _resources(found, attempt)}
             for attempt in chosen.attempts
         ]
-        run = {"run": found.run["name"], **start_data(found.run), **corpus_data(found.run)}
+        run = {
+            "run": found.run["name"],
+            **rows.start_data(found.run),
+            **rows.corpus_data(found.run),
+        }
         noise = noise_for(found, chosen)
-        row = with_progress(evaluation_row(chosen), paths, chosen)
+        row = rows.with_progress(rows.evaluation_row(chosen), paths, chosen)
         row = {**run, **row, "noise": noise and asdict(noise)}
-        row["excluded_nodes"] = excluded_rows(found)
+        row["excluded_nodes"] = rows.excluded_rows(found)
         print_json({**row, "attempts": attempts})
         return
     _print_evaluation(paths, found, chosen)
@@ -162,15 +154,15 @@ def _find(
 
 
 def _print_evaluation(paths: RunPaths, found: RunState, chosen: Evaluation) -> None:
-    row = with_progress(evaluation_row(chosen), paths, chosen)
+    row = rows.with_progress(rows.evaluation_row(chosen), paths, chosen)
     print_line(f"{chosen.id} of {found.run['name']}: {row['state']}")
     if row["progress"]:
-        print_line(f"  progress    {progress_line(row['progress'])}")
-    print_line(f"  search      {start_line(found.run)}")
+        print_line(f"  progress    {rows.progress_line(row['progress'])}")
+    print_line(f"  search      {rows.start_line(found.run)}")
     if row["loss"] is not None:
         entropy = found.run["data"]["unigram_nats"]
         print_line(f"  loss        {row['loss']:.4f} nats/byte (unigram entropy {entropy:.4f})")
-    print_line(f"  corpus      {corpus_line(found.run)}")
+    print_line(f"  corpus      {rows.corpus_line(found.run)}")
     if chosen.replaces:
         print_line(f"  replaces    {chosen.replaces}")
     if chosen.answer:
@@ -194,12 +186,12 @@ def _print_evaluation(paths: RunPaths, found: RunState, chosen: Evaluation) -> N
             print_line(f"  memory      {requested['mem_gb']:g} GB requested")
         if "exclude" in requested:
             print_line(f"  excluded    {', '.join(requested['exclude'])}")
-    for line in excluded_lines(excluded_rows(found)):
+    for line in rows.excluded_lines(rows.excluded_rows(found)):
         print_line(line)
 
 
 def _print_attempt(paths: RunPaths, chosen: Evaluation, attempt: Attempt) -> None:
-    elapsed = shown_elapsed(attempt.elapsed_s)
+    elapsed = rows.shown_elapsed(attempt.elapsed_s)
     parts = [f"job {attempt.job_id}" if attempt.job_id else "no job", attempt.node, elapsed]
     print_line(f"attempt {attempt.number}: {attempt.state} ({', '.join(p for p in parts if p)})")
     print_line(f"  folder      {paths.attempt(chosen.id, attempt.number).folder}")
@@ -211,7 +203,7 @@ def _print_attempt(paths: RunPaths, chosen: Evaluation, attempt: Attempt) -> Non
                 print_line(f"  {label:<11} {shown}")
         _print_origin(attempt.result)
     if attempt.verdict is not None and attempt.state is not State.COMPLETED:
-        print_line(f"  verdict     {describe_verdict(attempt.verdict)}")
+        print_line(f"  verdict     {rows.describe_verdict(attempt.verdict)}")
         for quote in attempt.verdict.evidence:
             print_line(f"    {quote.source}: {quote.text}{_place(quote)}")
 

@@ -7,20 +7,10 @@ from typing import Annotated, Any
 import typer
 
 from elmanctl import clock
+from elmanctl.cli import output
 from elmanctl.cli.completion import one_of, run_names
 from elmanctl.cli.context import JsonFlag, chosen_run, load_brief, load_readable, runs_folder
 from elmanctl.cli.costs import cost_data, noise_data
-from elmanctl.cli.output import (
-    Column,
-    counted,
-    format_loss,
-    is_terminal,
-    print_json,
-    print_table,
-    say,
-    shown_bytes,
-    warn,
-)
 from elmanctl.cli.rows import (
     corpus_data,
     describe_config,
@@ -116,7 +106,7 @@ def status(
         }
         # The noise of repeats with other seeds takes the whole ledger.
         noise = None if whole is None else noise_data(whole)
-        print_json({"run": run_row, "noise": noise, "evaluations": rows})
+        output.print_json({"run": run_row, "noise": noise, "evaluations": rows})
     else:
         _print_run(paths, found, chosen, note)
     if exit_status:
@@ -131,29 +121,29 @@ def _status_of_all(ctx: typer.Context, *, as_json: bool) -> None:
         try:
             rows.append(_run_row(paths, load_brief(paths)))
         except (LedgerError, NotFound) as exc:
-            warn(f"{folder.name}: {exc.message}")
+            output.warn(f"{folder.name}: {exc.message}")
     if as_json:
-        print_json({"runs": rows})
+        output.print_json({"runs": rows})
         return
     _mention_single_evaluations(runs)
     if not rows:
-        say(no_runs_in(runs))
+        output.say(no_runs_in(runs))
         return
-    print_table(
+    output.print_table(
         [
-            Column("RUN"),
-            Column("STATUS"),
-            Column("MODEL", dispensable=3),
-            Column("GEN", right=True),
-            Column("DONE", right=True),
-            Column("RUNNING", right=True),
-            Column("PENDING", right=True, dispensable=2),
-            Column("FAILED", right=True),
-            Column("BEST LOSS", right=True),
-            Column("BEST", dispensable=2),
-            Column("DISK", right=True, dispensable=3),
-            Column("UPDATED", dispensable=1),
-            Column("CORPUS", dispensable=4),
+            output.Column("RUN"),
+            output.Column("STATUS"),
+            output.Column("MODEL", dispensable=3),
+            output.Column("GEN", right=True),
+            output.Column("DONE", right=True),
+            output.Column("RUNNING", right=True),
+            output.Column("PENDING", right=True, dispensable=2),
+            output.Column("FAILED", right=True),
+            output.Column("BEST LOSS", right=True),
+            output.Column("BEST", dispensable=2),
+            output.Column("DISK", right=True, dispensable=3),
+            output.Column("UPDATED", dispensable=1),
+            output.Column("CORPUS", dispensable=4),
         ],
         [_run_cells(row) for row in rows],
     )
@@ -163,8 +153,8 @@ def _mention_single_evaluations(runs: Path) -> None:
     """Mention the results of `elmanctl eval` in the runs folder, which are not runs."""
     found = list_single_evaluations(runs)
     if found:
-        results = f"{counted(len(found), 'result')} of `elmanctl eval`"
-        say(f"{runs} also has {results}: see result.json in {found[-1].name}, the newest")
+        results = f"{output.counted(len(found), 'result')} of `elmanctl eval`"
+        output.say(f"{runs} also has {results}: see result.json in {found[-1].name}, the newest")
 
 
 def _cost(paths: RunPaths, state: RunSummary) -> dict[str, Any]:
@@ -213,7 +203,7 @@ def _run_cells(row: dict[str, Any]) -> list[str | None]:
     moment = clock.from_text(row["updated_at"])
     updated = (
         f"{clock.format_rough((clock.now() - moment).total_seconds())} ago"
-        if is_terminal()
+        if output.is_terminal()
         else row["updated_at"]
     )
     return [
@@ -225,9 +215,9 @@ def _run_cells(row: dict[str, Any]) -> list[str | None]:
         str(row["running"]),
         str(row["pending"]),
         str(row["failed"]),
-        format_loss(row["best_loss"]),
+        output.format_loss(row["best_loss"]),
         row["best"],
-        shown_bytes(row["size_bytes"]),
+        output.shown_bytes(row["size_bytes"]),
         updated,
         row["corpus"],
     ]
@@ -239,7 +229,7 @@ def _status(paths: RunPaths, state: RunSummary) -> str:
         holder = read_holder(paths.folder)
     except LedgerCorrupt as exc:
         # Whether a controller is running is unknown; the ledger says enough without it.
-        warn(f"{paths.folder.name}: {exc.message}; {exc.hint}")
+        output.warn(f"{paths.folder.name}: {exc.message}; {exc.hint}")
         return state.status.value
     # A holder on another machine may be alive as far as this one can know.
     gone = holder is None or is_gone(holder) is True
@@ -269,25 +259,27 @@ def _print_run(
     paths: RunPaths, found: RunSummary, chosen: Sequence[Evaluation], note: SchedulerNote | None
 ) -> None:
     row = _run_row(paths, found)
-    say(headline(row))
+    output.say(headline(row))
     for line in facts(found, row, _cost(paths, found), note):
-        say(line)
+        output.say(line)
     disk = forecast(found, space_of(paths.folder, with_quota=False), effective_settings(found).disk)
     if disk is not None and disk.warning:
-        warn(f"{disk.warning}: see `elmanctl disk {row['run']}`")
+        output.warn(f"{disk.warning}: see `elmanctl disk {row['run']}`")
     names = searched_names(found.run)
     rows = [(_evaluation_row(paths, one, note), one) for one in chosen]
     is_live = any(row["state"] in _LIVE for row, _ in rows)
-    print_table(
+    output.print_table(
         evaluation_columns(names, is_live=is_live),
         [_evaluation_cells(row, one, names) for row, one in rows],
     )
     hidden = found.count("evaluations") - len(chosen)
     if hidden:
-        say(f"{counted(hidden, 'more evaluation')}: `elmanctl status {row['run']} --all`")
+        output.say(
+            f"{output.counted(hidden, 'more evaluation')}: `elmanctl status {row['run']} --all`"
+        )
 
 
-def evaluation_columns(names: Sequence[str], *, is_live: bool) -> list[Column]:
+def evaluation_columns(names: Sequence[str], *, is_live: bool) -> list[output.Column]:
     """Return the columns; which ones a narrow terminal drops first depends on `is_live`.
 
     The reason is dropped last.  While evaluations are live, their progress is worth more than their
@@ -295,16 +287,16 @@ def evaluation_columns(names: Sequence[str], *, is_live: bool) -> list[Column]:
     """
     axes, job, step, elapsed = (5, 4, 3, 2) if is_live else (2, 4, 5, 3)
     return [
-        Column("EVAL"),
-        Column("STATE"),
-        Column("JOB", dispensable=job),
-        Column("LOSS", right=True),
-        Column("STEP", right=True, dispensable=step, may_be_empty=True),
-        *(Column(name.upper(), right=True, dispensable=axes) for name in names),
-        Column("PARAMS", right=True, dispensable=7),
-        Column("ELAPSED", right=True, dispensable=elapsed, may_be_empty=True),
-        Column("NODE", dispensable=6, may_be_empty=True),
-        Column("REASON", dispensable=1, wraps=True, may_be_empty=True),
+        output.Column("EVAL"),
+        output.Column("STATE"),
+        output.Column("JOB", dispensable=job),
+        output.Column("LOSS", right=True),
+        output.Column("STEP", right=True, dispensable=step, may_be_empty=True),
+        *(output.Column(name.upper(), right=True, dispensable=axes) for name in names),
+        output.Column("PARAMS", right=True, dispensable=7),
+        output.Column("ELAPSED", right=True, dispensable=elapsed, may_be_empty=True),
+        output.Column("NODE", dispensable=6, may_be_empty=True),
+        output.Column("REASON", dispensable=1, wraps=True, may_be_empty=True),
     ]
 
 
@@ -318,7 +310,7 @@ def _evaluation_row(
 def _evaluation_cells(
     row: dict[str, Any], evaluation: Evaluation, names: list[str]
 ) -> list[str | None]:
-    exact = not is_terminal()
+    exact = not output.is_terminal()
     loss = row["progress"]["loss"] if row["progress"] else row["loss"]
     values = evaluation.hyperparameters
     config = [values.get(name) for name in names]
@@ -326,7 +318,7 @@ def _evaluation_cells(
         row["evaluation"],
         row["state"],
         row["job"],
-        str(loss) if exact and loss is not None else format_loss(loss),
+        str(loss) if exact and loss is not None else output.format_loss(loss),
         None if row["step"] is None else str(row["step"]),
         *(str(value) if exact else describe_config(value) for value in config),
         str(row["parameters"]) if exact else format_count(evaluation.parameters),

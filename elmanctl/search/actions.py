@@ -9,12 +9,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from elmanctl.errors import ElmanError, UsageError
-from elmanctl.ledger.payloads import (
-    EvaluationClosed,
-    EvaluationReopened,
-    RequestApplied,
-    RunCancelled,
-)
+from elmanctl.ledger import payloads
 from elmanctl.ledger.records import Evaluation, RunStatus, State
 from elmanctl.ledger.requests import answer_request, pending_requests
 from elmanctl.ledger.run_state import RunState
@@ -45,7 +40,7 @@ def apply_requests(session: Session, watcher: Watcher) -> None:
             except ElmanError as exc:
                 answer = {"error": exc.message, "hint": exc.hint, "exit_code": exc.exit_code}
             session.record(
-                RequestApplied(request=request.id, command=request.command, answer=answer)
+                payloads.RequestApplied(request=request.id, command=request.command, answer=answer)
             )
         else:
             answer = dict(known["answer"])
@@ -84,7 +79,7 @@ def _requeue(session: Session, request: RequeueRequest, by: str) -> Answer:
     for item in plan.chosen:
         rows.append(item.row())
         session.record(
-            EvaluationReopened(
+            payloads.EvaluationReopened(
                 evaluation=item.evaluation.id,
                 changes={
                     **item.changes,
@@ -113,11 +108,11 @@ def _cancel(session: Session, watcher: Watcher, request: CancelRequest) -> Answe
         if evaluation.state.is_finished:
             rows.append({**row, "result": f"already {evaluation.state}"})
             continue
-        session.record(EvaluationClosed(evaluation=evaluation.id, state=State.CANCELLED))
+        session.record(payloads.EvaluationClosed(evaluation=evaluation.id, state=State.CANCELLED))
         rows.append({**row, "result": "cancelled"})
     error = watcher.cancel([session.state.evaluations[row["evaluation"]] for row in rows])
     if request.all:
-        session.record(RunCancelled())
+        session.record(payloads.RunCancelled())
     return {"cancelled": rows, "error": error}
 
 

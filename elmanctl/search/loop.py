@@ -13,15 +13,8 @@ from typing import Protocol
 
 from elmanctl.constants import RESEED
 from elmanctl.errors import LedgerCorrupt, SearchPaused
+from elmanctl.ledger import payloads
 from elmanctl.ledger.files import read_small, write_atomically
-from elmanctl.ledger.payloads import (
-    EvaluationClosed,
-    GenerationTold,
-    OptimizerFile,
-    PointsAsked,
-    RunFinished,
-    RunInterrupted,
-)
 from elmanctl.ledger.records import (
     Evaluation,
     EvaluationPlan,
@@ -118,14 +111,14 @@ class Controller:
             self._view.refresh(session, self._poller.trouble)
             self._stop.wait(self._tick_s)
         if session.state.status is not RunStatus.CANCELLED:
-            session.record(RunInterrupted())
+            session.record(payloads.RunInterrupted())
 
     def _go_on(self) -> bool:
         """Advance as far as possible without waiting; return whether the search is finished."""
         self._close_decided()
         self._answer_repeats()
         if self._advance():
-            self._session.record(RunFinished(reason="all generations are done"))
+            self._session.record(payloads.RunFinished(reason="all generations are done"))
             self._view.refresh(self._session, None)
             return True
         self._answer_repeats()
@@ -146,7 +139,9 @@ class Controller:
         failed = []
         for evaluation, decision in self._decisions.waiting():
             if decision.close is not None:
-                session.record(EvaluationClosed(evaluation=evaluation.id, state=decision.close))
+                session.record(
+                    payloads.EvaluationClosed(evaluation=evaluation.id, state=decision.close)
+                )
             if decision.close is State.FAILED:
                 failed.append(evaluation)
         found = trip(session.state, session.settings, failed)
@@ -205,7 +200,7 @@ class Controller:
                 hint=recovery_hint(self._session.state),
             )
         points = {e.id: e.point for e in members}
-        self._session.record(GenerationTold(generation=generation, told=tuple(values)))
+        self._session.record(payloads.GenerationTold(generation=generation, told=tuple(values)))
         self._optimizer.tell([points[name] for name, _ in values], [value for _, value in values])
         self._view.generation_done(self._session, generation)
         return True
@@ -229,11 +224,13 @@ class Controller:
         write_atomically(session.paths.optimizer / file, state)
         evaluations = self._new_evaluations(generation, first, candidates, replaces)
         session.record(
-            PointsAsked(
+            payloads.PointsAsked(
                 generation=generation,
                 evaluations=tuple(evaluations),
                 refused=refused,
-                optimizer=OptimizerFile(file=file, sha256=hashlib.sha256(state).hexdigest()),
+                optimizer=payloads.OptimizerFile(
+                    file=file, sha256=hashlib.sha256(state).hexdigest()
+                ),
             )
         )
 

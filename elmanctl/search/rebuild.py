@@ -6,16 +6,9 @@ from dataclasses import replace
 from typing import Any
 
 from elmanctl.errors import ElmanError, LedgerError
+from elmanctl.ledger import payloads
 from elmanctl.ledger.events import Event
 from elmanctl.ledger.files import write_atomically
-from elmanctl.ledger.payloads import (
-    GenerationTold,
-    OptimizerFile,
-    OptimizerRebuilt,
-    PointsAsked,
-    SettingsChanged,
-    decode_payload,
-)
 from elmanctl.search.effective_settings import effective_settings
 from elmanctl.search.loop import start_optimizer
 from elmanctl.search.session import Session
@@ -34,12 +27,12 @@ def rebuild_optimizer(session: Session, events: Iterable[Event]) -> bytes:
     builder = _builder(session, changes)
     state = optimizer.dump()
     for event in events:
-        payload = decode_payload(event.kind, event.data)
-        if isinstance(payload, SettingsChanged):
+        payload = payloads.decode_payload(event.kind, event.data)
+        if isinstance(payload, payloads.SettingsChanged):
             # The memory of a GPU decides which points are refused.
             changes |= payload.changes
             builder = _builder(session, changes)
-        elif isinstance(payload, PointsAsked):
+        elif isinstance(payload, payloads.PointsAsked):
             asked = payload.evaluations
             try:
                 candidates, refused = ask_candidates(optimizer.ask, builder, len(asked))
@@ -49,7 +42,7 @@ def rebuild_optimizer(session: Session, events: Iterable[Event]) -> bytes:
             if points != [plan.point for plan in asked] or refused != payload.refused:
                 raise _differs(event, "its points are not those that the seed gives here")
             state = optimizer.dump()
-        elif isinstance(payload, GenerationTold):
+        elif isinstance(payload, payloads.GenerationTold):
             points = [session.state.evaluations[name].point for name, _ in payload.told]
             optimizer.tell(points, [value for _, value in payload.told])
     return state
@@ -74,7 +67,9 @@ def restore_optimizer(session: Session, state: bytes) -> str:
     session.paths.optimizer.mkdir(exist_ok=True)
     write_atomically(session.paths.optimizer / name, state)
     if digest != saved["sha256"]:
-        session.record(OptimizerRebuilt(optimizer=OptimizerFile(file=name, sha256=digest)))
+        session.record(
+            payloads.OptimizerRebuilt(optimizer=payloads.OptimizerFile(file=name, sha256=digest))
+        )
     return name
 
 

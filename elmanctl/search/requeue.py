@@ -11,14 +11,9 @@ from elmanctl.config import refuse_outside
 from elmanctl.errors import UsageError
 from elmanctl.ledger.records import Evaluation, State
 from elmanctl.ledger.run_state import RunState
+from elmanctl.search import retry
 from elmanctl.search.nodes import NODE_NAME
 from elmanctl.search.request_schema import RequeueRequest
-from elmanctl.search.retry import (
-    deterministic_failures,
-    due_changes,
-    last_signature,
-    was_cancelled_outside,
-)
 from elmanctl.search.selection import check_kinds
 from elmanctl.search.workload import attempt_resources
 from elmanctl.settings import Settings
@@ -62,7 +57,7 @@ def select_requeueable(state: RunState, *, kinds: Sequence[str]) -> list[Evaluat
     found = [
         evaluation
         for evaluation in state.evaluations.values()
-        if evaluation.state is State.FAILED or was_cancelled_outside(state, evaluation)
+        if evaluation.state is State.FAILED or retry.was_cancelled_outside(state, evaluation)
     ]
     return [e for e in found if not kinds or last_kind(e) in kinds]
 
@@ -77,8 +72,8 @@ def plan_requeue(
     """
     for evaluation in chosen:
         _check_reopening(evaluation)
-    repeated = {} if request.force else deterministic_failures(state)
-    words_of = {e.id: last_signature(state, e) for e in chosen}
+    repeated = {} if request.force else retry.deterministic_failures(state)
+    words_of = {e.id: retry.last_signature(state, e) for e in chosen}
     refused = {name: words for name, words in words_of.items() if words and words in repeated}
     kept = [e for e in chosen if e.id not in refused]
     if refused and (not kept or not request.skip_deterministic):
@@ -122,7 +117,7 @@ def _changes(
         known = known if isinstance(known, list | tuple) else ()
         manual["exclude"] = sorted({*request.exclude, *known})
     changes = {
-        **due_changes(state, settings, evaluation),
+        **retry.due_changes(state, settings, evaluation),
         **{key: value for key, value in manual.items() if value is not None},
     }
     # Checked now rather than when the attempt is submitted.
@@ -164,9 +159,9 @@ def recovery_hint(state: RunState) -> str:
     parts = [f"see why with `{why}`", "fix the cause"]
     failed = select_requeueable(state, kinds=())
     if failed:
-        repeated = deterministic_failures(state)
+        repeated = retry.deterministic_failures(state)
         again = f"elmanctl requeue {name} --failed"
-        if any(last_signature(state, e) in repeated for e in failed):
+        if any(retry.last_signature(state, e) in repeated for e in failed):
             # A repeated failure is refused otherwise.
             again += " --force"
         parts.append(f"requeue the failed evaluations with `{again}`")

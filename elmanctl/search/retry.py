@@ -13,34 +13,26 @@ from elmanctl.ledger.run_state import RunState
 from elmanctl.search.session import Session
 from elmanctl.search.workload import attempt_resources, micro_batch_of
 from elmanctl.settings import Settings
+from elmanctl.verdicts import policy
 from elmanctl.verdicts.breaker import FULL_DISK, Failure, Trip, tripped
-from elmanctl.verdicts.policy import (
-    FROM_OUTSIDE,
-    Baseline,
-    Decision,
-    Group,
-    PastAttempt,
-    changes_after,
-    decide,
-    needs_less,
-    rule_of,
-)
 from elmanctl.verdicts.signature import signature
 
 # The inputs of a decision: the record, the settings, and whether a job can be moved.
 _Basis = tuple[Evaluation, Settings, bool]
 
 
-def decision_on(state: RunState, settings: Settings, evaluation: Evaluation) -> Decision:
+def decision_on(state: RunState, settings: Settings, evaluation: Evaluation) -> policy.Decision:
     """Return the decision after the newest attempt of an evaluation; the first is always allowed.
 
     Raises InvalidConfiguration if a retry after a lack of memory no longer fits on its GPU.
     """
     past = _past_attempts(state, evaluation)
     if not past:
-        return Decision(close=None)
-    fitted = any(map(needs_less, past))
-    return decide(past, settings.retry, baseline_of(state, settings, evaluation, fitted=fitted))
+        return policy.Decision(close=None)
+    fitted = any(map(policy.needs_less, past))
+    return policy.decide(
+        past, settings.retry, baseline_of(state, settings, evaluation, fitted=fitted)
+    )
 
 
 class Decisions:
@@ -48,9 +40,9 @@ class Decisions:
 
     def __init__(self, session: Session) -> None:
         self._session = session
-        self._made: dict[str, tuple[_Basis, Decision]] = {}
+        self._made: dict[str, tuple[_Basis, policy.Decision]] = {}
 
-    def waiting(self) -> list[tuple[Evaluation, Decision]]:
+    def waiting(self) -> list[tuple[Evaluation, policy.Decision]]:
         """Return every waiting evaluation, in order, with its decision.
 
         Raises what `decision_on` raises.
@@ -71,19 +63,19 @@ class Decisions:
 def due_changes(state: RunState, settings: Settings, evaluation: Evaluation) -> Mapping[str, Any]:
     """Return the changes of the policy for a further attempt, even if it does not allow one."""
     past = _past_attempts(state, evaluation)
-    return changes_after(past, settings.retry, baseline_of(state, settings, evaluation))
+    return policy.changes_after(past, settings.retry, baseline_of(state, settings, evaluation))
 
 
 def baseline_of(
     state: RunState, settings: Settings, evaluation: Evaluation, *, fitted: bool = True
-) -> Baseline:
+) -> policy.Baseline:
     """Return the resources of an attempt by the settings and by earlier requeues.
 
     Unless `fitted`, the memory of the GPU does not limit the micro-batch.
     """
     executor = state.run["executor"]
     batch = settings.train.batch
-    return Baseline(
+    return policy.Baseline(
         mem_gb=attempt_resources(settings, executor, evaluation.changes).mem_gb,
         batch=batch,
         micro_batch=(fitted and micro_batch_of(state.run, settings, evaluation)) or batch,
@@ -110,7 +102,7 @@ def deterministic_failures(state: RunState) -> dict[str, list[str]]:
             continue
         for attempt in evaluation.attempts:
             verdict = attempt.verdict
-            if verdict is not None and rule_of(verdict).group is Group.CODE:
+            if verdict is not None and policy.rule_of(verdict).group is policy.Group.CODE:
                 met[signature(verdict)][evaluation.id] += 1
     return {
         words: list(counted)
@@ -135,7 +127,7 @@ def was_cancelled_outside(state: RunState, evaluation: Evaluation) -> bool:
     if evaluation.state is not State.CANCELLED or not past:
         return False
     assert past[-1].verdict is not None
-    return rule_of(past[-1].verdict).case == FROM_OUTSIDE
+    return policy.rule_of(past[-1].verdict).case == policy.FROM_OUTSIDE
 
 
 def trip(state: RunState, settings: Settings, closed: Iterable[Evaluation]) -> Trip | None:
@@ -145,7 +137,7 @@ def trip(state: RunState, settings: Settings, closed: Iterable[Evaluation]) -> T
     even if others completed since.
     """
     verdicts = (evaluation.counted_attempts[-1].verdict for evaluation in closed)
-    if any(verdict and rule_of(verdict).group is Group.DISK for verdict in verdicts):
+    if any(verdict and policy.rule_of(verdict).group is policy.Group.DISK for verdict in verdicts):
         return FULL_DISK
     row = [_failure(state, name, number) for name, number in state.failures_in_a_row]
     return tripped(row, settings.retry.breaker, can_move=can_move(state, settings))
@@ -164,11 +156,13 @@ def _failure(state: RunState, name: str, number: int) -> Failure:
     return Failure(verdict=attempt.verdict, node=attempt.node)
 
 
-def _past_attempts(state: RunState, evaluation: Evaluation) -> list[PastAttempt]:
+def _past_attempts(state: RunState, evaluation: Evaluation) -> list[policy.PastAttempt]:
     past = []
     for attempt in evaluation.counted_attempts:
         assert attempt.verdict is not None
-        past.append(PastAttempt(verdict=attempt.verdict, mem_gb=_asked_mem_gb(state, attempt)))
+        past.append(
+            policy.PastAttempt(verdict=attempt.verdict, mem_gb=_asked_mem_gb(state, attempt))
+        )
     return past
 
 

@@ -11,15 +11,9 @@ from typing import Any
 from elmanctl.config import refuse_outside
 from elmanctl.constants import CLUSTERS_VARIABLE
 from elmanctl.errors import ElmanError, LedgerError, UsageError
+from elmanctl.ledger import payloads
 from elmanctl.ledger import state as ledger_state
 from elmanctl.ledger.lease import Lease
-from elmanctl.ledger.payloads import (
-    ControllerStarted,
-    Payload,
-    RunExtended,
-    RunPaused,
-    SettingsChanged,
-)
 from elmanctl.ledger.records import RunStatus
 from elmanctl.ledger.reserve import full_disk, give_up, refill
 from elmanctl.ledger.snapshot import SnapshotKeeper, load_summary
@@ -88,7 +82,7 @@ class Session:
             lease.release()
             raise
 
-    def record(self, payload: Payload) -> None:
+    def record(self, payload: payloads.Payload) -> None:
         """Write one event and apply it to the state; one that the state rejects is not written."""
         prepared = ledger_state.prepare(self._writer, self.state, payload)
         self._snapshots.before(prepared.evaluations)
@@ -108,7 +102,7 @@ class Session:
         refill(self.paths.folder)
         is_slurm = self.run["executor"] == "slurm"
         self.record(
-            ControllerStarted(
+            payloads.ControllerStarted(
                 host=platform.node(),
                 pid=os.getpid(),
                 folder=str(self.paths.folder),
@@ -125,11 +119,11 @@ class Session:
         full = full_disk(error)
         if full is None:
             if isinstance(error, ElmanError) and not isinstance(error, LedgerError):
-                self.record(RunPaused(reason=error.message, hint=error.hint or None))
+                self.record(payloads.RunPaused(reason=error.message, hint=error.hint or None))
             return
         try:
             give_up(self.paths.folder, keep=_KEPT_PARTS)
-            self.record(RunPaused(reason="the disk is full"))
+            self.record(payloads.RunPaused(reason="the disk is full"))
         except (OSError, LedgerError) as exc:
             logger.warning("the full disk could not be recorded: %s", exc)
 
@@ -153,7 +147,7 @@ class Session:
     def change_settings(self, changes: Mapping[str, Any]) -> None:
         """Record new settings; raises what `check_changes` raises."""
         self.check_changes(changes)
-        self.record(SettingsChanged(changes=dict(changes)))
+        self.record(payloads.SettingsChanged(changes=dict(changes)))
         self.settings = effective_settings(self.state)
 
     def _refuse_useless(self, key: str) -> None:
@@ -175,7 +169,7 @@ class Session:
                 f"the search is {self.state.generations} generations long already",
                 hint=f"`--generations` is the number in all: more than {self.state.generations}",
             )
-        self.record(RunExtended(generations=generations))
+        self.record(payloads.RunExtended(generations=generations))
 
     @property
     def run(self) -> Mapping[str, Any]:
