@@ -18,7 +18,8 @@ ElmanError                exit 1
 └── SearchPaused          exit 6   the search stopped itself; nothing is lost
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from difflib import get_close_matches
 from types import TracebackType
 from typing import ClassVar
@@ -143,6 +144,15 @@ class Faults:
         """Raise what was collected, as one error of the first one's class."""
         if self._found:
             raise together(self._found)
+
+
+@contextmanager
+def os_errors_as(kind: type[ElmanError], attempted: str) -> Iterator[None]:
+    """Raise an OSError inside the context as `kind`; `attempted` says what could not be done."""
+    try:
+        yield
+    except OSError as exc:
+        raise kind(f"{attempted}: {exc.strerror}") from exc
 
 
 def together(faults: Sequence[ElmanError]) -> ElmanError:

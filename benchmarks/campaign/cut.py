@@ -6,9 +6,9 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from campaign.search import Fault, Search, wait_for
+from elmanctl.ledger.contents import read_events
 from elmanctl.ledger.records import RunStatus
 from elmanctl.ledger.state import load_run
-from elmanctl.ledger.store import read_events
 
 
 def open_every_cut(ledger: Path, sizes: Iterable[int]) -> tuple[int, int]:

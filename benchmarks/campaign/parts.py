@@ -12,7 +12,7 @@ from campaign import cluster, controllers, cut, disk
 from campaign.kills import UNIFORM, Killer, shapes
 from campaign.record import Results, Trial
 from campaign.search import Fault, Judgement, References, Search, Shape, judge
-from elmanctl.ledger.store import read_events
+from elmanctl.ledger.contents import read_events
 
 # Instants at which a controller is paused, as dying.py knows them; None is a random one.
 PAUSES = (None, "save:before:2", "fsync:before:14", "submit:before:1", "fsync:after:16", None)

@@ -7,7 +7,8 @@ from typing import Any
 
 from elmanctl.cli.output import say
 from elmanctl.errors import ElmanError, LedgerError, LedgerLocked
-from elmanctl.ledger.lease import is_gone, read_holder
+from elmanctl.ledger.holder import is_gone
+from elmanctl.ledger.lease import read_holder
 from elmanctl.ledger.records import State
 from elmanctl.ledger.requests import leave_request, wait_for_answer, withdraw_request
 from elmanctl.ledger.reserve import full_disk, give_up

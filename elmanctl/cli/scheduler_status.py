@@ -7,7 +7,8 @@ from typing import Any
 
 from elmanctl import clock
 from elmanctl.errors import LedgerCorrupt
-from elmanctl.ledger.lease import STALE_S, is_gone, lease_age_s, read_holder
+from elmanctl.ledger.holder import is_gone
+from elmanctl.ledger.lease import STALE_S, lease_age_s, read_holder
 from elmanctl.ledger.records import RunStatus, State
 from elmanctl.ledger.run_state import RunState
 from elmanctl.ledger.summary import RunSummary

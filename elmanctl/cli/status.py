@@ -26,7 +26,8 @@ from elmanctl.cli.scheduler_status import current_note, note_data, with_pending_
 from elmanctl.errors import LedgerCorrupt, LedgerError, NotFound, UsageError, nearest
 from elmanctl.folders import as_written
 from elmanctl.ledger.disk import space_of
-from elmanctl.ledger.lease import is_gone, read_holder
+from elmanctl.ledger.holder import is_gone
+from elmanctl.ledger.lease import read_holder
 from elmanctl.ledger.records import Evaluation, RunStatus, State
 from elmanctl.ledger.run_state import RunState
 from elmanctl.ledger.summary import RunSummary, summarize

@@ -5,10 +5,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from elmanctl.errors import EnvironmentNotReady, InvalidConfiguration
-from elmanctl.run.protocol import SAMPLER
-
-__all__ = ["SAMPLER", "ByteStream"]
+from elmanctl.errors import EnvironmentNotReady, InvalidConfiguration, os_errors_as
 
 
 class ByteStream:
@@ -20,7 +17,7 @@ class ByteStream:
     """
 
     def __init__(self, path: Path) -> None:
-        try:
+        with os_errors_as(EnvironmentNotReady, f"cannot read the corpus {path}"):
             self.size_bytes = path.stat().st_size
             # An empty file cannot be mapped; `rows` rejects it by its size.
             self._bytes: npt.NDArray[np.uint8] = (
@@ -28,8 +25,6 @@ class ByteStream:
                 if self.size_bytes
                 else np.zeros(0, dtype=np.uint8)
             )
-        except OSError as exc:
-            raise EnvironmentNotReady(f"cannot read the corpus {path}: {exc.strerror}") from exc
 
     def rows(self, seed: int, step: int, batch: int, seq_len: int) -> npt.NDArray[np.uint8]:
         """Return the windows of one step, uint8 [batch, seq_len + 1].

@@ -8,7 +8,6 @@ import queue
 import threading
 import time
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 from elmanctl import clock
@@ -60,12 +59,7 @@ class Heartbeat:
         self._thread.start()
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self._requests.put(False)
         self._thread.join()
         self._write()

@@ -1,6 +1,7 @@
 """Lock-free reader of a ledger file: accepted events, a torn last line, damage."""
 
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
@@ -65,9 +66,16 @@ def read_events(path: Path) -> LedgerContents:
 
 
 def _read(path: Path) -> bytes:
+    with opened(path) as file:
+        return read_lines(file, path)
+
+
+@contextmanager
+def opened(path: Path) -> Iterator[BinaryIO]:
+    """Open a ledger for reading; raises NotFound when there is none, else LedgerError."""
     try:
         with open_regular(path) as file:
-            return read_lines(file, path)
+            yield file
     except FileNotFoundError as exc:
         raise NotFound(f"there is no ledger at {path}") from exc
     except OSError as exc:

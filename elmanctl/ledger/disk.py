@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from elmanctl.errors import LedgerError
+from elmanctl.errors import LedgerError, os_errors_as
 from elmanctl.ledger.mounts import mounts
 from elmanctl.ledger.quota import Quota, ask_quota
 
@@ -146,10 +146,8 @@ def space_of(path: Path, *, with_quota: bool = True) -> Space:
 
 
 def _statvfs(path: Path) -> os.statvfs_result:
-    try:
+    with os_errors_as(LedgerError, f"cannot ask how much space is free at {path}"):
         return os.statvfs(path)
-    except OSError as exc:
-        raise LedgerError(f"cannot ask how much space is free at {path}: {exc.strerror}") from exc
 
 
 def _refuse(error: OSError) -> None:

@@ -116,17 +116,13 @@ def _submission_accepted(event: payloads.SubmissionAccepted, state: RunState, at
 
 
 @handle.register
-def _submission_refused(event: payloads.SubmissionRefused, state: RunState, at: str) -> None:
-    _take_back(state, event.submission, SubmissionState.REFUSED, event.error)
-
-
-@handle.register
-def _submission_abandoned(event: payloads.SubmissionAbandoned, state: RunState, at: str) -> None:
-    _take_back(state, event.submission, SubmissionState.ABANDONED, event.error)
-
-
-def _take_back(state: RunState, name: str, outcome: SubmissionState, error: str) -> None:
-    submission = transitions.answer(_submission(state, name), outcome, error=error)
+def _submission_failed(
+    event: payloads.SubmissionRefused | payloads.SubmissionAbandoned, state: RunState, at: str
+) -> None:
+    is_refusal = isinstance(event, payloads.SubmissionRefused)
+    outcome = SubmissionState.REFUSED if is_refusal else SubmissionState.ABANDONED
+    intended = _submission(state, event.submission)
+    submission = transitions.answer(intended, outcome, error=event.error)
     state.put_submission(submission)
     for task in submission.tasks:
         evaluation = _evaluation(state, task.evaluation)
@@ -228,28 +224,23 @@ def _generation_told(event: payloads.GenerationTold, state: RunState, at: str) -
 
 @handle.register
 def _run_paused(event: payloads.RunPaused, state: RunState, at: str) -> None:
-    _stand_still(state, RunStatus.PAUSED, event.reason)
-    state.advice = event.hint
+    state.status, state.reason, state.advice = RunStatus.PAUSED, event.reason, event.hint
     state.failures_in_a_row.clear()
 
 
 @handle.register
 def _run_interrupted(event: payloads.RunInterrupted, state: RunState, at: str) -> None:
-    _stand_still(state, RunStatus.INTERRUPTED)
+    state.status, state.reason, state.advice = RunStatus.INTERRUPTED, None, None
 
 
 @handle.register
 def _run_finished(event: payloads.RunFinished, state: RunState, at: str) -> None:
-    _stand_still(state, RunStatus.FINISHED, event.reason)
+    state.status, state.reason, state.advice = RunStatus.FINISHED, event.reason, None
 
 
 @handle.register
 def _run_cancelled(event: payloads.RunCancelled, state: RunState, at: str) -> None:
-    _stand_still(state, RunStatus.CANCELLED)
-
-
-def _stand_still(state: RunState, status: RunStatus, reason: str | None = None) -> None:
-    state.status, state.reason, state.advice = status, reason, None
+    state.status, state.reason, state.advice = RunStatus.CANCELLED, None, None
 
 
 @handle.register

@@ -13,9 +13,8 @@ import socket
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
 
-from elmanctl.errors import LeaseLost, LedgerCorrupt, LedgerError, LedgerLocked
+from elmanctl.errors import LeaseLost, LedgerCorrupt, LedgerError, LedgerLocked, os_errors_as
 from elmanctl.ledger.files import (
     SMALL_BYTES,
     NoHardLinks,
@@ -25,8 +24,6 @@ from elmanctl.ledger.files import (
     read_small,
 )
 from elmanctl.ledger.holder import Holder, decode_holder, encode_holder, is_gone, this_process
-
-__all__ = ["LEASE_FILE", "RENEW_EVERY_S", "STALE_S", "Holder", "Lease", "is_gone", "read_holder"]
 
 LEASE_FILE = "lease.json"
 STALE_S = 300.0
@@ -116,13 +113,13 @@ class Lease:
             raise LeaseLost("this process has released its lease of the run")
         if os.getpid() != self.holder.pid:
             raise LeaseLost(f"the lease of the run belongs to the parent, {self.holder}")
-        found = self._look()
+        found = _look_or_fail(self._path)
         for delay_s in _LOOK_AGAIN_AFTER_S:
             if found is not None:
                 break
             # A process that moved the wrong lease aside puts it back at once.
             time.sleep(delay_s)
-            found = self._look()
+            found = _look_or_fail(self._path)
         if found is None or found.raw != self._raw:
             raise LeaseLost(
                 f"the lease of the run was taken over by {_name(found)}",
@@ -137,10 +134,8 @@ class Lease:
         if time.monotonic() - self._renewed_at_s < every_s:
             return
         self.check()
-        try:
+        with os_errors_as(LedgerError, f"cannot renew {self._path}"):
             os.utime(self._path)
-        except OSError as exc:
-            raise LedgerError(f"cannot renew {self._path}: {exc.strerror}") from exc
         self._renewed_at_s = time.monotonic()
 
     def release(self) -> None:
@@ -148,29 +143,16 @@ class Lease:
         if self._is_released or os.getpid() != self.holder.pid:
             return
         self._is_released = True
-        try:
+        with os_errors_as(LedgerError, f"cannot release {self._path}"):
             aside = _move_aside(self._path, self._raw)
             if aside is not None:
                 aside.unlink(missing_ok=True)
-        except OSError as exc:
-            raise LedgerError(f"cannot release {self._path}: {exc.strerror}") from exc
 
     def __enter__(self) -> "Lease":
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self.release()
-
-    def _look(self) -> _Found | None:
-        try:
-            return _look(self._path)
-        except OSError as exc:
-            raise LedgerError(f"cannot read {self._path}: {exc.strerror}") from exc
 
 
 def read_holder(folder: Path) -> Holder | None:
@@ -179,10 +161,7 @@ def read_holder(folder: Path) -> Holder | None:
     Raises LedgerCorrupt when the lease cannot be understood.
     """
     path = folder / LEASE_FILE
-    try:
-        found = _look(path)
-    except OSError as exc:
-        raise LedgerError(f"cannot read {path}: {exc.strerror}") from exc
+    found = _look_or_fail(path)
     if found is None:
         return None
     if found.holder is None:
@@ -253,6 +232,11 @@ def _highest_fence(folder: Path) -> int:
     """Return the highest number of any lease file in the folder, 0 for none."""
     leases = map(_look, (folder / LEASE_FILE, *folder.glob(_ASIDE)))
     return max((found.holder.fence for found in leases if found and found.holder), default=0)
+
+
+def _look_or_fail(path: Path) -> _Found | None:
+    with os_errors_as(LedgerError, f"cannot read {path}"):
+        return _look(path)
 
 
 def _look(path: Path) -> _Found | None:

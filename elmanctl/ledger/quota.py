@@ -11,9 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from elmanctl.command import NoAnswer, run_command
-from elmanctl.ledger.mounts import Mount, find_mount, mounts
-
-__all__ = ["Mount", "Quota", "ask_quota", "find_mount", "mounts", "read_answer"]
+from elmanctl.ledger.mounts import Mount, find_mount
 
 _TIMEOUT_S = 5.0
 _ASK_EVERY_S = 60.0

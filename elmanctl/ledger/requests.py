@@ -19,7 +19,7 @@ from typing import Any
 
 from elmanctl import clock
 from elmanctl.codec import decode, encode
-from elmanctl.errors import LedgerCorrupt, LedgerError
+from elmanctl.errors import LedgerCorrupt, LedgerError, os_errors_as
 from elmanctl.ledger.files import read_json, sync_folder, write_json
 from elmanctl.ledger.holder import Holder, is_gone, this_process
 
@@ -82,7 +82,7 @@ def leave_request(
     moment = clock.now()
     name = f"{moment:%Y%m%dT%H%M%S%fZ}-{os.urandom(8).hex()}"
     mailbox = folder / REQUESTS_FOLDER
-    try:
+    with os_errors_as(LedgerError, f"cannot leave a request in {mailbox}"):
         mailbox.mkdir(exist_ok=True)
         request = Request(
             id=name,
@@ -95,8 +95,6 @@ def leave_request(
             else clock.to_text(moment + timedelta(seconds=waits_s + CLOCK_SKEW_S)),
         )
         write_json(_request_path(folder, name), encode(request))
-    except OSError as exc:
-        raise LedgerError(f"cannot leave a request in {mailbox}: {exc.strerror}") from exc
     return name
 
 
@@ -107,7 +105,7 @@ def pending_requests(folder: Path) -> list[Request]:
     its user got no answer, and may have done something else since.
     """
     requests = []
-    try:
+    with os_errors_as(LedgerError, f"cannot read the requests in {folder}"):
         for path in sorted((folder / REQUESTS_FOLDER).glob("[!.]*.json")):
             if path.name.endswith(_ANSWER):
                 continue
@@ -120,27 +118,19 @@ def pending_requests(folder: Path) -> list[Request]:
                 logger.warning(
                     "%s of %s is dropped: who asked for it is gone", request.command, request.at
                 )
-    except OSError as exc:
-        raise LedgerError(f"cannot read the requests in {folder}: {exc.strerror}") from exc
     return requests
 
 
 def answer_request(folder: Path, request: Request, answer: Mapping[str, object]) -> None:
     """Leave the answer, then remove the request."""
-    try:
-        write_json(
-            _answer_path(folder, request.id),
-            encode(Answer(request=request.id, answer=answer)),
-        )
-    except IsADirectoryError as exc:
-        # It cannot be read there; the request is on record, and must not be met again for ever.
-        logger.warning("request %s has no answer: %s", request.id, exc)
-    except OSError as exc:
-        raise LedgerError(f"cannot answer request {request.id}: {exc.strerror}") from exc
-    try:
+    answered = encode(Answer(request=request.id, answer=answer))
+    with os_errors_as(LedgerError, f"cannot answer request {request.id}"):
+        try:
+            write_json(_answer_path(folder, request.id), answered)
+        except IsADirectoryError as exc:
+            # It cannot be read there; the request is on record, and must not be met again for ever.
+            logger.warning("request %s has no answer: %s", request.id, exc)
         _remove(_request_path(folder, request.id))
-    except OSError as exc:
-        raise LedgerError(f"cannot answer request {request.id}: {exc.strerror}") from exc
 
 
 def wait_for_answer(
@@ -172,10 +162,8 @@ def withdraw_request(folder: Path, request_id: str) -> bool:
 
     A live controller may have read it already; only under the lease is the answer final.
     """
-    try:
+    with os_errors_as(LedgerError, f"cannot withdraw request {request_id}"):
         return _remove(_request_path(folder, request_id))
-    except OSError as exc:
-        raise LedgerError(f"cannot withdraw request {request_id}: {exc.strerror}") from exc
 
 
 def _request_path(folder: Path, name: str) -> Path:
@@ -221,16 +209,15 @@ def _moment(text: str) -> datetime:
 
 
 def _take_answer(path: Path) -> Mapping[str, Any] | None:
-    try:
-        data = read_json(path)
+    with os_errors_as(LedgerError, f"cannot read {path}"):
+        try:
+            data = read_json(path)
+        except ValueError as exc:
+            raise LedgerCorrupt(str(exc)) from exc
         if data is None:
             return None
         answer = decode(Answer, data, "answer", LedgerCorrupt).answer
         path.unlink(missing_ok=True)
-    except OSError as exc:
-        raise LedgerError(f"cannot read {path}: {exc.strerror}") from exc
-    except ValueError as exc:
-        raise LedgerCorrupt(str(exc)) from exc
     return answer
 
 

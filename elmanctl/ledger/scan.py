@@ -1,11 +1,12 @@
 """Fault-tolerant scan of a ledger to its end: intact events and faults."""
 
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from elmanctl.errors import LedgerCorrupt, LedgerError, LedgerTooNew, NotFound
-from elmanctl.ledger.contents import LONGEST_LINE_BYTES, RESTORE_HINT, accept
+from elmanctl.errors import LedgerCorrupt, LedgerTooNew
+from elmanctl.ledger.contents import LONGEST_LINE_BYTES, RESTORE_HINT, accept, opened
 from elmanctl.ledger.events import (
     DamagedLine,
     Event,
@@ -13,7 +14,6 @@ from elmanctl.ledger.events import (
     decode_line,
     holds_whole_event,
 )
-from elmanctl.ledger.files import open_regular
 from elmanctl.ledger.run_state import RunState
 from elmanctl.ledger.state import apply
 from elmanctl.ledger.store import LEDGER_FILE
@@ -114,21 +114,16 @@ def _replay(found: Scan, lines: list[int]) -> None:
 
 def _lines(path: Path) -> Iterator[_Line]:
     """Yield the lines of a file, each with its newline."""
-    try:
-        size_bytes = path.stat().st_size
-        with open_regular(path) as file:
-            begins_at = 0
-            lines = iter(lambda: file.readline(LONGEST_LINE_BYTES), b"")
-            for number, raw in enumerate(lines, start=1):
-                ends_at = begins_at + len(raw)
-                if len(raw) == LONGEST_LINE_BYTES:
-                    raise LedgerCorrupt(
-                        f"{path} line {number} is longer than {LONGEST_LINE_BYTES >> 20} MiB",
-                        hint=RESTORE_HINT,
-                    )
-                yield _Line(number, begins_at, raw, ends_at >= size_bytes)
-                begins_at = ends_at
-    except FileNotFoundError as exc:
-        raise NotFound(f"there is no ledger at {path}") from exc
-    except OSError as exc:
-        raise LedgerError(f"cannot read {path}: {exc.strerror}") from exc
+    with opened(path) as file:
+        size_bytes = os.fstat(file.fileno()).st_size
+        begins_at = 0
+        lines = iter(lambda: file.readline(LONGEST_LINE_BYTES), b"")
+        for number, raw in enumerate(lines, start=1):
+            ends_at = begins_at + len(raw)
+            if len(raw) == LONGEST_LINE_BYTES:
+                raise LedgerCorrupt(
+                    f"{path} line {number} is longer than {LONGEST_LINE_BYTES >> 20} MiB",
+                    hint=RESTORE_HINT,
+                )
+            yield _Line(number, begins_at, raw, ends_at >= size_bytes)
+            begins_at = ends_at

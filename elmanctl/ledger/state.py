@@ -8,26 +8,14 @@ from typing import Any
 from elmanctl import clock
 from elmanctl.codec import describe
 from elmanctl.errors import LedgerCorrupt, LedgerError, LedgerTooNew
+from elmanctl.ledger.contents import RESTORE_HINT, read_events
 from elmanctl.ledger.events import Event
 from elmanctl.ledger.handlers import handle
 from elmanctl.ledger.overlay import Overlay
 from elmanctl.ledger.payloads import PAYLOADS, Payload, RunCreated, decode_payload, encode_payload
 from elmanctl.ledger.records import RunStatus
-from elmanctl.ledger.run_state import Note, RunState
-from elmanctl.ledger.store import LEDGER_FILE, RESTORE_HINT, Draft, LedgerWriter, read_events
-
-__all__ = [
-    "LoadedRun",
-    "Note",
-    "Prepared",
-    "RunState",
-    "apply",
-    "commit",
-    "load_run",
-    "prepare",
-    "record",
-    "replay",
-]
+from elmanctl.ledger.run_state import RunState
+from elmanctl.ledger.store import LEDGER_FILE, Draft, LedgerWriter
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

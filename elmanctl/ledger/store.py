@@ -6,16 +6,13 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from types import TracebackType
 
 from elmanctl import clock
-from elmanctl.errors import LedgerError, LedgerLocked
-from elmanctl.ledger.contents import RESTORE_HINT, LedgerContents, read_events
+from elmanctl.errors import LedgerError, LedgerLocked, os_errors_as
+from elmanctl.ledger.contents import LedgerContents, read_events
 from elmanctl.ledger.events import Event, decode_line, encode_event
 from elmanctl.ledger.files import create_atomically
 from elmanctl.ledger.lease import Lease
-
-__all__ = ["LEDGER_FILE", "RESTORE_HINT", "LedgerContents", "LedgerWriter", "read_events"]
 
 LEDGER_FILE = "ledger.jsonl"
 
@@ -35,7 +32,8 @@ class LedgerWriter:
 
     Replay `contents.events`, as read when the writer was opened, and not a reading of one's own:
     only then the writer's sequence numbers and the caller's state agree whatever a deposed
-    writer still does.
+    writer still does.  `size_bytes` is the size of the file after the last event, whose line begins
+    at `last_line_at`.
 
     Raises LedgerLocked when a newer lease than this one has written, NotFound, LedgerCorrupt.
     """
@@ -46,13 +44,14 @@ class LedgerWriter:
         self.lease = lease
         self.contents = read_events(path)
         self._next_seq = len(self.contents.events) + 1
-        self._last_line_at = self.contents.last_line_at
+        self.last_line_at = self.contents.last_line_at
         _check_fence(path, lease, self.contents.highest_fence)
         lease.has_writer = True
         self._broken: str | None = None
-        self._fd = _open_for_append(path)
+        with os_errors_as(LedgerError, f"cannot write {path}"):
+            self._fd = os.open(path, os.O_WRONLY | os.O_APPEND)
         try:
-            self._size_bytes = self._repair(self.contents)
+            self.size_bytes = self._repair(self.contents)
         except BaseException:
             self.close()
             raise
@@ -77,12 +76,7 @@ class LedgerWriter:
     def __enter__(self) -> "LedgerWriter":
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self.close()
 
     def append(self, kind: str, /, **data: object) -> Event:
@@ -120,20 +114,10 @@ class LedgerWriter:
         # Only if the lease still holds after the event is on disk has every later holder seen it.
         self.lease.check()
         self._broken = None
-        self._size_bytes = start + len(line)
-        self._last_line_at = start
+        self.size_bytes = start + len(line)
+        self.last_line_at = start
         self._next_seq += 1
         return event
-
-    @property
-    def size_bytes(self) -> int:
-        """The size of the file after the last event."""
-        return self._size_bytes
-
-    @property
-    def last_line_at(self) -> int:
-        """Where in the file the line of the last event begins."""
-        return self._last_line_at
 
     def forget(self) -> None:
         """Give up the events that were read at the opening, once they are replayed."""
@@ -153,7 +137,7 @@ class LedgerWriter:
         it are skipped by readers; half a line would make ours unreadable.
         """
         size_bytes = os.fstat(self._fd).st_size
-        if size_bytes == self._size_bytes:
+        if size_bytes == self.size_bytes:
             return size_bytes
         return self._repair(read_events(self.path))
 
@@ -197,13 +181,6 @@ def _check_fence(path: Path, lease: Lease, highest: int) -> None:
             f"{path} was written under lease {highest}, and this process holds lease {lease.fence}",
             hint="another process wrote to the run meanwhile; try again",
         )
-
-
-def _open_for_append(path: Path) -> int:
-    try:
-        return os.open(path, os.O_WRONLY | os.O_APPEND)
-    except OSError as exc:
-        raise LedgerError(f"cannot write {path}: {exc.strerror}") from exc
 
 
 def _write_whole(fd: int, data: bytes) -> None:

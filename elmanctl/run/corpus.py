@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from elmanctl.constants import PROGRAM, VOCABULARY
-from elmanctl.errors import EnvironmentNotReady, NotFound
+from elmanctl.errors import EnvironmentNotReady, NotFound, os_errors_as
 from elmanctl.ledger.files import read_small, write_atomically, write_json
 from elmanctl.run.corpus_packing import PackSummary, pack_files, walk_sorted
 
@@ -60,11 +60,9 @@ def keep_built_in(out: Path) -> PackSummary:
     Raises EnvironmentNotReady when the file or the cache cannot be written.
     """
     corpus = standard_library_corpus()
-    try:
+    with os_errors_as(EnvironmentNotReady, f"cannot write the corpus {out}"):
         documents = int(json.loads(read_small(_side(corpus)))["documents"])
         write_atomically(out, corpus.read_bytes())
-    except OSError as exc:
-        raise EnvironmentNotReady(f"cannot write the corpus {out}: {exc.strerror}") from exc
     info = describe(out)
     return PackSummary(
         path=out,
@@ -113,11 +111,9 @@ def describe(path: Path) -> CorpusInfo:
     key = _key(path)
     digest = cached_digest(path)
     if digest is None:
-        try:
-            with path.open("rb") as stream:
-                digest = hashlib.file_digest(stream, "sha256").hexdigest()
-        except OSError as exc:
-            raise EnvironmentNotReady(f"cannot read the corpus {path}: {exc.strerror}") from exc
+        failed = f"cannot read the corpus {path}"
+        with os_errors_as(EnvironmentNotReady, failed), path.open("rb") as stream:
+            digest = hashlib.file_digest(stream, "sha256").hexdigest()
         _cache_digest(path, key, digest)
     return CorpusInfo(path=path, size_bytes=path.stat().st_size, sha256=digest)
 

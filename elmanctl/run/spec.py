@@ -10,7 +10,7 @@ from typing import Any
 
 from elmanctl.bounds import bounds_of
 from elmanctl.codec import decode, describe, encode, json_field
-from elmanctl.errors import EnvironmentNotReady, InvalidConfiguration
+from elmanctl.errors import EnvironmentNotReady, InvalidConfiguration, os_errors_as
 from elmanctl.run.protocol import BETAS, Protocol
 from elmanctl.run.training import BUDGET_KINDS, Training
 
@@ -110,10 +110,8 @@ class AttemptSpec:
     @classmethod
     def read(cls, path: Path) -> "AttemptSpec":
         """Read spec.json; raise EnvironmentNotReady when it cannot be read at all."""
-        try:
+        with os_errors_as(EnvironmentNotReady, f"cannot read {path}"):
             text = path.read_text(encoding="utf-8")
-        except OSError as exc:
-            raise EnvironmentNotReady(f"cannot read {path}: {exc.strerror}") from exc
         try:
             return cls.decode(json.loads(text))
         except json.JSONDecodeError as exc:

@@ -16,8 +16,9 @@ from elmanctl.ledger import state as ledger_state
 from elmanctl.ledger.lease import Lease
 from elmanctl.ledger.records import RunStatus
 from elmanctl.ledger.reserve import full_disk, give_up, refill
+from elmanctl.ledger.run_state import RunState
 from elmanctl.ledger.snapshot import SnapshotKeeper, load_summary
-from elmanctl.ledger.state import RunState, replay
+from elmanctl.ledger.state import replay
 from elmanctl.ledger.store import LedgerWriter
 from elmanctl.run.ownership import refuse_foreign_run
 from elmanctl.run.paths import RunPaths

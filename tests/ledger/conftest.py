@@ -19,7 +19,8 @@ import json, sys, time
 from pathlib import Path
 from elmanctl.errors import ElmanError
 from elmanctl.ledger.lease import Lease
-from elmanctl.ledger.store import LEDGER_FILE, LedgerWriter, read_events
+from elmanctl.ledger.contents import read_events
+from elmanctl.ledger.store import LEDGER_FILE, LedgerWriter
 
 lease = writer = None
 for line in sys.stdin:

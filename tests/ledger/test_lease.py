@@ -12,7 +12,8 @@ import pytest
 from elmanctl.errors import LeaseLost, LedgerCorrupt, LedgerError, LedgerLocked
 from elmanctl.ledger import files
 from elmanctl.ledger import lease as lease_module
-from elmanctl.ledger.lease import LEASE_FILE, Holder, Lease, is_gone, read_holder
+from elmanctl.ledger.holder import Holder, is_gone
+from elmanctl.ledger.lease import LEASE_FILE, Lease, read_holder
 
 Spawn = Callable[..., Any]
 

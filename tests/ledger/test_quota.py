@@ -6,7 +6,8 @@ import pytest
 
 from elmanctl.ledger import quota
 from elmanctl.ledger.disk import Space
-from elmanctl.ledger.quota import Mount, Quota, ask_quota, find_mount, read_answer
+from elmanctl.ledger.mounts import Mount, find_mount
+from elmanctl.ledger.quota import Quota, ask_quota, read_answer
 
 # As the commands print it; the first is of `quota --no-wrap --raw-grace --show-mntpoint`.
 ANSWER = """\

@@ -6,14 +6,16 @@ import pytest
 
 from elmanctl import clock
 from elmanctl.errors import LedgerCorrupt, LedgerError, LedgerTooNew, NotFound
+from elmanctl.ledger.contents import read_events
 from elmanctl.ledger.events import Event
 from elmanctl.ledger.handlers import handle
 from elmanctl.ledger.lease import Lease
 from elmanctl.ledger.payloads import PAYLOADS, EvaluationClosed, Note, decode_payload
 from elmanctl.ledger.records import Answer, RunStatus, State, SubmissionState, VerdictKind
+from elmanctl.ledger.run_state import RunState
 from elmanctl.ledger.spending import Spent
-from elmanctl.ledger.state import RunState, apply, load_run, record, replay
-from elmanctl.ledger.store import LEDGER_FILE, LedgerWriter, read_events
+from elmanctl.ledger.state import apply, load_run, record, replay
+from elmanctl.ledger.store import LEDGER_FILE, LedgerWriter
 
 Story = list[tuple[str, dict[str, Any]]]
 

@@ -18,10 +18,11 @@ from elmanctl.errors import (
     LedgerTooNew,
     NotFound,
 )
+from elmanctl.ledger.contents import read_events
 from elmanctl.ledger.events import Event, encode_event
 from elmanctl.ledger.lease import LEASE_FILE, Lease
 from elmanctl.ledger.state import replay
-from elmanctl.ledger.store import LEDGER_FILE, LedgerWriter, read_events
+from elmanctl.ledger.store import LEDGER_FILE, LedgerWriter
 from tests.patience import PATIENCE_S
 
 Story = list[tuple[str, dict[str, Any]]]
@@ -448,7 +449,8 @@ KILLED = """
 import sys
 from pathlib import Path
 from elmanctl.ledger.lease import Lease
-from elmanctl.ledger.store import LEDGER_FILE, LedgerWriter, read_events
+from elmanctl.ledger.contents import read_events
+from elmanctl.ledger.store import LEDGER_FILE, LedgerWriter
 
 folder = Path(sys.argv[1])
 path = folder / LEDGER_FILE

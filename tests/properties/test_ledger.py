@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from elmanctl.errors import LedgerError
+from elmanctl.ledger.contents import read_events
 from elmanctl.ledger.events import (
     DamagedLine,
     Event,
@@ -24,8 +25,9 @@ from elmanctl.ledger.events import (
 from elmanctl.ledger.lease import LEASE_FILE, Lease
 from elmanctl.ledger.payloads import Note, decode_payload
 from elmanctl.ledger.records import Evaluation, State, SubmissionState, VerdictKind
-from elmanctl.ledger.state import RunState, apply, load_run, record, replay
-from elmanctl.ledger.store import LEDGER_FILE, LedgerWriter, read_events
+from elmanctl.ledger.run_state import RunState
+from elmanctl.ledger.state import apply, load_run, record, replay
+from elmanctl.ledger.store import LEDGER_FILE, LedgerWriter
 
 NUMBERS = st.floats(allow_nan=False, allow_infinity=False) | st.integers(-(2**70), 2**70)
 JSON = st.recursive(
