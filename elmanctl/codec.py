@@ -2,6 +2,8 @@
 
 A field is one key of a JSON object, in the order of declaration.  `json_field` marks those whose
 key is left out at the default: no other key may be missing, and one that is no field is an error.
+Where records are not `named`, each is the array of its values: for files that only the code that
+wrote them reads.
 """
 
 import types
@@ -17,9 +19,9 @@ from elmanctl.errors import ElmanError
 _T = TypeVar("_T")
 _Reader = Callable[[Any], Any]
 
-_NAMES: Mapping[type, str] = {
+_NAMES: Mapping[type | None, str] = {
     **{str: "a text", int: "a whole number", float: "a number", bool: "true or false"},
-    **{list: "an array", dict: "an object"},
+    **{list: "an array", dict: "an object", None: "null"},
 }
 
 
@@ -42,11 +44,13 @@ def json_field(
     return field(default=default, metadata=metadata)
 
 
-def encode(value: object) -> Any:
+def encode(value: object, *, named: bool = True) -> Any:
     """Return a record, or a collection of records, as plain JSON data."""
     if isinstance(value, StrEnum):
         return value.value
     if is_dataclass(value) and not isinstance(value, type):
+        if not named:
+            return [encode(getattr(value, name), named=False) for name, *_ in _keys(type(value))]
         table = {
             name: encode(item)
             for name, default, omit in _keys(type(value))
@@ -56,19 +60,21 @@ def encode(value: object) -> Any:
             table[place][name] = table.pop(name)
         return table
     if isinstance(value, Mapping):
-        return {key: encode(item) for key, item in value.items()}
+        return {key: encode(item, named=named) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [encode(item) for item in value]
+        return [encode(item, named=named) for item in value]
     return value
 
 
-def decode(kind: type[_T], data: object, path: str, error: type[ElmanError]) -> _T:
+def decode(
+    kind: type[_T], data: object, path: str, error: type[ElmanError], *, named: bool = True
+) -> _T:
     """Return the record of type `kind` that `data` encodes; `path` names it in messages.
 
     Raises `error`, with the JSON path of what is wrong.
     """
     try:
-        read: Callable[[Any], _T] = _reader(typing.cast(Any, kind))
+        read: Callable[[Any], _T] = _reader(typing.cast(Any, kind), named)
         return read(data)
     except _Misfit as exc:
         raise error(f"`{path}{exc.path}` {exc.reason}") from exc
@@ -114,18 +120,18 @@ def _default(each: "Field[Any]") -> Any:
 
 
 @cache
-def _reader(kind: Any) -> _Reader:
+def _reader(kind: Any, named: bool) -> _Reader:
     origin, parts = typing.get_origin(kind), typing.get_args(kind)
     if origin in (typing.Union, types.UnionType):
-        return _union(parts)
+        return _union(parts, named)
     if origin is Mapping or origin is dict:
-        return _mapping(parts[1])
+        return _mapping(parts[0], parts[1], named)
     if origin is tuple and parts[-1] is not Ellipsis:
-        return _fixed(parts)
+        return _fixed(tuple, [_reader(part, named) for part in parts])
     if origin in (tuple, list):
-        return _array(origin, parts[0])
+        return _array(origin, _reader(parts[0], named))
     if is_dataclass(kind):
-        return _record(kind)
+        return _record(kind) if named else _row(kind)
     if isinstance(kind, type) and issubclass(kind, StrEnum):
         return _member(kind)
     return _plain(kind)
@@ -136,7 +142,7 @@ def _plain(kind: Any) -> _Reader:
         return lambda data: data
 
     def read(data: Any) -> Any:
-        if type(data) is kind:
+        if type(data) is kind or data is kind:
             return data
         if kind is float and type(data) is int:
             try:
@@ -152,12 +158,12 @@ def _wrong(kind: Any, data: object) -> _Misfit:
     return _Misfit(f"must be {_NAMES[kind]}, not {describe(data)}")
 
 
-def _union(parts: tuple[Any, ...]) -> _Reader:
+def _union(parts: tuple[Any, ...], named: bool) -> _Reader:
     kinds = [part for part in parts if part is not type(None)]
     wanted = " or ".join(_NAMES.get(each, "") for each in kinds)
     is_optional = len(kinds) < len(parts)
     if len(kinds) == 1:
-        read = _reader(kinds[0])
+        read = _reader(kinds[0], named)
         return lambda data: None if data is None and is_optional else read(data)
 
     def read_plain(data: Any) -> Any:
@@ -168,29 +174,29 @@ def _union(parts: tuple[Any, ...]) -> _Reader:
     return read_plain
 
 
-def _mapping(item: Any) -> _Reader:
+def _mapping(key_kind: Any, item: Any, named: bool) -> _Reader:
     if item in (object, Any):
         return _plain(dict)
-    read_object, read = _plain(dict), _reader(item)
+    read_object, read = _plain(dict), _reader(item, named)
     return lambda data: {
-        key: _at(f".{key}", read, value) for key, value in read_object(data).items()
+        key_kind(key): _at(f".{key}", read, value) for key, value in read_object(data).items()
     }
 
 
-def _array(make: Callable[[Iterable[Any]], Any], item: Any) -> _Reader:
-    read_list, read = _plain(list), _reader(item)
+def _array(make: Callable[[Iterable[Any]], Any], read: _Reader) -> _Reader:
+    read_list = _plain(list)
     return lambda data: make(
         [_at(f"[{number}]", read, value) for number, value in enumerate(read_list(data))]
     )
 
 
-def _fixed(parts: tuple[Any, ...]) -> _Reader:
-    readers = [_reader(part) for part in parts]
+def _fixed(make: Callable[[Iterable[Any]], Any], readers: list[_Reader]) -> _Reader:
+    parts = [(f"[{number}]", reader) for number, reader in enumerate(readers)]
 
     def read(data: Any) -> Any:
-        if type(data) is not list or len(data) != len(parts):
-            raise _Misfit(f"must be an array of {len(parts)}, not {describe(data)}")
-        return tuple(_at(f"[{n}]", each, data[n]) for n, each in enumerate(readers))
+        if type(data) is not list or len(data) != len(readers):
+            raise _Misfit(f"must be an array of {len(readers)}, not {describe(data)}")
+        return make([_at(part, each, item) for (part, each), item in zip(parts, data, strict=True)])
 
     return read
 
@@ -208,10 +214,16 @@ def _member(kind: type[StrEnum]) -> _Reader:
     return read
 
 
+def _row(kind: Any) -> _Reader:
+    hints, names = typing.get_type_hints(kind), [name for name, *_ in _keys(kind)]
+    readers = [_reader(hints[name], False) for name in names]
+    return _fixed(lambda values: kind(**dict(zip(names, values, strict=True))), readers)
+
+
 def _record(kind: Any) -> _Reader:
     hints, inner = typing.get_type_hints(kind), _inner(kind)
     plan = [
-        (each.name, _part(each), _made(_reader(hints[each.name]), each), _may_miss(each))
+        (each.name, _part(each), _made(_reader(hints[each.name], True), each), _may_miss(each))
         for each in fields(kind)
     ]
     names = {name for name, *_ in plan}

@@ -76,6 +76,31 @@ def test_records_survive_and_encode_to_the_same_bytes(tree: Tree) -> None:
     assert json.dumps(encode(read)) == text
 
 
+@given(trees)
+def test_records_survive_without_the_names_of_their_fields(tree: Tree) -> None:
+    short = json.loads(json.dumps(encode({7: tree}, named=False)))
+    assert short["7"][0] == tree.name
+    assert decode(dict[int, Tree], short, "trees", LedgerCorrupt, named=False) == {7: tree}
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        ([["x"]], r"`leaves\[0\]` must be an array of 2, not \['x'\]"),
+        ([["x", "y"]], r"`leaves\[0\]\[1\]` must be a whole number, not 'y'"),
+    ],
+)
+def test_values_without_names_are_refused_by_their_place(data: object, message: str) -> None:
+    with pytest.raises(LedgerCorrupt, match=message):
+        decode(tuple[Leaf, ...], data, "leaves", LedgerCorrupt, named=False)
+
+
+def test_only_null_is_of_the_type_none() -> None:
+    assert decode(dict[str, None], {"a": None}, "names", LedgerCorrupt) == {"a": None}
+    with pytest.raises(LedgerCorrupt, match=r"`names\.a` must be null, not 0"):
+        decode(dict[str, None], {"a": 0}, "names", LedgerCorrupt)
+
+
 GOOD: Mapping[str, Any] = {
     "name": "x",
     "size": 1,

@@ -20,7 +20,6 @@ from typing import Any
 
 from elmanctl.codec import decode, encode, json_field
 from elmanctl.errors import LedgerCorrupt, LedgerError, NotFound
-from elmanctl.ledger.compact import restore, squeeze
 from elmanctl.ledger.contents import LONGEST_LINE_BYTES, parse, read_lines
 from elmanctl.ledger.events import DamagedLine, MalformedEvent, decode_line, seal
 from elmanctl.ledger.files import open_regular, parse_object, read_small, write_atomically
@@ -45,8 +44,8 @@ _READS = 3
 
 # What makes a state of events; after any change to it older snapshots are not used.
 _MAKERS = (
-    *("compact", "disk_use", "handlers", "payloads", "records", "run_state"),
-    *("shared_keys", "snapshot", "spending", "state", "summary", "transitions"),
+    *("disk_use", "handlers", "payloads", "records", "run_state", "shared_keys"),
+    *("snapshot", "spending", "state", "summary", "transitions"),
 )
 
 
@@ -109,7 +108,12 @@ def read_snapshot(folder: Path) -> tuple[int, RunState] | None:
     if data.code != _fingerprint():
         return None
     hints = typing.get_type_hints(RunState)
-    state = RunState(**{name: restore(hints[name], data.state[name]) for name in hints})
+    state = RunState(
+        **{
+            name: decode(hint, data.state[name], f"state.{name}", LedgerCorrupt, named=False)
+            for name, hint in hints.items()
+        }
+    )
     with open_regular(folder / LEDGER_FILE) as file:
         file.seek(data.last_line_at)
         line = file.readline(LONGEST_LINE_BYTES).removesuffix(b"\n")
@@ -208,8 +212,9 @@ def encode_snapshot(
 ) -> bytes:
     """Return the contents of a snapshot that holds these evaluations."""
     part = {
-        each.name: squeeze(
-            _PARTS[each.name](state, held) if each.name in _PARTS else getattr(state, each.name)
+        each.name: encode(
+            _PARTS[each.name](state, held) if each.name in _PARTS else getattr(state, each.name),
+            named=False,
         )
         for each in fields(RunState)
     }
@@ -291,7 +296,7 @@ def _bytes(path: Path) -> bytes | None:
 def _fingerprint() -> str:
     """Return the checksum of the modules that make a state of events."""
     package = Path(__file__).parent
-    digest = hashlib.sha256()
+    digest = hashlib.sha256((package.parent / "codec.py").read_bytes())
     for name in _MAKERS:
         digest.update((package / f"{name}.py").read_bytes())
     return digest.hexdigest()
