@@ -24,18 +24,8 @@ _LOSS = re.compile(
     (?P<value>{_NUMBER})"""
 )
 # Measures that stand for the loss in a log that prints none.
-_MEASURES = (
-    "bpb",
-    "bpc",
-    "bpd",
-    "bpt",
-    "bits",
-    "perplexity",
-    "ppl",
-    "nll",
-    "entropy",
-    "xent",
-    "elbo",
+_MEASURES = frozenset(
+    {"bpb", "bpc", "bpd", "bpt", "bits", "perplexity", "ppl", "nll", "entropy", "xent", "elbo"}
 )
 _MEASURE = re.compile(
     rf"""(?ix)(?<![a-z])
@@ -140,19 +130,24 @@ def _sign(keys: str, pattern: str) -> _Sign:
     return _Sign(frozenset(keys.split()), re.compile(pattern))
 
 
+# By the field of `Signs` that tells whether a line has it.
+_SIGNS: dict[str, _Sign] = {}
+
+
 # Loss scalers announce a skipped step; its loss means nothing.
-_SKIPPED_STEP = _sign(
-    "overflow skipping", r"(?i)\boverflow\b|skipping (the |this )?(step|batch|update)"
+_SIGNS["skipped_step"] = _sign(
+    "overflow skipping",
+    r"(?i)\boverflow\b|skipping (the |this )?(step|batch|update)",
 )
 
 # A kernel rejects its sizes and returns nevertheless.
-_REFUSED_BY_KERNEL = _sign(
+_SIGNS["refused"] = _sign(
     "unsupported",
     r"(?i)^(?!.*warn).*\bunsupported\s+(config(uration)?\b|(size|shape|dtype|head"
     r"|dim)\w*\b|\w+\s*=)",
 )
 
-_FINISHED = _sign(
+_SIGNS["finished"] = _sign(
     "train best job done final learning result throughput run_",
     r"(?i:^(?:(?!\bepoch\b).)*\btraining (is |has )?(complete|completed|finished|done)\b"
     r"|^(?:(?!\bepoch\b).)*\b(finished|completed|done) training\b)"
@@ -167,7 +162,7 @@ _FINISHED = _sign(
 )
 
 # Counts only if no error follows the last loss: a shell may print it, too.
-_ENDED_WELL = _sign(
+_SIGNS["ended_well"] = _sign(
     "done exits early improve max_update total final finished engine took completed process",
     r"(?i:^\W{0,20}(all )?done\W*$|\bexits successfully\b|\btotal training time\W"
     r"|^\W{0,20}(\[?epoch\W{0,3}\d+\W{1,3})?early[ -]?stopping"
@@ -182,7 +177,7 @@ _ENDED_WELL = _sign(
 )
 
 # The output of a launcher or a sweep is no run itself.
-_SEVERAL_RUNS = _sign(
+_SIGNS["several_runs"] = _sign(
     "eval trial run job launching start submitting queueing gpu cma generation study "
     "agent models train best completed failed succeeded [0/0] experiments configs "
     "trials runs jobs done [ok] launched submitted generated exploring sweeping "
@@ -207,20 +202,20 @@ _SEVERAL_RUNS = _sign(
 )
 
 # Announcements of one run of many, which `runs` compares with each other.
-_ANNOUNCED = _sign(
+_SIGNS["announced"] = _sign(
     "hydra agent python torchrun srun accelerate run experiment trial seed config job sweep slurm_",
     r"\[HYDRA\]\s+#|^wandb: Agent Starting Run|^\++ |^\W{0,4}[=#*>-]{2,40}\W"
     r"|^\W{0,4}\w{3,10}\W{1,3}0(?: ?/ ?0| of 0|\W*$)|^\[\w{3,10}\W?0\] "
     r"|\bSLURM_(?:ARRAY_TASK|JOB)_?ID\W{1,3}0",
 )
 # Counters that restart within a run, or that each of its processes prints.
-_PARTS = _sign(
+_SIGNS["parts"] = _sign(
     "epoch fold stage phase pretrain fine warm worker rank world",
     r"(?i)\b(?:epoch|fold|stage|phase|pretrain|fine-?tun|warm-?up|worker group|rank|world[ _]size)",
 )
-_COUNTED = _sign("param", r"(?i)\b(params|parameters)\b")
+_SIGNS["counted"] = _sign("param", r"(?i)\b(params|parameters)\b")
 
-_BEGUN = _sign(
+_SIGNS["begun"] = _sign(
     "param model train device config creat load initializ submitit command gpu epoch "
     "step iter tok it/s",
     r"(?i)\b(params|parameters)\b"
@@ -231,23 +226,23 @@ _BEGUN = _sign(
     r"|GPU available:|\b(epoch|step|iter|iteration)\s{0,4}[:#=\[]?\s{0,4}\d+|\btok(ens)?/s\b"
     r"|it/s[\],]",
 )
-_BAR = _sign("it/s s/it", r"it/s|s/it")
-_STEP = _sign(
+_SIGNS["bar"] = _sign("it/s s/it", r"it/s|s/it")
+_SIGNS["step"] = _sign(
     f"step iter epoch it/s loss {' '.join(_MEASURES)}",
     r"(?i)\b(step|iter|iteration|epoch)\b|it/s|\bit\W{1,3}0",
 )
 # Megatron leaves out a loss that is not finite, and counts it.
-_NAN_COUNT = _sign(
+_SIGNS["nan_count"] = _sign(
     "iterations steps losses batches",
     r"(?i)\b(?:nan|inf|non-?finite)[ _](?:iterations|steps|losses|batches)\W{1,6}0",
 )
 
 # Counts of steps or epochs, or a bar's: `ends` reads them.
-_COUNTER = _sign(
+_SIGNS["counter"] = _sign(
     "step iter epoch update it/s s/it",
     r"(?i)\b(steps?|iter|iteration|epoch|updates?|num_updates)\b\W{0,4}\d|\b0/0\b",
 )
-_BOUND = _sign(
+_SIGNS["bound"] = _sign(
     "max total num for",
     r"(?i)\b(max|total|num|train|training)[_ -](\w{1,20}[_ -]){0,2}"
     r"(steps|iters|iterations|updates)\b\W{1,6}\d|\bfor 0 (steps|iterations|updates)\b",
@@ -256,19 +251,10 @@ _BOUND = _sign(
 SIGN_KEYS = frozenset(
     {
         *("loss", "avg", "diverged", "unexpected", "grad", "terminateonnan", *_MEASURES),
-        *(
-            key
-            for sign in (
-                *(_SKIPPED_STEP, _REFUSED_BY_KERNEL, _FINISHED, _ENDED_WELL, _SEVERAL_RUNS),
-                *(_COUNTED, _BEGUN, _STEP, _BAR, _COUNTER, _BOUND, _NAN_COUNT),
-                *(_ANNOUNCED, _PARTS),
-            )
-            for key in sign.keys
-        ),
+        *(key for sign in _SIGNS.values() for key in sign.keys),
     }
 )
 
-_MEASURE_KEYS = frozenset(_MEASURES)
 _NUMERAL = re.compile(r"\d+")
 
 
@@ -304,20 +290,7 @@ def read_signs(shape: str, keys: tuple[str, ...]) -> Signs:
     """Return the signs in a line of this shape; `keys` are the SIGN_KEYS that it holds."""
     return Signs(
         loss=read_loss(shape),
-        measure=None if _MEASURE_KEYS.isdisjoint(keys) else read_measure(shape),
+        measure=None if _MEASURES.isdisjoint(keys) else read_measure(shape),
         gradient=read_gradient(shape) if "grad" in keys else None,
-        finished=_FINISHED.is_in(shape, keys),
-        ended_well=_ENDED_WELL.is_in(shape, keys),
-        several_runs=_SEVERAL_RUNS.is_in(shape, keys),
-        refused=_REFUSED_BY_KERNEL.is_in(shape, keys),
-        begun=_BEGUN.is_in(shape, keys),
-        counted=_COUNTED.is_in(shape, keys),
-        skipped_step=_SKIPPED_STEP.is_in(shape, keys),
-        step=_STEP.is_in(shape, keys),
-        bar=_BAR.is_in(shape, keys),
-        counter=_COUNTER.is_in(shape, keys),
-        bound=_BOUND.is_in(shape, keys),
-        nan_count=_NAN_COUNT.is_in(shape, keys),
-        announced=_ANNOUNCED.is_in(shape, keys),
-        parts=_PARTS.is_in(shape, keys),
+        **{name: sign.is_in(shape, keys) for name, sign in _SIGNS.items()},
     )
