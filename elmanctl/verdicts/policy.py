@@ -8,7 +8,7 @@ same.
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import KW_ONLY, dataclass, field
 from enum import StrEnum
 from typing import TypedDict
 
@@ -48,7 +48,7 @@ ON_REQUEST = "on request"
 FROM_OUTSIDE = "from outside"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True)
 class Rule:
     """One row of the table.
 
@@ -59,90 +59,47 @@ class Rule:
     """
 
     kind: VerdictKind
-    case: str | None = None
-    feedback: Feedback = Feedback.NOTHING
     setting: str | None = None
     change: Change = Change.NONE
+    _: KW_ONLY
+    case: str | None = None
+    feedback: Feedback = Feedback.NOTHING
     needs_change: bool = False
     resumes: bool = False
     group: Group = Group.NONE
     closes_as: State = State.FAILED
 
 
+_K = VerdictKind
+_INFRA = Group.INFRASTRUCTURE
+_MOVE, _SHRINK = Change.NODE, Change.MICRO_BATCH
+
 RULES: tuple[Rule, ...] = (
-    Rule(kind=VerdictKind.COMPLETED, feedback=Feedback.LOSS, closes_as=State.COMPLETED),
-    Rule(kind=VerdictKind.DIVERGED, feedback=Feedback.LAST, setting="diverged"),
-    Rule(kind=VerdictKind.INVALID, setting="invalid", group=Group.CODE),
-    Rule(
-        kind=VerdictKind.OOM,
-        case=Cause.HOST,
-        setting="oom",
-        change=Change.MEMORY,
-        needs_change=True,
-    ),
-    Rule(
-        kind=VerdictKind.OOM,
-        case=Cause.GPU,
-        setting="oom_gpu",
-        change=Change.MICRO_BATCH,
-        needs_change=True,
-        resumes=True,
-    ),
-    Rule(
-        kind=VerdictKind.OOM,
-        case=Cause.NEIGHBOUR,
-        setting="oom_neighbour",
-        change=Change.NODE,
-        group=Group.INFRASTRUCTURE,
-    ),
-    Rule(kind=VerdictKind.CUDA_ERROR, setting="cuda_error", group=Group.CODE),
-    Rule(
-        kind=VerdictKind.CUDA_ERROR,
-        case=Cause.DEVICE,
-        setting="cuda_device",
-        change=Change.NODE,
-        group=Group.INFRASTRUCTURE,
-    ),
-    Rule(kind=VerdictKind.PYTHON_ERROR, setting="python_error", group=Group.CODE),
-    Rule(
-        kind=VerdictKind.ENVIRONMENT,
-        setting="environment",
-        change=Change.NODE,
-        needs_change=True,
-        group=Group.INFRASTRUCTURE,
-    ),
+    Rule(_K.COMPLETED, feedback=Feedback.LOSS, closes_as=State.COMPLETED),
+    Rule(_K.DIVERGED, "diverged", feedback=Feedback.LAST),
+    Rule(_K.INVALID, "invalid", group=Group.CODE),
+    Rule(_K.OOM, "oom", Change.MEMORY, case=Cause.HOST, needs_change=True),
+    Rule(_K.OOM, "oom_gpu", _SHRINK, case=Cause.GPU, needs_change=True, resumes=True),
+    Rule(_K.OOM, "oom_neighbour", _MOVE, case=Cause.NEIGHBOUR, group=_INFRA),
+    Rule(_K.CUDA_ERROR, "cuda_error", group=Group.CODE),
+    Rule(_K.CUDA_ERROR, "cuda_device", _MOVE, case=Cause.DEVICE, group=_INFRA),
+    Rule(_K.PYTHON_ERROR, "python_error", group=Group.CODE),
+    Rule(_K.ENVIRONMENT, "environment", _MOVE, needs_change=True, group=_INFRA),
     # No group: an outage hits every job that starts during it, whatever its node.
-    Rule(kind=VerdictKind.ENVIRONMENT, case=Cause.SCHEDULER, setting="scheduler"),
+    Rule(_K.ENVIRONMENT, "scheduler", case=Cause.SCHEDULER),
     # The same on every node and in every attempt, until somebody fixes the options.
-    Rule(kind=VerdictKind.ENVIRONMENT, case=Cause.ARGUMENTS, group=Group.CODE),
-    Rule(kind=VerdictKind.DISK_FULL, setting="disk_full", group=Group.DISK),
-    Rule(kind=VerdictKind.TIMEOUT, setting="timeout", resumes=True),
+    Rule(_K.ENVIRONMENT, case=Cause.ARGUMENTS, group=Group.CODE),
+    Rule(_K.DISK_FULL, "disk_full", group=Group.DISK),
+    Rule(_K.TIMEOUT, "timeout", resumes=True),
     # A limit of the shell hits every job alike: a retry from the start ends the same.
-    Rule(
-        kind=VerdictKind.TIMEOUT,
-        case=Cause.CPU_TIME,
-        setting="timeout",
-        resumes=True,
-        group=Group.CODE,
-    ),
-    Rule(kind=VerdictKind.KILLED, setting="killed", resumes=True),
-    Rule(
-        kind=VerdictKind.NODE_FAILURE,
-        setting="node_failure",
-        change=Change.NODE,
-        resumes=True,
-        group=Group.INFRASTRUCTURE,
-    ),
-    Rule(kind=VerdictKind.PREEMPTED, setting="preempted", resumes=True),
-    Rule(kind=VerdictKind.CANCELLED, case=ON_REQUEST, closes_as=State.CANCELLED),
-    Rule(
-        kind=VerdictKind.CANCELLED,
-        case=FROM_OUTSIDE,
-        group=Group.INFRASTRUCTURE,
-        closes_as=State.CANCELLED,
-    ),
-    Rule(kind=VerdictKind.LOST, setting="lost", resumes=True, group=Group.INFRASTRUCTURE),
-    Rule(kind=VerdictKind.UNDETERMINED, setting="undetermined", group=Group.CODE),
+    Rule(_K.TIMEOUT, "timeout", case=Cause.CPU_TIME, resumes=True, group=Group.CODE),
+    Rule(_K.KILLED, "killed", resumes=True),
+    Rule(_K.NODE_FAILURE, "node_failure", _MOVE, resumes=True, group=_INFRA),
+    Rule(_K.PREEMPTED, "preempted", resumes=True),
+    Rule(_K.CANCELLED, case=ON_REQUEST, closes_as=State.CANCELLED),
+    Rule(_K.CANCELLED, case=FROM_OUTSIDE, group=_INFRA, closes_as=State.CANCELLED),
+    Rule(_K.LOST, "lost", resumes=True, group=_INFRA),
+    Rule(_K.UNDETERMINED, "undetermined", group=Group.CODE),
 )
 
 _RULE_OF = {(rule.kind, rule.case): rule for rule in RULES}
