@@ -5,45 +5,38 @@ from pathlib import Path
 
 
 @dataclass(frozen=True, slots=True)
-class AttemptPaths:
-    """The files of one attempt; all but `spec` are written by its worker alone."""
-
+class _Folder:
     folder: Path
 
-    @property
-    def spec(self) -> Path:
-        """The evaluation that the worker has to run."""
-        return self.folder / "spec.json"
 
-    @property
-    def claim(self) -> Path:
-        """The job that holds this attempt."""
-        return self.folder / "claim.json"
+class _Named:
+    """The path of what has the same name in every folder of its kind."""
 
-    @property
-    def heartbeat(self) -> Path:
-        """The heartbeat, rewritten every few seconds."""
-        return self.folder / "heartbeat.json"
+    def __init__(self, name: str) -> None:
+        self._name = name
 
-    @property
-    def metrics(self) -> Path:
-        """The metrics, one line per training step."""
-        return self.folder / "metrics.jsonl"
+    def __get__(self, owner: _Folder, kind: type) -> Path:
+        return owner.folder / self._name
 
-    @property
-    def result(self) -> Path:
-        """The worker's result."""
-        return self.folder / "result.json"
 
-    @property
-    def reserve(self) -> Path:
-        """Blocks reserved for the result, in case the disk is full by then."""
-        return self.folder / ".result.json.reserve.tmp"
+@dataclass(frozen=True, slots=True)
+class AttemptPaths(_Folder):
+    """The files of one attempt; all but `spec` are written by its worker alone."""
 
-    @property
-    def checkpoint(self) -> Path:
-        """The state of the training, for another attempt to resume from."""
-        return self.folder / "checkpoint.pt"
+    # The evaluation that the worker has to run.
+    spec = _Named("spec.json")
+    # The job that holds this attempt.
+    claim = _Named("claim.json")
+    # The heartbeat, rewritten every few seconds.
+    heartbeat = _Named("heartbeat.json")
+    # The metrics, one line per training step.
+    metrics = _Named("metrics.jsonl")
+    # The worker's result.
+    result = _Named("result.json")
+    # Blocks reserved for the result, in case the disk is full by then.
+    reserve = _Named(".result.json.reserve.tmp")
+    # The state of the training, for another attempt to resume from.
+    checkpoint = _Named("checkpoint.pt")
 
     def earlier_metrics(self, restart: int) -> Path:
         """Return the path of the metrics of an earlier start of a requeued job."""
@@ -67,50 +60,25 @@ class AttemptPaths:
 
 
 @dataclass(frozen=True, slots=True)
-class RunPaths:
+class RunPaths(_Folder):
     """The files and folders of one run."""
 
-    folder: Path
-
-    @property
-    def ledger(self) -> Path:
-        """The journal of everything that happened."""
-        return self.folder / "ledger.jsonl"
-
-    @property
-    def code(self) -> Path:
-        """The frozen code of the run."""
-        return self.folder / "code"
-
-    @property
-    def optimizer(self) -> Path:
-        """The states of the optimizer, one file per generation."""
-        return self.folder / "optimizer"
-
-    @property
-    def submissions(self) -> Path:
-        """The folders of all submissions."""
-        return self.folder / "submissions"
-
-    @property
-    def requests(self) -> Path:
-        """The requests of other commands to the controller."""
-        return self.folder / "requests"
-
-    @property
-    def evaluations(self) -> Path:
-        """The folders of all evaluations."""
-        return self.folder / "evaluations"
-
-    @property
-    def finished(self) -> Path:
-        """One empty file for each attempt whose worker has left a result."""
-        return self.folder / "finished"
-
-    @property
-    def scheduler(self) -> Path:
-        """The note of the last poll of the scheduler."""
-        return self.folder / "scheduler.json"
+    # The journal of everything that happened.
+    ledger = _Named("ledger.jsonl")
+    # The frozen code of the run.
+    code = _Named("code")
+    # The states of the optimizer, one file per generation.
+    optimizer = _Named("optimizer")
+    # The folders of all submissions.
+    submissions = _Named("submissions")
+    # The requests of other commands to the controller.
+    requests = _Named("requests")
+    # The folders of all evaluations.
+    evaluations = _Named("evaluations")
+    # One empty file for each attempt whose worker has left a result.
+    finished = _Named("finished")
+    # The note of the last poll of the scheduler.
+    scheduler = _Named("scheduler.json")
 
     def submission(self, name: str) -> Path:
         """Return the folder of one submission: the scheduler's scripts, pickles and logs."""
