@@ -6,14 +6,14 @@ A preset named by a flag stands just under the flags.  Unknown keys are refused,
 import os
 import tomllib
 import typing
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, fields, replace
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from elmanctl import constants
 from elmanctl.codec import decode, encode
-from elmanctl.errors import ConfigError, Faults, NotFound, nearest
+from elmanctl.errors import ConfigError, Faults, NotFound, meant
 from elmanctl.folders import working_folder
 from elmanctl.sbatch_variables import Found, with_variables
 from elmanctl.settings import BUDGET_KEYS, SECTIONS, Settings, setting_bounds
@@ -88,11 +88,10 @@ def _with_sbatch_variables(resolved: Resolved, environ: Mapping[str, str]) -> Re
 
 def _with_template(sources: list[Source], folder: Path, environ: Mapping[str, str]) -> list[Source]:
     """Put the chosen template's values just under the source that chose it."""
-    for rank in range(len(sources) - 1, -1, -1):
-        name = sources[rank].values.get("slurm.template")
+    for rank, source in reversed(list(enumerate(sources))):
+        name = source.values.get("slurm.template")
         if name is not None:
-            own = merge(sources).settings
-            folders = template_folders(own, folder, environ)
+            folders = template_folders(merge(sources).settings, folder, environ)
             return [*sources[:rank], template_source(str(name), folders), *sources[rank:]]
     return sources
 
@@ -123,12 +122,10 @@ def merge(sources: Iterable[Source]) -> Resolved:
             faults.add(fault)
         named = [key for key in BUDGET_KEYS if key in source.values]
         if len(named) > 1:
-            fault = ConfigError(
-                f"{source.where(named[1])}: {' and '.join(f'`{k}`' for k in named)} exclude "
-                "each other",
-                hint="keep one training budget: minutes, steps or tokens",
-            )
-            faults.add(fault)
+            keys = " and ".join(f"`{key}`" for key in named)
+            hint = "keep one training budget: minutes, steps or tokens"
+            text = f"{source.where(named[1])}: {keys} exclude each other"
+            faults.add(ConfigError(text, hint=hint))
         if named:
             for key in BUDGET_KEYS:
                 values.pop(key, None)
@@ -165,15 +162,12 @@ def parse_assignments(words: Iterable[str]) -> dict[str, Any]:
 
 def _assigned(word: str, source: Source) -> dict[str, Any]:
     key, equals, text = word.partition("=")
-    section, dot, name = key.partition(".")
+    section, dot, _ = key.partition(".")
     if not equals or not dot:
         raise ConfigError(f"`{word}` is not of the form section.key=value")
     if section not in SECTIONS:
         raise unknown_key(source, section, SECTIONS, "section")
-    hints = typing.get_type_hints(SECTIONS[section])
-    if name not in hints:
-        raise unknown_key(source, key, [f"{section}.{other}" for other in hints], "key")
-    return {key: _checked(key, _from_text(text, hints[name], key), source)}
+    return {key: _checked(key, _from_text(text, _type_of(key, source), key), source)}
 
 
 def _files(config: Path | None, folder: Path, environ: Mapping[str, str]) -> list[Source]:
@@ -199,33 +193,32 @@ def _files(config: Path | None, folder: Path, environ: Mapping[str, str]) -> lis
     return [read_file(path) for path in found]
 
 
+def _variables() -> dict[str, tuple[str, Any]]:
+    """Return the key and the type of the setting of each environment variable."""
+    return {
+        f"{constants.ENVIRONMENT_PREFIX}{section}_{name}".upper(): (f"{section}.{name}", kind)
+        for section, record in SECTIONS.items()
+        for name, kind in typing.get_type_hints(record).items()
+    }
+
+
 def _from_environment(environ: Mapping[str, str]) -> Source:
+    """Return the settings of the environment; a variable of a section and no key is a fault."""
+    source = Source(name="the environment", values={})
     values: dict[str, Any] = {}
     faults: list[ConfigError] = []
-    for section, record in SECTIONS.items():
-        for item in fields(record):
-            name = f"{constants.ENVIRONMENT_PREFIX}{section}_{item.name}".upper()
-            if name in environ:
-                kind = typing.get_type_hints(record)[item.name]
-                try:
-                    values[f"{section}.{item.name}"] = _from_text(environ[name], kind, name)
-                except ConfigError as exc:
-                    faults.append(exc)
-    source = Source(name="the environment", values=values)
-    return replace(source, faults=(*faults, *_unknown_names(source, environ)))
-
-
-def _unknown_names(source: Source, environ: Mapping[str, str]) -> Iterator[ConfigError]:
-    """Yield an error for each variable that names a section and no key of it."""
-    known = {
-        f"{constants.ENVIRONMENT_PREFIX}{section}_{item.name}".upper()
-        for section, record in SECTIONS.items()
-        for item in fields(record)
-    }
+    variables = _variables()
+    for name, (key, kind) in variables.items():
+        if name in environ:
+            try:
+                values[key] = _from_text(environ[name], kind, name)
+            except ConfigError as exc:
+                faults.append(exc)
     prefixes = tuple(f"{constants.ENVIRONMENT_PREFIX}{section}_".upper() for section in SECTIONS)
     for name in environ:
-        if name.startswith(prefixes) and name not in known and name != constants.LOCAL_JOB_VARIABLE:
-            yield unknown_key(source, name, known, "variable")
+        if name.startswith(prefixes) and name not in {*variables, constants.LOCAL_JOB_VARIABLE}:
+            faults.append(unknown_key(source, name, variables, "variable"))
+    return replace(source, values=values, faults=tuple(faults))
 
 
 def _unknown_variables(environ: Mapping[str, str]) -> tuple[str, ...]:
@@ -236,17 +229,14 @@ def _unknown_variables(environ: Mapping[str, str]) -> tuple[str, ...]:
         constants.COMMIT_VARIABLE,
         constants.LAUNCHES_VARIABLE,
         *constants.OTHER_VARIABLES,
-    } | {
-        f"{constants.ENVIRONMENT_PREFIX}{section}_{item.name}".upper()
-        for section, record in SECTIONS.items()
-        for item in fields(record)
+        *_variables(),
     }
     warnings = []
     for name in sorted(environ):
         if name.upper().startswith(constants.ENVIRONMENT_PREFIX) and name not in known:
-            near = nearest(name, known)
-            meant = f"; did you mean `{near}`?" if near else ""
-            warnings.append(f"the environment variable {name} means nothing here{meant}")
+            near = meant(name, known)
+            suffix = f"; {near}" if near else ""
+            warnings.append(f"the environment variable {name} means nothing here{suffix}")
     return tuple(warnings)
 
 
@@ -269,12 +259,8 @@ def refuse_outside(values: Mapping[str, Any], where: str = "") -> None:
         allowed = bounds.get(key)
         refusal = allowed and allowed.refusal(value)
         if allowed and refusal:
-            near = nearest(str(value), allowed.words)
-            fault = ConfigError(
-                f"{where}`{key}` {refusal}",
-                hint=f"did you mean `{near}`?" if near else f"`{key}` is {allowed.describe()}",
-            )
-            faults.add(fault)
+            hint = meant(str(value), allowed.words, f"`{key}` is {allowed.describe()}")
+            faults.add(ConfigError(f"{where}`{key}` {refusal}", hint=hint))
     faults.raise_any()
 
 
@@ -286,16 +272,22 @@ def _checked(key: str, value: Any, source: Source) -> Any:
 
 
 def _typed(key: str, value: Any, source: Source) -> Any:
-    section, name = key.split(".", 1)
-    if section == "model":
+    if key.startswith("model."):
         return value
+    kind = _type_of(key, source)
+    try:
+        return decode(kind, encode(value), key, ConfigError)
+    except ConfigError as exc:
+        raise ConfigError(f"{source.where(key)}: {exc.message}") from None
+
+
+def _type_of(key: str, source: Source) -> Any:
+    """Return the type hint of a setting; raise ConfigError for an unknown key of a section."""
+    section, name = key.split(".", 1)
     hints = typing.get_type_hints(SECTIONS[section])
     if name not in hints:
         raise unknown_key(source, key, [f"{section}.{other}" for other in hints], "key")
-    try:
-        return decode(hints[name], encode(value), key, ConfigError)
-    except ConfigError as exc:
-        raise ConfigError(f"{source.where(key)}: {exc.message}") from None
+    return hints[name]
 
 
 def _from_text(text: str, kind: Any, name: str) -> Any:

@@ -21,7 +21,6 @@ ElmanError                exit 1
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from difflib import get_close_matches
-from types import TracebackType
 from typing import ClassVar
 
 
@@ -122,15 +121,9 @@ class Faults:
     def __init__(self) -> None:
         self._found: list[ElmanError] = []
 
-    def __enter__(self) -> None:
-        return None
+    def __enter__(self) -> None: ...
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> bool:
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> bool:
         if isinstance(error, ElmanError):
             self.add(error)
             return True
@@ -174,3 +167,9 @@ def nearest(name: str, known: Iterable[str]) -> str | None:
     by_folded = {candidate.casefold(): candidate for candidate in known}
     matches = get_close_matches(name.casefold(), by_folded, n=1, cutoff=0.5)
     return by_folded[matches[0]] if matches else None
+
+
+def meant(name: str, known: Iterable[str], otherwise: str | None = None) -> str | None:
+    """Return a hint at the known name most like `name`, or `otherwise` when none is near."""
+    near = nearest(name, known)
+    return f"did you mean `{near}`?" if near else otherwise

@@ -2,14 +2,13 @@
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
-from typing import Any
+from typing import Any, get_type_hints
 
 from elmanctl.bounds import Bounds, bounds_of, setting
 from elmanctl.constants import GPU_NAME, MAX_SEED, MIN_POPULATION, REPEATS, YEAR_MIN
 from elmanctl.errors import ConfigError
 from elmanctl.run.training import BUDGET_KINDS, Training
 
-_MOST_RETRIES = 1000
 _MOST_HOST_GB = 1_000_000
 _MOST_GPU_GB = 10_000
 _MOST_CPUS = 10_000
@@ -107,51 +106,40 @@ class LocalSettings:
             )
 
 
+def _retries(default: int, help_text: str) -> Any:
+    """Return the field of a number of retries."""
+    return setting(default, help_text, most=1000)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RetrySettings:
     """[retry]: attempts allowed beyond the first, by verdict, and what they change."""
 
-    diverged: int = setting(
-        0, "The worker saw a loss or gradient that is not finite", most=_MOST_RETRIES
-    )
-    invalid: int = setting(0, "The configuration cannot run", most=_MOST_RETRIES)
-    oom: int = setting(
-        1, "Out of host memory; again with mem_factor times as much", most=_MOST_RETRIES
-    )
+    diverged: int = _retries(0, "The worker saw a loss or gradient that is not finite")
+    invalid: int = _retries(0, "The configuration cannot run")
+    oom: int = _retries(1, "Out of host memory; again with mem_factor times as much")
     mem_factor: float = setting(
         1.5, "Factor on slurm.mem_gb after host memory ran out", least=1, most=100
     )
     max_mem_gb: float | None = setting(
         None, "Most host memory that a retry asks for", above=0, most=_MOST_HOST_GB
     )
-    oom_gpu: int = setting(
-        4, "Out of GPU memory; each time with half the micro-batch", most=_MOST_RETRIES
-    )
-    oom_neighbour: int = setting(
-        3, "Another process had the memory; again on another node", most=_MOST_RETRIES
-    )
-    cuda_error: int = setting(1, "A CUDA error", most=_MOST_RETRIES)
-    cuda_device: int = setting(3, "A broken GPU; again on another node", most=_MOST_RETRIES)
-    python_error: int = setting(0, "An exception", most=_MOST_RETRIES)
-    environment: int = setting(
-        2, "The node lacks torch, the corpus, a GPU; on another node only", most=_MOST_RETRIES
-    )
-    scheduler: int = setting(
-        5, "Slurm's controller did not answer when the job began", most=_MOST_RETRIES
-    )
-    disk_full: int = setting(0, "No space left", most=_MOST_RETRIES)
-    timeout: int = setting(0, "Over the time limit", most=_MOST_RETRIES)
-    killed: int = setting(1, "A signal from outside", most=_MOST_RETRIES)
-    node_failure: int = setting(3, "The node died", most=_MOST_RETRIES)
-    preempted: int = setting(10, "Another job took the node", most=_MOST_RETRIES)
-    lost: int = setting(2, "The job vanished", most=_MOST_RETRIES)
-    undetermined: int = setting(1, "The evidence does not say", most=_MOST_RETRIES)
-    replacements: int = setting(
-        2, "Points asked in place of failed ones, per generation", most=_MOST_RETRIES
-    )
-    breaker: int = setting(
-        3, "Same failures in a row, or bad nodes, that pause the search", most=_MOST_RETRIES
-    )
+    oom_gpu: int = _retries(4, "Out of GPU memory; each time with half the micro-batch")
+    oom_neighbour: int = _retries(3, "Another process had the memory; again on another node")
+    cuda_error: int = _retries(1, "A CUDA error")
+    cuda_device: int = _retries(3, "A broken GPU; again on another node")
+    python_error: int = _retries(0, "An exception")
+    environment: int = _retries(2, "The node lacks torch, the corpus, a GPU; on another node only")
+    scheduler: int = _retries(5, "Slurm's controller did not answer when the job began")
+    disk_full: int = _retries(0, "No space left")
+    timeout: int = _retries(0, "Over the time limit")
+    killed: int = _retries(1, "A signal from outside")
+    node_failure: int = _retries(3, "The node died")
+    preempted: int = _retries(10, "Another job took the node")
+    lost: int = _retries(2, "The job vanished")
+    undetermined: int = _retries(1, "The evidence does not say")
+    replacements: int = _retries(2, "Points asked in place of failed ones, per generation")
+    breaker: int = _retries(3, "Same failures in a row, or bad nodes, that pause the search")
     exclude_min: float = setting(
         60.0, "Minutes for which a bad node gets no jobs; 0 is off", most=YEAR_MIN
     )
@@ -224,15 +212,7 @@ class Settings:
 
 
 SECTIONS: Mapping[str, type] = {
-    "search": SearchSettings,
-    "train": Training,
-    "data": DataSettings,
-    "slurm": SlurmSettings,
-    "local": LocalSettings,
-    "retry": RetrySettings,
-    "budget": BudgetSettings,
-    "disk": DiskSettings,
-    "paths": PathSettings,
+    name: record for name, record in get_type_hints(Settings).items() if name != "model"
 }
 
 # Only one of these may be in force; the nearest source that names one decides.
@@ -263,14 +243,5 @@ PATH_KEYS = ("paths.runs", "paths.templates", "data.path")
 # What a resource template may hold.
 TEMPLATE_KEYS = (
     "summary",
-    "partition",
-    "account",
-    "gres",
-    "mem_gb",
-    "cpus",
-    "gpu_memory_gb",
-    "timeout_min",
-    "setup",
-    "extra",
-    "python",
+    *(key for key in get_type_hints(SlurmSettings) if key not in ("template", "poll_s")),
 )

@@ -9,7 +9,7 @@ from importlib.resources.abc import Traversable
 from pathlib import Path
 from typing import Any
 
-from elmanctl.errors import ConfigError, NotFound, nearest
+from elmanctl.errors import ConfigError, NotFound, meant
 from elmanctl.settings import PATH_KEYS, SECTIONS, TEMPLATE_KEYS
 
 # Settings are written by hand.
@@ -47,14 +47,16 @@ def read_file(path: Path) -> Source:
         raise ConfigError(f"cannot read `{path}`: {exc}", hint=hint) from exc
     source = Source(name=path.name, values={}, text=text)
     faults = []
+    known = {}
+    sections = [*SECTIONS, "model"]
     for section, table in data.items():
-        if section not in SECTIONS and section != "model":
-            faults.append(unknown_key(source, section, [*SECTIONS, "model"], "section"))
+        if section not in sections:
+            faults.append(unknown_key(source, section, sections, "section"))
         elif not isinstance(table, dict):
             text = f"{source.where(section)}: `{section}` is a section, not a value"
             faults.append(ConfigError(text))
-    sections = [*SECTIONS, "model"]
-    known = {k: v for k, v in data.items() if k in sections and isinstance(v, dict)}
+        else:
+            known[section] = table
     values = {
         # A path in a file means the same wherever a command is started.
         key: str(path.parent / Path(value).expanduser())
@@ -84,11 +86,8 @@ def preset_source(name: str) -> Source:
     """Return the values of a preset that ships with elmanctl."""
     presets = _presets()
     if name not in presets:
-        near = nearest(name, presets)
-        raise NotFound(
-            f"no preset named `{name}`",
-            hint=f"did you mean `{near}`?" if near else f"presets: {', '.join(presets)}",
-        )
+        hint = meant(name, presets, f"presets: {', '.join(presets)}")
+        raise NotFound(f"no preset named `{name}`", hint=hint)
     return Source(name=f"preset {name}", values=dict(flat(presets[name])))
 
 
@@ -129,11 +128,8 @@ def template_source(name: str, folders: Iterable[Path]) -> Source:
     paths, shipped = _templates_in(folders), _shipped_templates()
     known = {*paths, *shipped}
     if name not in known:
-        near = nearest(name, known)
-        raise NotFound(
-            f"no resource template named `{name}`",
-            hint=f"did you mean `{near}`?" if near else f"templates: {', '.join(sorted(known))}",
-        )
+        hint = meant(name, known, f"templates: {', '.join(sorted(known))}")
+        raise NotFound(f"no resource template named `{name}`", hint=hint)
     text = _text_of(paths[name]) if name in paths else shipped[name].read_text(encoding="utf-8")
     source = Source(name=f"template {name}", values={}, text=text)
     try:
@@ -158,11 +154,8 @@ def flat(data: Mapping[str, Any]) -> Iterable[tuple[str, Any]]:
 def unknown_key(source: Source, key: str, known: Iterable[str], what: str) -> ConfigError:
     """Return the error for a name that is not among the known ones, with the nearest of them."""
     names = list(known)
-    near = nearest(key, names)
-    return ConfigError(
-        f"{source.where(key)}: unknown {what} `{key}`",
-        hint=f"did you mean `{near}`?" if near else f"known: {', '.join(names)}",
-    )
+    hint = meant(key, names, f"known: {', '.join(names)}")
+    return ConfigError(f"{source.where(key)}: unknown {what} `{key}`", hint=hint)
 
 
 def _line_of(text: str, key: str) -> int | None:

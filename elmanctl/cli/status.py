@@ -23,7 +23,7 @@ from elmanctl.cli.rows import (
 )
 from elmanctl.cli.run_head import STOPPED, facts, headline
 from elmanctl.cli.scheduler_status import current_note, note_data, with_pending_reason
-from elmanctl.errors import LedgerCorrupt, LedgerError, NotFound, UsageError, nearest
+from elmanctl.errors import LedgerCorrupt, LedgerError, NotFound, UsageError, meant
 from elmanctl.folders import as_written
 from elmanctl.ledger.disk import space_of
 from elmanctl.ledger.holder import is_gone
@@ -249,11 +249,8 @@ def _select(found: RunState, *, state: str | None, generation: int | None) -> li
 
 def _check_state(state: str | None) -> None:
     if state is not None and state not in _STATES:
-        near = nearest(state, _STATES)
-        raise UsageError(
-            f"no state named `{state}`",
-            hint=f"did you mean `{near}`?" if near else f"states: {', '.join(_STATES)}",
-        )
+        hint = meant(state, _STATES, f"states: {', '.join(_STATES)}")
+        raise UsageError(f"no state named `{state}`", hint=hint)
 
 
 def _print_run(

@@ -3,14 +3,7 @@
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from elmanctl.errors import (
-    EnvironmentNotReady,
-    Faults,
-    LedgerError,
-    NotFound,
-    UsageError,
-    nearest,
-)
+from elmanctl.errors import EnvironmentNotReady, Faults, LedgerError, NotFound, UsageError, meant
 from elmanctl.folders import as_written
 from elmanctl.ledger.records import Evaluation, RunStatus, VerdictKind
 from elmanctl.ledger.run_state import RunState
@@ -89,11 +82,9 @@ def find_run(folder: Path, name: str | None) -> Path:
             f"`{name}` is the beginning of {len(starting)} runs",
             hint=f"name one: {', '.join(path.name for path in starting)}",
         )
-    near = nearest(name, names)
-    known = f"did you mean `{near}`? " if near else ""
+    hints = (meant(name, names), "`elmanctl status` lists the runs")
     raise NotFound(
-        f"no run named `{name}` in {as_written(folder)}",
-        hint=f"{known}`elmanctl status` lists the runs",
+        f"no run named `{name}` in {as_written(folder)}", hint=" ".join(filter(None, hints))
     )
 
 
@@ -139,8 +130,7 @@ def find_evaluation(state: RunState, name: str) -> Evaluation:
     if name in state.evaluations:
         return state.evaluations[name]
     if name == "best":
-        best = state.best()
-        if best is None:
+        if (best := state.best()) is None:
             raise NotFound("no evaluation is completed yet")
         return best
     generation, dot, index = name.partition(".")
@@ -151,13 +141,9 @@ def find_evaluation(state: RunState, name: str) -> Evaluation:
     for evaluation in state.evaluations.values():
         if any(attempt.job_id == name for attempt in evaluation.attempts):
             return evaluation
-    near = nearest(name, state.evaluations)
-    raise NotFound(
-        f"no evaluation `{name}` in run `{state.run['name']}`",
-        hint=f"did you mean `{near}`?"
-        if near
-        else f"`elmanctl status {state.run['name']} --all` lists them",
-    )
+    run = state.run["name"]
+    hint = meant(name, state.evaluations, f"`elmanctl status {run} --all` lists them")
+    raise NotFound(f"no evaluation `{name}` in run `{run}`", hint=hint)
 
 
 def select_named(state: RunState, names: Iterable[str]) -> list[Evaluation]:
@@ -177,10 +163,6 @@ def check_kinds(kinds: Sequence[str]) -> None:
     faults = Faults()
     for kind in kinds:
         if kind not in set(VerdictKind):
-            near = nearest(kind, VerdictKind)
-            fault = UsageError(
-                f"no verdict named `{kind}`",
-                hint=f"did you mean `{near}`?" if near else f"verdicts: {', '.join(VerdictKind)}",
-            )
-            faults.add(fault)
+            hint = meant(kind, VerdictKind, f"verdicts: {', '.join(VerdictKind)}")
+            faults.add(UsageError(f"no verdict named `{kind}`", hint=hint))
     faults.raise_any()
