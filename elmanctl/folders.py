@@ -14,7 +14,7 @@ def working_folder() -> Path:
     """Return the working folder under the name by which the user entered it."""
     named = Path(os.environ.get("PWD", ""))
     # A program that changes the folder need not change the variable.
-    if named.is_absolute() and ".." not in named.parts and _is_same(named, Path()):
+    if named.is_absolute() and ".." not in named.parts and is_same(named, Path()):
         return named
     return Path.cwd()
 
@@ -36,7 +36,7 @@ def as_written(path: Path) -> Path:
     for part in whole.parts[1:]:
         if part != "..":
             built /= part
-        elif _is_same(built.parent, built / "..") or not (built / "..").exists():
+        elif is_same(built.parent, built / "..") or not (built / "..").exists():
             built = built.parent
         else:
             built = (built / "..").resolve()
@@ -52,9 +52,14 @@ def as_nodes_see(path: Path) -> Path:
     for named, real in _names():
         if path.is_relative_to(real) and not path.is_relative_to(named):
             other = named / path.relative_to(real)
-            if _is_same(path, other):
+            if is_same(path, other):
                 return other
     return path
+
+
+def nearest_existing(folder: Path) -> Path:
+    """Return a folder that may be missing, or its nearest parent that exists."""
+    return next(path for path in (folder, *folder.parents) if path.exists())
 
 
 def _names() -> Iterator[tuple[Path, Path]]:
@@ -69,7 +74,8 @@ def _names() -> Iterator[tuple[Path, Path]]:
             yield named, real
 
 
-def _is_same(one: Path, other: Path) -> bool:
+def is_same(one: Path, other: Path) -> bool:
+    """Whether two paths lead to the same file; not where one of them cannot be looked at."""
     try:
         return one.samefile(other)
     except OSError:

@@ -63,7 +63,7 @@ RULES: tuple[tuple[tuple[str, ...], tuple[str, ...]], ...] = (
     ),
     # What measures may use all that trains; the command line reaches it late.
     (("bench",), (*LEAVES, "ledger.files", "kernels", "models", "run", "jobs", "bench")),
-    (("doctor",), ("constants", *SIZES, "ledger.disk", "ledger.files", "schedulers.slurm")),
+    (("doctor",), (*LEAVES, *SIZES, "ledger.disk", "ledger.files", "schedulers.slurm")),
     (("cli",), ("",)),
     (("__main__",), (*LEAVES, "cli")),
 )

@@ -9,7 +9,7 @@ import typer
 from elmanctl.cli import context, output
 from elmanctl.cli.completion import run_names
 from elmanctl.errors import LedgerError, NotFound
-from elmanctl.folders import as_written
+from elmanctl.folders import as_written, nearest_existing
 from elmanctl.ledger.disk import Space, allocated_bytes, measure, space_of
 from elmanctl.ledger.reserve import parts_held
 from elmanctl.ledger.run_state import RunState
@@ -49,7 +49,7 @@ def disk(
     settings = context.resolve_settings(ctx, {}).settings
     runs = Path(settings.paths.runs).expanduser()
     folders = [RunPaths(as_written(folder)) for folder in reversed(list_runs(runs))]
-    space = space_of(_existing(runs))
+    space = space_of(nearest_existing(as_written(runs)))
     rows = [_row(paths, space) for paths in folders]
     if as_json:
         output.print_json({"space": _space_data(space, settings.disk), "runs": rows})
@@ -61,9 +61,7 @@ def disk(
     output.print_table(
         [
             output.Column("RUN"),
-            output.Column("SIZE", right=True),
-            output.Column("FREEABLE", right=True),
-            output.Column("NEEDED", right=True),
+            *output.columns("SIZE", "FREEABLE", "NEEDED", right=True),
             output.Column("ORPHANED", right=True, dispensable=1),
         ],
         [[row["run"], *_sizes(row, *_FIGURES)] for row in rows],
@@ -153,12 +151,7 @@ def _disk_of_one(paths: RunPaths, *, as_json: bool) -> None:
     _say_space(space, view.settings)
     _say_run(paths, view)
     output.print_table(
-        [
-            output.Column("CATEGORY"),
-            output.Column("FILES", right=True),
-            output.Column("SIZE", right=True),
-            output.Column("FREEABLE", right=True),
-        ],
+        [output.Column("CATEGORY"), *output.columns("FILES", "SIZE", "FREEABLE", right=True)],
         [
             [row["category"], str(row["files"]), *_sizes(row, "size_bytes", "freeable_bytes")]
             for row in view.categories()
@@ -233,12 +226,6 @@ def _forecast_data(found: Forecast | None) -> dict[str, Any] | None:
         "room_bytes": found.room_bytes,
         "fits": found.fits,
     }
-
-
-def _existing(folder: Path) -> Path:
-    """Return the folder, or its nearest existing parent."""
-    folder = as_written(folder)
-    return next(path for path in (folder, *folder.parents) if path.exists())
 
 
 def _sum(held: Sequence[OwnedFile]) -> int:

@@ -2,7 +2,6 @@
 
 import os
 from collections.abc import Iterator
-from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -11,7 +10,7 @@ import typer
 from elmanctl.bench.machine import require_device
 from elmanctl.cli import output
 from elmanctl.cli.context import JsonFlag, resolve_settings
-from elmanctl.doctor import Finding, examine
+from elmanctl.doctor import examine
 from elmanctl.errors import EnvironmentNotReady
 from elmanctl.folders import as_written
 from elmanctl.models.backends import BACKENDS
@@ -50,24 +49,16 @@ def doctor(
         return
     settings = resolve_settings(ctx, {}).settings
     runs = as_written(Path(settings.paths.runs))
-    if output.is_terminal() and not as_json:
-        findings = examine(runs, settings.disk.floor_gb, output.format_bytes)
-    else:
-        findings = examine(runs, settings.disk.floor_gb)
+    is_rounded = output.is_terminal() and not as_json
+    format_bytes = output.format_bytes if is_rounded else "{:.0f} bytes".format
+    findings = examine(runs, settings.disk.floor_gb, format_bytes)
     if as_json:
-        output.print_json({"findings": [asdict(finding) for finding in findings]})
+        keys = ("part", "name", "is_fine", "detail", "fix")
+        rows = [{key: getattr(finding, key) for key in keys} for finding in findings]
+        output.print_json({"findings": rows})
         return
-    _print_findings(findings)
-
-
-def _print_findings(findings: list[Finding]) -> None:
     output.print_table(
-        [
-            output.Column(name="PART"),
-            output.Column(name="NAME"),
-            output.Column(name="OK"),
-            output.Column(name="DETAIL", wraps=True),
-        ],
+        [*output.columns("PART", "NAME", "OK"), output.Column("DETAIL", wraps=True)],
         [[f.part, f.name, "yes" if f.is_fine else "no", f.detail] for f in findings],
     )
     for finding in findings:
@@ -121,17 +112,12 @@ def _checks(device: "torch.device") -> Iterator[dict[str, Any]]:
 
 
 _COLUMNS = [
-    output.Column(name="OPERATION"),
-    output.Column(name="PATH"),
-    output.Column(name="SIZE"),
-    output.Column(name="DTYPE"),
-    output.Column(name="RESULT"),
-    output.Column(name="ERROR", right=True),
-    output.Column(name="ALLOWED", right=True, dispensable=1),
-    output.Column(name="OF", dispensable=2),
-    output.Column(name="FORWARD MS", right=True, dispensable=1),
-    output.Column(name="BOTH MS", right=True, dispensable=1),
-    output.Column(name="NOTE", wraps=True, may_be_empty=True),
+    *output.columns("OPERATION", "PATH", "SIZE", "DTYPE", "RESULT"),
+    output.Column("ERROR", right=True),
+    output.Column("ALLOWED", right=True, dispensable=1),
+    output.Column("OF", dispensable=2),
+    *output.columns("FORWARD MS", "BOTH MS", right=True, dispensable=1),
+    output.Column("NOTE", wraps=True, may_be_empty=True),
 ]
 
 

@@ -69,6 +69,11 @@ class Column:
     may_be_empty: bool = False
 
 
+def columns(*names: str, right: bool = False, dispensable: int = 0) -> list[Column]:
+    """Return columns that are alike but for their names."""
+    return [Column(name, right=right, dispensable=dispensable) for name in names]
+
+
 @dataclass
 class _Options:
     color: str = "auto"
@@ -117,7 +122,8 @@ def printable(text: str) -> str:
 def print_table(columns: Sequence[Column], rows: Iterable[Sequence[str | None]]) -> None:
     """Print rows; a missing value is a dash on a terminal and empty elsewhere."""
     if is_terminal():
-        _print_rich(columns, list(rows))
+        screen = console()
+        screen.print(build_table(columns, list(rows), screen.width))
         return
     print("\t".join(column.name for column in columns))
     for row in rows:
@@ -130,11 +136,6 @@ def _plain(cell: str | None) -> str:
     # A number of `bench` has all its digits in `plain`.
     text = str(getattr(cell, "plain", cell))
     return printable(text.replace("\t", " ").replace("\n", " "))
-
-
-def _print_rich(columns: Sequence[Column], rows: Sequence[Sequence[str | None]]) -> None:
-    screen = console()
-    screen.print(build_table(columns, rows, screen.width))
 
 
 def build_table(
@@ -235,9 +236,7 @@ def hint(text: str) -> None:
 
 def _tag(word: str, colour: str) -> str:
     codes = {"red": "31", "yellow": "33", "cyan": "36"}
-    if _wants_color(sys.stderr):
-        return f"\x1b[{codes[colour]}m{word}:\x1b[0m"
-    return f"{word}:"
+    return f"\x1b[{codes[colour]}m{word}:\x1b[0m" if _wants_color(sys.stderr) else f"{word}:"
 
 
 def confirm(question: str, *, yes: bool) -> bool:

@@ -16,7 +16,7 @@ from elmanctl.errors import (
     InvalidConfiguration,
     UsageError,
 )
-from elmanctl.folders import as_written
+from elmanctl.folders import as_written, nearest_existing
 from elmanctl.ledger.records import Resources
 from elmanctl.ledger.spending import devices, gpus_asked
 from elmanctl.models.backends import AUTO, BACKENDS, check_backend_name, unavailable_on_all_devices
@@ -242,7 +242,7 @@ def _run_folder(runs: Path, name: str) -> Path:
         )
     folder = as_written(runs) / name
     check_path(folder)
-    parent = next(path for path in folder.parents if path.exists())
+    parent = nearest_existing(folder.parent)
     if not parent.is_dir():
         fault = f"{parent} is a file"
     elif not os.access(parent, os.W_OK | os.X_OK, effective_ids=True):

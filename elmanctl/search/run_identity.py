@@ -6,6 +6,7 @@ from typing import Any
 
 from elmanctl.constants import CLUSTERS_VARIABLE
 from elmanctl.errors import LedgerCorrupt, LedgerError, UsageError
+from elmanctl.folders import is_same
 from elmanctl.ledger.events import DamagedLine, MalformedEvent, decode_line
 from elmanctl.ledger.files import SMALL_BYTES, open_regular
 from elmanctl.ledger.run_state import RunState
@@ -23,7 +24,7 @@ def refuse_copy(paths: RunPaths, state: RunState) -> None:
     if recorded is None:
         return
     original = Path(recorded)
-    if _is_same(original, paths.folder) or _token(RunPaths(original)) != state.run["token"]:
+    if is_same(original, paths.folder) or _token(RunPaths(original)) != state.run["token"]:
         return
     raise UsageError(
         f"{paths.folder} is a copy of the run in {original}",
@@ -56,25 +57,14 @@ def _clusters(named: str) -> str:
 
 def refuse_changed_code(paths: RunPaths, run: Mapping[str, Any]) -> None:
     """Raise LedgerCorrupt unless workers would import the code that the run started with."""
+    hint = "copy it from a backup; losses under other code could not be compared"
     if not paths.code.is_dir():
-        raise LedgerCorrupt(
-            f"the run's frozen code is missing: {paths.code}",
-            hint="copy it from a backup; losses under other code could not be compared",
-        )
+        raise LedgerCorrupt(f"the run's frozen code is missing: {paths.code}", hint=hint)
     # The folder holds one package.
     found = [hash_code(package) for package in sorted(paths.code.iterdir()) if package.is_dir()]
     if found != [run["code"]["sha256"]]:
-        raise LedgerCorrupt(
-            f"the run's frozen code is not what it was when the run began: {paths.code}",
-            hint="copy it from a backup; losses under other code could not be compared",
-        )
-
-
-def _is_same(one: Path, other: Path) -> bool:
-    try:
-        return one.samefile(other)
-    except OSError:
-        return False
+        text = f"the run's frozen code is not what it was when the run began: {paths.code}"
+        raise LedgerCorrupt(text, hint=hint)
 
 
 def _token(paths: RunPaths) -> str | None:

@@ -181,7 +181,7 @@ def test_following_ends_when_a_local_worker_left_its_exit_code(
 
 
 def findings(runs: Path) -> dict[str, Finding]:
-    return {found.name: found for found in examine(runs, 0.0) if found.part == "slurm"}
+    return {found.name: found for found in examine(runs, 0.0, str) if found.part == "slurm"}
 
 
 def test_doctor_tells_of_accounting_and_of_the_limit_on_arrays(
