@@ -30,27 +30,10 @@ PANELS = {
 # The function of each command, or the `app` of a group.  Its module is imported when the command
 # is run or listed, so that `status` does not pay for imports that only `search` needs.
 _LOCATIONS = {
-    "init": "init:init",
-    "doctor": "doctor:doctor",
-    "models": "model:models",
-    "params": "model:params",
-    "calc-dim": "model:calc_dim",
-    "data": "data:app",
-    "eval": "model:evaluate",
-    "search": "search:search",
-    "resume": "resume:resume",
-    "cancel": "cancel:cancel",
-    "requeue": "requeue:requeue",
-    "status": "status:status",
-    "show": "show:show",
-    "logs": "show:logs",
-    "classify": "classify:classify",
-    "bench": "bench:app",
-    "disk": "disk:disk",
-    "clean": "clean:clean",
-    "ledger": "ledger:app",
-    "config": "config:config",
-    "completion": "completion:completion",
+    **{name: f"{name}:{name}" for names in PANELS.values() for name in names},
+    **{"models": "model:models", "params": "model:params", "calc-dim": "model:calc_dim"},
+    **{"eval": "model:evaluate", "logs": "show:logs"},
+    **{"data": "data:app", "bench": "bench:app", "ledger": "ledger:app"},
 }
 
 _COLORS = ("auto", "always", "never")
@@ -95,16 +78,13 @@ class Commands(TyperGroup):
         """Write the commands first and the options last."""
         for title, names in PANELS.items():
             with formatter.section(title):
-                formatter.write_dl([(name, self._summary(ctx, name)) for name in names])
+                formatter.write_dl(
+                    [(name, self.commands[name].get_short_help_str(80)) for name in names]
+                )
         super().format_options(ctx, formatter)
 
     def format_commands(self, ctx: Any, formatter: Any) -> None:
         """Write nothing: `format_options` has listed the commands already."""
-
-    def _summary(self, ctx: Any, name: str) -> str:
-        command = self.get_command(ctx, name)
-        assert command is not None, name
-        return str(command.get_short_help_str(80))
 
 
 app = typer.Typer(

@@ -1,14 +1,14 @@
 """`bench`: benchmarks of kernels and training steps, tuning, reports."""
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
 from elmanctl.bench.machine import CPU_LABEL, require_device
 from elmanctl.bench.report import Report, check_out, read_reports
 from elmanctl.cli.completion import one_of
-from elmanctl.cli.context import JsonFlag
+from elmanctl.cli.context import JsonFlag, command_group
 from elmanctl.cli.output import Column, hint, print_json, print_table, say
 from elmanctl.constants import LAUNCHES_VARIABLE
 from elmanctl.errors import PartialFailure
@@ -16,22 +16,16 @@ from elmanctl.folders import as_written
 from elmanctl.kernels.matrix_recurrence.splits import Split
 from elmanctl.ledger.files import write_atomically
 
-app = typer.Typer(
-    rich_markup_mode=None,
-    add_completion=False,
-    no_args_is_help=True,
-    help="Measure kernels and training steps on a GPU",
-    name="bench",
-)
+if TYPE_CHECKING:
+    import torch
+
+app = command_group("bench", "Measure kernels and training steps on a GPU")
 
 _DEVICES = ("cuda", "cpu")
 
 DeviceOption = Annotated[
     str,
-    typer.Option(
-        help="cuda, or cpu for a dry run on tiny shapes",
-        autocompletion=one_of(_DEVICES),
-    ),
+    typer.Option(help="cuda, or cpu for a dry run on tiny shapes", autocompletion=one_of(_DEVICES)),
 ]
 OutOption = Annotated[
     Path | None,
@@ -40,11 +34,6 @@ OutOption = Annotated[
 MinutesOption = Annotated[
     float | None, typer.Option(help="Start no new row after this many minutes", min=0.0)
 ]
-
-
-@app.callback()
-def bench() -> None:
-    """Measure kernels and training steps on a GPU"""
 
 
 @app.command("kernels")
@@ -117,14 +106,9 @@ def tune(
         elmanctl bench tune --out launches.json
         elmanctl bench tune --only 32x32 --out launches.json
     """
-    if device not in _DEVICES:
-        raise typer.BadParameter(f"{device} is not one of cuda, cpu")
-    check_out(out)
-    found = require_device(device)
+    found = _prepare(device, out)
     from elmanctl.bench.tuning import dump, sizes_to_tune, table_of, trials
 
-    if device == "cpu":
-        say(CPU_LABEL)
     tried = []
     for trial in trials(sizes_to_tune(found, only or ()), found):
         result = "out of resources" if trial.ms is None else f"{trial.ms:.3f} ms"
@@ -174,6 +158,17 @@ def report(
     _print(joined, as_json)
 
 
+def _prepare(device: str, out: Path | None) -> "torch.device":
+    """Return the device to measure, and say so where it is only a dry run."""
+    if device not in _DEVICES:
+        raise typer.BadParameter(f"{device} is not one of cuda, cpu")
+    check_out(out)
+    found = require_device(device)
+    if device == "cpu":
+        say(CPU_LABEL)
+    return found
+
+
 def _run(
     kind: Literal["kernels", "steps"],
     device: str,
@@ -182,14 +177,9 @@ def _run(
     out: Path | None,
     as_json: bool,
 ) -> None:
-    if device not in _DEVICES:
-        raise typer.BadParameter(f"{device} is not one of cuda, cpu")
-    check_out(out)
-    found = require_device(device)
+    found = _prepare(device, out)
     from elmanctl.bench.session import Session
 
-    if device == "cpu":
-        say(CPU_LABEL)
     session = Session(found, out=out, minutes=minutes, say=say)
     measured = session.kernels(only or ()) if kind == "kernels" else session.steps(only or ())
     _print(measured, as_json)

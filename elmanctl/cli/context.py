@@ -50,6 +50,20 @@ class Globals:
     warned: set[str] = field(default_factory=set)
 
 
+def command_group(name: str, help_text: str) -> typer.Typer:
+    """Return an application whose commands form a group, even a single one."""
+    group = typer.Typer(
+        name=name,
+        help=help_text,
+        rich_markup_mode=None,
+        add_completion=False,
+        no_args_is_help=True,
+    )
+    # A callback makes a group of a single command.
+    group.callback()(lambda: None)
+    return group
+
+
 def resolve_settings(
     ctx: typer.Context, flags: Mapping[str, Any], preset: str | None = None
 ) -> Resolved:

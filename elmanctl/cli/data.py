@@ -5,22 +5,11 @@ from typing import Annotated
 
 import typer
 
-from elmanctl.cli.context import JsonFlag
+from elmanctl.cli.context import JsonFlag, command_group
 from elmanctl.cli.output import hint, print_json, print_line, warn
 from elmanctl.errors import UsageError
 
-app = typer.Typer(
-    rich_markup_mode=None,
-    add_completion=False,
-    no_args_is_help=True,
-    help="Make corpora",
-    name="data",
-)
-
-
-@app.callback()
-def data() -> None:
-    """Make corpora"""
+app = command_group("data", "Make corpora")
 
 
 @app.command("pack")

@@ -11,18 +11,7 @@ from elmanctl.errors import UsageError
 from elmanctl.search.repair import RepairPlan, plan_repair, repair_run
 from elmanctl.search.verify import Verification, verify_run
 
-app = typer.Typer(
-    add_completion=False,
-    rich_markup_mode=None,
-    no_args_is_help=True,
-    help="Verify, repair and export the records of a run",
-    name="ledger",
-)
-
-
-@app.callback()
-def ledger() -> None:
-    """Verify, repair and export the records of a run"""
+app = context.command_group("ledger", "Verify, repair and export the records of a run")
 
 
 @app.command("verify")
