@@ -9,7 +9,7 @@ import sys
 from typing import Any
 
 from elmanctl.constants import COMPLETION_VARIABLE, PROGRAM
-from elmanctl.errors import ElmanError, EnvironmentNotReady, UsageError
+from elmanctl.errors import ElmanError, EnvironmentNotReady, UsageError, describe_os_error
 
 logger = logging.getLogger(__name__)
 
@@ -88,25 +88,15 @@ def _run() -> int:
         return 0 if _reader_is_gone() or not isinstance(exc.code, int) else exc.code
     except OSError as exc:
         logger.debug("traceback", exc_info=True)
-        print_error(_describe_os_error(exc))
+        # By its file: the fault is the machine's, and rarely ours.
+        hint = "`elmanctl -vv ...` shows the traceback"
+        print_error(EnvironmentNotReady(describe_os_error(exc), hint=hint))
         return EnvironmentNotReady.exit_code
     except Exception as exc:
         logger.debug("traceback", exc_info=True)
-        internal = ElmanError(
-            f"internal error: {type(exc).__name__}: {exc}",
-            hint="repeat with `elmanctl -vv ...` for the traceback, and report it",
-        )
-        print_error(internal)
+        hint = "repeat with `elmanctl -vv ...` for the traceback, and report it"
+        print_error(ElmanError(f"internal error: {type(exc).__name__}: {exc}", hint=hint))
         return 1
-
-
-def _describe_os_error(error: OSError) -> ElmanError:
-    """Describe an OSError by its file: the fault is the machine's, and rarely ours."""
-    where = f"{os.fsdecode(error.filename)}: " if isinstance(error.filename, str | bytes) else ""
-    return EnvironmentNotReady(
-        f"{where}{error.strerror or error}",
-        hint="`elmanctl -vv ...` shows the traceback",
-    )
 
 
 def _reader_is_gone() -> bool:

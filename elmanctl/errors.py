@@ -18,6 +18,7 @@ ElmanError                exit 1
 └── SearchPaused          exit 6   the search stopped itself; nothing is lost
 """
 
+import os
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from difflib import get_close_matches
@@ -167,6 +168,12 @@ def nearest(name: str, known: Iterable[str]) -> str | None:
     by_folded = {candidate.casefold(): candidate for candidate in known}
     matches = get_close_matches(name.casefold(), by_folded, n=1, cutoff=0.5)
     return by_folded[matches[0]] if matches else None
+
+
+def describe_os_error(error: OSError) -> str:
+    """Return the message of an OSError, with its file where it names one."""
+    where = f"{os.fsdecode(error.filename)}: " if isinstance(error.filename, str | bytes) else ""
+    return f"{where}{error.strerror or error}"
 
 
 def meant(name: str, known: Iterable[str], otherwise: str | None = None) -> str | None:

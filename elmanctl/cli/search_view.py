@@ -3,7 +3,6 @@
 import sys
 import time
 from collections.abc import Sequence
-from types import TracebackType
 from typing import Any
 
 from elmanctl import clock
@@ -32,19 +31,14 @@ _REPEAT_TROUBLE_S = 3600.0
 class PlainView:
     """Prints one line on stderr for each attempt that ends and each generation that completes."""
 
-    def __init__(self, session: Session) -> None:
+    def __init__(self) -> None:
         self._trouble: str | None = None
         self._trouble_at = 0.0
 
     def __enter__(self) -> "PlainView":
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         """Do nothing: there is no display to close."""
 
     def refresh(self, session: Session, trouble: str | None) -> None:
@@ -81,12 +75,7 @@ class LiveView:
         self._live.start()
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self._live.stop()
 
     def refresh(self, session: Session, trouble: str | None) -> None:
@@ -117,11 +106,9 @@ class LiveView:
             lines.append(Text(output.printable(trouble), style="yellow"))
         names = searched_names(session.run)
         columns = [
-            output.Column("EVAL"),
-            output.Column("STATE"),
-            output.Column("LOSS", right=True),
-            output.Column("STEP", right=True),
-            *(output.Column(name.upper(), right=True, dispensable=3) for name in names),
+            *output.columns("EVAL", "STATE"),
+            *output.columns("LOSS", "STEP", right=True),
+            *output.columns(*(name.upper() for name in names), right=True, dispensable=3),
             output.Column("PARAMS", right=True, dispensable=4),
             output.Column("ELAPSED", right=True, dispensable=2, may_be_empty=True),
             output.Column("REASON", dispensable=1, wraps=True, may_be_empty=True),
@@ -142,7 +129,7 @@ class LiveView:
 
 def make_view(session: Session) -> PlainView | LiveView:
     """Return the view that fits stderr."""
-    return LiveView(session) if output.is_terminal(sys.stderr) else PlainView(session)
+    return LiveView(session) if output.is_terminal(sys.stderr) else PlainView()
 
 
 def headline(session: Session) -> str:

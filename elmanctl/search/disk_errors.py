@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from elmanctl.errors import ElmanError, EnvironmentNotReady, SearchPaused
+from elmanctl.errors import ElmanError, EnvironmentNotReady, SearchPaused, describe_os_error
 from elmanctl.ledger.reserve import full_disk
 
 
@@ -18,18 +18,12 @@ def explained(run: str) -> Iterator[None]:
         full = full_disk(exc)
         if full is not None:
             raise SearchPaused(
-                f"the disk is full: {describe_error(full)}; nothing recorded is lost",
+                f"the disk is full: {describe_os_error(full)}; nothing recorded is lost",
                 hint=f"make room, e.g. with `elmanctl clean {run}`, then `elmanctl resume {run}`",
             ) from exc
         if isinstance(exc, ElmanError):
             raise
         raise EnvironmentNotReady(
-            f"the run cannot be written: {describe_error(exc)}",
+            f"the run cannot be written: {describe_os_error(exc)}",
             hint=f"fix the cause, then `elmanctl resume {run}`",
         ) from exc
-
-
-def describe_error(error: OSError) -> str:
-    """Return the message of an OSError, with its file where it names one."""
-    reason = error.strerror or str(error)
-    return f"{error.filename}: {reason}" if error.filename else reason

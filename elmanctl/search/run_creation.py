@@ -9,7 +9,7 @@ from importlib import metadata
 from pathlib import Path
 
 import elmanctl
-from elmanctl.errors import EnvironmentNotReady, LedgerError
+from elmanctl.errors import EnvironmentNotReady, LedgerError, describe_os_error
 from elmanctl.ledger.lease import Lease
 from elmanctl.ledger.payloads import RunCreated, encode_payload
 from elmanctl.ledger.records import RunRecord
@@ -18,7 +18,6 @@ from elmanctl.ledger.store import LedgerWriter
 from elmanctl.run.frozen_code import freeze_code
 from elmanctl.run.ownership import refuse_open_parents
 from elmanctl.run.paths import RunPaths
-from elmanctl.search.disk_errors import describe_error
 from elmanctl.search.plan import SearchPlan
 
 
@@ -45,7 +44,7 @@ def create_run(plan: SearchPlan) -> Path:
         if not isinstance(failure, OSError):
             raise
         raise EnvironmentNotReady(
-            f"the run's folder cannot be made: {describe_error(failure)}; nothing was started",
+            f"the run's folder cannot be made: {describe_os_error(failure)}; nothing was started",
             hint="make room, e.g. with `elmanctl clean`, and start again"
             if full_disk(exc)
             else "set `paths.runs` to a folder of yours on a shared disk, with hard links",
