@@ -6,16 +6,20 @@ interval at most, so a note that is stale, damaged or missing costs little but m
 
 import logging
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any
 
 from elmanctl import clock
+from elmanctl.codec import decode, encode
+from elmanctl.errors import LedgerCorrupt
 from elmanctl.ledger.files import parse_object, read_small, write_json
 
 logger = logging.getLogger(__name__)
 
 _VERSION = 1
+
+# Controllers of earlier versions write none of these.
+_ADDED_LATER: Mapping[str, object] = {"asked_at": None, "unlisted": {}, "refusal": None}
 
 # A reason for each of 100,000 pending jobs.
 _LIMIT_BYTES = 16 << 20
@@ -51,6 +55,7 @@ class SchedulerNote:
     `unlisted` holds the evidence for and against each job that only accounting takes for alive.
     """
 
+    version: int = _VERSION
     at: str
     next_s: float
     asked_at: str | None = None
@@ -74,10 +79,7 @@ class SchedulerNote:
 def write_note(path: Path, note: SchedulerNote) -> None:
     """Replace the file; an error of the disk is no reason to stop a search."""
     try:
-        refusal = None if note.refusal is None else asdict(note.refusal)
-        # `asdict` would copy the texts of all jobs.
-        own = {item.name: getattr(note, item.name) for item in fields(note)}
-        write_json(path, {"version": _VERSION, **own, "refusal": refusal})
+        write_json(path, encode(note))
     except OSError as exc:
         logger.debug("%s is not written: %s", path, exc)
 
@@ -85,39 +87,11 @@ def write_note(path: Path, note: SchedulerNote) -> None:
 def read_note(path: Path) -> SchedulerNote | None:
     """Return the note in a file, None if there is none or it cannot be used."""
     try:
-        data = parse_object(read_small(path, _LIMIT_BYTES))
-        return _decode(data) if data.get("version") == _VERSION else None
-    except (OSError, ValueError, KeyError, TypeError):
+        data = {**_ADDED_LATER, **parse_object(read_small(path, _LIMIT_BYTES))}
+        own = {item.name: data[item.name] for item in fields(SchedulerNote)}
+        note = decode(SchedulerNote, own, path.name, LedgerCorrupt)
+        for moment in (note.at, note.asked_at or note.at):
+            clock.from_text(moment)
+    except (OSError, ValueError, KeyError, LedgerCorrupt):
         return None
-
-
-def _decode(data: Mapping[str, Any]) -> SchedulerNote:
-    silent, accounting = data["silent_reason"], data["accounting"]
-    # Controllers of earlier versions write neither.
-    refusal, asked_at = data.get("refusal"), data.get("asked_at")
-    for moment in (data["at"], asked_at or data["at"]):
-        clock.from_text(moment)
-    return SchedulerNote(
-        at=data["at"],
-        next_s=float(data["next_s"]),
-        asked_at=asked_at,
-        silent_reason=None if silent is None else str(silent),
-        accounting=accounting if isinstance(accounting, bool) else None,
-        pending=_texts(data["pending"]),
-        # Controllers of earlier versions do not write it.
-        unlisted=_texts(data.get("unlisted", {})),
-        refusal=None if refusal is None else _decode_refusal(refusal),
-    )
-
-
-def _decode_refusal(data: Mapping[str, Any]) -> Refusal:
-    hint = data["hint"]
-    return Refusal(
-        words=str(data["words"]),
-        hint=None if hint is None else str(hint),
-        is_final=data["is_final"] is True,
-    )
-
-
-def _texts(table: Any) -> dict[str, str]:
-    return {str(job): str(text) for job, text in dict(table).items()}
+    return note if note.version == _VERSION else None
