@@ -47,8 +47,8 @@ def note_data(note: SchedulerNote | None) -> dict[str, Any] | None:
     if note is None:
         return None
     data = asdict(note) if not note.is_stale else {"at": note.at}
-    for of_jobs in ("pending", "unlisted"):
-        data.pop(of_jobs, None)
+    for of_file in ("version", "pending", "unlisted"):
+        data.pop(of_file, None)
     return {**data, "age_s": round(note.age_s, 3), "is_stale": note.is_stale}
 
 

@@ -78,6 +78,10 @@ def test_pending_job_shows_slurms_reason_and_the_age_of_the_last_poll(
     reasons = {row["evaluation"]: row["reason"] for row in told["evaluations"]}
     assert reasons[name] == "python_error (attempt 1); QOSMaxJobsPerUserLimit"
     assert told["run"]["scheduler"]["is_stale"] is False
+    assert set(told["run"]["scheduler"]) == {
+        *("at", "next_s", "asked_at", "silent_reason", "accounting", "refusal"),
+        *("age_s", "is_stale"),
+    }
 
 
 def test_silence_and_missing_accounting_are_said(
