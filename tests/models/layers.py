@@ -1,7 +1,7 @@
 """What the tests of single families share: parts of their equations, and what all must keep to."""
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any, TypeVar
 
 import pytest
@@ -28,34 +28,6 @@ def randomized(module: Module, scale: float = 0.3) -> Module:
 def build_model(config: FamilyConfig, **options: Any) -> Any:
     """The model of a configuration, untyped: torch knows no types of what modules hold."""
     return registry.build_model(config, **options)
-
-
-def silu(x: Tensor) -> Tensor:
-    return x / (1 + torch.exp(-x))
-
-
-def convolved(x: Tensor, weights: Mapping[str, Tensor]) -> Tensor:
-    """The short convolution of one sequence [T, channels], tap by tap."""
-    taps = weights["conv.conv.weight"][:, 0]  # [channels, d_conv], the last one for the present
-    width = taps.shape[1]
-    padded = torch.cat((torch.zeros(width - 1, x.shape[1]).double(), x))
-    taken = sum(padded[i : i + len(x)] * taps[:, i] for i in range(width))
-    return taken + weights.get("conv.conv.bias", torch.zeros(()))
-
-
-def selective_decay(weights: Mapping[str, Tensor], name: str, head: int, x: Tensor) -> Tensor:
-    """What the decay `name` leaves of the state of one head at an input [dim]."""
-    score = x @ weights[f"{name}.projection.weight"][head]
-    step = torch.log1p(torch.exp(score + weights[f"{name}.step_bias"][head]))
-    return torch.exp(-torch.exp(weights[f"{name}.log_rate"][head]) * step)
-
-
-def assert_computes(layer: Any, equations: Callable[[Any, Tensor], Tensor]) -> None:
-    """The layer gives two sequences what its equations give each of them."""
-    x = torch.randn(2, 19, layer.config.dim, dtype=torch.float64)
-    y, _ = layer(x)
-    for sequence, found in zip(x, y, strict=True):
-        torch.testing.assert_close(found, equations(layer, sequence), rtol=1e-9, atol=1e-10)
 
 
 def xavier_bound(n_in: int, n_out: int) -> float:

@@ -1,111 +1,21 @@
 import math
-from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import Tensor
 
-from elmanctl.models.configs.e88 import E88Config
 from elmanctl.models.e88 import E88Layer
+from tests.models import cases
 from tests.models.e88_layers import SWITCHES, layer_with_the_weights_of, make_config, make_layer
 from tests.models.layers import (
-    assert_autocast_trains,
-    assert_computes,
     assert_decay_starts_in_range,
-    assert_every_parameter_is_counted_and_moved,
     assert_fills,
-    convolved,
-    count,
-    is_reached,
-    selective_decay,
-    silu,
-    state_in_bfloat16,
     xavier_bound,
 )
 
-
-def equations(layer: E88Layer, x: Tensor) -> Tensor:
-    """E88 of one sequence [T, dim], written head by head from its equations."""
-    config, weights = layer.config, dict(layer.named_parameters())
-    n_heads, n_key, n_value = config.n_heads, config.n_state, config.head_values
-    mixed = x @ weights["mixed.weight"].T
-    if config.use_conv:
-        mixed = convolved(mixed, weights)
-    mixed = silu(mixed)
-    outputs = []
-    for head in range(n_heads):
-        start = 2 * n_heads * n_key + head * n_value
-        q = mixed[:, head * n_key :][:, :n_key]
-        k = mixed[:, (n_heads + head) * n_key :][:, :n_key]
-        v = k if config.tie_kv else mixed[:, start : start + n_value]
-        q, k = q / q.norm(dim=1, keepdim=True), k / k.norm(dim=1, keepdim=True)
-        state = torch.zeros(n_key, n_value).double()
-        rows = []
-        for t in range(len(x)):
-            beta = torch.sigmoid(x[t] @ weights["rate.weight"][head]) if config.write_gate else 1.0
-            state = decay(config, weights, head, x[t]) * state + beta * torch.outer(
-                k[t], v[t] - state.T @ k[t]
-            )
-            state = state if config.linear_state else torch.tanh(state)
-            o = state.T @ q[t]
-            if config.value_residual:
-                o = o + weights["skip"][head] * v[t]
-            if config.output_norm:
-                o = o / torch.sqrt(o.square().mean() + 1e-5) * weights["norm.weight"]
-            if config.use_gate:
-                g = (weights["gate.weight"] @ x[t])[head * n_value :][:n_value]
-                o = o * (g if config.gate_activation == "silu" else 1.0) * torch.sigmoid(g)
-            rows.append(o)
-        outputs.append(torch.stack(rows))
-    return join(config, weights, outputs, x)
-
-
-def join(
-    config: E88Config, weights: Mapping[str, Tensor], outputs: list[Tensor], x: Tensor
-) -> Tensor:
-    out = weights["out.weight"]
-    if config.head_mix == "concat":
-        return torch.cat(outputs, dim=1) @ out.T
-    if config.head_mix == "per_head":
-        n = config.head_values
-        return torch.stack(
-            [o @ out[:, head * n : (head + 1) * n].T for head, o in enumerate(outputs)]
-        ).sum(0)
-    shares = torch.ones(len(x), config.n_heads).double()
-    if config.head_mix == "weighted_sum":
-        shares = weights["head_scores"].exp().expand(len(x), -1)
-    if config.head_mix == "input_weighted":
-        shares = (x @ weights["head_scores.weight"].T).exp()
-    if config.head_mix != "sum":
-        shares = shares / shares.sum(dim=1, keepdim=True)
-    mixed = [shares[:, head, None] * o for head, o in enumerate(outputs)]
-    return torch.stack(mixed).sum(0) @ out.T
-
-
-def decay(config: E88Config, weights: Mapping[str, Tensor], head: int, x: Tensor) -> Tensor:
-    if config.decay == "none":
-        return torch.ones(()).double()
-    if config.decay == "constant":
-        return torch.sigmoid(weights["decay.logit"][head])
-    if config.decay == "simple":
-        return torch.sigmoid(x @ weights["decay.projection.weight"][head])
-    return selective_decay(weights, "decay", head, x)
-
-
-def new_layer(**changes: Any) -> Any:
-    return E88Layer(make_config(**changes), "torch")
-
-
-@pytest.mark.parametrize("switch", SWITCHES)
-def test_layer_computes_its_equations(switch: str) -> None:
-    assert_computes(make_layer(**SWITCHES[switch]), equations)
-
-
-@pytest.mark.parametrize("switch", SWITCHES)
-def test_every_parameter_is_counted_and_has_a_gradient(switch: str) -> None:
-    assert_every_parameter_is_counted_and_moved(make_config(**SWITCHES[switch]))
+new_layer = partial(cases.new_layer, "e88")
 
 
 def shapes(layer: E88Layer) -> dict[str, torch.Size]:
@@ -129,12 +39,6 @@ def test_every_switch_alone_changes_what_equal_weights_compute(change: dict[str,
         assert counts[0] != counts[1]
 
 
-@pytest.mark.parametrize("change", [{"dim": 16}, {"depth": 3}, {"n_heads": 4}, {"n_state": 8}])
-def test_every_size_reaches_the_model(change: dict[str, int]) -> None:
-    base, changed = make_config(), make_config(**change)
-    assert is_reached(base, changed) and count(base) != count(changed)
-
-
 def test_convolution_of_another_width_needs_a_convolution() -> None:
     x = torch.randn(2, 20, 12, dtype=torch.float64)
     for use_conv in (False, True):
@@ -143,15 +47,8 @@ def test_convolution_of_another_width_needs_a_convolution() -> None:
         assert torch.equal(base(x)[0], changed(x)[0]) != use_conv
 
 
-def test_width_of_the_convolution_is_counted() -> None:
-    three, four = (count(make_config(use_conv=True, d_conv=width)) for width in (3, 4))
-    assert four - three == 2 * 36
-
-
 def test_projections_start_within_their_xavier_bounds() -> None:
-    layer = E88Layer(
-        make_config(dim=64, n_heads=4, n_state=16, write_gate=True, use_conv=True), "torch"
-    )
+    layer = new_layer(dim=64, n_heads=4, n_state=16, write_gate=True, use_conv=True)
     bounds = {
         "mixed.weight": xavier_bound(64, 3 * 64),
         "gate.weight": xavier_bound(64, 64),
@@ -166,7 +63,7 @@ def test_projections_start_within_their_xavier_bounds() -> None:
 
 
 def test_matrix_of_each_head_starts_within_its_own_bound() -> None:
-    sizes = {"dim": 64, "n_heads": 4, "n_state": 16}
+    sizes: dict[str, Any] = {"dim": 64, "n_heads": 4, "n_state": 16}
     for mix, bound in {
         "concat": xavier_bound(64, 64),
         "per_head": xavier_bound(16, 64),
@@ -238,14 +135,3 @@ def test_decay_between_the_last_bfloat16_and_one_is_kept() -> None:
     alpha = layer.decay(torch.zeros(1, 1, 12, dtype=torch.bfloat16))
     assert (alpha > 0.99610).all() and (alpha < 1).all()
     assert (alpha.bfloat16() == 1).all()
-
-
-@pytest.mark.parametrize("switch", SWITCHES)
-def test_weights_in_bfloat16_run_and_keep_their_state_in_float32(switch: str) -> None:
-    state = state_in_bfloat16(new_layer(**SWITCHES[switch]))
-    assert state.memory.dtype == torch.float32
-
-
-@pytest.mark.parametrize("switch", SWITCHES)
-def test_autocast_trains_every_switch(switch: str) -> None:
-    assert_autocast_trains(make_config(**SWITCHES[switch]))

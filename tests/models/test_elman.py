@@ -1,106 +1,27 @@
 import copy
 import math
-from functools import partial
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
-from elmanctl.errors import InvalidConfiguration
 from elmanctl.models.elman import StateMatrix, vector_recurrence
-from elmanctl.models.params import count_parameters
-from elmanctl.models.registry import decode_config
+from tests.models import cases
 from tests.models.layers import (
     assert_fills,
     build_model,
-    convolved,
-    is_reached,
-    randomized,
     xavier_bound,
 )
 
-SWITCHES: dict[str, tuple[str, dict[str, Any]]] = {
-    "e1": ("e1", {}),
-    "e1, free": ("e1", {"spectral_norm": False}),
-    "e1, wide": ("e1", {"expansion": 1.5}),
-    "e1, convolution": ("e1", {"use_conv": True}),
-    "e1, short convolution": ("e1", {"use_conv": True, "d_conv": 2}),
-    "e0": ("e0", {}),
-    "e0, held": ("e0", {"spectral_norm": True}),
-    "e0, wide": ("e0", {"expansion": 1.5}),
-    "e0, convolution": ("e0", {"use_conv": True, "d_conv": 3}),
-    "e42": ("e42", {}),
-    "e42, wide": ("e42", {"expansion": 1.5}),
-    "e42, smaller radius": ("e42", {"spectral_radius": 0.7}),
-}
-SWITCH = pytest.mark.parametrize("switch", SWITCHES)
+CASES = cases.cases("e1", "e0", "e42")
 
 
-def make_config(switch: str, **changes: Any) -> Any:
-    family, settings = SWITCHES[switch]
-    return decode_config(family, {"dim": 8, "depth": 2, **settings, **changes})
+def make_config(case: str, **changes: Any) -> Any:
+    return cases.make_config(CASES[case].family, **{**CASES[case].settings, **changes})
 
 
-def make_layer(switch: str, **changes: Any) -> Any:
-    """A layer in float64 at rest, every parameter random, its spectral norms settled."""
-    layer = randomized(build_model(make_config(switch, **changes), seed=0).layers[0]).eval()
-    for module in layer.modules():
-        if isinstance(module, StateMatrix) and module.norm is not None:
-            module.iterate(5000)
-    return layer
-
-
-def equations(config: Any, layer: Any, x: Tensor) -> Tensor:
-    """The layer for one sequence [T, dim] from a zero state, written from the equations.
-
-    A matrix that is held is divided by its largest singular value, not by an estimate.
-    """
-    weights, width = dict(layer.named_parameters()), config.width
-    given = x @ weights["inward.weight"].T
-    if config.level == "e42":
-        W = weights["tied.weight"]  # noqa: N806
-        W = W * config.spectral_radius / torch.linalg.svdvals(W)[0]  # noqa: N806
-        z, h, rows = given * torch.sigmoid(given), torch.zeros(width).double(), []
-        for t in range(len(x)):
-            h = W @ z[t] + W @ h + weights["bias"]
-            rows.append(h * h * torch.sigmoid(h))
-        return torch.stack(rows) @ weights["out.weight"].T
-    gate = given[:, width:]
-    given = given[:, :width]
-    if config.use_conv:
-        given = convolved(given, weights)
-    if config.use_conv or config.level == "e1":
-        given = given * torch.sigmoid(given)
-    if config.level == "e0":
-        gate = given @ weights["gate.weight"].T + weights["gate.bias"]
-    W, b = weights["network.recurrent.weight"], weights["network.input.bias"]  # noqa: N806
-    if config.spectral_norm:
-        W = W * 0.99 / torch.linalg.svdvals(W)[0]  # noqa: N806
-    h, rows = torch.zeros(width).double(), []
-    for t in range(len(x)):
-        h = torch.tanh(weights["network.input.weight"] @ given[t] + W @ h + b)
-        rows.append(h * gate[t] * torch.sigmoid(gate[t]))
-    return torch.stack(rows) @ weights["out.weight"].T
-
-
-@SWITCH
-def test_layer_computes_its_equations_and_their_gradients(switch: str) -> None:
-    config, layer = make_config(switch), make_layer(switch)
-    x = torch.randn(2, 19, 8, dtype=torch.float64, requires_grad=True)
-    y, _ = layer(x)
-    truth = torch.stack([equations(config, layer, sequence) for sequence in x])
-    torch.testing.assert_close(y, truth, rtol=1e-8, atol=1e-10)
-    names, parameters = zip(*layer.named_parameters(), strict=True)
-    found, expected = (
-        torch.autograd.grad((out * torch.arange(19.0)[:, None]).sum(), (x, *parameters))
-        for out in (y, truth)
-    )
-    for name, ours, theirs in zip(("x", *names), found, expected, strict=True):
-        assert ours.abs().max() > 0, name
-        torch.testing.assert_close(
-            ours, theirs, rtol=1e-7, atol=1e-7, msg=partial("{}: {}".format, name)
-        )
+SWITCH = pytest.mark.parametrize("switch", CASES)
 
 
 @pytest.mark.parametrize("is_linear", [False, True])
@@ -186,7 +107,7 @@ def trained_model(switch: str) -> Any:
     return model
 
 
-@pytest.mark.parametrize("switch", ["e1", "e0, held", "e42"])
+@pytest.mark.parametrize("switch", ["e1", "e0, normalized", "e42"])
 def test_loaded_model_computes_as_the_saved_one(switch: str) -> None:
     saved = trained_model(switch)
     loaded = build_model(make_config(switch), seed=1)
@@ -212,7 +133,7 @@ def test_weights_of_a_version_that_kept_no_direction_are_loaded(switch: str) -> 
 
 def test_e42_holds_input_and_state_at_one_norm() -> None:
     for radius in (0.3, 0.999):
-        layer = make_layer("e42", spectral_radius=radius)
+        layer = cases.make_layer("e42", spectral_radius=radius).eval()
         assert largest_singular_value(layer.tied()) == pytest.approx(radius, rel=1e-9)
 
 
@@ -222,7 +143,7 @@ def test_radius_of_the_study_is_0_999_whatever_is_asked_for() -> None:
     for radius in (0.3, 0.999):
         config = make_config("e42", spectral_radius=radius, variant="study-2026-01")
         losses.append(build_model(config, seed=0).loss(tokens).item())
-        layer = make_layer("e42", spectral_radius=radius, variant="study-2026-01")
+        layer = cases.make_layer("e42", spectral_radius=radius, variant="study-2026-01").eval()
         assert largest_singular_value(layer.tied()) == pytest.approx(0.999, rel=1e-9)
     assert losses[0] == losses[1]
 
@@ -274,67 +195,6 @@ def test_state_is_float32_whatever_surrounds_it(switch: str, how: str) -> None:
     assert (hidden.view(torch.int32) % 2**16 != 0).any()
     torch.testing.assert_close(hidden, exact, rtol=0.1, atol=0.02)
     assert all(p.grad.isfinite().all() for p in model.parameters())
-
-
-@pytest.mark.parametrize(
-    ("switch", "change"),
-    [
-        ("e1", {"spectral_norm": False}),
-        ("e1", {"use_conv": True}),
-        ("e1", {"expansion": 2.0}),
-        ("e1, convolution", {"d_conv": 5}),
-        ("e0", {"spectral_norm": True}),
-        ("e0", {"use_conv": True}),
-        ("e0", {"expansion": 2.0}),
-        ("e0, convolution", {"d_conv": 5}),
-        ("e42", {"spectral_radius": 0.5}),
-        ("e42", {"expansion": 2.0}),
-    ],
-)
-def test_every_setting_reaches_the_model(switch: str, change: dict[str, Any]) -> None:
-    assert is_reached(make_config(switch), make_config(switch, **change))
-
-
-@pytest.mark.parametrize(
-    ("level", "settings", "told"),
-    [
-        ("e1", {"dim": 640, "depth": 20, "expansion": 2.0}, 114_890_880),
-        ("e1", {"dim": 1152, "depth": 20}, 133_052_544),
-        ("e1", {"dim": 1408, "depth": 17, "expansion": 2.0}, 472_260_096),
-        ("e1", {"dim": 2688, "depth": 21, "expansion": 2.0}, 2_125_111_296),
-        ("e0", {"dim": 640, "depth": 20, "expansion": 2.0}, 131_300_480),
-        ("e0", {"dim": 1792, "depth": 20, "expansion": 2.0}, 1_028_244_224),
-        ("e42", {"dim": 768, "depth": 20, "expansion": 2.0}, 94_615_296),
-        ("e42", {"dim": 2816, "depth": 13, "expansion": 2.0}, 825_538_560),
-        ("e42", {"dim": 3584, "depth": 12}, 463_429_120),
-    ],
-)
-def test_counts_are_those_of_the_study(level: str, settings: dict[str, Any], told: int) -> None:
-    for variant in ("documented", "study-2026-01"):
-        assert count_parameters(level, {**settings, "variant": variant}) == told
-
-
-# But for a radius, which the study's model ignores.
-@pytest.mark.parametrize("switch", [name for name in SWITCHES if "radius" not in name])
-def test_both_variants_are_the_same_model(switch: str) -> None:
-    tokens = torch.randint(256, (1, 9))
-    models = [
-        build_model(make_config(switch, variant=variant), seed=0)
-        for variant in ("documented", "study-2026-01")
-    ]
-    assert models[0].loss(tokens).item() == models[1].loss(tokens).item()
-
-
-@pytest.mark.parametrize("radius", [0.0, -0.1, 1.001, math.nan])
-def test_radius_that_is_none_is_refused(radius: float) -> None:
-    with pytest.raises(InvalidConfiguration, match="spectral_radius"):
-        make_config("e42", spectral_radius=radius)
-
-
-@pytest.mark.parametrize("switch", ["e1", "e0", "e42"])
-def test_state_without_a_unit_is_refused(switch: str) -> None:
-    with pytest.raises(InvalidConfiguration, match="without units"):
-        make_config(switch, expansion=0.1)
 
 
 def test_products_of_a_convolution_count() -> None:

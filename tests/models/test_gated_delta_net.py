@@ -1,6 +1,7 @@
 import importlib.util
 import math
 import sys
+from functools import partial
 from itertools import pairwise
 from types import SimpleNamespace
 from typing import Any
@@ -12,73 +13,18 @@ from torch import Tensor
 from elmanctl.errors import EnvironmentNotReady, InvalidConfiguration
 from elmanctl.models.backends import BACKENDS, resolve_backend
 from elmanctl.models.configs.gated_delta_net import GatedDeltaNetConfig
-from elmanctl.models.gated_delta_net import GatedDeltaNetLayer
 from elmanctl.models.params import count_parameters, solve_dim
 from elmanctl.models.registry import decode_config
+from tests.models import cases
 from tests.models.layers import (
     assert_decay_starts_in_range,
-    assert_every_parameter_is_counted_and_moved,
     assert_fills,
     build_model,
-    convolved,
-    count,
-    is_reached,
-    randomized,
-    selective_decay,
-    silu,
-    state_in_bfloat16,
 )
 
-BASE: dict[str, Any] = {"dim": 12, "depth": 2, "n_heads": 3, "head_dim": 4, "expansion": 1.5}
-
-SWITCHES: dict[str, dict[str, Any]] = {
-    "plain": {},
-    "other width than dim": {"n_heads": 2, "head_dim": 5, "expansion": 2.0},
-    "one head": {"n_heads": 1, "head_dim": 0},
-    "narrow values": {"expansion": 0.25},
-    "no convolution": {"use_conv": False},
-    "long convolution": {"d_conv": 6},
-    "study": {"variant": "study-2026-01", "expansion": 2.0},
-}
-
-
-def make_config(**changes: Any) -> GatedDeltaNetConfig:
-    return GatedDeltaNetConfig.decode({**BASE, **changes})
-
-
-def make_layer(**changes: Any) -> Any:
-    return randomized(GatedDeltaNetLayer(make_config(**changes), "torch"))
-
-
-def equations(
-    layer: GatedDeltaNetLayer, x: Tensor, n_heads: int, n_key: int, n_value: int
-) -> Tensor:
-    """The gated delta net of one sequence [T, dim], written head by head from its equations."""
-    weights = dict(layer.named_parameters())
-    mixed = x @ weights["mixed.weight"].T
-    if "conv.conv.weight" in weights:
-        mixed = convolved(mixed, weights)
-    mixed = silu(mixed)
-    outputs = []
-    for head in range(n_heads):
-        q = mixed[:, head * n_key :][:, :n_key]
-        k = mixed[:, (n_heads + head) * n_key :][:, :n_key]
-        v = mixed[:, 2 * n_heads * n_key + head * n_value :][:, :n_value]
-        state = torch.zeros(n_key, n_value).double()
-        rows = []
-        for t in range(len(x)):
-            key = k[t] / math.sqrt(k[t] @ k[t] + 1e-6)
-            query = q[t] / math.sqrt(q[t] @ q[t] + 1e-6) / math.sqrt(n_key)
-            beta = 1 / (1 + torch.exp(-weights["rate.weight"][head] @ x[t]))
-            alpha = selective_decay(weights, "decay", head, x[t])
-            delta = v[t] - alpha * (state.T @ key)
-            state = alpha * state + beta * torch.outer(key, delta)
-            o = state.T @ query
-            o = o / torch.sqrt(o.square().mean() + 1e-5) * weights["norm.weight"]
-            g = (weights["gate.weight"] @ x[t])[head * n_value :][:n_value]
-            rows.append(o * silu(g))
-        outputs.append(torch.stack(rows))
-    return torch.cat(outputs, dim=1) @ weights["out.weight"].T
+make_config = partial(cases.make_config, "fla-gdn")
+make_layer = partial(cases.make_layer, "fla-gdn")
+STUDY: dict[str, Any] = {"variant": "study-2026-01", "expansion": 2.0}
 
 
 SIZES = {
@@ -92,39 +38,11 @@ SIZES = {
 }
 
 
-@pytest.mark.parametrize("switch", SWITCHES)
-def test_layer_computes_its_equations(switch: str) -> None:
-    layer = make_layer(**SWITCHES[switch])
-    x = torch.randn(2, 19, 12, dtype=torch.float64)
-    y, state = layer(x)
-    with torch.no_grad():
-        for sequence, found in zip(x, y, strict=True):
-            expected = equations(layer, sequence, *SIZES[switch])
-            torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-10)
+@pytest.mark.parametrize("switch", SIZES)
+def test_state_has_the_heads_keys_and_values_of_the_configuration(switch: str) -> None:
+    settings = {"plain": {}, **cases.SWITCHES["fla-gdn"]}[switch]
+    _, state = make_layer(**settings)(torch.randn(2, 19, 12, dtype=torch.float64))
     assert state.memory.shape == (2, *SIZES[switch])
-
-
-@pytest.mark.parametrize("switch", SWITCHES)
-def test_every_parameter_is_counted_and_has_a_gradient(switch: str) -> None:
-    assert_every_parameter_is_counted_and_moved(make_config(**SWITCHES[switch]))
-
-
-@pytest.mark.parametrize(
-    "change",
-    [
-        {"dim": 16},
-        {"depth": 3},
-        {"n_heads": 4},
-        {"head_dim": 6},
-        {"expansion": 2.0},
-        {"use_conv": False},
-        {"d_conv": 3},
-    ],
-    ids=str,
-)
-def test_every_setting_reaches_the_model_and_its_count(change: dict[str, Any]) -> None:
-    base, changed = make_config(), make_config(**change)
-    assert is_reached(base, changed) and count(base) != count(changed)
 
 
 @pytest.mark.parametrize(
@@ -159,38 +77,16 @@ def test_count_grows_with_every_step_of_the_width(
     assert all(low < high for low, high in pairwise(counts))
 
 
-# dim, depth, expansion, n_heads told: parameters that the logs of the study print.
-LOGGED = {
-    (768, 20, 1.0, 0): 59_566_576,
-    (1536, 25, 2.0, 13): 473_835_352,
-    (1664, 21, 2.0, 14): 467_110_690,
-    (1792, 17, 2.0, 22): 438_568_156,
-    (1920, 17, 2.0, 19): 503_382_782,
-    (2176, 15, 2.0, 19): 570_425_342,
-    (2688, 17, 1.0, 28): 617_361_226,
-}
-
-
-@pytest.mark.parametrize("logged", LOGGED, ids=str)
-def test_study_counts_as_its_logs_do(logged: tuple[int, int, float, int]) -> None:
-    dim, depth, expansion, n_heads = logged
-    settings: dict[str, Any] = {
-        "dim": dim,
-        "depth": depth,
-        "expansion": expansion,
-        "n_heads": n_heads,
-    }
-    config = GatedDeltaNetConfig(**settings, variant="study-2026-01", use_conv=False)
-    assert count_parameters("fla-gdn", config.encode()) == LOGGED[logged]
+def test_study_has_a_convolution_in_any_case() -> None:
+    sizes: dict[str, Any] = {"dim": 768, "depth": 20, "expansion": 1.0}
+    config = GatedDeltaNetConfig(**sizes, variant="study-2026-01", use_conv=False)
+    assert count_parameters("fla-gdn", config.encode()) == 59_566_576
     assert config.has_conv
 
 
 def test_heads_of_the_study_are_as_many_as_divide_the_width() -> None:
     heads = {dim: make_config(dim=dim, **STUDY).heads for dim in (64, 100, 1000, 1920, 1936)}
     assert heads == {64: 1, 100: 1, 1000: 5, 1920: 15, 1936: 11}
-
-
-STUDY: dict[str, Any] = {"variant": "study-2026-01", "expansion": 2.0}
 
 
 def test_width_of_the_study_is_solved_for_in_steps_of_128() -> None:
@@ -223,7 +119,7 @@ def test_values_almost_whole_are_refused_but_rounding_is_not_held_against_them()
 
 
 def test_projections_and_convolution_start_as_those_of_torch() -> None:
-    layer = GatedDeltaNetLayer(make_config(dim=64, n_heads=4, head_dim=16), "torch")
+    layer = cases.new_layer("fla-gdn", dim=64, n_heads=4, head_dim=16)
     bounds = {
         "mixed.weight": 1 / math.sqrt(64),
         "rate.weight": 1 / math.sqrt(64),
@@ -239,13 +135,7 @@ def test_projections_and_convolution_start_as_those_of_torch() -> None:
 
 
 def test_decay_starts_in_the_range_of_the_package() -> None:
-    assert_decay_starts_in_range(GatedDeltaNetLayer(make_config(n_heads=2000), "torch").decay)
-
-
-@pytest.mark.parametrize("switch", SWITCHES)
-def test_weights_in_bfloat16_keep_their_state_in_float32(switch: str) -> None:
-    state = state_in_bfloat16(GatedDeltaNetLayer(make_config(**SWITCHES[switch]), "torch"))
-    assert state.memory.dtype == torch.float32
+    assert_decay_starts_in_range(cases.new_layer("fla-gdn", n_heads=2000).decay)
 
 
 class FakeMachine:

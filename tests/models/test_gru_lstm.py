@@ -6,19 +6,19 @@ import torch
 from torch import Tensor, nn
 
 from elmanctl.errors import EnvironmentNotReady, InvalidConfiguration
-from elmanctl.models.configs.gru_lstm import GRUConfig, LSTMConfig
+from elmanctl.models.configs.gru_lstm import GRUConfig
 from elmanctl.models.gru_lstm import GRULayer, LSTMLayer, RecurrentLayer
-from elmanctl.models.params import count_parameters
-from elmanctl.models.registry import FAMILIES, decode_config
+from elmanctl.models.registry import FAMILIES
+from tests.models import cases
 from tests.models.layers import build_model
 
-# The four cells: each family in its standard convention and in that of one bias.
-CELLS: dict[str, tuple[str, dict[str, Any]]] = {
-    "gru": ("gru", {}),
-    "gru, reset before": ("gru", {"reset_after": False}),
-    "lstm": ("lstm", {}),
-    "lstm, one bias": ("lstm", {"two_biases": False}),
-}
+CELLS = {name: case for name, case in cases.cases("gru", "lstm").items() if "wide" not in name}
+
+
+def make_config(cell: str, **changes: Any) -> Any:
+    return cases.make_config(CELLS[cell].family, **CELLS[cell].settings, **changes)
+
+
 CELL = pytest.mark.parametrize("cell", CELLS)
 STANDARD = pytest.mark.parametrize("family", ["gru", "lstm"])
 STUDY_WIDTH = 2048
@@ -28,13 +28,6 @@ STUDY_WIDTH = 2048
 def quick_draws(monkeypatch: pytest.MonkeyPatch) -> None:
     """Uniform instead of orthogonal blocks, which take seconds at the width of the study."""
     monkeypatch.setattr(nn.init, "orthogonal_", lambda w: w.uniform_(-1, 1).div_(len(w) ** 0.5))
-
-
-def make_config(cell: str, **changes: Any) -> GRUConfig | LSTMConfig:
-    family, settings = CELLS[cell]
-    config = decode_config(family, {"dim": 6, "depth": 2, **settings, **changes})
-    assert isinstance(config, GRUConfig | LSTMConfig)
-    return config
 
 
 def make_layer(cell: str, backend: str = "torch", **changes: Any) -> Any:
@@ -50,45 +43,6 @@ def make_layer(cell: str, backend: str = "torch", **changes: Any) -> Any:
             if parameter.ndim == 1:
                 parameter.add_(0.3 * torch.randn_like(parameter))
     return layer
-
-
-def equations(layer: RecurrentLayer, x: Tensor) -> Tensor:
-    """The layer for one sequence [T, dim] from zero states, gate by gate from the equations."""
-    config, weights = layer.config, dict(layer.named_parameters())
-    gates = "rzn" if isinstance(config, GRUConfig) else "ifgo"
-    if config.is_standard:
-        names = ("rnn.weight_ih_l0", "rnn.weight_hh_l0", "rnn.bias_ih_l0", "rnn.bias_hh_l0")
-    else:
-        gates = gates.replace("rz", "zr")
-        names = ("input.weight", "recurrent", "input.bias", "")
-    blocks = [
-        dict(zip(gates, weights[f"cell.{name}"].chunk(len(gates)), strict=True))
-        for name in names
-        if name
-    ]
-    W, U, b = blocks[:3]  # noqa: N806
-    none = {gate: torch.zeros_like(b[gate]) for gate in gates}
-    second = blocks[3] if config.is_standard else none
-    h = c = torch.zeros(config.width, dtype=x.dtype)
-    rows = []
-    for t in range(len(x)):
-        u = weights["inward.weight"] @ x[t]
-        given = {gate: W[gate] @ u + b[gate] for gate in gates}
-        if isinstance(config, LSTMConfig):
-            all_of = {gate: given[gate] + U[gate] @ h + second[gate] for gate in gates}
-            i, f, o = (torch.sigmoid(all_of[gate]) for gate in "ifo")
-            c = f * c + i * torch.tanh(all_of["g"])
-            h = o * torch.tanh(c)
-        else:
-            r, z = (torch.sigmoid(given[gate] + U[gate] @ h + second[gate]) for gate in "rz")
-            if config.reset_after:
-                n = torch.tanh(given["n"] + r * (U["n"] @ h + second["n"]))
-                h = n + z * (h - n)
-            else:
-                n = torch.tanh(given["n"] + U["n"] @ (r * h))
-                h = h + z * (n - h)
-        rows.append(weights["out.weight"] @ h)
-    return torch.stack(rows)
 
 
 def gradients(layer: Any, y: Tensor, x: Tensor) -> dict[str, Tensor]:
@@ -110,16 +64,6 @@ def assert_near(found: dict[str, Tensor], truth: dict[str, Tensor], tolerance: f
 
 
 @CELL
-@pytest.mark.parametrize("expansion", [1.0, 1.5])
-def test_layer_computes_its_equations(cell: str, expansion: float) -> None:
-    layer = make_layer(cell, expansion=expansion).double()
-    x = torch.randn(2, 11, 6, dtype=torch.float64)
-    y, _ = layer(x)
-    for sequence, found in zip(x, y, strict=True):
-        torch.testing.assert_close(found, equations(layer, sequence), rtol=1e-10, atol=1e-12)
-
-
-@CELL
 def test_layer_of_the_study_computes_its_equations_and_what_torch_does(
     cell: str, quick_draws: None
 ) -> None:
@@ -127,7 +71,7 @@ def test_layer_of_the_study_computes_its_equations_and_what_torch_does(
     x = torch.randn(1, 3, STUDY_WIDTH, requires_grad=True)
     y, _ = layer(x)
     found = gradients(layer, y, x)
-    truth = equations(layer, x[0])[None]
+    truth = cases.equations(layer.config.level, layer.config, layer, x)
     assert_near({"y": y}, {"y": truth}, 1e-5)
     assert_near(found, gradients(layer, truth, x), 1e-4)
     if layer.config.is_standard:
@@ -226,34 +170,6 @@ def test_cell_computes_in_float32_whatever_surrounds_it(cell: str, how: str) -> 
         torch.testing.assert_close(found, truth, rtol=1e-6, atol=1e-6)
 
 
-@pytest.mark.parametrize(
-    ("level", "settings", "told"),
-    [
-        # Printed by runs of the study: cells of one bias but for the first two.
-        ("gru", {"dim": 1280, "depth": 20, "expansion": 2.0}, 918_192_640),
-        ("lstm", {"dim": 1152, "depth": 20, "expansion": 2.0}, 956_226_816),
-        ("gru", {"dim": 1280, "depth": 20, "expansion": 2.0, "reset_after": False}, 918_039_040),
-        ("gru", {"dim": 2048, "depth": 19, "reset_after": False}, 638_257_152),
-        ("gru", {"dim": 2688, "depth": 13, "reset_after": False}, 752_304_000),
-        ("lstm", {"dim": 1152, "depth": 20, "expansion": 2.0, "two_biases": False}, 956_042_496),
-        ("lstm", {"dim": 2176, "depth": 13, "two_biases": False}, 616_278_016),
-        ("lstm", {"dim": 2432, "depth": 14, "two_biases": False}, 828_879_104),
-    ],
-)
-def test_counts_are_those_of_the_study(level: str, settings: dict[str, Any], told: int) -> None:
-    for variant in ("documented", "study-2026-01"):
-        assert count_parameters(level, {**settings, "variant": variant}) == told
-
-
-@CELL
-def test_both_variants_are_the_same_model(cell: str) -> None:
-    x, found = torch.randn(1, 9, 6), []
-    for variant in ("documented", "study-2026-01"):
-        torch.manual_seed(5)
-        found.append(make_layer(cell, variant=variant)(x)[0])
-    assert torch.equal(*found) and found[0].any()
-
-
 @pytest.mark.parametrize("cell", ["gru, reset before", "lstm, one bias"])
 def test_cudnn_is_refused_for_a_cell_with_one_bias(cell: str) -> None:
     config = make_config(cell)
@@ -288,13 +204,6 @@ def test_auto_takes_cudnn_where_it_is_and_computes_the_cell(
     if config.is_standard:
         with pytest.raises(EnvironmentNotReady, match="has no cuDNN"):
             build_model(config, seed=0, backend="cudnn", device="cuda")
-
-
-@CELL
-def test_cell_without_a_unit_is_refused(cell: str) -> None:
-    with pytest.raises(InvalidConfiguration, match="without units") as caught:
-        make_config(cell, expansion=0.1)
-    assert "0.167" in str(caught.value.hint)
 
 
 @pytest.mark.gpu

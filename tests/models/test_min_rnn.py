@@ -7,72 +7,22 @@ from torch import Tensor
 
 from elmanctl.errors import EnvironmentNotReady, InvalidConfiguration
 from elmanctl.kernels.minimal_scan.gates import gate_weights, positive
-from elmanctl.models.configs.min_rnn import MinGRUConfig, MinLSTMConfig
-from elmanctl.models.min_rnn import MinGRULayer, MinLSTMLayer
 from elmanctl.models.params import count_parameters, flops_per_token, state_size
 from elmanctl.models.registry import decode_config
 from tests.kernels.interpreted import DEVICE
+from tests.models.cases import make_config, make_layer, new_layer
 from tests.models.layers import (
-    assert_autocast_trains,
     assert_fills,
     build_model,
-    convolved,
-    count,
-    is_reached,
     randomized,
-    state_in_bfloat16,
     xavier_bound,
 )
+from tests.models.vector_equations import min_rnn_scores, sigma
 
-CONFIGS = {"mingru": MinGRUConfig, "minlstm": MinLSTMConfig}
-LAYERS = {"mingru": MinGRULayer, "minlstm": MinLSTMLayer}
-FAMILY = pytest.mark.parametrize("family", CONFIGS)
-
-SWITCHES: dict[str, dict[str, Any]] = {
-    "plain": {},
-    "wide": {"expansion": 1.5},
-    "narrow": {"expansion": 0.3},
-    "convolution": {"use_conv": True},
-    "wide with a short convolution": {"expansion": 2.0, "use_conv": True, "d_conv": 2},
-}
-SWITCH = pytest.mark.parametrize("switch", SWITCHES)
-
-# Parameter counts that runs of the study printed.
-STUDY_RUNS = {
-    "mingru": [
-        (896, 24, 3.0, 173_682_432),
-        (1408, 19, 2.0, 226_417_664),
-        (1664, 15, 2.0, 249_679_872),
-        (2560, 18, 1.0, 236_682_240),
-        (2816, 21, 1.0, 333_898_752),
-        (3200, 12, 1.0, 246_662_400),
-        (3328, 17, 1.0, 377_541_632),
-        (3584, 23, 1.0, 591_962_112),
-    ],
-    "minlstm": [
-        (896, 38, 2.0, 244_355_328),
-        (1280, 19, 2.0, 249_415_680),
-        (1664, 27, 1.0, 224_799_744),
-        (1792, 32, 1.0, 308_858_368),
-        (2048, 23, 1.0, 290_029_568),
-        (2176, 26, 1.0, 370_002_688),
-        (2304, 28, 1.0, 446_630_400),
-        (2816, 12, 1.0, 286_268_928),
-    ],
-}
+FAMILIES = ("mingru", "minlstm")
 
 
-def make_config(family: str, **changes: Any) -> Any:
-    config_class: Any = CONFIGS[family]
-    return config_class.decode({"dim": 12, "depth": 2, **changes})
-
-
-def make_layer(family: str, **changes: Any) -> Any:
-    return randomized(LAYERS[family](make_config(family, **changes), "torch"), scale=0.5)
-
-
-def sigma(x: Tensor) -> Tensor:
-    return 1 / (1 + torch.exp(-x))
+FAMILY = pytest.mark.parametrize("family", FAMILIES)
 
 
 def softplus(x: Tensor) -> Tensor:
@@ -83,35 +33,9 @@ def phi(x: float) -> float:
     return x + 0.5 if x >= 0 else 1 / (1 + math.exp(-x))
 
 
-def scores(layer: Any, x: Tensor) -> tuple[Tensor, ...]:
-    """The candidate and the gates of one sequence [T, dim], each [T, channels]."""
-    config, weights = layer.config, dict(layer.named_parameters())
-    if config.use_conv:
-        x = convolved(x, weights)
-    width = int(config.dim * config.expansion)
-    mixed = x @ weights["mixed.weight"].T
-    return tuple(mixed[:, i : i + width] for i in range(0, mixed.shape[1], width))
-
-
-def equations(layer: Any, x: Tensor) -> Tensor:
-    """One sequence [T, dim], written position by position from the equations."""
-    candidate, *gates = scores(layer, x)
-    h = torch.zeros_like(candidate[0])
-    rows = []
-    for t in range(len(x)):
-        if len(gates) == 1:
-            keep = 1 - sigma(gates[0][t])
-        else:
-            keep = sigma(gates[0][t]) / (sigma(gates[0][t]) + sigma(gates[1][t]))
-        h = keep * h + (1 - keep) * h.new_tensor([phi(c) for c in candidate[t].tolist()])
-        rows.append(h)
-    hidden = torch.stack(rows)
-    return hidden if layer.config.expansion == 1.0 else hidden @ layer.out.weight.T
-
-
 def in_logarithms(layer: Any, x: Tensor) -> Tensor:
     """The states of one sequence, as the published code has them: sums of logarithms."""
-    candidate, *gates = scores(layer, x)
+    candidate, *gates = min_rnn_scores(layer.config, dict(layer.named_parameters()), x)
     log_phi = torch.where(candidate >= 0, candidate.clamp(min=0) + 0.5, sigma(candidate)).log()
     if len(gates) == 1:
         log_keep, log_write = -softplus(gates[0]), -softplus(-gates[0])
@@ -124,40 +48,11 @@ def in_logarithms(layer: Any, x: Tensor) -> Tensor:
 
 
 @FAMILY
-@SWITCH
-def test_layer_computes_its_equations(family: str, switch: str) -> None:
-    layer = make_layer(family, **SWITCHES[switch])
-    x = torch.randn(2, 70, 12, dtype=torch.float64)
-    y, _ = layer(x)
-    assert y.shape == x.shape
-    for sequence, found in zip(x, y, strict=True):
-        torch.testing.assert_close(found, equations(layer, sequence), rtol=1e-9, atol=1e-10)
-
-
-@FAMILY
 def test_states_are_those_of_the_scan_over_logarithms(family: str) -> None:
     layer = make_layer(family)
     x = torch.randn(70, 12, dtype=torch.float64)
     y, _ = layer(x[None])
     torch.testing.assert_close(y[0], in_logarithms(layer, x), rtol=1e-9, atol=1e-12)
-
-
-@FAMILY
-@SWITCH
-def test_gradients_are_those_of_the_equations(family: str, switch: str) -> None:
-    layer = make_layer(family, **SWITCHES[switch])
-    x = torch.randn(37, 12, dtype=torch.float64, requires_grad=True)
-    weights = torch.randn(37, 12, dtype=torch.float64)
-    parameters = [x, *layer.parameters()]
-    found = torch.autograd.grad((layer(x[None])[0][0] * weights).sum(), parameters)
-    expected = torch.autograd.grad((by_hand(layer, x) * weights).sum(), parameters)
-    for one, other in zip(found, expected, strict=True):
-        torch.testing.assert_close(one, other, rtol=1e-9, atol=1e-10)
-
-
-def by_hand(layer: Any, x: Tensor) -> Tensor:
-    hidden = in_logarithms(layer, x)
-    return hidden if layer.config.expansion == 1.0 else hidden @ layer.out.weight.T
 
 
 def test_candidate_is_made_positive_and_meets_itself_at_zero() -> None:
@@ -192,7 +87,7 @@ def test_state_before_the_first_position_is_zero(family: str) -> None:
 def test_saturated_gates_stay_finite_over_long_sequences(
     family: str, gate: float, candidate: float
 ) -> None:
-    layer = LAYERS[family](make_config(family, dim=1), "torch")
+    layer = new_layer(family, dim=1)
     with torch.no_grad():
         layer.mixed.weight.fill_(gate)
         layer.mixed.weight[0] = candidate
@@ -229,22 +124,9 @@ def test_float32_over_4096_positions_is_near_float64(family: str) -> None:
 
 
 @FAMILY
-@SWITCH
-def test_weights_in_bfloat16_run_and_keep_their_state_in_float32(family: str, switch: str) -> None:
-    state = state_in_bfloat16(LAYERS[family](make_config(family, **SWITCHES[switch]), "torch"))
-    assert state.hidden.dtype == torch.float32
-
-
-@FAMILY
-@SWITCH
-def test_autocast_trains_every_switch(family: str, switch: str) -> None:
-    assert_autocast_trains(make_config(family, **SWITCHES[switch]))
-
-
-@FAMILY
 def test_weights_start_within_the_bounds_of_xavier_and_of_torch(family: str) -> None:
     config = make_config(family, dim=64, expansion=2.0, use_conv=True)
-    weights = dict(LAYERS[family](config, "torch").named_parameters())
+    weights = dict(new_layer(family, dim=64, expansion=2.0, use_conv=True).named_parameters())
     bounds = {
         "mixed.weight": xavier_bound(64, config.scores * 128),
         "out.weight": xavier_bound(64, 128),
@@ -263,14 +145,6 @@ def test_norms_centre_and_have_a_bias(family: str) -> None:
 
 
 @FAMILY
-def test_counts_are_those_that_the_study_printed(family: str) -> None:
-    for dim, depth, expansion, printed in STUDY_RUNS[family]:
-        config = {"dim": dim, "depth": depth, "expansion": expansion}
-        assert count_parameters(family, config, "study-2026-01") == printed
-        assert count_parameters(family, config) == printed
-
-
-@FAMILY
 def test_study_had_no_convolution_whatever_it_was_told(family: str) -> None:
     config = {"dim": 16, "depth": 2, "expansion": 2.0}
     told = {**config, "use_conv": True, "d_conv": 7}
@@ -285,23 +159,6 @@ def test_study_had_no_convolution_whatever_it_was_told(family: str) -> None:
         outputs.append(model(tokens)[0])
     documented = build_model(decode_config(family, config), seed=0)(tokens)[0]
     assert torch.equal(outputs[0], outputs[1]) and torch.equal(outputs[0], documented)
-
-
-@FAMILY
-@pytest.mark.parametrize(
-    "change",
-    [{"dim": 16}, {"depth": 3}, {"expansion": 1.5}, {"use_conv": True}],
-    ids=str,
-)
-def test_every_setting_reaches_the_model(family: str, change: dict[str, Any]) -> None:
-    base, changed = make_config(family), make_config(family, **change)
-    assert is_reached(base, changed) and count(base) != count(changed)
-
-
-@FAMILY
-def test_width_of_the_convolution_is_counted(family: str) -> None:
-    three, four = (count(make_config(family, use_conv=True, d_conv=width)) for width in (3, 4))
-    assert four - three == 2 * 12
 
 
 @FAMILY
@@ -345,17 +202,18 @@ def trained(layer: Any, x: Tensor) -> dict[str, Tensor]:
 
 @FAMILY
 @pytest.mark.parametrize(
-    ("switch", "is_cast"),
-    [("plain", True), ("wide", True), ("convolution", False)],
+    ("settings", "is_cast"),
+    [({}, True), ({"expansion": 1.5}, True), ({"use_conv": True}, False)],
+    ids=str,
 )
 def test_kernels_give_the_layer_what_plain_torch_does(
-    family: str, switch: str, is_cast: bool
+    family: str, settings: dict[str, Any], is_cast: bool
 ) -> None:
     found = {}
     for backend in ("torch", "triton"):
-        config = make_config(family, dim=8, **SWITCHES[switch])
         torch.manual_seed(4)
-        layer = randomized(LAYERS[family](config, backend), scale=0.5).float().to(DEVICE)
+        layer = randomized(new_layer(family, backend, dim=8, **settings), scale=0.5).float()
+        layer = layer.to(DEVICE)
         torch.manual_seed(5)
         x = torch.randn(1, 17, 8).to(DEVICE)
         with torch.autocast(DEVICE, dtype=torch.bfloat16, enabled=is_cast):

@@ -1,108 +1,27 @@
 import copy
 import math
 import weakref
-from collections.abc import Mapping
-from typing import Any
+from functools import partial
 
 import pytest
 import torch
-from torch import Tensor
 
 from elmanctl.errors import InvalidConfiguration
 from elmanctl.models.configs.mom_e88 import MomE88Config
-from elmanctl.models.mom_e88 import MomE88Layer
-from elmanctl.models.params import count_parameters
+from tests.models import cases
 from tests.models.layers import (
-    assert_autocast_trains,
-    assert_computes,
     assert_decay_starts_in_range,
     assert_fills,
     build_model,
-    count,
-    is_reached,
-    randomized,
-    selective_decay,
-    silu,
-    state_in_bfloat16,
     xavier_bound,
 )
 
+make_config = partial(cases.make_config, "mom-e88")
+make_layer = partial(cases.make_layer, "mom-e88")
 STUDY = "study-2026-01"
-BASE: dict[str, Any] = {"dim": 12, "depth": 2, "n_heads": 4, "top_k": 2, "n_state": 4}
 
-SWITCHES: dict[str, dict[str, Any]] = {
-    "plain": {},
-    "one at a time": {"top_k": 1},
-    "all at once": {"top_k": 4},
-    "wide values": {"expansion": 1.5},
-    "no gate": {"use_gate": False},
-    "sigmoid gate": {"gate_activation": "sigmoid"},
-}
+
 BOTH = pytest.mark.parametrize("variant", ["documented", STUDY])
-
-
-def make_config(**changes: Any) -> MomE88Config:
-    return MomE88Config.decode({**BASE, **changes})
-
-
-def make_layer(**changes: Any) -> Any:
-    return randomized(MomE88Layer(make_config(**changes), "torch"))
-
-
-def equations(layer: MomE88Layer, x: Tensor) -> Tensor:
-    """MoM-E88 of one sequence [T, dim] in evaluation, position by position."""
-    config, weights = layer.config, dict(layer.named_parameters())
-    study = config.variant == STUDY
-    memories: dict[int, Tensor] = {}
-    rows = []
-    for now in x:
-        p = torch.exp(weights["router.weight"] @ now)
-        p = p / p.sum()
-        ranked = sorted(range(config.n_heads), key=lambda head: -p[head].item())[: config.top_k]
-        o, g = torch.zeros(2, config.head_values).double()
-        for rank, head in enumerate(ranked):
-            q, k = (part(weights, name, head, config.n_state, now) for name in ("query", "key"))
-            v = part(weights, "value", head, config.head_values, now)
-            q, k = (vector / (vector.norm() + (1e-6 if study else 0.0)) for vector in (q, k))
-            place = rank if study else head
-            state = memories.get(place, torch.zeros(config.n_state, config.head_values).double())
-            delta = v - state.T @ k
-            state = torch.tanh(
-                selective_decay(weights, "decay", head, now) * state + torch.outer(k, delta)
-            )
-            memories[place] = state
-            weight = p[head] / p[ranked].sum()
-            o = o + weight * (state.T @ q)
-            if config.use_gate:
-                gates = weights["gate.weight"] @ now
-                g = g + weight * gates[head * config.head_values :][: config.head_values]
-        if config.use_gate:
-            o = o * (g if config.gate_activation == "silu" else 1.0) * torch.sigmoid(g)
-        rows.append(weights["out.weight"] @ o)
-    return torch.stack(rows)
-
-
-def part(weights: Mapping[str, Tensor], name: str, head: int, width: int, x: Tensor) -> Tensor:
-    return silu(weights[f"{name}.weight"][head * width :][:width] @ x)
-
-
-@BOTH
-@pytest.mark.parametrize("switch", SWITCHES)
-def test_layer_computes_its_equations(switch: str, variant: str) -> None:
-    assert_computes(make_layer(variant=variant, **SWITCHES[switch]).eval(), equations)
-
-
-@BOTH
-def test_gradients_are_those_of_the_equations(variant: str) -> None:
-    layer = make_layer(variant=variant).eval()
-    x = torch.randn(1, 9, 12, dtype=torch.float64, requires_grad=True)
-    wanted = [x, *layer.parameters()]
-    for gradient, expected in zip(
-        torch.autograd.grad(layer(x)[0].square().sum(), wanted),
-        torch.autograd.grad(equations(layer, x[0]).square().sum(), wanted),
-        strict=True,
-    ):
-        torch.testing.assert_close(gradient, expected, rtol=1e-7, atol=1e-10)
 
 
 def test_two_pieces_give_the_whole_of_the_study_too() -> None:
@@ -125,25 +44,6 @@ def test_memories_that_are_not_chosen_stay_as_they_are() -> None:
     assert changed == sorted(chosen)
 
 
-@pytest.mark.parametrize("switch", SWITCHES)
-def test_count_of_the_study_is_that_of_the_built_model(switch: str) -> None:
-    config = make_config(variant=STUDY, **SWITCHES[switch])
-    assert count(config) == sum(p.numel() for p in build_model(config, seed=0).parameters())
-
-
-@pytest.mark.parametrize(
-    "change",
-    [
-        *({"dim": 16}, {"depth": 3}, {"n_heads": 5}, {"top_k": 3}, {"n_state": 8}),
-        *({"expansion": 0.5}, {"use_gate": False}, {"gate_activation": "sigmoid"}),
-        {"variant": STUDY},
-    ],
-    ids=str,
-)
-def test_every_setting_reaches_the_model(change: dict[str, Any]) -> None:
-    assert is_reached(make_config(), make_config(**change))
-
-
 def test_top_k_reaches_the_state_of_the_study_alone() -> None:
     x = torch.randn(3, 5, 12, dtype=torch.float64)
     for variant, sizes in (("documented", [4, 4]), (STUDY, [2, 3])):
@@ -154,45 +54,6 @@ def test_top_k_reaches_the_state_of_the_study_alone() -> None:
             found.append(tuple(layer(x)[1].shape))
         assert told == [memories * 4 * 6 for memories in sizes]
         assert found == [(3, memories, 4, 6) for memories in sizes]
-
-
-@pytest.mark.parametrize(
-    ("dim", "depth", "n_heads", "top_k", "n_state", "count"),
-    [
-        (128, 31, 256, 72, 48, 197_309_952),
-        (2048, 9, 101, 17, 64, 482_027_290),
-        (2944, 14, 60, 9, 48, 482_532_112),
-        (3840, 12, 40, 8, 64, 479_528_640),
-        (7936, 9, 34, 8, 48, 476_652_644),
-    ],
-)
-@BOTH
-def test_counts_are_those_of_the_study(
-    variant: str, dim: int, depth: int, n_heads: int, top_k: int, n_state: int, count: int
-) -> None:
-    sizes = {"dim": dim, "depth": depth, "n_heads": n_heads, "top_k": top_k, "n_state": n_state}
-    assert count_parameters("mom-e88", sizes, variant) == count
-
-
-@pytest.mark.parametrize(
-    ("changes", "said", "hint"),
-    [
-        ({"top_k": 5}, "`top_k` is 5, but there are 4 heads", "from 1 to 4"),
-        ({"top_k": 0}, "`top_k` is 0", None),
-        ({"n_state": 5}, "n_state=5 is not supported", None),
-        ({"expansion": 1.1}, r"17(\.6)? values .* cannot be divided evenly", "1.0 and 1.25"),
-        ({"expansion": 0.0}, "0 values", "0.25"),
-        ({"balance_weight": 1.5}, "`balance_weight` is 1.5", None),
-        ({"router_noise": -0.1}, "`router_noise` is -0.1", None),
-    ],
-)
-@BOTH
-def test_what_cannot_be_built_is_refused(
-    variant: str, changes: dict[str, Any], said: str, hint: str | None
-) -> None:
-    with pytest.raises(InvalidConfiguration, match=said) as caught:
-        make_config(variant=variant, **changes)
-    assert hint is None or hint in str(caught.value.hint)
 
 
 def test_expansion_is_cut_in_the_study_alone() -> None:
@@ -209,11 +70,13 @@ def test_expansion_is_cut_in_the_study_alone() -> None:
 
 def test_top_k_must_be_told() -> None:
     with pytest.raises(InvalidConfiguration, match="needs the setting `top_k`"):
-        MomE88Config.decode({name: value for name, value in BASE.items() if name != "top_k"})
+        MomE88Config.decode(
+            {name: value for name, value in cases.BASE["mom-e88"].items() if name != "top_k"}
+        )
 
 
 def test_projections_start_within_their_own_xavier_bounds() -> None:
-    layer = MomE88Layer(make_config(dim=64, n_heads=16, n_state=16, expansion=2.0), "torch")
+    layer = cases.new_layer("mom-e88", dim=64, n_heads=16, n_state=16, expansion=2.0)
     outputs = {
         **{"router": 16, "query": 256, "key": 256, "value": 512},
         **{"decay.projection": 16, "gate": 512},
@@ -226,7 +89,7 @@ def test_projections_start_within_their_own_xavier_bounds() -> None:
 
 
 def test_decay_starts_in_the_range_of_the_study() -> None:
-    assert_decay_starts_in_range(MomE88Layer(make_config(n_heads=2000), "torch").decay)
+    assert_decay_starts_in_range(cases.new_layer("mom-e88", n_heads=2000).decay)
 
 
 def test_balance_loss_is_its_formula() -> None:
@@ -339,19 +202,6 @@ def test_top_1_leaves_the_router_to_the_balance_loss() -> None:
         (model.loss(torch.randint(256, (2, 21))) + model.auxiliary_loss()).backward()
         moved = model.layers[0].router.weight.grad.abs().max() > 1e-9
         assert moved == bool(weight)
-
-
-@BOTH
-@pytest.mark.parametrize("switch", SWITCHES)
-def test_weights_in_bfloat16_run_and_keep_their_state_in_float32(switch: str, variant: str) -> None:
-    layer = MomE88Layer(make_config(variant=variant, **SWITCHES[switch]), "torch")
-    assert state_in_bfloat16(layer).dtype == torch.float32
-
-
-@BOTH
-@pytest.mark.parametrize("switch", SWITCHES)
-def test_autocast_trains_every_switch(switch: str, variant: str) -> None:
-    assert_autocast_trains(make_config(variant=variant, router_noise=0.0, **SWITCHES[switch]))
 
 
 def test_flops_count_the_memories_that_are_chosen() -> None:
