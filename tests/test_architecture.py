@@ -26,7 +26,7 @@ HEAVY = {
 
 # For each part, the parts that it may import, by the first rule whose names fit.  A name stands
 # for a module or for everything in a package.
-LEAVES = ("errors", "constants", "clock", "folders", "codec", "bounds", "command")
+LEAVES = (*("errors", "constants", "clock", "folders", "codec", "bounds", "command", "processes"),)
 SIZES = (
     *("models.config", "models.configs", "models.levels", "models.registry", "models.params"),
     *("models.backends", "models.study", "models.memory", "kernels.matrix_recurrence.sizes"),

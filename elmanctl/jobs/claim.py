@@ -11,7 +11,7 @@ from typing import Any
 from elmanctl import clock
 from elmanctl.constants import LOCAL_JOB_VARIABLE
 from elmanctl.ledger.files import create_atomically, parse_object, read_small, write_json
-from elmanctl.run.processes import start_ticks
+from elmanctl.processes import start_ticks
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

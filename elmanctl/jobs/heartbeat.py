@@ -12,7 +12,7 @@ from typing import Any
 
 from elmanctl import clock
 from elmanctl.jobs.claim import node_name
-from elmanctl.run.processes import start_ticks
+from elmanctl.processes import start_ticks
 
 logger = logging.getLogger(__name__)
 

@@ -10,6 +10,7 @@ from elmanctl import clock
 from elmanctl.codec import decode, encode
 from elmanctl.errors import LedgerCorrupt, LedgerError
 from elmanctl.ledger.files import parse_object
+from elmanctl.processes import start_ticks
 
 _VERSION = 1
 
@@ -34,7 +35,7 @@ class Holder:
 def this_process(host: str, fence: int) -> Holder:
     """Return the calling process as the holder of a new lease."""
     pid = os.getpid()
-    start = _process_start(pid)
+    start = start_ticks(pid)
     if start is None:
         raise LedgerError("cannot read /proc, which shows whether a controller is alive")
     return Holder(
@@ -83,7 +84,7 @@ def is_gone(holder: Holder, host: str | None = None) -> bool | None:
     except PermissionError:
         # It exists and belongs to another user; whether the number was reused is asked below.
         pass
-    return _process_start(holder.pid) not in (None, holder.pid_start)
+    return start_ticks(holder.pid) not in (None, holder.pid_start)
 
 
 def _boot_id() -> str:
@@ -93,18 +94,3 @@ def _boot_id() -> str:
 def _pid_namespace() -> str:
     """Name the space in which process numbers count; two containers may share a host's name."""
     return str(Path("/proc/self/ns/pid").readlink())
-
-
-def _process_start(pid: int) -> int | None:
-    """Return when a process started, in clock ticks since boot: 0 if it has ended.
-
-    None when this user may not know.  A process that was killed and not yet waited for counts as
-    ended.
-    """
-    try:
-        text = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
-    except (FileNotFoundError, ProcessLookupError):
-        return None
-    # The second field, the command's name in brackets, may itself hold brackets and blanks.
-    fields = text.rpartition(")")[2].split()
-    return 0 if fields[0] in ("Z", "X") else int(fields[19])

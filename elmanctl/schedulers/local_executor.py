@@ -20,8 +20,8 @@ from elmanctl.constants import LOCAL_JOB_VARIABLE
 from elmanctl.errors import SubmissionError
 from elmanctl.ledger.files import write_atomically
 from elmanctl.ledger.records import Resources, Submission
+from elmanctl.processes import command_lines, start_ticks
 from elmanctl.run.paths import RunPaths
-from elmanctl.run.processes import command_lines, start_ticks
 from elmanctl.schedulers.executor import JobReport, JobState, LiveJob, PollResult
 from elmanctl.schedulers.gpus import check_gpus, worker_variables
 from elmanctl.schedulers.slurm_environment import without_options

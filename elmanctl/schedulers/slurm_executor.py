@@ -15,8 +15,8 @@ from elmanctl.command import NoAnswer, run_command
 from elmanctl.errors import SubmissionError
 from elmanctl.ledger.files import write_atomically
 from elmanctl.ledger.records import Resources, Submission
+from elmanctl.processes import command_lines
 from elmanctl.run.paths import RunPaths
-from elmanctl.run.processes import command_lines
 from elmanctl.schedulers.accounting import (
     Accounting,
     PartialEnds,

@@ -4,7 +4,7 @@ import threading
 from pathlib import Path
 
 from elmanctl.jobs.claim import Claim, Worker, take_claim, this_worker
-from elmanctl.run.processes import start_ticks
+from elmanctl.processes import start_ticks
 
 
 def worker(job_id: str, restart: int = 0) -> Worker:

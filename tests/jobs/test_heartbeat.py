@@ -11,7 +11,7 @@ import pytest
 
 from elmanctl import clock
 from elmanctl.jobs.heartbeat import FAILURES_BEFORE_ERROR, Heartbeat
-from elmanctl.run.processes import start_ticks
+from elmanctl.processes import start_ticks
 from tests.patience import PATIENCE_S
 
 

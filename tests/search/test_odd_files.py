@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from elmanctl import processes
 from elmanctl.errors import LedgerCorrupt
 from elmanctl.ledger.disk import walk
 from elmanctl.ledger.holder import is_gone, this_process
@@ -19,7 +20,6 @@ from elmanctl.ledger.mounts import mounts
 from elmanctl.ledger.requests import REQUESTS_FOLDER, leave_request
 from elmanctl.ledger.scan import scan
 from elmanctl.ledger.state import load_run
-from elmanctl.run import processes
 from elmanctl.run.paths import AttemptPaths
 from elmanctl.schedulers.executor import JobState
 from elmanctl.schedulers.slurm_output import parse_squeue

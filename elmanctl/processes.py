@@ -23,14 +23,16 @@ def command_lines() -> Iterator[tuple[int, str]]:
 
 
 def start_ticks(pid: int) -> int | None:
-    """Return when a process started, in clock ticks since boot; None if there is none.
+    """Return when a process started, in clock ticks since boot; 0 for one that has ended.
 
-    A process id may have been reused; together with the start it identifies one process.  A zombie
-    does not count.
+    None where there is none, or this user may not know.  A process id may have been reused;
+    together with the start it identifies one process.  A process that was killed and not yet
+    waited for has ended.
     """
     try:
         stat = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
     except OSError:
         return None
+    # The second field, the command's name in brackets, may itself hold brackets and blanks.
     fields = stat.rpartition(")")[2].split()
-    return None if fields[0] == "Z" else int(fields[19])
+    return 0 if fields[0] in ("Z", "X") else int(fields[19])
