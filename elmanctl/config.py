@@ -16,15 +16,8 @@ from elmanctl.codec import decode, encode
 from elmanctl.errors import ConfigError, Faults, NotFound, meant
 from elmanctl.folders import working_folder
 from elmanctl.sbatch_variables import Found, with_variables
-from elmanctl.settings import BUDGET_KEYS, SECTIONS, Settings, setting_bounds
-from elmanctl.sources import (
-    Source,
-    flat,
-    preset_source,
-    read_file,
-    template_source,
-    unknown_key,
-)
+from elmanctl.settings import BUDGET_KEYS, SECTIONS, Settings, flat, setting_bounds
+from elmanctl.sources import Source, preset_source, read_file, template_source, unknown_key
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

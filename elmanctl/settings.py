@@ -1,6 +1,6 @@
 """The settings: type, default, bounds and meaning of each; those of one run are a `Settings`."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any, get_type_hints
 
@@ -217,6 +217,13 @@ SECTIONS: Mapping[str, type] = {
 
 # Only one of these may be in force; the nearest source that names one decides.
 BUDGET_KEYS = tuple(f"train.{kind}" for kind in BUDGET_KINDS)
+
+
+def flat(data: Mapping[str, Any]) -> Iterable[tuple[str, Any]]:
+    """Yield `section.key` and value of every entry of a table of tables."""
+    for section, table in data.items():
+        for key, value in table.items():
+            yield f"{section}.{key}", value
 
 
 def setting_help() -> dict[str, str]:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from elmanctl.errors import ConfigError, NotFound, meant
-from elmanctl.settings import PATH_KEYS, SECTIONS, TEMPLATE_KEYS
+from elmanctl.settings import PATH_KEYS, SECTIONS, TEMPLATE_KEYS, flat
 
 # Settings are written by hand.
 _LARGEST_BYTES = 1 << 20
@@ -142,13 +142,6 @@ def template_source(name: str, folders: Iterable[Path]) -> Source:
     held = {key: value for key, value in table.items() if key in TEMPLATE_KEYS}
     values = {f"slurm.{key}": value for key, value in held.items() if key != "summary"}
     return replace(source, values=values, path=paths.get(name), faults=tuple(faults))
-
-
-def flat(data: Mapping[str, Any]) -> Iterable[tuple[str, Any]]:
-    """Yield `section.key` and value of every entry of a table of tables."""
-    for section, table in data.items():
-        for key, value in table.items():
-            yield f"{section}.{key}", value
 
 
 def unknown_key(source: Source, key: str, known: Iterable[str], what: str) -> ConfigError:

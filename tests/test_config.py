@@ -18,10 +18,11 @@ from elmanctl.settings import (
     SECTIONS,
     PathSettings,
     Settings,
+    flat,
     setting_bounds,
     setting_help,
 )
-from elmanctl.sources import Source, flat, read_file
+from elmanctl.sources import Source, read_file
 
 
 class Sources:

@@ -6,7 +6,7 @@ from typing import Annotated, Any
 import typer
 
 from elmanctl.cli import context
-from elmanctl.cli.output import Column, confirm, counted, print_json, print_table
+from elmanctl.cli.output import columns, confirm, counted, print_json, print_table
 from elmanctl.cli.run_client import act_on_run
 from elmanctl.errors import PartialFailure, UsageError
 from elmanctl.ledger.records import Evaluation
@@ -62,10 +62,8 @@ def cancel(
         print_json(answer)
     else:
         keys = ("evaluation", "job", "result", "now")
-        print_table(
-            [Column(name) for name in ("EVAL", "JOB", "RESULT", "JOB NOW")],
-            [[row[key] for key in keys] for row in answer["cancelled"]],
-        )
+        rows = [[row[key] for key in keys] for row in answer["cancelled"]]
+        print_table(columns("EVAL", "JOB", "RESULT", "JOB NOW"), rows)
     _check_jobs_ended(answer)
 
 
@@ -91,19 +89,9 @@ def _check_jobs_ended(answer: Mapping[str, Any]) -> None:
 
 
 def _print_plan(chosen: list[Evaluation], *, as_json: bool) -> None:
-    rows: list[dict[str, Any]] = [
-        {
-            "evaluation": e.id,
-            "state": e.state.value,
-            "was": last_kind(e),
-            "attempts": len(e.attempts),
-        }
-        for e in chosen
-    ]
+    rows = [(e.id, e.state.value, last_kind(e), len(e.attempts)) for e in chosen]
     if as_json:
-        print_json({"evaluations": rows})
+        keys = ("evaluation", "state", "was", "attempts")
+        print_json({"evaluations": [dict(zip(keys, row, strict=True)) for row in rows]})
         return
-    print_table(
-        [Column("EVAL"), Column("STATE"), Column("WAS"), Column("ATTEMPTS")],
-        [[r["evaluation"], r["state"], r["was"], str(r["attempts"])] for r in rows],
-    )
+    print_table(columns("EVAL", "STATE", "WAS", "ATTEMPTS"), [list(map(str, row)) for row in rows])

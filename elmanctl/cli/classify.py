@@ -10,7 +10,7 @@ import typer
 
 from elmanctl.cli.context import JsonFlag
 from elmanctl.cli.output import Column, print_json, print_table
-from elmanctl.errors import NotFound
+from elmanctl.errors import NotFound, os_errors_as
 from elmanctl.ledger.records import Verdict
 from elmanctl.verdicts.logs.classifier import classify_parts
 
@@ -61,10 +61,8 @@ def _named(files: list[str]) -> Iterator[str]:
 
 
 def _logs_in(folder: Path) -> list[str]:
-    try:
+    with os_errors_as(NotFound, f"cannot read {folder}"):
         found = [path for path in folder.iterdir() if path.suffix in _SUFFIXES and path.is_file()]
-    except OSError as exc:
-        raise NotFound(f"cannot read {folder}: {exc.strerror}") from exc
     if not found:
         raise NotFound(f"no logs in {folder}", hint=f"their names end in {', '.join(_SUFFIXES)}")
     return [str(path) for path in sorted(found)]
@@ -73,11 +71,8 @@ def _logs_in(folder: Path) -> list[str]:
 def _verdict(name: str) -> Verdict:
     if name == _STDIN:
         return classify_parts(read_ends(sys.stdin.buffer))
-    try:
-        with Path(name).open("rb") as stream:
-            return classify_parts(read_ends(stream))
-    except OSError as exc:
-        raise NotFound(f"cannot read {name}: {exc.strerror}") from exc
+    with os_errors_as(NotFound, f"cannot read {name}"), Path(name).open("rb") as stream:
+        return classify_parts(read_ends(stream))
 
 
 def read_ends(
@@ -111,11 +106,8 @@ def _evidence(verdict: Verdict) -> str | None:
 
 
 def _data(name: str, verdict: Verdict) -> dict[str, object]:
-    evidence = [{"line": quote.line, "text": quote.text} for quote in verdict.evidence]
     return {
         "file": name,
-        "kind": verdict.kind,
-        "confidence": verdict.confidence,
-        "cause": verdict.cause,
-        "evidence": evidence,
+        **{key: getattr(verdict, key) for key in ("kind", "confidence", "cause")},
+        "evidence": [{"line": quote.line, "text": quote.text} for quote in verdict.evidence],
     }

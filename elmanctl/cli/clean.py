@@ -1,7 +1,7 @@
 """The `clean` command: remove files of a run by its retention policy."""
 
 from collections.abc import Sequence
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
@@ -94,20 +94,15 @@ def clean(
 
 def _print_plan(plan: Sequence[OwnedFile], *, as_json: bool) -> None:
     total_bytes = sum(item.size_bytes for item in plan)
-    rows: list[dict[str, Any]] = [
-        {
-            "path": item.name,
-            "size_bytes": item.size_bytes,
-            "kind": item.kind,
-            "evaluation": item.evaluation,
-        }
-        for item in plan
-    ]
     if as_json:
+        rows = [
+            {"path": f.name, "size_bytes": f.size_bytes, "kind": f.kind, "evaluation": f.evaluation}
+            for f in plan
+        ]
         print_json({"removable": rows, "freed_bytes": total_bytes})
         return
     print_table(
         [Column("PATH"), Column("SIZE", right=True), Column("KIND"), Column("EVAL")],
-        [[r["path"], shown_bytes(r["size_bytes"]), r["kind"], r["evaluation"]] for r in rows],
+        [[f.name, shown_bytes(f.size_bytes), f.kind, f.evaluation] for f in plan],
     )
     say(f"would free {format_bytes(total_bytes)} in {counted(len(plan), 'file')}")

@@ -1,13 +1,14 @@
 """The `config` command: the effective settings, their origins, and the policy table."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any
 
 import typer
 
 from elmanctl.cli.completion import presets
 from elmanctl.cli.context import JsonFlag, resolve_settings
-from elmanctl.cli.output import Column, print_json, print_line, print_table, warn
+from elmanctl.cli.output import Column, columns, print_json, print_line, print_table, warn
+from elmanctl.settings import flat
 from elmanctl.verdicts.policy import shown_rules
 
 
@@ -30,45 +31,36 @@ def config(
     """
     resolved = resolve_settings(ctx, {}, preset)
     rows = [
-        {
-            "key": f"{section}.{key}",
-            "value": value,
-            "from": resolved.origins.get(f"{section}.{key}", "default"),
-        }
-        for section, table in resolved.settings.encode().items()
-        for key, value in table.items()
+        {"key": key, "value": value, "from": resolved.origins.get(key, "default")}
+        for key, value in flat(resolved.settings.encode())
     ]
-    policy = shown_rules(resolved.settings.retry)
+    policy: Sequence[Mapping[str, object]] = shown_rules(resolved.settings.retry)
     if resolved.sbatch is not None:
-        for line in (
-            *resolved.sbatch.unused,
-            *(fault.message for fault in resolved.sbatch.refused),
-        ):
+        refused = [fault.message for fault in resolved.sbatch.refused]
+        for line in (*resolved.sbatch.unused, *refused):
             warn(line)
     if as_json:
         print_json({"settings": rows, "policy": policy})
         return
-    columns = [Column("KEY"), Column("VALUE")]
-    columns += [Column("FROM")] if show_origin else []
-    print_table(columns, [_config_cells(row, show_origin=show_origin) for row in rows])
+    names = ["KEY", "VALUE", *(["FROM"] if show_origin else [])]
+    cells = [[row["key"], _format_value(row["value"]), row["from"]] for row in rows]
+    print_table(columns(*names), [row[: len(names)] for row in cells])
     print_line("")
-    names = ("VERDICT", "CASE", "FEEDBACK", "RETRIES", "CHANGE", "COUNTS AS")
+    keys = ("verdict", "case", "told", "again", "change", "group")
     print_table(
-        [Column(name, right=name == "RETRIES") for name in names],
         [
-            [
-                *(row["verdict"], row["case"], row["told"]),
-                *(str(row["again"]), row["change"], row["group"]),
-            ]
-            for row in policy
+            *columns("VERDICT", "CASE", "FEEDBACK"),
+            Column("RETRIES", right=True),
+            *columns("CHANGE", "COUNTS AS"),
         ],
+        [[None if row[key] is None else str(row[key]) for key in keys] for row in policy],
     )
 
 
-def _config_cells(row: Mapping[str, Any], *, show_origin: bool) -> list[str | None]:
-    value = row["value"]
-    text = None if value is None else str(list(value) if isinstance(value, tuple) else value)
+def _format_value(value: Any) -> str | None:
     if isinstance(value, bool):
         # The spelling of elman.toml.
-        text = str(value).lower()
-    return [row["key"], text, *([row["from"]] if show_origin else [])]
+        return str(value).lower()
+    if isinstance(value, tuple):
+        return str(list(value))
+    return None if value is None else str(value)

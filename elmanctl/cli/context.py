@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from elmanctl.cli.completion import run_names, run_or_evaluation_names
+from elmanctl.cli.completion import presets, run_names, run_or_evaluation_names
 from elmanctl.cli.output import warn
 from elmanctl.config import Resolved, resolve
 from elmanctl.folders import as_written
@@ -39,6 +39,9 @@ RunAndEvaluations = Annotated[
 ]
 JsonFlag = Annotated[bool, typer.Option("--json", help="Print JSON")]
 YesFlag = Annotated[bool, typer.Option("-y", "--yes", help="Skip the confirmation prompt")]
+PresetOption = Annotated[
+    str | None, typer.Option(help="Named settings, e.g. tiny", autocompletion=presets)
+]
 DryRunFlag = Annotated[bool, typer.Option("--dry-run", help="Print what would be done")]
 
 

@@ -84,7 +84,7 @@ def _row(paths: RunPaths, space: Space) -> dict[str, Any]:
     return {
         "run": paths.folder.name,
         "size_bytes": view.size_bytes,
-        "freeable_bytes": sum(item.size_bytes for item in view.plan),
+        "freeable_bytes": _sum(view.plan),
         "needed_bytes": view.forecast.needed_bytes if view.forecast else None,
         "orphan_bytes": _sum(view.orphans),
         "warning": view.forecast.warning if view.forecast else None,
@@ -138,7 +138,7 @@ def _disk_of_one(paths: RunPaths, *, as_json: bool) -> None:
                 "space": _space_data(space, view.settings),
                 "run": paths.folder.name,
                 "size_bytes": view.size_bytes,
-                "freeable_bytes": sum(item.size_bytes for item in view.plan),
+                "freeable_bytes": _sum(view.plan),
                 "recorded_sizes": dict(state.disk.sizes),
                 "reserve_parts": parts_held(paths.folder),
                 "forecast": _forecast_data(view.forecast),
@@ -175,7 +175,7 @@ def _disk_of_one(paths: RunPaths, *, as_json: bool) -> None:
 
 
 def _say_run(paths: RunPaths, view: _View) -> None:
-    freeable_bytes = sum(item.size_bytes for item in view.plan)
+    freeable_bytes = _sum(view.plan)
     name, size = paths.folder.name, output.format_bytes(view.size_bytes)
     output.say(
         f"{name}: {size}; `elmanctl clean {name}` would free {output.format_bytes(freeable_bytes)}"

@@ -1,13 +1,12 @@
 """The `ledger` commands: verify, repair and export the records of a run."""
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from elmanctl.cli import context, output
-from elmanctl.errors import UsageError
+from elmanctl.errors import UsageError, os_errors_as
 from elmanctl.search.repair import RepairPlan, plan_repair, repair_run
 from elmanctl.search.verify import Verification, verify_run
 
@@ -61,10 +60,7 @@ def _print_verification(name: str, found: Verification) -> None:
                 output.Column("LINE", right=True),
                 output.Column("FAULT", wraps=True),
             ],
-            [
-                (each.file, str(each.line) if each.line else None, each.text)
-                for each in found.findings
-            ],
+            [(one.file, str(one.line) if one.line else None, one.text) for one in found.findings],
         )
     if scan.torn_bytes:
         output.say(f"a torn last line of {scan.torn_bytes} bytes is ignored; `resume` cuts it off")
@@ -189,13 +185,7 @@ def export(
         return
     if out.exists() and not force:
         raise UsageError(f"{out} exists", hint="pass `--force` to replace it")
-    _write(out, parts)
+    opened = os_errors_as(UsageError, f"cannot write {out}")
+    with opened, out.open("w", encoding="utf-8", newline="") as file:
+        file.writelines(parts)
     output.say(f"wrote {len(state.evaluations)} evaluations to {out}")
-
-
-def _write(out: Path, parts: Iterator[str]) -> None:
-    try:
-        with out.open("w", encoding="utf-8", newline="") as file:
-            file.writelines(parts)
-    except OSError as exc:
-        raise UsageError(f"cannot write {out}: {exc.strerror}") from exc

@@ -1,7 +1,6 @@
 """`models`, `params`, `calc-dim` and `eval`: commands for single models, without a search."""
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated
 
@@ -9,8 +8,8 @@ import typer
 
 from elmanctl.cli import output
 from elmanctl.cli.assignments import model_fields
-from elmanctl.cli.completion import backends, model_names, one_of, presets
-from elmanctl.cli.context import JsonFlag, resolve_settings
+from elmanctl.cli.completion import backends, model_names, one_of
+from elmanctl.cli.context import JsonFlag, PresetOption, resolve_settings
 from elmanctl.config import refuse_outside
 from elmanctl.constants import DEVICES
 from elmanctl.errors import Faults, UsageError
@@ -42,6 +41,11 @@ Assignments = Annotated[
     list[str] | None, typer.Argument(help="Fields of the configuration, e.g. dim=512 depth=4")
 ]
 
+_SHOWN_OF_RESULT = (
+    *("loss", "corpus", "steps", "tokens", "tokens_per_s"),
+    *("parameters", "backend", "device", "precision"),
+)
+
 
 def models(
     model: Annotated[
@@ -66,13 +70,12 @@ def models(
             output.print_json({"models": rows})
             return
         columns = [
-            output.Column(name="MODEL"),
-            output.Column(name="SUMMARY", wraps=True),
-            output.Column(name="BACKENDS", dispensable=1),
+            output.Column("MODEL"),
+            output.Column("SUMMARY", wraps=True),
+            output.Column("BACKENDS", dispensable=1),
         ]
-        output.print_table(
-            columns, [[f.name, f.summary, ", ".join(f.backends)] for f in FAMILIES.values()]
-        )
+        cells = [[f.name, f.summary, ", ".join(f.backends)] for f in FAMILIES.values()]
+        output.print_table(columns, cells)
         return
     family = find_family(model)
     spaces = [shipped_space(family.name, space) for space in space_names(family.name)]
@@ -81,7 +84,7 @@ def models(
         output.print_json(
             {
                 "model": family.name,
-                "backends": [asdict(row) for row in _backend_rows(family)],
+                "backends": _backend_rows(family),
                 "spaces": [
                     {
                         **space.encode(),
@@ -98,20 +101,19 @@ def models(
     output.say(f"{family.name}: {family.summary}; level: {family.grammar.describe()}")
     output.print_table(
         [
-            output.Column(name="BACKEND"),
-            output.Column(name="RUNS HERE", wraps=True),
-            output.Column(name="SUPPORTS", wraps=True),
+            output.Column("BACKEND"),
+            output.Column("RUNS HERE", wraps=True),
+            output.Column("SUPPORTS", wraps=True),
         ],
-        [[row.name, row.fault or "yes", row.limits] for row in _backend_rows(family)],
+        [[row["name"], row["fault"] or "yes", row["limits"]] for row in _backend_rows(family)],
     )
     output.print_table(
         [
-            output.Column(name="SPACE"),
-            output.Column(name="PARAMETER"),
-            output.Column(name="KIND", dispensable=2),
-            output.Column(name="RANGE", wraps=True),
-            output.Column(name="BEST", right=True, dispensable=1),
-            output.Column(name="CHANGES"),
+            *output.columns("SPACE", "PARAMETER"),
+            output.Column("KIND", dispensable=2),
+            output.Column("RANGE", wraps=True),
+            output.Column("BEST", right=True, dispensable=1),
+            output.Column("CHANGES"),
         ],
         [row for space in spaces for row in _axis_rows(space, effects[space.name])],
     )
@@ -163,7 +165,7 @@ def params(
         return
     rows = [*parts.items(), ("parameters", total), *sizes.items()]
     output.print_table(
-        [output.Column(name="PART"), output.Column(name="COUNT", right=True)],
+        [output.Column("PART"), output.Column("COUNT", right=True)],
         [[part, output.shown_count(number)] for part, number in rows],
     )
 
@@ -221,9 +223,7 @@ def evaluate(
     train_steps: Annotated[int | None, typer.Option(help="Training steps")] = None,
     train_tokens: Annotated[int | None, typer.Option(help="Training bytes")] = None,
     data: Annotated[str | None, typer.Option(help="Corpus: a file of bytes")] = None,
-    preset: Annotated[
-        str | None, typer.Option(help="Named settings, e.g. tiny", autocompletion=presets)
-    ] = None,
+    preset: PresetOption = None,
     device: Annotated[
         str | None, typer.Option(help="cpu, cuda or auto", autocompletion=one_of(DEVICES))
     ] = None,
@@ -261,47 +261,29 @@ def evaluate(
         output.print_json({"folder": str(folder), **result})
         return
     output.say(f"saved in {folder}")
-    for key in (
-        "loss",
-        "corpus",
-        "steps",
-        "tokens",
-        "tokens_per_s",
-        "parameters",
-        "backend",
-        "device",
-        "precision",
-    ):
+    for key in _SHOWN_OF_RESULT:
         if result.get(key) is not None:
             output.print_line(f"{key:<12} {result[key]}")
     family, _ = resolve_level(level, {**settings.model, **fields})
     output.hint(f"see what a search can vary with `elmanctl models {family.name}`")
 
 
-@dataclass(frozen=True, slots=True)
-class _BackendRow:
-    name: str
-    fault: str | None
-    fix: str | None
-    limits: str
-
-
-def _backend_rows(family: Family) -> list[_BackendRow]:
+def _backend_rows(family: Family) -> list[dict[str, str | None]]:
+    """Return the backends of a model, with why each cannot run here, its fix and its limits."""
     config_class = family.load_config()
     rows = []
     for name in family.backends:
-        backend = BACKENDS[name]
-        fault = unavailable_on_all_devices(backend)
+        fault = unavailable_on_all_devices(BACKENDS[name])
+        fix = BACKENDS[name].fix if fault else None
         limits = config_class.backend_limits(name) or "all sizes"
-        rows.append(_BackendRow(name, fault, backend.fix if fault else None, limits))
+        rows.append({"name": name, "fault": fault, "fix": fix, "limits": limits})
     return rows
 
 
 def _axis_rows(space: SearchSpace, effects: Mapping[str, str]) -> list[list[str | None]]:
     rows: list[list[str | None]] = []
     for axis in space.axes:
-        best = space.best.get(axis.name)
-        shown = None if best is None else str(best)
-        effect = effects[axis.name]
-        rows.append([space.name, axis.name, axis.kind, axis.describe(), shown, effect])
+        best = str(space.best[axis.name]) if axis.name in space.best else None
+        about = (axis.name, axis.kind, axis.describe())
+        rows.append([space.name, *about, best, effects[axis.name]])
     return rows

@@ -103,7 +103,7 @@ def requeue(
     if as_json:
         output.print_json(answer)
         return
-    _print_rows(answer["requeued"], [output.Column("JOB")], lambda row: [row.get("job")])
+    _print_rows(answer["requeued"], "job")
     _warn_of_skipped(answer["refused"])
     if not answer.get("by_controller"):
         output.hint(f"collect the results with `elmanctl resume {state.run['name']}`")
@@ -121,34 +121,33 @@ def _print_plan(plan: RequeuePlan, *, as_json: bool) -> None:
     if as_json:
         output.print_json({"evaluations": rows, "refused": dict(plan.refused)})
         return
-    _print_rows(rows, [output.Column("STATE")], lambda row: [row["state"]])
+    _print_rows(rows, "state")
     _warn_of_skipped(plan.refused)
 
 
-def _print_rows(rows: Sequence[Mapping[str, Any]], more: list[output.Column], cells: Any) -> None:
-    output.print_table(
+def _print_rows(rows: Sequence[Mapping[str, Any]], key: str) -> None:
+    """Print the attempts to come, with one more column between the attempt and its changes."""
+    first = output.columns("EVAL", "WAS")
+    last = output.columns(key.upper(), "CHANGES", "NOTE")
+    cells = [
         [
-            *(output.Column("EVAL"), output.Column("WAS"), output.Column("ATTEMPT", right=True)),
-            *(*more, output.Column("CHANGES"), output.Column("NOTE")),
-        ],
-        [
-            [
-                *(row["evaluation"], row["was"], str(row["attempt"])),
-                *(*cells(row), _shown_changes(row["changes"]), row["note"]),
-            ]
-            for row in rows
-        ],
-    )
+            *(row["evaluation"], row["was"], str(row["attempt"]), row.get(key)),
+            *(_shown_changes(row["changes"]), row["note"]),
+        ]
+        for row in rows
+    ]
+    output.print_table([*first, output.Column("ATTEMPT", right=True), *last], cells)
 
 
 def _shown_changes(changes: Mapping[str, Any]) -> str | None:
     """Format the changes of a new attempt: as text on a terminal, as `key=value` elsewhere."""
     nodes = changes.get("exclude")
+    known = {key: f"{changes[key]:g}" for key in _UNITS if key in changes}
     if output.is_terminal():
-        parts = [text.format(f"{changes[key]:g}") for key, text in _UNITS.items() if key in changes]
-        return ", ".join([*parts, *([f"not on {', '.join(nodes)}"] if nodes else [])]) or None
-    plain = [f"{key}={changes[key]:g}" for key in _UNITS if key in changes]
-    return " ".join([*plain, *([f"exclude={','.join(nodes)}"] if nodes else [])]) or None
+        words = [_UNITS[key].format(value) for key, value in known.items()]
+        return ", ".join(words + ([f"not on {', '.join(nodes)}"] if nodes else [])) or None
+    words = [f"{key}={value}" for key, value in known.items()]
+    return " ".join(words + ([f"exclude={','.join(nodes)}"] if nodes else [])) or None
 
 
 def _warn_of_skipped(refused: Mapping[str, str]) -> None:

@@ -8,8 +8,8 @@ from typing import Annotated
 import typer
 
 from elmanctl.cli.assignments import model_fields
-from elmanctl.cli.completion import backends, model_names, presets, spaces, templates
-from elmanctl.cli.context import DryRunFlag, JsonFlag, YesFlag, resolve_settings
+from elmanctl.cli.completion import backends, model_names, spaces, templates
+from elmanctl.cli.context import DryRunFlag, JsonFlag, PresetOption, YesFlag, resolve_settings
 from elmanctl.cli.controller import check_partition, drive
 from elmanctl.cli.output import confirm, say
 from elmanctl.cli.plan import (
@@ -70,9 +70,7 @@ def search(
         bool | None,
         typer.Option("--start-from-best", help="Start at the known best configuration"),
     ] = None,
-    preset: Annotated[
-        str | None, typer.Option(help="Named settings, e.g. tiny", autocompletion=presets)
-    ] = None,
+    preset: PresetOption = None,
     name: Annotated[str | None, typer.Option(help="Name of the run")] = None,
     partition: Annotated[
         str | None, typer.Option("-p", "--partition", help="Slurm partition")

@@ -5,7 +5,7 @@ from typing import Any
 
 from elmanctl.config import refuse_outside
 from elmanctl.errors import ConfigError
-from elmanctl.settings import Settings
+from elmanctl.settings import Settings, flat
 from elmanctl.space.space import LEARNING_RATE, SearchSpace
 
 
@@ -14,10 +14,7 @@ def check_limits(settings: Settings, changes: Mapping[str, Any] | None = None) -
 
     With `changes` only these are checked: the other settings of a run may stay as they are.
     """
-    if changes is None:
-        tables = settings.encode().items()
-        changes = {f"{name}.{key}": value for name, table in tables for key, value in table.items()}
-    refuse_outside(changes)
+    refuse_outside(dict(flat(settings.encode())) if changes is None else changes)
     settings.train.check_together()
     settings.local.check_together()
 
