@@ -6,20 +6,9 @@ from typing import Any
 
 from elmanctl.codec import describe, encode
 from elmanctl.errors import LedgerCorrupt
-from elmanctl.ledger import payloads, transitions
+from elmanctl.ledger import payloads, records, transitions
 from elmanctl.ledger.disk_use import OTHER
 from elmanctl.ledger.payloads import Payload
-from elmanctl.ledger.records import (
-    Answer,
-    Evaluation,
-    EvaluationPlan,
-    ExcludedNode,
-    RunStatus,
-    Submission,
-    SubmissionIntent,
-    SubmissionState,
-    VerdictKind,
-)
 from elmanctl.ledger.run_state import Note, RunState
 from elmanctl.ledger.spending import Spent, cost_of
 
@@ -59,7 +48,7 @@ def _run_extended(event: payloads.RunExtended, state: RunState, at: str) -> None
 @handle.register
 def _controller_started(event: payloads.ControllerStarted, state: RunState, at: str) -> None:
     state.controller = {**encode(event), "at": at}
-    state.status, state.reason, state.advice = RunStatus.RUNNING, None, None
+    state.status, state.reason, state.advice = records.RunStatus.RUNNING, None, None
 
 
 @handle.register
@@ -79,7 +68,7 @@ def _points_asked(event: payloads.PointsAsked, state: RunState, at: str) -> None
             if first.repeats is not None:
                 raise LedgerCorrupt(f"{plan.id} repeats {first.id}, which is a repeat itself")
             state.repeats[first.id] = (*state.repeats.get(first.id, ()), plan.id)
-        state.put(Evaluation(generation=generation, **_values(plan)))
+        state.put(records.Evaluation(generation=generation, **_values(plan)))
     state.refused[generation] = state.refused.get(generation, 0) + event.refused
     state.add("refused", event.refused)
     state.optimizer_file = encode(event.optimizer)
@@ -93,7 +82,7 @@ def _optimizer_rebuilt(event: payloads.OptimizerRebuilt, state: RunState, at: st
 
 @handle.register
 def _submission_intended(event: payloads.SubmissionIntended, state: RunState, at: str) -> None:
-    submission = Submission(intended_at=at, **_values(event.submission))
+    submission = records.Submission(intended_at=at, **_values(event.submission))
     if submission.id in state.submissions:
         raise LedgerCorrupt(f"submission {submission.id} is intended twice")
     state.put_submission(submission)
@@ -106,7 +95,7 @@ def _submission_intended(event: payloads.SubmissionIntended, state: RunState, at
 @handle.register
 def _submission_accepted(event: payloads.SubmissionAccepted, state: RunState, at: str) -> None:
     submission = transitions.answer(
-        _submission(state, event.submission), SubmissionState.ACCEPTED, job_id=event.job_id
+        _submission(state, event.submission), records.SubmissionState.ACCEPTED, job_id=event.job_id
     )
     state.put_submission(submission)
     for task in submission.tasks:
@@ -120,7 +109,7 @@ def _submission_failed(
     event: payloads.SubmissionRefused | payloads.SubmissionAbandoned, state: RunState, at: str
 ) -> None:
     is_refusal = isinstance(event, payloads.SubmissionRefused)
-    outcome = SubmissionState.REFUSED if is_refusal else SubmissionState.ABANDONED
+    outcome = records.SubmissionState.REFUSED if is_refusal else records.SubmissionState.ABANDONED
     intended = _submission(state, event.submission)
     submission = transitions.answer(intended, outcome, error=event.error)
     state.put_submission(submission)
@@ -151,7 +140,7 @@ def _attempt_finished(event: payloads.AttemptFinished, state: RunState, at: str)
     kind = event.verdict.kind
     cost = cost_of(attempt, _submission(state, attempt.submission).resources)
     state.spent[kind.value] = state.spent.get(kind.value, Spent()) + cost
-    if kind is VerdictKind.COMPLETED:
+    if kind is records.VerdictKind.COMPLETED:
         state.failures_in_a_row.clear()
     else:
         state.failures_in_a_row.append((evaluation.id, event.attempt))
@@ -167,7 +156,7 @@ def _evaluation_closed(event: payloads.EvaluationClosed, state: RunState, at: st
 
 @handle.register
 def _evaluation_answered(event: payloads.EvaluationAnswered, state: RunState, at: str) -> None:
-    found = Answer(
+    found = records.Answer(
         by=_evaluation(state, event.by).id,
         verdict=event.verdict,
         loss=event.loss,
@@ -181,7 +170,7 @@ def _evaluation_answered(event: payloads.EvaluationAnswered, state: RunState, at
     state.saved += _saved(found)
 
 
-def _saved(answer: Answer) -> Spent:
+def _saved(answer: records.Answer) -> Spent:
     return Spent(attempts=1, elapsed_s=answer.saved_s, device_s=answer.saved_device_s)
 
 
@@ -198,7 +187,7 @@ def _evaluation_reopened(event: payloads.EvaluationReopened, state: RunState, at
 
 @handle.register
 def _node_excluded(event: payloads.NodeExcluded, state: RunState, at: str) -> None:
-    state.excluded_nodes[event.node] = ExcludedNode(
+    state.excluded_nodes[event.node] = records.ExcludedNode(
         node=event.node, at=at, until=event.until, reason=event.reason
     )
 
@@ -224,23 +213,23 @@ def _generation_told(event: payloads.GenerationTold, state: RunState, at: str) -
 
 @handle.register
 def _run_paused(event: payloads.RunPaused, state: RunState, at: str) -> None:
-    state.status, state.reason, state.advice = RunStatus.PAUSED, event.reason, event.hint
+    state.status, state.reason, state.advice = records.RunStatus.PAUSED, event.reason, event.hint
     state.failures_in_a_row.clear()
 
 
 @handle.register
 def _run_interrupted(event: payloads.RunInterrupted, state: RunState, at: str) -> None:
-    state.status, state.reason, state.advice = RunStatus.INTERRUPTED, None, None
+    state.status, state.reason, state.advice = records.RunStatus.INTERRUPTED, None, None
 
 
 @handle.register
 def _run_finished(event: payloads.RunFinished, state: RunState, at: str) -> None:
-    state.status, state.reason, state.advice = RunStatus.FINISHED, event.reason, None
+    state.status, state.reason, state.advice = records.RunStatus.FINISHED, event.reason, None
 
 
 @handle.register
 def _run_cancelled(event: payloads.RunCancelled, state: RunState, at: str) -> None:
-    state.status, state.reason, state.advice = RunStatus.CANCELLED, None, None
+    state.status, state.reason, state.advice = records.RunStatus.CANCELLED, None, None
 
 
 @handle.register
@@ -269,18 +258,18 @@ def _note(event: payloads.Note, state: RunState, at: str) -> None:
     state.add("notes", 1)
 
 
-def _values(record: EvaluationPlan | SubmissionIntent) -> dict[str, Any]:
+def _values(record: records.EvaluationPlan | records.SubmissionIntent) -> dict[str, Any]:
     return {each.name: getattr(record, each.name) for each in fields(record)}
 
 
-def _evaluation(state: RunState, name: str) -> Evaluation:
+def _evaluation(state: RunState, name: str) -> records.Evaluation:
     evaluation = state.evaluations.get(name)
     if evaluation is None:
         raise LedgerCorrupt(f"there is no evaluation {describe(name)}")
     return evaluation
 
 
-def _submission(state: RunState, name: str) -> Submission:
+def _submission(state: RunState, name: str) -> records.Submission:
     submission = state.submissions.get(name)
     if submission is None:
         raise LedgerCorrupt(f"there is no submission {describe(name)}")

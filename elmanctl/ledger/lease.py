@@ -15,14 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from elmanctl.errors import LeaseLost, LedgerCorrupt, LedgerError, LedgerLocked, os_errors_as
-from elmanctl.ledger.files import (
-    SMALL_BYTES,
-    NoHardLinks,
-    create_atomically,
-    link,
-    open_regular,
-    read_small,
-)
+from elmanctl.ledger import files
 from elmanctl.ledger.holder import Holder, decode_holder, encode_holder, is_gone, this_process
 
 LEASE_FILE = "lease.json"
@@ -95,7 +88,7 @@ class Lease:
             raise LedgerError(
                 f"cannot take the lease in {folder}: {exc.strerror}",
                 hint="move the run to a file system with hard links, and its `paths.runs` with it"
-                if isinstance(exc, NoHardLinks)
+                if isinstance(exc, files.NoHardLinks)
                 else None,
             ) from exc
         raise LedgerLocked(
@@ -191,7 +184,7 @@ def _place(path: Path, holder: Holder) -> Lease | None:
     """Make the lease file; None when another process was first, or got the same number."""
     raw = encode_holder(holder)
     try:
-        create_atomically(path, raw)
+        files.create_atomically(path, raw)
     except FileExistsError:
         return None
     lease = Lease(path, holder, raw)
@@ -216,12 +209,12 @@ def _move_aside(path: Path, judged: bytes) -> Path | None:
     """
     aside = path.with_name(_ASIDE.replace("*", os.urandom(8).hex()))
     try:
-        if read_small(path) != judged:
+        if files.read_small(path) != judged:
             return None
         path.rename(aside)
-        if read_small(aside) == judged:
+        if files.read_small(aside) == judged:
             return aside
-        link(path, aside)
+        files.link(path, aside)
     except (FileNotFoundError, FileExistsError):
         return None
     aside.unlink(missing_ok=True)
@@ -242,9 +235,9 @@ def _look_or_fail(path: Path) -> _Found | None:
 def _look(path: Path) -> _Found | None:
     try:
         # Opening is what makes an NFS client ask the server again.
-        with open_regular(path) as file:
+        with files.open_regular(path) as file:
             # What is longer is no lease; its beginning is damaged, and never equal to a whole one.
-            raw = file.read(SMALL_BYTES)
+            raw = file.read(files.SMALL_BYTES)
             modified_at_s = os.fstat(file.fileno()).st_mtime
     except FileNotFoundError:
         return None

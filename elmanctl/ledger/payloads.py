@@ -11,14 +11,7 @@ from dataclasses import dataclass
 
 from elmanctl.codec import decode, encode, json_field
 from elmanctl.errors import LedgerCorrupt
-from elmanctl.ledger.records import (
-    EvaluationPlan,
-    RunRecord,
-    State,
-    SubmissionIntent,
-    Verdict,
-    VerdictKind,
-)
+from elmanctl.ledger import records
 from elmanctl.ledger.shared_keys import SharedKeys
 
 
@@ -71,7 +64,7 @@ class RunCreated(Payload):
     versions, and the effect of moving each axis.
     """
 
-    run: RunRecord
+    run: records.RunRecord
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -116,7 +109,7 @@ class PointsAsked(Payload):
     """
 
     generation: int
-    evaluations: tuple[EvaluationPlan, ...]
+    evaluations: tuple[records.EvaluationPlan, ...]
     refused: int
     optimizer: OptimizerFile
 
@@ -129,7 +122,7 @@ class SubmissionIntended(Payload):
     cluster takes no arrays: one task, a job of its own.
     """
 
-    submission: SubmissionIntent
+    submission: records.SubmissionIntent
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -193,7 +186,7 @@ class AttemptFinished(Payload):
 
     evaluation: str
     attempt: int
-    verdict: Verdict
+    verdict: records.Verdict
     result: Mapping[str, object] | None = json_field(make=SharedKeys)
     size_bytes: int | None
     sizes: Mapping[str, int] | None = json_field(default=None, omit=True, make=SharedKeys)
@@ -209,7 +202,7 @@ class EvaluationClosed(Payload):
     """
 
     evaluation: str
-    state: State
+    state: records.State
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -223,9 +216,9 @@ class EvaluationAnswered(Payload):
 
     evaluation: str
     by: str
-    state: State
+    state: records.State
     saved: Cost
-    verdict: VerdictKind | None = json_field(default=None, omit=True)
+    verdict: records.VerdictKind | None = json_field(default=None, omit=True)
     loss: float | None = json_field(default=None, omit=True)
     step: int | None = json_field(default=None, omit=True)
 

@@ -14,16 +14,9 @@ from collections.abc import Iterable, Sequence
 from elmanctl.command import NoAnswer, run_command
 from elmanctl.constants import CLUSTERS_VARIABLE
 from elmanctl.errors import EnvironmentNotReady
+from elmanctl.schedulers import slurm_output
 from elmanctl.schedulers.sbatch_answer import Outcome, Reason, SbatchAnswer, brief, read_answer
 from elmanctl.schedulers.slurm_environment import job_environment, query_environment
-from elmanctl.schedulers.slurm_output import (
-    SACCT_FIELDS,
-    SQUEUE_FORMAT,
-    JobRow,
-    parse_array_limit,
-    parse_sacct,
-    parse_squeue,
-)
 
 logger = logging.getLogger(__name__)
 
@@ -101,20 +94,22 @@ class Slurm:
             return SbatchAnswer(outcome=Outcome.ACCEPTED, words=done.stderr.strip())
         return read_answer(done.code, done.stdout, done.stderr)
 
-    def queue(self) -> list[JobRow]:
+    def queue(self) -> list[slurm_output.JobRow]:
         """Return every job of this user that squeue lists, including ended ones."""
-        return parse_squeue(
-            self.run(["squeue", "--me", "-r", "-h", "-t", "all", "-O", SQUEUE_FORMAT])
+        return slurm_output.parse_squeue(
+            self.run(["squeue", "--me", "-r", "-h", "-t", "all", "-O", slurm_output.SQUEUE_FORMAT])
         )
 
-    def accounting(self, names: Iterable[str], *, since: str) -> list[JobRow]:
+    def accounting(self, names: Iterable[str], *, since: str) -> list[slurm_output.JobRow]:
         """Return what accounting knows of jobs with these names since a local time.
 
         Names, because ids are reused after a cluster is reinstalled.  Raises AccountingOff where
         there is none.
         """
-        command = ["sacct", *_clusters(), "-X", "-n", "-P", "-o", SACCT_FIELDS]
-        return parse_sacct(self.run([*command, "-S", since, "--name", ",".join(names)]))
+        command = ["sacct", *_clusters(), "-X", "-n", "-P", "-o", slurm_output.SACCT_FIELDS]
+        return slurm_output.parse_sacct(
+            self.run([*command, "-S", since, "--name", ",".join(names)])
+        )
 
     def check_accounting(self) -> None:
         """Raise AccountingOff where there is none, SlurmSilent where it does not answer."""
@@ -122,7 +117,7 @@ class Slurm:
 
     def array_limit(self) -> int | None:
         """Return the cluster's limit on the tasks of an array, None if Slurm does not show it."""
-        return parse_array_limit(self.run(["scontrol", "show", "config"]))
+        return slurm_output.parse_array_limit(self.run(["scontrol", "show", "config"]))
 
     def cancel(self, job_ids: Sequence[str]) -> None:
         """Cancel jobs; those that already ended are no error."""

@@ -17,12 +17,7 @@ from elmanctl.ledger.files import write_atomically
 from elmanctl.ledger.records import Resources, Submission
 from elmanctl.processes import command_lines
 from elmanctl.run.paths import RunPaths
-from elmanctl.schedulers.accounting import (
-    Accounting,
-    PartialEnds,
-    as_completing,
-    report_unlisted,
-)
+from elmanctl.schedulers import accounting
 from elmanctl.schedulers.executor import (
     JobReport,
     JobState,
@@ -64,8 +59,8 @@ class SlurmExecutor:
         self._paths = paths
         self._max_jobs = max_jobs
         self._slurm = slurm or Slurm()
-        self._accounting = Accounting(self._slurm)
-        self._ends = PartialEnds()
+        self._accounting = accounting.Accounting(self._slurm)
+        self._ends = accounting.PartialEnds()
         self._array_limit = _USUAL_ARRAY
         self._knows_array_limit = False
         self._asks_array_limit = False
@@ -216,7 +211,7 @@ class SlurmExecutor:
         ours = {job: listed.get((job.job_id, job.job_name)) for job in jobs}
         partial = {j for j, row in ours.items() if row is not None and self._is_partial(j, row)}
         reports = {
-            job.job_id: as_completing(row.report) if job in partial else row.report
+            job.job_id: accounting.as_completing(row.report) if job in partial else row.report
             for job, row in ours.items()
             if row is not None
         }
@@ -279,7 +274,7 @@ class SlurmExecutor:
         silent = rows is None and self._accounting.is_enabled is not False
         for job in (job for job, row in unclear.items() if row is None):
             if silent or job.job_name in asked:
-                report = report_unlisted(job, accounted, arrays)
+                report = accounting.report_unlisted(job, accounted, arrays)
                 reports[job.job_id] = (
                     replace(report, reason=self._accounting.error) if silent else report
                 )

@@ -17,15 +17,9 @@ from elmanctl.ledger.records import (
     VerdictKind,
 )
 from elmanctl.schedulers.executor import JobReport, JobState
+from elmanctl.verdicts import job_end
 from elmanctl.verdicts.causes import ADVICE
 from elmanctl.verdicts.evidence import context, exit_quote, heartbeat_quote
-from elmanctl.verdicts.job_end import (
-    SIGNAL_NO_OUTPUT,
-    SIGNAL_OOM,
-    named_kind,
-    names_memory,
-    signal_of,
-)
 from elmanctl.verdicts.log_diagnosis import LogDiagnosis, diagnose_log
 from elmanctl.verdicts.node_disk import names_node_disk
 from elmanctl.verdicts.observation import Observation
@@ -84,7 +78,7 @@ def _with_all_evidence(seen: Observation, opinion: Verdict, log: LogDiagnosis | 
     if log is not None:
         quotes += [quote for quote in log.quotes if quote not in quotes]
     cause = log.cause if log is not None and log.kind is opinion.kind else None
-    if opinion.kind is _K.OOM and (cause is None or names_memory(seen.report)):
+    if opinion.kind is _K.OOM and (cause is None or job_end.names_memory(seen.report)):
         # Slurm accounts for the host's memory only.
         cause = Cause.HOST
     if opinion.kind is _K.TIMEOUT and seen.reached_cpu_limit:
@@ -96,17 +90,17 @@ def _with_all_evidence(seen: Observation, opinion: Verdict, log: LogDiagnosis | 
 
 def _of_request(seen: Observation) -> Verdict:
     request = Evidence(source=EvidenceSource.CONTROLLER, text="cancelled on request")
-    named = None if seen.report is None else named_kind(seen.report)
+    named = None if seen.report is None else job_end.named_kind(seen.report)
     agrees = named in (None, _K.CANCELLED)
     return _opinion(_K.CANCELLED, Confidence.CERTAIN if agrees else Confidence.LIKELY, request)
 
 
 def _of_end(seen: Observation, report: JobReport, log: LogDiagnosis | None) -> Verdict:
     """Return the verdict on an end that a scheduler reports."""
-    named, ended_by = named_kind(report), signal_of(report)
+    named, ended_by = job_end.named_kind(report), job_end.signal_of(report)
     if named is _K.CANCELLED:
         return _of_cancellation(seen, report, log)
-    if ended_by == SIGNAL_NO_OUTPUT and named in (None, _K.NODE_FAILURE):
+    if ended_by == job_end.SIGNAL_NO_OUTPUT and named in (None, _K.NODE_FAILURE):
         return _of_launch(seen, report)
     if named is not None:
         disagrees = log is not None and log.is_root_cause and log.kind is not named
@@ -150,7 +144,7 @@ def _of_launch(seen: Observation, report: JobReport) -> Verdict:
         return full
     where = f" `{seen.log_path}`" if seen.log_path else ""
     node = report.node or "its node"
-    if signal_of(report) == SIGNAL_NO_OUTPUT:
+    if job_end.signal_of(report) == job_end.SIGNAL_NO_OUTPUT:
         text = f"{node} could not open the job's log{where}: Slurm's exit 0:53, which is no signal"
     else:
         text = f"the job ran on {node} and its log{where} is not here: that node does not see it"
@@ -174,8 +168,8 @@ def _of_cancellation(seen: Observation, report: JobReport, log: LogDiagnosis | N
 
 def _of_signal(seen: Observation, report: JobReport, log: LogDiagnosis | None) -> Verdict:
     """Return why a signal ended a job."""
-    ended_by, confidence = signal_of(report), Confidence.LIKELY
-    if ended_by == SIGNAL_OOM:
+    ended_by, confidence = job_end.signal_of(report), Confidence.LIKELY
+    if ended_by == job_end.SIGNAL_OOM:
         kind, confidence = _K.OOM, Confidence.CERTAIN
     elif log is not None and log.is_scheduler_reason:
         kind = log.kind

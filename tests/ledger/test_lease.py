@@ -261,7 +261,7 @@ def test_new_holder_does_not_remove_its_own_lease_while_it_is_aside(
         create(path, data)
         path.rename(aside)
 
-    monkeypatch.setattr(lease_module, "create_atomically", create_and_move_aside)
+    monkeypatch.setattr(files, "create_atomically", create_and_move_aside)
     lease = Lease.acquire(tmp_path)
     aside.rename(tmp_path / LEASE_FILE)
     lease.check()

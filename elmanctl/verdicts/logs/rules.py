@@ -9,16 +9,9 @@ import re
 from collections.abc import Collection
 
 from elmanctl.ledger.records import VerdictKind
+from elmanctl.verdicts import exception_rules
 from elmanctl.verdicts.causes import BAD_ARGUMENTS, NO_SCHEDULER
 from elmanctl.verdicts.errnos import MESSAGES
-from elmanctl.verdicts.exception_rules import (
-    CHILD_ENDED,
-    CHILD_SIGNAL,
-    CPU_LIMIT,
-    EXCEPTION_RULES,
-    EXCEPTIONS,
-    INTERRUPT,
-)
 from elmanctl.verdicts.node_disk import NODE_DISK, NODE_DISK_KEYS
 from elmanctl.verdicts.text_rule import RuleTable, TextRule, Weight, rule
 
@@ -59,7 +52,7 @@ LINE_RULES = (
         _K.TIMEOUT,
         Weight.SCHEDULER,
     ),
-    CPU_LIMIT,
+    exception_rules.CPU_LIMIT,
     rule(
         "due preempted",
         r"DUE TO (PREEMPTION|JOB REQUEUE)|this job is preempted",
@@ -207,7 +200,7 @@ LINE_RULES = (
         Weight.SYMPTOM,
     ),
     rule("cuda gpuassert", r"^(?:CUDA error|GPUassert): ", _K.CUDA_ERROR, Weight.SYMPTOM),
-    INTERRUPT,
+    exception_rules.INTERRUPT,
     # Launchers report the process that failed; those that they stop then have signals.
     rule(
         "exitcode return",
@@ -215,8 +208,8 @@ LINE_RULES = (
         _K.PYTHON_ERROR,
         Weight.SIGNAL,
     ),
-    CHILD_ENDED,
-    CHILD_SIGNAL,
+    exception_rules.CHILD_ENDED,
+    exception_rules.CHILD_SIGNAL,
     rule(
         "abort",
         r"^(.*: line \d+:\s+\d+ )?Aborted(: \d+)?(\s+\(core dumped\))?(\s{2,}.*)?$"
@@ -297,7 +290,7 @@ _OF_NUMBERS = re.compile(r"(?i)\b(nan|inf|infinite|non-?finite|not finite|diverg
 
 ERROR_KEYS = frozenset(
     {
-        *(key for one in (*EXCEPTION_RULES, *LINE_RULES) for key in one.keys),
+        *(key for one in (*exception_rules.EXCEPTION_RULES, *LINE_RULES) for key in one.keys),
         *_NAMED_KEYS,
         *("traceback", "during", "direct cause", "what()"),
     }
@@ -313,16 +306,16 @@ def read_error(line: str, keys: Collection[str], *, ends_traceback: bool) -> Tex
     if ends_traceback or named:
         if _SAYS_NOTHING.search(line):
             return None
-        return EXCEPTIONS.first_match(line, keys) or _UNKNOWN
+        return exception_rules.EXCEPTIONS.first_match(line, keys) or _UNKNOWN
     found = _LINES.first_match(line, keys)
     if found is None and _OF_CXX.match(line):
-        return EXCEPTIONS.first_match(line, keys)
+        return exception_rules.EXCEPTIONS.first_match(line, keys)
     return None if found is None or found.kind is _K.UNDETERMINED else found
 
 
 def read_message(line: str, keys: Collection[str]) -> TextRule | None:
     """Return the rule for a further line of an exception's message, if it names a cause."""
-    found = EXCEPTIONS.first_match(line, keys)
+    found = exception_rules.EXCEPTIONS.first_match(line, keys)
     return found if found is not None and found.weight is Weight.CAUSE else None
 
 
