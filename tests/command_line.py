@@ -61,7 +61,8 @@ class QuickCommandLine:
         self.folder = user.folder
         self._patch = monkeypatch
         monkeypatch.chdir(user.folder)
-        for name in set(os.environ) - set(user.environment):
+        # Triton reads this when it is imported, once for the whole process.
+        for name in set(os.environ) - set(user.environment) - {"TRITON_INTERPRET"}:
             monkeypatch.delenv(name)
         for name, value in user.environment.items():
             monkeypatch.setenv(name, value)
