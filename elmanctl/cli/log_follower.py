@@ -8,8 +8,6 @@ from elmanctl import clock
 from elmanctl.cli.output import say
 from elmanctl.cli.scheduler_status import has_controller
 from elmanctl.ledger.files import open_regular
-from elmanctl.ledger.records import Attempt
-from elmanctl.ledger.run_state import RunState
 from elmanctl.ledger.state import load_run
 from elmanctl.run.paths import RunPaths
 from elmanctl.run.progress import heartbeat_age_s, heartbeat_timeout_s, read_table
@@ -94,15 +92,11 @@ class Follower:
         self._ledger_size = size
         state = load_run(self._paths.folder).state
         self._heartbeat_s = float(state.run["settings"]["train"]["heartbeat_s"])
-        attempt = _attempt(state, self._evaluation, self._number)
+        attempts = state.evaluations[self._evaluation].attempts
+        attempt = next((one for one in attempts if one.number == self._number), None)
         if attempt is None:
             # Withdrawn: its job never existed.
             self._is_finished = True
             return
         self._is_finished = attempt.state.is_finished
         self._submission = attempt.submission
-
-
-def _attempt(state: RunState, evaluation: str, number: int) -> Attempt | None:
-    attempts = state.evaluations[evaluation].attempts
-    return next((one for one in attempts if one.number == number), None)

@@ -166,7 +166,7 @@ def plan_data(plan: SearchPlan) -> dict[str, Any]:
         "cost": {
             "unit": plan.unit,
             "most_gpu_hours": plan.most_gpu_hours,
-            "expected_gpu_hours": None if plan.hours is None else plan.hours * plan.devices,
+            "expected_gpu_hours": plan.expected_gpu_hours,
             "budgets": asdict(plan.settings.budget),
             "stop": plan.stop,
         },

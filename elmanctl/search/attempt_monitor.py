@@ -224,19 +224,17 @@ class Watcher:
         verdict = judge(seen) if fault is None else fault
         result = seen.result if fault is None else None
         sizes = attempt_sizes(session.paths, evaluation.id, attempt)
+        kept = {key: value for key, value in (result or {}).items() if key not in _NOT_IN_LEDGER}
+        reported = report.node if report else None
         session.record(
             AttemptFinished(
                 evaluation=evaluation.id,
                 attempt=attempt.number,
                 verdict=verdict,
-                result=None
-                if result is None
-                else {key: value for key, value in result.items() if key not in _NOT_IN_LEDGER},
+                result=None if result is None else kept,
                 size_bytes=sum(sizes.values()),
                 sizes=sizes,
-                node=(report.node if report else None)
-                or attempt.node
-                or _host(seen.heartbeat or {}),
+                node=reported or attempt.node or _host(seen.heartbeat or {}),
                 elapsed_s=seen.elapsed_s,
             )
         )

@@ -251,29 +251,3 @@ def evaluations_left(state: Account, population: int) -> int:
     left = (state.generations - state.totals.get("generations_told", 0)) * population
     left -= min(population, state.newest_settled)
     return max(0, left)
-
-
-def budget_stop(
-    budget: BudgetSettings,
-    *,
-    evaluations: int,
-    expected_gpu_hours: float | None,
-    most_gpu_hours: float,
-    unit: str,
-) -> str | None:
-    """Return which limits may end a planned search early, None if no limit can.
-
-    Wall time and failures cannot be predicted, and repeats may let a search get further.
-    """
-    words = []
-    if budget.evaluations is not None and budget.evaluations < evaluations:
-        words.append(f"ends it after {budget.evaluations} evaluations")
-    if budget.gpu_hours is not None and budget.gpu_hours < most_gpu_hours:
-        is_certain = expected_gpu_hours is not None and budget.gpu_hours < expected_gpu_hours
-        end = "ends" if is_certain else "may end"
-        words.append(f"{end} it after {budget.gpu_hours:g} {unit}")
-    if budget.wall_h is not None:
-        words.append(f"may end it after {budget.wall_h:g} h of work")
-    if budget.failures is not None:
-        words.append(f"may end it after {budget.failures} failed attempts")
-    return ", ".join(words) or None

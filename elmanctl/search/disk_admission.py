@@ -39,7 +39,7 @@ class DiskAdmission:
 
     def _fitting(self, wanted: int, live: int) -> int:
         """Return how many attempts fit, -1 under the floor itself, by bytes or by files."""
-        space, settings = self._space(), self._session.settings.disk
+        space, settings = space_of(self._session.paths.folder), self._session.settings.disk
         attempt_bytes = self._session.state.disk.attempt_bytes
         if room_bytes(space, settings) < 0 or _lacks_inodes(space, settings):
             return -1
@@ -64,14 +64,11 @@ class DiskAdmission:
             session.record(Note(text=f"{text} by the rules of [disk]"))
         return freed
 
-    def _space(self) -> Space:
-        return space_of(self._session.paths.folder)
-
     def _shortage(self, wanted: int, freed: Freed | None) -> SearchPaused:
         session = self._session
         settings, name = session.settings.disk, session.run["name"]
         each_bytes = session.state.disk.attempt_bytes or 0
-        text = _describe_shortage(self._space(), settings, wanted, each_bytes)
+        text = _describe_shortage(space_of(session.paths.folder), settings, wanted, each_bytes)
         plan = plan_cleaning(session.paths, session.state, settings)
         could_bytes = sum(file.size_bytes for file in plan)
         if freed is not None:

@@ -216,13 +216,16 @@ class Dispatcher:
                 if says_no_node(exc.message) and readmit_oldest(self._session, exc.message):
                     self.submit_waiting()
                     return False
+                now = self._now()
                 if isinstance(exc, SubmissionDeferred):
-                    self._back_off(exc, tasks=size, took_s=self._now() - began)
+                    took_s = now - began
+                    self._pace.refused(size, self._live, now, is_limit=exc.is_limit, took_s=took_s)
+                    self._show_refusal(exc, self._pace.next_at, is_final=False)
                     return False
                 if not self._live:
                     raise
-                self._next_submission = self._now() + _REFUSED_PAUSE_S
-                self._show_refusal(exc, is_final=True)
+                self._next_submission = now + _REFUSED_PAUSE_S
+                self._show_refusal(exc, self._next_submission, is_final=True)
                 return False
             self._lost = 0
             self._pace.taken(size, self._live, self._now())
@@ -233,14 +236,8 @@ class Dispatcher:
     def _live(self) -> int:
         return len(self._session.state.live_attempts())
 
-    def _back_off(self, exc: SubmissionDeferred, *, tasks: int, took_s: float) -> None:
-        """Back off after a temporary refusal."""
-        self._pace.refused(tasks, self._live, self._now(), is_limit=exc.is_limit, took_s=took_s)
-        self._show_refusal(exc, is_final=False)
-
-    def _show_refusal(self, exc: SubmissionError, *, is_final: bool) -> None:
-        """Show a refusal in the live view and in `status`."""
-        at = self._next_submission if is_final else self._pace.next_at
+    def _show_refusal(self, exc: SubmissionError, at: float, *, is_final: bool) -> None:
+        """Show a refusal in the live view and in `status`, with the next try `at`."""
         self._poller.show_refusal(
             Refusal(words=brief(exc.message), hint=exc.hint, is_final=is_final),
             next_s=max(0.0, at - self._now()),

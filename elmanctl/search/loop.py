@@ -173,7 +173,7 @@ class Controller:
 
     def _tell(self, generation: int) -> bool:
         """Tell a generation, or ask replacements for failed points and return False."""
-        members = self._members(generation)
+        members = self._session.state.generation_members(generation)
         values = fitness_values(members)
         population = self._session.settings.search.population
         replaced = {e.replaces for e in members if e.replaces}
@@ -214,19 +214,17 @@ class Controller:
     ) -> None:
         """Record new evaluations, after saving the state of the optimizer that asked them."""
         session = self._session
-        first = len(self._members(generation))
+        first = len(session.state.generation_members(generation))
         state = self._optimizer.dump()
-        asked = len(self._members(generation))
         # A controller that is suspended here must not overwrite its successor's file when it wakes
         # up: hash keys in the pickle differ between processes.
-        file = f"g{generation:03}-{asked:02}-lease{session.lease.fence}.pickle"
+        file = f"g{generation:03}-{first:02}-lease{session.lease.fence}.pickle"
         session.paths.optimizer.mkdir(exist_ok=True)
         write_atomically(session.paths.optimizer / file, state)
-        evaluations = self._new_evaluations(generation, first, candidates, replaces)
         session.record(
             payloads.PointsAsked(
                 generation=generation,
-                evaluations=tuple(evaluations),
+                evaluations=self._new_evaluations(generation, first, candidates, replaces),
                 refused=refused,
                 optimizer=payloads.OptimizerFile(
                     file=file, sha256=hashlib.sha256(state).hexdigest()
@@ -240,7 +238,7 @@ class Controller:
         first: int,
         candidates: Sequence[Candidate],
         replaces: Sequence[str | None],
-    ) -> list[EvaluationPlan]:
+    ) -> tuple[EvaluationPlan, ...]:
         """Return the evaluations of candidates, numbered from `first`; repeats name their original.
 
         With `search.repeats` at `reseed` a repeat gets the next seed of its configuration.
@@ -268,7 +266,7 @@ class Controller:
                     repeats=original,
                 )
             )
-        return evaluations
+        return tuple(evaluations)
 
     def _restore(self) -> CmaOptimizer:
         """Return the optimizer as it was after the ledger's last event."""
@@ -291,9 +289,6 @@ class Controller:
             evaluations = session.state.evaluations
             optimizer.tell([evaluations[name].point for name, _ in told], [v for _, v in told])
         return optimizer
-
-    def _members(self, generation: int) -> list[Evaluation]:
-        return self._session.state.generation_members(generation)
 
 
 def start_optimizer(session: Session) -> CmaOptimizer:

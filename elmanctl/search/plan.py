@@ -27,7 +27,7 @@ from elmanctl.run.paths import RunPaths
 from elmanctl.schedulers.gpus import check_gpus
 from elmanctl.schedulers.quoting import check_path
 from elmanctl.schedulers.submission import check_resources
-from elmanctl.search.costs import budget_stop, unit_name
+from elmanctl.search.costs import unit_name
 from elmanctl.search.limits import check_learning_rates, check_limits
 from elmanctl.search.optimizer import CmaOptimizer
 from elmanctl.search.workload import attempt_resources
@@ -89,6 +89,11 @@ class SearchPlan:
         return devices(self.resources)
 
     @property
+    def expected_gpu_hours(self) -> float | None:
+        """The cost of the training alone, in `unit`, None unless the budget is in minutes."""
+        return None if self.hours is None else self.hours * self.devices
+
+    @property
     def unit(self) -> str:
         """The name of an hour of one device."""
         local, asked = self.settings.local.gpus, gpus_asked(self.resources)
@@ -101,14 +106,22 @@ class SearchPlan:
 
     @property
     def stop(self) -> str | None:
-        """The limits of `[budget]` that may end the search early, in words."""
-        return budget_stop(
-            self.settings.budget,
-            evaluations=self.evaluations,
-            expected_gpu_hours=None if self.hours is None else self.hours * self.devices,
-            most_gpu_hours=self.most_gpu_hours,
-            unit=self.unit,
-        )
+        """The limits of `[budget]` that may end the search early, in words, None if no limit can.
+
+        Wall time and failures cannot be predicted, and repeats may let a search get further.
+        """
+        budget, words = self.settings.budget, []
+        if budget.evaluations is not None and budget.evaluations < self.evaluations:
+            words.append(f"ends it after {budget.evaluations} evaluations")
+        if budget.gpu_hours is not None and budget.gpu_hours < self.most_gpu_hours:
+            expected = self.expected_gpu_hours
+            end = "ends" if expected is not None and budget.gpu_hours < expected else "may end"
+            words.append(f"{end} it after {budget.gpu_hours:g} {self.unit}")
+        if budget.wall_h is not None:
+            words.append(f"may end it after {budget.wall_h:g} h of work")
+        if budget.failures is not None:
+            words.append(f"may end it after {budget.failures} failed attempts")
+        return ", ".join(words) or None
 
 
 def plan_search(
@@ -242,13 +255,11 @@ def _run_folder(runs: Path, name: str) -> Path:
         )
     folder = as_written(runs) / name
     check_path(folder)
-    parent = nearest_existing(folder.parent)
+    parent, fault = nearest_existing(folder.parent), None
     if not parent.is_dir():
         fault = f"{parent} is a file"
     elif not os.access(parent, os.W_OK | os.X_OK, effective_ids=True):
         fault = f"{parent} cannot be written by you"
-    else:
-        fault = None
     if fault:
         raise EnvironmentNotReady(
             f"runs cannot be kept in {folder.parent}: {fault}", hint="change `paths.runs`"

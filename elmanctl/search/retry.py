@@ -8,7 +8,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from elmanctl.ledger.records import Attempt, Evaluation, State
+from elmanctl.ledger.records import Evaluation, State
 from elmanctl.ledger.run_state import RunState
 from elmanctl.search.session import Session
 from elmanctl.search.workload import attempt_resources, micro_batch_of
@@ -160,12 +160,6 @@ def _past_attempts(state: RunState, evaluation: Evaluation) -> list[policy.PastA
     past = []
     for attempt in evaluation.counted_attempts:
         assert attempt.verdict is not None
-        past.append(
-            policy.PastAttempt(verdict=attempt.verdict, mem_gb=_asked_mem_gb(state, attempt))
-        )
+        asked = state.submissions[attempt.submission].resources
+        past.append(policy.PastAttempt(verdict=attempt.verdict, mem_gb=asked.mem_gb))
     return past
-
-
-def _asked_mem_gb(state: RunState, attempt: Attempt) -> float | None:
-    asked = state.submissions[attempt.submission].resources.mem_gb
-    return None if asked is None else float(asked)

@@ -133,33 +133,30 @@ class Session:
         Raises UsageError for one that would make losses incomparable or has no effect on this run,
         ConfigError for an invalid one.
         """
+        executor = self.run["executor"]
         for key in changes:
             if not key.startswith(CHANGEABLE):
                 raise UsageError(
                     f"`{key}` is part of what this search measures and stays as it is",
                     hint=f"changeable: {', '.join(f'{name}*' for name in CHANGEABLE)}",
                 )
-            self._refuse_useless(key)
+            if key.startswith(_USELESS[executor]):
+                where = "on this machine, without Slurm" if executor == "local" else "on Slurm"
+                raise UsageError(f"`{key}` means nothing to this search: it runs {where}")
+            if key == "slurm.template":
+                raise UsageError(
+                    "a template is read when a search starts, and not again",
+                    hint="set what it holds, e.g. `--set slurm.gres=gpu:h100:1`",
+                )
         changed = effective_settings(self.state, changes)
         check_limits(changed, changes)
-        check_resources(attempt_resources(changed, self.run["executor"], {}))
+        check_resources(attempt_resources(changed, executor, {}))
 
     def change_settings(self, changes: Mapping[str, Any]) -> None:
         """Record new settings; raises what `check_changes` raises."""
         self.check_changes(changes)
         self.record(payloads.SettingsChanged(changes=dict(changes)))
         self.settings = effective_settings(self.state)
-
-    def _refuse_useless(self, key: str) -> None:
-        executor = self.run["executor"]
-        if key.startswith(_USELESS[executor]):
-            where = "on this machine, without Slurm" if executor == "local" else "on Slurm"
-            raise UsageError(f"`{key}` means nothing to this search: it runs {where}")
-        if key == "slurm.template":
-            raise UsageError(
-                "a template is read when a search starts, and not again",
-                hint="set what it holds, e.g. `--set slurm.gres=gpu:h100:1`",
-            )
 
     def extend(self, generations: int) -> None:
         """Set a higher number of generations; raises UsageError, ConfigError for any other."""

@@ -1,24 +1,30 @@
 """Spec and resources of an attempt, from the run's settings and its evaluation."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 from elmanctl.errors import ConfigError
-from elmanctl.ledger.records import Evaluation, Resources
+from elmanctl.ledger.records import Attempt, Evaluation, Resources, VerdictKind
 from elmanctl.models.registry import decode_config
 from elmanctl.run.spec import AttemptSpec, DataSpec
 from elmanctl.run.training import Budget
-from elmanctl.search.continuation import checkpoint_folders
 from elmanctl.settings import Settings
 from elmanctl.space.preflight import Preflight
+from elmanctl.verdicts.policy import rule_of
 
 # A run without a time budget is ended after this long unless the user names a limit.
 _DEFAULT_TIMEOUT_MIN = 60
 
 # Start-up, compilation and warm-up come on top of a time budget.
 _MARGIN_MIN = 10
+
+# The training ended by itself: resuming from its checkpoint would end in the same way.
+_ENDED_BY_ITSELF = (
+    *(VerdictKind.COMPLETED, VerdictKind.DIVERGED),
+    *(VerdictKind.INVALID, VerdictKind.PYTHON_ERROR),
+)
 
 
 def time_limit_min(budget: Budget, asked: int | None) -> int:
@@ -89,6 +95,23 @@ def attempt_spec(
             checkpoint_folders(evaluation.attempts) if settings.train.checkpoint_min else ()
         ),
     )
+
+
+def checkpoint_folders(attempts: Sequence[Attempt]) -> tuple[str, ...]:
+    """Return the folders with checkpoints that the next attempt may resume from, newest first.
+
+    After an end of its own the training starts from scratch.  After a node failure or an unclear
+    end that attempt's own checkpoint is skipped in favour of earlier ones.
+    """
+    folders = []
+    for attempt in reversed(attempts):
+        if attempt.verdict is None:
+            continue
+        if attempt.verdict.kind in _ENDED_BY_ITSELF:
+            break
+        if rule_of(attempt.verdict).resumes:
+            folders.append(f"attempt-{attempt.number}")
+    return tuple(folders)
 
 
 def micro_batch_of(run: Mapping[str, Any], settings: Settings, evaluation: Evaluation) -> int:
