@@ -11,7 +11,7 @@ from pathlib import Path
 
 from elmanctl.constants import INSTALL_TRAIN
 from elmanctl.folders import nearest_existing
-from elmanctl.ledger.disk import free_bytes
+from elmanctl.ledger.disk import space_of
 from elmanctl.ledger.files import NoHardLinks, link
 from elmanctl.models.backends import BACKENDS, unavailable_on_all_devices
 from elmanctl.models.registry import FAMILIES
@@ -110,7 +110,7 @@ def _folder(runs: Path, floor_gb: float, format_bytes: Callable[[float], str]) -
     yield Finding("runs", "folder", detail, fix)
     if is_writable:
         yield _hard_links(existing)
-    free, floor = free_bytes(existing), floor_gb * _GB
+    free, floor = space_of(existing, with_quota=False).free_bytes, floor_gb * _GB
     detail = f"{format_bytes(free)} free, {format_bytes(floor)} reserved"
     fix = None if free > floor else "free disk space: see `elmanctl clean --dry-run`"
     yield Finding("runs", "disk", detail, fix)

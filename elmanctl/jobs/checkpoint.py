@@ -9,6 +9,7 @@ import errno
 import hashlib
 import json
 import os
+import shutil
 import zipfile
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
@@ -136,8 +137,7 @@ def save(content: Mapping[str, Any], path: Path) -> int:
 def _check_room(content: Mapping[str, Any], folder: Path) -> None:
     """Raise OSError if there is no room: a disk that is full for a moment fails other jobs."""
     needed = sum(tensor.numel() * tensor.element_size() for tensor in _tensors(content))
-    status = os.statvfs(folder)
-    free = status.f_bavail * status.f_frsize
+    free = shutil.disk_usage(folder).free
     if free < needed:
         raise OSError(
             errno.ENOSPC, f"{needed / 1e9:.3g} GB are needed and {free / 1e9:.3g} GB are free"

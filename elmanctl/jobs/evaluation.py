@@ -6,6 +6,7 @@ torch is recorded as such.
 """
 
 import logging
+import math
 import sys
 import time
 from collections.abc import Iterator
@@ -31,6 +32,8 @@ from elmanctl.verdicts.node_disk import names_node_disk
 logger = logging.getLogger(__name__)
 
 LOG_INTERVAL_S = 10.0
+
+_IDENTITY = ("evaluation", "attempt", "parameters_expected")
 
 
 # Pickles of running searches name `elmanctl.jobs.evaluation.EvaluateAttempt`, and load it from the
@@ -210,25 +213,16 @@ class _Evaluation:
 
     def _header(self, verdict: Verdict) -> dict[str, Any]:
         evidence = [asdict(observation) for observation in verdict.evidence]
+        spec = self._spec
         return {
             "version": 1,
             "verdict": {"kind": verdict.kind, "evidence": evidence},
             "job_id": self._worker.job_id,
             "restart": self._worker.restart,
             "host": self._worker.host,
-            **self._identity(),
+            # Nothing says which attempt it is where its spec cannot be read.
+            **({} if spec is None else {name: getattr(spec, name) for name in _IDENTITY}),
             **(self._checkpoints.record() if self._checkpoints is not None else {}),
-        }
-
-    def _identity(self) -> dict[str, Any]:
-        """Return which attempt this is, by its spec; nothing if the spec cannot be read."""
-        spec = self._spec
-        if spec is None:
-            return {}
-        return {
-            "evaluation": spec.evaluation,
-            "attempt": spec.attempt,
-            "parameters_expected": spec.parameters_expected,
         }
 
 
@@ -249,7 +243,7 @@ class _Progress:
     def __init__(self, heartbeat: Heartbeat, metrics: MetricsLog) -> None:
         self._heartbeat = heartbeat
         self._metrics = metrics
-        self._last: StepRecord | None = None
+        self._last = StepRecord(step=0, loss=math.nan, grad_norm=math.nan, tokens=0, elapsed_s=0.0)
         self._logged_at = float("-inf")
 
     def phase(self, name: str) -> None:
@@ -281,8 +275,6 @@ class _Progress:
     def partial_result(self) -> dict[str, Any]:
         """Return the progress of a training that an exception ended."""
         last = self._last
-        if last is None:
-            return {"steps": 0, "tokens": 0, "last_loss": None, "elapsed_s": 0.0}
         return {
             "steps": last.step,
             "tokens": last.tokens,

@@ -8,6 +8,7 @@ import errno
 import logging
 import os
 import re
+import shutil
 import subprocess
 import traceback
 from collections.abc import Iterator
@@ -123,8 +124,7 @@ def _has_no_room(path: Path) -> bool:
 
 
 def _free_bytes(path: Path) -> int:
-    status = os.statvfs(_nearest(path))
-    return status.f_bavail * status.f_frsize
+    return shutil.disk_usage(_nearest(path)).free
 
 
 def _nearest(path: Path) -> Path:

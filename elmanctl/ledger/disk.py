@@ -125,29 +125,19 @@ def each_once(found: Iterator[Found]) -> Iterator[Found]:
         yield item
 
 
-def free_bytes(path: Path) -> int:
-    """Return the bytes that this user can still write to the file system of `path`."""
-    status = _statvfs(path)
-    return status.f_bavail * status.f_frsize
-
-
 def space_of(path: Path, *, with_quota: bool = True) -> Space:
     """Return what is left on the file system of `path`, and of this user's quota on it.
 
     Asking for a quota runs a command, at most once a minute.  Raises LedgerError.
     """
-    status = _statvfs(path)
+    with os_errors_as(LedgerError, f"cannot ask how much space is free at {path}"):
+        status = os.statvfs(path)
     return Space(
         free_bytes=status.f_bavail * status.f_frsize,
         # A file system that makes inodes as it needs them says that it has none.
         free_inodes=status.f_favail if status.f_files else None,
         quota=ask_quota(path) if with_quota else Quota(note="not asked"),
     )
-
-
-def _statvfs(path: Path) -> os.statvfs_result:
-    with os_errors_as(LedgerError, f"cannot ask how much space is free at {path}"):
-        return os.statvfs(path)
 
 
 def _refuse(error: OSError) -> None:

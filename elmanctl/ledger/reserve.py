@@ -8,6 +8,7 @@ room for a lease and some events; a worker writes its result over its own, which
 import errno
 import logging
 import os
+import shutil
 from pathlib import Path
 
 from elmanctl.ledger.files import sync_folder
@@ -58,8 +59,7 @@ def refill(folder: Path) -> None:
     if not missing:
         return
     try:
-        status = os.statvfs(folder)
-        if status.f_bavail * status.f_frsize < _FREE_FACTOR * _PARTS * PART_BYTES:
+        if shutil.disk_usage(folder).free < _FREE_FACTOR * _PARTS * PART_BYTES:
             return
         (folder / RESERVE_FOLDER).mkdir(exist_ok=True)
         for path in missing:

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from elmanctl.errors import LedgerError
-from elmanctl.ledger.disk import free_bytes, measure
+from elmanctl.ledger.disk import measure, space_of
 
 
 def allocated(path: Path) -> int:
@@ -95,9 +95,9 @@ def test_folder_that_cannot_be_read_is_an_error(
 
 def test_free_bytes_shrink_with_what_is_written(tmpfs: Callable[[int], Path]) -> None:
     folder = tmpfs(1024)
-    before = free_bytes(folder)
+    before = space_of(folder, with_quota=False).free_bytes
     (folder / "file").write_bytes(b"x" * 500_000)
     assert before == 1024 * 1024
-    assert before - free_bytes(folder) == measure(folder / "file")
+    assert before - space_of(folder, with_quota=False).free_bytes == measure(folder / "file")
     with pytest.raises(LedgerError):
-        free_bytes(folder / "none")
+        space_of(folder / "none", with_quota=False)

@@ -12,7 +12,7 @@ import pytest
 from elmanctl.cli import controller, run_client
 from elmanctl.errors import EnvironmentNotReady, LedgerError, SearchPaused
 from elmanctl.ledger import files
-from elmanctl.ledger.disk import free_bytes, space_of
+from elmanctl.ledger.disk import space_of
 from elmanctl.ledger.files import encode_json
 from elmanctl.ledger.payloads import Payload
 from elmanctl.ledger.records import RunStatus, State, Submission
@@ -193,7 +193,7 @@ def test_clean_frees_a_disk_that_is_full_to_the_last_byte_and_the_search_goes_on
     controller.drive(run.paths)
     run.leave_files(state_of(run))
     fill(run.folder.parent)
-    assert free_bytes(run.folder) == 0
+    assert space_of(run.folder, with_quota=False).free_bytes == 0
     with pytest.raises(SearchPaused, match="the disk is full"):
         controller.drive(run.paths, generations=3)
     policy = retention(effective_settings(state_of(run)).disk, CleanRequest(keep_last=0))
@@ -247,7 +247,7 @@ def test_disk_without_a_free_inode_pauses_the_search_and_is_cleaned(
     controller.drive(run.paths)
     run.leave_files(state_of(run))
     made = use_up_inodes(run.folder.parent)
-    assert free_bytes(run.folder) > 1_000_000
+    assert space_of(run.folder, with_quota=False).free_bytes > 1_000_000
     with pytest.raises(SearchPaused, match="the disk is full"):
         controller.drive(run.paths, generations=3)
     assert run_client.act_on_run(run.paths, "clean", {"keep_last": 0})["files"] > 0
@@ -343,11 +343,11 @@ def test_controller_cleans_by_the_rules_of_the_run_before_it_pauses(
     run = on_small_disk(generations=3, disk={"auto_clean": True, "keep_best": 1, "keep_last": 1})
     controller.drive(run.paths)
     run.leave_files(state_of(run))
-    before = free_bytes(run.folder)
+    before = space_of(run.folder, with_quota=False).free_bytes
     with Session.open(run.folder) as session:
         session.change_settings({"disk.floor_gb": (before + 30_000) / 1e9})
     controller.drive(run.paths, generations=4)
-    assert free_bytes(run.folder) > before + 30_000
+    assert space_of(run.folder, with_quota=False).free_bytes > before + 30_000
     with Session.open(run.folder) as session:
         session.change_settings({"disk.floor_gb": 1.0})
     with pytest.raises(SearchPaused, match=r"cleaning by the rules of .* freed"):
