@@ -23,10 +23,6 @@ _UNITS_GB = {"K": 1 / 2**20, "M": 1 / 2**10, "G": 1.0, "T": 2.0**10}
 _TIME = re.compile(r"(?:(?P<days>\d+)-)?(?P<rest>\d+(?::\d+){0,2})")
 
 
-def _text(value: str) -> str:
-    return value
-
-
 def _flag(value: str) -> bool | str:
     """Read an option that needs no value: nothing, `yes` and numbers but 0 turn it on."""
     if value.isdecimal():
@@ -70,7 +66,7 @@ class Meaning:
     """
 
     key: str
-    read: Callable[[str], Any] = _text
+    read: Callable[[str], Any] = str
     but_for: tuple[str, ...] = ()
 
 

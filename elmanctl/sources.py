@@ -84,19 +84,15 @@ def _text_of(path: Path) -> str:
 
 def preset_source(name: str) -> Source:
     """Return the values of a preset that ships with elmanctl."""
-    presets = _presets()
-    if name not in presets:
-        hint = meant(name, presets, f"presets: {', '.join(presets)}")
+    known = presets()
+    if name not in known:
+        hint = meant(name, known, f"presets: {', '.join(known)}")
         raise NotFound(f"no preset named `{name}`", hint=hint)
-    return Source(name=f"preset {name}", values=dict(flat(presets[name])))
+    return Source(name=f"preset {name}", values=dict(flat(known[name])))
 
 
-def preset_names() -> list[str]:
-    """Return the names of the presets that ship with elmanctl."""
-    return list(_presets())
-
-
-def _presets() -> dict[str, Any]:
+def presets() -> dict[str, Any]:
+    """Return the tables of the presets that ship with elmanctl, by name."""
     text = resources.files("elmanctl").joinpath("presets.toml").read_text(encoding="utf-8")
     return tomllib.loads(text)
 

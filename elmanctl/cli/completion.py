@@ -10,6 +10,7 @@ from typing import Annotated
 
 import typer
 
+from elmanctl import sources
 from elmanctl.cli.output import print_line
 from elmanctl.config import resolve, template_folders
 from elmanctl.constants import COMPLETION_VARIABLE, PROGRAM
@@ -21,7 +22,6 @@ from elmanctl.models.registry import FAMILIES, find_family
 from elmanctl.run.paths import RunPaths
 from elmanctl.search.selection import find_run, list_runs
 from elmanctl.settings import setting_help
-from elmanctl.sources import preset_names, template_names
 from elmanctl.space.space import space_names
 
 logger = logging.getLogger(__name__)
@@ -76,14 +76,14 @@ def model_names(incomplete: str) -> list[str]:
 
 def presets(incomplete: str) -> list[str]:
     """Return the presets whose names start with the word."""
-    return _starting(preset_names(), incomplete)
+    return _starting(sources.presets(), incomplete)
 
 
 def templates(incomplete: str) -> list[str]:
     """Return the resource templates whose names start with the word, the user's own included."""
     try:
         folders = template_folders(resolve({}).settings)
-        return _starting(template_names(folders), incomplete)
+        return _starting(sources.template_names(folders), incomplete)
     except (ElmanError, OSError) as exc:
         logger.debug("nothing to complete: %s", exc)
         return []

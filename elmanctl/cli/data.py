@@ -56,15 +56,8 @@ def pack(
     if duplicates:
         warn(f"{duplicates} files are in two of the folders, and once in the corpus")
     if as_json:
-        print_json(
-            {
-                "path": str(summary.path),
-                "size_bytes": summary.size_bytes,
-                "sha256": summary.sha256,
-                "documents": summary.documents,
-                "skipped": dict(summary.skipped),
-            }
-        )
+        sizes = {key: getattr(summary, key) for key in ("size_bytes", "sha256", "documents")}
+        print_json({"path": str(summary.path), **sizes, "skipped": dict(summary.skipped)})
         return
     print_line(
         f"{out}: {summary.documents} documents, {summary.size_bytes} bytes, "

@@ -219,13 +219,8 @@ def _space_data(space: Space, settings: DiskSettings) -> dict[str, Any]:
 def _forecast_data(found: Forecast | None) -> dict[str, Any] | None:
     if found is None:
         return None
-    return {
-        "evaluation_bytes": found.evaluation_bytes,
-        "evaluations_left": found.evaluations_left,
-        "needed_bytes": found.needed_bytes,
-        "room_bytes": found.room_bytes,
-        "fits": found.fits,
-    }
+    keys = ("evaluation_bytes", "evaluations_left", "needed_bytes", "room_bytes", "fits")
+    return {key: getattr(found, key) for key in keys}
 
 
 def _sum(held: Sequence[OwnedFile]) -> int:

@@ -6,10 +6,11 @@ from dataclasses import asdict
 from typing import Any
 
 from elmanctl import clock
+from elmanctl.cli.rows import evaluation_row, with_progress
 from elmanctl.errors import LedgerCorrupt
 from elmanctl.ledger.holder import is_gone
 from elmanctl.ledger.lease import STALE_S, lease_age_s, read_holder
-from elmanctl.ledger.records import RunStatus, State
+from elmanctl.ledger.records import Evaluation, RunStatus, State
 from elmanctl.ledger.run_state import RunState
 from elmanctl.ledger.summary import RunSummary
 from elmanctl.run.paths import RunPaths
@@ -67,7 +68,13 @@ def note_line(note: SchedulerNote) -> str:
     return text
 
 
-def with_pending_reason(row: dict[str, Any], note: SchedulerNote | None) -> dict[str, Any]:
+def live_row(paths: RunPaths, evaluation: Evaluation, note: SchedulerNote | None) -> dict[str, Any]:
+    """Return an evaluation's row with what its worker and the scheduler report of it."""
+    row = _with_pending_reason(evaluation_row(evaluation), note)
+    return with_progress(row, paths, evaluation)
+
+
+def _with_pending_reason(row: dict[str, Any], note: SchedulerNote | None) -> dict[str, Any]:
     """Add to an evaluation's row why its job is pending, or why it may be lost."""
     job, notes = str(row["job"]), []
     if note is not None and not note.is_stale:

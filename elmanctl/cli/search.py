@@ -2,6 +2,7 @@
 
 import re
 from dataclasses import replace
+from itertools import chain, count
 from pathlib import Path
 from typing import Annotated
 
@@ -193,10 +194,8 @@ def _free_name(runs: Path, model: str, suffix: str | None) -> str:
 
 
 def _next_free(runs: Path, base: str) -> str:
-    number = 1
-    while (runs / (base if number == 1 else f"{base}-{number}")).exists():
-        number += 1
-    return base if number == 1 else f"{base}-{number}"
+    names = chain([base], (f"{base}-{number}" for number in count(2)))
+    return next(name for name in names if not (runs / name).exists())
 
 
 def _create(plan: SearchPlan, *, is_named: bool) -> Path:

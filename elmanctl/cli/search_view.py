@@ -7,14 +7,8 @@ from typing import Any
 
 from elmanctl import clock
 from elmanctl.cli import output
-from elmanctl.cli.rows import (
-    describe_config,
-    evaluation_row,
-    searched_names,
-    shown_elapsed,
-    with_progress,
-)
-from elmanctl.cli.scheduler_status import with_pending_reason
+from elmanctl.cli.rows import describe_config, searched_names, shown_elapsed
+from elmanctl.cli.scheduler_status import live_row
 from elmanctl.ledger.records import Evaluation, State, Verdict, VerdictKind
 from elmanctl.ledger.run_state import RunState
 from elmanctl.models.params import format_count
@@ -193,8 +187,7 @@ def _live_cells(
     session: Session, evaluation: Evaluation, names: Sequence[str], note: SchedulerNote | None
 ) -> list[str | None]:
     """Return a row: a live evaluation by its heartbeat, a finished one by its result."""
-    row = with_pending_reason(evaluation_row(evaluation), note)
-    row = with_progress(row, session.paths, evaluation)
+    row = live_row(session.paths, evaluation, note)
     values = evaluation.hyperparameters
     return [
         evaluation.id,

@@ -44,14 +44,9 @@ _TAIL_LIMIT_BYTES = 64 << 20
 
 # The shown keys of a result, with their labels.
 _SHOWN_OF_RESULT = {
-    "steps": "steps",
-    "tokens": "tokens",
-    "tokens_per_s": "tokens/s",
-    "micro_batch": "micro-batch",
-    "backend": "backend",
-    "device": "device",
-    "precision": "precision",
-    "fingerprint": "fingerprint",
+    **{"steps": "steps", "tokens": "tokens", "tokens_per_s": "tokens/s"},
+    **{"micro_batch": "micro-batch", "backend": "backend", "device": "device"},
+    **{"precision": "precision", "fingerprint": "fingerprint"},
 }
 
 

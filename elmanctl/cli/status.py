@@ -1,7 +1,6 @@
 """The `status` command: all runs, or the evaluations of one; reads ledgers, writes nothing."""
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -19,10 +18,9 @@ from elmanctl.cli.rows import (
     searched_names,
     shown_elapsed,
     start_data,
-    with_progress,
 )
 from elmanctl.cli.run_head import STOPPED, facts, headline
-from elmanctl.cli.scheduler_status import current_note, note_data, with_pending_reason
+from elmanctl.cli.scheduler_status import current_note, live_row, note_data
 from elmanctl.errors import LedgerCorrupt, LedgerError, NotFound, UsageError, meant
 from elmanctl.folders import as_written
 from elmanctl.ledger.disk import space_of
@@ -88,7 +86,9 @@ def status(
         _status_of_all(ctx, as_json=as_json)
         return
     paths = chosen_run(ctx, run)
-    _check_state(state)
+    if state is not None and state not in _STATES:
+        hint = meant(state, _STATES, f"states: {', '.join(_STATES)}")
+        raise UsageError(f"no state named `{state}`", hint=hint)
     whole: RunState | None = None
     if everything or state is not None or generation is not None:
         whole = load_readable(paths)
@@ -99,12 +99,9 @@ def status(
         chosen = found.page
     note = current_note(paths, found)
     if as_json:
-        rows = [_evaluation_row(paths, evaluation, note) for evaluation in chosen]
-        run_row = {
-            **_run_row(paths, found),
-            "cost": _cost(paths, found),
-            "scheduler": note_data(note),
-        }
+        rows = [live_row(paths, evaluation, note) for evaluation in chosen]
+        about = {"cost": _cost(paths, found), "scheduler": note_data(note)}
+        run_row = {**_run_row(paths, found), **about}
         # The noise of repeats with other seeds takes the whole ledger.
         noise = None if whole is None else noise_data(whole)
         output.print_json({"run": run_row, "noise": noise, "evaluations": rows})
@@ -126,21 +123,20 @@ def _status_of_all(ctx: typer.Context, *, as_json: bool) -> None:
     if as_json:
         output.print_json({"runs": rows})
         return
-    _mention_single_evaluations(runs)
+    singles = list_single_evaluations(runs)
+    if singles:
+        results = f"{output.counted(len(singles), 'result')} of `elmanctl eval`"
+        output.say(f"{runs} also has {results}: see result.json in {singles[-1].name}, the newest")
     if not rows:
         output.say(no_runs_in(runs))
         return
     output.print_table(
         [
-            output.Column("RUN"),
-            output.Column("STATUS"),
+            *output.columns("RUN", "STATUS"),
             output.Column("MODEL", dispensable=3),
-            output.Column("GEN", right=True),
-            output.Column("DONE", right=True),
-            output.Column("RUNNING", right=True),
+            *output.columns("GEN", "DONE", "RUNNING", right=True),
             output.Column("PENDING", right=True, dispensable=2),
-            output.Column("FAILED", right=True),
-            output.Column("BEST LOSS", right=True),
+            *output.columns("FAILED", "BEST LOSS", right=True),
             output.Column("BEST", dispensable=2),
             output.Column("DISK", right=True, dispensable=3),
             output.Column("UPDATED", dispensable=1),
@@ -148,14 +144,6 @@ def _status_of_all(ctx: typer.Context, *, as_json: bool) -> None:
         ],
         [_run_cells(row) for row in rows],
     )
-
-
-def _mention_single_evaluations(runs: Path) -> None:
-    """Mention the results of `elmanctl eval` in the runs folder, which are not runs."""
-    found = list_single_evaluations(runs)
-    if found:
-        results = f"{output.counted(len(found), 'result')} of `elmanctl eval`"
-        output.say(f"{runs} also has {results}: see result.json in {found[-1].name}, the newest")
 
 
 def _cost(paths: RunPaths, state: RunSummary) -> dict[str, Any]:
@@ -201,26 +189,16 @@ def _run_row(paths: RunPaths, state: RunSummary) -> dict[str, Any]:
 
 
 def _run_cells(row: dict[str, Any]) -> list[str | None]:
-    moment = clock.from_text(row["updated_at"])
-    updated = (
-        f"{clock.format_rough((clock.now() - moment).total_seconds())} ago"
-        if output.is_terminal()
-        else row["updated_at"]
-    )
+    updated = row["updated_at"]
+    if output.is_terminal():
+        age_s = (clock.now() - clock.from_text(updated)).total_seconds()
+        updated = f"{clock.format_rough(age_s)} ago"
     return [
-        row["run"],
-        row["status"],
-        row["model"],
+        *(row["run"], row["status"], row["model"]),
         f"{row['generation']}/{row['generations']}",
-        str(row["done"]),
-        str(row["running"]),
-        str(row["pending"]),
-        str(row["failed"]),
-        output.format_loss(row["best_loss"]),
-        row["best"],
-        output.shown_bytes(row["size_bytes"]),
-        updated,
-        row["corpus"],
+        *(str(row[key]) for key in ("done", "running", "pending", "failed")),
+        *(output.format_loss(row["best_loss"]), row["best"]),
+        *(output.shown_bytes(row["size_bytes"]), updated, row["corpus"]),
     ]
 
 
@@ -247,12 +225,6 @@ def _select(found: RunState, *, state: str | None, generation: int | None) -> li
     return chosen
 
 
-def _check_state(state: str | None) -> None:
-    if state is not None and state not in _STATES:
-        hint = meant(state, _STATES, f"states: {', '.join(_STATES)}")
-        raise UsageError(f"no state named `{state}`", hint=hint)
-
-
 def _print_run(
     paths: RunPaths, found: RunSummary, chosen: Sequence[Evaluation], note: SchedulerNote | None
 ) -> None:
@@ -264,7 +236,7 @@ def _print_run(
     if disk is not None and disk.warning:
         output.warn(f"{disk.warning}: see `elmanctl disk {row['run']}`")
     names = searched_names(found.run)
-    rows = [(_evaluation_row(paths, one, note), one) for one in chosen]
+    rows = [(live_row(paths, one, note), one) for one in chosen]
     is_live = any(row["state"] in _LIVE for row, _ in rows)
     output.print_table(
         evaluation_columns(names, is_live=is_live),
@@ -285,8 +257,7 @@ def evaluation_columns(names: Sequence[str], *, is_live: bool) -> list[output.Co
     """
     axes, job, step, elapsed = (5, 4, 3, 2) if is_live else (2, 4, 5, 3)
     return [
-        output.Column("EVAL"),
-        output.Column("STATE"),
+        *output.columns("EVAL", "STATE"),
         output.Column("JOB", dispensable=job),
         output.Column("LOSS", right=True),
         output.Column("STEP", right=True, dispensable=step, may_be_empty=True),
@@ -296,13 +267,6 @@ def evaluation_columns(names: Sequence[str], *, is_live: bool) -> list[output.Co
         output.Column("NODE", dispensable=6, may_be_empty=True),
         output.Column("REASON", dispensable=1, wraps=True, may_be_empty=True),
     ]
-
-
-def _evaluation_row(
-    paths: RunPaths, evaluation: Evaluation, note: SchedulerNote | None
-) -> dict[str, Any]:
-    row = with_pending_reason(evaluation_row(evaluation), note)
-    return with_progress(row, paths, evaluation)
 
 
 def _evaluation_cells(
