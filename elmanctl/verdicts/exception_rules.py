@@ -15,14 +15,17 @@ _K = VerdictKind
 # Prefix of a class name, also where another exception quotes it.
 _NAMED = r"(?:^|: )(?:\w+\.|<locals>\.)*"
 
+# In order of precedence: the first match decides.
+_RULES: dict[str, TextRule] = {}
+
 # elmanctl's own exceptions for a bad configuration.
-_REFUSED = rule(
+_RULES["refused"] = rule(
     "invalidconfiguration elmanctl",
     rf"{_NAMED}InvalidConfiguration\b|\belmanctl\.errors\.NotFound\b",
     _K.INVALID,
 )
 # Shared memory is a file system of the node, which fills up or runs out of descriptors.
-_SHARED_MEMORY = rule(
+_RULES["shared_memory"] = rule(
     "shm shared torch_ ancdata psm_ semaphore",
     r"unable to (?:open shared memory object|allocate shared memory)"
     r"|unable to (?:write to|resize|mmap|stat|truncate) (?:\S+ ){0,6}<(?:/?torch_|/?psm_)\S+"
@@ -34,15 +37,15 @@ _SHARED_MEMORY = rule(
     _K.ENVIRONMENT,
 )
 # A count that the kernel limits has run out, not a disk.
-_KERNEL_LIMIT = rule(
+_RULES["kernel_limit"] = rule(
     "namespace inotify cgroup",
     r"(?i:\b(?:namespace|inotify|cgroup)\b.{0,200}(?:No space left on device|limit reached))",
     _K.ENVIRONMENT,
 )
-_NODE_DISK = rule(NODE_DISK_KEYS, NODE_DISK, _K.ENVIRONMENT)
+_RULES["node_disk"] = rule(NODE_DISK_KEYS, NODE_DISK, _K.ENVIRONMENT)
 # A library does not load because a table of the loader is full, not the memory.
-_LOADER = rule("tls", r"static TLS block", _K.ENVIRONMENT)
-_DISK_FULL = rule(
+_RULES["loader"] = rule("tls", r"static TLS block", _K.ENVIRONMENT)
+_RULES["disk_full"] = rule(
     "space quota errno error code: enospc edquot storagefull pytorchstreamwriter inline_container "
     "disk written",
     rf"{MESSAGES[_K.DISK_FULL]}|{numbered(NUMBERS[_K.DISK_FULL])}"
@@ -52,7 +55,7 @@ _DISK_FULL = rule(
     r"|^OSError: \d+ requested and \d+ written",
     _K.DISK_FULL,
 )
-_OOM = rule(
+_RULES["oom"] = rule(
     "memory bad_alloc alloc_failed allocation_failed allocfailed resource_exhausted oom malloc "
     "allocate errno error code: out_of_resources triton insufficient cachingallocator "
     "resource",
@@ -76,7 +79,7 @@ _OOM = rule(
     rf"|{MESSAGES[_K.OOM]}|{numbered(NUMBERS[_K.OOM])}",
     _K.OOM,
 )
-_NO_DEVICE = rule(
+_RULES["no_device"] = rule(
     "gpu driver device cuda hip rocm xpu npu cuda-capable initializ nvml kfd kernel toolchain "
     "compute mps smi accelerator available function gpu-architecture architecture tensile",
     r"No (?:CUDA|HIP|XPU|NPU|MUSA) (?:GPUs|devices) are available|Found no NVIDIA driver"
@@ -127,7 +130,7 @@ _NO_DEVICE = rule(
     r"device (?:count|handle)\b)",
     _K.ENVIRONMENT,
 )
-_NO_TOOL = rule(
+_RULES["no_tool"] = rule(
     "compiler ptxas ldconfig gcc cc libcuda triton ninja cuda_home nvcc clang smi conda version "
     "shared symbol segment short dlopen libdevice cudnn load open elf af_unix numpy baseline "
     "locale getpwuid home temporary username cppcompile command extension",
@@ -152,7 +155,7 @@ _NO_TOOL = rule(
     r"|AF_UNIX path too long|[Cc]ould not determine home directory|No usable temporary directory",
     _K.ENVIRONMENT,
 )
-_NO_THREADS = rule(
+_RULES["no_threads"] = rule(
     "thread process_create pthread_create fork would",
     r"can't start new thread|pthread_create failed|[Tt]hread creation failed"
     r"|(?i:(?:failed to|unable to|could not|can't|cannot) (?:spawn|create|start) (?:\w+ ){0,2}"
@@ -160,7 +163,7 @@ _NO_THREADS = rule(
     r"|ThreadPoolBuildError|\bWouldBlock\b|\bfork(?:\(\))? failed",
     _K.ENVIRONMENT,
 )
-_FAILED_CALL = rule(
+_RULES["failed_call"] = rule(
     "errno error code: input/output unavailable busy many read-only locks symbolic network "
     "timed refused host handle remote endpoint cleaning address severed hardware device "
     "required unable disk readonly locked lock",
@@ -171,7 +174,7 @@ _FAILED_CALL = rule(
     r"|attempt to write a readonly)",
     _K.ENVIRONMENT,
 )
-_NO_NETWORK = rule(
+_RULES["no_network"] = rule(
     "environment eaddrinuse couldn't retries distnetwork rendezvous client server repo identifier "
     "resolution service ssl certificate proxy offline localentrynotfound timeout "
     "credentials connect reach connection api_key commerror disconnected payload",
@@ -190,14 +193,50 @@ _NO_NETWORK = rule(
     _K.ENVIRONMENT,
 )
 # Caches that many jobs write at once, on a shared file system.
-_CACHE = rule(
+_RULES["cache"] = rule(
     ".triton .cache torchinductor torch_extensions triton __pycache__ .nv",
     rf"{_NAMED}(?:OSError|\w*FileExistsError|NotADirectoryError|IsADirectoryError"
     r"|FileNotFoundError|BlockingIOError)\b.*"
     r"(?:/\.(?:triton|cache|nv)/|torchinductor|torch_extensions|triton_?cache|__pycache__)",
     _K.ENVIRONMENT,
 )
-_INVALID = rule(
+_RULES["nccl_of_torch"] = rule(
+    "nccl", r"\bnccl(Unhandled|System)\w*", _K.CUDA_ERROR, Weight.SYMPTOM
+)
+_RULES["interrupt"] = INTERRUPT = rule(
+    "keyboardinterrupt signal exitcode",
+    r"^(Detected )?KeyboardInterrupt\b|got signal: 2\b|exitcode\s*:\s*-2\b"
+    r"|died with <Signals\.SIGINT\b",
+    _K.CANCELLED,
+    Weight.SIGNAL,
+)
+_RULES["cpu_limit"] = CPU_LIMIT = rule(
+    "signal exitcode return sigxcpu limit",
+    r"got signal: 24\b|terminated with signal SIGXCPU|exitcode\s*:\s*-24\b|return code = -24\b"
+    r"|is killed by signal: CPU time limit|\b[Rr]eceived SIGXCPU\b|\bSIGXCPU received\b"
+    r"|died with <Signals\.SIGXCPU\b",
+    _K.TIMEOUT,
+    Weight.SCHEDULER,
+)
+# A launcher that stops the other ranks sends them SIGTERM; a process sends itself SIGABRT.
+_RULES["child_ended"] = CHILD_ENDED = rule(
+    "signal exitcode return sigterm",
+    r"terminated with signal SIG(TERM|ABRT)|exitcode\s*:\s*-(6|15)\b|return code = -(6|15)\b"
+    r"|\b[Rr]eceived (SIGTERM|signal 15\b)|\bSIGTERM received\b|is killed by signal: Aborted"
+    r"|died with <Signals\.SIG(TERM|ABRT)\b",
+    _K.KILLED,
+    Weight.SYMPTOM,
+)
+_RULES["child_signal"] = CHILD_SIGNAL = rule(
+    "signal exitcode return sigkill sigsegv",
+    r"died with <Signals\.SIG|terminated by signal \w+|\{SIG[A-Z]+\(-\d"
+    r"|got signal: \d+|terminated with signal SIG|is killed by signal: \w+|exitcode\s*:\s*-\d+"
+    r"|return code = -\d+",
+    _K.KILLED,
+    Weight.SIGNAL,
+)
+_RULES["no_jobs"] = rule("submitted", r"could not find submitted jobs", _K.LOST)
+_RULES["invalid"] = rule(
     "outofresources config validation size shape support divisible related used",
     r"\bOutOfResources\b|\bConfig(Attribute|Key|Composition)\w+:"
     r"|\bValidationError: \d+ validation error|DeepSpeedConfigError"
@@ -211,13 +250,13 @@ _INVALID = rule(
     r"(level|model|config|arch|dtype|optimi[sz]er|activation|layer|backend|head|dim|hidden)\w*)",
     _K.INVALID,
 )
-_INVALID_CHOICE = rule(
+_RULES["invalid_choice"] = rule(
     "available choose supported must",
     r"(?i:error: .{0,200}?\b(invalid|unknown|unsupported|must be one of)\b)",
     _K.INVALID,
     then=r"(?i:\b(available|choose from|supported|must be one of|one of)\b)",
 )
-_MISSING = rule(
+_RULES["missing"] = rule(
     "notfound import notready permissionerror module",
     rf"{_NAMED}(?:(?:Module|Packages?|Command|Dataset|DataFiles|Repository|Revision|Entry)"
     r"NotFoundError|\w*ImportError|EnvironmentNotReady|PermissionError)\b"
@@ -226,7 +265,16 @@ _MISSING = rule(
     rf"|{_NAMED}FileNotFoundError\b(?!:? ?(?:\[Errno 2\] )?(?:No such file(?: or directory)?)?$)",
     _K.ENVIRONMENT,
 )
-_CUDA = rule(
+_RULES["nccl"] = rule(
+    "nccl rccl hccl watchdog distbackend cuda",
+    r"Watchdog caught collective operation timeout|\b[NRH]CCL (\w+ )?error\b"
+    r"|\b[NRH]CCL communicator was aborted|\bncclUnhandled|\bnccl\w+Error\b"
+    r"|ProcessGroup[NH]CCL.{0,200}(timed out|[Hh]eartbeat monitor|watchdog thread terminated)"
+    r"|\bDistBackendError\b|Cuda failure ",
+    _K.CUDA_ERROR,
+    Weight.SYMPTOM,
+)
+_RULES["cuda"] = rule(
     "cuda hip cudnn cublas cusolver cusparse cufft curand nvrtc accelerator device-side illegal "
     "triton xpu npu hpu musa sycl level_zero ur_result pi_error ze_result rocblas hipblas miopen "
     "acl gpu",
@@ -240,17 +288,8 @@ _CUDA = rule(
     r"|\bACL (?:stream |error)|NVMLError_GpuIsLost|\bGPU is lost\b",
     _K.CUDA_ERROR,
 )
-_NCCL = rule(
-    "nccl rccl hccl watchdog distbackend cuda",
-    r"Watchdog caught collective operation timeout|\b[NRH]CCL (\w+ )?error\b"
-    r"|\b[NRH]CCL communicator was aborted|\bncclUnhandled|\bnccl\w+Error\b"
-    r"|ProcessGroup[NH]CCL.{0,200}(timed out|[Hh]eartbeat monitor|watchdog thread terminated)"
-    r"|\bDistBackendError\b|Cuda failure ",
-    _K.CUDA_ERROR,
-    Weight.SYMPTOM,
-)
 # The peer is gone: a server, or a rank whose own message says more.
-_PEER_GONE = rule(
+_RULES["peer_gone"] = rule(
     "connection connectfullmesh diststore socket recv",
     r"Connection (?:reset|closed) by peer|ConnectionResetError|Remote end closed connection"
     r"|Connection was likely closed|connectFullMesh failed"
@@ -258,7 +297,7 @@ _PEER_GONE = rule(
     _K.ENVIRONMENT,
     Weight.SYMPTOM,
 )
-_WRAPPER = rule(
+_RULES["wrapper"] = rule(
     "childfailed calledprocess processraised processexited raytask brokenprocess "
     "terminatedworker "
     "failedjob pipe dataloader",
@@ -269,67 +308,6 @@ _WRAPPER = rule(
     _K.PYTHON_ERROR,
     Weight.SYMPTOM,
 )
-INTERRUPT = rule(
-    "keyboardinterrupt signal exitcode",
-    r"^(Detected )?KeyboardInterrupt\b|got signal: 2\b|exitcode\s*:\s*-2\b"
-    r"|died with <Signals\.SIGINT\b",
-    _K.CANCELLED,
-    Weight.SIGNAL,
-)
-CPU_LIMIT = rule(
-    "signal exitcode return sigxcpu limit",
-    r"got signal: 24\b|terminated with signal SIGXCPU|exitcode\s*:\s*-24\b|return code = -24\b"
-    r"|is killed by signal: CPU time limit|\b[Rr]eceived SIGXCPU\b|\bSIGXCPU received\b"
-    r"|died with <Signals\.SIGXCPU\b",
-    _K.TIMEOUT,
-    Weight.SCHEDULER,
-)
-# A launcher that stops the other ranks sends them SIGTERM; a process sends itself SIGABRT.
-CHILD_ENDED = rule(
-    "signal exitcode return sigterm",
-    r"terminated with signal SIG(TERM|ABRT)|exitcode\s*:\s*-(6|15)\b|return code = -(6|15)\b"
-    r"|\b[Rr]eceived (SIGTERM|signal 15\b)|\bSIGTERM received\b|is killed by signal: Aborted"
-    r"|died with <Signals\.SIG(TERM|ABRT)\b",
-    _K.KILLED,
-    Weight.SYMPTOM,
-)
-CHILD_SIGNAL = rule(
-    "signal exitcode return sigkill sigsegv",
-    r"died with <Signals\.SIG|terminated by signal \w+|\{SIG[A-Z]+\(-\d"
-    r"|got signal: \d+|terminated with signal SIG|is killed by signal: \w+|exitcode\s*:\s*-\d+"
-    r"|return code = -\d+",
-    _K.KILLED,
-    Weight.SIGNAL,
-)
 
-# The first match decides.
-EXCEPTION_RULES: tuple[TextRule, ...] = (
-    _REFUSED,
-    _SHARED_MEMORY,
-    _KERNEL_LIMIT,
-    _NODE_DISK,
-    _LOADER,
-    _DISK_FULL,
-    _OOM,
-    _NO_DEVICE,
-    _NO_TOOL,
-    _NO_THREADS,
-    _FAILED_CALL,
-    _NO_NETWORK,
-    _CACHE,
-    rule("nccl", r"\bnccl(Unhandled|System)\w*", _K.CUDA_ERROR, Weight.SYMPTOM),
-    INTERRUPT,
-    CPU_LIMIT,
-    CHILD_ENDED,
-    CHILD_SIGNAL,
-    rule("submitted", r"could not find submitted jobs", _K.LOST),
-    _INVALID,
-    _INVALID_CHOICE,
-    _MISSING,
-    _NCCL,
-    _CUDA,
-    _PEER_GONE,
-    _WRAPPER,
-)
-
+EXCEPTION_RULES = tuple(_RULES.values())
 EXCEPTIONS = RuleTable(EXCEPTION_RULES)
