@@ -7,13 +7,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from elmanctl.errors import LedgerCorrupt, LedgerError, LedgerTooNew, NotFound
-from elmanctl.ledger.events import (
-    DamagedLine,
-    Event,
-    MalformedEvent,
-    decode_line,
-    holds_whole_event,
-)
+from elmanctl.ledger.events import DamagedLine, Event, decode_line, holds_whole_event
 from elmanctl.ledger.files import open_regular
 
 RESTORE_HINT = (
@@ -117,7 +111,7 @@ def parse(raw: bytes, path: Path, *, first: int = 1) -> LedgerContents:
         try:
             event = decode_line(line)
             stale += accept(events, event, first)
-        except (DamagedLine, MalformedEvent, LedgerCorrupt) as exc:
+        except (DamagedLine, LedgerCorrupt) as exc:
             # A torn write is a part of one line, so it never holds a right checksum.
             if number < len(lines) or holds_whole_event(line):
                 raise LedgerCorrupt(f"{path} line {number}: {exc}", hint=RESTORE_HINT) from exc

@@ -26,10 +26,10 @@ _SEAL = re.compile(rb',"crc":"[0-9a-f]{8}"\}')
 
 
 class DamagedLine(ValueError):
-    """Bytes whose checksum does not match: a torn write, or damage."""
+    """A line that holds no event: its checksum does not match, after a torn write or damage."""
 
 
-class MalformedEvent(ValueError):
+class MalformedEvent(DamagedLine):
     """A line with a right checksum that does not hold an event."""
 
 

@@ -10,7 +10,7 @@ from elmanctl.ledger import payloads, records, transitions
 from elmanctl.ledger.disk_use import OTHER
 from elmanctl.ledger.payloads import Payload
 from elmanctl.ledger.run_state import Note, RunState
-from elmanctl.ledger.spending import Spent, cost_of
+from elmanctl.ledger.spending import Spent, cost_of, devices
 
 
 @singledispatch
@@ -138,7 +138,7 @@ def _attempt_finished(event: payloads.AttemptFinished, state: RunState, at: str)
     state.put(finished)
     attempt = next(each for each in finished.attempts if each.number == event.attempt)
     kind = event.verdict.kind
-    cost = cost_of(attempt, _submission(state, attempt.submission).resources)
+    cost = cost_of(attempt, devices(_submission(state, attempt.submission).resources))
     state.spent[kind.value] = state.spent.get(kind.value, Spent()) + cost
     if kind is records.VerdictKind.COMPLETED:
         state.failures_in_a_row.clear()

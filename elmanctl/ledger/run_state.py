@@ -211,15 +211,11 @@ class RunState:
         written = sum(attempt.size_bytes or 0 for attempt in evaluation.attempts)
         return max(0, written - self.freed_bytes.get(evaluation.id, 0))
 
-    def copy(self) -> "RunState":
-        """Return a state of its own that shares the immutable records."""
-        copies: dict[str, Any] = {name: dict(getattr(self, name)) for name in _DICTS}
-        return replace(self, **copies, **self._lists())
-
     def trial(self) -> "RunState":
         """Return a state to try an event on: it shares all with this one and changes nothing."""
         overlaid: dict[str, Any] = {name: Overlay(getattr(self, name)) for name in _DICTS}
-        return replace(self, **overlaid, **self._lists())
+        lists: dict[str, Any] = {name: list(getattr(self, name)) for name in _LISTS}
+        return replace(self, **overlaid, **lists)
 
     def adopt(self, trial: "RunState") -> None:
         """Become what a trial of this state has become."""
@@ -227,9 +223,6 @@ class RunState:
             getattr(trial, name).write_back()
         for name in _VALUES:
             setattr(self, name, getattr(trial, name))
-
-    def _lists(self) -> dict[str, Any]:
-        return {name: list(getattr(self, name)) for name in _LISTS}
 
     def _list(self, names: dict[str, int], name: str, belongs: bool) -> None:
         if belongs:

@@ -7,13 +7,7 @@ from pathlib import Path
 
 from elmanctl.errors import LedgerCorrupt, LedgerTooNew
 from elmanctl.ledger.contents import LONGEST_LINE_BYTES, RESTORE_HINT, accept, opened
-from elmanctl.ledger.events import (
-    DamagedLine,
-    Event,
-    MalformedEvent,
-    decode_line,
-    holds_whole_event,
-)
+from elmanctl.ledger.events import DamagedLine, Event, decode_line, holds_whole_event
 from elmanctl.ledger.run_state import RunState
 from elmanctl.ledger.state import apply
 from elmanctl.ledger.store import LEDGER_FILE
@@ -69,7 +63,7 @@ def scan(path: Path) -> Scan:
         found.good_size_bytes = line.begins_at + len(line.raw)
         try:
             event = decode_line(line.raw.removesuffix(b"\n"))
-        except (DamagedLine, MalformedEvent) as exc:
+        except DamagedLine as exc:
             if line.is_last and not holds_whole_event(line.raw):
                 found.torn_bytes = len(line.raw)
                 found.good_size_bytes = line.begins_at

@@ -21,7 +21,7 @@ from typing import Any
 from elmanctl.codec import decode, encode, json_field
 from elmanctl.errors import LedgerCorrupt, LedgerError, NotFound
 from elmanctl.ledger.contents import LONGEST_LINE_BYTES, parse, read_lines
-from elmanctl.ledger.events import DamagedLine, MalformedEvent, decode_line, seal
+from elmanctl.ledger.events import DamagedLine, decode_line, seal
 from elmanctl.ledger.files import open_regular, parse_object, read_small, write_atomically
 from elmanctl.ledger.records import Evaluation, Submission
 from elmanctl.ledger.run_state import RunState
@@ -98,8 +98,10 @@ def read_snapshot(folder: Path) -> tuple[int, RunState] | None:
     None when there is no snapshot, or one that other code made.  Raises ValueError or LedgerError
     for one that is damaged, or that the ledger contradicts.
     """
-    raw = _bytes(folder / SNAPSHOT_FILE)
-    if raw is None:
+    try:
+        # The writer makes none above its limit.
+        raw = read_small(folder / SNAPSHOT_FILE, LIMIT_BYTES)
+    except FileNotFoundError:
         return None
     body, found_seal = raw[:-19], raw[-19:-1]
     if raw[-1:] != b"\n" or found_seal != seal(body):
@@ -279,17 +281,9 @@ def _neighbours(state: RunState, names: Sequence[str]) -> list[str]:
 def _identity(line: bytes) -> list[Any]:
     try:
         event = decode_line(line)
-    except (DamagedLine, MalformedEvent) as exc:
+    except DamagedLine as exc:
         raise LedgerCorrupt(f"there is no event where one ended: {exc}") from exc
     return [event.seq, event.fence, line[-10:-2].decode("ascii")]
-
-
-def _bytes(path: Path) -> bytes | None:
-    try:
-        # The writer makes none above its limit.
-        return read_small(path, LIMIT_BYTES)
-    except FileNotFoundError:
-        return None
 
 
 @cache

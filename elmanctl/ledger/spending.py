@@ -38,16 +38,11 @@ class Spent:
         )
 
 
-def cost_of(attempt: Attempt, resources: Resources, now: datetime | None = None) -> Spent:
-    """Return what one attempt cost that asked for `resources`.
+def cost_of(attempt: Attempt, device_count: int, now: datetime | None = None) -> Spent:
+    """Return what one attempt cost on so many devices.
 
     Waiting in the queue costs nothing.  An attempt that runs cost what it did until `now`.
     """
-    return cost_on(attempt, devices(resources), now)
-
-
-def cost_on(attempt: Attempt, device_count: int, now: datetime | None = None) -> Spent:
-    """Return what one attempt cost on so many devices; see `cost_of`."""
     elapsed_s = _elapsed_s(attempt, now)
     return Spent(attempts=1, elapsed_s=elapsed_s, device_s=elapsed_s * device_count)
 

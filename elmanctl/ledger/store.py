@@ -45,7 +45,13 @@ class LedgerWriter:
         self.contents = read_events(path)
         self._next_seq = len(self.contents.events) + 1
         self.last_line_at = self.contents.last_line_at
-        _check_fence(path, lease, self.contents.highest_fence)
+        highest = self.contents.highest_fence
+        if highest > lease.fence or (highest == lease.fence and not lease.has_writer):
+            raise LedgerLocked(
+                f"{path} was written under lease {highest}, "
+                f"and this process holds lease {lease.fence}",
+                hint="another process wrote to the run meanwhile; try again",
+            )
         lease.has_writer = True
         self._broken: str | None = None
         with os_errors_as(LedgerError, f"cannot write {path}"):
@@ -172,15 +178,6 @@ def _draft(seq: int, fence: int, kind: str, data: Mapping[str, object]) -> Draft
     at = clock.to_text(clock.now())
     line = encode_event(Event(seq=seq, at=at, fence=fence, kind=kind, data=data))
     return Draft(event=decode_line(line.removesuffix(b"\n")), line=line)
-
-
-def _check_fence(path: Path, lease: Lease, highest: int) -> None:
-    """Refuse a lease that is not newer than all that others have written."""
-    if highest > lease.fence or (highest == lease.fence and not lease.has_writer):
-        raise LedgerLocked(
-            f"{path} was written under lease {highest}, and this process holds lease {lease.fence}",
-            hint="another process wrote to the run meanwhile; try again",
-        )
 
 
 def _write_whole(fd: int, data: bytes) -> None:

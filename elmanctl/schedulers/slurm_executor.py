@@ -64,7 +64,8 @@ class SlurmExecutor:
         self._array_limit = _USUAL_ARRAY
         self._knows_array_limit = False
         self._asks_array_limit = False
-        self._has_arrays = True
+        # As far as is known.
+        self.has_arrays = True
         self._taken: list[Resources] = []
         self._banner: str | None = None
 
@@ -72,11 +73,6 @@ class SlurmExecutor:
     def tasks_per_submission(self) -> int | None:
         """How many attempts one array may hold, 0 until the next poll has asked for it."""
         return 0 if self._asks_array_limit else self._array_limit
-
-    @property
-    def has_arrays(self) -> bool:
-        """Whether this cluster supports job arrays, as far as is known."""
-        return self._has_arrays
 
     def check(self, *, asks: bool = True) -> None:
         """Raise EnvironmentNotReady when Slurm is not here, or with `asks` does not answer."""
@@ -181,7 +177,7 @@ class SlurmExecutor:
 
     def _learn_array_limit(self, refused: int) -> None:
         if refused == 1:
-            self._has_arrays, self._array_limit = False, 1
+            self.has_arrays, self._array_limit = False, 1
             logger.warning("this cluster takes no job arrays: each attempt is a job of its own")
             return
         # If it was refused although Slurm's configuration allows it, try fewer.

@@ -14,7 +14,7 @@ from elmanctl import clock
 from elmanctl.errors import SearchPaused
 from elmanctl.ledger.records import Evaluation, Resources, RunStatus, VerdictKind
 from elmanctl.ledger.run_state import RunState
-from elmanctl.ledger.spending import Spent, cost_on, gpus_asked
+from elmanctl.ledger.spending import Spent, cost_of, gpus_asked
 from elmanctl.ledger.summary import RunSummary
 from elmanctl.settings import BudgetSettings
 
@@ -94,7 +94,7 @@ def ended(state: Account) -> Spent:
 
 def in_flight(state: Account, now: datetime) -> list[Spent]:
     """Return the cost so far of each live attempt."""
-    return [cost_on(attempt, devices, now) for attempt, devices in state.flights]
+    return [cost_of(attempt, devices, now) for attempt, devices in state.flights]
 
 
 def spent_device_s(state: Account, now: datetime) -> float:

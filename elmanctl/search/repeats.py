@@ -13,7 +13,7 @@ from typing import Any
 from elmanctl.ledger.payloads import Cost, EvaluationAnswered
 from elmanctl.ledger.records import Evaluation, State
 from elmanctl.ledger.run_state import RunState
-from elmanctl.ledger.spending import Spent, cost_of
+from elmanctl.ledger.spending import Spent, cost_of, devices
 from elmanctl.search.fitness import feedback_on, last_step
 from elmanctl.verdicts.policy import Feedback
 
@@ -79,7 +79,9 @@ def answering(state: RunState, evaluation: Evaluation) -> Evaluation | None:
 def answer_from(state: RunState, evaluation: Evaluation, source: Evaluation) -> EvaluationAnswered:
     """Return the event that ends a repeat as `source` ended."""
     last = source.last_attempt
-    cost = Spent() if last is None else cost_of(last, state.submissions[last.submission].resources)
+    cost = Spent()
+    if last is not None:
+        cost = cost_of(last, devices(state.submissions[last.submission].resources))
     return EvaluationAnswered(
         evaluation=evaluation.id,
         by=source.id,

@@ -7,7 +7,7 @@ from typing import Any
 from elmanctl.constants import CLUSTERS_VARIABLE
 from elmanctl.errors import LedgerCorrupt, LedgerError, UsageError
 from elmanctl.folders import is_same
-from elmanctl.ledger.events import DamagedLine, MalformedEvent, decode_line
+from elmanctl.ledger.events import DamagedLine, decode_line
 from elmanctl.ledger.files import SMALL_BYTES, open_regular
 from elmanctl.ledger.run_state import RunState
 from elmanctl.run.frozen_code import hash_code
@@ -72,7 +72,7 @@ def _token(paths: RunPaths) -> str | None:
     try:
         with open_regular(paths.ledger) as file:
             event = decode_line(file.readline(SMALL_BYTES).rstrip(b"\n"))
-    except (OSError, DamagedLine, MalformedEvent, LedgerError):
+    except (OSError, DamagedLine, LedgerError):
         return None
     run = event.data.get("run")
     return str(run.get("token")) if isinstance(run, dict) else None

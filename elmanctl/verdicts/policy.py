@@ -171,20 +171,15 @@ def decide(past: Sequence[PastAttempt], retry: RetrySettings, baseline: Baseline
     if rule.setting is None:
         return Decision(close=rule.closes_as)
     seen = sum(rule_of(attempt.verdict).setting == rule.setting for attempt in past)
-    if seen > int(getattr(retry, rule.setting)):
-        return Decision(close=rule.closes_as)
-    if rule.group is Group.CODE and _same_failures(past) > 1:
-        return Decision(close=rule.closes_as)
+    alike = sum(signature(attempt.verdict) == signature(last) for attempt in past)
     *_, last_step = _steps(past, retry, baseline)
-    if rule.needs_change and not last_step.changed:
+    if (
+        seen > int(getattr(retry, rule.setting))
+        or (rule.group is Group.CODE and alike > 1)
+        or (rule.needs_change and not last_step.changed)
+    ):
         return Decision(close=rule.closes_as)
     return Decision(close=None, changes=changes_after(past, retry, baseline))
-
-
-def _same_failures(past: Sequence[PastAttempt]) -> int:
-    """Return how many attempts failed like the last one, itself included."""
-    last = signature(past[-1].verdict)
-    return sum(signature(attempt.verdict) == last for attempt in past)
 
 
 def changes_after(

@@ -69,7 +69,7 @@ NOW = datetime(2026, 5, 1, 10, 10, tzinfo=UTC)
 def test_time_is_the_workers_own_or_between_start_and_end(
     known: dict[str, Any], elapsed_s: float
 ) -> None:
-    cost = cost_of(attempt(**known), Resources(gres="gpu:2"), NOW)
+    cost = cost_of(attempt(**known), devices(Resources(gres="gpu:2")), NOW)
     assert cost == Spent(attempts=1, elapsed_s=elapsed_s, device_s=2 * elapsed_s)
 
 

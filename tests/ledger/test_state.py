@@ -1,4 +1,5 @@
 from collections.abc import Callable
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -59,7 +60,7 @@ def test_trial_changes_nothing_until_it_is_adopted(story: Story) -> None:
     state, tried = RunState(), RunState()
     for seq, (kind, data) in enumerate(story, start=1):
         event = Event(seq=seq, at=f"2026-05-01T10:00:{seq:02}.000Z", fence=1, kind=kind, data=data)
-        before, trial = tried.copy(), tried.trial()
+        before, trial = deepcopy(tried), tried.trial()
         apply(trial, event)
         assert tried == before
         apply(state, event)
@@ -385,7 +386,7 @@ def test_events_are_applied_in_their_order(story: Story) -> None:
 
 def test_copy_of_a_state_is_its_own(story: Story) -> None:
     state = told_by(story[:8])
-    before = state.copy()
+    before = deepcopy(state)
     for seq, (kind, data) in enumerate(story[8:], start=9):
         at = f"2026-05-01T10:00:{seq:02}.000Z"
         apply(state, Event(seq=seq, at=at, fence=1, kind=kind, data=data))
@@ -410,7 +411,7 @@ def test_event_that_the_state_refuses_is_not_written(tmp_path: Path, story: Stor
     lease = Lease.acquire(tmp_path)
     with lease, LedgerWriter.create(path, lease, "run_created", **story[0][1]) as writer:
         state = replay(writer.contents.events)
-        before = (path.read_bytes(), state.copy())
+        before = (path.read_bytes(), deepcopy(state))
         with pytest.raises(LedgerError, match=r"refused to write event 2 .* no evaluation"):
             record(writer, state, EvaluationClosed(evaluation="x", state=State.FAILED))
         with pytest.raises(LedgerError, match="refused to write event 2"):

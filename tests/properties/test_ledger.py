@@ -5,6 +5,7 @@ import os
 import random
 import tempfile
 from collections import Counter
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -258,7 +259,7 @@ class Run(RuleBasedStateMachine):
 
     @rule(dice=DICE)
     def impossible_events_change_nothing(self, dice: int) -> None:
-        before = (self.path.read_bytes(), self.state.copy())
+        before = (self.path.read_bytes(), deepcopy(self.state))
         kinds: list[tuple[str, dict[str, Any]]] = [
             ("run_created", {"run": RUN}),
             ("evaluation_closed", {"evaluation": "none", "state": "failed"}),
@@ -362,10 +363,10 @@ def test_prefix_of_a_ledger_is_the_state_of_that_moment(seed: int) -> None:
         lease = Lease.acquire(folder)
         with lease, LedgerWriter.create(path, lease, "run_created", run=RUN) as writer:
             state = replay(writer.contents.events)
-            states.append(state.copy())
+            states.append(deepcopy(state))
             for _ in range(dice.randrange(5)):
                 record(writer, state, Note(text="x" * dice.randrange(50)))
-                states.append(state.copy())
+                states.append(deepcopy(state))
         cut = dice.randrange(path.stat().st_size + 1)
         os.truncate(path, cut)
         loaded = load_run(folder)

@@ -31,7 +31,7 @@ from elmanctl.ledger.records import Evaluation, RunStatus, State, SubmissionStat
 from elmanctl.ledger.requests import leave_request
 from elmanctl.ledger.run_state import RunState
 from elmanctl.ledger.snapshot import load_summary
-from elmanctl.ledger.spending import Spent, cost_of
+from elmanctl.ledger.spending import Spent, cost_of, devices
 from elmanctl.ledger.state import load_run
 from elmanctl.ledger.summary import summarize
 from elmanctl.search import disk_admission
@@ -378,7 +378,7 @@ def check_sums(state: RunState) -> None:
     for evaluation in state.evaluations.values():
         for attempt in evaluation.attempts:
             if attempt.verdict is not None:
-                cost = cost_of(attempt, state.submissions[attempt.submission].resources)
+                cost = cost_of(attempt, devices(state.submissions[attempt.submission].resources))
                 kind = attempt.verdict.kind.value
                 spent[kind] = spent.get(kind, Spent()) + cost
     assert {k: s.attempts for k, s in state.spent.items()} == {

@@ -4,6 +4,7 @@ import re
 from collections import deque
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import NamedTuple
 
 from elmanctl.ledger.records import VerdictKind
@@ -251,23 +252,14 @@ class _Shape(NamedTuple):
     signs: Signs | None
 
 
-_SHAPES: dict[str, _Shape] = {}
-_SHAPES_LIMIT = 4096
-
-
+# Most lines of a log differ only in their numbers.
+@lru_cache(maxsize=4096)
 def _signs(shape: str) -> _Shape:
-    # Most lines of a log differ only in their numbers.
-    known = _SHAPES.get(shape)
-    if known is None:
-        keys = keys_in(shape.lower())
-        known = _Shape(
-            error_keys=tuple(key for key in keys if key in ERROR_KEYS),
-            signs=None if SIGN_KEYS.isdisjoint(keys) else read_signs(shape, keys),
-        )
-        if len(_SHAPES) >= _SHAPES_LIMIT:
-            _SHAPES.clear()
-        _SHAPES[shape] = known
-    return known
+    keys = keys_in(shape.lower())
+    return _Shape(
+        error_keys=tuple(key for key in keys if key in ERROR_KEYS),
+        signs=None if SIGN_KEYS.isdisjoint(keys) else read_signs(shape, keys),
+    )
 
 
 def _note_runs(found: Reading, piece: Piece, shape: str, signs: Signs) -> None:
