@@ -228,20 +228,15 @@ def flat(data: Mapping[str, Any]) -> Iterable[tuple[str, Any]]:
 
 def setting_help() -> dict[str, str]:
     """Return `section.key` -> meaning for every setting."""
-    return {
-        f"{section}.{item.name}": item.metadata["help"]
-        for section, record in SECTIONS.items()
-        for item in fields(record)
+    helps = {
+        name: {f.name: f.metadata["help"] for f in fields(SECTIONS[name])} for name in SECTIONS
     }
+    return dict(flat(helps))
 
 
 def setting_bounds() -> dict[str, Bounds]:
     """Return `section.key` -> bounds for every setting that has some."""
-    return {
-        f"{section}.{name}": bounds
-        for section, record in SECTIONS.items()
-        for name, bounds in bounds_of(record).items()
-    }
+    return dict(flat({section: bounds_of(record) for section, record in SECTIONS.items()}))
 
 
 # Relative to the file that sets them.

@@ -22,8 +22,11 @@ from elmanctl.search.plan import SearchPlan
 _QUERY_TIMEOUT_S = 10
 
 
-def describe_plan(plan: SearchPlan) -> str:
-    """Return a few lines: the evaluations, their data and cost, and the start point."""
+def describe_plan(plan: SearchPlan, resolved: Resolved) -> str:
+    """Return a few lines: the evaluations, their data and cost, and the start point.
+
+    A line follows for each setting that comes from a variable of sbatch.
+    """
     search = plan.settings.search
     budget = plan.settings.train.budget
     each = f"{budget.amount:g} {budget.kind}"
@@ -44,6 +47,7 @@ def describe_plan(plan: SearchPlan) -> str:
         f"{_describe_cost(plan)}\n"
         f"{describe_start(plan.start_values, plan.start_source, search.seed)}"
         f"{refused if plan.refused_share else ''}"
+        + "".join(f"\n{line}" for line in _describe_variables(plan, resolved))
     )
 
 
@@ -66,8 +70,7 @@ def warn_of_plan(plan: SearchPlan) -> None:
         )
 
 
-def describe_variables(plan: SearchPlan, resolved: Resolved) -> list[str]:
-    """Return a line for each setting that comes from a variable of sbatch."""
+def _describe_variables(plan: SearchPlan, resolved: Resolved) -> list[str]:
     values = plan.settings.slurm.extra | {
         item.name: getattr(plan.settings.slurm, item.name) for item in fields(plan.settings.slurm)
     }
@@ -106,7 +109,7 @@ def print_dry_run(plan: SearchPlan, resolved: Resolved, *, as_json: bool) -> Non
         found = None if cluster is None else asdict(cluster)
         print_json({**plan_data(plan), "script": script, **variables, "cluster": found})
     else:
-        say("\n".join([describe_plan(plan), *describe_variables(plan, resolved)]))
+        say(describe_plan(plan, resolved))
         if cluster is not None:
             say("\n".join(describe_cluster(cluster)))
             for warning in cluster.warnings:

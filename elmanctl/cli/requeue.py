@@ -111,12 +111,8 @@ def requeue(
 
 def _print_plan(plan: RequeuePlan, *, as_json: bool) -> None:
     rows = [
-        {
-            **item.row(),
-            "state": item.evaluation.state.value,
-            "attempts": len(item.evaluation.attempts),
-        }
-        for item in plan.chosen
+        {**row, "state": evaluation.state.value, "attempts": len(evaluation.attempts)}
+        for evaluation, row in plan.chosen
     ]
     if as_json:
         output.print_json({"evaluations": rows, "refused": dict(plan.refused)})

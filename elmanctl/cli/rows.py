@@ -20,18 +20,17 @@ def searched_names(run: Mapping[str, Any]) -> list[str]:
     return axes if "dim" in axes else ["dim", *axes]
 
 
-def start_data(run: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the start point of a search and its optimizer's seed, as plain data.
+def origin_data(run: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the corpus of a run, its start point and its optimizer's seed, as plain data.
 
     A ledger of version 0.1 has the point and its source, but not the values.
     """
-    return {"start": dict(run["start"]), "optimizer_seed": run["optimizer"]["seed"]}
-
-
-def corpus_data(run: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the corpus of a run, as plain data."""
-    data = run["data"]
-    return {"corpus": corpus_name(data["path"]), "corpus_sha256": data["sha256"]}
+    return {
+        "corpus": corpus_name(run["data"]["path"]),
+        "corpus_sha256": run["data"]["sha256"],
+        "start": dict(run["start"]),
+        "optimizer_seed": run["optimizer"]["seed"],
+    }
 
 
 def corpus_line(run: Mapping[str, Any]) -> str:

@@ -13,13 +13,7 @@ from elmanctl.cli.completion import backends, model_names, spaces, templates
 from elmanctl.cli.context import DryRunFlag, JsonFlag, PresetOption, YesFlag, resolve_settings
 from elmanctl.cli.controller import check_partition, drive
 from elmanctl.cli.output import confirm, say
-from elmanctl.cli.plan import (
-    describe_plan,
-    describe_variables,
-    print_dry_run,
-    warn_of_plan,
-    warn_of_variables,
-)
+from elmanctl.cli.plan import describe_plan, print_dry_run, warn_of_plan, warn_of_variables
 from elmanctl.constants import GPU_NAME
 from elmanctl.errors import UsageError
 from elmanctl.run.ownership import refuse_foreign_files
@@ -117,6 +111,7 @@ def search(
             "`--gpus` and `--workers` go with `--local`",
             hint="add `--local`, or leave them out: a Slurm job asks for `slurm.gres`",
         )
+    fields = model_fields(assignments, with_lr=True)
     flags = {
         "search.params": params,
         "search.generations": generations,
@@ -139,10 +134,7 @@ def search(
         "slurm.template": template,
         "local.gpus": _gpu_list(gpus),
         "local.workers": workers,
-        **{
-            f"model.{field}": value
-            for field, value in model_fields(assignments, with_lr=True).items()
-        },
+        **{f"model.{key}": value for key, value in fields.items()},
     }
     resolved = resolve_settings(ctx, flags, preset)
     refuse_foreign_files(
@@ -166,7 +158,7 @@ def search(
     executor.check()
     check_partition(plan.executor, plan.settings.slurm.partition)
     warn_of_plan(plan)
-    described = "\n".join([describe_plan(plan), *describe_variables(plan, resolved)])
+    described = describe_plan(plan, resolved)
     if not confirm(f"{described}\nstart the search?", yes=yes):
         say("nothing was started")
         return

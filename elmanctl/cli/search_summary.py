@@ -24,7 +24,6 @@ def run_summary(session: Session) -> dict[str, Any]:
         "refused_share": state.refused_share,
         "answered": state.answered,
         "cost": cost_data(state, has_controller=False, now=clock.now()),
-        **rows.start_data(state.run),
         "best": None
         if best is None
         else {
@@ -34,7 +33,7 @@ def run_summary(session: Session) -> dict[str, Any]:
             "parameters": best.parameters,
         },
         "unigram_nats": state.run["data"]["unigram_nats"],
-        **rows.corpus_data(state.run),
+        **rows.origin_data(state.run),
         "ledger": str(session.paths.ledger),
     }
 

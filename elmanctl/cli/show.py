@@ -70,11 +70,7 @@ def show(
             {**export_attempt(attempt), "resources": _resources(found, attempt)}
             for attempt in chosen.attempts
         ]
-        run = {
-            "run": found.run["name"],
-            **rows.start_data(found.run),
-            **rows.corpus_data(found.run),
-        }
+        run = {"run": found.run["name"], **rows.origin_data(found.run)}
         noise = noise_for(found, chosen)
         row = rows.with_progress(rows.evaluation_row(chosen), paths, chosen)
         row = {**run, **row, "noise": noise and asdict(noise)}

@@ -11,13 +11,12 @@ from elmanctl.cli.completion import one_of, run_names
 from elmanctl.cli.context import JsonFlag, chosen_run, load_brief, load_readable, runs_folder
 from elmanctl.cli.costs import cost_data, noise_data
 from elmanctl.cli.rows import (
-    corpus_data,
     describe_config,
-    evaluation_row,
     excluded_rows,
+    origin_data,
     searched_names,
     shown_elapsed,
-    start_data,
+    shown_state,
 )
 from elmanctl.cli.run_head import STOPPED, facts, headline
 from elmanctl.cli.scheduler_status import current_note, live_row, note_data
@@ -179,12 +178,11 @@ def _run_row(paths: RunPaths, state: RunSummary) -> dict[str, Any]:
         "best_loss": state.best[0] if state.best else None,
         "best": state.best[2] if state.best else None,
         "unigram_nats": run["data"]["unigram_nats"],
-        **corpus_data(run),
+        **origin_data(run),
         "size_bytes": state.size_bytes,
         "updated_at": state.last_event_at,
         "ledger": str(paths.ledger),
         "excluded_nodes": excluded_rows(state),
-        **start_data(run),
     }
 
 
@@ -221,7 +219,7 @@ def _select(found: RunState, *, state: str | None, generation: int | None) -> li
     if generation is not None:
         chosen = [e for e in chosen if e.generation == generation]
     if state is not None:
-        chosen = [e for e in chosen if evaluation_row(e)["state"] == state]
+        chosen = [e for e in chosen if shown_state(e) == state]
     return chosen
 
 

@@ -76,17 +76,12 @@ def _requeue(session: Session, request: RequeueRequest, by: str) -> Answer:
     rest = [e for e in chosen if e not in opened]
     plan = plan_requeue(session.state, session.settings, rest, request)
     rows = [reopened_row(session.state, evaluation) for evaluation in opened]
-    for item in plan.chosen:
-        rows.append(item.row())
+    for evaluation, row in plan.chosen:
+        rows.append(row)
+        made = {"since_attempt": len(evaluation.attempts), "request": by}
         session.record(
             payloads.EvaluationReopened(
-                evaluation=item.evaluation.id,
-                changes={
-                    **item.changes,
-                    "since_attempt": len(item.evaluation.attempts),
-                    "request": by,
-                },
-                by=by,
+                evaluation=evaluation.id, changes={**row["changes"], **made}, by=by
             )
         )
     return {"requeued": rows, "refused": dict(plan.refused)}
@@ -127,4 +122,4 @@ def _clean(session: Session, request: CleanRequest) -> Answer:
     policy = retention(session.settings.disk, request)
     plan = plan_cleaning(session.paths, session.state, policy, kinds=request.kinds)
     freed = remove_planned(session, plan)
-    return {"freed_bytes": freed.size_bytes, "files": freed.files}
+    return {"freed_bytes": sum(freed), "files": len(freed)}

@@ -10,7 +10,7 @@ import stat
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 from elmanctl.config import refuse_outside
@@ -29,14 +29,6 @@ logger = logging.getLogger(__name__)
 
 # Files removed between two records: a kill leaves few that are gone and not recorded.
 _CHUNK = 256
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Freed:
-    """Sum over the files that were removed."""
-
-    size_bytes: int
-    files: int
 
 
 def retention(settings: DiskSettings, request: CleanRequest) -> DiskSettings:
@@ -105,12 +97,12 @@ def _is_plain(status: os.stat_result) -> bool:
     return stat.S_ISLNK(status.st_mode) or (stat.S_ISREG(status.st_mode) and status.st_nlink == 1)
 
 
-def remove_planned(session: Session, plan: Sequence[OwnedFile]) -> Freed:
-    """Remove the planned files, record what that freed, and return the sum.
+def remove_planned(session: Session, plan: Sequence[OwnedFile]) -> list[int]:
+    """Remove the planned files, record what that freed, and return the bytes of each.
 
     Files go before the record: on a full disk they make room for it.
     """
-    total = Counter[str]()
+    freed: list[int] = []
     for start in range(0, len(plan), _CHUNK):
         removed: dict[str, list[tuple[str | None, int]]] = defaultdict(list)
         for file in plan[start : start + _CHUNK]:
@@ -122,17 +114,17 @@ def remove_planned(session: Session, plan: Sequence[OwnedFile]) -> Freed:
             for name, size_bytes in sizes:
                 if name is not None:
                     owners[name] += size_bytes
-            freed = {"bytes": sum(size_bytes for _, size_bytes in sizes), "files": len(sizes)}
-            total.update(freed)
+            of_kind = [size_bytes for _, size_bytes in sizes]
+            freed += of_kind
             session.record(
                 Cleaned(
                     kind=kind,
-                    freed_bytes=freed["bytes"],
-                    files=freed["files"],
+                    freed_bytes=sum(of_kind),
+                    files=len(of_kind),
                     evaluations=dict(owners) or None,
                 )
             )
-    return Freed(size_bytes=total["bytes"], files=total["files"])
+    return freed
 
 
 def remove_file(root: Path, file: OwnedFile) -> int | None:

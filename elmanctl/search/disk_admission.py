@@ -5,7 +5,7 @@ import time
 from elmanctl.errors import SearchPaused
 from elmanctl.ledger.disk import Space, space_of
 from elmanctl.ledger.payloads import Note
-from elmanctl.search.cleaning import Freed, plan_cleaning, remove_planned
+from elmanctl.search.cleaning import plan_cleaning, remove_planned
 from elmanctl.search.disk_forecast import format_size, room_bytes
 from elmanctl.search.session import Session
 from elmanctl.settings import DiskSettings
@@ -29,7 +29,7 @@ class DiskAdmission:
         if not wanted:
             return 0
         fit = self._fitting(wanted, live)
-        freed: Freed | None = None
+        freed: list[int] | None = None
         if fit <= 0 and self._may_clean():
             freed = self._clean()
             fit = self._fitting(wanted, live)
@@ -54,17 +54,17 @@ class DiskAdmission:
         self._next_cleaning = time.monotonic() + _CLEANING_INTERVAL_S
         return True
 
-    def _clean(self) -> Freed:
-        """Remove what the run's own rules do not keep, with a note in the ledger."""
+    def _clean(self) -> list[int]:
+        """Remove what the run's own rules do not keep, with a note; return the bytes freed."""
         session = self._session
         plan = plan_cleaning(session.paths, session.state, session.settings.disk)
         freed = remove_planned(session, plan)
-        if freed.files:
-            text = f"too little room: {freed.files} files, {freed.size_bytes} bytes, were cleaned"
+        if freed:
+            text = f"too little room: {len(freed)} files, {sum(freed)} bytes, were cleaned"
             session.record(Note(text=f"{text} by the rules of [disk]"))
         return freed
 
-    def _shortage(self, wanted: int, freed: Freed | None) -> SearchPaused:
+    def _shortage(self, wanted: int, freed: list[int] | None) -> SearchPaused:
         session = self._session
         settings, name = session.settings.disk, session.run["name"]
         each_bytes = session.state.disk.attempt_bytes or 0
@@ -72,7 +72,7 @@ class DiskAdmission:
         plan = plan_cleaning(session.paths, session.state, settings)
         could_bytes = sum(file.size_bytes for file in plan)
         if freed is not None:
-            text += f"; cleaning by the rules of [disk] freed {freed.size_bytes} bytes"
+            text += f"; cleaning by the rules of [disk] freed {sum(freed)} bytes"
         return SearchPaused(
             text,
             hint=f"`elmanctl clean {name}` would free {could_bytes / 1e9:.3f} GB, `elmanctl disk` "

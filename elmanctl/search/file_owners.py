@@ -7,6 +7,7 @@ run folder.
 import os
 import re
 import stat
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
@@ -67,11 +68,10 @@ def scan(paths: RunPaths, state: RunState) -> list[OwnedFile]:
 
 def attempt_sizes(paths: RunPaths, evaluation: str, attempt: Attempt) -> dict[str, int]:
     """Return the bytes of an attempt by category, in its own folder and its submission's."""
-    sizes: dict[str, int] = {}
+    sizes = Counter[str]()
     for name, size_bytes in _written_by(paths, evaluation, attempt):
-        category = category_of(name)
-        sizes[category] = sizes.get(category, 0) + size_bytes
-    return sizes
+        sizes[category_of(name)] += size_bytes
+    return dict(sizes)
 
 
 def _written_by(paths: RunPaths, evaluation: str, attempt: Attempt) -> Iterator[tuple[str, int]]:
@@ -150,9 +150,8 @@ class _Owners:
 
     def _of_evaluation(self, found: Found, evaluation: str, rest: list[str]) -> OwnedFile:
         if evaluation not in self._state.evaluations:
-            return OwnedFile(
-                found=found, category=OTHER, orphan="an evaluation that is not on record"
-            )
+            lost = "an evaluation that is not on record"
+            return OwnedFile(found=found, category=OTHER, orphan=lost)
         number = _ATTEMPT.fullmatch(rest[0]) if rest else None
         attempt = self._attempts.get((evaluation, int(number[1]))) if number else None
         if attempt is None:
@@ -170,9 +169,8 @@ class _Owners:
 
     def _of_submission(self, found: Found, submission: str, rest: list[str]) -> OwnedFile:
         if submission not in self._state.submissions:
-            return OwnedFile(
-                found=found, category=OTHER, orphan="a submission that is not on record"
-            )
+            lost = "a submission that is not on record"
+            return OwnedFile(found=found, category=OTHER, orphan=lost)
         name = rest[0] if len(rest) == 1 else ""
         category = category_of(name) if name else OTHER
         of_job, of_task = _OF_JOB.fullmatch(name), _OF_TASK.fullmatch(name)

@@ -22,29 +22,13 @@ TOO_LATE = "generation already reported to the optimizer; this result cannot inf
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Requeued:
-    """The next attempt of one evaluation; `changes` are recorded when it is reopened."""
-
-    evaluation: Evaluation
-    changes: Mapping[str, Any]
-    note: str | None = None
-
-    def row(self) -> dict[str, Any]:
-        """Return plain data for tables, JSON and answers."""
-        return {
-            "evaluation": self.evaluation.id,
-            "was": last_kind(self.evaluation),
-            "attempt": 1 + len(self.evaluation.attempts),
-            "changes": dict(self.changes),
-            "note": self.note,
-        }
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class RequeuePlan:
-    """The chosen evaluations, and by id the failure that the refused ones would repeat."""
+    """The chosen evaluations, and by id the failure that the refused ones would repeat.
 
-    chosen: tuple[Requeued, ...]
+    Each has the row of its next attempt, whose `changes` are recorded when it is reopened.
+    """
+
+    chosen: tuple[tuple[Evaluation, dict[str, Any]], ...]
     refused: Mapping[str, str]
 
 
@@ -86,25 +70,26 @@ def plan_requeue(
             raise UsageError(
                 f"`{node}` is no node's name", hint="name one node each, e.g. `--exclude-node n2`"
             )
-    return RequeuePlan(
-        chosen=tuple(
-            _requeued(state, evaluation, _changes(state, settings, evaluation, request))
-            for evaluation in kept
-        ),
-        refused=refused,
-    )
+    chosen_rows = ((e, _row(state, e, _changes(state, settings, e, request))) for e in kept)
+    return RequeuePlan(chosen=tuple(chosen_rows), refused=refused)
 
 
 def reopened_row(state: RunState, evaluation: Evaluation) -> dict[str, Any]:
     """Return the row of an evaluation that the same request has reopened already."""
     keys = ("mem_gb", "micro_batch", "timeout_min", "exclude")
     changes = {key: evaluation.changes[key] for key in keys if key in evaluation.changes}
-    return _requeued(state, evaluation, changes).row()
+    return _row(state, evaluation, changes)
 
 
-def _requeued(state: RunState, evaluation: Evaluation, changes: Mapping[str, Any]) -> Requeued:
-    note = TOO_LATE if evaluation.generation in state.told else None
-    return Requeued(evaluation=evaluation, changes=changes, note=note)
+def _row(state: RunState, evaluation: Evaluation, changes: dict[str, Any]) -> dict[str, Any]:
+    """Return the next attempt of an evaluation, as plain data for tables, JSON and answers."""
+    return {
+        "evaluation": evaluation.id,
+        "was": last_kind(evaluation),
+        "attempt": 1 + len(evaluation.attempts),
+        "changes": changes,
+        "note": TOO_LATE if evaluation.generation in state.told else None,
+    }
 
 
 def _changes(

@@ -215,7 +215,7 @@ def test_requeue_refuses_a_repeat_that_would_only_fail_as_its_original_did(runs:
         with pytest.raises(UsageError, match=f"{first}, {twin} would fail again"):
             plan_requeue(known, settings, chosen, RequeueRequest(skip_deterministic=True))
         forced = plan_requeue(known, settings, chosen, RequeueRequest(force=True))
-        assert [item.evaluation.id for item in forced.chosen] == [first, twin]
+        assert [evaluation.id for evaluation, _ in forced.chosen] == [first, twin]
 
 
 def test_repeat_of_what_somebody_else_cancelled_is_put_back_with_it(runs: Runs) -> None:
