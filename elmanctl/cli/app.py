@@ -7,7 +7,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Annotated, Any
 
-import typer
+from typer import BadParameter, Context, Exit, Option, Typer
 from typer.core import TyperGroup
 from typer.main import get_command
 
@@ -57,10 +57,10 @@ def _load(location: str, name: str) -> Any:
     """Import the module of a command and return the click command."""
     module, _, attribute = location.partition(":")
     found = getattr(import_module(f"elmanctl.cli.{module}"), attribute)
-    if isinstance(found, typer.Typer):
+    if isinstance(found, Typer):
         command = get_command(found)
     else:
-        single = typer.Typer(rich_markup_mode=None, add_completion=False)
+        single = Typer(rich_markup_mode=None, add_completion=False)
         single.command(name, context_settings=_HELP)(found)
         command = get_command(single)
     command.name = name
@@ -87,7 +87,7 @@ class Commands(TyperGroup):
         """Write nothing: `format_options` has listed the commands already."""
 
 
-app = typer.Typer(
+app = Typer(
     cls=Commands,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
@@ -100,7 +100,7 @@ app = typer.Typer(
 def _print_version(value: bool) -> None:
     if value:
         print_line(f"elmanctl {__version__}")
-        raise typer.Exit
+        raise Exit
 
 
 class _EscapingFormatter(logging.Formatter):
@@ -117,31 +117,29 @@ def _complete_color(incomplete: str) -> list[str]:
 
 @app.callback()
 def root(
-    ctx: typer.Context,
+    ctx: Context,
     directory: Annotated[
-        Path | None, typer.Option("-C", "--directory", help="Run as if started in PATH")
+        Path | None, Option("-C", "--directory", help="Run as if started in PATH")
     ] = None,
     config: Annotated[
-        Path | None, typer.Option(help="Use this file instead of the discovered elman.toml")
+        Path | None, Option(help="Use this file instead of the discovered elman.toml")
     ] = None,
     color: Annotated[
         str,
-        typer.Option(help="auto, always or never", metavar="WHEN", autocompletion=_complete_color),
+        Option(help="auto, always or never", metavar="WHEN", autocompletion=_complete_color),
     ] = "auto",
-    quiet: Annotated[
-        bool, typer.Option("-q", "--quiet", help="Print only results and errors")
-    ] = False,
+    quiet: Annotated[bool, Option("-q", "--quiet", help="Print only results and errors")] = False,
     verbose: Annotated[
-        int, typer.Option("-v", "--verbose", count=True, help="Log more; repeat for debug output")
+        int, Option("-v", "--verbose", count=True, help="Log more; repeat for debug output")
     ] = 0,
     version: Annotated[
         bool,
-        typer.Option("--version", help="Print the version", callback=_print_version, is_eager=True),
+        Option("--version", help="Print the version", callback=_print_version, is_eager=True),
     ] = False,
 ) -> None:
     """Search recurrent models with CMA-ES, one Slurm GPU job per evaluation"""
     if color not in _COLORS:
-        raise typer.BadParameter(f"{color} is not one of {', '.join(_COLORS)}")
+        raise BadParameter(f"{color} is not one of {', '.join(_COLORS)}")
     configure(color=color, quiet=quiet)
     level = (logging.WARNING, logging.INFO, logging.DEBUG)[min(verbose, 2)]
     handler = logging.StreamHandler()

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
-import typer
+from typer import Argument, BadParameter, Option
 
 from elmanctl.bench.machine import CPU_LABEL, require_device
 from elmanctl.bench.report import Report, check_out, read_reports
@@ -25,14 +25,14 @@ _DEVICES = ("cuda", "cpu")
 
 DeviceOption = Annotated[
     str,
-    typer.Option(help="cuda, or cpu for a dry run on tiny shapes", autocompletion=one_of(_DEVICES)),
+    Option(help="cuda, or cpu for a dry run on tiny shapes", autocompletion=one_of(_DEVICES)),
 ]
 OutOption = Annotated[
     Path | None,
-    typer.Option("-o", "--out", help="JSON to write after every row, with a .md next to it"),
+    Option("-o", "--out", help="JSON to write after every row, with a .md next to it"),
 ]
 MinutesOption = Annotated[
-    float | None, typer.Option(help="Start no new row after this many minutes", min=0.0)
+    float | None, Option(help="Start no new row after this many minutes", min=0.0)
 ]
 
 
@@ -41,7 +41,7 @@ def kernels(
     device: DeviceOption = "cuda",
     only: Annotated[
         list[str] | None,
-        typer.Option(help="Rows whose operation, path or size contains this; repeatable"),
+        Option(help="Rows whose operation, path or size contains this; repeatable"),
     ] = None,
     minutes: MinutesOption = None,
     out: OutOption = None,
@@ -67,7 +67,7 @@ def step(
     device: DeviceOption = "cuda",
     only: Annotated[
         list[str] | None,
-        typer.Option(help="Rows whose model or backend contains this; repeatable"),
+        Option(help="Rows whose model or backend contains this; repeatable"),
     ] = None,
     minutes: MinutesOption = None,
     out: OutOption = None,
@@ -89,9 +89,9 @@ def step(
 @app.command("tune")
 def tune(
     device: DeviceOption = "cuda",
-    only: Annotated[list[str] | None, typer.Option(help="Sizes such as 32x32; repeatable")] = None,
+    only: Annotated[list[str] | None, Option(help="Sizes such as 32x32; repeatable")] = None,
     out: Annotated[
-        Path | None, typer.Option("-o", "--out", help="Launch table to write, as JSON")
+        Path | None, Option("-o", "--out", help="Launch table to write, as JSON")
     ] = None,
     as_json: JsonFlag = False,
 ) -> None:
@@ -138,7 +138,7 @@ def _format_split(split: Split) -> str:
 
 @app.command("report")
 def report(
-    files: Annotated[list[Path], typer.Argument(help="JSON files of `bench kernels` and `step`")],
+    files: Annotated[list[Path], Argument(help="JSON files of `bench kernels` and `step`")],
     out: OutOption = None,
     as_json: JsonFlag = False,
 ) -> None:
@@ -161,7 +161,7 @@ def report(
 def _prepare(device: str, out: Path | None) -> "torch.device":
     """Return the device to measure, and say so where it is only a dry run."""
     if device not in _DEVICES:
-        raise typer.BadParameter(f"{device} is not one of cuda, cpu")
+        raise BadParameter(f"{device} is not one of cuda, cpu")
     check_out(out)
     found = require_device(device)
     if device == "cpu":

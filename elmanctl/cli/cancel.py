@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Annotated, Any
 
-import typer
+from typer import Context, Option
 
 from elmanctl.cli import context
 from elmanctl.cli.output import columns, confirm, counted, print_json, print_table
@@ -17,12 +17,10 @@ from elmanctl.search.selection import select_named
 
 
 def cancel(
-    ctx: typer.Context,
+    ctx: Context,
     names: context.RunAndEvaluations = None,
     run: context.RunOption = None,
-    everything: Annotated[
-        bool, typer.Option("--all", help="Cancel the whole run for good")
-    ] = False,
+    everything: Annotated[bool, Option("--all", help="Cancel the whole run for good")] = False,
     dry_run: context.DryRunFlag = False,
     yes: context.YesFlag = False,
     as_json: context.JsonFlag = False,

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, BinaryIO
 
-import typer
+from typer import Argument
 
 from elmanctl.cli.context import JsonFlag
 from elmanctl.cli.output import Column, print_json, print_table
@@ -28,7 +28,7 @@ _COLUMNS = (Column("FILE"), Column("KIND"), Column("EVIDENCE", wraps=True))
 def classify(
     files: Annotated[
         list[str],
-        typer.Argument(metavar="FILE...", help="Logs, folders of logs, or - for standard input"),
+        Argument(metavar="FILE...", help="Logs, folders of logs, or - for standard input"),
     ],
     as_json: JsonFlag = False,
 ) -> None:

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Annotated
 
-import typer
+from typer import Context, Option
 
 from elmanctl.cli import context
 from elmanctl.cli.completion import some_of
@@ -29,26 +29,26 @@ from elmanctl.search.request_schema import CleanRequest
 
 
 def clean(
-    ctx: typer.Context,
+    ctx: Context,
     run: context.RunArgument = None,
     keep_best: Annotated[
         int | None,
-        typer.Option(help="Keep every file of this many best evaluations; default: 3", min=0),
+        Option(help="Keep every file of this many best evaluations; default: 3", min=0),
     ] = None,
     keep_last: Annotated[
         int | None,
-        typer.Option(help="Keep every file of this many newest generations; default: 2", min=0),
+        Option(help="Keep every file of this many newest generations; default: 2", min=0),
     ] = None,
     keep_failed_logs: Annotated[
         bool | None,
-        typer.Option(
+        Option(
             "--keep-failed-logs/--no-keep-failed-logs",
             help="Keep the logs of failed attempts; default: yes",
         ),
     ] = None,
     kind: Annotated[
         str | None,
-        typer.Option(help=f"Only these kinds: {', '.join(KINDS)}", autocompletion=some_of(KINDS)),
+        Option(help=f"Only these kinds: {', '.join(KINDS)}", autocompletion=some_of(KINDS)),
     ] = None,
     dry_run: context.DryRunFlag = False,
     yes: context.YesFlag = False,

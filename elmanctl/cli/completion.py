@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, MutableMapping
 from pathlib import Path
 from typing import Annotated
 
-import typer
+from typer import Argument, Context
 
 from elmanctl import sources
 from elmanctl.cli.output import print_line
@@ -89,19 +89,19 @@ def templates(incomplete: str) -> list[str]:
         return []
 
 
-def spaces(ctx: typer.Context, incomplete: str) -> list[str]:
+def spaces(ctx: Context, incomplete: str) -> list[str]:
     """Return the search spaces of the model on the line, or of any model."""
     names = (space for model in _models_on(ctx) for space in space_names(model))
     return _starting(dict.fromkeys(names), incomplete)
 
 
-def backends(ctx: typer.Context, incomplete: str) -> list[str]:
+def backends(ctx: Context, incomplete: str) -> list[str]:
     """Return the backends of the model on the line, or of any model."""
     names = (name for model in _models_on(ctx) for name in FAMILIES[model].backends)
     return _starting([AUTO, *dict.fromkeys(names)], incomplete)
 
 
-def _models_on(ctx: typer.Context) -> Iterable[str]:
+def _models_on(ctx: Context) -> Iterable[str]:
     # While an option awaits its value, click has not parsed the arguments before it.
     level = ctx.params.get("model") or ctx.params.get("level") or next(iter(ctx.args), None)
     try:
@@ -125,7 +125,7 @@ def run_names(incomplete: str) -> list[str]:
         return []
 
 
-def evaluation_names(ctx: typer.Context, incomplete: str) -> list[str]:
+def evaluation_names(ctx: Context, incomplete: str) -> list[str]:
     """Return the evaluations of the run on the line, or of the newest run, newest first."""
     try:
         named = ctx.params.get("run_or_evaluation") or ctx.params.get("run")
@@ -137,7 +137,7 @@ def evaluation_names(ctx: typer.Context, incomplete: str) -> list[str]:
     return _starting(["best", *reversed(evaluations)], incomplete)
 
 
-def run_or_evaluation_names(ctx: typer.Context, incomplete: str) -> list[str]:
+def run_or_evaluation_names(ctx: Context, incomplete: str) -> list[str]:
     """Return the runs, and the evaluations of the newest one."""
     return [*run_names(incomplete), *evaluation_names(ctx, incomplete)]
 
@@ -154,7 +154,7 @@ _SHELLS = ("bash", "zsh", "fish")
 
 
 def completion(
-    shell: Annotated[str, typer.Argument(help="bash, zsh or fish", autocompletion=one_of(_SHELLS))],
+    shell: Annotated[str, Argument(help="bash, zsh or fish", autocompletion=one_of(_SHELLS))],
 ) -> None:
     """Print the shell completion script
 

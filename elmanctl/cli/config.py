@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any
 
-import typer
+from typer import Context, Option
 
 from elmanctl.cli.completion import presets
 from elmanctl.cli.context import JsonFlag, resolve_settings
@@ -13,13 +13,13 @@ from elmanctl.verdicts.policy import shown_rules
 
 
 def config(
-    ctx: typer.Context,
+    ctx: Context,
     show_origin: Annotated[
-        bool, typer.Option("--show-origin", help="Show where each value comes from")
+        bool, Option("--show-origin", help="Show where each value comes from")
     ] = False,
     preset: Annotated[
         str | None,
-        typer.Option(help="As `search --preset` would see them", autocompletion=presets),
+        Option(help="As `search --preset` would see them", autocompletion=presets),
     ] = None,
     as_json: JsonFlag = False,
 ) -> None:

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
 
-import typer
+from typer import Argument, Context, Option, Typer
 
 from elmanctl.cli.completion import presets, run_names, run_or_evaluation_names
 from elmanctl.cli.output import warn
@@ -21,28 +21,28 @@ from elmanctl.search.selection import find_run, find_run_to_change, list_runs
 
 RunArgument = Annotated[
     str | None,
-    typer.Argument(help="Run; default: the only unfinished one", autocompletion=run_names),
+    Argument(help="Run; default: the only unfinished one", autocompletion=run_names),
 ]
 ReadRunArgument = Annotated[
-    str | None, typer.Argument(help="Run; default: the newest", autocompletion=run_names)
+    str | None, Argument(help="Run; default: the newest", autocompletion=run_names)
 ]
 RunOption = Annotated[
     str | None,
-    typer.Option(help="Run; default: the only unfinished one", autocompletion=run_names),
+    Option(help="Run; default: the only unfinished one", autocompletion=run_names),
 ]
 RunAndEvaluations = Annotated[
     list[str] | None,
-    typer.Argument(
+    Argument(
         help="Run, then evaluations; default: the only unfinished run",
         autocompletion=run_or_evaluation_names,
     ),
 ]
-JsonFlag = Annotated[bool, typer.Option("--json", help="Print JSON")]
-YesFlag = Annotated[bool, typer.Option("-y", "--yes", help="Skip the confirmation prompt")]
+JsonFlag = Annotated[bool, Option("--json", help="Print JSON")]
+YesFlag = Annotated[bool, Option("-y", "--yes", help="Skip the confirmation prompt")]
 PresetOption = Annotated[
-    str | None, typer.Option(help="Named settings, e.g. tiny", autocompletion=presets)
+    str | None, Option(help="Named settings, e.g. tiny", autocompletion=presets)
 ]
-DryRunFlag = Annotated[bool, typer.Option("--dry-run", help="Print what would be done")]
+DryRunFlag = Annotated[bool, Option("--dry-run", help="Print what would be done")]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,9 +53,9 @@ class Globals:
     warned: set[str] = field(default_factory=set)
 
 
-def command_group(name: str, help_text: str) -> typer.Typer:
+def command_group(name: str, help_text: str) -> Typer:
     """Return an application whose commands form a group, even a single one."""
-    group = typer.Typer(
+    group = Typer(
         name=name,
         help=help_text,
         rich_markup_mode=None,
@@ -67,9 +67,7 @@ def command_group(name: str, help_text: str) -> typer.Typer:
     return group
 
 
-def resolve_settings(
-    ctx: typer.Context, flags: Mapping[str, Any], preset: str | None = None
-) -> Resolved:
+def resolve_settings(ctx: Context, flags: Mapping[str, Any], preset: str | None = None) -> Resolved:
     """Return the effective settings of a command with these flags; print each warning once."""
     resolved = resolve(flags, preset=preset, config=ctx.obj.config)
     for warning in resolved.warnings:
@@ -79,17 +77,17 @@ def resolve_settings(
     return resolved
 
 
-def runs_folder(ctx: typer.Context) -> Path:
+def runs_folder(ctx: Context) -> Path:
     """Return the folder of all runs."""
     return Path(resolve_settings(ctx, {}).settings.paths.runs).expanduser()
 
 
-def known_runs(ctx: typer.Context) -> list[str]:
+def known_runs(ctx: Context) -> list[str]:
     """Return the names of all runs."""
     return [path.name for path in list_runs(runs_folder(ctx))]
 
 
-def chosen_run(ctx: typer.Context, name: str | None) -> RunPaths:
+def chosen_run(ctx: Context, name: str | None) -> RunPaths:
     """Return the run that the user named, or the newest one."""
     return RunPaths(as_written(find_run(runs_folder(ctx), name)))
 
@@ -103,14 +101,14 @@ def load_brief(paths: RunPaths) -> RunSummary:
     return loaded.summary
 
 
-def run_to_change(ctx: typer.Context, name: str | None, *, whole_name: bool = False) -> RunPaths:
+def run_to_change(ctx: Context, name: str | None, *, whole_name: bool = False) -> RunPaths:
     """Return the run that a command changes: the named one, or the only candidate."""
     folder = find_run_to_change(runs_folder(ctx), name, whole_name=whole_name)
     return RunPaths(as_written(folder))
 
 
 def split_names(
-    ctx: typer.Context, run: str | None, names: Sequence[str]
+    ctx: Context, run: str | None, names: Sequence[str]
 ) -> tuple[str | None, list[str]]:
     """Split names into the run, named in full and first, and its evaluations."""
     if run is None and names and names[0] in known_runs(ctx):

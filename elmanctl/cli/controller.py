@@ -5,7 +5,7 @@ import resource
 from collections.abc import Mapping
 from typing import Any
 
-import typer
+from typer import Exit
 
 from elmanctl.cli.interrupts import interruptible
 from elmanctl.cli.output import counted, hint, print_json, say, warn
@@ -81,7 +81,7 @@ def drive(
         if running:
             say(f"interrupted; {counted(running, 'job')} still running without the controller")
         hint(f"continue with `elmanctl resume {state.run['name']}`")
-        raise typer.Exit(130)
+        raise Exit(130)
 
 
 def _raise_cpu_limit() -> None:

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Annotated
 
-import typer
+from typer import Argument, Option
 
 from elmanctl.cli.context import JsonFlag, command_group
 from elmanctl.cli.output import hint, print_json, print_line, warn
@@ -14,15 +14,15 @@ app = command_group("data", "Make corpora")
 
 @app.command("pack")
 def pack(
-    folders: Annotated[list[Path] | None, typer.Argument(help="Folders of text files")] = None,
+    folders: Annotated[list[Path] | None, Argument(help="Folders of text files")] = None,
     out: Annotated[
         Path | None,
-        typer.Option("-o", "--out", help="File to write; required without --builtin"),
+        Option("-o", "--out", help="File to write; required without --builtin"),
     ] = None,
     builtin: Annotated[
-        bool, typer.Option("--builtin", help="Save the built-in corpus of this Python")
+        bool, Option("--builtin", help="Save the built-in corpus of this Python")
     ] = False,
-    force: Annotated[bool, typer.Option("--force", help="Replace an existing file")] = False,
+    force: Annotated[bool, Option("--force", help="Replace an existing file")] = False,
     as_json: JsonFlag = False,
 ) -> None:
     """Pack folders of text into one corpus, or save the built-in one

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
-import typer
+from typer import Argument, Context
 
 from elmanctl.cli import context, output
 from elmanctl.cli.completion import run_names
@@ -26,10 +26,10 @@ _FIGURES = ("size_bytes", "freeable_bytes", "needed_bytes", "orphan_bytes")
 
 
 def disk(
-    ctx: typer.Context,
+    ctx: Context,
     run: Annotated[
         str | None,
-        typer.Argument(help="Run; default: all runs", autocompletion=run_names),
+        Argument(help="Run; default: all runs", autocompletion=run_names),
     ] = None,
     as_json: context.JsonFlag = False,
 ) -> None:

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-import typer
+from typer import Context, Exit, Option
 
 from elmanctl.bench.machine import require_device
 from elmanctl.cli import output
@@ -22,9 +22,9 @@ INTERPRETED = "cpu, Triton's interpreter: checks the formulas, not a GPU"
 
 
 def doctor(
-    ctx: typer.Context,
+    ctx: Context,
     gpu: Annotated[
-        bool, typer.Option("--gpu", help="Check the kernels against float64 on this GPU instead")
+        bool, Option("--gpu", help="Check the kernels against float64 on this GPU instead")
     ] = False,
     as_json: JsonFlag = False,
 ) -> None:
@@ -84,7 +84,7 @@ def _check_kernels(as_json: bool) -> None:
     else:
         output.print_table(_COLUMNS, [_cells(check) for check in checks])
     if any(check["status"] in ("wrong", "failed") for check in checks):
-        raise typer.Exit(1)
+        raise Exit(1)
     ours = [check for check in checks if check["is_ours"]]
     if device.type == "cuda" and all(check["status"] == "not run" for check in ours):
         raise EnvironmentNotReady(

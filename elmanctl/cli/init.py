@@ -4,7 +4,7 @@ from dataclasses import MISSING, fields
 from pathlib import Path
 from typing import Annotated, Any
 
-import typer
+from typer import Argument, Option
 
 from elmanctl.cli.completion import model_names
 from elmanctl.cli.output import hint, print_line
@@ -24,11 +24,11 @@ _HEAD = """\
 
 
 def init(
-    folder: Annotated[Path, typer.Argument(help="Folder of the new elman.toml")] = Path(),
+    folder: Annotated[Path, Argument(help="Folder of the new elman.toml")] = Path(),
     model: Annotated[
-        str, typer.Option(help="Model for the suggested search", autocompletion=model_names)
+        str, Option(help="Model for the suggested search", autocompletion=model_names)
     ] = "e88",
-    force: Annotated[bool, typer.Option("--force", help="Replace an existing file")] = False,
+    force: Annotated[bool, Option("--force", help="Replace an existing file")] = False,
 ) -> None:
     """Write a commented elman.toml
 

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Annotated, Any
 
-import typer
+from typer import Context, Exit, Option
 
 from elmanctl.cli import context, output
 from elmanctl.errors import UsageError, os_errors_as
@@ -15,7 +15,7 @@ app = context.command_group("ledger", "Verify, repair and export the records of 
 
 @app.command("verify")
 def verify(
-    ctx: typer.Context, run: context.ReadRunArgument = None, as_json: context.JsonFlag = False
+    ctx: Context, run: context.ReadRunArgument = None, as_json: context.JsonFlag = False
 ) -> None:
     """Check that everything a run has on record is consistent
 
@@ -34,7 +34,7 @@ def verify(
     else:
         _print_verification(paths.folder.name, found)
     if found.findings:
-        raise typer.Exit(1)
+        raise Exit(1)
 
 
 def _verification_data(name: str, found: Verification) -> dict[str, Any]:
@@ -76,7 +76,7 @@ def _print_verification(name: str, found: Verification) -> None:
 
 @app.command("repair")
 def repair(
-    ctx: typer.Context,
+    ctx: Context,
     run: context.RunArgument = None,
     yes: context.YesFlag = False,
     dry_run: context.DryRunFlag = False,
@@ -157,15 +157,13 @@ def _print_plan(name: str, plan: RepairPlan) -> None:
 
 @app.command("export")
 def export(
-    ctx: typer.Context,
+    ctx: Context,
     run: context.ReadRunArgument = None,
-    as_csv: Annotated[
-        bool, typer.Option("--csv", help="Write CSV, one row per evaluation")
-    ] = False,
+    as_csv: Annotated[bool, Option("--csv", help="Write CSV, one row per evaluation")] = False,
     out: Annotated[
-        Path | None, typer.Option("-o", "--out", help="File to write; default: standard output")
+        Path | None, Option("-o", "--out", help="File to write; default: standard output")
     ] = None,
-    force: Annotated[bool, typer.Option("--force", help="Replace an existing file")] = False,
+    force: Annotated[bool, Option("--force", help="Replace an existing file")] = False,
 ) -> None:
     """Write every evaluation of a run as JSON or CSV
 

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated
 
-import typer
+from typer import Argument, Context, Option
 
 from elmanctl.cli import output
 from elmanctl.cli.assignments import model_fields
@@ -29,16 +29,16 @@ from elmanctl.space.space import SearchSpace, shipped_space, space_names
 
 VariantOption = Annotated[
     str,
-    typer.Option(
+    Option(
         help="documented, or study-2026-01: as it ran in the study",
         autocompletion=one_of(VARIANTS),
     ),
 ]
 LevelArgument = Annotated[
-    str, typer.Argument(help="Model, e.g. e88 or E75h7n24", autocompletion=model_names)
+    str, Argument(help="Model, e.g. e88 or E75h7n24", autocompletion=model_names)
 ]
 Assignments = Annotated[
-    list[str] | None, typer.Argument(help="Fields of the configuration, e.g. dim=512 depth=4")
+    list[str] | None, Argument(help="Fields of the configuration, e.g. dim=512 depth=4")
 ]
 
 _SHOWN_OF_RESULT = (
@@ -50,7 +50,7 @@ _SHOWN_OF_RESULT = (
 def models(
     model: Annotated[
         str | None,
-        typer.Argument(help="One model; default: list all", autocompletion=model_names),
+        Argument(help="One model; default: list all", autocompletion=model_names),
     ] = None,
     as_json: JsonFlag = False,
 ) -> None:
@@ -126,7 +126,7 @@ def params(
     level: LevelArgument,
     assignments: Assignments = None,
     variant: VariantOption = DOCUMENTED,
-    seq_len: Annotated[int, typer.Option(help="Sequence length for FLOPs", min=1)] = 512,
+    seq_len: Annotated[int, Option(help="Sequence length for FLOPs", min=1)] = 512,
     as_json: JsonFlag = False,
 ) -> None:
     """Count parameters, state and FLOPs of one configuration
@@ -173,11 +173,9 @@ def params(
 def calc_dim(
     level: LevelArgument,
     assignments: Assignments = None,
-    params: Annotated[
-        str | None, typer.Option(help="Parameter budget, e.g. 480M; required")
-    ] = None,
-    multiple_of: Annotated[int, typer.Option(help="dim is a multiple of this", min=1)] = 128,
-    tolerance: Annotated[float, typer.Option(help="Largest relative distance")] = 0.02,
+    params: Annotated[str | None, Option(help="Parameter budget, e.g. 480M; required")] = None,
+    multiple_of: Annotated[int, Option(help="dim is a multiple of this", min=1)] = 128,
+    tolerance: Annotated[float, Option(help="Largest relative distance")] = 0.02,
     variant: VariantOption = DOCUMENTED,
     as_json: JsonFlag = False,
 ) -> None:
@@ -214,25 +212,25 @@ def calc_dim(
 
 
 def evaluate(
-    ctx: typer.Context,
+    ctx: Context,
     level: LevelArgument,
     assignments: Annotated[
-        list[str] | None, typer.Argument(help="Fields of the model and lr, e.g. dim=64 lr=1e-2")
+        list[str] | None, Argument(help="Fields of the model and lr, e.g. dim=64 lr=1e-2")
     ] = None,
-    train_minutes: Annotated[float | None, typer.Option(help="Training time in minutes")] = None,
-    train_steps: Annotated[int | None, typer.Option(help="Training steps")] = None,
-    train_tokens: Annotated[int | None, typer.Option(help="Training bytes")] = None,
-    data: Annotated[str | None, typer.Option(help="Corpus: a file of bytes")] = None,
+    train_minutes: Annotated[float | None, Option(help="Training time in minutes")] = None,
+    train_steps: Annotated[int | None, Option(help="Training steps")] = None,
+    train_tokens: Annotated[int | None, Option(help="Training bytes")] = None,
+    data: Annotated[str | None, Option(help="Corpus: a file of bytes")] = None,
     preset: PresetOption = None,
     device: Annotated[
-        str | None, typer.Option(help="cpu, cuda or auto", autocompletion=one_of(DEVICES))
+        str | None, Option(help="cpu, cuda or auto", autocompletion=one_of(DEVICES))
     ] = None,
     backend: Annotated[
         str | None,
-        typer.Option(help="Implementation; default the best", autocompletion=backends),
+        Option(help="Implementation; default the best", autocompletion=backends),
     ] = None,
-    seed: Annotated[int | None, typer.Option(help="Seed of the training run")] = None,
-    out: Annotated[Path | None, typer.Option(help="Folder for the results")] = None,
+    seed: Annotated[int | None, Option(help="Seed of the training run")] = None,
+    out: Annotated[Path | None, Option(help="Folder for the results")] = None,
     as_json: JsonFlag = False,
 ) -> None:
     """Train and score one configuration in the foreground

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any
 
-import typer
+from typer import Context, Option
 
 from elmanctl.cli import context, output
 from elmanctl.cli.completion import verdict_kinds
@@ -20,30 +20,28 @@ _UNITS = {"mem_gb": "{} GB of memory", "micro_batch": "micro-batch {}", "timeout
 
 
 def requeue(
-    ctx: typer.Context,
+    ctx: Context,
     names: context.RunAndEvaluations = None,
     run: context.RunOption = None,
     failed: Annotated[
         bool,
-        typer.Option("--failed", help="All that failed, or were cancelled outside elmanctl"),
+        Option("--failed", help="All that failed, or were cancelled outside elmanctl"),
     ] = False,
     kind: Annotated[
         str | None,
-        typer.Option(
+        Option(
             help="With --failed: only these verdicts, e.g. oom,timeout",
             autocompletion=verdict_kinds,
         ),
     ] = None,
-    mem: Annotated[
-        float | None, typer.Option(help="Memory in GB for the new attempt", min=0.001)
-    ] = None,
+    mem: Annotated[float | None, Option(help="Memory in GB for the new attempt", min=0.001)] = None,
     timeout_min: Annotated[
-        int | None, typer.Option(help="Time limit in minutes for the new attempt", min=1)
+        int | None, Option(help="Time limit in minutes for the new attempt", min=1)
     ] = None,
     exclude_node: Annotated[
-        list[str] | None, typer.Option(help="Node to keep the new attempts off")
+        list[str] | None, Option(help="Node to keep the new attempts off")
     ] = None,
-    force: Annotated[bool, typer.Option("--force", help="Include deterministic failures")] = False,
+    force: Annotated[bool, Option("--force", help="Include deterministic failures")] = False,
     dry_run: context.DryRunFlag = False,
     yes: context.YesFlag = False,
     as_json: context.JsonFlag = False,

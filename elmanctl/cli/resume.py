@@ -2,7 +2,7 @@
 
 from typing import Annotated
 
-import typer
+from typer import Context, Option
 
 from elmanctl.cli.completion import setting_keys
 from elmanctl.cli.context import JsonFlag, RunArgument, run_to_change
@@ -11,14 +11,14 @@ from elmanctl.config import parse_assignments
 
 
 def resume(
-    ctx: typer.Context,
+    ctx: Context,
     run: RunArgument = None,
     generations: Annotated[
-        int | None, typer.Option(help="Extend the search to this many generations in total")
+        int | None, Option(help="Extend the search to this many generations in total")
     ] = None,
     changes: Annotated[
         list[str] | None,
-        typer.Option(
+        Option(
             "--set",
             help="Change a setting of the jobs or the budget, e.g. slurm.partition=long",
             autocompletion=setting_keys,

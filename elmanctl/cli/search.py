@@ -6,7 +6,7 @@ from itertools import chain, count
 from pathlib import Path
 from typing import Annotated
 
-import typer
+from typer import Argument, Context, Option
 
 from elmanctl.cli.assignments import model_fields
 from elmanctl.cli.completion import backends, model_names, spaces, templates
@@ -24,71 +24,67 @@ from elmanctl.search.run_creation import create_run
 
 
 def search(
-    ctx: typer.Context,
+    ctx: Context,
     model: Annotated[
         str,
-        typer.Argument(help="Model to search, e.g. e88 or E75n32", autocompletion=model_names),
+        Argument(help="Model to search, e.g. e88 or E75n32", autocompletion=model_names),
     ],
     assignments: Annotated[
-        list[str] | None, typer.Argument(help="Fields to hold fixed, e.g. use_gate=false")
+        list[str] | None, Argument(help="Fields to hold fixed, e.g. use_gate=false")
     ] = None,
     params: Annotated[
-        str | None, typer.Option(help="Parameter budget, e.g. 480M; dim is solved to meet it")
+        str | None, Option(help="Parameter budget, e.g. 480M; dim is solved to meet it")
     ] = None,
-    generations: Annotated[int | None, typer.Option(help="Generations of CMA-ES")] = None,
-    population: Annotated[int | None, typer.Option(help="Evaluations per generation")] = None,
+    generations: Annotated[int | None, Option(help="Generations of CMA-ES")] = None,
+    population: Annotated[int | None, Option(help="Evaluations per generation")] = None,
     train_minutes: Annotated[
-        float | None, typer.Option(help="Training time per evaluation in minutes")
+        float | None, Option(help="Training time per evaluation in minutes")
     ] = None,
     train_steps: Annotated[
-        int | None, typer.Option(help="Training steps per evaluation, instead of time")
+        int | None, Option(help="Training steps per evaluation, instead of time")
     ] = None,
     train_tokens: Annotated[
-        int | None, typer.Option(help="Training bytes per evaluation, instead of time")
+        int | None, Option(help="Training bytes per evaluation, instead of time")
     ] = None,
     data: Annotated[
-        str | None, typer.Option(help="Corpus, a file of bytes; default: the built-in one")
+        str | None, Option(help="Corpus, a file of bytes; default: the built-in one")
     ] = None,
     space: Annotated[
-        str | None, typer.Option(help="Search space of the model", autocompletion=spaces)
+        str | None, Option(help="Search space of the model", autocompletion=spaces)
     ] = None,
     tolerance: Annotated[
-        float | None, typer.Option(help="Largest relative deviation from the budget")
+        float | None, Option(help="Largest relative deviation from the budget")
     ] = None,
     backend: Annotated[
         str | None,
-        typer.Option(help="Backend of the model; default: the fastest", autocompletion=backends),
+        Option(help="Backend of the model; default: the fastest", autocompletion=backends),
     ] = None,
-    sigma: Annotated[float | None, typer.Option(help="Initial step size of CMA-ES")] = None,
-    seed: Annotated[int | None, typer.Option(help="Seed of the optimizer")] = None,
+    sigma: Annotated[float | None, Option(help="Initial step size of CMA-ES")] = None,
+    seed: Annotated[int | None, Option(help="Seed of the optimizer")] = None,
     start_from_best: Annotated[
         bool | None,
-        typer.Option("--start-from-best", help="Start at the known best configuration"),
+        Option("--start-from-best", help="Start at the known best configuration"),
     ] = None,
     preset: PresetOption = None,
-    name: Annotated[str | None, typer.Option(help="Name of the run")] = None,
-    partition: Annotated[
-        str | None, typer.Option("-p", "--partition", help="Slurm partition")
-    ] = None,
-    account: Annotated[str | None, typer.Option(help="Slurm account")] = None,
+    name: Annotated[str | None, Option(help="Name of the run")] = None,
+    partition: Annotated[str | None, Option("-p", "--partition", help="Slurm partition")] = None,
+    account: Annotated[str | None, Option(help="Slurm account")] = None,
     template: Annotated[
-        str | None, typer.Option(help="Resource template of the jobs", autocompletion=templates)
+        str | None, Option(help="Resource template of the jobs", autocompletion=templates)
     ] = None,
-    max_jobs: Annotated[int | None, typer.Option(help="Most jobs in flight")] = None,
+    max_jobs: Annotated[int | None, Option(help="Most jobs in flight")] = None,
     gpu_hours: Annotated[
-        float | None, typer.Option(help="Pause after this many GPU-hours; see [budget]")
+        float | None, Option(help="Pause after this many GPU-hours; see [budget]")
     ] = None,
     wall_hours: Annotated[
-        float | None, typer.Option(help="Pause after this many hours of controller time")
+        float | None, Option(help="Pause after this many hours of controller time")
     ] = None,
-    local: Annotated[
-        bool, typer.Option("--local", help="Train on this machine, without Slurm")
-    ] = False,
+    local: Annotated[bool, Option("--local", help="Train on this machine, without Slurm")] = False,
     gpus: Annotated[
-        str | None, typer.Option(help="With --local: GPUs, one evaluation each; 0,1 or GPU-8932f9")
+        str | None, Option(help="With --local: GPUs, one evaluation each; 0,1 or GPU-8932f9")
     ] = None,
     workers: Annotated[
-        int | None, typer.Option(help="With --local: concurrent evaluations on the CPU")
+        int | None, Option(help="With --local: concurrent evaluations on the CPU")
     ] = None,
     dry_run: DryRunFlag = False,
     yes: YesFlag = False,

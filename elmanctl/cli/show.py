@@ -7,7 +7,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
 
-import typer
+from typer import Argument, Context, Option
 
 from elmanctl.cli import rows
 from elmanctl.cli.completion import evaluation_names, run_or_evaluation_names
@@ -26,15 +26,11 @@ from elmanctl.search.selection import find_evaluation
 
 RunOrEvaluation = Annotated[
     str,
-    typer.Argument(
-        help="Run, or evaluation of the newest run", autocompletion=run_or_evaluation_names
-    ),
+    Argument(help="Run, or evaluation of the newest run", autocompletion=run_or_evaluation_names),
 ]
 EvaluationArgument = Annotated[
     str | None,
-    typer.Argument(
-        help="Evaluation: g012-e03, 12.3, a job id, or best", autocompletion=evaluation_names
-    ),
+    Argument(help="Evaluation: g012-e03, 12.3, a job id, or best", autocompletion=evaluation_names),
 ]
 
 _BLOCK_BYTES = 1 << 16
@@ -51,10 +47,10 @@ _SHOWN_OF_RESULT = {
 
 
 def show(
-    ctx: typer.Context,
+    ctx: Context,
     run_or_evaluation: RunOrEvaluation,
     evaluation: EvaluationArgument = None,
-    tail: Annotated[int, typer.Option(help="Lines of the log to show")] = 20,
+    tail: Annotated[int, Option(help="Lines of the log to show")] = 20,
     as_json: JsonFlag = False,
 ) -> None:
     """Show one evaluation: result, parameters, attempts, failure, log tail
@@ -86,16 +82,14 @@ def show(
 
 
 def logs(
-    ctx: typer.Context,
+    ctx: Context,
     run_or_evaluation: RunOrEvaluation,
     evaluation: EvaluationArgument = None,
     follow: Annotated[
-        bool, typer.Option("-f", "--follow", help="Print new lines until the attempt ends")
+        bool, Option("-f", "--follow", help="Print new lines until the attempt ends")
     ] = False,
-    tail: Annotated[
-        int | None, typer.Option("-n", "--tail", help="Print only the last lines")
-    ] = None,
-    attempt: Annotated[int | None, typer.Option(help="Attempt; default: the newest", min=1)] = None,
+    tail: Annotated[int | None, Option("-n", "--tail", help="Print only the last lines")] = None,
+    attempt: Annotated[int | None, Option(help="Attempt; default: the newest", min=1)] = None,
 ) -> None:
     """Print or follow the log of an evaluation
 
@@ -129,9 +123,7 @@ def logs(
         write_raw(text)
 
 
-def _find(
-    ctx: typer.Context, first: str, second: str | None
-) -> tuple[RunPaths, RunState, Evaluation]:
+def _find(ctx: Context, first: str, second: str | None) -> tuple[RunPaths, RunState, Evaluation]:
     run, name = (None, first) if second is None else (first, second)
     if second is None and first in known_runs(ctx):
         typed = f"elmanctl {ctx.info_name}"

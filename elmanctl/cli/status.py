@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Annotated, Any
 
-import typer
+from typer import Argument, Context, Exit, Option
 
 from elmanctl import clock
 from elmanctl.cli import output
@@ -42,17 +42,17 @@ _STATES = (*(state.value for state in State), "waiting")
 
 
 def status(
-    ctx: typer.Context,
+    ctx: Context,
     run: Annotated[
         str | None,
-        typer.Argument(help="Run; default: all runs", autocompletion=run_names),
+        Argument(help="Run; default: all runs", autocompletion=run_names),
     ] = None,
     everything: Annotated[
-        bool, typer.Option("-a", "--all", help="Every evaluation, not only the newest generations")
+        bool, Option("-a", "--all", help="Every evaluation, not only the newest generations")
     ] = False,
     state: Annotated[
         str | None,
-        typer.Option(
+        Option(
             "-s",
             "--state",
             help="Only evaluations in this state",
@@ -60,11 +60,11 @@ def status(
         ),
     ] = None,
     generation: Annotated[
-        int | None, typer.Option("-g", "--generation", help="Only this generation")
+        int | None, Option("-g", "--generation", help="Only this generation")
     ] = None,
     exit_status: Annotated[
         bool,
-        typer.Option("--exit-status", help="Exit 0 all completed, 1 any failed, 8 unfinished"),
+        Option("--exit-status", help="Exit 0 all completed, 1 any failed, 8 unfinished"),
     ] = False,
     as_json: JsonFlag = False,
 ) -> None:
@@ -107,10 +107,10 @@ def status(
     else:
         _print_run(paths, found, chosen, note)
     if exit_status:
-        raise typer.Exit(_health(found))
+        raise Exit(_health(found))
 
 
-def _status_of_all(ctx: typer.Context, *, as_json: bool) -> None:
+def _status_of_all(ctx: Context, *, as_json: bool) -> None:
     runs = runs_folder(ctx)
     rows = []
     for folder in reversed(list_runs(runs)):
