@@ -23,7 +23,7 @@ from elmanctl.ledger.events import Event, decode_line, encode_event
 from elmanctl.ledger.files import encode_json
 from elmanctl.ledger.holder import encode_holder
 from elmanctl.ledger.lease import read_holder
-from elmanctl.ledger.payloads import PAYLOADS, decode_payload, encode_payload
+from elmanctl.ledger.payloads import PAYLOADS, decode_payload
 from elmanctl.ledger.records import Attempt, Evaluation, RunStatus, Verdict
 from elmanctl.ledger.requests import pending_requests, wait_for_answer
 from elmanctl.ledger.state import load_run
@@ -91,7 +91,7 @@ def test_one_ledger_has_every_kind_of_event(older: Older) -> None:
 def test_every_event_is_encoded_to_its_own_bytes(older: Older) -> None:
     for line in older.lines():
         event = decode_line(line)
-        data = encode_payload(decode_payload(event.kind, event.data))
+        data = encode(decode_payload(event.kind, event.data))
         assert encode_event(replace(event, data=data)) == line + b"\n"
 
 

@@ -25,15 +25,13 @@ class Worker:
     pid_start: int | None
 
 
-def node_name(environment: Mapping[str, str] | None = None) -> str:
+def node_name(environ: Mapping[str, str] = os.environ) -> str:
     """Return Slurm's name of this node, which is not always the host name."""
-    environ = os.environ if environment is None else environment
     return environ.get("SLURMD_NODENAME") or socket.gethostname()
 
 
-def this_worker(environment: Mapping[str, str] | None = None) -> Worker:
+def this_worker(environ: Mapping[str, str] = os.environ) -> Worker:
     """Return the job that this process belongs to, from the variables of its launcher."""
-    environ = os.environ if environment is None else environment
     host = node_name(environ)
     pid = os.getpid()
     job_id, restart = f"{host}-{pid}", 0

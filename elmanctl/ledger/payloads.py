@@ -9,7 +9,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from elmanctl.codec import decode, encode, json_field
+from elmanctl.codec import decode, json_field
 from elmanctl.errors import LedgerCorrupt
 from elmanctl.ledger import records
 from elmanctl.ledger.shared_keys import SharedKeys
@@ -23,12 +23,6 @@ class Payload:
     def event_kind(cls) -> str:
         """Return the `kind` of such an event."""
         return re.sub(r"(?<!^)(?=[A-Z])", "_", cls.__name__).lower()
-
-
-def encode_payload(payload: Payload) -> dict[str, object]:
-    """Return the `data` of an event."""
-    data: dict[str, object] = encode(payload)
-    return data
 
 
 def decode_payload(kind: str, data: object) -> Payload:

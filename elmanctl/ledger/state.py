@@ -6,13 +6,13 @@ from pathlib import Path
 from typing import Any
 
 from elmanctl import clock
-from elmanctl.codec import describe
+from elmanctl.codec import describe, encode
 from elmanctl.errors import LedgerCorrupt, LedgerError, LedgerTooNew
 from elmanctl.ledger.contents import RESTORE_HINT, read_events
 from elmanctl.ledger.events import Event
 from elmanctl.ledger.handlers import handle
 from elmanctl.ledger.overlay import Overlay
-from elmanctl.ledger.payloads import PAYLOADS, Payload, RunCreated, decode_payload, encode_payload
+from elmanctl.ledger.payloads import PAYLOADS, Payload, RunCreated, decode_payload
 from elmanctl.ledger.records import RunStatus
 from elmanctl.ledger.run_state import RunState
 from elmanctl.ledger.store import LEDGER_FILE, Draft, LedgerWriter
@@ -39,17 +39,6 @@ def load_run(folder: Path) -> LoadedRun:
     return LoadedRun(state=replay(contents.events), warning=warning)
 
 
-def record(writer: LedgerWriter, state: RunState, payload: Payload) -> Event:
-    """Write an event and apply it to `state`; an event that `state` refuses is not written.
-
-    Raises LedgerError for an impossible event, ValueError for data a ledger cannot hold, and
-    what `LedgerWriter.append` raises; in all these cases `state` is unchanged.
-    """
-    prepared = prepare(writer, state, payload)
-    commit(writer, state, prepared)
-    return prepared.draft.event
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Prepared:
     """An event that can follow, a state it was tried on, and the evaluations that it is about."""
@@ -60,11 +49,12 @@ class Prepared:
 
 
 def prepare(writer: LedgerWriter, state: RunState, payload: Payload) -> Prepared:
-    """Return the event that `record` would write, after trying it; nothing is changed.
+    """Return the next event, after trying it; nothing is changed.
 
-    Raises what `record` raises for an event that cannot follow.
+    Raises LedgerError for an event that cannot follow, ValueError for data that a ledger cannot
+    hold.
     """
-    draft = writer.draft(payload.event_kind(), **encode_payload(payload))
+    draft = writer.draft(payload.event_kind(), **encode(payload))
     trial = state.trial()
     try:
         apply(trial, draft.event)
@@ -78,7 +68,10 @@ def prepare(writer: LedgerWriter, state: RunState, payload: Payload) -> Prepared
 
 
 def commit(writer: LedgerWriter, state: RunState, prepared: Prepared) -> None:
-    """Write an event that `prepare` returned, and change `state` as the trial has shown."""
+    """Write an event that `prepare` returned, and change `state` as the trial has shown.
+
+    Raises what `LedgerWriter.append` raises; then `state` is unchanged.
+    """
     writer.write(prepared.draft)
     state.adopt(prepared.trial)
 

@@ -98,17 +98,9 @@ class LocalExecutor:
         (folder / f"{job}_submitted.pkl").symlink_to(task_pickle(folder, task.index).name)
         command = [
             # Forked, so that the supervisor is nobody's child and no controller has to reap it.
-            "setsid",
-            "--fork",
-            "sh",
-            "-c",
-            _SUPERVISOR,
-            "sh",
-            str(folder / "process"),
-            str(folder / "exit"),
-            "timeout",
-            "--foreground",
-            f"--kill-after={_KILL_AFTER_S}",
+            *("setsid", "--fork", "sh", "-c", _SUPERVISOR, "sh"),
+            *(str(folder / "process"), str(folder / "exit")),
+            *("timeout", "--foreground", f"--kill-after={_KILL_AFTER_S}"),
             str(submission.resources.timeout_min * 60),
             *shlex.split(worker_command(folder, submission.resources.python)),
         ]
@@ -169,10 +161,10 @@ class LocalExecutor:
         code = _read_words(folder / "exit")
         if code:
             return _ended(int(code[0]))
-        process = _read_words(folder / "process")
-        if len(process) == 2 and start_ticks(int(process[0])) == int(process[1]):
+        is_recorded = (folder / "process").exists()
+        if _supervisor(folder) is not None:
             return JobReport(state=JobState.RUNNING, raw="running", node=os.uname().nodename)
-        if not process and _is_starting(folder):
+        if not is_recorded and _is_starting(folder):
             return JobReport(state=JobState.PENDING, raw="starting")
         # The supervisor may have ended between the two checks.
         code = _read_words(folder / "exit")
@@ -180,8 +172,9 @@ class LocalExecutor:
 
     def cancel(self, jobs: Sequence[LiveJob]) -> None:
         """End workers: SIGTERM to the whole session, then SIGKILL to what is left of it."""
-        folders = {self._paths.submission(job.submission): self._group(job) for job in jobs}
-        groups = [group for group in folders.values() if group is not None]
+        folders = [self._paths.submission(job.submission) for job in jobs]
+        alive = {folder: group for folder in folders if (group := _supervisor(folder)) is not None}
+        groups = alive.values()
         for number in (signal.SIGTERM, signal.SIGKILL):
             for group in groups:
                 with contextlib.suppress(ProcessLookupError):
@@ -189,15 +182,9 @@ class LocalExecutor:
             deadline = time.monotonic() + _GRACE_S
             while time.monotonic() < deadline and any(_group_alive(group) for group in groups):
                 time.sleep(0.05)
-        for folder in (folder for folder, group in folders.items() if group is not None):
+        for folder in alive:
             if not (folder / "exit").exists():
                 _record_killed(folder)
-
-    def _group(self, job: LiveJob) -> int | None:
-        process = _read_words(self._paths.submission(job.submission) / "process")
-        if len(process) == 2 and start_ticks(int(process[0])) == int(process[1]):
-            return int(process[0])
-        return None
 
     def avoid(self, jobs: Sequence[LiveJob], resources: Resources) -> None:
         """Do nothing: this machine is the only node, and no job is pending."""
@@ -208,11 +195,16 @@ class LocalExecutor:
 
 
 def _ended(code: int) -> JobReport:
-    if code == _TIMED_OUT:
-        return JobReport(state=JobState.ENDED, raw="TIMEOUT", exit_code=code)
-    if code > 128:
-        return JobReport(state=JobState.ENDED, raw="ended", exit_code=code, signal=code - 128)
-    return JobReport(state=JobState.ENDED, raw="ended", exit_code=code)
+    raw = "TIMEOUT" if code == _TIMED_OUT else "ended"
+    number = code - 128 if code > 128 else None
+    return JobReport(state=JobState.ENDED, raw=raw, exit_code=code, signal=number)
+
+
+def _supervisor(folder: Path) -> int | None:
+    """Return the process, and process group, of a supervisor that is alive, or None."""
+    process = _read_words(folder / "process")
+    is_alive = len(process) == 2 and start_ticks(int(process[0])) == int(process[1])
+    return int(process[0]) if is_alive else None
 
 
 def _is_starting(folder: Path) -> bool:

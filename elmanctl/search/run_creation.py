@@ -9,9 +9,10 @@ from importlib import metadata
 from pathlib import Path
 
 import elmanctl
+from elmanctl.codec import encode
 from elmanctl.errors import EnvironmentNotReady, LedgerError, describe_os_error
 from elmanctl.ledger.lease import Lease
-from elmanctl.ledger.payloads import RunCreated, encode_payload
+from elmanctl.ledger.payloads import RunCreated
 from elmanctl.ledger.records import RunRecord
 from elmanctl.ledger.reserve import full_disk, refill
 from elmanctl.ledger.store import LedgerWriter
@@ -35,7 +36,7 @@ def create_run(plan: SearchPlan) -> Path:
                 code = freeze_code(paths.code)
                 refill(plan.folder)
                 created = RunCreated(run=_run_record(plan, code))
-                data = encode_payload(created)
+                data = encode(created)
                 LedgerWriter.create(paths.ledger, lease, created.event_kind(), **data).close()
     except FileExistsError:
         raise

@@ -12,6 +12,11 @@ from typing import Any
 import pytest
 
 import elmanctl
+from elmanctl.ledger.events import Event
+from elmanctl.ledger.payloads import Payload
+from elmanctl.ledger.run_state import RunState
+from elmanctl.ledger.state import commit, prepare
+from elmanctl.ledger.store import LedgerWriter
 
 # A process that takes leases and writes ledgers as it is told, one JSON line at a time.
 CHILD = """
@@ -252,6 +257,13 @@ def whole_story() -> list[tuple[str, dict[str, Any]]]:
 def story() -> list[tuple[str, dict[str, Any]]]:
     """A legal run in which every kind of event occurs, as (kind, data)."""
     return whole_story()
+
+
+def record(writer: LedgerWriter, state: RunState, payload: Payload) -> Event:
+    """Write an event and apply it to `state`; one that `state` refuses is not written."""
+    prepared = prepare(writer, state, payload)
+    commit(writer, state, prepared)
+    return prepared.draft.event
 
 
 @pytest.fixture

@@ -15,8 +15,9 @@ from elmanctl.ledger.payloads import PAYLOADS, EvaluationClosed, Note, decode_pa
 from elmanctl.ledger.records import Answer, RunStatus, State, SubmissionState, VerdictKind
 from elmanctl.ledger.run_state import RunState
 from elmanctl.ledger.spending import Spent
-from elmanctl.ledger.state import apply, load_run, record, replay
+from elmanctl.ledger.state import apply, load_run, replay
 from elmanctl.ledger.store import LEDGER_FILE, LedgerWriter
+from tests.ledger.conftest import record
 
 Story = list[tuple[str, dict[str, Any]]]
 
