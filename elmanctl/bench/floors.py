@@ -26,14 +26,6 @@ class Work:
     float_instructions: float = 0.0
     special_functions: float = 0.0
 
-    def __add__(self, other: "Work") -> "Work":
-        return Work(
-            moved_bytes=self.moved_bytes + other.moved_bytes,
-            matrix_flops=self.matrix_flops + other.matrix_flops,
-            float_instructions=self.float_instructions + other.float_instructions,
-            special_functions=self.special_functions + other.special_functions,
-        )
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rates:
@@ -156,83 +148,70 @@ def gated_scan_counts(scores: int) -> Counts:
     """
     checkpoint_bytes = _STATE_BYTES / CHECKPOINT_EVERY
 
-    def forward(size: Size, itemsize: int) -> Work:
-        return Work(
-            moved_bytes=((scores + 1) * itemsize + checkpoint_bytes) * size.head_steps,
-            float_instructions=float((scores + 1) * size.head_steps),
+    def work_of(elements: int, instructions: int) -> Callable[[Size, int], Work]:
+        return lambda size, itemsize: Work(
+            moved_bytes=(elements * itemsize + checkpoint_bytes) * size.head_steps,
+            float_instructions=float(instructions * size.head_steps),
             special_functions=float(scores * size.head_steps),
         )
 
-    def backward(size: Size, itemsize: int) -> Work:
+    return Counts(
+        forward=work_of(scores + 1, scores + 1), backward=work_of(2 * scores + 1, 2 * (scores + 1))
+    )
+
+
+def _linear_state(
+    elements: Callable[[Size], int], *, scores: int, products: int
+) -> Callable[[Size, int], Work]:
+    """Return the work with matrix states that have no tanh.
+
+    Each position moves `elements` elements of vectors and `scores` scalars a head, and takes
+    `products` multiply-adds for each element of the state.
+    """
+    return lambda size, itemsize: Work(
+        moved_bytes=float(
+            (itemsize * elements(size) + _STATE_BYTES * scores * size.heads) * size.tokens
+        ),
+        matrix_flops=2.0 * products * size.keys * size.values * size.head_steps,
+    )
+
+
+# Forward moves q, k, v, two scalars and the output; it takes state by key, outer product, state by
+# query.  Backward reads the inputs and the output's gradient and writes a gradient for each input.
+GATED_DELTA_RULE = Counts(
+    forward=_linear_state(
+        lambda size: size.heads * (2 * size.keys + 2 * size.values), scores=2, products=3
+    ),
+    backward=_linear_state(
+        lambda size: size.heads * (4 * size.keys + 3 * size.values), scores=4, products=6
+    ),
+)
+
+# The same with one scalar a head, the step, and with two key vectors that all heads share; forward
+# takes outer product and read-out.
+STATE_SPACE_DUAL = Counts(
+    forward=_linear_state(
+        lambda size: 2 * size.heads * size.values + 2 * size.keys, scores=1, products=2
+    ),
+    backward=_linear_state(
+        lambda size: 3 * size.heads * size.values + 4 * size.keys, scores=2, products=4
+    ),
+)
+
+
+def _attention(elements: int, products: int) -> Callable[[Size, int], Work]:
+    """Return the work of `products` products and an exponential per causal pair of positions."""
+
+    def work(size: Size, itemsize: int) -> Work:
+        pairs = size.head_steps * (size.length + 1) / 2
         return Work(
-            moved_bytes=((2 * scores + 1) * itemsize + checkpoint_bytes) * size.head_steps,
-            float_instructions=float(2 * (scores + 1) * size.head_steps),
-            special_functions=float(scores * size.head_steps),
+            moved_bytes=float(itemsize * elements * size.keys * size.head_steps),
+            matrix_flops=2 * products * size.keys * pairs,
+            special_functions=pairs,
         )
 
-    return Counts(forward=forward, backward=backward)
+    return work
 
 
-def _delta_rule_forward(size: Size, itemsize: int) -> Work:
-    """Move q, k, v, two scalars, the output; state by key, outer product, state by query."""
-    vectors, scores = 2 * size.keys + 2 * size.values, 2
-    return Work(
-        moved_bytes=(itemsize * vectors + _STATE_BYTES * scores) * size.head_steps,
-        matrix_flops=6.0 * size.keys * size.values * size.head_steps,
-    )
-
-
-def _delta_rule_backward(size: Size, itemsize: int) -> Work:
-    """Read the same inputs and the output's gradient; write a gradient for each input."""
-    vectors, scores = 4 * size.keys + 3 * size.values, 4
-    return Work(
-        moved_bytes=(itemsize * vectors + _STATE_BYTES * scores) * size.head_steps,
-        matrix_flops=12.0 * size.keys * size.values * size.head_steps,
-    )
-
-
-def _state_space_forward(size: Size, itemsize: int) -> Work:
-    """Move values and steps per head, two shared key vectors; outer product and read-out."""
-    moved = itemsize * (2 * size.heads * size.values + 2 * size.keys) + _STATE_BYTES * size.heads
-    return Work(
-        moved_bytes=float(moved * size.tokens),
-        matrix_flops=4.0 * size.keys * size.values * size.head_steps,
-    )
-
-
-def _state_space_backward(size: Size, itemsize: int) -> Work:
-    """Read the same inputs and the output's gradient; write a gradient for each input."""
-    moved = itemsize * (3 * size.heads * size.values + 4 * size.keys)
-    return Work(
-        moved_bytes=float((moved + 2 * _STATE_BYTES * size.heads) * size.tokens),
-        matrix_flops=8.0 * size.keys * size.values * size.head_steps,
-    )
-
-
-def _attention_forward(size: Size, itemsize: int) -> Work:
-    """Count two products and an exponential per causal pair of positions."""
-    pairs = _pairs(size)
-    return Work(
-        moved_bytes=float(itemsize * 4 * size.keys * size.head_steps),
-        matrix_flops=4 * size.keys * pairs,
-        special_functions=pairs,
-    )
-
-
-def _attention_backward(size: Size, itemsize: int) -> Work:
-    """Count five products per pair, one of them, with the exponential, recomputed."""
-    pairs = _pairs(size)
-    return Work(
-        moved_bytes=float(itemsize * 8 * size.keys * size.head_steps),
-        matrix_flops=10 * size.keys * pairs,
-        special_functions=pairs,
-    )
-
-
-def _pairs(size: Size) -> float:
-    return size.head_steps * (size.length + 1) / 2
-
-
-GATED_DELTA_RULE = Counts(forward=_delta_rule_forward, backward=_delta_rule_backward)
-STATE_SPACE_DUAL = Counts(forward=_state_space_forward, backward=_state_space_backward)
-ATTENTION = Counts(forward=_attention_forward, backward=_attention_backward)
+# Backward recomputes one of the products, with the exponential.
+ATTENTION = Counts(forward=_attention(4, 2), backward=_attention(8, 5))

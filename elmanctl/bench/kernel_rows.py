@@ -1,6 +1,5 @@
 """Kernel benchmark: a row per implementation and size of an operation."""
 
-import logging
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
@@ -10,17 +9,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from elmanctl.bench.device import loss_of, release
 from elmanctl.bench.floors import Floor, Rates, floor_of
-from elmanctl.bench.operation import Draw, Operation, Path
+from elmanctl.bench.operation import Draw, Operation, Path, labels
 from elmanctl.bench.operations import OPERATIONS
+from elmanctl.bench.rows import measured_rows, select
 from elmanctl.bench.selftest import Check, check, differentiable, leaf
 from elmanctl.bench.size import Size
 from elmanctl.bench.third_party import TIMING_ONLY, suppress_warnings
-from elmanctl.bench.timing import Timing, measure, sets_needed
-from elmanctl.errors import InvalidConfiguration
-
-logger = logging.getLogger(__name__)
+from elmanctl.bench.timing import measure, sets_needed
 
 _SECONDS = {"cuda": 0.6, "cpu": 0.02}
 
@@ -77,6 +73,20 @@ class PlannedRow:
     path: Path
     size: Size
 
+    @property
+    def label(self) -> str:
+        """Operation, path and size."""
+        return f"{self.operation.name} {self.path.name} {self.size.label}"
+
+    def unavailable_reason(self, device: torch.device) -> str | None:
+        """Return why the implementation cannot run on the device, or None."""
+        return self.path.unavailable_reason(device.type)
+
+    def empty(self, status: str, reason: str | None = None) -> KernelRow:
+        """Return the row without numbers."""
+        named = labels(self.operation, self.path, self.size.label, self.operation.dtype)
+        return KernelRow(**named, status=status, reason=reason)
+
 
 def plan(device: torch.device, only: Sequence[str] = ()) -> list[PlannedRow]:
     """Return the rows to measure, those relevant to targets first and slow ones last.
@@ -89,9 +99,10 @@ def plan(device: torch.device, only: Sequence[str] = ()) -> list[PlannedRow]:
         for path in operation.paths
         for size in _sizes(operation, path, device)
     ]
-    kept = [row for row in rows if not only or any(text in describe(row) for text in only)]
     # Stable sort: our kernels, then others, then plain torch, which may take seconds.
-    return sorted(kept, key=lambda row: (row.path.name == "torch", not row.path.is_ours))
+    return sorted(
+        select(rows, only), key=lambda row: (row.path.name == "torch", not row.path.is_ours)
+    )
 
 
 def _sizes(operation: Operation, path: Path, device: torch.device) -> tuple[Size, ...]:
@@ -103,11 +114,6 @@ def _sizes(operation: Operation, path: Path, device: torch.device) -> tuple[Size
     return sizes[:1] if path.is_for_tests else sizes
 
 
-def describe(row: PlannedRow) -> str:
-    """Return operation, path and size of a row."""
-    return f"{row.operation.name} {row.path.name} {row.size.label}"
-
-
 def kernel_rows(
     planned: Sequence[PlannedRow],
     rates: Rates,
@@ -115,50 +121,17 @@ def kernel_rows(
     cache_bytes: int,
     is_over: Callable[[], bool],
 ) -> Iterator[KernelRow]:
-    """Measure the planned rows one after another; yield a row for each.
-
-    The remaining rows are `not measured` once `is_over` returns true (the time is used up) or the
-    device is lost.
-    """
+    """Measure the planned rows as `measured_rows` does; yield a row for each."""
     checks: dict[tuple[str, str], Check] = {}
-    lost: str | None = None
-    for row in planned:
-        if lost or is_over():
-            reason = lost or "the time limit was reached"
-            yield _empty(row, "not measured", reason)
-            continue
-        unavailable = row.path.unavailable_reason(device.type)
-        if unavailable:
-            yield _empty(row, "missing", unavailable)
-            continue
-        try:
-            measured = _measure_row(row, rates, device, cache_bytes)
-            key = (row.operation.name, row.path.name)
-            if key not in checks:
-                checks[key] = _check(row, device)
-            yield _with_error(measured, checks[key])
-        except InvalidConfiguration as exc:
-            # Not every implementation supports every size.
-            yield _empty(row, "missing", f"refused: {exc.message}")
-        except Exception as exc:
-            logger.debug("%s failed", describe(row), exc_info=True)
-            yield _empty(row, "failed", f"{type(exc).__name__}: {exc}")
-            lost = loss_of(device, describe(row))
-        finally:
-            if not lost:
-                release(device)
 
+    def measure_and_check(row: PlannedRow) -> KernelRow:
+        measured = _measure_row(row, rates, device, cache_bytes)
+        key = (row.operation.name, row.path.name)
+        if key not in checks:
+            checks[key] = _check(row, device)
+        return _with_error(measured, checks[key])
 
-def _empty(row: PlannedRow, status: str, reason: str) -> KernelRow:
-    return KernelRow(
-        operation=row.operation.name,
-        path=row.path.name,
-        is_ours=row.path.is_ours,
-        size=row.size.label,
-        dtype=row.operation.dtype,
-        status=status,
-        reason=reason,
-    )
+    return measured_rows(planned, measure_and_check, device, is_over)
 
 
 def _check(row: PlannedRow, device: torch.device) -> Check:
@@ -211,31 +184,20 @@ def _measure_row(
         with path.for_timing() if is_timing_only else nullcontext():
             both = measure(forward_backward, device, seconds)
             peak_bytes = _peak_bytes(forward_backward, device)
-    measured = KernelRow(
-        operation=operation.name,
-        path=path.name,
-        is_ours=path.is_ours,
-        size=size.label,
-        dtype=operation.dtype,
-        status="measured",
+    measured = replace(
+        row.empty("measured"),
         note=TIMING_ONLY if is_timing_only else None,
         bound_length=bound_length,
         peak_bytes=peak_bytes,
-        **_times(forward_timing, both),
+        forward_ms=forward_timing.ms,
+        forward_spread=forward_timing.spread,
+        forward_backward_ms=both.ms,
+        forward_backward_spread=both.spread,
+        backward_ms=max(0.0, both.ms - forward_timing.ms),
+        host_ms=both.host_ms,
+        calls=both.repeats * both.calls,
     )
     return measured if bound_length else replace(measured, **_against_floor(row, measured, rates))
-
-
-def _times(forward: Timing, both: Timing) -> dict[str, Any]:
-    return {
-        "forward_ms": forward.ms,
-        "forward_spread": forward.spread,
-        "forward_backward_ms": both.ms,
-        "forward_backward_spread": both.spread,
-        "backward_ms": max(0.0, both.ms - forward.ms),
-        "host_ms": both.host_ms,
-        "calls": both.repeats * both.calls,
-    }
 
 
 def _against_floor(row: PlannedRow, measured: KernelRow, rates: Rates) -> dict[str, Any]:
@@ -247,7 +209,7 @@ def _against_floor(row: PlannedRow, measured: KernelRow, rates: Rates) -> dict[s
     both_ms = measured.forward_backward_ms or 0.0
     return {
         "tokens_per_s": row.size.tokens / both_ms * 1e3,
-        "bytes_per_s": (works[0] + works[1]).moved_bytes / both_ms * 1e3,
+        "bytes_per_s": sum(work.moved_bytes for work in works) / both_ms * 1e3,
         **_floor_fields("forward", forward_floor, measured.forward_ms),
         **_floor_fields("backward", backward_floor, measured.backward_ms),
     }

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from elmanctl.bench.floors import Counts
 from elmanctl.bench.size import Size
+from elmanctl.models.backends import BACKENDS
 
 Results = Mapping[str, Tensor]
 Run = Callable[..., Results]
@@ -76,12 +77,32 @@ class Operation:
     test_sizes: tuple[Size, ...]
     tiny_sizes: tuple[Size, ...]
     is_tested: bool = True
-    dtypes: tuple[str, ...] = ("bfloat16", "float32")
     dtype: str = "bfloat16"
 
     def path(self, name: str) -> Path:
         """Return an implementation by name."""
         return next(path for path in self.paths if path.name == name)
+
+
+def labels(operation: Operation, path: Path, size: str, dtype: str) -> dict[str, Any]:
+    """Return the fields that name what a row or a check is about."""
+    return {
+        "operation": operation.name,
+        "path": path.name,
+        "is_ours": path.is_ours,
+        "size": size,
+        "dtype": dtype,
+    }
+
+
+def plain_torch(run: Run, float32: float) -> Path:
+    """Return the implementation in plain torch, with its tolerance in float32."""
+    return Path(
+        name="torch",
+        run=run,
+        unavailable_reason=BACKENDS["torch"].unavailable_reason,
+        tolerances={"bfloat16": 6e-3, "float32": float32},
+    )
 
 
 def output_and_state(function: Callable[..., tuple[Tensor, Tensor]], **settings: Any) -> Run:

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from elmanctl.bench.floors import ATTENTION, GATED_DELTA_RULE, STATE_SPACE_DUAL, gated_scan_counts
-from elmanctl.bench.operation import Draw, Operation, Path, output_and_state
+from elmanctl.bench.operation import Draw, Operation, Path, output_and_state, plain_torch
 from elmanctl.bench.recurrences import RECURRENCES
 from elmanctl.bench.size import Size, matrix_size
 from elmanctl.bench.third_party import (
@@ -86,12 +86,7 @@ def _gated_scan(cell: str, summary: str, width: int) -> Operation:
                 tolerances={"bfloat16": 6e-3, "float32": 2e-6},
                 is_ours=True,
             ),
-            Path(
-                name="torch",
-                run=output_and_state(gated_scan, cell=cell, backend="torch"),
-                unavailable_reason=BACKENDS["torch"].unavailable_reason,
-                tolerances={"bfloat16": 6e-3, "float32": 2e-6},
-            ),
+            plain_torch(output_and_state(gated_scan, cell=cell, backend="torch"), float32=2e-6),
         ),
         counts=gated_scan_counts(SCORES[cell]),
         sizes=tuple(
@@ -105,10 +100,6 @@ def _gated_scan(cell: str, summary: str, width: int) -> Operation:
         ),
         tiny_sizes=(Size(batch=1, length=19, heads=5),),
     )
-
-
-def _any_device(device: str) -> str | None:
-    return None
 
 
 OPERATIONS: tuple[Operation, ...] = (
@@ -130,12 +121,7 @@ OPERATIONS: tuple[Operation, ...] = (
                 gradient_unavailable=fla_gradient_unavailable,
                 for_timing=fla_gradients_for_timing,
             ),
-            Path(
-                name="torch",
-                run=output_and_state(gated_delta_rule, backend="torch"),
-                unavailable_reason=BACKENDS["torch"].unavailable_reason,
-                tolerances={"bfloat16": 6e-3, "float32": 5e-6},
-            ),
+            plain_torch(output_and_state(gated_delta_rule, backend="torch"), float32=5e-6),
         ),
         counts=GATED_DELTA_RULE,
         sizes=(
@@ -164,12 +150,7 @@ OPERATIONS: tuple[Operation, ...] = (
                 unavailable_reason=BACKENDS["mamba-ssm"].unavailable_reason,
                 tolerances={"bfloat16": 2e-2, "float32": 5e-3},
             ),
-            Path(
-                name="torch",
-                run=output_and_state(state_space_dual),
-                unavailable_reason=BACKENDS["torch"].unavailable_reason,
-                tolerances={"bfloat16": 6e-3, "float32": 5e-6},
-            ),
+            plain_torch(output_and_state(state_space_dual), float32=5e-6),
         ),
         counts=STATE_SPACE_DUAL,
         sizes=(
@@ -189,7 +170,7 @@ OPERATIONS: tuple[Operation, ...] = (
             Path(
                 name="flash",
                 run=flash_attention,
-                unavailable_reason=_any_device,
+                unavailable_reason=lambda device: None,
                 tolerances={"bfloat16": 2e-2},
             ),
         ),

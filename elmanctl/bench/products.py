@@ -1,12 +1,12 @@
 """Benchmark of the matrix products of our models' linear maps."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
 
 from elmanctl.bench.shapes import StepModel, projections
-from elmanctl.bench.timing import Timing, measure, sets_needed
+from elmanctl.bench.timing import measure, sets_needed
 
 _SECONDS = {"cuda": 0.25, "cpu": 0.01}
 
@@ -28,11 +28,6 @@ class Product:
     spread: float
 
     @property
-    def flops(self) -> float:
-        """FLOPs of each of the three products."""
-        return 2.0 * self.tokens * self.n_in * self.n_out
-
-    @property
     def ms(self) -> float:
         """Total time of the three products."""
         return self.forward_ms + self.input_gradient_ms + self.weight_gradient_ms
@@ -47,15 +42,13 @@ def measure_products(
         yield _measure(tokens, n_in, n_out, device, cache_bytes)
 
 
-def products_of_step(model: StepModel, products: Sequence[Product]) -> tuple[float, float]:
-    """Return the total milliseconds and FLOPs of the matrix products of a step.
+def products_ms(model: StepModel, products: Sequence[Product]) -> float:
+    """Return the total milliseconds of the matrix products of a step.
 
     Raises KeyError if a linear map of the model was not measured.
     """
-    by_width: Mapping[tuple[int, int], Product] = {(p.n_in, p.n_out): p for p in products}
-    found = [(by_width[p.n_in, p.n_out], p.count) for p in projections(model.config)]
-    ms = sum(count * product.ms for product, count in found)
-    return ms, sum(3 * count * product.flops for product, count in found)
+    by_width = {(p.n_in, p.n_out): p for p in products}
+    return sum(p.count * by_width[p.n_in, p.n_out].ms for p in projections(model.config))
 
 
 def _measure(tokens: int, n_in: int, n_out: int, device: torch.device, cache_bytes: int) -> Product:
@@ -80,10 +73,8 @@ def _measure(tokens: int, n_in: int, n_out: int, device: torch.device, cache_byt
         x, _, dy = sets[number % len(sets)]
         dy.T @ x
 
-    timings: list[Timing] = [
-        measure(call, device, _SECONDS[device.type])
-        for call in (forward, input_gradient, weight_gradient)
-    ]
+    calls = (forward, input_gradient, weight_gradient)
+    timings = [measure(call, device, _SECONDS[device.type]) for call in calls]
     return Product(
         tokens=tokens,
         n_in=n_in,

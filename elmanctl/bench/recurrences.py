@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from elmanctl.bench.floors import matrix_recurrence_counts, routed_heads
-from elmanctl.bench.operation import Draw, Operation, Path, output_and_state
+from elmanctl.bench.operation import Draw, Operation, Path, output_and_state, plain_torch
 from elmanctl.bench.size import Size, matrix_size
 from elmanctl.kernels.matrix_recurrence import matrix_recurrence
 from elmanctl.kernels.matrix_recurrence.naive import naive_matrix_recurrence
@@ -118,12 +118,7 @@ def _recurrence(
                 tolerances={"bfloat16": 6e-3, "float32": 2e-6},
                 is_for_tests=True,
             ),
-            Path(
-                name="torch",
-                run=on(backend="torch"),
-                unavailable_reason=BACKENDS["torch"].unavailable_reason,
-                tolerances={"bfloat16": 6e-3, "float32": 2e-6},
-            ),
+            plain_torch(on(backend="torch"), float32=2e-6),
         ),
         counts=matrix_recurrence_counts(
             gated=gated,

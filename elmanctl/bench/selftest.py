@@ -12,7 +12,7 @@ from zlib import crc32
 import torch
 from torch import Tensor
 
-from elmanctl.bench.operation import Draw, Operation, Path
+from elmanctl.bench.operation import Draw, Operation, Path, labels
 from elmanctl.bench.operations import OPERATIONS
 from elmanctl.bench.size import Size
 from elmanctl.bench.third_party import suppress_warnings
@@ -72,15 +72,8 @@ def check_all(device: torch.device) -> Iterator[Check]:
         for path in operation.paths:
             unavailable = path.unavailable_reason(device.type)
             if unavailable:
-                yield Check(
-                    operation=operation.name,
-                    path=path.name,
-                    is_ours=path.is_ours,
-                    size="every size",
-                    dtype=", ".join(path.tolerances),
-                    status="not run",
-                    reason=unavailable,
-                )
+                named = labels(operation, path, "every size", ", ".join(path.tolerances))
+                yield Check(**named, status="not run", reason=unavailable)
                 continue
             for dtype in path.tolerances:
                 few = 1 if path.is_for_tests else 2
@@ -101,23 +94,17 @@ def check(
 
     An exception makes the check `failed`, InvalidConfiguration `not run`; neither propagates.
     """
-    labels: dict[str, Any] = {
-        "operation": operation.name,
-        "path": path.name,
-        "is_ours": path.is_ours,
-        "size": size.label,
-        "dtype": dtype,
-    }
+    named = labels(operation, path, size.label, dtype)
     unavailable = path.unavailable_reason(device.type)
     if unavailable:
-        return Check(**labels, status="not run", reason=unavailable)
+        return Check(**named, status="not run", reason=unavailable)
     try:
-        return _compare(operation, path, size, dtype, device, labels, with_times=with_times)
+        return _compare(operation, path, size, dtype, device, named, with_times=with_times)
     except InvalidConfiguration as exc:
-        return Check(**labels, status="not run", reason=f"refused: {exc.message}")
+        return Check(**named, status="not run", reason=f"refused: {exc.message}")
     except Exception as exc:
         logger.debug("%s on %s failed", operation.name, path.name, exc_info=True)
-        return Check(**labels, status="failed", reason=f"{type(exc).__name__}: {exc}")
+        return Check(**named, status="failed", reason=f"{type(exc).__name__}: {exc}")
 
 
 def _compare(
@@ -126,7 +113,7 @@ def _compare(
     size: Size,
     dtype: str,
     device: torch.device,
-    labels: dict[str, Any],
+    named: Mapping[str, Any],
     *,
     with_times: bool,
 ) -> Check:
@@ -139,27 +126,26 @@ def _compare(
         outputs = path.run(**inputs)
         forward_end = time.perf_counter()
         found = results(outputs, inputs, names)
-        once = Times(
-            forward_ms=(forward_end - start) * 1e3,
-            forward_backward_ms=(time.perf_counter() - start) * 1e3 if names else None,
-        )
+        both_ms = (time.perf_counter() - start) * 1e3 if names else None
+        forward_ms: float | None = (forward_end - start) * 1e3
     expected = results(operation.truth(**exact), exact, names)
     errors = {name: relative_error(found[name], truth) for name, truth in expected.items()}
     # NaN is the worst error.
     worst = max(errors, key=lambda name: (errors[name] != errors[name], errors[name]))
     error, allowed = errors[worst], path.tolerances[dtype]
     # On a GPU the first call may include compilation; on a CPU a second call would gain nothing.
-    times = once
     if device.type == "cuda":
-        times = _times(path, inputs, names, device) if with_times else Times()
+        forward_ms = both_ms = None
+        if with_times:
+            forward_ms, both_ms = _times(path, inputs, names, device)
     return Check(
-        **labels,
+        **named,
         status="ok" if error <= allowed else "wrong",
         error=error,
         worst=worst,
         allowed=allowed,
-        forward_ms=times.forward_ms,
-        forward_backward_ms=times.forward_backward_ms,
+        forward_ms=forward_ms,
+        forward_backward_ms=both_ms,
         reason=f"outputs only: {no_gradients}" if no_gradients else None,
     )
 
@@ -227,22 +213,15 @@ def poisoned_memory() -> Iterator[None]:
         torch.use_deterministic_algorithms(before, warn_only=warns)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Times:
-    """Milliseconds of a forward pass, and of a forward and backward pass."""
-
-    forward_ms: float | None = None
-    forward_backward_ms: float | None = None
-
-
 def _times(
     path: Path, inputs: Mapping[str, Tensor], names: tuple[str, ...], device: torch.device
-) -> Times:
+) -> tuple[float, float | None]:
+    """Return the milliseconds of a forward pass, and of a forward and backward pass."""
     with suppress_warnings():
         forward = measure(lambda _: path.run(**inputs), device, _SECONDS_PER_TIMING)
         if not names:
-            return Times(forward_ms=forward.ms)
+            return forward.ms, None
         both = measure(
             lambda _: results(path.run(**inputs), inputs, names), device, _SECONDS_PER_TIMING
         )
-    return Times(forward_ms=forward.ms, forward_backward_ms=both.ms)
+    return forward.ms, both.ms

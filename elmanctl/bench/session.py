@@ -9,7 +9,7 @@ from elmanctl.bench.ceilings import Ceiling, measure_ceilings, rates_of
 from elmanctl.bench.floors import Rates
 from elmanctl.bench.kernel_rows import KernelRow, kernel_rows, plan
 from elmanctl.bench.machine import cache_bytes, describe
-from elmanctl.bench.products import Product, measure_products, products_of_step
+from elmanctl.bench.products import Product, measure_products, products_ms
 from elmanctl.bench.report import Report
 from elmanctl.bench.shapes import StepModel, step_shape
 from elmanctl.bench.step_rows import StepRow, plan_steps, step_rows
@@ -81,8 +81,7 @@ class Session:
             line = f"product {product.n_in} -> {product.n_out}: {product.ms:.3g} ms"
             self._add("products", product, line)
         for model in models:
-            ms, _ = products_of_step(model, found)
-            self.report.products_alone_ms[model.name] = ms
+            self.report.products_alone_ms[model.name] = products_ms(model, found)
 
     def _add(self, kind: str, row: object, line: str) -> None:
         self.report.add(kind, row)

@@ -39,37 +39,24 @@ E88, E88_WIDE, MAMBA2, GDN, TRANSFORMER = (
     "transformer D1536 L17 H24",
 )
 
+
+def _model(name: str, level: str, **settings: int) -> StepModel:
+    return StepModel(name=name, level=level, settings=settings)
+
+
 _LARGE = (
-    StepModel(
-        name=E88, level="e88", settings={"dim": 1920, "depth": 17, "n_heads": 83, "n_state": 32}
-    ),
-    StepModel(name=MAMBA2, level="mamba2", settings={"dim": 1792, "depth": 25, "d_state": 96}),
-    StepModel(
-        name=E88_WIDE,
-        level="e88",
-        settings={"dim": 2176, "depth": 14, "n_heads": 98, "n_state": 32},
-    ),
-    StepModel(name=GDN, level="fla-gdn", settings={"dim": 1920, "depth": 17, "n_heads": 24}),
-    StepModel(
-        name=TRANSFORMER, level="transformer", settings={"dim": 1536, "depth": 17, "n_heads": 24}
-    ),
+    _model(E88, "e88", dim=1920, depth=17, n_heads=83, n_state=32),
+    _model(MAMBA2, "mamba2", dim=1792, depth=25, d_state=96),
+    _model(E88_WIDE, "e88", dim=2176, depth=14, n_heads=98, n_state=32),
+    _model(GDN, "fla-gdn", dim=1920, depth=17, n_heads=24),
+    _model(TRANSFORMER, "transformer", dim=1536, depth=17, n_heads=24),
 )
 
 _TINY = (
-    StepModel(
-        name="e88 tiny", level="e88", settings={"dim": 32, "depth": 2, "n_heads": 2, "n_state": 8}
-    ),
-    StepModel(
-        name="mamba2 tiny",
-        level="mamba2",
-        settings={"dim": 32, "depth": 1, "d_state": 8, "head_dim": 16},
-    ),
-    StepModel(name="fla-gdn tiny", level="fla-gdn", settings={"dim": 32, "depth": 1, "n_heads": 2}),
-    StepModel(
-        name="transformer tiny",
-        level="transformer",
-        settings={"dim": 32, "depth": 1, "n_heads": 2, "head_dim": 16},
-    ),
+    _model("e88 tiny", "e88", dim=32, depth=2, n_heads=2, n_state=8),
+    _model("mamba2 tiny", "mamba2", dim=32, depth=1, d_state=8, head_dim=16),
+    _model("fla-gdn tiny", "fla-gdn", dim=32, depth=1, n_heads=2),
+    _model("transformer tiny", "transformer", dim=32, depth=1, n_heads=2, head_dim=16),
 )
 
 BATCH, SEQ_LEN = 16, 512

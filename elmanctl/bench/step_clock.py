@@ -16,7 +16,6 @@ class StepClock:
     """Records when each training step reports, which is after its backward pass has finished."""
 
     def __init__(self) -> None:
-        self.losses: list[float] = []
         self._ends: list[float] = []
         self._warm = 0
 
@@ -28,7 +27,6 @@ class StepClock:
     def step(self, record: StepRecord) -> None:
         """Record a step; its optimizer update counts towards the time of the next step."""
         self._ends.append(time.perf_counter())
-        self.losses.append(record.loss)
 
     def step_ms(self) -> list[float]:
         """Return the milliseconds of each step after the warm-up."""
@@ -50,10 +48,8 @@ class StepProfile:
         self.steps = last - first
         self._first, self._last = first, last
         self._on_cuda = device.type == "cuda"
-        activities = [ProfilerActivity.CPU]
-        if self._on_cuda:
-            activities = [ProfilerActivity.CUDA]
-        self._profiler: Any = profile(activities=activities)
+        activity = ProfilerActivity.CUDA if self._on_cuda else ProfilerActivity.CPU
+        self._profiler: Any = profile(activities=[activity])
 
     def phase(self, name: str) -> None:
         """Ignore the start of a phase."""

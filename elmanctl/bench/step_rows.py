@@ -1,6 +1,5 @@
 """Training-step benchmark: a row per model and backend, on the worker's training loop."""
 
-import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
@@ -11,12 +10,11 @@ from typing import Any
 import torch
 from torch import nn
 
-from elmanctl.bench.device import loss_of, release
 from elmanctl.bench.parts import by_part
+from elmanctl.bench.rows import measured_rows, select
 from elmanctl.bench.shapes import StepModel, StepShape
 from elmanctl.bench.step_clock import StepClock, StepProfile, medians_of_thirds
 from elmanctl.bench.third_party import TIMING_ONLY, fla_gradients_for_timing, suppress_warnings
-from elmanctl.errors import InvalidConfiguration
 from elmanctl.jobs.data import ByteStream
 from elmanctl.jobs.outcome import TrainOutcome
 from elmanctl.jobs.train import train
@@ -25,8 +23,6 @@ from elmanctl.models.params import count_parameters, flops_per_token
 from elmanctl.models.registry import build_model
 from elmanctl.run.spec import AttemptSpec, DataSpec
 from elmanctl.run.training import Training
-
-logger = logging.getLogger(__name__)
 
 WARMUP_STEPS = 5
 _TIMED_S = {"cuda": 8.0, "cpu": 1.0}
@@ -81,6 +77,31 @@ class PlannedSteps:
     model: StepModel
     backend: str
 
+    @property
+    def label(self) -> str:
+        """Model and backend."""
+        return f"{self.model.name} {self.backend}"
+
+    def unavailable_reason(self, device: torch.device) -> str | None:
+        """Return why the backend cannot be measured on the device, or None."""
+        if self.backend == "triton" and device.type == "cpu":
+            return "in Triton's interpreter a training step takes minutes"
+        # Wrong gradients of fla take as long as right ones, so they are timed and labeled.
+        is_fla = self.backend == "fla"
+        check = fla_forward_unavailable if is_fla else BACKENDS[self.backend].unavailable_reason
+        return check(device.type)
+
+    def empty(self, status: str, reason: str | None = None) -> StepRow:
+        """Return the row without numbers."""
+        return StepRow(
+            model=self.model.name,
+            level=self.model.level,
+            config=self.model.config.encode(),
+            backend=self.backend,
+            status=status,
+            reason=reason,
+        )
+
 
 def plan_steps(shape: StepShape, only: Sequence[str] = ()) -> list[PlannedSteps]:
     """Return the rows to measure: each model on its first backend, then on the others.
@@ -96,12 +117,7 @@ def plan_steps(shape: StepShape, only: Sequence[str] = ()) -> list[PlannedSteps]
         return not is_first, is_plain and row.model.level != "fla-gdn", is_plain
 
     rows.sort(key=order)
-    return [row for row in rows if not only or any(t in describe_steps(row) for t in only)]
-
-
-def describe_steps(row: PlannedSteps) -> str:
-    """Return model and backend of a row."""
-    return f"{row.model.name} {row.backend}"
+    return select(rows, only)
 
 
 def step_rows(
@@ -112,50 +128,12 @@ def step_rows(
     matrix_flops: float | None,
     is_over: Callable[[], bool],
 ) -> Iterator[StepRow]:
-    """Measure the planned rows one after another; yield a row for each.
+    """Measure the planned rows as `measured_rows` does; yield a row for each."""
 
-    `is_over` and a lost device are handled as in `kernel_rows`.
-    """
-    lost: str | None = None
-    for row in planned:
-        if lost or is_over():
-            yield _empty(row, "not measured", lost or "the time limit was reached")
-            continue
-        unavailable = _unavailable_reason(row.backend, device)
-        if unavailable:
-            yield _empty(row, "missing", unavailable)
-            continue
-        try:
-            yield _measure_row(row, shape, corpus, device, matrix_flops)
-        except InvalidConfiguration as exc:
-            # Not every backend supports every model.
-            yield _empty(row, "missing", f"refused: {exc.message}")
-        except Exception as exc:
-            logger.debug("%s failed", describe_steps(row), exc_info=True)
-            yield _empty(row, "failed", f"{type(exc).__name__}: {exc}")
-            lost = loss_of(device, describe_steps(row))
-        finally:
-            if not lost:
-                release(device)
+    def measure(row: PlannedSteps) -> StepRow:
+        return _measure_row(row, shape, corpus, device, matrix_flops)
 
-
-def _empty(row: PlannedSteps, status: str, reason: str) -> StepRow:
-    return StepRow(
-        model=row.model.name,
-        level=row.model.level,
-        config=row.model.config.encode(),
-        backend=row.backend,
-        status=status,
-        reason=reason,
-    )
-
-
-def _unavailable_reason(backend: str, device: torch.device) -> str | None:
-    if backend == "triton" and device.type == "cpu":
-        return "in Triton's interpreter a training step takes minutes"
-    # Wrong gradients of fla take as long as right ones, so they are timed and labeled.
-    check = fla_forward_unavailable if backend == "fla" else BACKENDS[backend].unavailable_reason
-    return check(device.type)
+    return measured_rows(planned, measure, device, is_over)
 
 
 def _measure_row(
@@ -176,7 +154,9 @@ def _measure_row(
     with suppress_warnings(), timing_context:
         training = _training(row, shape, device)
         outcome = train(model, stream, _spec(row, corpus, training), clock)
-        _raise_on_divergence(outcome)
+        if outcome.divergence is not None:
+            found = outcome.divergence
+            raise RuntimeError(f"the {found.quantity} was {found.value} at step {found.step}")
         if median(clock.step_ms()) <= _MAX_PROFILED_MS:
             profile = StepProfile(_PROFILED_FROM, _PROFILED_TO, device)
             profiled = replace(training, minutes=None, steps=_PROFILED_TO)
@@ -225,12 +205,6 @@ def _spec(row: PlannedSteps, corpus: FilePath, training: Training) -> AttemptSpe
     )
 
 
-def _raise_on_divergence(outcome: TrainOutcome) -> None:
-    if outcome.divergence is not None:
-        found = outcome.divergence
-        raise RuntimeError(f"the {found.quantity} was {found.value} at step {found.step}")
-
-
 def _row(
     row: PlannedSteps,
     shape: StepShape,
@@ -259,12 +233,8 @@ def _row(
     idle_ms = None
     if profile and outcome.device.startswith("cuda"):
         idle_ms = max(0.0, median(step_ms) - sum(parts.values()))
-    return StepRow(
-        model=row.model.name,
-        level=row.model.level,
-        config=config,
-        backend=row.backend,
-        status="measured",
+    return replace(
+        row.empty("measured"),
         note="; ".join(notes) or None,
         parameters=outcome.parameters,
         precision=outcome.precision,

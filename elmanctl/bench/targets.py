@@ -4,7 +4,7 @@ Targets are for an H100.  Results from a CPU, lower bounds and missing rows neit
 target.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -55,37 +55,36 @@ def judge_targets(machine: Row, kernels: Sequence[Row], steps: Sequence[Row]) ->
 
 def _recurrence(kernels: Sequence[Row]) -> Iterator[Target]:
     operation, size = _RECURRENCE
-    row = _fastest_kernel(kernels, operation, size)
+    ours = [row for row in kernels if row["is_ours"]]
+    same = [row for row in ours if (row["operation"], row["size"]) == (operation, size)]
+    fastest = _best(same, "forward_backward_ms", min)
     for name, key, bound in (
         ("forward", "forward_ms", _FORWARD_MS),
         ("backward", "backward_ms", _BACKWARD_MS),
     ):
-        yield _at_most(f"E88 recurrence {name}, {size}", "ms", row, key, bound)
+        yield _at_most(f"E88 recurrence {name}, {size}", "ms", fastest, key, bound)
 
 
 def _speeds(steps: Sequence[Row]) -> Iterator[Target]:
+    def fastest(model: str, without: str | None = None) -> Row | None:
+        rows = [row for row in steps if row["model"] == model and row["backend"] != without]
+        return _best(rows, "tokens_per_s", max)
+
     for name in (E88, E88_WIDE):
-        ours = _fastest(steps, name)
+        ours = fastest(name)
         yield _at_least(name, "tok/s", ours, "tokens_per_s", _TOKENS_PER_S)
         for other in (MAMBA2, GDN):
             # Plain torch does not represent a model that has its own kernels.
-            theirs = _fastest([row for row in steps if row["backend"] != "torch"], other)
-            yield _ratio(f"{name} over {other}", ours, theirs)
+            yield _ratio(f"{name} over {other}", ours, fastest(other, without="torch"))
 
 
 def _ratio(name: str, ours: Row | None, theirs: Row | None) -> Target:
-    bound, unit = ">= 1.0", "times the tok/s"
-    missing = _why_not(ours) or _why_not(theirs)
-    if missing or ours is None or theirs is None:
-        return Target(name=name, bound=bound, unit=unit, verdict=NOT_MEASURED, reason=missing)
-    value = ours["tokens_per_s"] / theirs["tokens_per_s"]
-    return Target(
-        name=name,
-        bound=bound,
-        unit=unit,
-        verdict=MET if value >= 1 else MISSED,
-        value=value,
-        reason=f"{_provenance(ours)} over {_provenance(theirs)}",
+    return _judged(
+        name,
+        (">= 1.0", "times the tok/s"),
+        (ours, theirs),
+        lambda ours, theirs: float(ours["tokens_per_s"] / theirs["tokens_per_s"]),
+        lambda value: value >= 1,
     )
 
 
@@ -94,40 +93,56 @@ def _against_torch(kernels: Sequence[Row]) -> Iterator[Target]:
     for row in kernels:
         if not row["is_ours"]:
             continue
-        name = f"{row['operation']} {row['size']}: plain torch over {row['path']}"
-        bound, unit = ">= 1.0", "times as long"
-        plain = _find(kernels, operation=row["operation"], path="torch", size=row["size"])
-        missing = _why_not(row) or _why_not(plain)
-        if missing or plain is None:
-            yield Target(name=name, bound=bound, unit=unit, verdict=NOT_MEASURED, reason=missing)
-            continue
-        value = plain["forward_backward_ms"] / row["forward_backward_ms"]
-        cut = plain.get("bound_length")
-        note = f"at least: plain torch was timed on the first {cut} positions" if cut else None
-        verdict = MET if value >= 1 else NOT_MEASURED if cut else MISSED
-        yield Target(name=name, bound=bound, unit=unit, verdict=verdict, value=value, reason=note)
+        same = (row["operation"], "torch", row["size"])
+        plain = next((x for x in kernels if (x["operation"], x["path"], x["size"]) == same), None)
+        target = _judged(
+            f"{row['operation']} {row['size']}: plain torch over {row['path']}",
+            (">= 1.0", "times as long"),
+            (row, plain),
+            lambda ours, theirs: float(theirs["forward_backward_ms"] / ours["forward_backward_ms"]),
+            lambda value: value >= 1,
+        )
+        cut = plain and plain.get("bound_length")
+        if target.value is None:
+            yield target
+        elif cut:
+            note = f"at least: plain torch was timed on the first {cut} positions"
+            verdict = MET if target.verdict == MET else NOT_MEASURED
+            yield replace(target, verdict=verdict, reason=note)
+        else:
+            yield replace(target, reason=None)
 
 
 def _at_most(name: str, unit: str, row: Row | None, key: str, bound: float) -> Target:
-    return _compared(name, unit, row, key, f"<= {bound:g}", lambda value: value <= bound)
+    shown = (f"<= {bound:g}", unit)
+    return _judged(name, shown, (row,), lambda row: float(row[key]), lambda value: value <= bound)
 
 
 def _at_least(name: str, unit: str, row: Row | None, key: str, bound: float) -> Target:
-    return _compared(name, unit, row, key, f">= {bound:,}", lambda value: value >= bound)
+    shown = (f">= {bound:,}", unit)
+    return _judged(name, shown, (row,), lambda row: float(row[key]), lambda value: value >= bound)
 
 
-def _compared(name: str, unit: str, row: Row | None, key: str, bound: str, holds: Any) -> Target:
-    missing = _why_not(row)
-    if missing or row is None:
+def _judged(
+    name: str,
+    shown: tuple[str, str],
+    rows: Sequence[Row | None],
+    measure: Callable[..., float],
+    holds: Callable[[float], bool],
+) -> Target:
+    """Judge the value of some rows; `shown` is the bound as text and the unit."""
+    bound, unit = shown
+    missing = next((reason for reason in map(_why_not, rows) if reason), None)
+    if missing:
         return Target(name=name, bound=bound, unit=unit, verdict=NOT_MEASURED, reason=missing)
-    value = float(row[key])
+    value = measure(*rows)
     return Target(
         name=name,
         bound=bound,
         unit=unit,
         verdict=MET if holds(value) else MISSED,
         value=value,
-        reason=_provenance(row),
+        reason=" over ".join(_provenance(row) for row in rows if row is not None),
     )
 
 
@@ -146,27 +161,9 @@ def _provenance(row: Row) -> str:
     return f"{name}: {row['note']}" if row.get("note") else str(name)
 
 
-def _fastest_kernel(kernels: Sequence[Row], operation: str, size: str) -> Row | None:
-    """Return the row of our fastest kernel, or of any of our kernels if none was measured."""
-    rows = [
-        row
-        for row in kernels
-        if row["is_ours"] and row["operation"] == operation and row["size"] == size
-    ]
-    measured = [row for row in rows if _why_not(row) is None]
+def _best(rows: Sequence[Row], key: str, pick: Callable[..., Row]) -> Row | None:
+    """Return the row that `pick` (min or max) finds by a key, or any row if none was measured."""
+    measured = [row for row in rows if _why_not(row) is None and row[key]]
     if measured:
-        return min(measured, key=lambda row: float(row["forward_backward_ms"]))
-    return rows[0] if rows else None
-
-
-def _find(rows: Sequence[Row], **labels: str) -> Row | None:
-    return next((row for row in rows if all(row[k] == v for k, v in labels.items())), None)
-
-
-def _fastest(steps: Sequence[Row], model: str) -> Row | None:
-    """Return the row of a model's fastest backend, or of any backend if none was measured."""
-    rows = [row for row in steps if row["model"] == model]
-    measured = [row for row in rows if row["status"] == "measured" and row["tokens_per_s"]]
-    if measured:
-        return max(measured, key=lambda row: float(row["tokens_per_s"]))
+        return pick(measured, key=lambda row: float(row[key]))
     return rows[0] if rows else None

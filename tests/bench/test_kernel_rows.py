@@ -12,7 +12,7 @@ from torch import Tensor
 from elmanctl.bench import kernel_rows as rows_module
 from elmanctl.bench import timing
 from elmanctl.bench.floors import Rates
-from elmanctl.bench.kernel_rows import KernelRow, PlannedRow, describe, kernel_rows, plan
+from elmanctl.bench.kernel_rows import KernelRow, PlannedRow, kernel_rows, plan
 from elmanctl.bench.operation import Path
 from elmanctl.bench.operations import OPERATIONS
 from elmanctl.bench.size import Size
@@ -45,7 +45,7 @@ def test_every_size_of_every_path_is_planned_on_a_gpu_ours_first_and_loops_last(
             wanted = operation.sizes[:1] if path.is_for_tests else operation.sizes
             assert sizes == list(wanted)
     names = [row.path.name for row in rows]
-    assert names[0] == "triton" and describe(rows[0]) == "matrix_recurrence triton B16 T512 H83 n32"
+    assert names[0] == "triton" and rows[0].label == "matrix_recurrence triton B16 T512 H83 n32"
     assert set(names[names.index("torch") :]) == {"torch"}
     ours = [row.path.is_ours for row in rows]
     assert ours == sorted(ours, reverse=True)
@@ -57,7 +57,7 @@ def test_list_of_the_design_is_planned() -> None:
         *("B16 T512 H83 n32", "B16 T512 H99 n32", "B16 T512 H76 n16", "B16 T512 H108 n48"),
         *("B4 T2048 H83 n32", "B1 T8192 H83 n32"),
     }
-    beside = {describe(row) for row in plan(CUDA)}
+    beside = {row.label for row in plan(CUDA)}
     assert "gated_delta_rule fla B16 T512 H24 n64" in beside
     assert "gated_delta_rule fla B16 T512 H83 n32" in beside
     assert "state_space_dual mamba-ssm B16 T512 H56 K96 V64" in beside
@@ -66,7 +66,7 @@ def test_list_of_the_design_is_planned() -> None:
 
 def test_rows_are_kept_by_any_of_the_texts() -> None:
     rows = plan(CUDA, ["gated_scan:minlstm torch", "T8192"])
-    names = [describe(row) for row in rows]
+    names = [row.label for row in rows]
     assert names and all("gated_scan:minlstm torch" in n or "T8192" in n for n in names)
     assert plan(CUDA, ["nothing like it"]) == []
 
@@ -132,7 +132,7 @@ def test_rows_after_a_lost_device_are_not_measured_and_name_what_lost_it(
     def broken(**inputs: Tensor) -> Mapping[str, Tensor]:
         raise RuntimeError("CUDA error: an illegal memory access was encountered")
 
-    monkeypatch.setattr(rows_module, "loss_of", lambda device, what: f"lost to {what}")
+    monkeypatch.setattr("elmanctl.bench.rows.loss_of", lambda device, what: f"lost to {what}")
     failed, rest = measured(planned(run=broken), planned())
     assert failed.status == "failed"
     assert (rest.status, rest.reason) == (

@@ -16,7 +16,6 @@ from elmanctl.bench.step_rows import (
     TORCH_RECURRENCE,
     PlannedSteps,
     StepRow,
-    describe_steps,
     plan_steps,
     step_rows,
 )
@@ -125,7 +124,7 @@ def test_models_after_a_lost_device_are_not_measured_and_name_what_lost_it(
         raise RuntimeError("CUDA error: an illegal memory access was encountered")
 
     monkeypatch.setattr(rows_module, "train", train)
-    monkeypatch.setattr(rows_module, "loss_of", lambda device, culprit: f"lost to {culprit}")
+    monkeypatch.setattr("elmanctl.bench.rows.loss_of", lambda device, culprit: f"lost to {culprit}")
     planned = PlannedSteps(model=tiny("transformer"), backend="torch")
     failed, rest = measure(planned, planned)
     assert failed.status == "failed"
@@ -135,7 +134,7 @@ def test_models_after_a_lost_device_are_not_measured_and_name_what_lost_it(
 def test_model_that_a_backend_refuses_is_no_failure(
     measure: Callable[..., list[StepRow]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(rows_module, "_unavailable_reason", lambda backend, device: None)
+    monkeypatch.setattr(PlannedSteps, "unavailable_reason", lambda row, device: None)
     (row,) = measure(PlannedSteps(model=tiny("e88"), backend="gluon"))
     assert row.status == "missing" and row.reason
     assert row.reason.startswith("refused: n_state=8 is not supported")
@@ -157,7 +156,7 @@ def test_no_model_is_begun_once_the_time_is_used_up(measure: Callable[..., list[
 
 def test_fastest_backends_come_first_and_the_gated_delta_net_on_torch_next() -> None:
     rows = plan_steps(step_shape(CUDA))
-    names = [describe_steps(row) for row in rows]
+    names = [row.label for row in rows]
     assert f"{MAMBA2} mamba-ssm" in names and f"{GDN} fla" in names
     plain = [row.model.name for row in rows if row.backend == "torch"]
     assert f"{GDN} torch" in names and MAMBA2 in plain
