@@ -17,7 +17,7 @@ from torch import Tensor
 
 from elmanctl.kernels.launch import Launch
 from elmanctl.kernels.matrix_recurrence.naive import naive_matrix_recurrence
-from elmanctl.kernels.matrix_recurrence.triton import Flags, triton_matrix_recurrence
+from elmanctl.kernels.matrix_recurrence.triton import Flags, Tensors, triton_matrix_recurrence
 from tests.kernels.machines import Machines, compiling, launches_taken_over
 from tests.kernels.tritons import ASIDE, PINNED, VERSIONS
 from tests.long import LONG
@@ -63,7 +63,7 @@ class Setting:
             read_all=True,
             fast=self.dtype == "bf16",
             eps=1e-12,
-            checkpoints="fp16" if self.backend == "gluon" else "fp32",
+            checkpoint_dtype="fp16" if self.backend == "gluon" else "fp32",
             backend=self.backend,
         )
         return usual._replace(**self.flags)
@@ -197,9 +197,8 @@ def truth(name: str) -> dict[str, Tensor]:
 def computed(setting: Setting) -> dict[str, Tensor]:
     """The same by the operators, whose launches a test has taken over."""
     inputs: dict[str, Any] = with_gradients(random_inputs(setting), None)
-    names = ("q", "k", "v", "alpha", "beta", "blend", "written", "gate", "initial_state")
-    operands: list[Any] = [*(inputs.get(name) for name in names), setting.options]
-    output, state = triton_matrix_recurrence(*operands)
+    given: dict[str, Any] = {name: inputs.get(name) for name in Tensors._fields}
+    output, state = triton_matrix_recurrence(Tensors(**given), setting.options)
     return differentiated(output, state, inputs, setting)
 
 

@@ -14,12 +14,10 @@ from elmanctl.errors import InvalidConfiguration
 from elmanctl.kernels.matrix_recurrence import launches, matrix_recurrence
 from elmanctl.kernels.matrix_recurrence import triton as operators
 from elmanctl.kernels.matrix_recurrence.sizes import choose_backend
-from elmanctl.kernels.matrix_recurrence.triton import Flags
+from elmanctl.kernels.matrix_recurrence.triton import Flags, Tensors
 from tests.kernels.interpreted import DEVICE
 from tests.kernels.recurrences import draw, results, widen_tiles
 
-# In the order of the operator.
-TENSORS = ("q", "k", "v", "alpha", "beta", "blend", "written", "gate", "initial_state")
 FLAGS = Flags(
     linear_state=False,
     normalize=True,
@@ -28,7 +26,7 @@ FLAGS = Flags(
     read_all=True,
     fast=False,
     eps=1e-12,
-    checkpoints="fp32",
+    checkpoint_dtype="fp32",
     backend="triton",
 )
 
@@ -47,7 +45,7 @@ def draw_small(length: int = 2, **differing: Any) -> dict[str, Any]:
 def operate(*, keep: bool = True, **tensors: Tensor) -> tuple[Tensor, Tensor]:
     """Output and final state of the operator, with nothing between the caller and it."""
     forward = torch.ops.elmanctl.matrix_recurrence_forward
-    output, final_state, _ = forward(*(tensors.get(name) for name in TENSORS), *FLAGS, keep)
+    output, final_state, _ = forward(*(tensors.get(name) for name in Tensors._fields), *FLAGS, keep)
     return output, final_state
 
 
@@ -174,9 +172,9 @@ def test_tanh_is_fast_where_its_arguments_come_from_16_bits(
 ) -> None:
     asked = []
 
-    def note(*arguments: Any) -> tuple[Any, ...]:
-        asked.append(arguments[-1].fast)
-        return arguments[:2]
+    def note(tensors: Tensors, flags: Flags) -> tuple[Any, ...]:
+        asked.append(flags.fast)
+        return tensors[:2]
 
     monkeypatch.setattr(operators, "triton_matrix_recurrence", note)
     monkeypatch.setattr(operators, "IS_INTERPRETED", False)
@@ -188,7 +186,7 @@ def test_tanh_is_fast_where_its_arguments_come_from_16_bits(
 
 
 def operands(arguments: dict[str, Tensor], *, keep: bool) -> tuple[Any, ...]:
-    return (*(arguments.get(name) for name in TENSORS), *FLAGS, keep)
+    return (*(arguments.get(name) for name in Tensors._fields), *FLAGS, keep)
 
 
 @pytest.mark.parametrize("keep", [True, False])

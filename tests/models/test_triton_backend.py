@@ -147,7 +147,6 @@ def test_kernels_keep_less_for_the_gradient_than_is_estimated(family: str) -> No
 
 
 Call = dict[str, Any]
-ARGUMENTS = ("q", "k", "v", "alpha", "beta", "blend", "written", "gate", "initial_state", "flags")
 
 
 @pytest.fixture
@@ -156,9 +155,9 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> list[Call]:
     noted: list[Call] = []
     launched = op.triton_matrix_recurrence
 
-    def note(*given: Any) -> tuple[Tensor, Tensor]:
-        noted.append(dict(zip(ARGUMENTS, given, strict=True)))
-        return launched(*given)
+    def note(tensors: op.Tensors, flags: op.Flags) -> tuple[Tensor, Tensor]:
+        noted.append({**tensors._asdict(), "flags": flags})
+        return launched(tensors, flags)
 
     monkeypatch.setattr(op, "triton_matrix_recurrence", note)
     return noted

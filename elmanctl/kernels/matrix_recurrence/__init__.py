@@ -100,6 +100,7 @@ def matrix_recurrence(
         from elmanctl.kernels.matrix_recurrence.triton import (
             IS_INTERPRETED,
             Flags,
+            Tensors,
             triton_matrix_recurrence,
         )
 
@@ -127,12 +128,11 @@ def matrix_recurrence(
             read_all=read == "all",
             fast=fast,
             eps=eps,
-            checkpoints=checkpoints,
+            checkpoint_dtype=checkpoints,
             backend=backend,
         )
-        return triton_matrix_recurrence(
-            q, k, v, alpha, beta, blend, written, gate, initial_state, flags
-        )
+        tensors = Tensors(q, k, v, alpha, beta, blend, written, gate, initial_state)
+        return triton_matrix_recurrence(tensors, flags)
     if tanh == "fast" or checkpoints not in (AUTO, "fp32"):
         raise InvalidConfiguration(
             f'backend `torch` supports only the exact tanh and fp32 checkpoints, not "{tanh}" and '

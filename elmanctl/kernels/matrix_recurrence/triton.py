@@ -37,6 +37,23 @@ _TORCH_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.fl
 _TRITON_NAMES = {dtype: name for name, dtype in _TORCH_DTYPES.items()}
 
 
+class Tensors(NamedTuple):
+    """Tensor arguments, in the order of the operators' signatures.
+
+    `written` is a mask, or with `packed` the result of `packed_positions`.
+    """
+
+    q: Tensor
+    k: Tensor
+    v: Tensor
+    alpha: Tensor
+    beta: Tensor | None
+    blend: Tensor | None
+    written: Tensor | None
+    gate: Tensor | None
+    initial_state: Tensor | None
+
+
 class Flags(NamedTuple):
     """Non-tensor arguments, in the order of the operators' signatures."""
 
@@ -47,53 +64,39 @@ class Flags(NamedTuple):
     read_all: bool
     fast: bool
     eps: float
-    checkpoints: str
+    checkpoint_dtype: str
     backend: str
     packed: int = 0
     """Checkpoints of all heads together; 0 if every head has the same number."""
 
 
-def triton_matrix_recurrence(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    alpha: Tensor,
-    beta: Tensor | None,
-    blend: Tensor | None,
-    written: Tensor | None,
-    gate: Tensor | None,
-    initial_state: Tensor | None,
-    flags: Flags,
-) -> tuple[Tensor, Tensor]:
+_ARGUMENTS = (
+    "Tensor q, Tensor k, Tensor v, Tensor alpha, Tensor? beta, Tensor? blend, Tensor? written, "
+    "Tensor? gate, Tensor? initial_state, bool linear_state, bool normalize, bool activate, "
+    "bool self_gate, bool read_all, bool fast, float eps, str checkpoint_dtype, str backend, "
+    "SymInt packed"
+)
+"""Fields of Tensors and Flags, as arguments of the operators."""
+
+
+def triton_matrix_recurrence(tensors: Tensors, flags: Flags) -> tuple[Tensor, Tensor]:
     """Compute `naive_matrix_recurrence`; the caller has checked shapes and dtypes.
 
     `written` is a mask or the indices of heads, as for `matrix_recurrence`.
     Raises InvalidConfiguration for a tensor whose last axis is not contiguous or whose strides
     exceed 32-bit offsets.
     """
+    written, n_heads = tensors.written, tensors.k.shape[2]
     if written is not None and flags.read_all:
-        written = write_mask(written, k.shape[2])
+        tensors = tensors._replace(written=write_mask(written, n_heads))
     elif written is not None:
-        written, packed = _pack(written, k.shape[2], checkpoint_every(flags.backend))
-        flags = flags._replace(packed=packed)
-    sequences = {
-        "q": q,
-        "k": k,
-        "v": v,
-        "gate": gate,
-        "alpha": alpha,
-        "beta": beta,
-        "blend": blend,
-        "written": None if flags.packed else written,
-    }
-    for name, x in sequences.items():
+        written, packed = _pack(written, n_heads, checkpoint_every(flags.backend))
+        tensors, flags = tensors._replace(written=written), flags._replace(packed=packed)
+    for name, x in _strided(tensors, flags).items():
         if x is not None:
             _check_strides(name, x)
-    tensors = (q, k, v, alpha, beta, blend, gate, initial_state)
     keep = torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in tensors)
-    output, final_state, _ = _forward(
-        q, k, v, alpha, beta, blend, written, gate, initial_state, *flags, keep
-    )
+    output, final_state, _ = _forward(*tensors, *flags, keep)
     return output, final_state
 
 
@@ -139,251 +142,157 @@ def _with_valid_strides(name: str, x: Tensor) -> Tensor:
     return x if is_valid else x.contiguous()
 
 
-def _problem(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    alpha: Tensor,
-    beta: Tensor | None,
-    blend: Tensor | None,
-    written: Tensor | None,
-    gate: Tensor | None,
-    initial_state: Tensor | None,
-    flags: Flags,
-) -> Problem:
-    optional = {
-        "beta": beta,
-        "blend": blend,
-        "written": written,
-        "gate": gate,
-        "initial_state": initial_state,
-    }
-    in_units = (x for x in (q, k, v, gate) if x is not None)
+def _strided(tensors: Tensors, flags: Flags) -> dict[str, Tensor | None]:
+    """Return the tensors whose strides the kernels read, by name."""
+    named = tensors._asdict()
+    del named["initial_state"]
+    return {**named, "written": None} if flags.packed else named
+
+
+def _prepare(tensors: Tensors, flags: Flags) -> tuple[Tensors, Problem]:
+    """Return the tensors with valid strides, and the problem that they pose."""
+    tensors = tensors._replace(
+        **{
+            name: _with_valid_strides(name, x)
+            for name in ("q", "k", "v", "alpha", "gate")
+            if (x := getattr(tensors, name)) is not None
+        }
+    )
+    optional = ("beta", "blend", "written", "gate", "initial_state")
+    in_units = (x for x in (*tensors[:3], tensors.gate) if x is not None)
     is_aligned = all(stride % ALIGNED_UNIT == 0 for x in in_units for stride in x.stride()[:3])
-    return Problem(
-        n_key=k.shape[3],
-        n_value=v.shape[3],
-        dtype=_TRITON_NAMES[k.dtype],
-        given=frozenset(name for name, x in optional.items() if x is not None),
-        per_value=alpha.ndim == 4,
-        linear_state=flags.linear_state,
-        activate=flags.activate,
-        normalize=flags.normalize,
-        self_gate=flags.self_gate,
-        read_all=flags.read_all,
-        fast=flags.fast,
-        eps=flags.eps,
+    options = flags._asdict()
+    del options["packed"]
+    return tensors, Problem(
+        n_key=tensors.k.shape[3],
+        n_value=tensors.v.shape[3],
+        dtype=_TRITON_NAMES[tensors.k.dtype],
+        given=frozenset(name for name in optional if getattr(tensors, name) is not None),
+        per_value=tensors.alpha.ndim == 4,
         unit=ALIGNED_UNIT if is_aligned else 1,
-        checkpoint_dtype=flags.checkpoints,
-        backend=flags.backend,
+        **options,
     )
 
 
-def _strides(problem: Problem, **tensors: Tensor | None) -> dict[str, int]:
-    """Return batch, time and head strides by kernel argument; 0 for tensors that are None."""
-    strides = {}
-    for name, tensor in tensors.items():
+def _arguments(
+    problem: Problem, tensors: Tensors, flags: Flags, d_output: Tensor | None = None
+) -> dict[str, Any]:
+    """Return the arguments of both kernels: the tensors given, their strides, and the sizes.
+
+    Strides are those of batch, time and head; 0 for tensors that are None.
+    """
+    given: dict[str, Any] = {name: x for name, x in tensors._asdict().items() if x is not None}
+    if flags.packed:
+        given["positions"] = given.pop("written")
+    strided = _strided(tensors, flags)
+    if d_output is not None:
+        strided["d_output"] = d_output
+    for name, x in strided.items():
         unit = problem.unit if name in ("q", "k", "v", "gate") else 1
         for axis, label in enumerate(("batch", "time", "head")):
-            strides[f"{name}_{label}"] = 0 if tensor is None else tensor.stride(axis) // unit
-    return strides
+            given[f"{name}_{label}"] = 0 if x is None else x.stride(axis) // unit
+    return given | {"T": tensors.k.shape[1], "H": tensors.k.shape[2]}
 
 
-def _given(**tensors: Tensor | None) -> dict[str, Tensor]:
-    return {name: x for name, x in tensors.items() if x is not None}
-
-
-@torch.library.custom_op("elmanctl::matrix_recurrence_forward", mutates_args=())
-def _forward(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    alpha: Tensor,
-    beta: Tensor | None,
-    blend: Tensor | None,
-    written: Tensor | None,
-    gate: Tensor | None,
-    initial_state: Tensor | None,
-    linear_state: bool,
-    normalize: bool,
-    activate: bool,
-    self_gate: bool,
-    read_all: bool,
-    fast: bool,
-    eps: float,
-    checkpoint_dtype: str,
-    backend: str,
-    packed: int,
-    keep: bool,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Return output, final state and, with `keep`, the checkpoints.
-
-    `written` is a mask, or with `packed` the result of `packed_positions`.
-    """
-    flags = Flags(
-        *(linear_state, normalize, activate, self_gate, read_all, fast, eps),
-        *(checkpoint_dtype, backend, packed),
-    )
-    q, k = _with_valid_strides("q", q), _with_valid_strides("k", k)
-    v, alpha = _with_valid_strides("v", v), _with_valid_strides("alpha", alpha)
-    gate = None if gate is None else _with_valid_strides("gate", gate)
-    problem = _problem(q, k, v, alpha, beta, blend, written, gate, initial_state, flags)
-    output, final_state, checkpoints = _empty_results(k, v, checkpoint_dtype, backend, packed, keep)
-    batch, length, heads, n_key = k.shape
+@torch.library.custom_op(
+    "elmanctl::matrix_recurrence_forward",
+    mutates_args=(),
+    schema=f"({_ARGUMENTS}, bool keep) -> (Tensor, Tensor, Tensor)",
+)
+def _forward(*arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
+    """Return output, final state and, with `keep`, the checkpoints."""
+    flags, keep = Flags(*arguments[9:-1]), arguments[-1]
+    tensors, problem = _prepare(Tensors(*arguments[:9]), flags)
+    k = tensors.k
+    output, final_state, checkpoints = _empty_results(tensors, flags, keep)
+    batch, _, heads, n_key = k.shape
     split = forward_split(problem)
-    n_programs, n_parts = split.grid(batch, heads, v.shape[3])
+    n_programs, n_parts = split.grid(batch, heads, problem.n_value)
     rows = 2 * problem.every * split.heads * n_key
+    given = _arguments(problem, tensors, flags)
+    if tensors.initial_state is not None:
+        given["initial_state"] = tensors.initial_state.contiguous()
+    if keep:
+        given["checkpoints"] = checkpoints
     launch = forward_launch(problem, keep=keep)
     with _on_device_of(k):
         launch(
             (n_programs, n_parts),
-            **_given(
-                q=q,
-                k=k,
-                v=v,
-                alpha=alpha,
-                beta=beta,
-                blend=blend,
-                **{"positions" if packed else "written": written},
-                gate=gate,
-                initial_state=None if initial_state is None else initial_state.contiguous(),
-                checkpoints=checkpoints if keep else None,
-            ),
+            **given,
             output=output,
             final_state=final_state,
             scratch=k.new_empty(n_programs * n_parts * rows, dtype=torch.float32),
-            **_strides(
-                problem,
-                q=q,
-                k=k,
-                v=v,
-                gate=gate,
-                alpha=alpha,
-                beta=beta,
-                blend=blend,
-                written=None if packed else written,
-            ),
-            T=length,
-            H=heads,
         )
     return output, final_state, checkpoints
 
 
-def _empty_results(
-    k: Tensor, v: Tensor, checkpoint_dtype: str, backend: str, packed: int, keep: bool
-) -> tuple[Tensor, Tensor, Tensor]:
+def _empty_results(tensors: Tensors, flags: Flags, keep: bool) -> tuple[Tensor, Tensor, Tensor]:
+    k, v = tensors.k, tensors.v
     batch, length, heads, n_key = k.shape
     n_value = v.shape[3]
-    count = packed or -(-length // checkpoint_every(backend))
-    leading = (1, 1) if packed else (batch, heads)
+    count = flags.packed or -(-length // checkpoint_every(flags.backend))
+    leading = (1, 1) if flags.packed else (batch, heads)
     checkpoints_shape = (*leading, count if keep else 0, n_key * n_value)
     # The kernel leaves positions outside a packed sequence untouched.
-    make = torch.zeros if packed else torch.empty
+    make = torch.zeros if flags.packed else torch.empty
     return (
         make(v.shape, dtype=v.dtype, device=v.device),
         k.new_empty(batch, heads, n_key, n_value, dtype=torch.float32),
-        k.new_empty(checkpoints_shape, dtype=_TORCH_DTYPES[checkpoint_dtype]),
+        k.new_empty(checkpoints_shape, dtype=_TORCH_DTYPES[flags.checkpoint_dtype]),
     )
 
 
 @_forward.register_fake
-def _(q: Tensor, k: Tensor, v: Tensor, *others: Any) -> tuple[Tensor, Tensor, Tensor]:
-    return _empty_results(k, v, *others[-4:])
+def _(*arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
+    return _empty_results(Tensors(*arguments[:9]), Flags(*arguments[9:-1]), arguments[-1])
 
 
-@torch.library.custom_op("elmanctl::matrix_recurrence_backward", mutates_args=())
+@torch.library.custom_op(
+    "elmanctl::matrix_recurrence_backward",
+    mutates_args=(),
+    schema=f"(Tensor d_output, Tensor d_final_state, Tensor checkpoints, {_ARGUMENTS}) -> "
+    "(Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
+)
 def _backward(
-    d_output: Tensor,
-    d_final_state: Tensor,
-    checkpoints: Tensor,
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    alpha: Tensor,
-    beta: Tensor | None,
-    blend: Tensor | None,
-    written: Tensor | None,
-    gate: Tensor | None,
-    initial_state: Tensor | None,
-    linear_state: bool,
-    normalize: bool,
-    activate: bool,
-    self_gate: bool,
-    read_all: bool,
-    fast: bool,
-    eps: float,
-    checkpoint_dtype: str,
-    backend: str,
-    packed: int,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    d_output: Tensor, d_final_state: Tensor, checkpoints: Tensor, *arguments: Any
+) -> tuple[Tensor, ...]:
     """Return the gradients of all tensors but `written`; empty tensors for those that are None."""
-    flags = Flags(
-        *(linear_state, normalize, activate, self_gate, read_all, fast, eps),
-        *(checkpoint_dtype, backend, packed),
-    )
-    q, k = _with_valid_strides("q", q), _with_valid_strides("k", k)
-    v, alpha = _with_valid_strides("v", v), _with_valid_strides("alpha", alpha)
-    gate = None if gate is None else _with_valid_strides("gate", gate)
+    flags = Flags(*arguments[9:])
+    tensors, problem = _prepare(Tensors(*arguments[:9]), flags)
+    k = tensors.k
     d_output = _with_valid_strides("d_output", d_output)
-    problem = _problem(q, k, v, alpha, beta, blend, written, gate, initial_state, flags)
-    split = backward_split(problem)
-    batch, length, heads, n_key = k.shape
-    n_value = v.shape[3]
-    n_programs, n_parts = split.grid(batch, heads, n_value)
-    if backend == "gluon":
+    if flags.backend == "gluon":
         # The Gluon kernel requires a contiguous gradient.
         d_output = d_output.contiguous()
-    parts = _empty_parts(k, v, alpha, beta, blend, gate, initial_state, n_parts, packed=packed)
+    split = backward_split(problem)
+    batch, _, heads, n_key = k.shape
+    n_programs, n_parts = split.grid(batch, heads, problem.n_value)
+    parts = _empty_parts(tensors, n_parts, packed=flags.packed)
     launch = backward_launch(problem)
-    arguments = {
-        **_given(q=q, k=k, v=v, alpha=alpha, beta=beta, blend=blend, gate=gate),
-        **_given(**{"positions" if packed else "written": written}),
+    given = {
+        **_arguments(problem, tensors, flags, d_output),
+        **parts,
         "checkpoints": checkpoints,
         "d_output": d_output,
         "d_final_state": d_final_state.contiguous(),
-        **parts,
-        **_strides(
-            problem,
-            q=q,
-            k=k,
-            v=v,
-            gate=gate,
-            alpha=alpha,
-            beta=beta,
-            blend=blend,
-            written=None if packed else written,
-            d_output=d_output,
-        ),
         "B": batch,
-        "T": length,
-        "H": heads,
     }
     if "stash" in launch.pointers:
         n_all = n_programs * n_parts * problem.every
         rows = split.heads * (4 * n_key + 2 * split.values)
-        arguments["scratch"] = k.new_empty(n_all * rows, dtype=torch.float32)
+        given["scratch"] = k.new_empty(n_all * rows, dtype=torch.float32)
         state_size = split.heads * n_key * split.values
         stash_dtype = _TORCH_DTYPES[problem.stash_dtype]
-        arguments["stash"] = k.new_empty(n_all * state_size, dtype=stash_dtype)
+        given["stash"] = k.new_empty(n_all * state_size, dtype=stash_dtype)
     names = {*launch.pointers, *launch.integers}
     with _on_device_of(k):
-        launch((n_programs, n_parts), **{name: x for name, x in arguments.items() if name in names})
-    return _sum_parts(parts, k, alpha)
+        launch((n_programs, n_parts), **{name: x for name, x in given.items() if name in names})
+    return _sum_parts(parts, tensors)
 
 
-def _empty_parts(
-    k: Tensor,
-    v: Tensor,
-    alpha: Tensor,
-    beta: Tensor | None,
-    blend: Tensor | None,
-    gate: Tensor | None,
-    initial_state: Tensor | None,
-    n_parts: int,
-    *,
-    packed: int,
-) -> dict[str, Tensor]:
+def _empty_parts(tensors: Tensors, n_parts: int, *, packed: int) -> dict[str, Tensor]:
     """Allocate the kernel's outputs, with one part per program of a head for shared gradients."""
+    k, v, alpha = tensors.k, tensors.v, tensors.alpha
     steps = k.shape[:3]
     part_dtype = k.dtype if n_parts == 1 else torch.float32
     make = torch.zeros if packed else torch.empty
@@ -397,19 +306,19 @@ def _empty_parts(
         "d_k": empty((n_parts, *k.shape), part_dtype),
         "d_v": empty(v.shape, v.dtype),
         "d_alpha": empty(alpha.shape if alpha.ndim == 4 else per_head, torch.float32),
-        "d_beta": empty(per_head if beta is not None else (0,), torch.float32),
-        "d_blend": empty(per_head if blend is not None else (0,), torch.float32),
-        "d_gate": empty(v.shape if gate is not None else (0,), v.dtype),
+        "d_beta": empty(per_head if tensors.beta is not None else (0,), torch.float32),
+        "d_blend": empty(per_head if tensors.blend is not None else (0,), torch.float32),
+        "d_gate": empty(v.shape if tensors.gate is not None else (0,), v.dtype),
         "d_initial_state": empty(
-            (k.shape[0], k.shape[2], k.shape[3], v.shape[3]) if initial_state is not None else (0,),
+            (k.shape[0], k.shape[2], k.shape[3], v.shape[3])
+            if tensors.initial_state is not None
+            else (0,),
             torch.float32,
         ),
     }
 
 
-def _sum_parts(
-    parts: dict[str, Tensor], k: Tensor, alpha: Tensor
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+def _sum_parts(parts: dict[str, Tensor], tensors: Tensors) -> tuple[Tensor, ...]:
     """Sum the partial gradients; return them in the order of the operator's results."""
 
     def total(x: Tensor, dtype: torch.dtype) -> Tensor:
@@ -418,10 +327,10 @@ def _sum_parts(
         return x[0] if len(x) == 1 else x.sum(0).to(dtype)
 
     return (
-        total(parts["d_q"], k.dtype),
-        total(parts["d_k"], k.dtype),
+        total(parts["d_q"], tensors.k.dtype),
+        total(parts["d_k"], tensors.k.dtype),
         parts["d_v"],
-        parts["d_alpha"] if alpha.ndim == 4 else total(parts["d_alpha"], torch.float32),
+        parts["d_alpha"] if tensors.alpha.ndim == 4 else total(parts["d_alpha"], torch.float32),
         total(parts["d_beta"], torch.float32),
         total(parts["d_blend"], torch.float32),
         parts["d_gate"],
@@ -431,22 +340,10 @@ def _sum_parts(
 
 @_backward.register_fake
 def _(
-    d_output: Tensor,
-    d_final_state: Tensor,
-    checkpoints: Tensor,
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    alpha: Tensor,
-    beta: Tensor | None,
-    blend: Tensor | None,
-    written: Tensor | None,
-    gate: Tensor | None,
-    initial_state: Tensor | None,
-    *flags: Any,
-) -> Any:
-    parts = _empty_parts(k, v, alpha, beta, blend, gate, initial_state, 1, packed=0)
-    return _sum_parts(parts, k, alpha)
+    d_output: Tensor, d_final_state: Tensor, checkpoints: Tensor, *arguments: Any
+) -> tuple[Tensor, ...]:
+    tensors = Tensors(*arguments[:9])
+    return _sum_parts(_empty_parts(tensors, 1, packed=0), tensors)
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:

@@ -19,8 +19,6 @@ from elmanctl.kernels.minimal_scan.sizes import (
 ITEM_SIZES: Mapping[str, int] = {"bf16": 2, "fp32": 4}
 """Supported dtypes by their Triton names, with their sizes in bytes."""
 
-_INTEGERS = ("length", "batch_stride", "n_checkpoints")
-
 # By default ptxas targets a round register count and spills one or two registers when each
 # position has a predicate.
 _MASKED_FORWARD, _MASKED_BACKWARD = 128, 255
@@ -56,15 +54,9 @@ def forward_launch(problem: Problem, *, has_initial: bool) -> Launch:
         "p_hidden": f"*{problem.hidden}",
         "p_checkpoints": "*fp32",
         "p_final": "*fp32",
+        "p_initial": "*fp32" if has_initial else None,
     }
-    return _launch(
-        triton_kernels.gated_scan_forward_kernel,
-        problem,
-        problem.tile(is_backward=False),
-        pointers,
-        optional=("p_initial", has_initial),
-        masked_registers=_MASKED_FORWARD,
-    )
+    return _launch(triton_kernels.gated_scan_forward_kernel, problem, pointers, is_backward=False)
 
 
 def backward_launch(problem: Problem, *, has_d_final: bool) -> Launch:
@@ -75,27 +67,15 @@ def backward_launch(problem: Problem, *, has_d_final: bool) -> Launch:
         "p_d_hidden": f"*{problem.hidden}",
         "p_d_scores": f"*{problem.scores}",
         "p_d_initial": "*fp32",
+        "p_d_final": "*fp32" if has_d_final else None,
     }
-    return _launch(
-        triton_kernels.gated_scan_backward_kernel,
-        problem,
-        problem.tile(is_backward=True),
-        pointers,
-        optional=("p_d_final", has_d_final),
-        masked_registers=_MASKED_BACKWARD,
-    )
+    return _launch(triton_kernels.gated_scan_backward_kernel, problem, pointers, is_backward=True)
 
 
 def _launch(
-    kernel: Any,
-    problem: Problem,
-    tile: Tile,
-    pointers: dict[str, str],
-    *,
-    optional: tuple[str, bool],
-    masked_registers: int,
+    kernel: Any, problem: Problem, pointers: Mapping[str, str | None], *, is_backward: bool
 ) -> Launch:
-    name, is_given = optional
+    tile = problem.tile(is_backward=is_backward)
     exact = is_exact(tile, problem.length, problem.width)
     constants = {
         "SCORES": SCORES[problem.cell],
@@ -107,11 +87,12 @@ def _launch(
         "BLOCK": tile.channels,
         "EXACT": exact,
     }
+    masked_registers = _MASKED_BACKWARD if is_backward else _MASKED_FORWARD
     return Launch(
         kernel=kernel,
-        pointers=pointers | ({name: "*fp32"} if is_given else {}),
-        integers=_INTEGERS,
-        constants=constants | ({} if is_given else {name: None}),
+        pointers={name: kind for name, kind in pointers.items() if kind is not None},
+        integers=("length", "batch_stride", "n_checkpoints"),
+        constants=constants | {name: None for name, kind in pointers.items() if kind is None},
         num_warps=tile.warps,
         max_registers=None if exact else masked_registers,
     )
