@@ -146,10 +146,4 @@ def _event_of(record: Mapping[str, Any]) -> Event:
         raise MalformedEvent(f"`at` is not a time: {record['at']}") from exc
     if moment.tzinfo is None:
         raise MalformedEvent(f"`at` has no time zone: {record['at']}")
-    return Event(
-        seq=record["seq"],
-        at=record["at"],
-        fence=record["fence"],
-        kind=record["kind"],
-        data=record["data"],
-    )
+    return Event(**{key: record[key] for key in _KEYS[1:-1]})

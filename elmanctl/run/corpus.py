@@ -87,12 +87,8 @@ def standard_library_corpus(cache: Path | None = None) -> Path:
     if not _is_complete(corpus, side):
         library = Path(sysconfig.get_path("stdlib"))
         summary = pack_files(_library_files(library), corpus, limit_bytes=BUILT_IN_LIMIT_BYTES)
-        record = {
-            "sha256": summary.sha256,
-            "size_bytes": summary.size_bytes,
-            "documents": summary.documents,
-        }
-        write_json(side, record)
+        keys = ("sha256", "size_bytes", "documents")
+        write_json(side, {key: getattr(summary, key) for key in keys})
         _cache_digest(corpus, _key(corpus), summary.sha256)
     return corpus
 

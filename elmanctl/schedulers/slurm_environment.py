@@ -12,13 +12,8 @@ from elmanctl.constants import ALLOCATION_VARIABLES, CLUSTERS_VARIABLE
 
 # Variables that select the cluster and authenticate the user there.
 PASSED = (
-    CLUSTERS_VARIABLE,
-    "SLURM_CONF",
-    "SLURM_CONF_SERVER",
-    "SLURM_JWT",
-    "SLURM_SACK_JWKS",
-    "SLURM_SACK_KEY",
-    "SLURM_SACK_SOCKET",
+    *(CLUSTERS_VARIABLE, "SLURM_CONF", "SLURM_CONF_SERVER", "SLURM_JWT"),
+    *("SLURM_SACK_JWKS", "SLURM_SACK_KEY", "SLURM_SACK_SOCKET"),
 )
 
 # Options of commands, and variables that Slurm, its plugins and process managers set for a job.
@@ -29,14 +24,9 @@ _OF_SLURM = re.compile(
 
 # Variables that Slurm's plugins set to the devices of a job.
 _DEVICES = (
-    "CUDA_VISIBLE_DEVICES",
-    "GPU_DEVICE_ORDINAL",
-    "HIP_VISIBLE_DEVICES",
-    "NVIDIA_VISIBLE_DEVICES",
-    "ROCR_VISIBLE_DEVICES",
-    "ZE_AFFINITY_MASK",
-    "CUDA_MPS_ACTIVE_THREAD_PERCENTAGE",
-    "CUDA_MPS_PIPE_DIRECTORY",
+    *("CUDA_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES", "NVIDIA_VISIBLE_DEVICES"),
+    *("ROCR_VISIBLE_DEVICES", "GPU_DEVICE_ORDINAL", "ZE_AFFINITY_MASK"),
+    *("CUDA_MPS_ACTIVE_THREAD_PERCENTAGE", "CUDA_MPS_PIPE_DIRECTORY"),
 )
 
 # Variables of folders that sites and users create for each job and remove after it.

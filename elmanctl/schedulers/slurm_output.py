@@ -5,40 +5,24 @@ from dataclasses import dataclass
 
 from elmanctl.schedulers.executor import JobReport, JobState
 
-_PENDING, _RUNNING, _ENDED = JobState.PENDING, JobState.RUNNING, JobState.ENDED
-
 # Every state of squeue(1) and sacct(1), and the flags that newer versions show as states.
+_ENDED = (
+    # Slurm requeues a job after a failed launch only if that is allowed, and ours are not.
+    *("BOOT_FAIL", "CANCELLED", "COMPLETED", "DEADLINE", "FAILED", "LAUNCH_FAILED", "NODE_FAIL"),
+    *("OUT_OF_MEMORY", "PREEMPTED", "REVOKED", "TIMEOUT"),
+)
+_RUNNING = (
+    *("COMPLETING", "EXPEDITING", "POWER_UP_NODE", "RECONFIG_FAIL", "RESIZING", "RUNNING"),
+    *("SIGNALING", "STAGE_OUT", "STOPPED", "SUSPENDED", "UPDATE_DB"),
+)
+_PENDING = (
+    *("CONFIGURING", "PENDING", "REQUEUED", "REQUEUE_FED", "REQUEUE_HOLD", "RESV_DEL_HOLD"),
+    "SPECIAL_EXIT",
+)
 STATES = {
-    "BOOT_FAIL": _ENDED,
-    "CANCELLED": _ENDED,
-    "COMPLETED": _ENDED,
-    "COMPLETING": _RUNNING,
-    "CONFIGURING": _PENDING,
-    "DEADLINE": _ENDED,
-    "EXPEDITING": _RUNNING,
-    "FAILED": _ENDED,
-    # Slurm requeues such a job only if that is allowed, and ours are not.
-    "LAUNCH_FAILED": _ENDED,
-    "NODE_FAIL": _ENDED,
-    "OUT_OF_MEMORY": _ENDED,
-    "PENDING": _PENDING,
-    "POWER_UP_NODE": _RUNNING,
-    "PREEMPTED": _ENDED,
-    "RECONFIG_FAIL": _RUNNING,
-    "REQUEUED": _PENDING,
-    "REQUEUE_FED": _PENDING,
-    "REQUEUE_HOLD": _PENDING,
-    "RESIZING": _RUNNING,
-    "RESV_DEL_HOLD": _PENDING,
-    "REVOKED": _ENDED,
-    "RUNNING": _RUNNING,
-    "SIGNALING": _RUNNING,
-    "SPECIAL_EXIT": _PENDING,
-    "STAGE_OUT": _RUNNING,
-    "STOPPED": _RUNNING,
-    "SUSPENDED": _RUNNING,
-    "TIMEOUT": _ENDED,
-    "UPDATE_DB": _RUNNING,
+    **dict.fromkeys(_ENDED, JobState.ENDED),
+    **dict.fromkeys(_RUNNING, JobState.RUNNING),
+    **dict.fromkeys(_PENDING, JobState.PENDING),
 }
 
 # `isdigit` is true for digits that `int` does not accept.

@@ -32,17 +32,11 @@ _BY_STATE = {
 
 # Reasons that Slurm gives for an end whose state says less.
 _BY_REASON = {
-    "BadConstraints": _K.ENVIRONMENT,
-    "BootFail": _K.NODE_FAILURE,
-    "DeadLine": _K.TIMEOUT,
-    "InvalidAccount": _K.ENVIRONMENT,
-    "InvalidQOS": _K.ENVIRONMENT,
-    "JobLaunchFailure": _K.NODE_FAILURE,
-    "NodeDown": _K.NODE_FAILURE,
+    **dict.fromkeys(("BadConstraints", "InvalidAccount", "InvalidQOS"), _K.ENVIRONMENT),
+    **dict.fromkeys(("BootFail", "JobLaunchFailure", "NodeDown", "SystemFailure"), _K.NODE_FAILURE),
+    **dict.fromkeys(("DeadLine", "TimeLimit"), _K.TIMEOUT),
     "OutOfMemory": _K.OOM,
     "Preempted": _K.PREEMPTED,
-    "SystemFailure": _K.NODE_FAILURE,
-    "TimeLimit": _K.TIMEOUT,
 }
 
 _RAISED = re.compile(r"^RaisedSignal:(\d+)")

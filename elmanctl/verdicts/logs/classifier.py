@@ -20,6 +20,8 @@ from elmanctl.verdicts.logs.ends import declared_end
 from elmanctl.verdicts.logs.reading import Error, Piece, Reading, read_parts
 from elmanctl.verdicts.text_rule import Weight
 
+_K = VerdictKind
+
 QUOTE_LIMIT = 400
 
 # Python flushes at most one buffer of stdout after it has written a traceback to stderr.
@@ -30,17 +32,12 @@ _RECOVERED = 2
 
 # Of several root causes the first of these decides.
 _ORDER = (
-    VerdictKind.DISK_FULL,
-    VerdictKind.OOM,
-    VerdictKind.ENVIRONMENT,
-    VerdictKind.LOST,
-    VerdictKind.INVALID,
-    VerdictKind.CUDA_ERROR,
-    VerdictKind.PYTHON_ERROR,
+    *(_K.DISK_FULL, _K.OOM, _K.ENVIRONMENT, _K.LOST, _K.INVALID),
+    *(_K.CUDA_ERROR, _K.PYTHON_ERROR),
 )
 
 # Nothing was understood, or the text just ends.
-_UNCLEAR = (VerdictKind.UNDETERMINED, VerdictKind.LOST)
+_UNCLEAR = (_K.UNDETERMINED, _K.LOST)
 
 
 def classify_log(text: str) -> Verdict:
@@ -53,7 +50,7 @@ def classify_parts(parts: Iterable[tuple[int, str]]) -> Verdict:
     found = read_parts(parts)
     if found.last is None:
         empty = Evidence(source=EvidenceSource.LOG, text="the log is empty")
-        return Verdict(kind=VerdictKind.LOST, evidence=(empty,), confidence=Confidence.UNCLEAR)
+        return Verdict(kind=_K.LOST, evidence=(empty,), confidence=Confidence.UNCLEAR)
     kind, pieces = _decide(found)
     cause = find_cause(kind, texts_of(found, kind))
     return Verdict(
@@ -95,7 +92,7 @@ def quote(piece: Piece, file: str | None = None) -> Evidence:
 def _decide(found: Reading) -> tuple[VerdictKind, tuple[Piece, ...]]:
     assert found.last is not None
     if found.several is not None:
-        return VerdictKind.UNDETERMINED, (found.several,)
+        return _K.UNDETERMINED, (found.several,)
     error = find_error(found)
     bad = [loss.piece for loss in found.losses if not loss.finite]
     if error is not None and not (bad and _yields_to_losses(error)):
@@ -103,20 +100,20 @@ def _decide(found: Reading) -> tuple[VerdictKind, tuple[Piece, ...]]:
     if bad:
         after = (error.piece,) if error is not None else ()
         kind, pieces = _of_bad_losses(found, bad)
-        if kind is not VerdictKind.COMPLETED:
+        if kind is not _K.COMPLETED:
             return kind, (*pieces, *after)
         if error is not None:
             return error.rule.kind, after
     finished = _finish(found)
     if finished is not None:
         if len(found.bad_gradients) > _RECOVERED and all(found.bad_gradients[-_RECOVERED - 1 :]):
-            return VerdictKind.UNDETERMINED, (found.losses[-1].piece, finished)
-        return VerdictKind.COMPLETED, (finished,)
+            return _K.UNDETERMINED, (found.losses[-1].piece, finished)
+        return _K.COMPLETED, (finished,)
     if found.cut_traceback is not None:
-        return VerdictKind.LOST, (found.cut_traceback, found.last)
+        return _K.LOST, (found.cut_traceback, found.last)
     if found.losses or found.begun is not None:
-        return VerdictKind.LOST, (found.last,)
-    return VerdictKind.UNDETERMINED, (found.last,)
+        return _K.LOST, (found.last,)
+    return _K.UNDETERMINED, (found.last,)
 
 
 def _finish(found: Reading) -> Piece | None:
@@ -138,21 +135,21 @@ def _yields_to_losses(error: Error) -> bool:
     """Whether bad losses explain the end better than an error that may be their consequence."""
     if error.rule.weight in (Weight.SIGNAL, Weight.SCHEDULER, Weight.SYMPTOM):
         return True
-    of_python = error.rule.kind is VerdictKind.PYTHON_ERROR
+    of_python = error.rule.kind is _K.PYTHON_ERROR
     return of_python and log_rules.is_numeric_error(error.piece.text)
 
 
 def _of_bad_losses(found: Reading, bad: Sequence[Piece]) -> tuple[VerdictKind, tuple[Piece, ...]]:
     """Return what non-finite losses mean; `completed` where the run recovered from them."""
     if found.refused is not None:
-        return VerdictKind.INVALID, (found.refused, bad[0])
+        return _K.INVALID, (found.refused, bad[0])
     last = bad[-1].offset
     later = [loss.piece for loss in found.losses if loss.finite and loss.piece.offset > last]
     if len(later) < _RECOVERED:
-        return VerdictKind.DIVERGED, (bad[0],)
+        return _K.DIVERGED, (bad[0],)
     if found.skipped_step:
-        return VerdictKind.COMPLETED, ()
-    return VerdictKind.UNDETERMINED, (bad[0], later[0])
+        return _K.COMPLETED, ()
+    return _K.UNDETERMINED, (bad[0], later[0])
 
 
 def _may_be_cause(found: Reading, error: Error) -> bool:
@@ -181,7 +178,7 @@ def _late_errors(found: Reading) -> list[Error]:
 
 
 def _is_script_error(error: Error) -> bool:
-    return error.rule.kind is VerdictKind.ENVIRONMENT and error.rule.weight is Weight.SYMPTOM
+    return error.rule.kind is _K.ENVIRONMENT and error.rule.weight is Weight.SYMPTOM
 
 
 def find_error(found: Reading) -> Error | None:
@@ -208,7 +205,7 @@ def decide_among(errors: Sequence[Error]) -> Error | None:
         causes = [
             cause
             for cause in causes
-            if cause.piece.offset < scheduler[0].piece.offset or cause.rule.kind is VerdictKind.OOM
+            if cause.piece.offset < scheduler[0].piece.offset or cause.rule.kind is _K.OOM
         ]
     for kind in _ORDER:
         fitting = [cause for cause in causes if cause.rule.kind is kind]
@@ -216,7 +213,7 @@ def decide_among(errors: Sequence[Error]) -> Error | None:
             return fitting[-1]
     if scheduler:
         # A plain cancellation is also a consequence of the other ends.
-        reasons = (error for error in scheduler if error.rule.kind is not VerdictKind.CANCELLED)
+        reasons = (error for error in scheduler if error.rule.kind is not _K.CANCELLED)
         return next(reasons, scheduler[0])
     # A signal says at least who ended the run; the other symptoms are echoes.
     for weight in (Weight.SIGNAL, Weight.SYMPTOM):
