@@ -12,6 +12,7 @@ from typer.core import TyperGroup
 from typer.main import get_command
 
 from elmanctl import __version__
+from elmanctl.cli.completion import one_of
 from elmanctl.cli.context import Globals
 from elmanctl.cli.output import configure, print_line, printable
 from elmanctl.errors import NotFound
@@ -111,10 +112,6 @@ class _EscapingFormatter(logging.Formatter):
         return printable(str(super().format(record)))
 
 
-def _complete_color(incomplete: str) -> list[str]:
-    return [word for word in _COLORS if word.startswith(incomplete)]
-
-
 @app.callback()
 def root(
     ctx: Context,
@@ -126,7 +123,7 @@ def root(
     ] = None,
     color: Annotated[
         str,
-        Option(help="auto, always or never", metavar="WHEN", autocompletion=_complete_color),
+        Option(help="auto, always or never", metavar="WHEN", autocompletion=one_of(_COLORS)),
     ] = "auto",
     quiet: Annotated[bool, Option("-q", "--quiet", help="Print only results and errors")] = False,
     verbose: Annotated[

@@ -5,21 +5,8 @@ from typing import Annotated
 
 from typer import Context, Option
 
-from elmanctl.cli import context
+from elmanctl.cli import context, output
 from elmanctl.cli.completion import some_of
-from elmanctl.cli.output import (
-    Column,
-    confirm,
-    counted,
-    format_bytes,
-    hint,
-    print_json,
-    print_line,
-    print_table,
-    say,
-    shown_bytes,
-    spelled_bytes,
-)
 from elmanctl.cli.run_client import act_on_run
 from elmanctl.codec import encode
 from elmanctl.search.cleaning import plan_cleaning, retention
@@ -78,18 +65,20 @@ def clean(
     if dry_run:
         _print_plan(plan, as_json=as_json)
     else:
-        files = counted(len(plan), "file")
-        question = f"remove {files} of {state.run['name']}, {format_bytes(total_bytes)}?"
-        if plan and not confirm(question, yes=yes):
+        files = output.counted(len(plan), "file")
+        question = f"remove {files} of {state.run['name']}, {output.format_bytes(total_bytes)}?"
+        if plan and not output.confirm(question, yes=yes):
             return
         answer = act_on_run(paths, "clean", encode(request))
         if as_json:
-            print_json(answer)
+            output.print_json(answer)
             return
-        files = counted(answer["files"], "file")
-        print_line(f"freed {spelled_bytes(answer['freed_bytes'])} in {files}")
+        files = output.counted(answer["files"], "file")
+        output.print_line(f"freed {output.spelled_bytes(answer['freed_bytes'])} in {files}")
     if not plan and policy.keep_last:
-        hint(f"all files of the newest {policy.keep_last} generations are kept, see `--keep-last`")
+        output.hint(
+            f"all files of the newest {policy.keep_last} generations are kept, see `--keep-last`"
+        )
 
 
 def _print_plan(plan: Sequence[OwnedFile], *, as_json: bool) -> None:
@@ -99,10 +88,17 @@ def _print_plan(plan: Sequence[OwnedFile], *, as_json: bool) -> None:
             {"path": f.name, "size_bytes": f.size_bytes, "kind": f.kind, "evaluation": f.evaluation}
             for f in plan
         ]
-        print_json({"removable": rows, "freed_bytes": total_bytes})
+        output.print_json({"removable": rows, "freed_bytes": total_bytes})
         return
-    print_table(
-        [Column("PATH"), Column("SIZE", right=True), Column("KIND"), Column("EVAL")],
-        [[f.name, shown_bytes(f.size_bytes), f.kind, f.evaluation] for f in plan],
+    output.print_table(
+        [
+            output.Column("PATH"),
+            output.Column("SIZE", right=True),
+            output.Column("KIND"),
+            output.Column("EVAL"),
+        ],
+        [[f.name, output.shown_bytes(f.size_bytes), f.kind, f.evaluation] for f in plan],
     )
-    say(f"would free {format_bytes(total_bytes)} in {counted(len(plan), 'file')}")
+    output.say(
+        f"would free {output.format_bytes(total_bytes)} in {output.counted(len(plan), 'file')}"
+    )

@@ -1,5 +1,6 @@
 """The `init` command: write an elman.toml in which every setting is explained."""
 
+import json
 from dataclasses import MISSING, fields
 from pathlib import Path
 from typing import Annotated, Any
@@ -76,12 +77,5 @@ def commented_config() -> str:
 
 
 def _toml(value: Any) -> str:
-    if value is None:
-        return "..."
-    if isinstance(value, bool):
-        return str(value).lower()
-    if isinstance(value, str):
-        return f'"{value}"'
-    if isinstance(value, tuple):
-        return f"[{', '.join(_toml(item) for item in value)}]"
-    return "{}" if isinstance(value, dict) else str(value)
+    # Of these values JSON has the same spelling.
+    return "..." if value is None else json.dumps(value)

@@ -173,9 +173,7 @@ def plan_data(plan: SearchPlan) -> dict[str, Any]:
             "budgets": asdict(plan.settings.budget),
             "stop": plan.stop,
         },
-        "params": search.params,
-        "tolerance": search.tolerance,
-        "multiple_of": search.multiple_of,
+        **{key: getattr(search, key) for key in ("params", "tolerance", "multiple_of")},
         "space": plan.space.encode(),
         "audit": dict(plan.effects),
         "start": {

@@ -68,17 +68,17 @@ def excluded_rows(state: RunState | RunSummary) -> list[dict[str, Any]]:
     ]
 
 
-def excluded_lines(rows: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Return one line on the excluded nodes, none without any."""
+def excluded_line(rows: Sequence[Mapping[str, Any]]) -> str | None:
+    """Return one line on the excluded nodes, None without any."""
     if not rows:
-        return []
+        return None
     now = clock.now()
     longest_s = max((clock.from_text(row["until"]) - now).total_seconds() for row in rows)
     names = ", ".join(row["node"] for row in rows)
     left = clock.format_rough(max(0.0, longest_s))
     if len(rows) == 1:
-        return [f"{names} is excluded for {left} after {rows[0]['reason']}"]
-    return [f"{names} are excluded for up to {left} after failures there"]
+        return f"{names} is excluded for {left} after {rows[0]['reason']}"
+    return f"{names} are excluded for up to {left} after failures there"
 
 
 def evaluation_row(evaluation: Evaluation) -> dict[str, Any]:

@@ -5,7 +5,7 @@ from typing import Any
 
 from elmanctl.cli.costs import describe_budget, describe_cost, describe_waste
 from elmanctl.cli.output import format_loss
-from elmanctl.cli.rows import corpus_line, excluded_lines, start_line
+from elmanctl.cli.rows import corpus_line, excluded_line, start_line
 from elmanctl.cli.scheduler_status import note_line
 from elmanctl.ledger.records import RunStatus
 from elmanctl.ledger.summary import RunSummary
@@ -33,7 +33,6 @@ def facts(
     found: RunSummary, row: Mapping[str, Any], cost: Mapping[str, Any], note: SchedulerNote | None
 ) -> list[str]:
     """Return the labelled lines about a run, those that need attention first."""
-    nodes = excluded_lines(row["excluded_nodes"])
     lines: list[tuple[str, str | None]] = [
         ("reason", _reason(row)),
         ("next", _next(found, row)),
@@ -41,7 +40,7 @@ def facts(
         ("waste", describe_waste(found, cost)),
         ("budget", describe_budget(cost)),
         ("slurm", note_line(note) if note is not None else None),
-        ("nodes", "; ".join(nodes) or None),
+        ("nodes", excluded_line(row["excluded_nodes"])),
         ("search", _search(found, row)),
         ("corpus", corpus_line(found.run)),
     ]

@@ -169,8 +169,9 @@ def _print_evaluation(paths: RunPaths, found: RunState, chosen: Evaluation) -> N
             print_line(f"  memory      {requested['mem_gb']:g} GB requested")
         if "exclude" in requested:
             print_line(f"  excluded    {', '.join(requested['exclude'])}")
-    for line in rows.excluded_lines(rows.excluded_rows(found)):
-        print_line(line)
+    excluded = rows.excluded_line(rows.excluded_rows(found))
+    if excluded:
+        print_line(excluded)
 
 
 def _print_attempt(paths: RunPaths, chosen: Evaluation, attempt: Attempt) -> None:

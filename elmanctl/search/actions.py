@@ -13,14 +13,9 @@ from elmanctl.ledger import payloads
 from elmanctl.ledger.records import Evaluation, RunStatus, State
 from elmanctl.ledger.requests import answer_request, pending_requests
 from elmanctl.ledger.run_state import RunState
+from elmanctl.search import request_schema
 from elmanctl.search.attempt_monitor import Watcher
 from elmanctl.search.cleaning import plan_cleaning, remove_planned, retention
-from elmanctl.search.request_schema import (
-    CancelRequest,
-    CleanRequest,
-    RequeueRequest,
-    decode_request,
-)
 from elmanctl.search.requeue import plan_requeue, reopened_row, select_requeueable
 from elmanctl.search.selection import select_named
 from elmanctl.search.session import Session
@@ -55,15 +50,15 @@ def perform(
     `by` is unique to the request, so that applying it twice requeues nothing twice.  Raises what
     `decode_request` and the command itself raise.
     """
-    request = decode_request(command, arguments)
-    if isinstance(request, RequeueRequest):
+    request = request_schema.decode_request(command, arguments)
+    if isinstance(request, request_schema.RequeueRequest):
         return _requeue(session, request, by)
-    if isinstance(request, CancelRequest):
+    if isinstance(request, request_schema.CancelRequest):
         return _cancel(session, watcher, request)
     return _clean(session, request)
 
 
-def _requeue(session: Session, request: RequeueRequest, by: str) -> Answer:
+def _requeue(session: Session, request: request_schema.RequeueRequest, by: str) -> Answer:
     """Reopen evaluations: the failures stay on record, the retry count starts anew."""
     session.refuse_cancelled()
     chosen = (
@@ -87,7 +82,7 @@ def _requeue(session: Session, request: RequeueRequest, by: str) -> Answer:
     return {"requeued": rows, "refused": dict(plan.refused)}
 
 
-def _cancel(session: Session, watcher: Watcher, request: CancelRequest) -> Answer:
+def _cancel(session: Session, watcher: Watcher, request: request_schema.CancelRequest) -> Answer:
     """Close evaluations as cancelled and end their jobs; with `all`, the whole run."""
     if request.all and session.state.status is RunStatus.FINISHED and not session.state.is_busy:
         raise UsageError(f"the run `{session.run['name']}` is finished: nothing is left to cancel")
@@ -117,7 +112,7 @@ def to_cancel(state: RunState) -> list[Evaluation]:
     return [e for e in state.evaluations.values() if not e.state.is_finished or e.id in live]
 
 
-def _clean(session: Session, request: CleanRequest) -> Answer:
+def _clean(session: Session, request: request_schema.CleanRequest) -> Answer:
     """Remove the planned files, and record the bytes freed."""
     policy = retention(session.settings.disk, request)
     plan = plan_cleaning(session.paths, session.state, policy, kinds=request.kinds)
