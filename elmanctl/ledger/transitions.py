@@ -129,10 +129,7 @@ def reopen(evaluation: Evaluation, changes: Mapping[str, object]) -> Evaluation:
     return replace(evaluation, state=State.CREATED, changes=merged, answer=None)
 
 
-_STATE_OF = {
-    VerdictKind.COMPLETED: State.COMPLETED,
-    VerdictKind.CANCELLED: State.CANCELLED,
-}
+_STATE_OF = {VerdictKind.COMPLETED: State.COMPLETED, VerdictKind.CANCELLED: State.CANCELLED}
 
 
 def _attempt(evaluation: Evaluation, number: int) -> Attempt:

@@ -17,7 +17,7 @@ from elmanctl.ledger.records import Resources
 from elmanctl.sbatch_variables import parse_time_min
 from elmanctl.schedulers.sbatch_answer import Reason, brief
 from elmanctl.schedulers.slurm import Slurm, SlurmSilent
-from elmanctl.schedulers.slurm_output import parse_array_limit
+from elmanctl.schedulers.slurm_output import parse_array_limit, split_rows
 
 logger = logging.getLogger(__name__)
 
@@ -134,11 +134,7 @@ def _value(config: str, name: str) -> str | None:
 def parse_partitions(text: str) -> list[Partition]:
     """Read the answer of sinfo, a line for each type of node of each partition."""
     found: dict[str, Partition] = {}
-    for line in text.splitlines():
-        fields = [field.strip() for field in line.split("|")]
-        if len(fields) != 8:
-            continue
-        name, marked, state, limit, nodes, gres, cpus, mem = fields
+    for name, marked, state, limit, nodes, gres, cpus, mem in split_rows(text, 8):
         known = found.get(name)
         found[name] = Partition(
             name=name,
@@ -218,15 +214,16 @@ def _submit_limit(
     except KeyError:
         return (), None
     command = ["sacctmgr", "-n", "-P", "show"]
-    mine = _rows(asking.answer([*command, "assoc", f"user={user}", f"format={_ASSOCIATION}"]), 7)
+    asked = [*command, "assoc", f"user={user}", f"format={_ASSOCIATION}"]
+    mine = list(split_rows(asking.answer(asked), 7))
     accounts = tuple(dict.fromkeys(row[0] for row in mine))
     if not mine:
         return (), None
     wanted = resources.account or (accounts[0] if len(accounts) == 1 else None)
     rows = [row for row in mine if row[0] == wanted and _concerns(row[1], resources.partition)]
-    asked = str(resources.extra.get("qos") or "")
-    names = {asked} if asked else {row[6] or row[5] for row in rows}
-    qos = _rows(asking.answer([*command, "qos", f"format={_QOS}"]), 4)
+    wanted_qos = str(resources.extra.get("qos") or "")
+    names = {wanted_qos} if wanted_qos else {row[6] or row[5] for row in rows}
+    qos = list(split_rows(asking.answer([*command, "qos", f"format={_QOS}"]), 4))
     found = [(f"account {row[0]}", count) for row in rows for count in row[2:4]]
     found += [(f"QOS {row[0]}", count) for row in qos if row[0] in names for count in row[1:3]]
     limits = [SubmitLimit(jobs=int(count), of=of) for of, count in found if count.isdigit()]
@@ -235,8 +232,3 @@ def _submit_limit(
 
 def _concerns(partition: str, asked: str | None) -> bool:
     return not partition or not asked or partition in asked.split(",")
-
-
-def _rows(text: str, width: int) -> list[list[str]]:
-    rows = [[field.strip() for field in line.split("|")] for line in text.splitlines()]
-    return [row for row in rows if len(row) == width]

@@ -1,6 +1,7 @@
 """Output of squeue, sacct and scontrol, and its parsing into one row per job."""
 
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from elmanctl.schedulers.executor import JobReport, JobState
@@ -68,14 +69,18 @@ def job_state(raw: str) -> JobState:
     return STATES.get(name, JobState.RUNNING)
 
 
+def split_rows(text: str, width: int) -> Iterator[list[str]]:
+    """Yield the fields of each line that has so many; the last one may hold bars of its own."""
+    for line in text.splitlines():
+        fields = [field.strip() for field in line.split("|", width - 1)]
+        if len(fields) == width:
+            yield fields
+
+
 def parse_squeue(text: str) -> list[JobRow]:
     """Parse the output of `squeue -r -h -t all` in our format."""
     rows = []
-    for line in text.splitlines():
-        fields = [field.strip() for field in line.split("|", 7)]
-        if len(fields) != 8:
-            continue
-        job_id, raw, reason, nodes, array_id, own, derived, name = fields
+    for job_id, raw, reason, nodes, array_id, own, derived, name in split_rows(text, 8):
         state = job_state(raw)
         code, signal = _exit(own) if state is JobState.ENDED else (None, None)
         if state is JobState.ENDED:
@@ -104,11 +109,7 @@ def parse_squeue(text: str) -> list[JobRow]:
 def parse_sacct(text: str) -> list[JobRow]:
     """Parse the output of `sacct -X -n -P` in our fields, oldest first."""
     rows = []
-    for line in text.splitlines():
-        fields = [field.strip() for field in line.split("|", 6)]
-        if len(fields) != 7:
-            continue
-        job_id, raw, own, derived, nodes, reason, name = fields
+    for job_id, raw, own, derived, nodes, reason, name in split_rows(text, 7):
         code, signal = _exit(own)
         report = JobReport(
             state=job_state(raw),

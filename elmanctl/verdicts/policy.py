@@ -10,7 +10,6 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass, field
 from enum import StrEnum
-from typing import TypedDict
 
 from elmanctl.ledger.records import Cause, EvidenceSource, State, Verdict, VerdictKind
 from elmanctl.settings import RetrySettings
@@ -245,31 +244,18 @@ def halved(batch: int, micro_batch: int) -> int:
     return max((n for n in range(1, micro_batch // 2 + 1) if batch % n == 0), default=1)
 
 
-class ShownRule(TypedDict):
-    """A row of the table as plain data, with the number of retries by the settings."""
-
-    verdict: str
-    case: str | None
-    told: str
-    setting: str | None
-    again: int
-    change: str | None
-    from_checkpoint: bool
-    group: str
-
-
-def shown_rules(retry: RetrySettings) -> list[ShownRule]:
-    """Return the table as plain rows, with the numbers of these settings."""
+def shown_rules(retry: RetrySettings) -> list[dict[str, object]]:
+    """Return the table as plain rows, with the number of retries by these settings."""
     return [
-        ShownRule(
-            verdict=rule.kind.value,
-            case=str(rule.case) if rule.case else None,
-            told=rule.feedback.value,
-            setting=f"retry.{rule.setting}" if rule.setting else None,
-            again=int(getattr(retry, rule.setting)) if rule.setting else 0,
-            change=rule.change.value if rule.setting else None,
-            from_checkpoint=rule.resumes,
-            group=rule.group.value,
-        )
+        {
+            "verdict": rule.kind.value,
+            "case": str(rule.case) if rule.case else None,
+            "told": rule.feedback.value,
+            "setting": f"retry.{rule.setting}" if rule.setting else None,
+            "again": int(getattr(retry, rule.setting)) if rule.setting else 0,
+            "change": rule.change.value if rule.setting else None,
+            "from_checkpoint": rule.resumes,
+            "group": rule.group.value,
+        }
         for rule in RULES
     ]
