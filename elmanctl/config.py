@@ -8,6 +8,7 @@ import tomllib
 import typing
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -186,6 +187,7 @@ def _files(config: Path | None, folder: Path, environ: Mapping[str, str]) -> lis
     return [read_file(path) for path in found]
 
 
+@cache
 def _variables() -> dict[str, tuple[str, Any]]:
     """Return the key and the type of the setting of each environment variable."""
     return {
