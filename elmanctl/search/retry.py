@@ -63,7 +63,8 @@ class Decisions:
 def due_changes(state: RunState, settings: Settings, evaluation: Evaluation) -> Mapping[str, Any]:
     """Return the changes of the policy for a further attempt, even if it does not allow one."""
     past = _past_attempts(state, evaluation)
-    return policy.changes_after(past, settings.retry, baseline_of(state, settings, evaluation))
+    baseline = baseline_of(state, settings, evaluation)
+    return policy.changes_after(past, settings.retry, baseline)[0]
 
 
 def baseline_of(

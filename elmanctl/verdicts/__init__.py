@@ -8,4 +8,4 @@ def classify_log(text: str) -> Verdict:
     # The rules are compiled at their import, which most commands do not need.
     from elmanctl.verdicts.logs import classifier
 
-    return classifier.classify_log(text)
+    return classifier.classify_parts([(1, text)])

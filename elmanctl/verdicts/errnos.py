@@ -10,7 +10,11 @@ from elmanctl.ledger.records import VerdictKind
 
 _K = VerdictKind
 
-# A message that also means something else is left out: only its number counts.
+# The messages of these also mean something else, or little: EFBIG, ENOSYS (locks, on some file
+# systems), EBADE, ENODATA, ENONET, EREMOTE, ECOMM, EPROTO, EBADMSG (a checksum), EBADFD, ELIBACC,
+# ELIBBAD, EOPNOTSUPP, ENETRESET, ECONNABORTED, EOWNERDEAD.
+_BY_NUMBER_ALONE = (27, 38, 52, 61, 64, 66, 70, 71, 74, 77, 79, 80, 95, 102, 103, 130)
+
 _ERRNOS: dict[VerdictKind, dict[int, str]] = {
     _K.OOM: {12: "Cannot allocate memory"},  # ENOMEM
     _K.DISK_FULL: {
@@ -28,30 +32,15 @@ _ERRNOS: dict[VerdictKind, dict[int, str]] = {
         23: "Too many open files in system",  # ENFILE
         24: "Too many open files",  # EMFILE
         26: "Text file busy",  # ETXTBSY
-        27: "",  # EFBIG
         30: "Read-only file system",  # EROFS
         35: "Resource deadlock avoided",  # EDEADLK: a lock of a file system
         37: "No locks available",  # ENOLCK
-        38: "",  # ENOSYS: locks, on some file systems
         40: "Too many levels of symbolic links",  # ELOOP: an automount that failed
-        52: "",  # EBADE
-        61: "",  # ENODATA
-        64: "",  # ENONET
-        66: "",  # EREMOTE
         67: "Link has been severed",  # ENOLINK
-        70: "",  # ECOMM
-        71: "",  # EPROTO
-        74: "",  # EBADMSG: a checksum
-        77: "",  # EBADFD
-        79: "",  # ELIBACC
-        80: "",  # ELIBBAD
-        95: "",  # EOPNOTSUPP
         98: "[Aa]ddress already in use",  # EADDRINUSE
         99: "Cannot assign requested address",  # EADDRNOTAVAIL
         100: "Network is down",  # ENETDOWN
         101: "Network is unreachable",  # ENETUNREACH
-        102: "",  # ENETRESET
-        103: "",  # ECONNABORTED
         105: "No buffer space available",  # ENOBUFS
         107: "Transport endpoint is not connected",  # ENOTCONN
         108: "Cannot send after transport endpoint shutdown",  # ESHUTDOWN
@@ -66,8 +55,8 @@ _ERRNOS: dict[VerdictKind, dict[int, str]] = {
         126: "Required key not available",  # ENOKEY
         127: "Key has expired",  # EKEYEXPIRED
         128: "Key has been revoked",  # EKEYREVOKED
-        130: "",  # EOWNERDEAD
         133: "Memory page has hardware error",  # EHWPOISON
+        **dict.fromkeys(_BY_NUMBER_ALONE, ""),
     },
 }
 

@@ -7,7 +7,7 @@ same.
 """
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass, field
 from enum import StrEnum
 
@@ -171,60 +171,39 @@ def decide(past: Sequence[PastAttempt], retry: RetrySettings, baseline: Baseline
         return Decision(close=rule.closes_as)
     seen = sum(rule_of(attempt.verdict).setting == rule.setting for attempt in past)
     alike = sum(signature(attempt.verdict) == signature(last) for attempt in past)
-    *_, last_step = _steps(past, retry, baseline)
+    changes, changed = changes_after(past, retry, baseline)
     if (
         seen > int(getattr(retry, rule.setting))
         or (rule.group is Group.CODE and alike > 1)
-        or (rule.needs_change and not last_step.changed)
+        or (rule.needs_change and not changed)
     ):
         return Decision(close=rule.closes_as)
-    return Decision(close=None, changes=changes_after(past, retry, baseline))
+    return Decision(close=None, changes=changes)
 
 
 def changes_after(
     past: Sequence[PastAttempt], retry: RetrySettings, baseline: Baseline
-) -> dict[str, float]:
-    """Return the differences of a retry from the baseline, after all failures so far.
+) -> tuple[dict[str, float], bool]:
+    """Return how a retry differs from the baseline, and whether it does from the last attempt.
 
     A change stays in force when the next failure is of another kind.
     """
-    mem_gb, micro_batch = baseline.mem_gb, baseline.micro_batch
-    for step in _steps(past, retry, baseline):
-        micro_batch = step.micro_batch
-        if step.mem_gb is not None:
-            mem_gb = max(mem_gb or 0.0, step.mem_gb)
-    changes: dict[str, float] = {}
-    if mem_gb is not None and mem_gb != baseline.mem_gb:
-        changes["mem_gb"] = mem_gb
-    if micro_batch != baseline.micro_batch:
-        changes["micro_batch"] = micro_batch
-    return changes
-
-
-@dataclass(frozen=True, slots=True)
-class _Step:
-    """The memory of a retry after one attempt; `changed`: it differs from that attempt."""
-
-    mem_gb: float | None
-    micro_batch: int
-    changed: bool
-
-
-def _steps(
-    past: Sequence[PastAttempt], retry: RetrySettings, baseline: Baseline
-) -> Iterator[_Step]:
-    micro_batch = baseline.micro_batch
+    mem_gb, micro_batch, changed = baseline.mem_gb, baseline.micro_batch, False
     for attempt in past:
         change = rule_of(attempt.verdict).change
-        raised = None
         changed = change is Change.NODE and baseline.can_move
         if needs_less(attempt):
             half = halved(baseline.batch, micro_batch)
             changed, micro_batch = half < micro_batch, half
         elif change is Change.MEMORY and attempt.mem_gb is not None:
             raised = _raised(attempt.mem_gb, retry)
-            changed = raised > attempt.mem_gb
-        yield _Step(raised, micro_batch, changed)
+            changed, mem_gb = raised > attempt.mem_gb, max(mem_gb or 0.0, raised)
+    changes: dict[str, float] = {}
+    if mem_gb is not None and mem_gb != baseline.mem_gb:
+        changes["mem_gb"] = mem_gb
+    if micro_batch != baseline.micro_batch:
+        changes["micro_batch"] = micro_batch
+    return changes, changed
 
 
 def needs_less(attempt: PastAttempt) -> bool:

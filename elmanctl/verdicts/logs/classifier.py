@@ -40,13 +40,11 @@ _ORDER = (
 _UNCLEAR = (_K.UNDETERMINED, _K.LOST)
 
 
-def classify_log(text: str) -> Verdict:
-    """Return the verdict on a training log by its text, with the deciding lines quoted."""
-    return classify_parts([(1, text)])
-
-
 def classify_parts(parts: Iterable[tuple[int, str]]) -> Verdict:
-    """Return the verdict on the parts of a log, each with the number of its first line."""
+    """Return the verdict on the parts of a log, each with the number of its first line.
+
+    The deciding lines are quoted.
+    """
     found = read_parts(parts)
     if found.last is None:
         empty = Evidence(source=EvidenceSource.LOG, text="the log is empty")
