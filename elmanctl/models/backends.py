@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from elmanctl.constants import INSTALL_GPU, INSTALL_TRAIN
-from elmanctl.errors import EnvironmentNotReady, InvalidConfiguration, nearest
+from elmanctl.errors import EnvironmentNotReady, InvalidConfiguration, meant
 from elmanctl.models.config import FamilyConfig
 
 AUTO = "auto"
@@ -234,10 +234,9 @@ def check_backend_name(level: str, known: tuple[str, ...], name: str) -> None:
     """Raise InvalidConfiguration for a backend that the family of a level does not have."""
     if name in (AUTO, *known):
         return
-    near = nearest(name, (AUTO, *known))
     raise InvalidConfiguration(
         f"{level} has no backend `{name}`; it has: {', '.join((AUTO, *known))}",
-        hint=f"did you mean `{near}`?" if near else None,
+        hint=meant(name, (AUTO, *known)),
     )
 
 

@@ -7,7 +7,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import MISSING, asdict, dataclass, fields
 from typing import Annotated, Any, ClassVar, Literal, Self, get_args, get_origin, get_type_hints
 
-from elmanctl.errors import InvalidConfiguration, nearest, together
+from elmanctl.constants import VOCABULARY
+from elmanctl.errors import InvalidConfiguration, meant, nearest, together
 
 MAX_DIM = 65_536
 
@@ -123,6 +124,10 @@ class FamilyConfig:
         each = self.dim if self.norm == "rms" else 2 * self.dim
         return each * (self.depth * self.sublayers + 1)
 
+    def parameters(self) -> int:
+        """Return the exact parameter count of the model, whose head is tied to its embedding."""
+        return VOCABULARY * self.dim + self.depth * self.layer_parameters() + self.norm_parameters()
+
     @classmethod
     def dim_divisor(cls, settings: Mapping[str, object]) -> int:
         """Return the number that `dim` must be a multiple of, given the other settings."""
@@ -227,10 +232,9 @@ def format_sizes(sizes: Iterable[int]) -> str:
 
 
 def _unknown_setting(level: str, name: str, known: Iterable[str]) -> InvalidConfiguration:
-    near = nearest(name, known)
     return InvalidConfiguration(
         f"{level} has no setting `{name}`",
-        hint=f"did you mean `{near}`?" if near else f"it has {', '.join(known)}",
+        hint=meant(name, known, f"it has {', '.join(known)}"),
     )
 
 
@@ -263,9 +267,8 @@ def _value_fault(
     choices = get_args(annotation) if get_origin(annotation) is Literal else ()
     if choices and value not in choices:
         known = [str(choice) for choice in choices]
-        near = nearest(str(value), known) if kind is str else None
         return InvalidConfiguration(
             f"{level}: `{name}` is {value!r}, but must be one of {', '.join(known)}",
-            hint=f"did you mean `{near}`?" if near else None,
+            hint=meant(str(value), known) if kind is str else None,
         )
     return None

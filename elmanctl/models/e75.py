@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from elmanctl.kernels.matrix_recurrence import matrix_recurrence
 from elmanctl.models.configs.e75 import E75Config
-from elmanctl.models.layers import CausalConvolution, at_least_float32, projection
+from elmanctl.models.layers import CausalConvolution, at_least_float32, convolve, projection
 
 DECAY_BIAS = 2.0
 """Initial b, a decay of sigmoid(2) = 0.88."""
@@ -94,7 +94,5 @@ class E75Layer(nn.Module):
         return k, v, q, score, tail
 
     def _convolved_silu(self, x: Tensor, tail: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        if self.conv is None:
-            return F.silu(x), None
-        convolved, tail = self.conv(x, tail)
+        convolved, tail = convolve(self.conv, x, tail)
         return F.silu(convolved), tail

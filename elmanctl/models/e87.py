@@ -25,7 +25,7 @@ from torch import Tensor, nn
 
 from elmanctl.kernels.matrix_recurrence import matrix_recurrence
 from elmanctl.models.configs.e87 import E87Config
-from elmanctl.models.layers import CausalConvolution, at_least_float32, projection
+from elmanctl.models.layers import CausalConvolution, at_least_float32, convolve, projection
 
 DECAY_BIAS = 2.0
 """Initial b, a decay of sigmoid(2) = 0.88 of a written block."""
@@ -88,9 +88,7 @@ class E87Layer(nn.Module):
         return self.out(o.to(x.dtype)), E87State(memory, conv_tail)
 
     def _inner(self, x: Tensor, tail: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        inner = self.inner(x)
-        if self.conv is not None:
-            inner, tail = self.conv(inner, tail)
+        inner, tail = convolve(self.conv, self.inner(x), tail)
         return F.silu(inner), tail
 
     def _select(self, rho: Tensor) -> Tensor:

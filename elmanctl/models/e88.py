@@ -25,6 +25,7 @@ from elmanctl.models.layers import (
     CausalConvolution,
     SelectiveDecay,
     at_least_float32,
+    convolve,
     projection,
 )
 from elmanctl.models.lm import RMSNorm
@@ -100,12 +101,9 @@ class E88Layer(nn.Module):
         return self.config.gate_function == "silu" and self.norm is None and self.skip is None
 
     def _mix(self, x: Tensor, tail: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        mixed: Tensor = self.mixed(x)
-        if self.conv is None:
-            return mixed, None
-        convolved, tail = self.conv(mixed, tail)
+        mixed, tail = convolve(self.conv, self.mixed(x), tail)
         # Kernels need contiguous heads, but the convolution returns contiguous positions.
-        return convolved.contiguous() if self.backend == "triton" else convolved, tail
+        return mixed.contiguous() if self.backend == "triton" else mixed, tail
 
     def _split(self, mixed: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Return queries, keys and values before silu, as views of `mixed`."""

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from elmanctl.models.configs.elman import E0Config, E1Config, E42Config
-from elmanctl.models.layers import CausalConvolution, at_least_float32, projection
+from elmanctl.models.layers import CausalConvolution, at_least_float32, convolve, projection
 
 RECURRENT_GAIN = 0.1
 CONTRACTION = 0.99
@@ -62,8 +62,7 @@ class E1Layer(nn.Module):
         """Return y [B, T, dim] for x [B, T, dim] and the state after the last position."""
         before, tail = state or (None, None)
         mixed, gate = self.inward(x).chunk(2, dim=-1)
-        if self.conv is not None:
-            mixed, tail = self.conv(mixed, tail)
+        mixed, tail = convolve(self.conv, mixed, tail)
         hidden = self.network(F.silu(mixed), before)
         y = self.out((hidden * F.silu(gate)).to(x.dtype))
         return y, ElmanState(hidden[:, -1], tail)

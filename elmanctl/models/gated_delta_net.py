@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from elmanctl.kernels.gated_delta_rule import gated_delta_rule
 from elmanctl.models.configs.gated_delta_net import GatedDeltaNetConfig
-from elmanctl.models.layers import CausalConvolution, SelectiveDecay, at_least_float32
+from elmanctl.models.layers import CausalConvolution, SelectiveDecay, at_least_float32, convolve
 from elmanctl.models.lm import RMSNorm
 
 
@@ -59,7 +59,8 @@ class GatedDeltaNetLayer(nn.Module):
         self, x: Tensor, state: GatedDeltaNetState | None = None
     ) -> tuple[Tensor, GatedDeltaNetState]:
         """Return y [B, T, dim] for x [B, T, dim] and the state after the last position."""
-        mixed, conv_tail = self._mix(x, None if state is None else state.conv_tail)
+        tail = None if state is None else state.conv_tail
+        mixed, conv_tail = convolve(self.conv, self.mixed(x), tail)
         mixed, keys = F.silu(mixed), self.config.key_width
         read_out, memory = gated_delta_rule(
             self._heads(mixed[..., :keys]),
@@ -72,13 +73,6 @@ class GatedDeltaNetLayer(nn.Module):
         )
         finished = self.norm(at_least_float32(read_out)) * F.silu(self._heads(self.gate(x)))
         return self.out(finished.flatten(-2).to(x.dtype)), GatedDeltaNetState(memory, conv_tail)
-
-    def _mix(self, x: Tensor, tail: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        mixed: Tensor = self.mixed(x)
-        if self.conv is None:
-            return mixed, None
-        convolved, tail = self.conv(mixed, tail)
-        return convolved, tail
 
     def _heads(self, x: Tensor) -> Tensor:
         """Reshape [B, T, H * width] to [B, T, H, width]."""

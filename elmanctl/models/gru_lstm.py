@@ -45,9 +45,11 @@ class RecurrentLayer(nn.Module):
     matrix products follow `torch.backends.cudnn.allow_tf32`.
     """
 
-    def __init__(self, config: GRUConfig | LSTMConfig, cell: nn.Module) -> None:
+    def __init__(self, config: GRUConfig | LSTMConfig, backend: str) -> None:
+        """Initialize the weights from torch's global generator."""
         super().__init__()
         self.config = config
+        cell = _cell(config, backend)
         self.inward = nn.Linear(config.dim, config.width, bias=False)
         self.cell = cell
         self.out = nn.Linear(config.width, config.dim, bias=False)
@@ -62,28 +64,6 @@ class RecurrentLayer(nn.Module):
         with torch.autocast(x.device.type, enabled=False):
             outputs, state = self.cell(inner, state)
         return self.out(outputs.to(x.dtype)), state
-
-
-class GRULayer(RecurrentLayer):
-    """GRU between two projections."""
-
-    def __init__(self, config: GRUConfig, backend: str) -> None:
-        """Initialize the weights from torch's global generator."""
-        cell = (
-            StandardGRU(config.width, backend) if config.is_standard else OneBiasGRU(config.width)
-        )
-        super().__init__(config, cell)
-
-
-class LSTMLayer(RecurrentLayer):
-    """LSTM between two projections."""
-
-    def __init__(self, config: LSTMConfig, backend: str) -> None:
-        """Initialize the weights from torch's global generator."""
-        cell = (
-            StandardLSTM(config.width, backend) if config.is_standard else OneBiasLSTM(config.width)
-        )
-        super().__init__(config, cell)
 
 
 class _StandardCell(nn.Module):
@@ -214,6 +194,13 @@ class OneBiasLSTM(_OneBiasCell):
             h = torch.sigmoid(o) * torch.tanh(c)
             outputs.append(h)
         return torch.stack(outputs, dim=1), (h, c)
+
+
+def _cell(config: GRUConfig | LSTMConfig, backend: str) -> nn.Module:
+    is_gru = isinstance(config, GRUConfig)
+    if config.is_standard:
+        return (StandardGRU if is_gru else StandardLSTM)(config.width, backend)
+    return (OneBiasGRU if is_gru else OneBiasLSTM)(config.width)
 
 
 def _blocks_orthogonal(weight: Tensor) -> None:

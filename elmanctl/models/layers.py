@@ -39,6 +39,13 @@ class CausalConvolution(nn.Module):
         return y.transpose(1, 2), padded[:, -self.n_tail :]
 
 
+def convolve(
+    conv: CausalConvolution | None, x: Tensor, tail: Tensor | None
+) -> tuple[Tensor, Tensor | None]:
+    """Return x [B, T, channels] and None, or without None as `conv` the results of it."""
+    return (x, None) if conv is None else conv(x, tail)
+
+
 class SelectiveDecay(nn.Module):
     """Decay of Mamba (Gu and Dao, 2023), one per head: exp(-A softplus(W x + b)).
 

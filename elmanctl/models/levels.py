@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from elmanctl.errors import InvalidConfiguration, NotFound, nearest
+from elmanctl.errors import InvalidConfiguration, NotFound, meant
 
 _PAIR = re.compile(r"([a-z]+)([0-9]*)")
 _MAX_SHOWN = 64
@@ -63,11 +63,10 @@ def parse_level(text: str, grammars: tuple[Grammar, ...]) -> Level:
     shown = text if len(text) <= _MAX_SHOWN else f"{text[:_MAX_SHOWN]}..."
     if found is None:
         names = [name for grammar in grammars for name in grammar.names]
-        near = nearest(folded[:_MAX_SHOWN], names)
         families = ", ".join(grammar.family for grammar in grammars)
         raise NotFound(
             f"there is no model `{shown}`",
-            hint=f"did you mean `{near}`?" if near else f"there are: {families}",
+            hint=meant(folded[:_MAX_SHOWN], names, f"there are: {families}"),
         )
     grammar, name = found
     numbers = _parse_numbers(shown, folded[len(name) :], name, grammar)

@@ -34,14 +34,9 @@ def training_memory_bytes(
     activations that layers save in addition to the residual stream, and the logits, but no
     workspace of libraries.
     """
-    parameters = (
-        VOCABULARY * config.dim
-        + config.depth * config.layer_parameters()
-        + config.norm_parameters()
-    )
     copy = _BYTES_PER_BF16_COPY if precision == "bf16" else 0
     activations = micro_batch * seq_len * activation_bytes(config, seq_len)
-    return (_BYTES_PER_PARAMETER + copy) * parameters + activations
+    return (_BYTES_PER_PARAMETER + copy) * config.parameters() + activations
 
 
 def activation_bytes(config: FamilyConfig, seq_len: int) -> int:

@@ -19,8 +19,8 @@ from typing import NamedTuple
 from torch import Tensor, nn
 
 from elmanctl.kernels.minimal_scan import gated_scan
-from elmanctl.models.configs.min_rnn import MinGRUConfig, MinLSTMConfig, MinRNNConfig
-from elmanctl.models.layers import CausalConvolution, projection
+from elmanctl.models.configs.min_rnn import MinRNNConfig
+from elmanctl.models.layers import CausalConvolution, convolve, projection
 
 
 class MinRNNState(NamedTuple):
@@ -30,7 +30,7 @@ class MinRNNState(NamedTuple):
     conv_tail: Tensor | None  # [B, d_conv - 1, dim]
 
 
-class _MinRNNLayer(nn.Module):
+class MinRNNLayer(nn.Module):
     """Mixer of MinGRU or MinLSTM, depending on the configuration."""
 
     def __init__(self, config: MinRNNConfig, backend: str) -> None:
@@ -49,9 +49,7 @@ class _MinRNNLayer(nn.Module):
 
     def forward(self, x: Tensor, state: MinRNNState | None = None) -> tuple[Tensor, MinRNNState]:
         """Return y [B, T, dim] for x [B, T, dim] and the state after the last position."""
-        mixed, conv_tail = x, None
-        if self.conv is not None:
-            mixed, conv_tail = self.conv(x, None if state is None else state.conv_tail)
+        mixed, conv_tail = convolve(self.conv, x, None if state is None else state.conv_tail)
         scores = self.mixed(mixed)
         hidden, last = gated_scan(
             scores,
@@ -63,19 +61,3 @@ class _MinRNNLayer(nn.Module):
         )
         y = hidden if self.out is None else self.out(hidden)
         return y, MinRNNState(last, conv_tail)
-
-
-class MinGRULayer(_MinRNNLayer):
-    """MinGRU mixer."""
-
-    def __init__(self, config: MinGRUConfig, backend: str) -> None:
-        """Initialize the weights from torch's global generator."""
-        super().__init__(config, backend)
-
-
-class MinLSTMLayer(_MinRNNLayer):
-    """MinLSTM mixer."""
-
-    def __init__(self, config: MinLSTMConfig, backend: str) -> None:
-        """Initialize the weights from torch's global generator."""
-        super().__init__(config, backend)

@@ -30,7 +30,7 @@ def count_parameters(level: str, config: Mapping[str, object], variant: str = DO
     accepts the study's names of levels and settings; it may instead be set in `config`.
     Raises NotFound for an unknown level, InvalidConfiguration for a model that cannot be built.
     """
-    return sum(parameter_breakdown(level, config, variant).values())
+    return decode_config(level, config, variant).parameters()
 
 
 def parameter_breakdown(

@@ -7,7 +7,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from elmanctl.constants import INSTALL_TRAIN
-from elmanctl.errors import EnvironmentNotReady, InvalidConfiguration, NotFound, nearest
+from elmanctl.errors import EnvironmentNotReady, InvalidConfiguration, NotFound, meant
 from elmanctl.models.backends import resolve_backend
 from elmanctl.models.config import DOCUMENTED, STUDY, VARIANTS, FamilyConfig
 from elmanctl.models.levels import Grammar, Level, nearest_level
@@ -131,28 +131,28 @@ FAMILIES: Mapping[str, Family] = {
             name="mingru",
             summary="MinGRU: a gate and a candidate that do not see the state",
             config="elmanctl.models.configs.min_rnn:MinGRUConfig",
-            layer="elmanctl.models.min_rnn:MinGRULayer",
+            layer="elmanctl.models.min_rnn:MinRNNLayer",
             backends=("triton", "torch"),
         ),
         Family(
             name="minlstm",
             summary="MinLSTM: two gates that do not see the state",
             config="elmanctl.models.configs.min_rnn:MinLSTMConfig",
-            layer="elmanctl.models.min_rnn:MinLSTMLayer",
+            layer="elmanctl.models.min_rnn:MinRNNLayer",
             backends=("triton", "torch"),
         ),
         Family(
             name="gru",
             summary="GRU between two projections",
             config="elmanctl.models.configs.gru_lstm:GRUConfig",
-            layer="elmanctl.models.gru_lstm:GRULayer",
+            layer="elmanctl.models.gru_lstm:RecurrentLayer",
             backends=("cudnn", "torch"),
         ),
         Family(
             name="lstm",
             summary="LSTM between two projections",
             config="elmanctl.models.configs.gru_lstm:LSTMConfig",
-            layer="elmanctl.models.gru_lstm:LSTMLayer",
+            layer="elmanctl.models.gru_lstm:RecurrentLayer",
             backends=("cudnn", "torch"),
         ),
         Family(
@@ -257,10 +257,9 @@ def resolve_level(
     settings = dict(data)
     own_variant = settings.pop("variant", variant)
     if own_variant not in VARIANTS:
-        near = nearest(str(own_variant), VARIANTS)
         raise InvalidConfiguration(
             f"there is no variant `{own_variant}`; known: {', '.join(VARIANTS)}",
-            hint=f"did you mean `{near}`?" if near else None,
+            hint=meant(str(own_variant), VARIANTS),
         )
     # The default argument does not conflict with the configuration's own variant.
     if variant not in (DOCUMENTED, own_variant):

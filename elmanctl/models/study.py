@@ -95,13 +95,8 @@ _DEFAULTS: Mapping[str, Mapping[str, Any]] = {
     "fla-gdn": {"expansion": 1.0},
     # The width of the feed-forward sublayer followed from `dim`; the flag had no effect.
     "transformer": {},
-    "mingru": {"expansion": 1.0},
-    "minlstm": {"expansion": 1.0},
-    "gru": {"expansion": 1.0},
-    "lstm": {"expansion": 1.0},
-    "e1": {"expansion": 1.0},
-    "e0": {"expansion": 1.0},
-    "e42": {"expansion": 1.0},
+    **{family: {"expansion": 1.0} for family in ("mingru", "minlstm", "gru", "lstm")},
+    **{family: {"expansion": 1.0} for family in ("e1", "e0", "e42")},
 }
 
 # Flags of the models, by our names.  Flags that a family does not read are dropped; its
@@ -121,13 +116,8 @@ _READ: Mapping[str, set[str]] = {
     "mamba2": {"d_state", "expand"},
     "fla-gdn": {"n_heads", "expansion"},
     "transformer": {"n_heads", "expansion"},
-    "mingru": {"expansion"},
-    "minlstm": {"expansion"},
-    "gru": {"expansion"},
-    "lstm": {"expansion"},
-    "e1": {"expansion", "r_h_mode"},
-    "e0": {"expansion", "r_h_mode"},
-    "e42": {"expansion", "r_h_mode"},
+    **{family: {"expansion"} for family in ("mingru", "minlstm", "gru", "lstm")},
+    **{family: {"expansion", "r_h_mode"} for family in ("e1", "e0", "e42")},
 }
 
 _OUR_NAMES = {

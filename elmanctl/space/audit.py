@@ -11,7 +11,7 @@ from itertools import pairwise
 from math import lcm
 from typing import Literal
 
-from elmanctl.constants import INSTALL_TRAIN, VOCABULARY
+from elmanctl.constants import INSTALL_TRAIN
 from elmanctl.errors import EnvironmentNotReady, InvalidConfiguration
 from elmanctl.models.config import FamilyConfig
 from elmanctl.models.registry import decode_config, find_family
@@ -67,7 +67,7 @@ def _effect(space: SearchSpace, axis: Axis, multiple_of: int) -> Effect:
 
 def _declared_effect(pairs: list[_Pair]) -> Effect | None:
     """Return the effect by the sizes that the configurations declare."""
-    if any(_count(one) != _count(other) for one, other in pairs):
+    if any(one.parameters() != other.parameters() for one, other in pairs):
         return "parameters"
     if any(_state_size(one) != _state_size(other) for one, other in pairs):
         return "state"
@@ -94,10 +94,10 @@ def _built_parameters(config: FamilyConfig) -> int:
     from elmanctl.models import trial
 
     parameters = trial.count_built(config, _BACKEND)
-    if parameters != _count(config):
+    if parameters != config.parameters():
         raise InvalidConfiguration(
             f"{config.level} has {parameters} parameters, and its configuration declares "
-            f"{_count(config)}",
+            f"{config.parameters()}",
             hint="fix `layer_parameters` of the configuration",
         )
     return parameters
@@ -142,7 +142,11 @@ def _moves(space: SearchSpace, axis: Axis, multiple_of: int) -> list[_Pair]:
 def _common_dim(space: SearchSpace, ends: list[dict[str, object]], multiple_of: int) -> int:
     """Return a small width that all of these values allow."""
     config_class = find_family(space.model).load_config()
-    step = lcm(multiple_of, *(config_class.dim_divisor(end) for end in ends))
+    return _tiny(lcm(multiple_of, *(config_class.dim_divisor(end) for end in ends)))
+
+
+def _tiny(step: int) -> int:
+    """Return the least multiple of `step` that is wide enough."""
     return -(-_TINY_DIM // step) * step
 
 
@@ -156,20 +160,11 @@ def _build(space: SearchSpace, values: Mapping[str, object], dim: int) -> Family
 def _small(axis: Axis, config: FamilyConfig, pair: _Pair) -> FamilyConfig:
     """Return the tiny variant that is built: as narrow as allowed, and one layer deep."""
     step = lcm(*(type(each).dim_divisor(each.encode()) for each in pair))
-    dim = -(-_TINY_DIM // step) * step
     # An axis of dim or depth is audited on two small values: full size would take minutes.
     is_second = config is pair[1]
     depth = _TINY_DEPTH + (axis.name == "depth" and is_second)
-    width = dim + step * (axis.name == "dim" and is_second)
+    width = _tiny(step) + step * (axis.name == "dim" and is_second)
     return decode_config(config.level, {**config.encode(), "dim": width, "depth": depth})
-
-
-def _count(config: FamilyConfig) -> int:
-    return (
-        VOCABULARY * config.dim
-        + config.depth * config.layer_parameters()
-        + config.norm_parameters()
-    )
 
 
 def _state_size(config: FamilyConfig) -> int:

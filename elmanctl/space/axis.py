@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from elmanctl.codec import encode
-from elmanctl.errors import ConfigError, nearest, together
+from elmanctl.errors import ConfigError, meant, together
 from elmanctl.space.coordinate import Coordinate
 
 Value = int | float | str | bool
@@ -55,10 +55,9 @@ class Axis:
             )
         kind = data.get("kind")
         if not isinstance(kind, str) or kind not in KINDS:
-            near = nearest(str(kind), KINDS)
             raise ConfigError(
                 f"axis `{name}`: unknown kind `{kind}`",
-                hint=f"did you mean `{near}`?" if near else f"kinds: {', '.join(KINDS)}",
+                hint=meant(str(kind), KINDS, f"kinds: {', '.join(KINDS)}"),
             )
         fields, _ = KINDS[kind]
         wrong = [f"has no `{key}`" for key in data if key not in (*fields, "kind")]
@@ -68,15 +67,8 @@ class Axis:
         values = data.get("values", ())
         if not isinstance(values, list | tuple):
             raise ConfigError(f"axis `{name}`: values must be a list, not `{values}`")
-        axis = cls(
-            name=name,
-            kind=kind,
-            low=data.get("low"),
-            high=data.get("high"),
-            multiple_of=data.get("multiple_of", 1),
-            at_most=data.get("at_most"),
-            values=tuple(values),
-        )
+        given = {key: data[key] for key in fields if key in data}
+        axis = cls(name=name, kind=kind, **given | {"values": tuple(values)})
         axis._check()
         return axis
 

@@ -5,7 +5,7 @@ from dataclasses import fields
 from functools import lru_cache
 from math import lcm
 
-from elmanctl.errors import ConfigError, InvalidConfiguration, nearest
+from elmanctl.errors import ConfigError, InvalidConfiguration, meant
 from elmanctl.models.backends import AUTO
 from elmanctl.models.config import FamilyConfig
 from elmanctl.models.memory import training_memory_bytes
@@ -142,10 +142,9 @@ def _check_limited_axes(space: SearchSpace) -> None:
         if limit is None:
             continue
         if limit not in defaults:
-            near = nearest(limit, defaults)
             raise ConfigError(
                 f"axis `{axis.name}`: {space.model} has no setting `{limit}` to be limited by",
-                hint=f"did you mean `{near}`?" if near else None,
+                hint=meant(limit, defaults),
             )
         value = middle.get(limit, defaults[limit])
         is_number = isinstance(value, int | float) and not isinstance(value, bool)

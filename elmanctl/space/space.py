@@ -14,7 +14,7 @@ from elmanctl.errors import (
     InvalidConfiguration,
     LedgerError,
     NotFound,
-    nearest,
+    meant,
 )
 from elmanctl.space.axis import Axis
 from elmanctl.space.coordinate import Coordinate
@@ -166,11 +166,10 @@ def load_space(
     """
     spaces = _shipped(model)
     if name not in spaces:
-        near = nearest(name, spaces)
         known = f"spaces: {', '.join(spaces)}" if spaces else "spaces.toml has none for it"
         raise NotFound(
             f"no search space named `{name}` for {model}",
-            hint=f"did you mean `{near}`?" if near else known,
+            hint=meant(name, spaces, known),
         )
     found = spaces[name]
     _check_swept(model, name, found.sweep, {**axes, **fixed})

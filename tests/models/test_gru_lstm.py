@@ -6,8 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from elmanctl.errors import EnvironmentNotReady, InvalidConfiguration
-from elmanctl.models.configs.gru_lstm import GRUConfig
-from elmanctl.models.gru_lstm import GRULayer, LSTMLayer, RecurrentLayer
+from elmanctl.models.gru_lstm import RecurrentLayer
 from elmanctl.models.registry import FAMILIES
 from tests.models import cases
 from tests.models.layers import build_model
@@ -33,9 +32,7 @@ def quick_draws(monkeypatch: pytest.MonkeyPatch) -> None:
 def make_layer(cell: str, backend: str = "torch", **changes: Any) -> Any:
     """A layer whose projection out is not zero, and whose every bias is some number."""
     config = make_config(cell, **changes)
-    layer: RecurrentLayer = (
-        GRULayer(config, backend) if isinstance(config, GRUConfig) else LSTMLayer(config, backend)
-    )
+    layer = RecurrentLayer(config, backend)
     with torch.no_grad():
         layer.inward.weight.normal_(std=config.dim**-0.5)
         layer.out.weight.normal_(std=config.width**-0.5)

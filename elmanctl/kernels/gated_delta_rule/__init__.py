@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING
 
-from elmanctl.errors import InvalidConfiguration, nearest
+from elmanctl.errors import InvalidConfiguration, meant
 from elmanctl.kernels.arguments import check_tensors
 
 # `kernels` imports torch lazily, only when an operation runs.
@@ -37,10 +37,9 @@ def gated_delta_rule(
     that the backend does not support.
     """
     if backend not in BACKENDS:
-        near = nearest(backend, BACKENDS)
         raise InvalidConfiguration(
             f"gated_delta_rule has no backend `{backend}`; it has: {', '.join(BACKENDS)}",
-            hint=f"did you mean `{near}`?" if near else None,
+            hint=meant(backend, BACKENDS),
         )
     _check_tensors(q, k, v, log_decay, beta, initial_state)
     import torch

@@ -5,7 +5,7 @@ import os
 from bisect import bisect_left
 from collections.abc import Mapping
 
-from elmanctl.errors import InvalidConfiguration, nearest
+from elmanctl.errors import InvalidConfiguration, meant
 
 AUTO = "auto"
 
@@ -57,10 +57,9 @@ def resolve_backend(name: str) -> str:
     if name in SUPPORTED:
         return name
     known = (AUTO, *SUPPORTED)
-    near = nearest(name, known)
     raise InvalidConfiguration(
         f"unknown backend `{name}` of the matrix recurrence; known: {', '.join(known)}",
-        hint=f"did you mean `{near}`?" if near else None,
+        hint=meant(name, known),
     )
 
 

@@ -4,7 +4,7 @@ from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
 from elmanctl.constants import INSTALL_GPU
-from elmanctl.errors import EnvironmentNotReady, InvalidConfiguration, nearest
+from elmanctl.errors import EnvironmentNotReady, InvalidConfiguration, meant
 from elmanctl.kernels.arguments import check_tensors
 from elmanctl.kernels.minimal_scan.sizes import SCORES
 
@@ -132,10 +132,9 @@ def _check(scores: "Tensor", cell: str, initial_state: "Tensor | None", backend:
         ("backend", backend, (AUTO, *BACKENDS)),
     ):
         if name not in known:
-            near = nearest(name, known)
             raise InvalidConfiguration(
                 f"gated_scan has no {option} `{name}`; it has: {', '.join(known)}",
-                hint=f"did you mean `{near}`?" if near else None,
+                hint=meant(name, known),
             )
     if not scores.is_floating_point():
         raise InvalidConfiguration(f"scores must be a floating-point tensor, not {scores.dtype}")

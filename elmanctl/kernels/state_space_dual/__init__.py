@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING
 
-from elmanctl.errors import InvalidConfiguration, nearest
+from elmanctl.errors import InvalidConfiguration, meant
 from elmanctl.kernels.arguments import check_tensors
 
 # `kernels` imports torch lazily, only when an operation runs.
@@ -35,11 +35,10 @@ def state_space_dual(
     Raises InvalidConfiguration for mismatched shapes or dtypes and for an unknown backend.
     """
     if backend not in BACKENDS:
-        near = nearest(backend, BACKENDS)
         raise InvalidConfiguration(
             f"unknown backend `{backend}` of the state-space recurrence; "
             f"known: {', '.join(BACKENDS)}",
-            hint=f"did you mean `{near}`?" if near else None,
+            hint=meant(backend, BACKENDS),
         )
     _check_tensors(x, step, rate, write, read, initial_state)
     import torch

@@ -1,33 +1,21 @@
 """E1, E0 and E42: vector recurrences, gated by a projection or by themselves."""
 
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 from elmanctl.errors import InvalidConfiguration
-from elmanctl.models.config import Between, ConvWidth, Expansion, FamilyConfig, floor_exact
+from elmanctl.models.config import Between, ConvWidth
+from elmanctl.models.configs.sizes import WidthConfig
 
 STUDY_RADIUS = 0.999
 """Spectral norm of every E42 in the study."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _ElmanConfig(FamilyConfig):
+class _ElmanConfig(WidthConfig):
     """Settings of all three: one state vector of width `dim * expansion`."""
 
-    expansion: Expansion = 1.0
-
-    @property
-    def width(self) -> int:
-        """Units of the state."""
-        return floor_exact(self.dim * self.expansion)
-
-    def check_together(self) -> None:
-        """Raise InvalidConfiguration for a state without units."""
-        if not self.width:
-            raise InvalidConfiguration(
-                f"{self.level}: `expansion` {self.expansion:g} gives a state without units",
-                hint=f"with dim {self.dim} it must be at least {1 / self.dim:.3g}",
-            )
+    unit_of: ClassVar[str] = "state"
 
     def layer_state_size(self, seq_len: int) -> int:
         """Return the state size of one layer."""
@@ -129,7 +117,7 @@ class E42Config(_ElmanConfig):
     def check_together(self) -> None:
         """Raise InvalidConfiguration for a zero matrix or a state without units."""
         # super() without arguments fails here: dataclass(slots=True) creates a new class.
-        _ElmanConfig.check_together(self)
+        WidthConfig.check_together(self)
         if not self.spectral_radius:
             raise InvalidConfiguration(f"{self.level}: `spectral_radius` must be more than 0")
 

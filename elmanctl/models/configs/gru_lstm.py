@@ -4,14 +4,15 @@ from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 from elmanctl.errors import InvalidConfiguration
-from elmanctl.models.config import Expansion, FamilyConfig, floor_exact
+from elmanctl.models.configs.sizes import WidthConfig
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _CellConfig(FamilyConfig):
+class _CellConfig(WidthConfig):
     """Settings of both: a cell of width `dim * expansion` with blocks of gates."""
 
     norm: ClassVar[Literal["rms", "layer"]] = "layer"
+    unit_of: ClassVar[str] = "cell"
     n_blocks: ClassVar[int]
     states: ClassVar[int]
     saved: ClassVar[int]
@@ -19,26 +20,11 @@ class _CellConfig(FamilyConfig):
     convention: ClassVar[str]
     """Name of the setting that selects the convention of PyTorch and cuDNN over the study's."""
 
-    expansion: Expansion = 1.0
-
-    @property
-    def width(self) -> int:
-        """Units of the cell."""
-        return floor_exact(self.dim * self.expansion)
-
     @property
     def is_standard(self) -> bool:
         """Whether the cell is that of PyTorch and cuDNN, with two sets of biases."""
         standard: bool = getattr(self, self.convention)
         return standard
-
-    def check_together(self) -> None:
-        """Raise InvalidConfiguration for a cell without units."""
-        if not self.width:
-            raise InvalidConfiguration(
-                f"{self.level}: `expansion` {self.expansion:g} gives a cell without units",
-                hint=f"with dim {self.dim} it must be at least {1 / self.dim:.3g}",
-            )
 
     def check_backend(self, backend: str) -> None:
         """Raise InvalidConfiguration for one set of biases on cuDNN, which has two."""

@@ -1,10 +1,12 @@
 """Size computations and checks shared by several families."""
 
 from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import ClassVar
 
 from elmanctl.errors import InvalidConfiguration
 from elmanctl.kernels.matrix_recurrence.sizes import VALUES
-from elmanctl.models.config import FamilyConfig, floor_exact, format_sizes
+from elmanctl.models.config import Expansion, FamilyConfig, floor_exact, format_sizes
 
 
 def count_values(n_keys: int, expansion: float, *, is_study: bool) -> int:
@@ -47,6 +49,29 @@ def format_limits(names: str, sizes: Iterable[int], backend: str) -> str:
     if backend not in VALUES:
         return keys
     return f"{keys}; values of a head {format_sizes(VALUES[backend])}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WidthConfig(FamilyConfig):
+    """Settings of a family with `dim * expansion` units in its state or cell."""
+
+    unit_of: ClassVar[str]
+
+    expansion: Expansion = 1.0
+
+    @property
+    def width(self) -> int:
+        """Number of units."""
+        return floor_exact(self.dim * self.expansion)
+
+    def check_together(self) -> None:
+        """Raise InvalidConfiguration if there are no units."""
+        if not self.width:
+            raise InvalidConfiguration(
+                f"{self.level}: `expansion` {self.expansion:g} gives a {self.unit_of} without "
+                "units",
+                hint=f"with dim {self.dim} it must be at least {1 / self.dim:.3g}",
+            )
 
 
 def check_inner_width(config: FamilyConfig, width: int, expansion: float) -> None:
