@@ -11,7 +11,7 @@ import json
 import logging
 import math
 import typing
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from functools import cache
 from itertools import islice
@@ -206,45 +206,30 @@ class SnapshotKeeper:
         seq, fence, crc = _identity(line)
         if (seq, fence) != (self._state.seq, self._state.fence):
             raise _Unfit(f"the ledger's last line is event {seq}, not {self._state.seq}")
-        return encode_snapshot(self._state, held, last_line_at=self._writer.last_line_at, crc=crc)
+        part, at = _part(self._state, held), self._writer.last_line_at
+        data = {each.name: encode(getattr(part, each.name), named=False) for each in fields(part)}
+        snapshot = _File(code=_fingerprint(), last_line_at=at, line_crc=crc, state=data)
+        text = json.dumps(encode(snapshot), separators=(",", ":"), allow_nan=False)
+        body = text.encode("ascii")[:-1]
+        return body + seal(body) + b"\n"
 
 
-def encode_snapshot(
-    state: RunState, held: Mapping[str, Evaluation], *, last_line_at: int, crc: str
-) -> bytes:
-    """Return the contents of a snapshot that holds these evaluations."""
-    part = {
-        each.name: encode(
-            _PARTS[each.name](state, held) if each.name in _PARTS else getattr(state, each.name),
-            named=False,
-        )
-        for each in fields(RunState)
-    }
-    file = _File(code=_fingerprint(), last_line_at=last_line_at, line_crc=crc, state=part)
-    body = json.dumps(encode(file), separators=(",", ":"), allow_nan=False).encode("ascii")[:-1]
-    return body + seal(body) + b"\n"
-
-
-# What grows with a run, and what of it a snapshot holds.  All other fields are held whole.
-_PARTS: dict[str, Callable[[RunState, Mapping[str, Evaluation]], Any]] = {
-    "evaluations": lambda state, held: held,
-    "submissions": lambda state, held: _held_submissions(state),
-    "repeats": lambda state, held: {
-        name: names for name, names in state.repeats.items() if name in held
-    },
-    "told": lambda state, held: _newest(state, state.told),
-    "refused": lambda state, held: _newest(state, state.refused),
-    "members": lambda state, held: _newest(state, state.members),
-    "positions": lambda state, held: {
-        name: state.positions[name]
-        for name in {*held, *state.waiting, *state.live, *newest_members(state)}
-    },
-    "applied_requests": lambda state, held: {},
-    "freed_bytes": lambda state, held: {
-        name: size for name, size in state.freed_bytes.items() if name in held
-    },
-    "notes": lambda state, held: [],
-}
+def _part(state: RunState, held: Mapping[str, Evaluation]) -> RunState:
+    """Return what a snapshot holds of a state: all but most of what grows with a run."""
+    placed = {*held, *state.waiting, *state.live, *newest_members(state)}
+    return replace(
+        state,
+        evaluations=dict(held),
+        submissions=_held_submissions(state),
+        repeats={name: names for name, names in state.repeats.items() if name in held},
+        told=_newest(state, state.told),
+        refused=_newest(state, state.refused),
+        members=_newest(state, state.members),
+        positions={name: state.positions[name] for name in placed},
+        applied_requests={},
+        freed_bytes={name: size for name, size in state.freed_bytes.items() if name in held},
+        notes=[],
+    )
 
 
 def _held_submissions(state: RunState) -> dict[str, Submission]:
