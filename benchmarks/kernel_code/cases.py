@@ -120,7 +120,7 @@ def _matrix_forward(problem: matrix.Problem, heads: int | None = None) -> Case:
     return Case(
         launch=lambda: matrix.forward_launch(problem, keep=True),
         loops={"segment": matrix.checkpoint_every(problem.backend), "step": 1},
-        layer=_layer(matrix.forward_split(problem), heads, problem.n_value),
+        layer=_layer(matrix.split_of("forward", problem), heads, problem.n_value),
     )
 
 
@@ -131,7 +131,7 @@ def _matrix_backward(problem: matrix.Problem, heads: int | None = None) -> Case:
     return Case(
         launch=lambda: matrix.backward_launch(problem),
         loops={"segment": every, "replay": 1, "reverse": steps_back},
-        layer=_layer(matrix.backward_split(problem), heads, problem.n_value),
+        layer=_layer(matrix.split_of("backward", problem), heads, problem.n_value),
     )
 
 

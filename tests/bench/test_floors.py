@@ -12,7 +12,6 @@ from elmanctl.bench.floors import (
     matrix_recurrence_counts,
 )
 from elmanctl.bench.size import Size, matrix_size
-from elmanctl.kernels.minimal_scan.sizes import SCORES, bytes_moved
 
 E88 = matrix_size(16, 512, 83, 32)
 BF16, FP32 = 2, 4
@@ -122,15 +121,6 @@ def test_other_operations_count_their_inputs_outputs_and_products() -> None:
     assert ATTENTION.backward(heads, BF16) == Work(
         moved_bytes=6 * 8 * 4 * 2, matrix_flops=12 * 5 * 2 * 4, special_functions=12
     )
-
-
-@pytest.mark.parametrize("cell", SCORES)
-def test_scan_moves_the_bytes_that_its_kernel_says(cell: str) -> None:
-    one, counts = Size(batch=1, length=1, heads=1), gated_scan_counts(SCORES[cell])
-    for itemsize in (BF16, FP32):
-        for is_backward, count in ((False, counts.forward), (True, counts.backward)):
-            told = bytes_moved(cell, itemsize, is_backward=is_backward)
-            assert count(one, itemsize).moved_bytes == told
 
 
 def test_floor_is_the_longest_of_its_terms() -> None:

@@ -94,10 +94,10 @@ def assert_close(
 
 def widen_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
     """Have states of as few tiles as can be: Triton's interpreter takes as long for a small one."""
-    split = launches._split
+    split = launches.split_of
 
     def split_widely(direction: Direction, problem: launches.Problem) -> Split:
         return replace(split(direction, problem), keys=problem.n_key & -problem.n_key)
 
-    monkeypatch.setattr(launches, "_split", split_widely)
+    monkeypatch.setattr(launches, "split_of", split_widely)
     quicken_interpreter()

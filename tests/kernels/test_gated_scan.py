@@ -8,6 +8,8 @@ import pytest
 import torch
 from torch import Tensor
 
+from elmanctl.bench.floors import gated_scan_counts
+from elmanctl.bench.size import Size
 from elmanctl.errors import EnvironmentNotReady, InvalidConfiguration
 from elmanctl.kernels import minimal_scan
 from elmanctl.kernels.minimal_scan import gated_scan, launches, triton, triton_kernels
@@ -18,7 +20,6 @@ from elmanctl.kernels.minimal_scan.sizes import (
     SCORES,
     Tile,
     alignment,
-    bytes_moved,
     choose_tile,
     count_programs,
 )
@@ -441,8 +442,10 @@ def test_bytes_moved_are_those_of_all_tensors(cell: str, is_backward: bool) -> N
     states, _, checkpoints = triton._results(scores, cell, torch.bfloat16)
     moved = [scores, states, checkpoints, *([scores] if is_backward else [])]
     total = sum(x.numel() * x.element_size() for x in moved)
-    each = bytes_moved(cell, 2, is_backward=is_backward)
-    assert total == each * batch * length * width
+    counts = gated_scan_counts(SCORES[cell])
+    size = Size(batch=batch, length=length, heads=width)
+    work = counts.backward(size, 2) if is_backward else counts.forward(size, 2)
+    assert total == work.moved_bytes
 
 
 GPU = (

@@ -17,7 +17,7 @@ from elmanctl.kernels.matrix_recurrence import (
     matrix_recurrence,
     resolve_backend,
 )
-from elmanctl.kernels.matrix_recurrence.checkpointed import checkpointed_matrix_recurrence
+from elmanctl.kernels.matrix_recurrence.checkpointed import torch_matrix_recurrence
 from elmanctl.kernels.matrix_recurrence.naive import naive_matrix_recurrence
 from tests.kernels.recurrences import (
     BFLOAT16_TOLERANCE,
@@ -63,7 +63,7 @@ def test_gradients_are_those_of_finite_differences(case: str, length: int) -> No
 
     def op(*tensors: Tensor) -> tuple[Tensor, Tensor]:
         named: dict[str, Any] = dict(zip(names, tensors, strict=True))
-        return checkpointed_matrix_recurrence(**named, **switches)
+        return torch_matrix_recurrence(**named, **switches)
 
     assert torch.autograd.gradcheck(op, list(arguments.values()))
 
@@ -76,7 +76,7 @@ def test_gradients_of_three_segments_pass_a_projected_gradient_check(case: str) 
 
     def op(*tensors: Tensor) -> tuple[Tensor, Tensor]:
         named: dict[str, Any] = dict(zip(names, tensors, strict=True))
-        return checkpointed_matrix_recurrence(**named, **switches)
+        return torch_matrix_recurrence(**named, **switches)
 
     assert torch.autograd.gradcheck(op, list(arguments.values()), fast_mode=True)
 
@@ -94,7 +94,7 @@ def test_every_result_of_every_combination_in_float64_is_the_naive_one(
         arguments = draw(length, without=sum(left_out, ()), **DECAYS_AND_BLENDS[kind])
         switches = {"linear_state": linear_state, "normalize": normalize}
         assert_close(
-            results(checkpointed_matrix_recurrence, arguments, **switches),
+            results(torch_matrix_recurrence, arguments, **switches),
             results(naive_matrix_recurrence, arguments, **switches),
             FLOAT64_TOLERANCE,
         )

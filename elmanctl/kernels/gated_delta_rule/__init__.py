@@ -41,27 +41,10 @@ def gated_delta_rule(
             f"gated_delta_rule has no backend `{backend}`; it has: {', '.join(BACKENDS)}",
             hint=meant(backend, BACKENDS),
         )
-    _check_tensors(q, k, v, log_decay, beta, initial_state)
     import torch
 
     from elmanctl.kernels.gated_delta_rule.chunked import chunked_gated_delta_rule
     from elmanctl.kernels.gated_delta_rule.fla_chunked import fla_gated_delta_rule
-
-    compute = fla_gated_delta_rule if backend == "fla" else chunked_gated_delta_rule
-    # Autocast would run the matrix products with the state in half precision.
-    with torch.autocast(q.device.type, enabled=False):
-        return compute(q, k, v, log_decay, beta, initial_state=initial_state)
-
-
-def _check_tensors(
-    q: "Tensor",
-    k: "Tensor",
-    v: "Tensor",
-    log_decay: "Tensor",
-    beta: "Tensor",
-    initial_state: "Tensor | None",
-) -> None:
-    import torch
 
     if k.ndim != 4 or v.ndim != 4 or 0 in k.shape or 0 in v.shape:
         raise InvalidConfiguration(
@@ -80,3 +63,7 @@ def _check_tensors(
         ("initial_state", initial_state, (*steps[::2], k.shape[3], v.shape[3]), state_dtype),
     )
     check_tensors("k", k, requirements)
+    compute = fla_gated_delta_rule if backend == "fla" else chunked_gated_delta_rule
+    # Autocast would run the matrix products with the state in half precision.
+    with torch.autocast(q.device.type, enabled=False):
+        return compute(q, k, v, log_decay, beta, initial_state=initial_state)

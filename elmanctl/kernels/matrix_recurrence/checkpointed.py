@@ -35,20 +35,25 @@ def torch_matrix_recurrence(
     k: Tensor,
     v: Tensor,
     alpha: Tensor,
-    gate: Tensor | None,
+    gate: Tensor | None = None,
     *,
-    beta: Tensor | None,
-    blend: Tensor | None,
-    written: Tensor | None,
-    initial_state: Tensor | None,
-    read: str,
-    activation: str | None,
-    self_gate: bool,
-    linear_state: bool,
-    normalize: bool,
-    eps: float,
+    beta: Tensor | None = None,
+    blend: Tensor | None = None,
+    written: Tensor | None = None,
+    initial_state: Tensor | None = None,
+    read: str = "all",
+    activation: str | None = None,
+    self_gate: bool = False,
+    linear_state: bool = False,
+    normalize: bool = True,
+    eps: float = 1e-12,
 ) -> tuple[Tensor, Tensor]:
-    """Compute `naive_matrix_recurrence`, for any dtype and device."""
+    """Compute `naive_matrix_recurrence`, for any dtype and device; same arguments.
+
+    All tensor arguments receive gradients, from the output and the final state; there is no double
+    backward.  A blend of 0 leaves a state exactly unchanged, and one of 1 is exactly equivalent to
+    no blend.
+    """
     if activation == "silu":
         is_tied = v is k
         q, k = F.silu(q), F.silu(k)
@@ -57,21 +62,13 @@ def torch_matrix_recurrence(
         # A blend of 0 leaves a state and its gradient exactly unchanged.
         mask = written.to(alpha.dtype)
         blend = mask if blend is None else blend * mask
+    inner_gate = None if self_gate else gate
     # Autocast would run the matrix products with the state in half precision.
     with torch.autocast(q.device.type, enabled=False):
-        output, final_state = checkpointed_matrix_recurrence(
-            q,
-            k,
-            v,
-            alpha,
-            None if self_gate else gate,
-            beta=beta,
-            blend=blend,
-            initial_state=initial_state,
-            linear_state=linear_state,
-            normalize=normalize,
-            eps=eps,
+        result = _MatrixRecurrence.apply(  # type: ignore[no-untyped-call]
+            q, k, v, alpha, beta, blend, inner_gate, initial_state, linear_state, normalize, eps
         )
+        output, final_state = cast(tuple[Tensor, Tensor], result)
         if self_gate:
             output = output * F.silu(output)
             output = output if gate is None else output * F.silu(gate)
@@ -79,32 +76,6 @@ def torch_matrix_recurrence(
         # In place: no tensor saved for the backward pass shares memory with the output.
         output = output.masked_fill_(~written.unsqueeze(-1), 0.0)
     return output, final_state
-
-
-def checkpointed_matrix_recurrence(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    alpha: Tensor,
-    gate: Tensor | None = None,
-    *,
-    beta: Tensor | None = None,
-    blend: Tensor | None = None,
-    initial_state: Tensor | None = None,
-    linear_state: bool = False,
-    normalize: bool = True,
-    eps: float = 1e-12,
-) -> tuple[Tensor, Tensor]:
-    """Compute `naive_matrix_recurrence`; same arguments, shapes and dtypes.
-
-    All tensor arguments receive gradients, from the output and the final state; there is no double
-    backward.  A blend of 0 leaves a state exactly unchanged, and one of 1 is exactly equivalent to
-    no blend.
-    """
-    result = _MatrixRecurrence.apply(  # type: ignore[no-untyped-call]
-        q, k, v, alpha, beta, blend, gate, initial_state, linear_state, normalize, eps
-    )
-    return cast(tuple[Tensor, Tensor], result)
 
 
 class _Scan(NamedTuple):

@@ -67,41 +67,14 @@ class Problem:
         """
         return "fp16" if self.fast and not self.linear_state else "fp32"
 
-    @property
-    def constants(self) -> dict[str, Any]:
-        """Compile-time constants of both kernels."""
-        return {
-            "N": self.n_key,
-            "M": self.n_value,
-            "CHUNK": CHUNK,
-            "EVERY": self.every,
-            "UNIT": self.unit,
-            "PER_VALUE": self.per_value,
-            "LINEAR": self.linear_state,
-            "ACTIVATE": self.activate,
-            "NORMALIZE": self.normalize,
-            "SELF_GATE": self.self_gate,
-            "FAST": self.fast,
-            "EPS": self.eps,
-        }
-
 
 def checkpoint_every(backend: str) -> int:
     """Return the number of positions between two checkpoints of a backend."""
     return GLUON_EVERY if backend == "gluon" else CHECKPOINT_EVERY
 
 
-def forward_split(problem: Problem) -> Split:
-    """Return how the forward kernel is split into programs."""
-    return _split("forward", problem)
-
-
-def backward_split(problem: Problem) -> Split:
-    """Return how the backward kernel is split into programs."""
-    return _split("backward", problem)
-
-
-def _split(direction: Direction, problem: Problem) -> Split:
+def split_of(direction: Direction, problem: Problem) -> Split:
+    """Return how the forward or the backward kernel is split into programs."""
     if direction == "backward" and problem.backend == "gluon":
         # With 64 keys, more values per program would exceed the registers of a lane.
         is_narrow = problem.n_key == 64 or problem.n_value % 32
@@ -124,13 +97,13 @@ def forward_launch(problem: Problem, *, keep: bool) -> Launch:
         "scratch": "*fp32",
     }
     kernel = triton_forward.matrix_recurrence_forward_kernel
-    return _launch(kernel, triton_forward.INTEGERS, pointers, problem, forward_split(problem))
+    return _launch(kernel, triton_forward.INTEGERS, pointers, problem, split_of("forward", problem))
 
 
 def backward_launch(problem: Problem) -> Launch:
     """Return the launch of the backward kernel of the problem's backend."""
     given, dtype = problem.given, f"*{problem.dtype}"
-    split = backward_split(problem)
+    split = split_of("backward", problem)
     # Partial gradients are summed in float32 before rounding.
     part = dtype if split.parts(problem.n_value) == 1 else "*fp32"
     pointers = {
@@ -183,9 +156,20 @@ def _launch(
     split: Split,
 ) -> Launch:
     """Return the launch of a kernel, restricted to the arguments in its signature."""
-    constants = {
+    constants: dict[str, Any] = {
         **{name: None for name, kind in pointers.items() if kind is None},
-        **problem.constants,
+        "N": problem.n_key,
+        "M": problem.n_value,
+        "CHUNK": CHUNK,
+        "EVERY": problem.every,
+        "UNIT": problem.unit,
+        "PER_VALUE": problem.per_value,
+        "LINEAR": problem.linear_state,
+        "ACTIVATE": problem.activate,
+        "NORMALIZE": problem.normalize,
+        "SELF_GATE": problem.self_gate,
+        "FAST": problem.fast,
+        "EPS": problem.eps,
         "BN": 1 << (problem.n_key - 1).bit_length(),
         "G": split.heads,
         "BV": split.values,

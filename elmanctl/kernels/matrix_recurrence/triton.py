@@ -15,10 +15,9 @@ from elmanctl.kernels.matrix_recurrence.launches import (
     ALIGNED_UNIT,
     Problem,
     backward_launch,
-    backward_split,
     checkpoint_every,
     forward_launch,
-    forward_split,
+    split_of,
 )
 from elmanctl.kernels.matrix_recurrence.routing import (
     max_checkpoints,
@@ -90,21 +89,16 @@ def triton_matrix_recurrence(tensors: Tensors, flags: Flags) -> tuple[Tensor, Te
     if written is not None and flags.read_all:
         tensors = tensors._replace(written=write_mask(written, n_heads))
     elif written is not None:
-        written, packed = _pack(written, n_heads, checkpoint_every(flags.backend))
-        tensors, flags = tensors._replace(written=written), flags._replace(packed=packed)
+        max_written = n_heads if written.dtype == torch.bool else written.shape[2]
+        mask, every = write_mask(written, n_heads), checkpoint_every(flags.backend)
+        tensors = tensors._replace(written=packed_positions(mask, every))
+        flags = flags._replace(packed=max_checkpoints(mask.shape, max_written, every))
     for name, x in _strided(tensors, flags).items():
         if x is not None:
             _check_strides(name, x)
     keep = torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in tensors)
     output, final_state, _ = _forward(*tensors, *flags, keep)
     return output, final_state
-
-
-def _pack(written: Tensor, n_heads: int, every: int) -> tuple[Tensor, int]:
-    """Return the packed positions of `written` and the maximum number of checkpoints."""
-    max_written = n_heads if written.dtype == torch.bool else written.shape[2]
-    mask = write_mask(written, n_heads)
-    return packed_positions(mask, every), max_checkpoints(mask.shape, max_written, every)
 
 
 def _check_strides(name: str, x: Tensor) -> None:
@@ -206,7 +200,7 @@ def _forward(*arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
     k = tensors.k
     output, final_state, checkpoints = _empty_results(tensors, flags, keep)
     batch, _, heads, n_key = k.shape
-    split = forward_split(problem)
+    split = split_of("forward", problem)
     n_programs, n_parts = split.grid(batch, heads, problem.n_value)
     rows = 2 * problem.every * split.heads * n_key
     given = _arguments(problem, tensors, flags)
@@ -264,7 +258,7 @@ def _backward(
     if flags.backend == "gluon":
         # The Gluon kernel requires a contiguous gradient.
         d_output = d_output.contiguous()
-    split = backward_split(problem)
+    split = split_of("backward", problem)
     batch, _, heads, n_key = k.shape
     n_programs, n_parts = split.grid(batch, heads, problem.n_value)
     parts = _empty_parts(tensors, n_parts, packed=flags.packed)

@@ -63,15 +63,3 @@ def alignment(stride: int) -> int:
 def count_checkpoints(length: int) -> int:
     """Return the number of checkpoints of a sequence."""
     return -(-length // CHECKPOINT_EVERY)
-
-
-def bytes_moved(cell: str, itemsize: int, *, is_backward: bool) -> float:
-    """Return the bytes read and written per channel and position, with results in the same dtype.
-
-    Forward: the scores, the state and a fraction of a checkpoint.  Backward: the scores, the
-    gradients of the state and of the scores, and the checkpoint again.  Divided by the memory
-    bandwidth, this is a lower bound of the kernel's time.
-    """
-    scores = SCORES[cell]
-    elements = 2 * scores + 1 if is_backward else scores + 1
-    return elements * itemsize + 4 / CHECKPOINT_EVERY

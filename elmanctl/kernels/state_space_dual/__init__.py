@@ -40,25 +40,9 @@ def state_space_dual(
             f"known: {', '.join(BACKENDS)}",
             hint=meant(backend, BACKENDS),
         )
-    _check_tensors(x, step, rate, write, read, initial_state)
     import torch
 
     from elmanctl.kernels.state_space_dual.chunked import chunked_state_space_dual
-
-    # Autocast would run the matrix products with the state in half precision.
-    with torch.autocast(x.device.type, enabled=False):
-        return chunked_state_space_dual(x, step, rate, write, read, initial_state=initial_state)
-
-
-def _check_tensors(
-    x: "Tensor",
-    step: "Tensor",
-    rate: "Tensor",
-    write: "Tensor",
-    read: "Tensor",
-    initial_state: "Tensor | None",
-) -> None:
-    import torch
 
     if x.ndim != 4 or write.ndim != 3 or 0 in x.shape or 0 in write.shape:
         raise InvalidConfiguration(
@@ -78,3 +62,6 @@ def _check_tensors(
         ("initial_state", initial_state, (batch, heads, width, keys[2]), state_dtype),
     )
     check_tensors("x", x, requirements)
+    # Autocast would run the matrix products with the state in half precision.
+    with torch.autocast(x.device.type, enabled=False):
+        return chunked_state_space_dual(x, step, rate, write, read, initial_state=initial_state)
