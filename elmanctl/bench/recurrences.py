@@ -1,5 +1,7 @@
 """Benchmark entries of the matrix recurrence, one for each form that models use."""
 
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
@@ -15,35 +17,36 @@ from elmanctl.kernels.matrix_recurrence.naive import naive_matrix_recurrence
 from elmanctl.models.backends import BACKENDS
 
 
-def _draw_recurrence(
-    size: Size,
-    draw: Draw,
-    with_state: bool,
-    *,
-    gated: bool,
-    per_value_decay: bool,
-    write_gate: bool,
-    blended: bool,
-    routed: bool,
-    normalize: bool,
-) -> dict[str, Tensor]:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Form:
+    """Optional inputs of the recurrence, and options of the operation."""
+
+    gated: bool = False
+    per_value_decay: bool = False
+    write_gate: bool = False
+    blended: bool = False
+    routed: bool = False
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+
+def _draw_recurrence(size: Size, draw: Draw, with_state: bool, *, form: _Form) -> dict[str, Tensor]:
     """Draw inputs as a layer provides them: q, k and v are views of one fused projection."""
     steps = (size.batch, size.length, size.heads)
     keys, values = size.heads * size.keys, size.heads * size.values
     mixed = draw.vectors(size.batch, size.length, 2 * keys + values)
-    if not normalize:
+    if not form.options.get("normalize", True):
         mixed[..., : 2 * keys] *= size.keys**-0.5
     q, k, v = (part.view(*steps, -1) for part in torch.split(mixed, [keys, keys, values], dim=-1))
-    decays = (*steps, size.values) if per_value_decay else steps
+    decays = (*steps, size.values) if form.per_value_decay else steps
     inputs = {"q": q, "k": k, "v": v, "alpha": torch.sigmoid(draw.states(*decays) + 2)}
-    if gated:
+    if form.gated:
         inputs["gate"] = draw.vectors(*steps, size.values)
-    if write_gate:
+    if form.write_gate:
         inputs["beta"] = torch.sigmoid(draw.states(*steps))
-    if blended:
+    if form.blended:
         inputs["blend"] = torch.sigmoid(draw.states(*steps))
         inputs["written"] = draw.states(*steps) > 0
-    if routed:
+    if form.routed:
         inputs["written"] = draw.states(*steps).topk(routed_heads(size)).indices
     if with_state:
         state = draw.states(size.batch, size.heads, size.keys, size.values)
@@ -72,15 +75,10 @@ def _recurrence(
     *,
     tiny_sizes: tuple[Size, ...] = (matrix_size(1, 4, 1, 16),),
     has_gluon: bool = False,
-    gated: bool = False,
-    per_value_decay: bool = False,
-    write_gate: bool = False,
-    blended: bool = False,
-    routed: bool = False,
-    **switches: Any,
+    form: _Form,
 ) -> Operation:
-    """Return the entry of a form of the matrix recurrence; `switches` are options of the op."""
-    on = partial(output_and_state, matrix_recurrence, **switches)
+    """Return the entry of a form of the matrix recurrence."""
+    on = partial(output_and_state, matrix_recurrence, **form.options)
     gluon = Path(
         name="gluon",
         run=on(backend="gluon"),
@@ -91,16 +89,8 @@ def _recurrence(
     return Operation(
         name=name,
         summary=summary,
-        draw=partial(
-            _draw_recurrence,
-            gated=gated,
-            per_value_decay=per_value_decay,
-            write_gate=write_gate,
-            blended=blended,
-            routed=routed,
-            normalize=switches.get("normalize", True),
-        ),
-        truth=output_and_state(_truth, **switches),
+        draw=partial(_draw_recurrence, form=form),
+        truth=output_and_state(_truth, **form.options),
         paths=(
             # The training default; its tanh is that of the special-function unit, to 2^-11.
             Path(
@@ -121,11 +111,11 @@ def _recurrence(
             plain_torch(on(backend="torch"), float32=2e-6),
         ),
         counts=matrix_recurrence_counts(
-            gated=gated,
-            squashes=not switches.get("linear_state"),
-            per_value_decay=per_value_decay,
-            scores=1 + write_gate + blended,
-            routed=routed,
+            gated=form.gated,
+            squashes=not form.options.get("linear_state"),
+            per_value_decay=form.per_value_decay,
+            scores=1 + form.write_gate + form.blended,
+            routed=form.routed,
         ),
         sizes=sizes,
         test_sizes=test_sizes,
@@ -158,8 +148,7 @@ RECURRENCES: tuple[Operation, ...] = (
         # One size is longer than the checkpoint interval.
         tiny_sizes=(matrix_size(1, 18, 1, 16), matrix_size(1, 2, 1, 32)),
         has_gluon=True,
-        gated=True,
-        activation="silu",
+        form=_Form(gated=True, options={"activation": "silu"}),
     ),
     _recurrence(
         "matrix_recurrence:write_gate",
@@ -167,34 +156,28 @@ RECURRENCES: tuple[Operation, ...] = (
         sizes=(),
         test_sizes=(matrix_size(2, 35, 3, 16), matrix_size(1, 67, 2, 64)),
         has_gluon=True,
-        write_gate=True,
-        activation="silu",
+        form=_Form(write_gate=True, options={"activation": "silu"}),
     ),
     _recurrence(
         "matrix_recurrence:linear_state",
         "E88 without the tanh",
         sizes=(),
         test_sizes=(matrix_size(2, 67, 3, 32),),
-        gated=True,
-        linear_state=True,
+        form=_Form(gated=True, options={"linear_state": True}),
     ),
     _recurrence(
         "matrix_recurrence:decay_per_value",
         "E75: one decay per value, unnormalized keys, self-gated",
         sizes=(matrix_size(16, 512, 8, 32),),
         test_sizes=(matrix_size(2, 35, 3, 16), matrix_size(1, 67, 2, 32)),
-        per_value_decay=True,
-        normalize=False,
-        self_gate=True,
+        form=_Form(per_value_decay=True, options={"normalize": False, "self_gate": True}),
     ),
     _recurrence(
         "matrix_recurrence:blend",
         "E87 as in the study: written heads with blend weights, self-gated",
         sizes=(),
         test_sizes=(matrix_size(2, 35, 3, 32),),
-        blended=True,
-        normalize=False,
-        self_gate=True,
+        form=_Form(blended=True, options={"normalize": False, "self_gate": True}),
     ),
     _recurrence(
         "matrix_recurrence:routed",
@@ -202,8 +185,6 @@ RECURRENCES: tuple[Operation, ...] = (
         sizes=(matrix_size(16, 512, 40, 64),),
         test_sizes=(matrix_size(2, 67, 6, 32), matrix_size(1, 35, 10, 64)),
         tiny_sizes=(matrix_size(1, 4, 2, 16),),
-        routed=True,
-        activation="silu",
-        read="written",
+        form=_Form(routed=True, options={"activation": "silu", "read": "written"}),
     ),
 )

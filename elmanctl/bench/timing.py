@@ -80,46 +80,40 @@ def measure(call: Callable[[int], object], device: torch.device, seconds: float 
     """
     on_cuda = device.type == "cuda"
     numbers = count()
+
+    def again() -> None:
+        call(next(numbers))
+
     start = time.perf_counter()
-    call(next(numbers))
+    again()
     first_ms = (time.perf_counter() - start) * 1e3
     if on_cuda:
         torch.cuda.synchronize(device)
     elif first_ms > _SLOW_FIRST_CALL * seconds * 1e3:
         return summarize([[first_ms]], first_ms)
     start = time.perf_counter()
-    call(next(numbers))
+    again()
     host_ms = (time.perf_counter() - start) * 1e3
     if on_cuda:
         torch.cuda.synchronize(device)
     repeats, calls = calls_for((time.perf_counter() - start) * 1e3, seconds)
     time_repeat = _cuda_repeat if on_cuda else _host_repeat
-    return summarize(
-        [time_repeat(call, numbers, calls, device, host_ms) for _ in range(repeats)], host_ms
-    )
+    return summarize([time_repeat(again, calls, device, host_ms) for _ in range(repeats)], host_ms)
 
 
 def _host_repeat(
-    call: Callable[[int], object],
-    numbers: "count[int]",
-    calls: int,
-    device: torch.device,
-    host_ms: float,
+    again: Callable[[], None], calls: int, device: torch.device, host_ms: float
 ) -> list[float]:
     times = []
     for _ in range(calls):
         start = time.perf_counter()
-        call(next(numbers))
+        again()
         times.append((time.perf_counter() - start) * 1e3)
     return times
 
 
 def _cuda_repeat(
-    call: Callable[[int], object],
-    numbers: "count[int]",
-    calls: int,
-    device: torch.device,
-    host_ms: float,
+    again: Callable[[], None], calls: int, device: torch.device, host_ms: float
 ) -> list[float]:
     """Time calls with events around each, while filler work delays them until all are queued."""
     events = [(_event(), _event()) for _ in range(calls)]
@@ -127,7 +121,7 @@ def _cuda_repeat(
     _keep_busy(min(_MAX_FILLER_MS, calls * host_ms), device)
     for start, end in events:
         start.record()
-        call(next(numbers))
+        again()
         end.record()
     torch.cuda.synchronize(device)
     return [start.elapsed_time(end) for start, end in events]

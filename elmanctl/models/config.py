@@ -156,7 +156,13 @@ class FamilyConfig:
         default = known["level"].default
         level = str(data.get("level", "" if default is MISSING else default))
         unknown = [name for name in data if name not in known]
-        found = [_unknown_setting(level, name, known) for name in unknown]
+        found = [
+            InvalidConfiguration(
+                f"{level} has no setting `{name}`",
+                hint=meant(name, known, f"it has {', '.join(known)}"),
+            )
+            for name in unknown
+        ]
         # A misspelled setting is one error: unknown, but not also missing.
         intended = {nearest(name, known) for name in unknown}
         missing = [name for name in known if name in cls._required() - {*data, *intended}]
@@ -229,13 +235,6 @@ def format_sizes(sizes: Iterable[int]) -> str:
             parts.append(f"{rest[0]} to {rest[length - 1]} in steps of {step}")
         rest = rest[length:]
     return ", ".join(parts)
-
-
-def _unknown_setting(level: str, name: str, known: Iterable[str]) -> InvalidConfiguration:
-    return InvalidConfiguration(
-        f"{level} has no setting `{name}`",
-        hint=meant(name, known, f"it has {', '.join(known)}"),
-    )
 
 
 def _listed(names: Sequence[str]) -> str:

@@ -13,6 +13,7 @@ that of Mamba (Gu and Dao, 2023, arXiv 2312.00752).  Unusual is the tanh on the 
 prevents parallelization over time.  With `tie_kv` the keys before normalization are the values.
 """
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -161,10 +162,6 @@ def _head_scores(config: E88Config) -> nn.Parameter | nn.Linear | None:
     return None
 
 
-def _mamba_decay(config: E88Config) -> SelectiveDecay:
-    return SelectiveDecay(config.dim, config.n_heads)
-
-
 class SimpleDecay(nn.Module):
     """Decay computed from the input: sigmoid(W x)."""
 
@@ -201,8 +198,8 @@ class NoDecay(nn.Module):
         return at_least_float32(x.new_ones(*x.shape[:2], self.n_heads))
 
 
-_DECAYS = {
-    "mamba": _mamba_decay,
+_DECAYS: dict[str, Callable[[E88Config], nn.Module]] = {
+    "mamba": lambda config: SelectiveDecay(config.dim, config.n_heads),
     "simple": SimpleDecay,
     "constant": ConstantDecay,
     "none": NoDecay,

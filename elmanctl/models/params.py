@@ -5,7 +5,7 @@ from bisect import bisect_left
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from fractions import Fraction
-from functools import cached_property
+from functools import cached_property, partial
 from math import ceil, inf, lcm
 from typing import Literal
 
@@ -130,17 +130,9 @@ def solve_dim(
     if error <= tolerance * target:
         return best
 
-    def solve(finer: int) -> int:
-        return solve_dim(
-            family.name,
-            settings,
-            target=target,
-            tolerance=tolerance,
-            multiple_of=finer,
-            low=low,
-            high=high,
-        )
-
+    solve = partial(
+        solve_dim, family.name, settings, target=target, tolerance=tolerance, low=low, high=high
+    )
     nearest = " and ".join(f"dim {dim} has {counts[dim]:,}" for dim in counts)
     raise _NoDimFits(
         f"no dim that is a multiple of {step} gives {target:,} parameters "
@@ -163,7 +155,7 @@ class _NoDimFits(InvalidConfiguration):
         return self._find_hint()
 
 
-def _suggestions(solve: Callable[[int], int], multiple_of: int, best: int, error: float) -> str:
+def _suggestions(solve: Callable[..., int], multiple_of: int, best: int, error: float) -> str:
     """Suggest the coarsest `multiple_of` of `_FINER` that succeeds, and a tolerance for `best`."""
     # Rounded up, so that the suggested tolerance suffices.
     tolerance = ceil(error * 1e4) / 1e4
@@ -173,7 +165,7 @@ def _suggestions(solve: Callable[[int], int], multiple_of: int, best: int, error
     for finer in _FINER:
         if finer < multiple_of:
             with suppress(InvalidConfiguration):
-                solve(finer)
+                solve(multiple_of=finer)
                 suggestions.insert(0, f"with `multiple_of` {finer} a dim fits")
                 break
     return "; ".join(suggestions)

@@ -6,23 +6,20 @@ from typing import Literal
 from elmanctl.errors import InvalidConfiguration
 from elmanctl.kernels.matrix_recurrence.sizes import (
     check_size,
-    check_values,
     flops_per_entry,
     saved_elements,
-    supported_sizes,
 )
 from elmanctl.models.config import (
     STUDY,
     ConvWidth,
     Expansion,
-    FamilyConfig,
     Heads,
 )
-from elmanctl.models.configs.sizes import check_values_are_even, count_values, format_limits
+from elmanctl.models.configs.sizes import HeadsConfig
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class E88Config(FamilyConfig):
+class E88Config(HeadsConfig):
     """E88: heads with a tanh matrix state, key by value, and a delta-rule write.
 
     `head_mix` combines the heads: concatenated and projected by one matrix (`concat`), projected by
@@ -54,21 +51,6 @@ class E88Config(FamilyConfig):
     unused_norm_weight: bool = False
 
     @property
-    def key_width(self) -> int:
-        """Total keys of all heads."""
-        return self.n_heads * self.n_state
-
-    @property
-    def value_width(self) -> int:
-        """Total values of all heads."""
-        return count_values(self.key_width, self.expansion, is_study=self.is_study)
-
-    @property
-    def head_values(self) -> int:
-        """Values of one head."""
-        return self.value_width // self.n_heads
-
-    @property
     def mixed_width(self) -> int:
         """Output width of the joint projection to queries, keys and, unless tied, values."""
         return 2 * self.key_width + (0 if self.tie_kv else self.value_width)
@@ -87,7 +69,7 @@ class E88Config(FamilyConfig):
         """Raise InvalidConfiguration for an unsupported state size or mismatched values."""
         check_size("auto", self.n_state)
         if not self.head_values or not self.is_study:
-            check_values_are_even(self, self.n_heads, self.n_state, self.expansion)
+            self.check_values_are_even()
         if self.tie_kv and self.value_width != self.key_width:
             raise InvalidConfiguration(
                 f"{self.level}: `tie_kv` uses the keys as values and needs `expansion` 1, "
@@ -110,19 +92,13 @@ class E88Config(FamilyConfig):
 
         No backend supports heads with unequal numbers of values, which the study could count.
         """
-        check_values_are_even(self, self.n_heads, self.n_state, self.expansion)
-        check_size(backend, self.n_state)
-        check_values(backend, self.head_values)
+        self.check_values_are_even()
+        HeadsConfig.check_backend(self, backend)
         if backend == "gluon" and not self.squashes:
             raise InvalidConfiguration(
                 f"{self.level}: backend `gluon` does not support `linear_state`",
                 hint="use backend `triton`",
             )
-
-    @classmethod
-    def backend_limits(cls, backend: str) -> str:
-        """Describe the sizes that a backend supports."""
-        return format_limits("`n_state`", supported_sizes(backend), backend)
 
     def layer_parameters(self) -> int:
         """Return the parameter count of one layer, excluding the norm before it."""

@@ -6,17 +6,15 @@ from typing import Annotated, Literal
 from elmanctl.errors import InvalidConfiguration
 from elmanctl.kernels.matrix_recurrence.sizes import (
     check_size,
-    check_values,
     flops_per_entry,
     saved_elements,
-    supported_sizes,
 )
-from elmanctl.models.config import Between, Expansion, FamilyConfig, Heads
-from elmanctl.models.configs.sizes import check_values_are_even, count_values, format_limits
+from elmanctl.models.config import Between, Expansion, Heads
+from elmanctl.models.configs.sizes import HeadsConfig
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class MomE88Config(FamilyConfig):
+class MomE88Config(HeadsConfig):
     """MoM-E88: `n_heads` memories, of which each position writes and reads `top_k`.
 
     `top_k` has no default because it defines the model.  `router_noise` is the standard deviation
@@ -34,21 +32,6 @@ class MomE88Config(FamilyConfig):
     balance_weight: Annotated[float, Between(0.0, 1.0)] = 0.01
     router_noise: Annotated[float, Between(0.0, 1.0)] = 0.1
 
-    @property
-    def key_width(self) -> int:
-        """Total keys of all heads."""
-        return self.n_heads * self.n_state
-
-    @property
-    def value_width(self) -> int:
-        """Total values of all heads."""
-        return count_values(self.key_width, self.expansion, is_study=self.is_study)
-
-    @property
-    def head_values(self) -> int:
-        """Values of one head."""
-        return self.value_width // self.n_heads
-
     def check_together(self) -> None:
         """Raise InvalidConfiguration for an unsupported size or contradictory settings."""
         check_size("auto", self.n_state)
@@ -57,17 +40,7 @@ class MomE88Config(FamilyConfig):
                 f"{self.level}: `top_k` is {self.top_k}, but there are {self.n_heads} heads",
                 hint=f"`top_k` may be from 1 to {self.n_heads}",
             )
-        check_values_are_even(self, self.n_heads, self.n_state, self.expansion)
-
-    def check_backend(self, backend: str) -> None:
-        """Raise InvalidConfiguration unless the backend supports this state size."""
-        check_size(backend, self.n_state)
-        check_values(backend, self.head_values)
-
-    @classmethod
-    def backend_limits(cls, backend: str) -> str:
-        """Describe the sizes that a backend supports."""
-        return format_limits("`n_state`", supported_sizes(backend), backend)
+        self.check_values_are_even()
 
     def layer_parameters(self) -> int:
         """Return the parameter count of one layer, excluding the norm before it."""

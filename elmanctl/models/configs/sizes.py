@@ -5,7 +5,12 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from elmanctl.errors import InvalidConfiguration
-from elmanctl.kernels.matrix_recurrence.sizes import VALUES
+from elmanctl.kernels.matrix_recurrence.sizes import (
+    VALUES,
+    check_size,
+    check_values,
+    supported_sizes,
+)
 from elmanctl.models.config import Expansion, FamilyConfig, floor_exact, format_sizes
 
 
@@ -21,23 +26,58 @@ def expansions_around(n_keys: int, expansion: float) -> str:
     return " and ".join(str(values / n_keys) for values in (below, below + 1) if values)
 
 
-def check_values_are_even(
-    config: FamilyConfig, n_heads: int, n_state: int, expansion: float
-) -> None:
-    """Raise InvalidConfiguration unless all heads have the same positive number of values.
+class HeadsConfig(FamilyConfig):
+    """Family of heads with `n_state` keys each, and `expansion` values per key.
 
-    The documented variant requires an integer total; the study's truncates it.
+    A subclass declares the three as fields, in an order of its own.
     """
-    exact = n_heads * n_state * expansion
-    values = count_values(n_heads * n_state, expansion, is_study=config.is_study)
-    is_fractional = not config.is_study and round(exact, 6) != values
-    if is_fractional or values % n_heads or not values:
-        shown = round(exact, 6) if is_fractional else values
-        raise InvalidConfiguration(
-            f"{config.level}: {shown:.12g} values (`expansion` {expansion:g}) cannot be divided "
-            f"evenly among {n_heads} heads",
-            hint=f"the nearest valid expansions are {expansions_around(n_state, expansion)}",
-        )
+
+    __slots__ = ()
+
+    n_heads: int
+    n_state: int
+    expansion: float
+
+    @property
+    def key_width(self) -> int:
+        """Total keys of all heads."""
+        return self.n_heads * self.n_state
+
+    @property
+    def value_width(self) -> int:
+        """Total values of all heads."""
+        return count_values(self.key_width, self.expansion, is_study=self.is_study)
+
+    @property
+    def head_values(self) -> int:
+        """Values of one head."""
+        return self.value_width // self.n_heads
+
+    def check_values_are_even(self) -> None:
+        """Raise InvalidConfiguration unless all heads have the same positive number of values.
+
+        The documented variant requires an integer total; the study's truncates it.
+        """
+        exact, values = self.key_width * self.expansion, self.value_width
+        is_fractional = not self.is_study and round(exact, 6) != values
+        if is_fractional or values % self.n_heads or not values:
+            shown = round(exact, 6) if is_fractional else values
+            nearest = expansions_around(self.n_state, self.expansion)
+            raise InvalidConfiguration(
+                f"{self.level}: {shown:.12g} values (`expansion` {self.expansion:g}) cannot be "
+                f"divided evenly among {self.n_heads} heads",
+                hint=f"the nearest valid expansions are {nearest}",
+            )
+
+    def check_backend(self, backend: str) -> None:
+        """Raise InvalidConfiguration unless the backend supports this state size."""
+        check_size(backend, self.n_state)
+        check_values(backend, self.head_values)
+
+    @classmethod
+    def backend_limits(cls, backend: str) -> str:
+        """Describe the sizes that a backend supports."""
+        return format_limits("`n_state`", supported_sizes(backend), backend)
 
 
 def format_limits(names: str, sizes: Iterable[int], backend: str) -> str:
