@@ -128,11 +128,9 @@ def choose_device(name: str) -> torch.device:
 
 def _given_gpu() -> str | None:
     """Return the variable that names the GPUs of this job, None if it has none."""
-    for variable in _GPU_VARIABLES:
-        value = os.environ.get(variable, "").strip()
-        if value and value not in _NO_GPU:
-            return f"{variable}={value}"
-    return None
+    values = {name: os.environ.get(name, "").strip() for name in _GPU_VARIABLES}
+    given = (f"{name}={value}" for name, value in values.items() if value not in ("", *_NO_GPU))
+    return next(given, None)
 
 
 def choose_precision(name: str, device: torch.device) -> str:

@@ -7,7 +7,7 @@ one the job is looked up by its name before anything is concluded.
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from enum import StrEnum
 from typing import TypeVar
 
@@ -185,9 +185,7 @@ def read_answer(code: int, stdout: str, stderr: str) -> SbatchAnswer:
 def _refusal(words: str) -> SbatchAnswer:
     """Classify the message of an sbatch that failed after it had got Slurm's whole answer."""
     if _POLICY.search(words):
-        return _classify_limit(words) or SbatchAnswer(
-            outcome=Outcome.NOT_NOW, reason=Reason.POLICY, words=words, is_certain=True
-        )
+        return _classify_limit(words) or _certain(Outcome.NOT_NOW, Reason.POLICY, words)
     # Slurm's own error outranks messages of plugins and warnings before it, unless it is empty
     # ("Unspecified error").
     errors = _ERROR.findall(words)
@@ -201,35 +199,31 @@ def _refusal(words: str) -> SbatchAnswer:
 def _classify_limit(words: str) -> SbatchAnswer | None:
     """Return the answer for a message that names a limit, None if it names none."""
     if _SUBMIT_LIMIT.search(words):
-        return SbatchAnswer(
-            outcome=Outcome.NOT_NOW, reason=Reason.LIMIT, words=words, is_certain=True
-        )
+        return _certain(Outcome.NOT_NOW, Reason.LIMIT, words)
     limit = _OTHER_LIMIT.search(words)
     if limit is None:
         return None
     key = next((key for part, key in _LIMITED if part in limit[0].lower()), None)
-    return _never(words, key)
+    return _certain(Outcome.NEVER, Reason.REQUEST, words, key)
 
 
 def _classify_error(text: str, words: str) -> SbatchAnswer | None:
     """Return the answer for an error text within a message, None for an unrecognized text."""
     if _TOO_LARGE.search(text):
-        return replace(_never(words, None), reason=Reason.ARRAY)
+        return _certain(Outcome.NEVER, Reason.ARRAY, words)
     limit = _classify_limit(text)
     if limit is not None:
         return limit
     if _named(text, _NEVER):
         key = next((key for _, key in _named(text, _NEVER) + _named(words, _NEVER) if key), None)
-        return _never(words, key)
+        return _certain(Outcome.NEVER, Reason.REQUEST, words, key)
     for _, reason in _named(text, _NOT_NOW):
         return SbatchAnswer(outcome=Outcome.NOT_NOW, reason=reason, words=words)
     return None
 
 
-def _never(words: str, key: str | None) -> SbatchAnswer:
-    return SbatchAnswer(
-        outcome=Outcome.NEVER, reason=Reason.REQUEST, words=words, key=key, is_certain=True
-    )
+def _certain(outcome: Outcome, reason: Reason, words: str, key: str | None = None) -> SbatchAnswer:
+    return SbatchAnswer(outcome=outcome, reason=reason, words=words, key=key, is_certain=True)
 
 
 def _named(text: str, rules: Sequence[tuple[str, _T]]) -> list[tuple[str, _T]]:

@@ -110,11 +110,10 @@ def _in_log(log: LogTail | None, text: str) -> list[Evidence]:
     first = text.partition("\n")[0].partition(" (")[0].strip()
     if log is None or not first:
         return []
-    for index in range(len(log.lines) - 1, -1, -1):
-        line = log.lines[index].strip()
+    for number, printed in reversed(list(enumerate(log.lines, log.first_line))):
+        line = printed.strip()
         # Python prints it with the name of its module.
         if _MODULES.sub("", line, count=1).startswith(first):
-            number = log.first_line + index
             shown = line[:QUOTE_LIMIT]
             return [Evidence(source=EvidenceSource.LOG, text=shown, file=log.file, line=number)]
     return []
