@@ -220,7 +220,7 @@ def measure_turns(folder: Path, live: int, waiting: int) -> dict[str, list[float
     """Drive a new run in `folder` and return the CPU times of its turns by what happens in them."""
     folder.mkdir(parents=True, exist_ok=True)
     corpus = folder / "corpus.bytes"
-    corpus.write_bytes(bytes(range(256)) * 64)
+    corpus.write_bytes(b"\x1e".join(b"document %d" % number for number in range(2000)))
     # Not the disk of this machine.
     os.fsync = lambda descriptor: None  # type: ignore[assignment]
     tables = {**SETTINGS, "data": {"path": str(corpus)}}

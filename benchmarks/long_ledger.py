@@ -67,7 +67,7 @@ def make_run(runs: Path, evaluations: int) -> None:
     """Record a search of so many evaluations and print how fast that goes, without the disk."""
     corpus = runs / "corpus.bytes"
     runs.mkdir(parents=True, exist_ok=True)
-    corpus.write_bytes(bytes(range(256)) * 64)
+    corpus.write_bytes(b"\x1e".join(b"document %d" % number for number in range(2000)))
     settings = Settings(
         model={"dim": 32, "depth": 1, "n_state": 8},
         search=SearchSettings(space="tiny", axes=AXES, generations=10**5, population=POPULATION),

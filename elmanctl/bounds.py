@@ -1,7 +1,7 @@
 """Declaration of a setting: its default, its bounds and its meaning in one dataclass field."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import MISSING, dataclass, field, fields
 from math import inf
 from typing import Any
 
@@ -59,13 +59,17 @@ def setting(
     words: tuple[str, ...] = (),
     condition: bool = False,
     omit: bool = False,
+    absent: Any = MISSING,
 ) -> Any:
     """Return a field; a number names its `most`, and is at least `least` or else `above` that.
 
-    A `condition` is part of the protocol: losses under different ones are not compared.  With
-    `omit` the default is left out of specs and protocols.
+    A `condition` is part of the protocol: losses under different ones are not compared.  `absent`
+    is what was done before the setting existed: that value is left out of every file, and is the
+    one of a file without it.  With `omit` the default is left out of specs and protocols alone.
     """
     metadata: dict[str, Any] = {"help": help_text, "condition": condition, "omit": omit}
+    if absent is not MISSING:
+        metadata |= {"omit": True, "absent": absent}
     if most is not None:
         low = least if above is None else above
         metadata["bounds"] = Bounds(low=low, high=most, is_open=above is not None)

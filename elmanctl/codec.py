@@ -2,8 +2,9 @@
 
 A field is one key of a JSON object, in the order of declaration.  `json_field` marks those whose
 key is left out at the default: no other key may be missing, and one that is no field is an error.
-Where records are not `named`, each is the array of its values: for files that only the code that
-wrote them reads.
+A `setting` with a value for where it is absent is left out at that value instead.  Where records
+are not `named`, each is the array of its values: for files that only the code that wrote them
+reads.
 """
 
 import types
@@ -116,6 +117,8 @@ def _inner(kind: type) -> tuple[tuple[str, str], ...]:
 
 
 def _default(each: "Field[Any]") -> Any:
+    if "absent" in each.metadata:
+        return each.metadata["absent"]
     return each.default if each.default_factory is MISSING else each.default_factory()
 
 
@@ -227,6 +230,7 @@ def _record(kind: Any) -> _Reader:
         for each in fields(kind)
     ]
     names = {name for name, *_ in plan}
+    absent = {e.name: e.metadata["absent"] for e in fields(kind) if "absent" in e.metadata}
 
     def read(data: Any) -> Any:
         if not isinstance(data, Mapping):
@@ -239,6 +243,8 @@ def _record(kind: Any) -> _Reader:
                 values[name] = _at(part, read_item, data[name])
             elif not may_miss:
                 raise _Misfit("is missing", part)
+            elif name in absent:
+                values[name] = absent[name]
         if not names.issuperset(data):
             raise _Misfit("is not a known key", f".{min(set(data) - names)}")
         return kind(**values)

@@ -6,7 +6,7 @@ A preset named by a flag stands just under the flags.  Unknown keys are refused,
 import os
 import tomllib
 import typing
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
@@ -17,8 +17,22 @@ from elmanctl.codec import decode, encode
 from elmanctl.errors import ConfigError, Faults, NotFound, meant
 from elmanctl.folders import working_folder
 from elmanctl.sbatch_variables import Found, with_variables
-from elmanctl.settings import BUDGET_KEYS, SECTIONS, Settings, flat, setting_bounds
-from elmanctl.sources import Source, preset_source, read_file, template_source, unknown_key
+from elmanctl.settings import (
+    BUDGET_KEYS,
+    SECTIONS,
+    Settings,
+    absent_settings,
+    flat,
+    setting_bounds,
+)
+from elmanctl.sources import (
+    Source,
+    preset_source,
+    protocol_source,
+    read_file,
+    template_source,
+    unknown_key,
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,7 +70,12 @@ def resolve(
         *([preset_source(preset)] if preset else []),
         Source(name="the command line", values={k: v for k, v in flags.items() if v is not None}),
     ]
-    sources = _with_template(sources, folder or working_folder(), environ)
+    sources = _with_chosen(sources, "train.protocol", lambda name, _: protocol_source(name))
+    sources = _with_chosen(
+        sources,
+        "slurm.template",
+        lambda name, own: template_source(name, template_folders(own, folder, environ)),
+    )
     return replace(
         _with_sbatch_variables(merge(sources), environ),
         files=tuple(source.path for source in sources if source.path is not None),
@@ -80,13 +99,15 @@ def _with_sbatch_variables(resolved: Resolved, environ: Mapping[str, str]) -> Re
     )
 
 
-def _with_template(sources: list[Source], folder: Path, environ: Mapping[str, str]) -> list[Source]:
-    """Put the chosen template's values just under the source that chose it."""
+def _with_chosen(
+    sources: list[Source], key: str, load: Callable[[str, Settings], Source]
+) -> list[Source]:
+    """Put the values of a protocol or a template just under the source that chose it by `key`."""
     for rank, source in reversed(list(enumerate(sources))):
-        name = source.values.get("slurm.template")
+        name = source.values.get(key)
         if name is not None:
-            folders = template_folders(merge(sources).settings, folder, environ)
-            return [*sources[:rank], template_source(str(name), folders), *sources[rank:]]
+            chosen = load(str(name), merge(sources).settings)
+            return [*sources[:rank], chosen, *sources[rank:]]
     return sources
 
 
@@ -139,7 +160,7 @@ def decode_settings(data: Mapping[str, Any]) -> Settings:
     """
     source = Source(name="the ledger", values={k: v for k, v in flat(data) if v is not None})
     values = {key: _typed(key, value, source) for key, value in source.values.items()}
-    return _build(values)
+    return _build(absent_settings() | values)
 
 
 def parse_assignments(words: Iterable[str]) -> dict[str, Any]:

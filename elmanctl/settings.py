@@ -1,7 +1,7 @@
 """The settings: type, default, bounds and meaning of each; those of one run are a `Settings`."""
 
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import MISSING, asdict, dataclass, field, fields
 from typing import Any, get_type_hints
 
 from elmanctl.bounds import Bounds, bounds_of, setting
@@ -207,8 +207,16 @@ class Settings:
     paths: PathSettings = field(default_factory=PathSettings)
 
     def encode(self) -> dict[str, Any]:
-        """Return the settings as plain data, for the ledger."""
-        return asdict(self)
+        """Return the settings as plain data, for the ledger, without those at their old way."""
+        old = absent_settings()
+        return {
+            section: {
+                name: value
+                for name, value in table.items()
+                if section == "model" or old.get(f"{section}.{name}", MISSING) != value
+            }
+            for section, table in asdict(self).items()
+        }
 
 
 SECTIONS: Mapping[str, type] = {
@@ -232,6 +240,16 @@ def setting_help() -> dict[str, str]:
         name: {f.name: f.metadata["help"] for f in fields(SECTIONS[name])} for name in SECTIONS
     }
     return dict(flat(helps))
+
+
+def absent_settings() -> dict[str, Any]:
+    """Return `section.key` -> what a file without that setting means, for those that came later."""
+    return {
+        f"{section}.{item.name}": item.metadata["absent"]
+        for section, record in SECTIONS.items()
+        for item in fields(record)
+        if "absent" in item.metadata
+    }
 
 
 def setting_bounds() -> dict[str, Bounds]:

@@ -83,17 +83,26 @@ def _text_of(path: Path) -> str:
 
 
 def preset_source(name: str) -> Source:
-    """Return the values of a preset that ships with elmanctl."""
-    known = presets()
+    """Return the values of a preset that ships with elmanctl; raises NotFound."""
+    return _shipped("preset", name)
+
+
+def protocol_source(name: str) -> Source:
+    """Return the settings of a protocol that ships with elmanctl; raises NotFound."""
+    return _shipped("protocol", name)
+
+
+def _shipped(what: str, name: str) -> Source:
+    known = tables(what)
     if name not in known:
-        hint = meant(name, known, f"presets: {', '.join(known)}")
-        raise NotFound(f"no preset named `{name}`", hint=hint)
-    return Source(name=f"preset {name}", values=dict(flat(known[name])))
+        hint = meant(name, known, f"{what}s: {', '.join(known)}")
+        raise NotFound(f"no {what} named `{name}`", hint=hint)
+    return Source(name=f"{what} {name}", values=dict(flat(known[name])))
 
 
-def presets() -> dict[str, Any]:
-    """Return the tables of the presets that ship with elmanctl, by name."""
-    text = resources.files("elmanctl").joinpath("presets.toml").read_text(encoding="utf-8")
+def tables(what: str) -> dict[str, Any]:
+    """Return the presets or protocols that ship with elmanctl, by name."""
+    text = resources.files("elmanctl").joinpath(f"{what}s.toml").read_text(encoding="utf-8")
     return tomllib.loads(text)
 
 

@@ -9,6 +9,9 @@ from elmanctl.run.training import BUDGET_KINDS, Training
 
 TRAINING = {item.name for item in fields(Training)}
 
+# The training as it was before the settings that files may lack.
+BEFORE = {i.name: i.metadata["absent"] for i in fields(Training) if "absent" in i.metadata}
+
 
 def spec_of(**values: Any) -> AttemptSpec:
     """Return the spec with these values; a field of the training is named as any other."""

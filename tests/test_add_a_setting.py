@@ -19,7 +19,7 @@ def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A copy of the checkout in which every block of code has been put into its place."""
     copy = tmp_path_factory.mktemp("checkout")
     files = copy_checkout(copy, PAGE, "docs", "scripts", "benchmarks")
-    assert files == ["elmanctl/run/training.py", "elmanctl/jobs/train.py"]
+    assert files == ["elmanctl/run/training.py", "elmanctl/jobs/optimizer.py"]
     for name in ("CONTRIBUTING.md", "README.md"):
         (copy / name).write_bytes((ROOT / name).read_bytes())
     return copy

@@ -4,7 +4,7 @@ import json
 import math
 import tomllib
 import typing
-from dataclasses import fields, replace
+from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -435,7 +435,7 @@ def beyond(bounds: Bounds) -> list[str]:
     """Values just outside, as TOML."""
     if bounds.words:
         return ["'nothing'"]
-    outside = [bounds.low if bounds.is_open else bounds.low - 1, bounds.high + 1]
+    outside = [bounds.low if bounds.is_open else bounds.low - 1, bounds.high + max(1, bounds.high)]
     return [str(int(number) if number == int(number) else number) for number in outside]
 
 
@@ -476,7 +476,7 @@ def test_bounds_stand_in_the_file_that_init_writes() -> None:
 
 
 def test_numbers_have_bounds_and_defaults_are_within_them() -> None:
-    defaults = Settings().encode()
+    defaults = asdict(Settings())
     for section, record in SECTIONS.items():
         for name, kind in typing.get_type_hints(record).items():
             bounds = BOUNDED.get(f"{section}.{name}")

@@ -28,6 +28,9 @@ class StepClock:
         """Record a step; its optimizer update counts towards the time of the next step."""
         self._ends.append(time.perf_counter())
 
+    def validation(self, step: int, loss: float) -> None:
+        """Ignore a validation, which these trainings do not make."""
+
     def step_ms(self) -> list[float]:
         """Return the milliseconds of each step after the warm-up."""
         ends = self._ends[max(0, self._warm - 1) :]
@@ -62,6 +65,9 @@ class StepProfile:
             if self._on_cuda:
                 torch.cuda.synchronize()
             self._profiler.stop()
+
+    def validation(self, step: int, loss: float) -> None:
+        """Ignore a validation, which these trainings do not make."""
 
     def kernel_ms(self) -> list[tuple[str, float, float]]:
         """Return name, milliseconds and launches per step of each kernel, longest first.

@@ -182,6 +182,8 @@ def _training(row: PlannedSteps, shape: StepShape, device: torch.device) -> Trai
         batch=shape.batch,
         seq_len=shape.seq_len,
         warmup_steps=WARMUP_STEPS,
+        objective="last100",
+        holdout=0.0,
         seed=0,
         device=device.type,
         backend=row.backend,

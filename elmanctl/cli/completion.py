@@ -76,7 +76,12 @@ def model_names(incomplete: str) -> list[str]:
 
 def presets(incomplete: str) -> list[str]:
     """Return the presets whose names start with the word."""
-    return _starting(sources.presets(), incomplete)
+    return _starting(sources.tables("preset"), incomplete)
+
+
+def protocols(incomplete: str) -> list[str]:
+    """Return the protocols whose names start with the word."""
+    return _starting(sources.tables("protocol"), incomplete)
 
 
 def templates(incomplete: str) -> list[str]:

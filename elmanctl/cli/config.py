@@ -1,11 +1,12 @@
 """The `config` command: the effective settings, their origins, and the policy table."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from typing import Annotated, Any
 
 from typer import Context, Option
 
-from elmanctl.cli.completion import presets
+from elmanctl.cli.completion import presets, protocols
 from elmanctl.cli.context import JsonFlag, resolve_settings
 from elmanctl.cli.output import Column, columns, print_json, print_line, print_table, warn
 from elmanctl.settings import flat
@@ -21,6 +22,10 @@ def config(
         str | None,
         Option(help="As `search --preset` would see them", autocompletion=presets),
     ] = None,
+    protocol: Annotated[
+        str | None,
+        Option(help="As `search --protocol` would see them", autocompletion=protocols),
+    ] = None,
     as_json: JsonFlag = False,
 ) -> None:
     """Show the effective settings, their origins, and the policy for each verdict
@@ -28,11 +33,12 @@ def config(
     \b
     Examples:
         elmanctl config --show-origin
+        elmanctl config --protocol study-2026-01
     """
-    resolved = resolve_settings(ctx, {}, preset)
+    resolved = resolve_settings(ctx, {"train.protocol": protocol}, preset)
     rows = [
         {"key": key, "value": value, "from": resolved.origins.get(key, "default")}
-        for key, value in flat(resolved.settings.encode())
+        for key, value in flat(asdict(resolved.settings))
     ]
     policy: Sequence[Mapping[str, object]] = shown_rules(resolved.settings.retry)
     if resolved.sbatch is not None:

@@ -7,7 +7,13 @@ from typing import Annotated, Any
 
 from typer import Argument, Context, Option, Typer
 
-from elmanctl.cli.completion import presets, run_names, run_or_evaluation_names
+from elmanctl.cli.completion import (
+    presets,
+    protocols,
+    run_names,
+    run_or_evaluation_names,
+    setting_keys,
+)
 from elmanctl.cli.output import warn
 from elmanctl.config import Resolved, resolve
 from elmanctl.folders import as_written
@@ -41,6 +47,14 @@ JsonFlag = Annotated[bool, Option("--json", help="Print JSON")]
 YesFlag = Annotated[bool, Option("-y", "--yes", help="Skip the confirmation prompt")]
 PresetOption = Annotated[
     str | None, Option(help="Named settings, e.g. tiny", autocompletion=presets)
+]
+ProtocolOption = Annotated[
+    str | None,
+    Option(help="Named conditions of a comparison; default fair", autocompletion=protocols),
+]
+SetOption = Annotated[
+    list[str] | None,
+    Option("--set", help="Any other setting, e.g. train.batch=32", autocompletion=setting_keys),
 ]
 DryRunFlag = Annotated[bool, Option("--dry-run", help="Print what would be done")]
 

@@ -9,8 +9,14 @@ from typer import Argument, Context, Option
 from elmanctl.cli import output
 from elmanctl.cli.assignments import model_fields
 from elmanctl.cli.completion import backends, model_names, one_of
-from elmanctl.cli.context import JsonFlag, PresetOption, resolve_settings
-from elmanctl.config import refuse_outside
+from elmanctl.cli.context import (
+    JsonFlag,
+    PresetOption,
+    ProtocolOption,
+    SetOption,
+    resolve_settings,
+)
+from elmanctl.config import parse_assignments, refuse_outside
 from elmanctl.constants import DEVICES
 from elmanctl.errors import Faults, UsageError
 from elmanctl.models.backends import BACKENDS, unavailable_on_all_devices
@@ -220,6 +226,8 @@ def evaluate(
     train_minutes: Annotated[float | None, Option(help="Training time in minutes")] = None,
     train_steps: Annotated[int | None, Option(help="Training steps")] = None,
     train_tokens: Annotated[int | None, Option(help="Training bytes")] = None,
+    train_flops: Annotated[float | None, Option(help="Training FLOPs")] = None,
+    protocol: ProtocolOption = None,
     data: Annotated[str | None, Option(help="Corpus: a file of bytes")] = None,
     preset: PresetOption = None,
     device: Annotated[
@@ -231,6 +239,7 @@ def evaluate(
     ] = None,
     seed: Annotated[int | None, Option(help="Seed of the training run")] = None,
     out: Annotated[Path | None, Option(help="Folder for the results")] = None,
+    assigned: SetOption = None,
     as_json: JsonFlag = False,
 ) -> None:
     """Train and score one configuration in the foreground
@@ -247,10 +256,13 @@ def evaluate(
         "train.minutes": train_minutes,
         "train.steps": train_steps,
         "train.tokens": train_tokens,
+        "train.flops": train_flops,
+        "train.protocol": protocol,
         "train.device": device,
         "train.backend": backend,
         "train.seed": seed,
         "data.path": data,
+        **parse_assignments(assigned or []),
     }
     settings = resolve_settings(ctx, flags, preset).settings
     fields = model_fields(assignments, with_lr=True)
@@ -259,11 +271,19 @@ def evaluate(
         output.print_json({"folder": str(folder), **result})
         return
     output.say(f"saved in {folder}")
-    for key in _SHOWN_OF_RESULT:
+    for key in (*_LOSSES[result["objective"]], *_SHOWN_OF_RESULT):
         if result.get(key) is not None:
             output.print_line(f"{key:<12} {result[key]}")
     family, _ = resolve_level(level, {**settings.model, **fields})
     output.hint(f"see what a search can vary with `elmanctl models {family.name}`")
+
+
+# The keys of a result that are shown of its losses, by what is measured.
+_LOSSES = {
+    "val": ("val_loss", "val_loss_se", "bits_per_byte", "last100_loss"),
+    "last100": ("loss", "val_loss"),
+    "mean": ("loss", "last100_loss", "val_loss"),
+}
 
 
 def _backend_rows(family: Family) -> list[dict[str, str | None]]:

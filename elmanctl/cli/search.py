@@ -10,10 +10,19 @@ from typer import Argument, Context, Option
 
 from elmanctl.cli.assignments import model_fields
 from elmanctl.cli.completion import backends, model_names, spaces, templates
-from elmanctl.cli.context import DryRunFlag, JsonFlag, PresetOption, YesFlag, resolve_settings
+from elmanctl.cli.context import (
+    DryRunFlag,
+    JsonFlag,
+    PresetOption,
+    ProtocolOption,
+    SetOption,
+    YesFlag,
+    resolve_settings,
+)
 from elmanctl.cli.controller import check_partition, drive
 from elmanctl.cli.output import confirm, say
 from elmanctl.cli.plan import describe_plan, print_dry_run, warn_of_plan, warn_of_variables
+from elmanctl.config import parse_assignments
 from elmanctl.constants import GPU_NAME
 from elmanctl.errors import UsageError
 from elmanctl.run.ownership import refuse_foreign_files
@@ -46,6 +55,10 @@ def search(
     train_tokens: Annotated[
         int | None, Option(help="Training bytes per evaluation, instead of time")
     ] = None,
+    train_flops: Annotated[
+        float | None, Option(help="Training FLOPs per evaluation, e.g. 1e18, instead of time")
+    ] = None,
+    protocol: ProtocolOption = None,
     data: Annotated[
         str | None, Option(help="Corpus, a file of bytes; default: the built-in one")
     ] = None,
@@ -86,6 +99,7 @@ def search(
     workers: Annotated[
         int | None, Option(help="With --local: concurrent evaluations on the CPU")
     ] = None,
+    assigned: SetOption = None,
     dry_run: DryRunFlag = False,
     yes: YesFlag = False,
     as_json: JsonFlag = False,
@@ -123,6 +137,8 @@ def search(
         "train.minutes": train_minutes,
         "train.steps": train_steps,
         "train.tokens": train_tokens,
+        "train.flops": train_flops,
+        "train.protocol": protocol,
         "train.backend": backend,
         "data.path": data,
         "slurm.partition": partition,
@@ -131,6 +147,7 @@ def search(
         "local.gpus": _gpu_list(gpus),
         "local.workers": workers,
         **{f"model.{key}": value for key, value in fields.items()},
+        **parse_assignments(assigned or []),
     }
     resolved = resolve_settings(ctx, flags, preset)
     refuse_foreign_files(

@@ -19,6 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from elmanctl.jobs.validation import Validation
 from elmanctl.ledger.files import sync_folder
 from elmanctl.run.spec import AttemptSpec
 
@@ -28,7 +29,7 @@ VERSION = 1
 # whatever part of it is held in memory at once, and wherever it is computed.
 _MAY_DIFFER = (
     *("attempt", "micro_batch", "timeout_min", "heartbeat_s", "device"),
-    *("checkpoint_min", "continues_from"),
+    *("checkpoint_min", "continues_from", "protocol"),
 )
 
 
@@ -36,8 +37,9 @@ _MAY_DIFFER = (
 class Position:
     """Position of a run between two steps.
 
-    `losses` are those of the last steps, in nats; `counted_s` the seconds since the end of the
-    warm-up, None before it, and `warm_tokens` the tokens until then.
+    `losses` are those of the last steps, in nats, `loss_sum` is that of all `loss_count` finite
+    ones; `counted_s` the seconds since the end of the warm-up, None before it, and `warm_tokens`
+    the tokens until then.  `skipped` updates were not finite, `skipped_in_a_row` at the end.
     """
 
     steps: int
@@ -46,6 +48,13 @@ class Position:
     elapsed_s: float
     counted_s: float | None
     warm_tokens: int
+    loss_sum: float = 0.0
+    loss_count: int = 0
+    skipped: int = 0
+    skipped_in_a_row: int = 0
+    update_norm: float | None = None
+    validations: tuple[Validation, ...] = ()
+    validation_s: float = 0.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -79,7 +88,11 @@ def capture(trained: Trained, position: Position) -> dict[str, Any]:
     return {
         "version": VERSION,
         "fingerprint": trained.fingerprint,
-        "position": asdict(position) | {"losses": list(position.losses)},
+        "position": asdict(position)
+        | {
+            "losses": list(position.losses),
+            "validations": [asdict(each) for each in position.validations],
+        },
         "model": trained.model.state_dict(),
         "optimizer": trained.optimizer.state_dict(),
         "generators": {
@@ -102,7 +115,8 @@ def restore(content: Mapping[str, Any], trained: Trained) -> None:
 def position_of(content: Mapping[str, Any]) -> Position:
     """Return the position of a state that fits."""
     data = content["position"]
-    return Position(**data | {"losses": tuple(data["losses"])})
+    validations = tuple(Validation(**each) for each in data.get("validations", ()))
+    return Position(**data | {"losses": tuple(data["losses"]), "validations": validations})
 
 
 def save(content: Mapping[str, Any], path: Path) -> int:

@@ -15,6 +15,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
+from elmanctl.codec import encode
 from elmanctl.jobs.claim import Worker, node_name, take_claim, this_worker
 from elmanctl.jobs.failure import classify_exception, frame_of
 from elmanctl.jobs.full_disk import full_disk_of_node
@@ -168,16 +169,24 @@ class _Evaluation:
 
     def _train(self, spec: AttemptSpec, progress: "_Progress", warned: Warned) -> dict[str, Any]:
         from elmanctl.jobs.checkpoints import Checkpoints
-        from elmanctl.jobs.data import ByteStream
-        from elmanctl.jobs.train import choose_device, train, use_threads, versions
+        from elmanctl.jobs.data import ByteStream, held_out_windows
+        from elmanctl.jobs.device import choose_device, use_threads
+        from elmanctl.jobs.train import train, versions
         from elmanctl.models.registry import build_model, decode_config
+        from elmanctl.run.split import check_split, find_split
 
         training = spec.training
         use_threads(training.threads)
         path = Path(spec.data.path)
-        compared_by = verify(
-            CorpusInfo(path=path, size_bytes=spec.data.size_bytes, sha256=spec.data.sha256)
-        )
+        corpus = CorpusInfo(path=path, size_bytes=spec.data.size_bytes, sha256=spec.data.sha256)
+        compared_by = verify(corpus)
+        split = find_split(corpus, training.holdout)
+        check_split(split, training.holdout)
+        held_out = None
+        if len(split.held_out):
+            held_out = held_out_windows(
+                path, split, count=training.val_windows, seq_len=training.seq_len
+            )
         model = build_model(
             decode_config(spec.level, spec.config),
             seed=training.seed,
@@ -193,7 +202,8 @@ class _Evaluation:
                 warned=warned,
                 note=progress.checkpoint,
             )
-        outcome = train(model, ByteStream(path), spec, progress, checkpoints)
+        stream = ByteStream(path, split, training.sampler)
+        outcome = train(model, stream, spec, progress, checkpoints, held_out)
         verdict = outcome.verdict(
             f"{self._paths.name_in_run}/{self._paths.metrics.name}",
             steps_before=checkpoints.steps_before if checkpoints is not None else 0,
@@ -201,9 +211,10 @@ class _Evaluation:
         protocol = spec.protocol(outcome.precision)
         return {
             **self._header(verdict),
-            **asdict(outcome),
+            **encode(outcome),
             "seed": training.seed,
             "lr": training.lr,
+            "protocol_name": training.protocol,
             "protocol": protocol.encode(),
             "fingerprint": protocol.fingerprint,
             "corpus": corpus_name(path),
@@ -267,6 +278,10 @@ class _Progress:
                 record.tokens,
                 record.elapsed_s,
             )
+
+    def validation(self, step: int, loss: float) -> None:
+        """Report the held-out loss after a step."""
+        logger.info("validation after step %d: held-out loss %.4f", step, loss)
 
     def checkpoint(self, step: int, error: str | None) -> None:
         """Report a checkpoint, or why it was not written."""

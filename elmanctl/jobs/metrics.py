@@ -9,13 +9,18 @@ from pathlib import Path
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StepRecord:
-    """One training step: mean loss in nats, gradient norm before clipping, totals so far."""
+    """One training step: mean loss in nats, gradient norm before clipping, totals so far.
+
+    `update_norm` is that of the change that the step before made to the weights, which is known by
+    now without waiting for the device; None at the first step.
+    """
 
     step: int
     loss: float
     grad_norm: float
     tokens: int
     elapsed_s: float
+    update_norm: float | None = None
 
     @property
     def finite_loss(self) -> float | None:
@@ -30,6 +35,7 @@ class StepRecord:
             "grad_norm": _finite(self.grad_norm),
             "tokens": self.tokens,
             "elapsed_s": round(self.elapsed_s, 3),
+            "update_norm": None if self.update_norm is None else _finite(self.update_norm),
         }
         return json.dumps(record, separators=(",", ":"), allow_nan=False) + "\n"
 

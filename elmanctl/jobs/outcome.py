@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass
 
+from elmanctl.jobs.convergence import Convergence
+from elmanctl.jobs.validation import Validation
 from elmanctl.ledger.records import Evidence, EvidenceSource, Verdict, VerdictKind
 
 
@@ -19,17 +21,33 @@ class Divergence:
 class TrainOutcome:
     """The outcome of one training run.
 
-    `loss` is the mean training loss of the last `loss_window_steps` steps in nats per byte, None
-    for a run that diverged.  `steps` and `tokens` count updates and the bytes predicted for them.
-    `tokens_per_s` is the speed after the warm-up, None if nothing followed it.
+    `loss` is the loss that the protocol names as `objective`, in nats per byte, None for a run that
+    diverged: `val_loss` on held-out documents, with its standard error over them; `last100_loss`,
+    the mean training loss of the last `loss_window_steps` steps; or `mean_loss`, that of all steps.
+    `steps` and `tokens` count updates and the bytes predicted for them, skipped ones included.
+    `tokens_per_s` is the speed after the warm-up, None if nothing followed it.  `validations` are
+    up to 64 of them, the last at the end; `elapsed_s` is without the `validation_s` that they took.
     """
 
     divergence: Divergence | None
+    objective: str
     loss: float | None
     loss_window_steps: int
     last_loss: float | None
+    last100_loss: float | None
+    mean_loss: float | None
+    val_loss: float | None = None
+    val_loss_se: float | None = None
+    bits_per_byte: float | None = None
+    val_documents: int = 0
+    val_bytes: int = 0
+    validations: tuple[Validation, ...] = ()
+    validation_s: float = 0.0
+    convergence: Convergence | None = None
+    skipped_updates: int = 0
     steps: int
     tokens: int
+    flops: float
     tokens_per_s: float | None
     elapsed_s: float
     parameters: int
@@ -48,7 +66,9 @@ class TrainOutcome:
         """
         found = self.divergence
         if found is None:
-            text = f"loss {self.loss:.4f} after {self.steps} steps and {self.tokens} bytes"
+            text = f"{self._loss_text} after {self.steps} steps and {self.tokens} bytes"
+            if self.convergence is not None and not self.convergence.is_converged:
+                text += ", not converged"
             evidence = Evidence(source=EvidenceSource.RESULT, text=text)
             return Verdict(kind=VerdictKind.COMPLETED, evidence=(evidence,))
         last = found.last_finite_loss
@@ -58,3 +78,10 @@ class TrainOutcome:
         line = found.step - steps_before
         evidence = Evidence(source=EvidenceSource.RESULT, text=text, file=metrics_file, line=line)
         return Verdict(kind=VerdictKind.DIVERGED, evidence=(evidence,))
+
+    @property
+    def _loss_text(self) -> str:
+        if self.objective != "val":
+            return f"loss {self.loss:.4f}"
+        error = "" if self.val_loss_se is None else f" ± {self.val_loss_se:.4f}"
+        return f"held-out loss {self.loss:.4f}{error}"

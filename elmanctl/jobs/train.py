@@ -1,36 +1,45 @@
 """Training loop of one attempt: the same data, tokens per step and clock for any model."""
 
-import inspect
 import math
-import os
 import platform
-from collections import deque
-from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+import time
 from importlib.metadata import version
-from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
-import schedulefree
+import numpy.typing as npt
 import torch
-from torch import Tensor, nn
-from torch.nn.utils import clip_grads_with_norm_, get_total_norm
+from torch import nn
 
 import elmanctl
-from elmanctl.errors import EnvironmentNotReady, InvalidConfiguration
+from elmanctl.errors import InvalidConfiguration
 from elmanctl.jobs.checkpoint import Position, Trained, position_of, restore, spec_fingerprint
 from elmanctl.jobs.checkpoints import Checkpoints
-from elmanctl.jobs.data import ByteStream
+from elmanctl.jobs.convergence import Convergence, is_look, judge
+from elmanctl.jobs.data import ByteStream, HeldOutWindows
+from elmanctl.jobs.device import (
+    choose_device,
+    choose_precision,
+    device_name,
+    peak_memory_bytes,
+    repeatable,
+    use_threads,
+)
+from elmanctl.jobs.losses import TrainingLosses
 from elmanctl.jobs.metrics import StepRecord
+from elmanctl.jobs.optimizer import make_optimizer
 from elmanctl.jobs.outcome import Divergence, TrainOutcome
+from elmanctl.jobs.step import Stepper
 from elmanctl.jobs.training_clock import TrainingClock
-from elmanctl.run.protocol import EPS, LOSS_WINDOW_STEPS
+from elmanctl.jobs.validation import Validation, Validator, is_due
+from elmanctl.models.params import flops_per_token
 from elmanctl.run.spec import AttemptSpec
 
-# Slurm sets these in a job with GPUs; some releases set the last one to -1 or a word without.
-_GPU_VARIABLES = ("SLURM_JOB_GPUS", "SLURM_STEP_GPUS", "CUDA_VISIBLE_DEVICES")
-_NO_GPU = ("-1", "NoDevFiles")
+# Results go into the ledger, so they stay small.
+MOST_VALIDATIONS = 64
+
+# More than this many updates in a row that are not finite are no accident.
+MOST_SKIPPED_IN_A_ROW = 10
 
 
 class Report(Protocol):
@@ -42,6 +51,9 @@ class Report(Protocol):
     def step(self, record: StepRecord) -> None:
         """Report a step whose numbers are known, before its update."""
 
+    def validation(self, step: int, loss: float) -> None:
+        """Report the held-out loss after a step."""
+
 
 def train(
     model: nn.Module,
@@ -49,6 +61,7 @@ def train(
     spec: AttemptSpec,
     report: Report,
     checkpoints: Checkpoints | None = None,
+    held_out: HeldOutWindows | None = None,
 ) -> TrainOutcome:
     """Train `model` under `spec` and return the outcome, divergence included.
 
@@ -65,20 +78,23 @@ def train(
             f"the model has {parameters} parameters, {spec.parameters_expected} were expected"
         )
     training = spec.training
+    if training.objective == "val" and held_out is None:
+        raise InvalidConfiguration("the loss on held-out text is asked for, and there is none")
     device = choose_device(training.device)
     precision = choose_precision(training.precision, device)
     use_threads(training.threads)
-    with _repeatable(device.type == "cpu" and training.threads == 1):
+    with repeatable(device.type == "cpu" and training.threads == 1):
         torch.manual_seed(training.seed)
-        loop = _Loop(model.to(device), stream, spec, device, precision, checkpoints)
+        loop = _Loop(model.to(device), stream, held_out, spec, device, precision, checkpoints)
         divergence = loop.run(report)
     return TrainOutcome(
         divergence=divergence,
-        loss=None if divergence else loop.mean_loss,
-        loss_window_steps=len(loop.losses),
-        last_loss=loop.losses[-1] if loop.losses else None,
+        **loop.measured(training.objective, is_diverged=divergence is not None),
+        convergence=None if divergence else loop.convergence,
+        skipped_updates=loop.skipped,
         steps=loop.steps,
         tokens=loop.tokens,
+        flops=float(loop.tokens * loop.flops_per_token),
         tokens_per_s=loop.clock.tokens_per_s(loop.tokens),
         elapsed_s=loop.clock.elapsed_s(),
         parameters=parameters,
@@ -86,66 +102,15 @@ def train(
         micro_batch=loop.micro_batch,
         backend=str(model.backend),
         device=str(device),
-        device_name=_device_name(device),
+        device_name=device_name(device),
         precision=precision,
-        peak_memory_bytes=_peak_memory_bytes(device),
+        peak_memory_bytes=peak_memory_bytes(device),
     )
-
-
-def use_threads(count: int) -> None:
-    """Set the number of CPU threads of torch; 0 leaves it to torch.
-
-    It must come before a model is built: the last bits of an orthogonal initial weight depend on
-    the number of threads.
-    """
-    if count:
-        torch.set_num_threads(count)
 
 
 def count_parameters(model: nn.Module) -> int:
     """Return the number of parameters, shared ones counted once."""
     return sum(parameter.numel() for parameter in model.parameters())
-
-
-def choose_device(name: str) -> torch.device:
-    """Return the device that `auto`, `cpu` or `cuda` means here.
-
-    Raises EnvironmentNotReady when torch sees no CUDA device although CUDA is requested, or
-    although the job was given a GPU, which `auto` would leave idle.
-    """
-    is_available = torch.cuda.is_available()
-    if name == "cuda" and not is_available:
-        raise EnvironmentNotReady("torch sees no CUDA device on this machine")
-    given = _given_gpu() if name == "auto" and not is_available else None
-    if given:
-        raise EnvironmentNotReady(
-            f"this job was given a GPU ({given}), but torch sees no CUDA device",
-            hint="install a torch with CUDA that the node's driver can run, or set `train.device` "
-            "to cpu and ask for no GPU",
-        )
-    return torch.device("cuda" if is_available and name != "cpu" else "cpu")
-
-
-def _given_gpu() -> str | None:
-    """Return the variable that names the GPUs of this job, None if it has none."""
-    values = {name: os.environ.get(name, "").strip() for name in _GPU_VARIABLES}
-    given = (f"{name}={value}" for name, value in values.items() if value not in ("", *_NO_GPU))
-    return next(given, None)
-
-
-def choose_precision(name: str, device: torch.device) -> str:
-    """Return fp32 or bf16: the requested one, or for `auto` bf16 if the GPU supports it.
-
-    Raises EnvironmentNotReady when bf16 is requested and the GPU does not support it.
-    """
-    if device.type != "cuda":
-        return "fp32" if name == "auto" else name
-    has_bf16 = torch.cuda.is_bf16_supported(including_emulation=False)
-    if name == "bf16" and not has_bf16:
-        raise EnvironmentNotReady(
-            f"{_device_name(device)} does not compute in bf16", hint="set train.precision to fp32"
-        )
-    return ("bf16" if has_bf16 else "fp32") if name == "auto" else name
 
 
 def versions() -> dict[str, str | None]:
@@ -167,6 +132,7 @@ class _Loop:
         self,
         model: nn.Module,
         stream: ByteStream,
+        held_out: HeldOutWindows | None,
         spec: AttemptSpec,
         device: torch.device,
         precision: str,
@@ -174,23 +140,29 @@ class _Loop:
     ) -> None:
         training = spec.training
         self.micro_batch = min(training.micro_batch or training.batch, training.batch)
-        self.losses: deque[float] = deque(maxlen=LOSS_WINDOW_STEPS)
+        self.losses = TrainingLosses(training)
         self.steps = 0
         self.tokens = 0
+        self.skipped = self.skipped_in_a_row = 0
+        self.convergence: Convergence | None = None
+        self.flops_per_token = _flops_per_token(spec)
+        self.validations: tuple[Validation, ...] = ()
+        self.validation_s = 0.0
         self.clock = TrainingClock()
         self._model = model.train()
-        self._parameters = list(model.parameters())
         self._stream = stream
+        self._held_out = held_out
         self._training = training
         self._budget = training.budget
         self._device = device
-        self._precision = precision
-        self._optimizer = _AdamWScheduleFree(
-            self._parameters,
-            lr=training.lr,
-            betas=spec.betas,
-            eps=EPS,
-            weight_decay=training.weight_decay,
+        self._optimizer = make_optimizer(model, training, spec.betas)
+        self._stepper = Stepper(
+            self._model,
+            self._optimizer,
+            device=device,
+            precision=precision,
+            micro_batch=self.micro_batch,
+            grad_clip=training.grad_clip,
         )
         self._checkpoints = checkpoints
         self._trained = Trained(
@@ -199,11 +171,41 @@ class _Loop:
             device=device,
             fingerprint=spec_fingerprint(spec, precision),
         )
+        self._validator = None
+        if held_out is not None:
+            self._validator = Validator(
+                self._model,
+                self._optimizer,
+                held_out,
+                device=device,
+                rows_at_once=self.micro_batch,
+                autocast=self._stepper.autocast,
+            )
 
-    @property
-    def mean_loss(self) -> float:
-        """The mean loss over the window, in nats."""
-        return math.fsum(self.losses) / len(self.losses)
+    def measured(self, objective: str, *, is_diverged: bool) -> dict[str, Any]:
+        """Return the losses of the run, as a `TrainOutcome` has them; without one if diverged."""
+        final = self.validations[-1] if self.validations and not is_diverged else None
+        val = None if final is None else final.val_loss
+        losses = {
+            "val": val,
+            "last100": None if is_diverged else self.losses.last100,
+            "mean": None if is_diverged else self.losses.mean,
+        }
+        return {
+            "objective": objective,
+            "loss": losses[objective],
+            "loss_window_steps": self.losses.window_steps,
+            "last_loss": self.losses.last,
+            "last100_loss": losses["last100"],
+            "mean_loss": losses["mean"],
+            "val_loss": val,
+            "val_loss_se": None if final is None else final.val_loss_se,
+            "bits_per_byte": None if val is None else val / math.log(2),
+            "val_documents": 0 if self._held_out is None else self._held_out.documents,
+            "val_bytes": 0 if self._held_out is None else self._held_out.scored_bytes,
+            "validations": _thinned(self.validations),
+            "validation_s": self.validation_s,
+        }
 
     def run(self, report: Report) -> Divergence | None:
         """Train until the budget is spent or a number is not finite."""
@@ -222,20 +224,53 @@ class _Loop:
             divergence = self._step(report)
             if divergence is not None:
                 return divergence
-            # Here the last step was finite, and there are more to come.
-            if self._checkpoints is not None and self._checkpoints.is_due and not self._is_spent():
+            if self._is_spent():
+                break
+            if is_due(self.steps, self._training.val_every):
+                self._validate(report)
+            if self._checkpoints is not None and self._checkpoints.is_due:
                 with self.clock.stopped():
                     self._checkpoints.write(self._trained, self._position())
+        return self._validate(report)
+
+    def _validate(self, report: Report) -> Divergence | None:
+        """Validate, outside the clock; return a divergence if the loss is not finite."""
+        if self._validator is None:
+            return None
+        began = time.monotonic()
+        with self.clock.stopped():
+            report.phase("validation")
+            loss, error = self._validator.validate()
+            found = Validation(
+                step=self.steps,
+                tokens=self.tokens,
+                elapsed_s=self.clock.elapsed_s(),
+                val_loss=loss,
+                val_loss_se=error,
+            )
+            report.validation(self.steps, loss)
+            report.phase("training" if self.clock.is_warm else "warmup")
+        self.validation_s += time.monotonic() - began
+        if not math.isfinite(loss):
+            return self._divergence(self.steps, "held-out loss", loss)
+        self.validations = (*self.validations, found)
         return None
 
     def _position(self) -> Position:
         return Position(
             steps=self.steps,
             tokens=self.tokens,
-            losses=tuple(self.losses),
+            losses=tuple(self.losses.kept),
             elapsed_s=self.clock.elapsed_s(),
             counted_s=self.clock.counted_s() if self.clock.is_warm else None,
             warm_tokens=self.clock.warm_tokens,
+            loss_sum=self.losses.total,
+            loss_count=self.losses.count,
+            skipped=self.skipped,
+            skipped_in_a_row=self.skipped_in_a_row,
+            update_norm=self._stepper.update_norm,
+            validations=self.validations,
+            validation_s=self.validation_s,
         )
 
     def _resume_from_checkpoint(self) -> None:
@@ -244,13 +279,17 @@ class _Loop:
             return
         position = position_of(content)
         self.steps, self.tokens = position.steps, position.tokens
-        if position.counted_s is not None and self._budget.kind == "minutes":
+        if position.counted_s is not None and self._training.minutes_at_most is not None:
             # The first steps compile kernels, which must not use up the budget a second time.  They
             # train nothing: the restored state replaces everything afterwards.
             for _ in range(self._training.warmup_steps):
-                self._forward_and_backward()
+                self._stepper.gradients(self._batch())
         restore(content, self._trained)
-        self.losses.extend(position.losses)
+        self.losses.kept.extend(position.losses)
+        self.losses.total, self.losses.count = position.loss_sum, position.loss_count
+        self.skipped, self.skipped_in_a_row = position.skipped, position.skipped_in_a_row
+        self._stepper.restore(position.update_norm)
+        self.validations, self.validation_s = position.validations, position.validation_s
         self.clock = TrainingClock(
             elapsed_s=position.elapsed_s,
             counted_s=position.counted_s,
@@ -261,103 +300,87 @@ class _Loop:
         budget = self._budget
         if budget.kind == "minutes":
             return self.clock.counted_s() >= budget.amount * 60
-        return (self.steps if budget.kind == "steps" else self.tokens) >= budget.amount
+        if budget.kind == "converge":
+            return self._has_converged(budget.amount)
+        spent = {
+            "steps": self.steps,
+            "tokens": self.tokens,
+            "flops": self.tokens * self.flops_per_token,
+        }
+        return spent[budget.kind] >= budget.amount
+
+    def _has_converged(self, threshold: float) -> bool:
+        """Judge convergence where it is due, and at the cap; leave the finding behind."""
+        is_capped = self.clock.counted_s() >= self._training.converge_cap_min * 60
+        window = self._training.converge_window
+        if not is_capped and not is_look(self.steps, window):
+            return False
+        self.convergence = judge(
+            self.losses,
+            window,
+            threshold,
+            step=self.steps,
+            tokens=self.tokens,
+            elapsed_s=self.clock.elapsed_s(),
+            flops=float(self.tokens * self.flops_per_token),
+        )
+        return self.convergence.is_converged or is_capped
 
     def _step(self, report: Report) -> Divergence | None:
-        loss, grad_norm = self._forward_and_backward()
+        loss, grad_norm, update_norm = self._stepper.gradients(self._batch())
         record = StepRecord(
             step=self.steps + 1,
             loss=loss,
             grad_norm=grad_norm,
             tokens=self.tokens + self._training.tokens_per_step,
             elapsed_s=self.clock.elapsed_s(),
+            update_norm=update_norm,
         )
         report.step(record)
         for quantity, value in (("loss", loss), ("gradient norm", grad_norm)):
             if not math.isfinite(value):
-                return Divergence(
-                    step=record.step,
-                    quantity=quantity,
-                    value=str(value),
-                    last_finite_loss=self.losses[-1] if self.losses else None,
-                )
-        self._optimizer.step()
-        self.losses.append(loss)
+                self.skipped_in_a_row += 1
+                is_skipped = self._training.skip_nonfinite
+                if not is_skipped or self.skipped_in_a_row > MOST_SKIPPED_IN_A_ROW:
+                    return self._divergence(record.step, quantity, value)
+                self.skipped += 1
+                break
+        else:
+            self._stepper.update()
+            self.skipped_in_a_row = 0
+            self.losses.append(loss)
         self.steps, self.tokens = record.step, record.tokens
         return None
 
-    def _forward_and_backward(self) -> tuple[float, float]:
-        """Compute one step's gradients, clip them, and return loss and norm before clipping."""
-        self._optimizer.zero_grad(set_to_none=True)
-        total = torch.zeros((), device=self._device)
-        batch = self._batch()
-        for start in range(0, len(batch), self.micro_batch):
-            rows = batch[start : start + self.micro_batch]
-            with self._autocast():
-                loss: Tensor = self._model.loss(rows)  # type: ignore[operator]
-            share = len(rows) / len(batch)
-            objective = loss.float() + self._model.auxiliary_loss()  # type: ignore[operator]
-            (objective * share).backward()
-            total += loss.detach() * share
-        gradients = [p.grad for p in self._parameters if p.grad is not None]
-        norm = get_total_norm(gradients)
-        if self._training.grad_clip:
-            clip_grads_with_norm_(self._parameters, self._training.grad_clip, norm)
-        # The only synchronisation of a step: both numbers are copied to the host together.
-        values = torch.stack([total, norm.to(total)]).tolist()
-        return values[0], values[1]
+    def _divergence(self, step: int, quantity: str, value: float) -> Divergence:
+        return Divergence(
+            step=step,
+            quantity=quantity,
+            value=str(value),
+            last_finite_loss=self.losses.last,
+        )
 
-    def _batch(self) -> Tensor:
+    def _batch(self) -> npt.NDArray[np.uint8]:
         training = self._training
-        rows = self._stream.rows(training.seed, self.steps + 1, training.batch, training.seq_len)
-        return torch.from_numpy(rows).to(self._device).long()
-
-    def _autocast(self) -> AbstractContextManager[object]:
-        if self._precision == "fp32":
-            return nullcontext()
-        return torch.autocast(self._device.type, dtype=torch.bfloat16)
+        return self._stream.rows(training.seed, self.steps + 1, training.batch, training.seq_len)
 
 
-class _AdamWScheduleFree(schedulefree.AdamWScheduleFree):  # type: ignore[misc]
-    """The same without torch's compiler.
+def _thinned(validations: tuple[Validation, ...]) -> tuple[Validation, ...]:
+    """Return at most `MOST_VALIDATIONS` of them, evenly spaced, with the last one."""
+    every = -(-len(validations) // MOST_VALIDATIONS)
+    return validations[::-1][:: every or 1][::-1]
 
-    torch would import the compiler, more than a second of each job, only to disable it here.
+
+def _flops_per_token(spec: AttemptSpec) -> int:
+    """Return the FLOPs of training on one token, 0 for a model without a count.
+
+    Raises InvalidConfiguration for such a model under a budget in FLOPs.
     """
-
-    add_param_group = inspect.unwrap(torch.optim.Optimizer.add_param_group)
-    load_state_dict = inspect.unwrap(torch.optim.Optimizer.load_state_dict)
-    state_dict = inspect.unwrap(torch.optim.Optimizer.state_dict)
-    zero_grad = inspect.unwrap(torch.optim.Optimizer.zero_grad)
-
-
-@contextmanager
-def _repeatable(is_wanted: bool) -> Iterator[None]:
-    """Make torch refuse operations whose result depends on scheduling."""
-    # torch.use_deterministic_algorithms would import torch's compiler.
-    before = torch.get_deterministic_debug_mode()
-    if is_wanted:
-        torch.set_deterministic_debug_mode("error")
     try:
-        yield
-    finally:
-        torch.set_deterministic_debug_mode(before)
-
-
-def _device_name(device: torch.device) -> str:
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
-        if line.startswith("model name"):
-            return line.partition(":")[2].strip()
-    return platform.machine()
-
-
-def _peak_memory_bytes(device: torch.device) -> int:
-    """Return the peak memory: allocated on the GPU, or resident on the host."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
-    # getrusage would include the peak of the process that started this one.
-    for line in Path("/proc/self/status").read_text(encoding="utf-8").splitlines():
-        if line.startswith("VmHWM"):
-            return int(line.split()[1]) * 1024
-    raise EnvironmentNotReady("/proc/self/status names no peak of memory")
+        return flops_per_token(
+            spec.level, spec.config, seq_len=spec.training.seq_len, training=True
+        )
+    except InvalidConfiguration:
+        if spec.training.budget.kind == "flops":
+            raise
+        return 0

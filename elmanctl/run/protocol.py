@@ -2,15 +2,24 @@
 
 import hashlib
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any
 
 from elmanctl.codec import encode
 from elmanctl.run.training import Training
 
-# The name of what `ByteStream.rows` does; another sampler needs another name.
-SAMPLER = "uniform-windows-v1"
-LOSS_DEFINITION = "mean-train-nats-last-100-steps"
+# The names of what `ByteStream.rows` does; another way needs another name.
+SAMPLER_NAMES: Mapping[str, str] = {
+    "windows": "uniform-windows-v1",
+    "documents": "document-windows-v1",
+    "stream": "sequential-stream-v1",
+}
+LOSS_DEFINITIONS: Mapping[str, str] = {
+    "val": "held-out-nats-averaged-weights-v1",
+    "last100": "mean-train-nats-last-100-steps",
+    "mean": "mean-train-nats-all-steps",
+}
 LOSS_WINDOW_STEPS = 100
 OPTIMIZER = "schedulefree-adamw"
 BETAS = (0.9, 0.95)
@@ -36,8 +45,6 @@ class Protocol:
 
     corpus_sha256: str
     corpus_size_bytes: int
-    sampler: str = SAMPLER
-    loss_definition: str = LOSS_DEFINITION
     training: Training
     optimizer: str = OPTIMIZER
     betas: tuple[float, float]
@@ -47,12 +54,9 @@ class Protocol:
     def encode(self) -> dict[str, Any]:
         """Return the protocol as plain data."""
         table: dict[str, Any] = encode(self)
-        training = table.pop("training")
-        table |= {name: training[name] for name in _CONDITIONS if name in training} | {
-            "budget": self.training.budget.encode(),
-            "tokens_per_step": self.training.tokens_per_step,
-        }
-        return {key: table[key] for key in _FIRST} | table
+        del table["training"]
+        table |= _conditions(self.training)
+        return {key: table[key] for key in _FIRST if key in table} | table
 
     @property
     def fingerprint(self) -> str:
@@ -63,4 +67,22 @@ class Protocol:
         return hashlib.sha256(text).hexdigest()[:12]
 
 
-_CONDITIONS = [item.name for item in fields(Training) if item.metadata["condition"]]
+def run_protocol(training: Training) -> dict[str, Any]:
+    """Return what a run's settings say of the protocol, before a worker knows its precision."""
+    return {"name": training.protocol} | _conditions(training)
+
+
+def _conditions(training: Training) -> dict[str, Any]:
+    rule = training.batch_rule
+    tokens = {"tokens_per_step": training.tokens_per_step} if rule is None else {"batch_rule": rule}
+    table = encode(training)
+    return {
+        "budget": training.budget.encode(),
+        **tokens,
+        **{name: table[name] for name in CONDITIONS if name in table},
+        "sampler": SAMPLER_NAMES[training.sampler],
+        "loss_definition": LOSS_DEFINITIONS[training.objective],
+    }
+
+
+CONDITIONS = [item.name for item in fields(Training) if item.metadata["condition"]]

@@ -1,9 +1,11 @@
 """Training settings: the one record that a run's settings, its specs and its protocols share.
 
 In a spec `lr` and `seed` are the evaluation's, and `micro_batch` is the attempt's.  A new field has
-`omit`: the frozen code of an older run refuses a key that it does not know.
+`absent`, what was done before it existed: the frozen code of an older run refuses a key that it
+does not know.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal, get_args
 
@@ -11,7 +13,19 @@ from elmanctl.bounds import setting
 from elmanctl.constants import DEVICES, PRECISIONS, YEAR_MIN
 from elmanctl.errors import ConfigError
 
-BudgetKind = Literal["minutes", "steps", "tokens"]
+BudgetKind = Literal["minutes", "steps", "tokens", "flops", "converge"]
+OBJECTIVES = ("val", "last100", "mean")
+SAMPLERS = ("windows", "documents", "stream")
+DECAYS = ("matrices", "all")
+
+# By name, the largest first: above so many parameters so many sequences a step.
+BATCH_RULES: Mapping[str, tuple[tuple[int, int], ...]] = {
+    "study-2026-01": ((480_000_000, 8), (350_000_000, 16), (-1, 32)),
+}
+
+# The noise of a window is estimated from ten parts of it.
+MIN_CONVERGE_WINDOW = 20
+
 BUDGET_KINDS: tuple[BudgetKind, ...] = get_args(BudgetKind)
 
 
@@ -19,7 +33,8 @@ BUDGET_KINDS: tuple[BudgetKind, ...] = get_args(BudgetKind)
 class Budget:
     """How long a model trains, by exactly one measure.
 
-    Minutes run from the end of the warm-up steps; steps and tokens count from the first step.
+    Minutes run from the end of the warm-up steps; steps, tokens and FLOPs count from the first
+    step.  `converge` is the improvement in nats over one window below which a loss has converged.
     """
 
     kind: BudgetKind
@@ -32,8 +47,11 @@ class Budget:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Training:
-    """[train]: one evaluation's training run; exactly one of minutes, steps, tokens."""
+    """[train]: one evaluation's training run, with one budget of `BUDGET_KINDS`."""
 
+    protocol: str | None = setting(
+        "fair", "Named conditions of a comparison; other settings override them", absent=None
+    )
     minutes: float | None = setting(
         None, "Time budget of one evaluation", above=0, most=YEAR_MIN, omit=True
     )
@@ -43,7 +61,77 @@ class Training:
     tokens: int | None = setting(
         None, "Token (byte) budget of one evaluation", least=1, most=10**15, omit=True
     )
+    flops: float | None = setting(
+        None,
+        "FLOP budget of one evaluation, of the model's own count",
+        above=0,
+        most=1e30,
+        absent=None,
+    )
+    converge: float | None = setting(
+        None,
+        "Train until the loss improves by less than this many nats over converge_window steps",
+        above=0,
+        most=100,
+        absent=None,
+    )
+    converge_window: int = setting(
+        500,
+        "Steps of each of the two windows whose losses are compared",
+        least=MIN_CONVERGE_WINDOW,
+        most=1_000_000,
+        condition=True,
+        absent=500,
+    )
+    converge_cap_min: float = setting(
+        60.0,
+        "Minutes after which a loss counts as not converged",
+        above=0,
+        most=YEAR_MIN,
+        condition=True,
+        absent=60.0,
+    )
+    objective: str = setting(
+        "val",
+        "Loss that is searched: val (held out), last100 (last 100 training steps) or mean (all)",
+        words=OBJECTIVES,
+        absent="last100",
+    )
+    sampler: str = setting(
+        "windows",
+        "Order of the data: windows (random), documents (random, kept within) or stream (in order)",
+        words=SAMPLERS,
+        absent="windows",
+    )
+    holdout: float = setting(
+        0.02,
+        "Share of the documents that is held out of training, by a hash of their content",
+        most=0.5,
+        condition=True,
+        absent=0.0,
+    )
+    val_windows: int = setting(
+        512,
+        "Windows of seq_len bytes whose loss is the held-out loss",
+        least=1,
+        most=10**7,
+        condition=True,
+        absent=512,
+    )
+    val_every: int = setting(
+        0,
+        "Steps between two validations; 0: at 64 steps and at every doubling",
+        most=10**9,
+        condition=True,
+        absent=0,
+    )
     batch: int = setting(16, "Sequences a step", least=1, most=1_000_000)
+    batch_rule: str | None = setting(
+        None,
+        "Sequences a step by the size of the model, as in a study; takes the place of batch",
+        words=tuple(BATCH_RULES),
+        absent=None,
+    )
     micro_batch: int = setting(
         0, "Sequences at once; 0 is the batch, or what fits gpu_memory_gb", most=1_000_000
     )
@@ -57,6 +145,19 @@ class Training:
     grad_clip: float = setting(1.0, "Largest norm of the gradient", most=1_000_000, condition=True)
     weight_decay: float = setting(
         0.01, "Weight decay of schedule-free AdamW", most=10, condition=True
+    )
+    decay: str = setting(
+        "matrices",
+        "What weight_decay acts on: matrices (no norms, biases, decay rates) or all parameters",
+        words=DECAYS,
+        condition=True,
+        absent="all",
+    )
+    skip_nonfinite: bool = setting(
+        False,
+        "Skip an update whose loss or gradient is not finite, and count it",
+        condition=True,
+        absent=False,
     )
     seed: int = setting(42, "Seed of initialisation and of the order of the data", most=2**62)
     precision: str = setting("auto", "fp32, bf16 or auto (bf16 on a GPU)", words=PRECISIONS)
@@ -77,15 +178,27 @@ class Training:
         named = [Budget(kind=kind, amount=n) for kind, n in amounts.items() if n is not None]
         if len(named) > 1:
             raise ConfigError(
-                f"a budget names exactly one of minutes, steps, tokens, not "
+                f"a budget names exactly one of {', '.join(BUDGET_KINDS)}, not "
                 f"{', '.join(budget.kind for budget in named)}"
             )
         if not named:
             raise ConfigError(
                 "no training budget is set",
-                hint="pass `--train-minutes 10`, `--train-steps N` or `--train-tokens N`",
+                hint="pass `--train-minutes 10`, `--train-steps N`, `--train-tokens N` or "
+                "`--train-flops N`",
             )
         return named[0]
+
+    @property
+    def minutes_at_most(self) -> float | None:
+        """The longest training time in minutes, None where only steps or tokens end it."""
+        return self.converge_cap_min if self.budget.kind == "converge" else self.minutes
+
+    def batch_for(self, parameters: int) -> int:
+        """Return the sequences a step of a model of this size."""
+        if self.batch_rule is None:
+            return self.batch
+        return next(batch for least, batch in BATCH_RULES[self.batch_rule] if parameters > least)
 
     @property
     def tokens_per_step(self) -> int:
@@ -94,7 +207,14 @@ class Training:
 
     def check_together(self) -> None:
         """Raise ConfigError for values that are within their bounds and do not go together."""
-        if self.micro_batch and self.batch % self.micro_batch:
+        rule = BATCH_RULES.get(self.batch_rule or "", ((0, self.batch),))
+        for _, batch in rule:
+            if self.micro_batch and batch % self.micro_batch:
+                raise ConfigError(
+                    f"`train.micro_batch` {self.micro_batch} does not divide `train.batch` {batch}"
+                )
+        if self.objective == "val" and not self.holdout:
             raise ConfigError(
-                f"`train.micro_batch` {self.micro_batch} does not divide `train.batch` {self.batch}"
+                "`train.objective` is val, and `train.holdout` 0 holds nothing out",
+                hint="set `train.holdout` above 0, or `train.objective` to last100 or mean",
             )

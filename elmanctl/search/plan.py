@@ -24,6 +24,7 @@ from elmanctl.models.config import DOCUMENTED
 from elmanctl.models.registry import decode_config, resolve_level
 from elmanctl.run.corpus import CorpusInfo, describe, standard_library_corpus, unigram_entropy
 from elmanctl.run.paths import RunPaths
+from elmanctl.run.training import Training
 from elmanctl.schedulers.gpus import check_gpus
 from elmanctl.schedulers.quoting import check_path
 from elmanctl.schedulers.submission import check_resources
@@ -174,10 +175,14 @@ def plan_search(
             f"{train.seq_len + 1}",
             hint="use a larger corpus or a smaller `train.seq_len`",
         )
+    check_holdout(corpus, train)
     if executor == "local":
         check_gpus(settings.local.gpus, train.device, os.environ)
         check_trainable(settings)
     models = [decode_config(family.name, candidate.config) for candidate in first]
+    if train.budget.kind == "flops":
+        for model_config in models:
+            model_config.layer_flops(train.seq_len)
     return SearchPlan(
         name=name,
         folder=folder,
@@ -201,6 +206,14 @@ def find_corpus(settings: Settings) -> CorpusInfo:
     if settings.data.path is None:
         return describe(standard_library_corpus())
     return describe(as_written(Path(settings.data.path)))
+
+
+def check_holdout(corpus: CorpusInfo, train: Training) -> None:
+    """Raise ConfigError for a corpus that is too small for the share that is held out."""
+    # numpy is slow to import.
+    from elmanctl.run.split import check_split, find_split
+
+    check_split(find_split(corpus, train.holdout), train.holdout)
 
 
 def check_trainable(settings: Settings) -> None:

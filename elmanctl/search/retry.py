@@ -75,7 +75,7 @@ def baseline_of(
     Unless `fitted`, the memory of the GPU does not limit the micro-batch.
     """
     executor = state.run["executor"]
-    batch = settings.train.batch
+    batch = settings.train.batch_for(evaluation.parameters)
     return policy.Baseline(
         mem_gb=attempt_resources(settings, executor, evaluation.changes).mem_gb,
         batch=batch,

@@ -19,6 +19,7 @@ from elmanctl.ledger.store import LedgerWriter
 from elmanctl.run.frozen_code import freeze_code
 from elmanctl.run.ownership import refuse_open_parents
 from elmanctl.run.paths import RunPaths
+from elmanctl.run.protocol import run_protocol
 from elmanctl.search.plan import SearchPlan
 
 
@@ -101,11 +102,7 @@ def _run_record(plan: SearchPlan, code: str) -> RunRecord:
             "size_bytes": plan.corpus.size_bytes,
             "unigram_nats": plan.unigram_nats,
         },
-        protocol={
-            "budget": train.budget.encode(),
-            "tokens_per_step": train.tokens_per_step,
-            "seq_len": train.seq_len,
-        },
+        protocol=run_protocol(train),
         code={"sha256": code},
         versions={
             "elmanctl": elmanctl.__version__,

@@ -25,7 +25,7 @@ from elmanctl.run.paths import AttemptPaths
 from elmanctl.run.progress import read_table
 from elmanctl.run.spec import AttemptSpec, DataSpec
 from elmanctl.search.limits import check_learning_rate
-from elmanctl.search.plan import check_trainable, find_corpus
+from elmanctl.search.plan import check_holdout, check_trainable, find_corpus
 from elmanctl.settings import Settings
 from elmanctl.space.space import LEARNING_RATE
 
@@ -54,19 +54,25 @@ def evaluate_once(
     with faults:
         _ = settings.train.budget
     with faults:
+        settings.train.check_together()
+    with faults:
         model = decode_config(level, values)
     faults.raise_any()
     config = model.encode()
     check_trainable(settings)
     corpus = find_corpus(settings)
+    check_holdout(corpus, settings.train)
+    parameters = count_parameters(family.name, config)
     spec = AttemptSpec(
         run="eval",
         evaluation="eval",
         attempt=1,
         level=family.name,
         config=config,
-        parameters_expected=count_parameters(family.name, config),
-        training=replace(settings.train, lr=lr, checkpoint_min=0.0),
+        parameters_expected=parameters,
+        training=replace(
+            settings.train, lr=lr, batch=settings.train.batch_for(parameters), checkpoint_min=0.0
+        ),
         data=DataSpec(path=str(corpus.path), sha256=corpus.sha256, size_bytes=corpus.size_bytes),
         timeout_min=_NO_LIMIT_MIN,
     )

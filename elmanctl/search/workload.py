@@ -9,7 +9,7 @@ from elmanctl.errors import ConfigError
 from elmanctl.ledger.records import Attempt, Evaluation, Resources, VerdictKind
 from elmanctl.models.registry import decode_config
 from elmanctl.run.spec import AttemptSpec, DataSpec
-from elmanctl.run.training import Budget
+from elmanctl.run.training import Training
 from elmanctl.settings import Settings
 from elmanctl.space.preflight import Preflight
 from elmanctl.verdicts.policy import rule_of
@@ -27,12 +27,12 @@ _ENDED_BY_ITSELF = (
 )
 
 
-def time_limit_min(budget: Budget, asked: int | None) -> int:
+def time_limit_min(training: Training, asked: int | None) -> int:
     """Return a job's time limit in minutes: the requested one, or the budget and a margin.
 
     Raises ConfigError for a limit below the training budget.
     """
-    minutes = budget.amount if budget.kind == "minutes" else None
+    minutes = training.minutes_at_most
     if asked is not None:
         if minutes is not None and asked <= minutes:
             raise ConfigError(
@@ -50,16 +50,16 @@ def attempt_resources(settings: Settings, executor: str, changes: Mapping[str, A
 
     Raises ConfigError for an impossible change.
     """
-    slurm, budget = settings.slurm, settings.train.budget
+    slurm, training = settings.slurm, settings.train
     if executor == "local":
         if "mem_gb" in changes:
             raise ConfigError("a search on this machine sets no limit on memory")
         if changes.get("exclude"):
             raise ConfigError("a search on this machine has no other node to run on")
         asked = changes.get("timeout_min", settings.local.timeout_min)
-        return Resources(timeout_min=time_limit_min(budget, asked))
+        return Resources(timeout_min=time_limit_min(training, asked))
     return Resources(
-        timeout_min=time_limit_min(budget, changes.get("timeout_min", slurm.timeout_min)),
+        timeout_min=time_limit_min(training, changes.get("timeout_min", slurm.timeout_min)),
         partition=slurm.partition,
         account=slurm.account,
         gres=slurm.gres or None,
@@ -87,6 +87,7 @@ def attempt_spec(
             settings.train,
             lr=evaluation.lr,
             seed=evaluation.seed,
+            batch=settings.train.batch_for(evaluation.parameters),
             micro_batch=micro_batch_of(run, settings, evaluation),
         ),
         data=DataSpec(**{key: run["data"][key] for key in ("path", "sha256", "size_bytes")}),

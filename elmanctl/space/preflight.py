@@ -1,7 +1,7 @@
 """Preflight checks of a search space and of every sampled point, before any job is submitted."""
 
 from collections.abc import Sequence
-from dataclasses import fields
+from dataclasses import fields, replace
 from functools import lru_cache
 from math import lcm
 
@@ -9,6 +9,7 @@ from elmanctl.errors import ConfigError, InvalidConfiguration, meant
 from elmanctl.models.backends import AUTO
 from elmanctl.models.config import FamilyConfig
 from elmanctl.models.memory import training_memory_bytes
+from elmanctl.models.params import count_parameters
 from elmanctl.models.registry import FAMILIES, decode_config, find_family
 from elmanctl.run.training import Training
 from elmanctl.settings import Settings
@@ -39,7 +40,11 @@ class Preflight:
         If it is not set and the GPU memory is known, it is the largest divisor of the batch that
         fits, so that a large model trains on as many tokens a step as a small one.
         """
-        return _micro_batch(self._train, self._gpu_memory_gb, config)
+        train = self._train
+        if train.batch_rule is not None:
+            batch = train.batch_for(count_parameters(config.level, config.encode()))
+            train = replace(train, batch=batch)
+        return _micro_batch(train, self._gpu_memory_gb, config)
 
     def check_backend(self, config: FamilyConfig) -> None:
         """Raise InvalidConfiguration for a model that the backend does not support."""

@@ -69,7 +69,8 @@ WITHOUT_FILES: dict[str, Case] = {
         ("search", "e88"),
         2,
         "no training budget is set; neither a parameter budget nor `dim` is set",
-        "pass `--train-minutes 10`, `--train-steps N` or `--train-tokens N`; pass `--params 480M`",
+        "pass `--train-minutes 10`, `--train-steps N`, `--train-tokens N` or `--train-flops N`; "
+        "pass `--params 480M`",
     ),
     "budget that no dim meets": ((*LOCAL, "--params", "1K"), 2, "no dim that is a multiple", None),
     "parameters that are no number": ((*LOCAL, "--params", "many"), 2, "`many`", "480M"),

@@ -46,7 +46,7 @@ def test_corpus_stands_in_the_summary_of_a_search(
 def test_built_in_corpus_is_named_after_its_python_and_can_be_kept(
     quick: QuickCommandLine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(corpora, "BUILT_IN_LIMIT_BYTES", 200_000)
+    monkeypatch.setattr(corpora, "BUILT_IN_LIMIT_BYTES", 6_000_000)
     trained = json.loads(quick("eval", "e88", *TINY, "--json").stdout)
     assert trained["corpus"] == NAME
     assert f"corpus       {NAME}\n" in quick("eval", "e88", *TINY, "--out", "again").stdout

@@ -71,7 +71,7 @@ def _look(elmanctl: CommandLine, best: str, loss: float) -> None:
 
     logged = elmanctl("logs", best)
     assert logged.returncode == 0
-    assert f"completed: loss {loss:.4f}" in logged.stdout
+    assert f"completed: held-out loss {loss:.4f}" in logged.stdout
     followed = elmanctl("logs", "e88-tiny", "0.1", "--follow")
     assert followed.stdout == elmanctl("logs", "e88-tiny", "0.1").stdout
     tail = elmanctl("logs", best, "--tail", "2").stdout

@@ -6,7 +6,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from elmanctl.errors import EnvironmentNotReady, InvalidConfiguration
-from elmanctl.jobs.data import ByteStream
+from elmanctl.jobs.data import ByteStream, held_out_windows
+from elmanctl.run.corpus import describe
+from elmanctl.run.split import find_split
+from elmanctl.run.training import SAMPLERS
 
 seeds = st.integers(0, 2**63)
 steps = st.integers(1, 2**40)
@@ -80,3 +83,105 @@ def test_a_corpus_shorter_than_a_window_is_invalid(tmp_path: Path, data: bytes) 
 def test_a_missing_corpus_means_the_environment_is_not_ready(tmp_path: Path) -> None:
     with pytest.raises(EnvironmentNotReady, match="No such file"):
         ByteStream(tmp_path / "missing")
+
+
+@settings(suppress_health_check=ALLOWED, max_examples=50)
+@given(seed=seeds, step=steps, ranks=st.integers(1, 9), sampler=st.sampled_from(SAMPLERS))
+def test_ranks_share_the_rows_of_a_step(
+    corpus: Path, seed: int, step: int, ranks: int, sampler: str
+) -> None:
+    stream = ByteStream(corpus, find_split(describe(corpus), 0.1), sampler)
+    whole = stream.rows(seed, step, 16, 8)
+    shared = [stream.rows(seed, step, 16, 8, rank=r, ranks=ranks) for r in range(ranks)]
+    for rank, rows in enumerate(shared):
+        assert (rows == whole[rank::ranks]).all()
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_a_stream_has_the_bytes_that_are_not_held_out(corpus: Path, sampler: str) -> None:
+    split = find_split(describe(corpus), 0.1)
+    data = corpus.read_bytes()
+    trained = b"".join(data[start:end] for start, end in split.trained.tolist())
+    around = trained + trained
+    stream = ByteStream(corpus, split, sampler)
+    for step in range(1, 20):
+        for row in stream.rows(3, step, 8, 40):
+            assert bytes(row) in around
+
+
+def test_no_held_out_document_is_in_the_training_stream(corpus: Path) -> None:
+    split = find_split(describe(corpus), 0.1)
+    data = corpus.read_bytes()
+    trained = b"".join(data[start:end] for start, end in split.trained.tolist()).split(b"\x1e")
+    held_out = {data[start:end] for start, end in split.held_out.tolist()}
+    assert held_out
+    assert held_out.isdisjoint(trained)
+
+
+def test_windows_without_a_split_are_those_of_the_whole_corpus(corpus: Path) -> None:
+    whole = find_split(describe(corpus), 0.0)
+    assert (
+        ByteStream(corpus, whole).rows(1, 2, 8, 30) == ByteStream(corpus).rows(1, 2, 8, 30)
+    ).all()
+
+
+def test_sequential_windows_are_one_pass_from_a_document_on(tmp_path: Path) -> None:
+    path = tmp_path / "corpus"
+    data = b"\x1e".join(b"%03d" % number * 5 for number in range(400))
+    path.write_bytes(data)
+    stream = ByteStream(path, sampler="stream")
+    start = int(np.random.RandomState(42).randint(0, len(data) - 1000))
+    first = data.index(b"\x1e", start) + 1
+    read = b"".join(bytes(row) for step in range(1, 40) for row in stream.rows(42, step, 4, 49))
+    assert read == (data[first:] + data)[: len(read)]
+    assert len(read) > len(data) - first
+
+
+@pytest.mark.parametrize("width", [8, 16, 64])
+def test_document_windows_do_not_begin_with_the_end_of_a_document(
+    tmp_path: Path, width: int
+) -> None:
+    path = tmp_path / "corpus"
+    lengths = [3, 40, 7, 200, 1, 15, 90] * 20
+    letters = np.random.default_rng(1).integers(97, 123, sum(lengths), dtype=np.uint8).tobytes()
+    ends = np.cumsum(lengths).tolist()
+    data = b"\x1e".join(letters[end - size : end] for end, size in zip(ends, lengths, strict=True))
+    path.write_bytes(data)
+    stream = ByteStream(path, sampler="documents")
+    whole = 0
+    for step in range(1, 60):
+        for row in stream.rows(5, step, 8, width - 1):
+            text = bytes(row)
+            place = data.index(text)
+            inner = text[:-1].find(b"\x1e")
+            starts_document = place == 0 or data[place - 1] == 0x1E
+            assert inner < 0 or starts_document or place == len(data) - width
+            whole += inner < 0
+    assert whole > 100
+
+
+def test_held_out_windows_predict_every_byte_of_a_document_once(corpus: Path) -> None:
+    split = find_split(describe(corpus), 0.1)
+    windows = held_out_windows(corpus, split, count=10**6, seq_len=16)
+    data = corpus.read_bytes()
+    documents = [data[start:end] for start, end in split.held_out.tolist()]
+    found: dict[int, bytes] = {}
+    for row, scored, number in zip(windows.rows, windows.scored, windows.document, strict=True):
+        context = found.get(int(number), b"\x1e")[-1:]
+        assert bytes(row[:1]) == context
+        found[int(number)] = found.get(int(number), b"") + bytes(row[1 : scored + 1])
+        assert set(row[scored + 1 :].tolist()) <= {0x1E}
+    assert [found[number] for number in range(len(documents))] == documents
+    assert windows.scored_bytes == split.held_out_bytes
+    assert windows.documents == len(documents)
+
+
+def test_chosen_windows_are_some_of_all_and_always_the_same(corpus: Path) -> None:
+    split = find_split(describe(corpus), 0.1)
+    every = {bytes(row) for row in held_out_windows(corpus, split, count=10**6, seq_len=16).rows}
+    some = held_out_windows(corpus, split, count=50, seq_len=16)
+    again = held_out_windows(corpus, split, count=50, seq_len=16)
+    assert len(some.rows) == 50
+    assert {bytes(row) for row in some.rows} <= every
+    assert (some.rows == again.rows).all()
+    assert (np.diff(some.document) >= 0).all()

@@ -23,6 +23,7 @@ def test_each_step_is_in_the_file_as_soon_as_it_is_appended(tmp_path: Path) -> N
             "grad_norm": 0.5,
             "tokens": 64,
             "elapsed_s": 0.333,
+            "update_norm": None,
         }
         metrics.append(record(2))
         assert len(path.read_text().splitlines()) == 2

@@ -11,10 +11,11 @@ from torch.nn import functional as F
 
 from elmanctl.errors import EnvironmentNotReady, InvalidConfiguration
 from elmanctl.jobs.data import ByteStream
+from elmanctl.jobs.device import choose_device, choose_precision
 from elmanctl.jobs.failure import classify_exception
 from elmanctl.jobs.metrics import StepRecord
 from elmanctl.jobs.outcome import TrainOutcome
-from elmanctl.jobs.train import choose_device, choose_precision, count_parameters, train
+from elmanctl.jobs.train import count_parameters, train
 from elmanctl.ledger.records import VerdictKind
 from elmanctl.run.spec import AttemptSpec
 
@@ -60,6 +61,9 @@ class Recorder:
 
     def step(self, record: StepRecord) -> None:
         self.events.append(record)
+
+    def validation(self, step: int, loss: float) -> None:
+        self.events.append(f"validation {step}")
 
     @property
     def steps(self) -> list[StepRecord]:

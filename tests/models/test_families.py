@@ -234,6 +234,9 @@ class Silent:
     def step(self, record: object) -> None:
         """Ignore it."""
 
+    def validation(self, step: int, loss: float) -> None:
+        """Ignore it."""
+
 
 @FAMILY
 def test_150_steps_on_real_text_end_under_the_unigram_entropy(family: str) -> None:
@@ -252,6 +255,8 @@ def test_150_steps_on_real_text_end_under_the_unigram_entropy(family: str) -> No
         batch=8,
         seq_len=32,
         warmup_steps=0,
+        objective="last100",
+        holdout=0.0,
         data=DataSpec(path=str(path), sha256="", size_bytes=0),
         device="cpu",
         backend="torch",

@@ -1,5 +1,5 @@
 import json
-from dataclasses import replace
+from dataclasses import fields, replace
 from typing import Any
 
 import pytest
@@ -9,8 +9,9 @@ from elmanctl.run.protocol import Protocol
 from elmanctl.run.spec import AttemptSpec
 from elmanctl.run.training import Training
 from tests.run.test_spec import RECORDED as SPECS
+from tests.specs import BEFORE
 
-TRAINING = Training(steps=200, batch=16, seq_len=128)
+TRAINING = Training(**BEFORE | {"steps": 200, "batch": 16, "seq_len": 128})
 PROTOCOL = Protocol(
     corpus_sha256="ab" * 32,
     corpus_size_bytes=1000,
@@ -23,8 +24,6 @@ PROTOCOL = Protocol(
 CHANGES: dict[str, Any] = {
     "corpus_sha256": "cd" * 32,
     "corpus_size_bytes": 1001,
-    "sampler": "sequential",
-    "loss_definition": "last",
     "optimizer": "sgd",
     "betas": (0.9, 0.99),
     "eps": 1e-7,
@@ -37,6 +36,15 @@ TRAINING_CHANGES: dict[str, dict[str, Any]] = {
     "warmup_steps": {"warmup_steps": 4},
     "weight_decay": {"weight_decay": 0.02},
     "grad_clip": {"grad_clip": 0.5},
+    "sampler": {"sampler": "stream"},
+    "loss_definition": {"objective": "mean"},
+}
+
+# Conditions that are left out where they are as they were before they existed.
+ADDED = {
+    item.name: item.metadata
+    for item in fields(Training)
+    if item.metadata["condition"] and "absent" in item.metadata
 }
 
 _HEAD = (
@@ -79,6 +87,16 @@ def test_changed_condition_changes_the_fingerprint(name: str) -> None:
 def test_changed_training_changes_the_fingerprint(name: str) -> None:
     changed = replace(PROTOCOL, training=replace(TRAINING, **TRAINING_CHANGES[name]))
     assert changed.encode()[name] != PROTOCOL.encode()[name]
+    assert changed.fingerprint != PROTOCOL.fingerprint
+
+
+@pytest.mark.parametrize("name", [*ADDED, "batch_rule"])
+def test_added_condition_changes_the_fingerprint(name: str) -> None:
+    words = {"skip_nonfinite": True, "decay": "matrices", "batch_rule": "study-2026-01"}
+    other: Any = words[name] if name in words else ADDED[name]["bounds"].high
+    changed = replace(PROTOCOL, training=replace(TRAINING, **{name: other}))
+    assert changed.encode()[name] == other
+    assert name not in PROTOCOL.encode()
     assert changed.fingerprint != PROTOCOL.fingerprint
 
 

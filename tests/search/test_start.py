@@ -12,7 +12,7 @@ from elmanctl.ledger.records import RunStatus
 from elmanctl.ledger.state import load_run
 from elmanctl.run.frozen_code import freeze_code, hash_code, package_files
 from elmanctl.run.paths import RunPaths
-from elmanctl.run.training import Budget, Training
+from elmanctl.run.training import Training
 from elmanctl.search.limits import check_limits
 from elmanctl.search.plan import SearchPlan, plan_search
 from elmanctl.search.run_creation import create_run
@@ -79,9 +79,17 @@ def test_new_run_says_where_it_started_from_what_and_with_which_seed(
     assert state.run["data"]["path"] == str(corpus)
     assert 0 < state.run["data"]["unigram_nats"] < 6
     assert state.run["protocol"] == {
+        "name": "fair",
         "budget": {"minutes": 2.0},
         "tokens_per_step": 16 * 32,
         "seq_len": 32,
+        "warmup_steps": 3,
+        "grad_clip": 1.0,
+        "weight_decay": 0.01,
+        "holdout": 0.02,
+        "decay": "matrices",
+        "sampler": "uniform-windows-v1",
+        "loss_definition": "held-out-nats-averaged-weights-v1",
     }
     assert set(state.run["versions"]) >= {"elmanctl", "python", "cma", "numpy", "submitit"}
 
@@ -196,13 +204,14 @@ def test_one_budget_that_is_set_is_the_training_budget(train: dict[str, Any], ki
 
 
 def test_time_limit_leaves_room_for_start_and_warm_up() -> None:
-    minutes = Budget(kind="minutes", amount=30.0)
+    minutes = Training(minutes=30.0)
     assert time_limit_min(minutes, None) == 43
     assert time_limit_min(minutes, 31) == 31
     with pytest.raises(ConfigError, match="leaves no room"):
         time_limit_min(minutes, 30)
-    assert time_limit_min(Budget(kind="steps", amount=5), None) == 60
-    assert time_limit_min(Budget(kind="steps", amount=5), 1) == 1
+    assert time_limit_min(Training(steps=5), None) == 60
+    assert time_limit_min(Training(steps=5), 1) == 1
+    assert time_limit_min(Training(converge=0.01, converge_cap_min=30.0), None) == 43
 
 
 def test_requeue_changes_memory_and_time_of_a_slurm_job(settings: Settings) -> None:

@@ -11,6 +11,7 @@ from elmanctl.run.training import Training
 from elmanctl.search.workload import attempt_spec
 from elmanctl.settings import Settings
 from tests.run.test_spec import RECORDED
+from tests.specs import BEFORE
 
 RUN = {
     "name": "tiny",
@@ -33,6 +34,7 @@ def test_evaluation_keeps_its_bytes() -> None:
 
 def test_spec_has_the_bytes_that_it_always_had() -> None:
     train: dict[str, Any] = {"seq_len": 256, "minutes": 10.0, "micro_batch": 8, "seed": 1}
+    train = BEFORE | train
     plan = decode(EvaluationPlan, json.loads(EVALUATION), "evaluation", LedgerCorrupt)
     evaluation = Evaluation(
         id=plan.id,

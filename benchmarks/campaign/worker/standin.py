@@ -110,7 +110,11 @@ def _outcome(known: Plan, spec: Any, step: int, seconds: float) -> Any:
         divergence = Divergence(step=step, quantity="loss", value="nan", last_finite_loss=1.0)
     return TrainOutcome(
         divergence=divergence,
+        objective=spec.training.objective,
         loss=None if divergence else known.loss,
+        last100_loss=None if divergence else known.loss,
+        mean_loss=None if divergence else known.loss,
+        flops=0.0,
         loss_window_steps=1,
         last_loss=None if divergence else known.loss,
         steps=step - 1 if divergence else step,

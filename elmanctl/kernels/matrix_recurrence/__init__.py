@@ -97,14 +97,18 @@ def matrix_recurrence(
         dtype=str(k.dtype).removeprefix("torch."),
     )
     if backend != "torch":
-        from elmanctl.kernels.matrix_recurrence import triton
+        from elmanctl.kernels.matrix_recurrence.triton import (
+            IS_INTERPRETED,
+            Flags,
+            Tensors,
+            triton_matrix_recurrence,
+        )
 
-        if tanh == "fast" and triton.IS_INTERPRETED:
+        if tanh == "fast" and IS_INTERPRETED:
             raise InvalidConfiguration(
                 "Triton's interpreter has no fast tanh, which is an instruction of GPUs"
             )
-        is_low = not triton.IS_INTERPRETED and _has_low_precision(k)
-        fast = tanh == "fast" or (tanh == AUTO and is_low)
+        fast = tanh == "fast" or (tanh == AUTO and not IS_INTERPRETED and _has_low_precision(k))
         if backend == "gluon":
             _check_gluon(
                 fast=fast,
@@ -116,7 +120,7 @@ def matrix_recurrence(
             )
         if checkpoints == AUTO:
             checkpoints = "fp16" if backend == "gluon" else "fp32"
-        flags = triton.Flags(
+        flags = Flags(
             linear_state=linear_state,
             normalize=normalize,
             activate=activation == "silu",
@@ -127,8 +131,8 @@ def matrix_recurrence(
             checkpoint_dtype=checkpoints,
             backend=backend,
         )
-        tensors = triton.Tensors(q, k, v, alpha, beta, blend, written, gate, initial_state)
-        return triton.triton_matrix_recurrence(tensors, flags)
+        tensors = Tensors(q, k, v, alpha, beta, blend, written, gate, initial_state)
+        return triton_matrix_recurrence(tensors, flags)
     if tanh == "fast" or checkpoints not in (AUTO, "fp32"):
         raise InvalidConfiguration(
             f'backend `torch` supports only the exact tanh and fp32 checkpoints, not "{tanh}" and '

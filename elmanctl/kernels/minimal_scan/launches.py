@@ -5,7 +5,16 @@ from dataclasses import dataclass
 from typing import Any
 
 from elmanctl.kernels.launch import Launch
-from elmanctl.kernels.minimal_scan import sizes, triton_kernels
+from elmanctl.kernels.minimal_scan import triton_kernels
+from elmanctl.kernels.minimal_scan.sizes import (
+    CHECKPOINT_EVERY,
+    SCORES,
+    Tile,
+    alignment,
+    choose_tile,
+    count_programs,
+    is_exact,
+)
 
 ITEM_SIZES: Mapping[str, int] = {"bf16": 2, "fp32": 4}
 """Supported dtypes by their Triton names, with their sizes in bytes."""
@@ -28,14 +37,14 @@ class Problem:
     scores: str
     hidden: str
 
-    def tile(self, *, is_backward: bool) -> sizes.Tile:
+    def tile(self, *, is_backward: bool) -> Tile:
         """Return the tile of one program."""
         itemsize = ITEM_SIZES[self.scores]
-        return sizes.choose_tile(self.batch, self.width, is_backward=is_backward, itemsize=itemsize)
+        return choose_tile(self.batch, self.width, is_backward=is_backward, itemsize=itemsize)
 
     def grid(self, *, is_backward: bool) -> tuple[int]:
         """Return the launch grid: the number of programs."""
-        return (sizes.count_programs(self.tile(is_backward=is_backward), self.batch, self.width),)
+        return (count_programs(self.tile(is_backward=is_backward), self.batch, self.width),)
 
 
 def forward_launch(problem: Problem, *, has_initial: bool) -> Launch:
@@ -67,14 +76,14 @@ def _launch(
     kernel: Any, problem: Problem, pointers: Mapping[str, str | None], *, is_backward: bool
 ) -> Launch:
     tile = problem.tile(is_backward=is_backward)
-    exact = sizes.is_exact(tile, problem.length, problem.width)
+    exact = is_exact(tile, problem.length, problem.width)
     constants = {
-        "SCORES": sizes.SCORES[problem.cell],
+        "SCORES": SCORES[problem.cell],
         "WIDTH": problem.width,
         "ROW": problem.row,
-        "ALIGNED": sizes.alignment(problem.batch_stride),
+        "ALIGNED": alignment(problem.batch_stride),
         "SEGMENTS": tile.segments,
-        "STEPS": sizes.CHECKPOINT_EVERY,
+        "STEPS": CHECKPOINT_EVERY,
         "BLOCK": tile.channels,
         "EXACT": exact,
     }

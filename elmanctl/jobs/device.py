@@ -1,0 +1,102 @@
+"""Device of a training: CPU or GPU, its precision, threads, repeatability and peak memory."""
+
+import os
+import platform
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+
+from elmanctl.errors import EnvironmentNotReady
+
+# Slurm sets these in a job with GPUs; some releases set the last one to -1 or a word without.
+_GPU_VARIABLES = ("SLURM_JOB_GPUS", "SLURM_STEP_GPUS", "CUDA_VISIBLE_DEVICES")
+_NO_GPU = ("-1", "NoDevFiles")
+
+
+def use_threads(count: int) -> None:
+    """Set the number of CPU threads of torch; 0 leaves it to torch.
+
+    It must come before a model is built: the last bits of an orthogonal initial weight depend on
+    the number of threads.
+    """
+    if count:
+        torch.set_num_threads(count)
+
+
+def choose_device(name: str) -> torch.device:
+    """Return the device that `auto`, `cpu` or `cuda` means here.
+
+    Raises EnvironmentNotReady when torch sees no CUDA device although CUDA is requested, or
+    although the job was given a GPU, which `auto` would leave idle.
+    """
+    is_available = torch.cuda.is_available()
+    if name == "cuda" and not is_available:
+        raise EnvironmentNotReady("torch sees no CUDA device on this machine")
+    given = _given_gpu() if name == "auto" and not is_available else None
+    if given:
+        raise EnvironmentNotReady(
+            f"this job was given a GPU ({given}), but torch sees no CUDA device",
+            hint="install a torch with CUDA that the node's driver can run, or set `train.device` "
+            "to cpu and ask for no GPU",
+        )
+    return torch.device("cuda" if is_available and name != "cpu" else "cpu")
+
+
+def _given_gpu() -> str | None:
+    """Return the variable that names the GPUs of this job, None if it has none."""
+    for variable in _GPU_VARIABLES:
+        value = os.environ.get(variable, "").strip()
+        if value and value not in _NO_GPU:
+            return f"{variable}={value}"
+    return None
+
+
+def choose_precision(name: str, device: torch.device) -> str:
+    """Return fp32 or bf16: the requested one, or for `auto` bf16 if the GPU supports it.
+
+    Raises EnvironmentNotReady when bf16 is requested and the GPU does not support it.
+    """
+    if device.type != "cuda":
+        return "fp32" if name == "auto" else name
+    has_bf16 = torch.cuda.is_bf16_supported(including_emulation=False)
+    if name == "bf16" and not has_bf16:
+        raise EnvironmentNotReady(
+            f"{device_name(device)} does not compute in bf16", hint="set train.precision to fp32"
+        )
+    return ("bf16" if has_bf16 else "fp32") if name == "auto" else name
+
+
+@contextmanager
+def repeatable(is_wanted: bool) -> Iterator[None]:
+    """Make torch refuse operations whose result depends on scheduling."""
+    # torch.use_deterministic_algorithms would import torch's compiler.
+    before = torch.get_deterministic_debug_mode()
+    if is_wanted:
+        torch.set_deterministic_debug_mode("error")
+    try:
+        yield
+    finally:
+        torch.set_deterministic_debug_mode(before)
+
+
+def device_name(device: torch.device) -> str:
+    """Return the model of the GPU or of the processor."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
+        if line.startswith("model name"):
+            return line.partition(":")[2].strip()
+    return platform.machine()
+
+
+def peak_memory_bytes(device: torch.device) -> int:
+    """Return the peak memory: allocated on the GPU, or resident on the host."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    # getrusage would include the peak of the process that started this one.
+    for line in Path("/proc/self/status").read_text(encoding="utf-8").splitlines():
+        if line.startswith("VmHWM"):
+            return int(line.split()[1]) * 1024
+    raise EnvironmentNotReady("/proc/self/status names no peak of memory")

@@ -1,0 +1,84 @@
+"""Training step: gradients of one batch in micro-batches, clipping, and the update."""
+
+from contextlib import AbstractContextManager, nullcontext
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import clip_grads_with_norm_, get_total_norm
+
+from elmanctl.jobs.optimizer import AdamWScheduleFree
+
+
+class Stepper:
+    """Makes the steps of a model, whose weights stay float32 in any precision."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        optimizer: AdamWScheduleFree,
+        *,
+        device: torch.device,
+        precision: str,
+        micro_batch: int,
+        grad_clip: float,
+    ) -> None:
+        self._model = model
+        self._parameters = list(model.parameters())
+        self._optimizer = optimizer
+        self._device = device
+        self._precision = precision
+        self._micro_batch = micro_batch
+        self._grad_clip = grad_clip
+        self._update_norm: Tensor | None = None
+
+    def gradients(self, rows: npt.NDArray[np.uint8]) -> tuple[float, float, float | None]:
+        """Compute the gradients of rows [B, T+1] and clip them.
+
+        Returns the mean loss in nats, the norm before clipping, and the norm of the last update.
+        """
+        self._optimizer.zero_grad(set_to_none=True)
+        total = torch.zeros((), device=self._device)
+        batch = torch.from_numpy(rows).to(self._device).long()
+        for start in range(0, len(batch), self._micro_batch):
+            part = batch[start : start + self._micro_batch]
+            with self.autocast():
+                loss: Tensor = self._model.loss(part)  # type: ignore[operator]
+            share = len(part) / len(batch)
+            objective = loss.float() + self._model.auxiliary_loss()  # type: ignore[operator]
+            (objective * share).backward()
+            total += loss.detach() * share
+        gradients = [p.grad for p in self._parameters if p.grad is not None]
+        norm = get_total_norm(gradients)
+        if self._grad_clip:
+            clip_grads_with_norm_(self._parameters, self._grad_clip, norm)
+        # The only synchronisation of a step: the numbers are copied to the host together.
+        update_norm = self._update_norm
+        known = [] if update_norm is None else [update_norm.to(total)]
+        values = torch.stack([total, norm.to(total), *known]).tolist()
+        return values[0], values[1], values[2] if known else None
+
+    def update(self) -> None:
+        """Update the weights; the norm of the change stays on the device until the next step."""
+        before = [parameter.detach().clone() for parameter in self._parameters]
+        self._optimizer.step()
+        with torch.no_grad():
+            torch._foreach_sub_(before, [parameter.detach() for parameter in self._parameters])
+            self._update_norm = get_total_norm(before)
+
+    @property
+    def update_norm(self) -> float | None:
+        """The norm of the last update, None before the first."""
+        return None if self._update_norm is None else float(self._update_norm)
+
+    def restore(self, update_norm: float | None) -> None:
+        """Take up the norm of the last update of an earlier worker."""
+        if update_norm is not None:
+            self._update_norm = torch.tensor(update_norm, device=self._device)
+
+    def autocast(self) -> AbstractContextManager[object]:
+        """Return the context of a forward pass."""
+        if self._precision == "fp32":
+            return nullcontext()
+        return torch.autocast(self._device.type, dtype=torch.bfloat16)
