@@ -227,7 +227,9 @@ class _Loop:
             if self._is_spent():
                 break
             if is_due(self.steps, self._training.val_every):
-                self._validate(report)
+                divergence = self._validate(report)
+                if divergence is not None:
+                    return divergence
             if self._checkpoints is not None and self._checkpoints.is_due:
                 with self.clock.stopped():
                     self._checkpoints.write(self._trained, self._position())

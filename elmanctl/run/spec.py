@@ -126,5 +126,5 @@ def _budget(data: object) -> dict[str, float]:
             f"`spec.budget` names exactly one of {', '.join(BUDGET_KINDS)}, not {describe(table)}"
         )
     ((kind, amount),) = table.items()
-    number = float if kind == "minutes" else int
+    number = int if kind in ("steps", "tokens") else float
     return {kind: decode(number, amount, f"spec.budget.{kind}", InvalidConfiguration)}

@@ -9,6 +9,7 @@ import pytest
 from elmanctl.errors import EnvironmentNotReady, InvalidConfiguration
 from elmanctl.ledger.files import encode_json
 from elmanctl.run.spec import AttemptSpec
+from elmanctl.run.training import BUDGET_KINDS
 from tests.specs import BEFORE
 
 MakeSpec = Callable[..., AttemptSpec]
@@ -43,7 +44,9 @@ def test_recorded_spec_keeps_its_bytes(line: bytes) -> None:
 
 
 def test_a_spec_survives_json(make_spec: MakeSpec) -> None:
-    for budget in ({"minutes": 0.5}, {"steps": 7}, {"tokens": 10**12}):
+    budgets = {"minutes": 0.5, "steps": 7, "tokens": 10**12, "flops": 1e18, "converge": 0.01}
+    assert budgets.keys() == set(BUDGET_KINDS)
+    for budget in ({kind: amount} for kind, amount in budgets.items()):
         spec = make_spec(**budget, config={"dim": 64, "nested": {"a": [1, None]}})
         assert spec.encode()["budget"] == budget
         assert AttemptSpec.decode(json.loads(json.dumps(spec.encode()))) == spec
