@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
 
 from elmanctl.bench import nvidia
 from elmanctl.bench.device import driver_name
@@ -64,19 +63,14 @@ def rates_of(ceilings: list[Ceiling]) -> Rates:
 def _copy(device: torch.device) -> Ceiling:
     """Measure bytes read plus bytes written by copies within device memory."""
     size = _COPIED_BYTES[device.type]
-    pairs = [_copy_buffers(size, device) for _ in range(2)]
+    # Random data, since zeros may be copied faster.
+    sources = [torch.randint(0, 256, (size,), dtype=torch.uint8, device=device) for _ in range(2)]
+    targets = [torch.empty_like(source) for source in sources]
 
     def call(number: int) -> None:
-        source, target = pairs[number % 2]
-        target.copy_(source)
+        targets[number % 2].copy_(sources[number % 2])
 
     return _ceiling("copy", "B", 2.0 * size, call, device)
-
-
-def _copy_buffers(size: int, device: torch.device) -> tuple[Tensor, Tensor]:
-    # Random data, since zeros may be copied faster.
-    source = torch.randint(0, 256, (size,), dtype=torch.uint8, device=device)
-    return source, torch.empty_like(source)
 
 
 def _square_product(device: torch.device) -> Ceiling:

@@ -10,15 +10,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from elmanctl.bench import third_party
 from elmanctl.bench.floors import ATTENTION, GATED_DELTA_RULE, STATE_SPACE_DUAL, gated_scan_counts
 from elmanctl.bench.operation import Draw, Operation, Path, output_and_state, plain_torch
 from elmanctl.bench.recurrences import RECURRENCES
 from elmanctl.bench.size import Size, matrix_size
-from elmanctl.bench.third_party import (
-    fla_gradients_for_timing,
-    flash_attention,
-    naive_attention,
-)
 from elmanctl.kernels.gated_delta_rule import gated_delta_rule
 from elmanctl.kernels.gated_delta_rule.naive import naive_gated_delta_rule
 from elmanctl.kernels.minimal_scan import gated_scan
@@ -119,7 +115,7 @@ OPERATIONS: tuple[Operation, ...] = (
                 # Its float32 matrix products use TF32.
                 tolerances={"bfloat16": 2e-2, "float32": 5e-3},
                 gradient_unavailable=fla_gradient_unavailable,
-                for_timing=fla_gradients_for_timing,
+                for_timing=third_party.fla_gradients_for_timing,
             ),
             plain_torch(output_and_state(gated_delta_rule, backend="torch"), float32=5e-6),
         ),
@@ -165,11 +161,11 @@ OPERATIONS: tuple[Operation, ...] = (
         name="attention",
         summary="causal attention of torch, for comparison",
         draw=_draw_attention,
-        truth=naive_attention,
+        truth=third_party.naive_attention,
         paths=(
             Path(
                 name="flash",
-                run=flash_attention,
+                run=third_party.flash_attention,
                 unavailable_reason=lambda device: None,
                 tolerances={"bfloat16": 2e-2},
             ),

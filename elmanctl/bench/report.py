@@ -10,16 +10,7 @@ from dataclasses import asdict, dataclass, field, is_dataclass
 from pathlib import Path
 from typing import Any
 
-from elmanctl.bench.tables import (
-    Table,
-    ceiling_table,
-    kernel_table,
-    machine_lines,
-    markdown_of,
-    product_table,
-    step_table,
-    target_table,
-)
+from elmanctl.bench import tables
 from elmanctl.bench.targets import judge_targets
 from elmanctl.errors import NotFound, UsageError
 from elmanctl.ledger.files import write_atomically
@@ -71,14 +62,14 @@ class Report:
         ]
         return failures
 
-    def tables(self) -> list[Table]:
+    def tables(self) -> list[tables.Table]:
         """Return all tables, targets first, including those without rows."""
         return [
-            target_table(self.targets),
-            ceiling_table(self.ceilings),
-            product_table(self.products),
-            kernel_table(self.kernels),
-            step_table(self.steps, self.products_alone_ms),
+            tables.target_table(self.targets),
+            tables.ceiling_table(self.ceilings),
+            tables.product_table(self.products),
+            tables.kernel_table(self.kernels),
+            tables.step_table(self.steps, self.products_alone_ms),
         ]
 
     def document(self) -> dict[str, Any]:
@@ -90,7 +81,7 @@ class Report:
     def markdown(self) -> str:
         """Return the report as Markdown."""
         title = f"Measured on {self.machine['name']}"
-        return markdown_of(title, machine_lines(self.machine), self.tables())
+        return tables.markdown_of(title, tables.machine_lines(self.machine), self.tables())
 
     def write(self, path: Path) -> None:
         """Write JSON to `path` and Markdown next to it, each atomically."""

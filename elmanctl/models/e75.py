@@ -21,8 +21,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from elmanctl.kernels.matrix_recurrence import matrix_recurrence
+from elmanctl.models import layers
 from elmanctl.models.configs.e75 import E75Config
-from elmanctl.models.layers import CausalConvolution, at_least_float32, convolve, projection
 
 DECAY_BIAS = 2.0
 """Initial b, a decay of sigmoid(2) = 0.88."""
@@ -46,20 +46,18 @@ class E75Layer(nn.Module):
         self.config = config
         self.backend = backend
         width = config.head_width
-        self.inner = None if config.post_conv else projection(config.dim, config.inner_width)
+        self.inner = None if config.post_conv else layers.projection(config.dim, config.inner_width)
         self.conv = (
-            CausalConvolution(config.conv_channels, config.d_conv, bias=True)
+            layers.CausalConvolution(config.conv_channels, config.d_conv, bias=True)
             if config.conv_channels
             else None
         )
         # Keys, values, queries and decays of all heads, in this order.
-        self.cell = nn.Linear(config.inner_width, 4 * width, bias=False)
         # Each head's part is initialized as its own matrix, except in the post-conv form.
         rows = width if config.post_conv else config.n_state
-        for part in self.cell.weight.detach().view(-1, rows, config.inner_width):
-            nn.init.xavier_uniform_(part)
+        self.cell = layers.stacked_projections(config.inner_width, rows, 4 * width // rows)
         self.decay_bias = nn.Parameter(torch.full((config.n_heads, config.n_state), DECAY_BIAS))
-        self.out = projection(width, config.dim)
+        self.out = layers.projection(width, config.dim)
 
     def forward(self, x: Tensor, state: E75State | None = None) -> tuple[Tensor, E75State]:
         """Return y [B, T, dim] for x [B, T, dim] and the state after the last position."""
@@ -89,10 +87,10 @@ class E75Layer(nn.Module):
             heads, tail = self._convolved_silu(mixed[..., :channels], tail)
             mixed = torch.cat((heads, mixed[..., channels:]), dim=-1)
         # The recurrence, the norm of the keys and the gate are computed in float32.
-        parts = at_least_float32(mixed).view(*x.shape[:2], 4, self.config.n_heads, -1)
+        parts = layers.at_least_float32(mixed).view(*x.shape[:2], 4, self.config.n_heads, -1)
         k, v, q, score = parts.unbind(2)
         return k, v, q, score, tail
 
     def _convolved_silu(self, x: Tensor, tail: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        convolved, tail = convolve(self.conv, x, tail)
+        convolved, tail = layers.convolve(self.conv, x, tail)
         return F.silu(convolved), tail

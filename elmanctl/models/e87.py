@@ -24,8 +24,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from elmanctl.kernels.matrix_recurrence import matrix_recurrence
+from elmanctl.models import layers
 from elmanctl.models.configs.e87 import E87Config
-from elmanctl.models.layers import CausalConvolution, at_least_float32, convolve, projection
 
 DECAY_BIAS = 2.0
 """Initial b, a decay of sigmoid(2) = 0.88 of a written block."""
@@ -50,26 +50,26 @@ class E87Layer(nn.Module):
         self.config = config
         self.backend = backend
         width = config.inner_width
-        self.inner = projection(config.dim, width)
-        self.conv = CausalConvolution(width, config.d_conv, bias=True) if config.use_conv else None
-        self.router = projection(width, config.n_blocks)
+        self.inner = layers.projection(config.dim, width)
+        self.conv = (
+            layers.CausalConvolution(width, config.d_conv, bias=True) if config.use_conv else None
+        )
+        self.router = layers.projection(width, config.n_blocks)
         # Keys, values and decays of all blocks, in this order; each third is initialized alone.
-        self.cell = nn.Linear(width, 3 * config.block_width, bias=False)
-        for third in self.cell.weight.detach().view(3, config.block_width, width):
-            nn.init.xavier_uniform_(third)
+        self.cell = layers.stacked_projections(width, config.block_width, 3)
         self.decay_bias = nn.Parameter(torch.full((config.n_blocks, config.n_state), DECAY_BIAS))
-        self.query = projection(width, config.n_state)
-        self.out = projection(config.n_state, config.dim)
+        self.query = layers.projection(width, config.n_state)
+        self.out = layers.projection(config.n_state, config.dim)
 
     def forward(self, x: Tensor, state: E87State | None = None) -> tuple[Tensor, E87State]:
         """Return y [B, T, dim] for x [B, T, dim] and the state after the last position."""
         z, conv_tail = self._inner(x, None if state is None else state.conv_tail)
         # The recurrence, the router and the gate are computed in float32.
-        rho = at_least_float32(self.router(z))
+        rho = layers.at_least_float32(self.router(z))
         p = torch.softmax(rho, dim=-1)
-        mixed = at_least_float32(self.cell(z))
+        mixed = layers.at_least_float32(self.cell(z))
         k, v, score = mixed.view(*x.shape[:2], 3, self.config.n_blocks, -1).unbind(2)
-        q = at_least_float32(self.query(z))
+        q = layers.at_least_float32(self.query(z))
         written = self._select(rho)
         read_out, memory = matrix_recurrence(
             q.unsqueeze(2).expand_as(k),
@@ -88,7 +88,7 @@ class E87Layer(nn.Module):
         return self.out(o.to(x.dtype)), E87State(memory, conv_tail)
 
     def _inner(self, x: Tensor, tail: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        inner, tail = convolve(self.conv, self.inner(x), tail)
+        inner, tail = layers.convolve(self.conv, self.inner(x), tail)
         return F.silu(inner), tail
 
     def _select(self, rho: Tensor) -> Tensor:

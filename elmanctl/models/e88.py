@@ -21,14 +21,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from elmanctl.kernels.matrix_recurrence import matrix_recurrence
+from elmanctl.models import layers
 from elmanctl.models.configs.e88 import E88Config
-from elmanctl.models.layers import (
-    CausalConvolution,
-    SelectiveDecay,
-    at_least_float32,
-    convolve,
-    projection,
-)
 from elmanctl.models.lm import RMSNorm
 
 CONSTANT_DECAY_LOGIT = 4.0
@@ -51,14 +45,14 @@ class E88Layer(nn.Module):
         self.backend = backend
         dim, values = config.dim, config.value_width
         # Queries, keys and values are one matrix, which determines the scale of initialization.
-        self.mixed = projection(dim, config.mixed_width)
+        self.mixed = layers.projection(dim, config.mixed_width)
         self.decay = _DECAYS[config.decay](config)
-        self.gate = projection(dim, values) if config.use_gate else None
+        self.gate = layers.projection(dim, values) if config.use_gate else None
         self.out = _output(config)
         # These two keep torch's default initialization, as in the study.
         self.rate = nn.Linear(dim, config.n_heads, bias=False) if config.write_gate else None
         self.conv = (
-            CausalConvolution(config.mixed_width, config.d_conv, bias=False)
+            layers.CausalConvolution(config.mixed_width, config.d_conv, bias=False)
             if config.use_conv
             else None
         )
@@ -83,7 +77,9 @@ class E88Layer(nn.Module):
             v,
             self.decay(x),
             gate if self._gates_inside else None,
-            beta=None if self.rate is None else torch.sigmoid(at_least_float32(self.rate(x))),
+            beta=None
+            if self.rate is None
+            else torch.sigmoid(layers.at_least_float32(self.rate(x))),
             initial_state=None if state is None else state.memory,
             activation="silu",
             linear_state=not self.config.squashes,
@@ -102,7 +98,7 @@ class E88Layer(nn.Module):
         return self.config.gate_function == "silu" and self.norm is None and self.skip is None
 
     def _mix(self, x: Tensor, tail: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        mixed, tail = convolve(self.conv, self.mixed(x), tail)
+        mixed, tail = layers.convolve(self.conv, self.mixed(x), tail)
         # Kernels need contiguous heads, but the convolution returns contiguous positions.
         return mixed.contiguous() if self.backend == "triton" else mixed, tail
 
@@ -124,28 +120,28 @@ class E88Layer(nn.Module):
         if self.skip is not None:
             read_out = read_out + self.skip * F.silu(v)
         if self.norm is not None:
-            read_out = self.norm(at_least_float32(read_out))
+            read_out = self.norm(layers.at_least_float32(read_out))
         return read_out
 
     def _join(self, heads: Tensor, x: Tensor) -> Tensor:
         """Combine heads [B, T, H, M]: concatenated [B, T, H * M] or summed [B, T, M]."""
         if self.config.head_mix in ("concat", "per_head"):
             return heads.flatten(-2)
-        heads = at_least_float32(heads)
+        heads = layers.at_least_float32(heads)
         if self.head_scores is None:
             return heads.sum(-2)
         scores = (
             self.head_scores(x) if isinstance(self.head_scores, nn.Linear) else self.head_scores
         )
-        weights = torch.softmax(at_least_float32(scores), -1)
+        weights = torch.softmax(layers.at_least_float32(scores), -1)
         return (heads * weights.unsqueeze(-1)).sum(-2)
 
 
 def _output(config: E88Config) -> nn.Linear:
     if config.head_mix == "concat":
-        return projection(config.value_width, config.dim)
+        return layers.projection(config.value_width, config.dim)
     if config.head_mix != "per_head":
-        return projection(config.head_values, config.dim)
+        return layers.projection(config.head_values, config.dim)
     # One matrix applied to the concatenation equals the sum of per-head matrices; only the
     # initialization is per head.
     out = nn.Linear(config.value_width, config.dim, bias=False)
@@ -167,11 +163,11 @@ class SimpleDecay(nn.Module):
 
     def __init__(self, config: E88Config) -> None:
         super().__init__()
-        self.projection = projection(config.dim, config.n_heads)
+        self.projection = layers.projection(config.dim, config.n_heads)
 
     def forward(self, x: Tensor) -> Tensor:
         """Return alpha [B, T, H], at least float32."""
-        return torch.sigmoid(at_least_float32(self.projection(x)))
+        return torch.sigmoid(layers.at_least_float32(self.projection(x)))
 
 
 class ConstantDecay(nn.Module):
@@ -183,7 +179,7 @@ class ConstantDecay(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return alpha [B, T, H], at least float32."""
-        return torch.sigmoid(at_least_float32(self.logit)).expand(*x.shape[:2], -1)
+        return torch.sigmoid(layers.at_least_float32(self.logit)).expand(*x.shape[:2], -1)
 
 
 class NoDecay(nn.Module):
@@ -195,11 +191,11 @@ class NoDecay(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return ones [B, T, H], at least float32."""
-        return at_least_float32(x.new_ones(*x.shape[:2], self.n_heads))
+        return layers.at_least_float32(x.new_ones(*x.shape[:2], self.n_heads))
 
 
 _DECAYS: dict[str, Callable[[E88Config], nn.Module]] = {
-    "mamba": lambda config: SelectiveDecay(config.dim, config.n_heads),
+    "mamba": lambda config: layers.SelectiveDecay(config.dim, config.n_heads),
     "simple": SimpleDecay,
     "constant": ConstantDecay,
     "none": NoDecay,

@@ -19,6 +19,15 @@ def projection(n_in: int, n_out: int) -> nn.Linear:
     return linear
 
 
+def stacked_projections(n_in: int, n_out: int, count: int) -> nn.Linear:
+    """Return `count` linear maps without bias as one, each with Xavier uniform initialization."""
+    linear = nn.Linear(n_in, count * n_out, bias=False)
+    with torch.no_grad():
+        for weight in linear.weight.chunk(count):
+            nn.init.xavier_uniform_(weight)
+    return linear
+
+
 class CausalConvolution(nn.Module):
     """Depthwise convolution over the last `width` positions, initialized as torch does."""
 

@@ -18,6 +18,8 @@ EMBEDDING_STD = 0.02
 class RMSNorm(nn.Module):
     """Root mean square norm (Zhang and Sennrich, 2019), computed in the dtype of x."""
 
+    eps = NORM_EPS
+
     def __init__(self, dim: int) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.ones(dim))
@@ -25,7 +27,7 @@ class RMSNorm(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Return x [..., dim] normalized and scaled, in the weight's dtype."""
         weight = self.weight.to(x.dtype)
-        return F.rms_norm(x, weight.shape, weight, NORM_EPS).to(self.weight.dtype)
+        return F.rms_norm(x, weight.shape, weight, self.eps).to(self.weight.dtype)
 
 
 class LayerNorm(nn.Module):

@@ -22,11 +22,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from elmanctl.models.configs.transformer import TransformerConfig
-from elmanctl.models.layers import at_least_float32, projection
+from elmanctl.models.layers import at_least_float32, projection, stacked_projections
 from elmanctl.models.lm import RMSNorm
 
 ROTARY_BASE = 10_000.0
-INNER_NORM_EPS = 1e-6
 
 
 class AttentionState(NamedTuple):
@@ -117,19 +116,7 @@ class StudyBlock(nn.Module):
 class InnerNorm(RMSNorm):
     """Root mean square norm inside the study's block, with its own epsilon."""
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Return x [..., dim] normalized and scaled, in the weight's dtype."""
-        weight = self.weight.to(x.dtype)
-        return F.rms_norm(x, weight.shape, weight, INNER_NORM_EPS).to(self.weight.dtype)
-
-
-def stacked_projections(n_in: int, n_out: int, count: int) -> nn.Linear:
-    """Return `count` linear maps without bias as one, each with Xavier uniform initialization."""
-    linear = nn.Linear(n_in, count * n_out, bias=False)
-    with torch.no_grad():
-        for weight in linear.weight.chunk(count):
-            nn.init.xavier_uniform_(weight)
-    return linear
+    eps = 1e-6
 
 
 def rotate(x: Tensor, first_position: int) -> Tensor:

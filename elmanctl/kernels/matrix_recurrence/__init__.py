@@ -97,18 +97,14 @@ def matrix_recurrence(
         dtype=str(k.dtype).removeprefix("torch."),
     )
     if backend != "torch":
-        from elmanctl.kernels.matrix_recurrence.triton import (
-            IS_INTERPRETED,
-            Flags,
-            Tensors,
-            triton_matrix_recurrence,
-        )
+        from elmanctl.kernels.matrix_recurrence import triton
 
-        if tanh == "fast" and IS_INTERPRETED:
+        if tanh == "fast" and triton.IS_INTERPRETED:
             raise InvalidConfiguration(
                 "Triton's interpreter has no fast tanh, which is an instruction of GPUs"
             )
-        fast = tanh == "fast" or (tanh == AUTO and not IS_INTERPRETED and _has_low_precision(k))
+        is_low = not triton.IS_INTERPRETED and _has_low_precision(k)
+        fast = tanh == "fast" or (tanh == AUTO and is_low)
         if backend == "gluon":
             _check_gluon(
                 fast=fast,
@@ -120,7 +116,7 @@ def matrix_recurrence(
             )
         if checkpoints == AUTO:
             checkpoints = "fp16" if backend == "gluon" else "fp32"
-        flags = Flags(
+        flags = triton.Flags(
             linear_state=linear_state,
             normalize=normalize,
             activate=activation == "silu",
@@ -131,8 +127,8 @@ def matrix_recurrence(
             checkpoint_dtype=checkpoints,
             backend=backend,
         )
-        tensors = Tensors(q, k, v, alpha, beta, blend, written, gate, initial_state)
-        return triton_matrix_recurrence(tensors, flags)
+        tensors = triton.Tensors(q, k, v, alpha, beta, blend, written, gate, initial_state)
+        return triton.triton_matrix_recurrence(tensors, flags)
     if tanh == "fast" or checkpoints not in (AUTO, "fp32"):
         raise InvalidConfiguration(
             f'backend `torch` supports only the exact tanh and fp32 checkpoints, not "{tanh}" and '

@@ -11,19 +11,7 @@ import triton
 from torch import Tensor
 
 from elmanctl.errors import InvalidConfiguration
-from elmanctl.kernels.matrix_recurrence.launches import (
-    ALIGNED_UNIT,
-    Problem,
-    backward_launch,
-    checkpoint_every,
-    forward_launch,
-    split_of,
-)
-from elmanctl.kernels.matrix_recurrence.routing import (
-    max_checkpoints,
-    packed_positions,
-    write_mask,
-)
+from elmanctl.kernels.matrix_recurrence import launches, routing
 from elmanctl.kernels.matrix_recurrence.sizes import CHECKPOINT_EVERY
 
 IS_INTERPRETED = triton.knobs.runtime.interpret
@@ -87,12 +75,12 @@ def triton_matrix_recurrence(tensors: Tensors, flags: Flags) -> tuple[Tensor, Te
     """
     written, n_heads = tensors.written, tensors.k.shape[2]
     if written is not None and flags.read_all:
-        tensors = tensors._replace(written=write_mask(written, n_heads))
+        tensors = tensors._replace(written=routing.write_mask(written, n_heads))
     elif written is not None:
         max_written = n_heads if written.dtype == torch.bool else written.shape[2]
-        mask, every = write_mask(written, n_heads), checkpoint_every(flags.backend)
-        tensors = tensors._replace(written=packed_positions(mask, every))
-        flags = flags._replace(packed=max_checkpoints(mask.shape, max_written, every))
+        mask, every = routing.write_mask(written, n_heads), launches.checkpoint_every(flags.backend)
+        tensors = tensors._replace(written=routing.packed_positions(mask, every))
+        flags = flags._replace(packed=routing.max_checkpoints(mask.shape, max_written, every))
     for name, x in _strided(tensors, flags).items():
         if x is not None:
             _check_strides(name, x)
@@ -143,7 +131,7 @@ def _strided(tensors: Tensors, flags: Flags) -> dict[str, Tensor | None]:
     return {**named, "written": None} if flags.packed else named
 
 
-def _prepare(tensors: Tensors, flags: Flags) -> tuple[Tensors, Problem]:
+def _prepare(tensors: Tensors, flags: Flags) -> tuple[Tensors, launches.Problem]:
     """Return the tensors with valid strides, and the problem that they pose."""
     tensors = tensors._replace(
         **{
@@ -154,22 +142,23 @@ def _prepare(tensors: Tensors, flags: Flags) -> tuple[Tensors, Problem]:
     )
     optional = ("beta", "blend", "written", "gate", "initial_state")
     in_units = (x for x in (*tensors[:3], tensors.gate) if x is not None)
-    is_aligned = all(stride % ALIGNED_UNIT == 0 for x in in_units for stride in x.stride()[:3])
+    strides = (stride for x in in_units for stride in x.stride()[:3])
+    is_aligned = all(stride % launches.ALIGNED_UNIT == 0 for stride in strides)
     options = flags._asdict()
     del options["packed"]
-    return tensors, Problem(
+    return tensors, launches.Problem(
         n_key=tensors.k.shape[3],
         n_value=tensors.v.shape[3],
         dtype=_TRITON_NAMES[tensors.k.dtype],
         given=frozenset(name for name in optional if getattr(tensors, name) is not None),
         per_value=tensors.alpha.ndim == 4,
-        unit=ALIGNED_UNIT if is_aligned else 1,
+        unit=launches.ALIGNED_UNIT if is_aligned else 1,
         **options,
     )
 
 
 def _arguments(
-    problem: Problem, tensors: Tensors, flags: Flags, d_output: Tensor | None = None
+    problem: launches.Problem, tensors: Tensors, flags: Flags, d_output: Tensor | None = None
 ) -> dict[str, Any]:
     """Return the arguments of both kernels: the tensors given, their strides, and the sizes.
 
@@ -200,7 +189,7 @@ def _forward(*arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
     k = tensors.k
     output, final_state, checkpoints = _empty_results(tensors, flags, keep)
     batch, _, heads, n_key = k.shape
-    split = split_of("forward", problem)
+    split = launches.split_of("forward", problem)
     n_programs, n_parts = split.grid(batch, heads, problem.n_value)
     rows = 2 * problem.every * split.heads * n_key
     given = _arguments(problem, tensors, flags)
@@ -208,7 +197,7 @@ def _forward(*arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
         given["initial_state"] = tensors.initial_state.contiguous()
     if keep:
         given["checkpoints"] = checkpoints
-    launch = forward_launch(problem, keep=keep)
+    launch = launches.forward_launch(problem, keep=keep)
     with _on_device_of(k):
         launch(
             (n_programs, n_parts),
@@ -224,7 +213,7 @@ def _empty_results(tensors: Tensors, flags: Flags, keep: bool) -> tuple[Tensor, 
     k, v = tensors.k, tensors.v
     batch, length, heads, n_key = k.shape
     n_value = v.shape[3]
-    count = flags.packed or -(-length // checkpoint_every(flags.backend))
+    count = flags.packed or -(-length // launches.checkpoint_every(flags.backend))
     leading = (1, 1) if flags.packed else (batch, heads)
     checkpoints_shape = (*leading, count if keep else 0, n_key * n_value)
     # The kernel leaves positions outside a packed sequence untouched.
@@ -258,11 +247,11 @@ def _backward(
     if flags.backend == "gluon":
         # The Gluon kernel requires a contiguous gradient.
         d_output = d_output.contiguous()
-    split = split_of("backward", problem)
+    split = launches.split_of("backward", problem)
     batch, _, heads, n_key = k.shape
     n_programs, n_parts = split.grid(batch, heads, problem.n_value)
     parts = _empty_parts(tensors, n_parts, packed=flags.packed)
-    launch = backward_launch(problem)
+    launch = launches.backward_launch(problem)
     given = {
         **_arguments(problem, tensors, flags, d_output),
         **parts,

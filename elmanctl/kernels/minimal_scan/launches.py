@@ -5,16 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from elmanctl.kernels.launch import Launch
-from elmanctl.kernels.minimal_scan import triton_kernels
-from elmanctl.kernels.minimal_scan.sizes import (
-    CHECKPOINT_EVERY,
-    SCORES,
-    Tile,
-    alignment,
-    choose_tile,
-    count_programs,
-    is_exact,
-)
+from elmanctl.kernels.minimal_scan import sizes, triton_kernels
 
 ITEM_SIZES: Mapping[str, int] = {"bf16": 2, "fp32": 4}
 """Supported dtypes by their Triton names, with their sizes in bytes."""
@@ -37,14 +28,14 @@ class Problem:
     scores: str
     hidden: str
 
-    def tile(self, *, is_backward: bool) -> Tile:
+    def tile(self, *, is_backward: bool) -> sizes.Tile:
         """Return the tile of one program."""
         itemsize = ITEM_SIZES[self.scores]
-        return choose_tile(self.batch, self.width, is_backward=is_backward, itemsize=itemsize)
+        return sizes.choose_tile(self.batch, self.width, is_backward=is_backward, itemsize=itemsize)
 
     def grid(self, *, is_backward: bool) -> tuple[int]:
         """Return the launch grid: the number of programs."""
-        return (count_programs(self.tile(is_backward=is_backward), self.batch, self.width),)
+        return (sizes.count_programs(self.tile(is_backward=is_backward), self.batch, self.width),)
 
 
 def forward_launch(problem: Problem, *, has_initial: bool) -> Launch:
@@ -76,14 +67,14 @@ def _launch(
     kernel: Any, problem: Problem, pointers: Mapping[str, str | None], *, is_backward: bool
 ) -> Launch:
     tile = problem.tile(is_backward=is_backward)
-    exact = is_exact(tile, problem.length, problem.width)
+    exact = sizes.is_exact(tile, problem.length, problem.width)
     constants = {
-        "SCORES": SCORES[problem.cell],
+        "SCORES": sizes.SCORES[problem.cell],
         "WIDTH": problem.width,
         "ROW": problem.row,
-        "ALIGNED": alignment(problem.batch_stride),
+        "ALIGNED": sizes.alignment(problem.batch_stride),
         "SEGMENTS": tile.segments,
-        "STEPS": CHECKPOINT_EVERY,
+        "STEPS": sizes.CHECKPOINT_EVERY,
         "BLOCK": tile.channels,
         "EXACT": exact,
     }

@@ -5,13 +5,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from elmanctl.errors import InvalidConfiguration
-from elmanctl.kernels.matrix_recurrence.sizes import (
-    check_size,
-    check_values,
-    flops_per_entry,
-    saved_elements,
-    supported_sizes,
-)
+from elmanctl.kernels.matrix_recurrence import sizes
 from elmanctl.models.config import (
     ConvWidth,
     Expansion,
@@ -76,7 +70,7 @@ class E75Config(FamilyConfig):
                 f"{', '.join(str(size) for size in SIZES)}",
                 hint=f"nearest: {' and '.join(str(size) for size in around)}",
             )
-        check_size("auto", self.n_state)
+        sizes.check_size("auto", self.n_state)
         if self.post_conv and self.use_conv:
             raise InvalidConfiguration(
                 f"{self.level}: `use_conv` and `post_conv` exclude each other",
@@ -93,13 +87,13 @@ class E75Config(FamilyConfig):
 
     def check_backend(self, backend: str) -> None:
         """Raise InvalidConfiguration unless the backend supports this state size."""
-        check_size(backend, self.n_state)
-        check_values(backend, self.n_state)
+        sizes.check_size(backend, self.n_state)
+        sizes.check_values(backend, self.n_state)
 
     @classmethod
     def backend_limits(cls, backend: str) -> str:
         """Describe the sizes that a backend supports."""
-        return f"`n_state` {format_sizes(set(SIZES).intersection(supported_sizes(backend)))}"
+        return f"`n_state` {format_sizes(set(SIZES).intersection(sizes.supported_sizes(backend)))}"
 
     @classmethod
     def complete_level(cls, settings: Mapping[str, Any]) -> dict[str, Any]:
@@ -124,12 +118,12 @@ class E75Config(FamilyConfig):
         # Keys, values, queries and pre-activations of decays; with `post_conv` also around it.
         mixed = (4 + 6 * self.post_conv) * width
         # Decays twice, and the read-out, its gate and their product.
-        others = 5 * width
-        return 2 * self.dim + inner + mixed + saved_elements(width, width, state_size) + others
+        others = 5 * width + sizes.saved_elements(width, width, state_size)
+        return 2 * self.dim + inner + mixed + others
 
     def layer_flops(self, seq_len: int) -> int:
         """Return the forward FLOPs per token of one layer."""
-        return 2 * self._weights() + flops_per_entry() * self.layer_state_size(seq_len)
+        return 2 * self._weights() + sizes.flops_per_entry() * self.layer_state_size(seq_len)
 
     def _weights(self) -> int:
         """Weights of matrices and convolution: one multiplication each per token."""

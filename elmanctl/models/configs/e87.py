@@ -5,13 +5,7 @@ from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
 from elmanctl.errors import InvalidConfiguration
-from elmanctl.kernels.matrix_recurrence.sizes import (
-    check_size,
-    check_values,
-    flops_per_entry,
-    saved_elements,
-    supported_sizes,
-)
+from elmanctl.kernels.matrix_recurrence import sizes
 from elmanctl.models.config import (
     Between,
     ConvWidth,
@@ -72,7 +66,7 @@ class E87Config(FamilyConfig):
                 f"only {known} blocks have a default",
                 hint=f"add it to the level, as in `{spelled}`, or set `n_state`",
             )
-        check_size("auto", self.n_state)
+        sizes.check_size("auto", self.n_state)
         if self.top_k > self.n_blocks:
             raise InvalidConfiguration(
                 f"{self.level}: `top_k` is {self.top_k}, but there are {self.n_blocks} blocks",
@@ -82,13 +76,13 @@ class E87Config(FamilyConfig):
 
     def check_backend(self, backend: str) -> None:
         """Raise InvalidConfiguration unless the backend supports this state size."""
-        check_size(backend, self.n_state)
-        check_values(backend, self.n_state)
+        sizes.check_size(backend, self.n_state)
+        sizes.check_values(backend, self.n_state)
 
     @classmethod
     def backend_limits(cls, backend: str) -> str:
         """Describe the sizes that a backend supports."""
-        return f"`n_state` {format_sizes(supported_sizes(backend))}"
+        return f"`n_state` {format_sizes(sizes.supported_sizes(backend))}"
 
     @classmethod
     def complete_level(cls, settings: Mapping[str, Any]) -> dict[str, Any]:
@@ -112,7 +106,7 @@ class E87Config(FamilyConfig):
         inner = (2 + 3 * self.use_conv) * self.inner_width
         # Keys, values and pre-activations of decays; decays twice; three factors of the read-out.
         others = (3 + 2 + 3) * width + 8 * self.n_blocks + 2 * self.n_state
-        return 2 * self.dim + inner + saved_elements(width, width, state_size) + others
+        return 2 * self.dim + inner + sizes.saved_elements(width, width, state_size) + others
 
     def layer_flops(self, seq_len: int) -> int:
         """Return the forward FLOPs per token of one layer.
@@ -121,7 +115,7 @@ class E87Config(FamilyConfig):
         selected blocks, since the others are unchanged.
         """
         # Interpolation takes a difference, a product and a sum.
-        writing = flops_per_entry() - READ_FLOPS + 3 * self.is_study
+        writing = sizes.flops_per_entry() - READ_FLOPS + 3 * self.is_study
         written = writing * self.top_k * self.n_state**2
         read = READ_FLOPS * self.layer_state_size(seq_len) + 2 * self.block_width
         return 2 * self._weights() + written + read

@@ -4,11 +4,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from elmanctl.errors import InvalidConfiguration
-from elmanctl.kernels.matrix_recurrence.sizes import (
-    check_size,
-    flops_per_entry,
-    saved_elements,
-)
+from elmanctl.kernels.matrix_recurrence import sizes
 from elmanctl.models.config import (
     STUDY,
     ConvWidth,
@@ -67,7 +63,7 @@ class E88Config(HeadsConfig):
 
     def check_together(self) -> None:
         """Raise InvalidConfiguration for an unsupported state size or mismatched values."""
-        check_size("auto", self.n_state)
+        sizes.check_size("auto", self.n_state)
         if not self.head_values or not self.is_study:
             self.check_values_are_even()
         if self.tie_kv and self.value_width != self.key_width:
@@ -141,7 +137,7 @@ class E88Config(HeadsConfig):
         mixed = self.mixed_width * (1 + self.use_conv)
         mixed += self.value_residual * self.value_width
         joined = self.value_width if self.head_mix in ("concat", "per_head") else self.head_values
-        recurrence = saved_elements(self.key_width, self.value_width, state_size)
+        recurrence = sizes.saved_elements(self.key_width, self.value_width, state_size)
         return 2 * self.dim + mixed + recurrence + values * self.value_width + joined
 
     def layer_flops(self, seq_len: int) -> int:
@@ -163,5 +159,5 @@ class E88Config(HeadsConfig):
             "input_weighted": self.dim * (self.head_values + self.n_heads) + read_outs,
         }[self.head_mix]
         additions = read_outs if self.head_mix == "sum" else 0
-        per_entry = flops_per_entry(squashes=self.squashes)
+        per_entry = sizes.flops_per_entry(squashes=self.squashes)
         return 2 * products + additions + per_entry * self.layer_state_size(seq_len)

@@ -5,13 +5,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from elmanctl.errors import InvalidConfiguration
-from elmanctl.kernels.matrix_recurrence.sizes import (
-    check_size,
-    check_values,
-    flops_per_entry,
-    saved_elements,
-    supported_sizes,
-)
+from elmanctl.kernels.matrix_recurrence import sizes
 from elmanctl.models.config import Expansion, FamilyConfig, Heads, floor_exact
 from elmanctl.models.configs.sizes import count_values, expansions_around, format_limits
 
@@ -87,13 +81,13 @@ class E90Config(FamilyConfig):
     @classmethod
     def backend_limits(cls, backend: str) -> str:
         """Describe the sizes that a backend supports."""
-        return format_limits("`k_fast` and `k_slow`", supported_sizes(backend), backend)
+        return format_limits("`k_fast` and `k_slow`", sizes.supported_sizes(backend), backend)
 
     def _check_sizes(self, backend: str) -> None:
         for name in ("k_fast", "k_slow"):
             try:
-                check_size(backend, getattr(self, name))
-                check_values(backend, self._values(getattr(self, name)))
+                sizes.check_size(backend, getattr(self, name))
+                sizes.check_values(backend, self._values(getattr(self, name)))
             except InvalidConfiguration as exc:
                 message = f"{self.level}: `{name}`: {exc}"
                 raise InvalidConfiguration(message, hint=exc.hint) from exc
@@ -113,7 +107,7 @@ class E90Config(FamilyConfig):
 
     def layer_activations(self, seq_len: int) -> int:
         """Estimate the elements per token that a layer saves for the backward pass."""
-        recurrences = saved_elements(
+        recurrences = sizes.saved_elements(
             self.n_heads * (self.k_fast + self.k_slow),
             self.n_heads * (self.v_fast + self.v_slow),
             self.layer_state_size(seq_len),
@@ -132,4 +126,4 @@ class E90Config(FamilyConfig):
             + 5 * self.dim * self.n_heads
             + self.n_heads * (self.v_fast + self.v_slow)
         )
-        return 2 * products + flops_per_entry() * self.layer_state_size(seq_len)
+        return 2 * products + sizes.flops_per_entry() * self.layer_state_size(seq_len)

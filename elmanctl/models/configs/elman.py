@@ -29,20 +29,22 @@ class _TanhElmanConfig(_ElmanConfig):
     use_conv: bool = False
     d_conv: ConvWidth = 4
 
+    projections: ClassVar[int]
+    """Matrices between `dim` and the state."""
+    squares: ClassVar[int]
+    """Matrices between units of the state."""
+    n_biases: ClassVar[int]
+    """Biases per unit, excluding the convolution's."""
+
     @property
     def matrix_weights(self) -> int:
         """Matrix weights of one layer."""
-        raise NotImplementedError
-
-    @property
-    def biases(self) -> int:
-        """Biases of one layer, excluding the convolution's."""
-        raise NotImplementedError
+        return self.projections * self.dim * self.width + self.squares * self.width**2
 
     def layer_parameters(self) -> int:
         """Return the parameter count of one layer, excluding the norm before it."""
         conv = self.use_conv * (self.d_conv + 1) * self.width
-        return self.matrix_weights + self.biases + conv
+        return self.matrix_weights + self.n_biases * self.width + conv
 
     def layer_flops(self, seq_len: int) -> int:
         """Return the forward FLOPs per token of one layer.
@@ -56,6 +58,11 @@ class _TanhElmanConfig(_ElmanConfig):
 class E1Config(_TanhElmanConfig):
     """E1: an Elman network whose gate is the second half of the input projection."""
 
+    # Inputs of state and gate, and the output; input and recurrence; that of the state.
+    projections: ClassVar[int] = 3
+    squares: ClassVar[int] = 2
+    n_biases: ClassVar[int] = 1
+
     level: Literal["e1"] = "e1"
     spectral_norm: bool = True
 
@@ -65,20 +72,15 @@ class E1Config(_TanhElmanConfig):
         # saves its input and its output.
         return 2 * self.dim + (6 + 2 * self.use_conv) * self.width
 
-    @property
-    def matrix_weights(self) -> int:
-        """Matrix weights: projection to state and gate, input, recurrence, output."""
-        return 2 * self.dim * self.width + 2 * self.width**2 + self.width * self.dim
-
-    @property
-    def biases(self) -> int:
-        """Bias of the state."""
-        return self.width
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class E0Config(_TanhElmanConfig):
     """E0: an Elman network whose gate is computed from the network's input."""
+
+    # Input and output; input, recurrence and gate; those of state and gate.
+    projections: ClassVar[int] = 2
+    squares: ClassVar[int] = 3
+    n_biases: ClassVar[int] = 2
 
     level: Literal["e0"] = "e0"
     spectral_norm: bool = False
@@ -87,16 +89,6 @@ class E0Config(_TanhElmanConfig):
         """Estimate the elements per token that a layer saves for the backward pass."""
         # The input of network and gate, the state, the gate before and after silu, the output.
         return 2 * self.dim + (5 + 3 * self.use_conv) * self.width
-
-    @property
-    def matrix_weights(self) -> int:
-        """Matrix weights: projection, input, recurrence, gate, output."""
-        return self.dim * self.width + 3 * self.width**2 + self.width * self.dim
-
-    @property
-    def biases(self) -> int:
-        """Biases of the state and of the gate."""
-        return 2 * self.width
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -48,7 +48,8 @@ class MinRNNConfig(FamilyConfig):
     def layer_parameters(self) -> int:
         """Return the parameter count of one layer, excluding the norm before it."""
         products = self.scores + self.has_output
-        return products * self.dim * self.n_channels + self._taps
+        taps = self.has_convolution * self.d_conv * self.dim
+        return products * self.dim * self.n_channels + taps
 
     def layer_state_size(self, seq_len: int) -> int:
         """Return the state size of one layer: one element per channel."""
@@ -65,10 +66,6 @@ class MinRNNConfig(FamilyConfig):
         """Return the forward FLOPs per token of one layer."""
         # State and candidate are multiplied by their weights and added.
         return 2 * self.layer_parameters() + 3 * self.n_channels
-
-    @property
-    def _taps(self) -> int:
-        return self.has_convolution * self.d_conv * self.dim
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

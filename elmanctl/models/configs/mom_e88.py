@@ -4,11 +4,7 @@ from dataclasses import dataclass
 from typing import Annotated, Literal
 
 from elmanctl.errors import InvalidConfiguration
-from elmanctl.kernels.matrix_recurrence.sizes import (
-    check_size,
-    flops_per_entry,
-    saved_elements,
-)
+from elmanctl.kernels.matrix_recurrence import sizes
 from elmanctl.models.config import Between, Expansion, Heads
 from elmanctl.models.configs.sizes import HeadsConfig
 
@@ -34,7 +30,7 @@ class MomE88Config(HeadsConfig):
 
     def check_together(self) -> None:
         """Raise InvalidConfiguration for an unsupported size or contradictory settings."""
-        check_size("auto", self.n_state)
+        sizes.check_size("auto", self.n_state)
         if self.top_k > self.n_heads:
             raise InvalidConfiguration(
                 f"{self.level}: `top_k` is {self.top_k}, but there are {self.n_heads} heads",
@@ -66,7 +62,7 @@ class MomE88Config(HeadsConfig):
             # Selected heads are gathered from all, which are also saved, and then normalized.
             keys, values = self.top_k * self.n_state, self.top_k * self.head_values
             mixed += 2 * keys + values + self.use_gate * self.value_width + 2 * keys
-        recurrence = saved_elements(keys, values, self.layer_state_size(seq_len))
+        recurrence = sizes.saved_elements(keys, values, self.layer_state_size(seq_len))
         combined = values * (1 + self.use_gate) + 4 * self.head_values
         return 2 * self.dim + mixed + recurrence + combined + scores
 
@@ -84,4 +80,4 @@ class MomE88Config(HeadsConfig):
             + self.top_k * self.head_values * (1 + self.use_gate)
         )
         selected = self.top_k * self.n_state * self.head_values
-        return 2 * products + flops_per_entry() * selected
+        return 2 * products + sizes.flops_per_entry() * selected
