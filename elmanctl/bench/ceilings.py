@@ -9,8 +9,8 @@ from dataclasses import dataclass
 import torch
 
 from elmanctl.bench import nvidia
-from elmanctl.bench.device import driver_name
 from elmanctl.bench.floors import Rates
+from elmanctl.bench.machine import driver_name
 from elmanctl.bench.third_party import suppress_warnings
 from elmanctl.bench.timing import Timing, measure
 from elmanctl.models.backends import BACKENDS

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from elmanctl.bench.floors import Floor, Rates, floor_of
+from elmanctl.bench.floors import Rates, floor_of
 from elmanctl.bench.operation import Draw, Operation, Path, labels
 from elmanctl.bench.operations import OPERATIONS
 from elmanctl.bench.rows import measured_rows, select
@@ -202,27 +202,23 @@ def _measure_row(
 
 def _against_floor(row: PlannedRow, measured: KernelRow, rates: Rates) -> dict[str, Any]:
     """Return throughput and the measured times relative to their floors."""
-    itemsize = getattr(torch, row.operation.dtype).itemsize
-    counts = row.operation.counts
-    works = counts.forward(row.size, itemsize), counts.backward(row.size, itemsize)
-    forward_floor, backward_floor = (floor_of(work, rates) for work in works)
+    itemsize, counts = getattr(torch, row.operation.dtype).itemsize, row.operation.counts
+    works = {
+        "forward": counts.forward(row.size, itemsize),
+        "backward": counts.backward(row.size, itemsize),
+    }
     both_ms = measured.forward_backward_ms or 0.0
-    return {
+    moved_bytes = sum(work.moved_bytes for work in works.values())
+    found: dict[str, Any] = {
         "tokens_per_s": row.size.tokens / both_ms * 1e3,
-        "bytes_per_s": sum(work.moved_bytes for work in works) / both_ms * 1e3,
-        **_floor_fields("forward", forward_floor, measured.forward_ms),
-        **_floor_fields("backward", backward_floor, measured.backward_ms),
+        "bytes_per_s": moved_bytes / both_ms * 1e3,
     }
-
-
-def _floor_fields(name: str, floor: Floor | None, ms: float | None) -> dict[str, Any]:
-    if floor is None:
-        return {}
-    return {
-        f"{name}_floor_ms": floor.ms,
-        f"{name}_bound": floor.bound,
-        f"{name}_fraction": floor.ms / ms if ms else None,
-    }
+    for name, work in works.items():
+        floor, ms = floor_of(work, rates), getattr(measured, f"{name}_ms")
+        if floor is not None:
+            found[f"{name}_floor_ms"], found[f"{name}_bound"] = floor.ms, floor.bound
+            found[f"{name}_fraction"] = floor.ms / ms if ms else None
+    return found
 
 
 def _input_sets(

@@ -44,8 +44,6 @@ def describe(device: "torch.device") -> dict[str, Any]:
     """Return the header of a report: device, driver, versions, commit and time."""
     import torch
 
-    from elmanctl.bench.device import driver_name
-
     info: dict[str, Any] = {
         "device": device.type,
         "name": platform.processor() or platform.machine(),
@@ -68,8 +66,15 @@ def describe(device: "torch.device") -> dict[str, Any]:
         "multiprocessors": card.multi_processor_count,
         "l2_bytes": cache_bytes(device),
         "memory_bytes": card.total_memory,
-        "driver": dict(nvidia.identity(driver_name(device))),
+        "driver": dict(nvidia.query(nvidia.IDENTITY, driver_name(device))),
     }
+
+
+def driver_name(device: "torch.device") -> str:
+    """Return the device's name for nvidia-smi, which may number devices differently than CUDA."""
+    import torch
+
+    return f"GPU-{torch.cuda.get_device_properties(device).uuid}"
 
 
 def cache_bytes(device: "torch.device") -> int:

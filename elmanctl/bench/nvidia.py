@@ -9,13 +9,8 @@ from elmanctl.command import NoAnswer, run_command
 TOOL = "nvidia-smi"
 
 CLOCKS = ("clocks.sm", "clocks.mem", "power.draw", "temperature.gpu")
-_IDENTITY = ("driver_version", "power.limit", "clocks.max.sm", "clocks.max.mem")
+IDENTITY = ("driver_version", "power.limit", "clocks.max.sm", "clocks.max.mem")
 _TIMEOUT_S = 20
-
-
-def identity(card: str) -> Mapping[str, str]:
-    """Return driver version, power limit and maximum clocks; empty if nvidia-smi fails."""
-    return query(_IDENTITY, card)
 
 
 def query(names: tuple[str, ...], card: str) -> Mapping[str, str]:

@@ -1,6 +1,7 @@
 """Classification of kernels into parts of a training step, by name; pure."""
 
 import re
+from collections import defaultdict
 from collections.abc import Iterable, Mapping
 
 ATTENTION = "attention"
@@ -43,8 +44,7 @@ def part_of(kernel: str) -> str:
 
 def by_part(times: Iterable[tuple[str, float]]) -> Mapping[str, float]:
     """Sum times by part, omitting parts without kernels."""
-    sums: dict[str, float] = {}
+    sums: defaultdict[str, float] = defaultdict(float)
     for kernel, duration in times:
-        part = part_of(kernel)
-        sums[part] = sums.get(part, 0.0) + duration
+        sums[part_of(kernel)] += duration
     return {part: sums[part] for part in PARTS if part in sums}

@@ -1,12 +1,12 @@
 """Measurement of planned rows one after another, on a device that an error may lose."""
 
+import gc
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Protocol, TypeVar
 
 import torch
 
-from elmanctl.bench.device import loss_of, release
 from elmanctl.errors import InvalidConfiguration
 
 logger = logging.getLogger(__name__)
@@ -70,3 +70,25 @@ def measured_rows(
         finally:
             if not lost:
                 release(device)
+
+
+def loss_of(device: torch.device, culprit: str) -> str | None:
+    """Return why the device is unusable, or None if it still computes.
+
+    Some CUDA errors are sticky: every later call in the process fails as well.
+    """
+    if device.type != "cuda":
+        return None
+    try:
+        torch.cuda.synchronize(device)
+        torch.ones(1, device=device).item()
+    except RuntimeError as exc:
+        return f"the device was lost to {culprit}: {exc}"
+    return None
+
+
+def release(device: torch.device) -> None:
+    """Release unused memory."""
+    gc.collect()
+    if device.type == "cuda":
+        torch.cuda.empty_cache()

@@ -37,10 +37,4 @@ class Size:
 
 def matrix_size(batch: int, length: int, heads: int, keys: int, values: int | None = None) -> Size:
     """Return a size with matrix states, which are square by default."""
-    return Size(
-        batch=batch,
-        length=length,
-        heads=heads,
-        keys=keys,
-        values=keys if values is None else values,
-    )
+    return Size(batch=batch, length=length, heads=heads, keys=keys, values=values or keys)

@@ -1,7 +1,7 @@
 """Observers of the training loop that time and profile its steps."""
 
 import time
-from collections import Counter
+from collections import Counter, defaultdict
 from itertools import pairwise
 from statistics import median
 from typing import Any
@@ -74,12 +74,12 @@ class StepProfile:
 
         On a CPU these are torch operators, with self time.
         """
-        times: dict[str, float] = {}
+        times: defaultdict[str, float] = defaultdict(float)
         launches: Counter[str] = Counter()
         for event in self._profiler.events():
             duration_us = self._self_time_us(event)
             if duration_us:
-                times[event.name] = times.get(event.name, 0.0) + duration_us
+                times[event.name] += duration_us
                 launches[event.name] += 1
         return [
             (name, total_us / 1e3 / self.steps, launches[name] / self.steps)

@@ -152,7 +152,19 @@ def _measure_row(
         fla_gradients_for_timing() if is_timing_only else nullcontext()
     )
     with suppress_warnings(), timing_context:
-        training = _training(row, shape, device)
+        training = Training(
+            minutes=_TIMED_S[device.type] / 60,
+            batch=shape.batch,
+            seq_len=shape.seq_len,
+            warmup_steps=WARMUP_STEPS,
+            objective="last100",
+            holdout=0.0,
+            seed=0,
+            device=device.type,
+            backend=row.backend,
+            # Oversubscribed threads make small products on a CPU extremely slow.
+            threads=0 if device.type == "cuda" else 1,
+        )
         outcome = train(model, stream, _spec(row, corpus, training), clock)
         if outcome.divergence is not None:
             found = outcome.divergence
@@ -174,22 +186,6 @@ def _build(row: PlannedSteps, device: torch.device) -> nn.Module:
         if "backend" in vars(module):
             vars(module)["backend"] = row.backend
     return model
-
-
-def _training(row: PlannedSteps, shape: StepShape, device: torch.device) -> Training:
-    return Training(
-        minutes=_TIMED_S[device.type] / 60,
-        batch=shape.batch,
-        seq_len=shape.seq_len,
-        warmup_steps=WARMUP_STEPS,
-        objective="last100",
-        holdout=0.0,
-        seed=0,
-        device=device.type,
-        backend=row.backend,
-        # Oversubscribed threads make small products on a CPU extremely slow.
-        threads=0 if device.type == "cuda" else 1,
-    )
 
 
 def _spec(row: PlannedSteps, corpus: FilePath, training: Training) -> AttemptSpec:

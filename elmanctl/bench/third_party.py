@@ -3,6 +3,7 @@
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -12,6 +13,9 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from elmanctl.kernels.third_party import import_third_party
 
 TIMING_ONLY = "timing only: with this Triton the gradients of the decay and of beta are wrong"
+
+suppress_warnings = partial(warnings.catch_warnings, action="ignore")
+"""Context without the warnings of third-party packages, which would clutter the output."""
 
 _GUARDED_MODULE = "fla.ops.common.chunk_o"
 _GUARD = "TRITON_ABOVE_3_7_1"
@@ -47,11 +51,3 @@ def naive_attention(q: Tensor, k: Tensor, v: Tensor) -> Mapping[str, Tensor]:
     later = torch.ones(scores.shape[-2:], dtype=torch.bool, device=q.device).triu(1)
     weights = torch.softmax(scores.masked_fill(later, -torch.inf), -1)
     return {"output": torch.einsum("bhij,bjhd->bihd", weights, v)}
-
-
-@contextmanager
-def suppress_warnings() -> Iterator[None]:
-    """Suppress warnings of third-party packages, which would clutter the output."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        yield

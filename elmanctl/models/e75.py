@@ -41,7 +41,6 @@ class E75Layer(nn.Module):
     """E75 mixer; equations in the module docstring."""
 
     def __init__(self, config: E75Config, backend: str) -> None:
-        """Initialize the weights from torch's global generator."""
         super().__init__()
         self.config = config
         self.backend = backend

@@ -45,7 +45,6 @@ class E87Layer(nn.Module):
     """E87 mixer; equations in the module docstring."""
 
     def __init__(self, config: E87Config, backend: str) -> None:
-        """Initialize the weights from torch's global generator."""
         super().__init__()
         self.config = config
         self.backend = backend

@@ -39,7 +39,6 @@ class E88Layer(nn.Module):
     """E88 mixer; equations in the module docstring."""
 
     def __init__(self, config: E88Config, backend: str) -> None:
-        """Initialize the weights from torch's global generator."""
         super().__init__()
         self.config = config
         self.backend = backend

@@ -43,7 +43,6 @@ class E90Layer(nn.Module):
     """E90 mixer: a fast and a slow state per head, mixed by input-dependent weights."""
 
     def __init__(self, config: E90Config, backend: str) -> None:
-        """Initialize the weights from torch's global generator."""
         super().__init__()
         self.config = config
         self.backend = backend

@@ -51,7 +51,6 @@ class E1Layer(nn.Module):
     """Elman network whose gate is the second half of the input projection."""
 
     def __init__(self, config: E1Config, backend: str) -> None:
-        """Initialize the weights from torch's global generator."""
         super().__init__()
         self.inward = projection(config.dim, 2 * config.width)
         self.conv = _convolution(config)
@@ -72,7 +71,6 @@ class E0Layer(nn.Module):
     """Elman network whose gate is computed from the network's input."""
 
     def __init__(self, config: E0Config, backend: str) -> None:
-        """Initialize the weights from torch's global generator."""
         super().__init__()
         self.inward = projection(config.dim, config.width)
         self.conv = _convolution(config)
@@ -97,7 +95,6 @@ class E42Layer(nn.Module):
     """Self-gated linear recurrence with one tied matrix for input and state."""
 
     def __init__(self, config: E42Config, backend: str) -> None:
-        """Initialize the weights from torch's global generator."""
         super().__init__()
         self.inward = projection(config.dim, config.width)
         self.tied = StateMatrix(config.width, gain=1.0, norm=config.matrix_norm)

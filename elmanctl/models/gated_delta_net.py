@@ -35,7 +35,6 @@ class GatedDeltaNetLayer(nn.Module):
     """Gated delta net mixer, on plain torch or on the kernels of flash-linear-attention."""
 
     def __init__(self, config: GatedDeltaNetConfig, backend: str) -> None:
-        """Initialize the weights from torch's global generator."""
         super().__init__()
         self.config = config
         self.backend = backend

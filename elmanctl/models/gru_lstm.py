@@ -46,7 +46,6 @@ class RecurrentLayer(nn.Module):
     """
 
     def __init__(self, config: GRUConfig | LSTMConfig, backend: str) -> None:
-        """Initialize the weights from torch's global generator."""
         super().__init__()
         self.config = config
         cell = _cell(config, backend)

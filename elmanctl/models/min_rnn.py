@@ -34,7 +34,6 @@ class MinRNNLayer(nn.Module):
     """Mixer of MinGRU or MinLSTM, depending on the configuration."""
 
     def __init__(self, config: MinRNNConfig, backend: str) -> None:
-        """Initialize the weights from torch's global generator."""
         super().__init__()
         self.config = config
         self.backend = backend

@@ -46,7 +46,6 @@ class MomE88Layer(nn.Module):
     auxiliary_loss: Tensor | float
 
     def __init__(self, config: MomE88Config, backend: str) -> None:
-        """Initialize the weights from torch's global generator."""
         super().__init__()
         self.config = config
         self.backend = backend

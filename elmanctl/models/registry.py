@@ -24,9 +24,10 @@ class Family:
     """A model family; attributes of the form `module:name` are imported on first use.
 
     `config` is its FamilyConfig, with sizes and checks.  `layer` is called with a configuration and
-    the name of a backend and returns one layer: a module, or a list of modules if the layer has
-    several residual sublayers.  `backends` are ordered fastest first.  `spellings` maps aliases in
-    levels to the settings they imply, and `letters` the letters that may follow a name to settings.
+    the name of a backend and returns one layer, initialized from torch's global generator: a
+    module, or a list of modules if the layer has several residual sublayers.  `backends` are
+    ordered fastest first.  `spellings` maps aliases in levels to the settings they imply, and
+    `letters` the letters that may follow a name to settings.
     """
 
     name: str

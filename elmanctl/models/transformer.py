@@ -46,7 +46,6 @@ class Attention(nn.Module):
     """Causal softmax attention with rotary embeddings."""
 
     def __init__(self, config: TransformerConfig) -> None:
-        """Initialize the weights from torch's global generator."""
         super().__init__()
         self.config = config
         self.mixed = stacked_projections(config.dim, config.attention_width, 3)
@@ -79,7 +78,6 @@ class FeedForward(nn.Module):
     """SwiGLU (Shazeer, 2020, arXiv 2002.05202): product of two projections, one through silu."""
 
     def __init__(self, config: TransformerConfig) -> None:
-        """Initialize the weights from torch's global generator."""
         super().__init__()
         self.mixed = stacked_projections(config.dim, config.ffn_width, 2)
         self.out = projection(config.ffn_width, config.dim)
@@ -95,7 +93,6 @@ class StudyBlock(nn.Module):
     """The study's layer: attention and feed-forward with inner norms and residuals."""
 
     def __init__(self, config: TransformerConfig) -> None:
-        """Initialize the weights from torch's global generator."""
         super().__init__()
         self.attention = Attention(config)
         self.feed_forward = FeedForward(config)

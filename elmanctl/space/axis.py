@@ -39,8 +39,8 @@ class Axis:
 
     name: str
     kind: str
-    low: float | None = None
-    high: float | None = None
+    low: float = 0.0
+    high: float = 0.0
     multiple_of: int = 1
     at_most: str | None = None
     values: tuple[Value, ...] = ()
@@ -81,11 +81,11 @@ class Axis:
     def levels(self) -> Sequence[Value] | None:
         """Every value of a finite axis in order, as a range if lazy; None for a continuous one."""
         if self.kind == "int":
-            first = -(-int(self._low) // self.multiple_of) * self.multiple_of
-            return range(first, int(self._high) + 1, self.multiple_of)
+            first = -(-int(self.low) // self.multiple_of) * self.multiple_of
+            return range(first, int(self.high) + 1, self.multiple_of)
         if self.kind == "pow2":
-            powers = (2**i for i in range(int(self._high).bit_length()))
-            return tuple(power for power in powers if self._low <= power <= self._high)
+            powers = (2**i for i in range(int(self.high).bit_length()))
+            return tuple(power for power in powers if self.low <= power <= self.high)
         if self.kind == "bool":
             return (False, True)
         return self.values if self.kind == "choice" else None
@@ -105,9 +105,9 @@ class Axis:
             return levels[min(max(round(x), 0), len(levels) - 1)]
         share = min(max(x, 0.0), 1.0)
         if self.kind == "log":
-            low, high = math.log(self._low), math.log(self._high)
-            return min(max(math.exp(low + share * (high - low)), self._low), self._high)
-        return self._low + share * (self._high - self._low)
+            low, high = math.log(self.low), math.log(self.high)
+            return min(max(math.exp(low + share * (high - low)), self.low), self.high)
+        return self.low + share * (self.high - self.low)
 
     def position(self, value: object) -> float:
         """Return the coordinate of a value; raise ConfigError for one outside the axis."""
@@ -120,8 +120,8 @@ class Axis:
         elif levels is not None and value in levels:
             return float(levels.index(value))
         number = float(value) if isinstance(value, int | float) else math.nan
-        if levels is None and self._low <= number <= self._high:
-            low, high = self._low, self._high
+        if levels is None and self.low <= number <= self.high:
+            low, high = self.low, self.high
             if self.kind == "log":
                 low, high, number = math.log(low), math.log(high), math.log(number)
             return (number - low) / (high - low)
@@ -154,23 +154,13 @@ class Axis:
             )
         return ", ".join(str(level) for level in self.levels or ())
 
-    @property
-    def _low(self) -> float:
-        assert self.low is not None
-        return self.low
-
-    @property
-    def _high(self) -> float:
-        assert self.high is not None
-        return self.high
-
     def _check(self) -> None:
         numbers = (self.low, self.high, self.multiple_of)
-        if any(isinstance(n, bool) or not isinstance(n, int | float | None) for n in numbers):
+        if any(isinstance(n, bool) or not isinstance(n, int | float) for n in numbers):
             raise ConfigError(f"axis `{self.name}`: low, high and multiple_of are numbers")
-        if not all(n is None or math.isfinite(n) for n in numbers):
+        if not all(math.isfinite(n) for n in numbers):
             raise ConfigError(f"axis `{self.name}`: low and high must be finite")
-        if self.kind in ("int", "pow2", "float", "log") and not self._low < self._high:
+        if self.kind in ("int", "pow2", "float", "log") and not self.low < self.high:
             raise ConfigError(f"axis `{self.name}`: low must be under high")
         if self.kind in ("int", "pow2") and not all(isinstance(n, int) for n in numbers):
             raise ConfigError(f"axis `{self.name}`: low and high must be whole numbers")
@@ -178,9 +168,9 @@ class Axis:
             raise ConfigError(f"axis `{self.name}`: multiple_of must be at least 1")
         if not isinstance(self.at_most, str | None):
             raise ConfigError(f"axis `{self.name}`: at_most names another setting")
-        if self.kind == "pow2" and self._low < 1:
+        if self.kind == "pow2" and self.low < 1:
             raise ConfigError(f"axis `{self.name}`: powers of two start at 1")
-        if self.kind == "log" and self._low <= 0:
+        if self.kind == "log" and self.low <= 0:
             raise ConfigError(f"axis `{self.name}`: a logarithmic axis starts above 0")
         if not all(isinstance(value, Value) for value in self.values):
             raise ConfigError(f"axis `{self.name}`: values are numbers, words, true or false")

@@ -59,7 +59,8 @@ def _micro_batch(train: Training, gpu_memory_gb: float | None, config: FamilyCon
         return train.micro_batch
     limit_bytes = gpu_memory_gb * _GB
     whole = train.micro_batch or train.batch
-    sizes = [whole] if train.micro_batch else _divisors(train.batch)
+    divisors = [size for size in range(train.batch, 0, -1) if train.batch % size == 0]
+    sizes = [whole] if train.micro_batch else divisors
     needed = {size: _memory_bytes(train, config, size) for size in sizes}
     fitting = [size for size in sizes if needed[size] <= limit_bytes]
     if fitting:
@@ -100,10 +101,6 @@ def mixed_backends(settings: Settings, models: Sequence[FamilyConfig]) -> str | 
                 f"`{backend}`; where it can run, `auto` trains these on another than the rest"
             )
     return None
-
-
-def _divisors(number: int) -> list[int]:
-    return [divisor for divisor in range(number, 0, -1) if number % divisor == 0]
 
 
 def check_space(space: SearchSpace, settings: Settings, executor: str) -> None:

@@ -198,7 +198,8 @@ def _forward(*arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
     if keep:
         given["checkpoints"] = checkpoints
     launch = launches.forward_launch(problem, keep=keep)
-    with _on_device_of(k):
+    # Kernels launch on the current device.
+    with torch.cuda.device_of(k):
         launch(
             (n_programs, n_parts),
             **given,
@@ -268,7 +269,8 @@ def _backward(
         stash_dtype = _TORCH_DTYPES[problem.stash_dtype]
         given["stash"] = k.new_empty(n_all * state_size, dtype=stash_dtype)
     names = {*launch.pointers, *launch.integers}
-    with _on_device_of(k):
+    # Kernels launch on the current device.
+    with torch.cuda.device_of(k):
         launch((n_programs, n_parts), **{name: x for name, x in given.items() if name in names})
     return _sum_parts(parts, tensors)
 
@@ -361,8 +363,3 @@ def _gradients(
 
 
 _forward.register_autograd(_gradients, setup_context=_setup_context)
-
-
-def _on_device_of(x: Tensor) -> Any:
-    """Make the tensor's device current, since kernels launch on the current device."""
-    return torch.cuda.device(x.device) if x.is_cuda else torch.autograd.grad_mode.no_grad()

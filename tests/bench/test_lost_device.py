@@ -4,7 +4,8 @@ from typing import Any
 import pytest
 import torch
 
-from elmanctl.bench.device import driver_name, loss_of, release
+from elmanctl.bench.machine import driver_name
+from elmanctl.bench.rows import loss_of, release
 
 CPU = torch.device("cpu")
 CUDA: Any = SimpleNamespace(type="cuda")
