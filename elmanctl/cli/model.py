@@ -48,7 +48,8 @@ Assignments = Annotated[
 ]
 
 _SHOWN_OF_RESULT = (
-    *("loss", "corpus", "steps", "tokens", "tokens_per_s"),
+    *("loss", "val_loss", "val_loss_se", "bits_per_byte", "last100_loss", "protocol_name"),
+    *("fingerprint", "corpus", "steps", "tokens", "tokens_per_s"),
     *("parameters", "backend", "device", "precision"),
 )
 
@@ -271,19 +272,11 @@ def evaluate(
         output.print_json({"folder": str(folder), **result})
         return
     output.say(f"saved in {folder}")
-    for key in (*_LOSSES[result["objective"]], *_SHOWN_OF_RESULT):
+    for key in _SHOWN_OF_RESULT:
         if result.get(key) is not None:
-            output.print_line(f"{key:<12} {result[key]}")
+            output.print_line(f"{key:<13} {result[key]}")
     family, _ = resolve_level(level, {**settings.model, **fields})
     output.hint(f"see what a search can vary with `elmanctl models {family.name}`")
-
-
-# The keys of a result that are shown of its losses, by what is measured.
-_LOSSES = {
-    "val": ("val_loss", "val_loss_se", "bits_per_byte", "last100_loss"),
-    "last100": ("loss", "val_loss"),
-    "mean": ("loss", "last100_loss", "val_loss"),
-}
 
 
 def _backend_rows(family: Family) -> list[dict[str, str | None]]:

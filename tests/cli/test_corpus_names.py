@@ -49,7 +49,7 @@ def test_built_in_corpus_is_named_after_its_python_and_can_be_kept(
     monkeypatch.setattr(corpora, "BUILT_IN_LIMIT_BYTES", 6_000_000)
     trained = json.loads(quick("eval", "e88", *TINY, "--json").stdout)
     assert trained["corpus"] == NAME
-    assert f"corpus       {NAME}\n" in quick("eval", "e88", *TINY, "--out", "again").stdout
+    assert f"corpus        {NAME}\n" in quick("eval", "e88", *TINY, "--out", "again").stdout
 
     packed = json.loads(quick("data", "pack", "--builtin", "--json").stdout)
     assert packed["path"] == NAME and (quick.folder / NAME).stat().st_size == packed["size_bytes"]

@@ -123,7 +123,7 @@ def test_single_evaluation_takes_a_level_and_a_spelling_of_the_study(
 ) -> None:
     done = quick("eval", *words, "--preset", "tiny", "--train-steps", "2")
     assert done.returncode == 0, done.stderr
-    assert "backend      torch" in done.stdout
+    assert "backend       torch" in done.stdout
     named = f"elmanctl models {family}"
     assert f"with `{named}`\n" in done.stderr
     # What a hint names can be done.
