@@ -26,12 +26,7 @@ class Session:
     """A growing report, written to `out` after each row; no row starts after `minutes`."""
 
     def __init__(
-        self,
-        device: "torch.device",
-        *,
-        out: Path | None,
-        minutes: float | None,
-        say: Say,
+        self, device: "torch.device", *, out: Path | None, minutes: float | None, say: Say
     ) -> None:
         self.report = Report(machine=describe(device))
         self._device = device

@@ -6,16 +6,8 @@ from dataclasses import dataclass, field
 from importlib import resources
 from itertools import islice
 
-from elmanctl import codec
+from elmanctl import codec, errors
 from elmanctl.codec import json_field
-from elmanctl.errors import (
-    ConfigError,
-    Faults,
-    InvalidConfiguration,
-    LedgerError,
-    NotFound,
-    meant,
-)
 from elmanctl.space.axis import Axis
 from elmanctl.space.coordinate import Coordinate
 
@@ -83,7 +75,7 @@ class SearchSpace:
         for axis in self.axes:
             limit, value = values.get(axis.at_most or ""), values.get(axis.name)
             if isinstance(limit, int | float) and isinstance(value, int | float) and value > limit:
-                raise InvalidConfiguration(
+                raise errors.InvalidConfiguration(
                     f"`{axis.name}` {value} is above `{axis.at_most}` {limit}"
                 )
 
@@ -91,7 +83,7 @@ class SearchSpace:
         """Whether no value is above its `at_most`."""
         try:
             self.check(values)
-        except InvalidConfiguration:
+        except errors.InvalidConfiguration:
             return False
         return True
 
@@ -108,7 +100,7 @@ class SearchSpace:
     @classmethod
     def decode(cls, data: object) -> "SearchSpace":
         """Return the space that `encode` wrote; raise LedgerError for anything else."""
-        record = codec.decode(_Recorded, data, "space", LedgerError)
+        record = codec.decode(_Recorded, data, "space", errors.LedgerError)
         axes = tuple(Axis.decode(name, axis) for name, axis in record.axes.items())
         return cls(model=record.model, name=record.name, axes=axes, fixed=record.fixed)
 
@@ -167,22 +159,22 @@ def load_space(
     spaces = _shipped(model)
     if name not in spaces:
         known = f"spaces: {', '.join(spaces)}" if spaces else "spaces.toml has none for it"
-        raise NotFound(
+        raise errors.NotFound(
             f"no search space named `{name}` for {model}",
-            hint=meant(name, spaces, known),
+            hint=errors.meant(name, spaces, known),
         )
     found = spaces[name]
     _check_swept(model, name, found.sweep, {**axes, **fixed})
     # A constant of the user drops the shipped axis of that name.
     both = set(axes) & set(fixed)
     if both:
-        raise ConfigError(
+        raise errors.ConfigError(
             f"`{both.pop()}` is both a constant in `[model]` and an axis in `[search.axes]`"
         )
     shipped = {k: v for k, v in found.axes.items() if not (has_budget and k == "dim")}
     tables = {k: v for k, v in {**shipped, **axes}.items() if k not in fixed}
     constants = {k: v for k, v in {**found.fixed, **fixed}.items() if k not in tables}
-    decoded, faults = [], Faults()
+    decoded, faults = [], errors.Faults()
     for axis, data in tables.items():
         with faults:
             decoded.append(Axis.decode(axis, data))
@@ -213,10 +205,10 @@ def swept_values(model: str, name: str) -> dict[str, list[object]]:
 def _check_swept(
     model: str, name: str, sweep: Mapping[str, list[object]], given: Mapping[str, object]
 ) -> None:
-    faults = Faults()
+    faults = errors.Faults()
     for setting, values in sweep.items():
         if setting not in given:
-            fault = ConfigError(
+            fault = errors.ConfigError(
                 f"space `{name}` of {model} is one search for each value of `{setting}`: "
                 f"{', '.join(map(str, values))}",
                 hint=f"add e.g. `{setting}={values[0]}` to the command, or set it in `[model]`",
@@ -229,6 +221,6 @@ def _shipped(model: str) -> dict[str, _Shipped]:
     text = resources.files("elmanctl.space").joinpath("spaces.toml").read_text(encoding="utf-8")
     tables = tomllib.loads(text).get(model, {})
     return {
-        name: codec.decode(_Shipped, table, f"{model}.{name}", ConfigError)
+        name: codec.decode(_Shipped, table, f"{model}.{name}", errors.ConfigError)
         for name, table in tables.items()
     }

@@ -6,14 +6,7 @@ from typing import Any, Literal
 
 from elmanctl.errors import InvalidConfiguration
 from elmanctl.kernels.matrix_recurrence import sizes
-from elmanctl.models.config import (
-    ConvWidth,
-    Expansion,
-    FamilyConfig,
-    Heads,
-    floor_exact,
-    format_sizes,
-)
+from elmanctl.models import config
 from elmanctl.models.configs.sizes import check_inner_width
 
 SIZES = (8, 16, 24, 32, 40, 48, 56, 64)
@@ -24,7 +17,7 @@ LEVEL_STATE = 32
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class E75Config(FamilyConfig):
+class E75Config(config.FamilyConfig):
     """E75: heads with a tanh matrix state, one decay per value, and a self-gated read-out.
 
     `use_conv` convolves the output of the inner projection.  `post_conv` convolves keys, values and
@@ -32,11 +25,11 @@ class E75Config(FamilyConfig):
     """
 
     level: Literal["e75"] = "e75"
-    n_heads: Heads
+    n_heads: config.Heads
     n_state: int
-    expansion: Expansion = 1.0
+    expansion: config.Expansion = 1.0
     use_conv: bool = False
-    d_conv: ConvWidth = 4
+    d_conv: config.ConvWidth = 4
     post_conv: bool = False
 
     @property
@@ -47,7 +40,7 @@ class E75Config(FamilyConfig):
     @property
     def inner_width(self) -> int:
         """Input width of the heads: that of the inner projection, or `dim` without one."""
-        return self.dim if self.post_conv else floor_exact(self.dim * self.expansion)
+        return self.dim if self.post_conv else config.floor_exact(self.dim * self.expansion)
 
     @property
     def conv_channels(self) -> int:
@@ -93,7 +86,8 @@ class E75Config(FamilyConfig):
     @classmethod
     def backend_limits(cls, backend: str) -> str:
         """Describe the sizes that a backend supports."""
-        return f"`n_state` {format_sizes(set(SIZES).intersection(sizes.supported_sizes(backend)))}"
+        supported = set(SIZES).intersection(sizes.supported_sizes(backend))
+        return f"`n_state` {config.format_sizes(supported)}"
 
     @classmethod
     def complete_level(cls, settings: Mapping[str, Any]) -> dict[str, Any]:

@@ -6,17 +6,10 @@ from typing import Annotated, Any, Literal
 
 from elmanctl.errors import InvalidConfiguration
 from elmanctl.kernels.matrix_recurrence import sizes
-from elmanctl.models.config import (
-    Between,
-    ConvWidth,
-    Expansion,
-    FamilyConfig,
-    floor_exact,
-    format_sizes,
-)
+from elmanctl.models import config
 from elmanctl.models.configs.sizes import check_inner_width
 
-Blocks = Annotated[int, Between(1, 1_024)]
+Blocks = Annotated[int, config.Between(1, 1_024)]
 
 LEVEL_STATES = {4: 32, 6: 32, 8: 24, 16: 16, 32: 16}
 """State size by number of blocks, for a level without a size, such as 87b8k2."""
@@ -29,7 +22,7 @@ READ_FLOPS = 2
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class E87Config(FamilyConfig):
+class E87Config(config.FamilyConfig):
     """E87: blocks of memory with a router that lets each position write a few.
 
     The documented model overwrites the selected blocks; that of the study interpolates each of
@@ -40,14 +33,14 @@ class E87Config(FamilyConfig):
     n_blocks: Blocks = 4
     top_k: Blocks = 2
     n_state: int = 32
-    expansion: Expansion = 1.0
+    expansion: config.Expansion = 1.0
     use_conv: bool = False
-    d_conv: ConvWidth = 4
+    d_conv: config.ConvWidth = 4
 
     @property
     def inner_width(self) -> int:
         """Output width of the inner projection, the input of everything else."""
-        return floor_exact(self.dim * self.expansion)
+        return config.floor_exact(self.dim * self.expansion)
 
     @property
     def block_width(self) -> int:
@@ -82,7 +75,7 @@ class E87Config(FamilyConfig):
     @classmethod
     def backend_limits(cls, backend: str) -> str:
         """Describe the sizes that a backend supports."""
-        return f"`n_state` {format_sizes(sizes.supported_sizes(backend))}"
+        return f"`n_state` {config.format_sizes(sizes.supported_sizes(backend))}"
 
     @classmethod
     def complete_level(cls, settings: Mapping[str, Any]) -> dict[str, Any]:

@@ -5,12 +5,7 @@ from typing import Literal
 
 from elmanctl.errors import InvalidConfiguration
 from elmanctl.kernels.matrix_recurrence import sizes
-from elmanctl.models.config import (
-    STUDY,
-    ConvWidth,
-    Expansion,
-    Heads,
-)
+from elmanctl.models.config import STUDY, ConvWidth, Expansion, Heads
 from elmanctl.models.configs.sizes import HeadsConfig
 
 
