@@ -87,7 +87,7 @@ def evaluation_row(evaluation: Evaluation) -> dict[str, Any]:
     result = last.result if last and last.result else {}
     return {
         "evaluation": evaluation.id,
-        "generation": evaluation.generation,
+        "generation": None if evaluation.confirms else evaluation.generation,
         "state": shown_state(evaluation),
         "attempt": last.number if last else None,
         "job": last.job_id if last else None,
@@ -103,6 +103,7 @@ def evaluation_row(evaluation: Evaluation) -> dict[str, Any]:
         "replaces": evaluation.replaces,
         "repeats": evaluation.repeats,
         "answered_by": evaluation.answer.by if evaluation.answer else None,
+        **({"confirms": evaluation.confirms} if evaluation.confirms else {}),
     }
 
 

@@ -61,6 +61,8 @@ def _points_asked(event: payloads.PointsAsked, state: RunState, at: str) -> None
     for plan in event.evaluations:
         if plan.id in state.evaluations:
             raise LedgerCorrupt(f"{plan.id} is asked twice")
+        if plan.confirms is not None:
+            raise LedgerCorrupt(f"{plan.id} is a confirmation, and yet the optimizer asked it")
         if plan.replaces is not None:
             _evaluation(state, plan.replaces)
         if plan.repeats is not None:
@@ -73,6 +75,18 @@ def _points_asked(event: payloads.PointsAsked, state: RunState, at: str) -> None
     state.add("refused", event.refused)
     state.optimizer_file = encode(event.optimizer)
     state.generation = generation
+
+
+@handle.register
+def _confirmation_asked(event: payloads.ConfirmationAsked, state: RunState, at: str) -> None:
+    for plan in event.evaluations:
+        if plan.id in state.evaluations:
+            raise LedgerCorrupt(f"{plan.id} is asked twice")
+        confirmed = _evaluation(state, plan.confirms or "")
+        transitions.check_confirmation(plan, confirmed, state.confirmations_of(confirmed.id))
+        known = state.confirmations.get(confirmed.id, ())
+        state.confirmations[confirmed.id] = (*known, plan.id)
+        state.put(records.Evaluation(generation=records.CONFIRMATION, **_values(plan)))
 
 
 @handle.register
@@ -206,7 +220,8 @@ def _generation_told(event: payloads.GenerationTold, state: RunState, at: str) -
     if not 0 <= generation <= state.generation or generation in state.told:
         raise LedgerCorrupt(f"generation {generation} is reported before it was asked, or twice")
     for name, _ in event.told:
-        _evaluation(state, name)
+        if _evaluation(state, name).confirms is not None:
+            raise LedgerCorrupt(f"{name} is a confirmation, and yet it is reported")
     state.told[generation] = list(event.told)
     state.add("generations_told", 1)
 

@@ -109,6 +109,18 @@ class PointsAsked(Payload):
 
 
 @dataclass(frozen=True, kw_only=True)
+class ConfirmationAsked(Payload):
+    """New evaluations, in state `created`, that train completed ones again on fresh seeds.
+
+    Each `confirms` one that completed: with its configuration, and a seed on which it was not
+    confirmed before.  They belong to no generation, and no value of them is reported to the
+    optimizer.
+    """
+
+    evaluations: tuple[records.EvaluationPlan, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
 class SubmissionIntended(Payload):
     """The scheduler is about to be asked.
 

@@ -8,6 +8,9 @@ from typing import Any
 from elmanctl.codec import json_field
 from elmanctl.ledger.shared_keys import SharedKeys
 
+# In place of the generation of an evaluation that the optimizer did not ask for: a confirmation.
+CONFIRMATION = -2
+
 
 class State(StrEnum):
     """The state of an evaluation or of an attempt."""
@@ -155,6 +158,8 @@ class EvaluationPlan:
     `point` is in the optimizer's coordinates, `config` the model's configuration, `lr` the
     learning rate, `parameters` the exact count of the model.  `replaces` names the failed
     evaluation whose place this one takes, `repeats` the first one of the same configuration.
+    `confirms` makes it a confirmation: it names the completed evaluation whose configuration this
+    one trains again, on a seed that the search did not use.
     """
 
     id: str
@@ -165,6 +170,7 @@ class EvaluationPlan:
     seed: int
     replaces: str | None = json_field(default=None, omit=True)
     repeats: str | None = json_field(default=None, omit=True)
+    confirms: str | None = json_field(default=None, omit=True)
 
     @property
     def hyperparameters(self) -> dict[str, object]:
@@ -176,6 +182,7 @@ class EvaluationPlan:
 class Evaluation(EvaluationPlan):
     """A candidate with its state and attempts.
 
+    The `generation` of a confirmation is `CONFIRMATION`: the optimizer never asked for it.
     `changes` are what re-queues asked for: `mem_gb`, `micro_batch`, `timeout_min`, `exclude`, and
     `since_attempt`, the attempts made before the newest of them.
     """
@@ -318,6 +325,11 @@ class RunStatus(StrEnum):
 def evaluation_id(generation: int, index: int) -> str:
     """Return the name of an evaluation, as in `g012-e03`."""
     return f"g{generation:03}-e{index:02}"
+
+
+def confirmation_id(number: int, index: int) -> str:
+    """Return the name of an evaluation of a run's confirmation `number`, as in `c000-e03`."""
+    return f"c{number:03}-e{index:02}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -46,7 +46,8 @@ class RunState:
     Running sums: `spent` is the cost of ended attempts by verdict, `saved` that of the jobs that
     answered repeats did without, `answered` their number, `trained` the evaluations that ever had
     a job, `wall_s` the working time of controllers, `disk` the bytes of attempts.  `repeats` maps
-    an evaluation to those of the same configuration, in order.
+    an evaluation to those of the same configuration, in order, `confirmations` one to those that
+    train it again on fresh seeds.
 
     The rest are indexes over these, so that no query gets slower with the length of a run:
     `totals` are the sums of `counted`, `positions` the order of the evaluations, `waiting` those
@@ -76,6 +77,7 @@ class RunState:
     trained: int = 0
     wall_s: float = 0.0
     repeats: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    confirmations: dict[str, tuple[str, ...]] = field(default_factory=dict)
     excluded_nodes: dict[str, ExcludedNode] = field(default_factory=dict)
     failures_in_a_row: list[tuple[str, int]] = field(default_factory=list)
     disk: DiskUse = field(default_factory=DiskUse)
@@ -154,6 +156,14 @@ class RunState:
         return tuple((attempt, counts[attempt.submission]) for attempt in attempts)
 
     @property
+    def confirmed(self) -> tuple[tuple[Evaluation, tuple[Evaluation, ...]], ...]:
+        """Every evaluation that was asked again on fresh seeds, with its confirmations."""
+        return tuple(
+            (self.evaluations[name], tuple(self.confirmations_of(name)))
+            for name in self.confirmations
+        )
+
+    @property
     def newest_settled(self) -> int:
         """How many of the newest generation are decided, replaced and reported ones left out."""
         if self.generation in self.told:
@@ -173,6 +183,10 @@ class RunState:
             names = names[: names.index(before)]
         return [self.evaluations[name] for name in names]
 
+    def confirmations_of(self, name: str) -> list[Evaluation]:
+        """Return the confirmations of an evaluation, in order."""
+        return [self.evaluations[each] for each in self.confirmations.get(name, ())]
+
     def unanswered(self) -> list[Submission]:
         """Return the submissions that are intended and not answered, in order."""
         return [self.submissions[name] for name in self.intended]
@@ -184,7 +198,8 @@ class RunState:
     def ranked(self) -> list[Evaluation]:
         """Return the completed evaluations, lowest loss first, equal losses in order of id.
 
-        Answered repeats are none of them: their loss is that of another one.
+        Answered repeats are none of them: their loss is that of another one.  Nor are
+        confirmations: the search did not choose among them.
         """
         keys = filter(None, map(rank, self.evaluations.values()))
         return [self.evaluations[name] for _, _, name in sorted(keys)]
@@ -265,10 +280,13 @@ _VALUES = tuple(each.name for each in fields(RunState) if each.name not in _DICT
 
 
 def rank(evaluation: Evaluation) -> tuple[float, int, str] | None:
-    """Return what completed evaluations are sorted by, None for any other and for repeats."""
+    """Return what completed evaluations are sorted by; None for any other.
+
+    Answered repeats and confirmations are others.
+    """
     if evaluation.state is not State.COMPLETED or evaluation.loss is None:
         return None
-    if evaluation.answer is not None:
+    if evaluation.answer is not None or evaluation.confirms is not None:
         return None
     return (evaluation.loss, evaluation.generation, evaluation.id)
 
@@ -284,6 +302,9 @@ def counted(evaluation: Evaluation, size_bytes: int) -> list[tuple[str, int]]:
         for attempt in evaluation.attempts
         if attempt.verdict is not None
     ]
+    if evaluation.confirms is not None:
+        is_decided = evaluation.state.is_finished
+        parts += [("confirmations", 1), ("confirmations_decided", int(is_decided))]
     # The job of a cancelled evaluation may still be ending; it is no longer waited for.
     if evaluation.has_live_attempt and not evaluation.state.is_finished:
         parts += [("live", 1), (f"live:{evaluation.attempts[-1].state}", 1)]

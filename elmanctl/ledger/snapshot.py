@@ -27,7 +27,14 @@ from elmanctl.ledger.records import Evaluation, Submission
 from elmanctl.ledger.run_state import RunState
 from elmanctl.ledger.state import apply, load_run
 from elmanctl.ledger.store import LEDGER_FILE, LedgerWriter
-from elmanctl.ledger.summary import RunSummary, newest_members, page, summarize, trimmed
+from elmanctl.ledger.summary import (
+    RunSummary,
+    newest_groups,
+    newest_members,
+    page,
+    summarize,
+    trimmed,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -240,13 +247,17 @@ def _held_submissions(state: RunState) -> dict[str, Submission]:
 
 
 def _newest(state: RunState, table: Mapping[int, Any]) -> dict[int, Any]:
-    newest = (state.generation - 1, state.generation)
-    return {generation: table[generation] for generation in newest if generation in table}
+    return {group: table[group] for group in newest_groups(state) if group in table}
 
 
 def _held(state: RunState, also: Iterable[str]) -> dict[str, Evaluation]:
-    """Return the evaluations of a snapshot, trimmed and in order: the page, the best, and more."""
+    """Return the evaluations of a snapshot, trimmed and in order: the page, the best, and more.
+
+    So is what was confirmed, and what confirms it.
+    """
     names = {item.id for item in page(state)} | {name for _, _, name in state.leaders} | {*also}
+    for name, confirmations in state.confirmations.items():
+        names |= {name, *confirmations}
     ordered = sorted(names, key=state.positions.__getitem__)
     return {name: trimmed(state.evaluations[name]) for name in ordered}
 

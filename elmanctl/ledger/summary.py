@@ -9,7 +9,14 @@ from dataclasses import dataclass, fields, replace
 from typing import Any
 
 from elmanctl.ledger.disk_use import DiskUse
-from elmanctl.ledger.records import Attempt, Evaluation, ExcludedNode, RunStatus, State
+from elmanctl.ledger.records import (
+    CONFIRMATION,
+    Attempt,
+    Evaluation,
+    ExcludedNode,
+    RunStatus,
+    State,
+)
 from elmanctl.ledger.run_state import RunState, rank
 from elmanctl.ledger.spending import Spent
 
@@ -25,10 +32,10 @@ class NotKnown(LookupError):
 class RunSummary:
     """A run in brief; the fields that `RunState` has too mean the same here.
 
-    `page` holds the newest two generations and whatever is not done or has a job that is ending,
-    in order, the last `PAGE_ROWS` of them; of each evaluation what `trimmed` leaves.  `best` is
-    (loss, generation, id).  A further field of `RunState` is shown by declaring it here:
-    `summarize` copies it.
+    `page` holds the newest two generations, the confirmations and whatever is not done or has a job
+    that is ending, in order, the last `PAGE_ROWS` of them; of each evaluation, as of those of
+    `confirmed`, what `trimmed` leaves.  `best` is (loss, generation, id).  A further field of
+    `RunState` is shown by declaring it here: `summarize` copies it.
     """
 
     run: Mapping[str, Any]
@@ -55,6 +62,7 @@ class RunSummary:
     flights: tuple[tuple[Attempt, int], ...]
     newest_settled: int
     best: tuple[float, int, str] | None
+    confirmed: tuple[tuple[Evaluation, tuple[Evaluation, ...]], ...]
     page: tuple[Evaluation, ...]
 
     def count(self, total: str) -> int:
@@ -71,18 +79,23 @@ def summarize(state: RunState) -> RunSummary:
 
     Raises NotKnown when `state` is a part that does not hold what is needed.
     """
-    own = ("best", "page")
+    own = ("best", "confirmed", "page")
     copied = {
         each.name: getattr(state, each.name) for each in fields(RunSummary) if each.name not in own
     }
     copied["totals"] = {total: number for total, number in state.totals.items() if number}
     return RunSummary(
-        **copied, best=_best(state), page=tuple(trimmed(item) for item in page(state))
+        **copied,
+        best=_best(state),
+        confirmed=tuple(
+            (trimmed(item), tuple(map(trimmed, again))) for item, again in state.confirmed
+        ),
+        page=tuple(trimmed(item) for item in page(state)),
     )
 
 
 def page(state: RunState) -> list[Evaluation]:
-    """Return what a person looks for first: the newest two generations, and what is not done.
+    """Return what a person looks for first: what is new, what is not done, what is confirmed.
 
     Raises NotKnown when `state` is a part that does not hold them.
     """
@@ -95,9 +108,13 @@ def page(state: RunState) -> list[Evaluation]:
 
 
 def newest_members(state: RunState) -> list[str]:
-    """Return the names of the evaluations of the newest two generations."""
-    newest = (state.generation - 1, state.generation)
-    return [name for generation in newest for name in state.members.get(generation, ())]
+    """Return the names of the evaluations of the newest two generations, and of confirmations."""
+    return [name for group in newest_groups(state) for name in state.members.get(group, ())]
+
+
+def newest_groups(state: RunState) -> tuple[int, ...]:
+    """Return the numbers of the newest two generations, and that of confirmations."""
+    return (state.generation - 1, state.generation, CONFIRMATION)
 
 
 def trimmed(evaluation: Evaluation) -> Evaluation:

@@ -1,6 +1,6 @@
 """Pure transitions of evaluations and submissions, which refuse impossible events."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 
 from elmanctl.errors import LedgerCorrupt
@@ -9,6 +9,7 @@ from elmanctl.ledger.records import (
     Answer,
     Attempt,
     Evaluation,
+    EvaluationPlan,
     State,
     Submission,
     SubmissionState,
@@ -117,6 +118,21 @@ def settle_repeat(evaluation: Evaluation, state: State, found: Answer) -> Evalua
     if evaluation.has_live_attempt:
         raise LedgerCorrupt(f"{evaluation.id} is answered while an attempt of it is live")
     return close(replace(evaluation, answer=found), state)
+
+
+def check_confirmation(
+    plan: EvaluationPlan, confirmed: Evaluation, others: Iterable[EvaluationPlan]
+) -> None:
+    """Raise LedgerCorrupt unless `plan` trains a completed evaluation again, on another seed.
+
+    `others` are the confirmations of that evaluation so far.
+    """
+    if confirmed.confirms is not None or confirmed.state is not State.COMPLETED:
+        raise LedgerCorrupt(f"{plan.id} confirms {confirmed.id}, which the search did not complete")
+    if plan.hyperparameters != confirmed.hyperparameters:
+        raise LedgerCorrupt(f"{plan.id} confirms {confirmed.id} with another configuration")
+    if plan.seed == confirmed.seed or plan.seed in {other.seed for other in others}:
+        raise LedgerCorrupt(f"{plan.id} confirms {confirmed.id} on seed {plan.seed} once more")
 
 
 def reopen(evaluation: Evaluation, changes: Mapping[str, object]) -> Evaluation:

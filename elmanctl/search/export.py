@@ -13,7 +13,8 @@ from elmanctl.run.corpus import corpus_name
 
 EXPORT_VERSION = 1
 
-# One row an evaluation; a `config.` column follows for each hyperparameter of the run.
+# One row an evaluation; a `config.` column follows for each hyperparameter of the run, and in a run
+# with confirmations `confirms`.
 CSV_COLUMNS = (
     *("run", "evaluation", "generation", "state", "loss", "parameters", "seed", "replaces"),
     *("repeats", "answered_by"),
@@ -46,11 +47,12 @@ def export_evaluation(state: RunState, evaluation: Evaluation) -> dict[str, Any]
     """Return the whole record of one evaluation, as plain data."""
     return {
         "evaluation": evaluation.id,
-        "generation": evaluation.generation,
+        "generation": None if evaluation.confirms else evaluation.generation,
         "state": evaluation.state.value,
         "replaces": evaluation.replaces,
         "repeats": evaluation.repeats,
         "answered_by": evaluation.answer.by if evaluation.answer else None,
+        **({"confirms": evaluation.confirms} if evaluation.confirms else {}),
         "seed": evaluation.seed,
         "point": list(evaluation.point),
         "config": evaluation.hyperparameters,
@@ -90,10 +92,12 @@ def fingerprint(evaluation: Evaluation) -> object:
 def export_csv(state: RunState) -> Iterator[str]:
     """Yield a CSV table (RFC 4180): a header, then one line for each evaluation."""
     names = sorted({name for e in state.evaluations.values() for name in e.hyperparameters})
-    yield _line([*CSV_COLUMNS, *(f"config.{name}" for name in names)])
+    last = ["confirms"] if state.confirmations else []
+    yield _line([*CSV_COLUMNS, *(f"config.{name}" for name in names), *last])
     for evaluation in state.evaluations.values():
         cells = _cells(state, evaluation)
-        yield _line([*map(cells.get, CSV_COLUMNS), *map(evaluation.hyperparameters.get, names)])
+        values = map(evaluation.hyperparameters.get, names)
+        yield _line([*map(cells.get, CSV_COLUMNS), *values, *map(cells.get, last)])
 
 
 def _cells(state: RunState, evaluation: Evaluation) -> dict[str, Any]:

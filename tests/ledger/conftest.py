@@ -159,6 +159,17 @@ def asked(
     }
 
 
+def confirming(confirmed: str, *names: str, seed: int = 1001) -> dict[str, Any]:
+    """Return the data of `confirmation_asked`, on seeds from `seed` on."""
+    plans = asked(0, *names)["evaluations"]
+    return {
+        "evaluations": [
+            {**plan, "confirms": confirmed, "seed": seed + index}
+            for index, plan in enumerate(plans)
+        ]
+    }
+
+
 def intended(name: str, *tasks: tuple[str, int]) -> dict[str, Any]:
     """Return the data of `submission_intended`; a task is (evaluation, attempt)."""
     return {
@@ -232,6 +243,8 @@ def whole_story() -> list[tuple[str, dict[str, Any]]]:
         ("points_asked", asked(0, "g000-e03", repeats="g000-e01")),
         ("evaluation_answered", answered("g000-e03", "g000-e01", 1.25)),
         ("generation_told", {"generation": 0, "told": [["g000-e01", 1.25], ["g000-e00", 1.5]]}),
+        ("confirmation_asked", confirming("g000-e01", "c000-e00", "c000-e01")),
+        ("evaluation_closed", {"evaluation": "c000-e01", "state": "cancelled"}),
         (
             "node_excluded",
             {
@@ -273,6 +286,7 @@ def build() -> Any:
     class Builders:
         run = staticmethod(run_description)
         asked = staticmethod(asked)
+        confirming = staticmethod(confirming)
         intended = staticmethod(intended)
         finished = staticmethod(finished)
         answered = staticmethod(answered)

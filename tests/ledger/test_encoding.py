@@ -41,6 +41,7 @@ PLAN = EvaluationPlan(
     parameters=10,
     seed=1,
     replaces="g002-e00",
+    confirms="g001-e00",
 )
 
 

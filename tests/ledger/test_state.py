@@ -12,7 +12,14 @@ from elmanctl.ledger.events import Event
 from elmanctl.ledger.handlers import handle
 from elmanctl.ledger.lease import Lease
 from elmanctl.ledger.payloads import PAYLOADS, EvaluationClosed, Note, decode_payload
-from elmanctl.ledger.records import Answer, RunStatus, State, SubmissionState, VerdictKind
+from elmanctl.ledger.records import (
+    CONFIRMATION,
+    Answer,
+    RunStatus,
+    State,
+    SubmissionState,
+    VerdictKind,
+)
 from elmanctl.ledger.run_state import RunState
 from elmanctl.ledger.spending import Spent
 from elmanctl.ledger.state import apply, load_run, replay
@@ -73,7 +80,7 @@ def test_trial_changes_nothing_until_it_is_adopted(story: Story) -> None:
 
 def test_whole_story_is_told_right(story: Story, build: Any) -> None:
     state = told_by(story)
-    first, second, third, fourth = state.evaluations.values()
+    first, second, third, fourth, again, _ = state.evaluations.values()
     assert state.run == build.run()
     assert (state.status, state.reason) == (RunStatus.FINISHED, "all generations are done")
     assert [e.state for e in (first, second, third)] == [
@@ -97,6 +104,12 @@ def test_whole_story_is_told_right(story: Story, build: Any) -> None:
         saved_device_s=12.5,
     )
     assert state.repeats == {"g000-e01": ("g000-e03",)}
+    assert (again.id, again.generation, again.confirms) == ("c000-e00", CONFIRMATION, "g000-e01")
+    assert state.confirmations == {"g000-e01": ("c000-e00", "c000-e01")}
+    assert [(e.seed, e.state) for e in state.confirmations_of("g000-e01")] == [
+        (1001, State.CREATED),
+        (1002, State.CANCELLED),
+    ]
     assert second.changes == {"mem_gb": 80}
     assert [(a.number, a.submission, a.job_id, a.state) for a in second.attempts] == [
         (1, "s0003", "77_1", State.FAILED),
@@ -128,11 +141,11 @@ def test_whole_story_is_told_right(story: Story, build: Any) -> None:
     (excluded,) = state.excluded_nodes.values()
     assert (excluded.node, excluded.at, excluded.readmitted) == (
         "gpu-1",
-        "2026-05-01T10:00:27.000Z",
+        "2026-05-01T10:00:29.000Z",
         True,
     )
-    assert excluded.until == "2026-05-01T10:00:28.000Z"
-    assert (state.seq, state.fence, state.last_event_at) == (37, 1, "2026-05-01T10:00:37.000Z")
+    assert excluded.until == "2026-05-01T10:00:30.000Z"
+    assert (state.seq, state.fence, state.last_event_at) == (39, 1, "2026-05-01T10:00:39.000Z")
     assert state.live_attempts() == []
     assert state.spent == {
         "completed": Spent(attempts=2, elapsed_s=25.0, device_s=25.0),
@@ -141,7 +154,7 @@ def test_whole_story_is_told_right(story: Story, build: Any) -> None:
     assert (state.answered, state.trained) == (1, 2)
     assert state.saved == Spent(attempts=1, elapsed_s=12.5, device_s=12.5)
     # From the first controller to the pause and from the second to the interruption.
-    assert state.wall_s == 15.0 + 14.0
+    assert state.wall_s == 15.0 + 16.0
 
 
 def test_empty_ledger_is_an_empty_state() -> None:
@@ -318,6 +331,59 @@ def test_impossible_event_is_refused_by_number_and_reason(
     kind, data, reason = cases[index]
     with pytest.raises(LedgerCorrupt, match=rf"^event 5 \({kind}\): .*{reason}"):
         told_by([*submitted, (kind, data)])
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({"confirms": None}, "no evaluation ''"),
+        ({"confirms": "g009-e00"}, "no evaluation 'g009-e00'"),
+        ({"confirms": "g000-e01"}, "g000-e01, which the search did not complete"),
+        ({"confirms": "c000-e00"}, "c000-e00, which the search did not complete"),
+        ({"config": {"dim": 32, "lr": 1e-3}}, "g000-e00 with another configuration"),
+        ({"seed": 3}, "on seed 3 once more"),
+        ({"seed": 1001}, "on seed 1001 once more"),
+        ({"id": "c000-e00"}, "c000-e00 is asked twice"),
+    ],
+)
+def test_confirmation_trains_what_is_completed_on_a_fresh_seed(
+    submitted: Story, build: Any, change: dict[str, Any], reason: str
+) -> None:
+    story = [
+        *submitted,
+        ("attempt_finished", build.finished("g000-e00", 1, "completed", 1.0)),
+        close("g000-e00", "completed"),
+        ("confirmation_asked", build.confirming("g000-e00", "c000-e00", seed=1001)),
+    ]
+    (plan,) = build.confirming("g000-e00", "c001-e00", seed=1002)["evaluations"]
+    told_by([*story, ("confirmation_asked", {"evaluations": [plan]})])
+    changed = {key: value for key, value in {**plan, **change}.items() if value is not None}
+    with pytest.raises(LedgerCorrupt, match=reason):
+        told_by([*story, ("confirmation_asked", {"evaluations": [changed]})])
+
+
+def test_confirmation_is_neither_the_best_nor_reported(submitted: Story, build: Any) -> None:
+    story = [
+        *submitted,
+        ("attempt_finished", build.finished("g000-e00", 1, "completed", 1.0)),
+        close("g000-e00", "completed"),
+        ("confirmation_asked", build.confirming("g000-e00", "c000-e00")),
+        ("submission_intended", build.intended("s2", ("c000-e00", 1))),
+        ("attempt_finished", build.finished("c000-e00", 1, "completed", 0.5)),
+        close("c000-e00", "completed"),
+    ]
+    state = told_by(story)
+    best = state.best()
+    assert best is not None and best.id == "g000-e00"
+    assert [e.id for e in state.ranked()] == ["g000-e00"]
+    ((confirmed, (again,)),) = state.confirmed
+    assert (confirmed.id, again.loss) == ("g000-e00", 0.5)
+    with pytest.raises(LedgerCorrupt, match="c000-e00 is a confirmation, and yet it is reported"):
+        told_by([*story, ("generation_told", {"generation": 0, "told": [["c000-e00", 0.5]]})])
+    (plan,) = build.asked(0, "g000-e09")["evaluations"]
+    asked = build.asked(0) | {"evaluations": [{**plan, "confirms": "g000-e00"}]}
+    with pytest.raises(LedgerCorrupt, match="g000-e09 is a confirmation, and yet the optimizer"):
+        told_by([*story, ("points_asked", asked)])
 
 
 def after_the_end(build: Any) -> list[tuple[tuple[str, dict[str, Any]], str]]:

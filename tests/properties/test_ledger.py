@@ -125,7 +125,8 @@ class Run(RuleBasedStateMachine):
         if opens or generation < 0 or generation in self.state.told:
             generation += 1
         first = len(self.state.evaluations)
-        originals = [e.id for e in self.state.evaluations.values() if e.repeats is None]
+        searched = [e for e in self.state.evaluations.values() if e.confirms is None]
+        originals = [e.id for e in searched if e.repeats is None]
         self.tell(
             "points_asked",
             generation=generation,
@@ -142,6 +143,26 @@ class Run(RuleBasedStateMachine):
             ],
             refused=count,
             optimizer={"file": f"{first}", "sha256": "0"},
+        )
+
+    @rule(dice=DICE, count=st.integers(1, 3))
+    def confirm(self, dice: int, count: int) -> None:
+        chosen = self.choose(dice, State.COMPLETED)
+        if chosen is None or chosen.confirms is not None:
+            return
+        first = len(self.state.evaluations)
+        plan = {
+            "point": [0.0],
+            "config": chosen.hyperparameters,
+            "parameters": chosen.parameters,
+            "confirms": chosen.id,
+        }
+        self.tell(
+            "confirmation_asked",
+            evaluations=[
+                {"id": f"c000-e{first + index:02}", "seed": 2 + first + index, **plan}
+                for index in range(count)
+            ],
         )
 
     @rule(dice=DICE, loss=st.floats(0, 9), seconds=st.floats(0, 1e6))
@@ -345,6 +366,13 @@ class Run(RuleBasedStateMachine):
         repeats = [name for names in state.repeats.values() for name in names]
         asked = [e.id for e in state.evaluations.values() if e.repeats is not None]
         assert sorted(repeats) == sorted(asked)
+        confirmations = [name for names in state.confirmations.values() for name in names]
+        again = [e for e in state.evaluations.values() if e.confirms is not None]
+        assert sorted(confirmations) == sorted(e.id for e in again)
+        assert state.totals.get("confirmations", 0) == len(again)
+        decided = state.totals.get("confirmations_decided", 0)
+        assert decided == sum(e.state.is_finished for e in again)
+        assert not {e.id for e in again} & {e.id for e in state.ranked()}
         assert state.wall_s >= 0
 
 

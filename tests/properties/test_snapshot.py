@@ -91,7 +91,10 @@ class SnapshotRun(Run):
         assert [e.id for e in summary.page] == [
             e.id
             for e in state.evaluations.values()
-            if e.generation >= state.generation - 1 or not e.state.is_finished or e.has_live_attempt
+            if e.generation >= state.generation - 1
+            or e.confirms is not None
+            or not e.state.is_finished
+            or e.has_live_attempt
         ][-PAGE_ROWS:]
         for generation in range(state.generation + 1):
             assert [e.id for e in state.generation_members(generation)] == [
