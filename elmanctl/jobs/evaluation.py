@@ -26,7 +26,7 @@ from elmanctl.ledger.files import encode_json, write_json
 from elmanctl.ledger.records import Evidence, EvidenceSource, Verdict, VerdictKind
 from elmanctl.ledger.reserve import full_disk, hold, write_over
 from elmanctl.run.corpus import CorpusInfo, corpus_name, verify
-from elmanctl.run.paths import AttemptPaths
+from elmanctl.run.paths import AttemptPaths, RunPaths
 from elmanctl.run.spec import AttemptSpec
 from elmanctl.verdicts.node_disk import names_node_disk
 
@@ -180,7 +180,7 @@ class _Evaluation:
         path = Path(spec.data.path)
         corpus = CorpusInfo(path=path, size_bytes=spec.data.size_bytes, sha256=spec.data.sha256)
         compared_by = verify(corpus)
-        split = find_split(corpus, training.holdout)
+        split = find_split(corpus, training.holdout, RunPaths(self._paths.run_folder).split)
         check_split(split, training.holdout)
         held_out = None
         if len(split.held_out):

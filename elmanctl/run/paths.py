@@ -77,6 +77,8 @@ class RunPaths(_Folder):
     evaluations = _Named("evaluations")
     # One empty file for each attempt whose worker has left a result.
     finished = _Named("finished")
+    # The documents that are held out of training.
+    split = _Named("split.npz")
     # The note of the last poll of the scheduler.
     scheduler = _Named("scheduler.json")
 

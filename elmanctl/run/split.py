@@ -5,6 +5,7 @@ on a corpus is validated on the same text.  Equal documents are on one side of i
 """
 
 import hashlib
+import io
 import logging
 import mmap
 import os
@@ -17,6 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from elmanctl.errors import ConfigError, EnvironmentNotReady
+from elmanctl.ledger.files import write_atomically
 from elmanctl.run.corpus import CorpusInfo, cache_folder
 from elmanctl.run.corpus_packing import SEPARATOR
 
@@ -60,21 +62,46 @@ def whole(size_bytes: int) -> Split:
     return Split(documents=0, held_out=np.zeros((0, 2), dtype=np.int64), trained=trained)
 
 
-def find_split(corpus: CorpusInfo, share: float) -> Split:
-    """Return the split of a corpus; what is held out is kept in the cache.
+def find_split(corpus: CorpusInfo, share: float, of_run: Path | None = None) -> Split:
+    """Return the split of a corpus from the file of its run, from the cache, or by a scan.
 
-    Raises EnvironmentNotReady when the corpus cannot be read.
+    A scan reads the whole corpus, and is kept in the cache.  Raises EnvironmentNotReady when the
+    corpus cannot be read.
     """
     if not share:
         return whole(corpus.size_bytes)
     entry = cache_folder() / "splits" / f"{corpus.sha256[:24]}-{share!r}.npz"
+    for path in (of_run, entry):
+        found = path and _read(path, corpus, share)
+        if found:
+            return found
+    documents, held_out = scan(corpus.path, share)
+    split = _split(corpus.size_bytes, documents, held_out)
     try:
-        with entry.open("rb") as stream, np.load(stream, allow_pickle=False) as kept:
+        entry.parent.mkdir(parents=True, exist_ok=True)
+        write_split(split, corpus, share, entry)
+    except OSError as exc:
+        logger.warning("the split of the corpus was not cached: %s", exc)
+    return split
+
+
+def write_split(split: Split, corpus: CorpusInfo, share: float, path: Path) -> None:
+    """Write a split to a file, atomically; raises OSError."""
+    content = io.BytesIO()
+    parts = {"documents": split.documents, "held_out": split.held_out}
+    np.savez(content, sha256=corpus.sha256, share=share, **parts)  # type: ignore[arg-type]
+    write_atomically(path, content.getvalue())
+
+
+def _read(path: Path, corpus: CorpusInfo, share: float) -> Split | None:
+    """Return the split in a file, None unless it is a whole one of this corpus and share."""
+    try:
+        with path.open("rb") as stream, np.load(stream, allow_pickle=False) as kept:
+            if str(kept["sha256"]) != corpus.sha256 or float(kept["share"]) != share:
+                return None
             return _split(corpus.size_bytes, int(kept["documents"]), kept["held_out"])
     except (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile):
-        documents, held_out = scan(corpus.path, share)
-    _keep(entry, documents, held_out)
-    return _split(corpus.size_bytes, documents, held_out)
+        return None
 
 
 def check_split(split: Split, share: float) -> None:
@@ -147,17 +174,3 @@ def _split(size_bytes: int, documents: int, held_out: Intervals) -> Split:
 
 def _size(intervals: Intervals) -> int:
     return int((intervals[:, 1] - intervals[:, 0]).sum())
-
-
-def _keep(entry: Path, documents: int, held_out: Intervals) -> None:
-    temporary = entry.with_name(f".{entry.name}.{os.urandom(8).hex()}.tmp")
-    try:
-        entry.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            with temporary.open("xb") as stream:
-                np.savez(stream, documents=documents, held_out=held_out)
-            temporary.replace(entry)
-        finally:
-            temporary.unlink(missing_ok=True)
-    except OSError as exc:
-        logger.warning("the split of the corpus was not cached: %s", exc)

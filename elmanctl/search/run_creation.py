@@ -36,6 +36,7 @@ def create_run(plan: SearchPlan) -> Path:
             with Lease.acquire(plan.folder) as lease:
                 code = freeze_code(paths.code)
                 refill(plan.folder)
+                _write_split(plan, paths.split)
                 created = RunCreated(run=_run_record(plan, code))
                 data = encode(created)
                 LedgerWriter.create(paths.ledger, lease, created.event_kind(), **data).close()
@@ -52,6 +53,15 @@ def create_run(plan: SearchPlan) -> Path:
             else "set `paths.runs` to a folder of yours on a shared disk, with hard links",
         ) from exc
     return plan.folder
+
+
+def _write_split(plan: SearchPlan, path: Path) -> None:
+    """Leave what is held out to the workers, whose nodes may lack the cache."""
+    share = plan.settings.train.holdout
+    if share:
+        from elmanctl.run.split import find_split, write_split
+
+        write_split(find_split(plan.corpus, share), plan.corpus, share, path)
 
 
 @contextmanager

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from elmanctl.errors import ConfigError
 from elmanctl.run import split as module
 from elmanctl.run.corpus import CorpusInfo, cache_folder, describe
-from elmanctl.run.split import Split, check_split, documents_of, find_split, scan
+from elmanctl.run.split import Split, check_split, documents_of, find_split, scan, write_split
 
 
 def of(path: Path, share: float) -> Split:
@@ -98,6 +98,28 @@ def test_a_damaged_cache_is_made_again(
     entry.write_bytes(content)
     assert (find_split(info, 0.1).held_out == first.held_out).all()
     assert len(entry.read_bytes()) > len(content)
+
+
+def test_workers_read_the_split_of_their_run_and_no_other(
+    corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    info, path = describe(corpus), tmp_path / "split.npz"
+    write_split(find_split(info, 0.1), info, 0.1, path)
+    # As on a node without the cache.
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    read: list[Path] = []
+
+    def counted(path: Path, share: float) -> tuple[int, module.Intervals]:
+        read.append(path)
+        return scan(path, share)
+
+    monkeypatch.setattr(module, "scan", counted)
+    assert find_split(info, 0.1, path).documents == find_split(info, 0.1, path).documents
+    assert read == []
+    assert len(find_split(info, 0.2, path).held_out) > len(find_split(info, 0.1, path).held_out)
+    other = CorpusInfo(path=corpus, size_bytes=info.size_bytes, sha256="0" * 64)
+    find_split(other, 0.1, path)
+    assert read == [corpus, corpus]
 
 
 def test_too_few_documents_are_refused_with_the_way_out(tmp_path: Path) -> None:
