@@ -215,7 +215,7 @@ def misfit(content: object, trained: Trained) -> str | None:
 
 def _position_fits(content: Mapping[str, Any]) -> bool:
     position = position_of(content)
-    return position.steps >= 1 and bool(position.losses)
+    return position.steps >= 1 and bool(position.losses or position.skipped)
 
 
 def _weights_fit(saved: Mapping[str, Any], model: nn.Module) -> bool:

@@ -27,7 +27,7 @@ class Convergence:
     step: int
     tokens: int
     elapsed_s: float
-    flops: float
+    flops: float | None
     loss: float | None
     improvement: float | None
     improvement_se: float | None
@@ -53,7 +53,7 @@ def judge(
     step: int,
     tokens: int,
     elapsed_s: float,
-    flops: float,
+    flops: float | None,
 ) -> Convergence:
     """Return whether the loss has converged at this step."""
     found = improvement(tuple(losses.kept), window)

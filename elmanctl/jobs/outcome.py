@@ -27,6 +27,7 @@ class TrainOutcome:
     `steps` and `tokens` count updates and the bytes predicted for them, skipped ones included.
     `tokens_per_s` is the speed after the warm-up, None if nothing followed it.  `validations` are
     up to 64 of them, the last at the end; `elapsed_s` is without the `validation_s` that they took.
+    `flops` is None for a family without a count.
     """
 
     divergence: Divergence | None
@@ -47,7 +48,7 @@ class TrainOutcome:
     skipped_updates: int = 0
     steps: int
     tokens: int
-    flops: float
+    flops: float | None
     tokens_per_s: float | None
     elapsed_s: float
     parameters: int

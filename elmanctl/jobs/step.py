@@ -67,6 +67,10 @@ class Stepper:
             torch._foreach_sub_(before, [parameter.detach() for parameter in self._parameters])
             self._update_norm = get_total_norm(before)
 
+    def skip_update(self) -> None:
+        """Leave the weights as they are, a change of norm 0."""
+        self._update_norm = torch.zeros((), device=self._device)
+
     @property
     def update_norm(self) -> float | None:
         """The norm of the last update, None before the first."""

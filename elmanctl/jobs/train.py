@@ -94,7 +94,7 @@ def train(
         skipped_updates=loop.skipped,
         steps=loop.steps,
         tokens=loop.tokens,
-        flops=float(loop.tokens * loop.flops_per_token),
+        flops=loop.flops,
         tokens_per_s=loop.clock.tokens_per_s(loop.tokens),
         elapsed_s=loop.clock.elapsed_s(),
         parameters=parameters,
@@ -145,7 +145,7 @@ class _Loop:
         self.tokens = 0
         self.skipped = self.skipped_in_a_row = 0
         self.convergence: Convergence | None = None
-        self.flops_per_token = _flops_per_token(spec)
+        self._flops_per_token = _flops_per_token(spec)
         self.validations: tuple[Validation, ...] = ()
         self.validation_s = 0.0
         self.clock = TrainingClock()
@@ -207,6 +207,12 @@ class _Loop:
             "validation_s": self.validation_s,
         }
 
+    @property
+    def flops(self) -> float | None:
+        """The FLOPs of the training so far, None for a family without a count."""
+        each = self._flops_per_token
+        return None if each is None else float(self.tokens * each)
+
     def run(self, report: Report) -> Divergence | None:
         """Train until the budget is spent or a number is not finite."""
         if self._device.type == "cuda":
@@ -239,14 +245,14 @@ class _Loop:
         """Validate, outside the clock; return a divergence if the loss is not finite."""
         if self._validator is None:
             return None
-        began = time.monotonic()
+        began, elapsed_s = time.monotonic(), self.clock.elapsed_s()
         with self.clock.stopped():
             report.phase("validation")
             loss, error = self._validator.validate()
             found = Validation(
                 step=self.steps,
                 tokens=self.tokens,
-                elapsed_s=self.clock.elapsed_s(),
+                elapsed_s=elapsed_s,
                 val_loss=loss,
                 val_loss_se=error,
             )
@@ -304,11 +310,7 @@ class _Loop:
             return self.clock.counted_s() >= budget.amount * 60
         if budget.kind == "converge":
             return self._has_converged(budget.amount)
-        spent = {
-            "steps": self.steps,
-            "tokens": self.tokens,
-            "flops": self.tokens * self.flops_per_token,
-        }
+        spent = {"steps": self.steps, "tokens": self.tokens, "flops": self.flops or 0.0}
         return spent[budget.kind] >= budget.amount
 
     def _has_converged(self, threshold: float) -> bool:
@@ -324,7 +326,7 @@ class _Loop:
             step=self.steps,
             tokens=self.tokens,
             elapsed_s=self.clock.elapsed_s(),
-            flops=float(self.tokens * self.flops_per_token),
+            flops=self.flops,
         )
         return self.convergence.is_converged or is_capped
 
@@ -346,6 +348,7 @@ class _Loop:
                 if not is_skipped or self.skipped_in_a_row > MOST_SKIPPED_IN_A_ROW:
                     return self._divergence(record.step, quantity, value)
                 self.skipped += 1
+                self._stepper.skip_update()
                 break
         else:
             self._stepper.update()
@@ -373,10 +376,10 @@ def _thinned(validations: tuple[Validation, ...]) -> tuple[Validation, ...]:
     return validations[::-1][:: every or 1][::-1]
 
 
-def _flops_per_token(spec: AttemptSpec) -> int:
-    """Return the FLOPs of training on one token, 0 for a model without a count.
+def _flops_per_token(spec: AttemptSpec) -> int | None:
+    """Return the FLOPs of training on one token, None for a family without a count.
 
-    Raises InvalidConfiguration for such a model under a budget in FLOPs.
+    Raises InvalidConfiguration for such a family under a budget in FLOPs.
     """
     try:
         return flops_per_token(
@@ -385,4 +388,4 @@ def _flops_per_token(spec: AttemptSpec) -> int:
     except InvalidConfiguration:
         if spec.training.budget.kind == "flops":
             raise
-        return 0
+        return None

@@ -103,9 +103,13 @@ class FamilyConfig:
         """Return the forward FLOPs per token of one layer, averaged over a sequence.
 
         A multiplication and an addition count as one FLOP each, the tanh of a matrix state as one;
-        norms, other activations and softmax are not counted.
+        norms, other activations and softmax are not counted.  Raises InvalidConfiguration for a
+        family without a count, which trains under any budget but one in FLOPs.
         """
-        raise self._missing("layer_flops")
+        raise InvalidConfiguration(
+            f"{type(self).__name__} does not define `layer_flops`",
+            hint="define it, or train under a budget in minutes, steps or tokens",
+        )
 
     def _missing(self, method: str) -> NotImplementedError:
         return NotImplementedError(f"{type(self).__name__} does not define `{method}`")

@@ -77,7 +77,7 @@ def flops_per_token(
     A multiplication and an addition count as one FLOP each.  Training counts as three forward
     passes: one, and two of the same size for the gradients of inputs and weights; recomputation
     in the backward pass is not counted, as in model FLOPs utilization (Chowdhery et al., 2022,
-    arXiv 2204.02311, appendix B).
+    arXiv 2204.02311, appendix B).  Raises InvalidConfiguration for a family without a count.
     """
     decoded = decode_config(level, config, variant)
     forward = decoded.depth * decoded.layer_flops(seq_len) + 2 * VOCABULARY * decoded.dim

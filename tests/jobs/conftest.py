@@ -1,10 +1,19 @@
-"""A cache and a clock of each test's own."""
+"""A cache, a clock and attempts of each test's own."""
 
+import json
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from elmanctl.jobs import training_clock
+from elmanctl.models.params import count_parameters
+from elmanctl.run.corpus import describe
+from elmanctl.run.paths import AttemptPaths, RunPaths
+from elmanctl.run.spec import AttemptSpec, DataSpec
+from tests.jobs.attempts import EVERY_STEP, MODELS, Write
+from tests.specs import changed
 
 
 @pytest.fixture(autouse=True)
@@ -30,3 +39,35 @@ def training_time(monkeypatch: pytest.MonkeyPatch) -> Clock:
     clock = Clock()
     monkeypatch.setattr(training_clock, "time", clock)
     return clock
+
+
+@pytest.fixture
+def documents(corpus: Path) -> DataSpec:
+    """A corpus with documents enough to hold some out."""
+    found = describe(corpus)
+    return DataSpec(path=str(found.path), sha256=found.sha256, size_bytes=found.size_bytes)
+
+
+@pytest.fixture
+def write(make_spec: Callable[..., AttemptSpec], tmp_path: Path) -> Write:
+    """Write the spec of an attempt and return its paths."""
+
+    def write(number: int = 1, *, evaluation: str = "g000-e00", **changes: Any) -> AttemptPaths:
+        paths = RunPaths(tmp_path / "run").attempt(evaluation, number)
+        paths.folder.mkdir(parents=True)
+        level = changes.get("level", "e88")
+        config = changes.get("config") or MODELS[level]
+        values = {
+            "attempt": number,
+            "level": level,
+            "config": config,
+            "parameters_expected": count_parameters(level, config),
+            "steps": 12,
+            "checkpoint_min": EVERY_STEP,
+        }
+        if number > 1:
+            values["continues_from"] = ("attempt-1",)
+        paths.spec.write_text(json.dumps(make_spec(**changed(values, changes)).encode()))
+        return paths
+
+    return write

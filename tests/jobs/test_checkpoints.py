@@ -4,122 +4,35 @@ import errno
 import io
 import json
 import os
-import random
 import resource
 import signal
-import subprocess
-import sys
 import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-import elmanctl
 from elmanctl.jobs import evaluation
 from elmanctl.jobs.checkpoint import save, spec_fingerprint
 from elmanctl.jobs.checkpoints import Checkpoints
-from elmanctl.jobs.evaluation import evaluate_attempt
 from elmanctl.jobs.metrics import MetricsLog, StepRecord
 from elmanctl.jobs.training_clock import TrainingClock
-from elmanctl.models.params import count_parameters
 from elmanctl.models.registry import FAMILIES
-from elmanctl.run.paths import AttemptPaths, RunPaths
 from elmanctl.run.spec import AttemptSpec
+from tests.jobs.attempts import (
+    EVERY_STEP,
+    ON_DEMAND,
+    Write,
+    interrupted,
+    losses,
+    read,
+    run,
+    steps,
+)
 from tests.models.samples import small_config
 from tests.run.test_spec import RECORDED
-from tests.specs import changed
-
-CHECKOUT = Path(elmanctl.__file__).parents[1]
-MODELS = {
-    "e88": {"dim": 16, "depth": 1, "n_heads": 2, "n_state": 4},
-    "transformer": {"dim": 16, "depth": 1, "n_heads": 2},
-}
-# A worker that is killed some time after it reported a step, whatever it is doing then.
-KILLED = """
-import os, signal, sys, threading
-from elmanctl.jobs.evaluation import evaluate_attempt
-from elmanctl.jobs.metrics import MetricsLog
-folder, step, delay_s = sys.argv[1], int(sys.argv[2]), float(sys.argv[3])
-append = MetricsLog.append
-def append_and_set_timer(log, record):
-    append(log, record)
-    if record.step == step:
-        threading.Timer(delay_s, os.kill, (os.getpid(), signal.SIGKILL)).start()
-MetricsLog.append = append_and_set_timer
-evaluate_attempt(folder)
-"""
-EVERY_STEP = 1e-9
-ON_DEMAND = 1e6
-
-Write = Callable[..., AttemptPaths]
-
-
-@pytest.fixture
-def write(make_spec: Callable[..., AttemptSpec], tmp_path: Path) -> Write:
-    """Write the spec of an attempt and return its paths."""
-
-    def write(number: int = 1, *, evaluation: str = "g000-e00", **changes: Any) -> AttemptPaths:
-        paths = RunPaths(tmp_path / "run").attempt(evaluation, number)
-        paths.folder.mkdir(parents=True)
-        level = changes.get("level", "e88")
-        config = changes.get("config") or MODELS[level]
-        values = {
-            "attempt": number,
-            "level": level,
-            "config": config,
-            "parameters_expected": count_parameters(level, config),
-            "steps": 12,
-            "checkpoint_min": EVERY_STEP,
-        }
-        if number > 1:
-            values["continues_from"] = ("attempt-1",)
-        paths.spec.write_text(json.dumps(make_spec(**changed(values, changes)).encode()))
-        return paths
-
-    return write
-
-
-def read(path: Path) -> dict[str, Any]:
-    content = json.loads(path.read_text())
-    assert isinstance(content, dict)
-    return content
-
-
-def losses(paths: AttemptPaths) -> list[float]:
-    return [json.loads(line)["loss"] for line in paths.metrics.read_text().splitlines()]
-
-
-def steps(paths: AttemptPaths) -> list[int]:
-    return [json.loads(line)["step"] for line in paths.metrics.read_text().splitlines()]
-
-
-@contextmanager
-def ended_before_step(step: int) -> Iterator[None]:
-    """Let every worker end, without a result, when it reports this step."""
-    append = MetricsLog.append
-
-    def end(log: MetricsLog, record: StepRecord) -> None:
-        if record.step == step:
-            raise KeyboardInterrupt
-        append(log, record)
-
-    with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(MetricsLog, "append", end)
-        yield
-
-
-def interrupted(paths: AttemptPaths, *, before_step: int) -> None:
-    with ended_before_step(before_step):
-        evaluate_attempt(str(paths.folder))
-    assert not paths.result.exists()
-
-
-def run(paths: AttemptPaths) -> dict[str, Any]:
-    return evaluate_attempt(str(paths.folder))
 
 
 @pytest.fixture
@@ -138,36 +51,6 @@ def whole(write: Write) -> dict[str, Any]:
 def test_checkpoints_of_earlier_versions_fit(name: str, fingerprint: str) -> None:
     spec = AttemptSpec.decode(json.loads(RECORDED[name]))
     assert spec_fingerprint(spec, "bf16") == fingerprint
-
-
-@pytest.mark.parametrize("level", MODELS)
-def test_a_killed_training_goes_on_to_the_same_loss_to_the_last_bit(
-    write: Write, level: str
-) -> None:
-    first = write(level=level, steps=100)
-    step, delay_s = random.randrange(2, 30), random.uniform(0, 0.03)
-    worker = subprocess.run(
-        [sys.executable, "-c", KILLED, str(first.folder), str(step), str(delay_s)],
-        env={**os.environ, "PYTHONPATH": str(CHECKOUT), "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        check=False,
-    )
-    assert worker.returncode == -signal.SIGKILL, worker.stderr
-    made = len(steps(first))
-    assert not first.result.exists() and first.checkpoint.exists()
-
-    second = write(2, level=level, steps=100)
-    result = run(second)
-    # It was killed before, while or after it wrote the checkpoint of its last step.
-    step = result["continued_from"]["step"]
-    assert result["continued_from"]["attempt"] == 1 and made - 1 <= step <= made
-    assert steps(second) == list(range(step + 1, 101))
-    other = write(evaluation="g000-e99", level=level, steps=100, checkpoint_min=0.0)
-    left_alone = run(other)
-    assert (result["loss"], result["last_loss"]) == (left_alone["loss"], left_alone["last_loss"])
-    assert (result["steps"], result["tokens"]) == (left_alone["steps"], left_alone["tokens"])
-    assert "continued_from" not in left_alone
-    assert not list(first.folder.glob("checkpoint*")) + list(second.folder.glob("checkpoint*"))
 
 
 @pytest.mark.parametrize("level", FAMILIES)

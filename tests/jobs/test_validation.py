@@ -1,6 +1,7 @@
 import math
 from collections.abc import Callable
 from contextlib import nullcontext
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -11,16 +12,18 @@ from torch import nn
 from torch.nn import functional as F
 
 from elmanctl.jobs.data import ByteStream, HeldOutWindows, held_out_windows
+from elmanctl.jobs.metrics import StepRecord
 from elmanctl.jobs.optimizer import make_optimizer, parameter_groups
 from elmanctl.jobs.train import train
 from elmanctl.jobs.validation import Validator, averaged_weights, is_due, mean_and_error
-from elmanctl.models.registry import build_model, decode_config
+from elmanctl.models.registry import FAMILIES, build_model, decode_config
 from elmanctl.run.corpus import describe
 from elmanctl.run.protocol import BETAS
 from elmanctl.run.spec import AttemptSpec
 from elmanctl.run.split import find_split
 from elmanctl.run.training import Training
 from tests.jobs.test_train import Recorder
+from tests.models.samples import small_config
 
 TINY = {"dim": 16, "depth": 1, "n_heads": 2, "n_state": 8}
 
@@ -159,6 +162,67 @@ def test_training_is_the_same_with_and_without_validation(
             assert outcome.bits_per_byte == pytest.approx((outcome.val_loss or 0) / math.log(2))
             assert outcome.mean_loss == pytest.approx(sum(found[-1]) / 12)
     assert found[0] == found[1] == found[2]
+
+
+@pytest.mark.parametrize("level", FAMILIES)
+def test_no_family_is_trained_otherwise_for_being_validated(
+    corpus: Path, make_spec: Callable[..., AttemptSpec], level: str
+) -> None:
+    split = find_split(describe(corpus), 0.1)
+    windows = held_out_windows(corpus, split, count=11, seq_len=16)
+    config = small_config(level)
+    found, steps = [], []
+    # As seldom as can be, then between all steps, the rows of a step and of a validation in parts.
+    for every, micro_batch in ((9, 0), (1, 0), (1, 2)):
+        net = build_model(config, seed=1, backend="torch")
+        spec = make_spec(
+            level=level,
+            config=config.encode(),
+            parameters_expected=sum(p.numel() for p in net.parameters()),
+            **{"objective": "val", "holdout": 0.1, "val_every": every, "micro_batch": micro_batch},
+        )
+        recorder = Recorder()
+        found.append(train(net, ByteStream(corpus, split), spec, recorder, None, windows))
+        steps.append([record.loss for record in recorder.steps])
+    seldom, often, parted = found
+    assert steps[0] == steps[1]
+    # The load-balancing loss of mom-e88 is that of each micro-batch.
+    rel = 1e-2 if level == "mom-e88" else 1e-3
+    assert steps[2] == pytest.approx(steps[0], rel=rel)
+    assert (seldom.val_loss, seldom.val_loss_se) == (often.val_loss, often.val_loss_se)
+    assert parted.val_loss == pytest.approx(seldom.val_loss, rel=rel)
+    assert parted.val_loss_se == pytest.approx(seldom.val_loss_se, rel=10 * rel)
+    assert len(often.validations) == 4
+
+
+@pytest.mark.parametrize("micro_batch", [0, 3])
+def test_the_norm_of_an_update_is_that_of_the_change_of_the_weights(
+    corpus: Path, make_spec: Callable[..., AttemptSpec], micro_batch: int
+) -> None:
+    split = find_split(describe(corpus), 0.1)
+    windows = held_out_windows(corpus, split, count=20, seq_len=16)
+    net = model()
+    weights = []
+
+    class Watching(Recorder):
+        def step(self, record: StepRecord) -> None:
+            super().step(record)
+            weights.append(torch.cat([p.detach().flatten() for p in net.parameters()]))
+
+    spec = make_spec(
+        parameters_expected=sum(p.numel() for p in net.parameters()),
+        config=TINY,
+        steps=6,
+        **{"objective": "val", "holdout": 0.1, "val_every": 2, "micro_batch": micro_batch},
+    )
+    recorder = Watching()
+    train(net, ByteStream(corpus, split), spec, recorder, None, windows)
+    norms = [record.update_norm for record in recorder.steps]
+    assert norms[0] is None
+    assert norms[1:] == [
+        pytest.approx(float((after - before).norm()), rel=1e-4)
+        for before, after in pairwise(weights)
+    ]
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,8 @@ import pytest
 from elmanctl.errors import ConfigError, ElmanError, InvalidConfiguration, NotFound, UsageError
 from elmanctl.ledger.records import RunStatus
 from elmanctl.ledger.state import load_run
+from elmanctl.models.config import FamilyConfig
+from elmanctl.models.configs.e88 import E88Config
 from elmanctl.run.frozen_code import freeze_code, hash_code, package_files
 from elmanctl.run.paths import RunPaths
 from elmanctl.run.training import Training
@@ -222,3 +224,15 @@ def test_requeue_changes_memory_and_time_of_a_slurm_job(settings: Settings) -> N
     assert (more.mem_gb, more.timeout_min, more.partition) == (48.0, 40, "gpu")
     with pytest.raises(ConfigError, match="leaves no room"):
         attempt_resources(asked, "slurm", {"timeout_min": 1})
+
+
+def test_budget_in_flops_of_a_family_without_a_count_is_refused_before_the_search_starts(
+    plan: Plan, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    flops = {"minutes": None, "flops": 1e12}
+    assert plan(train=flops).settings.train.budget.kind == "flops"
+    monkeypatch.setattr(E88Config, "layer_flops", FamilyConfig.layer_flops)
+    with pytest.raises(InvalidConfiguration, match="E88Config does not define `layer_flops`") as e:
+        plan(train=flops)
+    assert e.value.hint == "define it, or train under a budget in minutes, steps or tokens"
+    plan()
