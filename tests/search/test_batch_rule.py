@@ -35,7 +35,7 @@ def training(**changes: Any) -> Training:
 def spec_of_width(dim: int, settings: Settings) -> AttemptSpec:
     config = {"dim": dim, "depth": 20}
     parameters = count_parameters("transformer", config)
-    own = {"config": config, "lr": 3e-4, "parameters": parameters, "seed": 1}
+    own: dict[str, Any] = {"config": config, "lr": 3e-4, "parameters": parameters, "seed": 1}
     evaluation = Evaluation(id="g000-e00", generation=0, point=(0.0,), **own)
     return attempt_spec(RUN, settings, evaluation, 1, 60)
 
