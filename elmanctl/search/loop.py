@@ -91,27 +91,47 @@ class Controller:
         Raises SearchPaused when the search stops itself, EnvironmentNotReady when the scheduler
         does not answer at the start.
         """
-        session = self._session
+        self.start()
+        while not self._stop.is_set():
+            if self.advance():
+                return
+            self.submit()
+            self._stop.wait(self._tick_s)
+        self.interrupt()
+
+    def start(self) -> None:
+        """Settle what an earlier controller left; raises EnvironmentNotReady as `drive` does."""
         self._observe(self._dispatcher.adopt_all())
         # For attempts judged by a controller that died before it excluded their nodes.
-        exclude_bad_nodes(session, judged_attempts(session.state))
-        while not self._stop.is_set():
-            session.lease.renew()
-            apply_requests(session, self._watcher)
-            polled = self._poller.poll()
-            if polled is not None:
-                self._dispatcher.adopt(polled)
-            self._observe(polled)
-            if session.state.status is RunStatus.CANCELLED:
-                # Its jobs are ending; their verdicts are still recorded.
-                if not session.state.live_attempts():
-                    return
-            elif self._go_on():
-                return
-            self._view.refresh(session, self._poller.trouble)
-            self._stop.wait(self._tick_s)
-        if session.state.status is not RunStatus.CANCELLED:
-            session.record(payloads.RunInterrupted())
+        exclude_bad_nodes(self._session, judged_attempts(self._session.state))
+
+    def advance(self) -> bool:
+        """Do all that is due but submissions; return whether the search has ended.
+
+        Raises SearchPaused when the search stops itself.
+        """
+        session = self._session
+        session.lease.renew()
+        apply_requests(session, self._watcher)
+        polled = self._poller.poll()
+        if polled is not None:
+            self._dispatcher.adopt(polled)
+        self._observe(polled)
+        if session.state.status is RunStatus.CANCELLED:
+            # Its jobs are ending; their verdicts are still recorded.
+            return not session.state.live_attempts()
+        return self._go_on()
+
+    def submit(self) -> None:
+        """Submit what is waiting, as far as there is room; raises as `submit_waiting` does."""
+        if self._session.state.status is not RunStatus.CANCELLED:
+            self._dispatcher.submit_waiting()
+        self._view.refresh(self._session, self._poller.trouble)
+
+    def interrupt(self) -> None:
+        """Record that the controller was asked to stop."""
+        if self._session.state.status is not RunStatus.CANCELLED:
+            self._session.record(payloads.RunInterrupted())
 
     def _go_on(self) -> bool:
         """Advance as far as possible without waiting; return whether the search is finished."""
@@ -122,7 +142,6 @@ class Controller:
             self._view.refresh(self._session, None)
             return True
         self._answer_repeats()
-        self._dispatcher.submit_waiting()
         return False
 
     def _observe(self, polled: PollResult | None) -> None:
