@@ -1,4 +1,4 @@
-"""What the tests of single families share: parts of their equations, and what all must keep to."""
+"""Helpers of the tests of families: random layers, initial ranges, and shared assertions."""
 
 import math
 from collections.abc import Mapping
@@ -17,7 +17,7 @@ Module = TypeVar("Module", bound=nn.Module)
 
 
 def randomized(module: Module, scale: float = 0.3) -> Module:
-    """The module in float64 whose every parameter is random, so that none can hide."""
+    """Return the module in float64 with noise added to every parameter, so that none is zero."""
     module = module.double()
     with torch.no_grad():
         for parameter in module.parameters():
@@ -26,7 +26,7 @@ def randomized(module: Module, scale: float = 0.3) -> Module:
 
 
 def build_model(config: FamilyConfig, **options: Any) -> Any:
-    """The model of a configuration, untyped: torch knows no types of what modules hold."""
+    """Build the model of a configuration, untyped, since torch does not type submodules."""
     return registry.build_model(config, **options)
 
 
@@ -35,13 +35,13 @@ def xavier_bound(n_in: int, n_out: int) -> float:
 
 
 def assert_fills(bounds: Mapping[str, float], weights: Mapping[str, Tensor], share: float) -> None:
-    """The largest entry of each weight is within its bound and over that share of it."""
+    """Assert that the largest entry of each weight is within its bound and over `share` of it."""
     for name, bound in bounds.items():
         assert share * bound < weights[name].abs().max() <= bound, name
 
 
 def assert_decay_starts_in_range(decay: Any, max_rate: float = 16.0, max_step: float = 0.1) -> None:
-    """Rates of many heads fill 0 to max_rate, steps 0.001 to max_step."""
+    """Assert that the rates of many heads fill 0 to max_rate, and the steps 0.001 to max_step."""
     rate, step = decay.log_rate.exp(), F.softplus(decay.step_bias)
     assert 0 < rate.min() < max_rate / 160
     assert 0.993 * max_rate < rate.max() <= max_rate * (1 + 1e-6)
@@ -50,24 +50,24 @@ def assert_decay_starts_in_range(decay: Any, max_rate: float = 16.0, max_step: f
 
 
 def count(config: FamilyConfig) -> int:
-    """The parameters of a model, as the formula of its family has them."""
+    """Return the parameter count of a model by the formula of its family."""
     return count_parameters(config.level, config.encode())
 
 
 def logits(config: FamilyConfig) -> Tensor:
-    """What a new model says to the same twenty bytes, whatever its configuration."""
+    """Return the logits of a new model for the same twenty bytes."""
     tokens = torch.randint(256, (1, 20), generator=torch.Generator().manual_seed(0))
     found: Tensor = build_model(config, seed=0, backend="torch").eval()(tokens)[0]
     return found
 
 
 def is_reached(base: FamilyConfig, changed: FamilyConfig) -> bool:
-    """Whether what sets two configurations apart reaches what new models compute."""
+    """Whether new models of two configurations compute different logits."""
     return bool((logits(base) - logits(changed)).abs().max() > 1e-6)
 
 
 def assert_every_parameter_is_counted_and_moved(config: FamilyConfig) -> None:
-    """A new model has as many parameters as the formula says, and the loss moves each tensor."""
+    """Assert that the count of a new model is exact and that each parameter gets a gradient."""
     model = build_model(config, seed=0, backend="torch")
     model.loss(torch.randint(256, (2, 21))).backward()
     for name, parameter in model.named_parameters():
@@ -76,7 +76,7 @@ def assert_every_parameter_is_counted_and_moved(config: FamilyConfig) -> None:
 
 
 def saved_bytes(model: Any, batch: int, length: int) -> float:
-    """What a forward pass saves for the backward pass, in bytes a token, each storage once."""
+    """Return the bytes per token that a forward pass saves, counting each storage once."""
     model = model.train()
     known = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
     storages: dict[int, int] = {}
@@ -97,7 +97,7 @@ def saved_bytes(model: Any, batch: int, length: int) -> float:
 
 
 def state_in_bfloat16(layer: Any) -> Any:
-    """The state after two pieces with weights in bfloat16, whose output is in bfloat16 too."""
+    """Run a layer with bfloat16 weights on two pieces; return the state after the second."""
     layer, state = layer.bfloat16(), None
     for _ in range(2):
         y, state = layer(torch.randn(2, 5, layer.config.dim, dtype=torch.bfloat16), state)
@@ -106,7 +106,7 @@ def state_in_bfloat16(layer: Any) -> Any:
 
 
 def assert_autocast_trains(config: FamilyConfig) -> None:
-    """Under autocast a model has nearly the loss that it has in float32, and finite gradients."""
+    """Assert that autocast barely changes the loss of a model and keeps its gradients finite."""
     model = build_model(config, seed=0, backend="torch")
     tokens = torch.randint(256, (2, 41))
     exact = (model.loss(tokens) + model.auxiliary_loss()).item()

@@ -1,4 +1,4 @@
-"""Small configurations of every family: one by hand, and as many as are drawn."""
+"""Small configurations of every family: a fixed one, and a hypothesis strategy."""
 
 from dataclasses import fields
 from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
@@ -53,14 +53,14 @@ _RANGES: dict[str, st.SearchStrategy[Any]] = {
 
 
 def small_config(family: str, **changes: Any) -> FamilyConfig:
-    """Return the small configuration of a family, some of its settings changed."""
+    """Return the small configuration of a family with some changes."""
     settings = {name: value for name, value in SMALL[family].items() if name != "lr"}
     return decode_config(family, {**settings, **changes})
 
 
 @st.composite
 def drawn_configs(draw: st.DrawFn, family: str) -> FamilyConfig:
-    """Configurations over every setting of a family, those that cannot be built left out."""
+    """Draw a configuration over all settings of a family, rejecting invalid ones."""
     config_class = FAMILIES[family].load_config()
     hints = get_type_hints(config_class, include_extras=True)
     names = [f.name for f in fields(config_class) if f.name not in ("level", "variant")]

@@ -97,7 +97,7 @@ def test_data_does_not_move_the_estimate() -> None:
 
 
 def trained_model(switch: str) -> Any:
-    """A model after some training, its directions near where they settle."""
+    """Return a perturbed model whose directions have nearly converged."""
     model = build_model(make_config(switch), seed=0).train()
     with torch.no_grad():
         for parameter in model.parameters():

@@ -1,4 +1,4 @@
-"""What every family owes: exact sizes, gradients, causality, streaming, and learning."""
+"""Checks of every family: exact sizes, gradients, causality, streaming, and learning."""
 
 import math
 from functools import cache
@@ -30,7 +30,7 @@ GROWING = {"transformer"}
 
 
 def make_model(config: FamilyConfig, dtype: torch.dtype = torch.float32) -> Any:
-    """A model on the torch backend whose every parameter is random, so that none can hide."""
+    """Build a model on the torch backend with noise added to every parameter."""
     model = build_model(config, seed=3, backend="torch")
     generator = torch.Generator().manual_seed(7)
     with torch.no_grad():
@@ -44,7 +44,7 @@ def draw_tokens(batch: int, length: int, seed: int = 0) -> Tensor:
 
 
 def carried(state: Any) -> list[Tensor]:
-    """Every tensor in a state, however it is nested."""
+    """Return all tensors of a nested state."""
     if isinstance(state, Tensor):
         return [state]
     return [t for part in state for t in carried(part)] if isinstance(state, list | tuple) else []
@@ -226,7 +226,7 @@ def corpus() -> tuple[Any, float]:
 
 
 class Silent:
-    """Hears nothing."""
+    """Observer that ignores everything."""
 
     def phase(self, name: str) -> None:
         """Ignore it."""

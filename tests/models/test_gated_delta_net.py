@@ -139,7 +139,7 @@ def test_decay_starts_in_the_range_of_the_package() -> None:
 
 
 class FakeMachine:
-    """A machine with a CUDA device and packages as told."""
+    """A machine with a CUDA device and the given packages."""
 
     def __init__(self, patch: pytest.MonkeyPatch) -> None:
         self._patch = patch

@@ -25,12 +25,12 @@ STUDY_WIDTH = 2048
 
 @pytest.fixture
 def quick_draws(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Uniform instead of orthogonal blocks, which take seconds at the width of the study."""
+    """Initialize blocks uniformly: orthogonal ones take seconds at the width of the study."""
     monkeypatch.setattr(nn.init, "orthogonal_", lambda w: w.uniform_(-1, 1).div_(len(w) ** 0.5))
 
 
 def make_layer(cell: str, backend: str = "torch", **changes: Any) -> Any:
-    """A layer whose projection out is not zero, and whose every bias is some number."""
+    """Return a layer with a random output projection and random biases."""
     config = make_config(cell, **changes)
     layer = RecurrentLayer(config, backend)
     with torch.no_grad():
@@ -43,7 +43,7 @@ def make_layer(cell: str, backend: str = "torch", **changes: Any) -> Any:
 
 
 def gradients(layer: Any, y: Tensor, x: Tensor) -> dict[str, Tensor]:
-    """What the sum of y, unevenly weighted, gives x and every parameter."""
+    """Return the gradients of a weighted sum of y for x and every parameter."""
     layer.zero_grad()
     x.grad = None
     weights = torch.linspace(0.5, 1.5, y.numel(), dtype=y.dtype).view(y.shape)

@@ -46,7 +46,7 @@ def package_layer(config: Mamba2Config) -> Any:
 
 @pytest.fixture
 def package_on_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The layer of mamba-ssm on the references in plain torch that the package tests itself by."""
+    """Run the layer of mamba-ssm on the package's own references in plain torch."""
     module = load("mamba_ssm.modules.mamba2")
     reference = load("mamba_ssm.ops.triton.ssd_combined").ssd_chunk_scan_combined_ref
     norms = load("mamba_ssm.ops.triton.layernorm_gated")
@@ -63,7 +63,7 @@ def package_on_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def both_layers(**changes: Any) -> tuple[Any, Any]:
-    """Our layer and the package's with equal weights, in float64."""
+    """Return our layer and the package's with equal weights, in float64."""
     ours = make_layer(**changes)
     theirs = package_layer(ours.config).double()
     weights = ours.state_dict()

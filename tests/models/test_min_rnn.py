@@ -34,7 +34,7 @@ def phi(x: float) -> float:
 
 
 def in_logarithms(layer: Any, x: Tensor) -> Tensor:
-    """The states of one sequence, as the published code has them: sums of logarithms."""
+    """Compute the states of one sequence in log space, as the published code does."""
     candidate, *gates = min_rnn_scores(layer.config, dict(layer.named_parameters()), x)
     log_phi = torch.where(candidate >= 0, candidate.clamp(min=0) + 0.5, sigma(candidate)).log()
     if len(gates) == 1:
@@ -188,7 +188,7 @@ def test_gates_of_mingru_add_up_where_one_minus_the_other_would_be_zero() -> Non
 
 
 def trained(layer: Any, x: Tensor) -> dict[str, Tensor]:
-    """What a layer gives for two parts of x, and the gradients of it."""
+    """Run a layer on two parts of x; return its outputs and gradients."""
     x = x.detach().requires_grad_()
     first, state = layer(x[:, :11])
     second, state = layer(x[:, 11:], state)

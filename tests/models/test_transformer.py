@@ -41,7 +41,7 @@ def make_parts(**changes: Any) -> list[Any]:
 
 
 def turned(vector: Tensor, position: int) -> Tensor:
-    """One query or key times its matrix of rotations."""
+    """Multiply a query or key by its rotation matrix."""
     width = len(vector)
     matrix = torch.zeros(width, width, dtype=torch.float64)
     for i in range(width // 2):
@@ -53,7 +53,7 @@ def turned(vector: Tensor, position: int) -> Tensor:
 
 
 def attention_by_hand(part: Attention, x: Tensor, n_heads: int, head_dim: int) -> Tensor:
-    """Attention of one sequence [T, dim], head by head and query by query."""
+    """Compute attention of one sequence [T, dim], head by head and query by query."""
     width = n_heads * head_dim
     w_q, w_k, w_v = (part.mixed.weight[i * width :][:width] for i in range(3))
     heads = []
