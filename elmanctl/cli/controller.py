@@ -35,6 +35,7 @@ def drive(
 ) -> None:
     """Drive a search in the foreground until it ends or is interrupted."""
     from elmanctl.search.loop import Controller
+    from elmanctl.search.poll import QueryPace
 
     _raise_cpu_limit()
     with (
@@ -67,7 +68,8 @@ def drive(
         tick_s = min(poll_s, _TICK_S)
         try:
             with make_view(session) as view:
-                Controller(session, executor, view, poll_s=poll_s, tick_s=tick_s, stop=stop).drive()
+                pace = QueryPace(poll_s)
+                Controller(session, executor, view, pace=pace, tick_s=tick_s, stop=stop).drive()
         except (ElmanError, OSError) as exc:
             session.pause(exc)
             raise

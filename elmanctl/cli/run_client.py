@@ -22,7 +22,7 @@ from elmanctl.search.cancelled_jobs import Now, jobs_left
 from elmanctl.search.disk_errors import explained
 from elmanctl.search.dispatch import Dispatcher
 from elmanctl.search.effective_settings import effective_settings
-from elmanctl.search.poll import Poller
+from elmanctl.search.poll import Poller, QueryPace
 from elmanctl.search.retry import Decisions
 from elmanctl.search.run_identity import refuse_changed_code, refuse_copy, refuse_other_clusters
 from elmanctl.search.session import Session
@@ -79,7 +79,7 @@ def _act(paths: RunPaths, command: str, arguments: Mapping[str, Any]) -> dict[st
         executor = make_executor(paths, session.run["executor"], session.settings)
         is_slurm = session.run["executor"] == "slurm"
         poll_s = session.settings.slurm.poll_s if is_slurm else 0.0
-        poller = Poller(session, executor, poll_s=poll_s)
+        poller = Poller(session, executor, QueryPace(poll_s))
         watcher = Watcher(session, executor)
         # Requests left by commands whose controller ended before it answered.
         apply_requests(session, watcher)

@@ -25,9 +25,9 @@ from elmanctl.ledger.payloads import (
     SubmissionRefused,
 )
 from elmanctl.ledger.records import (
-    Attempt,
     Evaluation,
     Resources,
+    RunStatus,
     Submission,
     SubmissionIntent,
     Task,
@@ -52,6 +52,7 @@ from elmanctl.search.poll import Poller
 from elmanctl.search.repeats import answering
 from elmanctl.search.retry import Decisions
 from elmanctl.search.session import Session
+from elmanctl.search.sharing import Sharer, Sharing
 from elmanctl.search.workload import attempt_resources, attempt_spec
 
 logger = logging.getLogger(__name__)
@@ -91,12 +92,16 @@ class Dispatcher:
         poller: Poller,
         decisions: Decisions,
         *,
+        sharing: Sharing | None = None,
         now: Callable[[], float] = time.monotonic,
     ) -> None:
         self._session = session
         self._executor = executor
         self._poller = poller
         self._decisions = decisions
+        self._sharing = Sharing() if sharing is None else sharing
+        self._sharer = Sharer(session, executor, self._wanted)
+        self._sharing.join(self._sharer)
         self._now = now
         self._next_submission = 0.0
         self._disk = DiskAdmission(session)
@@ -162,6 +167,10 @@ class Dispatcher:
         """Raise SearchPaused unless the disk has room for an attempt, while none is live."""
         self._disk.admit(1, live=0)
 
+    def leave(self) -> None:
+        """Give this run's share of the slots to the other runs of this process."""
+        self._sharing.leave(self._sharer)
+
     def submit_waiting(self) -> None:
         """Submit waiting evaluations, as far as budget, slots and disk allow.
 
@@ -179,7 +188,7 @@ class Dispatcher:
             # Known after the next poll.
             return
         waiting = self._paid(waiting, is_idle=not live)
-        slots = self._executor.free_slots(self._busy_slots(live))
+        slots = self._sharing.free_slots(self._sharer)
         ready = [replace(due, slot=slot) for due, slot in zip(waiting, slots, strict=False)]
         ready = ready[: self._disk.admit(len(ready), live=len(live))]
         for resources, group in groupby(ready, key=self._resources):
@@ -242,6 +251,11 @@ class Dispatcher:
             Refusal(words=brief(exc.message), hint=exc.hint, is_final=is_final),
             next_s=max(0.0, at - self._now()),
         )
+
+    def _wanted(self) -> int:
+        """Return how many attempts wait for a slot."""
+        is_cancelled = self._session.state.status is RunStatus.CANCELLED
+        return 0 if is_cancelled else len(self._waiting())
 
     def _waiting(self) -> list[_Due]:
         """Return the evaluations that need a new attempt, in order."""
@@ -345,15 +359,6 @@ class Dispatcher:
             )
         names = {evaluation.id for evaluation in paid}
         return [due for due in waiting if due.evaluation.id in names]
-
-    def _busy_slots(self, live: Sequence[tuple[Evaluation, Attempt]]) -> list[int | None]:
-        submissions = self._session.state.submissions
-        slots = {
-            (name, task.index): task.slot
-            for name in {attempt.submission for _, attempt in live}
-            for task in submissions[name].tasks
-        }
-        return [slots[attempt.submission, attempt.task_index] for _, attempt in live]
 
 
 def _age_s(submission: Submission) -> float:

@@ -32,11 +32,12 @@ from elmanctl.search.dispatch import Dispatcher
 from elmanctl.search.fitness import feedback_on, fitness_values, is_spare
 from elmanctl.search.nodes import exclude_bad_nodes, judged_attempts
 from elmanctl.search.optimizer import LARGEST_BYTES, CmaOptimizer
-from elmanctl.search.poll import Poller
+from elmanctl.search.poll import Poller, QueryPace
 from elmanctl.search.repeats import Known, answer_from, answering
 from elmanctl.search.requeue import recovery_hint
 from elmanctl.search.retry import Decisions, trip
 from elmanctl.search.session import Session
+from elmanctl.search.sharing import Sharing
 from elmanctl.search.starved_jobs import StarvedJobs
 from elmanctl.space.candidates import Candidate, CandidateBuilder, ask_candidates
 from elmanctl.space.space import SearchSpace
@@ -65,9 +66,10 @@ class Controller:
         executor: Executor,
         view: View,
         *,
-        poll_s: float,
+        pace: QueryPace,
         tick_s: float,
         stop: threading.Event,
+        sharing: Sharing | None = None,
         now: Callable[[], float] = time.monotonic,
     ) -> None:
         self._session = session
@@ -75,9 +77,11 @@ class Controller:
         self._tick_s = tick_s
         self._stop = stop
         note = read_note(session.paths.scheduler)
-        self._poller = Poller(session, executor, poll_s=poll_s, after=note, now=now)
+        self._poller = Poller(session, executor, pace, after=note)
         self._decisions = Decisions(session)
-        self._dispatcher = Dispatcher(session, executor, self._poller, self._decisions, now=now)
+        self._dispatcher = Dispatcher(
+            session, executor, self._poller, self._decisions, sharing=sharing, now=now
+        )
         self._watcher = Watcher(session, executor, now=now)
         self._starved = StarvedJobs(session, executor, now=now)
         self._known = Known(session.state)
@@ -132,6 +136,15 @@ class Controller:
         """Record that the controller was asked to stop."""
         if self._session.state.status is not RunStatus.CANCELLED:
             self._session.record(payloads.RunInterrupted())
+
+    def leave(self) -> None:
+        """Give this run's share of the slots to the other runs of this process."""
+        self._dispatcher.leave()
+
+    @property
+    def asked_s(self) -> float:
+        """When the scheduler was last asked about this run, by the clock of its pace."""
+        return self._poller.asked_s
 
     def _go_on(self) -> bool:
         """Advance as far as possible without waiting; return whether the search is finished."""

@@ -1,6 +1,7 @@
 """Poller of the scheduler: the only place that decides when it is queried."""
 
 import logging
+import math
 import time
 from collections.abc import Callable, Mapping
 
@@ -19,8 +20,44 @@ logger = logging.getLogger(__name__)
 _SLOWEST_S = 600.0
 
 
+class QueryPace:
+    """The times at which a process may query the scheduler: every `poll_s`, with backoff.
+
+    Pollers that share one never query more often together than one of them would.
+    """
+
+    def __init__(self, poll_s: float, *, now: Callable[[], float] = time.monotonic) -> None:
+        self.poll_s = poll_s
+        self.now = now
+        self.delay_s = poll_s
+        self._next = now()
+        self._failures = 0
+
+    @property
+    def due_in_s(self) -> float:
+        """Seconds until the next query is allowed."""
+        return max(0.0, self._next - self.now())
+
+    def follow(self, note: SchedulerNote | None) -> None:
+        """Wait for the rest of the interval of a previous controller, whose last note this is."""
+        self._next = max(self._next, self.now() + _left_of_interval_s(note, self.poll_s))
+
+    def answered(self) -> None:
+        """Begin an interval, whose length is counted from the end of a query."""
+        self.delay_s, self._failures = self.poll_s, 0
+        self._next = self.now() + self.delay_s
+
+    def failed(self) -> None:
+        """Begin an interval that is longer the longer the scheduler has been silent."""
+        # The first failure may be a hiccup: backoff starts with the second.
+        if self._failures:
+            self.delay_s = min(2 * self.delay_s, max(_SLOWEST_S, self.poll_s))
+        self._failures += 1
+        self._next = self.now() + self.delay_s
+
+
 class Poller:
-    """Polls all live jobs and all unanswered submissions at once, every `poll_s`.
+    """Polls all live jobs and all unanswered submissions of a run at once, at a pace.
 
     A poll costs at most two query commands (`Executor.poll`).  Only a submission with an unclear
     refusal makes further queries, with backoff, so the load on the scheduler is bounded.  A new
@@ -32,21 +69,18 @@ class Poller:
         self,
         session: Session,
         executor: Executor,
+        pace: QueryPace,
         *,
-        poll_s: float,
         after: SchedulerNote | None = None,
-        now: Callable[[], float] = time.monotonic,
     ) -> None:
         self._session = session
         self._executor = executor
-        self._poll_s = poll_s
-        self._now = now
-        self._delay_s = poll_s
-        self._next = now() + _left_of_interval_s(after, poll_s)
+        self._pace = pace
+        pace.follow(after)
         self._not_before: dict[str, float] = {}
-        self._failures = 0
         self._last: PollResult | None = None
         self._asked_at = None if after is None else after.asked_at
+        self.asked_s = -math.inf
         self.silent_reason: str | None = None
         self.refusal: Refusal | None = None
 
@@ -59,11 +93,11 @@ class Poller:
     @property
     def due_in_s(self) -> float:
         """Seconds until the next poll is allowed."""
-        return max(0.0, self._next - self._now())
+        return self._pace.due_in_s
 
     def poll(self) -> PollResult | None:
         """Return the answer of the scheduler, None if it is too early or there is no answer."""
-        if self._now() < self._next:
+        if self.due_in_s > 0:
             return None
         jobs = [
             live_job(self._session.state, attempt)
@@ -71,19 +105,19 @@ class Poller:
             if attempt.job_id is not None
         ]
         intended = [
-            one for one in self.intended() if self._not_before.get(one.id, 0.0) <= self._now()
+            one for one in self.intended() if self._not_before.get(one.id, 0.0) <= self._pace.now()
         ]
         if not jobs and not intended and self._executor.tasks_per_submission != 0:
             return None
+        self.asked_s = self._pace.now()
         try:
             polled = self._executor.poll(jobs, intended)
         except EnvironmentNotReady as exc:
             self._failed(exc.message)
             self._note(None)
             return None
-        # Counted from the end: a slow answer must not shorten the interval.
-        self._delay_s, self._failures = self._poll_s, 0
-        self._next = self._now() + self._delay_s
+        # At the end: a slow answer must not shorten the interval.
+        self._pace.answered()
         self.silent_reason = polled.accounting_error
         self._note(polled)
         return polled
@@ -94,28 +128,25 @@ class Poller:
 
     def delay_lookup(self, submission: str) -> None:
         """Delay the lookup of a submission by one interval: a slow scheduler lists it late."""
-        self._not_before[submission] = self._now() + self._poll_s
+        self._not_before[submission] = self._pace.now() + self._pace.poll_s
 
     def show_refusal(self, refusal: Refusal | None, *, next_s: float = 0.0) -> None:
         """Show a refused submission and its retry in `next_s`; None when it was accepted."""
         if refusal is None and self.refusal is None:
             return
         self.refusal = refusal
-        self._write(max(self._delay_s, next_s))
+        self._write(max(self._pace.delay_s, next_s))
 
     def _failed(self, reason: str) -> None:
-        # The first failure may be a hiccup: backoff starts with the second.
-        if self._failures:
-            self._delay_s = min(2 * self._delay_s, max(_SLOWEST_S, self._poll_s))
-        self._failures += 1
-        self._next = self._now() + self._delay_s
-        self.silent_reason = f"{reason}; asking again in {clock.format_rough(self._delay_s)}"
-        logger.warning("%s; asking again in %.0f s", reason, self._delay_s)
+        self._pace.failed()
+        delay_s = self._pace.delay_s
+        self.silent_reason = f"{reason}; asking again in {clock.format_rough(delay_s)}"
+        logger.warning("%s; asking again in %.0f s", reason, delay_s)
 
     def _note(self, polled: PollResult | None) -> None:
         """Save the answer for `status`."""
         self._last, self._asked_at = polled, clock.to_text(clock.now())
-        self._write(self._delay_s)
+        self._write(self._pace.delay_s)
 
     def _write(self, next_s: float) -> None:
         if self._session.run["executor"] != "slurm":

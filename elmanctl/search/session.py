@@ -56,6 +56,7 @@ class Session:
         self.warning = writer.contents.warning
         writer.forget()
         self._writer = writer
+        self._is_closed = False
         self._snapshots = SnapshotKeeper(paths.folder, writer, self.state)
 
     @classmethod
@@ -159,14 +160,18 @@ class Session:
         self.settings = effective_settings(self.state)
 
     def extend(self, generations: int) -> None:
-        """Set a higher number of generations; raises UsageError, ConfigError for any other."""
+        """Set a higher number of generations; raises what `check_extension` raises."""
+        self.check_extension(generations)
+        self.record(payloads.RunExtended(generations=generations))
+
+    def check_extension(self, generations: int) -> None:
+        """Raise UsageError, ConfigError for a number of generations that is not a higher one."""
         refuse_outside({"search.generations": generations})
         if generations <= self.state.generations:
             raise UsageError(
                 f"the search is {self.state.generations} generations long already",
                 hint=f"`--generations` is the number in all: more than {self.state.generations}",
             )
-        self.record(payloads.RunExtended(generations=generations))
 
     @property
     def run(self) -> Mapping[str, Any]:
@@ -174,7 +179,10 @@ class Session:
         return self.state.run
 
     def close(self) -> None:
-        """Close the ledger, refill the run's reserve, and release the lease."""
+        """Close the ledger, refill the run's reserve, and release the lease, once."""
+        if self._is_closed:
+            return
+        self._is_closed = True
         self._snapshots.close()
         self._writer.close()
         refill(self.paths.folder)

@@ -29,6 +29,7 @@ from elmanctl.schedulers.executor import JobReport, JobState, LiveJob, PollResul
 from elmanctl.search import plan as planning
 from elmanctl.search.loop import Controller
 from elmanctl.search.plan import plan_search
+from elmanctl.search.poll import QueryPace
 from elmanctl.search.run_creation import create_run
 from elmanctl.search.session import Session
 from elmanctl.settings import (
@@ -268,7 +269,13 @@ class Run:
             session.start_controller()
             used = executor or ScriptedExecutor(self.world)
             controller = Controller(
-                session, used, self.view, poll_s=0.0, tick_s=0.0, stop=self.stop, now=now
+                session,
+                used,
+                self.view,
+                pace=QueryPace(0.0, now=now),
+                tick_s=0.0,
+                stop=self.stop,
+                now=now,
             )
             try:
                 controller.drive()

@@ -14,7 +14,7 @@ from elmanctl.ledger.records import State
 from elmanctl.schedulers.executor import JobReport, JobState
 from elmanctl.schedulers.scheduler_note import read_note
 from elmanctl.search.attempt_monitor import RESULT_GRACE_S, Watcher
-from elmanctl.search.poll import Poller
+from elmanctl.search.poll import Poller, QueryPace
 from elmanctl.search.session import Session
 from elmanctl.verdicts.policy import FROM_OUTSIDE, rule_of
 from tests.search.scripted import Run, Runs, ScriptedExecutor, write_result
@@ -35,7 +35,7 @@ class Watched:
         self.now = 1000.0
         self.session = Session.open(run.folder)
         executor = ScriptedExecutor(run.world)
-        self.poller = Poller(self.session, executor, poll_s=30.0, now=lambda: self.now)
+        self.poller = Poller(self.session, executor, QueryPace(30.0, now=lambda: self.now))
         self.watcher = Watcher(self.session, executor, now=lambda: self.now)
         self.job = self.session.state.evaluations["g000-e01"].attempts[0].job_id or ""
 

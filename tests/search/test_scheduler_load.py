@@ -15,6 +15,7 @@ from elmanctl.ledger.requests import leave_request
 from elmanctl.ledger.run_state import RunState
 from elmanctl.schedulers.slurm_executor import SlurmExecutor
 from elmanctl.search.loop import Controller
+from elmanctl.search.poll import QueryPace
 from elmanctl.search.session import Session
 from tests.schedulers.slurm_tools import SlurmTools
 from tests.search.scripted import Run, Runs, write_result
@@ -88,7 +89,7 @@ class Cluster:
                 session,
                 executor,
                 run.view,
-                poll_s=POLL_S,
+                pace=QueryPace(POLL_S, now=lambda: self.now),
                 tick_s=0.0,
                 stop=run.stop,
                 now=lambda: self.now,

@@ -1,0 +1,102 @@
+"""Sharing of slots between runs that one process drives: the run that is least far goes first."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from elmanctl.ledger.records import Attempt
+from elmanctl.ledger.run_state import RunState
+from elmanctl.schedulers.executor import Executor, JobState
+from elmanctl.search.poll import live_job
+from elmanctl.search.session import Session
+
+_ALIVE = (JobState.PENDING, JobState.RUNNING)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Sharer:
+    """A run that takes slots; `wanted` counts its attempts that wait for one."""
+
+    session: Session
+    executor: Executor
+    wanted: Callable[[], int]
+
+    @property
+    def state(self) -> RunState:
+        """The state of the run."""
+        return self.session.state
+
+    def busy_slots(self) -> list[int | None]:
+        """Return the slot of each live attempt, None for one without a number."""
+        return [slot for _, slot in _live(self.state)]
+
+    def held_slots(self) -> list[int]:
+        """Return the numbered slots on which a worker is alive, of a run that is not driven."""
+        numbered = {
+            str(attempt.job_id): (slot, live_job(self.state, attempt))
+            for attempt, slot in _live(self.state)
+            if slot is not None
+        }
+        if not numbered:
+            return []
+        reports = self.executor.poll([job for _, job in numbered.values()], []).reports
+        return [slot for name, (slot, _) in numbered.items() if reports[name].state in _ALIVE]
+
+    @property
+    def started(self) -> int:
+        """How many evaluations were started, or need no training."""
+        new = sum(not evaluation.attempts for evaluation in self.state.waiting_evaluations())
+        return len(self.state.evaluations) - new
+
+
+class Sharing:
+    """Divides the slots of a machine, or the jobs in flight, between runs."""
+
+    def __init__(self) -> None:
+        self._driven: list[Sharer] = []
+        self._left: list[Sharer] = []
+
+    def join(self, sharer: Sharer) -> None:
+        """Let a run take part."""
+        self._driven.append(sharer)
+
+    def leave(self, sharer: Sharer) -> None:
+        """Give the share of a run to the others; its workers keep their slots until they end."""
+        self._driven.remove(sharer)
+        self._left.append(sharer)
+
+    def free_slots(self, sharer: Sharer) -> Sequence[int | None]:
+        """Return the free slots that a run may take now."""
+        busy = [slot for one in self._driven for slot in one.busy_slots()]
+        held = [slot for one in self._left for slot in one.held_slots()]
+        free = sharer.executor.free_slots([*busy, *held])
+        if len(self._driven) == 1 or not free:
+            return free
+        wanted = [one.wanted() for one in self._driven]
+        given = divide(len(free), wanted, [one.started for one in self._driven])
+        return free[: given[self._driven.index(sharer)]]
+
+
+def divide(free: int, wanted: Sequence[int], started: Sequence[int]) -> list[int]:
+    """Return how many of the free slots each run gets.
+
+    One after the other goes to the run with the fewest evaluations started, among those that want
+    one; between equals the first of them gets it.
+    """
+    given = [0] * len(wanted)
+    for _ in range(free):
+        waiting = [run for run, most in enumerate(wanted) if given[run] < most]
+        if not waiting:
+            break
+        given[min(waiting, key=lambda run: started[run] + given[run])] += 1
+    return given
+
+
+def _live(state: RunState) -> list[tuple[Attempt, int | None]]:
+    """Return each live attempt with its slot."""
+    live = [attempt for _, attempt in state.live_attempts()]
+    slots = {
+        (name, task.index): task.slot
+        for name in {attempt.submission for attempt in live}
+        for task in state.submissions[name].tasks
+    }
+    return [(attempt, slots[attempt.submission, attempt.task_index]) for attempt in live]
