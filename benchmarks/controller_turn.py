@@ -205,6 +205,9 @@ class Stopwatch:
     def generation_done(self, *told: object) -> None:
         """Nobody is told."""
 
+    def confirmation_asked(self, *told: object) -> None:
+        """Nobody is told."""
+
 
 class Clock:
     """A clock that the script moves, so that the scheduler is asked when it says so."""

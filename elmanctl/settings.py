@@ -39,6 +39,13 @@ class SearchSettings:
         "A point asked again: answer it from the ledger, or reseed it to see the noise",
         words=REPEATS,
     )
+    confirm_top: int = setting(
+        3,
+        "Best configurations that are trained again on fresh seeds; 0 is none",
+        most=100,
+        absent=0,
+    )
+    confirm_seeds: int = setting(3, "Fresh seeds for each of them; 0 is none", most=100, absent=0)
     axes: dict[str, Any] = setting({}, "Axes that replace or add to those of the space")
 
 

@@ -22,7 +22,7 @@ _HELP = {"help_option_names": ["-h", "--help"]}
 
 PANELS = {
     "Start": ["init", "doctor", "models", "params", "calc-dim", "data", "eval"],
-    "Search": ["search", "resume", "cancel", "requeue"],
+    "Search": ["search", "resume", "confirm", "cancel", "requeue"],
     "Inspect": ["status", "show", "logs", "classify"],
     "Measure": ["bench"],
     "Maintain": ["disk", "clean", "ledger", "config", "completion"],

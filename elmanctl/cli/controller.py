@@ -75,9 +75,9 @@ def drive(
             raise
         state = session.state
         if as_json:
-            print_json(run_summary(session))
+            print_json(run_summary(paths, state))
         elif state.status is not RunStatus.INTERRUPTED:
-            print_summary(session)
+            print_summary(paths, state)
     if state.status is RunStatus.INTERRUPTED:
         running = len(state.live_attempts())
         if running:

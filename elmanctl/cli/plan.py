@@ -30,6 +30,8 @@ def describe_plan(plan: SearchPlan, resolved: Resolved) -> str:
     search = plan.settings.search
     budget = plan.settings.train.budget
     each = f"{budget.amount:g} {budget.kind}"
+    top, seeds = min(search.confirm_top, plan.evaluations), search.confirm_seeds
+    again = f", then the best {top} again on {counted(seeds, 'fresh seed')}" * (top * seeds > 0)
     where = "on this machine" if plan.executor == "local" else "as Slurm jobs"
     cost = f", {plan.hours:.1f} training hours" if plan.hours else ""
     target = f" around {search.params} parameters" if search.params else ""
@@ -41,7 +43,8 @@ def describe_plan(plan: SearchPlan, resolved: Resolved) -> str:
         f"{plan.name}: {counted(search.generations, 'generation')} of {search.population} "
         f"{plan.model} models"
         f"{target} {where}\n"
-        f"{plan.evaluations} evaluations of {each}{cost}; corpus {corpus_name(plan.corpus.path)}, "
+        f"{plan.evaluations} evaluations of {each}{again}{cost}; "
+        f"corpus {corpus_name(plan.corpus.path)}, "
         f"{format_count(plan.corpus.size_bytes)} bytes, unigram entropy "
         f"{plan.unigram_nats:.4f} nats\n"
         f"{_describe_cost(plan)}\n"
@@ -53,7 +56,7 @@ def describe_plan(plan: SearchPlan, resolved: Resolved) -> str:
 
 def _describe_cost(plan: SearchPlan) -> str:
     """Describe the highest possible cost of a search, and how its budget limits it."""
-    each = f"{plan.evaluations} x {plan.resources.timeout_min} min"
+    each = f"{plan.trainings} x {plan.resources.timeout_min} min"
     gpus = f" x {plan.devices} GPUs" if plan.devices > 1 else ""
     most = f"at most {format_hours(plan.most_gpu_hours)} {plan.unit} ({each}{gpus}), plus retries"
     return f"{most}; the budget {plan.stop}" if plan.stop else f"{most}; no budget set"
@@ -163,6 +166,7 @@ def plan_data(plan: SearchPlan) -> dict[str, Any]:
         "generations": search.generations,
         "population": search.population,
         "evaluations": plan.evaluations,
+        "confirmations": plan.confirmations,
         "at_once": _at_once(plan) if is_local else None,
         "budget": plan.settings.train.budget.encode(),
         "training_hours": plan.hours,

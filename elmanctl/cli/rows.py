@@ -142,11 +142,22 @@ def shown_state(evaluation: Evaluation) -> str:
 
 
 def reason(evaluation: Evaluation) -> str | None:
-    """Return why an evaluation has no loss or no job: its verdict, or the one it repeats."""
+    """Return why an evaluation has no loss, no job or no place in the search.
+
+    That is its verdict, the evaluation it repeats, or the one it confirms.
+    """
+    if evaluation.confirms is not None:
+        failure = _failure(evaluation)
+        return f"confirms {evaluation.confirms}" + (f": {failure}" if failure else "")
     if evaluation.answer is not None:
         end = evaluation.answer
         failed = evaluation.state is not State.COMPLETED and end.verdict is not None
         return f"as {end.by}: {end.verdict}" if failed else f"as {end.by}"
+    return _failure(evaluation)
+
+
+def _failure(evaluation: Evaluation) -> str | None:
+    """Return the newest verdict of an evaluation without a loss, and its attempt."""
     judged = [a for a in evaluation.attempts if a.verdict is not None]
     if not judged or evaluation.state is State.COMPLETED:
         return None

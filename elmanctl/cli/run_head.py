@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
+from elmanctl.cli.confirmation import facts_of
 from elmanctl.cli.costs import describe_budget, describe_cost, describe_waste
 from elmanctl.cli.output import format_loss
 from elmanctl.cli.rows import corpus_line, excluded_line, start_line
@@ -10,6 +11,7 @@ from elmanctl.cli.scheduler_status import note_line
 from elmanctl.ledger.records import RunStatus
 from elmanctl.ledger.summary import RunSummary
 from elmanctl.schedulers.scheduler_note import SchedulerNote
+from elmanctl.search.confirmation import Standing
 
 STOPPED = "stopped"
 
@@ -30,7 +32,11 @@ def headline(row: Mapping[str, Any]) -> str:
 
 
 def facts(
-    found: RunSummary, row: Mapping[str, Any], cost: Mapping[str, Any], note: SchedulerNote | None
+    found: RunSummary,
+    row: Mapping[str, Any],
+    cost: Mapping[str, Any],
+    note: SchedulerNote | None,
+    shown: Standing,
 ) -> list[str]:
     """Return the labelled lines about a run, those that need attention first."""
     lines: list[tuple[str, str | None]] = [
@@ -40,6 +46,7 @@ def facts(
         ("waste", describe_waste(found, cost)),
         ("budget", describe_budget(cost)),
         ("slurm", note_line(note) if note is not None else None),
+        *facts_of(found, shown),
         ("nodes", excluded_line(row["excluded_nodes"])),
         ("search", _search(found, row)),
         ("corpus", corpus_line(found.run)),

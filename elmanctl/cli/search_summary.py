@@ -6,16 +6,24 @@ from typing import Any
 
 from elmanctl import clock
 from elmanctl.cli import rows
+from elmanctl.cli.confirmation import (
+    confirmation_data,
+    describe_confirmed,
+    describe_noise,
+    how_to_confirm,
+    print_confirmed,
+)
 from elmanctl.cli.costs import cost_data, describe_cost, describe_waste
 from elmanctl.cli.output import hint, print_line, shown_count
 from elmanctl.folders import working_folder
 from elmanctl.ledger.records import Evaluation, RunStatus, State
-from elmanctl.search.session import Session
+from elmanctl.ledger.run_state import RunState
+from elmanctl.run.paths import RunPaths
+from elmanctl.search.confirmation import standing
 
 
-def run_summary(session: Session) -> dict[str, Any]:
+def run_summary(paths: RunPaths, state: RunState) -> dict[str, Any]:
     """Return the summary of a search as plain data."""
-    state = session.state
     best = state.best()
     return {
         "run": state.run["name"],
@@ -32,15 +40,15 @@ def run_summary(session: Session) -> dict[str, Any]:
             "config": best.hyperparameters,
             "parameters": best.parameters,
         },
+        **confirmation_data(state, standing(state)),
         "unigram_nats": state.run["data"]["unigram_nats"],
         **rows.origin_data(state.run),
-        "ledger": str(session.paths.ledger),
+        "ledger": str(paths.ledger),
     }
 
 
-def print_summary(session: Session) -> None:
+def print_summary(paths: RunPaths, state: RunState) -> None:
     """Print the summary of a search and a hint at the next command."""
-    state = session.state
     counts = state.counts()
     print_line(
         f"{state.run['name']} {state.status}: {counts[State.COMPLETED]} completed, "
@@ -56,36 +64,60 @@ def print_summary(session: Session) -> None:
     ):
         if text:
             print_line(f"{label:<12} {text}")
-    best = state.best()
-    if best is not None and best.loss is not None:
-        entropy = float(state.run["data"]["unigram_nats"])
-        values = best.hyperparameters
-        shown = "  ".join(
-            f"{key}={rows.describe_config(values[key])}"
-            for key in rows.searched_names(state.run)
-            if key in values
-        )
-        print_line(f"best         {best.id}")
-        window = _result(best).get("loss_window_steps")
-        print_line(f"  loss       {best.loss:.4f} nats/byte, mean of the last {window} steps")
-        side = "below" if best.loss < entropy else "above"
-        print_line(
-            f"  unigram    {entropy:.4f} nats/byte; the loss is "
-            f"{abs(entropy - best.loss):.4f} {side}"
-        )
-        print_line(f"  corpus     {rows.corpus_line(state.run)}")
-        print_line(f"  config     {shown}")
-        print_line(f"  parameters {shown_count(best.parameters)} (counted in the trained model)")
-    print_line(f"ledger       {_relative(session.paths.ledger)}")
-    name = state.run["name"]
+    _print_best(state)
+    print_line(f"ledger       {_relative(paths.ledger)}")
+    name, best = state.run["name"], state.best()
     if best is None:
         hint(f"see why with `elmanctl status {name} --state failed`")
         return
     if state.status is RunStatus.CANCELLED:
         hint(f"see `elmanctl show {name} best`")
         return
+    if standing(state).winner is None:
+        hint(how_to_confirm(state))
     more = f"elmanctl resume {name} --generations {state.generations + 2}"
     hint(f"see `elmanctl show {name} best`; `{more}` adds two generations")
+
+
+def _print_best(state: RunState) -> None:
+    """Print the confirmed winner, or the evaluation of the lowest loss and that it is not one."""
+    shown = standing(state)
+    winner = shown.winner
+    best = state.best() if winner is None else state.evaluations[winner.evaluation]
+    if best is None or best.loss is None:
+        return
+    entropy = float(state.run["data"]["unigram_nats"])
+    values = best.hyperparameters
+    config = "  ".join(
+        f"{key}={rows.describe_config(values[key])}"
+        for key in rows.searched_names(state.run)
+        if key in values
+    )
+    print_line(f"best         {best.id}, {'confirmed' if winner else 'not confirmed'}")
+    if winner is not None:
+        print_line(f"  confirmed  {describe_confirmed(winner)}")
+    print_line(f"  loss       {best.loss:.4f} nats/byte, {_quantity(best)}")
+    side = "below" if best.loss < entropy else "above"
+    print_line(
+        f"  unigram    {entropy:.4f} nats/byte; the loss is {abs(entropy - best.loss):.4f} {side}"
+    )
+    print_line(f"  corpus     {rows.corpus_line(state.run)}")
+    print_line(f"  config     {config}")
+    print_line(f"  parameters {shown_count(best.parameters)} (counted in the trained model)")
+    if shown.noise is not None:
+        print_line(f"noise        {describe_noise(shown.noise)}")
+    if len(shown.confirmed) > 1:
+        print_confirmed(shown.confirmed)
+
+
+def _quantity(evaluation: Evaluation) -> str:
+    """Return the quantity that the loss of an evaluation is, in words."""
+    result = _result(evaluation)
+    if result.get("objective") == "val":
+        return "on held-out documents"
+    if result.get("objective") == "mean":
+        return "mean of all steps"
+    return f"mean of the last {result.get('loss_window_steps')} steps"
 
 
 def _relative(path: Path) -> Path:

@@ -9,10 +9,12 @@ from elmanctl import clock
 from elmanctl.cli import output
 from elmanctl.cli.rows import describe_config, searched_names, shown_elapsed
 from elmanctl.cli.scheduler_status import live_row
-from elmanctl.ledger.records import Evaluation, State, Verdict, VerdictKind
+from elmanctl.ledger.payloads import ConfirmationAsked
+from elmanctl.ledger.records import CONFIRMATION, Evaluation, State, Verdict, VerdictKind
 from elmanctl.ledger.run_state import RunState
 from elmanctl.models.params import format_count
 from elmanctl.schedulers.scheduler_note import SchedulerNote, read_note
+from elmanctl.search.costs import confirmations_to_ask, evaluations_left
 from elmanctl.search.session import Session
 
 # Heartbeats are read for the display at most this often.
@@ -52,6 +54,10 @@ class PlainView:
         """Report a completed generation."""
         output.say(generation_line(session.state, generation))
 
+    def confirmation_asked(self, asked: ConfirmationAsked) -> None:
+        """Report that the best are trained again."""
+        output.say(confirmation_line(asked))
+
 
 class LiveView:
     """A display that redraws itself, with a permanent line for each completed generation."""
@@ -90,6 +96,10 @@ class LiveView:
         """Print a permanent line for a completed generation."""
         self._live.console.print(generation_line(session.state, generation), markup=False)
 
+    def confirmation_asked(self, asked: ConfirmationAsked) -> None:
+        """Print a permanent line that the best are trained again."""
+        self._live.console.print(confirmation_line(asked), markup=False)
+
     def _picture(self, session: Session, trouble: str | None) -> Any:
         from rich.console import Group
         from rich.text import Text
@@ -115,8 +125,7 @@ class LiveView:
         done = _settled(session.state) - self._done_before
         if done < 1:
             return None
-        population = session.settings.search.population
-        rest = session.state.generations * population - _settled(session.state)
+        rest = evaluations_left(session.state, session.settings.search.population)
         each_s = (time.monotonic() - self._since) / done
         return clock.format_rough(rest * each_s) if rest > 0 else None
 
@@ -130,13 +139,17 @@ def headline(session: Session) -> str:
     """Return one line: generation, evaluations done, running, failed, and the best loss."""
     state = session.state
     counts = state.counts()
-    total = state.generations * session.settings.search.population
+    population = session.settings.search.population
+    total = state.generations * population + state.totals.get("confirmations", 0)
+    total += confirmations_to_ask(state, population)
     running = sum(1 for _, attempt in state.live_attempts() if attempt.state is State.RUNNING)
     waiting = len(state.live_attempts()) - running
     best = state.best()
-    generation = max(0, state.generation)
+    stage = f"generation {max(0, state.generation) + 1} of {state.generations}"
+    if _is_confirming(state):
+        stage = "confirming the best"
     text = (
-        f"{state.run['name']}  generation {generation + 1} of {state.generations}"
+        f"{state.run['name']}  {stage}"
         f"  {counts[State.COMPLETED]}/{total} done  {running} running  {waiting} queued"
         f"  {counts[State.FAILED]} failed"
     )
@@ -171,12 +184,22 @@ def generation_line(state: RunState, generation: int) -> str:
     return f"g{generation:03}: {', '.join(parts)}"
 
 
+def confirmation_line(asked: ConfirmationAsked) -> str:
+    """Return one line on what is trained again."""
+    names = list(dict.fromkeys(str(plan.confirms) for plan in asked.evaluations))
+    seeds = len({plan.seed for plan in asked.evaluations})
+    return f"confirming {', '.join(names)} on {output.counted(seeds, 'fresh seed')}"
+
+
 def _current(state: RunState) -> list[Evaluation]:
+    newest = CONFIRMATION if _is_confirming(state) else state.generation
     return [
-        e
-        for e in state.evaluations.values()
-        if e.generation == state.generation or not e.state.is_finished
+        e for e in state.evaluations.values() if e.generation == newest or not e.state.is_finished
     ]
+
+
+def _is_confirming(state: RunState) -> bool:
+    return state.totals.get("confirmations", 0) > state.totals.get("confirmations_decided", 0)
 
 
 def _settled(state: RunState) -> int:

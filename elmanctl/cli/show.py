@@ -11,6 +11,7 @@ from typer import Argument, Context, Option
 
 from elmanctl.cli import rows
 from elmanctl.cli.completion import evaluation_names, run_or_evaluation_names
+from elmanctl.cli.confirmation import confirmation_data, describe_confirmed, describe_noise
 from elmanctl.cli.context import JsonFlag, chosen_run, known_runs, load_readable
 from elmanctl.cli.log_follower import Follower
 from elmanctl.cli.output import print_json, print_line, shown_count, write_raw
@@ -20,6 +21,7 @@ from elmanctl.ledger.files import open_regular
 from elmanctl.ledger.records import Attempt, Evaluation, Evidence, State
 from elmanctl.ledger.run_state import RunState
 from elmanctl.run.paths import RunPaths
+from elmanctl.search.confirmation import standing
 from elmanctl.search.export import export_attempt
 from elmanctl.search.noise import noise_for
 from elmanctl.search.selection import find_evaluation
@@ -70,6 +72,7 @@ def show(
         noise = noise_for(found, chosen)
         row = rows.with_progress(rows.evaluation_row(chosen), paths, chosen)
         row = {**run, **row, "noise": noise and asdict(noise)}
+        row |= confirmation_data(found, standing(found))
         row["excluded_nodes"] = rows.excluded_rows(found)
         print_json({**row, "attempts": attempts})
         return
@@ -146,6 +149,8 @@ def _print_evaluation(paths: RunPaths, found: RunState, chosen: Evaluation) -> N
         entropy = found.run["data"]["unigram_nats"]
         print_line(f"  loss        {row['loss']:.4f} nats/byte (unigram entropy {entropy:.4f})")
     print_line(f"  corpus      {rows.corpus_line(found.run)}")
+    for line in _confirmation_lines(found, chosen):
+        print_line(line)
     if chosen.replaces:
         print_line(f"  replaces    {chosen.replaces}")
     if chosen.answer:
@@ -172,6 +177,22 @@ def _print_evaluation(paths: RunPaths, found: RunState, chosen: Evaluation) -> N
     excluded = rows.excluded_line(rows.excluded_rows(found))
     if excluded:
         print_line(excluded)
+
+
+def _confirmation_lines(found: RunState, chosen: Evaluation) -> list[str]:
+    """Return the lines on what an evaluation confirms, or on how it was confirmed."""
+    if chosen.confirms:
+        return [f"  confirms    {chosen.confirms}: same configuration, fresh seed"]
+    shown = standing(found)
+    own = [each for each in shown.confirmed if each.evaluation == chosen.id]
+    lines = [f"  confirmed   {describe_confirmed(each)}" for each in own]
+    if shown.winner is not None and shown.winner.evaluation == chosen.id:
+        lines += ["  winner      the lowest mean of the confirmed configurations"]
+    if not own and chosen == found.best():
+        lines += ["  confirmed   not confirmed: the lowest loss of the search, on one seed"]
+    if lines and shown.noise is not None:
+        lines += [f"  protocol    {describe_noise(shown.noise)}"]
+    return lines
 
 
 def _print_attempt(paths: RunPaths, chosen: Evaluation, attempt: Attempt) -> None:

@@ -8,6 +8,7 @@ from typer import Argument, Context, Exit, Option
 from elmanctl import clock
 from elmanctl.cli import output
 from elmanctl.cli.completion import one_of, run_names
+from elmanctl.cli.confirmation import confirmation_data
 from elmanctl.cli.context import JsonFlag, chosen_run, load_brief, load_readable, runs_folder
 from elmanctl.cli.costs import cost_data, noise_data
 from elmanctl.cli.rows import (
@@ -20,6 +21,7 @@ from elmanctl.cli.rows import (
 )
 from elmanctl.cli.run_head import STOPPED, facts, headline
 from elmanctl.cli.scheduler_status import current_note, live_row, note_data
+from elmanctl.constants import RESEED
 from elmanctl.errors import LedgerCorrupt, LedgerError, NotFound, UsageError, meant
 from elmanctl.folders import as_written
 from elmanctl.ledger.disk import space_of
@@ -27,10 +29,13 @@ from elmanctl.ledger.holder import is_gone
 from elmanctl.ledger.lease import read_holder
 from elmanctl.ledger.records import Evaluation, RunStatus, State
 from elmanctl.ledger.run_state import RunState
+from elmanctl.ledger.state import load_run
 from elmanctl.ledger.summary import RunSummary, summarize
 from elmanctl.models.params import format_count
 from elmanctl.run.paths import RunPaths
 from elmanctl.schedulers.scheduler_note import SchedulerNote
+from elmanctl.search.confirmation import Standing, standing
+from elmanctl.search.costs import confirmations_to_ask, effective_setting
 from elmanctl.search.disk_forecast import forecast
 from elmanctl.search.effective_settings import effective_settings
 from elmanctl.search.selection import list_runs, list_single_evaluations, no_runs_in
@@ -97,15 +102,16 @@ def status(
         found = load_brief(paths)
         chosen = found.page
     note = current_note(paths, found)
+    shown = _standing(paths, found, whole)
     if as_json:
         rows = [live_row(paths, evaluation, note) for evaluation in chosen]
         about = {"cost": _cost(paths, found), "scheduler": note_data(note)}
-        run_row = {**_run_row(paths, found), **about}
+        run_row = {**_run_row(paths, found), **about, **confirmation_data(found, shown)}
         # The noise of repeats with other seeds takes the whole ledger.
         noise = None if whole is None else noise_data(whole)
         output.print_json({"run": run_row, "noise": noise, "evaluations": rows})
     else:
-        _print_run(paths, found, chosen, note)
+        _print_run(paths, found, chosen, note, shown)
     if exit_status:
         raise Exit(_health(found))
 
@@ -145,6 +151,13 @@ def _status_of_all(ctx: Context, *, as_json: bool) -> None:
     )
 
 
+def _standing(paths: RunPaths, found: RunSummary, whole: RunState | None) -> Standing:
+    """Return what confirmation has shown; the noise of repeats takes the whole ledger."""
+    if whole is None and found.confirmed and effective_setting(found, "search.repeats") == RESEED:
+        whole = load_run(paths.folder).state
+    return standing(found if whole is None else whole)
+
+
 def _cost(paths: RunPaths, state: RunSummary) -> dict[str, Any]:
     has_controller = _status(paths, state) == RunStatus.RUNNING.value
     return cost_data(state, has_controller=has_controller, now=clock.now())
@@ -152,6 +165,8 @@ def _cost(paths: RunPaths, state: RunSummary) -> dict[str, Any]:
 
 def _run_row(paths: RunPaths, state: RunSummary) -> dict[str, Any]:
     run = state.run
+    population = int(run["optimizer"]["population"])
+    searched = state.generations * population + state.count("confirmations")
     counts = state.counts()
     running = state.count(f"live:{State.RUNNING}")
     return {
@@ -165,9 +180,8 @@ def _run_row(paths: RunPaths, state: RunSummary) -> dict[str, Any]:
         "generations": state.generations,
         "evaluations": state.count("evaluations"),
         # Replacements come on top of the plan.
-        "planned": max(
-            state.count("evaluations"), state.generations * int(run["optimizer"]["population"])
-        ),
+        "planned": max(state.count("evaluations"), searched)
+        + confirmations_to_ask(state, population),
         "done": counts[State.COMPLETED],
         "running": running,
         "pending": state.count("live") - running + counts[State.CREATED],
@@ -224,11 +238,15 @@ def _select(found: RunState, *, state: str | None, generation: int | None) -> li
 
 
 def _print_run(
-    paths: RunPaths, found: RunSummary, chosen: Sequence[Evaluation], note: SchedulerNote | None
+    paths: RunPaths,
+    found: RunSummary,
+    chosen: Sequence[Evaluation],
+    note: SchedulerNote | None,
+    shown: Standing,
 ) -> None:
     row = _run_row(paths, found)
     output.say(headline(row))
-    for line in facts(found, row, _cost(paths, found), note):
+    for line in facts(found, row, _cost(paths, found), note, shown):
         output.say(line)
     disk = forecast(found, space_of(paths.folder, with_quota=False), effective_settings(found).disk)
     if disk is not None and disk.warning:

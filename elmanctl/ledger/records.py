@@ -194,6 +194,11 @@ class Evaluation(EvaluationPlan):
     answer: Answer | None = None
 
     @property
+    def configuration(self) -> str:
+        """The name of the first evaluation of the same configuration, which may be this one."""
+        return self.repeats or self.id
+
+    @property
     def last_attempt(self) -> Attempt | None:
         """The newest attempt, or None before the first submission."""
         return self.attempts[-1] if self.attempts else None

@@ -217,6 +217,12 @@ class RunState:
         return next(iter(self.ranked()), None)
 
     @property
+    def best_configuration(self) -> str | None:
+        """The first evaluation of the best one's configuration, None without a completed one."""
+        best = self.best()
+        return None if best is None else best.configuration
+
+    @property
     def size_bytes(self) -> int:
         """What the attempts left on disk, less what cleaning freed of it."""
         return self.totals.get("size_bytes", 0)

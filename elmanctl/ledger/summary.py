@@ -62,6 +62,7 @@ class RunSummary:
     flights: tuple[tuple[Attempt, int], ...]
     newest_settled: int
     best: tuple[float, int, str] | None
+    best_configuration: str | None
     confirmed: tuple[tuple[Evaluation, tuple[Evaluation, ...]], ...]
     page: tuple[Evaluation, ...]
 
@@ -79,14 +80,16 @@ def summarize(state: RunState) -> RunSummary:
 
     Raises NotKnown when `state` is a part that does not hold what is needed.
     """
-    own = ("best", "confirmed", "page")
+    own = ("best", "best_configuration", "confirmed", "page")
     copied = {
         each.name: getattr(state, each.name) for each in fields(RunSummary) if each.name not in own
     }
     copied["totals"] = {total: number for total, number in state.totals.items() if number}
+    best = _best(state)
     return RunSummary(
         **copied,
-        best=_best(state),
+        best=best,
+        best_configuration=None if best is None else state.evaluations[best[2]].configuration,
         confirmed=tuple(
             (trimmed(item), tuple(map(trimmed, again))) for item, again in state.confirmed
         ),

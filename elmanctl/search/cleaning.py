@@ -1,7 +1,7 @@
 """Cleaning of a run folder: plan which files may go, then remove exactly those.
 
 Never removed: the ledger, results, specs, claims, files of unfinished evaluations, orphans, and
-all files of the best evaluations and the newest generations.
+all files of the best and of the confirmed evaluations and of the newest generations.
 """
 
 import logging
@@ -78,6 +78,9 @@ def plan_cleaning(
 def _kept_whole(state: RunState, policy: DiskSettings) -> set[str]:
     """Return the evaluations all files of which are kept."""
     best = {e.id for e in state.ranked()[: policy.keep_best]}
+    if policy.keep_best:
+        for name, confirmations in state.confirmations.items():
+            best |= {name, *confirmations}
     oldest = state.generation - policy.keep_last + 1
     return best | {e.id for e in state.evaluations.values() if e.generation >= oldest}
 

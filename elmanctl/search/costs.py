@@ -24,6 +24,9 @@ _HOUR_S = 3600.0
 _SLACK = 1e-6
 
 
+# Of `[search]`.  A run older than these has no confirmations.
+CONFIRMATION_KEYS = ("confirm_top", "confirm_seeds")
+
 Account = RunState | RunSummary
 
 
@@ -227,8 +230,8 @@ def forecast(state: Account, *, population: int, now: datetime, wall_s: float) -
     attempts, which add to that, and of free repeats stay as they are.  `wall_s` is the working
     time of controllers so far.
     """
-    planned = state.generations * population
     left = evaluations_left(state, population)
+    confirming = confirmations_left(state, population)
     mean_s, total = mean_device_s(state), ended(state)
     running_s = sum(cost.device_s for cost in in_flight(state, now))
     device_s = None
@@ -238,16 +241,42 @@ def forecast(state: Account, *, population: int, now: datetime, wall_s: float) -
         completed_s = state.spent[VerdictKind.COMPLETED.value].device_s
         overhead = total.device_s / completed_s if completed_s else 1.0
         paid = state.trained / (state.trained + state.answered)
-        device_s = total.device_s + max(running_s, left * paid * mean_s * overhead)
-    settled = planned - left
+        trained = (left - confirming) * paid + confirming
+        device_s = total.device_s + max(running_s, trained * mean_s * overhead)
+    settled = state.generations * population - (left - confirming)
+    settled += state.totals.get("confirmations_decided", 0)
     left_s = left * wall_s / settled if settled > 0 else None
     return Forecast(evaluations_left=left, device_s=device_s, left_s=left_s)
 
 
 def evaluations_left(state: Account, population: int) -> int:
-    """Return the number of evaluations without a final state; replacements count once."""
+    """Return the number of evaluations without a final state; replacements count once.
+
+    Confirmations that are still to be asked are among them.
+    """
     if state.status in (RunStatus.FINISHED, RunStatus.CANCELLED):
         return 0
     left = (state.generations - state.totals.get("generations_told", 0)) * population
     left -= min(population, state.newest_settled)
-    return max(0, left)
+    return max(0, left) + confirmations_left(state, population)
+
+
+def confirmations_left(state: Account, population: int) -> int:
+    """Return the number of confirmations without a final state, asked or not."""
+    if state.status in (RunStatus.FINISHED, RunStatus.CANCELLED):
+        return 0
+    asked = state.totals.get("confirmations", 0) - state.totals.get("confirmations_decided", 0)
+    return asked + confirmations_to_ask(state, population)
+
+
+def confirmations_to_ask(state: Account, population: int) -> int:
+    """Return how many confirmations are to be asked at most when the search is over.
+
+    After the last generation has been reported they are asked at once.
+    """
+    is_over = state.totals.get("generations_told", 0) >= state.generations
+    has_ended = state.status in (RunStatus.FINISHED, RunStatus.CANCELLED)
+    if has_ended or (is_over and state.totals.get("confirmations", 0)):
+        return 0
+    top, seeds = (effective_setting(state, f"search.{key}") or 0 for key in CONFIRMATION_KEYS)
+    return min(top, state.generations * population) * seeds

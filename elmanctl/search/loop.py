@@ -28,6 +28,7 @@ from elmanctl.schedulers.executor import Executor, PollResult
 from elmanctl.schedulers.scheduler_note import read_note
 from elmanctl.search.actions import apply_requests
 from elmanctl.search.attempt_monitor import Watcher
+from elmanctl.search.confirmation_plan import due_confirmations
 from elmanctl.search.dispatch import Dispatcher
 from elmanctl.search.fitness import feedback_on, fitness_values, is_spare
 from elmanctl.search.nodes import exclude_bad_nodes, judged_attempts
@@ -55,6 +56,9 @@ class View(Protocol):
 
     def generation_done(self, session: Session, generation: int) -> None:
         """Called when the optimizer has learned from a generation."""
+
+    def confirmation_asked(self, asked: payloads.ConfirmationAsked) -> None:
+        """Called when the best of the search are to be trained again on fresh seeds."""
 
 
 class Controller:
@@ -189,7 +193,10 @@ class Controller:
                 self._session.record(answer_from(state, evaluation, source))
 
     def _advance(self) -> bool:
-        """Ask the next generation when the newest is done; return whether none is left."""
+        """Ask what comes next when all so far is done; return whether nothing is left.
+
+        Generations come first, then the confirmations of the best.
+        """
         state = self._session.state
         generation = state.generation
         if state.is_busy:
@@ -197,11 +204,20 @@ class Controller:
         if generation >= 0 and generation not in state.told and not self._tell(generation):
             return False
         if generation + 1 >= state.generations:
-            return True
+            return not self._confirm()
         population = self._session.settings.search.population
         candidates, refused = ask_candidates(self._optimizer.ask, self._builder, population)
         self._record_points(generation + 1, candidates, refused, [None] * population)
         return False
+
+    def _confirm(self) -> bool:
+        """Ask for the confirmations that the best still lack; return whether there are any."""
+        due = due_confirmations(self._session.state, self._session.settings)
+        if due is None:
+            return False
+        self._session.record(due)
+        self._view.confirmation_asked(due)
+        return True
 
     def _tell(self, generation: int) -> bool:
         """Tell a generation, or ask replacements for failed points and return False."""

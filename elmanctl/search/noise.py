@@ -1,7 +1,7 @@
 """Noise of a loss: the spread of one configuration over several training seeds."""
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from elmanctl.ledger.records import Evaluation, State
@@ -22,6 +22,18 @@ class Noise:
         return len(self.evaluations)
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PooledNoise:
+    """The spread between seeds, pooled over configurations; `sd` is in nats a byte.
+
+    sd^2 = sum of (n_i - 1) sd_i^2 / sum of (n_i - 1), whose divisor is `degrees` of freedom.
+    """
+
+    sd: float
+    degrees: int
+    configurations: int
+
+
 def noise_estimates(state: RunState) -> dict[str, Noise]:
     """Return the noise of every configuration with two or more losses, by its first evaluation."""
     found = {first: noise_of(state.same_configuration(first)) for first in state.repeats}
@@ -30,7 +42,7 @@ def noise_estimates(state: RunState) -> dict[str, Noise]:
 
 def noise_for(state: RunState, evaluation: Evaluation) -> Noise | None:
     """Return the noise of an evaluation's configuration, None with fewer than two losses."""
-    return noise_of(state.same_configuration(evaluation.repeats or evaluation.id))
+    return noise_of(state.same_configuration(evaluation.configuration))
 
 
 def noise_of(same: Iterable[Evaluation]) -> Noise | None:
@@ -41,12 +53,29 @@ def noise_of(same: Iterable[Evaluation]) -> Noise | None:
         if each.state is State.COMPLETED and each.answer is None and each.loss is not None
     ]
     losses = [loss for _, loss in measured]
-    if len(losses) < 2:
+    sd = sample_sd(losses)
+    if sd is None:
         return None
-    mean = math.fsum(losses) / len(losses)
-    squares = math.fsum((loss - mean) ** 2 for loss in losses)
     return Noise(
         evaluations=tuple(name for name, _ in measured),
-        mean=mean,
-        sd=math.sqrt(squares / (len(losses) - 1)),
+        mean=math.fsum(losses) / len(losses),
+        sd=sd,
     )
+
+
+def sample_sd(values: Sequence[float]) -> float | None:
+    """Return the sample standard deviation, sqrt(sum of (x - mean)^2 / (n - 1)); None below two."""
+    if len(values) < 2:
+        return None
+    mean = math.fsum(values) / len(values)
+    return math.sqrt(math.fsum((value - mean) ** 2 for value in values) / (len(values) - 1))
+
+
+def pooled(noises: Iterable[Noise]) -> PooledNoise | None:
+    """Return the noise of a protocol from that of several configurations; None without any."""
+    found = list(noises)
+    degrees = sum(noise.n - 1 for noise in found)
+    if not degrees:
+        return None
+    squares = math.fsum((noise.n - 1) * noise.sd**2 for noise in found)
+    return PooledNoise(sd=math.sqrt(squares / degrees), degrees=degrees, configurations=len(found))

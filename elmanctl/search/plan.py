@@ -75,14 +75,25 @@ class SearchPlan:
 
     @property
     def evaluations(self) -> int:
-        """The number of evaluations when none fails."""
+        """The number of evaluations of the search when none fails."""
         return self.settings.search.generations * self.settings.search.population
 
     @property
+    def confirmations(self) -> int:
+        """The number of evaluations that train the best again, on top of those of the search."""
+        search = self.settings.search
+        return min(search.confirm_top, self.evaluations) * search.confirm_seeds
+
+    @property
+    def trainings(self) -> int:
+        """The number of evaluations with confirmations, when none fails."""
+        return self.evaluations + self.confirmations
+
+    @property
     def hours(self) -> float | None:
-        """Training hours of all evaluations, None unless the budget is in minutes."""
+        """Training hours, those of confirmations included, None unless the budget is in minutes."""
         minutes = self.settings.train.minutes
-        return None if minutes is None else self.evaluations * minutes / 60
+        return None if minutes is None else self.trainings * minutes / 60
 
     @property
     def devices(self) -> int:
@@ -103,7 +114,7 @@ class SearchPlan:
     @property
     def most_gpu_hours(self) -> float:
         """The highest possible cost without retries, in `unit`."""
-        return self.evaluations * self.resources.timeout_min / 60 * self.devices
+        return self.trainings * self.resources.timeout_min / 60 * self.devices
 
     @property
     def stop(self) -> str | None:
@@ -112,7 +123,7 @@ class SearchPlan:
         Wall time and failures cannot be predicted, and repeats may let a search get further.
         """
         budget, words = self.settings.budget, []
-        if budget.evaluations is not None and budget.evaluations < self.evaluations:
+        if budget.evaluations is not None and budget.evaluations < self.trainings:
             words.append(f"ends it after {budget.evaluations} evaluations")
         if budget.gpu_hours is not None and budget.gpu_hours < self.most_gpu_hours:
             expected = self.expected_gpu_hours

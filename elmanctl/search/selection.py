@@ -9,6 +9,7 @@ from elmanctl.ledger.records import Evaluation, RunStatus, VerdictKind
 from elmanctl.ledger.run_state import RunState
 from elmanctl.ledger.snapshot import load_summary
 from elmanctl.run.paths import AttemptPaths, RunPaths
+from elmanctl.search.confirmation import standing
 
 _NAMES_SHOWN = 8
 
@@ -126,10 +127,16 @@ def _is_open(path: Path) -> bool:
 
 
 def find_evaluation(state: RunState, name: str) -> Evaluation:
-    """Return an evaluation by id (`g012-e03`, `12.3`), by job id, or `best`; raises NotFound."""
+    """Return an evaluation by id (`g012-e03`, `12.3`), by job id, or `best`; raises NotFound.
+
+    The best is the confirmed winner, or without one the completed evaluation of the lowest loss.
+    """
     if name in state.evaluations:
         return state.evaluations[name]
     if name == "best":
+        winner = standing(state).winner
+        if winner is not None:
+            return state.evaluations[winner.evaluation]
         if (best := state.best()) is None:
             raise NotFound("no evaluation is completed yet")
         return best

@@ -32,7 +32,15 @@ logger = logging.getLogger(__name__)
 _KEPT_PARTS = 2
 
 # Settings of where and how jobs run and what they may cost, not of what they measure.
-CHANGEABLE = ("slurm.", "local.", "retry.", "budget.", "disk.", "search.max_jobs")
+CHANGEABLE = (
+    "slurm.",
+    "local.",
+    "retry.",
+    "budget.",
+    "disk.",
+    "search.max_jobs",
+    "search.confirm_",
+)
 
 # Settings without effect on a local search, or on one with Slurm.
 _USELESS: Mapping[str, tuple[str, ...]] = {

@@ -338,7 +338,7 @@ def test_cancelled_run_is_closed_for_good(
         assert refused.returncode == 2
         assert "was cancelled" in refused.stderr
     with Session.open(quick_with_runs.folder / "runs" / "interrupted-search") as session:
-        print_summary(session)
+        print_summary(session.paths, session.state)
     hint = capsys.readouterr().err
     assert "elmanctl show interrupted-search best" in hint and "resume" not in hint
 

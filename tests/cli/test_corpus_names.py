@@ -38,7 +38,7 @@ def test_corpus_stands_in_the_summary_of_a_search(
     quick_with_runs: QuickCommandLine, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with Session.open(quick_with_runs.folder / "runs" / "finished") as session:
-        print_summary(session)
+        print_summary(session.paths, session.state)
     assert "\n  corpus     corpus.bytes, sha256 " in capsys.readouterr().out
 
 

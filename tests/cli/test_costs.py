@@ -106,11 +106,14 @@ def test_plan_says_the_most_it_can_cost_and_what_the_budget_makes_of_it(
 ) -> None:
     quick_search = ("search", "e88", "--preset", "tiny", "--data", str(corpus), "--dry-run")
     done = quick(*quick_search, "--local", "--generations", "5")
-    assert "at most 20 job-hours (20 x 60 min), plus retries; no budget set" in done.stderr
-    done = quick(*quick_search, "--train-minutes", "5", "--gpu-hours", "1.5", "--wall-hours", "5")
+    assert "20 evaluations of 300 steps, then the best 2 again on 2 fresh seeds; " in done.stderr
+    assert "at most 24 job-hours (24 x 60 min), plus retries; no budget set" in done.stderr
+    plain = (*quick_search, "--set", "search.confirm_top=0", "--train-minutes", "5")
+    done = quick(*plain, "--gpu-hours", "1.5", "--wall-hours", "5")
+    assert "fresh seed" not in done.stderr
     assert "at most 2 GPU-hours (12 x 10 min)" in done.stderr
     assert "the budget may end it after 1.5 GPU-hours, may end it after 5 h of work" in done.stderr
-    done = quick(*quick_search, "--train-minutes", "5", "--gpu-hours", "0.5", "--json")
+    done = quick(*plain, "--gpu-hours", "0.5", "--json")
     cost = json.loads(done.stdout)["cost"]
     assert (cost["expected_gpu_hours"], cost["most_gpu_hours"]) == (1.0, 2.0)
     assert cost["stop"] == "ends it after 0.5 GPU-hours"

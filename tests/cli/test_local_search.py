@@ -20,6 +20,7 @@ def test_search_is_run_looked_at_cleaned_and_resumed(elmanctl: CommandLine, corp
     searched = elmanctl(
         *("search", "e88", "--local", "--preset", "tiny", "--generations", "1"),
         *("--train-steps", "10", "--data", str(corpus), "--yes"),
+        *("--set", "search.confirm_top=0"),
     )
     assert searched.returncode == 0, searched.stderr
     assert (
@@ -54,6 +55,30 @@ def test_search_is_run_looked_at_cleaned_and_resumed(elmanctl: CommandLine, corp
     assert (found["status"], found["evaluations"]["completed"]) == ("finished", 4)
     assert (found["best"]["evaluation"], found["best"]["loss"]) == (best.id, best.loss)
     assert {e.state for e in load(run.folder).evaluations.values()} == {State.COMPLETED}
+    _confirm(elmanctl, run)
+
+
+def _confirm(elmanctl: CommandLine, run: RunPaths) -> None:
+    """Confirm the two best of the finished run, with workers that really train."""
+    assert "not confirmed" in elmanctl("show", "best").stdout
+    confirmed = elmanctl("confirm", "--top", "2", "--seeds", "2", "--json")
+    assert confirmed.returncode == 0, confirmed.stderr
+    found = json.loads(confirmed.stdout)["confirmation"]
+    assert found["is_confirmed"] and found["noise"]["degrees"] == 2
+    first, second = found["configurations"]
+    assert first == found["winner"] and first["mean"] <= second["mean"]
+    for each in (first, second):
+        assert each["n"] == 2 and each["seeds"] == [1_000_042, 1_000_043]
+        # Another seed is another training.
+        assert len({*each["losses"], each["search_loss"]}) == 3
+        assert each["optimism"] == pytest.approx(each["mean"] - each["search_loss"])
+    assert elmanctl("show", "best").stdout.startswith(f"{first['evaluation']} of e88-tiny")
+    assert len(trained_attempts(run.folder)) == 8
+
+    again = elmanctl("confirm", "--top", "2", "--seeds", "2")
+    assert again.returncode == 0 and "nothing to confirm" in again.stderr
+    assert f"best         {first['evaluation']}, confirmed\n" in again.stdout
+    assert len(trained_attempts(run.folder)) == 8
 
 
 def _look(elmanctl: CommandLine, best: str, loss: float) -> None:

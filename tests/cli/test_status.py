@@ -75,7 +75,7 @@ def test_piped_list_of_evaluations_holds_every_digit(quick_with_runs: QuickComma
 def test_what_is_normal_is_not_said_above_the_table(quick_with_runs: QuickCommandLine) -> None:
     told = quick_with_runs("status", "finished").stderr.splitlines()
     labels = [line.split()[0] for line in told[1:]]
-    assert set(labels) <= {"cost", "waste", "search", "corpus"} and "search" in labels
+    assert set(labels) <= {"cost", "waste", "winner", "search", "corpus"} and "search" in labels
     told = quick_with_runs("status", "interrupted").stderr.splitlines()
     assert told[0].startswith("interrupted-search: interrupted, generation 2 of 2, ")
     assert told[1] == "  next    continue with `elmanctl resume interrupted-search`"

@@ -17,10 +17,11 @@ _T = TypeVar("_T")
 
 
 def search_arguments(corpus: Path) -> list[str]:
-    """Return a search of two generations of tiny models, with a step budget."""
+    """Return a search of two generations of tiny models, with a step budget, and nothing more."""
     return [
         *("search", "e88", "--preset", "tiny", "--yes", "--name", "run"),
         *("--generations", "2", "--train-steps", "15", "--data", str(corpus)),
+        *("--set", "search.confirm_top=0"),
     ]
 
 

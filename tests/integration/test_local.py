@@ -17,6 +17,7 @@ from tests.integration.runs import (
     assert_same_search,
     load,
     search_arguments,
+    trained_attempts,
     wait_for,
 )
 from tests.patience import PATIENCE_S
@@ -70,6 +71,43 @@ def test_controller_killed_again_and_again_loses_and_repeats_nothing(
     assert resumed.returncode == 0, resumed.stderr
     state = assert_same_search(folder, undisturbed)
     assert {len(e.attempts) for e in state.evaluations.values()} == {1}
+
+
+def test_controller_killed_while_it_confirms_trains_each_confirmation_once(
+    elmanctl: CommandLine, corpus: Path
+) -> None:
+    folder = elmanctl.folder / "runs" / "run"
+    arguments = [
+        *(*search_arguments(corpus), "--local", "--generations", "1"),
+        *("--set", "search.confirm_top=1", "--set", "search.confirm_seeds=2"),
+    ]
+    for moment, kind in (
+        ("before", "confirmation_asked"),
+        ("after", "confirmation_asked"),
+        ("after", "submission_intended"),
+        ("after", "attempt_started"),
+        ("before", "evaluation_closed"),
+    ):
+        killed = elmanctl.start([moment, kind, "1", *arguments], program=(KILLED_AT,))
+        output, _ = killed.communicate(timeout=PATIENCE_S)
+        assert killed.returncode == -9, (moment, kind, output)
+        arguments = ["resume"]
+        if kind == "confirmation_asked":
+            # The generation was done before that.
+            assert load(folder).told
+    resumed = elmanctl("resume")
+    assert resumed.returncode == 0, resumed.stderr
+    state = load(folder)
+    best = state.best()
+    assert state.status is RunStatus.FINISHED and best is not None
+    again = [e for e in state.evaluations.values() if e.confirms]
+    assert [(e.id, e.confirms, e.seed) for e in again] == [
+        ("c000-e00", best.id, 1_000_042),
+        ("c000-e01", best.id, 1_000_043),
+    ]
+    assert {len(e.attempts) for e in state.evaluations.values()} == {1}
+    assert len(trained_attempts(folder)) == len(state.evaluations) == 6
+    assert "confirmed" in resumed.stdout
 
 
 def test_interrupted_controller_leaves_its_workers_running(

@@ -114,7 +114,7 @@ def test_home_that_is_a_link_here_and_a_mount_on_the_node_trains(
         [
             *(home.resolve() / "venv" / "bin" / "python", "-m", "elmanctl", "search", "e88"),
             *("--preset", "tiny", "--yes", "--name", "run", "--generations", "1"),
-            *("--train-steps", "5"),
+            *("--train-steps", "5", "--set", "search.confirm_top=0"),
         ],
         cwd=home,
         env={**environment, "HOME": str(home), "PWD": str(home)},

@@ -20,7 +20,7 @@ import pytest
 
 from elmanctl.errors import ElmanError, EnvironmentNotReady, LedgerError
 from elmanctl.ledger.files import write_json
-from elmanctl.ledger.payloads import RunPaused
+from elmanctl.ledger.payloads import ConfirmationAsked, RunPaused
 from elmanctl.ledger.records import Evaluation, Resources, Submission, Verdict
 from elmanctl.ledger.run_state import RunState
 from elmanctl.run.paths import AttemptPaths, RunPaths
@@ -231,6 +231,7 @@ class Onlooker:
     def __init__(self) -> None:
         self.verdicts: list[tuple[str, str]] = []
         self.generations: list[int] = []
+        self.confirmations: list[list[str]] = []
         self.troubles: list[str | None] = []
         self.every_turn: Callable[[Session], None] = lambda session: None
 
@@ -243,6 +244,9 @@ class Onlooker:
 
     def generation_done(self, session: Session, generation: int) -> None:
         self.generations.append(generation)
+
+    def confirmation_asked(self, asked: ConfirmationAsked) -> None:
+        self.confirmations.append([plan.id for plan in asked.evaluations])
 
 
 class Run:
@@ -320,6 +324,7 @@ class Runs:
         """Return a new run; `changes` are settings of `[search]`, or of the tables named below.
 
         Those are `retry`, `train`, `budget`, `slurm` and `model`; with `slurm` it runs on Slurm.
+        Nothing is confirmed unless they say so.
         """
         executor = "slurm" if "slurm" in changes else "local"
         settings = self._settings(dict(changes))
@@ -349,6 +354,8 @@ class Runs:
         train: dict[str, Any] = {"steps": 10, "batch": 2, "seq_len": 16, "heartbeat_s": 0.01}
         train |= changes.pop("train", {})
         search = {"space": "tiny", "axes": AXES, "generations": 2, "population": 4, "seed": 3}
+        # Most tests count the evaluations of the search alone.
+        search["confirm_top"] = 0
         # A constant takes its axis out of the shipped space.
         return Settings(
             model=model,

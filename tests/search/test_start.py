@@ -63,8 +63,14 @@ def test_plan_counts_what_the_search_will_cost_and_writes_nothing(
     plan: Plan, tmp_path: Path
 ) -> None:
     found = plan(search={"generations": 3, "population": 5})
-    assert found.evaluations == 15
-    assert found.hours == pytest.approx(0.5)
+    assert (found.evaluations, found.confirmations) == (15, 9)
+    assert found.hours == pytest.approx(24 * 2 / 60)
+    assert found.most_gpu_hours == pytest.approx(24 * found.resources.timeout_min / 60)
+    few = plan(search={"generations": 1, "population": 4, "confirm_top": 9, "confirm_seeds": 2})
+    assert few.confirmations == 8
+    plain = plan(search={"generations": 3, "population": 5, "confirm_top": 0})
+    assert plain.confirmations == 0
+    assert plain.hours == pytest.approx(0.5)
     assert found.model == "e88"
     assert not (tmp_path / "runs").exists()
 

@@ -37,7 +37,10 @@ from elmanctl.ledger.summary import summarize
 from elmanctl.search import disk_admission
 from elmanctl.search.actions import perform
 from elmanctl.search.attempt_monitor import Watcher
+from elmanctl.search.confirmation import standing
+from elmanctl.search.confirmation_plan import due_confirmations
 from elmanctl.search.disk_errors import explained
+from elmanctl.search.effective_settings import effective_settings
 from elmanctl.search.session import Session
 from tests.long import LONG
 from tests.search.scripted import Run, Runs, ScriptedExecutor, World
@@ -109,6 +112,7 @@ class Searches(RuleBasedStateMachine):
         replacements=st.sampled_from([0, 2]),
         floor_gb=st.just(1.0),
         auto_clean=st.booleans(),
+        confirm_top=st.sampled_from([0, 2]),
     )
     def start(
         self,
@@ -118,11 +122,14 @@ class Searches(RuleBasedStateMachine):
         replacements: int,
         floor_gb: float,
         auto_clean: bool,
+        confirm_top: int,
     ) -> None:
         on_slurm: dict[str, Any] = {"slurm": {"mem_gb": 8.0}}
         self.run = self.runs.new(
             **SEARCH,
             repeats=repeats,
+            confirm_top=confirm_top,
+            confirm_seeds=2,
             retry={"breaker": breaker, "replacements": replacements},
             disk={"floor_gb": floor_gb, "auto_clean": auto_clean, "keep_last": 0, "keep_best": 0},
             **(on_slurm if slurm else {}),
@@ -219,6 +226,7 @@ class Searches(RuleBasedStateMachine):
         )
         | st.fixed_dictionaries({"budget.gpu_hours": st.floats(0.02, 0.5)})
         | st.fixed_dictionaries({"retry.exclude_min": st.sampled_from([0.0, 60.0])})
+        | st.fixed_dictionaries({"search.confirm_seeds": st.integers(0, 3)})
     )
     def change_settings(self, change: dict[str, Any]) -> None:
         assert self.run is not None
@@ -235,6 +243,7 @@ class Searches(RuleBasedStateMachine):
         check_told(state)
         check_attempts(state, self.world)
         check_sums(state)
+        check_confirmations(state)
         assert load_summary(self.run.folder).summary == summarize(state)
 
     def teardown(self) -> None:
@@ -255,6 +264,8 @@ class Searches(RuleBasedStateMachine):
                 self._ask("requeue", {"evaluations": [name], "force": True}, later=False)
         assert self.state.status in (RunStatus.FINISHED, RunStatus.CANCELLED)
         self.holds()
+        if self.state.status is RunStatus.FINISHED:
+            assert due_confirmations(self.state, effective_settings(self.state)) is None
         shutil.rmtree(self.run.folder)
 
     def _drive(self, turns: int, *, kill: tuple[int, bool, Callable[[], None]] | None) -> bool:
@@ -360,6 +371,20 @@ def check_attempts(state: RunState, world: World) -> None:
     for _, attempt in state.live_attempts():
         submission = state.submissions[attempt.submission]
         assert submission.state in (SubmissionState.INTENDED, SubmissionState.ACCEPTED)
+
+
+def check_confirmations(state: RunState) -> None:
+    """Assert that a configuration is confirmed once on a seed, and on none that the search used."""
+    again = [e for e in state.evaluations.values() if e.confirms is not None]
+    pairs = [(repr(sorted(e.hyperparameters.items())), e.seed) for e in again]
+    assert len(set(pairs)) == len(pairs)
+    searched = {e.seed for e in state.evaluations.values() if e.confirms is None}
+    assert not searched & {seed for _, seed in pairs}
+    names = {e.id for e in again}
+    assert not names & {name for told in state.told.values() for name, _ in told}
+    assert all(e.repeats is None and e.answer is None for e in again)
+    shown = standing(state)
+    assert shown.undecided == sum(not e.state.is_finished for e in again)
 
 
 def check_sums(state: RunState) -> None:

@@ -1,0 +1,149 @@
+"""Confirmation: losses of the best on fresh seeds, and what is left of the search values; pure.
+
+The lowest of many noisy losses is lower than the mean of its configuration: it was chosen for
+being so (the winner's curse).  The best configurations are therefore trained again on seeds that
+the search did not use, the same seeds for each so that differences can be paired.  The mean over
+these seeds is an unbiased estimate of each; the lowest of a few such means is still flattered, but
+by far less than the lowest of all single losses.
+"""
+
+import math
+from dataclasses import dataclass
+
+from elmanctl.ledger.records import Evaluation, State
+from elmanctl.ledger.run_state import RunState
+from elmanctl.ledger.summary import RunSummary
+from elmanctl.search.noise import PooledNoise, noise_estimates, noise_of, pooled, sample_sd
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Confirmed:
+    """A configuration that was trained again, with its losses on fresh seeds, in nats a byte.
+
+    `evaluation` is the one of the search, whose loss is `search_loss`.  `seeds` and `losses` are
+    those of the completed confirmations; `failed` names the failed and cancelled ones, `undecided`
+    the others.
+    """
+
+    evaluation: str
+    search_loss: float
+    seeds: tuple[int, ...]
+    losses: tuple[float, ...]
+    failed: tuple[str, ...] = ()
+    undecided: tuple[str, ...] = ()
+
+    @property
+    def n(self) -> int:
+        """How many fresh seeds gave a loss."""
+        return len(self.losses)
+
+    @property
+    def mean(self) -> float | None:
+        """The mean loss over the fresh seeds; None without one."""
+        return math.fsum(self.losses) / self.n if self.losses else None
+
+    @property
+    def sd(self) -> float | None:
+        """The sample standard deviation over the fresh seeds; None with fewer than two."""
+        return sample_sd(self.losses)
+
+    @property
+    def se(self) -> float | None:
+        """The standard error of the mean, sd / sqrt(n); None with fewer than two seeds."""
+        return None if self.sd is None else self.sd / math.sqrt(self.n)
+
+    @property
+    def optimism(self) -> float | None:
+        """The confirmed mean less the search value: above 0 where the search flattered it."""
+        return None if self.mean is None else self.mean - self.search_loss
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Difference:
+    """A mean difference of losses over `n` common seeds; `se` is None with fewer than two."""
+
+    mean: float
+    se: float | None
+    n: int
+
+
+def paired_difference(one: Confirmed, other: Confirmed) -> Difference | None:
+    """Return the loss of `one` less that of `other` on the same seeds, None without a common seed.
+
+    What a seed does to both, such as an order of the data, cancels out.
+    """
+    if one.evaluation == other.evaluation:
+        return None
+    known = dict(zip(other.seeds, other.losses, strict=True))
+    pairs = zip(one.seeds, one.losses, strict=True)
+    differences = [loss - known[seed] for seed, loss in pairs if seed in known]
+    n = len(differences)
+    if not n:
+        return None
+    sd = sample_sd(differences)
+    mean = math.fsum(differences) / n
+    return Difference(mean=mean, se=None if sd is None else sd / math.sqrt(n), n=n)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Standing:
+    """What confirmation has shown of a run so far.
+
+    `confirmed` is in order of mean; configurations with a seed that gave no loss come last.
+    `is_current` says whether the best of the search is among them, `noise` is that of the protocol.
+    """
+
+    confirmed: tuple[Confirmed, ...]
+    is_current: bool
+    noise: PooledNoise | None
+
+    @property
+    def undecided(self) -> int:
+        """How many confirmations are not decided."""
+        return sum(len(each.undecided) for each in self.confirmed)
+
+    @property
+    def failed(self) -> tuple[str, ...]:
+        """The confirmations that gave no loss and are not tried again."""
+        return tuple(name for each in self.confirmed for name in each.failed)
+
+    @property
+    def winner(self) -> Confirmed | None:
+        """The configuration of the lowest confirmed mean, None until all of them are decided."""
+        if not self.is_current or self.undecided or not self.confirmed[0].losses:
+            return None
+        return self.confirmed[0]
+
+
+def standing(found: RunState | RunSummary) -> Standing:
+    """Return what confirmation has shown of a run.
+
+    A summary does not know the repeats of a run, so that its noise is of confirmations alone.
+    """
+    of_repeats = noise_estimates(found).values() if isinstance(found, RunState) else ()
+    of_confirmations = filter(None, (noise_of(again) for _, again in found.confirmed))
+    configurations = {evaluation.configuration for evaluation, _ in found.confirmed}
+    return Standing(
+        confirmed=tuple(sorted((_confirmed(*pair) for pair in found.confirmed), key=_order)),
+        is_current=found.best_configuration in configurations,
+        noise=pooled([*of_repeats, *of_confirmations]),
+    )
+
+
+def _confirmed(evaluation: Evaluation, again: tuple[Evaluation, ...]) -> Confirmed:
+    assert evaluation.loss is not None, "only what completed is confirmed"
+    completed = [
+        (e.seed, e.loss) for e in again if e.state is State.COMPLETED and e.loss is not None
+    ]
+    return Confirmed(
+        evaluation=evaluation.id,
+        search_loss=evaluation.loss,
+        seeds=tuple(seed for seed, _ in completed),
+        losses=tuple(loss for _, loss in completed),
+        failed=tuple(e.id for e in again if e.state in (State.FAILED, State.CANCELLED)),
+        undecided=tuple(e.id for e in again if not e.state.is_finished),
+    )
+
+
+def _order(each: Confirmed) -> tuple[bool, int, float]:
+    return (each.mean is None, len(each.failed), each.mean or 0.0)
