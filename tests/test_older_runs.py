@@ -32,7 +32,9 @@ from elmanctl.models.registry import decode_config
 from elmanctl.run.paths import AttemptPaths
 from elmanctl.run.progress import read_progress, read_table
 from elmanctl.run.spec import AttemptSpec
+from elmanctl.search.confirmation import standing
 from elmanctl.search.effective_settings import effective_settings
+from elmanctl.search.session import Session
 from elmanctl.space.space import SearchSpace
 from tests.command_line import CommandLine, QuickCommandLine
 from tests.search.scripted import Run
@@ -247,6 +249,27 @@ def test_search_that_was_killed_goes_on_to_the_same_points(
     assert run.drive().status is RunStatus.FINISHED
     lines = run.paths.ledger.read_bytes().splitlines()
     assert_same_course([decode_line(line) for line in lines], whole)
+
+
+@pytest.mark.usefixtures("no_power_failures")
+def test_best_of_an_older_search_are_confirmed_when_asked_for(older: Older, tmp_path: Path) -> None:
+    run = Run(older.copy_run("local", tmp_path))
+    before = load_run(run.folder).state
+    assert before.status is RunStatus.FINISHED
+    for submission in before.submissions.values():
+        if submission.job_id is not None:
+            run.world.jobs[submission.job_name] = submission.job_id
+    assert not run.drive().confirmations
+    with Session.open(run.folder) as session:
+        session.change_settings({"search.confirm_top": 2, "search.confirm_seeds": 2})
+    state = run.drive()
+    best = {e.id for e in before.ranked()[:1]}
+    assert best < set(state.confirmations) and len(state.confirmations) == 2
+    found = standing(state)
+    assert found.winner is not None and [each.n for each in found.confirmed] == [2, 2]
+    again = [e for e in state.evaluations.values() if e.confirms]
+    assert len(again) == 4
+    assert state.told == before.told
 
 
 def leave_spec(paths: AttemptPaths, evaluation: Evaluation, attempt: Attempt) -> None:

@@ -23,10 +23,11 @@ def confirm(
     ctx: Context,
     run: RunArgument = None,
     top: Annotated[
-        int | None, Option(help="Best configurations to train again; default: the run's, or 3")
+        int | None,
+        Option(help="Best configurations to train again; default: the run's, or 3", min=1),
     ] = None,
     seeds: Annotated[
-        int | None, Option(help="Fresh seeds for each of them; default: the run's, or 3")
+        int | None, Option(help="Fresh seeds for each of them; default: the run's, or 3", min=1)
     ] = None,
     as_json: JsonFlag = False,
 ) -> None:

@@ -19,12 +19,13 @@ from elmanctl.folders import working_folder
 from elmanctl.ledger.records import Evaluation, RunStatus, State
 from elmanctl.ledger.run_state import RunState
 from elmanctl.run.paths import RunPaths
-from elmanctl.search.confirmation import standing
+from elmanctl.search.confirmation import best_of, standing
 
 
 def run_summary(paths: RunPaths, state: RunState) -> dict[str, Any]:
-    """Return the summary of a search as plain data."""
-    best = state.best()
+    """Return the summary of a search as plain data; its best is the winner, if one is confirmed."""
+    shown = standing(state)
+    best = best_of(state, shown)
     return {
         "run": state.run["name"],
         "status": state.status.value,
@@ -36,11 +37,12 @@ def run_summary(paths: RunPaths, state: RunState) -> dict[str, Any]:
         if best is None
         else {
             "evaluation": best.id,
+            "is_confirmed": shown.winner is not None,
             "loss": best.loss,
             "config": best.hyperparameters,
             "parameters": best.parameters,
         },
-        **confirmation_data(state, standing(state)),
+        **confirmation_data(state, shown),
         "unigram_nats": state.run["data"]["unigram_nats"],
         **rows.origin_data(state.run),
         "ledger": str(paths.ledger),
@@ -82,8 +84,7 @@ def print_summary(paths: RunPaths, state: RunState) -> None:
 def _print_best(state: RunState) -> None:
     """Print the confirmed winner, or the evaluation of the lowest loss and that it is not one."""
     shown = standing(state)
-    winner = shown.winner
-    best = state.best() if winner is None else state.evaluations[winner.evaluation]
+    winner, best = shown.winner, best_of(state, shown)
     if best is None or best.loss is None:
         return
     entropy = float(state.run["data"]["unigram_nats"])

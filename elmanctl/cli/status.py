@@ -106,7 +106,7 @@ def status(
     if as_json:
         rows = [live_row(paths, evaluation, note) for evaluation in chosen]
         about = {"cost": _cost(paths, found), "scheduler": note_data(note)}
-        run_row = {**_run_row(paths, found), **about, **confirmation_data(found, shown)}
+        run_row = {**_run_row(paths, found, shown), **about}
         # The noise of repeats with other seeds takes the whole ledger.
         noise = None if whole is None else noise_data(whole)
         output.print_json({"run": run_row, "noise": noise, "evaluations": rows})
@@ -122,7 +122,8 @@ def _status_of_all(ctx: Context, *, as_json: bool) -> None:
     for folder in reversed(list_runs(runs)):
         paths = RunPaths(as_written(folder))
         try:
-            rows.append(_run_row(paths, load_brief(paths)))
+            found = load_brief(paths)
+            rows.append(_run_row(paths, found, standing(found)))
         except (LedgerError, NotFound) as exc:
             output.warn(f"{folder.name}: {exc.message}")
     if as_json:
@@ -163,7 +164,7 @@ def _cost(paths: RunPaths, state: RunSummary) -> dict[str, Any]:
     return cost_data(state, has_controller=has_controller, now=clock.now())
 
 
-def _run_row(paths: RunPaths, state: RunSummary) -> dict[str, Any]:
+def _run_row(paths: RunPaths, state: RunSummary, shown: Standing) -> dict[str, Any]:
     run = state.run
     population = int(run["optimizer"]["population"])
     searched = state.generations * population + state.count("confirmations")
@@ -191,6 +192,7 @@ def _run_row(paths: RunPaths, state: RunSummary) -> dict[str, Any]:
         "cancelled": counts[State.CANCELLED],
         "best_loss": state.best[0] if state.best else None,
         "best": state.best[2] if state.best else None,
+        **confirmation_data(state, shown),
         "unigram_nats": run["data"]["unigram_nats"],
         **origin_data(run),
         "size_bytes": state.size_bytes,
@@ -244,7 +246,7 @@ def _print_run(
     note: SchedulerNote | None,
     shown: Standing,
 ) -> None:
-    row = _run_row(paths, found)
+    row = _run_row(paths, found, shown)
     output.say(headline(row))
     for line in facts(found, row, _cost(paths, found), note, shown):
         output.say(line)

@@ -130,6 +130,11 @@ def standing(found: RunState | RunSummary) -> Standing:
     )
 
 
+def best_of(state: RunState, shown: Standing) -> Evaluation | None:
+    """Return the confirmed winner, or without one the evaluation of the lowest loss, if any."""
+    return state.best() if shown.winner is None else state.evaluations[shown.winner.evaluation]
+
+
 def _confirmed(evaluation: Evaluation, again: tuple[Evaluation, ...]) -> Confirmed:
     assert evaluation.loss is not None, "only what completed is confirmed"
     completed = [

@@ -9,7 +9,7 @@ from elmanctl.ledger.records import Evaluation, RunStatus, VerdictKind
 from elmanctl.ledger.run_state import RunState
 from elmanctl.ledger.snapshot import load_summary
 from elmanctl.run.paths import AttemptPaths, RunPaths
-from elmanctl.search.confirmation import standing
+from elmanctl.search.confirmation import best_of, standing
 
 _NAMES_SHOWN = 8
 
@@ -134,10 +134,7 @@ def find_evaluation(state: RunState, name: str) -> Evaluation:
     if name in state.evaluations:
         return state.evaluations[name]
     if name == "best":
-        winner = standing(state).winner
-        if winner is not None:
-            return state.evaluations[winner.evaluation]
-        if (best := state.best()) is None:
+        if (best := best_of(state, standing(state))) is None:
             raise NotFound("no evaluation is completed yet")
         return best
     generation, dot, index = name.partition(".")

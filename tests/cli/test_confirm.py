@@ -116,7 +116,7 @@ def test_search_without_confirmation_says_so(
     [
         (("confirm", "interrupted"), "has done 1 of its 2 generations", "elmanctl resume"),
         (("confirm", "finished", "--top", "101"), "`search.confirm_top` must be at most 100", ""),
-        (("confirm", "finished", "--seeds", "-1"), "must be at least 0", "0 to 100"),
+        (("confirm", "finished", "--seeds", "-1"), "is not in the range", ""),
         (("confirm", "nothing"), "no run named `nothing`", ""),
         (("search", "e88", "--set", "search.confirm_tops=1"), "unknown key", "confirm_top"),
     ],
@@ -167,7 +167,8 @@ def test_nothing_left_to_confirm_is_said_and_trains_nothing(
         assert "nothing to confirm: " in said.stderr
         assert "1 training failed, see `elmanctl requeue --help`" in said.stderr
     told = json.loads(quick("confirm", "confirmed", "--json").stdout)
-    assert told["confirmation"]["is_confirmed"] is True
+    assert told["confirmation"]["is_confirmed"] is told["best"]["is_confirmed"] is True
+    assert told["best"]["evaluation"] == told["confirmation"]["winner"]["evaluation"]
     assert load_run(run.folder).state == before
 
 
