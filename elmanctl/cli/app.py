@@ -23,7 +23,7 @@ _HELP = {"help_option_names": ["-h", "--help"]}
 PANELS = {
     "Start": ["init", "doctor", "models", "params", "calc-dim", "data", "eval"],
     "Search": ["search", "resume", "confirm", "cancel", "requeue"],
-    "Inspect": ["status", "show", "logs", "classify"],
+    "Inspect": ["status", "show", "logs", "compare", "classify"],
     "Measure": ["bench"],
     "Maintain": ["disk", "clean", "ledger", "config", "completion"],
 }

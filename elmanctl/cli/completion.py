@@ -20,7 +20,7 @@ from elmanctl.ledger.state import load_run
 from elmanctl.models.backends import AUTO
 from elmanctl.models.registry import FAMILIES, find_family
 from elmanctl.run.paths import RunPaths
-from elmanctl.search.selection import find_run, list_runs
+from elmanctl.search.selection import find_run, list_runs, list_single_evaluations
 from elmanctl.settings import setting_help
 from elmanctl.space.space import space_names
 
@@ -145,6 +145,20 @@ def evaluation_names(ctx: Context, incomplete: str) -> list[str]:
 def run_or_evaluation_names(ctx: Context, incomplete: str) -> list[str]:
     """Return the runs, and the evaluations of the newest one."""
     return [*run_names(incomplete), *evaluation_names(ctx, incomplete)]
+
+
+def compared_names(incomplete: str) -> list[str]:
+    """Return what can be compared: runs, results of `eval`, and the evaluations of a named run."""
+    run, slash, _ = incomplete.partition("/")
+    try:
+        if slash:
+            evaluations = load_run(find_run(_runs(), run)).state.evaluations
+            return _starting((f"{run}/{name}" for name in evaluations), incomplete)
+        singles = [path.name for path in list_single_evaluations(_runs())]
+    except (ElmanError, OSError) as exc:
+        logger.debug("nothing to complete: %s", exc)
+        return []
+    return [*run_names(incomplete), *_starting(singles, incomplete)]
 
 
 def _runs() -> Path:

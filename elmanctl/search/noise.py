@@ -3,6 +3,7 @@
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 from elmanctl.ledger.records import Evaluation, State
 from elmanctl.ledger.run_state import RunState
@@ -20,6 +21,18 @@ class Noise:
     def n(self) -> int:
         """How many losses there are, at least 2."""
         return len(self.evaluations)
+
+
+class Spread(Protocol):
+    """The spread of one configuration over `n` seeds; `sd` is None for one seed."""
+
+    @property
+    def n(self) -> int:
+        """How many losses there are."""
+
+    @property
+    def sd(self) -> float | None:
+        """The sample standard deviation."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -71,11 +84,14 @@ def sample_sd(values: Sequence[float]) -> float | None:
     return math.sqrt(math.fsum((value - mean) ** 2 for value in values) / (len(values) - 1))
 
 
-def pooled(noises: Iterable[Noise]) -> PooledNoise | None:
-    """Return the noise of a protocol from that of several configurations; None without any."""
-    found = list(noises)
-    degrees = sum(noise.n - 1 for noise in found)
+def pooled(spreads: Iterable[Spread]) -> PooledNoise | None:
+    """Return the noise of a protocol from the spread of several configurations; None without any.
+
+    One seed tells nothing of it.
+    """
+    found = [(each.n - 1, each.sd) for each in spreads if each.sd is not None]
+    degrees = sum(n for n, _ in found)
     if not degrees:
         return None
-    squares = math.fsum((noise.n - 1) * noise.sd**2 for noise in found)
+    squares = math.fsum(n * sd**2 for n, sd in found)
     return PooledNoise(sd=math.sqrt(squares / degrees), degrees=degrees, configurations=len(found))
