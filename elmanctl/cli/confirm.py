@@ -1,4 +1,4 @@
-"""The `confirm` command: the best of a finished search again, on fresh seeds."""
+"""The `confirm` command: the best of a search again, on fresh seeds."""
 
 from typing import Annotated
 
@@ -35,7 +35,8 @@ def confirm(
 
     Of many noisy losses the lowest flatters its configuration. The best are ranked by their mean
     over seeds that the search did not use. A search does this at its end by itself; this adds
-    configurations or seeds, or confirms a search that ended without.
+    configurations or seeds, or confirms a search that ended without. Of a search that is not at
+    its end it confirms the best so far, and leaves it paused.
 
     \b
     Examples:
@@ -58,7 +59,7 @@ def confirm(
         else:
             print_summary(paths, state)
         return
-    drive(paths, changes=changes, as_json=as_json)
+    drive(paths, changes=changes, confirms_now=True, as_json=as_json)
 
 
 def _chosen(state: RunState, name: str, asked: int | None) -> int:
@@ -77,12 +78,6 @@ def _refuse_unconfirmable(state: RunState) -> None:
         raise UsageError(
             f"the run `{name}` was cancelled",
             hint=f"start another one: `elmanctl search {state.run['model']}`",
-        )
-    told = state.totals.get("generations_told", 0)
-    if told < state.generations:
-        raise UsageError(
-            f"the search `{name}` has done {told} of its {state.generations} generations",
-            hint=f"`elmanctl resume {name}` goes on, and confirms its best at the end",
         )
     if state.best() is None:
         raise UsageError(

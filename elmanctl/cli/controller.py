@@ -31,9 +31,13 @@ def drive(
     *,
     generations: int | None = None,
     changes: Mapping[str, Any] | None = None,
+    confirms_now: bool = False,
     as_json: bool = False,
 ) -> None:
-    """Drive a search in the foreground until it ends or is interrupted."""
+    """Drive a search in the foreground until it ends or is interrupted.
+
+    With `confirms_now` no further generation is asked, and the best so far are confirmed.
+    """
     from elmanctl.search.loop import Controller
     from elmanctl.search.poll import QueryPace
 
@@ -69,7 +73,15 @@ def drive(
         try:
             with make_view(session) as view:
                 pace = QueryPace(poll_s)
-                Controller(session, executor, view, pace=pace, tick_s=tick_s, stop=stop).drive()
+                Controller(
+                    session,
+                    executor,
+                    view,
+                    pace=pace,
+                    tick_s=tick_s,
+                    stop=stop,
+                    confirms_now=confirms_now,
+                ).drive()
         except (ElmanError, OSError) as exc:
             session.pause(exc)
             raise

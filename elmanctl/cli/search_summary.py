@@ -77,8 +77,10 @@ def print_summary(paths: RunPaths, state: RunState) -> None:
         return
     if standing(state).winner is None:
         hint(how_to_confirm(state))
-    more = f"elmanctl resume {name} --generations {state.generations + 2}"
-    hint(f"see `elmanctl show {name} best`; `{more}` adds two generations")
+    more = f"`elmanctl resume {name} --generations {state.generations + 2}` adds two generations"
+    if state.status is RunStatus.PAUSED:
+        more = f"`elmanctl resume {name}` goes on with the search"
+    hint(f"see `elmanctl show {name} best`; {more}")
 
 
 def _print_best(state: RunState) -> None:

@@ -62,7 +62,10 @@ class View(Protocol):
 
 
 class Controller:
-    """Drives one run until it is finished, paused or asked to stop."""
+    """Drives one run until it is finished, paused or asked to stop.
+
+    With `confirms_now` it asks no further generation: it confirms the best so far and then pauses.
+    """
 
     def __init__(
         self,
@@ -74,9 +77,11 @@ class Controller:
         tick_s: float,
         stop: threading.Event,
         sharing: Sharing | None = None,
+        confirms_now: bool = False,
         now: Callable[[], float] = time.monotonic,
     ) -> None:
         self._session = session
+        self._confirms_now = confirms_now
         self._view = view
         self._tick_s = tick_s
         self._stop = stop
@@ -155,11 +160,22 @@ class Controller:
         self._close_decided()
         self._answer_repeats()
         if self._advance():
-            self._session.record(payloads.RunFinished(reason="all generations are done"))
+            self._session.record(self._ending())
             self._view.refresh(self._session, None)
             return True
         self._answer_repeats()
         return False
+
+    def _ending(self) -> payloads.RunFinished | payloads.RunPaused:
+        """Return the event that ends the work on a run of which nothing is left to do now."""
+        state = self._session.state
+        done = state.totals.get("generations_told", 0)
+        if done >= state.generations:
+            return payloads.RunFinished(reason="all generations are done")
+        return payloads.RunPaused(
+            reason=f"{done} of {state.generations} generations are done, and their best confirmed",
+            hint=f"`elmanctl resume {state.run['name']}` goes on with the search",
+        )
 
     def _observe(self, polled: PollResult | None) -> None:
         judged = self._watcher.look(polled)
@@ -201,9 +217,12 @@ class Controller:
         generation = state.generation
         if state.is_busy:
             return False
+        is_last = generation + 1 >= state.generations
+        if self._confirms_now and not is_last:
+            return not self._confirm()
         if generation >= 0 and generation not in state.told and not self._tell(generation):
             return False
-        if generation + 1 >= state.generations:
+        if is_last:
             return not self._confirm()
         population = self._session.settings.search.population
         candidates, refused = ask_candidates(self._optimizer.ask, self._builder, population)

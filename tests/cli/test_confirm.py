@@ -114,7 +114,6 @@ def test_search_without_confirmation_says_so(
 @pytest.mark.parametrize(
     ("words", "message", "hint"),
     [
-        (("confirm", "interrupted"), "has done 1 of its 2 generations", "elmanctl resume"),
         (("confirm", "finished", "--top", "101"), "`search.confirm_top` must be at most 100", ""),
         (("confirm", "finished", "--seeds", "-1"), "is not in the range", ""),
         (("confirm", "nothing"), "no run named `nothing`", ""),

@@ -264,6 +264,7 @@ class Run:
         *,
         generations: int | None = None,
         executor: ScriptedExecutor | None = None,
+        confirms_now: bool = False,
         now: Callable[[], float] = time.monotonic,
     ) -> RunState:
         """Start a controller of its own and drive the run until it ends."""
@@ -279,6 +280,7 @@ class Run:
                 pace=QueryPace(0.0, now=now),
                 tick_s=0.0,
                 stop=self.stop,
+                confirms_now=confirms_now,
                 now=now,
             )
             try:

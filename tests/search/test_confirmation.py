@@ -258,6 +258,72 @@ def test_kill_around_any_event_confirms_everything_once(
         assert standing(state) == standing(undisturbed), where
 
 
+def interrupted(run: Run) -> RunState:
+    """Drive a run until its first generation has been reported and the second begins."""
+
+    def stop_in_time(session: Session) -> None:
+        if session.state.generation == 1:
+            run.stop.set()
+
+    run.view.every_turn = stop_in_time
+    state = run.drive()
+    assert (state.status, set(state.told)) == (RunStatus.INTERRUPTED, {0})
+    run.view.every_turn = lambda session: None
+    run.stop.clear()
+    return state
+
+
+def test_best_so_far_are_confirmed_without_another_generation(runs: Runs) -> None:
+    run, undisturbed = runs.new(generations=4, **CONFIRM), runs.new(generations=4)
+    interrupted(run)
+    state = run.drive(confirms_now=True)
+    assert (state.status, state.generation, set(state.told)) == (RunStatus.PAUSED, 1, {0})
+    assert state.reason == "1 of 4 generations are done, and their best confirmed"
+    assert "elmanctl resume" in str(state.advice)
+    assert {e.state for e in state.evaluations.values()} == {State.COMPLETED}
+    assert set(state.confirmations) == {e.id for e in state.ranked()[:2]}
+    shown = standing(state)
+    assert shown.winner is not None and find_evaluation(state, "best").id == shown.winner.evaluation
+    assert run.drive(confirms_now=True).confirmations == state.confirmations
+
+    ended, plain = run.drive(), undisturbed.drive()
+    assert ended.status is RunStatus.FINISHED
+    assert searched(points(ended)) == points(plain)
+    assert ended.told == plain.told
+    assert {e.id for e in ended.ranked()[:2]} <= set(ended.confirmations)
+    assert set(run.world.trained.values()) == {1}
+
+
+def test_kill_while_the_best_so_far_are_confirmed_loses_nothing(
+    runs: Runs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = runs.new(generations=2, confirm_top=1, confirm_seeds=2)
+    interrupted(run)
+    left: list[Run] = []
+    record = Session.record
+
+    def recorded(self: Session, event: Payload) -> None:
+        record(self, event)
+        left.append(run.copy(tmp_path / f"kill-{len(left)}"))
+
+    monkeypatch.setattr(Session, "record", recorded)
+    confirmed = run.drive(confirms_now=True)
+    monkeypatch.setattr(Session, "record", record)
+    undisturbed = run.drive()
+    assert len(left) > 10
+    for number, killed in enumerate(left):
+        # Half of them are told to confirm again, the others to go on with the search.
+        if number % 2:
+            assert asked(killed.drive(confirms_now=True)) == asked(confirmed)
+        state = killed.drive()
+        assert state.status is RunStatus.FINISHED
+        assert searched(points(state)) == searched(points(undisturbed))
+        assert state.told == undisturbed.told
+        assert set(killed.world.trained.values()) == {1}
+        # Both the best of then and the best of now are confirmed.
+        assert {e.id for e in state.ranked()[:1]} <= set(state.confirmations)
+
+
 def test_failed_confirmation_is_shown_as_such_and_not_replaced(runs: Runs) -> None:
     run = runs.new(**CONFIRM)
     run.world.script = {"c000-e00": ["diverged"], "c000-e05": ["python_error"]}

@@ -2,6 +2,7 @@
 
 import itertools
 import threading
+import time
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
@@ -86,7 +87,7 @@ class Together:
                     tick_s=0.0,
                     stop=self.stop,
                     sharing=sharing,
-                    **({} if now is None else {"now": now}),
+                    now=now or time.monotonic,
                 )
                 members.append(Member(session, controller))
             drive_in_turns(members, tick_s=0.0, stop=self.stop, ended=self._end)
