@@ -13,7 +13,8 @@ from elmanctl.cli.context import JsonFlag, load_readable, runs_folder
 from elmanctl.cli.output import print_json, warn
 from elmanctl.errors import ElmanError, UsageError, meant
 from elmanctl.run.paths import RunPaths
-from elmanctl.search.compared_items import find_rows, row_of_run
+from elmanctl.search.compared_items import find_rows
+from elmanctl.search.compared_results import row_of_run
 from elmanctl.search.comparison import Group, Row, compare_rows
 from elmanctl.search.learning_curve import MEASURES
 
@@ -83,7 +84,8 @@ def rows_of_runs(runs: Sequence[Path]) -> list[Row]:
     rows = []
     for folder in runs:
         try:
-            rows.append(row_of_run(folder, load_readable(RunPaths(folder))))
+            paths = RunPaths(folder)
+            rows.append(row_of_run(paths, load_readable(paths)))
         except ElmanError as exc:
             warn(exc.message)
     return rows

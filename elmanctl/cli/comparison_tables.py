@@ -179,7 +179,7 @@ def _lines(group: Group, mark: str, first: str) -> Iterator[str]:
         ]
         yield (
             f"{mark} is not compared with the rows above: protocol {group.fingerprint} differs "
-            f"from {first} in {'; '.join(parts)}"
+            f"from {first} in {'; '.join(parts) or 'what is not on record'}"
         )
     for label, text in _findings(group):
         yield _labelled(label, mark, text)
@@ -234,9 +234,10 @@ def _basis(row: Row) -> Iterator[str]:
         count = output.counted(len(row.results), "confirmation")
         yield f"{row.item}: {count}; the value for which its search chose it is left out"
     if row.basis == "lowest of a search" and row.searched and row.searched > 1:
+        run = row.item.partition("/")[0]
         yield (
             f"{row.item}: unconfirmed, the lowest of {row.searched} losses of its search, and so "
-            f"lower than on fresh seeds; see `elmanctl confirm {row.item.partition('/')[0]}`"
+            f"lower than on fresh seeds on average; see `elmanctl confirm {run}`"
         )
     yield from (f"left out {each}" for each in row.left_out)
 

@@ -125,9 +125,11 @@ class Group:
 
     @property
     def devices(self) -> tuple[str, ...]:
-        """The names of the devices that the rows were trained on."""
-        names = {str(each.get("device_name")) for one in self.rows for each in _results(one.row)}
-        return tuple(sorted(names))
+        """The names of the devices that the rows were trained on, as far as they are known."""
+        results = [each for one in self.rows for each in one.row.results.values()]
+        return tuple(
+            sorted({str(each["device_name"]) for each in results if "device_name" in each})
+        )
 
 
 def compare_rows(rows: Iterable[Row], measures: Sequence[Measure] = MEASURES) -> tuple[Group, ...]:
@@ -211,10 +213,6 @@ def _equal_budget(rows: list[Row], measure: Measure) -> EqualBudget:
             ]
         )
     return EqualBudget(measure=measure, low=low, high=high, rows=ranked, missing=tuple(missing))
-
-
-def _results(row: Row) -> Iterable[Mapping[str, Any]]:
-    return row.results.values()
 
 
 def _tokens_per_step(row: Row) -> object:

@@ -11,11 +11,12 @@ import pytest
 from elmanctl.cli import output
 from elmanctl.cli.compare import print_comparison
 from elmanctl.cli.comparison_tables import print_rows
+from elmanctl.cli.completion import compared_names
 from elmanctl.errors import NotFound
 from elmanctl.ledger.state import load_run
 from elmanctl.models.params import flops_per_token, state_size
 from elmanctl.run.paths import AttemptPaths
-from elmanctl.search.compared_items import rows_of_folders
+from elmanctl.search.compared_results import rows_of_folders
 from elmanctl.search.comparison import compare_rows
 from tests.cli.test_commands import document, succeeded
 from tests.command_line import CommandLine, QuickCommandLine, rows_of
@@ -97,6 +98,21 @@ def test_results_of_other_seeds_are_one_row_with_its_spread(user: QuickCommandLi
     assert group["noise"]["degrees_of_freedom"] == 2
 
 
+def test_seeds_of_one_configuration_are_shown_alone(user: QuickCommandLine) -> None:
+    (row,) = rows_of(succeeded(user("compare", "eval-gru-1", "eval-gru-2")))["ITEM"]
+    losses = [result_in(user.folder / f"runs/eval-gru-{seed}")["val_loss"] for seed in SEEDS]
+    assert (row["SEEDS"], row["DIFF"]) == ("2", "")
+    assert float(row["LOSS"]) == pytest.approx(sum(losses) / 2)
+
+
+def test_names_that_can_be_compared_are_completed(user: QuickCommandLine) -> None:
+    assert {*ALL, "searched", "eval-short"} == set(compared_names(""))
+    assert compared_names("sea") == ["searched"]
+    names = load_run(user.folder / "runs" / "searched").state.evaluations
+    assert compared_names("searched/") == [f"searched/{name}" for name in names]
+    assert compared_names("nothing/g") == []
+
+
 def test_losses_at_equal_budgets_are_read_from_the_curves(user: QuickCommandLine) -> None:
     (group,) = document(user("compare", *ALL, "--json"))["groups"]
     tokens, flops = group["at_equal"]["tokens"], group["at_equal"]["flops"]
@@ -147,6 +163,9 @@ def test_run_is_compared_by_its_confirmations(user: QuickCommandLine) -> None:
     rows = {row["item"]: row for row in group["rows"]}
     assert rows[f"searched/{best.id}"]["loss_nats_by_seed"] == losses
     assert rows[f"searched/{best.id}"]["basis"] == "confirmations"
+    # The ledger keeps the fingerprint alone; what follows from the settings is what was in force.
+    written = user.folder / "runs" / "searched" / "evaluations" / best.id / "attempt-1"
+    assert group["protocol"] == json.loads((written / "result.json").read_text())["protocol"]
     unconfirmed = rows[f"searched/{other.id}"]
     assert (unconfirmed["loss_nats"], unconfirmed["basis"]) == (other.loss, "evaluation")
     # One seed has the error of the protocol's noise, and no test.

@@ -13,7 +13,8 @@ from elmanctl.ledger.run_state import RunState
 from elmanctl.ledger.state import load_run
 from elmanctl.models.params import state_size
 from elmanctl.run.paths import RunPaths
-from elmanctl.search.compared_items import find_rows, row_of_run
+from elmanctl.search.compared_items import find_rows
+from elmanctl.search.compared_results import row_of_run
 from elmanctl.search.comparison import Row, compare_rows
 from tests.search.scripted import Runs
 
@@ -73,7 +74,7 @@ def test_run_without_confirmations_is_its_lowest_loss(runs: Path) -> None:
     state = load(RunPaths(runs / "answered"))
     best = state.best()
     assert best is not None
-    row = row_of_run(runs / "answered", state)
+    row = row_of_run(RunPaths(runs / "answered"), state)
     assert (row.item, row.basis) == (f"answered/{best.configuration}", "lowest of a search")
     assert losses_of(row) == {best.seed: best.loss}
     assert row.searched == len(state.ranked()) > 1
@@ -88,7 +89,7 @@ def test_confirmed_run_is_its_lowest_confirmed_mean_without_the_value_it_was_cho
     first, second, third = state.ranked()[:3]
     confirm(state, first, [2.0, 2.2])
     confirm(state, second, [2.0, 2.1])
-    row = row_of_run(runs / "answered", state)
+    row = row_of_run(RunPaths(runs / "answered"), state)
     assert (row.item, row.basis) == (f"answered/{second.configuration}", "confirmations")
     assert losses_of(row) == {100: 2.0, 101: 2.1}
     named = find_rows([f"answered/{first.id}", f"answered/{third.id}"], runs, lambda _: state)
@@ -115,7 +116,7 @@ def test_confirmation_that_failed_is_no_loss(runs: Path) -> None:
     confirm(state, best, [2.0, 2.2, 2.4])
     failed = state.evaluations[state.confirmations[best.id][0]]
     state.put(replace(failed, state=State.FAILED))
-    assert losses_of(row_of_run(runs / "answered", state)) == {101: 2.2, 102: 2.4}
+    assert losses_of(row_of_run(RunPaths(runs / "answered"), state)) == {101: 2.2, 102: 2.4}
 
 
 def test_evaluation_counts_with_its_reseeded_repeats(runs: Path) -> None:
