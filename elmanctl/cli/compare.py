@@ -56,7 +56,7 @@ def compare(
     if len(items) < 2:
         raise UsageError(
             "one item has nothing to be compared with",
-            hint=f"name another, or see `elmanctl show {items[0]} best`",
+            hint="name another run, evaluation or folder; `elmanctl status` lists the runs",
         )
     groups = compare_rows(find_rows(items, runs_folder(ctx), load_readable), measures)
     _refuse_unlike(groups)

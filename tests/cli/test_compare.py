@@ -245,7 +245,7 @@ def test_result_of_an_older_version_is_compared_without_a_curve(
 @pytest.mark.parametrize(
     ("words", "code", "told", "way_out"),
     [
-        (("searched",), 2, "one item has nothing to be compared with", "elmanctl show searched"),
+        (("searched",), 2, "one item has nothing to be compared with", "name another run"),
         (("eval-gru-1", "eval-gru-1"), 2, "eval-gru-1 is named twice", ""),
         (("eval-gru-1", "eval-short"), 2, "no two of these 2 share a protocol", "one protocol"),
         (("eval-gru-1", "serched"), 3, "folder `serched`", "did you mean `searched`?"),

@@ -1,7 +1,8 @@
 """Differences of losses, and the tests on them."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from random import Random
 
 import pytest
 from hypothesis import given
@@ -109,3 +110,30 @@ def test_difference_to_a_shifted_sample_is_the_shift(
     shifted = {seed: loss + shift for seed, loss in one.items()}
     found = compared(sample(shifted), sample(one), paired=paired)
     assert found.nats == pytest.approx(shift, abs=1e-9)
+
+
+def paired(draw: Callable[[int], Sample]) -> Difference:
+    return compared(draw(3), draw(3))
+
+
+def unpaired(draw: Callable[[int], Sample]) -> Difference:
+    return compared(draw(3), draw(5), paired=False)
+
+
+def single(draw: Callable[[int], Sample]) -> Difference:
+    one, other = draw(1), draw(3)
+    return difference(one, other, pooled([one, other, draw(3)]), has_same_data_order=True)
+
+
+@pytest.mark.parametrize("drawn", [paired, unpaired, single])
+def test_equal_configurations_are_beyond_noise_one_time_in_twenty(
+    drawn: Callable[[Callable[[int], Sample]], Difference],
+) -> None:
+    random = Random(13)
+
+    def draw(n: int) -> Sample:
+        return sample(tuple(random.gauss(2.0, 0.01) for _ in range(n)))
+
+    rate = sum(drawn(draw).is_within_noise is False for _ in range(4000)) / 4000
+    # Three standard deviations of the count.  Welch's test is an approximation.
+    assert 0.04 < rate < 0.06 if drawn is not unpaired else 0.03 < rate < 0.06
