@@ -108,9 +108,10 @@ def backends(ctx: Context, incomplete: str) -> list[str]:
 
 def _models_on(ctx: Context) -> Iterable[str]:
     # While an option awaits its value, click has not parsed the arguments before it.
-    level = ctx.params.get("model") or ctx.params.get("level") or next(iter(ctx.args), None)
+    words = ctx.params.get("models") or [ctx.params.get("model") or ctx.params.get("level")]
+    levels = [word for word in (*words, *ctx.args) if word and "=" not in word]
     try:
-        return [find_family(level).name] if level else FAMILIES
+        return [find_family(level).name for level in levels] or FAMILIES
     except ElmanError as exc:
         logger.debug("no such model: %s", exc.message)
         return FAMILIES

@@ -2,7 +2,7 @@
 
 import os
 import resource
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from typer import Exit
@@ -14,10 +14,13 @@ from elmanctl.cli.search_summary import print_summary, run_summary
 from elmanctl.cli.search_view import make_view
 from elmanctl.errors import ElmanError
 from elmanctl.ledger.records import RunStatus
+from elmanctl.ledger.run_state import RunState
 from elmanctl.run.paths import RunPaths
 from elmanctl.schedulers import make_executor
+from elmanctl.schedulers.executor import Executor
 from elmanctl.schedulers.quoting import check_path
 from elmanctl.search.disk_errors import explained
+from elmanctl.search.effective_settings import effective_settings
 from elmanctl.search.run_identity import refuse_changed_code, refuse_copy, refuse_other_clusters
 from elmanctl.search.session import Session
 
@@ -41,35 +44,15 @@ def drive(
     from elmanctl.search.loop import Controller
     from elmanctl.search.poll import QueryPace
 
-    _raise_cpu_limit()
+    raise_cpu_limit()
     with (
         explained(paths.folder.name),
         Session.open(paths.folder) as session,
         interruptible(paths.folder.name) as stop,
     ):
-        if session.warning:
-            warn(session.warning)
-        session.refuse_cancelled()
-        refuse_copy(paths, session.state)
-        refuse_other_clusters(session.state, os.environ)
-        refuse_changed_code(paths, session.run)
-        check_path(paths.folder)
-        if changes:
-            session.check_changes(changes)
-            if "slurm.partition" in changes:
-                check_partition(session.run["executor"], changes["slurm.partition"])
-        if generations is not None:
-            session.extend(generations)
-        if changes:
-            before = session.settings.slurm.extra
-            session.change_settings(changes)
-            warn_of_dropped(before, session.settings.slurm.extra)
-        executor = make_executor(paths, session.run["executor"], session.settings)
-        # The first poll queries Slurm, within its rate limit.
-        executor.check(asks=False)
-        session.start_controller()
-        poll_s = _LOCAL_TICK_S if executor.name == "local" else session.settings.slurm.poll_s
-        tick_s = min(poll_s, _TICK_S)
+        executor = checked_executor(session, generations=generations, changes=changes)
+        start(session, generations=generations, changes=changes)
+        poll_s, tick_s = intervals_s(session)
         try:
             with make_view(session) as view:
                 pace = QueryPace(poll_s)
@@ -91,14 +74,66 @@ def drive(
         elif state.status is not RunStatus.INTERRUPTED:
             print_summary(paths, state)
     if state.status is RunStatus.INTERRUPTED:
-        running = len(state.live_attempts())
-        if running:
-            say(f"interrupted; {counted(running, 'job')} still running without the controller")
-        hint(f"continue with `elmanctl resume {state.run['name']}`")
+        tell_interrupted([state])
         raise Exit(130)
 
 
-def _raise_cpu_limit() -> None:
+def checked_executor(
+    session: Session, *, generations: int | None, changes: Mapping[str, Any] | None
+) -> Executor:
+    """Return the executor of a run that may be driven with these changes; nothing is written.
+
+    Raises the ElmanError of the first check that fails.
+    """
+    paths, changed = session.paths, changes or {}
+    if session.warning:
+        warn(session.warning)
+    session.refuse_cancelled()
+    refuse_copy(paths, session.state)
+    refuse_other_clusters(session.state, os.environ)
+    refuse_changed_code(paths, session.run)
+    check_path(paths.folder)
+    if changed:
+        session.check_changes(changed)
+    if "slurm.partition" in changed:
+        check_partition(session.run["executor"], changed["slurm.partition"])
+    if generations is not None:
+        session.check_extension(generations)
+    settings = effective_settings(session.state, changed)
+    executor = make_executor(paths, session.run["executor"], settings)
+    # The first poll queries Slurm, within its rate limit.
+    executor.check(asks=False)
+    return executor
+
+
+def start(session: Session, *, generations: int | None, changes: Mapping[str, Any] | None) -> None:
+    """Record changes, and that a controller drives the run from now on."""
+    if generations is not None:
+        session.extend(generations)
+    if changes:
+        before = session.settings.slurm.extra
+        session.change_settings(changes)
+        warn_of_dropped(before, session.settings.slurm.extra)
+    session.start_controller()
+
+
+def intervals_s(session: Session) -> tuple[float, float]:
+    """Return the seconds between two polls of the scheduler, and between two turns."""
+    is_local = session.run["executor"] == "local"
+    poll_s = _LOCAL_TICK_S if is_local else session.settings.slurm.poll_s
+    return poll_s, min(poll_s, _TICK_S)
+
+
+def tell_interrupted(states: Sequence[RunState]) -> None:
+    """Say which jobs go on after an interrupt, and how the runs are continued."""
+    running = sum(len(state.live_attempts()) for state in states)
+    if running:
+        say(f"interrupted; {counted(running, 'job')} still running without the controller")
+    names = " ".join(str(state.run["name"]) for state in states)
+    hint(f"continue with `elmanctl resume {names}`")
+
+
+def raise_cpu_limit() -> None:
     """Raise the soft limit on CPU time to the hard one: shells set it for short commands."""
     _, hard_s = resource.getrlimit(resource.RLIMIT_CPU)
     resource.setrlimit(resource.RLIMIT_CPU, (hard_s, hard_s))

@@ -1,6 +1,6 @@
 """The plan of a search, as text and as plain data, before anything of it is written."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, fields
 from typing import Any
 
@@ -54,6 +54,33 @@ def describe_plan(plan: SearchPlan, resolved: Resolved) -> str:
     )
 
 
+def describe_plans(plans: Sequence[SearchPlan], resolved: Resolved) -> str:
+    """Return the description of one search, or of several with their cost in all."""
+    described = [describe_plan(plan, resolved) for plan in plans]
+    if len(plans) == 1:
+        return described[0]
+    hours = [plan.hours for plan in plans if plan.hours is not None]
+    training = f", {sum(hours):.1f} training hours" if hours else ""
+    most = format_hours(sum(plan.most_gpu_hours for plan in plans))
+    again = sum(plan.confirmations for plan in plans)
+    confirmations = f" and {counted(again, 'confirmation')}" if again else ""
+    total = (
+        f"in all: {len(plans)} searches, {sum(plan.evaluations for plan in plans)} evaluations"
+        f"{confirmations}{training}; at most {most} {plans[0].unit}, plus retries; they take "
+        f"turns, with {counted(_at_once_in_all(plans), 'evaluation')} at a time"
+    )
+    return "\n\n".join((*described, total))
+
+
+def _at_once_in_all(plans: Sequence[SearchPlan]) -> int:
+    """Return how many evaluations of all searches may be in flight."""
+    first = plans[0]
+    local = first.settings.local
+    slots = len(local.gpus) or local.workers
+    most = slots if first.executor == "local" else first.settings.search.max_jobs
+    return min(most, sum(plan.settings.search.population for plan in plans))
+
+
 def _describe_cost(plan: SearchPlan) -> str:
     """Describe the highest possible cost of a search, and how its budget limits it."""
     each = f"{plan.trainings} x {plan.resources.timeout_min} min"
@@ -97,29 +124,56 @@ def _by_variables(plan: SearchPlan, resolved: Resolved) -> Mapping[str, str]:
     return {} if plan.executor == "local" or found is None else dict(found.origins)
 
 
-def print_dry_run(plan: SearchPlan, resolved: Resolved, *, as_json: bool) -> None:
-    """Print the first submission and the cluster's answer to it; nothing is written.
+def print_dry_run(plans: Sequence[SearchPlan], resolved: Resolved, *, as_json: bool) -> None:
+    """Print the first submission of each search and the cluster's answer; nothing is written.
 
     A dry run that found out about a refusal has succeeded: it exits with 0.
     """
-    script = None if plan.executor == "local" else _first_script(plan)
+    first = plans[0]
+    scripts = [None if plan.executor == "local" else _first_script(plan) for plan in plans]
     cluster = None
-    if script is not None:
+    if scripts[0] is not None:
+        # The scripts differ in their names alone.
         slurm = Slurm(timeout_s=_QUERY_TIMEOUT_S)
-        cluster = ask_cluster(script, plan.resources, plan.settings.search.max_jobs, slurm)
+        cluster = ask_cluster(scripts[0], first.resources, first.settings.search.max_jobs, slurm)
     if as_json:
-        variables = {"by_variables": _by_variables(plan, resolved)}
+        variables = {"by_variables": _by_variables(first, resolved)}
         found = None if cluster is None else asdict(cluster)
-        print_json({**plan_data(plan), "script": script, **variables, "cluster": found})
-    else:
-        say(describe_plan(plan, resolved))
-        if cluster is not None:
-            say("\n".join(describe_cluster(cluster)))
-            for warning in cluster.warnings:
-                warn(warning)
+        searches = [
+            {**plan_data(plan), "script": script}
+            for plan, script in zip(plans, scripts, strict=True)
+        ]
+        whole = searches[0] if len(plans) == 1 else _in_all(plans, searches)
+        print_json({**whole, **variables, "cluster": found})
+        return
+    say(describe_plans(plans, resolved))
+    if cluster is not None:
+        say("\n".join(describe_cluster(cluster)))
+        for warning in cluster.warnings:
+            warn(warning)
+    for plan in plans:
         warn_of_plan(plan)
+    for number, (plan, script) in enumerate(zip(plans, scripts, strict=True)):
+        if number and script is not None:
+            print_line()
         local = f"would run {_at_once(plan)} evaluations at a time in {plan.folder}"
         print_line(local if script is None else script)
+
+
+def _in_all(plans: Sequence[SearchPlan], searches: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Return several searches as plain data, with what they cost in all."""
+    hours = [plan.hours for plan in plans if plan.hours is not None]
+    return {
+        "searches": searches,
+        "evaluations": sum(plan.evaluations for plan in plans),
+        "confirmations": sum(plan.confirmations for plan in plans),
+        "at_once": _at_once_in_all(plans),
+        "training_hours": sum(hours) if hours else None,
+        "cost": {
+            "unit": plans[0].unit,
+            "most_gpu_hours": sum(plan.most_gpu_hours for plan in plans),
+        },
+    }
 
 
 def describe_cluster(cluster: ClusterAnswer) -> list[str]:

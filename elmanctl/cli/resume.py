@@ -1,18 +1,23 @@
-"""The `resume` command: continue a search from its ledger."""
+"""The `resume` command: continue one search or several from their ledgers."""
 
 from typing import Annotated
 
-from typer import Context, Option
+from typer import Argument, Context, Option
 
-from elmanctl.cli.completion import setting_keys
-from elmanctl.cli.context import JsonFlag, RunArgument, run_to_change
+from elmanctl.cli.completion import run_names, setting_keys
+from elmanctl.cli.context import JsonFlag, run_to_change
 from elmanctl.cli.controller import drive
+from elmanctl.cli.joint_controller import drive_together
 from elmanctl.config import parse_assignments
+from elmanctl.errors import UsageError
 
 
 def resume(
     ctx: Context,
-    run: RunArgument = None,
+    runs: Annotated[
+        list[str] | None,
+        Argument(help="Runs; default: the only unfinished one", autocompletion=run_names),
+    ] = None,
     generations: Annotated[
         int | None, Option(help="Extend the search to this many generations in total")
     ] = None,
@@ -26,17 +31,28 @@ def resume(
     ] = None,
     as_json: JsonFlag = False,
 ) -> None:
-    """Continue a search from its ledger
+    """Continue a search, or several, from their ledgers
 
     Live jobs are adopted, submissions that were accepted but never recorded are found by name, and
-    the optimizer proposes the same points as in an uninterrupted search.
+    the optimizer proposes the same points as in an uninterrupted search. Several runs take turns,
+    so that they get equally far.
 
     \b
     Examples:
         elmanctl resume
         elmanctl resume e88-480m --generations 30
+        elmanctl resume e88-480m mamba2-480m
         elmanctl resume --set slurm.partition=long --set slurm.mem_gb=80
         elmanctl resume --set budget.gpu_hours=200
     """
-    paths = run_to_change(ctx, run)
-    drive(paths, generations=generations, changes=parse_assignments(changes or []), as_json=as_json)
+    changed = parse_assignments(changes or [])
+    if not runs or len(runs) == 1:
+        path = run_to_change(ctx, runs[0] if runs else None)
+        drive(path, generations=generations, changes=changed, as_json=as_json)
+        return
+    paths = [run_to_change(ctx, run) for run in runs]
+    names = [one.folder.name for one in paths]
+    twice = next((name for name in names if names.count(name) > 1), None)
+    if twice is not None:
+        raise UsageError(f"the run `{twice}` is named twice", hint="name each run once")
+    drive_together(paths, generations=generations, changes=changed, as_json=as_json)

@@ -1,6 +1,7 @@
-"""The `search` command: plan a search, ask for confirmation, and drive it."""
+"""The `search` command: plan one search or several, ask for confirmation, and drive them."""
 
 import re
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from itertools import chain, count
 from pathlib import Path
@@ -8,7 +9,7 @@ from typing import Annotated
 
 from typer import Argument, Context, Option
 
-from elmanctl.cli.assignments import model_fields
+from elmanctl.cli.assignments import models_and_fields
 from elmanctl.cli.completion import backends, model_names, spaces, templates
 from elmanctl.cli.context import (
     DryRunFlag,
@@ -20,27 +21,30 @@ from elmanctl.cli.context import (
     resolve_settings,
 )
 from elmanctl.cli.controller import check_partition, drive
+from elmanctl.cli.joint_controller import drive_together
 from elmanctl.cli.output import confirm, say
-from elmanctl.cli.plan import describe_plan, print_dry_run, warn_of_plan, warn_of_variables
-from elmanctl.config import parse_assignments
+from elmanctl.cli.plan import describe_plans, print_dry_run, warn_of_plan, warn_of_variables
+from elmanctl.config import Resolved, parse_assignments
 from elmanctl.constants import GPU_NAME
-from elmanctl.errors import UsageError
+from elmanctl.errors import ElmanError, Faults, UsageError
 from elmanctl.run.ownership import refuse_foreign_files
 from elmanctl.run.paths import RunPaths
 from elmanctl.schedulers import make_executor
 from elmanctl.search.plan import SearchPlan, plan_search
-from elmanctl.search.run_creation import create_run
+from elmanctl.search.run_creation import create_run, discard_run
 
 
 def search(
     ctx: Context,
-    model: Annotated[
-        str,
-        Argument(help="Model to search, e.g. e88 or E75n32", autocompletion=model_names),
+    models: Annotated[
+        list[str],
+        Argument(
+            help="Models to search, e.g. e88 or E75n32, and fields to hold fixed, e.g. "
+            "use_gate=false or e88.use_gate=false",
+            metavar="MODEL... [FIELD=VALUE]...",
+            autocompletion=model_names,
+        ),
     ],
-    assignments: Annotated[
-        list[str] | None, Argument(help="Fields to hold fixed, e.g. use_gate=false")
-    ] = None,
     params: Annotated[
         str | None, Option(help="Parameter budget, e.g. 480M; dim is solved to meet it")
     ] = None,
@@ -104,10 +108,12 @@ def search(
     yes: YesFlag = False,
     as_json: JsonFlag = False,
 ) -> None:
-    """Start a search
+    """Start a search, or one for each of several models
 
     Each evaluation is a job that trains a model; the jobs of a generation are one array.
-    Ctrl-C leaves the jobs running; `elmanctl resume` continues from the ledger.
+    Ctrl-C leaves the jobs running; `elmanctl resume` continues from the ledger. Several models are
+    searched in turns under the same settings, each in a run of its own, so that they get equally
+    far.
 
     \b
     Examples:
@@ -115,13 +121,14 @@ def search(
         elmanctl search e88 --partition gpu --params 480M --train-minutes 10
         elmanctl search e88 --template h100 --params 480M --train-minutes 10 --dry-run
         elmanctl search E88n32 use_gate=false --space sweep --params 480M --train-minutes 10
+        elmanctl search e88 mamba2 fla-gdn --params 480M --train-minutes 10 --name fair
     """
     if (gpus is not None or workers is not None) and not local:
         raise UsageError(
             "`--gpus` and `--workers` go with `--local`",
             hint="add `--local`, or leave them out: a Slurm job asks for `slurm.gres`",
         )
-    fields = model_fields(assignments, with_lr=True)
+    fields = models_and_fields(models)
     flags = {
         "search.params": params,
         "search.generations": generations,
@@ -146,39 +153,69 @@ def search(
         "slurm.template": template,
         "local.gpus": _gpu_list(gpus),
         "local.workers": workers,
-        **{f"model.{key}": value for key, value in fields.items()},
-        **parse_assignments(assigned or []),
     }
-    resolved = resolve_settings(ctx, flags, preset)
+    more = parse_assignments(assigned or [])
+    each = {
+        model: resolve_settings(
+            ctx,
+            {**flags, **{f"model.{key}": value for key, value in own.items()}, **more},
+            preset,
+        )
+        for model, own in fields.items()
+    }
+    resolved = next(iter(each.values()))
     refuse_foreign_files(
         resolved.files, why="its shell lines are run as you; name it with `--config` to use it"
     )
     if not local:
         warn_of_variables(resolved)
-    settings = resolved.settings
-    runs = Path(settings.paths.runs).expanduser()
-    plan = plan_search(
-        model,
-        settings,
-        executor="local" if local else "slurm",
-        name=name or _free_name(runs, model, preset or settings.search.params),
-        runs=runs,
-    )
+    runs = Path(resolved.settings.paths.runs).expanduser()
+    names = _names(runs, list(fields), name, preset or resolved.settings.search.params)
+    plans = _plan(each, names, executor="local" if local else "slurm", runs=runs)
     if dry_run:
-        print_dry_run(plan, resolved, as_json=as_json)
+        print_dry_run(plans, resolved, as_json=as_json)
         return
-    executor = make_executor(RunPaths(plan.folder), plan.executor, plan.settings)
+    first = plans[0]
+    executor = make_executor(RunPaths(first.folder), first.executor, first.settings)
     executor.check()
-    check_partition(plan.executor, plan.settings.slurm.partition)
-    warn_of_plan(plan)
-    described = describe_plan(plan, resolved)
-    if not confirm(f"{described}\nstart the search?", yes=yes):
+    check_partition(first.executor, first.settings.slurm.partition)
+    for plan in plans:
+        warn_of_plan(plan)
+    described = describe_plans(plans, resolved)
+    question = "start the search?" if len(plans) == 1 else f"start the {len(plans)} searches?"
+    if not confirm(f"{described}\n{question}", yes=yes):
         say("nothing was started")
         return
     if yes:
         say(described)
-    folder = _create(plan, is_named=name is not None)
-    drive(RunPaths(folder), as_json=as_json)
+    folders = _create_all(plans, is_named=name is not None)
+    if len(folders) == 1:
+        drive(RunPaths(folders[0]), as_json=as_json)
+    else:
+        drive_together([RunPaths(folder) for folder in folders], as_json=as_json)
+
+
+def _plan(
+    each: Mapping[str, Resolved], names: Sequence[str], *, executor: str, runs: Path
+) -> list[SearchPlan]:
+    """Return the plan of every search; raise together what is wrong with any of them."""
+    plans, errors = [], {}
+    for (model, resolved), name in zip(each.items(), names, strict=True):
+        try:
+            plans.append(
+                plan_search(model, resolved.settings, executor=executor, name=name, runs=runs)
+            )
+        except ElmanError as exc:
+            errors[model] = exc
+    if len(each) > 1 and len({error.message for error in errors.values()}) > 1:
+        for model, error in errors.items():
+            for part in error.parts or (error,):
+                part.message = f"{model}: {part.message}"
+    faults = Faults()
+    for error in errors.values():
+        faults.add(error)
+    faults.raise_any()
+    return plans
 
 
 def _gpu_list(text: str | None) -> list[int | str] | None:
@@ -192,15 +229,41 @@ def _gpu_list(text: str | None) -> list[int | str] | None:
     return [int(word) if word.isdecimal() else word for word in words]
 
 
-def _free_name(runs: Path, model: str, suffix: str | None) -> str:
-    wanted = f"{model}-{suffix}" if suffix else model
+def _names(runs: Path, models: Sequence[str], name: str | None, suffix: str | None) -> list[str]:
+    """Return the names of the runs: as the user wants, or like their models and not taken."""
+    if name is not None:
+        return [name] if len(models) == 1 else [f"{name}-{_plain(model)}" for model in models]
+    wanted = [_plain(f"{model}-{suffix}" if suffix else model) for model in models]
+    numbered = ([f"{base}-{number}" for base in wanted] for number in count(2))
+    free = (names for names in chain([wanted], numbered) if not _taken(runs, names))
+    return next(free)
+
+
+def _plain(name: str) -> str:
     # A budget may be written 480,000,000.
-    return _next_free(runs, re.sub(r"[^a-z0-9._-]", "", wanted.lower()))
+    return re.sub(r"[^a-z0-9._-]", "", name.lower())
+
+
+def _taken(runs: Path, names: Sequence[str]) -> bool:
+    return any((runs / name).exists() for name in names)
 
 
 def _next_free(runs: Path, base: str) -> str:
     names = chain([base], (f"{base}-{number}" for number in count(2)))
     return next(name for name in names if not (runs / name).exists())
+
+
+def _create_all(plans: Sequence[SearchPlan], *, is_named: bool) -> list[Path]:
+    """Create the runs of all plans, or none."""
+    folders: list[Path] = []
+    try:
+        for plan in plans:
+            folders.append(_create(plan, is_named=is_named))
+    except BaseException:
+        for folder in folders:
+            discard_run(folder)
+        raise
+    return folders
 
 
 def _create(plan: SearchPlan, *, is_named: bool) -> Path:

@@ -1,8 +1,9 @@
-"""Views of a foreground search: a live display on a terminal, one line per event elsewhere."""
+"""Views of foreground searches: a live display on a terminal, one line per event elsewhere."""
 
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 from elmanctl import clock
@@ -25,9 +26,13 @@ _REPEAT_TROUBLE_S = 3600.0
 
 
 class PlainView:
-    """Prints one line on stderr for each attempt that ends and each generation that completes."""
+    """Prints one line on stderr for each attempt that ends and each generation that completes.
 
-    def __init__(self) -> None:
+    Among several runs a line begins with the name of its run.
+    """
+
+    def __init__(self, name: str | None = None) -> None:
+        self._start = "" if name is None else f"{name} "
         self._trouble: str | None = None
         self._trouble_at = 0.0
 
@@ -41,22 +46,22 @@ class PlainView:
         """Report trouble with the scheduler once; it may come and go."""
         now = time.monotonic()
         if trouble and (trouble != self._trouble or now - self._trouble_at > _REPEAT_TROUBLE_S):
-            output.say(f"warning: {trouble}")
+            output.say(f"{self._start}warning: {trouble}")
             self._trouble = trouble
         if trouble:
             self._trouble_at = now
 
     def judged(self, evaluation: Evaluation, verdict: Verdict) -> None:
         """Report how an attempt ended."""
-        output.say(judged_line(evaluation, verdict))
+        output.say(self._start + judged_line(evaluation, verdict))
 
     def generation_done(self, session: Session, generation: int) -> None:
         """Report a completed generation."""
-        output.say(generation_line(session.state, generation))
+        output.say(self._start + generation_line(session.state, generation))
 
     def confirmation_asked(self, asked: ConfirmationAsked) -> None:
         """Report that the best are trained again."""
-        output.say(confirmation_line(asked))
+        output.say(self._start + confirmation_line(asked))
 
 
 class LiveView:
@@ -128,6 +133,86 @@ class LiveView:
         rest = evaluations_left(session.state, session.settings.search.population)
         each_s = (time.monotonic() - self._since) / done
         return clock.format_rough(rest * each_s) if rest > 0 else None
+
+
+class JointView:
+    """A display of several searches: a line for each, and permanent ones for what happened."""
+
+    def __init__(self, names: Sequence[str]) -> None:
+        from rich.live import Live
+
+        self._live = Live(console=output.console(sys.stderr), auto_refresh=False, transient=True)
+        self._lines = dict.fromkeys(names, "")
+        self._troubles: dict[str, str | None] = {}
+        self._drawn = 0.0
+
+    def __enter__(self) -> "JointView":
+        self._live.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._live.stop()
+
+    def of(self, name: str) -> "JointLine":
+        """Return the view of one run."""
+        return JointLine(self, name)
+
+    def show(self, name: str, line: str, trouble: str | None) -> None:
+        """Redraw with a new line of one run."""
+        from rich.console import Group
+        from rich.text import Text
+
+        self._lines[name], self._troubles[name] = line, trouble
+        if time.monotonic() - self._drawn < _REDRAW_S:
+            return
+        self._drawn = time.monotonic()
+        troubles = dict.fromkeys(text for text in self._troubles.values() if text)
+        self._live.update(
+            Group(
+                *(Text(output.printable(text), style="yellow") for text in troubles),
+                *(Text(text) for text in self._lines.values() if text),
+            ),
+            refresh=True,
+        )
+
+    def keep(self, line: str, style: str | None = None) -> None:
+        """Print a permanent line."""
+        self._live.console.print(output.printable(line), style=style, markup=False)
+
+
+class JointLine:
+    """The view of one of several runs."""
+
+    def __init__(self, display: JointView, name: str) -> None:
+        self._display = display
+        self._name = name
+
+    def refresh(self, session: Session, trouble: str | None) -> None:
+        """Redraw the line of the run."""
+        self._display.show(self._name, headline(session), trouble)
+
+    def judged(self, evaluation: Evaluation, verdict: Verdict) -> None:
+        """Print a permanent line for an attempt that did not complete."""
+        if verdict.kind is not VerdictKind.COMPLETED:
+            self._display.keep(f"{self._name} {judged_line(evaluation, verdict)}", "red")
+
+    def generation_done(self, session: Session, generation: int) -> None:
+        """Print a permanent line for a completed generation."""
+        self._display.keep(f"{self._name} {generation_line(session.state, generation)}")
+
+    def confirmation_asked(self, asked: ConfirmationAsked) -> None:
+        """Print a permanent line that the best of the run are trained again."""
+        self._display.keep(f"{self._name} {confirmation_line(asked)}")
+
+
+@contextmanager
+def make_views(names: Sequence[str]) -> Iterator[Mapping[str, PlainView | JointLine]]:
+    """Yield the views, by the names of runs, that fit stderr."""
+    if not output.is_terminal(sys.stderr):
+        yield {name: PlainView(name) for name in names}
+        return
+    with JointView(names) as display:
+        yield {name: display.of(name) for name in names}
 
 
 def make_view(session: Session) -> PlainView | LiveView:

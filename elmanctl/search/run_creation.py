@@ -64,6 +64,12 @@ def _write_split(plan: SearchPlan, path: Path) -> None:
         write_split(find_split(plan.corpus, share), plan.corpus, share, path)
 
 
+def discard_run(folder: Path) -> None:
+    """Remove a run that was created and never driven, unless another process drives it by now."""
+    with suppress(LedgerError), Lease.acquire(folder):
+        shutil.rmtree(folder, ignore_errors=True)
+
+
 @contextmanager
 def _new_folder(folder: Path) -> Iterator[None]:
     """Make a folder and its parents; remove all that was made if the body fails."""

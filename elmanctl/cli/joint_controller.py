@@ -1,0 +1,154 @@
+"""The foreground controller of several runs, which take turns on one machine or one cluster."""
+
+import threading
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+from typer import Exit
+
+from elmanctl.cli.compare import print_comparison, rows_of_runs
+from elmanctl.cli.comparison_data import comparison_data
+from elmanctl.cli.controller import (
+    checked_executor,
+    intervals_s,
+    raise_cpu_limit,
+    start,
+    tell_interrupted,
+)
+from elmanctl.cli.interrupts import interruptible
+from elmanctl.cli.output import print_json, print_line, say
+from elmanctl.cli.search_summary import print_summary, run_summary
+from elmanctl.cli.search_view import JointLine, PlainView, make_views
+from elmanctl.errors import UsageError, together
+from elmanctl.ledger.records import RunStatus
+from elmanctl.run.paths import RunPaths
+from elmanctl.schedulers.executor import Executor
+from elmanctl.search.comparison import compare_rows
+from elmanctl.search.disk_errors import explained
+from elmanctl.search.effective_settings import effective_settings
+from elmanctl.search.session import Session
+from elmanctl.search.sharing import Sharing
+from elmanctl.search.turns import Member
+
+
+def drive_together(
+    runs: Sequence[RunPaths],
+    *,
+    generations: int | None = None,
+    changes: Mapping[str, Any] | None = None,
+    as_json: bool = False,
+) -> None:
+    """Drive several searches in the foreground until all have ended or are interrupted.
+
+    All are checked before anything is written to one of them.  Raises the errors of those that
+    paused, when the others have ended.
+    """
+    from elmanctl.search.turns import drive_in_turns
+
+    raise_cpu_limit()
+    names = [paths.folder.name for paths in runs]
+    with ExitStack() as stack, interruptible(" ".join(names)) as stop:
+        sessions, executors = [], []
+        for paths in runs:
+            with explained(paths.folder.name):
+                session = stack.enter_context(Session.open(paths.folder))
+                executors.append(
+                    checked_executor(session, generations=generations, changes=changes)
+                )
+            sessions.append(session)
+        _refuse_unlike(sessions, changes or {})
+        for session in sessions:
+            with explained(session.paths.folder.name):
+                start(session, generations=generations, changes=changes)
+        views = stack.enter_context(make_views(names))
+        members = _members(sessions, executors, list(views.values()), stop)
+        _, tick_s = intervals_s(sessions[0])
+        drive_in_turns(members, tick_s=tick_s, stop=stop, ended=_tell)
+    _report(members, as_json=as_json)
+
+
+def _refuse_unlike(sessions: Sequence[Session], changes: Mapping[str, Any]) -> None:
+    """Raise UsageError for runs that do not run in one place, on the same devices."""
+    first, *others = (
+        (session.run["executor"], effective_settings(session.state, changes).local)
+        for session in sessions
+    )
+    for session, (executor, local) in zip(sessions[1:], others, strict=True):
+        both = f"`{sessions[0].run['name']}` and `{session.run['name']}`"
+        if executor != first[0]:
+            raise UsageError(
+                f"of {both} one runs on Slurm and one on this machine",
+                hint="resume each by a command of its own",
+            )
+        if executor == "local" and (local.gpus, local.workers) != (first[1].gpus, first[1].workers):
+            raise UsageError(
+                f"{both} have different `local.gpus` or `local.workers`",
+                hint="set them with `--set`, for all of these runs, or resume one after the other",
+            )
+
+
+def _members(
+    sessions: Sequence[Session],
+    executors: Sequence[Executor],
+    views: Sequence[PlainView | JointLine],
+    stop: threading.Event,
+) -> list[Member]:
+    """Return the runs with their controllers, which share slots and one pace of queries."""
+    from elmanctl.search.loop import Controller
+    from elmanctl.search.poll import QueryPace
+
+    poll_s, tick_s = intervals_s(sessions[0])
+    sharing, pace = Sharing(), QueryPace(max(intervals_s(session)[0] for session in sessions))
+    members = []
+    for session, executor, view in zip(sessions, executors, views, strict=True):
+        # A look at the processes of this machine costs nobody anything.
+        own = QueryPace(poll_s) if executor.name == "local" else pace
+        controller = Controller(
+            session, executor, view, pace=own, tick_s=tick_s, stop=stop, sharing=sharing
+        )
+        members.append(Member(session, controller))
+    return members
+
+
+def _print_data(members: Sequence[Member], finished: Sequence[Path]) -> None:
+    runs = [run_summary(member.session.paths, member.session.state) for member in members]
+    groups = compare_rows(rows_of_runs(finished)) if len(finished) > 1 else []
+    print_json({"runs": runs, "comparison": comparison_data(groups) if groups else None})
+
+
+def _tell(member: Member) -> None:
+    if member.error is not None:
+        say(f"{member.name} paused: {member.error.message}")
+
+
+def _report(members: Sequence[Member], *, as_json: bool) -> None:
+    """Print the end of each run; raise what paused some of them, or Exit after an interrupt."""
+    stopped = [member for member in members if member.session.state.status is RunStatus.INTERRUPTED]
+    # The winners of two and more are compared.
+    finished = [
+        member.session.paths.folder
+        for member in members
+        if member.session.state.status is RunStatus.FINISHED
+    ]
+    if as_json:
+        _print_data(members, finished)
+    else:
+        ended = [one for one in members if one.error is None and one not in stopped]
+        for number, member in enumerate(ended):
+            if number:
+                print_line()
+            print_summary(member.session.paths, member.session.state)
+        if len(finished) > 1:
+            print_line()
+            print_comparison(finished)
+    if stopped:
+        tell_interrupted([member.session.state for member in stopped])
+        raise Exit(130)
+    for member in members:
+        if member.error is not None:
+            member.error.message = f"{member.name}: {member.error.message}"
+    errors = [member.error for member in members if member.error is not None]
+    if errors:
+        raise together(errors)
