@@ -5,7 +5,7 @@ from dataclasses import asdict
 from typing import Any
 
 from elmanctl import clock
-from elmanctl.ledger.records import Evaluation, State, Verdict
+from elmanctl.ledger.records import Attempt, Evaluation, State, Verdict
 from elmanctl.ledger.run_state import RunState
 from elmanctl.ledger.summary import RunSummary
 from elmanctl.run.corpus import corpus_name
@@ -142,9 +142,9 @@ def shown_state(evaluation: Evaluation) -> str:
 
 
 def reason(evaluation: Evaluation) -> str | None:
-    """Return why an evaluation has no loss, no job or no place in the search.
+    """Return why an evaluation has no loss, no job, no place in the search or no final loss.
 
-    That is its verdict, the evaluation it repeats, or the one it confirms.
+    That is its verdict, the evaluation it repeats, the one it confirms, or a lack of convergence.
     """
     if evaluation.confirms is not None:
         failure = _failure(evaluation)
@@ -157,13 +157,30 @@ def reason(evaluation: Evaluation) -> str | None:
 
 
 def _failure(evaluation: Evaluation) -> str | None:
-    """Return the newest verdict of an evaluation without a loss, and its attempt."""
+    """Return the newest verdict of an evaluation without a loss, or that it did not converge."""
     judged = [a for a in evaluation.attempts if a.verdict is not None]
-    if not judged or evaluation.state is State.COMPLETED:
+    if not judged:
         return None
+    if evaluation.state is State.COMPLETED:
+        found = convergence_of(judged[-1])
+        return "not converged" if found and not found["is_converged"] else None
     verdict = judged[-1].verdict
     assert verdict is not None
     return f"{verdict.kind.value} (attempt {judged[-1].number})"
+
+
+def convergence_of(attempt: Attempt) -> Mapping[str, Any] | None:
+    """Return what a result says on convergence, None where that was not the budget."""
+    found = (attempt.result or {}).get("convergence")
+    return found if isinstance(found, Mapping) else None
+
+
+def describe_convergence(found: Mapping[str, Any]) -> str:
+    """Return whether the loss of a result converged, and by how much it improved at its end."""
+    if found["improvement"] is None:
+        return "no, too few steps to judge"
+    fall = f"{found['improvement']:.4f} ± {found['improvement_se']:.4f} nats a window"
+    return f"at step {found['step']}, {fall}" if found["is_converged"] else f"no, {fall}"
 
 
 def describe_verdict(verdict: Verdict) -> str:

@@ -206,6 +206,11 @@ def _print_attempt(paths: RunPaths, chosen: Evaluation, attempt: Attempt) -> Non
             if value is not None:
                 shown = f"{value:.0f}" if key == "tokens_per_s" else value
                 print_line(f"  {label:<11} {shown}")
+        convergence = rows.convergence_of(attempt)
+        if convergence is not None:
+            print_line(f"  converged   {rows.describe_convergence(convergence)}")
+        if attempt.result.get("skipped_updates"):
+            print_line(f"  skipped     {attempt.result['skipped_updates']} updates, not finite")
         _print_origin(attempt.result)
     if attempt.verdict is not None and attempt.state is not State.COMPLETED:
         print_line(f"  verdict     {rows.describe_verdict(attempt.verdict)}")

@@ -3,14 +3,22 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 from elmanctl.jobs.losses import TrainingLosses
 
-# Parts of a window: their means are nearly independent, unlike the losses of neighbouring steps.
-PARTS = 10
+# A straight line is fitted to so many windows at least, and to a quarter of the run: one that falls
+# slowly meets the threshold slowly, at many looks, and has the steps to be sure.
+LEAST_WINDOWS = 4
+SHARE_OF_RUN = 4
 
-# Standard errors that the improvement must stay below the threshold: a run is judged again and
-# again, ten times a window, and must not stop early by luck.
+# Means of so many parts are fitted, since losses of neighbouring steps are not independent.
+PARTS = 20
+
+LOOKS_PER_WINDOW = 2
+
+# Standard errors that the improvement must stay below the threshold.  With the above, measured by
+# benchmarks/convergence.py.
 MARGIN = 3.0
 
 
@@ -18,9 +26,9 @@ MARGIN = 3.0
 class Convergence:
     """Whether a loss converged; the step, tokens, time and FLOPs are those of the end.
 
-    `loss` is the mean training loss of the last window, `improvement` that over the window before,
-    both in nats, and `improvement_se` its standard error.  A loss that is still improving at the
-    cap is not converged.
+    `loss` is the mean training loss of the last window, `improvement` its fall over one window,
+    both in nats, and `improvement_se` the standard error of that.  A loss that is still improving
+    at the cap is not converged.
     """
 
     is_converged: bool
@@ -35,7 +43,7 @@ class Convergence:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Improvement:
-    """The fall of the mean loss from one window to the next, in nats, and its standard error."""
+    """The fall of the loss over one window, in nats, and its standard error."""
 
     nats: float
     se: float
@@ -70,29 +78,39 @@ def judge(
 
 
 def improvement(losses: Sequence[float], window: int) -> Improvement | None:
-    """Return the improvement over the last two windows, None while there are fewer steps."""
-    if len(losses) < 2 * window:
+    """Return the improvement over a window at the end, None with fewer than four windows of steps.
+
+    It is the slope of a straight line, fitted by least squares to the means of equal parts.  Its
+    standard error is widened by the correlation r of neighbouring parts, to the error that
+    (1 - r) / (1 + r) times as many independent ones would give (Santer et al., 2000, J. Geophys.
+    Res. 105, 7337, equation 6).
+    """
+    span = max(LEAST_WINDOWS * window, len(losses) // SHARE_OF_RUN)
+    if len(losses) < span:
         return None
-    before, after = losses[-2 * window : -window], losses[-window:]
-    difference = math.fsum(before) / window - math.fsum(after) / window
-    return Improvement(nats=difference, se=math.hypot(_error(before), _error(after)))
+    size = span // PARTS
+    last = losses[-PARTS * size :]
+    parts = [math.fsum(last[i * size : (i + 1) * size]) / size for i in range(PARTS)]
+    mean = math.fsum(parts) / PARTS
+    places = [i - (PARTS - 1) / 2 for i in range(PARTS)]
+    spread = math.fsum(place**2 for place in places)
+    slope = math.fsum(place * part for place, part in zip(places, parts, strict=True)) / spread
+    rest = [part - mean - slope * place for place, part in zip(places, parts, strict=True)]
+    squares = math.fsum(each**2 for each in rest)
+    error = math.sqrt(squares / (PARTS - 2) / spread * _widening(rest, squares))
+    return Improvement(nats=-slope * window / size, se=error * window / size)
 
 
 def is_look(step: int, window: int) -> bool:
-    """Return whether convergence is judged after this step: ten times a window."""
-    return step >= 2 * window and step % max(1, window // PARTS) == 0
+    """Return whether convergence is judged after this step: twice a window."""
+    return step >= LEAST_WINDOWS * window and step % (window // LOOKS_PER_WINDOW) == 0
 
 
-def _error(losses: Sequence[float]) -> float:
-    """Return the standard error of a window's mean, from the means of its parts.
-
-    A straight line is taken out first: what a window improves within itself is not noise.
-    """
-    size = len(losses) // PARTS
-    parts = [math.fsum(losses[i * size : (i + 1) * size]) / size for i in range(PARTS)]
-    mean, middle = math.fsum(parts) / PARTS, (PARTS - 1) / 2
-    slope = math.fsum((i - middle) * part for i, part in enumerate(parts)) / math.fsum(
-        (i - middle) ** 2 for i in range(PARTS)
-    )
-    squares = math.fsum((part - mean - slope * (i - middle)) ** 2 for i, part in enumerate(parts))
-    return math.sqrt(squares / (PARTS - 2) / PARTS)
+def _widening(rest: Sequence[float], squares: float) -> float:
+    """Return the factor of a variance for the correlation of neighbours, at least 1."""
+    if not squares:
+        return 1.0
+    # The line that was taken out leaves about 2/PARTS less of it.
+    found = math.fsum(a * b for a, b in pairwise(rest)) / squares + 2 / PARTS
+    r = min(max(found, 0.0), 0.9)
+    return (1 + r) / (1 - r)

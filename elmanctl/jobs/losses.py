@@ -11,9 +11,9 @@ class TrainingLosses:
     """The losses of the finite steps; only as many as are needed are kept."""
 
     def __init__(self, training: Training) -> None:
-        # Convergence is judged by two windows.
-        windows = 2 * training.converge_window if training.budget.kind == "converge" else 0
-        self.kept: deque[float] = deque(maxlen=max(LOSS_WINDOW_STEPS, windows))
+        # Convergence is judged by a share of all.
+        most = None if training.budget.kind == "converge" else LOSS_WINDOW_STEPS
+        self.kept: deque[float] = deque(maxlen=most)
         self.total = 0.0
         self.count = 0
 

@@ -120,10 +120,13 @@ def newest_groups(state: RunState) -> tuple[int, ...]:
     return (state.generation - 1, state.generation, CONFIRMATION)
 
 
+_KEPT_OF_RESULT = ("loss", "steps", "convergence")
+
+
 def trimmed(evaluation: Evaluation) -> Evaluation:
     """Return an evaluation without what is long and neither shown in a row nor decides anything.
 
-    Of results loss and steps stay, of evidence the first observation.
+    Of results loss, steps and convergence stay, of evidence the first observation.
     """
     return replace(evaluation, point=(), attempts=tuple(map(_trimmed_attempt, evaluation.attempts)))
 
@@ -131,7 +134,7 @@ def trimmed(evaluation: Evaluation) -> Evaluation:
 def _trimmed_attempt(attempt: Attempt) -> Attempt:
     result, verdict = attempt.result, attempt.verdict
     if result is not None:
-        result = {key: value for key, value in result.items() if key in ("loss", "steps")}
+        result = {key: result[key] for key in _KEPT_OF_RESULT if result.get(key) is not None}
     if verdict is not None:
         verdict = replace(verdict, evidence=verdict.evidence[:1])
     return replace(attempt, result=result, verdict=verdict)

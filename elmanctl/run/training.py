@@ -23,7 +23,7 @@ BATCH_RULES: Mapping[str, tuple[tuple[int, int], ...]] = {
     "study-2026-01": ((480_000_000, 8), (350_000_000, 16), (-1, 32)),
 }
 
-# The noise of a window is estimated from ten parts of it.
+# An improvement and its noise are estimated from parts of a window.
 MIN_CONVERGE_WINDOW = 20
 
 BUDGET_KINDS: tuple[BudgetKind, ...] = get_args(BudgetKind)
@@ -77,7 +77,7 @@ class Training:
     )
     converge_window: int = setting(
         500,
-        "Steps of each of the two windows whose losses are compared",
+        "Steps over which an improvement is measured, by a line through four windows or more",
         least=MIN_CONVERGE_WINDOW,
         most=1_000_000,
         condition=True,

@@ -19,10 +19,11 @@ import pytest
 from rich.console import Console
 
 from elmanctl.cli.output import Column, build_table
-from elmanctl.cli.rows import evaluation_row, with_progress
+from elmanctl.cli.rows import describe_convergence, evaluation_row, with_progress
 from elmanctl.cli.status import evaluation_columns
 from elmanctl.ledger.records import State
 from elmanctl.ledger.state import load_run
+from elmanctl.ledger.summary import trimmed
 from elmanctl.run.paths import RunPaths
 from tests.cli.conftest import Snapshot
 from tests.command_line import CommandLine, QuickCommandLine
@@ -146,6 +147,37 @@ def test_worker_that_slurm_was_not_asked_about_yet_shows_what_it_does(
     waiting = replace(evaluation, state=State.SUBMITTED, attempts=(attempt,))
     row = with_progress(evaluation_row(waiting), paths, waiting)
     assert (row["state"], row["step"], row["elapsed_s"]) == ("submitted", 1234, 3725.0)
+
+
+@pytest.mark.parametrize(
+    ("improvement", "is_converged", "shown", "described"),
+    [
+        (0.25, False, "not converged", "no, 0.2500 ± 0.0100 nats a window"),
+        (None, False, "not converged", "no, too few steps to judge"),
+        (0.001, True, None, "at step 900, 0.0010 ± 0.0100 nats a window"),
+    ],
+)
+def test_loss_that_did_not_converge_says_so(
+    quick_with_runs: QuickCommandLine,
+    improvement: float | None,
+    is_converged: bool,
+    shown: str | None,
+    described: str,
+) -> None:
+    paths = RunPaths(quick_with_runs.folder / "runs" / "interrupted-search")
+    evaluation = load_run(paths.folder).state.evaluations["g000-e00"]
+    found = {"is_converged": is_converged, "step": 900, "improvement": improvement}
+    convergence = {**found, "improvement_se": None if improvement is None else 0.01}
+    assert describe_convergence(convergence) == described
+    last = evaluation.attempts[-1]
+    result = {**(last.result or {}), "convergence": convergence}
+    ended = replace(evaluation, attempts=(replace(last, result=result),))
+    assert evaluation_row(evaluation)["reason"] is None
+    for each in (ended, trimmed(ended)):
+        assert evaluation_row(each)["reason"] == shown
+    confirming = replace(ended, confirms="g000-e01")
+    expected = "confirms g000-e01" + (f": {shown}" if shown else "")
+    assert evaluation_row(confirming)["reason"] == expected
 
 
 def beat(folder: Path, **values: Any) -> Path:

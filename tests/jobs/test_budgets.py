@@ -108,21 +108,23 @@ def test_a_training_ends_when_its_loss_has_converged(write: Write) -> None:
     assert found["is_converged"]
     assert (found["step"], found["tokens"]) == (result["steps"], result["tokens"])
     assert found["flops"] == result["flops"] == result["steps"] * FLOPS_PER_STEP
-    assert found["step"] >= 80 and found["step"] % 4 == 0
+    # Looked at twice a window, from the fourth on.
+    assert found["step"] >= 160 and found["step"] % 20 == 0
     losses = [record["loss"] for record in metrics(paths)]
-    before, after = sum(losses[-80:-40]) / 40, sum(losses[-40:]) / 40
-    assert found["loss"] == pytest.approx(after)
-    assert found["improvement"] == pytest.approx(before - after)
-    assert found["improvement"] + 2 * found["improvement_se"] < 0.2
+    assert found["loss"] == pytest.approx(sum(losses[-40:]) / 40)
+    assert found["improvement"] + 3 * found["improvement_se"] < 0.2
+    # The fall of the loss over the last windows, in their number.
+    fall = sum(losses[-160:-120]) / 40 - sum(losses[-40:]) / 40
+    assert found["improvement"] == pytest.approx(fall / 3, rel=0.3)
 
 
 @pytest.mark.usefixtures("step_takes_a_second")
 def test_a_loss_that_improves_until_the_cap_is_completed_and_not_converged(write: Write) -> None:
-    result = run(write(converge=1e-9, converge_window=20, converge_cap_min=50 / 60))
+    result = run(write(converge=1e-9, converge_window=20, converge_cap_min=100 / 60))
     found = result["convergence"]
-    assert result["steps"] == found["step"] == 51
+    assert result["steps"] == found["step"] == 101
     assert not found["is_converged"]
-    assert found["improvement"] > 0 and found["elapsed_s"] == 51.0
+    assert found["improvement"] > 0 and found["elapsed_s"] == 101.0
     assert result["verdict"]["kind"] == "completed"
     assert result["verdict"]["evidence"][0]["text"].endswith(", not converged")
     assert result["loss"] is not None
