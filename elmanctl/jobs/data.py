@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -37,6 +38,10 @@ class ByteStream:
         # Where each part begins in the stream, and where the stream ends.
         self._places = np.concatenate([[0], np.cumsum(parts[:, 1] - parts[:, 0])])
         self.size_bytes = int(self._places[-1])
+        self._generator = np.random.Philox(key=0)
+        # By seed: the generator's state before a step, and where the sequential windows begin.
+        self._states: dict[int, Any] = {}
+        self._firsts: dict[int, int] = {}
         self._find = {
             "windows": self._random_windows,
             "documents": self._document_windows,
@@ -59,15 +64,23 @@ class ByteStream:
                 hint="use a larger corpus or a smaller seq_len",
             )
         starts = self._find(seed, step, batch, width)[rank::ranks]
-        return np.stack([self._read(start, width) for start in starts])
+        rows = np.empty((len(starts), width), dtype=np.uint8)
+        for row, start in zip(rows, starts, strict=True):
+            row[:] = self._read(start, width)
+        return rows
 
     def _random_windows(self, seed: int, step: int, batch: int, width: int) -> list[int]:
         """Return independent places, uniform but for a modulo of less than size/2**64."""
         # The raw stream of a bit generator is the same in every numpy, unlike Generator.integers.
         # The first word of the counter advances within a step, so steps never overlap.
-        generator = np.random.Philox(key=seed, counter=[0, step, 0, 0])
+        if seed not in self._states:
+            # A new generator takes as long as the rest of a step's reading.
+            self._states = {seed: np.random.Philox(key=seed).state}
+        state = self._states[seed]
+        state["state"]["counter"][:] = 0, step, 0, 0
+        self._generator.state = state
         places = np.uint64(self.size_bytes - width + 1)
-        return [int(start) for start in generator.random_raw(batch) % places]
+        return (self._generator.random_raw(batch) % places).tolist()  # type: ignore[no-any-return]
 
     def _document_windows(self, seed: int, step: int, batch: int, width: int) -> list[int]:
         """Return the same places, moved so that no window begins with the end of a document.
@@ -83,14 +96,12 @@ class ByteStream:
     def _within_document(self, start: int, width: int) -> int:
         # From one window before, so that the whole of a short document is seen.
         low = max(0, start - width)
-        seen = self._read(low, start + width - low)
-        separators = np.flatnonzero(seen == SEPARATOR[0]) + low
-        ahead = separators[(separators >= start) & (separators < start + width - 1)]
-        if not len(ahead):
+        seen = self._read(low, start + width - low).tobytes()
+        ahead = seen.find(SEPARATOR, start - low, start - low + width - 1)
+        if ahead < 0:
             return start
-        end = int(ahead[0]) + 1
-        behind = separators[separators < start]
-        begin = int(behind[-1]) + 1 if len(behind) else low
+        behind = seen.rfind(SEPARATOR, 0, start - low)
+        begin, end = low + behind + 1, low + ahead + 1
         return min(max(begin, end - width), self.size_bytes - width)
 
     def _sequential_windows(self, seed: int, step: int, batch: int, width: int) -> list[int]:
@@ -98,9 +109,11 @@ class ByteStream:
 
         The first window begins with the first document behind a random place.
         """
-        draw = np.random.RandomState(seed % _LEGACY_SEEDS)
-        first = self._next_document(int(draw.randint(0, max(1, self.size_bytes - 1000))))
-        begin = (step - 1) * batch
+        if seed not in self._firsts:
+            draw = np.random.RandomState(seed % _LEGACY_SEEDS)
+            place = int(draw.randint(0, max(1, self.size_bytes - 1000)))
+            self._firsts = {seed: self._next_document(place)}
+        first, begin = self._firsts[seed], (step - 1) * batch
         return [(first + (begin + row) * width) % self.size_bytes for row in range(batch)]
 
     def _next_document(self, start: int) -> int:
@@ -114,7 +127,7 @@ class ByteStream:
 
     def _read(self, start: int, width: int) -> npt.NDArray[np.uint8]:
         """Return `width` bytes of the stream from a place on, across its parts and its end."""
-        part = int(np.searchsorted(self._places, start, side="right")) - 1
+        part = int(self._places.searchsorted(start, side="right")) - 1
         pieces = []
         while width:
             begin = int(self._starts[part]) + start - int(self._places[part])
@@ -189,6 +202,7 @@ def map_corpus(path: Path) -> npt.NDArray[np.uint8]:
         # An empty file cannot be mapped.
         if not path.stat().st_size:
             return np.zeros(0, dtype=np.uint8)
-        return np.memmap(path, dtype=np.uint8, mode="r")
+        # A plain array of the same bytes: parts of a memmap are slow to make.
+        return np.asarray(np.memmap(path, dtype=np.uint8, mode="r"))
     except OSError as exc:
         raise EnvironmentNotReady(f"cannot read the corpus {path}: {exc.strerror}") from exc
