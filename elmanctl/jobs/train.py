@@ -186,10 +186,12 @@ class _Loop:
         """Return the losses of the run, as a `TrainOutcome` has them; without one if diverged."""
         final = self.validations[-1] if self.validations and not is_diverged else None
         val = None if final is None else final.val_loss
+        # A checkpoint of an older version does not know the sum of the losses until then.
+        has_all = self.losses.count + self.skipped == self.steps
         losses = {
             "val": val,
             "last100": None if is_diverged else self.losses.last100,
-            "mean": None if is_diverged else self.losses.mean,
+            "mean": self.losses.mean if has_all and not is_diverged else None,
         }
         return {
             "objective": objective,

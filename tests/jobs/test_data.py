@@ -97,6 +97,24 @@ def test_ranks_share_the_rows_of_a_step(
         assert (rows == whole[rank::ranks]).all()
 
 
+@settings(suppress_health_check=ALLOWED, max_examples=50)
+@given(
+    reads=st.lists(st.tuples(seeds, steps, st.integers(1, 9)), max_size=6),
+    seed=seeds,
+    step=steps,
+    sampler=st.sampled_from(SAMPLERS),
+)
+def test_windows_do_not_depend_on_what_was_read_before(
+    corpus: Path, reads: list[tuple[int, int, int]], seed: int, step: int, sampler: str
+) -> None:
+    split = find_split(describe(corpus), 0.1)
+    stream = ByteStream(corpus, split, sampler)
+    for earlier_seed, earlier_step, batch in [*reads, (seed, step + 1, 3)]:
+        stream.rows(earlier_seed, earlier_step, batch, 20)
+    fresh = ByteStream(corpus, split, sampler)
+    assert (stream.rows(seed, step, 4, 20) == fresh.rows(seed, step, 4, 20)).all()
+
+
 @pytest.mark.parametrize("sampler", SAMPLERS)
 def test_a_stream_has_the_bytes_that_are_not_held_out(corpus: Path, sampler: str) -> None:
     split = find_split(describe(corpus), 0.1)
