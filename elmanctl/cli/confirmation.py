@@ -8,8 +8,9 @@ from elmanctl.cli.output import Column, columns, counted, format_loss, print_tab
 from elmanctl.ledger.records import RunStatus
 from elmanctl.ledger.run_state import RunState
 from elmanctl.ledger.summary import RunSummary
-from elmanctl.search.confirmation import Confirmed, Standing, paired_difference
+from elmanctl.search.confirmation import Confirmed, Standing
 from elmanctl.search.costs import CONFIRMATION_KEYS, effective_setting
+from elmanctl.search.difference import Difference, difference
 from elmanctl.search.noise import PooledNoise
 
 
@@ -94,17 +95,17 @@ def describe_noise(noise: PooledNoise) -> str:
     return f"sd {noise.sd:.4f} between seeds ({degrees} of freedom)"
 
 
-def print_confirmed(confirmed: Sequence[Confirmed]) -> None:
+def print_confirmed(confirmed: Sequence[Confirmed], noise: PooledNoise | None) -> None:
     """Print the confirmed configurations in order of mean, and how far each is behind the first.
 
-    That difference is paired: over the seeds that both were trained on.
+    That difference is tested as `elmanctl compare` does.
     """
-    leads = [paired_difference(each, confirmed[0]) for each in confirmed]
+    leads = [None, *(_behind(each, confirmed[0], noise) for each in confirmed[1:])]
     print_table(
         [
             *columns("CONFIRMED"),
             *columns("MEAN", "SE", "SEEDS", right=True),
-            *columns("BEHIND", "BEHIND SE", right=True, dispensable=2),
+            *columns("BEHIND", "BEHIND SE", "P", right=True, dispensable=2),
             *columns("SEARCH", "OPTIMISM", right=True, dispensable=1),
             Column("FAILED", wraps=True, may_be_empty=True),
         ],
@@ -113,10 +114,18 @@ def print_confirmed(confirmed: Sequence[Confirmed]) -> None:
                 each.evaluation,
                 *map(format_loss, (each.mean, each.se)),
                 str(each.n),
-                *map(format_loss, (lead.mean, lead.se) if lead else (None, None)),
+                *map(format_loss, (lead.nats, lead.se) if lead else (None, None)),
+                None if lead is None or lead.p is None else f"{lead.p:.3f}",
                 *map(format_loss, (each.search_loss, each.optimism)),
                 " ".join(each.failed) or None,
             ]
             for each, lead in zip(confirmed, leads, strict=True)
         ],
     )
+
+
+def _behind(each: Confirmed, first: Confirmed, noise: PooledNoise | None) -> Difference | None:
+    """Return how far a configuration is behind the first, None where one has no loss."""
+    if each.sample is None or first.sample is None:
+        return None
+    return difference(each.sample, first.sample, noise, has_same_data_order=True)

@@ -110,7 +110,7 @@ def _print_best(state: RunState) -> None:
     if shown.noise is not None:
         print_line(f"noise        {describe_noise(shown.noise)}")
     if len(shown.confirmed) > 1:
-        print_confirmed(shown.confirmed)
+        print_confirmed(shown.confirmed, shown.noise)
 
 
 def _quantity(evaluation: Evaluation) -> str:

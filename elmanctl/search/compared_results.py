@@ -16,7 +16,7 @@ from elmanctl.run.progress import read_table
 from elmanctl.run.protocol import BETAS, Protocol
 from elmanctl.run.spec import AttemptSpec
 from elmanctl.search.comparison import Basis, Row
-from elmanctl.search.confirmation import standing
+from elmanctl.search.confirmation import best_of, standing
 from elmanctl.search.effective_settings import effective_settings
 from elmanctl.search.selection import find_evaluation
 
@@ -41,7 +41,7 @@ def row_of_run(paths: RunPaths, state: RunState, name: str | None = None) -> Row
     for an unknown evaluation, and where there is no loss.
     """
     run = state.run
-    chosen = _winner(state) if name is None else find_evaluation(state, name)
+    chosen = best_of(state, standing(state)) if name is None else find_evaluation(state, name)
     if chosen is None:
         raise NotFound(
             f"run `{run['name']}` has no completed evaluation",
@@ -102,12 +102,6 @@ def rows_of_folders(folders: Iterable[Path]) -> list[Row]:
         )
         for spec, trained in found.values()
     ]
-
-
-def _winner(state: RunState) -> Evaluation | None:
-    """Return the confirmed winner, or else the evaluation of the lowest loss."""
-    winner = standing(state).winner
-    return state.best() if winner is None else state.evaluations[winner.evaluation]
 
 
 def _same(state: RunState, chosen: Evaluation) -> tuple[Basis, list[Evaluation]]:

@@ -7,13 +7,13 @@ these seeds is an unbiased estimate of each; the lowest of a few such means is s
 by far less than the lowest of all single losses.
 """
 
-import math
 from dataclasses import dataclass
 
 from elmanctl.ledger.records import Evaluation, State
 from elmanctl.ledger.run_state import RunState
 from elmanctl.ledger.summary import RunSummary
-from elmanctl.search.noise import PooledNoise, noise_estimates, noise_of, pooled, sample_sd
+from elmanctl.search.difference import Sample
+from elmanctl.search.noise import PooledNoise, noise_estimates, noise_of, pooled
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,51 +38,29 @@ class Confirmed:
         return len(self.losses)
 
     @property
+    def sample(self) -> Sample | None:
+        """The losses by fresh seed; None without one."""
+        return Sample(losses=dict(zip(self.seeds, self.losses, strict=True))) if self.n else None
+
+    @property
     def mean(self) -> float | None:
         """The mean loss over the fresh seeds; None without one."""
-        return math.fsum(self.losses) / self.n if self.losses else None
+        return None if self.sample is None else self.sample.mean
 
     @property
     def sd(self) -> float | None:
         """The sample standard deviation over the fresh seeds; None with fewer than two."""
-        return sample_sd(self.losses)
+        return None if self.sample is None else self.sample.sd
 
     @property
     def se(self) -> float | None:
-        """The standard error of the mean, sd / sqrt(n); None with fewer than two seeds."""
-        return None if self.sd is None else self.sd / math.sqrt(self.n)
+        """The standard error of the mean; None with fewer than two seeds."""
+        return None if self.sample is None else self.sample.se
 
     @property
     def optimism(self) -> float | None:
         """The confirmed mean less the search value: above 0 where the search flattered it."""
         return None if self.mean is None else self.mean - self.search_loss
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Difference:
-    """A mean difference of losses over `n` common seeds; `se` is None with fewer than two."""
-
-    mean: float
-    se: float | None
-    n: int
-
-
-def paired_difference(one: Confirmed, other: Confirmed) -> Difference | None:
-    """Return the loss of `one` less that of `other` on the same seeds, None without a common seed.
-
-    What a seed does to both, such as an order of the data, cancels out.
-    """
-    if one.evaluation == other.evaluation:
-        return None
-    known = dict(zip(other.seeds, other.losses, strict=True))
-    pairs = zip(one.seeds, one.losses, strict=True)
-    differences = [loss - known[seed] for seed, loss in pairs if seed in known]
-    n = len(differences)
-    if not n:
-        return None
-    sd = sample_sd(differences)
-    mean = math.fsum(differences) / n
-    return Difference(mean=mean, se=None if sd is None else sd / math.sqrt(n), n=n)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -245,12 +245,13 @@ def test_table_has_paired_differences_and_failures(capsys: pytest.CaptureFixture
             confirmed("g000-e00", 2.0, 2.2),
             confirmed("g000-e01", 2.1, 2.5),
             confirmed("g000-e02", failed=("c000-e04", "c000-e05")),
-        ]
+        ],
+        None,
     )
     head, *rows = capsys.readouterr().out.splitlines()
-    assert head == "CONFIRMED\tMEAN\tSE\tSEEDS\tBEHIND\tBEHIND SE\tSEARCH\tOPTIMISM\tFAILED"
+    assert head == "CONFIRMED\tMEAN\tSE\tSEEDS\tBEHIND\tBEHIND SE\tP\tSEARCH\tOPTIMISM\tFAILED"
     assert rows == [
-        "g000-e00\t2.1000\t0.1000\t2\t\t\t2.0000\t0.1000\t",
-        "g000-e01\t2.3000\t0.2000\t2\t0.2000\t0.1000\t2.0000\t0.3000\t",
-        "g000-e02\t\t\t0\t\t\t2.0000\t\tc000-e04 c000-e05",
+        "g000-e00\t2.1000\t0.1000\t2\t\t\t\t2.0000\t0.1000\t",
+        "g000-e01\t2.3000\t0.2000\t2\t0.2000\t0.1000\t0.295\t2.0000\t0.3000\t",
+        "g000-e02\t\t\t0\t\t\t\t2.0000\t\tc000-e04 c000-e05",
     ]
