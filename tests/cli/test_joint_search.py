@@ -4,6 +4,7 @@ import json
 import signal
 import subprocess
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -14,9 +15,12 @@ from elmanctl.ledger.run_state import RunState
 from elmanctl.run.paths import RunPaths
 from elmanctl.search.plan import SearchPlan
 from elmanctl.search.run_creation import create_run
+from elmanctl.search.session import Session
 from tests.cli.conftest import Snapshot
 from tests.command_line import CommandLine, QuickCommandLine
 from tests.integration.runs import load, trained_attempts, wait_for
+from tests.schedulers.slurm_tools import SlurmTools
+from tests.search.scripted import Runs
 
 MODELS = ("e88", "mingru", "gru")
 TINY = ("--local", "--preset", "tiny", "--generations", "1", "--train-steps", "8", "--yes")
@@ -199,3 +203,34 @@ def test_runs_that_cannot_be_continued_together_are_refused(
     ledgers = [name for name in before if name.endswith("ledger.jsonl")]
     assert len(ledgers) == 2
     assert [after[name] for name in ledgers] == [before[name] for name in ledgers]
+
+
+@pytest.mark.parametrize(
+    ("other", "message", "hint"),
+    [
+        ({"slurm": {"partition": "gpu"}}, "one runs on Slurm and one on this machine", "its own"),
+        ({}, "have different `local.gpus` or `local.workers`", "`--set`"),
+    ],
+)
+def test_runs_in_different_places_share_no_slots(
+    quick: QuickCommandLine,
+    corpus: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    other: dict[str, Any],
+    message: str,
+    hint: str,
+) -> None:
+    # As on a login node, where Slurm answers.
+    tools = SlurmTools(tmp_path / "tools", monkeypatch)
+    for command in ("sbatch", "squeue", "sacct", "scancel", "scontrol"):
+        tools.answer(command)
+    runs = Runs(quick.folder / "runs", corpus, tmp_path / "templates")
+    one, two = runs.new(name="one"), runs.new(name="two", **other)
+    if not other:
+        with Session.open(two.folder) as session:
+            session.change_settings({"local.workers": 3})
+    before = [run.paths.ledger.read_bytes() for run in (one, two)]
+    done = quick("resume", "one", "two", PATH=tools.path)
+    assert done.returncode == 2 and message in done.stderr and hint in done.stderr
+    assert [run.paths.ledger.read_bytes() for run in (one, two)] == before
