@@ -76,7 +76,7 @@ def test_every_command_of_the_page_does_what_the_page_shows(
         "tests/models/test_families.py",
         "search",
     ]
-    assert "parameters   106560\n" in outputs["eval"]
+    assert "parameters    106560\n" in outputs["eval"]
     assert re.search(r"\b\d\d passed", outputs["tests/models/test_families.py"])
     assert "would run 2 evaluations" in outputs["search"]
 
