@@ -12,7 +12,7 @@ from elmanctl.bench.floors import gated_scan_counts
 from elmanctl.bench.size import Size
 from elmanctl.errors import EnvironmentNotReady, InvalidConfiguration
 from elmanctl.kernels import minimal_scan
-from elmanctl.kernels.minimal_scan import gated_scan, launches, triton, triton_kernels
+from elmanctl.kernels.minimal_scan import gated_scan, sizes, triton, triton_kernels
 from elmanctl.kernels.minimal_scan.naive import naive_gated_scan
 from elmanctl.kernels.minimal_scan.sizes import (
     ENOUGH_WARPS,
@@ -115,7 +115,7 @@ def interpreter(monkeypatch: pytest.MonkeyPatch) -> None:
 def smallest_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
     """The interpreter works whole blocks of channels out, however few there are."""
     if DEVICE == "cpu":
-        monkeypatch.setattr(launches, "choose_tile", lambda *_, **__: SMALLEST)
+        monkeypatch.setattr(sizes, "choose_tile", lambda *_, **__: SMALLEST)
 
 
 @CELL
@@ -124,7 +124,7 @@ def test_kernels_compute_what_the_loop_in_float64_does(
     cell: str, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     case = CASES[name]
-    monkeypatch.setattr(launches, "choose_tile", lambda *_, **__: case.tile)
+    monkeypatch.setattr(sizes, "choose_tile", lambda *_, **__: case.tile)
     arguments = draw(case, cell)
     found = results(gated_scan, arguments, cell=cell, dtype=case.out, backend="triton")
     dtypes = {name: x.dtype for name, x in found.items()}

@@ -94,7 +94,7 @@ OF_THE_PINNED = {
         dtype="fp32", given=(), per_value=True, flags={"self_gate": True, "fast": True}
     ),
     "32-linear": Setting(flags={"linear_state": True, "activate": False}),
-    "32-bf16-checkpoints": Setting(flags={"checkpoints": "bf16"}),
+    "32-bf16-checkpoints": Setting(flags={"checkpoint_dtype": "bf16"}),
     "32x64": Setting(32, 64),
     "64x32": Setting(64, 32),
 }
