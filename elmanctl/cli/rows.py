@@ -192,3 +192,14 @@ def describe_verdict(verdict: Verdict) -> str:
 def shown_elapsed(elapsed_s: float | None) -> str | None:
     """Format a duration as Slurm does, None if it is unknown."""
     return None if elapsed_s is None else clock.format_duration(elapsed_s)
+
+
+def loss_quantity(evaluation: Evaluation) -> str:
+    """Return the quantity that the loss of an evaluation is, in words."""
+    last = evaluation.last_attempt
+    result = last.result if last is not None and last.result is not None else {}
+    if result.get("objective") == "val":
+        return "on held-out documents"
+    if result.get("objective") == "mean":
+        return "mean of all steps"
+    return f"mean of the last {result.get('loss_window_steps', 100)} steps"

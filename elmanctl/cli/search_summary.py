@@ -1,6 +1,5 @@
 """The summary of a search at its end: the best evaluation, the cost, the next command."""
 
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +15,7 @@ from elmanctl.cli.confirmation import (
 from elmanctl.cli.costs import cost_data, describe_cost, describe_waste
 from elmanctl.cli.output import hint, print_line, shown_count
 from elmanctl.folders import working_folder
-from elmanctl.ledger.records import Evaluation, RunStatus, State
+from elmanctl.ledger.records import RunStatus, State
 from elmanctl.ledger.run_state import RunState
 from elmanctl.run.paths import RunPaths
 from elmanctl.search.confirmation import best_of, standing
@@ -99,7 +98,7 @@ def _print_best(state: RunState) -> None:
     print_line(f"best         {best.id}, {'confirmed' if winner else 'not confirmed'}")
     if winner is not None:
         print_line(f"  confirmed  {describe_confirmed(winner)}")
-    print_line(f"  loss       {best.loss:.4f} nats/byte, {_quantity(best)}")
+    print_line(f"  loss       {best.loss:.4f} nats/byte, {rows.loss_quantity(best)}")
     side = "below" if best.loss < entropy else "above"
     print_line(
         f"  unigram    {entropy:.4f} nats/byte; the loss is {abs(entropy - best.loss):.4f} {side}"
@@ -113,22 +112,7 @@ def _print_best(state: RunState) -> None:
         print_confirmed(shown.confirmed, shown.noise)
 
 
-def _quantity(evaluation: Evaluation) -> str:
-    """Return the quantity that the loss of an evaluation is, in words."""
-    result = _result(evaluation)
-    if result.get("objective") == "val":
-        return "on held-out documents"
-    if result.get("objective") == "mean":
-        return "mean of all steps"
-    return f"mean of the last {result.get('loss_window_steps')} steps"
-
-
 def _relative(path: Path) -> Path:
     """Return a path relative to the working folder, if it is below it."""
     here = working_folder()
     return path.relative_to(here) if path.is_relative_to(here) else path
-
-
-def _result(evaluation: Evaluation) -> Mapping[str, object]:
-    last = evaluation.last_attempt
-    return last.result if last is not None and last.result is not None else {}

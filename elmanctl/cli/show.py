@@ -42,7 +42,13 @@ _TAIL_LIMIT_BYTES = 64 << 20
 
 # The shown keys of a result, with their labels.
 _SHOWN_OF_RESULT = {
-    **{"steps": "steps", "tokens": "tokens", "tokens_per_s": "tokens/s"},
+    **{"val_loss": "held-out", "val_loss_se": "± documents", "bits_per_byte": "bits/byte"},
+    **{
+        "last100_loss": "last 100",
+        "steps": "steps",
+        "tokens": "tokens",
+        "tokens_per_s": "tokens/s",
+    },
     **{"micro_batch": "micro-batch", "backend": "backend", "device": "device"},
     **{"precision": "precision", "fingerprint": "fingerprint"},
 }
@@ -147,7 +153,8 @@ def _print_evaluation(paths: RunPaths, found: RunState, chosen: Evaluation) -> N
     print_line(f"  search      {rows.start_line(found.run)}")
     if row["loss"] is not None:
         entropy = found.run["data"]["unigram_nats"]
-        print_line(f"  loss        {row['loss']:.4f} nats/byte (unigram entropy {entropy:.4f})")
+        loss = f"{row['loss']:.4f} nats/byte, {rows.loss_quantity(chosen)}"
+        print_line(f"  loss        {loss} (unigram entropy {entropy:.4f})")
     print_line(f"  corpus      {rows.corpus_line(found.run)}")
     for line in _confirmation_lines(found, chosen):
         print_line(line)
