@@ -196,6 +196,8 @@ def shown_elapsed(elapsed_s: float | None) -> str | None:
 
 def loss_quantity(evaluation: Evaluation) -> str:
     """Return the quantity that the loss of an evaluation is, in words."""
+    if evaluation.answer is not None:
+        return f"that of {evaluation.answer.by}"
     last = evaluation.last_attempt
     result = last.result if last is not None and last.result is not None else {}
     if result.get("objective") == "val":
