@@ -88,8 +88,22 @@ def preset_source(name: str) -> Source:
 
 
 def protocol_source(name: str) -> Source:
-    """Return the settings of a protocol that ships with elmanctl; raises NotFound."""
-    return _shipped("protocol", name)
+    """Return the settings of a protocol that ships with elmanctl, or of a file NAME.toml.
+
+    Raises NotFound without one, ConfigError for a file with other settings than those of [train].
+    """
+    if not name.endswith(".toml"):
+        return _shipped("protocol", name)
+    path = Path(name).expanduser()
+    if not path.exists():
+        raise NotFound(f"no protocol file: {path}")
+    source = read_file(path)
+    faults = [
+        ConfigError(f"{source.where(key)}: `{key}` is no part of a protocol, which is all [train]")
+        for key in source.values
+        if not key.startswith("train.")
+    ]
+    return replace(source, path=None, faults=(*source.faults, *faults))
 
 
 def _shipped(what: str, name: str) -> Source:

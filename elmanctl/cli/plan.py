@@ -14,6 +14,7 @@ from elmanctl.ledger.records import Submission, Task
 from elmanctl.models.params import format_count
 from elmanctl.run.corpus import corpus_name
 from elmanctl.run.paths import RunPaths
+from elmanctl.run.protocol import run_protocol
 from elmanctl.schedulers.cluster import ClusterAnswer, ask_cluster
 from elmanctl.schedulers.slurm import Slurm
 from elmanctl.search.plan import SearchPlan
@@ -29,7 +30,10 @@ def describe_plan(plan: SearchPlan, resolved: Resolved) -> str:
     """
     search = plan.settings.search
     budget = plan.settings.train.budget
-    each = f"{budget.amount:g} {budget.kind}"
+    each = {
+        "flops": f"of {budget.amount:g} FLOPs",
+        "converge": f"until they improve by less than {budget.amount:g} nats",
+    }.get(budget.kind, f"of {budget.amount:g} {budget.kind}")
     top, seeds = min(search.confirm_top, plan.evaluations), search.confirm_seeds
     again = f", then the best {top} again on {counted(seeds, 'fresh seed')}" * (top * seeds > 0)
     where = "on this machine" if plan.executor == "local" else "as Slurm jobs"
@@ -42,8 +46,8 @@ def describe_plan(plan: SearchPlan, resolved: Resolved) -> str:
     return (
         f"{plan.name}: {counted(search.generations, 'generation')} of {search.population} "
         f"{plan.model} models"
-        f"{target} {where}\n"
-        f"{plan.evaluations} evaluations of {each}{again}{cost}; "
+        f"{target} {where}, protocol {plan.settings.train.protocol}\n"
+        f"{plan.evaluations} evaluations {each}{again}{cost}; "
         f"corpus {corpus_name(plan.corpus.path)}, "
         f"{format_count(plan.corpus.size_bytes)} bytes, unigram entropy "
         f"{plan.unigram_nats:.4f} nats\n"
@@ -223,6 +227,7 @@ def plan_data(plan: SearchPlan) -> dict[str, Any]:
         "confirmations": plan.confirmations,
         "at_once": _at_once(plan) if is_local else None,
         "budget": plan.settings.train.budget.encode(),
+        "protocol": run_protocol(plan.settings.train),
         "training_hours": plan.hours,
         "cost": {
             "unit": plan.unit,
