@@ -49,6 +49,7 @@ REFUSED = {
 }
 
 
+@pytest.mark.torch
 @pytest.mark.parametrize("case", REFUSED)
 def test_search_of_models_that_do_not_go_together_writes_nothing(
     case: str, quick: QuickCommandLine, corpus: Path, snapshot: Snapshot
@@ -62,6 +63,7 @@ def test_search_of_models_that_do_not_go_together_writes_nothing(
     assert snapshot() == {}
 
 
+@pytest.mark.torch
 def test_dry_run_shows_every_plan_and_the_cost_of_all(
     quick: QuickCommandLine, corpus: Path, snapshot: Snapshot
 ) -> None:
@@ -94,6 +96,7 @@ def test_scripts_of_a_dry_run_differ_in_their_names_alone(
     assert quick(*words).stdout.count("#!/bin/") == 2
 
 
+@pytest.mark.torch
 def test_nothing_is_left_of_a_search_that_cannot_be_made_whole(
     quick: QuickCommandLine, corpus: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -13,12 +13,13 @@ from hypothesis import strategies as st
 
 from elmanctl.ledger.disk import measure
 from elmanctl.ledger.records import State
+from elmanctl.ledger.run_state import RunState
 from elmanctl.search.cleaning import (
     plan_cleaning,
     remove_file,
     remove_planned,
 )
-from elmanctl.search.file_owners import OwnedFile, scan
+from elmanctl.search.file_owners import OwnedFile, optimizer_states_in_use, scan
 from elmanctl.search.session import Session
 from elmanctl.settings import DiskSettings
 from tests.search.scripted import Run, Runs
@@ -252,3 +253,8 @@ def test_plan_looks_at_ten_thousand_files_once(runs: Runs) -> None:
     assert len(plan) > 10_000
     # About 0.2 s; what looked at each for each other would take minutes.
     assert elapsed_s < 20
+
+
+def test_every_state_of_the_optimizer_is_kept_while_none_is_on_record() -> None:
+    names = ["g000-00-lease1.pickle", "g001-00-lease2.pickle", "notes.txt"]
+    assert optimizer_states_in_use(RunState(), names) == set(names[:2])

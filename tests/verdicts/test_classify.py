@@ -379,3 +379,16 @@ def test_what_follows_a_completed_run_never_makes_it_diverged(noise: list[str]) 
 def test_line_numbers_count_lines_and_not_states_of_a_bar(before: int, filler: str) -> None:
     text = "\n".join([*[filler] * before, "MemoryError", "bye"])
     assert classify_log(text).evidence[0].line == before + 1
+
+
+HEAD = "Traceback (most recent call last):"
+
+
+def test_traceback_that_other_words_cut_off_is_still_evidence() -> None:
+    lines = ["step 1 loss 3.0", HEAD, '  File "a.py", line 1, in <module>', "    f()"]
+    verdict = classify_log("\n".join([*lines, "words of another process", ""]))
+    assert verdict.kind is VerdictKind.LOST
+    assert [(e.text, e.line) for e in verdict.evidence] == [
+        (HEAD, 2),
+        ("words of another process", 5),
+    ]
