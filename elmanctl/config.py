@@ -138,7 +138,7 @@ def merge(sources: Iterable[Source]) -> Resolved:
         named = [key for key in BUDGET_KEYS if key in source.values]
         if len(named) > 1:
             keys = " and ".join(f"`{key}`" for key in named)
-            hint = "keep one training budget: minutes, steps or tokens"
+            hint = f"keep one training budget: {', '.join(BUDGET_KEYS)}"
             text = f"{source.where(named[1])}: {keys} exclude each other"
             faults.add(ConfigError(text, hint=hint))
         if named:

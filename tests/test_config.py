@@ -179,7 +179,8 @@ WRONG_FILES = [
     (
         "[train]\nminutes = 5\nsteps = 100\n",
         "`elman.toml` line 3: `train.minutes` and `train.steps` exclude each other",
-        "keep one training budget: minutes, steps or tokens",
+        "keep one training budget: train.minutes, train.steps, train.tokens, train.flops, "
+        "train.converge",
     ),
 ]
 

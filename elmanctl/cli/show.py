@@ -213,6 +213,9 @@ def _print_attempt(paths: RunPaths, chosen: Evaluation, attempt: Attempt) -> Non
             if value is not None:
                 shown = f"{value:.0f}" if key == "tokens_per_s" else value
                 print_line(f"  {label:<11} {shown}")
+        if attempt.result.get("validation_s"):
+            cost_s = attempt.result["validation_s"]
+            print_line(f"  validation  {cost_s:.1f} s, outside the time budget")
         convergence = rows.convergence_of(attempt)
         if convergence is not None:
             print_line(f"  converged   {rows.describe_convergence(convergence)}")

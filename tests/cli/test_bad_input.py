@@ -191,8 +191,8 @@ WRONG_SETTINGS: dict[str, tuple[str, str, str | None]] = {
         "`elman.toml` line 1: unknown section `serach`; `elman.toml` line 7: `train.minutes` and "
         "`train.steps` exclude each other; `elman.toml` line 3: unknown key `search.populaton`; "
         "`elman.toml` line 4: `search.sigma` must be a number, not 'x'",
-        "did you mean `search`?; keep one training budget: minutes, steps or tokens; did you mean "
-        "`search.population`?",
+        "did you mean `search`?; keep one training budget: train.minutes, train.steps, "
+        "train.tokens, train.flops, train.converge; did you mean `search.population`?",
     ),
     "axes": (
         "[search.axes]\na = { kind = 'int', lo = 1 }\nb = { kind = 'pow3' }\n",

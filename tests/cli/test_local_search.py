@@ -93,6 +93,7 @@ def _look(elmanctl: CommandLine, best: str, loss: float) -> None:
     assert "n_heads" in shown.stdout and "step" in shown.stdout
     assert re.search(r"^  backend +torch$", shown.stdout, re.MULTILINE)
     assert re.search(r"^  micro-batch +\d+$", shown.stdout, re.MULTILINE)
+    assert re.search(r"^  validation +\d+\.\d s, outside", shown.stdout, re.MULTILINE)
 
     logged = elmanctl("logs", best)
     assert logged.returncode == 0
