@@ -4,6 +4,7 @@ ElmanError                exit 1
 ├── UsageError            exit 2   wrong combination of arguments
 ├── ConfigError           exit 2   elman.toml, environment or preset: names key and source
 ├── InvalidConfiguration  exit 2   a model configuration that cannot be built or run
+├── InvalidModel          exit 2   a file that is no saved model, or a damaged one
 ├── NotFound              exit 3   no such run, evaluation, model or file
 ├── EnvironmentNotReady   exit 4   no sbatch, no torch, no data, no such partition
 ├── ForeignFolder         exit 4   a folder that other users may write to
@@ -51,6 +52,12 @@ class ConfigError(ElmanError):
 
 class InvalidConfiguration(ElmanError):
     """A model configuration that cannot be built, sized or run."""
+
+    exit_code = 2
+
+
+class InvalidModel(ElmanError):
+    """A file that is no saved model, of another version, or damaged."""
 
     exit_code = 2
 

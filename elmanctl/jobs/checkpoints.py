@@ -1,21 +1,28 @@
 """Checkpoints of one attempt: resuming from the newest, writing when due, removing at the end."""
 
 import logging
+import math
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from elmanctl.jobs.checkpoint import Position, Trained, capture, read, save
+from elmanctl.jobs.checkpoint import Content, Position, Trained, capture, read, save
 from elmanctl.jobs.signals import Warned
 from elmanctl.run.paths import AttemptPaths
+from elmanctl.run.saved_file import CHECKPOINT
 from elmanctl.run.spec import AttemptSpec
 
 logger = logging.getLogger(__name__)
 
+# The largest share of the time that checkpoints of a second and more take: on a slow disk there are
+# fewer than asked for.
+MOST_STALL = 0.03
+_SHORT_S = 1.0
+
 
 class Checkpoints:
-    """The checkpoints of a worker, if `train.checkpoint_min` is above 0.
+    """The checkpoints of a worker: every `train.checkpoint_min`, and the last if it is kept.
 
     `is_restart`: an earlier start of the same job may have left one in the attempt's own folder.
     `warned` is set when the end is near, which makes a checkpoint due at once.  `note` is called
@@ -32,24 +39,27 @@ class Checkpoints:
         note: Callable[[int, str | None], None],
     ) -> None:
         self._paths = paths
-        self._interval_s = spec.training.checkpoint_min * 60
+        self._spec = spec
+        self._interval_s = spec.training.checkpoint_min * 60 or math.inf
+        self._keeps_last = CHECKPOINT in spec.keep
         self._earlier = [AttemptPaths(paths.folder.parent / n) for n in spec.continues_from]
         self._sources = [paths, *self._earlier] if is_restart else list(self._earlier)
         self._note = note
         self._warned = warned
         self._last = time.monotonic()
+        self._took_s = 0.0
         self._continued_from: dict[str, int] | None = None
         self._reasons: list[str] = []
         self._written = 0
         _remove(_temporaries(paths))
 
-    def find(self, trained: Trained) -> dict[str, Any] | None:
+    def find(self, trained: Trained) -> Content | None:
         """Return the newest state that fits, None if the training starts from scratch."""
         for source in self._sources:
             name = source.folder.name
             content, reason = read(source.checkpoint, trained)
             if content is not None:
-                step = int(content["position"]["steps"])
+                step = int(content.state["position"]["steps"])
                 attempt = int(name.removeprefix("attempt-"))
                 self._continued_from = {"attempt": attempt, "step": step}
                 logger.info("resuming from the checkpoint of %s, step %d", name, step)
@@ -67,21 +77,23 @@ class Checkpoints:
     @property
     def is_due(self) -> bool:
         """Whether a checkpoint is due."""
-        return self._warned.is_pending or time.monotonic() - self._last >= self._interval_s
+        rest_s = self._took_s / MOST_STALL if self._took_s > _SHORT_S else 0.0
+        interval_s = max(self._interval_s, rest_s)
+        return self._warned.is_pending or time.monotonic() - self._last >= interval_s
 
     def write(self, trained: Trained, position: Position) -> None:
         """Write a checkpoint; if that fails, the training continues without it."""
         self._warned.is_pending = False
         began = time.monotonic()
         try:
-            size_bytes = save(capture(trained, position), self._paths.checkpoint)
+            size_bytes = save(capture(trained, position), self._paths.checkpoint, self._spec)
         except (OSError, RuntimeError) as exc:
             # An error of the GPU itself is raised again by the next step.
             error = (exc.strerror if isinstance(exc, OSError) else None) or str(exc)
             logger.warning("the checkpoint of step %d was not written: %s", position.steps, error)
             self._note(position.steps, error)
         else:
-            took_s = time.monotonic() - began
+            took_s = self._took_s = time.monotonic() - began
             logger.info(
                 "checkpoint of step %d: %.1f MB in %.2f s", position.steps, size_bytes / 1e6, took_s
             )
@@ -91,6 +103,11 @@ class Checkpoints:
         # The interval starts now: on a slow disk the training must still make progress.
         self._last = time.monotonic()
 
+    def write_last(self, trained: Trained, position: Position) -> None:
+        """Write the state at the end of the budget, for a longer training, if it is kept."""
+        if self._keeps_last:
+            self.write(trained, position)
+
     def record(self) -> dict[str, Any]:
         """Return the entries of the result about checkpoints."""
         reasons = {"not_continued": "; ".join(self._reasons)} if self._reasons else {}
@@ -98,8 +115,9 @@ class Checkpoints:
         return {"continued_from": self._continued_from, **reasons, **written}
 
     def discard(self) -> None:
-        """Remove the checkpoints of this attempt and of those that it could resume."""
-        _remove([self._paths.checkpoint, *_temporaries(self._paths)])
+        """Remove the checkpoints of this attempt, unless the last is kept, and earlier ones."""
+        own = [] if self._keeps_last else [self._paths.checkpoint]
+        _remove([*own, *_temporaries(self._paths)])
         self._remove_earlier()
 
     def _remove_earlier(self) -> None:

@@ -15,7 +15,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from elmanctl.codec import encode
 from elmanctl.jobs.claim import Worker, node_name, take_claim, this_worker
 from elmanctl.jobs.failure import classify_exception, frame_of
 from elmanctl.jobs.full_disk import full_disk_of_node
@@ -25,8 +24,7 @@ from elmanctl.jobs.signals import Warned, signals_noted
 from elmanctl.ledger.files import encode_json, write_json
 from elmanctl.ledger.records import Evidence, EvidenceSource, Verdict, VerdictKind
 from elmanctl.ledger.reserve import full_disk, hold, write_over
-from elmanctl.run.corpus import CorpusInfo, corpus_name, verify
-from elmanctl.run.paths import AttemptPaths, RunPaths
+from elmanctl.run.paths import AttemptPaths
 from elmanctl.run.spec import AttemptSpec
 from elmanctl.verdicts.node_disk import names_node_disk
 
@@ -81,14 +79,14 @@ def evaluate_attempt(folder: str) -> dict[str, Any]:
         return _Evaluation(paths, worker, is_restart=claim.earlier is not None).run()
 
 
-class _Checkpoints(Protocol):
-    """The part of the attempt's checkpoints that is used here: their module needs torch."""
+class _Training(Protocol):
+    """The part of `AttemptTraining` that is used here: its module needs torch."""
 
     def record(self) -> dict[str, Any]:
-        """Return their entries of the result."""
+        """Return the entries of the result about checkpoints."""
 
     def discard(self) -> None:
-        """Remove them."""
+        """Remove the checkpoints that nothing needs."""
 
 
 class _Evaluation:
@@ -100,7 +98,7 @@ class _Evaluation:
         self._is_restart = is_restart
         self._progress: _Progress | None = None
         self._spec: AttemptSpec | None = None
-        self._checkpoints: _Checkpoints | None = None
+        self._training: _Training | None = None
 
     def run(self) -> dict[str, Any]:
         """Run the attempt; leave a result, even after an exception."""
@@ -138,8 +136,8 @@ class _Evaluation:
                 result = self._train(spec, self._progress, warned)
             heartbeat.enter_phase("finishing")
             self._leave(result)
-            if self._checkpoints is not None:
-                self._checkpoints.discard()
+            if self._training is not None:
+                self._training.discard()
             heartbeat.enter_phase("done")
         logger.info("%s: %s", result["verdict"]["kind"], result["verdict"]["evidence"][0]["text"])
         return result
@@ -168,59 +166,17 @@ class _Evaluation:
         self._paths.reserve.unlink(missing_ok=True)
 
     def _train(self, spec: AttemptSpec, progress: "_Progress", warned: Warned) -> dict[str, Any]:
-        from elmanctl.jobs.checkpoints import Checkpoints
-        from elmanctl.jobs.data import ByteStream, held_out_windows
-        from elmanctl.jobs.device import choose_device, use_threads
-        from elmanctl.jobs.train import train, versions
-        from elmanctl.models.registry import build_model, decode_config
-        from elmanctl.run.split import check_split, find_split
+        from elmanctl.jobs.attempt_training import AttemptTraining
 
-        training = spec.training
-        use_threads(training.threads)
-        path = Path(spec.data.path)
-        corpus = CorpusInfo(path=path, size_bytes=spec.data.size_bytes, sha256=spec.data.sha256)
-        compared_by = verify(corpus)
-        split = find_split(corpus, training.holdout, RunPaths(self._paths.run_folder).split)
-        check_split(split, training.holdout)
-        held_out = None
-        if len(split.held_out):
-            held_out = held_out_windows(
-                path, split, count=training.val_windows, seq_len=training.seq_len
-            )
-        model = build_model(
-            decode_config(spec.level, spec.config),
-            seed=training.seed,
-            backend=training.backend,
-            device=choose_device(training.device).type,
+        training = self._training = AttemptTraining(
+            self._paths,
+            spec,
+            is_restart=self._is_restart,
+            warned=warned,
+            note=progress.checkpoint,
         )
-        checkpoints = None
-        if training.checkpoint_min:
-            checkpoints = self._checkpoints = Checkpoints(
-                self._paths,
-                spec,
-                is_restart=self._is_restart,
-                warned=warned,
-                note=progress.checkpoint,
-            )
-        stream = ByteStream(path, split, training.sampler)
-        outcome = train(model, stream, spec, progress, checkpoints, held_out)
-        verdict = outcome.verdict(
-            f"{self._paths.name_in_run}/{self._paths.metrics.name}",
-            steps_before=checkpoints.steps_before if checkpoints is not None else 0,
-        )
-        protocol = spec.protocol(outcome.precision)
-        return {
-            **self._header(verdict),
-            **encode(outcome),
-            "seed": training.seed,
-            "lr": training.lr,
-            "protocol_name": training.protocol,
-            "protocol": protocol.encode(),
-            "fingerprint": protocol.fingerprint,
-            "corpus": corpus_name(path),
-            "corpus_compared_by": compared_by,
-            "versions": versions(),
-        }
+        verdict, entries = training.run(progress)
+        return self._header(verdict) | entries
 
     def _header(self, verdict: Verdict) -> dict[str, Any]:
         evidence = [asdict(observation) for observation in verdict.evidence]
@@ -233,7 +189,7 @@ class _Evaluation:
             "host": self._worker.host,
             # Nothing says which attempt it is where its spec cannot be read.
             **({} if spec is None else {name: getattr(spec, name) for name in _IDENTITY}),
-            **(self._checkpoints.record() if self._checkpoints is not None else {}),
+            **(self._training.record() if self._training is not None else {}),
         }
 
 

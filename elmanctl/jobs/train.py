@@ -1,21 +1,16 @@
-"""Training loop of one attempt: the same data, tokens per step and clock for any model."""
+"""Training run of one attempt: the same data, tokens per step and clock for any model."""
 
-import math
 import platform
-import time
+from collections.abc import Callable
 from importlib.metadata import version
-from typing import Any, Protocol
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import nn
 
 import elmanctl
 from elmanctl.errors import InvalidConfiguration
-from elmanctl.jobs.checkpoint import Position, Trained, position_of, restore, spec_fingerprint
 from elmanctl.jobs.checkpoints import Checkpoints
-from elmanctl.jobs.convergence import Convergence, is_look, judge
 from elmanctl.jobs.data import ByteStream, HeldOutWindows
 from elmanctl.jobs.device import (
     choose_device,
@@ -25,34 +20,9 @@ from elmanctl.jobs.device import (
     repeatable,
     use_threads,
 )
-from elmanctl.jobs.losses import TrainingLosses
-from elmanctl.jobs.metrics import StepRecord
-from elmanctl.jobs.optimizer import make_optimizer
 from elmanctl.jobs.outcome import Divergence, TrainOutcome
-from elmanctl.jobs.step import Stepper
-from elmanctl.jobs.training_clock import TrainingClock
-from elmanctl.jobs.validation import Validation, Validator, is_due
-from elmanctl.models.params import flops_per_token
+from elmanctl.jobs.training_loop import Report, TrainingLoop
 from elmanctl.run.spec import AttemptSpec
-
-# Results go into the ledger, so they stay small.
-MOST_VALIDATIONS = 64
-
-# More than this many updates in a row that are not finite are no accident.
-MOST_SKIPPED_IN_A_ROW = 10
-
-
-class Report(Protocol):
-    """Receiver of the progress of a training."""
-
-    def phase(self, name: str) -> None:
-        """Report the start of the warm-up or of the training proper."""
-
-    def step(self, record: StepRecord) -> None:
-        """Report a step whose numbers are known, before its update."""
-
-    def validation(self, step: int, loss: float) -> None:
-        """Report the held-out loss after a step."""
 
 
 def train(
@@ -62,6 +32,7 @@ def train(
     report: Report,
     checkpoints: Checkpoints | None = None,
     held_out: HeldOutWindows | None = None,
+    keep: Callable[[TrainOutcome, nn.Module], None] | None = None,
 ) -> TrainOutcome:
     """Train `model` under `spec` and return the outcome, divergence included.
 
@@ -69,8 +40,9 @@ def train(
     `model.auxiliary_loss()` is added to what is minimised.  With a budget of steps or tokens on the
     CPU and `threads` 1, equal specs give equal losses, bit for bit, and so does a run that resumes
     from a checkpoint; a model that computes its initial weights has to be built after
-    `use_threads`.  Raises InvalidConfiguration when the model does not have the expected number of
-    parameters.
+    `use_threads`.  Unless it diverged, `keep` gets the outcome and the model with its averaged
+    weights, those that were validated.  Raises InvalidConfiguration when the model does not have
+    the expected number of parameters.
     """
     parameters = count_parameters(model)
     if parameters != spec.parameters_expected:
@@ -85,8 +57,19 @@ def train(
     use_threads(training.threads)
     with repeatable(device.type == "cpu" and training.threads == 1):
         torch.manual_seed(training.seed)
-        loop = _Loop(model.to(device), stream, held_out, spec, device, precision, checkpoints)
+        loop = TrainingLoop(
+            model.to(device), stream, held_out, spec, device, precision, checkpoints
+        )
         divergence = loop.run(report)
+        outcome = _outcome(loop, spec, divergence)
+        if keep is not None and divergence is None:
+            with loop.averaged_weights():
+                keep(outcome, model)
+    return outcome
+
+
+def _outcome(loop: TrainingLoop, spec: AttemptSpec, divergence: Divergence | None) -> TrainOutcome:
+    training, device = spec.training, loop.device
     return TrainOutcome(
         divergence=divergence,
         **loop.measured(training.objective, is_diverged=divergence is not None),
@@ -97,13 +80,13 @@ def train(
         flops=loop.flops,
         tokens_per_s=loop.clock.tokens_per_s(loop.tokens),
         elapsed_s=loop.clock.elapsed_s(),
-        parameters=parameters,
+        parameters=spec.parameters_expected,
         tokens_per_step=training.tokens_per_step,
         micro_batch=loop.micro_batch,
-        backend=str(model.backend),
+        backend=loop.backend,
         device=str(device),
         device_name=device_name(device),
-        precision=precision,
+        precision=loop.precision,
         peak_memory_bytes=peak_memory_bytes(device),
     )
 
@@ -123,271 +106,3 @@ def versions() -> dict[str, str | None]:
         "numpy": np.__version__,
         "cuda": torch.version.cuda,
     }
-
-
-class _Loop:
-    """The state of a training run between two steps."""
-
-    def __init__(
-        self,
-        model: nn.Module,
-        stream: ByteStream,
-        held_out: HeldOutWindows | None,
-        spec: AttemptSpec,
-        device: torch.device,
-        precision: str,
-        checkpoints: Checkpoints | None,
-    ) -> None:
-        training = spec.training
-        self.micro_batch = min(training.micro_batch or training.batch, training.batch)
-        self.losses = TrainingLosses(training)
-        self.steps = 0
-        self.tokens = 0
-        self.skipped = self.skipped_in_a_row = 0
-        self.convergence: Convergence | None = None
-        self._flops_per_token = _flops_per_token(spec)
-        self.validations: tuple[Validation, ...] = ()
-        self.validation_s = 0.0
-        self.clock = TrainingClock()
-        self._model = model.train()
-        self._stream = stream
-        self._held_out = held_out
-        self._training = training
-        self._budget = training.budget
-        self._device = device
-        self._optimizer = make_optimizer(model, training, spec.betas)
-        self._stepper = Stepper(
-            self._model,
-            self._optimizer,
-            device=device,
-            precision=precision,
-            micro_batch=self.micro_batch,
-            grad_clip=training.grad_clip,
-        )
-        self._checkpoints = checkpoints
-        self._trained = Trained(
-            model=self._model,
-            optimizer=self._optimizer,
-            device=device,
-            fingerprint=spec_fingerprint(spec, precision),
-        )
-        self._validator = None
-        if held_out is not None:
-            self._validator = Validator(
-                self._model,
-                self._optimizer,
-                held_out,
-                device=device,
-                rows_at_once=self.micro_batch,
-                autocast=self._stepper.autocast,
-            )
-
-    def measured(self, objective: str, *, is_diverged: bool) -> dict[str, Any]:
-        """Return the losses of the run, as a `TrainOutcome` has them; without one if diverged."""
-        final = self.validations[-1] if self.validations and not is_diverged else None
-        val = None if final is None else final.val_loss
-        # A checkpoint of an older version does not know the sum of the losses until then.
-        has_all = self.losses.count + self.skipped == self.steps
-        losses = {
-            "val": val,
-            "last100": None if is_diverged else self.losses.last100,
-            "mean": self.losses.mean if has_all and not is_diverged else None,
-        }
-        return {
-            "objective": objective,
-            "loss": losses[objective],
-            "loss_window_steps": self.losses.window_steps,
-            "last_loss": self.losses.last,
-            "last100_loss": losses["last100"],
-            "mean_loss": losses["mean"],
-            "val_loss": val,
-            "val_loss_se": None if final is None else final.val_loss_se,
-            "bits_per_byte": None if val is None else val / math.log(2),
-            "val_documents": 0 if self._held_out is None else self._held_out.documents,
-            "val_bytes": 0 if self._held_out is None else self._held_out.scored_bytes,
-            "validations": _thinned(self.validations),
-            "validation_s": self.validation_s,
-        }
-
-    @property
-    def flops(self) -> float | None:
-        """The FLOPs of the training so far, None for a family without a count."""
-        each = self._flops_per_token
-        return None if each is None else float(self.tokens * each)
-
-    def run(self, report: Report) -> Divergence | None:
-        """Train until the budget is spent or a number is not finite."""
-        if self._device.type == "cuda":
-            torch.cuda.reset_peak_memory_stats(self._device)
-        self._optimizer.train()
-        self.clock = TrainingClock()
-        report.phase("warmup")
-        self._resume_from_checkpoint()
-        if self.clock.is_warm:
-            report.phase("training")
-        while not self._is_spent():
-            if self.steps == self._training.warmup_steps and not self.clock.is_warm:
-                self.clock.warm_up_ends(self.tokens)
-                report.phase("training")
-            divergence = self._step(report)
-            if divergence is not None:
-                return divergence
-            if self._is_spent():
-                break
-            if is_due(self.steps, self._training.val_every):
-                divergence = self._validate(report)
-                if divergence is not None:
-                    return divergence
-            if self._checkpoints is not None and self._checkpoints.is_due:
-                with self.clock.stopped():
-                    self._checkpoints.write(self._trained, self._position())
-        return self._validate(report)
-
-    def _validate(self, report: Report) -> Divergence | None:
-        """Validate, outside the clock; return a divergence if the loss is not finite."""
-        if self._validator is None:
-            return None
-        began, elapsed_s = time.monotonic(), self.clock.elapsed_s()
-        with self.clock.stopped():
-            report.phase("validation")
-            loss, error = self._validator.validate()
-            found = Validation(
-                step=self.steps,
-                tokens=self.tokens,
-                elapsed_s=elapsed_s,
-                val_loss=loss,
-                val_loss_se=error,
-            )
-            report.validation(self.steps, loss)
-            report.phase("training" if self.clock.is_warm else "warmup")
-        self.validation_s += time.monotonic() - began
-        if not math.isfinite(loss):
-            return self._divergence(self.steps, "held-out loss", loss)
-        self.validations = (*self.validations, found)
-        return None
-
-    def _position(self) -> Position:
-        return Position(
-            steps=self.steps,
-            tokens=self.tokens,
-            losses=tuple(self.losses.kept),
-            elapsed_s=self.clock.elapsed_s(),
-            counted_s=self.clock.counted_s() if self.clock.is_warm else None,
-            warm_tokens=self.clock.warm_tokens,
-            loss_sum=self.losses.total,
-            loss_count=self.losses.count,
-            skipped=self.skipped,
-            skipped_in_a_row=self.skipped_in_a_row,
-            update_norm=self._stepper.update_norm,
-            validations=self.validations,
-            validation_s=self.validation_s,
-        )
-
-    def _resume_from_checkpoint(self) -> None:
-        content = None if self._checkpoints is None else self._checkpoints.find(self._trained)
-        if content is None:
-            return
-        position = position_of(content)
-        self.steps, self.tokens = position.steps, position.tokens
-        if position.counted_s is not None and self._training.minutes_at_most is not None:
-            # The first steps compile kernels, which must not use up the budget a second time.  They
-            # train nothing: the restored state replaces everything afterwards.
-            for _ in range(self._training.warmup_steps):
-                self._stepper.gradients(self._batch())
-        restore(content, self._trained)
-        self.losses.kept.extend(position.losses)
-        self.losses.total, self.losses.count = position.loss_sum, position.loss_count
-        self.skipped, self.skipped_in_a_row = position.skipped, position.skipped_in_a_row
-        self._stepper.restore(position.update_norm)
-        self.validations, self.validation_s = position.validations, position.validation_s
-        self.clock = TrainingClock(
-            elapsed_s=position.elapsed_s,
-            counted_s=position.counted_s,
-            warm_tokens=position.warm_tokens,
-        )
-
-    def _is_spent(self) -> bool:
-        budget = self._budget
-        if budget.kind == "minutes":
-            return self.clock.counted_s() >= budget.amount * 60
-        if budget.kind == "converge":
-            return self._has_converged(budget.amount)
-        spent = {"steps": self.steps, "tokens": self.tokens, "flops": self.flops or 0.0}
-        return spent[budget.kind] >= budget.amount
-
-    def _has_converged(self, threshold: float) -> bool:
-        """Judge convergence where it is due, and at the cap; leave the finding behind."""
-        is_capped = self.clock.counted_s() >= self._training.converge_cap_min * 60
-        window = self._training.converge_window
-        if not is_capped and not is_look(self.steps, window):
-            return False
-        self.convergence = judge(
-            self.losses,
-            window,
-            threshold,
-            step=self.steps,
-            tokens=self.tokens,
-            elapsed_s=self.clock.elapsed_s(),
-            flops=self.flops,
-        )
-        return self.convergence.is_converged or is_capped
-
-    def _step(self, report: Report) -> Divergence | None:
-        loss, grad_norm, update_norm = self._stepper.gradients(self._batch())
-        record = StepRecord(
-            step=self.steps + 1,
-            loss=loss,
-            grad_norm=grad_norm,
-            tokens=self.tokens + self._training.tokens_per_step,
-            elapsed_s=self.clock.elapsed_s(),
-            update_norm=update_norm,
-        )
-        report.step(record)
-        for quantity, value in (("loss", loss), ("gradient norm", grad_norm)):
-            if not math.isfinite(value):
-                self.skipped_in_a_row += 1
-                is_skipped = self._training.skip_nonfinite
-                if not is_skipped or self.skipped_in_a_row > MOST_SKIPPED_IN_A_ROW:
-                    return self._divergence(record.step, quantity, value)
-                self.skipped += 1
-                self._stepper.skip_update()
-                break
-        else:
-            self._stepper.update()
-            self.skipped_in_a_row = 0
-            self.losses.append(loss)
-        self.steps, self.tokens = record.step, record.tokens
-        return None
-
-    def _divergence(self, step: int, quantity: str, value: float) -> Divergence:
-        return Divergence(
-            step=step,
-            quantity=quantity,
-            value=str(value),
-            last_finite_loss=self.losses.last,
-        )
-
-    def _batch(self) -> npt.NDArray[np.uint8]:
-        training = self._training
-        return self._stream.rows(training.seed, self.steps + 1, training.batch, training.seq_len)
-
-
-def _thinned(validations: tuple[Validation, ...]) -> tuple[Validation, ...]:
-    """Return at most `MOST_VALIDATIONS` of them, evenly spaced, with the last one."""
-    every = -(-len(validations) // MOST_VALIDATIONS)
-    return validations[::-1][:: every or 1][::-1]
-
-
-def _flops_per_token(spec: AttemptSpec) -> int | None:
-    """Return the FLOPs of training on one token, None for a family without a count.
-
-    Raises InvalidConfiguration for such a family under a budget in FLOPs.
-    """
-    try:
-        return flops_per_token(
-            spec.level, spec.config, seq_len=spec.training.seq_len, training=True
-        )
-    except InvalidConfiguration:
-        if spec.training.budget.kind == "flops":
-            raise
-        return None

@@ -139,8 +139,6 @@ class StateMatrix(nn.Module):
     """
 
     direction: Tensor
-    found_anew = frozenset({"direction"})
-    """Buffers that `load_state_dict` recomputes if they are missing."""
 
     def __init__(self, width: int, *, gain: float, norm: float | None) -> None:
         super().__init__()

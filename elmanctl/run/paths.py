@@ -36,7 +36,9 @@ class AttemptPaths(_Folder):
     # Blocks reserved for the result, in case the disk is full by then.
     reserve = _Named(".result.json.reserve.tmp")
     # The state of the training, for another attempt to resume from.
-    checkpoint = _Named("checkpoint.pt")
+    checkpoint = _Named("checkpoint.safetensors")
+    # The averaged weights, where the run keeps its models.
+    model = _Named("model.safetensors")
 
     def earlier_metrics(self, restart: int) -> Path:
         """Return the path of the metrics of an earlier start of a requeued job."""

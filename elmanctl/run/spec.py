@@ -12,6 +12,7 @@ from elmanctl.bounds import bounds_of
 from elmanctl.codec import decode, describe, encode, json_field
 from elmanctl.errors import EnvironmentNotReady, InvalidConfiguration, os_errors_as
 from elmanctl.run.protocol import BETAS, Protocol
+from elmanctl.run.saved_file import KINDS
 from elmanctl.run.training import BUDGET_KINDS, Training
 
 VERSION = 1
@@ -43,7 +44,8 @@ class AttemptSpec:
     `training` is the run's, with the learning rate and the seed of the evaluation and the
     micro-batch of the attempt.  `precision` auto is bf16 autocast over fp32 weights on CUDA and
     fp32 on the CPU.  `continues_from` names the folders of earlier attempts whose checkpoints may
-    be gone on from, the newest first.
+    be gone on from, the newest first.  `keep` names what is left behind of a completed training, of
+    `KINDS`; the model only if its loss is below `keep_below`.
     """
 
     run: str
@@ -57,6 +59,8 @@ class AttemptSpec:
     data: DataSpec
     timeout_min: int | float
     continues_from: tuple[str, ...] = json_field(default=(), omit=True)
+    keep: tuple[str, ...] = json_field(default=(), omit=True)
+    keep_below: float | None = json_field(default=None, omit=True)
 
     def __post_init__(self) -> None:
         for name, bounds in bounds_of(Training).items():
@@ -70,6 +74,7 @@ class AttemptSpec:
         self._require("betas", all(0 < beta < 1 for beta in self.betas), "between 0 and 1")
         folders = all(_ATTEMPT_FOLDER.fullmatch(name) for name in self.continues_from)
         self._require("continues_from", folders, "an array of names such as attempt-1")
+        self._require("keep", set(self.keep) <= set(KINDS), f"an array of {', '.join(KINDS)}")
 
     def _require(self, name: str, is_met: bool, what: str) -> None:
         if not is_met:

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from elmanctl.errors import InvalidConfiguration
-from elmanctl.jobs import train as train_module
+from elmanctl.jobs import training_loop
 from elmanctl.jobs.checkpoints import Checkpoints
 from elmanctl.jobs.metrics import MetricsLog
 from elmanctl.jobs.validation import Validator
@@ -34,7 +34,7 @@ def step_takes_a_second(training_time: Any, monkeypatch: pytest.MonkeyPatch) -> 
     take(MetricsLog, "append", 1.0)
     take(Validator, "validate", 50.0)
     take(Checkpoints, "write", 70.0)
-    monkeypatch.setattr(train_module, "time", training_time)
+    monkeypatch.setattr(training_loop, "time", training_time)
 
 
 @pytest.mark.usefixtures("step_takes_a_second")

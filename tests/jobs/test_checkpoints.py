@@ -1,26 +1,25 @@
 """An interrupted training resumes as if it had not been, or starts over and says why."""
 
 import errno
-import io
 import json
 import os
 import resource
 import signal
 import threading
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from elmanctl.jobs import evaluation
-from elmanctl.jobs.checkpoint import save, spec_fingerprint
+from elmanctl.jobs import evaluation, tensor_file
 from elmanctl.jobs.checkpoints import Checkpoints
 from elmanctl.jobs.metrics import MetricsLog, StepRecord
 from elmanctl.jobs.training_clock import TrainingClock
 from elmanctl.models.registry import FAMILIES
-from elmanctl.run.spec import AttemptSpec
+from elmanctl.run.saved_file import CHECKPOINT, Card, read_header
 from tests.jobs.attempts import (
     EVERY_STEP,
     ON_DEMAND,
@@ -32,25 +31,12 @@ from tests.jobs.attempts import (
     steps,
 )
 from tests.models.samples import small_config
-from tests.run.test_spec import RECORDED
 
 
 @pytest.fixture
 def whole(write: Write) -> dict[str, Any]:
     """The result of the same training without interruption and without checkpoints."""
     return run(write(evaluation="g000-e99", checkpoint_min=0.0))
-
-
-@pytest.mark.parametrize(
-    ("name", "fingerprint"),
-    [
-        ("defaults", "a85bda28acf10071e7edc6d37b37b8ad2f4669a5e5073588d79dd715251a42fc"),
-        ("nothing default", "195b5fe418fc70a001d01f82188f8e032c7d726d219d2718c8128d37c868894a"),
-    ],
-)
-def test_checkpoints_of_earlier_versions_fit(name: str, fingerprint: str) -> None:
-    spec = AttemptSpec.decode(json.loads(RECORDED[name]))
-    assert spec_fingerprint(spec, "bf16") == fingerprint
 
 
 @pytest.mark.parametrize("level", FAMILIES)
@@ -63,22 +49,6 @@ def test_any_family_goes_on_to_the_same_loss_to_the_last_bit(write: Write, level
     other = write(evaluation="g000-e99", **(asked | {"checkpoint_min": 0.0}))
     assert run(other)["loss"] == result["loss"]
     assert losses(second) == losses(other)[4:]
-
-
-def test_a_checkpoint_of_a_version_that_kept_no_direction_of_e42_is_gone_on_from(
-    write: Write,
-) -> None:
-    asked = {"level": "e42", "config": small_config("e42").encode()}
-    first = write(**asked)
-    interrupted(first, before_step=7)
-    content = torch.load(first.checkpoint, weights_only=True)
-    kept = {k: v for k, v in content["model"].items() if not k.endswith("direction")}
-    assert len(kept) == len(content["model"]) - 2
-    torch.save(content | {"model": kept}, first.checkpoint)
-    result = run(write(2, **asked))
-    assert result["continued_from"] == {"attempt": 1, "step": 6}
-    whole = run(write(evaluation="g000-e99", **(asked | {"checkpoint_min": 0.0})))
-    assert result["loss"] == pytest.approx(whole["loss"], rel=1e-3)
 
 
 def test_writing_checkpoints_changes_no_loss(write: Write, whole: dict[str, Any]) -> None:
@@ -108,7 +78,7 @@ def test_a_chain_of_interruptions_loses_at_most_one_step_each(
     interrupted(second, before_step=5)
     # Its only step was saved in a file of its own, and the earlier one was no longer needed.
     assert second.checkpoint.exists()
-    assert not (second.folder.parent / "attempt-1" / "checkpoint.pt").exists()
+    assert not (second.folder.parent / "attempt-1" / "checkpoint.safetensors").exists()
     third = write(3, continues_from=("attempt-2", "attempt-1"))
     result = run(third)
     assert result["continued_from"] == {"attempt": 2, "step": 4}
@@ -132,7 +102,7 @@ def test_a_job_that_slurm_starts_again_goes_on_from_its_own_checkpoint(
     monkeypatch.setenv("SLURM_JOB_ID", "41")
     paths = write()
     interrupted(paths, before_step=7)
-    stale = paths.folder / "checkpoint.pt.1.tmp"
+    stale = paths.folder / "checkpoint.safetensors.1.tmp"
     stale.write_bytes(b"half")
     monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
     result = run(paths)
@@ -147,8 +117,7 @@ def cut(data: bytes) -> bytes:
 
 
 def flip(data: bytes) -> bytes:
-    weights = torch.load(io.BytesIO(data), weights_only=True)["model"]
-    place = data.index(max(weights.values(), key=torch.numel).numpy().tobytes())
+    place = len(data) - 100
     return data[:place] + bytes([data[place] ^ 1]) + data[place + 1 :]
 
 
@@ -170,7 +139,6 @@ def test_a_damaged_checkpoint_is_named_and_the_training_begins_anew(
     [
         {"seed": 4},
         {"lr": 2e-2},
-        {"steps": 13},
         {"precision": "bf16"},
         {"seq_len": 17},
     ],
@@ -185,15 +153,17 @@ def test_a_checkpoint_of_something_else_is_not_used(write: Write, changes: dict[
     assert steps(second)[0] == 1
 
 
-@pytest.mark.parametrize("part", ["position", "model", "optimizer", "generators"])
+@pytest.mark.parametrize("part", ["position", "param_groups", "model", "optimizer", "generators"])
 def test_a_state_that_is_not_whole_is_not_put_in_place(
     write: Write, whole: dict[str, Any], part: str
 ) -> None:
     first = write()
     interrupted(first, before_step=3)
-    content = torch.load(first.checkpoint, weights_only=True)
-    content[part] = {}
-    torch.save(content, first.checkpoint)
+    saved, tensors = tensor_file.read(first.checkpoint)
+    state = {key: {} if key == part else value for key, value in saved.card.state.items()}
+    left = {name: tensor for name, tensor in tensors.items() if not name.startswith(f"{part}.")}
+    assert (state, left.keys()) != (saved.card.state, tensors.keys())
+    tensor_file.write(first.checkpoint, left, replace(saved.card, state=state))
     result = run(write(2))
     assert result["continued_from"] is None
     assert "attempt-1: its checkpoint does not fit: " in result["not_continued"]
@@ -209,7 +179,7 @@ def test_a_checkpoint_runs_no_code(write: Write, tmp_path: Path) -> None:
     torch.save(Evil(), first.checkpoint)
     result = run(write(2))
     assert result["verdict"]["kind"] == "completed"
-    assert "cannot be read: UnpicklingError" in result["not_continued"]
+    assert "it has no header of safetensors" in result["not_continued"]
     assert not (tmp_path / "ran").exists()
 
 
@@ -231,9 +201,9 @@ def test_a_checkpoint_that_finds_no_room_costs_nothing_else(
 
 
 def test_no_byte_is_written_where_a_state_cannot_fit(tmp_path: Path) -> None:
-    huge = {"model": {"weight": torch.empty(10**16, device="meta")}}
+    huge = {"weight": torch.empty(10**16, device="meta")}
     with pytest.raises(OSError, match=r"4e\+07 GB are needed") as raised:
-        save(huge, tmp_path / "checkpoint.pt")
+        tensor_file.write(tmp_path / "checkpoint", huge, Card(kind=CHECKPOINT, spec={}))
     assert raised.value.errno == errno.ENOSPC
     assert list(tmp_path.iterdir()) == []
 
@@ -314,7 +284,7 @@ def test_a_time_budget_goes_on_with_the_seconds_it_had(write: Write, training_ti
     # One step of warm-up, and forty that count.
     first = write(minutes=40 / 60, checkpoint_min=EVERY_STEP)
     interrupted(first, before_step=20)
-    position = torch.load(first.checkpoint, weights_only=True)["position"]
+    position = read_header(first.checkpoint).card.state["position"]
     assert (position["counted_s"], position["elapsed_s"]) == (18.0, 19.0)
     # What passes between the two is nobody's training.
     training_time.now_s += 500.0

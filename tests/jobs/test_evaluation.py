@@ -16,9 +16,9 @@ import pytest
 
 import elmanctl
 from elmanctl.errors import EnvironmentNotReady, InvalidConfiguration
-from elmanctl.jobs import evaluation
+from elmanctl.jobs import attempt_training, evaluation
 from elmanctl.jobs.evaluation import EvaluateAttempt, evaluate_attempt
-from elmanctl.jobs.train import _Loop
+from elmanctl.jobs.training_loop import TrainingLoop
 from elmanctl.ledger.reserve import hold
 from elmanctl.models.params import count_parameters
 from elmanctl.run.paths import AttemptPaths, RunPaths
@@ -349,7 +349,7 @@ def test_disk_without_a_free_inode_leaves_room_for_the_result(
                 (disk / f"file-{index}").touch()
         return "size and digest"
 
-    monkeypatch.setattr(evaluation, "verify", use_up)
+    monkeypatch.setattr(attempt_training, "verify", use_up)
     assert evaluate_attempt(str(paths.folder))["verdict"]["kind"] == "completed"
     assert verdict(paths)[0] == "completed"
 
@@ -432,8 +432,8 @@ def test_an_exception_in_the_training_keeps_the_numbers_reached(
     def fail_at_third(self: Any) -> Any:
         return original(self) if self.steps < 2 else [][0]
 
-    original = _Loop._batch
-    monkeypatch.setattr(_Loop, "_batch", fail_at_third)
+    original = TrainingLoop._batch
+    monkeypatch.setattr(TrainingLoop, "_batch", fail_at_third)
     with pytest.raises(IndexError):
         evaluate_attempt(str(paths.folder))
     kind, text = verdict(paths)
@@ -451,7 +451,7 @@ def test_an_interruption_from_the_keyboard_leaves_no_result(
     def interrupt(self: Any) -> Any:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(_Loop, "_batch", interrupt)
+    monkeypatch.setattr(TrainingLoop, "_batch", interrupt)
     paths = write_spec()
     with pytest.raises(KeyboardInterrupt):
         evaluate_attempt(str(paths.folder))
@@ -464,7 +464,7 @@ def test_library_that_ends_the_program_leaves_a_result(
     def end(self: Any) -> Any:
         raise SystemExit("no GPU, no training")
 
-    monkeypatch.setattr(_Loop, "_batch", end)
+    monkeypatch.setattr(TrainingLoop, "_batch", end)
     paths = write_spec()
     with pytest.raises(SystemExit):
         evaluate_attempt(str(paths.folder))

@@ -3,9 +3,8 @@
 from typing import Any
 
 import pytest
-import torch
 
-from elmanctl.jobs.train import MOST_VALIDATIONS
+from elmanctl.jobs.training_loop import MOST_VALIDATIONS
 from elmanctl.run.spec import DataSpec
 from tests.jobs.attempts import EVERY_STEP, Write, interrupted, killed, metrics, run, steps
 
@@ -73,21 +72,6 @@ def test_convergence_is_judged_the_same_after_an_interruption(write: Write) -> N
         del each["convergence"]["elapsed_s"]
     equal(result, left_alone)
     assert result["convergence"]["is_converged"]
-
-
-def test_a_checkpoint_without_the_sum_of_the_losses_leaves_no_mean(write: Write) -> None:
-    first = write()
-    interrupted(first, before_step=7)
-    content = torch.load(first.checkpoint, weights_only=True)
-    # As an earlier version wrote it.
-    older = ("steps", "tokens", "losses", "elapsed_s", "counted_s", "warm_tokens")
-    position = {key: content["position"][key] for key in older}
-    torch.save(content | {"position": position}, first.checkpoint)
-    result = run(write(2))
-    assert result["continued_from"] == {"attempt": 1, "step": 6}
-    left_alone = run(write(evaluation="g000-e99", checkpoint_min=0.0))
-    assert (result["loss"], result["mean_loss"]) == (left_alone["loss"], None)
-    assert left_alone["mean_loss"] is not None
 
 
 def test_a_result_keeps_some_of_very_many_validations(write: Write, documents: DataSpec) -> None:

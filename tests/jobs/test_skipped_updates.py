@@ -8,7 +8,7 @@ import pytest
 from torch import Tensor
 
 from elmanctl.jobs.data import ByteStream, Rows
-from elmanctl.jobs.train import MOST_SKIPPED_IN_A_ROW
+from elmanctl.jobs.training_loop import MOST_SKIPPED_IN_A_ROW
 from elmanctl.models.lm import LanguageModel
 from tests.jobs.attempts import Write, interrupted, metrics, run
 

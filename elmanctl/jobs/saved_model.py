@@ -1,0 +1,45 @@
+"""Saved model: a file of averaged weights as a module that computes."""
+
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from elmanctl.errors import InvalidModel
+from elmanctl.jobs import tensor_file
+from elmanctl.models.registry import build_model, decode_config
+from elmanctl.run.saved_file import MODEL, Card, SavedFile, read_header
+from elmanctl.run.spec import AttemptSpec
+
+
+def read_spec(card: Card) -> AttemptSpec:
+    """Return the spec of the training that a card tells of; raises InvalidConfiguration."""
+    return AttemptSpec.decode(card.spec)
+
+
+def load_model(path: Path, *, device: str = "cpu", backend: str = "auto") -> nn.Module:
+    """Return the model that a file holds, in evaluation mode, as the worker that trained it had it.
+
+    On the same kind of device, with the same backend, its logits have the same bits.  Raises
+    NotFound, InvalidModel for a file that holds no model, InvalidConfiguration and
+    EnvironmentNotReady as `build_model` does.
+    """
+    check_kind(read_header(path))
+    saved, tensors = tensor_file.read(path)
+    spec = read_spec(saved.card)
+    config = decode_config(spec.level, spec.config)
+    model = build_model(config, seed=0, backend=backend, device=torch.device(device).type)
+    own = {name: (value.dtype, value.shape) for name, value in model.state_dict().items()}
+    if own != {name: (value.dtype, value.shape) for name, value in tensors.items()}:
+        raise InvalidModel(f"{path} has other weights than its configuration")
+    model.load_state_dict(tensors)
+    return model.to(device).eval()
+
+
+def check_kind(saved: SavedFile) -> None:
+    """Raise InvalidModel for a checkpoint, whose weights are not those that were validated."""
+    if saved.card.kind != MODEL:
+        raise InvalidModel(
+            f"{saved.path} is a {saved.card.kind}, not a model",
+            hint="`model.safetensors` beside it is the model, once the training has ended",
+        )

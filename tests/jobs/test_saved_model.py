@@ -1,0 +1,125 @@
+"""A model that is kept computes what the worker that trained it computed."""
+
+import resource
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from elmanctl.errors import InvalidModel
+from elmanctl.jobs import attempt_training, tensor_file
+from elmanctl.jobs.saved_model import load_model
+from elmanctl.models.registry import FAMILIES
+from elmanctl.run.saved_file import read_header
+from elmanctl.run.spec import DataSpec
+from tests.jobs.attempts import Write, interrupted, metrics, run
+from tests.models.samples import small_config
+
+TOKENS = torch.arange(60).reshape(2, 30) * 7 % 256
+
+
+@pytest.fixture
+def of_worker(monkeypatch: pytest.MonkeyPatch) -> list[torch.Tensor]:
+    """The logits of workers in this process, with the weights that they keep."""
+    seen: list[torch.Tensor] = []
+    keep = attempt_training.AttemptTraining._keep_model
+
+    def look(self: Any, outcome: Any, model: Any) -> None:
+        with torch.no_grad():
+            seen.append(model(TOKENS)[0])
+        keep(self, outcome, model)
+
+    monkeypatch.setattr(attempt_training.AttemptTraining, "_keep_model", look)
+    return seen
+
+
+@pytest.mark.parametrize("level", FAMILIES)
+def test_a_kept_model_gives_the_logits_of_its_worker_to_the_bit(
+    write: Write, level: str, of_worker: list[torch.Tensor]
+) -> None:
+    paths = write(level=level, config=small_config(level).encode(), keep=("model",))
+    result = run(paths)
+    before = torch.get_rng_state()
+    with torch.no_grad():
+        assert torch.equal(load_model(paths.model)(TOKENS)[0], of_worker[0])
+    assert torch.equal(torch.get_rng_state(), before)
+    assert result["model_size_bytes"] == paths.model.stat().st_size
+
+
+def test_a_kept_model_says_all_about_itself(write: Write, documents: DataSpec) -> None:
+    paths = write(
+        data=documents, objective="val", holdout=0.1, val_windows=20, steps=6, keep=("model",)
+    )
+    result = run(paths)
+    card = read_header(paths.model).card
+    assert (card.spec["run"], card.spec["evaluation"], card.spec["seed"]) == ("tiny", "g000-e00", 3)
+    for key in ("val_loss", "val_loss_se", "fingerprint", "protocol", "steps", "versions"):
+        assert card.result[key] == result[key]
+    assert card.spec["data"]["sha256"] == documents.sha256
+    assert read_header(paths.model).parameters == result["parameters"]
+
+
+def test_a_model_that_others_beat_is_not_written(write: Write) -> None:
+    worse = write(keep=("model",), keep_below=1.0)
+    result = run(worse)
+    assert not worse.model.exists() and "model_size_bytes" not in result
+    better = write(evaluation="g000-e01", keep=("model",), keep_below=result["loss"] + 0.1)
+    run(better)
+    assert better.model.exists()
+
+
+def test_without_room_for_the_model_the_evaluation_counts(write: Write) -> None:
+    paths = write(keep=("model",), checkpoint_min=0.0)
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, limits[1]))
+    try:
+        result = run(paths)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert (result["verdict"]["kind"], result["model_not_kept"]) == ("completed", "File too large")
+    assert not list(paths.folder.glob("model*"))
+
+
+def test_keeping_a_model_changes_nothing_else(write: Write) -> None:
+    plain, kept = run(write()), run(write(evaluation="g000-e01", keep=("model",)))
+    assert (plain["loss"], plain["mean_loss"]) == (kept["loss"], kept["mean_loss"])
+
+
+@pytest.mark.parametrize("more", [{"steps": 20}, {"tokens": 20 * 64}, {"flops": 3e7}])
+def test_a_longer_training_goes_on_from_the_last_checkpoint_as_if_never_stopped(
+    write: Write, documents: DataSpec, more: dict[str, Any]
+) -> None:
+    held = {"data": documents, "objective": "val", "holdout": 0.1, "val_windows": 9, "val_every": 6}
+    first = write(**held, checkpoint_min=0.0, keep=("checkpoint",), steps=12)
+    run(first)
+    assert first.checkpoint.exists()
+    second = write(2, **held, **more)
+    longer = run(second)
+    assert longer["continued_from"] == {"attempt": 1, "step": 12}
+    straight = write(evaluation="g000-e01", **held, **more, checkpoint_min=0.0)
+    undisturbed = run(straight)
+    same = ("loss", "val_loss", "mean_loss", "steps", "tokens")
+    assert [longer[key] for key in same] == [undisturbed[key] for key in same]
+    losses = [[v["step"], v["val_loss"]] for v in longer["validations"]]
+    assert losses == [[v["step"], v["val_loss"]] for v in undisturbed["validations"]]
+    assert [m["loss"] for m in metrics(second)] == [m["loss"] for m in metrics(straight)][12:]
+
+
+def test_a_checkpoint_is_no_model(write: Write) -> None:
+    paths = write()
+    interrupted(paths, before_step=3)
+    with pytest.raises(InvalidModel, match="is a checkpoint, not a model"):
+        load_model(paths.checkpoint)
+
+
+def test_weights_of_another_configuration_are_refused(write: Write, tmp_path: Path) -> None:
+    paths = write(keep=("model",))
+    run(paths)
+    saved, tensors = tensor_file.read(paths.model)
+    spec = {**saved.card.spec, "config": {**saved.card.spec["config"], "dim": 24}}
+    other = tmp_path / "other.safetensors"
+    tensor_file.write(other, tensors, replace(saved.card, spec=spec))
+    with pytest.raises(InvalidModel, match="has other weights than its configuration"):
+        load_model(other)
