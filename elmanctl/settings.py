@@ -185,6 +185,9 @@ class DiskSettings:
     )
     keep_last: int = setting(2, "Newest generations of which cleaning keeps all files", most=10**6)
     keep_failed_logs: bool = setting(True, "Cleaning keeps the logs of failed attempts")
+    keep_models: int = setting(
+        1, "Evaluations, best first, whose trained model is kept", most=10**6, absent=0
+    )
     auto_clean: bool = setting(False, "Under the floor, clean by these rules before pausing")
 
 

@@ -33,6 +33,10 @@ def clean(
             help="Keep the logs of failed attempts; default: yes",
         ),
     ] = None,
+    keep_models: Annotated[
+        int | None,
+        Option(help="Keep the models of this many best evaluations; default: 1", min=0),
+    ] = None,
     kind: Annotated[
         str | None,
         Option(help=f"Only these kinds: {', '.join(KINDS)}", autocompletion=some_of(KINDS)),
@@ -41,7 +45,7 @@ def clean(
     yes: context.YesFlag = False,
     as_json: context.JsonFlag = False,
 ) -> None:
-    """Remove metrics, logs and pickles that are no longer needed
+    """Remove metrics, logs, pickles and models that are no longer needed
 
     The retention policy is `[disk]` in the run's settings, overridden by the options here.
     The ledger, all results, unfinished evaluations and the best ones are always kept.
@@ -58,6 +62,7 @@ def clean(
         keep_best=keep_best,
         keep_last=keep_last,
         keep_failed_logs=keep_failed_logs,
+        keep_models=keep_models,
     )
     policy = retention(effective_settings(state).disk, request)
     plan = plan_cleaning(paths, state, policy, kinds=request.kinds)

@@ -22,6 +22,7 @@ from elmanctl.search.cancelled_jobs import Now, jobs_left
 from elmanctl.search.disk_errors import explained
 from elmanctl.search.dispatch import Dispatcher
 from elmanctl.search.effective_settings import effective_settings
+from elmanctl.search.model_pruning import ModelPruning
 from elmanctl.search.poll import Poller, QueryPace
 from elmanctl.search.retry import Decisions
 from elmanctl.search.run_identity import refuse_changed_code, refuse_copy, refuse_other_clusters
@@ -85,7 +86,9 @@ def _act(paths: RunPaths, command: str, arguments: Mapping[str, Any]) -> dict[st
         apply_requests(session, watcher)
         if command == "requeue":
             executor.check()
-        dispatcher = Dispatcher(session, executor, poller, Decisions(session))
+        dispatcher = Dispatcher(
+            session, executor, poller, Decisions(session), ModelPruning(session)
+        )
         if command == "cancel" and poller.intended() and (polled := poller.poll()):
             # A job that was accepted but whose id was never recorded must be cancelled too.
             dispatcher.adopt(polled)

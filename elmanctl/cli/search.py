@@ -90,6 +90,9 @@ def search(
         str | None, Option(help="Resource template of the jobs", autocompletion=templates)
     ] = None,
     max_jobs: Annotated[int | None, Option(help="Most jobs in flight")] = None,
+    keep_models: Annotated[
+        int | None, Option(help="Keep the trained models of this many best evaluations")
+    ] = None,
     gpu_hours: Annotated[
         float | None, Option(help="Pause after this many GPU-hours; see [budget]")
     ] = None,
@@ -139,6 +142,7 @@ def search(
         "search.seed": seed,
         "search.start_from_best": start_from_best,
         "search.max_jobs": max_jobs,
+        "disk.keep_models": keep_models,
         "budget.gpu_hours": gpu_hours,
         "budget.wall_h": wall_hours,
         "train.minutes": train_minutes,

@@ -1,5 +1,6 @@
 """The summary of a search at its end: the best evaluation, the cost, the next command."""
 
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +15,13 @@ from elmanctl.cli.confirmation import (
 )
 from elmanctl.cli.costs import cost_data, describe_cost, describe_waste
 from elmanctl.cli.output import hint, print_line, shown_count
+from elmanctl.errors import NotFound
 from elmanctl.folders import working_folder
 from elmanctl.ledger.records import RunStatus, State
 from elmanctl.ledger.run_state import RunState
 from elmanctl.run.paths import RunPaths
 from elmanctl.search.confirmation import best_of, standing
+from elmanctl.search.kept_models import find_model
 
 
 def run_summary(paths: RunPaths, state: RunState) -> dict[str, Any]:
@@ -66,6 +69,9 @@ def print_summary(paths: RunPaths, state: RunState) -> None:
         if text:
             print_line(f"{label:<12} {text}")
     _print_best(state)
+    if (best := best_of(state, standing(state))) is not None:
+        with suppress(NotFound):
+            print_line(f"model        {_relative(find_model(paths, state, best))}")
     print_line(f"ledger       {_relative(paths.ledger)}")
     name, best = state.run["name"], state.best()
     if best is None:

@@ -23,6 +23,7 @@ from elmanctl.ledger.run_state import RunState
 from elmanctl.run.paths import RunPaths
 from elmanctl.search.confirmation import standing
 from elmanctl.search.export import export_attempt
+from elmanctl.search.kept_models import describe_model
 from elmanctl.search.noise import noise_for
 from elmanctl.search.selection import find_evaluation
 
@@ -169,6 +170,8 @@ def _print_evaluation(paths: RunPaths, found: RunState, chosen: Evaluation) -> N
         print_line(f"  noise       mean {noise.mean:.4f}, sd {noise.sd:.4f} of {noise.n} seeds")
     print_line(f"  parameters  {shown_count(chosen.parameters)}")
     print_line(f"  seed        {chosen.seed}")
+    if chosen.state is State.COMPLETED and (model := describe_model(paths, found, chosen)):
+        print_line(f"  model       {model}")
     print_line("config")
     values = chosen.hyperparameters
     width = max(map(len, values))

@@ -26,6 +26,7 @@ _NAMES = (
     ("log", re.compile(r".*_log\.(out|err)")),
     ("pickle", re.compile(r".*\.pkl")),
     ("result", re.compile(r"result\.json")),
+    ("model", re.compile(r"model\.safetensors.*")),
     ("checkpoint", re.compile(r"checkpoint.*|.*\.(pt|pth|ckpt|safetensors)")),
 )
 

@@ -5,12 +5,16 @@ from dataclasses import dataclass, field, replace
 
 OTHER = "other"
 
+# Not what every further attempt adds for good: a search keeps a fixed number of models.
+_TRANSIENT = "model"
+
 # What `clean` calls a kind of files, and the category in which their bytes were counted.
 CATEGORY_OF_KIND: Mapping[str, str] = {
     "metrics": "metrics",
     "logs": "log",
     "pickles": "pickle",
     "checkpoints": "checkpoint",
+    "models": "model",
     "temporaries": OTHER,
 }
 
@@ -19,8 +23,8 @@ CATEGORY_OF_KIND: Mapping[str, str] = {
 class DiskUse:
     """What a run's attempts wrote, by the ledger.
 
-    `sizes` are bytes by category, less what cleaning freed; `written_bytes` is all that was ever
-    written, by `evaluations` evaluations in `attempts` attempts.
+    `sizes` are bytes by category, less what cleaning freed; `written_bytes` is all but models that
+    was ever written, by `evaluations` evaluations in `attempts` attempts.
     """
 
     sizes: Mapping[str, int] = field(default_factory=dict)
@@ -44,7 +48,7 @@ class DiskUse:
         return replace(
             self,
             sizes={**self.sizes, **added},
-            written_bytes=self.written_bytes + sum(sizes.values()),
+            written_bytes=self.written_bytes + sum(sizes.values()) - sizes.get(_TRANSIENT, 0),
             evaluations=self.evaluations + new_evaluation,
             attempts=self.attempts + 1,
         )

@@ -187,7 +187,7 @@ class AttemptFinished(Payload):
     The attempt is `completed` or `cancelled` for the verdicts of these names and `failed` for all
     others.  `result` is null or what the worker wrote, a completed attempt's with its `loss`.
     `size_bytes`, which may be null, is what it left on disk in allocated blocks, and `sizes` the
-    same by category: `metrics`, `log`, `pickle`, `result`, `checkpoint`, `other`.
+    same by category: `metrics`, `log`, `pickle`, `result`, `model`, `checkpoint`, `other`.
     """
 
     evaluation: str

@@ -1,7 +1,9 @@
 """Frozen code of a run, copied at its start: edits in a checkout never change a live search."""
 
 import hashlib
+import re
 import shutil
+from contextlib import suppress
 from pathlib import Path
 
 import elmanctl
@@ -23,6 +25,18 @@ def hash_code(package: Path) -> str:
         digest.update(f"{path.relative_to(package)}\0{path.stat().st_size}\0".encode())
         digest.update(path.read_bytes())
     return digest.hexdigest()
+
+
+def knows_spec_key(code: Path, key: str) -> bool:
+    """Whether the worker in a run's frozen code reads a spec with this key.
+
+    A worker refuses a key that it does not know, so that a run of an earlier version must not be
+    sent one.
+    """
+    with suppress(OSError):
+        text = (code / "elmanctl" / "run" / "spec.py").read_text(encoding="utf-8")
+        return re.search(rf"^    {re.escape(key)}: ", text, re.MULTILINE) is not None
+    return False
 
 
 def freeze_code(target: Path) -> str:

@@ -1,7 +1,8 @@
 """Cleaning of a run folder: plan which files may go, then remove exactly those.
 
 Never removed: the ledger, results, specs, claims, files of unfinished evaluations, orphans, and
-all files of the best and of the confirmed evaluations and of the newest generations.
+all files of the best and of the confirmed evaluations and of the newest generations.  Of models
+those go that `disk.keep_models` does not keep.
 """
 
 import logging
@@ -20,7 +21,16 @@ from elmanctl.ledger.payloads import Cleaned
 from elmanctl.ledger.records import State
 from elmanctl.ledger.run_state import RunState
 from elmanctl.run.paths import RunPaths
-from elmanctl.search.file_owners import KINDS, OPTIMIZER, OwnedFile, optimizer_states_in_use, scan
+from elmanctl.search.effective_settings import effective_settings
+from elmanctl.search.file_owners import (
+    KINDS,
+    MODELS,
+    OPTIMIZER,
+    OwnedFile,
+    optimizer_states_in_use,
+    scan,
+)
+from elmanctl.search.kept_models import kept_evaluations
 from elmanctl.search.request_schema import CleanRequest
 from elmanctl.search.session import Session
 from elmanctl.settings import DiskSettings
@@ -34,6 +44,7 @@ _CHUNK = 256
 def retention(settings: DiskSettings, request: CleanRequest) -> DiskSettings:
     """Return the run's own rules, overridden by a request; raise ConfigError out of bounds."""
     values = {key: getattr(request, key) for key in ("keep_best", "keep_last", "keep_failed_logs")}
+    values["keep_models"] = request.keep_models
     refuse_outside({f"disk.{key}": value for key, value in values.items()})
     return replace(settings, **{k: value for k, value in values.items() if value is not None})
 
@@ -57,6 +68,8 @@ def plan_cleaning(
     files = scan(paths, state) if files is None else files
     device = paths.folder.stat().st_dev
     kept = _kept_whole(state, policy)
+    search = effective_settings(state).search
+    models = {evaluation.id for evaluation in kept_evaluations(state, policy, search)}
     states = optimizer_states_in_use(
         state, (file.found.parts[-1] for file in files if file.kind == OPTIMIZER)
     )
@@ -69,7 +82,7 @@ def plan_cleaning(
         and (
             file.found.parts[-1] not in states
             if file.kind == OPTIMIZER
-            else _may_go(state, file, kept, policy)
+            else _may_go(state, file, models if file.kind == MODELS else kept, policy)
         )
     ]
     return sorted(plan, key=lambda file: file.found.parts)

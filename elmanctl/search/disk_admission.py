@@ -10,6 +10,9 @@ from elmanctl.search.disk_forecast import format_size, room_bytes
 from elmanctl.search.session import Session
 from elmanctl.settings import DiskSettings
 
+# Weights are kept in float32.
+_PARAMETER_BYTES = 4
+
 # Minimum interval between two automatic cleanings.
 _CLEANING_INTERVAL_S = 60.0
 
@@ -40,12 +43,21 @@ class DiskAdmission:
     def _fitting(self, wanted: int, live: int) -> int:
         """Return how many attempts fit, -1 under the floor itself, by bytes or by files."""
         space, settings = space_of(self._session.paths.folder), self._session.settings.disk
-        attempt_bytes = self._session.state.disk.attempt_bytes
+        attempt_bytes = self._attempt_bytes()
         if room_bytes(space, settings) < 0 or _lacks_inodes(space, settings):
             return -1
         if not attempt_bytes:
             return wanted
         return min(wanted, max(0, room_bytes(space, settings) // attempt_bytes - live))
+
+    def _attempt_bytes(self) -> int:
+        """Return what one attempt may write, its model included, whether that stays or not."""
+        session = self._session
+        each_bytes = session.state.disk.attempt_bytes or 0
+        if session.settings.disk.keep_models:
+            waiting = session.state.waiting_evaluations()
+            each_bytes += _PARAMETER_BYTES * max((e.parameters for e in waiting), default=0)
+        return each_bytes
 
     def _may_clean(self) -> bool:
         """Whether to clean now: scanning the run folder takes a while, so not at every turn."""
@@ -67,7 +79,7 @@ class DiskAdmission:
     def _shortage(self, wanted: int, freed: list[int] | None) -> SearchPaused:
         session = self._session
         settings, name = session.settings.disk, session.run["name"]
-        each_bytes = session.state.disk.attempt_bytes or 0
+        each_bytes = self._attempt_bytes()
         text = _describe_shortage(space_of(session.paths.folder), settings, wanted, each_bytes)
         plan = plan_cleaning(session.paths, session.state, settings)
         could_bytes = sum(file.size_bytes for file in plan)

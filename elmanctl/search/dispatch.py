@@ -47,6 +47,7 @@ from elmanctl.search.backoff import Pace
 from elmanctl.search.costs import affordable, mean_device_s, overspent
 from elmanctl.search.disk_admission import DiskAdmission
 from elmanctl.search.effective_settings import avoided_nodes
+from elmanctl.search.model_pruning import ModelPruning
 from elmanctl.search.nodes import readmit_oldest, says_no_node
 from elmanctl.search.poll import Poller
 from elmanctl.search.repeats import answering
@@ -91,6 +92,7 @@ class Dispatcher:
         executor: Executor,
         poller: Poller,
         decisions: Decisions,
+        models: ModelPruning,
         *,
         sharing: Sharing | None = None,
         now: Callable[[], float] = time.monotonic,
@@ -104,6 +106,7 @@ class Dispatcher:
         self._sharing.join(self._sharer)
         self._now = now
         self._next_submission = 0.0
+        self._models = models
         self._disk = DiskAdmission(session)
         self._pace = Pace()
         self._unanswered: Counter[str] = Counter()
@@ -315,10 +318,13 @@ class Dispatcher:
     def _write_specs(self, submission: SubmissionIntent, members: Sequence[_Due]) -> None:
         session = self._session
         limit = int(submission.resources.timeout_min)
+        kept = self._models.asked()
         for task, due in zip(submission.tasks, members, strict=True):
             # The changes of a retry are not among the evaluation's own.
             changed = replace(due.evaluation, changes=due.changes)
             spec = attempt_spec(session.run, session.settings, changed, task.attempt, limit)
+            if due.evaluation.confirms is None:
+                spec = replace(spec, **kept)
             paths = session.paths.attempt(task.evaluation, task.attempt)
             paths.folder.mkdir(parents=True, exist_ok=True)
             write_json(paths.spec, spec.encode())

@@ -20,6 +20,7 @@ from elmanctl.ledger.run_state import RunState
 from elmanctl.run.paths import RunPaths
 
 OPTIMIZER = "optimizer"
+MODELS = "models"
 
 # The kinds of files that `clean` removes.
 KINDS = (*CATEGORY_OF_KIND, OPTIMIZER)
@@ -188,8 +189,8 @@ class _Owners:
 
 
 def _kind_in_attempt(category: str, names: list[str]) -> str | None:
-    if category == "checkpoint":
-        return "checkpoints"
+    if category in ("checkpoint", "model"):
+        return _KIND_OF_CATEGORY[category]
     if len(names) != 1:
         return None
     if category == "metrics":

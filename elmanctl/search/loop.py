@@ -31,6 +31,7 @@ from elmanctl.search.attempt_monitor import Watcher
 from elmanctl.search.confirmation_plan import due_confirmations
 from elmanctl.search.dispatch import Dispatcher
 from elmanctl.search.fitness import feedback_on, fitness_values, is_spare
+from elmanctl.search.model_pruning import ModelPruning
 from elmanctl.search.nodes import exclude_bad_nodes, judged_attempts
 from elmanctl.search.optimizer import LARGEST_BYTES, CmaOptimizer
 from elmanctl.search.poll import Poller, QueryPace
@@ -88,8 +89,11 @@ class Controller:
         note = read_note(session.paths.scheduler)
         self._poller = Poller(session, executor, pace, after=note)
         self._decisions = Decisions(session)
+        self._models = ModelPruning(session)
         self._dispatcher = Dispatcher(
-            session, executor, self._poller, self._decisions, sharing=sharing, now=now
+            *(session, executor, self._poller, self._decisions, self._models),
+            sharing=sharing,
+            now=now,
         )
         self._watcher = Watcher(session, executor, now=now)
         self._starved = StarvedJobs(session, executor, now=now)
@@ -158,6 +162,7 @@ class Controller:
     def _go_on(self) -> bool:
         """Advance as far as possible without waiting; return whether the search is finished."""
         self._close_decided()
+        self._models.prune()
         self._answer_repeats()
         if self._advance():
             self._session.record(self._ending())
@@ -181,6 +186,7 @@ class Controller:
         judged = self._watcher.look(polled)
         for evaluation, verdict in judged:
             self._view.judged(evaluation, verdict)
+            self._models.add(evaluation)
         exclude_bad_nodes(self._session, [(e, e.attempts[-1]) for e, _ in judged])
         if polled is not None:
             self._starved.look(polled)

@@ -43,6 +43,7 @@ class CleanRequest:
     keep_best: int | None = json_field(default=None, omit=True)
     keep_last: int | None = json_field(default=None, omit=True)
     keep_failed_logs: bool | None = json_field(default=None, omit=True)
+    keep_models: int | None = json_field(default=None, omit=True)
 
 
 _REQUESTS: Mapping[str, type[RequeueRequest | CancelRequest | CleanRequest]] = {

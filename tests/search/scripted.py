@@ -7,6 +7,7 @@ the ledger, the optimizer and the files of a run are real.
 import copy
 import hashlib
 import json
+import math
 import shutil
 import threading
 import time
@@ -156,16 +157,21 @@ def write_result(paths: AttemptPaths, verdict: str) -> None:
     """Write what a worker writes."""
     spec = json.loads(paths.spec.read_text(encoding="utf-8"))
     completed = verdict == "completed"
+    loss = loss_of(spec["config"], spec["lr"]) if completed else None
+    kept = {}
+    if loss is not None and "keep" in spec and loss < spec.get("keep_below", math.inf):
+        kept["model_size_bytes"] = paths.model.write_bytes(b"w" * 4 * spec["parameters_expected"])
     evidence = {"source": "result", "text": TEXTS.get(verdict, f"the worker says {verdict}")}
     write_json(
         paths.result,
         {
             "version": 1,
             "verdict": {"kind": verdict.partition(" ")[0], "evidence": [evidence]},
-            "loss": loss_of(spec["config"], spec["lr"]) if completed else None,
+            "loss": loss,
             "steps": 10 if completed else int(1000 * spec["lr"]),
             # As of a training that ended within its warm-up.
             "tokens_per_s": None,
+            **kept,
             **{key: spec[key] for key in ("evaluation", "attempt", "parameters_expected")},
         },
     )

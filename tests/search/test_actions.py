@@ -351,7 +351,7 @@ def test_requeue_that_asks_for_what_cannot_be_changes_nothing(
 def test_cleaning_frees_what_it_says_and_keeps_the_best_and_all_results(
     runs: Runs, with_commands: WithCommands
 ) -> None:
-    run = runs.new()
+    run = runs.new(disk={"keep_models": 0})
     state = run.drive()
     run.leave_files(state)
     before = measure(run.folder)

@@ -70,7 +70,7 @@ def test_kill_around_any_event_loses_and_repeats_nothing(
     assert kinds == {
         *("controller_started", "points_asked", "submission_intended", "submission_accepted"),
         *("attempt_started", "attempt_finished", "evaluation_closed", "generation_told"),
-        "run_finished",
+        *("cleaned", "run_finished"),
     }
     assert len(left) > 80
     for where, killed in left.items():

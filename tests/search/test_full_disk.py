@@ -34,7 +34,7 @@ from tests.search.scripted import MODEL, Run, Runs, ScriptedExecutor
 
 pytestmark = pytest.mark.usefixtures("no_power_failures")
 
-NO_FLOOR = {"floor_gb": 0.0, "floor_inodes": 0}
+NO_FLOOR = {"floor_gb": 0.0, "floor_inodes": 0, "keep_models": 0}
 Tmpfs = Callable[..., Path]
 
 
