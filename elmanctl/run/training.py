@@ -17,6 +17,7 @@ BudgetKind = Literal["minutes", "steps", "tokens", "flops", "converge"]
 OBJECTIVES = ("val", "last100", "mean")
 SAMPLERS = ("windows", "documents", "stream")
 DECAYS = ("matrices", "all")
+PARALLELS = (DDP, FSDP) = ("ddp", "fsdp")
 
 # By name, the largest first: above so many parameters so many sequences a step.
 BATCH_RULES: Mapping[str, tuple[tuple[int, int], ...]] = {
@@ -159,6 +160,36 @@ class Training:
         condition=True,
         absent=False,
     )
+    gpus: int = setting(
+        1,
+        "GPUs on each node that train one model together, each a part of the batch",
+        least=1,
+        most=1024,
+        condition=True,
+        absent=1,
+    )
+    nodes: int = setting(
+        1,
+        "Nodes that train one model together",
+        least=1,
+        most=10_000,
+        condition=True,
+        absent=1,
+    )
+    parallel: str = setting(
+        "ddp",
+        "How several GPUs hold a model: ddp (each all of it) or fsdp (each a part)",
+        words=PARALLELS,
+        absent="ddp",
+    )
+    exchange_every: int = setting(
+        1,
+        "Steps between exchanges of several GPUs: 1 averages gradients, more weights (local SGD)",
+        least=1,
+        most=1_000_000,
+        condition=True,
+        absent=1,
+    )
     seed: int = setting(42, "Seed of initialisation and of the order of the data", most=2**62)
     precision: str = setting("auto", "fp32, bf16 or auto (bf16 on a GPU)", words=PRECISIONS)
     device: str = setting("auto", "cpu, cuda or auto", words=DEVICES)
@@ -201,6 +232,11 @@ class Training:
         return next(batch for least, batch in BATCH_RULES[self.batch_rule] if parameters > least)
 
     @property
+    def ranks(self) -> int:
+        """The processes that train one model, one for each GPU."""
+        return self.gpus * self.nodes
+
+    @property
     def tokens_per_step(self) -> int:
         """Bytes predicted in one step, whatever the micro-batch."""
         return self.batch * self.seq_len
@@ -209,10 +245,26 @@ class Training:
         """Raise ConfigError for values that are within their bounds and do not go together."""
         rule = BATCH_RULES.get(self.batch_rule or "", ((0, self.batch),))
         for _, batch in rule:
-            if self.micro_batch and batch % self.micro_batch:
+            if batch % self.ranks:
                 raise ConfigError(
-                    f"`train.micro_batch` {self.micro_batch} does not divide `train.batch` {batch}"
+                    f"`train.batch` {batch} cannot be shared by {self.ranks} GPUs "
+                    "(`train.gpus` times `train.nodes`)",
+                    hint="each GPU gets as many sequences of a step as any other",
                 )
+            if self.micro_batch and batch // self.ranks % self.micro_batch:
+                share = f"{batch // self.ranks}, the share of one GPU" if self.ranks > 1 else batch
+                raise ConfigError(
+                    f"`train.micro_batch` {self.micro_batch} does not divide `train.batch` {share}"
+                )
+        if self.exchange_every > 1 and self.ranks == 1:
+            raise ConfigError(
+                "`train.exchange_every` above 1 needs several GPUs: `train.gpus` or `train.nodes`"
+            )
+        if self.exchange_every > 1 and self.parallel == FSDP:
+            raise ConfigError(
+                "`train.exchange_every` above 1 goes with `train.parallel` ddp: with fsdp no GPU "
+                "has weights of its own"
+            )
         if self.objective == "val" and not self.holdout:
             raise ConfigError(
                 "`train.objective` is val, and `train.holdout` 0 holds nothing out",

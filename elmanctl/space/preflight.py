@@ -58,8 +58,9 @@ def _micro_batch(train: Training, gpu_memory_gb: float | None, config: FamilyCon
     if gpu_memory_gb is None:
         return train.micro_batch
     limit_bytes = gpu_memory_gb * _GB
-    whole = train.micro_batch or train.batch
-    divisors = [size for size in range(train.batch, 0, -1) if train.batch % size == 0]
+    batch = train.batch // train.ranks
+    whole = train.micro_batch or batch
+    divisors = [size for size in range(batch, 0, -1) if batch % size == 0]
     sizes = [whole] if train.micro_batch else divisors
     needed = {size: _memory_bytes(train, config, size) for size in sizes}
     fitting = [size for size in sizes if needed[size] <= limit_bytes]
