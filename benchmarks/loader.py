@@ -26,6 +26,7 @@ import torch  # noqa: E402
 
 from elmanctl.jobs.data import ByteStream  # noqa: E402
 from elmanctl.jobs.device import device_name, use_threads  # noqa: E402
+from elmanctl.jobs.micro_batch import MicroBatch  # noqa: E402
 from elmanctl.jobs.optimizer import make_optimizer  # noqa: E402
 from elmanctl.jobs.step import Stepper  # noqa: E402
 from elmanctl.models.params import count_parameters  # noqa: E402
@@ -64,12 +65,12 @@ def step_times(
         optimizer,
         device=torch.device("cpu"),
         precision="fp32",
-        micro_batch=training.batch,
+        micro_batch=MicroBatch(training),
         grad_clip=training.grad_clip,
     )
 
-    def train(rows: Any) -> None:
-        stepper.gradients(rows)
+    def train(rows: Any, step: int) -> None:
+        stepper.gradients(rows, step)
         stepper.update()
 
     for step in range(1, steps + 1):
@@ -78,7 +79,7 @@ def step_times(
                 training.seed, step, training.batch, training.seq_len
             )
         )
-        _, rest_ms = timed_ms(lambda rows=rows: train(rows))  # type: ignore[misc]
+        _, rest_ms = timed_ms(lambda rows=rows, step=step: train(rows, step))  # type: ignore[misc]
         yield reading_ms, rest_ms
 
 

@@ -226,6 +226,8 @@ def _row(
     notes = [TIMING_ONLY] if is_timing_only else []
     if row.backend == "torch" and row.model.level != "transformer":
         notes.append(TORCH_RECURRENCE)
+    if outcome.micro_batch < shape.batch:
+        notes.append(f"in micro-batches of {outcome.micro_batch}, for want of memory")
     if profile is None:
         notes.append("steps are too long to profile")
     idle_ms = None

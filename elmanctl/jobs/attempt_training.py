@@ -14,7 +14,13 @@ from elmanctl.codec import encode
 from elmanctl.jobs import tensor_file
 from elmanctl.jobs.checkpoints import Checkpoints
 from elmanctl.jobs.data import ByteStream, HeldOutWindows, held_out_windows
-from elmanctl.jobs.device import choose_device, use_threads
+from elmanctl.jobs.device import (
+    choose_device,
+    device_name,
+    held_by_others_bytes,
+    use_threads,
+)
+from elmanctl.jobs.micro_batch import MicroBatch
 from elmanctl.jobs.outcome import TrainOutcome
 from elmanctl.jobs.signals import Warned
 from elmanctl.jobs.train import train, versions
@@ -46,6 +52,8 @@ class AttemptTraining:
         self._spec = spec
         self._compared_by: str | None = None
         self._kept: dict[str, Any] = {}
+        self._others_bytes: int | None = None
+        self._micro_batch: MicroBatch | None = None
         self._checkpoints = None
         if spec.training.checkpoint_min or CHECKPOINT in spec.keep:
             self._checkpoints = Checkpoints(
@@ -57,11 +65,16 @@ class AttemptTraining:
         spec, training = self._spec, self._spec.training
         use_threads(training.threads)
         split = self._verified_split()
+        device = choose_device(training.device)
+        self._others_bytes = held_by_others_bytes(device)
+        self._micro_batch = MicroBatch(
+            training, remembered=spec.micro_batches.get(device_name(device))
+        )
         model = build_model(
             decode_config(spec.level, spec.config),
             seed=training.seed,
             backend=training.backend,
-            device=choose_device(training.device).type,
+            device=device.type,
         )
         outcome = train(
             model,
@@ -71,6 +84,7 @@ class AttemptTraining:
             self._checkpoints,
             self._held_out(split),
             self._keep_model if MODEL in spec.keep else None,
+            self._micro_batch,
         )
         verdict = outcome.verdict(
             f"{self._paths.name_in_run}/{self._paths.metrics.name}",
@@ -79,8 +93,13 @@ class AttemptTraining:
         return verdict, self._entries(outcome) | self._kept
 
     def record(self) -> dict[str, Any]:
-        """Return the entries of the result about checkpoints, those of a failed one too."""
-        return {} if self._checkpoints is None else self._checkpoints.record()
+        """Return the entries of the result about memory and checkpoints, of a failed one too."""
+        others = {"held_by_others_bytes": self._others_bytes}
+        return {
+            **({} if self._others_bytes is None else others),
+            **({} if self._micro_batch is None else self._micro_batch.record()),
+            **({} if self._checkpoints is None else self._checkpoints.record()),
+        }
 
     def discard(self) -> None:
         """Remove the checkpoints that nothing needs once the result is written."""

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from elmanctl.errors import InvalidModel, NotFound
 from elmanctl.jobs import tensor_file
+from elmanctl.jobs.generators import Generators
 from elmanctl.jobs.validation import Validation
 from elmanctl.run.saved_file import CHECKPOINT, Card
 from elmanctl.run.spec import AttemptSpec
@@ -28,6 +29,7 @@ _MODEL, _OPTIMIZER, _GENERATORS = "model.", "optimizer.", "generators."
 _MAY_DIFFER = (
     *("run", "evaluation", "attempt", "micro_batch", "timeout_min", "heartbeat_s", "device"),
     *("checkpoint_min", "continues_from", "protocol", "budget", "keep", "keep_below"),
+    *("micro_batches", "activation_checkpointing"),
 )
 
 
@@ -99,9 +101,8 @@ def capture(trained: Trained, position: Position) -> Content:
     tensors = {_MODEL + name: tensor for name, tensor in trained.model.state_dict().items()}
     for number, state in optimizer["state"].items():
         tensors |= {f"{_OPTIMIZER}{number}.{key}": value for key, value in state.items()}
-    tensors[f"{_GENERATORS}cpu"] = torch.get_rng_state()
-    if trained.device.type == "cuda":
-        tensors[f"{_GENERATORS}cuda"] = torch.cuda.get_rng_state(trained.device)
+    generators = Generators(trained.device).states
+    tensors |= {_GENERATORS + name: state for name, state in generators.items()}
     data = asdict(position) | {"validations": [asdict(each) for each in position.validations]}
     return Content(
         tensors=tensors,
@@ -118,10 +119,7 @@ def restore(content: Content, trained: Trained) -> None:
     """Restore a state, for which `misfit` must have found nothing."""
     trained.model.load_state_dict(content.part(_MODEL))
     trained.optimizer.load_state_dict(_optimizer_state(content))
-    generators = content.part(_GENERATORS)
-    torch.set_rng_state(generators["cpu"])
-    if trained.device.type == "cuda" and "cuda" in generators:
-        torch.cuda.set_rng_state(generators["cuda"], trained.device)
+    Generators(trained.device, content.part(_GENERATORS)).restore()
 
 
 def _optimizer_state(content: Content) -> dict[str, Any]:

@@ -1,5 +1,6 @@
-"""Device of a training: CPU or GPU, its precision, threads, repeatability and peak memory."""
+"""Device of a training: CPU or GPU, its precision, threads, repeatability and memory."""
 
+import gc
 import os
 import platform
 from collections.abc import Iterator
@@ -100,3 +101,21 @@ def peak_memory_bytes(device: torch.device) -> int:
         if line.startswith("VmHWM"):
             return int(line.split()[1]) * 1024
     raise EnvironmentNotReady("/proc/self/status names no peak of memory")
+
+
+def free_cache(device: torch.device) -> None:
+    """Free the memory of tensors that nothing refers to any more."""
+    gc.collect()
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+
+
+def held_by_others_bytes(device: torch.device) -> int | None:
+    """Return the memory of a GPU that torch does not hold here, None on the CPU.
+
+    Beside other processes it is the context of CUDA in this one, some hundred MB.
+    """
+    if device.type != "cuda":
+        return None
+    free, total = torch.cuda.mem_get_info(device)
+    return total - free - torch.cuda.memory_reserved(device)

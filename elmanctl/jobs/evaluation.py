@@ -83,7 +83,7 @@ class _Training(Protocol):
     """The part of `AttemptTraining` that is used here: its module needs torch."""
 
     def record(self) -> dict[str, Any]:
-        """Return the entries of the result about checkpoints."""
+        """Return the entries of the result about memory and checkpoints."""
 
     def discard(self) -> None:
         """Remove the checkpoints that nothing needs."""

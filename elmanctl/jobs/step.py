@@ -1,5 +1,6 @@
 """Training step: gradients of one batch in micro-batches, clipping, and the update."""
 
+import time
 from contextlib import AbstractContextManager, nullcontext
 
 import numpy as np
@@ -8,11 +9,20 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
+from elmanctl.jobs.device import free_cache
+from elmanctl.jobs.generators import Generators
+from elmanctl.jobs.micro_batch import MicroBatch
 from elmanctl.jobs.optimizer import AdamWScheduleFree
+from elmanctl.models.buffers import Buffers
+from elmanctl.models.lm import LanguageModel
 
 
 class Stepper:
-    """Makes the steps of a model, whose weights stay float32 in any precision."""
+    """Makes the steps of a model, whose weights stay float32 in any precision.
+
+    Where memory runs out in the gradients of a step, they are computed again with less of it.
+    `lost_s` are the seconds that such attempts have taken.
+    """
 
     def __init__(
         self,
@@ -21,7 +31,7 @@ class Stepper:
         *,
         device: torch.device,
         precision: str,
-        micro_batch: int,
+        micro_batch: MicroBatch,
         grad_clip: float,
     ) -> None:
         self._model = model
@@ -32,17 +42,36 @@ class Stepper:
         self._micro_batch = micro_batch
         self._grad_clip = grad_clip
         self._update_norm: Tensor | None = None
+        self.lost_s = 0.0
+        self._set_recomputing()
 
-    def gradients(self, rows: npt.NDArray[np.uint8]) -> tuple[float, float, float | None]:
-        """Compute the gradients of rows [B, T+1] and clip them.
+    def gradients(
+        self, rows: npt.NDArray[np.uint8], step: int
+    ) -> tuple[float, float, float | None]:
+        """Compute the gradients of rows [B, T+1], those of a step, and clip them.
 
         Returns the mean loss in nats, the norm before clipping, and the norm of the last update.
         """
+        generators, buffers = Generators(self._device), Buffers(self._model)
+        while True:
+            began = time.monotonic()
+            try:
+                return self._gradients(rows)
+            except Exception as exc:
+                if not self._micro_batch.shrink(exc, self._device, step):
+                    raise
+            # What the failed step holds is freed only where its exception is gone.
+            self._free()
+            self._set_recomputing()
+            generators.restore()
+            buffers.restore()
+            self.lost_s += time.monotonic() - began
+
+    def _gradients(self, rows: npt.NDArray[np.uint8]) -> tuple[float, float, float | None]:
         self._optimizer.zero_grad(set_to_none=True)
         total = torch.zeros((), device=self._device)
         batch = torch.from_numpy(rows).to(self._device).long()
-        for start in range(0, len(batch), self._micro_batch):
-            part = batch[start : start + self._micro_batch]
+        for part in batch.split(self._micro_batch.rows):
             with self.autocast():
                 loss: Tensor = self._model.loss(part)  # type: ignore[operator]
             share = len(part) / len(batch)
@@ -80,6 +109,19 @@ class Stepper:
         """Take up the norm of the last update of an earlier worker."""
         if update_norm is not None:
             self._update_norm = torch.tensor(update_norm, device=self._device)
+
+    def _free(self) -> None:
+        """Free the memory that the gradients of a failed step hold."""
+        self._optimizer.zero_grad(set_to_none=True)
+        for module in self._model.modules():
+            if isinstance(module, LanguageModel):
+                module.drop_auxiliary_loss()
+        free_cache(self._device)
+
+    def _set_recomputing(self) -> None:
+        for module in self._model.modules():
+            if isinstance(module, LanguageModel):
+                module.is_recomputing = self._micro_batch.is_recomputing
 
     def autocast(self) -> AbstractContextManager[object]:
         """Return the context of a forward pass."""

@@ -20,6 +20,7 @@ from elmanctl.jobs.device import (
     repeatable,
     use_threads,
 )
+from elmanctl.jobs.micro_batch import MicroBatch
 from elmanctl.jobs.outcome import Divergence, TrainOutcome
 from elmanctl.jobs.training_loop import Report, TrainingLoop
 from elmanctl.run.spec import AttemptSpec
@@ -33,6 +34,7 @@ def train(
     checkpoints: Checkpoints | None = None,
     held_out: HeldOutWindows | None = None,
     keep: Callable[[TrainOutcome, nn.Module], None] | None = None,
+    micro_batch: MicroBatch | None = None,
 ) -> TrainOutcome:
     """Train `model` under `spec` and return the outcome, divergence included.
 
@@ -41,8 +43,8 @@ def train(
     CPU and `threads` 1, equal specs give equal losses, bit for bit, and so does a run that resumes
     from a checkpoint; a model that computes its initial weights has to be built after
     `use_threads`.  Unless it diverged, `keep` gets the outcome and the model with its averaged
-    weights, those that were validated.  Raises InvalidConfiguration when the model does not have
-    the expected number of parameters.
+    weights, those that were validated.  `micro_batch` shrinks by need.  Raises
+    InvalidConfiguration when the model does not have the expected number of parameters.
     """
     parameters = count_parameters(model)
     if parameters != spec.parameters_expected:
@@ -58,7 +60,14 @@ def train(
     with repeatable(device.type == "cpu" and training.threads == 1):
         torch.manual_seed(training.seed)
         loop = TrainingLoop(
-            model.to(device), stream, held_out, spec, device, precision, checkpoints
+            model.to(device),
+            stream,
+            held_out,
+            spec,
+            device,
+            precision,
+            checkpoints,
+            micro_batch or MicroBatch(training),
         )
         divergence = loop.run(report)
         outcome = _outcome(loop, spec, divergence)
@@ -82,7 +91,7 @@ def _outcome(loop: TrainingLoop, spec: AttemptSpec, divergence: Divergence | Non
         elapsed_s=loop.clock.elapsed_s(),
         parameters=spec.parameters_expected,
         tokens_per_step=training.tokens_per_step,
-        micro_batch=loop.micro_batch,
+        micro_batch=loop.micro_batch.rows,
         backend=loop.backend,
         device=str(device),
         device_name=device_name(device),

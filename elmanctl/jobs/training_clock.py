@@ -49,7 +49,10 @@ class TrainingClock:
         try:
             yield
         finally:
-            lost = time.monotonic() - began
-            self._start += lost
-            if self._warm is not None:
-                self._warm += lost
+            self.leave_out(time.monotonic() - began)
+
+    def leave_out(self, lost_s: float) -> None:
+        """Do not count seconds that have just passed."""
+        self._start += lost_s
+        if self._warm is not None:
+            self._warm += lost_s

@@ -18,6 +18,7 @@ from elmanctl.jobs.convergence import Convergence, is_look, judge
 from elmanctl.jobs.data import ByteStream, HeldOutWindows
 from elmanctl.jobs.losses import TrainingLosses
 from elmanctl.jobs.metrics import StepRecord
+from elmanctl.jobs.micro_batch import MicroBatch
 from elmanctl.jobs.optimizer import make_optimizer
 from elmanctl.jobs.outcome import Divergence
 from elmanctl.jobs.step import Stepper
@@ -58,9 +59,10 @@ class TrainingLoop:
         device: torch.device,
         precision: str,
         checkpoints: Checkpoints | None,
+        micro_batch: MicroBatch,
     ) -> None:
         training = spec.training
-        self.micro_batch = min(training.micro_batch or training.batch, training.batch)
+        self.micro_batch = micro_batch
         self.losses = TrainingLosses(training)
         self.steps = 0
         self.tokens = 0
@@ -84,7 +86,7 @@ class TrainingLoop:
             self._optimizer,
             device=device,
             precision=precision,
-            micro_batch=self.micro_batch,
+            micro_batch=micro_batch,
             grad_clip=training.grad_clip,
         )
         self._checkpoints = checkpoints
@@ -101,7 +103,7 @@ class TrainingLoop:
                 self._optimizer,
                 held_out,
                 device=device,
-                rows_at_once=self.micro_batch,
+                micro_batch=micro_batch,
                 autocast=self._stepper.autocast,
             )
 
@@ -190,7 +192,7 @@ class TrainingLoop:
         began, elapsed_s = time.monotonic(), self.clock.elapsed_s()
         with self.clock.stopped():
             report.phase("validation")
-            loss, error = self._validator.validate()
+            loss, error = self._validator.validate(self.steps)
             found = Validation(
                 step=self.steps,
                 tokens=self.tokens,
@@ -233,7 +235,7 @@ class TrainingLoop:
             # The first steps compile kernels, which must not use up the budget a second time.  They
             # train nothing: the restored state replaces everything afterwards.
             for _ in range(self._training.warmup_steps):
-                self._stepper.gradients(self._batch())
+                self._gradients()
         restore(content, self._trained)
         self.losses.kept.extend(position.losses)
         self.losses.total, self.losses.count = position.loss_sum, position.loss_count
@@ -273,7 +275,7 @@ class TrainingLoop:
         return self.convergence.is_converged or is_capped
 
     def _step(self, report: Report) -> Divergence | None:
-        loss, grad_norm, update_norm = self._stepper.gradients(self._batch())
+        loss, grad_norm, update_norm = self._gradients()
         record = StepRecord(
             step=self.steps + 1,
             loss=loss,
@@ -298,6 +300,13 @@ class TrainingLoop:
             self.losses.append(loss)
         self.steps, self.tokens = record.step, record.tokens
         return None
+
+    def _gradients(self) -> tuple[float, float, float | None]:
+        """Compute the gradients of the next step; attempts that ran out of memory cost no time."""
+        lost_s = self._stepper.lost_s
+        found = self._stepper.gradients(self._batch(), self.steps + 1)
+        self.clock.leave_out(self._stepper.lost_s - lost_s)
+        return found
 
     def _divergence(self, step: int, quantity: str, value: float) -> Divergence:
         return Divergence(

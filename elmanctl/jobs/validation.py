@@ -11,6 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from elmanctl.jobs.data import HeldOutWindows
+from elmanctl.jobs.device import free_cache
+from elmanctl.jobs.micro_batch import MicroBatch
 from elmanctl.jobs.optimizer import AdamWScheduleFree
 
 
@@ -39,26 +41,40 @@ class Validator:
         windows: HeldOutWindows,
         *,
         device: torch.device,
-        rows_at_once: int,
+        micro_batch: MicroBatch,
         autocast: Callable[[], AbstractContextManager[object]],
     ) -> None:
         self._model = model
         self._optimizer = optimizer
         self._windows = windows
         self._device = device
-        self._rows_at_once = rows_at_once
+        self._micro_batch = micro_batch
         self._autocast = autocast
 
-    def validate(self) -> tuple[float, float | None]:
+    def validate(self, step: int = 0) -> tuple[float, float | None]:
         """Return the mean loss in nats per byte, and its standard error over documents.
 
-        Weights, optimizer and generators are the same afterwards, bit for bit.
+        Weights, optimizer and generators are the same afterwards, bit for bit.  Windows for which
+        memory runs out are tried again, fewer at once; `step` is noted with that.
         """
-        nats = []
+        nats: list[float] = []
         with averaged_weights(self._model, self._optimizer), torch.no_grad():
-            for start in range(0, len(self._windows.rows), self._rows_at_once):
-                nats += self._window_nats(slice(start, start + self._rows_at_once)).tolist()
+            while len(nats) < len(self._windows.rows):
+                nats += self._next_nats(len(nats), step)
         return mean_and_error(nats, self._windows)
+
+    def _next_nats(self, start: int, step: int) -> list[float]:
+        """Return the nats of as many windows from `start` as fit in memory."""
+        while True:
+            part = slice(start, start + self._micro_batch.validation_rows)
+            try:
+                nats: list[float] = self._window_nats(part).tolist()
+            except Exception as exc:
+                if not self._micro_batch.shrink_validation(exc, self._device, step):
+                    raise
+            else:
+                return nats
+            free_cache(self._device)
 
     def _window_nats(self, part: slice) -> Tensor:
         rows = torch.from_numpy(self._windows.rows[part]).to(self._device).long()

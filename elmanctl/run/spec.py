@@ -45,7 +45,8 @@ class AttemptSpec:
     micro-batch of the attempt.  `precision` auto is bf16 autocast over fp32 weights on CUDA and
     fp32 on the CPU.  `continues_from` names the folders of earlier attempts whose checkpoints may
     be gone on from, the newest first.  `keep` names what is left behind of a completed training, of
-    `KINDS`; the model only if its loss is below `keep_below`.
+    `KINDS`; the model only if its loss is below `keep_below`.  `micro_batches` are those that were
+    found for this configuration when memory ran out before, by the name of the device.
     """
 
     run: str
@@ -61,6 +62,7 @@ class AttemptSpec:
     continues_from: tuple[str, ...] = json_field(default=(), omit=True)
     keep: tuple[str, ...] = json_field(default=(), omit=True)
     keep_below: float | None = json_field(default=None, omit=True)
+    micro_batches: Mapping[str, int] = json_field(default_factory=dict, omit=True)
 
     def __post_init__(self) -> None:
         for name, bounds in bounds_of(Training).items():
@@ -75,6 +77,9 @@ class AttemptSpec:
         folders = all(_ATTEMPT_FOLDER.fullmatch(name) for name in self.continues_from)
         self._require("continues_from", folders, "an array of names such as attempt-1")
         self._require("keep", set(self.keep) <= set(KINDS), f"an array of {', '.join(KINDS)}")
+
+        known = all(rows >= 1 for rows in self.micro_batches.values())
+        self._require("micro_batches", known, "a table of numbers of at least 1")
 
     def _require(self, name: str, is_met: bool, what: str) -> None:
         if not is_met:

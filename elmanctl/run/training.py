@@ -136,6 +136,12 @@ class Training:
     micro_batch: int = setting(
         0, "Sequences at once; 0 is the batch, or what fits gpu_memory_gb", most=1_000_000
     )
+    activation_checkpointing: str = setting(
+        "auto",
+        "Recompute activations in the backward pass: on, off, or auto, where memory requires it",
+        words=("auto", "on", "off"),
+        absent="off",
+    )
     seq_len: int = setting(
         512, "Bytes predicted in one sequence", least=1, most=10**9, condition=True
     )

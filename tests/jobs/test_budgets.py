@@ -143,8 +143,8 @@ def test_a_held_out_loss_that_is_not_finite_is_divergence(
     validate = Validator.validate
     found = iter([2.0, float("inf")])
 
-    def poisoned(self: Validator) -> tuple[float, float | None]:
-        return next(found), validate(self)[1]
+    def poisoned(self: Validator, step: int) -> tuple[float, float | None]:
+        return next(found), validate(self, step)[1]
 
     monkeypatch.setattr(Validator, "validate", poisoned)
     asked = {"data": documents, "objective": "val", "holdout": 0.1, "val_windows": 20}

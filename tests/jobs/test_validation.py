@@ -13,6 +13,7 @@ from torch.nn import functional as F
 
 from elmanctl.jobs.data import ByteStream, HeldOutWindows, held_out_windows
 from elmanctl.jobs.metrics import StepRecord
+from elmanctl.jobs.micro_batch import MicroBatch
 from elmanctl.jobs.optimizer import make_optimizer, parameter_groups
 from elmanctl.jobs.train import train
 from elmanctl.jobs.validation import Validator, averaged_weights, is_due, mean_and_error
@@ -69,7 +70,7 @@ def validator(net: nn.Module, optimizer: Any, windows: HeldOutWindows) -> Valida
         optimizer,
         windows,
         device=torch.device("cpu"),
-        rows_at_once=7,
+        micro_batch=MicroBatch(Training(batch=7)),
         autocast=nullcontext,
     )
 
