@@ -52,7 +52,7 @@ class MicroBatch:
     """The micro-batch of an attempt, which shrinks by need.
 
     `rows` sequences are in memory at once in training, on each rank, and `validation_rows` in
-    validation, which are never more.  `is_recomputing`: activations are recomputed in the backward pass.
+    validation, which are never more.  `is_recomputing`: the backward pass recomputes activations.
     """
 
     def __init__(self, training: Training, *, remembered: int | None = None) -> None:
