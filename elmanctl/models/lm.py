@@ -106,7 +106,8 @@ class LanguageModel(nn.Module):
         if not (self.is_recomputing and self.training and torch.is_grad_enabled()):
             return run(residual, state)
         again = _as_in_forward(layer, Buffers(layer))
-        contexts: tuple[AbstractContextManager[None], ...] = (nullcontext(), again)
+        contexts: tuple[AbstractContextManager[None], AbstractContextManager[None]]
+        contexts = (nullcontext(), again)
         found: tuple[Tensor, Any] = checkpoint(
             run, residual, state, use_reentrant=False, context_fn=lambda: contexts
         )
@@ -128,7 +129,7 @@ class LanguageModel(nn.Module):
         """Forget the auxiliary loss, whose graph keeps the activations of a forward pass."""
         for layer in self.layers:
             if hasattr(layer, "auxiliary_loss"):
-                layer.auxiliary_loss = 0.0
+                layer.auxiliary_loss = torch.zeros(())
 
 
 @contextmanager

@@ -168,6 +168,7 @@ class Scarce(nn.Module):
     """A bigram with noise whose loss runs out of memory above so many rows, step by step."""
 
     backend = "torch"
+    passes: Tensor
 
     def __init__(self, limits: Iterable[int], text: str = GPU_OOM + OURS) -> None:
         super().__init__()
