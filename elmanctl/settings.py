@@ -9,6 +9,9 @@ from elmanctl.constants import GPU_NAME, MAX_SEED, MIN_POPULATION, REPEATS, YEAR
 from elmanctl.errors import ConfigError
 from elmanctl.run.training import BUDGET_KINDS, Training
 
+# The GPUs that a job asks for unless told otherwise, of which each of `train.gpus` needs one.
+ONE_GPU = "gpu:1"
+
 _MOST_HOST_GB = 1_000_000
 _MOST_GPU_GB = 10_000
 _MOST_CPUS = 10_000
@@ -63,7 +66,9 @@ class SlurmSettings:
     template: str | None = setting(None, "Named resources from sbatch_templates/")
     partition: str | None = setting(None, "Partition")
     account: str | None = setting(None, "Account")
-    gres: str | None = setting("gpu:1", "Generic resources of one job")
+    gres: str | None = setting(
+        ONE_GPU, "Generic resources of a job on each node; gpu:1 is one for each of train.gpus"
+    )
     mem_gb: float | None = setting(None, "Host memory of one job", above=0, most=_MOST_HOST_GB)
     cpus: int | None = setting(None, "CPUs of one job", least=1, most=_MOST_CPUS)
     timeout_min: int | None = setting(
@@ -98,6 +103,10 @@ class LocalSettings:
     timeout_min: int | None = setting(
         None, "Time limit; default the training budget and a margin", least=1, most=YEAR_MIN
     )
+
+    def at_once(self, gpus_each: int) -> int:
+        """Return how many evaluations run at the same time, if each trains on so many GPUs."""
+        return len(self.gpus) // gpus_each if self.gpus else self.workers
 
     def check_together(self) -> None:
         """Raise ConfigError for values that do not go together, or name no GPU."""

@@ -31,6 +31,7 @@ from elmanctl.search.effective_settings import effective_settings
 from elmanctl.search.session import Session
 from elmanctl.search.sharing import Sharing
 from elmanctl.search.turns import Member
+from elmanctl.settings import Settings
 
 
 def drive_together(
@@ -72,21 +73,25 @@ def drive_together(
 def _refuse_unlike(sessions: Sequence[Session], changes: Mapping[str, Any]) -> None:
     """Raise UsageError for runs that do not run in one place, on the same devices."""
     first, *others = (
-        (session.run["executor"], effective_settings(session.state, changes).local)
+        (session.run["executor"], effective_settings(session.state, changes))
         for session in sessions
     )
-    for session, (executor, local) in zip(sessions[1:], others, strict=True):
+    for session, (executor, settings) in zip(sessions[1:], others, strict=True):
         both = f"`{sessions[0].run['name']}` and `{session.run['name']}`"
         if executor != first[0]:
             raise UsageError(
                 f"of {both} one runs on Slurm and one on this machine",
                 hint="resume each by a command of its own",
             )
-        if executor == "local" and (local.gpus, local.workers) != (first[1].gpus, first[1].workers):
+        if executor == "local" and _slots(settings) != _slots(first[1]):
             raise UsageError(
-                f"{both} have different `local.gpus` or `local.workers`",
+                f"{both} have different `local.gpus`, `local.workers` or `train.gpus`",
                 hint="set them with `--set`, for all of these runs, or resume one after the other",
             )
+
+
+def _slots(settings: Settings) -> tuple[object, ...]:
+    return settings.local.gpus, settings.local.workers, settings.train.gpus
 
 
 def _members(

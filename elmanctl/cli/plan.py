@@ -80,7 +80,7 @@ def _at_once_in_all(plans: Sequence[SearchPlan]) -> int:
     """Return how many evaluations of all searches may be in flight."""
     first = plans[0]
     local = first.settings.local
-    slots = len(local.gpus) or local.workers
+    slots = local.at_once(first.settings.train.gpus)
     most = slots if first.executor == "local" else first.settings.search.max_jobs
     return min(most, sum(plan.settings.search.population for plan in plans))
 
@@ -88,7 +88,9 @@ def _at_once_in_all(plans: Sequence[SearchPlan]) -> int:
 def _describe_cost(plan: SearchPlan) -> str:
     """Describe the highest possible cost of a search, and how its budget limits it."""
     each = f"{plan.trainings} x {plan.resources.timeout_min} min"
-    gpus = f" x {plan.devices} GPUs" if plan.devices > 1 else ""
+    nodes = plan.resources.nodes
+    each_node = f"{plan.devices // nodes} GPUs on each of {nodes} nodes"
+    gpus = f" x {each_node if nodes > 1 else f'{plan.devices} GPUs'}" if plan.devices > 1 else ""
     most = f"at most {format_hours(plan.most_gpu_hours)} {plan.unit} ({each}{gpus}), plus retries"
     return f"{most}; the budget {plan.stop}" if plan.stop else f"{most}; no budget set"
 
@@ -261,7 +263,7 @@ def plan_data(plan: SearchPlan) -> dict[str, Any]:
 
 
 def _at_once(plan: SearchPlan) -> int:
-    slots = len(plan.settings.local.gpus) or plan.settings.local.workers
+    slots = plan.settings.local.at_once(plan.settings.train.gpus)
     return min(slots, plan.settings.search.population)
 
 

@@ -27,9 +27,12 @@ from elmanctl.cli.plan import describe_plans, print_dry_run, warn_of_plan, warn_
 from elmanctl.config import Resolved, parse_assignments
 from elmanctl.constants import GPU_NAME
 from elmanctl.errors import ElmanError, Faults, UsageError
+from elmanctl.ledger.spending import gpus_asked
 from elmanctl.run.ownership import refuse_foreign_files
 from elmanctl.run.paths import RunPaths
 from elmanctl.schedulers import make_executor
+from elmanctl.schedulers.cluster import check_gpus_of_nodes
+from elmanctl.schedulers.slurm import Slurm
 from elmanctl.search.plan import SearchPlan, plan_search
 from elmanctl.search.run_creation import create_run, discard_run
 
@@ -183,6 +186,9 @@ def search(
     executor = make_executor(RunPaths(first.folder), first.executor, first.settings)
     executor.check()
     check_partition(first.executor, first.settings.slurm.partition)
+    if first.executor == "slurm":
+        resources = first.resources
+        check_gpus_of_nodes(resources, gpus_asked(resources) // resources.nodes, Slurm())
     for plan in plans:
         warn_of_plan(plan)
     described = describe_plans(plans, resolved)

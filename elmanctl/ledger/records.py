@@ -259,10 +259,14 @@ class Task:
 class Resources:
     """The request of one job; `timeout_min` is its time limit in minutes, 0 where it is unknown.
 
-    `exclude` names the nodes that it must not run on.
+    It runs `tasks_per_node` tasks on each of so many `nodes`, one for each GPU that trains the same
+    model; `gres` and `mem_gb` are those of a node.  `exclude` names the nodes that it must not run
+    on.
     """
 
     timeout_min: int | float = json_field(default=0, omit=True)
+    nodes: int = json_field(default=1, omit=True)
+    tasks_per_node: int = json_field(default=1, omit=True)
     partition: str | None = json_field(default=None, omit=True)
     account: str | None = json_field(default=None, omit=True)
     gres: str | None = json_field(default=None, omit=True)
@@ -272,6 +276,11 @@ class Resources:
     extra: Mapping[str, object] = json_field(default_factory=dict, omit=True)
     python: str | None = json_field(default=None, omit=True)
     exclude: tuple[str, ...] = json_field(default=(), omit=True)
+
+    @property
+    def tasks(self) -> int:
+        """The tasks of one job, the ranks of its training."""
+        return self.nodes * self.tasks_per_node
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -7,8 +7,8 @@ from datetime import datetime
 from elmanctl import clock
 from elmanctl.ledger.records import Attempt, Resources
 
-# Of a Slurm job with one task; each is a number for the whole job, or `type:number`, or a list.
-_GPU_OPTIONS = ("gpus", "gpus_per_node", "gpus_per_task", "gpus_per_socket")
+# Options of a Slurm job for one node; each is a number, or `type:number`, or a list.
+_NODE_OPTIONS = ("gpus_per_node", "gpus_per_socket")
 
 # `gpu`, `gpu:2`, `gpu:a100`, `gpu:a100:2`, also as `gres/gpu=2` and with `(S:0-1)` behind.
 _GRES = re.compile(r"(?:gres/)?gpu(?:[:=](?P<rest>[^(]*))?(?:\(.*\))?")
@@ -48,16 +48,16 @@ def cost_of(attempt: Attempt, device_count: int, now: datetime | None = None) ->
 
 
 def devices(resources: Resources) -> int:
-    """Return by how many a job's time counts: its GPUs, and 1 for a job without any."""
-    return max(1, gpus_asked(resources))
+    """Return by how many a job's time counts: its GPUs, or its tasks where it has fewer."""
+    return max(resources.tasks, gpus_asked(resources))
 
 
 def gpus_asked(resources: Resources) -> int:
     """Return how many GPUs the job of one attempt asks for, 0 for none."""
     extra = {key.replace("-", "_"): value for key, value in resources.extra.items()}
-    asked = [_in_gres(resources.gres)]
-    asked += [_in_option(extra.get(key)) for key in _GPU_OPTIONS]
-    return max(asked)
+    each = [_in_gres(resources.gres), *(_in_option(extra.get(key)) for key in _NODE_OPTIONS)]
+    each.append(resources.tasks_per_node * _in_option(extra.get("gpus_per_task")))
+    return max(resources.nodes * max(each), _in_option(extra.get("gpus")))
 
 
 def _in_gres(text: object) -> int:

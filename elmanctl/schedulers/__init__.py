@@ -10,7 +10,7 @@ def make_executor(paths: RunPaths, name: str, settings: Settings) -> Executor:
     if name == "local":
         from elmanctl.schedulers.local_executor import LocalExecutor
 
-        return LocalExecutor(paths, workers=settings.local.workers, gpus=settings.local.gpus)
+        return LocalExecutor(paths, settings.local, ranks=settings.train.gpus)
     from elmanctl.schedulers.slurm_executor import SlurmExecutor
 
     return SlurmExecutor(paths, max_jobs=settings.search.max_jobs)

@@ -179,6 +179,27 @@ def _unknown(asked: str, known: Sequence[str], what: str, these: str) -> list[st
     return [f"no {what} `{', '.join(missing)}` is listed; {these}: {', '.join(known)}"]
 
 
+def check_gpus_of_nodes(resources: Resources, asked: int, slurm: Slurm) -> None:
+    """Raise EnvironmentNotReady if no node of the partition has the GPUs asked of each.
+
+    Nothing is asked for a job of one task: sbatch refuses it by itself.  It is silent where the
+    cluster does not say what its nodes have.
+    """
+    if resources.tasks == 1 or not asked:
+        return
+    known = parse_partitions(_Asking(slurm).answer(["sinfo", "-a", "-h", "-o", _SINFO]))
+    partitions = requested_partitions(known, resources.partition or "")
+    most = max((one.gpus for one in partitions), default=asked)
+    if most < asked:
+        raise EnvironmentNotReady(
+            f"a job asks for {asked} GPUs on a node (`train.gpus` is {resources.tasks_per_node}), "
+            f"and a node of {_named(partitions)} has at most {most}",
+            hint=f"set `train.gpus` to {most or 1}, and `train.nodes` to more"
+            if most
+            else "name a partition with GPUs, or set `train.device` to cpu and `slurm.gres` to ''",
+        )
+
+
 def obstacles(
     partitions: Sequence[Partition], resources: Resources, limit: SubmitLimit | None, max_jobs: int
 ) -> list[str]:

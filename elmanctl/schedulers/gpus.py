@@ -36,11 +36,14 @@ def visible_devices(
 
 
 def worker_variables(
-    gpus: Sequence[int | str], environ: Mapping[str, str], slot: int
+    gpus: Sequence[int | str], environ: Mapping[str, str], slot: int, each: int = 1
 ) -> dict[str, str]:
-    """Return the variables that show a worker only the GPU of its slot, of either vendor."""
+    """Return the variables that show a worker only the GPUs of its slot, of either vendor."""
     amd = (AMD_VARIABLE,) if environ.get(AMD_VARIABLE) else ()
-    return {name: devices_of(gpus, environ, name)[slot] for name in (VISIBLE_VARIABLE, *amd)}
+    own = slice(slot * each, (slot + 1) * each)
+    return {
+        name: ",".join(devices_of(gpus, environ, name)[own]) for name in (VISIBLE_VARIABLE, *amd)
+    }
 
 
 def devices_of(
@@ -104,12 +107,20 @@ def _listed(environ: Mapping[str, str]) -> int | None:
 
 
 def check_gpus(
-    gpus: Sequence[int | str], device: str, environ: Mapping[str, str], dev: Path = Path("/dev")
+    gpus: Sequence[int | str],
+    device: str,
+    environ: Mapping[str, str],
+    dev: Path = Path("/dev"),
+    *,
+    ranks: int = 1,
 ) -> None:
     """Raise EnvironmentNotReady for an entry of `local.gpus` that is not visible here.
 
-    The same if training is to run on `cuda` without a GPU.  Names are not checked.
+    The same if training is to run on `cuda` without a GPU, or on fewer GPUs than `ranks` of one
+    training need.  Names are not checked.
     """
+    if ranks > 1 and device != "cpu":
+        _check_enough(len(gpus) if gpus else visible_gpus(environ, dev), ranks, bool(gpus))
     if gpus:
         # All entries are checked, whatever the slot.
         worker_variables(gpus, environ, slot=0)
@@ -129,6 +140,17 @@ def check_gpus(
         if beyond
         else "leave `train.device` at `auto`, or run where a GPU is",
     )
+
+
+def _check_enough(count: int | None, ranks: int, is_chosen: bool) -> None:
+    # Where there is no GPU at all, `auto` trains on the CPU.
+    if count and count < ranks:
+        there = f"`local.gpus` names {count}" if is_chosen else f"this machine shows {count}"
+        raise EnvironmentNotReady(
+            f"`train.gpus` is {ranks}, and {there}",
+            hint=f"set `train.gpus` to {count}"
+            + (", or name more GPUs" if is_chosen else ", or `train.device` to cpu"),
+        )
 
 
 def _shown(count: int) -> str:

@@ -31,6 +31,7 @@ from elmanctl.schedulers.submission import (
     worker_environment,
     write_pickles,
 )
+from elmanctl.settings import LocalSettings
 
 logger = logging.getLogger(__name__)
 
@@ -63,20 +64,21 @@ _TIMED_OUT = 124
 
 
 class LocalExecutor:
-    """Runs attempts as detached processes, one on each slot."""
+    """Runs attempts as detached processes, one on each slot; each starts its other ranks itself."""
 
     name = "local"
     has_arrays = True
     tasks_per_submission = 1
 
-    def __init__(self, paths: RunPaths, *, workers: int, gpus: Sequence[int | str]) -> None:
+    def __init__(self, paths: RunPaths, local: LocalSettings, *, ranks: int = 1) -> None:
         self._paths = paths
-        self._gpus = tuple(gpus)
-        self._slots = len(self._gpus) or workers
+        self._gpus = local.gpus
+        self._ranks = ranks
+        self._slots = local.at_once(ranks)
 
     def check(self, *, asks: bool = True) -> None:
         """Raise EnvironmentNotReady for a GPU that is not visible here."""
-        check_gpus(self._gpus, "auto", os.environ)
+        check_gpus(self._gpus, "auto", os.environ, ranks=self._ranks)
         _, hard_s = resource.getrlimit(resource.RLIMIT_CPU)
         if hard_s != resource.RLIM_INFINITY:
             logger.warning("`ulimit -Ht` of this shell ends each worker after %d s of CPU", hard_s)
@@ -133,9 +135,9 @@ class LocalExecutor:
             "SUBMITIT_LOCAL_LOCALID": "0",
         }
         if self._gpus and slot is not None:
-            environment |= worker_variables(self._gpus, os.environ, slot)
+            environment |= worker_variables(self._gpus, os.environ, slot, self._ranks)
         # Concurrent workers must not each start a thread for every core.
-        share = len(os.sched_getaffinity(0)) // self._slots
+        share = len(os.sched_getaffinity(0)) // (self._slots * self._ranks)
         environment.setdefault("OMP_NUM_THREADS", str(max(1, share)))
         return environment
 

@@ -27,6 +27,9 @@ _TEMPLATE = Path(__file__).with_name(SCRIPT_NAME)
 _PLACEHOLDER = re.compile(r"@([a-z_]+)@")
 _OPTION = "#SBATCH --"
 
+# The ranks of a job end each other by themselves, and say why; what then still hangs, srun ends.
+_TOGETHER = " --kill-on-bad-exit=0 --wait=60"
+
 # Options that the controller decides; a user's own value would break its bookkeeping.
 _OURS = (
     *("array", "clusters", "error", "job-name", "no-requeue", "nodes", "ntasks"),
@@ -114,8 +117,10 @@ def _values(submission: Submission, folder: Path, code: Path) -> dict[str, str |
         "gres": resources.gres or None,
         "job_log": folder / f"{job}_0_log.out",
         "job_name": submission.job_name,
+        "nodes": resources.nodes,
         "mem": None if resources.mem_gb is None else f"{round(resources.mem_gb * 1024)}M",
         "partition": resources.partition or None,
+        "tasks_per_node": resources.tasks_per_node,
         "timeout_min": resources.timeout_min,
         "worker_log": folder / f"{job}_%t_log.out",
     }
@@ -124,6 +129,7 @@ def _values(submission: Submission, folder: Path, code: Path) -> dict[str, str |
     return quoted | {
         "setup": "\n".join(resources.setup) if resources.setup else None,
         "task": task if submission.is_array else "0",
+        "together": _TOGETHER if resources.tasks > 1 else "",
         "job": job if submission.is_array else "${SLURM_JOB_ID}",
         "worker": worker_command(folder, resources.python),
     }

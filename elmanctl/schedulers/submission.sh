@@ -10,8 +10,8 @@
 #SBATCH --job-name=@job_name@
 #SBATCH --mem=@mem@
 #SBATCH --no-requeue
-#SBATCH --nodes=1
-#SBATCH --ntasks-per-node=1
+#SBATCH --nodes=@nodes@
+#SBATCH --ntasks-per-node=@tasks_per_node@
 #SBATCH --open-mode=append
 #SBATCH --output=@job_log@
 #SBATCH --partition=@partition@
@@ -28,4 +28,4 @@ ln -sfn @folder@/"task-@task@.pkl" @folder@/"@job@_submitted.pkl"
 
 # command
 export SUBMITIT_EXECUTOR=slurm
-srun --unbuffered --output @worker_log@ @worker@
+srun --unbuffered@together@ --output @worker_log@ @worker@

@@ -223,7 +223,8 @@ class Watcher:
         fault = _mismatch(seen, evaluation, attempt)
         verdict = judge(seen) if fault is None else fault
         result = seen.result if fault is None else None
-        sizes = attempt_sizes(session.paths, evaluation.id, attempt)
+        tasks = submission.resources.tasks
+        sizes = attempt_sizes(session.paths, evaluation.id, attempt, ranks=tasks)
         kept = {key: value for key, value in (result or {}).items() if key not in _NOT_IN_LEDGER}
         reported = report.node if report else None
         session.record(

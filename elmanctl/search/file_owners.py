@@ -67,15 +67,22 @@ def scan(paths: RunPaths, state: RunState) -> list[OwnedFile]:
     return [owners.classify(found) for found in each_once(walk(paths.folder, passes_locked=True))]
 
 
-def attempt_sizes(paths: RunPaths, evaluation: str, attempt: Attempt) -> dict[str, int]:
-    """Return the bytes of an attempt by category, in its own folder and its submission's."""
+def attempt_sizes(
+    paths: RunPaths, evaluation: str, attempt: Attempt, *, ranks: int = 1
+) -> dict[str, int]:
+    """Return the bytes of an attempt by category, in its own folder and its submission's.
+
+    Each of its ranks left a log and a pickle.
+    """
     sizes = Counter[str]()
-    for name, size_bytes in _written_by(paths, evaluation, attempt):
+    for name, size_bytes in _written_by(paths, evaluation, attempt, ranks):
         sizes[category_of(name)] += size_bytes
     return dict(sizes)
 
 
-def _written_by(paths: RunPaths, evaluation: str, attempt: Attempt) -> Iterator[tuple[str, int]]:
+def _written_by(
+    paths: RunPaths, evaluation: str, attempt: Attempt, ranks: int
+) -> Iterator[tuple[str, int]]:
     folder = paths.attempt(evaluation, attempt.number).folder
     with suppress(FileNotFoundError, NotADirectoryError):
         yield folder.name, allocated_bytes(folder.stat())
@@ -84,7 +91,9 @@ def _written_by(paths: RunPaths, evaluation: str, attempt: Attempt) -> Iterator[
     # Looked up by name, not scanned: the folder of an array holds the files of all its tasks.
     submission = paths.submission(attempt.submission)
     job = attempt.job_id
-    ends = ("_submitted.pkl", "_0_result.pkl", "_0_log.out", "_0_log.err")
+    ends = ["_submitted.pkl"]
+    for rank in range(ranks):
+        ends += [f"_{rank}_result.pkl", f"_{rank}_log.out", f"_{rank}_log.err"]
     for name in (f"task-{attempt.task_index}.pkl", *(f"{job}{end}" for end in ends)):
         with suppress(FileNotFoundError, NotADirectoryError):
             status = os.lstat(f"{submission}/{name}")

@@ -188,7 +188,7 @@ def plan_search(
         )
     check_holdout(corpus, train)
     if executor == "local":
-        check_gpus(settings.local.gpus, train.device, os.environ)
+        check_gpus(settings.local.gpus, train.device, os.environ, ranks=train.gpus)
         check_trainable(settings)
     models = [decode_config(family.name, candidate.config) for candidate in first]
     if train.budget.kind == "flops":

@@ -1,16 +1,18 @@
 """Spec and resources of an attempt, from the run's settings and its evaluation."""
 
 import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 from elmanctl.errors import ConfigError
 from elmanctl.ledger.records import Attempt, Evaluation, Resources, VerdictKind
+from elmanctl.ledger.spending import gpus_asked
 from elmanctl.models.registry import decode_config
 from elmanctl.run.spec import AttemptSpec, DataSpec
 from elmanctl.run.training import Training
-from elmanctl.settings import Settings
+from elmanctl.settings import ONE_GPU, Settings
 from elmanctl.space.preflight import Preflight
 from elmanctl.verdicts.policy import rule_of
 
@@ -56,19 +58,49 @@ def attempt_resources(settings: Settings, executor: str, changes: Mapping[str, A
             raise ConfigError("a search on this machine sets no limit on memory")
         if changes.get("exclude"):
             raise ConfigError("a search on this machine has no other node to run on")
+        check_on_one_machine(training)
         asked = changes.get("timeout_min", settings.local.timeout_min)
-        return Resources(timeout_min=time_limit_min(training, asked))
-    return Resources(
+        return Resources(timeout_min=time_limit_min(training, asked), tasks_per_node=training.gpus)
+    gres = slurm.gres or None
+    resources = Resources(
         timeout_min=time_limit_min(training, changes.get("timeout_min", slurm.timeout_min)),
         partition=slurm.partition,
         account=slurm.account,
-        gres=slurm.gres or None,
+        nodes=training.nodes,
+        tasks_per_node=training.gpus,
+        gres=f"gpu:{training.gpus}" if gres == ONE_GPU else gres,
         mem_gb=changes.get("mem_gb", slurm.mem_gb),
         cpus=slurm.cpus,
         setup=slurm.setup,
         extra=slurm.extra,
         python=slurm.python,
         exclude=tuple(changes.get("exclude", ())),
+    )
+    _check_enough_gpus(resources, training)
+    return resources
+
+
+def check_on_one_machine(training: Training) -> None:
+    """Raise ConfigError for a training on several nodes, which only Slurm can start."""
+    if training.nodes > 1:
+        raise ConfigError(
+            f"`train.nodes` is {training.nodes}, and this machine is one node",
+            hint="set `train.nodes` to 1, or search on a cluster: without `--local`",
+        )
+
+
+def _check_enough_gpus(resources: Resources, training: Training) -> None:
+    """Raise ConfigError for a job with fewer GPUs a node than train one model there."""
+    asked, wanted = gpus_asked(resources) // resources.nodes, training.gpus
+    if wanted == 1 or asked >= wanted or (not asked and training.device == "cpu"):
+        return
+    gres = resources.gres or ""
+    more = re.sub(r"(gpu(?::[a-zA-Z]\w*)?)(?::\d+)?", rf"\1:{wanted}", gres, count=1)
+    raise ConfigError(
+        f"`train.gpus` is {wanted}, and a job asks for {asked} on a node (`slurm.gres` is "
+        f"`{gres}`)",
+        hint=f"set `slurm.gres` to {more if 'gpu' in gres else f'gpu:{wanted}'}"
+        + ("" if asked else ", or `train.device` to cpu"),
     )
 
 

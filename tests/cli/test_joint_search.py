@@ -212,7 +212,7 @@ def test_runs_that_cannot_be_continued_together_are_refused(
     ("other", "message", "hint"),
     [
         ({"slurm": {"partition": "gpu"}}, "one runs on Slurm and one on this machine", "its own"),
-        ({}, "have different `local.gpus` or `local.workers`", "`--set`"),
+        ({}, "have different `local.gpus`, `local.workers` or `train.gpus`", "`--set`"),
     ],
 )
 def test_runs_in_different_places_share_no_slots(

@@ -44,6 +44,23 @@ def test_gpus_are_counted_as_slurm_is_asked_for_them(resources: dict[str, Any], 
     assert devices(Resources(**resources)) == max(1, gpus)
 
 
+@pytest.mark.parametrize(
+    ("resources", "gpus"),
+    [
+        ({"gres": "gpu:4"}, 8),
+        ({"gres": "gpu:4", "extra": {"gpus_per_node": 6}}, 12),
+        ({"extra": {"gpus_per_task": 1}}, 8),
+        ({"extra": {"gpus": 8}}, 8),
+        ({}, 0),
+    ],
+)
+def test_gpus_of_all_nodes_are_counted(resources: dict[str, Any], gpus: int) -> None:
+    asked = Resources(nodes=2, tasks_per_node=4, **resources)
+    assert gpus_asked(asked) == gpus
+    # Without a GPU each process counts.
+    assert devices(asked) == max(8, gpus)
+
+
 def attempt(**known: Any) -> Attempt:
     return Attempt(number=1, submission="s1", task_index=0, **known)
 

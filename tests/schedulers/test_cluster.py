@@ -6,11 +6,13 @@ from pathlib import Path
 
 import pytest
 
+from elmanctl.errors import EnvironmentNotReady
 from elmanctl.ledger.records import Resources
 from elmanctl.schedulers.cluster import (
     ClusterAnswer,
     SubmitLimit,
     ask_cluster,
+    check_gpus_of_nodes,
     obstacles,
     parse_limit_min,
     parse_partitions,
@@ -72,6 +74,30 @@ def test_what_makes_jobs_wait_is_told() -> None:
     (warning,) = obstacles([gpu], short, limit, 21)
     assert "account lab allows 20" in warning and "`search.max_jobs` 21" in warning
     assert obstacles([cpu], short, None, 64) == ["partition cpu is not up: jobs wait until it is"]
+
+
+def test_job_of_more_gpus_than_any_node_has_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
+    program = tmp_path / "sinfo"
+    program.write_text(f"#!/bin/sh\n{ANSWERS['sinfo']}\n", encoding="utf-8")
+    program.chmod(0o755)
+
+    def check(gpus: int, partition: str | None = None) -> None:
+        resources = Resources(nodes=2, tasks_per_node=gpus, partition=partition)
+        check_gpus_of_nodes(resources, gpus, Slurm())
+
+    check(5)
+    check(6, partition="unlisted")
+    check_gpus_of_nodes(Resources(gres="gpu:9"), 9, Slurm())
+    with pytest.raises(EnvironmentNotReady, match="node of partition gpu has at most 5") as raised:
+        check(6)
+    assert raised.value.hint is not None and "`train.gpus` to 5" in raised.value.hint
+    with pytest.raises(EnvironmentNotReady, match="node of partition cpu has at most 0"):
+        check(2, partition="cpu")
+    program.write_text("#!/bin/sh\nexit 1\n", encoding="utf-8")
+    check(6)
 
 
 Ask = Callable[..., ClusterAnswer]

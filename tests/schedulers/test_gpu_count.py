@@ -27,9 +27,9 @@ class Machine:
         for name in names:
             (self.dev / name).touch()
 
-    def refused(self, *gpus: int | str, device: str = "auto") -> str | None:
+    def refused(self, *gpus: int | str, device: str = "auto", ranks: int = 1) -> str | None:
         try:
-            check_gpus(gpus, device, self.environ, self.dev)
+            check_gpus(gpus, device, self.environ, self.dev, ranks=ranks)
         except EnvironmentNotReady as exc:
             return exc.message
         return None
@@ -82,3 +82,12 @@ def test_gpu_of_a_kind_that_is_not_counted_is_not_denied(name: str, machine: Mac
     machine.has(name)
     assert visible_gpus(machine.environ, machine.dev) is None
     assert machine.refused(7) is None and machine.refused(device="cuda") is None
+
+
+def test_fewer_gpus_than_train_one_model_are_refused_but_not_none(machine: Machine) -> None:
+    assert machine.refused(ranks=4) is None
+    machine.lists("GPU 0: A (UUID: GPU-1)", "GPU 1: A")
+    assert machine.refused(ranks=2) is None and machine.refused(0, 1, ranks=2) is None
+    assert machine.refused(ranks=4) == "`train.gpus` is 4, and this machine shows 2"
+    assert machine.refused(1, ranks=2) == "`train.gpus` is 2, and `local.gpus` names 1"
+    assert machine.refused(ranks=4, device="cpu") is None

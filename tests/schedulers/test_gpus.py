@@ -66,6 +66,13 @@ def test_number_beyond_what_is_visible_is_refused_with_what_is(visible: str, sho
     assert raised.value.hint is not None and "from 0" in raised.value.hint
 
 
+def test_worker_of_several_ranks_sees_a_gpu_for_each() -> None:
+    gpus = (0, 1, 5, MIG, 7)
+    assert worker_variables(gpus, {}, 1, 2) == {"CUDA_VISIBLE_DEVICES": f"5,{MIG}"}
+    assert LocalSettings(gpus=gpus).at_once(2) == 2
+    assert LocalSettings(workers=3).at_once(2) == 3
+
+
 def test_one_device_by_two_names_is_refused() -> None:
     with pytest.raises(EnvironmentNotReady, match="MIG-7f0e twice"):
         devices_of((0, "MIG-7f0e"), {"CUDA_VISIBLE_DEVICES": "MIG-7f0e"})

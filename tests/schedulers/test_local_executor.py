@@ -19,6 +19,7 @@ from elmanctl.ledger.records import Resources, Submission, Task
 from elmanctl.run.paths import RunPaths
 from elmanctl.schedulers.executor import JobReport, JobState, LiveJob
 from elmanctl.schedulers.local_executor import LocalExecutor
+from elmanctl.settings import LocalSettings
 from tests.patience import PATIENCE_S
 
 # A worker: writes its environment, its process id and its arguments, then does what it is asked to.
@@ -38,8 +39,9 @@ class Machine:
     def __init__(self, root: Path, **options: Any) -> None:
         self.root = root
         self.paths = RunPaths(root / "run")
-        values: dict[str, Any] = {"workers": 3, "gpus": (), **options}
-        self.executor = LocalExecutor(self.paths, **values)
+        ranks = options.pop("ranks", 1)
+        local = LocalSettings(**{"workers": 3, "gpus": (), **options})
+        self.executor = LocalExecutor(self.paths, local, ranks=ranks)
         self.worker = root / "my worker"
         # A second machine of this root must not write to what may be starting: "text file busy".
         if not self.worker.exists():

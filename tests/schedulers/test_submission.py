@@ -81,6 +81,13 @@ def test_script_with_traps_for_a_shell_is_the_golden_one() -> None:
     assert_golden("submission-quoted.sh", text)
 
 
+def test_script_of_a_job_of_several_ranks_is_the_golden_one() -> None:
+    text = script(
+        Path("/cluster/runs/e88-27b"), partition="gpu", gres="gpu:8", nodes=4, tasks_per_node=8
+    )
+    assert_golden("submission-ranks.sh", text)
+
+
 def test_script_asks_for_nothing_that_is_not_set() -> None:
     text = script(Path("/cluster/run"))
     for option in ("partition", "account", "gres", "mem", "cpus-per-task", "wckey"):
