@@ -7,6 +7,7 @@ from typing import Any, get_type_hints
 from elmanctl.bounds import Bounds, bounds_of, setting
 from elmanctl.constants import GPU_NAME, MAX_SEED, MIN_POPULATION, REPEATS, YEAR_MIN
 from elmanctl.errors import ConfigError
+from elmanctl.run.metrics_settings import MetricsSettings
 from elmanctl.run.training import BUDGET_KINDS, Training
 
 # The GPUs that a job asks for unless told otherwise, of which each of `train.gpus` needs one.
@@ -223,12 +224,13 @@ class Settings:
     retry: RetrySettings = field(default_factory=RetrySettings)
     budget: BudgetSettings = field(default_factory=BudgetSettings)
     disk: DiskSettings = field(default_factory=DiskSettings)
+    metrics: MetricsSettings = field(default_factory=MetricsSettings)
     paths: PathSettings = field(default_factory=PathSettings)
 
     def encode(self) -> dict[str, Any]:
         """Return the settings as plain data, for the ledger, without those at their old way."""
         old = absent_settings()
-        return {
+        tables = {
             section: {
                 name: value
                 for name, value in table.items()
@@ -236,6 +238,7 @@ class Settings:
             }
             for section, table in asdict(self).items()
         }
+        return {name: table for name, table in tables.items() if table or name == "model"}
 
 
 SECTIONS: Mapping[str, type] = {

@@ -21,7 +21,7 @@ PACKAGE = ROOT / "elmanctl"
 # What costs time or is not installed everywhere: never imported while the command line starts.
 HEAVY = {
     *("torch", "triton", "cma", "submitit", "numpy", "rich", "schedulefree", "transformers"),
-    *("fla", "mamba_ssm"),
+    *("fla", "mamba_ssm", "tensorboardX", "wandb"),
 }
 
 # For each part, the parts that it may import, by the first rule whose names fit.  A name stands
@@ -36,7 +36,10 @@ FILES = ("ledger.records", "ledger.files", "ledger.mounts", "ledger.reserve")
 RULES: tuple[tuple[tuple[str, ...], tuple[str, ...]], ...] = (
     (("codec",), ("errors",)),
     (LEAVES, ()),
-    (("settings",), ("constants", "errors", "bounds", "run.training")),
+    (
+        ("settings",),
+        ("constants", "errors", "bounds", "run.training", "run.metrics_settings"),
+    ),
     (("sources",), (*LEAVES, "settings")),
     (("sbatch_variables",), (*LEAVES, "settings")),
     (("config",), (*LEAVES, "settings", "sources", "sbatch_variables")),
@@ -329,8 +332,9 @@ def test_rooms_refuse_to_be_imported_by_their_short_names() -> None:
     subprocess.run([sys.executable, "-c", program, *rooms], cwd=ROOT, check=True)
 
 
-# What starts programs: the one door to commands, and what starts workers or fills a disk.
-STARTING = {"command", "schedulers.local_executor", "jobs.full_disk"}
+# What starts programs: the one door to commands, and what starts workers, writes their metrics or
+# fills a disk.
+STARTING = {"command", "schedulers.local_executor", "jobs.metrics_feed", "jobs.full_disk"}
 
 # Who sends Slurm's commands through that door, each with the environment that is meant for it.
 ASKING_SLURM = {"schedulers.slurm", "schedulers.slurm_executor"}

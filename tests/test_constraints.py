@@ -9,7 +9,7 @@ from pathlib import Path
 
 from packaging.specifiers import SpecifierSet
 
-from elmanctl.constants import INSTALL_GPU, INSTALL_TRAIN
+from elmanctl.constants import INSTALL_GPU, INSTALL_TENSORBOARD, INSTALL_TRAIN, INSTALL_WANDB
 from tests.kernels.tritons import NEWEST, OLD
 
 ROOT = Path(__file__).parents[1]
@@ -64,7 +64,12 @@ def _name(line: str) -> str:
 
 def test_hints_name_the_packages_of_the_extras() -> None:
     extras = PROJECT["optional-dependencies"]
-    for hint, extra in ((INSTALL_TRAIN, "train"), (INSTALL_GPU, "gpu")):
+    for hint, extra in (
+        (INSTALL_TRAIN, "train"),
+        (INSTALL_GPU, "gpu"),
+        (INSTALL_TENSORBOARD, "tensorboard"),
+        (INSTALL_WANDB, "wandb"),
+    ):
         packages = [line.partition(";")[0] for line in extras[extra]]
         assert shlex.split(hint) == ["pip", "install", *packages]
 

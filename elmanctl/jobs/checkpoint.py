@@ -29,7 +29,7 @@ _MODEL, _OPTIMIZER, _GENERATORS = "model.", "optimizer.", "generators."
 _MAY_DIFFER = (
     *("run", "evaluation", "attempt", "micro_batch", "timeout_min", "heartbeat_s", "device"),
     *("checkpoint_min", "continues_from", "protocol", "budget", "keep", "keep_below"),
-    *("micro_batches", "activation_checkpointing"),
+    *("micro_batches", "activation_checkpointing", "metrics"),
 )
 
 

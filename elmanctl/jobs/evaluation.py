@@ -20,6 +20,7 @@ from elmanctl.jobs.failure import classify_exception, frame_of
 from elmanctl.jobs.full_disk import full_disk_of_node
 from elmanctl.jobs.heartbeat import Heartbeat
 from elmanctl.jobs.metrics import MetricsLog, StepRecord
+from elmanctl.jobs.metrics_feed import MetricsFeed, open_feed
 from elmanctl.jobs.signals import Warned, signals_noted
 from elmanctl.ledger.files import encode_json, write_json
 from elmanctl.ledger.records import Evidence, EvidenceSource, Verdict, VerdictKind
@@ -99,6 +100,7 @@ class _Evaluation:
         self._progress: _Progress | None = None
         self._spec: AttemptSpec | None = None
         self._training: _Training | None = None
+        self._feed: MetricsFeed | None = None
 
     def run(self) -> dict[str, Any]:
         """Run the attempt; leave a result, even after an exception."""
@@ -108,6 +110,9 @@ class _Evaluation:
         except (Exception, SystemExit) as exc:
             self.leave_failure(exc)
             raise
+        finally:
+            if self._feed is not None:
+                self._feed.close()
 
     def leave_failure(self, exc: Exception | SystemExit) -> None:
         """Write the result of an attempt that an exception ended."""
@@ -124,6 +129,7 @@ class _Evaluation:
         self._leave(self._header(Verdict(kind=kind, evidence=(evidence,))) | partial)
 
     def _run(self, spec: AttemptSpec) -> dict[str, Any]:
+        self._feed = open_feed(self._paths, spec)
         heartbeat = Heartbeat(
             self._paths.heartbeat,
             interval_s=spec.training.heartbeat_s,
@@ -132,7 +138,7 @@ class _Evaluation:
         )
         with heartbeat, signals_noted(heartbeat) as warned:
             with MetricsLog(self._paths.metrics) as metrics:
-                self._progress = _Progress(heartbeat, metrics)
+                self._progress = _Progress(heartbeat, metrics, self._feed)
                 result = self._train(spec, self._progress, warned)
             heartbeat.enter_phase("finishing")
             self._leave(result)
@@ -147,7 +153,7 @@ class _Evaluation:
         self._write(result)
         marker = self._paths.finished_marker
         # A foreground evaluation lies in no run, and no controller looks for it.
-        if self._paths.folder.parent.parent.name == "evaluations" and marker.parent.is_dir():
+        if self._paths.is_in_run and marker.parent.is_dir():
             try:
                 marker.touch()
             except OSError as exc:
@@ -205,11 +211,12 @@ def _hold_reserve(paths: AttemptPaths) -> None:
 
 
 class _Progress:
-    """Reports each step to the metrics file and the heartbeat, and now and then to the log."""
+    """Reports each step to the metrics file, heartbeat and feed, and now and then to the log."""
 
-    def __init__(self, heartbeat: Heartbeat, metrics: MetricsLog) -> None:
+    def __init__(self, heartbeat: Heartbeat, metrics: MetricsLog, feed: MetricsFeed | None) -> None:
         self._heartbeat = heartbeat
         self._metrics = metrics
+        self._feed = feed
         self._last = StepRecord(step=0, loss=math.nan, grad_norm=math.nan, tokens=0, elapsed_s=0.0)
         self._logged_at = float("-inf")
 
@@ -223,6 +230,8 @@ class _Progress:
         self._metrics.append(record)
         self._heartbeat.progress(step=record.step, loss=record.finite_loss, tokens=record.tokens)
         self._heartbeat.check()
+        if self._feed is not None:
+            self._feed.step(record)
         self._last = record
         if time.monotonic() - self._logged_at >= LOG_INTERVAL_S:
             self._logged_at = time.monotonic()
@@ -238,6 +247,8 @@ class _Progress:
     def validation(self, step: int, loss: float) -> None:
         """Report the held-out loss after a step."""
         logger.info("validation after step %d: held-out loss %.4f", step, loss)
+        if self._feed is not None:
+            self._feed.validation(step, loss)
 
     def checkpoint(self, step: int, error: str | None) -> None:
         """Report a checkpoint, or why it was not written."""

@@ -22,7 +22,7 @@ _DEEPEST = 64
 
 # The categories of an attempt's files by name; `other` is the rest, folders included.
 _NAMES = (
-    ("metrics", re.compile(r"metrics.*\.jsonl")),
+    ("metrics", re.compile(r"metrics.*\.jsonl|events\.out\.tfevents\..*|wandb")),
     ("log", re.compile(r".*_log\.(out|err)")),
     ("pickle", re.compile(r".*\.pkl")),
     ("result", re.compile(r"result\.json")),

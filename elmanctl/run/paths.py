@@ -39,10 +39,17 @@ class AttemptPaths(_Folder):
     checkpoint = _Named("checkpoint.safetensors")
     # The averaged weights, where the run keeps its models.
     model = _Named("model.safetensors")
+    # The folder that W&B's library writes to.
+    wandb = _Named("wandb")
 
     def earlier_metrics(self, restart: int) -> Path:
         """Return the path of the metrics of an earlier start of a requeued job."""
         return self.folder / f"metrics-restart-{restart}.jsonl"
+
+    @property
+    def is_in_run(self) -> bool:
+        """Whether the folder lies where those of a run do; a foreground evaluation's does not."""
+        return self.folder.parent.parent.name == "evaluations"
 
     @property
     def run_folder(self) -> Path:

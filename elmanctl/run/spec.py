@@ -11,6 +11,7 @@ from typing import Any
 from elmanctl.bounds import bounds_of
 from elmanctl.codec import decode, describe, encode, json_field
 from elmanctl.errors import EnvironmentNotReady, InvalidConfiguration, os_errors_as
+from elmanctl.run.metrics_settings import MetricsSettings
 from elmanctl.run.protocol import BETAS, Protocol
 from elmanctl.run.saved_file import KINDS
 from elmanctl.run.training import BUDGET_KINDS, Training
@@ -47,6 +48,7 @@ class AttemptSpec:
     be gone on from, the newest first.  `keep` names what is left behind of a completed training, of
     `KINDS`; the model only if its loss is below `keep_below`.  `micro_batches` are those that were
     found for this configuration when memory ran out before, by the name of the device.
+    `metrics` says where the numbers of each step go besides metrics.jsonl.
     """
 
     run: str
@@ -63,6 +65,7 @@ class AttemptSpec:
     keep: tuple[str, ...] = json_field(default=(), omit=True)
     keep_below: float | None = json_field(default=None, omit=True)
     micro_batches: Mapping[str, int] = json_field(default_factory=dict, omit=True)
+    metrics: MetricsSettings = json_field(default=MetricsSettings(), omit=True)
 
     def __post_init__(self) -> None:
         for name, bounds in bounds_of(Training).items():

@@ -198,12 +198,11 @@ class _Owners:
 
 
 def _kind_in_attempt(category: str, names: list[str]) -> str | None:
-    if category in ("checkpoint", "model"):
+    # W&B fills a folder.
+    if category in ("checkpoint", "metrics", "model"):
         return _KIND_OF_CATEGORY[category]
     if len(names) != 1:
         return None
-    if category == "metrics":
-        return "metrics"
     return "temporaries" if _TEMPORARY.fullmatch(names[0]) else None
 
 

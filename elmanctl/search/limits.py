@@ -17,6 +17,7 @@ def check_limits(settings: Settings, changes: Mapping[str, Any] | None = None) -
     refuse_outside(dict(flat(settings.encode())) if changes is None else changes)
     settings.train.check_together()
     settings.local.check_together()
+    settings.metrics.check_together()
 
 
 def check_learning_rates(space: SearchSpace) -> None:

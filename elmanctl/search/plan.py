@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from elmanctl.constants import INSTALL_TRAIN
+from elmanctl.constants import INSTALL_TENSORBOARD, INSTALL_TRAIN, INSTALL_WANDB
 from elmanctl.errors import (
     ConfigError,
     EnvironmentNotReady,
@@ -41,6 +41,11 @@ from elmanctl.space.space import SearchSpace, load_space
 # The name of a run is a folder name and a part of Slurm's job names, and people type it.
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 _NAME_LIMIT = 100
+
+_PACKAGES_OF_METRICS = {
+    "tensorboard": ("tensorboardX", INSTALL_TENSORBOARD),
+    "wandb": ("wandb", INSTALL_WANDB),
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -235,6 +240,12 @@ def check_trainable(settings: Settings) -> None:
         raise EnvironmentNotReady(
             f"`{missing[0]}` is not installed here, and training needs it", hint=INSTALL_TRAIN
         )
+    for name in settings.metrics.asked:
+        package, hint = _PACKAGES_OF_METRICS[name]
+        if not importlib.util.find_spec(package):
+            raise EnvironmentNotReady(
+                f"`{package}` is not installed here, and `metrics.{name}` needs it", hint=hint
+            )
     if settings.train.backend != AUTO:
         backend = BACKENDS[settings.train.backend]
         fault = unavailable_on_all_devices(backend)

@@ -19,6 +19,7 @@ from elmanctl.ledger.run_state import RunState
 from elmanctl.ledger.snapshot import SnapshotKeeper, load_summary
 from elmanctl.ledger.state import replay
 from elmanctl.ledger.store import LedgerWriter
+from elmanctl.run.frozen_code import knows_spec_key
 from elmanctl.run.ownership import refuse_foreign_run
 from elmanctl.run.paths import RunPaths
 from elmanctl.schedulers.submission import check_resources
@@ -38,6 +39,7 @@ CHANGEABLE = (
     "retry.",
     "budget.",
     "disk.",
+    "metrics.",
     "search.max_jobs",
     "search.confirm_",
 )
@@ -152,6 +154,11 @@ class Session:
             if key.startswith(_USELESS[executor]):
                 where = "on this machine, without Slurm" if executor == "local" else "on Slurm"
                 raise UsageError(f"`{key}` means nothing to this search: it runs {where}")
+            if key.startswith("metrics.") and not knows_spec_key(self.paths.code, "metrics"):
+                raise UsageError(
+                    f"`{key}` means nothing to this search: the code of its workers is older",
+                    hint="the curves are in metrics.jsonl in each attempt's folder",
+                )
             if key == "slurm.template":
                 raise UsageError(
                     "a template is read when a search starts, and not again",

@@ -56,6 +56,8 @@ def evaluate_once(
     with faults:
         settings.train.check_together()
     with faults:
+        settings.metrics.check_together()
+    with faults:
         model = decode_config(level, values)
     faults.raise_any()
     config = model.encode()
@@ -75,6 +77,7 @@ def evaluate_once(
         ),
         data=DataSpec(path=str(corpus.path), sha256=corpus.sha256, size_bytes=corpus.size_bytes),
         timeout_min=_NO_LIMIT_MIN,
+        metrics=settings.metrics,
     )
     paths = AttemptPaths(_new_folder(out, Path(settings.paths.runs).expanduser(), family.name))
     write_json(paths.spec, spec.encode())

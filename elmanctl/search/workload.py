@@ -127,6 +127,7 @@ def attempt_spec(
         continues_from=(
             checkpoint_folders(evaluation.attempts) if settings.train.checkpoint_min else ()
         ),
+        metrics=settings.metrics,
     )
 
 

@@ -19,7 +19,12 @@ from elmanctl.search.cleaning import (
     remove_file,
     remove_planned,
 )
-from elmanctl.search.file_owners import OwnedFile, optimizer_states_in_use, scan
+from elmanctl.search.file_owners import (
+    OwnedFile,
+    attempt_sizes,
+    optimizer_states_in_use,
+    scan,
+)
 from elmanctl.search.session import Session
 from elmanctl.settings import DiskSettings
 from tests.search.scripted import Run, Runs
@@ -72,6 +77,27 @@ def test_list_is_what_is_removed_and_the_bytes_are_those_of_the_disk(runs: Runs)
         assert 0 <= shrunk - sum(i.size_bytes for i in of_evaluations) < 64_000
         assert session.state.freed_bytes[""] > 0, "optimizer states belong to no evaluation"
         assert plan_cleaning(run.paths, session.state, EVERYTHING) == []
+
+
+def test_files_for_tensorboard_and_wandb_are_metrics(runs: Runs) -> None:
+    run = finished(runs, generations=1)
+    attempt = run.paths.attempt("g000-e00", 1)
+    inner = attempt.wandb / "offline-run-1"
+    inner.mkdir(parents=True)
+    files = [attempt.folder / "events.out.tfevents.1.node.2", inner / "run-1.wandb"]
+    for path in files:
+        path.write_bytes(b"x" * 5000)
+    latest = attempt.wandb / "latest-run"
+    latest.symlink_to(inner)
+    with Session.open(run.folder) as session:
+        (evaluation,) = (e for e in session.state.evaluations.values() if e.id == "g000-e00")
+        sizes = attempt_sizes(run.paths, "g000-e00", evaluation.attempts[0])
+        assert sizes["metrics"] >= 10_000 + attempt.metrics.stat().st_size
+        plan = plan_cleaning(run.paths, session.state, EVERYTHING, kinds=["metrics"])
+        of_attempt = {run.folder / i.name for i in plan if i.evaluation == "g000-e00"}
+        assert of_attempt == {*files, latest, attempt.metrics}
+        remove_planned(session, plan)
+    assert not any(path.exists() for path in (*files, attempt.metrics))
 
 
 def test_optimizer_states_that_a_later_controller_may_read_are_kept(runs: Runs) -> None:

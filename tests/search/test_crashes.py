@@ -1,6 +1,7 @@
 """A search that is killed or stopped at any instant goes on as if nothing had happened."""
 
 import random
+import shutil
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from elmanctl.ledger.payloads import ControllerStarted, Payload
 from elmanctl.ledger.records import RunStatus
 from elmanctl.ledger.run_state import RunState
 from elmanctl.ledger.state import load_run
+from elmanctl.run.spec import AttemptSpec
 from elmanctl.search import loop
 from elmanctl.search.session import Session
 from tests.integration.runs import losses, points
@@ -198,6 +200,33 @@ def test_changed_settings_hold_for_every_later_controller(runs: Runs) -> None:
     asked = [s.resources.timeout_min for s in state.submissions.values()]
     assert asked == [60, 33, 33]
     assert verdicts(state, "g001-e01") == ["python_error", "completed"]
+
+
+def test_change_of_metrics_is_in_the_specs_from_then_on(runs: Runs) -> None:
+    run = runs.new(generations=1)
+    run.drive()
+    with Session.open(run.folder) as session:
+        session.change_settings({"metrics.wandb": "curves"})
+        session.extend(2)
+    run.drive()
+    specs = {path.parts[-3]: AttemptSpec.read(path) for path in run.folder.rglob("spec.json")}
+    asked = {name: spec.metrics.asked for name, spec in specs.items()}
+    assert asked == {name: () if name.startswith("g000") else ("wandb",) for name in specs}
+
+
+def test_metrics_of_a_run_whose_code_is_older_stay_as_they_are(runs: Runs) -> None:
+    run = runs.new()
+    frozen = run.paths.code.resolve()
+    run.paths.code.unlink()
+    shutil.copytree(frozen, run.paths.code)
+    spec = run.paths.code / "elmanctl" / "run" / "spec.py"
+    text = spec.read_text(encoding="utf-8")
+    spec.write_text(text.replace("\n    metrics: ", "\n    numbers: "), encoding="utf-8")
+    with (
+        Session.open(run.folder) as session,
+        pytest.raises(UsageError, match="code of its workers is older"),
+    ):
+        session.change_settings({"metrics.wandb": "curves"})
 
 
 @pytest.mark.parametrize(
