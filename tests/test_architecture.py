@@ -69,6 +69,8 @@ RULES: tuple[tuple[tuple[str, ...], tuple[str, ...]], ...] = (
     (("doctor",), (*LEAVES, *SIZES, "ledger.disk", "ledger.files", "schedulers.slurm")),
     (("cli",), ("",)),
     (("__main__",), (*LEAVES, "cli")),
+    # The package itself, which every rule before this one would fit: what a user imports.
+    (("",), ("constants", "errors", "jobs.saved_model")),
 )
 
 # The rooms whose modules may need torch at once; what they are entered by does not.

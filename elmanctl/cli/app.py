@@ -24,6 +24,7 @@ PANELS = {
     "Start": ["init", "doctor", "models", "params", "calc-dim", "data", "eval"],
     "Search": ["search", "resume", "confirm", "cancel", "requeue"],
     "Inspect": ["status", "show", "logs", "compare", "classify"],
+    "Use": ["sample"],
     "Measure": ["bench"],
     "Maintain": ["disk", "clean", "ledger", "config", "completion"],
 }

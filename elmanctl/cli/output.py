@@ -5,6 +5,7 @@ are tab-separated lines under a header, with full words and nothing truncated.  
 errors come from files that anybody may have written, so control characters are escaped.
 """
 
+import codecs
 import json
 import os
 import re
@@ -207,6 +208,44 @@ def write_raw(text: str) -> None:
         text = "".join(printable(part) + mark for part, mark in zip(parts, kept, strict=True))
     sys.stdout.write(text)
     sys.stdout.flush()
+
+
+class ByteWriter:
+    """Writes bytes of any kind to stdout as they come, each time flushed.
+
+    To a pipe as they are; on a terminal as UTF-8, with bytes that are none and control characters
+    escaped.
+    """
+
+    def __init__(self) -> None:
+        self._decoder = codecs.getincrementaldecoder("utf-8")(errors="backslashreplace")
+        self._is_terminal = is_terminal()
+        self._last = "\n"
+
+    def write(self, data: bytes) -> None:
+        """Write some bytes; on a terminal a character appears when all its bytes are there."""
+        if not self._is_terminal:
+            sys.stdout.buffer.write(data)
+            sys.stdout.buffer.flush()
+            return
+        self._show(self._decoder.decode(data))
+
+    def part(self, separator: bytes) -> None:
+        """Write what parts two texts, in a pipe alone: on a terminal each begins a line."""
+        if not self._is_terminal:
+            self.write(separator)
+
+    def end(self) -> None:
+        """Write what is left of a character, and on a terminal end the line."""
+        if self._is_terminal:
+            self._show(self._decoder.decode(b"", final=True))
+            self._show("" if self._last == "\n" else "\n")
+
+    def _show(self, text: str) -> None:
+        if text:
+            self._last = text[-1]
+            sys.stdout.write(printable(text))
+            sys.stdout.flush()
 
 
 def say(text: str) -> None:

@@ -15,12 +15,14 @@ from elmanctl.cli.confirmation import confirmation_data, describe_confirmed, des
 from elmanctl.cli.context import JsonFlag, chosen_run, known_runs, load_readable
 from elmanctl.cli.log_follower import Follower
 from elmanctl.cli.output import print_json, print_line, shown_count, write_raw
+from elmanctl.cli.saved import show_saved
 from elmanctl.codec import encode
 from elmanctl.errors import NotFound, UsageError
 from elmanctl.ledger.files import open_regular
 from elmanctl.ledger.records import Attempt, Evaluation, Evidence, State
 from elmanctl.ledger.run_state import RunState
 from elmanctl.run.paths import RunPaths
+from elmanctl.run.saved_file import MODEL_FILE, locate_model
 from elmanctl.search.confirmation import standing
 from elmanctl.search.export import export_attempt
 from elmanctl.search.kept_models import describe_model
@@ -30,6 +32,13 @@ from elmanctl.search.selection import find_evaluation
 RunOrEvaluation = Annotated[
     str,
     Argument(help="Run, or evaluation of the newest run", autocompletion=run_or_evaluation_names),
+]
+RunOrEvaluationOrFile = Annotated[
+    str,
+    Argument(
+        help="Run, evaluation of the newest run, or file of a model or checkpoint",
+        autocompletion=run_or_evaluation_names,
+    ),
 ]
 EvaluationArgument = Annotated[
     str | None,
@@ -57,18 +66,25 @@ _SHOWN_OF_RESULT = {
 
 def show(
     ctx: Context,
-    run_or_evaluation: RunOrEvaluation,
+    run_or_evaluation: RunOrEvaluationOrFile,
     evaluation: EvaluationArgument = None,
     tail: Annotated[int, Option(help="Lines of the log to show")] = 20,
     as_json: JsonFlag = False,
 ) -> None:
     """Show one evaluation: result, parameters, attempts, failure, log tail
 
+    Of a file, or of a folder with a model, it shows what is written in the file itself; neither
+    the run nor torch is needed.
+
     \b
     Examples:
         elmanctl show best
         elmanctl show e88-480m g012-e03
+        elmanctl show ./model.safetensors
     """
+    if evaluation is None and (file := _saved_file(run_or_evaluation)) is not None:
+        show_saved(file, as_json=as_json)
+        return
     paths, found, chosen = _find(ctx, run_or_evaluation, evaluation)
     if as_json:
         attempts = [
@@ -135,7 +151,9 @@ def logs(
 
 def _find(ctx: Context, first: str, second: str | None) -> tuple[RunPaths, RunState, Evaluation]:
     run, name = (None, first) if second is None else (first, second)
-    if second is None and first in known_runs(ctx):
+    if second is None and "/" in first:
+        run, _, name = first.rpartition("/")
+    elif second is None and first in known_runs(ctx):
         typed = f"elmanctl {ctx.info_name}"
         raise UsageError(
             f"`{first}` is a run: name an evaluation of it",
@@ -144,6 +162,18 @@ def _find(ctx: Context, first: str, second: str | None) -> tuple[RunPaths, RunSt
     paths = chosen_run(ctx, run)
     found = load_readable(paths)
     return paths, found, find_evaluation(found, name)
+
+
+def _saved_file(text: str) -> Path | None:
+    """Return the saved file that the argument names, None if it names an evaluation.
+
+    It has the ending of such a file, or is a path with a slash.
+    """
+    path = Path(text)
+    if path.suffix == Path(MODEL_FILE).suffix:
+        return path
+    is_path = "/" in text and path.exists() and not RunPaths(path).ledger.is_file()
+    return locate_model(path) if is_path else None
 
 
 def _print_evaluation(paths: RunPaths, found: RunState, chosen: Evaluation) -> None:

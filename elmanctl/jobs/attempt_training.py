@@ -10,6 +10,7 @@ from typing import Any
 
 from torch import nn
 
+from elmanctl import clock
 from elmanctl.codec import encode
 from elmanctl.jobs import tensor_file
 from elmanctl.jobs.checkpoints import Checkpoints
@@ -140,7 +141,12 @@ class AttemptTraining:
         below = self._spec.keep_below
         if outcome.loss is None or (below is not None and outcome.loss >= below):
             return
-        card = Card(kind=MODEL, spec=self._spec.encode(), result=self._entries(outcome))
+        card = Card(
+            kind=MODEL,
+            spec=self._spec.encode(),
+            result=self._entries(outcome),
+            saved_at=clock.to_text(clock.now()),
+        )
         try:
             size_bytes = tensor_file.write(self._paths.model, model.state_dict(), card)
         except OSError as exc:

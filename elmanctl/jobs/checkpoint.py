@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from elmanctl import clock
 from elmanctl.errors import InvalidModel, NotFound
 from elmanctl.jobs import tensor_file
 from elmanctl.jobs.generators import Generators
@@ -143,7 +144,12 @@ def position_of(content: Content) -> Position:
 
 def save(content: Content, path: Path, spec: AttemptSpec) -> int:
     """Write a state atomically and return its size in bytes; raises as `tensor_file.write`."""
-    card = Card(kind=CHECKPOINT, spec=spec.encode(), state=dict(content.state))
+    card = Card(
+        kind=CHECKPOINT,
+        spec=spec.encode(),
+        state=dict(content.state),
+        saved_at=clock.to_text(clock.now()),
+    )
     return tensor_file.write(path, content.tensors, card)
 
 

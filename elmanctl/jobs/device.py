@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from elmanctl.errors import EnvironmentNotReady
+from elmanctl.errors import EnvironmentNotReady, UsageError
 
 # Slurm sets these in a job with GPUs; some releases set the last one to -1 or a word without.
 _GPU_VARIABLES = ("SLURM_JOB_GPUS", "SLURM_STEP_GPUS", "CUDA_VISIBLE_DEVICES")
@@ -43,6 +43,22 @@ def choose_device(name: str) -> torch.device:
             "to cpu and ask for no GPU",
         )
     return torch.device("cuda" if is_available and name != "cpu" else "cpu")
+
+
+def find_device(name: str) -> torch.device:
+    """Return the device of a name: cpu, cuda, cuda:N or auto.
+
+    Raises UsageError for any other name, EnvironmentNotReady when the device is not there.
+    """
+    if name in ("auto", "cpu", "cuda"):
+        return choose_device(name)
+    kind, _, number = name.partition(":")
+    if kind != "cuda" or not number.isdecimal():
+        raise UsageError(f"there is no device `{name}`", hint="devices: auto, cpu, cuda, cuda:N")
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if int(number) >= count:
+        raise EnvironmentNotReady(f"`{name}` is not there: torch sees {count} CUDA devices")
+    return torch.device(name)
 
 
 def _given_gpu() -> str | None:

@@ -2,13 +2,13 @@
 
 from pathlib import Path
 
-import torch
 from torch import nn
 
 from elmanctl.errors import InvalidModel
 from elmanctl.jobs import tensor_file
+from elmanctl.jobs.device import find_device
 from elmanctl.models.registry import build_model, decode_config
-from elmanctl.run.saved_file import MODEL, Card, SavedFile, read_header
+from elmanctl.run.saved_file import MODEL, Card, SavedFile, locate_model, read_header
 from elmanctl.run.spec import AttemptSpec
 
 
@@ -18,22 +18,25 @@ def read_spec(card: Card) -> AttemptSpec:
 
 
 def load_model(path: Path, *, device: str = "cpu", backend: str = "auto") -> nn.Module:
-    """Return the model that a file holds, in evaluation mode, as the worker that trained it had it.
+    """Return the model that a file or folder holds, in evaluation mode, as its worker had it.
 
-    On the same kind of device, with the same backend, its logits have the same bits.  Raises
-    NotFound, InvalidModel for a file that holds no model, InvalidConfiguration and
-    EnvironmentNotReady as `build_model` does.
+    On the same kind of device, with the same backend, its logits have the same bits.  Its card is
+    the attribute `card`.  Raises NotFound, InvalidModel for a file that holds no model, UsageError
+    for an unknown device, InvalidConfiguration and EnvironmentNotReady as `build_model` does.
     """
-    check_kind(read_header(path))
-    saved, tensors = tensor_file.read(path)
+    file = locate_model(path)
+    check_kind(read_header(file))
+    target = find_device(device)
+    saved, tensors = tensor_file.read(file)
     spec = read_spec(saved.card)
     config = decode_config(spec.level, spec.config)
-    model = build_model(config, seed=0, backend=backend, device=torch.device(device).type)
+    model = build_model(config, seed=0, backend=backend, device=target.type)
     own = {name: (value.dtype, value.shape) for name, value in model.state_dict().items()}
     if own != {name: (value.dtype, value.shape) for name, value in tensors.items()}:
-        raise InvalidModel(f"{path} has other weights than its configuration")
+        raise InvalidModel(f"{file} has other weights than its configuration")
     model.load_state_dict(tensors)
-    return model.to(device).eval()
+    model.card = saved.card  # type: ignore[assignment]
+    return model.to(target).eval()
 
 
 def check_kind(saved: SavedFile) -> None:

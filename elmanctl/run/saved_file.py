@@ -15,10 +15,15 @@ from typing import Any
 from elmanctl.codec import decode, encode, json_field
 from elmanctl.errors import InvalidModel, NotFound
 from elmanctl.ledger.files import open_regular
+from elmanctl.run.paths import AttemptPaths
 
 VERSION = 1
 
 CHECKPOINT, MODEL = KINDS = ("checkpoint", "model")
+
+# Their names within the folder of an attempt.
+CHECKPOINT_FILE = AttemptPaths(Path()).checkpoint.name
+MODEL_FILE = AttemptPaths(Path()).model.name
 
 # The key of our own metadata in the header, and that of the checksums.
 CARD = "elmanctl"
@@ -35,7 +40,8 @@ class Card:
     `kind` is checkpoint, the whole state of a training, or model, its averaged weights alone.
     `spec` is the content of the attempt's spec.json, `result` that of its result.json so far, and
     `state` what a checkpoint holds besides tensors.  `shards` names the further files of a
-    checkpoint that several ranks have written.
+    checkpoint that several ranks have written.  `saved_at` is the time of writing in UTC, as
+    `clock.to_text` has it.
     """
 
     version: int = VERSION
@@ -44,6 +50,7 @@ class Card:
     result: dict[str, Any] = json_field(default_factory=dict, omit=True)
     state: dict[str, Any] = json_field(default_factory=dict, omit=True)
     shards: tuple[str, ...] = json_field(default=(), omit=True)
+    saved_at: str | None = json_field(default=None, omit=True)
 
     def encode(self) -> str:
         """Return the card as the text that the header holds."""
@@ -67,6 +74,22 @@ class SavedFile:
     def parameters(self) -> int:
         """The number of all elements."""
         return sum(math.prod(shape) for _, shape in self.tensors.values())
+
+
+def locate_model(path: Path) -> Path:
+    """Return the file of a model: `path` itself, or the one in that folder.
+
+    Raises NotFound for a folder without a model; a file that is absent is found out in reading.
+    """
+    if not path.is_dir():
+        return path
+    if (path / MODEL_FILE).exists():
+        return path / MODEL_FILE
+    if (path / CHECKPOINT_FILE).exists():
+        hint = f"its {CHECKPOINT_FILE} is of a training that has not ended, or was to be continued"
+    else:
+        hint = f"a model is kept as {MODEL_FILE} in the folder of its attempt"
+    raise NotFound(f"{path} holds no model", hint=hint)
 
 
 def read_header(path: Path) -> SavedFile:

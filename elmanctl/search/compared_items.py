@@ -25,7 +25,7 @@ def find_rows(items: Sequence[str], runs: Path, load: Callable[[RunPaths], RunSt
     faults = Faults()
     for item in items:
         with faults:
-            found = _find(item, runs)
+            found = find_item(item, runs)
             if isinstance(found, Path):
                 folders.append(found)
             else:
@@ -42,10 +42,11 @@ def find_rows(items: Sequence[str], runs: Path, load: Callable[[RunPaths], RunSt
     ]
 
 
-def _find(item: str, runs: Path) -> Path | tuple[RunPaths, str | None]:
+def find_item(item: str, runs: Path) -> Path | tuple[RunPaths, str | None]:
     """Return the folder of a result, or a run and the name of an evaluation, None for the winner.
 
     The whole name of a run comes before a folder here, and that before the beginning of a name.
+    Raises NotFound.
     """
     whole = item.rstrip("/")
     head, _, tail = whole.rpartition("/")

@@ -2,13 +2,17 @@
 
 import json
 import re
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
 
 from elmanctl.ledger.disk import measure
 from elmanctl.ledger.records import RunStatus, State
-from elmanctl.run.paths import RunPaths
+from elmanctl.run.corpus import describe
+from elmanctl.run.paths import AttemptPaths, RunPaths
+from elmanctl.run.spec import AttemptSpec
+from elmanctl.run.split import find_split
 from tests.command_line import CommandLine
 from tests.integration.runs import load, trained_attempts
 
@@ -40,6 +44,7 @@ def test_search_is_run_looked_at_cleaned_and_resumed(elmanctl: CommandLine, corp
     best = state.best()
     assert best is not None and best.loss is not None
     _look(elmanctl, best.id, best.loss)
+    _use(elmanctl, run.attempt(best.id, 1))
 
     before = measure(run.folder)
     cleaned = elmanctl("clean", "--keep-best", "1", "--keep-last", "0", "--yes")
@@ -79,6 +84,41 @@ def _confirm(elmanctl: CommandLine, run: RunPaths) -> None:
     assert again.returncode == 0 and "nothing to confirm" in again.stderr
     assert f"best         {first['evaluation']}, confirmed\n" in again.stdout
     assert len(trained_attempts(run.folder)) == 8
+
+
+def _use(elmanctl: CommandLine, paths: AttemptPaths) -> None:
+    """Assert that the kept model computes what its worker did, in Python and by `sample`."""
+    import torch
+
+    import elmanctl as package
+    from elmanctl.jobs.data import held_out_windows
+    from elmanctl.jobs.micro_batch import MicroBatch
+    from elmanctl.jobs.optimizer import make_optimizer
+    from elmanctl.jobs.sampling import log_probabilities
+    from elmanctl.jobs.validation import Validator
+
+    spec, result = AttemptSpec.read(paths.spec), json.loads(paths.result.read_bytes())
+    torch.set_num_threads(spec.training.threads or torch.get_num_threads())
+    model = package.load(paths.model)
+    corpus = describe(Path(spec.data.path))
+    split = find_split(corpus, spec.training.holdout, RunPaths(paths.run_folder).split)
+    count, seq_len = spec.training.val_windows, spec.training.seq_len
+    validator = Validator(
+        model,
+        make_optimizer(model, spec.training, spec.betas),
+        held_out_windows(corpus.path, split, count=count, seq_len=seq_len),
+        device=torch.device("cpu"),
+        micro_batch=MicroBatch(spec.training),
+        autocast=nullcontext,
+    )
+    assert validator.validate() == (result["val_loss"], result["val_loss_se"])
+
+    text = "def main():\n"
+    done = elmanctl("sample", "e88-tiny", "--prompt", text, "--bytes", "0", "--json")
+    told = json.loads(done.stdout)
+    with torch.no_grad():
+        logits = model.eval()(torch.tensor(list(b"\x1e" + text.encode()))[None])[0][0]
+    assert told["prompt"]["log_probabilities"] == log_probabilities(logits[:-1], text.encode())
 
 
 def _look(elmanctl: CommandLine, best: str, loss: float) -> None:

@@ -1,5 +1,7 @@
 """A model that is kept computes what the worker that trained it computed."""
 
+import base64
+import json
 import resource
 from dataclasses import replace
 from pathlib import Path
@@ -8,27 +10,36 @@ from typing import Any
 import pytest
 import torch
 
+import elmanctl
+from elmanctl import clock
 from elmanctl.errors import InvalidModel
 from elmanctl.jobs import attempt_training, tensor_file
 from elmanctl.jobs.saved_model import load_model
 from elmanctl.models.registry import FAMILIES
+from elmanctl.run.corpus_packing import SEPARATOR
+from elmanctl.run.paths import AttemptPaths
 from elmanctl.run.saved_file import read_header
 from elmanctl.run.spec import DataSpec
+from tests.command_line import QuickCommandLine
 from tests.jobs.attempts import Write, interrupted, metrics, run
 from tests.models.samples import small_config
 
 TOKENS = torch.arange(60).reshape(2, 30) * 7 % 256
+TEXT = b"def main() -> None:\n    \xff\x00 pass"
 
 
 @pytest.fixture
 def of_worker(monkeypatch: pytest.MonkeyPatch) -> list[torch.Tensor]:
-    """The logits of workers in this process, with the weights that they keep."""
+    """The logits of workers in this process, with the weights that they keep: of `TOKENS`, and of
+    a document that begins with `TEXT`.
+    """
     seen: list[torch.Tensor] = []
     keep = attempt_training.AttemptTraining._keep_model
 
     def look(self: Any, outcome: Any, model: Any) -> None:
         with torch.no_grad():
-            seen.append(model(TOKENS)[0])
+            document = torch.tensor(list(SEPARATOR + TEXT))[None]
+            seen.extend((model(TOKENS)[0], model(document)[0][0]))
         keep(self, outcome, model)
 
     monkeypatch.setattr(attempt_training.AttemptTraining, "_keep_model", look)
@@ -37,15 +48,32 @@ def of_worker(monkeypatch: pytest.MonkeyPatch) -> list[torch.Tensor]:
 
 @pytest.mark.parametrize("level", FAMILIES)
 def test_a_kept_model_gives_the_logits_of_its_worker_to_the_bit(
-    write: Write, level: str, of_worker: list[torch.Tensor]
+    write: Write, level: str, of_worker: list[torch.Tensor], quick: QuickCommandLine
 ) -> None:
-    paths = write(level=level, config=small_config(level).encode(), keep=("model",))
+    paths = write(level=level, config=small_config(level).encode(), keep=("model",), steps=3)
     result = run(paths)
     before = torch.get_rng_state()
     with torch.no_grad():
-        assert torch.equal(load_model(paths.model)(TOKENS)[0], of_worker[0])
+        assert torch.equal(elmanctl.load(paths.folder)(TOKENS)[0], of_worker[0])
     assert torch.equal(torch.get_rng_state(), before)
     assert result["model_size_bytes"] == paths.model.stat().st_size
+    _sample(quick, paths, of_worker[1])
+
+
+def _sample(quick: QuickCommandLine, paths: AttemptPaths, logits: torch.Tensor) -> None:
+    """Assert that `sample` computes the same: the text it is given, and its own first byte."""
+    (quick.folder / "prompt").write_bytes(TEXT)
+    words = ("--prompt-file", "prompt", "--bytes", "1", "--temperature", "0", "--json")
+    done = quick("sample", str(paths.model), *words)
+    assert done.returncode == 0, done.stderr
+    told = json.loads(done.stdout)
+    expected = logits.log_softmax(-1)
+    assert told["prompt"]["log_probabilities"] == [
+        expected[place, byte].item() for place, byte in enumerate(TEXT)
+    ]
+    (sample,) = told["samples"]
+    assert list(base64.b64decode(sample["base64"])) == [int(logits[-1].argmax())]
+    assert sample["log_probabilities"] == [expected[-1].max().item()]
 
 
 def test_a_kept_model_says_all_about_itself(write: Write, documents: DataSpec) -> None:
@@ -54,6 +82,9 @@ def test_a_kept_model_says_all_about_itself(write: Write, documents: DataSpec) -
     )
     result = run(paths)
     card = read_header(paths.model).card
+    assert elmanctl.load(paths.model).card == card
+    assert card.saved_at is not None
+    assert abs((clock.now() - clock.from_text(card.saved_at)).total_seconds()) < 3600
     assert (card.spec["run"], card.spec["evaluation"], card.spec["seed"]) == ("tiny", "g000-e00", 3)
     for key in ("val_loss", "val_loss_se", "fingerprint", "protocol", "steps", "versions"):
         assert card.result[key] == result[key]
