@@ -249,6 +249,8 @@ def _print_attempt(paths: RunPaths, chosen: Evaluation, attempt: Attempt) -> Non
         if attempt.result.get("validation_s"):
             cost_s = attempt.result["validation_s"]
             print_line(f"  validation  {cost_s:.1f} s, outside the time budget")
+        for line in _memory_lines(attempt.result):
+            print_line(line)
         convergence = rows.convergence_of(attempt)
         if convergence is not None:
             print_line(f"  converged   {rows.describe_convergence(convergence)}")
@@ -271,6 +273,20 @@ def _resources(found: RunState, attempt: Attempt) -> dict[str, Any]:
     """Return the resources that the attempt's job requested."""
     requested: dict[str, Any] = encode(found.submissions[attempt.submission].resources)
     return requested
+
+
+def _memory_lines(result: Mapping[str, Any]) -> list[str]:
+    """Return what a worker did when memory ran out, and whether it recomputed activations."""
+    shrunk = [
+        f"{each['from']} to {each['to']} in "
+        f"{'the validation after ' if each.get('in') else ''}step {each['step']}"
+        for each in result.get("halvings", ())
+        if each["from"] != each["to"]
+    ]
+    lines = [f"  halved      {', '.join(shrunk)}: memory ran out"] if shrunk else []
+    if result.get("activation_checkpointing"):
+        lines.append(f"  recomputed  activations, {result['activation_checkpointing']}")
+    return lines
 
 
 def _print_origin(result: Mapping[str, Any]) -> None:

@@ -53,8 +53,8 @@ class AttemptTraining:
         self._spec = spec
         self._compared_by: str | None = None
         self._kept: dict[str, Any] = {}
-        self._others_bytes: int | None = None
         self._micro_batch: MicroBatch | None = None
+        self._memory: dict[str, Any] = {}
         self._checkpoints = None
         if spec.training.checkpoint_min or CHECKPOINT in spec.keep:
             self._checkpoints = Checkpoints(
@@ -67,10 +67,11 @@ class AttemptTraining:
         use_threads(training.threads)
         split = self._verified_split()
         device = choose_device(training.device)
-        self._others_bytes = held_by_others_bytes(device)
-        self._micro_batch = MicroBatch(
-            training, remembered=spec.micro_batches.get(device_name(device))
-        )
+        name, others_bytes = device_name(device), held_by_others_bytes(device)
+        self._micro_batch = MicroBatch(training, remembered=spec.micro_batches.get(name))
+        self._memory = {"device_name": name}
+        if others_bytes is not None:
+            self._memory["held_by_others_bytes"] = others_bytes
         model = build_model(
             decode_config(spec.level, spec.config),
             seed=training.seed,
@@ -95,9 +96,8 @@ class AttemptTraining:
 
     def record(self) -> dict[str, Any]:
         """Return the entries of the result about memory and checkpoints, of a failed one too."""
-        others = {"held_by_others_bytes": self._others_bytes}
         return {
-            **({} if self._others_bytes is None else others),
+            **self._memory,
             **({} if self._micro_batch is None else self._micro_batch.record()),
             **({} if self._checkpoints is None else self._checkpoints.record()),
         }

@@ -26,20 +26,33 @@ _BYTES_PER_LOGIT = 8
 
 
 def training_memory_bytes(
-    config: FamilyConfig, *, micro_batch: int, seq_len: int, precision: str
+    config: FamilyConfig,
+    *,
+    micro_batch: int,
+    seq_len: int,
+    precision: str,
+    is_recomputing: bool = False,
 ) -> int:
     """Return the estimated peak memory of a training step, in bytes.
 
     It comprises parameters, gradients and optimizer state in `precision` (fp32 or bf16), the
     activations that layers save in addition to the residual stream, and the logits, but no
-    workspace of libraries.
+    workspace of libraries.  With `is_recomputing` only one layer has its activations at a time.
     """
     copy = _BYTES_PER_BF16_COPY if precision == "bf16" else 0
-    activations = micro_batch * seq_len * activation_bytes(config, seq_len)
+    a_token = recomputed_bytes if is_recomputing else activation_bytes
+    activations = micro_batch * seq_len * a_token(config, seq_len)
     return (_BYTES_PER_PARAMETER + copy) * config.parameters() + activations
 
 
 def activation_bytes(config: FamilyConfig, seq_len: int) -> int:
     """Return the estimated activation memory per token, in bytes."""
     layers = config.depth * (config.layer_activations(seq_len) + config.dim)
+    return _BYTES_PER_ELEMENT * layers + _BYTES_PER_LOGIT * VOCABULARY
+
+
+def recomputed_bytes(config: FamilyConfig, seq_len: int) -> int:
+    """Return the same where the backward pass recomputes the activations of layers."""
+    stream = config.depth * config.sublayers * config.dim
+    layers = stream + config.layer_activations(seq_len)
     return _BYTES_PER_ELEMENT * layers + _BYTES_PER_LOGIT * VOCABULARY

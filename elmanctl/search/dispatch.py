@@ -54,7 +54,7 @@ from elmanctl.search.repeats import answering
 from elmanctl.search.retry import Decisions
 from elmanctl.search.session import Session
 from elmanctl.search.sharing import Sharer, Sharing
-from elmanctl.search.workload import attempt_resources, attempt_spec
+from elmanctl.search.workload import attempt_resources, attempt_spec, found_micro_batches
 
 logger = logging.getLogger(__name__)
 
@@ -323,6 +323,8 @@ class Dispatcher:
             # The changes of a retry are not among the evaluation's own.
             changed = replace(due.evaluation, changes=due.changes)
             spec = attempt_spec(session.run, session.settings, changed, task.attempt, limit)
+            found = found_micro_batches(session.state, due.evaluation)
+            spec = replace(spec, micro_batches=found)
             if due.evaluation.confirms is None:
                 spec = replace(spec, **kept)
             paths = session.paths.attempt(task.evaluation, task.attempt)

@@ -162,5 +162,12 @@ def _past_attempts(state: RunState, evaluation: Evaluation) -> list[policy.PastA
     for attempt in evaluation.counted_attempts:
         assert attempt.verdict is not None
         asked = state.submissions[attempt.submission].resources
-        past.append(policy.PastAttempt(verdict=attempt.verdict, mem_gb=asked.mem_gb))
+        rows = (attempt.result or {}).get("micro_batch")
+        past.append(
+            policy.PastAttempt(
+                verdict=attempt.verdict,
+                mem_gb=asked.mem_gb,
+                micro_batch=rows if isinstance(rows, int) else None,
+            )
+        )
     return past

@@ -8,6 +8,7 @@ from typing import Any
 
 from elmanctl.errors import ConfigError
 from elmanctl.ledger.records import Attempt, Evaluation, Resources, VerdictKind
+from elmanctl.ledger.run_state import RunState
 from elmanctl.ledger.spending import gpus_asked
 from elmanctl.models.registry import decode_config
 from elmanctl.run.spec import AttemptSpec, DataSpec
@@ -146,6 +147,23 @@ def checkpoint_folders(attempts: Sequence[Attempt]) -> tuple[str, ...]:
         if rule_of(attempt.verdict).resumes:
             folders.append(f"attempt-{attempt.number}")
     return tuple(folders)
+
+
+def found_micro_batches(state: RunState, evaluation: Evaluation) -> dict[str, int]:
+    """Return the micro-batches that workers found for a configuration, by the name of the device.
+
+    They are those of attempts of the evaluation, of the first one of its configuration and of the
+    one that it confirms, where memory ran out.  A worker that says so in its result reads them from
+    a spec; that of a run of an earlier version does not.
+    """
+    names = {evaluation.id, evaluation.configuration, evaluation.confirms or evaluation.id}
+    found: dict[str, int] = {}
+    for attempt in (a for name in sorted(names) for a in state.evaluations[name].attempts):
+        result = attempt.result or {}
+        device, rows = result.get("device_name"), result.get("micro_batch")
+        if result.get("halvings") and isinstance(device, str) and isinstance(rows, int):
+            found[device] = min(rows, found.get(device, rows))
+    return found
 
 
 def micro_batch_of(run: Mapping[str, Any], settings: Settings, evaluation: Evaluation) -> int:

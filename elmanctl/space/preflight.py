@@ -38,7 +38,8 @@ class Preflight:
         """Return the micro-batch, 0 for the whole batch; raise InvalidConfiguration if none fits.
 
         If it is not set and the GPU memory is known, it is the largest divisor of the batch that
-        fits, so that a large model trains on as many tokens a step as a small one.
+        fits, so that a large model trains on as many tokens a step as a small one: with activations
+        that are recomputed if that is asked for, or if not even one sequence fits otherwise.
         """
         train = self._train
         if train.batch_rule is not None:
@@ -62,11 +63,14 @@ def _micro_batch(train: Training, gpu_memory_gb: float | None, config: FamilyCon
     whole = train.micro_batch or batch
     divisors = [size for size in range(batch, 0, -1) if batch % size == 0]
     sizes = [whole] if train.micro_batch else divisors
-    needed = {size: _memory_bytes(train, config, size) for size in sizes}
+    always, by_need = (train.activation_checkpointing == word for word in ("on", "auto"))
+    needed = {size: _memory_bytes(train, config, size, is_recomputing=always) for size in sizes}
     fitting = [size for size in sizes if needed[size] <= limit_bytes]
+    one_fits = _memory_bytes(train, config, 1, is_recomputing=always or by_need) <= limit_bytes
+    if by_need and one_fits and not fitting and 1 in sizes:
+        fitting = [1]
     if fitting:
         return train.micro_batch if max(fitting) == whole else max(fitting)
-    one_fits = _memory_bytes(train, config, 1) <= limit_bytes
     raise InvalidConfiguration(
         f"{config.level} would need about {needed[sizes[-1]] / _GB:.1f} GB "
         f"of the GPU's {limit_bytes / _GB:.1f} GB",
@@ -77,12 +81,15 @@ def _micro_batch(train: Training, gpu_memory_gb: float | None, config: FamilyCon
     )
 
 
-def _memory_bytes(train: Training, config: FamilyConfig, micro_batch: int) -> int:
+def _memory_bytes(
+    train: Training, config: FamilyConfig, micro_batch: int, *, is_recomputing: bool
+) -> int:
     return training_memory_bytes(
         config,
         micro_batch=micro_batch,
         seq_len=train.seq_len,
         precision="fp32" if train.precision == "fp32" else "bf16",
+        is_recomputing=is_recomputing,
     )
 
 

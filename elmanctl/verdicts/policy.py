@@ -127,10 +127,14 @@ def _case(verdict: Verdict) -> str | None:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PastAttempt:
-    """An attempt with its verdict, and the host memory in GB that it requested."""
+    """An attempt with its verdict, and the host memory in GB that it requested.
+
+    `micro_batch` is what its worker had come down to, None if it did not say.
+    """
 
     verdict: Verdict
     mem_gb: float | None = None
+    micro_batch: int | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -193,8 +197,9 @@ def changes_after(
         change = rule_of(attempt.verdict).change
         changed = change is Change.NODE and baseline.can_move
         if needs_less(attempt):
-            half = halved(baseline.batch, micro_batch)
-            changed, micro_batch = half < micro_batch, half
+            held = min(micro_batch, attempt.micro_batch or micro_batch)
+            micro_batch = halved(baseline.batch, held)
+            changed = micro_batch < held
         elif change is Change.MEMORY and attempt.mem_gb is not None:
             raised = _raised(attempt.mem_gb, retry)
             changed, mem_gb = raised > attempt.mem_gb, max(mem_gb or 0.0, raised)

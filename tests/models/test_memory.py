@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from elmanctl.models.config import STUDY, FamilyConfig
-from elmanctl.models.memory import activation_bytes, training_memory_bytes
+from elmanctl.models.memory import activation_bytes, recomputed_bytes, training_memory_bytes
 from elmanctl.models.registry import FAMILIES, decode_config
 from tests.models.layers import build_model, saved_bytes
 from tests.models.samples import small_config
@@ -89,6 +89,25 @@ def test_estimate_is_within_a_factor_of_two_of_what_autograd_saves(
     of_a_layer = estimated / (saved_by_two - saved_by_one)
     assert 0.5 < of_a_layer < 2
     assert 0.5 < of_the_whole < 2
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_estimate_of_recomputation_is_the_stream_the_head_and_one_layer(family: str) -> None:
+    settings = {"dim": 128, **CONFIGURATIONS[family][0], "depth": 6}
+    config = decode_config(family, settings)
+    model = build_model(config, seed=0, backend="torch")
+    model.is_recomputing = True
+    kept = saved_bytes(model, BATCH, LENGTH)
+    one, two = (
+        saved_bytes(
+            build_model(decode_config(family, {**settings, "depth": n}), seed=0, backend="torch"),
+            BATCH,
+            LENGTH,
+        )
+        for n in (1, 2)
+    )
+    assert 0.5 < recomputed_bytes(config, LENGTH) / (kept + two - one) < 2
+    assert recomputed_bytes(config, LENGTH) < activation_bytes(config, LENGTH)
 
 
 def test_estimate_is_parameters_and_tokens() -> None:

@@ -82,7 +82,8 @@ class World:
 
     `script` names, for an evaluation, the verdict of one attempt after the other; what it does
     not name completes.  A job that is `held` runs until it is released or cancelled.  `nodes`
-    names where the attempts of an evaluation run, one after the other, if not on n1.
+    names where the attempts of an evaluation run, one after the other, if not on n1.  `told` is
+    what every worker's result says besides.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -90,6 +91,7 @@ class World:
         self.script: dict[str, Sequence[str]] = {}
         self.everywhere: str | None = None
         self.nodes: dict[str, Sequence[str]] = {}
+        self.told: dict[str, Any] = {}
         self.held: set[str] = set()
         self.jobs: dict[str, str] = {}
         self.tasks: dict[str, tuple[str, int]] = {}
@@ -144,7 +146,7 @@ class World:
         self.ended[job_id] = replace(report, node=self.node(job_id))
         if verdict not in WORDS and not paths.result.exists():
             self.trained[evaluation, attempt] += 1
-            write_result(paths, verdict)
+            write_result(paths, verdict, self.told)
 
 
 def verdicts(state: RunState, evaluation: str) -> list[str]:
@@ -153,7 +155,7 @@ def verdicts(state: RunState, evaluation: str) -> list[str]:
     return [attempt.verdict.kind.value for attempt in attempts if attempt.verdict is not None]
 
 
-def write_result(paths: AttemptPaths, verdict: str) -> None:
+def write_result(paths: AttemptPaths, verdict: str, told: Mapping[str, Any] | None = None) -> None:
     """Write what a worker writes."""
     spec = json.loads(paths.spec.read_text(encoding="utf-8"))
     completed = verdict == "completed"
@@ -172,6 +174,7 @@ def write_result(paths: AttemptPaths, verdict: str) -> None:
             # As of a training that ended within its warm-up.
             "tokens_per_s": None,
             **kept,
+            **(told or {}),
             **{key: spec[key] for key in ("evaluation", "attempt", "parameters_expected")},
         },
     )

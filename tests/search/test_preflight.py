@@ -41,9 +41,13 @@ def large_model() -> FamilyConfig:
     return decode_config("e88", settings)
 
 
-def needed_gb(micro_batch: int) -> float:
+def needed_gb(micro_batch: int, *, is_recomputing: bool = False) -> float:
     needed = training_memory_bytes(
-        large_model(), micro_batch=micro_batch, seq_len=512, precision="fp32"
+        large_model(),
+        micro_batch=micro_batch,
+        seq_len=512,
+        precision="fp32",
+        is_recomputing=is_recomputing,
     )
     return needed / 1e9
 
@@ -111,6 +115,50 @@ def test_micro_batch_that_nobody_set_is_the_most_that_divides_the_batch_and_fits
     slurm = SlurmSettings(gpu_memory_gb=needed_gb(fitting) * 1.0001)
     settings = Settings(train=Training(**TRAIN), slurm=slurm)
     assert Preflight(settings, "slurm").micro_batch(large_model()) == chosen
+
+
+@pytest.mark.parametrize(
+    ("asked", "micro_batch", "chosen"),
+    [
+        ("on", 0, 16),
+        ("on", 16, 16),
+        ("on", 32, None),
+        # By need, where it alone makes a single sequence fit.
+        ("auto", 0, 4),
+        ("auto", 8, None),
+        ("off", 0, 4),
+    ],
+)
+def test_recomputed_activations_leave_room_for_more_sequences(
+    asked: str, micro_batch: int, chosen: int | None
+) -> None:
+    limit = max(needed_gb(4), needed_gb(16, is_recomputing=True)) * 1.0001
+    assert limit < min(needed_gb(8), needed_gb(32, is_recomputing=True))
+    slurm = SlurmSettings(gpu_memory_gb=limit)
+    train = Training(**TRAIN, micro_batch=micro_batch, activation_checkpointing=asked)
+    preflight = Preflight(Settings(train=train, slurm=slurm), "slurm")
+    if chosen is None:
+        with pytest.raises(InvalidConfiguration, match="would need about"):
+            preflight.micro_batch(large_model())
+    else:
+        assert preflight.micro_batch(large_model()) == chosen
+
+
+@pytest.mark.parametrize(("asked", "fits"), [("auto", True), ("on", True), ("off", False)])
+@pytest.mark.parametrize("micro_batch", [0, 1])
+def test_a_single_sequence_that_fits_only_with_recomputation_is_sent(
+    asked: str, fits: bool, micro_batch: int
+) -> None:
+    limit = (needed_gb(1, is_recomputing=True) + needed_gb(1)) / 2
+    slurm = SlurmSettings(gpu_memory_gb=limit)
+    train = Training(**TRAIN, micro_batch=micro_batch, activation_checkpointing=asked)
+    preflight = Preflight(Settings(train=train, slurm=slurm), "slurm")
+    if fits:
+        found = preflight.micro_batch(large_model())
+        assert found == 1 or (asked == "on" and found > 1 and not micro_batch)
+    else:
+        with pytest.raises(InvalidConfiguration, match="would need about"):
+            preflight.micro_batch(large_model())
 
 
 def test_model_too_large_for_one_sequence_is_not_sent_to_the_micro_batch() -> None:

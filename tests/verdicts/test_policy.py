@@ -161,6 +161,18 @@ def test_attempt_without_a_limit_on_host_memory_needs_less_the_next_time() -> No
     assert decide(tried(HOST, mem_gb=None), DEFAULT, one).close is State.FAILED
 
 
+def test_retry_needs_less_than_what_the_worker_had_come_down_to() -> None:
+    place = Baseline(batch=16, micro_batch=16)
+    came_down = PastAttempt(verdict=GPU, micro_batch=4)
+    assert decide([came_down], DEFAULT, place).changes == {"micro_batch": 2}
+    # There is nothing left to halve: a retry would end the same.
+    at_one = PastAttempt(verdict=GPU, micro_batch=1)
+    assert decide([at_one], DEFAULT, place).close is State.FAILED
+    assert decide([came_down, at_one], DEFAULT, place).close is State.FAILED
+    # One that says nothing had what it was given.
+    assert decide([PastAttempt(verdict=GPU)], DEFAULT, place).changes == {"micro_batch": 8}
+
+
 def test_what_a_node_lacks_is_tried_again_on_another_node_only() -> None:
     lacking = verdict(VerdictKind.ENVIRONMENT)
     assert decide(tried(lacking), DEFAULT, NODES).close is None
