@@ -23,6 +23,8 @@ from elmanctl.jobs.device import (
 )
 from elmanctl.jobs.micro_batch import MicroBatch
 from elmanctl.jobs.outcome import TrainOutcome
+from elmanctl.jobs.parallel import whole
+from elmanctl.jobs.ranks import Ranks
 from elmanctl.jobs.signals import Warned
 from elmanctl.jobs.train import train, versions
 from elmanctl.jobs.training_loop import Report
@@ -33,6 +35,7 @@ from elmanctl.run.paths import AttemptPaths, RunPaths
 from elmanctl.run.saved_file import CHECKPOINT, MODEL, Card
 from elmanctl.run.spec import AttemptSpec
 from elmanctl.run.split import Split, check_split, find_split
+from elmanctl.run.training import FSDP
 
 logger = logging.getLogger(__name__)
 
@@ -48,7 +51,9 @@ class AttemptTraining:
         is_restart: bool,
         warned: Warned,
         note: Callable[[int, str | None], None],
+        ranks: Ranks | None = None,
     ) -> None:
+        self._ranks = ranks or Ranks()
         self._paths = paths
         self._spec = spec
         self._compared_by: str | None = None
@@ -58,7 +63,7 @@ class AttemptTraining:
         self._checkpoints = None
         if spec.training.checkpoint_min or CHECKPOINT in spec.keep:
             self._checkpoints = Checkpoints(
-                paths, spec, is_restart=is_restart, warned=warned, note=note
+                paths, spec, is_restart=is_restart, warned=warned, note=note, ranks=self._ranks
             )
 
     def run(self, report: Report) -> tuple[Verdict, dict[str, Any]]:
@@ -87,6 +92,7 @@ class AttemptTraining:
             self._held_out(split),
             self._keep_model if MODEL in spec.keep else None,
             self._micro_batch,
+            self._ranks,
         )
         verdict = outcome.verdict(
             f"{self._paths.name_in_run}/{self._paths.metrics.name}",
@@ -141,6 +147,12 @@ class AttemptTraining:
         below = self._spec.keep_below
         if outcome.loss is None or (below is not None and outcome.loss >= below):
             return
+        tensors = model.state_dict()
+        if self._spec.training.parallel == FSDP:
+            # On the host, since no rank's memory need hold the whole model.
+            tensors = {name: whole(tensor).cpu() for name, tensor in tensors.items()}
+        if not self._ranks.is_first:
+            return
         card = Card(
             kind=MODEL,
             spec=self._spec.encode(),
@@ -148,7 +160,7 @@ class AttemptTraining:
             saved_at=clock.to_text(clock.now()),
         )
         try:
-            size_bytes = tensor_file.write(self._paths.model, model.state_dict(), card)
+            size_bytes = tensor_file.write(self._paths.model, tensors, card)
         except OSError as exc:
             logger.warning("the model was not kept: %s", exc.strerror)
             self._kept = {"model_not_kept": exc.strerror}

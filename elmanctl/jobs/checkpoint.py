@@ -4,22 +4,26 @@ A run resumed from it makes the same steps as one that was never interrupted, si
 step depend on its number alone.  The file holds no code, and is used only if everything in it fits.
 """
 
+import errno
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 from elmanctl import clock
 from elmanctl.errors import InvalidModel, NotFound
 from elmanctl.jobs import tensor_file
 from elmanctl.jobs.generators import Generators
+from elmanctl.jobs.parallel import fill, part
+from elmanctl.jobs.ranks import Ranks
 from elmanctl.jobs.validation import Validation
-from elmanctl.run.saved_file import CHECKPOINT, Card
+from elmanctl.run.saved_file import CHECKPOINT, Card, SavedFile
 from elmanctl.run.spec import AttemptSpec
 
 # The parts of a checkpoint; a tensor's name begins with that of its part.
@@ -31,6 +35,7 @@ _MAY_DIFFER = (
     *("run", "evaluation", "attempt", "micro_batch", "timeout_min", "heartbeat_s", "device"),
     *("checkpoint_min", "continues_from", "protocol", "budget", "keep", "keep_below"),
     *("micro_batches", "activation_checkpointing", "metrics"),
+    *("gpus", "nodes", "parallel"),
 )
 
 
@@ -66,6 +71,7 @@ class Trained:
     optimizer: torch.optim.Optimizer
     device: torch.device
     fingerprint: str
+    ranks: Ranks = field(default_factory=Ranks)
 
 
 def spec_fingerprint(spec: AttemptSpec, precision: str) -> str:
@@ -75,6 +81,9 @@ def spec_fingerprint(spec: AttemptSpec, precision: str) -> str:
     """
     data = {key: value for key, value in spec.encode().items() if key not in _MAY_DIFFER}
     corpus = {key: data["data"][key] for key in ("sha256", "size_bytes")}
+    if spec.training.exchange_every > 1:
+        # Each rank makes steps of its own.
+        data["ranks"] = spec.training.ranks
     text = json.dumps(data | {"data": corpus, "precision": precision}, sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()
 
@@ -93,8 +102,9 @@ class Content:
 
 
 def capture(trained: Trained, position: Position) -> Content:
-    """Return the state, of the live tensors.
+    """Return the state, of the live tensors; of several ranks each calls this.
 
+    Where each rank has a part of a tensor, so has its state; what is whole is in that of the first.
     The weights are those that the optimizer trains, not their average: schedule-free cannot switch
     between the two and back exactly.  Its mode is in its own state.
     """
@@ -102,8 +112,9 @@ def capture(trained: Trained, position: Position) -> Content:
     tensors = {_MODEL + name: tensor for name, tensor in trained.model.state_dict().items()}
     for number, state in optimizer["state"].items():
         tensors |= {f"{_OPTIMIZER}{number}.{key}": value for key, value in state.items()}
-    generators = Generators(trained.device).states
-    tensors |= {_GENERATORS + name: state for name, state in generators.items()}
+    parts = [name for name, tensor in tensors.items() if isinstance(tensor, DTensor)]
+    tensors = {name: part(tensor) for name, tensor in tensors.items()}
+    tensors |= _generator_states(trained)
     data = asdict(position) | {"validations": [asdict(each) for each in position.validations]}
     return Content(
         tensors=tensors,
@@ -112,15 +123,46 @@ def capture(trained: Trained, position: Position) -> Content:
             "position": data,
             "param_groups": optimizer["param_groups"],
             "tensors": len(tensors),
+            **({"parts": parts} if parts else {}),
         },
     )
 
 
+def _generator_states(trained: Trained) -> dict[str, Tensor]:
+    """Return the generators of every rank: those of the first by name, of others by rank too."""
+    found = {}
+    for name, own in Generators(trained.device).states.items():
+        for rank, state in enumerate(trained.ranks.gathered(own)):
+            found[_GENERATORS + (f"{rank}.{name}" if rank else name)] = state
+    return found
+
+
 def restore(content: Content, trained: Trained) -> None:
     """Restore a state, for which `misfit` must have found nothing."""
-    trained.model.load_state_dict(content.part(_MODEL))
-    trained.optimizer.load_state_dict(_optimizer_state(content))
-    Generators(trained.device, content.part(_GENERATORS)).restore()
+    weights, optimizer = content.part(_MODEL), _optimizer_state(content)
+    own = trained.model.state_dict()
+    if any(isinstance(tensor, DTensor) for tensor in own.values()):
+        with torch.no_grad():
+            for name, tensor in own.items():
+                fill(tensor, weights[name], trained.ranks)
+            _take_parts(optimizer["state"], trained)
+    else:
+        trained.model.load_state_dict(weights)
+    trained.optimizer.load_state_dict(optimizer)
+    rank = trained.ranks.rank
+    generators = content.part(f"{_GENERATORS}{rank}." if rank else _GENERATORS)
+    # A rank that was not there before keeps its own.
+    if "cpu" in generators:
+        Generators(trained.device, generators).restore()
+
+
+def _take_parts(state: dict[int, dict[str, Tensor]], trained: Trained) -> None:
+    """Put this rank's parts in place of the whole tensors of an optimizer's state."""
+    parameters = [p for group in trained.optimizer.param_groups for p in group["params"]]
+    for number, values in state.items():
+        for key, value in values.items():
+            values[key] = torch.zeros_like(parameters[number])
+            fill(values[key], value, trained.ranks)
 
 
 def _optimizer_state(content: Content) -> dict[str, Any]:
@@ -142,28 +184,91 @@ def position_of(content: Content) -> Position:
     return Position(**data | {"losses": tuple(data["losses"]), "validations": validations})
 
 
-def save(content: Content, path: Path, spec: AttemptSpec) -> int:
-    """Write a state atomically and return its size in bytes; raises as `tensor_file.write`."""
+def save(content: Content, path: Path, spec: AttemptSpec, ranks: Ranks | None = None) -> int:
+    """Write a state atomically and return the size in bytes of what this rank wrote.
+
+    With parts each rank writes its own, in a file of its own, and the first one writes last: it
+    names them, so that a kill at any time leaves the old state or the new one.  Raises as
+    `tensor_file.write`, on every rank if on one.
+    """
+    ranks = ranks or Ranks()
+    parts = content.state.get("parts", ())
+    if ranks.count == 1 or not parts:
+        return 0 if not ranks.is_first else _write(path, content.tensors, content.state, (), spec)
+    shards = tuple(
+        f"{path.stem}-{content.state['position']['steps']}-{rank}-of-{ranks.count}{path.suffix}"
+        for rank in range(1, ranks.count)
+    )
+    error, size_bytes = None, 0
+    if not ranks.is_first:
+        own = {name: content.tensors[name] for name in parts}
+        try:
+            size_bytes = _write(path.with_name(shards[ranks.rank - 1]), own, {}, (), spec)
+        except OSError as exc:
+            error = exc
+    _raise_together(error, ranks)
+    if ranks.is_first:
+        try:
+            size_bytes = _write(path, content.tensors, content.state, shards, spec)
+        except OSError as exc:
+            error = exc
+    _raise_together(error, ranks)
+    if ranks.is_first:
+        for old in shards_beside(path):
+            if old.name not in shards:
+                old.unlink(missing_ok=True)
+    return size_bytes
+
+
+def shards_beside(path: Path) -> list[Path]:
+    """Return the files of the other ranks beside a checkpoint, those of any step."""
+    return sorted(path.parent.glob(f"{path.stem}-*-of-*{path.suffix}"))
+
+
+def _raise_together(error: OSError | None, ranks: Ranks) -> None:
+    if ranks.any(error is not None):
+        raise error or OSError(errno.EIO, "another rank could not write its part")
+
+
+def _write(
+    path: Path,
+    tensors: Mapping[str, Tensor],
+    state: Mapping[str, Any],
+    shards: tuple[str, ...],
+    spec: AttemptSpec,
+) -> int:
     card = Card(
         kind=CHECKPOINT,
         spec=spec.encode(),
-        state=dict(content.state),
+        state=dict(state),
+        shards=shards,
         saved_at=clock.to_text(clock.now()),
     )
-    return tensor_file.write(path, content.tensors, card)
+    return tensor_file.write(path, tensors, card)
 
 
 def read(path: Path, trained: Trained) -> tuple[Content | None, str]:
     """Return a state that fits, or None and the reason."""
     try:
         saved, tensors = tensor_file.read(path)
-    except NotFound:
-        return None, "no checkpoint"
+        _put_together(tensors, saved, path)
+    except NotFound as exc:
+        return None, "no checkpoint" if not path.exists() else f"its checkpoint lacks a part: {exc}"
     except InvalidModel as exc:
         return None, f"its checkpoint cannot be read: {exc}"
     content = Content(tensors=tensors, state=saved.card.state)
     reason = misfit(content, trained)
     return (content, "") if reason is None else (None, f"its checkpoint does not fit: {reason}")
+
+
+def _put_together(tensors: dict[str, Tensor], saved: SavedFile, path: Path) -> None:
+    """Replace the first rank's parts of tensors by whole ones: ranks hold rows, in their order."""
+    parts = {name: [tensors[name]] for name in saved.card.state.get("parts", ())}
+    for shard in saved.card.shards:
+        _, more = tensor_file.read(path.with_name(Path(shard).name))
+        for name in parts:
+            parts[name].append(more[name])
+    tensors |= {name: torch.cat(rows) for name, rows in parts.items()}
 
 
 def misfit(content: Content, trained: Trained) -> str | None:

@@ -7,7 +7,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from elmanctl.jobs.checkpoint import Content, Position, Trained, capture, read, save
+from elmanctl.jobs.checkpoint import Content, Position, Trained, capture, read, save, shards_beside
+from elmanctl.jobs.ranks import Ranks
 from elmanctl.jobs.signals import Warned
 from elmanctl.run.paths import AttemptPaths
 from elmanctl.run.saved_file import CHECKPOINT
@@ -37,7 +38,9 @@ class Checkpoints:
         is_restart: bool,
         warned: Warned,
         note: Callable[[int, str | None], None],
+        ranks: Ranks | None = None,
     ) -> None:
+        self._ranks = ranks or Ranks()
         self._paths = paths
         self._spec = spec
         self._interval_s = spec.training.checkpoint_min * 60 or math.inf
@@ -51,13 +54,16 @@ class Checkpoints:
         self._continued_from: dict[str, int] | None = None
         self._reasons: list[str] = []
         self._written = 0
-        _remove(_temporaries(paths))
+        if self._ranks.is_first:
+            _remove(_temporaries(paths))
 
     def find(self, trained: Trained) -> Content | None:
         """Return the newest state that fits, None if the training starts from scratch."""
         for source in self._sources:
             name = source.folder.name
             content, reason = read(source.checkpoint, trained)
+            if self._ranks.any(content is None) and content is not None:
+                content, reason = None, "another rank cannot read its checkpoint"
             if content is not None:
                 step = int(content.state["position"]["steps"])
                 attempt = int(name.removeprefix("attempt-"))
@@ -86,7 +92,8 @@ class Checkpoints:
         self._warned.is_pending = False
         began = time.monotonic()
         try:
-            size_bytes = save(capture(trained, position), self._paths.checkpoint, self._spec)
+            content = capture(trained, position)
+            size_bytes = save(content, self._paths.checkpoint, self._spec, self._ranks)
         except (OSError, RuntimeError) as exc:
             # An error of the GPU itself is raised again by the next step.
             error = (exc.strerror if isinstance(exc, OSError) else None) or str(exc)
@@ -99,7 +106,8 @@ class Checkpoints:
             )
             self._written += 1
             self._note(position.steps, None)
-            self._remove_earlier()
+            if self._ranks.is_first:
+                self._remove_earlier()
         # The interval starts now: on a slow disk the training must still make progress.
         self._last = time.monotonic()
 
@@ -116,18 +124,20 @@ class Checkpoints:
 
     def discard(self) -> None:
         """Remove the checkpoints of this attempt, unless the last is kept, and earlier ones."""
-        own = [] if self._keeps_last else [self._paths.checkpoint]
+        path = self._paths.checkpoint
+        own = [] if self._keeps_last else [path, *shards_beside(path)]
         _remove([*own, *_temporaries(self._paths)])
         self._remove_earlier()
 
     def _remove_earlier(self) -> None:
         for paths in self._earlier:
-            _remove([paths.checkpoint, *_temporaries(paths)])
+            path = paths.checkpoint
+            _remove([path, *shards_beside(path), *_temporaries(paths)])
 
 
 def _temporaries(paths: AttemptPaths) -> Iterator[Path]:
     """Yield the partial files of workers that were killed while they wrote."""
-    yield from sorted(paths.folder.glob(f"{paths.checkpoint.name}.*.tmp"))
+    yield from sorted(paths.folder.glob(f"{paths.checkpoint.stem}*{paths.checkpoint.suffix}.*.tmp"))
 
 
 def _remove(files: Iterator[Path] | list[Path]) -> None:

@@ -26,11 +26,12 @@ def use_threads(count: int) -> None:
         torch.set_num_threads(count)
 
 
-def choose_device(name: str) -> torch.device:
-    """Return the device that `auto`, `cpu` or `cuda` means here.
+def choose_device(name: str, local_rank: int | None = None) -> torch.device:
+    """Return the device that `auto`, `cpu` or `cuda` means here, and make it the current one.
 
-    Raises EnvironmentNotReady when torch sees no CUDA device although CUDA is requested, or
-    although the job was given a GPU, which `auto` would leave idle.
+    Of several ranks on a node each takes the GPU of its number, or the only one that it sees.
+    Raises EnvironmentNotReady when there is none of that number, when torch sees no CUDA device
+    although CUDA is requested, or although the job was given a GPU, which `auto` would leave idle.
     """
     is_available = torch.cuda.is_available()
     if name == "cuda" and not is_available:
@@ -42,7 +43,19 @@ def choose_device(name: str) -> torch.device:
             hint="install a torch with CUDA that the node's driver can run, or set `train.device` "
             "to cpu and ask for no GPU",
         )
-    return torch.device("cuda" if is_available and name != "cpu" else "cpu")
+    if not is_available or name == "cpu":
+        return torch.device("cpu")
+    if local_rank is None:
+        return torch.device("cuda")
+    count = torch.cuda.device_count()
+    if count > 1 and local_rank >= count:
+        raise EnvironmentNotReady(
+            f"this node has {count} GPUs, and `train.gpus` wants one more: rank {local_rank}",
+            hint="lower `train.gpus`, or raise `slurm.gres`",
+        )
+    device = torch.device("cuda", local_rank if count > 1 else 0)
+    torch.cuda.set_device(device)
+    return device
 
 
 def find_device(name: str) -> torch.device:

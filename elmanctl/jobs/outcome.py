@@ -27,7 +27,8 @@ class TrainOutcome:
     `steps` and `tokens` count updates and the bytes predicted for them, skipped ones included.
     `tokens_per_s` is the speed after the warm-up, None if nothing followed it.  `validations` are
     up to 64 of them, the last at the end; `elapsed_s` is without the `validation_s` that they took.
-    `flops` is None for a family without a count.
+    `flops` is None for a family without a count.  Of several `ranks` speed and tokens are those of
+    all together, the micro-batch is one rank's, and the peak of memory that of the one with most.
     """
 
     divergence: Divergence | None
@@ -59,6 +60,7 @@ class TrainOutcome:
     device_name: str
     precision: str
     peak_memory_bytes: int
+    ranks: int = 1
 
     def verdict(self, metrics_file: str, *, steps_before: int = 0) -> Verdict:
         """Return completed or diverged; `metrics_file` is relative to the run folder.

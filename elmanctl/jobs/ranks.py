@@ -60,13 +60,13 @@ class Ranks:
             values /= self.count
         return values
 
-    def decide(self, word: int) -> int:
-        """Return the word of rank 0, whatever the others say."""
+    def decide(self, flag: bool) -> bool:
+        """Return the decision of rank 0, whatever the others say."""
         if self.count == 1:
-            return word
-        chosen = torch.tensor([word])
+            return flag
+        chosen = torch.tensor([int(flag)])
         dist.broadcast(chosen, 0)
-        return int(chosen)
+        return bool(chosen)
 
     def any(self, flag: bool) -> bool:
         """Return whether the flag is set on any rank."""
@@ -79,6 +79,14 @@ class Ranks:
         largest = torch.tensor([number])
         dist.all_reduce(largest, dist.ReduceOp.MAX)
         return int(largest)
+
+    def gathered(self, own: Tensor) -> list[Tensor]:
+        """Return the tensor of every rank, all of one shape and dtype, on the CPU."""
+        if self.count == 1:
+            return [own]
+        all_of_them = [torch.empty_like(own) for _ in range(self.count)]
+        dist.all_gather(all_of_them, own)
+        return all_of_them
 
     def interleaved(self, numbers: Sequence[float], total: int) -> list[float]:
         """Return the numbers of all ranks, of which each has every `count`-th, in order."""

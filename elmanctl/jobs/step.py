@@ -13,8 +13,11 @@ from elmanctl.jobs.device import free_cache
 from elmanctl.jobs.generators import Generators
 from elmanctl.jobs.micro_batch import MicroBatch
 from elmanctl.jobs.optimizer import AdamWScheduleFree
+from elmanctl.jobs.parallel import Parallel, whole
+from elmanctl.jobs.ranks import Ranks
 from elmanctl.models.buffers import Buffers
 from elmanctl.models.lm import LanguageModel
+from elmanctl.run.training import Training
 
 
 class Stepper:
@@ -33,8 +36,10 @@ class Stepper:
         precision: str,
         micro_batch: MicroBatch,
         grad_clip: float,
+        parallel: Parallel | None = None,
     ) -> None:
         self._model = model
+        self._parallel = parallel or Parallel(model, Training(), Ranks())
         self._parameters = list(model.parameters())
         self._optimizer = optimizer
         self._device = device
@@ -48,7 +53,7 @@ class Stepper:
     def gradients(
         self, rows: npt.NDArray[np.uint8], step: int
     ) -> tuple[float, float, float | None]:
-        """Compute the gradients of rows [B, T+1], those of a step, and clip them.
+        """Compute the gradients of a step, of which rows [B, T+1] are this rank's, and clip them.
 
         Returns the mean loss in nats, the norm before clipping, and the norm of the last update.
         """
@@ -58,7 +63,9 @@ class Stepper:
             try:
                 return self._gradients(rows)
             except Exception as exc:
-                if not self._micro_batch.shrink(exc, self._device, step):
+                # The other ranks wait for this one's gradients, and cannot be told.
+                is_alone = self._parallel.ranks.count == 1
+                if not is_alone or not self._micro_batch.shrink(exc, self._device, step):
                     raise
             # What the failed step holds is freed only where its exception is gone.
             self._free()
@@ -71,21 +78,23 @@ class Stepper:
         self._optimizer.zero_grad(set_to_none=True)
         total = torch.zeros((), device=self._device)
         batch = torch.from_numpy(rows).to(self._device).long()
-        for part in batch.split(self._micro_batch.rows):
-            with self.autocast():
-                loss: Tensor = self._model.loss(part)  # type: ignore[operator]
-            share = len(part) / len(batch)
-            objective = loss.float() + self._model.auxiliary_loss()  # type: ignore[operator]
-            (objective * share).backward()
+        parts = batch.split(self._micro_batch.rows)
+        for number, part in enumerate(parts, start=1):
+            with self._parallel.accumulating(is_last=number == len(parts)):
+                with self.autocast():
+                    loss, objective = self._parallel.losses(part)
+                share = len(part) / len(batch)
+                (objective * share).backward()
             total += loss.detach() * share
         gradients = [p.grad for p in self._parameters if p.grad is not None]
-        norm = get_total_norm(gradients)
+        norm = whole(get_total_norm(gradients))
         if self._grad_clip:
             clip_grads_with_norm_(self._parameters, self._grad_clip, norm)
         # The only synchronisation of a step: the numbers are copied to the host together.
         update_norm = self._update_norm
         known = [] if update_norm is None else [update_norm.to(total)]
-        values = torch.stack([total, norm.to(total), *known]).tolist()
+        numbers = torch.stack([total, norm.to(total), *known])
+        values = self._parallel.ranks.mean(numbers).tolist()
         return values[0], values[1], values[2] if known else None
 
     def update(self) -> None:
@@ -94,7 +103,7 @@ class Stepper:
         self._optimizer.step()
         with torch.no_grad():
             torch._foreach_sub_(before, [parameter.detach() for parameter in self._parameters])
-            self._update_norm = get_total_norm(before)
+            self._update_norm = whole(get_total_norm(before))
 
     def skip_update(self) -> None:
         """Leave the weights as they are, a change of norm 0."""

@@ -22,6 +22,8 @@ from elmanctl.jobs.device import (
 )
 from elmanctl.jobs.micro_batch import MicroBatch
 from elmanctl.jobs.outcome import Divergence, TrainOutcome
+from elmanctl.jobs.parallel import place
+from elmanctl.jobs.ranks import Ranks
 from elmanctl.jobs.training_loop import Report, TrainingLoop
 from elmanctl.run.spec import AttemptSpec
 
@@ -35,6 +37,7 @@ def train(
     held_out: HeldOutWindows | None = None,
     keep: Callable[[TrainOutcome, nn.Module], None] | None = None,
     micro_batch: MicroBatch | None = None,
+    ranks: Ranks | None = None,
 ) -> TrainOutcome:
     """Train `model` under `spec` and return the outcome, divergence included.
 
@@ -43,8 +46,9 @@ def train(
     CPU and `threads` 1, equal specs give equal losses, bit for bit, and so does a run that resumes
     from a checkpoint; a model that computes its initial weights has to be built after
     `use_threads`.  Unless it diverged, `keep` gets the outcome and the model with its averaged
-    weights, those that were validated.  `micro_batch` shrinks by need.  Raises
-    InvalidConfiguration when the model does not have the expected number of parameters.
+    weights, those that were validated.  `micro_batch` shrinks by need.  Of several `ranks` each
+    calls this, and gets the same outcome.  Raises InvalidConfiguration when the model does not have
+    the expected number of parameters.
     """
     parameters = count_parameters(model)
     if parameters != spec.parameters_expected:
@@ -54,13 +58,15 @@ def train(
     training = spec.training
     if training.objective == "val" and held_out is None:
         raise InvalidConfiguration("the loss on held-out text is asked for, and there is none")
-    device = choose_device(training.device)
+    ranks = ranks or Ranks()
+    device = choose_device(training.device, ranks.local_rank if ranks.count > 1 else None)
     precision = choose_precision(training.precision, device)
     use_threads(training.threads)
     with repeatable(device.type == "cpu" and training.threads == 1):
-        torch.manual_seed(training.seed)
+        # Each rank has its own noise; that of the first is that of one process.
+        torch.manual_seed(training.seed + ranks.rank)
         loop = TrainingLoop(
-            model.to(device),
+            place(model, device, training, ranks),
             stream,
             held_out,
             spec,
@@ -68,16 +74,19 @@ def train(
             precision,
             checkpoints,
             micro_batch or MicroBatch(training),
+            ranks,
         )
         divergence = loop.run(report)
-        outcome = _outcome(loop, spec, divergence)
+        outcome = _outcome(loop, spec, divergence, ranks)
         if keep is not None and divergence is None:
             with loop.averaged_weights():
                 keep(outcome, model)
     return outcome
 
 
-def _outcome(loop: TrainingLoop, spec: AttemptSpec, divergence: Divergence | None) -> TrainOutcome:
+def _outcome(
+    loop: TrainingLoop, spec: AttemptSpec, divergence: Divergence | None, ranks: Ranks
+) -> TrainOutcome:
     training, device = spec.training, loop.device
     return TrainOutcome(
         divergence=divergence,
@@ -96,7 +105,8 @@ def _outcome(loop: TrainingLoop, spec: AttemptSpec, divergence: Divergence | Non
         device=str(device),
         device_name=device_name(device),
         precision=loop.precision,
-        peak_memory_bytes=peak_memory_bytes(device),
+        peak_memory_bytes=ranks.most(peak_memory_bytes(device)),
+        ranks=ranks.count,
     )
 
 

@@ -21,6 +21,8 @@ from elmanctl.jobs.metrics import StepRecord
 from elmanctl.jobs.micro_batch import MicroBatch
 from elmanctl.jobs.optimizer import make_optimizer
 from elmanctl.jobs.outcome import Divergence
+from elmanctl.jobs.parallel import Parallel
+from elmanctl.jobs.ranks import Ranks
 from elmanctl.jobs.step import Stepper
 from elmanctl.jobs.training_clock import TrainingClock
 from elmanctl.jobs.validation import Validation, Validator, averaged_weights, is_due
@@ -60,6 +62,7 @@ class TrainingLoop:
         precision: str,
         checkpoints: Checkpoints | None,
         micro_batch: MicroBatch,
+        ranks: Ranks,
     ) -> None:
         training = spec.training
         self.micro_batch = micro_batch
@@ -81,6 +84,8 @@ class TrainingLoop:
         self._training = training
         self._budget = training.budget
         self._optimizer = make_optimizer(model, training, spec.betas)
+        self._ranks = ranks
+        self._parallel = Parallel(self._model, training, ranks)
         self._stepper = Stepper(
             self._model,
             self._optimizer,
@@ -88,6 +93,7 @@ class TrainingLoop:
             precision=precision,
             micro_batch=micro_batch,
             grad_clip=training.grad_clip,
+            parallel=self._parallel,
         )
         self._checkpoints = checkpoints
         self._trained = Trained(
@@ -95,6 +101,7 @@ class TrainingLoop:
             optimizer=self._optimizer,
             device=device,
             fingerprint=spec_fingerprint(spec, precision),
+            ranks=ranks,
         )
         self._validator = None
         if held_out is not None:
@@ -105,6 +112,7 @@ class TrainingLoop:
                 device=device,
                 micro_batch=micro_batch,
                 autocast=self._stepper.autocast,
+                parallel=self._parallel,
             )
 
     def measured(self, objective: str, *, is_diverged: bool) -> dict[str, Any]:
@@ -150,15 +158,19 @@ class TrainingLoop:
             report.phase("training")
         # A training that was shorter may have ended at a step after which this one validates.
         divergence = self._validate_if_due(report)
-        while divergence is None and not self._is_spent():
+        is_spent = self._is_spent()
+        while divergence is None and not is_spent:
             if self.steps == self._training.warmup_steps and not self.clock.is_warm:
                 self.clock.warm_up_ends(self.tokens)
                 report.phase("training")
             divergence = self._step(report) or self._validate_if_due(report)
-            if divergence is None and not self._is_spent():
+            is_spent = self._is_spent()
+            if divergence is None and not is_spent:
                 self._checkpoint_if_due()
         if divergence is not None:
             return divergence
+        if not self._parallel.is_exchange(self.steps):
+            self._parallel.exchange(self._optimizer)
         if self._checkpoints is not None:
             # Before the validation at the end, which a longer training does not have.
             self._write(self._checkpoints.write_last)
@@ -166,10 +178,13 @@ class TrainingLoop:
 
     def averaged_weights(self) -> AbstractContextManager[None]:
         """Return a context in which the model has the weights that are validated."""
-        return averaged_weights(self._model, self._optimizer)
+        return averaged_weights(self._model, self._optimizer, self._parallel)
 
     def _checkpoint_if_due(self) -> None:
-        if self._checkpoints is not None and self._checkpoints.is_due:
+        # With local SGD the ranks have equal states behind an exchange alone.
+        if self._checkpoints is None or not self._parallel.is_exchange(self.steps):
+            return
+        if self._ranks.decide(self._checkpoints.is_due):
             self._write(self._checkpoints.write)
 
     def _write(self, write: Callable[[Trained, Position], None]) -> None:
@@ -249,6 +264,10 @@ class TrainingLoop:
         )
 
     def _is_spent(self) -> bool:
+        """Whether the budget is spent, by the clock of rank 0."""
+        return self._ranks.decide(self._has_spent())
+
+    def _has_spent(self) -> bool:
         budget = self._budget
         if budget.kind == "minutes":
             return self.clock.counted_s() >= budget.amount * 60
@@ -296,6 +315,8 @@ class TrainingLoop:
                 break
         else:
             self._stepper.update()
+            if self._parallel.is_exchange(record.step):
+                self._parallel.exchange(self._optimizer)
             self.skipped_in_a_row = 0
             self.losses.append(loss)
         self.steps, self.tokens = record.step, record.tokens
@@ -317,8 +338,9 @@ class TrainingLoop:
         )
 
     def _batch(self) -> npt.NDArray[np.uint8]:
-        training = self._training
-        return self._stream.rows(training.seed, self.steps + 1, training.batch, training.seq_len)
+        training, ranks = self._training, self._ranks
+        step, size = self.steps + 1, (training.batch, training.seq_len)
+        return self._stream.rows(training.seed, step, *size, rank=ranks.rank, ranks=ranks.count)
 
 
 def _thinned(validations: tuple[Validation, ...]) -> tuple[Validation, ...]:

@@ -6,6 +6,7 @@ from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -14,6 +15,9 @@ from elmanctl.jobs.data import HeldOutWindows
 from elmanctl.jobs.device import free_cache
 from elmanctl.jobs.micro_batch import MicroBatch
 from elmanctl.jobs.optimizer import AdamWScheduleFree
+from elmanctl.jobs.parallel import Parallel
+from elmanctl.jobs.ranks import Ranks
+from elmanctl.run.training import Training
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,7 +47,9 @@ class Validator:
         device: torch.device,
         micro_batch: MicroBatch,
         autocast: Callable[[], AbstractContextManager[object]],
+        parallel: Parallel | None = None,
     ) -> None:
+        self._parallel = parallel or Parallel(model, Training(), Ranks())
         self._model = model
         self._optimizer = optimizer
         self._windows = windows
@@ -57,26 +63,33 @@ class Validator:
         Weights, optimizer and generators are the same afterwards, bit for bit.  Windows for which
         memory runs out are tried again, fewer at once; `step` is noted with that.
         """
+        total, ranks = len(self._windows.rows), self._parallel.ranks
+        # Every rank makes as many forward passes, for which torch may put weights together.
+        share = -(-total // ranks.count)
+        own = np.minimum(np.arange(share) * ranks.count + ranks.rank, total - 1)
         nats: list[float] = []
-        with averaged_weights(self._model, self._optimizer), torch.no_grad():
-            while len(nats) < len(self._windows.rows):
-                nats += self._next_nats(len(nats), step)
-        return mean_and_error(nats, self._windows)
+        averaged = averaged_weights(self._model, self._optimizer, self._parallel)
+        with averaged, torch.no_grad():
+            while len(nats) < share:
+                nats += self._next_nats(own[len(nats) :], step)
+        mine = len(range(ranks.rank, total, ranks.count))
+        return mean_and_error(ranks.interleaved(nats[:mine], total), self._windows)
 
-    def _next_nats(self, start: int, step: int) -> list[float]:
-        """Return the nats of as many windows from `start` as fit in memory."""
+    def _next_nats(self, numbers: npt.NDArray[np.int64], step: int) -> list[float]:
+        """Return the nats of as many of the numbered windows, from the first, as fit in memory."""
         while True:
-            part = slice(start, start + self._micro_batch.validation_rows)
+            part = numbers[: self._micro_batch.validation_rows]
             try:
                 nats: list[float] = self._window_nats(part).tolist()
             except Exception as exc:
-                if not self._micro_batch.shrink_validation(exc, self._device, step):
+                is_alone = self._parallel.ranks.count == 1
+                if not is_alone or not self._micro_batch.shrink_validation(exc, self._device, step):
                     raise
             else:
                 return nats
             free_cache(self._device)
 
-    def _window_nats(self, part: slice) -> Tensor:
+    def _window_nats(self, part: npt.NDArray[np.int64]) -> Tensor:
         rows = torch.from_numpy(self._windows.rows[part]).to(self._device).long()
         scored = torch.from_numpy(self._windows.scored[part]).to(self._device)
         with self._autocast():
@@ -110,7 +123,9 @@ def mean_and_error(nats: list[float], windows: HeldOutWindows) -> tuple[float, f
 
 
 @contextmanager
-def averaged_weights(model: nn.Module, optimizer: AdamWScheduleFree) -> Iterator[None]:
+def averaged_weights(
+    model: nn.Module, optimizer: AdamWScheduleFree, parallel: Parallel | None = None
+) -> Iterator[None]:
     """Give a model the averaged weights of schedule-free AdamW inside the context.
 
     schedule-free computes the one from the other in place, which loses bits, so the weights that
@@ -121,9 +136,13 @@ def averaged_weights(model: nn.Module, optimizer: AdamWScheduleFree) -> Iterator
     trained = [p.detach().clone() for p in parameters]
     optimizer.eval()
     model.eval()
+    if parallel is not None:
+        parallel.average(parameters)
     try:
         yield
     finally:
+        if parallel is not None:
+            parallel.forget()
         model.train()
         optimizer.train()
         with torch.no_grad():

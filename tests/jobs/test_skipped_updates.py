@@ -22,9 +22,9 @@ def poison(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> P
     def poison(steps: Collection[int]) -> None:
         rows, loss, at = ByteStream.rows, LanguageModel.loss, [0]
 
-        def rows_of(self: ByteStream, seed: int, step: int, *shape: int) -> Rows:
+        def rows_of(self: ByteStream, seed: int, step: int, *shape: int, **ranks: int) -> Rows:
             at[0] = step
-            return rows(self, seed, step, *shape)
+            return rows(self, seed, step, *shape, **ranks)
 
         def poisoned(self: LanguageModel, tokens: Tensor) -> Tensor:
             return loss(self, tokens) * (request.param if at[0] in steps else 1.0)

@@ -1,0 +1,136 @@
+"""Data parallel training: how the ranks of one model share their gradients and their weights.
+
+With `ddp` each rank has the whole model, and torch averages the gradients during the backward pass.
+With `fsdp` each has a part of every tensor, which torch puts together layer by layer.  With local
+SGD (Stich, 2019, arXiv 1805.09767) each rank makes `exchange_every` steps by itself; then weights
+and the state of the optimizer are averaged, which for schedule-free AdamW averages all three of its
+sequences, since they are linear in each other.
+"""
+
+from collections.abc import Iterable
+from contextlib import AbstractContextManager, nullcontext
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
+
+from elmanctl.jobs.generators import Generators
+from elmanctl.jobs.optimizer import AdamWScheduleFree
+from elmanctl.jobs.ranks import Ranks
+from elmanctl.models.buffers import Buffers
+from elmanctl.run.training import FSDP, Training
+
+
+class Objective(nn.Module):
+    """The loss that is reported and the one that is minimised, as one forward pass."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
+        """Return both, scalars in nats, for tokens [B, T+1]."""
+        loss: Tensor = self.model.loss(tokens)  # type: ignore[operator]
+        return loss, loss.float() + self.model.auxiliary_loss()  # type: ignore[operator]
+
+
+def place(model: nn.Module, device: torch.device, training: Training, ranks: Ranks) -> nn.Module:
+    """Put a model on its device; with `fsdp` each rank keeps its part of every layer."""
+    if ranks.count > 1 and training.parallel == FSDP:
+        from torch.distributed.fsdp import fully_shard
+
+        for layer in model.layers:  # type: ignore[union-attr]
+            fully_shard(layer)
+        fully_shard(model)
+    return model.to(device)
+
+
+class Parallel:
+    """The forward pass of a model on every rank, whose gradients are those of the whole batch."""
+
+    def __init__(self, model: nn.Module, training: Training, ranks: Ranks) -> None:
+        self.ranks = ranks
+        self._model = model
+        self._objective: nn.Module = Objective(model)
+        self._is_local = training.exchange_every > 1
+        self._every = training.exchange_every
+        self.has_parts = ranks.count > 1 and training.parallel == FSDP
+        if ranks.count > 1 and not self.has_parts and not self._is_local:
+            # Layers replace their buffers, which the wrapper would not see, and make equal ones.
+            self._objective = nn.parallel.DistributedDataParallel(
+                self._objective,
+                find_unused_parameters=self._has_unused(),
+                broadcast_buffers=False,
+            )
+
+    def losses(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the loss and the objective of this rank's tokens [B, T+1], in nats."""
+        found: tuple[Tensor, Tensor] = self._objective(tokens)
+        return found
+
+    def accumulating(self, *, is_last: bool) -> AbstractContextManager[None]:
+        """Return the context of a micro-batch: only behind the last one gradients are shared."""
+        if isinstance(self._objective, nn.parallel.DistributedDataParallel) and not is_last:
+            return self._objective.no_sync()
+        if self.has_parts:
+            self._model.set_requires_gradient_sync(is_last)  # type: ignore[operator]
+        return nullcontext()
+
+    def is_exchange(self, step: int) -> bool:
+        """Whether all ranks have the same weights after a step."""
+        return not self._is_local or step % self._every == 0
+
+    def exchange(self, optimizer: AdamWScheduleFree) -> None:
+        """Give every rank the mean of the weights and of the state of the optimizer."""
+        if self._is_local:
+            self.average(self._model.parameters())
+            for state in optimizer.state.values():
+                self.average(state.values())
+            for buffer in self._model.buffers():
+                dist.broadcast(buffer, 0)
+
+    def average(self, tensors: Iterable[Tensor]) -> None:
+        """Give every rank the mean of tensors in which local SGD lets the ranks differ."""
+        if self._is_local and self.ranks.count > 1:
+            with torch.no_grad():
+                for tensor in tensors:
+                    self.ranks.mean(tensor)
+
+    def forget(self) -> None:
+        """Let go of weights that were put together for a forward pass without a backward pass.
+
+        torch would use them in the next one, though an update or a validation lies between.
+        """
+        if self.has_parts:
+            self._model.reshard()  # type: ignore[operator]
+
+    def _has_unused(self) -> bool:
+        """Whether a parameter has no part in the loss, on any rank, tried with two bytes."""
+        device, buffers = next(self._model.parameters()).device, Buffers(self._model)
+        generators = Generators(device)
+        _, objective = self._objective(torch.zeros(1, 3, dtype=torch.long, device=device))
+        objective.backward()
+        is_unused = any(parameter.grad is None for parameter in self._model.parameters())
+        self._model.zero_grad(set_to_none=True)
+        generators.restore()
+        buffers.restore()
+        return self.ranks.any(is_unused)
+
+
+def whole(value: Tensor) -> Tensor:
+    """Return a tensor put together of the ranks' parts, or itself if it is whole."""
+    return value.full_tensor() if isinstance(value, DTensor) else value
+
+
+def part(value: Tensor) -> Tensor:
+    """Return what this rank has of a tensor, which shares its memory."""
+    return value.to_local() if isinstance(value, DTensor) else value
+
+
+def fill(target: Tensor, value: Tensor, ranks: Ranks) -> None:
+    """Copy a whole tensor into one of which this rank may have only a part, rows of it."""
+    if isinstance(target, DTensor):
+        rows = torch.chunk(value, ranks.count)
+        value = rows[ranks.rank] if ranks.rank < len(rows) else value[:0]
+    part(target).copy_(value)
