@@ -5,7 +5,7 @@ from dataclasses import asdict, fields
 from typing import Any
 
 from elmanctl.cli.costs import format_hours
-from elmanctl.cli.output import counted, print_json, print_line, say, warn
+from elmanctl.cli.output import counted, format_bytes, print_json, print_line, say, warn
 from elmanctl.cli.rows import describe_start
 from elmanctl.codec import encode
 from elmanctl.config import Resolved
@@ -17,6 +17,7 @@ from elmanctl.run.paths import RunPaths
 from elmanctl.run.protocol import run_protocol
 from elmanctl.schedulers.cluster import ClusterAnswer, ask_cluster
 from elmanctl.schedulers.slurm import Slurm
+from elmanctl.search.kept_models import most_kept
 from elmanctl.search.plan import SearchPlan
 
 # A dry run reports what it can, and does not wait a minute for each command of a dead cluster.
@@ -52,6 +53,7 @@ def describe_plan(plan: SearchPlan, resolved: Resolved) -> str:
         f"{format_count(plan.corpus.size_bytes)} bytes, unigram entropy "
         f"{plan.unigram_nats:.4f} nats\n"
         f"{_describe_cost(plan)}\n"
+        f"{_describe_models(plan)}"
         f"{describe_start(plan.start_values, plan.start_source, search.seed)}"
         f"{refused if plan.refused_share else ''}"
         + "".join(f"\n{line}" for line in _describe_variables(plan, resolved))
@@ -93,6 +95,19 @@ def _describe_cost(plan: SearchPlan) -> str:
     gpus = f" x {each_node if nodes > 1 else f'{plan.devices} GPUs'}" if plan.devices > 1 else ""
     most = f"at most {format_hours(plan.most_gpu_hours)} {plan.unit} ({each}{gpus}), plus retries"
     return f"{most}; the budget {plan.stop}" if plan.stop else f"{most}; no budget set"
+
+
+def _describe_models(plan: SearchPlan) -> str:
+    """Describe which models are kept and what that takes, as a line; nothing if none are."""
+    keep, most = plan.settings.disk.keep_models, most_kept(plan.settings)
+    if not keep:
+        return ""
+    best = "the best" if most == 1 else f"the best {most}"
+    if most > keep:
+        then = "the winner" if keep == 1 else f"the best {keep}"
+        best += f" until they are confirmed, then of {then}"
+    models, each = ("model", "") if most == 1 else ("models", " each")
+    return f"keeps the {models} of {best}, up to {format_bytes(plan.model_bytes)}{each}\n"
 
 
 def warn_of_plan(plan: SearchPlan) -> None:
@@ -231,6 +246,11 @@ def plan_data(plan: SearchPlan) -> dict[str, Any]:
         "budget": plan.settings.train.budget.encode(),
         "protocol": run_protocol(plan.settings.train),
         "training_hours": plan.hours,
+        "models": {
+            "kept": plan.settings.disk.keep_models,
+            "kept_until_confirmed": most_kept(plan.settings),
+            "size_bytes": plan.model_bytes,
+        },
         "cost": {
             "unit": plan.unit,
             "most_gpu_hours": plan.most_gpu_hours,

@@ -94,7 +94,7 @@ def search(
     ] = None,
     max_jobs: Annotated[int | None, Option(help="Most jobs in flight")] = None,
     keep_models: Annotated[
-        int | None, Option(help="Keep the trained models of this many best evaluations")
+        int | None, Option(help="Keep the models of this many best evaluations; default: 1")
     ] = None,
     gpu_hours: Annotated[
         float | None, Option(help="Pause after this many GPU-hours; see [budget]")

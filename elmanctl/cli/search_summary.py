@@ -1,6 +1,5 @@
 """The summary of a search at its end: the best evaluation, the cost, the next command."""
 
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -15,19 +14,19 @@ from elmanctl.cli.confirmation import (
 )
 from elmanctl.cli.costs import cost_data, describe_cost, describe_waste
 from elmanctl.cli.output import hint, print_line, shown_count
-from elmanctl.errors import NotFound
 from elmanctl.folders import working_folder
 from elmanctl.ledger.records import RunStatus, State
 from elmanctl.ledger.run_state import RunState
 from elmanctl.run.paths import RunPaths
 from elmanctl.search.confirmation import best_of, standing
-from elmanctl.search.kept_models import find_model
+from elmanctl.search.kept_models import model_path
 
 
 def run_summary(paths: RunPaths, state: RunState) -> dict[str, Any]:
     """Return the summary of a search as plain data; its best is the winner, if one is confirmed."""
     shown = standing(state)
     best = best_of(state, shown)
+    model = None if best is None else model_path(paths, state, best)
     return {
         "run": state.run["name"],
         "status": state.status.value,
@@ -43,6 +42,7 @@ def run_summary(paths: RunPaths, state: RunState) -> dict[str, Any]:
             "loss": best.loss,
             "config": best.hyperparameters,
             "parameters": best.parameters,
+            "model_file": None if model is None else str(model),
         },
         **confirmation_data(state, shown),
         "unigram_nats": state.run["data"]["unigram_nats"],
@@ -69,9 +69,10 @@ def print_summary(paths: RunPaths, state: RunState) -> None:
         if text:
             print_line(f"{label:<12} {text}")
     _print_best(state)
-    if (best := best_of(state, standing(state))) is not None:
-        with suppress(NotFound):
-            print_line(f"model        {_relative(find_model(paths, state, best))}")
+    best = best_of(state, standing(state))
+    model = None if best is None else model_path(paths, state, best)
+    if model is not None:
+        print_line(f"model        {_relative(model)}")
     print_line(f"ledger       {_relative(paths.ledger)}")
     name, best = state.run["name"], state.best()
     if best is None:

@@ -25,7 +25,7 @@ from elmanctl.run.paths import RunPaths
 from elmanctl.run.saved_file import MODEL_FILE, locate_model
 from elmanctl.search.confirmation import standing
 from elmanctl.search.export import export_attempt
-from elmanctl.search.kept_models import describe_model
+from elmanctl.search.kept_models import describe_model, model_path
 from elmanctl.search.noise import noise_for
 from elmanctl.search.selection import find_evaluation
 
@@ -97,6 +97,8 @@ def show(
         row = {**run, **row, "noise": noise and asdict(noise)}
         row |= confirmation_data(found, standing(found))
         row["excluded_nodes"] = rows.excluded_rows(found)
+        model = model_path(paths, found, chosen)
+        row["model_file"] = None if model is None else str(model)
         print_json({**row, "attempts": attempts})
         return
     _print_evaluation(paths, found, chosen)

@@ -30,7 +30,7 @@ from elmanctl.search.file_owners import (
     optimizer_states_in_use,
     scan,
 )
-from elmanctl.search.kept_models import kept_evaluations
+from elmanctl.search.kept_models import kept_files
 from elmanctl.search.request_schema import CleanRequest
 from elmanctl.search.session import Session
 from elmanctl.settings import DiskSettings
@@ -67,23 +67,27 @@ def plan_cleaning(
         raise UsageError(f"no kind of file named {named}", hint=f"kinds: {', '.join(KINDS)}")
     files = scan(paths, state) if files is None else files
     device = paths.folder.stat().st_dev
-    kept = _kept_whole(state, policy)
-    search = effective_settings(state).search
-    models = {evaluation.id for evaluation in kept_evaluations(state, policy, search)}
+    whole = _kept_whole(state, policy)
+    models = kept_files(paths, state, replace(effective_settings(state), disk=policy))
     states = optimizer_states_in_use(
         state, (file.found.parts[-1] for file in files if file.kind == OPTIMIZER)
     )
+
+    def may_go(file: OwnedFile) -> bool:
+        if file.kind == OPTIMIZER:
+            return file.found.parts[-1] not in states
+        is_kept = (
+            Path(*file.found.parts) in models if file.kind == MODELS else file.evaluation in whole
+        )
+        return not is_kept and _may_go(state, file, policy)
+
     plan = [
         file
         for file in files
         if file.kind in (kinds or KINDS)
         and _is_plain(file.found.status)
         and file.found.status.st_dev == device
-        and (
-            file.found.parts[-1] not in states
-            if file.kind == OPTIMIZER
-            else _may_go(state, file, models if file.kind == MODELS else kept, policy)
-        )
+        and may_go(file)
     ]
     return sorted(plan, key=lambda file: file.found.parts)
 
@@ -98,8 +102,8 @@ def _kept_whole(state: RunState, policy: DiskSettings) -> set[str]:
     return best | {e.id for e in state.evaluations.values() if e.generation >= oldest}
 
 
-def _may_go(state: RunState, file: OwnedFile, kept: set[str], policy: DiskSettings) -> bool:
-    if file.evaluation is None or file.attempt is None or file.evaluation in kept:
+def _may_go(state: RunState, file: OwnedFile, policy: DiskSettings) -> bool:
+    if file.evaluation is None or file.attempt is None:
         return False
     evaluation = state.evaluations[file.evaluation]
     if not evaluation.state.is_finished or evaluation.has_live_attempt:

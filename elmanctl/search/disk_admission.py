@@ -7,11 +7,9 @@ from elmanctl.ledger.disk import Space, space_of
 from elmanctl.ledger.payloads import Note
 from elmanctl.search.cleaning import plan_cleaning, remove_planned
 from elmanctl.search.disk_forecast import format_size, room_bytes
+from elmanctl.search.kept_models import PARAMETER_BYTES
 from elmanctl.search.session import Session
 from elmanctl.settings import DiskSettings
-
-# Weights are kept in float32.
-_PARAMETER_BYTES = 4
 
 # Minimum interval between two automatic cleanings.
 _CLEANING_INTERVAL_S = 60.0
@@ -56,7 +54,7 @@ class DiskAdmission:
         each_bytes = session.state.disk.attempt_bytes or 0
         if session.settings.disk.keep_models:
             waiting = session.state.waiting_evaluations()
-            each_bytes += _PARAMETER_BYTES * max((e.parameters for e in waiting), default=0)
+            each_bytes += PARAMETER_BYTES * max((e.parameters for e in waiting), default=0)
         return each_bytes
 
     def _may_clean(self) -> bool:

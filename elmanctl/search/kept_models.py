@@ -5,41 +5,81 @@ models that better ones have overtaken.  Both follow from the ledger and the fil
 controller that starts after a kill removes what the one before it did not.
 """
 
+from collections.abc import Iterable
 from pathlib import Path
 
 from elmanctl.errors import NotFound
 from elmanctl.ledger.records import Attempt, Evaluation, State
 from elmanctl.ledger.run_state import RunState
+from elmanctl.run.frozen_code import knows_spec_key
 from elmanctl.run.paths import RunPaths
 from elmanctl.search.confirmation import standing
+from elmanctl.search.confirmation_plan import due_confirmations
 from elmanctl.search.effective_settings import effective_settings
-from elmanctl.settings import DiskSettings, SearchSettings
+from elmanctl.settings import Settings
+
+# Weights are kept in float32.
+PARAMETER_BYTES = 4
 
 
-def kept_evaluations(
-    state: RunState, policy: DiskSettings, search: SearchSettings
-) -> list[Evaluation]:
+def kept_evaluations(state: RunState, settings: Settings) -> list[Evaluation]:
     """Return the evaluations whose models are kept, the best first, one of each configuration.
 
-    Until the best are confirmed these are all that may win; then the winner comes first.
+    Only those count of which a model was written.  As long as confirmations may come, all are kept
+    that may win; after that the confirmed come first.
     """
-    if not policy.keep_models:
+    keep = settings.disk.keep_models
+    if not keep:
         return []
-    shown = standing(state)
-    first = [each.evaluation for each in shown.confirmed] if shown.winner is not None else []
-    ranked = [*map(state.evaluations.__getitem__, first), *state.ranked()]
+    confirmed = _confirmed(state)
+    if is_open(state, settings):
+        best = _first_of_each(state.ranked())[: most_kept(settings)]
+        return _first_of_each([*best, *confirmed])
+    return _first_of_each([*confirmed, *state.ranked()])[:keep]
+
+
+def is_open(state: RunState, settings: Settings) -> bool:
+    """Whether the search may still ask for evaluations, and so change which one wins."""
+    is_last = state.generation + 1 >= state.generations and state.generation in state.told
+    return state.is_busy or not is_last or due_confirmations(state, settings) is not None
+
+
+def most_kept(settings: Settings) -> int:
+    """Return how many of the best keep their models while the search is open.
+
+    Those that were confirmed come on top.
+    """
+    keep, search = settings.disk.keep_models, settings.search
+    return max(keep, search.confirm_top if search.confirm_seeds else 0) if keep else 0
+
+
+def loss_to_beat(state: RunState, settings: Settings) -> float | None:
+    """Return the loss that a new model must be below to be kept, None while any is kept."""
+    best, count = _first_of_each(state.ranked()), most_kept(settings)
+    return best[count - 1].loss if len(best) >= count > 0 else None
+
+
+def _confirmed(state: RunState) -> list[Evaluation]:
+    """Return the evaluations that were confirmed, the winner first if there is one."""
+    return [state.evaluations[each.evaluation] for each in standing(state).confirmed]
+
+
+def _first_of_each(ranked: Iterable[Evaluation]) -> list[Evaluation]:
+    """Return the first evaluation with a model of each configuration."""
     chosen: dict[str, Evaluation] = {}
     for evaluation in ranked:
-        chosen.setdefault(evaluation.configuration, evaluation)
-    count = policy.keep_models if first else most_kept(policy, search)
-    return list(chosen.values())[:count]
+        if model_attempt(evaluation) is not None:
+            chosen.setdefault(evaluation.configuration, evaluation)
+    return list(chosen.values())
 
 
-def most_kept(policy: DiskSettings, search: SearchSettings) -> int:
-    """Return how many models are kept while any of the best may still win."""
-    if not policy.keep_models:
-        return 0
-    return max(policy.keep_models, search.confirm_top if search.confirm_seeds else 0)
+def kept_files(paths: RunPaths, state: RunState, settings: Settings) -> set[Path]:
+    """Return the files of the models that are kept, relative to the run folder."""
+    return {
+        paths.attempt(evaluation.id, attempt.number).model.relative_to(paths.folder)
+        for evaluation in kept_evaluations(state, settings)
+        if (attempt := model_attempt(evaluation)) is not None
+    }
 
 
 def model_attempt(evaluation: Evaluation) -> Attempt | None:
@@ -62,30 +102,49 @@ def describe_model(paths: RunPaths, state: RunState, evaluation: Evaluation) -> 
         return exc.message if is_asked else None
 
 
+def model_path(paths: RunPaths, state: RunState, evaluation: Evaluation) -> Path | None:
+    """Return the file with the model of an evaluation, None if it has none."""
+    try:
+        return find_model(paths, state, evaluation)
+    except NotFound:
+        return None
+
+
 def find_model(paths: RunPaths, state: RunState, evaluation: Evaluation) -> Path:
     """Return the file with the model of an evaluation; raises NotFound with the reason."""
     run, trained = state.run["name"], evaluation
     if evaluation.answer is not None:
         trained = state.evaluations[evaluation.answer.by]
-    attempt = model_attempt(trained)
-    longer = (
-        "a search keeps those of its `disk.keep_models` best: `elmanctl search --keep-models N`"
-    )
-    if attempt is not None:
-        path = paths.attempt(trained.id, attempt.number).model
-        if path.is_file():
-            return path
-        raise NotFound(
-            f"the model of {evaluation.id} of `{run}` was removed: it is not among the best that "
-            "`disk.keep_models` keeps, or was cleaned",
-            hint=longer,
-        )
-    last = trained.last_attempt
-    if trained.state is not State.COMPLETED or last is None:
+    if trained.state is not State.COMPLETED:
         raise NotFound(
             f"{evaluation.id} of `{run}` has no model: it is {trained.state.value}",
             hint=f"`elmanctl show {run} {evaluation.id}` says more",
         )
-    reason = (last.result or {}).get("model_not_kept")
-    why = f"it could not be written: {reason}" if reason else "`disk.keep_models` did not ask"
-    raise NotFound(f"the model of {evaluation.id} of `{run}` was not kept: {why}", hint=longer)
+    attempt = model_attempt(trained)
+    if attempt is not None:
+        path = paths.attempt(trained.id, attempt.number).model
+        if path.is_file():
+            return path
+    fate = "was removed" if attempt is not None else "was not kept"
+    raise NotFound(
+        f"the model of {evaluation.id} of `{run}` {fate}: {_reason(paths, state, trained)}",
+        hint="a search keeps the models of its best: `elmanctl search --keep-models N`",
+    )
+
+
+def _reason(paths: RunPaths, state: RunState, trained: Evaluation) -> str:
+    """Return why the model of a completed evaluation is not there."""
+    settings = effective_settings(state)
+    last, keep = trained.last_attempt, settings.disk.keep_models
+    why = None if last is None else (last.result or {}).get("model_not_kept")
+    if why is not None:
+        return f"it could not be written: {why}"
+    if trained in kept_evaluations(state, settings):
+        return "by `elmanctl clean`, or by hand"
+    if not keep:
+        return "`disk.keep_models` is 0"
+    if not knows_spec_key(paths.code, "keep"):
+        return "the run was begun by a version that keeps none"
+    if trained.confirms is not None:
+        return f"it confirms {trained.confirms}, and that one's model is kept"
+    return f"it was not among the best, of which `disk.keep_models` = {keep} keeps the models"

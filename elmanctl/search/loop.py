@@ -165,6 +165,7 @@ class Controller:
         self._models.prune()
         self._answer_repeats()
         if self._advance():
+            self._models.prune(is_end=True)
             self._session.record(self._ending())
             self._view.refresh(self._session, None)
             return True

@@ -1,17 +1,17 @@
 """Pruning of models: a controller removes those that better ones have overtaken."""
 
-import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
-from elmanctl.ledger.disk import Found
-from elmanctl.ledger.records import Evaluation
+from elmanctl.ledger.disk import Found, category_of
+from elmanctl.ledger.records import Attempt, Evaluation
 from elmanctl.run.frozen_code import knows_spec_key
 from elmanctl.run.saved_file import MODEL
 from elmanctl.search.cleaning import remove_planned
 from elmanctl.search.file_owners import MODELS, OwnedFile
-from elmanctl.search.kept_models import kept_evaluations, model_attempt, most_kept
+from elmanctl.search.kept_models import kept_files, loss_to_beat
 from elmanctl.search.session import Session
 
 
@@ -22,53 +22,60 @@ class ModelPruning:
         self._session = session
         self._knows = knows_spec_key(session.paths.code, "keep")
         self._is_due = True
-        # Those that may have to go: all that are on record, and then each new one.
-        self._present = {
-            e.id for e in session.state.evaluations.values() if model_attempt(e) is not None
+        # Those that may have left a model, whole or in part: all on record, then each new one.
+        self._evaluations = {
+            e.id for e in session.state.evaluations.values() if any(map(_has_left, e.attempts))
         }
 
     def asked(self) -> Mapping[str, Any]:
         """Return the fields of the specs of attempts from now on, by which models are kept."""
         session = self._session
-        disk, search = session.settings.disk, session.settings.search
-        if not self._knows or not disk.keep_models:
+        if not self._knows or not session.settings.disk.keep_models:
             return {}
-        kept = kept_evaluations(session.state, disk, search)
-        is_full = len(kept) >= most_kept(disk, search)
-        return {"keep": (MODEL,), "keep_below": kept[-1].loss if is_full else None}
+        return {"keep": (MODEL,), "keep_below": loss_to_beat(session.state, session.settings)}
 
     def add(self, evaluation: Evaluation) -> None:
         """Note that an attempt was judged, which may have left a model."""
-        if model_attempt(evaluation) is not None:
-            self._present.add(evaluation.id)
-        # The end of a confirmation changes which ones are kept, too.
-        self._is_due = True
+        if any(map(_has_left, evaluation.attempts)):
+            self._evaluations.add(evaluation.id)
+            self._is_due = True
 
-    def prune(self) -> None:
-        """Remove the models of finished evaluations that are not to be kept, and record it."""
-        if not self._is_due:
+    def prune(self, *, is_end: bool = False) -> None:
+        """Remove what finished evaluations have left that is not to be kept, and record it.
+
+        At the end of a search fewer are kept, since it is known which one has won.
+        """
+        if not self._is_due and not is_end:
             return
         self._is_due = False
-        session, settings = self._session, self._session.settings
-        kept = {e.id for e in kept_evaluations(session.state, settings.disk, settings.search)}
-        evaluations = session.state.evaluations
-        overtaken = {e for e in self._present - kept if evaluations[e].state.is_finished}
-        files = [file for name in sorted(overtaken) if (file := self._file(name)) is not None]
-        if files:
-            remove_planned(session, files)
-        self._present -= overtaken
+        session, evaluations = self._session, self._session.state.evaluations
+        finished = {name for name in self._evaluations if evaluations[name].state.is_finished}
+        if not finished:
+            return
+        kept = kept_files(session.paths, session.state, session.settings)
+        found = [file for name in sorted(finished) for file in self._files(evaluations[name])]
+        if overtaken := [file for file in found if Path(*file.found.parts) not in kept]:
+            remove_planned(session, overtaken)
+        self._evaluations -= finished - {file.evaluation for file in found if file not in overtaken}
 
-    def _file(self, name: str) -> OwnedFile | None:
-        attempt = model_attempt(self._session.state.evaluations[name])
-        assert attempt is not None
-        path = self._session.paths.attempt(name, attempt.number).model
-        with suppress(FileNotFoundError, NotADirectoryError):
-            parts = path.relative_to(self._session.paths.folder).parts
-            return OwnedFile(
-                found=Found(parts=parts, status=os.lstat(path)),
-                category=MODEL,
-                kind=MODELS,
-                evaluation=name,
-                attempt=attempt,
-            )
-        return None
+    def _files(self, evaluation: Evaluation) -> Iterator[OwnedFile]:
+        """Yield the models of an evaluation, with those that a killed worker was writing."""
+        root = self._session.paths
+        for attempt in filter(_has_left, evaluation.attempts):
+            folder = root.attempt(evaluation.id, attempt.number).folder
+            with suppress(FileNotFoundError, NotADirectoryError):
+                for path in sorted(folder.iterdir()):
+                    if category_of(path.name) == MODEL:
+                        parts = path.relative_to(root.folder).parts
+                        yield OwnedFile(
+                            found=Found(parts=parts, status=path.lstat()),
+                            category=MODEL,
+                            kind=MODELS,
+                            evaluation=evaluation.id,
+                            attempt=attempt,
+                        )
+
+
+def _has_left(attempt: Attempt) -> bool:
+    """Whether an attempt had left a model, or a part of one, when it was judged."""
+    return MODEL in attempt.sizes or "model_size_bytes" in (attempt.result or {})

@@ -29,6 +29,7 @@ from elmanctl.schedulers.gpus import check_gpus
 from elmanctl.schedulers.quoting import check_path
 from elmanctl.schedulers.submission import check_resources
 from elmanctl.search.costs import unit_name
+from elmanctl.search.kept_models import PARAMETER_BYTES
 from elmanctl.search.limits import check_learning_rates, check_limits
 from elmanctl.search.optimizer import CmaOptimizer
 from elmanctl.search.workload import attempt_resources
@@ -66,6 +67,7 @@ class SearchPlan:
     corpus: CorpusInfo
     unigram_nats: float
     resources: Resources
+    largest_parameters: int
 
     @property
     def model(self) -> str:
@@ -120,6 +122,11 @@ class SearchPlan:
     def most_gpu_hours(self) -> float:
         """The highest possible cost without retries, in `unit`."""
         return self.trainings * self.resources.timeout_min / 60 * self.devices
+
+    @property
+    def model_bytes(self) -> int:
+        """The size of a model that is kept, the largest of the first points."""
+        return PARAMETER_BYTES * self.largest_parameters
 
     @property
     def stop(self) -> str | None:
@@ -214,6 +221,7 @@ def plan_search(
         corpus=corpus,
         unigram_nats=unigram_entropy(corpus.path),
         resources=resources,
+        largest_parameters=max(candidate.parameters for candidate in first),
     )
 
 

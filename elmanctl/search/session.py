@@ -164,6 +164,12 @@ class Session:
                     "a template is read when a search starts, and not again",
                     hint="set what it holds, e.g. `--set slurm.gres=gpu:h100:1`",
                 )
+        if changes.get("disk.keep_models") and not knows_spec_key(self.paths.code, "keep"):
+            raise UsageError(
+                "`disk.keep_models` means nothing to this run: it was begun by an earlier version, "
+                "whose workers keep no models",
+                hint="a search that is started now keeps those of its best",
+            )
         changed = effective_settings(self.state, changes)
         check_limits(changed, changes)
         check_resources(attempt_resources(changed, executor, {}))

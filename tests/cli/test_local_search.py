@@ -11,6 +11,7 @@ from elmanctl.ledger.disk import measure
 from elmanctl.ledger.records import RunStatus, State
 from elmanctl.run.corpus import describe
 from elmanctl.run.paths import AttemptPaths, RunPaths
+from elmanctl.run.saved_file import read_header
 from elmanctl.run.spec import AttemptSpec
 from elmanctl.run.split import find_split
 from tests.command_line import CommandLine
@@ -24,7 +25,7 @@ def test_search_is_run_looked_at_cleaned_and_resumed(elmanctl: CommandLine, corp
     searched = elmanctl(
         *("search", "e88", "--local", "--preset", "tiny", "--generations", "1"),
         *("--train-steps", "10", "--data", str(corpus), "--yes"),
-        *("--set", "search.confirm_top=0"),
+        *("--set", "search.confirm_top=0", "--keep-models", "2"),
     )
     assert searched.returncode == 0, searched.stderr
     assert (
@@ -45,6 +46,7 @@ def test_search_is_run_looked_at_cleaned_and_resumed(elmanctl: CommandLine, corp
     assert best is not None and best.loss is not None
     _look(elmanctl, best.id, best.loss)
     _use(elmanctl, run.attempt(best.id, 1))
+    _load_models(elmanctl, run)
 
     before = measure(run.folder)
     cleaned = elmanctl("clean", "--keep-best", "1", "--keep-last", "0", "--yes")
@@ -61,6 +63,35 @@ def test_search_is_run_looked_at_cleaned_and_resumed(elmanctl: CommandLine, corp
     assert (found["best"]["evaluation"], found["best"]["loss"]) == (best.id, best.loss)
     assert {e.state for e in load(run.folder).evaluations.values()} == {State.COMPLETED}
     _confirm(elmanctl, run)
+    _remove_models(elmanctl, run)
+
+
+def _load_models(elmanctl: CommandLine, run: RunPaths) -> None:
+    """Load the models that the search has kept: those of the two best, each its own."""
+    from elmanctl.jobs.saved_model import load_model
+
+    models = {path.parts[-3]: path for path in run.evaluations.glob("*/*/model.safetensors")}
+    ranked = load(run.folder).ranked()[:2]
+    assert models.keys() == {evaluation.id for evaluation in ranked}
+    for evaluation in ranked:
+        model = load_model(models[evaluation.id])
+        assert sum(weights.numel() for weights in model.parameters()) == evaluation.parameters
+        card = read_header(models[evaluation.id]).card
+        assert card.spec["evaluation"] == evaluation.id
+        assert card.result["loss"] == evaluation.loss
+        shown = elmanctl("show", evaluation.id).stdout
+        assert f"  model       {models[evaluation.id]}\n" in shown
+
+
+def _remove_models(elmanctl: CommandLine, run: RunPaths) -> None:
+    """Remove the models, which no other rule of cleaning does."""
+    assert len(list(run.evaluations.glob("*/*/model.safetensors"))) == 2
+    planned = json.loads(elmanctl("clean", "--keep-models", "0", "--dry-run", "--json").stdout)
+    assert sum(file["kind"] == "models" for file in planned["removable"]) == 2
+    removed = elmanctl("clean", "--kind", "models", "--keep-models", "0", "--yes")
+    assert re.fullmatch(r"freed \d.* in 2 files\n", removed.stdout), removed.stderr
+    assert not list(run.evaluations.glob("*/*/model.safetensors"))
+    assert "was removed: by `elmanctl clean`" in elmanctl("show", "best").stdout
 
 
 def _confirm(elmanctl: CommandLine, run: RunPaths) -> None:
