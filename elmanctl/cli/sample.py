@@ -175,9 +175,12 @@ def _write(chosen: Iterator[tuple[int, float]], *, is_first: bool) -> None:
     writer = ByteWriter()
     if not is_first:
         writer.part(SEPARATOR)
-    for byte, _ in chosen:
-        writer.write(bytes([byte]))
-    writer.end()
+    try:
+        for byte, _ in chosen:
+            writer.write(bytes([byte]))
+    finally:
+        # After Ctrl-C, too, what follows begins a line.
+        writer.end()
 
 
 def _sample_data(seed: int, chosen: Iterator[tuple[int, float]]) -> dict[str, Any]:

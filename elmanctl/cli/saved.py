@@ -9,7 +9,7 @@ from elmanctl import clock
 from elmanctl.cli.output import print_json, print_line, shown_count, spelled_bytes
 from elmanctl.run.corpus import corpus_name
 from elmanctl.run.saved_file import Card, SavedFile, read_header
-from elmanctl.run.spec import AttemptSpec
+from elmanctl.run.spec import spec_of
 
 # The losses of a result with the key of their standard error, in the order of a page.
 _LOSSES = {
@@ -67,7 +67,7 @@ def _data(saved: SavedFile) -> dict[str, Any]:
 
 def _lines(saved: SavedFile) -> Iterator[str]:
     card = saved.card
-    spec = AttemptSpec.decode(card.spec)
+    spec = spec_of(saved)
     size = spelled_bytes(saved.size_bytes)
     yield f"{saved.path}: {card.kind} of {spec.evaluation} of {spec.run}, {size}"
     training, saved_at = spec.training, card.saved_at

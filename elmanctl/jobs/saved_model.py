@@ -4,17 +4,12 @@ from pathlib import Path
 
 from torch import nn
 
-from elmanctl.errors import InvalidModel
+from elmanctl.errors import InvalidConfiguration, InvalidModel, NotFound
 from elmanctl.jobs import tensor_file
 from elmanctl.jobs.device import find_device
 from elmanctl.models.registry import build_model, decode_config
-from elmanctl.run.saved_file import MODEL, Card, SavedFile, locate_model, read_header
-from elmanctl.run.spec import AttemptSpec
-
-
-def read_spec(card: Card) -> AttemptSpec:
-    """Return the spec of the training that a card tells of; raises InvalidConfiguration."""
-    return AttemptSpec.decode(card.spec)
+from elmanctl.run.saved_file import MODEL, SavedFile, locate_model, read_header
+from elmanctl.run.spec import spec_of, unreadable
 
 
 def load_model(path: Path, *, device: str = "cpu", backend: str = "auto") -> nn.Module:
@@ -28,8 +23,11 @@ def load_model(path: Path, *, device: str = "cpu", backend: str = "auto") -> nn.
     check_kind(read_header(file))
     target = find_device(device)
     saved, tensors = tensor_file.read(file)
-    spec = read_spec(saved.card)
-    config = decode_config(spec.level, spec.config)
+    spec = spec_of(saved)
+    try:
+        config = decode_config(spec.level, spec.config)
+    except (InvalidConfiguration, NotFound) as exc:
+        raise unreadable(saved, exc) from exc
     model = build_model(config, seed=0, backend=backend, device=target.type)
     own = {name: (value.dtype, value.shape) for name, value in model.state_dict().items()}
     if own != {name: (value.dtype, value.shape) for name, value in tensors.items()}:

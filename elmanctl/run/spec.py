@@ -10,10 +10,16 @@ from typing import Any
 
 from elmanctl.bounds import bounds_of
 from elmanctl.codec import decode, describe, encode, json_field
-from elmanctl.errors import EnvironmentNotReady, InvalidConfiguration, os_errors_as
+from elmanctl.errors import (
+    ElmanError,
+    EnvironmentNotReady,
+    InvalidConfiguration,
+    InvalidModel,
+    os_errors_as,
+)
 from elmanctl.run.metrics_settings import MetricsSettings
 from elmanctl.run.protocol import BETAS, Protocol
-from elmanctl.run.saved_file import KINDS
+from elmanctl.run.saved_file import KINDS, SavedFile
 from elmanctl.run.training import BUDGET_KINDS, Training
 
 VERSION = 1
@@ -129,6 +135,26 @@ class AttemptSpec:
             return cls.decode(json.loads(text))
         except json.JSONDecodeError as exc:
             raise InvalidConfiguration(f"{path} is not JSON: {exc}") from exc
+
+
+def spec_of(saved: SavedFile) -> AttemptSpec:
+    """Return the spec of the training that a saved file is from; raises InvalidModel."""
+    try:
+        return AttemptSpec.decode(saved.card.spec)
+    except InvalidConfiguration as exc:
+        raise unreadable(saved, exc) from exc
+
+
+def unreadable(saved: SavedFile, error: ElmanError) -> InvalidModel:
+    """Return the error for a saved file whose training this version of elmanctl does not know."""
+    versions = saved.card.result.get("versions")
+    wrote = versions.get("elmanctl") if isinstance(versions, Mapping) else None
+    return InvalidModel(
+        f"{saved.path} is of a training that this elmanctl does not know: {error.message}",
+        hint=f"elmanctl {wrote} wrote it; use that one, or a newer one"
+        if wrote
+        else "use the elmanctl that wrote it, or a newer one",
+    )
 
 
 def _budget(data: object) -> dict[str, float]:

@@ -1,8 +1,12 @@
 """Text from a kept model, on a pipe and on a terminal, and what is refused."""
 
 import base64
+import contextlib
 import json
+import os
+import pty
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -122,6 +126,33 @@ def test_terminal_gets_no_control_characters(
         writer.write(bytes([byte]))
     writer.end()
     assert capsys.readouterr().out == "a\\x1b[31m\\x0dä\\u202e\n\\xff\\x1e\\xe2\\x82\n"
+
+
+def test_ctrl_c_on_a_terminal_ends_the_line(elmanctl: CommandLine, model: Path) -> None:
+    words = ("sample", model.name, "--temperature", "1000", "--bytes", "1000000", "--seed", "1")
+    here, there = pty.openpty()
+    child = subprocess.Popen(
+        [sys.executable, "-m", "elmanctl", *words],
+        cwd=elmanctl.folder,
+        env={**elmanctl.environment, "TERM": "xterm"},
+        stdin=subprocess.DEVNULL,
+        stdout=there,
+        stderr=there,
+        start_new_session=True,
+    )
+    os.close(there)
+    shown = b""
+    while shown.count(b"\\x1e") < 2:
+        shown += os.read(here, 4096)
+    child.send_signal(signal.SIGINT)
+    with contextlib.suppress(OSError):
+        while chunk := os.read(here, 4096):
+            shown += chunk
+    os.close(here)
+    assert child.wait() == 130
+    # Beside the ends of lines and tabs no control character reached the terminal.
+    assert not set(shown) & (set(range(0x20)) - set(b"\t\r\n")) and 0x7F not in shown
+    assert shown.endswith(b"\r\n") and b"Traceback" not in shown
 
 
 def test_reader_that_goes_away_is_no_fault(elmanctl: CommandLine, model: Path) -> None:

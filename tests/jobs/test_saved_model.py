@@ -154,3 +154,25 @@ def test_weights_of_another_configuration_are_refused(write: Write, tmp_path: Pa
     tensor_file.write(other, tensors, replace(saved.card, spec=spec))
     with pytest.raises(InvalidModel, match="has other weights than its configuration"):
         load_model(other)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"rotation": 1}, "`spec.rotation`|no setting|rotation"),
+        ({"level": "e99"}, "there is no model `e99`|e99"),
+    ],
+)
+def test_training_of_a_newer_elmanctl_is_named_with_the_way_out(
+    write: Write, tmp_path: Path, change: dict[str, Any], words: str
+) -> None:
+    paths = write(keep=("model",), steps=2)
+    run(paths)
+    saved, tensors = tensor_file.read(paths.model)
+    result = {**saved.card.result, "versions": {"elmanctl": "7.1"}}
+    card = replace(saved.card, spec={**saved.card.spec, **change}, result=result)
+    tensor_file.write(paths.model, tensors, card)
+    with pytest.raises(InvalidModel, match=words) as refused:
+        load_model(paths.model)
+    assert "of a training that this elmanctl does not know" in refused.value.message
+    assert refused.value.hint == "elmanctl 7.1 wrote it; use that one, or a newer one"
