@@ -22,7 +22,7 @@ TRUST_VARIABLE = "ELMAN_TRUST_OWNER"
 # What brings the extras of pyproject.toml to any installation: no index has elmanctl itself.
 INSTALL_TRAIN = "pip install 'torch>=2.7' 'schedulefree>=1.4' 'safetensors>=0.5'"
 INSTALL_GPU = "pip install 'triton>=3.5' 'flash-linear-attention>=0.6,<0.7'"
-INSTALL_TENSORBOARD = "pip install 'tensorboardX>=2.6.2'"
+INSTALL_TENSORBOARD = "pip install 'tensorboardX>=2.6.4'"
 INSTALL_WANDB = "pip install 'wandb>=0.19'"
 
 # Names the commit of a copy without a history, for the head of what is measured.

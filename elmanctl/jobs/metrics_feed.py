@@ -53,7 +53,7 @@ def open_feed(paths: AttemptPaths, spec: AttemptSpec) -> "MetricsFeed | None":
 
 
 class MetricsFeed:
-    """Passes each step to the metrics process, and its complaints to the log.
+    """Passes each step to the metrics process, and what that says to the log.
 
     Nothing waits but `close`, and nothing raises: a failure is one warning.
     """
@@ -79,11 +79,12 @@ class MetricsFeed:
             )
         assert self._process.stdin is not None
         self._pipe = self._process.stdin
+        self._has_complained = False
         os.set_blocking(self._pipe.fileno(), False)
         with contextlib.suppress(OSError):
             # A user may have no more such memory left; the pipe is smaller then.
             fcntl.fcntl(self._pipe, fcntl.F_SETPIPE_SZ, _PIPE_BYTES)
-        self._relay = Thread(target=self._relay_complaints, name="metrics feed", daemon=True)
+        self._relay = Thread(target=self._relay_answers, name="metrics feed", daemon=True)
         self._relay.start()
 
     def step(self, record: StepRecord) -> None:
@@ -98,19 +99,16 @@ class MetricsFeed:
         """Wait until all is written, for half a minute at most."""
         self._pipe.close()
         try:
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                self._process.wait(END_S + _GRACE_S)
+            code = self._wait(END_S + _GRACE_S)
         finally:
             # Nothing if it has ended; else it hangs, or the user has interrupted the wait.
             self._process.kill()
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            self._process.wait(_GRACE_S)
+        self._wait(_GRACE_S)
         self._relay.join(_GRACE_S)
-        code = self._process.returncode
-        if code in (None, -signal.SIGALRM, -signal.SIGKILL):
-            logger.warning("the last metrics were not written within %d s", END_S)
+        if code is None or code == -signal.SIGALRM:
+            self._complain(f"the last metrics were not written within {END_S} s")
         elif code:
-            logger.warning("the process that writes metrics ended with exit code %d", code)
+            self._complain(f"the process that writes metrics ended with exit code {code}")
 
     def _send(self, values: dict[str, Any]) -> None:
         if self._pipe.closed:
@@ -120,13 +118,26 @@ class MetricsFeed:
         try:
             os.write(self._pipe.fileno(), line)
         except BlockingIOError:
-            logger.warning("only metrics.jsonl gets the metrics from now on: no process takes them")
             self._pipe.close()
+            self._complain("only metrics.jsonl gets more metrics: no process takes them")
         except BrokenPipeError:
-            # The process has ended; `close` says with which exit code.
             self._pipe.close()
+            # It is ending: the pipe is closed before there is an exit code.
+            code = self._wait(_GRACE_S)
+            self._complain(f"the process that writes metrics ended with exit code {code}")
 
-    def _relay_complaints(self) -> None:
+    def _wait(self, timeout_s: float) -> int | None:
+        """Return the exit code of the process, None if it has not ended within a time."""
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            return self._process.wait(timeout_s)
+        return None
+
+    def _complain(self, text: str) -> None:
+        if not self._has_complained:
+            self._has_complained = True
+            logger.warning("%s", text)
+
+    def _relay_answers(self) -> None:
         assert self._process.stdout is not None
         with self._process.stdout as answers:
             for line in answers:

@@ -262,9 +262,23 @@ def test_process_that_takes_nothing_is_left_without_waiting(
     for step in range(1, 50_000):
         feed.step(record(step))
     (warning,) = warnings(caplog)
-    assert "from now on" in warning
+    assert "no process takes them" in warning
     feed.close()
+    assert warnings(caplog) == [warning]
     assert feed._process.returncode == -signal.SIGKILL
+
+
+def test_process_that_was_killed_is_one_warning_at_once(
+    write: Write, caplog: pytest.LogCaptureFixture
+) -> None:
+    feed = MetricsFeed(write(metrics=TENSORBOARD).folder)
+    feed._process.kill()
+    feed._process.wait(PATIENCE_S)
+    feed.step(record(1))
+    assert warnings(caplog) == ["the process that writes metrics ended with exit code -9"]
+    feed.step(record(2))
+    feed.close()
+    assert len(warnings(caplog)) == 1
 
 
 @needs_tensorboard
