@@ -84,6 +84,7 @@ def _lines(saved: SavedFile) -> Iterator[str]:
         "step": _step(card),
         "budget": f"{budget.amount:.10g} {budget.kind}",
         "batch": f"{training.batch} sequences of {training.seq_len} bytes",
+        "gpus": f"{training.ranks}, {training.parallel}" if training.ranks > 1 else None,
         "lr": f"{training.lr:g}",
         "corpus": f"{corpus_name(Path(spec.data.path))}, sha256 {spec.data.sha256[:12]}",
         "protocol": _protocol(card.result, training.protocol),

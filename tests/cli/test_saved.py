@@ -93,6 +93,16 @@ def test_control_characters_of_a_card_reach_no_terminal(
     assert "\x1b" not in done.stdout and "\\x1b[31mred" in done.stdout
 
 
+def test_number_of_gpus_is_shown_where_there_were_several(
+    kept: Path, quick: QuickCommandLine
+) -> None:
+    assert "  gpus  " not in quick("show", str(kept)).stdout
+    saved, tensors = tensor_file.read(kept)
+    spec = {**saved.card.spec, "gpus": 2, "nodes": 2, "parallel": "fsdp"}
+    tensor_file.write(kept, tensors, replace(saved.card, spec=spec))
+    assert "  gpus        4, fsdp\n" in quick("show", str(kept)).stdout
+
+
 def test_run_and_evaluation_may_be_one_word(quick_with_runs: QuickCommandLine) -> None:
     one = quick_with_runs("show", "finished/g000-e00")
     two = quick_with_runs("show", "finished", "g000-e00")
