@@ -12,7 +12,7 @@ from typer import Argument, Context, Option
 from elmanctl.cli import rows
 from elmanctl.cli.completion import evaluation_names, run_or_evaluation_names
 from elmanctl.cli.confirmation import confirmation_data, describe_confirmed, describe_noise
-from elmanctl.cli.context import JsonFlag, chosen_run, known_runs, load_readable
+from elmanctl.cli.context import JsonFlag, chosen_run, known_runs, load_readable, runs_folder
 from elmanctl.cli.log_follower import Follower
 from elmanctl.cli.output import print_json, print_line, shown_count, write_raw
 from elmanctl.cli.saved import show_saved
@@ -23,6 +23,7 @@ from elmanctl.ledger.records import Attempt, Evaluation, Evidence, State
 from elmanctl.ledger.run_state import RunState
 from elmanctl.run.paths import RunPaths
 from elmanctl.run.saved_file import MODEL_FILE, locate_model
+from elmanctl.search.compared_items import find_item
 from elmanctl.search.confirmation import standing
 from elmanctl.search.export import export_attempt
 from elmanctl.search.kept_models import describe_model, model_path
@@ -154,16 +155,27 @@ def logs(
 def _find(ctx: Context, first: str, second: str | None) -> tuple[RunPaths, RunState, Evaluation]:
     run, name = (None, first) if second is None else (first, second)
     if second is None and "/" in first:
-        run, _, name = first.rpartition("/")
+        found = find_item(first, runs_folder(ctx))
+        if isinstance(found, Path):
+            raise NotFound(f"{found} is no run", hint=f"`elmanctl compare {first}` shows its loss")
+        paths, evaluation = found
+        if evaluation is None:
+            raise _is_run(ctx, paths.folder.name)
+        name = evaluation
     elif second is None and first in known_runs(ctx):
-        typed = f"elmanctl {ctx.info_name}"
-        raise UsageError(
-            f"`{first}` is a run: name an evaluation of it",
-            hint=f"e.g. `{typed} {first} best`; `elmanctl status {first}` lists them",
-        )
-    paths = chosen_run(ctx, run)
-    found = load_readable(paths)
-    return paths, found, find_evaluation(found, name)
+        raise _is_run(ctx, first)
+    else:
+        paths = chosen_run(ctx, run)
+    state = load_readable(paths)
+    return paths, state, find_evaluation(state, name)
+
+
+def _is_run(ctx: Context, run: str) -> UsageError:
+    typed = f"elmanctl {ctx.info_name}"
+    return UsageError(
+        f"`{run}` is a run: name an evaluation of it",
+        hint=f"e.g. `{typed} {run} best`; `elmanctl status {run}` lists them",
+    )
 
 
 def _saved_file(text: str) -> Path | None:

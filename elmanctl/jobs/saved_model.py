@@ -7,6 +7,7 @@ from torch import nn
 from elmanctl.errors import InvalidConfiguration, InvalidModel, NotFound
 from elmanctl.jobs import tensor_file
 from elmanctl.jobs.device import find_device
+from elmanctl.models.params import count_parameters
 from elmanctl.models.registry import build_model, decode_config
 from elmanctl.run.saved_file import MODEL, SavedFile, locate_model, read_header
 from elmanctl.run.spec import spec_of, unreadable
@@ -28,10 +29,14 @@ def load_model(path: Path, *, device: str = "cpu", backend: str = "auto") -> nn.
         config = decode_config(spec.level, spec.config)
     except (InvalidConfiguration, NotFound) as exc:
         raise unreadable(saved, exc) from exc
+    misfit = InvalidModel(f"{file} has other weights than its configuration")
+    # Before memory is taken for a configuration that may say anything.
+    if count_parameters(config.level, config.encode()) > saved.parameters:
+        raise misfit
     model = build_model(config, seed=0, backend=backend, device=target.type)
     own = {name: (value.dtype, value.shape) for name, value in model.state_dict().items()}
     if own != {name: (value.dtype, value.shape) for name, value in tensors.items()}:
-        raise InvalidModel(f"{file} has other weights than its configuration")
+        raise misfit
     model.load_state_dict(tensors)
     model.card = saved.card  # type: ignore[assignment]
     return model.to(target).eval()

@@ -104,6 +104,12 @@ def test_number_of_gpus_is_shown_where_there_were_several(
 
 
 def test_run_and_evaluation_may_be_one_word(quick_with_runs: QuickCommandLine) -> None:
-    one = quick_with_runs("show", "finished/g000-e00")
     two = quick_with_runs("show", "finished", "g000-e00")
-    assert one.returncode == 0 and one.stdout == two.stdout
+    for word in ("finished/g000-e00", "fin/0.0", "runs/finished/g000-e00"):
+        one = quick_with_runs("show", word)
+        assert one.returncode == 0 and one.stdout == two.stdout
+    for word in ("finished/", "runs/finished"):
+        done = quick_with_runs("show", word)
+        assert_refused(done, 2, "`finished` is a run: name an evaluation", "show finished best")
+    done = quick_with_runs("show", "nothing/g000-e00")
+    assert_refused(done, 3, "no run, evaluation or folder `nothing/g000-e00`")

@@ -3,26 +3,30 @@
 import base64
 import json
 import resource
+import tempfile
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 import elmanctl
 from elmanctl import clock
 from elmanctl.errors import InvalidModel
 from elmanctl.jobs import attempt_training, tensor_file
 from elmanctl.jobs.saved_model import load_model
-from elmanctl.models.registry import FAMILIES
+from elmanctl.models.registry import FAMILIES, build_model
 from elmanctl.run.corpus_packing import SEPARATOR
 from elmanctl.run.paths import AttemptPaths
-from elmanctl.run.saved_file import read_header
+from elmanctl.run.saved_file import MODEL, Card, read_header
 from elmanctl.run.spec import DataSpec
 from tests.command_line import QuickCommandLine
 from tests.jobs.attempts import Write, interrupted, metrics, run
 from tests.models.samples import small_config
+from tests.specs import spec_of
 
 TOKENS = torch.arange(60).reshape(2, 30) * 7 % 256
 TEXT = b"def main() -> None:\n    \xff\x00 pass"
@@ -145,11 +149,14 @@ def test_a_checkpoint_is_no_model(write: Write) -> None:
         load_model(paths.checkpoint)
 
 
-def test_weights_of_another_configuration_are_refused(write: Write, tmp_path: Path) -> None:
+@pytest.mark.parametrize("dim", [8, 24, 65_536])
+def test_weights_of_another_configuration_are_refused(
+    write: Write, tmp_path: Path, dim: int
+) -> None:
     paths = write(keep=("model",))
     run(paths)
     saved, tensors = tensor_file.read(paths.model)
-    spec = {**saved.card.spec, "config": {**saved.card.spec["config"], "dim": 24}}
+    spec = {**saved.card.spec, "config": {**saved.card.spec["config"], "dim": dim}}
     other = tmp_path / "other.safetensors"
     tensor_file.write(other, tensors, replace(saved.card, spec=spec))
     with pytest.raises(InvalidModel, match="has other weights than its configuration"):
@@ -176,3 +183,42 @@ def test_training_of_a_newer_elmanctl_is_named_with_the_way_out(
         load_model(paths.model)
     assert "of a training that this elmanctl does not know" in refused.value.message
     assert refused.value.hint == "elmanctl 7.1 wrote it; use that one, or a newer one"
+
+
+@given(data=st.data())
+@settings(max_examples=150)
+def test_damage_anywhere_is_refused_or_changes_nothing(
+    whole: tuple[bytes, torch.Tensor], data: st.DataObject
+) -> None:
+    content, logits = whole
+    # Half of the places in the header, which is the smaller part.
+    end = data.draw(st.sampled_from([8 + int.from_bytes(content[:8], "little"), len(content)]))
+    place = data.draw(st.integers(0, end - 1))
+    damaged = bytearray(content)
+    damaged[place] ^= data.draw(st.integers(1, 255))
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "model.safetensors"
+        path.write_bytes(damaged)
+        try:
+            model = load_model(path)
+        except InvalidModel as exc:
+            assert "\n" not in exc.message
+            return
+    with torch.no_grad():
+        assert torch.equal(model(TOKENS)[0], logits)
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[bytes, torch.Tensor]:
+    """The bytes of a model, and its logits of `TOKENS`."""
+    config = small_config("e88")
+    values = {"level": "e88", "config": config.encode(), "parameters_expected": 1}
+    data = DataSpec(path="corpus", sha256="0" * 64, size_bytes=1)
+    spec = spec_of(
+        **values, run="tiny", evaluation="g000-e00", attempt=1, steps=4, data=data, timeout_min=5.0
+    )
+    model = build_model(config, seed=1).eval()
+    path = tmp_path_factory.mktemp("whole") / "model.safetensors"
+    tensor_file.write(path, model.state_dict(), Card(kind=MODEL, spec=spec.encode()))
+    with torch.no_grad():
+        return path.read_bytes(), model(TOKENS)[0]
