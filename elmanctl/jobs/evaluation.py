@@ -136,7 +136,8 @@ class _Evaluation:
             job_id=self._worker.job_id,
             restart=self._worker.restart,
         )
-        with heartbeat, signals_noted(heartbeat) as warned:
+        before_end = None if self._feed is None else self._feed.end_soon
+        with heartbeat, signals_noted(heartbeat, before_end) as warned:
             with MetricsLog(self._paths.metrics) as metrics:
                 self._progress = _Progress(heartbeat, metrics, self._feed)
                 result = self._train(spec, self._progress, warned)

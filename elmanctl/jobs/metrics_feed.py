@@ -31,6 +31,9 @@ _PIPE_BYTES = 1 << 20
 # What is not written so long after the end of the training is given up.
 END_S = 30
 
+# Slurm ends all of a job with its worker, which waits so long for the process.
+_LAST_S = 2.0
+
 # The process ends itself by then, unless even that hangs.
 _GRACE_S = 5
 
@@ -94,6 +97,11 @@ class MetricsFeed:
     def validation(self, step: int, loss: float) -> None:
         """Pass on the held-out loss after a step."""
         self._send({"step": step, "val_loss": loss})
+
+    def end_soon(self) -> None:
+        """Let the process write what it has, for two seconds; for the handler of a signal."""
+        self._pipe.close()
+        self._wait(_LAST_S)
 
     def close(self) -> None:
         """Wait until all is written, for half a minute at most."""

@@ -3,7 +3,7 @@
 import os
 import resource
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 
@@ -18,12 +18,15 @@ class Warned:
 
 
 @contextmanager
-def signals_noted(heartbeat: Heartbeat) -> Iterator[Warned]:
+def signals_noted(
+    heartbeat: Heartbeat, before_end: Callable[[], None] | None = None
+) -> Iterator[Warned]:
     """Note SIGUSR2, SIGTERM and SIGXCPU in the heartbeat file; the last two end the process.
 
     SIGUSR2 announces an end whose reason only the scheduler knows, so it only sets the flag that is
     yielded.  submitit's own handlers would requeue the job, or raise inside the training; they are
-    replaced, and restored on exit.  SIGINT is left alone.  Main thread only.
+    replaced, and restored on exit.  SIGINT is left alone.  Main thread only.  `before_end`, which
+    may take no lock, is called before the process ends.
     """
 
     warned = Warned()
@@ -34,6 +37,8 @@ def signals_noted(heartbeat: Heartbeat) -> Iterator[Warned]:
 
     def note_and_end(number: int, frame: FrameType | None) -> None:
         _note(heartbeat, number)
+        if before_end is not None:
+            before_end()
         # A worker that used up its time must not leave gigabytes of core file.
         resource.setrlimit(resource.RLIMIT_CORE, (0, resource.getrlimit(resource.RLIMIT_CORE)[1]))
         signal.signal(number, signal.SIG_DFL)

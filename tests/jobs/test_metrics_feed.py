@@ -199,6 +199,32 @@ def test_killed_worker_leaves_every_step_and_a_wandb_run_that_failed(write: Writ
     assert logged in (made, made[:-1])
 
 
+@needs_wandb
+def test_worker_that_is_asked_to_end_waits_for_its_metrics(write: Write) -> None:
+    paths = write(metrics=WANDB, steps=10**6)
+    worker = subprocess.Popen(
+        [sys.executable, "-c", KILLED, str(paths.folder), "-1", "0"],
+        env={**os.environ, "PYTHONPATH": str(CHECKOUT), "OMP_NUM_THREADS": "1"},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    try:
+        deadline = time.monotonic() + PATIENCE_S
+        while not [*paths.wandb.glob("offline-run-*/*.wandb")] or not metrics(paths):
+            assert time.monotonic() < deadline, "no W&B run begins"
+            time.sleep(0.05)
+        worker.terminate()
+        assert worker.wait(PATIENCE_S) == -signal.SIGTERM
+    finally:
+        worker.kill()
+        worker.wait()
+    # Now Slurm would kill what is left of the job.
+    found = [*wandb_records(single(paths.wandb, "offline-run-*/*.wandb"))]
+    assert [record.exit.exit_code for record in found if record.HasField("exit")] == [1]
+    logged = [history_of(r.history)["step"] for r in found if r.HasField("history")]
+    assert logged in ([line["step"] for line in metrics(paths)][:end] for end in (None, -1))
+
+
 BROKEN = {
     "missing": ("raise ModuleNotFoundError(name='wandb')", "`wandb` is not installed on "),
     "no login": ("def init(**_): raise RuntimeError('no key\\nat all')\nSettings = dict", "no key"),
