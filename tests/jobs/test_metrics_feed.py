@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -15,10 +16,11 @@ import numpy as np
 import pytest
 
 from elmanctl.errors import ConfigError, EnvironmentNotReady
-from elmanctl.jobs import metrics_feed
+from elmanctl.jobs import metrics_feed, metrics_process
 from elmanctl.jobs.evaluation import evaluate_attempt
 from elmanctl.jobs.metrics import StepRecord
 from elmanctl.jobs.metrics_feed import MetricsFeed
+from elmanctl.jobs.metrics_process import Destination
 from elmanctl.run.metrics_settings import MetricsSettings
 from elmanctl.run.paths import AttemptPaths
 from elmanctl.run.spec import AttemptSpec, DataSpec
@@ -270,6 +272,24 @@ def test_broken_library_is_one_warning_and_changes_no_loss(
     if "exit code" not in warning and "within" not in warning:
         found = scalars(single(paths.folder, "events.out.tfevents.*"))
         assert [step for step, _ in found] == [*range(1, 13)]
+
+
+def test_destination_that_is_too_slow_is_left_and_keeps_nobody_waiting(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(metrics_process, "MOST_WAITING", 10)
+    is_free, said = threading.Event(), list[str]()
+
+    def open_writer() -> Any:
+        is_free.wait(PATIENCE_S)
+        raise AssertionError("it is asked no more")
+
+    destination = Destination("The attic", open_writer, said.append)
+    for number in range(100):
+        destination.put(b"%d" % number)
+    destination.end()
+    is_free.set()
+    assert said == ["The attic gets no more metrics: 10 steps wait for it"]
 
 
 def record(step: int) -> StepRecord:
