@@ -219,6 +219,16 @@ def test_snapshot_of_older_code_is_no_fault(
     }
 
 
+def test_model_of_an_older_run_is_refused_with_the_way_to_one(
+    older: Older, elmanctl: CommandLine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    quick = QuickCommandLine(elmanctl, monkeypatch)
+    monkeypatch.chdir(older.folder)
+    done = quick("sample", "local")
+    assert done.returncode == 3 and "of `local` was not kept" in done.stderr
+    assert "hint: " in done.stderr
+
+
 # After the first of which of its generation's events the controller was killed.
 INSTANTS = (
     *("points_asked", "submission_intended", "submission_accepted"),

@@ -259,10 +259,15 @@ def test_run_without_its_model_is_refused_with_the_way_to_one(
     run = quick_with_runs.folder / "runs" / "finished"
     (file,) = run.rglob("model.safetensors")
     evaluation = file.parents[1].name
-    file.unlink()
+    cleaned = quick_with_runs("clean", "finished", "--keep-models", "0", "--yes")
+    assert cleaned.returncode == 0 and not file.exists(), cleaned.stderr
     done = quick_with_runs("sample", "finished")
-    assert_refused(done, 3, f"the model of {evaluation} of `finished` was removed", "keep_models")
+    assert_refused(
+        done, 3, f"the model of {evaluation} of `finished` was removed", "--keep-models N"
+    )
     assert_refused(quick_with_runs("sample", str(file.parent)), 3, "holds no model", "kept as")
+    done = quick_with_runs("sample", "interrupted-search/g000-e02")
+    assert_refused(done, 3, "g000-e02 of `interrupted-search` has no model: it is failed", "show")
     done = quick_with_runs("sample", "finished/g009-e00")
     assert_refused(done, 3, "no evaluation `g009-e00` in run `finished`")
 
