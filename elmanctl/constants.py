@@ -13,6 +13,9 @@ LOCAL_JOB_VARIABLE = "ELMAN_LOCAL_JOB"
 # Slurm sets them for all that runs inside a job: its id.
 ALLOCATION_VARIABLES = ("SLURM_JOB_ID", "SLURM_JOBID")
 
+# How rank 0 describes the end of another rank whose node no longer answers.
+UNREACHABLE = "cannot be reached any more"
+
 # Which clusters Slurm's commands speak to, where there are several.
 CLUSTERS_VARIABLE = "SLURM_CLUSTERS"
 

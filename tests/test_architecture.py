@@ -334,9 +334,12 @@ def test_rooms_refuse_to_be_imported_by_their_short_names() -> None:
     subprocess.run([sys.executable, "-c", program, *rooms], cwd=ROOT, check=True)
 
 
-# What starts programs: the one door to commands, and what starts workers, writes their metrics or
-# fills a disk.
-STARTING = {"command", "schedulers.local_executor", "jobs.metrics_feed", "jobs.full_disk"}
+# What starts programs: the one door to commands, and what starts workers and their other ranks,
+# writes their metrics or fills a disk.
+STARTING = {
+    *("command", "schedulers.local_executor"),
+    *("jobs.local_ranks", "jobs.metrics_feed", "jobs.full_disk"),
+}
 
 # Who sends Slurm's commands through that door, each with the environment that is meant for it.
 ASKING_SLURM = {"schedulers.slurm", "schedulers.slurm_executor"}

@@ -7,6 +7,7 @@ torch is recorded as such.
 
 import logging
 import math
+import os
 import sys
 import time
 from collections.abc import Iterator
@@ -15,19 +16,20 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from elmanctl.jobs.claim import Worker, node_name, take_claim, this_worker
-from elmanctl.jobs.failure import classify_exception, frame_of
-from elmanctl.jobs.full_disk import full_disk_of_node
+from elmanctl.jobs.claim import Worker, take_claim, this_worker
+from elmanctl.jobs.company import Company, first_place, gathered
 from elmanctl.jobs.heartbeat import Heartbeat
 from elmanctl.jobs.metrics import MetricsLog, StepRecord
 from elmanctl.jobs.metrics_feed import MetricsFeed, open_feed
+from elmanctl.jobs.other_rank import train_along
+from elmanctl.jobs.place import Place, task_place
+from elmanctl.jobs.rank_end import RankFailed, RankLost, failure_of
 from elmanctl.jobs.signals import Warned, signals_noted
 from elmanctl.ledger.files import encode_json, write_json
-from elmanctl.ledger.records import Evidence, EvidenceSource, Verdict, VerdictKind
+from elmanctl.ledger.records import Evidence, EvidenceSource, Verdict
 from elmanctl.ledger.reserve import full_disk, hold, write_over
 from elmanctl.run.paths import AttemptPaths
 from elmanctl.run.spec import AttemptSpec
-from elmanctl.verdicts.node_disk import names_node_disk
 
 logger = logging.getLogger(__name__)
 
@@ -55,10 +57,13 @@ def evaluate_attempt(folder: str) -> dict[str, Any]:
     Returns the result; {"duplicate": true} when another job holds the attempt, and
     {"already_finished": true} when there is a result, in both cases without training.  An
     exception is written into the result as a verdict and raised again; a KeyboardInterrupt leaves
-    no result.
+    no result.  Of several ranks the first does so for all; the others return {"rank": N}.
     """
     paths = AttemptPaths(Path(folder))
     with _plain_log():
+        place = task_place()
+        if place is not None and place.rank:
+            return train_along(paths, this_worker(), place)
         if paths.result.exists():
             logger.info("%s has a result, nothing to do", folder)
             return {"already_finished": True}
@@ -101,6 +106,7 @@ class _Evaluation:
         self._spec: AttemptSpec | None = None
         self._training: _Training | None = None
         self._feed: MetricsFeed | None = None
+        self._place = Place()
 
     def run(self) -> dict[str, Any]:
         """Run the attempt; leave a result, even after an exception."""
@@ -115,18 +121,23 @@ class _Evaluation:
                 self._feed.close()
 
     def leave_failure(self, exc: Exception | SystemExit) -> None:
-        """Write the result of an attempt that an exception ended."""
-        kind, text = classify_exception(exc)
-        if (full := full_disk_of_node(exc, self._paths.run_folder)) is not None:
-            kind = VerdictKind.ENVIRONMENT
-            text += f"\n{full} of {node_name()} is full, a disk that only this node has"
-        elif kind is VerdictKind.ENVIRONMENT and names_node_disk(text):
-            # The disk looks like the node's own, but holds the run or is shared by nodes.
-            kind = VerdictKind.DISK_FULL
-        file, line = frame_of(exc, self._paths.run_folder) or (None, None)
-        evidence = Evidence(source=EvidenceSource.RESULT, text=text, file=file, line=line)
+        """Write the result of an attempt that an exception ended, here or on another rank.
+
+        There is none when another rank was lost: the scheduler may know why.
+        """
+        if isinstance(exc, RankLost):
+            return
+        failed: dict[str, Any] = {}
+        if isinstance(exc, RankFailed):
+            failure, failed = exc.failure, {"failed_rank": exc.end.rank, "failed_on": exc.end.node}
+        else:
+            failure = failure_of(exc, self._paths.run_folder, self._place)
+        evidence = Evidence(
+            source=EvidenceSource.RESULT, text=failure.text, file=failure.file, line=failure.line
+        )
         partial = {} if self._progress is None else self._progress.partial_result()
-        self._leave(self._header(Verdict(kind=kind, evidence=(evidence,))) | partial)
+        header = self._header(Verdict(kind=failure.kind, evidence=(evidence,)))
+        self._leave(header | partial | failed)
 
     def _run(self, spec: AttemptSpec) -> dict[str, Any]:
         self._feed = open_feed(self._paths, spec)
@@ -138,16 +149,45 @@ class _Evaluation:
         )
         before_end = None if self._feed is None else self._feed.end_soon
         with heartbeat, signals_noted(heartbeat, before_end) as warned:
-            with MetricsLog(self._paths.metrics) as metrics:
-                self._progress = _Progress(heartbeat, metrics, self._feed)
-                result = self._train(spec, self._progress, warned)
-            heartbeat.enter_phase("finishing")
-            self._leave(result)
-            if self._training is not None:
-                self._training.discard()
+            with self._together(spec, heartbeat) as company:
+                with MetricsLog(self._paths.metrics) as metrics:
+                    self._progress = _Progress(heartbeat, metrics, self._feed)
+                    result = self._train(spec, self._progress, warned, company)
+                heartbeat.enter_phase("finishing")
+                self._leave(result)
+                if self._training is not None:
+                    self._training.discard()
             heartbeat.enter_phase("done")
         logger.info("%s: %s", result["verdict"]["kind"], result["verdict"]["evidence"][0]["text"])
         return result
+
+    @contextmanager
+    def _together(self, spec: AttemptSpec, heartbeat: Heartbeat) -> Iterator[Company | None]:
+        """Be with the other ranks of the training, if it has others."""
+        if spec.training.ranks == 1:
+            yield None
+            return
+
+        def give_up(exc: RankFailed | RankLost) -> None:
+            _note_lost(exc, heartbeat)
+            self.leave_failure(exc)
+            os.write(2, f"{exc}\nrank 0 hangs without it, and is ended\n".encode())
+            os._exit(1)
+
+        self._place = first_place(spec.training)
+        together = gathered(
+            self._paths,
+            self._worker,
+            spec.training,
+            is_restart=self._is_restart,
+            give_up=give_up,
+        )
+        try:
+            with together as company:
+                yield company
+        except (RankFailed, RankLost) as exc:
+            _note_lost(exc, heartbeat)
+            raise
 
     def _leave(self, result: dict[str, Any]) -> None:
         """Write the result, and then the empty file that announces it to the controller."""
@@ -172,7 +212,13 @@ class _Evaluation:
             write_over(self._paths.reserve, self._paths.result, encode_json(result))
         self._paths.reserve.unlink(missing_ok=True)
 
-    def _train(self, spec: AttemptSpec, progress: "_Progress", warned: Warned) -> dict[str, Any]:
+    def _train(
+        self,
+        spec: AttemptSpec,
+        progress: "_Progress",
+        warned: Warned,
+        company: Company | None,
+    ) -> dict[str, Any]:
         from elmanctl.jobs.attempt_training import AttemptTraining
 
         training = self._training = AttemptTraining(
@@ -181,8 +227,11 @@ class _Evaluation:
             is_restart=self._is_restart,
             warned=warned,
             note=progress.checkpoint,
+            ranks=None if company is None else company.ranks,
         )
         verdict, entries = training.run(progress)
+        if company is not None:
+            company.training_is_done()
         return self._header(verdict) | entries
 
     def _header(self, verdict: Verdict) -> dict[str, Any]:
@@ -198,6 +247,13 @@ class _Evaluation:
             **({} if spec is None else {name: getattr(spec, name) for name in _IDENTITY}),
             **(self._training.record() if self._training is not None else {}),
         }
+
+
+def _note_lost(exc: RankFailed | RankLost, heartbeat: Heartbeat) -> None:
+    """Note in the heartbeat which rank ended without a word, as there will be no result."""
+    if isinstance(exc, RankLost):
+        end = exc.end
+        heartbeat.note_lost_rank(rank=end.rank, count=end.count, node=end.node, how=end.how)
 
 
 def _hold_reserve(paths: AttemptPaths) -> None:

@@ -7,6 +7,7 @@ import os
 import queue
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -47,11 +48,13 @@ class Heartbeat:
         self._progress: dict[str, float | int | None] = {"step": 0, "loss": None, "tokens": 0}
         self._signals: tuple[dict[str, str], ...] = ()
         self._checkpoint: dict[str, Any] | None = None
+        self._lost_rank: dict[str, Any] | None = None
         self._failures = 0
         self._error: OSError | None = None
         # SimpleQueue.put is reentrant: a signal handler may interrupt another put.
         self._requests: queue.SimpleQueue[bool] = queue.SimpleQueue()
         self._signals_written = 0
+        self._is_loss_written = False
         self._thread = threading.Thread(target=self._run, name="heartbeat", daemon=True)
 
     def __enter__(self) -> "Heartbeat":
@@ -89,10 +92,19 @@ class Heartbeat:
         It may be called from a signal handler.
         """
         self._signals = (*self._signals, {"name": name, "at": clock.to_text(clock.now())})
-        self._requests.put(True)
         expected = len(self._signals)
+        self._write_soon(lambda: self._signals_written >= expected)
+
+    def note_lost_rank(self, *, rank: int, count: int, node: str, how: str) -> None:
+        """Record that another rank ended without a word, and wait as long until it is written."""
+        at = clock.to_text(clock.now())
+        self._lost_rank = {"rank": rank, "count": count, "node": node, "how": how, "at": at}
+        self._write_soon(lambda: self._is_loss_written)
+
+    def _write_soon(self, is_written: Callable[[], bool]) -> None:
+        self._requests.put(True)
         deadline = time.monotonic() + _SIGNAL_WAIT_S
-        while self._signals_written < expected and time.monotonic() < deadline:
+        while not is_written() and time.monotonic() < deadline:
             time.sleep(0.005)
 
     def check(self) -> None:
@@ -108,7 +120,7 @@ class Heartbeat:
             self._write()
 
     def _write(self) -> None:
-        signals = self._signals
+        signals, lost_rank = self._signals, self._lost_rank
         text = json.dumps(self._content(signals))
         temporary = self._temporary
         try:
@@ -123,6 +135,7 @@ class Heartbeat:
             return
         self._failures = 0
         self._signals_written = len(signals)
+        self._is_loss_written = lost_rank is not None
 
     def _content(self, signals: tuple[dict[str, str], ...]) -> dict[str, Any]:
         return {
@@ -133,6 +146,7 @@ class Heartbeat:
             "elapsed_s": round(time.monotonic() - self._began_s, 3),
             "signals": list(signals),
             **({"checkpoint": self._checkpoint} if self._checkpoint else {}),
+            **({"lost_rank": self._lost_rank} if self._lost_rank else {}),
         }
 
 

@@ -27,6 +27,8 @@ class AttemptPaths(_Folder):
     spec = _Named("spec.json")
     # The job that holds this attempt.
     claim = _Named("claim.json")
+    # The address of rank 0, for the other processes that train the same model.
+    rendezvous = _Named("rendezvous.json")
     # The heartbeat, rewritten every few seconds.
     heartbeat = _Named("heartbeat.json")
     # The metrics, one line per training step.

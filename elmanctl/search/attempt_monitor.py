@@ -226,7 +226,7 @@ class Watcher:
         tasks = submission.resources.tasks
         sizes = attempt_sizes(session.paths, evaluation.id, attempt, ranks=tasks)
         kept = {key: value for key, value in (result or {}).items() if key not in _NOT_IN_LEDGER}
-        reported = report.node if report else None
+        node = _node_at_fault(seen) or (report.node if report else None) or attempt.node
         session.record(
             AttemptFinished(
                 evaluation=evaluation.id,
@@ -235,7 +235,7 @@ class Watcher:
                 result=None if result is None else kept,
                 size_bytes=sum(sizes.values()),
                 sizes=sizes,
-                node=reported or attempt.node or _host(seen.heartbeat or {}),
+                node=node or _host(seen.heartbeat or {}),
                 elapsed_s=seen.elapsed_s,
             )
         )
@@ -264,10 +264,17 @@ class Watcher:
         return None
 
 
-def _host(beat: Mapping[str, object]) -> str | None:
+def _host(beat: Mapping[str, object], key: str = "host") -> str | None:
     """Return the node named by a heartbeat, None for anything but a node name."""
-    host = beat.get("host")
+    host = beat.get(key)
     return host if isinstance(host, str) and NODE_NAME.fullmatch(host) else None
+
+
+def _node_at_fault(seen: Observation) -> str | None:
+    """Return the one of a job's nodes on which a rank failed or was lost, None if it is unknown."""
+    if seen.result is not None:
+        return _host(seen.result, "failed_on")
+    return _host(seen.lost_rank or {}, "node")
 
 
 def _mismatch(seen: Observation, evaluation: Evaluation, attempt: Attempt) -> Verdict | None:

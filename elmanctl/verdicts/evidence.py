@@ -49,6 +49,9 @@ def heartbeat_quote(seen: Observation) -> Evidence:
     text = f"last heartbeat {beat.get('at')}: {beat.get('phase')}, step {beat.get('step')}"
     for name, at in seen.signals:
         text += f"; {name}" + ("" if at is None else f" after {at:.0f} s")
+    if (lost := seen.lost_rank) is not None:
+        text += f"; rank {lost.get('rank')} of {lost.get('count')} on {lost.get('node')} "
+        text += str(lost.get("how"))
     if seen.is_alive:
         text += f"; {seen.heartbeat_age_s:.0f} s old, so the worker is alive"
     return Evidence(source=EvidenceSource.HEARTBEAT, text=text, file=seen.heartbeat_file)

@@ -6,8 +6,10 @@ which sees the loss and the gradient of every step, can say that a run diverged.
 """
 
 import signal
+from collections.abc import Mapping
 from dataclasses import replace
 
+from elmanctl.constants import UNREACHABLE
 from elmanctl.ledger.records import (
     Cause,
     Confidence,
@@ -111,16 +113,30 @@ def _of_end(seen: Observation, report: JobReport, log: LogDiagnosis | None) -> V
         return _opinion(_K.TIMEOUT, Confidence.CERTAIN, lead)
     if ended_by is not None:
         return _of_signal(seen, report, log)
+    if seen.lost_rank is not None and _is_unreachable(seen.lost_rank):
+        return _of_lost_rank(seen, seen.lost_rank)
     failed = report.exit_code if report.exit_code is not None else report.raw == "FAILED"
     if failed and log is not None and log.is_conclusive:
         return _opinion(log.kind, Confidence.LIKELY, *log.quotes)
     if failed and (full := _full_disk(seen)) is not None:
         return full
+    if seen.lost_rank is not None:
+        return _of_lost_rank(seen, seen.lost_rank)
     if _never_began_on(report.node, seen):
         # Slurm opens the log before it runs anything: it lies where only that node can see it.
         return _of_launch(seen, report)
     missing = Evidence(source=EvidenceSource.CONTROLLER, text="ended without a result")
     return _opinion(_K.UNDETERMINED, Confidence.UNCLEAR, missing)
+
+
+def _is_unreachable(lost: Mapping[str, object]) -> bool:
+    return UNREACHABLE in str(lost.get("how"))
+
+
+def _of_lost_rank(seen: Observation, lost: Mapping[str, object]) -> Verdict:
+    """Return why rank 0 was left alone, where the scheduler names no cause."""
+    kind = _K.NODE_FAILURE if _is_unreachable(lost) else _K.KILLED
+    return _opinion(kind, Confidence.LIKELY, heartbeat_quote(seen))
 
 
 def _never_began_on(node: str | None, seen: Observation) -> bool:
@@ -206,4 +222,6 @@ def _without_end(seen: Observation, log: LogDiagnosis | None) -> Verdict:
         return _opinion(_K.TIMEOUT, likely, heartbeat_quote(seen))
     if seen.was_warned_early:
         return _opinion(_K.PREEMPTED, likely, heartbeat_quote(seen))
+    if seen.lost_rank is not None:
+        return _of_lost_rank(seen, seen.lost_rank)
     return _opinion(_K.LOST, likely)

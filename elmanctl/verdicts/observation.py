@@ -1,6 +1,7 @@
 """Observation of an attempt that no longer runs: all that its files and its scheduler show."""
 
 import os
+import re
 import shutil
 import signal
 import time
@@ -59,6 +60,11 @@ class Observation:
         return self.heartbeat_age_s <= self.stale_after_s and not done
 
     @property
+    def lost_rank(self) -> Mapping[str, object] | None:
+        """What rank 0 noted of another rank that ended without a word, None if none did."""
+        return lost_rank_of(self.heartbeat)
+
+    @property
     def signals(self) -> list[tuple[str, float | None]]:
         """The signals that the worker received, each with its lifetime in seconds until then."""
         noted = (self.heartbeat or {}).get("signals")
@@ -110,9 +116,11 @@ def observe(
 ) -> Observation:
     """Read everything that is known of an attempt; files are named relative to `root`, the run.
 
-    `result` is the worker's, where it was read before.
+    `result` is the worker's, where it was read before.  Where another rank was lost, its log is the
+    one that may say why.
     """
     heartbeat = read_table(paths.heartbeat)
+    log = _log_of_lost_rank(log, heartbeat)
     traces = (paths.claim, paths.heartbeat, paths.metrics, paths.result, log)
     result = read_table(paths.result) if result is None else result
     return Observation(
@@ -141,6 +149,18 @@ def is_self_sufficient(result: Mapping[str, object] | None) -> bool:
     verdict = None if result is None else result.get("verdict")
     silent = (VerdictKind.COMPLETED, VerdictKind.DIVERGED)
     return isinstance(verdict, Mapping) and verdict.get("kind") in silent
+
+
+def lost_rank_of(heartbeat: Mapping[str, object] | None) -> Mapping[str, object] | None:
+    """Return what a heartbeat says of a lost rank, None if it names none."""
+    noted = (heartbeat or {}).get("lost_rank")
+    return noted if isinstance(noted, Mapping) else None
+
+
+def _log_of_lost_rank(log: Path, heartbeat: Mapping[str, object] | None) -> Path:
+    rank = (lost_rank_of(heartbeat) or {}).get("rank")
+    own = log.with_name(re.sub(r"_0(_log\.\w+)$", rf"_{rank}\1", log.name))
+    return own if isinstance(rank, int) and own.is_file() else log
 
 
 def _seconds_between(began: object, later: Mapping[str, object]) -> float | None:

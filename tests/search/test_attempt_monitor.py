@@ -330,3 +330,22 @@ def test_what_an_attempt_left_on_disk_is_measured(watched: Watched) -> None:
     watched.look()
     attempt = watched.session.state.evaluations["g000-e01"].attempts[0]
     assert attempt.size_bytes is not None and attempt.size_bytes >= 100_000
+
+
+@pytest.mark.parametrize("by", ["lost", "failed"])
+def test_node_of_the_rank_that_ended_is_the_one_on_record(watched: Watched, by: str) -> None:
+    paths = watched.run.paths.attempt("g000-e01", 1)
+    watched.report(JobState.RUNNING, "RUNNING", node="n[1-2]")
+    assert watched.look() == []
+    if by == "lost":
+        lost = {"rank": 1, "count": 2, "node": "n2", "how": "ended without a word"}
+        paths.heartbeat.write_text(json.dumps({"host": "n1", "lost_rank": lost}))
+        watched.report(JobState.ENDED, "NODE_FAIL", node="n[1-2]", exit_code=1)
+    else:
+        write_result(paths, "environment")
+        result = json.loads(paths.result.read_text())
+        paths.result.write_text(json.dumps({**result, "failed_rank": 1, "failed_on": "n2"}))
+        watched.report(JobState.ENDED, "FAILED", node="n[1-2]", exit_code=1)
+    kind = "node_failure" if by == "lost" else "environment"
+    assert watched.look() == [("g000-e01", kind)]
+    assert watched.session.state.evaluations["g000-e01"].attempts[0].node == "n2"

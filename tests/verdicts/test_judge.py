@@ -32,6 +32,14 @@ def log(*lines: str) -> LogTail:
 
 
 VANISHED = JobReport(state=JobState.VANISHED)
+
+
+def lost(how: str) -> dict[str, object]:
+    """The heartbeat of rank 0 when another rank has ended."""
+    return {**BEAT, "lost_rank": {"rank": 3, "count": 4, "node": "n2", "how": how}}
+
+
+SILENT, GONE = lost("ended without a word"), lost("cannot be reached any more: timed out")
 TAKEN_BACK = JobReport(state=JobState.VANISHED, has_siblings=True)
 
 # Observation, verdict, and a part of the first evidence.
@@ -63,6 +71,50 @@ TABLE: dict[str, tuple[dict[str, Any], VerdictKind, str]] = {
         "cancelled on request",
     ),
     "killed": ({"report": ended("FAILED", None, 9)}, VerdictKind.KILLED, "signal 9 (SIGKILL)"),
+    "another rank killed": (
+        {"report": ended("FAILED", 137), "heartbeat": SILENT},
+        VerdictKind.KILLED,
+        "signal 9 (SIGKILL)",
+    ),
+    "another rank gone with its node": (
+        {"report": ended("NODE_FAIL", 1), "heartbeat": SILENT},
+        VerdictKind.NODE_FAILURE,
+        "NODE_FAIL",
+    ),
+    "another rank out of memory": (
+        {"report": ended("OUT_OF_MEMORY", 0, 125), "heartbeat": SILENT},
+        VerdictKind.OOM,
+        "state OUT_OF_MEMORY",
+    ),
+    "another rank preempted first": (
+        {"report": ended("PREEMPTED"), "heartbeat": SILENT},
+        VerdictKind.PREEMPTED,
+        "PREEMPTED",
+    ),
+    "another rank ended, and nobody says why": (
+        {"report": ended("FAILED", 1), "heartbeat": SILENT},
+        VerdictKind.KILLED,
+        "rank 3 of 4 on n2 ended without a word",
+    ),
+    "another rank on a node that is silent": (
+        {"report": ended("FAILED", 1), "heartbeat": GONE},
+        VerdictKind.NODE_FAILURE,
+        "rank 3 of 4 on n2 cannot be reached any more",
+    ),
+    "another rank lost without accounting": (
+        {"report": VANISHED, "heartbeat": GONE},
+        VerdictKind.NODE_FAILURE,
+        "rank 3 of 4 on n2 cannot be reached any more",
+    ),
+    "another rank's own log": (
+        {
+            "report": ended("FAILED", 1),
+            "heartbeat": SILENT,
+            "log": log("Traceback (most recent call last):", "MemoryError"),
+        },
+        VerdictKind.OOM,
+        "MemoryError",
+    ),
     "killed over its limit": (
         {"report": ended("ended", 137, 9), "elapsed_s": 301.0, "limit_s": 300.0},
         VerdictKind.TIMEOUT,
@@ -328,7 +380,7 @@ TABLE: dict[str, tuple[dict[str, Any], VerdictKind, str]] = {
 @pytest.mark.parametrize("name", TABLE)
 def test_what_is_seen_of_an_attempt_without_a_result_decides_its_verdict(name: str) -> None:
     seen, kind, quoted = TABLE[name]
-    verdict = judge(Observation(heartbeat=BEAT, **seen))
+    verdict = judge(Observation(**{"heartbeat": BEAT, **seen}))
     assert verdict.kind is kind
     assert quoted in verdict.summary
     assert decode(Verdict, encode(verdict), "verdict", LedgerCorrupt) == verdict
@@ -337,10 +389,11 @@ def test_what_is_seen_of_an_attempt_without_a_result_decides_its_verdict(name: s
 @pytest.mark.parametrize("name", TABLE)
 def test_last_sign_of_life_is_always_among_the_evidence(name: str) -> None:
     seen, _, _ = TABLE[name]
-    quotes = judge(Observation(heartbeat=BEAT, **seen)).evidence
+    quotes = judge(Observation(**{"heartbeat": BEAT, **seen})).evidence
     beats = [quote.text for quote in quotes if quote.source is EvidenceSource.HEARTBEAT]
-    assert beats == ["last heartbeat 2026-08-01T10:05:00.000Z: training, step 120"]
-    quotes = judge(Observation(**seen)).evidence
+    assert len(beats) == 1
+    assert beats[0].startswith("last heartbeat 2026-08-01T10:05:00.000Z: training, step 120")
+    quotes = judge(Observation(**{**seen, "heartbeat": None})).evidence
     assert any("never wrote a heartbeat" in quote.text for quote in quotes)
 
 

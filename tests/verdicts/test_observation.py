@@ -45,3 +45,16 @@ def test_log_of_a_failure_is_opened(tmp_path: Path) -> None:
     log.write_text("step 10 loss 2.5\nthe worker's words\n", encoding="utf-8")
     quotes = judge(observe(paths, log, None, root=tmp_path, limit_s=60.0)).evidence
     assert [(quote.file, quote.line) for quote in quotes][1:] == [("7_0_0_log.out", 2)]
+
+
+def test_log_of_a_lost_rank_is_read_instead_of_that_of_rank_0(tmp_path: Path) -> None:
+    paths = RunPaths(tmp_path).attempt("g000-e00", 1)
+    paths.folder.mkdir(parents=True)
+    write_json(paths.heartbeat, {"lost_rank": {"rank": 3, "count": 4, "node": "n2", "how": "x"}})
+    log = tmp_path / "7_0_0_log.out"
+    log.write_text("RuntimeError: Connection closed by peer\n", encoding="utf-8")
+    seen = observe(paths, log, None, root=tmp_path, limit_s=60.0)
+    assert seen.log is not None and seen.log.file == "7_0_0_log.out"
+    (tmp_path / "7_0_3_log.out").write_text("MemoryError\n", encoding="utf-8")
+    seen = observe(paths, log, None, root=tmp_path, limit_s=60.0)
+    assert seen.log is not None and seen.log.lines[0] == "MemoryError"
