@@ -72,9 +72,16 @@ class MicroBatch:
     def shrink(self, exc: Exception, device: torch.device, step: int) -> bool:
         """Shrink after an error in the gradients of a step; return whether to do it again."""
         text = shortage_text(exc, device)
+        return text is not None and self._shrink(step, text)
+
+    def follow(self, step: int) -> None:
+        """Shrink as another rank did, whose memory ran out."""
+        self._shrink(step, "memory ran out on another rank")
+
+    def _shrink(self, step: int, text: str) -> bool:
         half = halved(self._batch, self.rows)
         begins = half == self.rows and self._setting == "auto" and not self.is_recomputing
-        if text is None or (half == self.rows and not begins):
+        if half == self.rows and not begins:
             return False
         self._note(step, self.rows, half, text, begins_recomputing=begins)
         self.rows, self.is_recomputing = half, self.is_recomputing or begins

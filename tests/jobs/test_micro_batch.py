@@ -31,6 +31,7 @@ from elmanctl.run.protocol import BETAS
 from elmanctl.run.spec import AttemptSpec, DataSpec
 from elmanctl.run.training import Training
 from tests.jobs.attempts import CHECKOUT, Write, losses, read
+from tests.jobs.test_ranks import RANK, together
 from tests.jobs.test_train import Recorder
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
@@ -313,6 +314,44 @@ class Constant(Scarce):
         if len(tokens) > next(self.limits, 10**9):
             raise torch.OutOfMemoryError(self.text)
         return self.table.weight.sum()
+
+
+# The memory of the second rank runs out above two sequences, in a forward pass or a backward pass.
+SHORT_RANK = """
+import torch
+from elmanctl.models.lm import LanguageModel
+loss = LanguageModel.loss
+def fail(gradient):
+    raise torch.OutOfMemoryError("{text}")
+def scarce(model, tokens):
+    found = loss(model, tokens)
+    if sys.argv[2] == "1" and len(tokens) > 2:
+        if not {backward}:
+            fail(None)
+        found.register_hook(fail)
+    return found
+LanguageModel.loss = scarce
+"""
+
+
+@pytest.mark.parametrize(
+    ("asked", "backward"), [({"parallel": "ddp"}, True), ({"exchange_every": 3}, False)]
+)
+def test_ranks_agree_on_a_micro_batch_that_fits_on_all(
+    write: Write, documents: DataSpec, asked: dict[str, Any], backward: bool
+) -> None:
+    changes = {"data": documents, "batch": 8, "gpus": 2, "checkpoint_min": 0.0, **asked}
+    changes |= {"level": "transformer", "config": MODEL | {"dropout": 0.1}}
+    small = write(1, evaluation="g000-e00", **changes, micro_batch=2)
+    assert together(small, 2) is not None
+    paths = write(1, evaluation="g000-e01", **changes)
+    scarce = SHORT_RANK.format(backward=backward, text=GPU_OOM + OURS)
+    found = together(paths, 2, program=RANK.replace("\nstore =", f"{scarce}\nstore ="))
+    assert found is not None and found["micro_batch"] == 2
+    assert found["halvings"] == [
+        {"step": 1, "from": 4, "to": 2, "text": "memory ran out on another rank"}
+    ]
+    assert losses(paths) == losses(small)
 
 
 def test_micro_batch_of_this_device_is_taken_up(attempt: Attempt) -> None:

@@ -64,12 +64,20 @@ def free_port() -> int:
         return int(asked.getsockname()[1])
 
 
-def together(paths: AttemptPaths, count: int, *, stop: int = 0) -> dict[str, Any] | None:
+def together(
+    paths: AttemptPaths, count: int, *, stop: int = 0, program: str = RANK
+) -> dict[str, Any] | None:
     """Run an attempt in `count` processes, which kill themselves in step `stop`."""
     port = free_port()
     processes = [
         subprocess.Popen(
-            [sys.executable, "-c", RANK, str(paths.folder), *map(str, (rank, count, port, stop))],
+            [
+                sys.executable,
+                "-c",
+                program,
+                str(paths.folder),
+                *map(str, (rank, count, port, stop)),
+            ],
             env={"PYTHONPATH": str(CHECKOUT), "OMP_NUM_THREADS": "1", "PATH": "/usr/bin:/bin"},
             stderr=subprocess.PIPE,
             text=True,
