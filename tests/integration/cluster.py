@@ -22,7 +22,7 @@ from tests.specs import changed, spec_of
 
 
 class Job:
-    """One attempt, submitted by hand under a spec and resources of its own."""
+    """One attempt, submitted by hand under a spec and resources of its own, and perhaps again."""
 
     def __init__(
         self,
@@ -37,9 +37,9 @@ class Job:
         broken_by: str = "",
         setup: Sequence[str] = (),
         extra: Mapping[str, str] | None = None,
+        nodes: int = 1,
     ) -> None:
         self.paths = RunPaths(folder)
-        self.timeout_min = timeout_min
         freeze_code(self.paths.code)
         if broken_by:
             data = self.paths.code / "elmanctl" / "jobs" / "data.py"
@@ -52,6 +52,7 @@ class Job:
             "level": "e88",
             "config": model,
             "parameters_expected": count_parameters("e88", model),
+            "nodes": nodes,
             "seed": 1,
             "lr": 1e-2,
             "steps": 20,
@@ -64,29 +65,37 @@ class Job:
             "device": "cpu",
             "heartbeat_s": 1.0,
         }
-        attempt = self.paths.attempt("g000-e00", 1)
-        attempt.folder.mkdir(parents=True)
-        write_json(attempt.spec, spec_of(**changed(values, spec or {})).encode())
         self.executor = SlurmExecutor(self.paths, max_jobs=4)
+        self._values = changed(values, spec or {})
+        self.resources = Resources(
+            timeout_min=timeout_min,
+            nodes=nodes,
+            partition=partition,
+            gres="gpu:1",
+            mem_gb=mem_gb,
+            cpus=1,
+            setup=tuple(setup),
+            extra=dict(extra or {}),
+        )
+        self.submit(1)
+
+    def submit(self, number: int, **changes: Any) -> None:
+        """Submit this attempt, with changes of its spec."""
+        self.attempt = self.paths.attempt("g000-e00", number)
+        self.attempt.folder.mkdir(parents=True)
+        values = {**self._values, "attempt": number, **changes}
+        write_json(self.attempt.spec, spec_of(**values).encode())
         submission = Submission(
-            id="s0001",
-            job_name=f"elman-test-{folder.name}-{os.getpid()}",
-            tasks=(Task(index=0, evaluation="g000-e00", attempt=1),),
-            resources=Resources(
-                timeout_min=timeout_min,
-                partition=partition,
-                gres="gpu:1",
-                mem_gb=mem_gb,
-                cpus=1,
-                setup=tuple(setup),
-                extra=dict(extra or {}),
-            ),
+            id=f"s{number:04}",
+            job_name=f"elman-test-{self.paths.folder.name}-{os.getpid()}-{number}",
+            tasks=(Task(index=0, evaluation="g000-e00", attempt=number),),
+            resources=self.resources,
             intended_at=to_text(now()),
         )
-        job_id = self.executor.submit(submission, self.paths.submission("s0001"))
+        job_id = self.executor.submit(submission, self.paths.submission(submission.id))
         self.live = LiveJob(
             job_id=f"{job_id}_0",
-            submission="s0001",
+            submission=submission.id,
             task_index=0,
             job_name=submission.job_name,
             since=submission.intended_at,
@@ -113,11 +122,11 @@ class Job:
         report = wait_for(over, f"job {self.live.job_id} to end", timeout_s, pause_s=0.5)
         return judge(
             observe(
-                self.paths.attempt("g000-e00", 1),
+                self.attempt,
                 self.executor.log(self.live),
                 report,
                 root=self.paths.folder,
-                limit_s=60.0 * self.timeout_min,
+                limit_s=60.0 * self.resources.timeout_min,
                 stale_after_s=4.0,
             )
         )

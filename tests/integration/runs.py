@@ -1,6 +1,8 @@
 """Making, disturbing and reading small searches."""
 
 import json
+import os
+import subprocess
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -11,6 +13,7 @@ from elmanctl.ledger.run_state import RunState
 from elmanctl.ledger.state import load_run
 from tests.patience import PATIENCE_S
 
+SLURMBOX = Path(__file__).parents[2] / "scripts" / "slurmbox"
 KILLED_AT = str(Path(__file__).with_name("killed_at.py"))
 
 _T = TypeVar("_T")
@@ -73,3 +76,14 @@ def assert_same_search(folder: Path, undisturbed: RunState) -> RunState:
     assert losses(state) == losses(undisturbed)
     assert len(trained_attempts(folder)) == len(state.evaluations)
     return state
+
+
+def slurmbox(*arguments: str) -> None:
+    """Change the cluster of this machine; see scripts/slurmbox."""
+    folder = Path(os.environ["SLURM_CONF"]).parents[1]
+    subprocess.run(
+        [SLURMBOX, *arguments],
+        check=True,
+        capture_output=True,
+        env={**os.environ, "SLURMBOX": str(folder)},
+    )

@@ -1,6 +1,5 @@
 """Searches and verdicts on a real Slurm cluster (scripts/slurmbox up)."""
 
-import os
 import shutil
 import subprocess
 from pathlib import Path
@@ -20,13 +19,12 @@ from tests.integration.runs import (
     losses,
     points,
     search_arguments,
+    slurmbox,
     wait_for,
 )
 from tests.patience import PATIENCE_S
 
 pytestmark = [pytest.mark.slurm, pytest.mark.timeout(280)]
-
-SLURMBOX = Path(__file__).parents[2] / "scripts" / "slurmbox"
 
 SETTINGS = """\
 [slurm]
@@ -128,10 +126,10 @@ def test_evaluation_whose_node_dies_is_run_again(
     controller = cluster_user.start(search_arguments(corpus))
     node = wait_for(lambda: _running_node(folder), "an attempt to run")
     try:
-        _slurmbox("kill-node", node)
+        slurmbox("kill-node", node)
         output, _ = controller.communicate(timeout=PATIENCE_S)
     finally:
-        _slurmbox("start-node", node)
+        slurmbox("start-node", node)
     assert controller.returncode == 0, output
     state = load(folder)
     assert state.status is RunStatus.FINISHED
@@ -144,16 +142,6 @@ def test_evaluation_whose_node_dies_is_run_again(
         assert first.verdict is not None
         assert first.verdict.kind is VerdictKind.NODE_FAILURE
         assert first.node == node
-
-
-def _slurmbox(*arguments: str) -> None:
-    folder = Path(os.environ["SLURM_CONF"]).parents[1]
-    subprocess.run(
-        [SLURMBOX, *arguments],
-        check=True,
-        capture_output=True,
-        env={**os.environ, "SLURMBOX": str(folder)},
-    )
 
 
 def _running_node(folder: Path) -> str | None:
