@@ -19,6 +19,12 @@ def working_folder() -> Path:
     return Path.cwd()
 
 
+def shown(path: Path) -> Path:
+    """Return a path relative to the working folder, if it is below it."""
+    here = working_folder()
+    return path.relative_to(here) if path.is_relative_to(here) else path
+
+
 def enter(folder: Path) -> None:
     """Make a folder the working one, under the name given for it; raises OSError."""
     path = as_written(folder)

@@ -34,7 +34,7 @@ PANELS = {
 _LOCATIONS = {
     **{name: f"{name}:{name}" for names in PANELS.values() for name in names},
     **{"models": "model:models", "params": "model:params", "calc-dim": "model:calc_dim"},
-    **{"eval": "model:evaluate", "logs": "show:logs"},
+    **{"eval": "eval:evaluate", "logs": "show:logs"},
     **{"data": "data:app", "bench": "bench:app", "ledger": "ledger:app"},
 }
 

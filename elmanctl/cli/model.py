@@ -1,23 +1,17 @@
-"""`models`, `params`, `calc-dim` and `eval`: commands for single models, without a search."""
+"""`models`, `params` and `calc-dim`: commands about models, without training."""
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Annotated
 
-from typer import Argument, Context, Option
+from typer import Argument, Option
 
 from elmanctl.cli import output
 from elmanctl.cli.assignments import model_fields
-from elmanctl.cli.completion import backends, model_names, one_of
+from elmanctl.cli.completion import model_names, one_of
 from elmanctl.cli.context import (
     JsonFlag,
-    PresetOption,
-    ProtocolOption,
-    SetOption,
-    resolve_settings,
 )
-from elmanctl.config import parse_assignments, refuse_outside
-from elmanctl.constants import DEVICES
+from elmanctl.config import refuse_outside
 from elmanctl.errors import Faults, UsageError
 from elmanctl.models.backends import BACKENDS, unavailable_on_all_devices
 from elmanctl.models.config import DOCUMENTED, VARIANTS
@@ -46,12 +40,6 @@ LevelArgument = Annotated[
 Assignments = Annotated[
     list[str] | None, Argument(help="Fields of the configuration, e.g. dim=512 depth=4")
 ]
-
-_SHOWN_OF_RESULT = (
-    *("loss", "val_loss", "val_loss_se", "bits_per_byte", "last100_loss", "protocol_name"),
-    *("fingerprint", "corpus", "steps", "tokens", "tokens_per_s"),
-    *("parameters", "backend", "device", "precision"),
-)
 
 
 def models(
@@ -216,67 +204,6 @@ def calc_dim(
     off = (count - target) / target
     error = f"{off:+.3%}" if output.is_terminal() else f"{off:+.6f}"
     output.print_line(f"dim={dim} parameters={output.shown_count(count)} error={error}")
-
-
-def evaluate(
-    ctx: Context,
-    level: LevelArgument,
-    assignments: Annotated[
-        list[str] | None, Argument(help="Fields of the model and lr, e.g. dim=64 lr=1e-2")
-    ] = None,
-    train_minutes: Annotated[float | None, Option(help="Training time in minutes")] = None,
-    train_steps: Annotated[int | None, Option(help="Training steps")] = None,
-    train_tokens: Annotated[int | None, Option(help="Training bytes")] = None,
-    train_flops: Annotated[float | None, Option(help="Training FLOPs")] = None,
-    protocol: ProtocolOption = None,
-    data: Annotated[str | None, Option(help="Corpus: a file of bytes")] = None,
-    preset: PresetOption = None,
-    device: Annotated[
-        str | None, Option(help="cpu, cuda or auto", autocompletion=one_of(DEVICES))
-    ] = None,
-    backend: Annotated[
-        str | None,
-        Option(help="Implementation; default the best", autocompletion=backends),
-    ] = None,
-    seed: Annotated[int | None, Option(help="Seed of the training run")] = None,
-    out: Annotated[Path | None, Option(help="Folder for the results")] = None,
-    assigned: SetOption = None,
-    as_json: JsonFlag = False,
-) -> None:
-    """Train and score one configuration in the foreground
-
-    It runs the worker's code without Slurm and without a search.
-
-    \b
-    Examples:
-        elmanctl eval e88 dim=64 depth=2 n_heads=4 n_state=16 lr=1e-2 --preset tiny
-    """
-    from elmanctl.search.single_evaluation import evaluate_once
-
-    flags = {
-        "train.minutes": train_minutes,
-        "train.steps": train_steps,
-        "train.tokens": train_tokens,
-        "train.flops": train_flops,
-        "train.protocol": protocol,
-        "train.device": device,
-        "train.backend": backend,
-        "train.seed": seed,
-        "data.path": data,
-        **parse_assignments(assigned or []),
-    }
-    settings = resolve_settings(ctx, flags, preset).settings
-    fields = model_fields(assignments, with_lr=True)
-    result, folder = evaluate_once(level, fields, settings, out=out)
-    if as_json:
-        output.print_json({"folder": str(folder), **result})
-        return
-    output.say(f"saved in {folder}")
-    for key in _SHOWN_OF_RESULT:
-        if result.get(key) is not None:
-            output.print_line(f"{key:<13} {result[key]}")
-    family, _ = resolve_level(level, {**settings.model, **fields})
-    output.hint(f"see what a search can vary with `elmanctl models {family.name}`")
 
 
 def _backend_rows(family: Family) -> list[dict[str, str | None]]:

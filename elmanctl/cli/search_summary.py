@@ -1,6 +1,5 @@
 """The summary of a search at its end: the best evaluation, the cost, the next command."""
 
-from pathlib import Path
 from typing import Any
 
 from elmanctl import clock
@@ -14,7 +13,7 @@ from elmanctl.cli.confirmation import (
 )
 from elmanctl.cli.costs import cost_data, describe_cost, describe_waste
 from elmanctl.cli.output import hint, print_line, shown_count
-from elmanctl.folders import working_folder
+from elmanctl.folders import shown as shown_path
 from elmanctl.ledger.records import RunStatus, State
 from elmanctl.ledger.run_state import RunState
 from elmanctl.run.paths import RunPaths
@@ -72,8 +71,8 @@ def print_summary(paths: RunPaths, state: RunState) -> None:
     best = best_of(state, standing(state))
     model = None if best is None else model_path(paths, state, best)
     if model is not None:
-        print_line(f"model        {_relative(model)}")
-    print_line(f"ledger       {_relative(paths.ledger)}")
+        print_line(f"model        {shown_path(model)}")
+    print_line(f"ledger       {shown_path(paths.ledger)}")
     name, best = state.run["name"], state.best()
     if best is None:
         hint(f"see why with `elmanctl status {name} --state failed`")
@@ -117,9 +116,3 @@ def _print_best(state: RunState) -> None:
         print_line(f"noise        {describe_noise(shown.noise)}")
     if len(shown.confirmed) > 1:
         print_confirmed(shown.confirmed, shown.noise)
-
-
-def _relative(path: Path) -> Path:
-    """Return a path relative to the working folder, if it is below it."""
-    here = working_folder()
-    return path.relative_to(here) if path.is_relative_to(here) else path

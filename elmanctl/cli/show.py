@@ -306,7 +306,8 @@ def _memory_lines(result: Mapping[str, Any]) -> list[str]:
 def _print_origin(result: Mapping[str, Any]) -> None:
     found = result.get("continued_from")
     if found:
-        print_line(f"  resumed     from attempt {found['attempt']}, step {found['step']}")
+        source = found.get("source") or f"attempt {found['attempt']}"
+        print_line(f"  resumed     from {source}, step {found['step']}")
     elif result.get("not_continued"):
         print_line(f"  restarted   {result['not_continued']}")
 

@@ -132,6 +132,7 @@ class AttemptTraining:
         protocol = spec.protocol(outcome.precision)
         return {
             **encode(outcome),
+            **({"origin": dict(spec.origin)} if spec.origin else {}),
             "seed": training.seed,
             "lr": training.lr,
             "protocol_name": training.protocol,

@@ -35,7 +35,7 @@ _MAY_DIFFER = (
     *("run", "evaluation", "attempt", "micro_batch", "timeout_min", "heartbeat_s", "device"),
     *("checkpoint_min", "continues_from", "protocol", "budget", "keep", "keep_below"),
     *("micro_batches", "activation_checkpointing", "metrics"),
-    *("gpus", "nodes", "parallel"),
+    *("gpus", "nodes", "parallel", "starts_from", "origin"),
 )
 
 

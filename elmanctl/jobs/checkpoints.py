@@ -46,12 +46,21 @@ class Checkpoints:
         self._interval_s = spec.training.checkpoint_min * 60 or math.inf
         self._keeps_last = CHECKPOINT in spec.keep
         self._earlier = [AttemptPaths(paths.folder.parent / n) for n in spec.continues_from]
-        self._sources = [paths, *self._earlier] if is_restart else list(self._earlier)
+        self._sources: list[tuple[str, Path, dict[str, Any]]] = [
+            (one.folder.name, one.checkpoint, {"attempt": int(name.removeprefix("attempt-"))})
+            for name, one in zip(spec.continues_from, self._earlier, strict=True)
+        ]
+        if is_restart:
+            own = (paths.folder.name, paths.checkpoint, {"attempt": spec.attempt})
+            self._sources.insert(0, own)
+        if spec.starts_from is not None:
+            name = spec.origin.get("source", spec.starts_from)
+            self._sources.append((name, Path(spec.starts_from), {"source": name}))
         self._note = note
         self._warned = warned
         self._last = time.monotonic()
         self._took_s = 0.0
-        self._continued_from: dict[str, int] | None = None
+        self._continued_from: dict[str, Any] | None = None
         self._reasons: list[str] = []
         self._written = 0
         if self._ranks.is_first:
@@ -59,15 +68,13 @@ class Checkpoints:
 
     def find(self, trained: Trained) -> Content | None:
         """Return the newest state that fits, None if the training starts from scratch."""
-        for source in self._sources:
-            name = source.folder.name
-            content, reason = read(source.checkpoint, trained)
+        for name, path, origin in self._sources:
+            content, reason = read(path, trained)
             if self._ranks.any(content is None) and content is not None:
                 content, reason = None, "another rank cannot read its checkpoint"
             if content is not None:
                 step = int(content.state["position"]["steps"])
-                attempt = int(name.removeprefix("attempt-"))
-                self._continued_from = {"attempt": attempt, "step": step}
+                self._continued_from = {**origin, "step": step}
                 logger.info("resuming from the checkpoint of %s, step %d", name, step)
                 break
             self._reasons.append(f"{name}: {reason}")
@@ -78,7 +85,7 @@ class Checkpoints:
     @property
     def steps_before(self) -> int:
         """The number of steps made by earlier starts or attempts."""
-        return 0 if self._continued_from is None else self._continued_from["step"]
+        return 0 if self._continued_from is None else int(self._continued_from["step"])
 
     @property
     def is_due(self) -> bool:

@@ -4,7 +4,7 @@ import json
 import os
 import socket
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +43,17 @@ def this_worker(environ: Mapping[str, str] = os.environ) -> Worker:
         job_id = f"{array}_{element}" if array and element else slurm
         restart = int(environ.get("SLURM_RESTART_COUNT") or 0)
     return Worker(job_id=job_id, restart=restart, host=host, pid=pid, pid_start=start_ticks(pid))
+
+
+def successor(path: Path, worker: Worker) -> Worker:
+    """Return the worker as a later start of the job that holds a claim, if there is one."""
+    try:
+        holder = parse_object(read_small(path))
+    except FileNotFoundError:
+        return worker
+    earlier = holder["restart"]
+    restart = earlier + 1 if isinstance(earlier, int) else 1
+    return replace(worker, job_id=str(holder["job_id"]), restart=restart)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

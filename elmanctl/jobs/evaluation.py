@@ -16,7 +16,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from elmanctl.jobs.claim import Worker, take_claim, this_worker
+from elmanctl.jobs.claim import Worker, successor, take_claim, this_worker
 from elmanctl.jobs.company import Company, first_place, gathered
 from elmanctl.jobs.heartbeat import Heartbeat
 from elmanctl.jobs.metrics import MetricsLog, StepRecord
@@ -51,13 +51,15 @@ class EvaluateAttempt:
         return evaluate_attempt(self.folder)
 
 
-def evaluate_attempt(folder: str) -> dict[str, Any]:
+def evaluate_attempt(folder: str, *, is_again: bool = False) -> dict[str, Any]:
     """Train the model of `folder`/spec.json and write `folder`/result.json.
 
     Returns the result; {"duplicate": true} when another job holds the attempt, and
     {"already_finished": true} when there is a result, in both cases without training.  An
     exception is written into the result as a verdict and raised again; a KeyboardInterrupt leaves
-    no result.  Of several ranks the first does so for all; the others return {"rank": N}.
+    no result.  Of several ranks the first does so for all; the others return {"rank": N}.  With
+    `is_again` the process that holds the attempt is known to be dead, and this one goes on in its
+    place.
     """
     paths = AttemptPaths(Path(folder))
     with _plain_log():
@@ -68,6 +70,8 @@ def evaluate_attempt(folder: str) -> dict[str, Any]:
             logger.info("%s has a result, nothing to do", folder)
             return {"already_finished": True}
         worker = this_worker()
+        if is_again:
+            worker = successor(paths.claim, worker)
         try:
             claim = take_claim(paths.claim, worker)
         except OSError as exc:

@@ -52,7 +52,9 @@ class AttemptSpec:
     micro-batch of the attempt.  `precision` auto is bf16 autocast over fp32 weights on CUDA and
     fp32 on the CPU.  `continues_from` names the folders of earlier attempts whose checkpoints may
     be gone on from, the newest first.  `keep` names what is left behind of a completed training, of
-    `KINDS`; the model only if its loss is below `keep_below`.  `micro_batches` are those that were
+    `KINDS`; the model only if its loss is below `keep_below`.  `starts_from` is the file of the
+    state of another training, which is gone on from and stays; `origin` names that training.
+    `micro_batches` are those that were
     found for this configuration when memory ran out before, by the name of the device.
     `metrics` says where the numbers of each step go besides metrics.jsonl.
     """
@@ -70,6 +72,8 @@ class AttemptSpec:
     continues_from: tuple[str, ...] = json_field(default=(), omit=True)
     keep: tuple[str, ...] = json_field(default=(), omit=True)
     keep_below: float | None = json_field(default=None, omit=True)
+    starts_from: str | None = json_field(default=None, omit=True)
+    origin: Mapping[str, str] = json_field(default_factory=dict, omit=True)
     micro_batches: Mapping[str, int] = json_field(default_factory=dict, omit=True)
     metrics: MetricsSettings = json_field(default=MetricsSettings(), omit=True)
 

@@ -128,7 +128,7 @@ def find_model(paths: RunPaths, state: RunState, evaluation: Evaluation) -> Path
     fate = "was removed" if attempt is not None else "was not kept"
     raise NotFound(
         f"the model of {evaluation.id} of `{run}` {fate}: {_reason(paths, state, trained)}",
-        hint="a search keeps the models of its best: `elmanctl search --keep-models N`",
+        hint=f"`elmanctl eval --from {run}/{evaluation.id}` trains it again and keeps it",
     )
 
 

@@ -1,8 +1,11 @@
 """Single evaluation in the foreground, by the worker's own code, without scheduler or search."""
 
 import logging
+import socket
+import time
 from collections.abc import Mapping
-from dataclasses import replace
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,36 +15,53 @@ from elmanctl.errors import (
     EnvironmentNotReady,
     EvaluationFailed,
     Faults,
+    NotFound,
     UsageError,
 )
-from elmanctl.folders import as_written
+from elmanctl.folders import as_written, shown
 from elmanctl.jobs.evaluation import evaluate_attempt
 from elmanctl.ledger.files import write_json
 from elmanctl.models.backends import check_backend_name
 from elmanctl.models.params import count_parameters
 from elmanctl.models.registry import decode_config, resolve_level
+from elmanctl.processes import start_ticks
 from elmanctl.run.ownership import refuse_open_parents
 from elmanctl.run.paths import AttemptPaths
 from elmanctl.run.progress import read_table
+from elmanctl.run.saved_file import CHECKPOINT, MODEL
 from elmanctl.run.spec import AttemptSpec, DataSpec
 from elmanctl.search.limits import check_learning_rate
+from elmanctl.search.longer_training import CHECKPOINT_MIN, NO_LIMIT_MIN
 from elmanctl.search.plan import check_holdout, check_trainable, find_corpus
 from elmanctl.settings import Settings
 from elmanctl.space.space import LEARNING_RATE
 
 logger = logging.getLogger(__name__)
 
-# Nothing ends a foreground evaluation but its budget and its user.
-_NO_LIMIT_MIN = 60.0 * 24 * 365
+# On another host a process counts as dead after so many missed heartbeats.
+_MISSED_HEARTBEATS = 6
 
 
-def evaluate_once(
-    level: str, fields: Mapping[str, Any], settings: Settings, *, out: Path | None
-) -> tuple[dict[str, Any], Path]:
-    """Train one configuration here and return its result and its folder.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Prepared:
+    """An evaluation whose folder and spec are written; `is_again` if it was begun before."""
 
-    `fields` are fields of the model, and `lr`.  Raises EvaluationFailed for any verdict but
-    completed; the result is kept even then.
+    paths: AttemptPaths
+    spec: AttemptSpec
+    is_again: bool = False
+
+
+def prepare_once(
+    level: str,
+    fields: Mapping[str, Any],
+    settings: Settings,
+    *,
+    out: Path | None,
+    keeps_state: bool = True,
+) -> Prepared:
+    """Check one configuration, and write its spec.
+
+    `fields` are fields of the model, and `lr`.
     """
     values = {**settings.model, **fields}
     lr = values.pop(LEARNING_RATE, settings.train.lr)
@@ -56,8 +76,6 @@ def evaluate_once(
     with faults:
         settings.train.check_together()
     with faults:
-        settings.metrics.check_together()
-    with faults:
         model = decode_config(level, values)
     faults.raise_any()
     config = model.encode()
@@ -65,6 +83,12 @@ def evaluate_once(
     corpus = find_corpus(settings)
     check_holdout(corpus, settings.train)
     parameters = count_parameters(family.name, config)
+    training = replace(
+        settings.train,
+        lr=lr,
+        batch=settings.train.batch_for(parameters),
+        checkpoint_min=settings.train.checkpoint_min or CHECKPOINT_MIN,
+    )
     spec = AttemptSpec(
         run="eval",
         evaluation="eval",
@@ -72,22 +96,80 @@ def evaluate_once(
         level=family.name,
         config=config,
         parameters_expected=parameters,
-        training=replace(
-            settings.train, lr=lr, batch=settings.train.batch_for(parameters), checkpoint_min=0.0
-        ),
+        training=training,
         data=DataSpec(path=str(corpus.path), sha256=corpus.sha256, size_bytes=corpus.size_bytes),
-        timeout_min=_NO_LIMIT_MIN,
+        timeout_min=NO_LIMIT_MIN,
+        keep=(MODEL, CHECKPOINT) if keeps_state else (MODEL,),
         metrics=settings.metrics,
     )
-    paths = AttemptPaths(_new_folder(out, Path(settings.paths.runs).expanduser(), family.name))
+    return _begin(spec, Path(settings.paths.runs).expanduser(), out)
+
+
+def prepare_longer(spec: AttemptSpec, runs: Path, *, out: Path | None) -> Prepared:
+    """Check that a spec on record can be trained here, and write it."""
+    check_trainable(Settings(train=spec.training))
+    return _begin(spec, runs, out)
+
+
+def prepare_again(folder: Path) -> Prepared:
+    """Return an interrupted evaluation in its folder.
+
+    Raises NotFound, and UsageError if it has a result or its process is still alive.
+    """
+    paths = AttemptPaths(as_written(folder))
+    if not paths.spec.is_file():
+        raise NotFound(
+            f"{shown(paths.folder)} holds no evaluation",
+            hint="name a folder that `elmanctl eval` made",
+        )
+    if paths.result.exists():
+        raise UsageError(
+            f"the evaluation in {shown(paths.folder)} has ended",
+            hint=f"`elmanctl eval --from {shown(paths.folder)}` trains longer, with a larger budget",
+        )
+    spec = AttemptSpec.read(paths.spec)
+    _refuse_live(paths, spec)
+    check_trainable(Settings(train=spec.training))
+    return Prepared(paths=paths, spec=spec, is_again=True)
+
+
+def _refuse_live(paths: AttemptPaths, spec: AttemptSpec) -> None:
+    """Raise UsageError while the process of an evaluation is alive, as far as that can be seen."""
+    claim = read_table(paths.claim)
+    if claim is None:
+        return
+    pid, host, is_alive = claim.get("pid"), claim.get("host"), False
+    if host == socket.gethostname():
+        # Together with its start a number names one process.
+        is_alive = isinstance(pid, int) and start_ticks(pid) == claim.get("pid_start")
+    else:
+        with suppress(FileNotFoundError):
+            age_s = time.time() - paths.heartbeat.stat().st_mtime
+            is_alive = age_s < _MISSED_HEARTBEATS * spec.training.heartbeat_s
+    if is_alive:
+        raise UsageError(
+            f"the evaluation in {shown(paths.folder)} is still running: process {pid} on {host}",
+            hint="wait for its end, or end that process first",
+        )
+
+
+def train_prepared(prepared: Prepared) -> dict[str, Any]:
+    """Train here and return the result.
+
+    Raises EvaluationFailed for any verdict but completed; the result is kept even then.
+    """
+    return _run(prepared.paths, is_again=prepared.is_again)
+
+
+def _begin(spec: AttemptSpec, runs: Path, out: Path | None) -> Prepared:
+    paths = AttemptPaths(_new_folder(out, runs, spec.level))
     write_json(paths.spec, spec.encode())
-    result = _run(paths)
-    return result, paths.folder
+    return Prepared(paths=paths, spec=spec)
 
 
-def _run(paths: AttemptPaths) -> dict[str, Any]:
+def _run(paths: AttemptPaths, *, is_again: bool) -> dict[str, Any]:
     try:
-        result = evaluate_attempt(str(paths.folder))
+        result = evaluate_attempt(str(paths.folder), is_again=is_again)
     except ElmanError:
         raise
     except Exception as exc:

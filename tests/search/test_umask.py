@@ -18,7 +18,7 @@ from elmanctl.schedulers.slurm_executor import SlurmExecutor
 from elmanctl.search.plan import plan_search
 from elmanctl.search.run_creation import create_run
 from elmanctl.search.session import Session
-from elmanctl.search.single_evaluation import evaluate_once
+from elmanctl.search.single_evaluation import prepare_once, train_prepared
 from elmanctl.settings import DataSettings, SearchSettings, Settings
 from tests.schedulers.slurm_tools import SlurmTools
 from tests.search.scripted import AXES, MODEL, Run, ScriptedExecutor, World
@@ -66,7 +66,7 @@ def walk_a_run(root: Path, settings: Settings) -> tuple[RunState, set[str]]:
     leave_request(run.folder, "clean", {})
     (request,) = pending_requests(run.folder)
     answer_request(run.folder, request, {})
-    evaluate_once("e88", {**MODEL, "n_heads": 2}, settings, out=root / "single")
+    train_prepared(prepare_once("e88", {**MODEL, "n_heads": 2}, settings, out=root / "single"))
     (root / "texts").mkdir()
     (root / "texts" / "a.txt").write_text("text", encoding="utf-8")
     pack_folders([root / "texts"], root / "corpus.bytes")
