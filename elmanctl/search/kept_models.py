@@ -128,7 +128,8 @@ def find_model(paths: RunPaths, state: RunState, evaluation: Evaluation) -> Path
     fate = "was removed" if attempt is not None else "was not kept"
     raise NotFound(
         f"the model of {evaluation.id} of `{run}` {fate}: {_reason(paths, state, trained)}",
-        hint=f"`elmanctl eval --from {run}/{evaluation.id}` trains it again and keeps it",
+        hint=f"`elmanctl eval --from {run}/{evaluation.id}` trains it again and keeps it; "
+        "`elmanctl search --keep-models N` keeps more",
     )
 
 

@@ -125,7 +125,7 @@ def prepare_again(folder: Path) -> Prepared:
     if paths.result.exists():
         raise UsageError(
             f"the evaluation in {shown(paths.folder)} has ended",
-            hint=f"`elmanctl eval --from {shown(paths.folder)}` trains longer, with a larger budget",
+            hint=f"`elmanctl eval --from {shown(paths.folder)}` with a larger budget trains on",
         )
     spec = AttemptSpec.read(paths.spec)
     _refuse_live(paths, spec)
