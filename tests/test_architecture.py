@@ -249,7 +249,10 @@ def test_only_the_output_module_knows_rich_and_only_the_optimizer_knows_pycma() 
         for found in imports(module):
             if found.target.split(".")[0] in users:
                 users[found.target.split(".")[0]].add(module)
-    assert users == {"rich": {"cli.evaluation_view", "cli.output", "cli.search_view"}, "cma": {"search.optimizer"}}
+    assert users == {
+        "rich": {"cli.evaluation_view", "cli.output", "cli.search_view"},
+        "cma": {"search.optimizer"},
+    }
 
 
 def _public_definitions(module: str) -> Iterator[tuple[str, ast.AST]]:
