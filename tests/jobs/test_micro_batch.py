@@ -26,10 +26,13 @@ from elmanctl.jobs.optimizer import make_optimizer
 from elmanctl.jobs.outcome import TrainOutcome
 from elmanctl.jobs.step import Stepper
 from elmanctl.jobs.train import train
+from elmanctl.ledger.records import VerdictKind
+from elmanctl.models.lm import LanguageModel
 from elmanctl.run.paths import AttemptPaths
 from elmanctl.run.protocol import BETAS
 from elmanctl.run.spec import AttemptSpec, DataSpec
 from elmanctl.run.training import Training
+from elmanctl.verdicts.causes import find_cause
 from tests.jobs.attempts import CHECKOUT, Write, losses, read
 from tests.jobs.test_ranks import RANK, together
 from tests.jobs.test_train import Recorder
@@ -237,6 +240,28 @@ def test_memory_of_another_process_is_not_ours_to_save(run: Run) -> None:
     with pytest.raises(torch.OutOfMemoryError, match="Process 41120"):
         run(model)
     assert model.seen == [8]
+
+
+@pytest.mark.parametrize(("whose", "cause"), [(NEIGHBOUR, "neighbour"), (OURS, "gpu")])
+def test_failed_attempt_says_whose_memory_it_was_and_how_far_it_came(
+    attempt: Attempt, monkeypatch: pytest.MonkeyPatch, whose: str, cause: str
+) -> None:
+    def fail(model: LanguageModel, tokens: Tensor) -> Tensor:
+        raise torch.OutOfMemoryError(GPU_OOM + whose)
+
+    monkeypatch.setattr(LanguageModel, "loss", fail)
+    paths = attempt("g000-e00")
+    with pytest.raises(torch.OutOfMemoryError):
+        trained(paths)
+    found = read(paths.result)
+    assert found["verdict"]["kind"] == "oom" and found["device_name"] == device_name(CPU)
+    (quote,) = found["verdict"]["evidence"]
+    assert find_cause(VerdictKind.OOM, [quote["text"]]) == cause
+    steps = [(each["from"], each["to"]) for each in found.get("halvings", [])]
+    if cause == "neighbour":
+        assert (found["micro_batch"], steps) == (16, [])
+    else:
+        assert (found["micro_batch"], steps) == (1, [(16, 8), (8, 4), (4, 2), (2, 1), (1, 1)])
 
 
 def test_lack_of_memory_that_is_not_ours_or_not_of_the_device_has_no_remedy() -> None:
