@@ -107,7 +107,7 @@ class Parallel:
 
     def _has_unused(self) -> bool:
         """Whether a parameter has no part in the loss, on any rank, tried with two bytes."""
-        device, buffers = next(self._model.parameters()).device, Buffers(self._model)
+        device, buffers = next(self._model.parameters()).device, Buffers(self._model.modules())
         generators = Generators(device)
         _, objective = self._objective(torch.zeros(1, 3, dtype=torch.long, device=device))
         objective.backward()

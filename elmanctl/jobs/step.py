@@ -15,7 +15,7 @@ from elmanctl.jobs.micro_batch import MicroBatch
 from elmanctl.jobs.optimizer import AdamWScheduleFree
 from elmanctl.jobs.parallel import Parallel, whole
 from elmanctl.jobs.ranks import Ranks
-from elmanctl.models.buffers import Buffers
+from elmanctl.models.buffers import Buffers, holders
 from elmanctl.models.lm import LanguageModel
 from elmanctl.run.training import Training
 
@@ -45,6 +45,7 @@ class Stepper:
         self._model = model
         self._parallel = parallel or Parallel(model, Training(), Ranks())
         self._parameters = list(model.parameters())
+        self._holders = holders(model)
         self._optimizer = optimizer
         self._device = device
         self._precision = precision
@@ -64,7 +65,7 @@ class Stepper:
 
         Returns the mean loss in nats, the norm before clipping, and the norm of the last update.
         """
-        generators, buffers = Generators(self._device), Buffers(self._model)
+        generators, buffers = Generators(self._device), Buffers(self._holders)
         if self._probes:
             self._probes -= 1
             self._probe(rows, step, generators, buffers)

@@ -105,7 +105,7 @@ class LanguageModel(nn.Module):
 
         if not (self.is_recomputing and self.training and torch.is_grad_enabled()):
             return run(residual, state)
-        again = _as_in_forward(layer, Buffers(layer))
+        again = _as_in_forward(layer, Buffers(layer.modules()))
         contexts: tuple[AbstractContextManager[None], AbstractContextManager[None]]
         contexts = (nullcontext(), again)
         found: tuple[Tensor, Any] = checkpoint(
@@ -138,7 +138,7 @@ def _as_in_forward(layer: nn.Module, buffers: Buffers) -> Iterator[None]:
 
     The auxiliary loss of the second time would hold the graph of what is computed in it.
     """
-    now, loss = Buffers(layer), getattr(layer, "auxiliary_loss", None)
+    now, loss = Buffers(layer.modules()), getattr(layer, "auxiliary_loss", None)
     buffers.restore()
     try:
         yield
