@@ -91,7 +91,7 @@ def _describe_cost(plan: SearchPlan) -> str:
     """Describe the highest possible cost of a search, and how its budget limits it."""
     each = f"{plan.trainings} x {plan.resources.timeout_min} min"
     nodes = plan.resources.nodes
-    each_node = f"{plan.devices // nodes} GPUs on each of {nodes} nodes"
+    each_node = f"{counted(plan.devices // nodes, 'GPU')} on each of {nodes} nodes"
     gpus = f" x {each_node if nodes > 1 else f'{plan.devices} GPUs'}" if plan.devices > 1 else ""
     most = f"at most {format_hours(plan.most_gpu_hours)} {plan.unit} ({each}{gpus}), plus retries"
     return f"{most}; the budget {plan.stop}" if plan.stop else f"{most}; no budget set"

@@ -66,7 +66,7 @@ class RankFailed(Exception):
     """Another rank ended with an exception of its own."""
 
     def __init__(self, end: RankEnd, failure: Failure) -> None:
-        super().__init__(end.describe())
+        super().__init__(failure.text)
         self.end = end
         self.failure = failure
 

@@ -242,7 +242,8 @@ def check_holdout(corpus: CorpusInfo, train: Training) -> None:
 
 def check_trainable(settings: Settings) -> None:
     """Raise EnvironmentNotReady if this machine lacks a device, a package or the backend."""
-    check_gpus((), settings.train.device, os.environ)
+    train, local = settings.train, settings.local
+    check_gpus((), train.device, os.environ, ranks=1 if local.gpus else train.gpus)
     missing = [name for name in ("torch", "schedulefree") if not importlib.util.find_spec(name)]
     if missing:
         raise EnvironmentNotReady(

@@ -33,6 +33,7 @@ from elmanctl.run.spec import AttemptSpec, DataSpec
 from elmanctl.search.limits import check_learning_rate
 from elmanctl.search.longer_training import CHECKPOINT_MIN, NO_LIMIT_MIN
 from elmanctl.search.plan import check_holdout, check_trainable, find_corpus
+from elmanctl.search.workload import check_on_one_machine
 from elmanctl.settings import Settings
 from elmanctl.space.space import LEARNING_RATE
 
@@ -79,6 +80,7 @@ def prepare_once(
         model = decode_config(level, values)
     faults.raise_any()
     config = model.encode()
+    check_on_one_machine(settings.train)
     check_trainable(settings)
     corpus = find_corpus(settings)
     check_holdout(corpus, settings.train)

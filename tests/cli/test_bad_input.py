@@ -46,6 +46,21 @@ WITHOUT_FILES: dict[str, Case] = {
         ("params", "e88", "dim=64", "depth=1", "n_head=2", "n_state=32"),
         *(2, "no setting `n_head`", "did you mean `n_heads`?"),
     ),
+    "several nodes on one machine": (
+        (*LOCAL, "--set", "train.nodes=2"),
+        *(2, "`train.nodes` is 2, and this machine is one node", "set `train.nodes` to 1"),
+    ),
+    "several nodes in the foreground": (
+        (
+            *("eval", "e88", "dim=16", "depth=1", "n_heads=2", "n_state=8", "--preset", "tiny"),
+            *("--set", "train.nodes=2"),
+        ),
+        *(2, "`train.nodes` is 2, and this machine is one node", "set `train.nodes` to 1"),
+    ),
+    "batch that its ranks cannot share": (
+        (*LOCAL, "--set", "train.gpus=3"),
+        *(2, "cannot be shared by 3 GPUs", "as many sequences of a step"),
+    ),
     "every setting of a model missing": (
         ("params", "e88"),
         *(2, "e88 needs the settings `dim`, `depth`, `n_heads` and `n_state`", None),
