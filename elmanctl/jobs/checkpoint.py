@@ -14,13 +14,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor
 
 from elmanctl import clock
 from elmanctl.errors import InvalidModel, NotFound
 from elmanctl.jobs import tensor_file
 from elmanctl.jobs.generators import Generators
-from elmanctl.jobs.parallel import fill, part
+from elmanctl.jobs.parallel import fill, is_split, part
 from elmanctl.jobs.ranks import Ranks
 from elmanctl.jobs.validation import Validation
 from elmanctl.run.saved_file import CHECKPOINT, Card, SavedFile
@@ -112,7 +111,7 @@ def capture(trained: Trained, position: Position) -> Content:
     tensors = {_MODEL + name: tensor for name, tensor in trained.model.state_dict().items()}
     for number, state in optimizer["state"].items():
         tensors |= {f"{_OPTIMIZER}{number}.{key}": value for key, value in state.items()}
-    parts = [name for name, tensor in tensors.items() if isinstance(tensor, DTensor)]
+    parts = [name for name, tensor in tensors.items() if is_split(tensor)]
     tensors = {name: part(tensor) for name, tensor in tensors.items()}
     tensors |= _generator_states(trained)
     data = asdict(position) | {"validations": [asdict(each) for each in position.validations]}
@@ -141,7 +140,7 @@ def restore(content: Content, trained: Trained) -> None:
     """Restore a state, for which `misfit` must have found nothing."""
     weights, optimizer = content.part(_MODEL), _optimizer_state(content)
     own = trained.model.state_dict()
-    if any(isinstance(tensor, DTensor) for tensor in own.values()):
+    if any(map(is_split, own.values())):
         with torch.no_grad():
             for name, tensor in own.items():
                 fill(tensor, weights[name], trained.ranks)

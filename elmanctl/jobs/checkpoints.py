@@ -106,6 +106,7 @@ class Checkpoints:
             error = (exc.strerror if isinstance(exc, OSError) else None) or str(exc)
             logger.warning("the checkpoint of step %d was not written: %s", position.steps, error)
             self._note(position.steps, error)
+            self._took_s = time.monotonic() - began
         else:
             took_s = self._took_s = time.monotonic() - began
             logger.info(

@@ -7,19 +7,23 @@ and the state of the optimizer are averaged, which for schedule-free AdamW avera
 sequences, since they are linear in each other.
 """
 
+import sys
 from collections.abc import Iterable
 from contextlib import AbstractContextManager, nullcontext
+from typing import TYPE_CHECKING, TypeGuard
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor
 
 from elmanctl.jobs.generators import Generators
 from elmanctl.jobs.optimizer import AdamWScheduleFree
 from elmanctl.jobs.ranks import Ranks
 from elmanctl.models.buffers import Buffers
 from elmanctl.run.training import FSDP, Training
+
+if TYPE_CHECKING:
+    from torch.distributed.tensor import DTensor
 
 
 class Objective(nn.Module):
@@ -118,19 +122,28 @@ class Parallel:
         return self.ranks.any(is_unused)
 
 
+def is_split(value: Tensor) -> "TypeGuard[DTensor]":
+    """Whether this rank has only a part of a tensor.
+
+    The module of such tensors takes half a second and 40 MB, so that only FSDP2 imports it.
+    """
+    module = sys.modules.get("torch.distributed.tensor")
+    return module is not None and isinstance(value, module.DTensor)
+
+
 def whole(value: Tensor) -> Tensor:
     """Return a tensor put together of the ranks' parts, or itself if it is whole."""
-    return value.full_tensor() if isinstance(value, DTensor) else value
+    return value.full_tensor() if is_split(value) else value
 
 
 def part(value: Tensor) -> Tensor:
     """Return what this rank has of a tensor, which shares its memory."""
-    return value.to_local() if isinstance(value, DTensor) else value
+    return value.to_local() if is_split(value) else value
 
 
 def fill(target: Tensor, value: Tensor, ranks: Ranks) -> None:
     """Copy a whole tensor into one of which this rank may have only a part, rows of it."""
-    if isinstance(target, DTensor):
+    if is_split(target):
         rows = torch.chunk(value, ranks.count)
         value = rows[ranks.rank] if ranks.rank < len(rows) else value[:0]
     part(target).copy_(value)

@@ -6,15 +6,17 @@ import os
 import resource
 import signal
 import threading
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 
-from elmanctl.jobs import evaluation, tensor_file
+from elmanctl.jobs import checkpoints, evaluation, tensor_file
 from elmanctl.jobs.checkpoints import Checkpoints
 from elmanctl.jobs.metrics import MetricsLog, StepRecord
 from elmanctl.jobs.training_clock import TrainingClock
@@ -49,6 +51,40 @@ def test_any_family_goes_on_to_the_same_loss_to_the_last_bit(write: Write, level
     other = write(evaluation="g000-e99", **(asked | {"checkpoint_min": 0.0}))
     assert run(other)["loss"] == result["loss"]
     assert losses(second) == losses(other)[4:]
+
+
+@pytest.mark.parametrize("error", [None, OSError(errno.EIO, "Input/output error")])
+def test_slow_checkpoints_take_at_most_3_percent_of_the_time(
+    write: Write, monkeypatch: pytest.MonkeyPatch, error: OSError | None
+) -> None:
+    began, writing_s, written = time.monotonic(), 0.0, []
+    ahead_s = 0.0
+
+    def save(*arguments: Any) -> int:
+        """Write on a disk that takes 5 seconds."""
+        nonlocal ahead_s, writing_s
+        ahead_s, writing_s = ahead_s + 5.0, writing_s + 5.0
+        written.append(ahead_s)
+        if error is not None:
+            raise error
+        return 0
+
+    def append(log: MetricsLog, record: StepRecord) -> None:
+        """Let every step take a second."""
+        nonlocal ahead_s
+        ahead_s += 1.0
+        recorded(log, record)
+
+    recorded = MetricsLog.append
+    clock = SimpleNamespace(monotonic=lambda: began + ahead_s)
+    monkeypatch.setattr(checkpoints, "time", clock)
+    monkeypatch.setattr(checkpoints, "save", save)
+    monkeypatch.setattr(MetricsLog, "append", append)
+    run(write(steps=400, checkpoint_min=0.5))
+    # The first comes after the interval that was asked for.
+    assert written[0] == 30.0 + 5.0
+    assert len(written) == 3 and written[2] - written[1] == written[1] - written[0]
+    assert 0.02 < 5.0 / (written[2] - written[1]) <= checkpoints.MOST_STALL
 
 
 def test_writing_checkpoints_changes_no_loss(write: Write, whole: dict[str, Any]) -> None:

@@ -96,6 +96,17 @@ def held(documents: DataSpec) -> dict[str, Any]:
     return {"data": documents, "objective": "val", "holdout": 0.1, "val_windows": 9, "val_every": 5}
 
 
+def test_a_worker_of_one_gpu_does_not_import_what_splits_tensors() -> None:
+    code = (
+        "import sys, elmanctl.jobs.attempt_training as t; print('torch.distributed.tensor' in "
+        "sys.modules, t.__file__)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=CHECKOUT, capture_output=True, text=True, check=True
+    )
+    assert done.stdout.startswith("False ")
+
+
 @pytest.mark.parametrize(("parallel", "count"), [("ddp", 2), ("fsdp", 2), ("fsdp", 4)])
 def test_ranks_make_the_steps_of_one_process(
     write: Write, held: dict[str, Any], parallel: str, count: int
