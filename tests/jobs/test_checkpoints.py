@@ -78,6 +78,7 @@ def test_slow_checkpoints_take_at_most_3_percent_of_the_time(
     recorded = MetricsLog.append
     clock = SimpleNamespace(monotonic=lambda: began + ahead_s)
     monkeypatch.setattr(checkpoints, "time", clock)
+    monkeypatch.setattr(checkpoints, "_SHORT_S", 1.0)
     monkeypatch.setattr(checkpoints, "save", save)
     monkeypatch.setattr(MetricsLog, "append", append)
     run(write(steps=400, checkpoint_min=0.5))
