@@ -61,7 +61,7 @@ RULES: tuple[tuple[tuple[str, ...], tuple[str, ...]], ...] = (
         ("search",),
         (
             *(*LEAVES, "settings", "config", "ledger", "run", "schedulers", "verdicts", "space"),
-            *(*SIZES, "search", "jobs.evaluation"),
+            *(*SIZES, "search", "jobs.evaluation", "jobs.claim"),
         ),
     ),
     # What measures may use all that trains; the command line reaches it late.
@@ -75,7 +75,7 @@ RULES: tuple[tuple[tuple[str, ...], tuple[str, ...]], ...] = (
 
 # The rooms whose modules may need torch at once; what they are entered by does not.
 TORCH_ROOMS = ("jobs", "models", "kernels", "bench")
-ENTRIES = ("jobs.evaluation", *SIZES)
+ENTRIES = ("jobs.evaluation", "jobs.claim", *SIZES)
 
 PRINTING = {"cli.output", "__main__"}
 

@@ -24,7 +24,8 @@ from elmanctl.constants import DEVICES
 from elmanctl.errors import UsageError
 from elmanctl.folders import shown as shown_path
 from elmanctl.run.paths import AttemptPaths
-from elmanctl.search.longer_training import find_source, longer_spec
+from elmanctl.run.spec import AttemptSpec
+from elmanctl.search.longer_training import Source, find_source, longer_spec
 from elmanctl.search.single_evaluation import (
     Prepared,
     prepare_again,
@@ -40,7 +41,7 @@ _SHOWN_OF_RESULT = (
 )
 
 # What a training on record may be changed in; all else stays as it was.
-_CHANGEABLE = ("train.", "data.path")
+_CHANGEABLE = ("train.", "metrics.", "data.path")
 
 
 def evaluate(
@@ -162,16 +163,28 @@ def _from_record(
         others.append("--preset" if preset is not None else "--protocol")
     if others:
         raise UsageError(
-            f"`--from` takes all from the record but `train.*` and `data.path`, not `{others[0]}`",
-            hint="`--set train.KEY=VALUE` changes one setting",
+            f"`--from` takes `{others[0]}` from the record",
+            hint="`--set train.KEY=VALUE` changes one setting; `metrics.*` and `data.path` can be "
+            "changed too",
         )
     refuse_outside(given)
     source = find_source(name, runs_folder(ctx), load_readable)
-    changes = {key: value for key, value in given.items() if key.startswith("train.")}
-    spec = longer_spec(name, source, changes, data=given.get("data.path"), keeps_state=keeps_state)
+    spec = longer_spec(name, source, given, data=given.get("data.path"), keeps_state=keeps_state)
+    prepared = prepare_longer(spec, runs_folder(ctx), out=out)
+    output.say(_beginning(source, spec))
+    return prepared
+
+
+def _beginning(source: Source, spec: AttemptSpec) -> str:
+    """Return one line on where a longer training begins."""
+    if spec.starts_from is not None:
+        return f"goes on from step {spec.origin['step']:,} of {shown_path(Path(spec.starts_from))}"
     if source.state is None:
-        output.say(f"{source.place} has kept no state, so the training begins at step 1")
-    return prepare_longer(spec, runs_folder(ctx), out=out)
+        return f"{source.place} has kept no state, so the training begins at step 1"
+    return (
+        f"the state of {source.place} is of another configuration, seed, learning rate, precision "
+        "or corpus, so the training begins at step 1"
+    )
 
 
 def _refuse_changes(
@@ -187,6 +200,7 @@ def _refuse_changes(
 
 def _train(prepared: Prepared, *, as_json: bool) -> None:
     folder, shown = prepared.paths.folder, shown_path(prepared.paths.folder)
+    output.say(f"trains in {shown}")
     try:
         with watching(prepared.paths, prepared.spec):
             result = train_prepared(prepared)

@@ -76,6 +76,7 @@ def _lines(saved: SavedFile) -> Iterator[str]:
     rows = {
         "saved": saved_at and f"{clock.from_text(saved_at):%Y-%m-%d %H:%M:%S} UTC",
         "attempt": spec.attempt,
+        "origin": _origin(spec.origin),
         "seed": training.seed,
         "model": spec.level,
         "parameters": shown_count(_parameters(saved)),
@@ -112,6 +113,14 @@ def _step(card: Card) -> int | None:
     position = card.state.get("position", {})
     step = position.get("steps") if isinstance(position, Mapping) else None
     return step if isinstance(step, int) else None
+
+
+def _origin(origin: Mapping[str, Any]) -> str | None:
+    """Return what a model was before it was trained longer."""
+    if not origin:
+        return None
+    of = f"{origin['run']}/{origin['evaluation']}" if "run" in origin else origin["source"]
+    return f"from step {origin['step']} of {of}"
 
 
 def _protocol(result: Mapping[str, Any], name: str | None) -> str:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from elmanctl.errors import InvalidModel
 from elmanctl.jobs.checkpoint import Content, Position, Trained, capture, read, save, shards_beside
 from elmanctl.jobs.ranks import Ranks
 from elmanctl.jobs.signals import Warned
@@ -53,9 +54,6 @@ class Checkpoints:
         if is_restart:
             own = (paths.folder.name, paths.checkpoint, {"attempt": spec.attempt})
             self._sources.insert(0, own)
-        if spec.starts_from is not None:
-            name = spec.origin.get("source", spec.starts_from)
-            self._sources.append((name, Path(spec.starts_from), {"source": name}))
         self._note = note
         self._warned = warned
         self._last = time.monotonic()
@@ -67,7 +65,11 @@ class Checkpoints:
             _remove(_temporaries(paths))
 
     def find(self, trained: Trained) -> Content | None:
-        """Return the newest state that fits, None if the training starts from scratch."""
+        """Return the newest state that fits, None if the training starts from scratch.
+
+        Raises InvalidModel where the one that a longer training was asked to go on from does not:
+        days of training are not begun anew because a file is damaged.
+        """
         for name, path, origin in self._sources:
             content, reason = read(path, trained)
             if self._ranks.any(content is None) and content is not None:
@@ -79,8 +81,24 @@ class Checkpoints:
                 break
             self._reasons.append(f"{name}: {reason}")
             logger.warning("not resuming from %s: %s", name, reason)
+        if self._continued_from is None and self._spec.starts_from is not None:
+            content = self._asked_for(Path(self._spec.starts_from), trained)
         self._last = time.monotonic()
         return content if self._continued_from else None
+
+    def _asked_for(self, path: Path, trained: Trained) -> Content:
+        """Return the state of another training that this one was asked to go on from."""
+        content, reason = read(path, trained)
+        if self._ranks.any(content is None) or content is None:
+            raise InvalidModel(
+                f"cannot go on from {path}: {reason or 'another rank cannot read it'}",
+                hint="`elmanctl eval --from` a file of kind model begins at step 1",
+            )
+        step = int(content.state["position"]["steps"])
+        source = self._spec.origin.get("source", str(path))
+        self._continued_from = {"source": source, "step": step}
+        logger.info("going on from %s, step %d", path, step)
+        return content
 
     @property
     def steps_before(self) -> int:

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from elmanctl.errors import InvalidConfiguration
-from elmanctl.jobs.checkpoint import Position, Trained, position_of, restore, spec_fingerprint
+from elmanctl.jobs.checkpoint import Position, Trained, position_of, restore
 from elmanctl.jobs.checkpoints import Checkpoints
 from elmanctl.jobs.convergence import Convergence, is_look, judge
 from elmanctl.jobs.data import ByteStream, HeldOutWindows
@@ -28,6 +28,7 @@ from elmanctl.jobs.training_clock import TrainingClock
 from elmanctl.jobs.validation import Validation, Validator, averaged_weights, is_due
 from elmanctl.models.params import flops_per_token
 from elmanctl.run.spec import AttemptSpec
+from elmanctl.run.state_fingerprint import spec_fingerprint
 
 # Results go into the ledger, so they stay small.
 MOST_VALIDATIONS = 64

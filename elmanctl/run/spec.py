@@ -54,9 +54,8 @@ class AttemptSpec:
     be gone on from, the newest first.  `keep` names what is left behind of a completed training, of
     `KINDS`; the model only if its loss is below `keep_below`.  `starts_from` is the file of the
     state of another training, which is gone on from and stays; `origin` names that training.
-    `micro_batches` are those that were
-    found for this configuration when memory ran out before, by the name of the device.
-    `metrics` says where the numbers of each step go besides metrics.jsonl.
+    `micro_batches` are those that were found for this configuration when memory ran out before, by
+    the name of the device.  `metrics` says where the numbers of each step go besides metrics.jsonl.
     """
 
     run: str
@@ -73,7 +72,7 @@ class AttemptSpec:
     keep: tuple[str, ...] = json_field(default=(), omit=True)
     keep_below: float | None = json_field(default=None, omit=True)
     starts_from: str | None = json_field(default=None, omit=True)
-    origin: Mapping[str, str] = json_field(default_factory=dict, omit=True)
+    origin: Mapping[str, Any] = json_field(default_factory=dict, omit=True)
     micro_batches: Mapping[str, int] = json_field(default_factory=dict, omit=True)
     metrics: MetricsSettings = json_field(default=MetricsSettings(), omit=True)
 

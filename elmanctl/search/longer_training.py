@@ -6,19 +6,17 @@ from pathlib import Path
 from typing import Any
 
 from elmanctl.config import decode_settings
-from elmanctl.errors import (
-    EnvironmentNotReady,
-    InvalidModel,
-    NotFound,
-    UsageError,
-)
-from elmanctl.folders import as_written
+from elmanctl.errors import EnvironmentNotReady, InvalidModel, NotFound, UsageError
+from elmanctl.folders import as_written, shown
 from elmanctl.ledger.records import Evaluation, State
 from elmanctl.ledger.run_state import RunState
+from elmanctl.models.params import flops_per_token
 from elmanctl.run.corpus import describe
 from elmanctl.run.paths import AttemptPaths, RunPaths
+from elmanctl.run.progress import read_table
 from elmanctl.run.saved_file import CHECKPOINT, MODEL, SavedFile, read_header
 from elmanctl.run.spec import AttemptSpec, DataSpec
+from elmanctl.run.state_fingerprint import spec_fingerprint
 from elmanctl.run.training import BUDGET_KINDS
 from elmanctl.search.compared_items import find_item
 from elmanctl.search.effective_settings import effective_settings
@@ -27,6 +25,9 @@ from elmanctl.search.workload import attempt_spec
 
 # Minutes between two checkpoints of a foreground evaluation that does not name them.
 CHECKPOINT_MIN = 10.0
+
+# The name of the run and of the evaluation in the spec of a foreground evaluation.
+FOREGROUND = "eval"
 
 # Nothing ends a foreground evaluation but its budget and its user.
 NO_LIMIT_MIN = 60.0 * 24 * 365
@@ -65,6 +66,11 @@ def find_source(name: str, runs: Path, load: Callable[[RunPaths], RunState]) -> 
 def _of_file(path: Path) -> Source:
     saved = read_header(path)
     state = saved if saved.card.kind == CHECKPOINT else None
+    if state is not None and "position" not in state.card.state:
+        raise InvalidModel(
+            f"{shown(path)} is one rank's part of a checkpoint",
+            hint="name the file of the first rank, which has no step in its name",
+        )
     return Source(place=str(path), spec=AttemptSpec.decode(saved.card.spec), state=state)
 
 
@@ -74,6 +80,18 @@ def _of_folder(folder: Path) -> Source:
         raise NotFound(
             f"{folder} holds no evaluation",
             hint="name RUN/EVAL, or a folder that `elmanctl eval` has made",
+        )
+    result = read_table(paths.result)
+    if result is None:
+        raise UsageError(
+            f"the evaluation in {shown(folder)} has no result: it is running, or was interrupted",
+            hint=f"`elmanctl eval --resume {shown(folder)}` goes on with an interrupted one",
+        )
+    kind = (result.get("verdict") or {}).get("kind")
+    if kind != State.COMPLETED:
+        raise UsageError(
+            f"the evaluation in {shown(folder)} is {kind}, so there is nothing to train on",
+            hint="`elmanctl eval MODEL ...` trains from the beginning",
         )
     return Source(place=str(folder), spec=AttemptSpec.read(paths.spec), state=_last_state(paths))
 
@@ -97,11 +115,8 @@ def _of_evaluation(paths: RunPaths, state: RunState, evaluation: Evaluation) -> 
 
 
 def _last_state(paths: AttemptPaths) -> SavedFile | None:
-    """Return the state that a training has left; one that cannot be read counts as none."""
-    try:
-        return read_header(paths.checkpoint)
-    except (NotFound, InvalidModel):
-        return None
+    """Return the state that a training has left, if it has left one; raises InvalidModel."""
+    return read_header(paths.checkpoint) if paths.checkpoint.exists() else None
 
 
 def longer_spec(
@@ -114,26 +129,29 @@ def longer_spec(
 ) -> AttemptSpec:
     """Return the spec of a longer training of what the user calls `name`.
 
-    `changes` are settings of `[train]` by `train.key`.
+    `changes` are settings of `[train]` and `[metrics]` by `section.key`.  It goes on from the state
+    of the source if that fits: if it is of the same configuration, seed, learning rate, corpus and
+    precision.
 
     Raises UsageError for a budget that the state of the source has used up, ConfigError for values
     that do not go together, NotFound and EnvironmentNotReady for a corpus that is not there any
     more or is another one.
     """
     old = source.spec
-    training = asdict(old.training) | {
-        key.removeprefix("train."): value for key, value in changes.items()
-    }
+    training = asdict(old.training) | _of_section("train", changes)
     named = [kind for kind in BUDGET_KINDS if f"train.{kind}" in changes]
     if named:
         training |= {kind: None for kind in BUDGET_KINDS if kind not in named}
+    if "train.batch" in changes:
+        # The rule of the record has done its part.
+        training["batch_rule"] = changes.get("train.batch_rule")
     known = decode_settings({"train": training}).train
-    known.check_together()
+    known = replace(known, batch=known.batch_for(old.parameters_expected))
     known = replace(known, checkpoint_min=known.checkpoint_min or CHECKPOINT_MIN)
     spec = replace(
         old,
-        run="eval",
-        evaluation="eval",
+        run=FOREGROUND,
+        evaluation=FOREGROUND,
         attempt=1,
         training=known,
         data=_corpus(old.data, data),
@@ -141,28 +159,59 @@ def longer_spec(
         continues_from=(),
         keep=(MODEL, CHECKPOINT) if keeps_state else (MODEL,),
         keep_below=None,
-        origin={"source": source.place, "run": old.run, "evaluation": old.evaluation},
+        metrics=replace(old.metrics, **_of_section("metrics", changes)),
+        starts_from=None,
+        origin={"source": source.place, **_stems_from(old), "step": 0},
     )
-    if source.state is not None:
-        _check_room(name, source.state, spec)
-        spec = replace(spec, starts_from=str(source.state.path))
-    return spec
+    if source.state is None or not _fits(source.state, spec):
+        return spec
+    step = _check_room(name, source.state, spec)
+    origin = {**spec.origin, "step": step}
+    return replace(spec, starts_from=str(source.state.path), origin=origin)
+
+
+def _of_section(section: str, changes: Mapping[str, Any]) -> dict[str, Any]:
+    begin = f"{section}."
+    return {key.removeprefix(begin): v for key, v in changes.items() if key.startswith(begin)}
+
+
+def _stems_from(old: AttemptSpec) -> dict[str, str]:
+    """Return the evaluation of a search that a training stems from, over any number of others."""
+    if old.origin:
+        return {key: old.origin[key] for key in ("run", "evaluation") if key in old.origin}
+    if (old.run, old.evaluation) == (FOREGROUND, FOREGROUND):
+        return {}
+    return {"run": old.run, "evaluation": old.evaluation}
+
+
+def _fits(state: SavedFile, spec: AttemptSpec) -> bool:
+    """Whether a state can be gone on from; which precision `auto` is, the worker finds out."""
+    asked = spec.training.precision
+    precisions = ("fp32", "bf16") if asked == "auto" else (asked,)
+    known = {spec_fingerprint(spec, precision) for precision in precisions}
+    return state.card.state.get("fingerprint") in known
 
 
 def _corpus(old: DataSpec, asked: str | None) -> DataSpec:
     path = as_written(Path(asked)) if asked else Path(old.path)
+    if asked is None and not path.is_file():
+        raise NotFound(
+            f"the corpus of that evaluation is gone: {path}",
+            hint="name a copy of it: `--data FILE`",
+        )
     found = describe(path)
     if asked is None and found.sha256 != old.sha256:
         raise EnvironmentNotReady(
             f"{path} is not the corpus of that evaluation any more: its SHA-256 begins with "
             f"{found.sha256[:12]}, not {old.sha256[:12]}",
-            hint="`--data FILE` trains on another one, from the beginning",
+            hint=f"name a copy of what it was: `--data FILE`; `--data {path}` trains on what it is "
+            "now, from the beginning",
         )
     return DataSpec(path=str(found.path), sha256=found.sha256, size_bytes=found.size_bytes)
 
 
-def _check_room(name: str, state: SavedFile, spec: AttemptSpec) -> None:
-    """Raise UsageError if a state is at the end of the budget or beyond it."""
+def _check_room(name: str, state: SavedFile, spec: AttemptSpec) -> int:
+    """Return the step of a state; raise UsageError if it is at the end of the budget or beyond."""
     position = state.card.state.get("position", {})
     counted_s = position.get("counted_s") or 0.0
     used = {
@@ -171,9 +220,15 @@ def _check_room(name: str, state: SavedFile, spec: AttemptSpec) -> None:
         "minutes": counted_s / 60,
     }
     budget = spec.training.budget
+    if budget.kind == "flops":
+        each = flops_per_token(
+            spec.level, spec.config, seq_len=spec.training.seq_len, training=True
+        )
+        used["flops"] = position.get("tokens", 0) * each
     if budget.kind in used and used[budget.kind] >= budget.amount:
         raise UsageError(
             f"{name} was trained for {used[budget.kind]:g} {budget.kind} already, and the "
             f"budget is {budget.amount:g}",
             hint=f"ask for more, e.g. `--train-{budget.kind} {2 * budget.amount:g}`",
         )
+    return int(position.get("steps", 0))

@@ -1,10 +1,8 @@
 """Single evaluation in the foreground, by the worker's own code, without scheduler or search."""
 
 import logging
-import socket
 import time
 from collections.abc import Mapping
-from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -19,28 +17,27 @@ from elmanctl.errors import (
     UsageError,
 )
 from elmanctl.folders import as_written, shown
+from elmanctl.jobs.claim import node_name
 from elmanctl.jobs.evaluation import evaluate_attempt
 from elmanctl.ledger.files import write_json
 from elmanctl.models.backends import check_backend_name
 from elmanctl.models.params import count_parameters
-from elmanctl.models.registry import decode_config, resolve_level
+from elmanctl.models.registry import decode_config, find_family, resolve_level
 from elmanctl.processes import start_ticks
+from elmanctl.run.corpus import CorpusInfo
 from elmanctl.run.ownership import refuse_open_parents
 from elmanctl.run.paths import AttemptPaths
-from elmanctl.run.progress import read_table
+from elmanctl.run.progress import heartbeat_age_s, heartbeat_timeout_s, read_table
 from elmanctl.run.saved_file import CHECKPOINT, MODEL
 from elmanctl.run.spec import AttemptSpec, DataSpec
 from elmanctl.search.limits import check_learning_rate
-from elmanctl.search.longer_training import CHECKPOINT_MIN, NO_LIMIT_MIN
+from elmanctl.search.longer_training import CHECKPOINT_MIN, FOREGROUND, NO_LIMIT_MIN
 from elmanctl.search.plan import check_holdout, check_trainable, find_corpus
 from elmanctl.search.workload import check_on_one_machine
 from elmanctl.settings import Settings
 from elmanctl.space.space import LEARNING_RATE
 
 logger = logging.getLogger(__name__)
-
-# On another host a process counts as dead after so many missed heartbeats.
-_MISSED_HEARTBEATS = 6
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -77,6 +74,8 @@ def prepare_once(
     with faults:
         settings.train.check_together()
     with faults:
+        settings.metrics.check_together()
+    with faults:
         model = decode_config(level, values)
     faults.raise_any()
     config = model.encode()
@@ -92,8 +91,8 @@ def prepare_once(
         checkpoint_min=settings.train.checkpoint_min or CHECKPOINT_MIN,
     )
     spec = AttemptSpec(
-        run="eval",
-        evaluation="eval",
+        run=FOREGROUND,
+        evaluation=FOREGROUND,
         attempt=1,
         level=family.name,
         config=config,
@@ -109,7 +108,21 @@ def prepare_once(
 
 def prepare_longer(spec: AttemptSpec, runs: Path, *, out: Path | None) -> Prepared:
     """Check that a spec on record can be trained here, and write it."""
-    check_trainable(Settings(train=spec.training))
+    training = spec.training
+    faults = Faults()
+    with faults:
+        check_backend_name(spec.level, find_family(spec.level).backends, training.backend)
+    with faults:
+        _ = training.budget
+    with faults:
+        training.check_together()
+    with faults:
+        spec.metrics.check_together()
+    faults.raise_any()
+    check_trainable(Settings(train=training, metrics=spec.metrics))
+    data = spec.data
+    corpus = CorpusInfo(path=Path(data.path), sha256=data.sha256, size_bytes=data.size_bytes)
+    check_holdout(corpus, training)
     return _begin(spec, runs, out)
 
 
@@ -124,6 +137,12 @@ def prepare_again(folder: Path) -> Prepared:
             f"{shown(paths.folder)} holds no evaluation",
             hint="name a folder that `elmanctl eval` made",
         )
+    if paths.is_in_run:
+        raise UsageError(
+            f"{shown(paths.folder)} belongs to a search, whose controller goes on with it",
+            hint="`elmanctl resume RUN` goes on with the search, `elmanctl eval --from RUN/EVAL` "
+            "trains one of its evaluations longer",
+        )
     if paths.result.exists():
         raise UsageError(
             f"the evaluation in {shown(paths.folder)} has ended",
@@ -131,7 +150,7 @@ def prepare_again(folder: Path) -> Prepared:
         )
     spec = AttemptSpec.read(paths.spec)
     _refuse_live(paths, spec)
-    check_trainable(Settings(train=spec.training))
+    check_trainable(Settings(train=spec.training, metrics=spec.metrics))
     return Prepared(paths=paths, spec=spec, is_again=True)
 
 
@@ -141,13 +160,13 @@ def _refuse_live(paths: AttemptPaths, spec: AttemptSpec) -> None:
     if claim is None:
         return
     pid, host, is_alive = claim.get("pid"), claim.get("host"), False
-    if host == socket.gethostname():
-        # Together with its start a number names one process.
-        is_alive = isinstance(pid, int) and start_ticks(pid) == claim.get("pid_start")
+    if host == node_name():
+        # Together with its start a number names one process; that of a dead one has no start.
+        ticks = start_ticks(pid) if isinstance(pid, int) else None
+        is_alive = bool(ticks) and ticks == claim.get("pid_start")
     else:
-        with suppress(FileNotFoundError):
-            age_s = time.time() - paths.heartbeat.stat().st_mtime
-            is_alive = age_s < _MISSED_HEARTBEATS * spec.training.heartbeat_s
+        age_s = heartbeat_age_s(paths, time.time())
+        is_alive = age_s is not None and age_s < heartbeat_timeout_s(spec.training.heartbeat_s)
     if is_alive:
         raise UsageError(
             f"the evaluation in {shown(paths.folder)} is still running: process {pid} on {host}",

@@ -2,19 +2,41 @@
 
 import json
 import os
+import random
+import re
+import shutil
 import signal
-import subprocess
 import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from elmanctl.jobs.claim import this_worker
+from elmanctl.run.saved_file import read_header
 from tests.command_line import CommandLine, QuickCommandLine
+from tests.patience import PATIENCE_S
 
 pytestmark = pytest.mark.torch
 
-TINY = ["dim=16", "depth=1", "n_heads=2", "n_state=4", "lr=1e-2", "--preset", "tiny"]
+MODEL = ["dim=16", "depth=1", "n_heads=2", "n_state=4", "lr=1e-2"]
+SETTINGS = ["--preset", "tiny", "--set", "train.device=cpu", "--set", "train.threads=1"]
+OFTEN = ["--set", "train.checkpoint_min=1e-9"]
+
+# What a result may not owe to where its training began.
+SAME = (
+    *("objective", "loss", "last_loss", "last100_loss", "mean_loss", "val_loss", "val_loss_se"),
+    *("bits_per_byte", "steps", "tokens", "flops", "fingerprint"),
+)
+
+
+def measured(result: dict[str, Any]) -> dict[str, Any]:
+    """Return all of a result that follows from its training alone."""
+    validations = [
+        {key: value for key, value in each.items() if key != "elapsed_s"}
+        for each in result["validations"]
+    ]
+    return {key: result[key] for key in SAME} | {"validations": validations}
 
 
 def evaluated(elmanctl: CommandLine, *words: str) -> dict[str, Any]:
@@ -26,6 +48,7 @@ def evaluated(elmanctl: CommandLine, *words: str) -> dict[str, Any]:
 
 
 def losses(folder: Path) -> list[float]:
+    """Return the loss of every step, of the last start that made it."""
     files = [*sorted(folder.glob("metrics-restart-*.jsonl")), folder / "metrics.jsonl"]
     by_step = {
         record["step"]: record["loss"]
@@ -35,114 +58,170 @@ def losses(folder: Path) -> list[float]:
     return [by_step[step] for step in sorted(by_step)]
 
 
-@pytest.fixture
-def longer(elmanctl: CommandLine, corpus: Path) -> CommandLine:
+def contents(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def wait_for(path: Path) -> None:
+    end = time.monotonic() + PATIENCE_S
+    while not path.exists():
+        assert time.monotonic() < end, path
+        time.sleep(0.01)
+
+
+@pytest.fixture(scope="module")
+def kept(
+    tmp_path_factory: pytest.TempPathFactory, environment: dict[str, str], corpus: Path
+) -> CommandLine:
     """A folder with an evaluation of 6 steps, whose model and last state are kept."""
-    words = ["e88", *TINY, "--train-steps", "6", "--data", str(corpus), "--set", "train.threads=1"]
-    evaluated(elmanctl, *words, "--set", "train.val_every=4", "--out", "short")
-    for name in ("model.safetensors", "checkpoint.safetensors"):
-        assert (elmanctl.folder / "short" / name).is_file()
+    elmanctl = CommandLine(tmp_path_factory.mktemp("kept"), environment)
+    shutil.copy(corpus, elmanctl.folder / "corpus.bytes")
+    data = ["--data", str(elmanctl.folder / "corpus.bytes"), "--set", "train.val_every=4"]
+    evaluated(elmanctl, "e88", *MODEL, *SETTINGS, *data, "--train-steps", "6", "--out", "short")
+    assert {"model.safetensors", "checkpoint.safetensors"} <= contents(
+        elmanctl.folder / "short"
+    ).keys()
     return elmanctl
 
 
-def test_a_kept_state_is_gone_on_with_as_if_it_had_never_stopped(longer: CommandLine) -> None:
-    before = {path: path.read_bytes() for path in (longer.folder / "short").iterdir()}
-    found = evaluated(longer, "--from", "short", "--train-steps", "20", "--out", "long")
-    assert found["continued_from"]["step"] == 6
-    assert found["origin"]["source"] == str(longer.folder / "short")
-    assert {path: path.read_bytes() for path in (longer.folder / "short").iterdir()} == before
-    model = longer.folder / "short" / "model.safetensors"
-    whole = evaluated(longer, "--from", str(model), "--train-steps", "20", "--out", "whole")
-    assert whole.get("continued_from") is None
-    same = ("loss", "val_loss", "val_loss_se", "mean_loss", "fingerprint", "steps", "tokens")
-    assert {key: found[key] for key in same} == {key: whole[key] for key in same}
-    assert [v["val_loss"] for v in found["validations"]] == [
-        v["val_loss"] for v in whole["validations"]
-    ]
-    assert losses(longer.folder / "long") == losses(longer.folder / "whole")[6:]
+def test_kept_state_goes_on_to_the_losses_of_a_training_that_was_never_shorter(
+    kept: CommandLine,
+) -> None:
+    short = kept.folder / "short"
+    before = contents(short)
+    done = kept("eval", "--from", "short", "--train-steps", "20", "--out", "long", "--json")
+    assert "goes on from step 6 of short/checkpoint.safetensors" in done.stderr
+    longer = json.loads(done.stdout)
+    # A file of kind model has no state.
+    model = ["--from", "short/model.safetensors"]
+    done = kept("eval", *model, "--train-steps", "20", "--out", "whole", "--json")
+    assert (
+        "short/model.safetensors has kept no state, so the training begins at step 1" in done.stderr
+    )
+    whole = json.loads(done.stdout)
+    assert measured(longer) == measured(whole)
+    assert losses(kept.folder / "long") == losses(kept.folder / "whole")[6:]
+    assert contents(short) == before
+
+    origin = {"source": str(short), "step": 6}
+    card = read_header(kept.folder / "long" / "model.safetensors").card
+    assert longer["origin"] == card.result["origin"] == card.spec["origin"] == origin
+    assert longer["continued_from"] == origin
+    shown = kept("show", "long/model.safetensors").stdout
+    assert f"origin      from step 6 of {short}\n" in shown
+    compared = kept("compare", "long", "whole")
+    assert compared.returncode == 0, compared.stderr
 
 
-def test_a_training_that_is_killed_goes_on_to_the_same_losses(longer: CommandLine) -> None:
-    words = ["--train-steps", "120", "--set", "train.checkpoint_min=1e-9"]
-    undisturbed = evaluated(longer, "--from", "short", *words, "--out", "undisturbed")
-    folder = longer.folder / "killed"
-    process = longer.start(["eval", "--from", "short", *words, "--out", str(folder)])
-    while process.poll() is None and not (folder / "checkpoint.safetensors").exists():
-        time.sleep(0.01)
-    time.sleep(0.2 * os.urandom(1)[0] / 255)
+def test_training_that_is_killed_goes_on_to_the_same_losses(kept: CommandLine) -> None:
+    words = ["--from", "short", "--train-steps", "100", *OFTEN]
+    undisturbed = evaluated(kept, *words, "--out", "undisturbed")
+    folder = kept.folder / "killed"
+    process = kept.start(["eval", *words, "--out", "killed"])
+    wait_for(folder / "checkpoint.safetensors")
+    time.sleep(random.uniform(0, 0.3))
     os.killpg(process.pid, signal.SIGKILL)
     process.communicate()
-    found = json.loads(resumed(longer, folder).stdout)
-    assert found["restart"] == 1
-    same = ("loss", "val_loss", "mean_loss", "validations", "steps", "fingerprint")
-    for result in (found, undisturbed):
-        for each in result["validations"]:
-            del each["elapsed_s"]
-    assert {key: found[key] for key in same} == {key: undisturbed[key] for key in same}
-    assert losses(folder) == losses(longer.folder / "undisturbed")
+    assert not (folder / "result.json").exists()
 
-
-def resumed(elmanctl: CommandLine, folder: Path) -> subprocess.CompletedProcess[str]:
-    done = elmanctl("eval", "--resume", str(folder), "--json")
-    assert done.returncode == 0, done.stderr
-    return done
-
-
-def test_an_interrupt_names_the_command_that_goes_on(longer: CommandLine) -> None:
-    folder = longer.folder / "stopped"
-    words = ["--train-steps", "100000000", "--set", "train.checkpoint_min=1e-9"]
-    process = longer.start(["eval", "--from", "short", *words, "--out", "stopped"])
-    while not (folder / "checkpoint.safetensors").exists():
-        time.sleep(0.01)
-    refused = longer("eval", "--resume", "stopped")
+    refused = kept("eval", "--from", "killed")
     assert refused.returncode == 2
-    assert f"is still running: process {process.pid}" in refused.stderr
+    assert "`elmanctl eval --resume killed` goes on" in refused.stderr
+    found = evaluated(kept, "--resume", "killed")
+    assert found["restart"] == 1 and found["continued_from"]["step"] > 6
+    assert found["origin"]["step"] == 6
+    assert measured(found) == measured(undisturbed)
+    assert losses(folder) == losses(kept.folder / "undisturbed")
+
+
+def test_training_that_is_killed_before_its_first_checkpoint_goes_on_from_where_it_began(
+    kept: CommandLine,
+) -> None:
+    shutil.copytree(kept.folder / "short", kept.folder / "begun-in")
+    done = evaluated(kept, "--from", "begun-in", "--train-steps", "9", "--out", "early")
+    early = kept.folder / "early"
+    for name in ("result.json", "checkpoint.safetensors", "model.safetensors"):
+        (early / name).unlink()
+    found = evaluated(kept, "--resume", "early")
+    assert found["continued_from"]["step"] == 6 and measured(found) == measured(done)
+
+
+def test_interrupt_names_the_command_that_goes_on(kept: CommandLine) -> None:
+    folder = kept.folder / "stopped"
+    words = ["--from", "short", "--train-steps", "100000000", *OFTEN, "--out", "stopped"]
+    process = kept.start(["eval", *words])
+    wait_for(folder / "checkpoint.safetensors")
+    refused = kept("eval", "--resume", "stopped")
+    assert refused.returncode == 2
+    assert f"is still running: process {process.pid} on " in refused.stderr
     process.send_signal(signal.SIGINT)
     output, _ = process.communicate()
     assert process.returncode == 130
     assert "continue with `elmanctl eval --resume stopped`" in output
     assert not (folder / "result.json").exists()
 
+    # On another node only the heartbeat says whether the process is alive.
+    claim = json.loads((folder / "claim.json").read_text())
+    assert claim["host"] == this_worker().host
+    (folder / "claim.json").write_text(json.dumps(claim | {"host": "another"}))
+    (folder / "heartbeat.json").touch()
+    refused = kept("eval", "--resume", "stopped")
+    assert refused.returncode == 2 and "on another" in refused.stderr
+    spec = json.loads((folder / "spec.json").read_text())
+    (folder / "spec.json").write_text(json.dumps(spec | {"budget": {"steps": 7}}))
+    os.utime(folder / "heartbeat.json", (0, 0))
+    assert evaluated(kept, "--resume", "stopped")["restart"] == 1
 
-def test_an_evaluation_of_a_search_is_trained_longer_as_it_was(
-    elmanctl: CommandLine, corpus: Path
-) -> None:
-    search = ["search", "e88", "--local", "--preset", "tiny", "--generations", "1", "--yes"]
+
+def test_evaluation_of_a_search_is_trained_as_it_was(elmanctl: CommandLine, corpus: Path) -> None:
+    search = ["search", "e88", "--local", *SETTINGS, "--generations", "1", "--yes", "--json"]
     search += ["--name", "run", "--data", str(corpus), "--train-steps", "8", "--workers", "1"]
-    search += ["--set", "search.confirm_top=0", "--set", "train.threads=1"]
-    done = elmanctl(*search, "--json")
+    search += ["--set", "search.population=4", "--set", "search.confirm_top=0"]
+    done = elmanctl(*search)
     assert done.returncode == 0, done.stderr
-    best = json.loads(done.stdout)["best"]
-    again = evaluated(elmanctl, "--from", "run", "--out", "again")
-    # The same budget is the same training, to the last bit.
-    assert again["loss"] == best["loss"]
-    runs = list(elmanctl.folder.glob(f"runs/run/evaluations/{best['evaluation']}/attempt-1"))
-    assert len(runs) == 1
-    recorded = json.loads((runs[0] / "result.json").read_text())
-    assert recorded["fingerprint"] == again["fingerprint"]
-    assert losses(runs[0]) == losses(elmanctl.folder / "again")
-    named = evaluated(
-        elmanctl, "--from", f"run/{best['evaluation']}", "--train-steps", "12", "--out", "longer"
-    )
-    assert named["steps"] == 12
-    assert losses(elmanctl.folder / "longer")[:8] == losses(runs[0])
+    best = json.loads(done.stdout)["best"]["evaluation"]
+    folder = elmanctl.folder / f"runs/run/evaluations/{best}/attempt-1"
+    recorded, before = json.loads((folder / "result.json").read_text()), contents(folder)
+
+    done = elmanctl("eval", "--from", "run", "--out", "again", "--json")
+    assert f"run/{best} has kept no state, so the training begins at step 1" in done.stderr
+    again = json.loads(done.stdout)
+    assert measured(again) == measured(recorded)
+    assert losses(folder) == losses(elmanctl.folder / "again")
+    longer = evaluated(elmanctl, "--from", f"run/{best}", "--train-steps", "12", "--out", "longer")
+    assert longer["steps"] == 12
+    assert losses(elmanctl.folder / "longer")[:8] == losses(folder)
+    assert contents(folder) == before
+
+    # What it stems from is known over any number of longer trainings.
+    longest = evaluated(elmanctl, "--from", "longer", "--train-steps", "14", "--out", "longest")
+    named = {key: longest["origin"][key] for key in ("run", "evaluation", "step")}
+    assert named == {"run": "run", "evaluation": best, "step": 12}
+
+
+@pytest.fixture
+def quick_kept(kept: CommandLine, monkeypatch: pytest.MonkeyPatch) -> QuickCommandLine:
+    """The command line of `kept`, in this process."""
+    return QuickCommandLine(kept, monkeypatch)
 
 
 @pytest.mark.parametrize(
     ("words", "code", "what"),
     [
         ([], 2, "there is nothing to train"),
-        (["--from", "short"], 2, "was trained for 6 steps already, and the budget is 6"),
-        (["--from", "short", "--train-steps", "3"], 2, "was trained for 6 steps already"),
+        (["--from", "short"], 2, "short was trained for 6 steps already, and the budget is 6"),
+        (["--from", "short", "--train-tokens", "9"], 2, "tokens already, and the budget is 9"),
+        (["--from", "short", "--train-flops", "9"], 2, "flops already, and the budget is 9"),
         (["e88", "--from", "short"], 2, "the model `e88` and `--from` do not go together"),
         (["--from", "short", "--resume", "short"], 2, "do not go together"),
         (["--from", "nothing"], 3, "no run, evaluation or folder `nothing`"),
-        (["--from", "gone.safetensors"], 3, "there is no file"),
-        (["--from", "cut.safetensors", "--train-steps", "9"], 2, "were written"),
-        (["--from", "short", "--protocol", "fair"], 2, "not `--protocol`"),
-        (["--from", "short", "--set", "search.seed=3"], 2, "not `search.seed`"),
+        (["--from", "short/gone.safetensors"], 3, "short/gone.safetensors"),
+        (["--from", "short/spec.json"], 2, "is no saved model"),
+        (["--from", "short", "--protocol", "fair"], 2, "`--protocol`"),
+        (["--from", "short", "--set", "search.seed=3"], 2, "`search.seed`"),
         (["--from", "short", "--train-steps", "9", "--data", "none"], 3, "no such corpus file"),
-        (["--from", "short", "--train-steps", "9", "--out", "short"], 2, "exists"),
+        (["--from", "short", "--train-steps", "9", "--out", "short"], 2, "short exists"),
+        (["--from", "short", "--set", "train.lr=11"], 2, "`train.lr` must be"),
         (["--resume", "short"], 2, "has ended"),
         (["--resume", "nothing"], 3, "holds no evaluation"),
         (["--resume", "short", "--train-steps", "9"], 2, "cannot be changed"),
@@ -150,41 +229,90 @@ def test_an_evaluation_of_a_search_is_trained_longer_as_it_was(
     ids=lambda value: " ".join(value) if isinstance(value, list) else None,
 )
 def test_what_cannot_be_trained_is_refused_in_one_line(
-    kept_once: CommandLine,
-    monkeypatch: pytest.MonkeyPatch,
-    words: list[str],
-    code: int,
-    what: str,
+    quick_kept: QuickCommandLine, words: list[str], code: int, what: str
 ) -> None:
-    cut = (kept_once.folder / "short" / "model.safetensors").read_bytes()[:-9]
-    (kept_once.folder / "cut.safetensors").write_bytes(cut)
-    done = QuickCommandLine(kept_once, monkeypatch)("eval", *words)
+    before = sorted(quick_kept.folder.iterdir())
+    done = quick_kept("eval", *words)
     assert done.returncode == code, done.stderr
-    first, *rest = done.stderr.strip().split("\n\n")
-    assert first.startswith("error: ") and what in first and "\n" not in first
-    if not what.startswith("there is no file") and "were written" not in what:
-        assert rest and rest[0].startswith("hint: ")
+    first, *_ = done.stderr.split("\n\n")
+    assert first.startswith("error: ") and what in first and "\n" not in first.strip()
+    assert sorted(quick_kept.folder.iterdir()) == before
 
 
-@pytest.fixture(scope="module")
-def kept_once(
-    tmp_path_factory: pytest.TempPathFactory, environment: dict[str, str], corpus: Path
-) -> CommandLine:
-    elmanctl = CommandLine(tmp_path_factory.mktemp("kept"), environment)
-    words = ["e88", *TINY, "--train-steps", "6", "--data", str(corpus)]
-    evaluated(elmanctl, *words, "--out", "short")
-    return elmanctl
+def test_damaged_state_is_refused_and_not_trained_over(quick_kept: QuickCommandLine) -> None:
+    folder = quick_kept.folder / "damaged"
+    shutil.copytree(quick_kept.folder / "short", folder)
+    whole = (folder / "checkpoint.safetensors").read_bytes()
+    words = ["--from", "damaged", "--train-steps", "9"]
+    (folder / "checkpoint.safetensors").write_bytes(whole[:-9])
+    done = quick_kept("eval", *words)
+    assert done.returncode == 2 and "bytes, " in done.stderr and "it was cut" in done.stderr
+    # The head is whole, and the tensors are read only where they are trained on.
+    (folder / "checkpoint.safetensors").write_bytes(
+        whole[:-9] + bytes(255 - byte for byte in whole[-9:])
+    )
+    done = quick_kept("eval", *words, "--out", "of-damaged")
+    assert done.returncode == 2
+    assert re.search(r"error: cannot go on from .* is damaged: the checksum of .*\n", done.stderr)
+    assert not (quick_kept.folder / "of-damaged" / "metrics.jsonl").read_bytes()
+    # Begun anew by its settings alone, it needs no state.
+    model = ["--from", "damaged/model.safetensors", "--train-steps", "1"]
+    assert quick_kept("eval", *model, "--out", "anew").returncode == 0
 
 
-def test_another_corpus_under_the_same_name_is_refused(longer: CommandLine, corpus: Path) -> None:
-    moved = longer.folder / "corpus.bytes"
-    moved.write_bytes(corpus.read_bytes())
-    words = ["e88", *TINY, "--train-steps", "6", "--data", str(moved)]
-    evaluated(longer, *words, "--out", "of-moved")
-    moved.write_bytes(corpus.read_bytes()[::-1])
-    done = longer("eval", "--from", "of-moved", "--train-steps", "9")
-    assert done.returncode == 4
-    assert "is not the corpus of that evaluation any more" in done.stderr
-    moved.unlink()
-    done = longer("eval", "--from", "of-moved", "--train-steps", "9")
-    assert done.returncode == 3 and "no such corpus file" in done.stderr
+def test_state_of_another_seed_is_not_gone_on_from(quick_kept: QuickCommandLine) -> None:
+    done = quick_kept("eval", "--from", "short", "--seed", "8", "--out", "seed-8", "--json")
+    assert done.returncode == 0, done.stderr
+    assert "is of another configuration, seed, learning rate" in done.stderr
+    found = json.loads(done.stdout)
+    assert (found["seed"], found["steps"], found["continued_from"]) == (8, 6, None)
+
+
+def test_options_take_the_place_of_the_record(quick_kept: QuickCommandLine) -> None:
+    words = ["--train-tokens", "2048", "--set", "train.batch=4", "--no-keep-state"]
+    done = quick_kept("eval", "--from", "short", *words, "--out", "changed", "--json")
+    assert done.returncode == 0, done.stderr
+    found, folder = json.loads(done.stdout), quick_kept.folder / "changed"
+    spec, earlier = (
+        json.loads((path / "spec.json").read_text()) for path in (folder, folder.parent / "short")
+    )
+    differ = {key for key in spec.keys() | earlier.keys() if spec.get(key) != earlier.get(key)}
+    assert differ == {"budget", "batch", "keep", "origin"}
+    assert found["tokens"] == 2048 and found["steps"] == 2048 // (4 * spec["seq_len"])
+    assert not (folder / "checkpoint.safetensors").exists()
+    assert (folder / "model.safetensors").exists()
+
+
+def test_corpus_that_changed_or_is_gone_is_refused(
+    quick_kept: QuickCommandLine, tmp_path: Path
+) -> None:
+    corpus = quick_kept.folder / "corpus.bytes"
+    whole = corpus.read_bytes()
+    words = ["--from", "short", "--train-steps", "9"]
+    try:
+        corpus.write_bytes(whole[::-1])
+        changed = quick_kept("eval", *words)
+        corpus.unlink()
+        gone = quick_kept("eval", *words)
+        (tmp_path / "copy.bytes").write_bytes(whole)
+        copied = quick_kept("eval", *words, "--data", str(tmp_path / "copy.bytes"), "--json")
+    finally:
+        corpus.write_bytes(whole)
+    assert (
+        changed.returncode == 4
+        and "is not the corpus of that evaluation any more" in changed.stderr
+    )
+    assert gone.returncode == 3 and "the corpus of that evaluation is gone" in gone.stderr
+    # The same text elsewhere is the same corpus.
+    assert json.loads(copied.stdout)["continued_from"]["step"] == 6
+
+
+def test_evaluation_that_failed_is_not_trained_longer(quick_kept: QuickCommandLine) -> None:
+    folder = quick_kept.folder / "failed"
+    shutil.copytree(quick_kept.folder / "short", folder)
+    result = json.loads((folder / "result.json").read_text())
+    result["verdict"]["kind"] = "divergence"
+    (folder / "result.json").write_text(json.dumps(result))
+    done = quick_kept("eval", "--from", "failed", "--train-steps", "9")
+    assert done.returncode == 2
+    assert "is divergence, so there is nothing to train on" in done.stderr
