@@ -104,9 +104,10 @@ class RollCall:
         return self
 
     def __exit__(self, kind: type | None, *error: object) -> None:
+        # Whoever leaves from now on does so because it is told to.
+        self._is_over = True
         self._send({"over": kind is None})
         with self._changed:
-            self._is_over = True
             self._changed.wait_for(lambda: not self._peers, _LEAVE_S if kind is None else _POLL_S)
             left = list(self._peers.values())
             self._peers.clear()

@@ -143,7 +143,7 @@ def test_end_is_ignored_once_the_training_is_done(start: Start) -> None:
     assert given_up == []
 
 
-def test_rank_begins_and_ends_with_rank_0() -> None:
+def test_rank_begins_and_ends_with_rank_0(caplog: pytest.LogCaptureFixture) -> None:
     ended = threading.Event()
 
     def be_rank(address: Address) -> None:
@@ -159,6 +159,8 @@ def test_rank_begins_and_ends_with_rank_0() -> None:
         roll.begin({"store_port": 7, "is_restart": False})
     rank.join(PATIENCE_S)
     assert ended.is_set()
+    # Nobody was missed.
+    assert caplog.messages == []
 
 
 def test_rank_0_that_cannot_be_reached_is_an_error_of_its_own(tmp_path: Any) -> None:
