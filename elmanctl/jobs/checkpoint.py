@@ -4,8 +4,7 @@ A run resumed from it makes the same steps as one that was never interrupted, si
 step depend on its number alone.  The file holds no code, and is used only if everything in it fits.
 """
 
-import errno
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,16 +14,19 @@ from torch import Tensor, nn
 
 from elmanctl import clock
 from elmanctl.errors import InvalidModel, NotFound
-from elmanctl.jobs import tensor_file
+from elmanctl.jobs import shards
 from elmanctl.jobs.generators import Generators
-from elmanctl.jobs.parallel import fill, is_split, part
+from elmanctl.jobs.parallel import is_split, part
 from elmanctl.jobs.ranks import Ranks
 from elmanctl.jobs.validation import Validation
-from elmanctl.run.saved_file import CHECKPOINT, Card, SavedFile
+from elmanctl.run.saved_file import CHECKPOINT, Card, read_header
 from elmanctl.run.spec import AttemptSpec
 
 # The parts of a checkpoint; a tensor's name begins with that of its part.
 _MODEL, _OPTIMIZER, _GENERATORS = "model.", "optimizer.", "generators."
+
+
+_OTHER = "it is of another configuration, seed, precision or corpus"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -118,7 +120,7 @@ def restore(content: Content, trained: Trained) -> None:
     if any(map(is_split, own.values())):
         with torch.no_grad():
             for name, tensor in own.items():
-                fill(tensor, weights[name], trained.ranks)
+                part(tensor).copy_(weights[name])
             _take_parts(optimizer["state"], trained)
     else:
         trained.model.load_state_dict(weights)
@@ -131,12 +133,16 @@ def restore(content: Content, trained: Trained) -> None:
 
 
 def _take_parts(state: dict[int, dict[str, Tensor]], trained: Trained) -> None:
-    """Put this rank's parts in place of the whole tensors of an optimizer's state."""
-    parameters = [p for group in trained.optimizer.param_groups for p in group["params"]]
+    """Tell torch of the rows of an optimizer's state that they are parts of tensors."""
+    parameters = _parameters(trained.optimizer)
     for number, values in state.items():
         for key, value in values.items():
             values[key] = torch.zeros_like(parameters[number])
-            fill(values[key], value, trained.ranks)
+            part(values[key]).copy_(value)
+
+
+def _parameters(optimizer: torch.optim.Optimizer) -> list[Tensor]:
+    return [p for group in optimizer.param_groups for p in group["params"]]
 
 
 def _optimizer_state(content: Content) -> dict[str, Any]:
@@ -159,73 +165,30 @@ def position_of(content: Content) -> Position:
 
 
 def save(content: Content, path: Path, spec: AttemptSpec, ranks: Ranks | None = None) -> int:
-    """Write a state atomically and return the size in bytes of what this rank wrote.
+    """Write a state and return the size in bytes of what this rank wrote.
 
-    With parts each rank writes its own, in a file of its own, and the first one writes last: it
-    names them, so that a kill at any time leaves the old state or the new one.  Raises as
-    `tensor_file.write`, on every rank if on one.
+    A kill at any time leaves the old state or the new one; raises as `shards.write`.
     """
-    ranks = ranks or Ranks()
-    parts = content.state.get("parts", ())
-    if ranks.count == 1 or not parts:
-        return 0 if not ranks.is_first else _write(path, content.tensors, content.state, (), spec)
-    shards = tuple(
-        f"{path.stem}-{content.state['position']['steps']}-{rank}-of-{ranks.count}{path.suffix}"
-        for rank in range(1, ranks.count)
-    )
-    error, size_bytes = None, 0
-    if not ranks.is_first:
-        own = {name: content.tensors[name] for name in parts}
-        try:
-            size_bytes = _write(path.with_name(shards[ranks.rank - 1]), own, {}, (), spec)
-        except OSError as exc:
-            error = exc
-    _raise_together(error, ranks)
-    if ranks.is_first:
-        try:
-            size_bytes = _write(path, content.tensors, content.state, shards, spec)
-        except OSError as exc:
-            error = exc
-    _raise_together(error, ranks)
-    if ranks.is_first:
-        for old in shards_beside(path):
-            if old.name not in shards:
-                old.unlink(missing_ok=True)
-    return size_bytes
-
-
-def shards_beside(path: Path) -> list[Path]:
-    """Return the files of the other ranks beside a checkpoint, those of any step."""
-    return sorted(path.parent.glob(f"{path.stem}-*-of-*{path.suffix}"))
-
-
-def _raise_together(error: OSError | None, ranks: Ranks) -> None:
-    if ranks.any(error is not None):
-        raise error or OSError(errno.EIO, "another rank could not write its part")
-
-
-def _write(
-    path: Path,
-    tensors: Mapping[str, Tensor],
-    state: Mapping[str, Any],
-    shards: tuple[str, ...],
-    spec: AttemptSpec,
-) -> int:
     card = Card(
         kind=CHECKPOINT,
         spec=spec.encode(),
-        state=dict(state),
-        shards=shards,
+        state=dict(content.state),
         saved_at=clock.to_text(clock.now()),
     )
-    return tensor_file.write(path, tensors, card)
+    parts = content.state.get("parts", [])
+    return shards.write(path, content.tensors, parts, card, ranks or Ranks())
 
 
 def read(path: Path, trained: Trained) -> tuple[Content | None, str]:
-    """Return a state that fits, or None and the reason."""
+    """Return a state that fits, or None and the reason.
+
+    Of tensors that the ranks share out it has this rank's rows alone, whoever wrote them.
+    """
     try:
-        saved, tensors = tensor_file.read(path)
-        _put_together(tensors, saved, path)
+        saved = read_header(path)
+        if saved.card.state.get("fingerprint") != trained.fingerprint:
+            return None, f"its checkpoint does not fit: {_OTHER}"
+        tensors = shards.read(saved, _shared_out(trained), trained.ranks)
     except NotFound as exc:
         return None, "no checkpoint" if not path.exists() else f"its checkpoint lacks a part: {exc}"
     except InvalidModel as exc:
@@ -235,20 +198,23 @@ def read(path: Path, trained: Trained) -> tuple[Content | None, str]:
     return (content, "") if reason is None else (None, f"its checkpoint does not fit: {reason}")
 
 
-def _put_together(tensors: dict[str, Tensor], saved: SavedFile, path: Path) -> None:
-    """Replace the first rank's parts of tensors by whole ones: ranks hold rows, in their order."""
-    parts = {name: [tensors[name]] for name in saved.card.state.get("parts", ())}
-    for shard in saved.card.shards:
-        _, more = tensor_file.read(path.with_name(Path(shard).name))
-        for name in parts:
-            parts[name].append(more[name])
-    tensors |= {name: torch.cat(rows) for name, rows in parts.items()}
+def _shared_out(trained: Trained) -> Callable[[str], bool]:
+    """Return whether each rank has some rows of a tensor of a state, by its name."""
+    own = {_MODEL + name: tensor for name, tensor in trained.model.state_dict().items()}
+    numbered = {str(n): parameter for n, parameter in enumerate(_parameters(trained.optimizer))}
+
+    def is_in_parts(name: str) -> bool:
+        number = name.removeprefix(_OPTIMIZER).partition(".")[0]
+        tensor = numbered.get(number) if name.startswith(_OPTIMIZER) else own.get(name)
+        return tensor is not None and is_split(tensor)
+
+    return is_in_parts
 
 
 def misfit(content: Content, trained: Trained) -> str | None:
     """Return why a state cannot be restored, None if it can."""
     if content.state.get("fingerprint") != trained.fingerprint:
-        return "it is of another configuration, seed, precision or corpus"
+        return _OTHER
     try:
         parts = (
             ("position", _position_fits(content)),
@@ -275,13 +241,15 @@ def _weights_fit(saved: Mapping[str, Tensor], model: nn.Module) -> bool:
     )
 
 
-def _same_kind(one: Any, other: Any) -> bool:
-    return bool(one.shape == other.shape and one.dtype == other.dtype)
+def _same_kind(one: Tensor, other: Tensor) -> bool:
+    """Whether a tensor has the shape and dtype of this rank's part of another one."""
+    own = part(other)
+    return one.shape == own.shape and one.dtype == own.dtype
 
 
 def _optimizer_fits(saved: Mapping[str, Any], optimizer: torch.optim.Optimizer) -> bool:
     own = optimizer.state_dict()
-    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    parameters = _parameters(optimizer)
     return (
         len(saved["param_groups"]) == len(own["param_groups"])
         and all(

@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from elmanctl.errors import InvalidModel
-from elmanctl.jobs.checkpoint import Content, Position, Trained, capture, read, save, shards_beside
+from elmanctl.jobs.checkpoint import Content, Position, Trained, capture, read, save
 from elmanctl.jobs.ranks import Ranks
+from elmanctl.jobs.shards import shards_beside
 from elmanctl.jobs.signals import Warned
 from elmanctl.run.paths import AttemptPaths
 from elmanctl.run.saved_file import CHECKPOINT
@@ -72,10 +73,10 @@ class Checkpoints:
         """
         for name, path, origin in self._sources:
             content, reason = read(path, trained)
-            if self._ranks.any(content is None) and content is not None:
-                content, reason = None, "another rank cannot read its checkpoint"
+            step = 0 if content is None else int(content.state["position"]["steps"])
+            if self._ranks.least(step) < self._ranks.most(step) and content is not None:
+                content, reason = None, "another rank cannot read its checkpoint, or reads another"
             if content is not None:
-                step = int(content.state["position"]["steps"])
                 self._continued_from = {**origin, "step": step}
                 logger.info("resuming from the checkpoint of %s, step %d", name, step)
                 break

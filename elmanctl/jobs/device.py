@@ -4,7 +4,7 @@ import gc
 import os
 import platform
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 
 import torch
@@ -50,7 +50,7 @@ def choose_device(name: str, local_rank: int | None = None) -> torch.device:
     count = torch.cuda.device_count()
     if count > 1 and local_rank >= count:
         raise EnvironmentNotReady(
-            f"this node has {count} GPUs, and `train.gpus` wants one more: rank {local_rank}",
+            f"this node has {count} GPUs, and none of them is for rank {local_rank}",
             hint="lower `train.gpus`, or raise `slurm.gres`",
         )
     device = torch.device("cuda", local_rank if count > 1 else 0)
@@ -96,6 +96,13 @@ def choose_precision(name: str, device: torch.device) -> str:
             f"{device_name(device)} does not compute in bf16", hint="set train.precision to fp32"
         )
     return ("bf16" if has_bf16 else "fp32") if name == "auto" else name
+
+
+def autocast(device: torch.device, precision: str) -> AbstractContextManager[object]:
+    """Return the context of a forward pass in a precision, fp32 or bf16."""
+    if precision == "fp32":
+        return nullcontext()
+    return torch.autocast(device.type, dtype=torch.bfloat16)
 
 
 @contextmanager

@@ -16,6 +16,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from elmanctl.jobs.device import autocast
 from elmanctl.jobs.generators import Generators
 from elmanctl.jobs.optimizer import AdamWScheduleFree
 from elmanctl.jobs.ranks import Ranks
@@ -42,18 +43,23 @@ class Objective(nn.Module):
 def place(model: nn.Module, device: torch.device, training: Training, ranks: Ranks) -> nn.Module:
     """Put a model on its device; with `fsdp` each rank keeps its part of every layer."""
     if ranks.count > 1 and training.parallel == FSDP:
+        from torch.distributed.device_mesh import init_device_mesh
         from torch.distributed.fsdp import fully_shard
 
+        # Left to torch, the weights of a training on the CPU would go to a GPU that is there.
+        mesh = init_device_mesh(device.type, (ranks.count,))
         for layer in model.layers:  # type: ignore[union-attr]
-            fully_shard(layer)
-        fully_shard(model)
+            fully_shard(layer, mesh=mesh)
+        fully_shard(model, mesh=mesh)
     return model.to(device)
 
 
 class Parallel:
     """The forward pass of a model on every rank, whose gradients are those of the whole batch."""
 
-    def __init__(self, model: nn.Module, training: Training, ranks: Ranks) -> None:
+    def __init__(
+        self, model: nn.Module, training: Training, ranks: Ranks, *, precision: str = "fp32"
+    ) -> None:
         self.ranks = ranks
         self._model = model
         self._objective: nn.Module = Objective(model)
@@ -64,7 +70,7 @@ class Parallel:
             # Layers replace their buffers, which the wrapper would not see, and make equal ones.
             self._objective = nn.parallel.DistributedDataParallel(
                 self._objective,
-                find_unused_parameters=self._has_unused(),
+                find_unused_parameters=self._has_unused(training.seq_len, precision),
                 broadcast_buffers=False,
             )
 
@@ -74,11 +80,13 @@ class Parallel:
         return found
 
     def accumulating(self, *, is_last: bool) -> AbstractContextManager[None]:
-        """Return the context of a micro-batch: only behind the last one gradients are shared."""
+        """Return the context of a micro-batch: only behind the last one gradients are shared.
+
+        With `fsdp` behind every one: until then a rank would hold the gradients of all weights,
+        which is the memory that it is to save.
+        """
         if isinstance(self._objective, nn.parallel.DistributedDataParallel) and not is_last:
             return self._objective.no_sync()
-        if self.has_parts:
-            self._model.set_requires_gradient_sync(is_last)  # type: ignore[operator]
         return nullcontext()
 
     def is_exchange(self, step: int) -> bool:
@@ -109,11 +117,13 @@ class Parallel:
         if self.has_parts:
             self._model.reshard()  # type: ignore[operator]
 
-    def _has_unused(self) -> bool:
-        """Whether a parameter has no part in the loss, on any rank, tried with two bytes."""
+    def _has_unused(self, seq_len: int, precision: str) -> bool:
+        """Whether a parameter has no part in the loss, on any rank, tried with one sequence."""
         device, buffers = next(self._model.parameters()).device, Buffers(self._model.modules())
         generators = Generators(device)
-        _, objective = self._objective(torch.zeros(1, 3, dtype=torch.long, device=device))
+        tokens = torch.zeros(1, seq_len + 1, dtype=torch.long, device=device)
+        with autocast(device, precision):
+            _, objective = self._objective(tokens)
         objective.backward()
         is_unused = any(parameter.grad is None for parameter in self._model.parameters())
         self._model.zero_grad(set_to_none=True)
@@ -141,9 +151,7 @@ def part(value: Tensor) -> Tensor:
     return value.to_local() if is_split(value) else value
 
 
-def fill(target: Tensor, value: Tensor, ranks: Ranks) -> None:
-    """Copy a whole tensor into one of which this rank may have only a part, rows of it."""
-    if is_split(target):
-        rows = torch.chunk(value, ranks.count)
-        value = rows[ranks.rank] if ranks.rank < len(rows) else value[:0]
-    part(target).copy_(value)
+def rows_of_part(rows: int, ranks: Ranks) -> range:
+    """Return the rows of a tensor that this rank has; all ranks but the last have as many."""
+    size = -(-rows // ranks.count)
+    return range(min(ranks.rank * size, rows), min((ranks.rank + 1) * size, rows))

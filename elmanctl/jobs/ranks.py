@@ -49,6 +49,11 @@ class Ranks:
         return cls(rank, count, local_rank)
 
     @property
+    def gpu(self) -> int | None:
+        """The number of this rank's GPU, None for the only rank, which takes the current one."""
+        return self.local_rank if self.count > 1 else None
+
+    @property
     def is_first(self) -> bool:
         """Whether this is rank 0, which alone writes files."""
         return self.rank == 0
@@ -79,6 +84,10 @@ class Ranks:
         largest = torch.tensor([number])
         dist.all_reduce(largest, dist.ReduceOp.MAX)
         return int(largest)
+
+    def least(self, number: int) -> int:
+        """Return the smallest number of any rank."""
+        return -self.most(-number)
 
     def gathered(self, own: Tensor) -> list[Tensor]:
         """Return the tensor of every rank, all of one shape and dtype, on the CPU."""

@@ -1,7 +1,7 @@
 """Training step: gradients of one batch in micro-batches, clipping, and the update."""
 
 import time
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager
 
 import numpy as np
 import numpy.typing as npt
@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
-from elmanctl.jobs.device import free_cache
+from elmanctl.jobs.device import autocast, free_cache
 from elmanctl.jobs.generators import Generators
 from elmanctl.jobs.micro_batch import MicroBatch
 from elmanctl.jobs.optimizer import AdamWScheduleFree
@@ -184,6 +184,4 @@ class Stepper:
 
     def autocast(self) -> AbstractContextManager[object]:
         """Return the context of a forward pass."""
-        if self._precision == "fp32":
-            return nullcontext()
-        return torch.autocast(self._device.type, dtype=torch.bfloat16)
+        return autocast(self._device, self._precision)

@@ -9,7 +9,7 @@ import json
 import os
 import shutil
 import zlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import torch
@@ -73,18 +73,23 @@ def read(path: Path, *, device: str = "cpu") -> tuple[SavedFile, dict[str, Tenso
     Raises NotFound, and InvalidModel for what `read_header` refuses and for damaged tensors.
     """
     saved = read_header(path)
+    return saved, {name: tensor.to(device) for name, tensor in each(saved)}
+
+
+def each(saved: SavedFile) -> Iterator[tuple[str, Tensor]]:
+    """Yield the tensors of a file by name, one in memory at a time; raises as `read`."""
     try:
-        with safe_open(path, framework="pt") as file:
-            tensors = {name: file.get_tensor(name) for name in saved.tensors}
+        with safe_open(saved.path, framework="pt") as file:
+            for name, checksum in zip(saved.tensors, saved.checksums, strict=True):
+                tensor = file.get_tensor(name)
+                if zlib.crc32(_bytes_of(tensor)) != checksum:
+                    raise InvalidModel(
+                        f"{saved.path} is damaged: the checksum of {name} does not match",
+                        hint="copy it again from where it was made",
+                    )
+                yield name, tensor
     except (SafetensorError, OSError) as exc:
-        raise InvalidModel(f"{path} cannot be read: {exc}") from exc
-    for (name, tensor), checksum in zip(tensors.items(), saved.checksums, strict=True):
-        if zlib.crc32(_bytes_of(tensor)) != checksum:
-            raise InvalidModel(
-                f"{path} is damaged: the checksum of {name} does not match",
-                hint="copy it again from where it was made",
-            )
-    return saved, {name: tensor.to(device) for name, tensor in tensors.items()}
+        raise InvalidModel(f"{saved.path} cannot be read: {exc}") from exc
 
 
 def _header(tensors: Mapping[str, Tensor], sizes: Mapping[str, int], card: Card) -> bytes:

@@ -86,7 +86,7 @@ class TrainingLoop:
         self._budget = training.budget
         self._optimizer = make_optimizer(model, training, spec.betas)
         self._ranks = ranks
-        self._parallel = Parallel(self._model, training, ranks)
+        self._parallel = Parallel(self._model, training, ranks, precision=precision)
         self._stepper = Stepper(
             self._model,
             self._optimizer,

@@ -350,7 +350,7 @@ def fail(gradient):
     raise torch.OutOfMemoryError("{text}")
 def scarce(model, tokens):
     found = loss(model, tokens)
-    if sys.argv[2] == "1" and len(tokens) > 2:
+    if rank == 1 and len(tokens) > 2:
         if not {backward}:
             fail(None)
         found.register_hook(fail)
@@ -368,11 +368,11 @@ def test_ranks_agree_on_a_micro_batch_that_fits_on_all(
     changes = {"data": documents, "batch": 8, "gpus": 2, "checkpoint_min": 0.0, **asked}
     changes |= {"level": "transformer", "config": MODEL | {"dropout": 0.1}}
     small = write(1, evaluation="g000-e00", **changes, micro_batch=2)
-    assert together(small, 2) is not None
     paths = write(1, evaluation="g000-e01", **changes)
     scarce = SHORT_RANK.format(backward=backward, text=GPU_OOM + OURS)
-    found = together(paths, 2, program=RANK.replace("\nstore =", f"{scarce}\nstore ="))
-    assert found is not None and found["micro_batch"] == 2
+    program = RANK.replace("\nstore =", f"{scarce}\nstore =")
+    _, found = together(small, paths, program=program)
+    assert found["micro_batch"] == 2
     assert found["halvings"] == [
         {"step": 1, "from": 4, "to": 2, "text": "memory ran out on another rank"}
     ]
