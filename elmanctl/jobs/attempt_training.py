@@ -35,7 +35,6 @@ from elmanctl.run.paths import AttemptPaths, RunPaths
 from elmanctl.run.saved_file import CHECKPOINT, MODEL, Card
 from elmanctl.run.spec import AttemptSpec
 from elmanctl.run.split import Split, check_split, find_split
-from elmanctl.run.training import FSDP
 
 logger = logging.getLogger(__name__)
 
@@ -71,9 +70,11 @@ class AttemptTraining:
         spec, training = self._spec, self._spec.training
         use_threads(training.threads)
         split = self._verified_split()
-        device = choose_device(training.device)
+        device = choose_device(training.device, self._ranks.gpu)
         name, others_bytes = device_name(device), held_by_others_bytes(device)
-        self._micro_batch = MicroBatch(training, remembered=spec.micro_batches.get(name))
+        # The ranks may have unlike devices, and make as many forward passes.
+        remembered = self._ranks.least(spec.micro_batches.get(name, training.batch))
+        self._micro_batch = MicroBatch(training, remembered=remembered)
         self._memory = {"device_name": name}
         if others_bytes is not None:
             self._memory["held_by_others_bytes"] = others_bytes
@@ -149,9 +150,10 @@ class AttemptTraining:
         if outcome.loss is None or (below is not None and outcome.loss >= below):
             return
         tensors = model.state_dict()
-        if self._spec.training.parallel == FSDP:
-            # On the host, since no rank's memory need hold the whole model.
-            tensors = {name: whole(tensor).cpu() for name, tensor in tensors.items()}
+        for name, tensor in tensors.items() if self._ranks.count > 1 else ():
+            # The first rank puts the model together on the host; no GPU need hold all of it.
+            together = whole(tensor)
+            tensors[name] = together.cpu() if self._ranks.is_first else together[:0]
         if not self._ranks.is_first:
             return
         card = Card(

@@ -59,7 +59,7 @@ def train(
     if training.objective == "val" and held_out is None:
         raise InvalidConfiguration("the loss on held-out text is asked for, and there is none")
     ranks = ranks or Ranks()
-    device = choose_device(training.device, ranks.local_rank if ranks.count > 1 else None)
+    device = choose_device(training.device, ranks.gpu)
     precision = choose_precision(training.precision, device)
     use_threads(training.threads)
     with repeatable(device.type == "cpu" and training.threads == 1):

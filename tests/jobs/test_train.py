@@ -15,6 +15,7 @@ from elmanctl.jobs.device import choose_device, choose_precision
 from elmanctl.jobs.failure import classify_exception
 from elmanctl.jobs.metrics import StepRecord
 from elmanctl.jobs.outcome import TrainOutcome
+from elmanctl.jobs.ranks import Ranks
 from elmanctl.jobs.train import count_parameters, train
 from elmanctl.ledger.records import VerdictKind
 from elmanctl.run.spec import AttemptSpec
@@ -294,6 +295,27 @@ def test_a_gpu_that_torch_does_not_see_is_not_left_idle(
     assert choose_device("cpu").type == "cpu"
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     assert choose_device("auto").type == "cuda"
+
+
+@pytest.mark.parametrize(("seen", "rank", "number"), [(4, 2, 2), (4, 0, 0), (1, 3, 0)])
+def test_each_rank_takes_a_gpu_of_its_own(
+    monkeypatch: pytest.MonkeyPatch, seen: int, rank: int, number: int
+) -> None:
+    chosen: list[torch.device] = []
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: seen)
+    monkeypatch.setattr(torch.cuda, "set_device", chosen.append)
+    device = choose_device("cuda", Ranks(rank, 8, rank).gpu)
+    assert chosen == [device] == [torch.device("cuda", number)]
+    assert choose_device("cuda", Ranks().gpu) == torch.device("cuda")
+
+
+def test_a_rank_without_a_gpu_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    with pytest.raises(EnvironmentNotReady, match="has 2 GPUs") as raised:
+        choose_device("auto", Ranks(2, 4, 2).gpu)
+    assert raised.value.hint is not None and "train.gpus" in raised.value.hint
 
 
 @pytest.mark.parametrize("value", ["", "-1", "NoDevFiles"])
