@@ -24,8 +24,8 @@ _LINE_INTERVAL_S = 60.0
 @contextmanager
 def watching(paths: AttemptPaths, spec: AttemptSpec) -> Iterator[None]:
     """Show a line that redraws itself on a terminal, and elsewhere one line a minute."""
-    line = _Line(paths, spec)
-    if not sys.stderr.isatty():
+    line = TrainingLine(paths, spec)
+    if not output.is_terminal(sys.stderr):
         with _told_every_minute(line):
             yield
         return
@@ -42,7 +42,7 @@ def watching(paths: AttemptPaths, spec: AttemptSpec) -> Iterator[None]:
 
 
 @contextmanager
-def _told_every_minute(line: "_Line") -> Iterator[None]:
+def _told_every_minute(line: "TrainingLine") -> Iterator[None]:
     ended = threading.Event()
 
     def tell() -> None:
@@ -58,7 +58,7 @@ def _told_every_minute(line: "_Line") -> Iterator[None]:
         teller.join()
 
 
-class _Line:
+class TrainingLine:
     """The newest numbers of a training as one line."""
 
     def __init__(self, paths: AttemptPaths, spec: AttemptSpec) -> None:
@@ -69,7 +69,7 @@ class _Line:
         return "  ".join(self._parts())
 
     def text(self) -> Any:
-        """Return the line, cut to the width of the terminal."""
+        """Return the line, which a narrow terminal cuts at its end."""
         from rich.text import Text
 
         return Text(str(self), style="bold", no_wrap=True, overflow="ellipsis")
@@ -80,21 +80,25 @@ class _Line:
         yield str(beat.get("phase", "starting"))
         if last is None:
             return
-        step, elapsed_s = last["step"], last["elapsed_s"]
-        budget = self._spec.training.budget
+        elapsed_s, budget = last["elapsed_s"], self._spec.training.budget
         if budget.kind in ("steps", "tokens"):
             done = last["step"] if budget.kind == "steps" else last["tokens"]
             yield f"{budget.kind[:-1]} {done:,} of {budget.amount:,}"
             left_s = elapsed_s * (budget.amount / done - 1) if done else None
+        elif budget.kind == "minutes":
+            yield f"{elapsed_s / 60:.1f} of {budget.amount:g} min, step {last['step']:,}"
+            left_s = budget.amount * 60 - elapsed_s
         else:
-            yield f"step {step:,}"
-            left_s = budget.amount * 60 - elapsed_s if budget.kind == "minutes" else None
+            yield f"step {last['step']:,}"
+            left_s = None
         if isinstance(last.get("loss"), float):
             yield f"loss {last['loss']:.4f}"
-        if elapsed_s:
-            yield f"{last['tokens'] / elapsed_s:,.0f} bytes/s"
+        if held_out := beat.get("validation"):
+            yield f"held out {held_out['loss']:.4f}"
         if left_s is not None:
             yield f"about {shown_elapsed(max(0.0, left_s))} left"
+        if elapsed_s:
+            yield f"{last['tokens'] / elapsed_s:,.0f} bytes/s"
         if saved := beat.get("checkpoint"):
             error = saved.get("error")
             yield f"no checkpoint: {error}" if error else f"checkpoint at step {saved['step']:,}"

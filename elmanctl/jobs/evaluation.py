@@ -308,6 +308,7 @@ class _Progress:
     def validation(self, step: int, loss: float) -> None:
         """Report the held-out loss after a step."""
         logger.info("validation after step %d: held-out loss %.4f", step, loss)
+        self._heartbeat.note_validation(step, loss)
         if self._feed is not None:
             self._feed.validation(step, loss)
 

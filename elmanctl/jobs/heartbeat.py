@@ -3,6 +3,7 @@
 import contextlib
 import json
 import logging
+import math
 import os
 import queue
 import threading
@@ -48,6 +49,7 @@ class Heartbeat:
         self._progress: dict[str, float | int | None] = {"step": 0, "loss": None, "tokens": 0}
         self._signals: tuple[dict[str, str], ...] = ()
         self._checkpoint: dict[str, Any] | None = None
+        self._validation: dict[str, Any] | None = None
         self._lost_rank: dict[str, Any] | None = None
         self._failures = 0
         self._error: OSError | None = None
@@ -85,6 +87,10 @@ class Heartbeat:
         self._checkpoint = {"step": step, "error": error, "at": clock.to_text(clock.now())}
         self._failures = 0
         self._requests.put(True)
+
+    def note_validation(self, step: int, loss: float) -> None:
+        """Record the last held-out loss, for the next heartbeat."""
+        self._validation = {"step": step, "loss": loss} if math.isfinite(loss) else None
 
     def note_signal(self, name: str) -> None:
         """Record a signal and wait, at most two seconds, until it is in the file.
@@ -146,6 +152,7 @@ class Heartbeat:
             "elapsed_s": round(time.monotonic() - self._began_s, 3),
             "signals": list(signals),
             **({"checkpoint": self._checkpoint} if self._checkpoint else {}),
+            **({"validation": self._validation} if self._validation else {}),
             **({"lost_rank": self._lost_rank} if self._lost_rank else {}),
         }
 

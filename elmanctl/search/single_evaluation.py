@@ -119,6 +119,7 @@ def prepare_longer(spec: AttemptSpec, runs: Path, *, out: Path | None) -> Prepar
     with faults:
         spec.metrics.check_together()
     faults.raise_any()
+    check_on_one_machine(training)
     check_trainable(Settings(train=training, metrics=spec.metrics))
     data = spec.data
     corpus = CorpusInfo(path=Path(data.path), sha256=data.sha256, size_bytes=data.size_bytes)
@@ -196,6 +197,8 @@ def _run(paths: AttemptPaths, *, is_again: bool) -> dict[str, Any]:
     except Exception as exc:
         logger.debug("the worker failed", exc_info=True)
         raise _failed(paths, read_table(paths.result) or {}) from exc
+    if "verdict" not in result:
+        raise UsageError(f"another process has begun to train {shown(paths.folder)} meanwhile")
     if result["verdict"]["kind"] != "completed":
         raise _failed(paths, result)
     return result

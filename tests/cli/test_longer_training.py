@@ -7,13 +7,17 @@ import re
 import shutil
 import signal
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from elmanctl.cli.evaluation_view import TrainingLine
 from elmanctl.jobs.claim import this_worker
+from elmanctl.run.paths import AttemptPaths
 from elmanctl.run.saved_file import read_header
+from elmanctl.run.spec import AttemptSpec
 from tests.command_line import CommandLine, QuickCommandLine
 from tests.patience import PATIENCE_S
 
@@ -197,6 +201,19 @@ def test_evaluation_of_a_search_is_trained_as_it_was(elmanctl: CommandLine, corp
     longest = evaluated(elmanctl, "--from", "longer", "--train-steps", "14", "--out", "longest")
     named = {key: longest["origin"][key] for key in ("run", "evaluation", "step")}
     assert named == {"run": "run", "evaluation": best, "step": 12}
+
+
+def test_line_of_a_training_has_its_numbers(kept: CommandLine) -> None:
+    paths = AttemptPaths(kept.folder / "short")
+    spec = AttemptSpec.read(paths.spec)
+    losses, rate = r"loss \d\.\d{4}  held out \d\.\d{4}", r"[\d,]+ bytes/s"
+    left, saved = r"about 00:00:00 left", "checkpoint at step 6"
+    line = str(TrainingLine(paths, spec))
+    assert re.fullmatch(rf"done  step 6 of 6  {losses}  {left}  {rate}  {saved}", line)
+    by_time = replace(spec.training, steps=None, minutes=600.0)
+    line = str(TrainingLine(paths, replace(spec, training=by_time)))
+    left = r"about (09:59:\d\d|10:00:00) left"
+    assert re.fullmatch(rf"done  0\.\d of 600 min, step 6  {losses}  {left}  {rate}  {saved}", line)
 
 
 @pytest.fixture
