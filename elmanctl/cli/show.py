@@ -99,7 +99,8 @@ def show(
         row |= confirmation_data(found, standing(found))
         row["excluded_nodes"] = rows.excluded_rows(found)
         model = model_path(paths, found, chosen)
-        row["model_file"] = None if model is None else str(model)
+        if model is not None:
+            row["model_file"] = str(model)
         print_json({**row, "attempts": attempts})
         return
     _print_evaluation(paths, found, chosen)
