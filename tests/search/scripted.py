@@ -146,7 +146,10 @@ class World:
         self.ended[job_id] = replace(report, node=self.node(job_id))
         if verdict not in WORDS and not paths.result.exists():
             self.trained[evaluation, attempt] += 1
-            write_result(paths, verdict, self.told)
+            write_result(paths, verdict)
+            if self.told:
+                result = json.loads(paths.result.read_text(encoding="utf-8"))
+                write_json(paths.result, {**result, **self.told})
 
 
 def verdicts(state: RunState, evaluation: str) -> list[str]:
@@ -155,7 +158,7 @@ def verdicts(state: RunState, evaluation: str) -> list[str]:
     return [attempt.verdict.kind.value for attempt in attempts if attempt.verdict is not None]
 
 
-def write_result(paths: AttemptPaths, verdict: str, told: Mapping[str, Any] | None = None) -> None:
+def write_result(paths: AttemptPaths, verdict: str) -> None:
     """Write what a worker writes."""
     spec = json.loads(paths.spec.read_text(encoding="utf-8"))
     completed = verdict == "completed"
@@ -174,7 +177,6 @@ def write_result(paths: AttemptPaths, verdict: str, told: Mapping[str, Any] | No
             # As of a training that ended within its warm-up.
             "tokens_per_s": None,
             **kept,
-            **(told or {}),
             **{key: spec[key] for key in ("evaluation", "attempt", "parameters_expected")},
         },
     )

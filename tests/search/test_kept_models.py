@@ -106,9 +106,9 @@ def test_a_model_that_could_not_be_written_takes_no_place(
     first = best(runs.new(disk={"keep_models": 2}).drive(), 3)
     write_result = scripted.write_result
 
-    def written(paths: AttemptPaths, *told: Any) -> None:
+    def written(paths: AttemptPaths, verdict: str) -> None:
         """Write no model of the best, for want of room."""
-        write_result(paths, *told)
+        write_result(paths, verdict)
         if paths.folder.parent.name == first[0]:
             paths.model.unlink()
             result = json.loads(paths.result.read_text())
