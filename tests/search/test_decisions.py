@@ -62,12 +62,12 @@ def leave_waiting(run: Run, *, turns: int, then_goes_on: bool = False) -> RunSta
 def test_decision_and_memory_of_a_model_are_worked_out_once_while_an_evaluation_waits(
     run: Run, made: Counter[tuple[str, int]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    sizes: Counter[tuple[Any, int]] = Counter()
+    sizes: Counter[tuple[Any, int, bool]] = Counter()
     memory_bytes = training_memory_bytes
 
-    def counted(config: Any, *, micro_batch: int, **rest: Any) -> int:
-        sizes[config, micro_batch] += 1
-        return memory_bytes(config, micro_batch=micro_batch, **rest)
+    def counted(config: Any, *, micro_batch: int, is_recomputing: bool, **rest: Any) -> int:
+        sizes[config, micro_batch, is_recomputing] += 1
+        return memory_bytes(config, micro_batch=micro_batch, is_recomputing=is_recomputing, **rest)
 
     monkeypatch.setattr(preflight, "training_memory_bytes", counted)
     # The points were tried when the run was planned.
