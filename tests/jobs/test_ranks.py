@@ -1,7 +1,6 @@
 """Several processes over gloo train one model as one process does."""
 
 import random
-import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -19,7 +18,7 @@ from tests.jobs.attempts import CHECKOUT, Write, interrupted, losses, metrics, r
 
 # One rank of attempts, one after the other, with their results as an output.
 RANK = """
-import json, os, resource, signal, sys, threading
+import json, os, resource, signal, sys, threading, time
 from pathlib import Path
 import torch.distributed as dist
 from elmanctl.jobs.attempt_training import AttemptTraining
@@ -40,11 +39,20 @@ class Report:
             threading.Event().wait(None if not delay_s else 0)
     def validation(self, step, loss): pass
 
-rank, count, port, stop, largest = map(int, sys.argv[1:6])
+rank, count, token, stop, largest = map(int, sys.argv[1:6])
 delay_s, folders = float(sys.argv[6]), sys.argv[7:]
 if largest and rank == 1:
     resource.setrlimit(resource.RLIMIT_FSIZE, (largest, largest))
-store = dist.TCPStore("127.0.0.1", port, count, rank == 0)
+place = Path(folders[0]) / f"port-{token}"
+if rank == 0:
+    store = dist.TCPStore("127.0.0.1", 0, count, True, wait_for_workers=False)
+    written = place.with_suffix(".tmp")
+    written.write_text(str(store.port))
+    written.rename(place)
+else:
+    while not place.exists():
+        time.sleep(0.01)
+    store = dist.TCPStore("127.0.0.1", int(place.read_text()), count, False)
 ranks = Ranks.join(store, rank=rank, count=count, local_rank=rank, device="cpu")
 for paths in (AttemptPaths(Path(folder)) for folder in folders):
     log = paths.metrics if rank == 0 else paths.folder / f"metrics-of-{rank}.jsonl"
@@ -75,12 +83,10 @@ def started(
     program: str = RANK,
 ) -> list[subprocess.Popen[str]]:
     """Start the ranks of attempts."""
-    with socket.socket() as asked:
-        asked.bind(("127.0.0.1", 0))
-        port = asked.getsockname()[1]
+    token = random.getrandbits(40)
     folders = [str(paths.folder) for paths in attempts]
     numbers = [
-        [str(n) for n in (rank, count, port, stop, largest, delay_s)] for rank in range(count)
+        [str(n) for n in (rank, count, token, stop, largest, delay_s)] for rank in range(count)
     ]
     return [
         subprocess.Popen(
