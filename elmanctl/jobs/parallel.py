@@ -67,12 +67,14 @@ class Parallel:
         self._every = training.exchange_every
         self.has_parts = ranks.count > 1 and training.parallel == FSDP
         if ranks.count > 1 and not self.has_parts and not self._is_local:
-            # Layers replace their buffers, which the wrapper would not see, and make equal ones.
-            self._objective = nn.parallel.DistributedDataParallel(
+            shared = nn.parallel.DistributedDataParallel(
                 self._objective,
                 find_unused_parameters=self._has_unused(training.seq_len, precision),
-                broadcast_buffers=False,
             )
+            # Layers replace their buffers, which the wrapper would not see, and make equal ones.
+            # As an argument it is deprecated since torch 2.13, and has another name from then on.
+            shared.broadcast_buffers = False
+            self._objective = shared
 
     def losses(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
         """Return the loss and the objective of this rank's tokens [B, T+1], in nats."""
