@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pytest
 
-from elmanctl.jobs import tensor_file
 from elmanctl.run.saved_file import CHECKPOINT, read_header
 from elmanctl.run.spec import DataSpec
 from tests.cli.test_bad_input import assert_refused
@@ -86,6 +85,9 @@ def test_what_cannot_be_shown_is_refused(kept: Path, quick: QuickCommandLine) ->
 def test_control_characters_of_a_card_reach_no_terminal(
     kept: Path, quick: QuickCommandLine
 ) -> None:
+    # Without torch this module is only collected.
+    from elmanctl.jobs import tensor_file
+
     saved, tensors = tensor_file.read(kept)
     spec = {**saved.card.spec, "run": "\x1b[31mred\nerror: no"}
     tensor_file.write(kept, tensors, replace(saved.card, spec=spec))
@@ -97,6 +99,8 @@ def test_number_of_gpus_is_shown_where_there_were_several(
     kept: Path, quick: QuickCommandLine
 ) -> None:
     assert "  gpus  " not in quick("show", str(kept)).stdout
+    from elmanctl.jobs import tensor_file
+
     saved, tensors = tensor_file.read(kept)
     spec = {**saved.card.spec, "gpus": 2, "nodes": 2, "parallel": "fsdp"}
     tensor_file.write(kept, tensors, replace(saved.card, spec=spec))
