@@ -13,8 +13,7 @@ from torch import Tensor
 
 from elmanctl.jobs import sampling
 from elmanctl.jobs.sampling import Choice, Reader, generate, log_probabilities
-from elmanctl.models.registry import FAMILIES
-from tests.models.layers import build_model
+from elmanctl.models.registry import FAMILIES, build_model
 from tests.models.samples import small_config
 
 TEXT = b"\x1edef main() -> None:\n    \xff\x00 pass"
@@ -23,7 +22,7 @@ GREEDY = Choice(temperature=0)
 
 def model_of(family: str, dtype: torch.dtype = torch.float32) -> Any:
     """A model whose logits differ enough to choose by."""
-    model = build_model(small_config(family), seed=3).to(dtype)
+    model: Any = build_model(small_config(family), seed=3).to(dtype)
     with torch.no_grad():
         model.embedding.weight *= 20
     return model.eval()
