@@ -370,7 +370,7 @@ def test_ranks_agree_on_a_micro_batch_that_fits_on_all(
     small = write(1, evaluation="g000-e00", **changes, micro_batch=2)
     paths = write(1, evaluation="g000-e01", **changes)
     scarce = SHORT_RANK.format(backward=backward, text=GPU_OOM + OURS)
-    program = RANK.replace("\nstore =", f"{scarce}\nstore =")
+    program = RANK.replace("\nranks =", f"{scarce}\nranks =")
     _, found = together(small, paths, program=program)
     assert found["micro_batch"] == 2
     assert found["halvings"] == [
