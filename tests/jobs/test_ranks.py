@@ -70,6 +70,9 @@ for paths in (AttemptPaths(Path(folder)) for folder in folders):
         training.discard()
         (paths.folder / "out.json").write_text(json.dumps(entries | training.record()))
 ranks.leave()
+sys.stdout.flush()
+# In its regular end a busy machine's process may be aborted by a thread of torch that is left.
+os._exit(0)
 """
 
 

@@ -61,7 +61,7 @@ def _note(job: Any, spec: Any, what: str) -> None:
         os.close(file)
 
 
-def _train(self: Any, spec: Any, progress: Any, warned: Any) -> dict[str, Any]:
+def _train(self: Any, spec: Any, progress: Any, warned: Any, company: Any) -> dict[str, Any]:
     from elmanctl.errors import InvalidConfiguration
     from elmanctl.jobs.metrics import StepRecord
 
