@@ -127,6 +127,8 @@ def evaluate(
         assert level is not None
         prepared = prepare_once(level, fields, settings, out=out, keeps_state=keep_state)
     _train(prepared, as_json=as_json)
+    if level is not None and not as_json:
+        output.hint(f"see what a search can vary with `elmanctl models {prepared.spec.level}`")
 
 
 def _check_one_beginning(level: str | None, source: str | None, again: Path | None) -> None:
