@@ -26,7 +26,7 @@ def watching(paths: AttemptPaths, spec: AttemptSpec) -> Iterator[None]:
     """Show a line that redraws itself on a terminal, and elsewhere one line a minute."""
     line = TrainingLine(paths, spec)
     if not output.is_terminal(sys.stderr):
-        with _told_every_minute(line):
+        with _printed_every_minute(line):
             yield
         return
     from rich.live import Live
@@ -42,20 +42,20 @@ def watching(paths: AttemptPaths, spec: AttemptSpec) -> Iterator[None]:
 
 
 @contextmanager
-def _told_every_minute(line: "TrainingLine") -> Iterator[None]:
+def _printed_every_minute(line: "TrainingLine") -> Iterator[None]:
     ended = threading.Event()
 
-    def tell() -> None:
+    def print_lines() -> None:
         while not ended.wait(_LINE_INTERVAL_S):
             output.say(str(line))
 
-    teller = threading.Thread(target=tell, name="progress", daemon=True)
-    teller.start()
+    printer = threading.Thread(target=print_lines, name="progress", daemon=True)
+    printer.start()
     try:
         yield
     finally:
         ended.set()
-        teller.join()
+        printer.join()
 
 
 class TrainingLine:

@@ -1,4 +1,4 @@
-"""Ranks: the processes that train one model together, and what they tell each other."""
+"""Ranks: the processes that train one model together, and their collective operations."""
 
 from collections.abc import Sequence
 from datetime import timedelta
@@ -107,11 +107,7 @@ class Ranks:
         dist.all_reduce(all_of_them)
         return all_of_them.tolist()
 
-    def barrier(self) -> None:
-        """Wait until every rank has come here."""
-        self.any(False)
-
     def leave(self) -> None:
-        """End the group, once nothing is to be told any more."""
+        """Destroy the process group."""
         if self.count > 1:
             dist.destroy_process_group()

@@ -50,7 +50,7 @@ class RollAnswer:
         try:
             self._connection.sendall(encode_line({"failed": encode_failure(failure)}))
         except OSError as exc:
-            logger.warning("rank 0 cannot be told: %s", exc)
+            logger.warning("rank 0 cannot be notified: %s", exc)
 
     def await_end(self) -> None:
         """Wait until rank 0 has written the result."""

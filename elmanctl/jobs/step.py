@@ -74,7 +74,7 @@ class Stepper:
             try:
                 return self._gradients(rows)
             except Exception as exc:
-                # The other ranks wait for this one's gradients, and cannot be told.
+                # The other ranks wait for this one's gradients, and cannot be notified.
                 is_alone = self._parallel.ranks.count == 1
                 if not is_alone or not self._micro_batch.shrink(exc, self._device, step):
                     raise

@@ -13,7 +13,7 @@ class TensorBoardWriter:
     """Writes an event file; tensorboardX is imported here.
 
     The classes below `SummaryWriter` are used, since that one hands events to a thread whose errors
-    nobody sees.
+    it swallows.
     """
 
     def __init__(self, folder: Path) -> None:
