@@ -93,7 +93,7 @@ def started(
     ]
     return [
         subprocess.Popen(
-            [sys.executable, "-c", program, *own, *folders],
+            [sys.executable, "-B", "-c", program, *own, *folders],
             env={"PYTHONPATH": str(CHECKOUT), "OMP_NUM_THREADS": "1", "PATH": "/usr/bin:/bin"},
             stderr=subprocess.PIPE,
             text=True,
