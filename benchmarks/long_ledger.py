@@ -28,7 +28,6 @@ from elmanctl.ledger.payloads import (  # noqa: E402
     AttemptStarted,
     EvaluationClosed,
     GenerationTold,
-    OptimizerFile,
     PointsAsked,
     RunInterrupted,
     SubmissionAccepted,
@@ -103,7 +102,6 @@ def _record_generation(session: Session, generation: int) -> None:
             generation=generation,
             evaluations=tuple(_plan(each, n, generation) for n, each in enumerate(names)),
             refused=1,
-            optimizer=OptimizerFile(file=f"g{generation:03}-00.pickle", sha256="0" * 64),
         )
     )
     name = f"s{generation + 1:04}"

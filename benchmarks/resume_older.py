@@ -35,7 +35,7 @@ EVENTS: tuple[Instant, ...] = (
 )
 # ... or inside of a call, as campaign/dying.py knows them.
 CALLS: tuple[Instant, ...] = (
-    *("submit:before:1", "submit:after:1", "save:before:2"),
+    *("submit:before:1", "submit:after:1", "tell:before:1"),
     *("tell:before:1", "fsync:after:30"),
 )
 QUICK: tuple[Instant, ...] = (EVENTS[0], EVENTS[2], CALLS[1])

@@ -49,9 +49,11 @@ MIN_POPULATION = 4
 # numpy seeds are below 2**32, and the optimizer uses the next one too.
 MAX_SEED = 2**32 - 2
 
-# The words of `train.device`, `train.precision` and `search.repeats`.
+# The words of `train.device`, `train.precision`, `search.repeats` and `search.optimizer`.
 DEVICES = ("auto", "cpu", "cuda")
 PRECISIONS = ("auto", "fp32", "bf16")
 ANSWER = "answer"
 RESEED = "reseed"
 REPEATS = (ANSWER, RESEED)
+CMA = "cma"
+OPTIMIZERS = (CMA,)

@@ -5,7 +5,7 @@ from dataclasses import MISSING, asdict, dataclass, field, fields
 from typing import Any, get_type_hints
 
 from elmanctl.bounds import Bounds, bounds_of, setting
-from elmanctl.constants import GPU_NAME, MAX_SEED, MIN_POPULATION, REPEATS, YEAR_MIN
+from elmanctl.constants import GPU_NAME, MAX_SEED, MIN_POPULATION, OPTIMIZERS, REPEATS, YEAR_MIN
 from elmanctl.errors import ConfigError
 from elmanctl.run.metrics_settings import MetricsSettings
 from elmanctl.run.training import BUDGET_KINDS, Training
@@ -32,6 +32,9 @@ class SearchSettings:
     space: str = setting("3d", "Name of the search space, see `elmanctl models MODEL`")
     generations: int = setting(15, "Generations of CMA-ES", least=1, most=100_000)
     population: int = setting(8, "Evaluations a generation", least=MIN_POPULATION, most=10_000)
+    optimizer: str = setting(
+        "cma", "Search method, see docs/concepts/optimizers.md", words=OPTIMIZERS, absent="cma"
+    )
     sigma: float = setting(0.3, "First step size, as a share of each axis' range", above=0, most=1)
     seed: int = setting(1, "Seed of the optimizer", most=MAX_SEED)
     start_from_best: bool = setting(False, "Start at the known best configuration of the space")

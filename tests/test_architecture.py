@@ -237,7 +237,7 @@ def test_commands_on_a_run_need_neither_the_audit_of_spaces_nor_the_optimizer() 
         "space.audit",
         "space.candidates",
         "models.trial",
-        "search.optimizer",
+        "search.optimizers",
         "search.loop",
     )
     assert [module for module in sorted(reached) if is_in(module, unneeded)] == []
@@ -251,7 +251,7 @@ def test_only_the_output_module_knows_rich_and_only_the_optimizer_knows_pycma() 
                 users[found.target.split(".")[0]].add(module)
     assert users == {
         "rich": {"cli.evaluation_view", "cli.output", "cli.search_view"},
-        "cma": {"search.optimizer"},
+        "cma": {"search.optimizers.pycma"},
     }
 
 

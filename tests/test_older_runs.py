@@ -215,7 +215,7 @@ def test_snapshot_of_older_code_is_no_fault(
     monkeypatch.chdir(older.folder)
     found = json.loads(quick("ledger", "verify", "long", "--json").stdout)
     assert {each["file"].split("/")[0] for each in found["findings"]} == {
-        *("evaluations", "submissions", "optimizer")
+        *("evaluations", "submissions")
     }
 
 
@@ -244,7 +244,6 @@ def test_search_that_was_killed_goes_on_to_the_same_points(
     run = Run(older.copy_run("long", tmp_path))
     lines = run.paths.ledger.read_bytes().splitlines(keepends=True)
     whole = [decode_line(line.rstrip()) for line in lines]
-    # The optimizer's state of this generation is in the archive.
     begin = [n for n, event in enumerate(whole) if event.kind == "points_asked"][-2]
     end = next(n for n in range(begin, len(whole)) if whole[n].kind == instant) + 1
     run.paths.ledger.write_bytes(b"".join(lines[:end]))

@@ -48,18 +48,16 @@ def dies_at(
 def prepare_death(text: str, number: signal.Signals) -> None:
     """Replace the functions that `text` names by ones that send this process a signal."""
     from elmanctl.schedulers import slurm_executor
-    from elmanctl.search import loop
-    from elmanctl.search.optimizer import CmaOptimizer
+    from elmanctl.search.optimizers.pycma import Pycma
 
     point, moment, count = text.split(":")
     owners: dict[str, list[tuple[Any, str]]] = {
         "fsync": [(os, "fsync")],
         "link": [(os, "link")],
         "replace": [(os, "replace")],
-        "tell": [(CmaOptimizer, "tell")],
+        "tell": [(Pycma, "report")],
         # Of a worker of this machine, and of sbatch.
         "submit": [(subprocess, "run"), (slurm_executor, "run_command")],
-        "save": [(loop, "write_atomically")],
     }
     counts = _submits if point == "submit" else lambda *arguments: True
     for owner, name in owners[point]:

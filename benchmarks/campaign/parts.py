@@ -15,7 +15,7 @@ from campaign.search import Fault, Judgement, References, Search, Shape, judge
 from elmanctl.ledger.contents import read_events
 
 # Instants at which a controller is paused, as dying.py knows them; None is a random one.
-PAUSES = (None, "save:before:2", "fsync:before:14", "submit:before:1", "fsync:after:16", None)
+PAUSES = (None, "tell:before:1", "fsync:before:14", "submit:before:1", "fsync:after:16", None)
 
 # What a trial does with its search: it counts how often by kind as it goes, and returns a remark.
 Doing = Callable[[Search, Counter[str]], str]

@@ -19,8 +19,8 @@ def verify(
 ) -> None:
     """Check that everything a run has on record is consistent
 
-    Checks each line and its checksum, the order of events, the snapshot, the optimizer's state, and
-    the files of submissions and attempts. Changes nothing. Exit code 1 if it finds a fault.
+    Checks each line and its checksum, the order of events, the snapshot, and the files of
+    submissions and attempts. Changes nothing. Exit code 1 if it finds a fault.
 
     \b
     Examples:
@@ -84,8 +84,8 @@ def repair(
 ) -> None:
     """Repair a damaged run
 
-    Keeps the ledger up to its first damaged line and moves the original file aside. Rebuilds a lost
-    state of the optimizer. Refused while a controller is alive.
+    Keeps the ledger up to its first damaged line and moves the original file aside. Refused while a
+    controller is alive.
 
     \b
     Examples:
@@ -113,7 +113,6 @@ def _plan_data(name: str, plan: RepairPlan, *, done: bool) -> dict[str, Any]:
         "repaired": done,
         "damage": {"line": plan.fault.line, "text": plan.fault.text} if plan.fault else None,
         "torn_bytes": plan.torn_bytes,
-        "optimizer": plan.optimizer,
         "lost_events": plan.lost_events,
         "lost_evaluations": list(plan.lost_evaluations),
         "lost_submissions": list(plan.lost_submissions),
@@ -132,8 +131,6 @@ def _print_plan(name: str, plan: RepairPlan) -> None:
         output.print_line(
             f"an incomplete last line of {plan.torn_bytes} bytes is saved and cut off"
         )
-    if plan.optimizer:
-        output.print_line(f"the optimizer's state is rebuilt from the ledger: {plan.optimizer}")
     if plan.fault is None:
         return
     output.print_line(f"ledger.jsonl line {plan.fault.line}: {plan.fault.text}")

@@ -10,7 +10,7 @@ from typing import Annotated
 from typer import Argument, Context, Option
 
 from elmanctl.cli.assignments import models_and_fields
-from elmanctl.cli.completion import backends, model_names, spaces, templates
+from elmanctl.cli.completion import backends, model_names, one_of, spaces, templates
 from elmanctl.cli.context import (
     DryRunFlag,
     JsonFlag,
@@ -25,7 +25,7 @@ from elmanctl.cli.joint_controller import drive_together
 from elmanctl.cli.output import confirm, say
 from elmanctl.cli.plan import describe_plans, print_dry_run, warn_of_plan, warn_of_variables
 from elmanctl.config import Resolved, parse_assignments
-from elmanctl.constants import GPU_NAME
+from elmanctl.constants import GPU_NAME, OPTIMIZERS
 from elmanctl.errors import ElmanError, Faults, UsageError
 from elmanctl.ledger.spending import gpus_asked
 from elmanctl.run.ownership import refuse_foreign_files
@@ -78,6 +78,9 @@ def search(
     backend: Annotated[
         str | None,
         Option(help="Backend of the model; default: the fastest", autocompletion=backends),
+    ] = None,
+    optimizer: Annotated[
+        str | None, Option(help="Search method", autocompletion=one_of(OPTIMIZERS))
     ] = None,
     sigma: Annotated[float | None, Option(help="Initial step size of CMA-ES")] = None,
     seed: Annotated[int | None, Option(help="Seed of the optimizer")] = None,
@@ -141,6 +144,7 @@ def search(
         "search.population": population,
         "search.space": space,
         "search.tolerance": tolerance,
+        "search.optimizer": optimizer,
         "search.sigma": sigma,
         "search.seed": seed,
         "search.start_from_best": start_from_best,

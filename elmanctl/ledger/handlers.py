@@ -9,7 +9,7 @@ from elmanctl.errors import LedgerCorrupt
 from elmanctl.ledger import payloads, records, transitions
 from elmanctl.ledger.disk_use import OTHER
 from elmanctl.ledger.payloads import Payload
-from elmanctl.ledger.run_state import Note, RunState
+from elmanctl.ledger.run_state import Exchange, Note, RunState
 from elmanctl.ledger.spending import Spent, cost_of, devices
 
 
@@ -73,7 +73,8 @@ def _points_asked(event: payloads.PointsAsked, state: RunState, at: str) -> None
         state.put(records.Evaluation(generation=generation, **_values(plan)))
     state.refused[generation] = state.refused.get(generation, 0) + event.refused
     state.add("refused", event.refused)
-    state.optimizer_file = encode(event.optimizer)
+    names = tuple(plan.id for plan in event.evaluations)
+    state.exchanges.append(Exchange(asked=names, refused=event.refused))
     state.generation = generation
 
 
@@ -91,7 +92,7 @@ def _confirmation_asked(event: payloads.ConfirmationAsked, state: RunState, at: 
 
 @handle.register
 def _optimizer_rebuilt(event: payloads.OptimizerRebuilt, state: RunState, at: str) -> None:
-    state.optimizer_file = encode(event.optimizer)
+    """Nothing: no state of the optimizer is read from a file."""
 
 
 @handle.register
@@ -223,6 +224,7 @@ def _generation_told(event: payloads.GenerationTold, state: RunState, at: str) -
         if _evaluation(state, name).confirms is not None:
             raise LedgerCorrupt(f"{name} is a confirmation, and yet it is reported")
     state.told[generation] = list(event.told)
+    state.exchanges.append(Exchange(told=generation))
     state.add("generations_told", 1)
 
 

@@ -96,16 +96,17 @@ class ControllerStarted(Payload):
 class PointsAsked(Payload):
     """New evaluations, in state `created`.
 
-    `refused` points were dropped because no model can be built there; `optimizer` is the state of
-    the optimizer after asking.  `point` is in the optimizer's coordinates, `config` what the
-    worker gets, `parameters` the exact count.  `replaces` names a failed evaluation whose place
-    this one takes, `repeats` the first evaluation of the same configuration.
+    `refused` points were dropped because no model can be built there. `optimizer` is the saved
+    state of the optimizer after asking, in runs of versions that saved it. `point` is in the
+    optimizer's coordinates, `config` what the worker gets, `parameters` the exact count.
+    `replaces` names a failed evaluation whose place this one takes, `repeats` the first
+    evaluation of the same configuration.
     """
 
     generation: int
     evaluations: tuple[records.EvaluationPlan, ...]
     refused: int
-    optimizer: OptimizerFile
+    optimizer: OptimizerFile | None = json_field(default=None, omit=True)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -165,7 +166,7 @@ class SubmissionAbandoned(Payload):
 
 @dataclass(frozen=True, kw_only=True)
 class OptimizerRebuilt(Payload):
-    """The saved state of the optimizer was lost and rebuilt from the ledger."""
+    """The saved state of the optimizer was lost and rebuilt; written by earlier versions."""
 
     optimizer: OptimizerFile
 

@@ -30,18 +30,31 @@ class Note:
     text: str
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Exchange:
+    """One exchange with the optimizer: evaluations that it asked, or a generation reported to it.
+
+    `refused` points were dropped while it asked.
+    """
+
+    asked: tuple[str, ...] = ()
+    refused: int = 0
+    told: int | None = None
+
+
 @dataclass(slots=True, kw_only=True)
 class RunState:
     """The state of a run.  Only `apply` changes it; the records in it are immutable.
 
-    `run` is empty before the first event; `reason` is why the run stands still, `advice` the next
-    thing to do.  `generation` is the newest one asked, `generations` the length of the search.
-    `told` maps a generation to the values reported to the optimizer, `refused` to the points
-    refused while it was asked.  `controller` is the newest one: host, pid, at.  `changes` maps
-    `section.key` to the value that replaces a setting, `freed_bytes` an evaluation, or "" for
-    none, to the bytes that cleaning freed, `excluded_nodes` a node to its newest exclusion, past
-    ones included.  `failures_in_a_row` names the (evaluation, attempt) that failed since an
-    attempt completed, the run paused or an evaluation was reopened, in the order of their ends.
+    `run` is empty before the first event; `reason` is why the run stands still, `advice` the
+    next thing to do. `generation` is the newest one asked, `generations` the length of the
+    search. `told` maps a generation to the values reported to the optimizer, `refused` to the
+    points refused while it was asked, `exchanges` both in order. `controller` is the newest
+    one: host, pid, at. `changes` maps `section.key` to the value that replaces a setting,
+    `freed_bytes` an evaluation, or "" for none, to the bytes that cleaning freed,
+    `excluded_nodes` a node to its newest exclusion, past ones included. `failures_in_a_row`
+    names the (evaluation, attempt) that failed since an attempt completed, the run paused or an
+    evaluation was reopened, in the order of their ends.
 
     Running sums: `spent` is the cost of ended attempts by verdict, `saved` that of the jobs that
     answered repeats did without, `answered` their number, `trained` the evaluations that ever had
@@ -66,7 +79,7 @@ class RunState:
     refused: dict[int, int] = field(default_factory=dict)
     generation: int = -1
     generations: int = 0
-    optimizer_file: Mapping[str, Any] | None = None
+    exchanges: list[Exchange] = field(default_factory=list)
     applied_requests: dict[str, Mapping[str, Any]] = field(default_factory=dict)
     controller: Mapping[str, Any] | None = None
     changes: dict[str, Any] = field(default_factory=dict)

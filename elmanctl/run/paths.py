@@ -78,7 +78,7 @@ class RunPaths(_Folder):
     ledger = _Named("ledger.jsonl")
     # The frozen code of the run.
     code = _Named("code")
-    # The states of the optimizer, one file per generation.
+    # The states of the optimizer that earlier versions saved.
     optimizer = _Named("optimizer")
     # The folders of all submissions.
     submissions = _Named("submissions")

@@ -27,7 +27,6 @@ from elmanctl.search.file_owners import (
     MODELS,
     OPTIMIZER,
     OwnedFile,
-    optimizer_states_in_use,
     scan,
 )
 from elmanctl.search.kept_models import kept_files
@@ -69,13 +68,11 @@ def plan_cleaning(
     device = paths.folder.stat().st_dev
     whole = _kept_whole(state, policy)
     models = kept_files(paths, state, replace(effective_settings(state), disk=policy))
-    states = optimizer_states_in_use(
-        state, (file.found.parts[-1] for file in files if file.kind == OPTIMIZER)
-    )
 
     def may_go(file: OwnedFile) -> bool:
         if file.kind == OPTIMIZER:
-            return file.found.parts[-1] not in states
+            # No state that an earlier version saved is read any more.
+            return True
         is_kept = (
             Path(*file.found.parts) in models if file.kind == MODELS else file.evaluation in whole
         )

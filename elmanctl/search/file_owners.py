@@ -8,7 +8,7 @@ import os
 import re
 import stat
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 
@@ -99,27 +99,6 @@ def _written_by(
             status = os.lstat(f"{submission}/{name}")
             if stat.S_ISREG(status.st_mode):
                 yield name, allocated_bytes(status)
-
-
-def optimizer_states_in_use(state: RunState, names: Iterable[str]) -> set[str]:
-    """Return the optimizer states to keep: the recorded one, the one before it, and later ones.
-
-    Only the state named by the last `points_asked` is read, or the one before it if that event is
-    lost.
-    """
-    saved = state.optimizer_file
-    on_record = _order(str(saved["file"])) if saved is not None else None
-    known = sorted((order, name) for name in names if (order := _order(name)) is not None)
-    if on_record is None:
-        return {name for _, name in known}
-    # Several controllers may have written that one before, and either may be the recorded one.
-    before = max((order for order, _ in known if order < on_record), default=on_record)
-    return {name for order, name in known if order >= before}
-
-
-def _order(name: str) -> tuple[int, int] | None:
-    match = _STATE.fullmatch(name)
-    return (int(match[1]), int(match[2])) if match else None
 
 
 class _Owners:

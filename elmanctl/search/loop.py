@@ -4,7 +4,6 @@ Every decision is recorded before it takes effect, so a controller that starts a
 instant continues from the ledger alone.
 """
 
-import hashlib
 import threading
 import time
 from collections import Counter
@@ -12,9 +11,8 @@ from collections.abc import Callable, Sequence
 from typing import Protocol
 
 from elmanctl.constants import RESEED
-from elmanctl.errors import LedgerCorrupt, SearchPaused
+from elmanctl.errors import SearchPaused
 from elmanctl.ledger import payloads
-from elmanctl.ledger.files import read_small, write_atomically
 from elmanctl.ledger.records import (
     Evaluation,
     EvaluationPlan,
@@ -23,7 +21,6 @@ from elmanctl.ledger.records import (
     Verdict,
     evaluation_id,
 )
-from elmanctl.run.ownership import refuse_foreign_files
 from elmanctl.schedulers.executor import Executor, PollResult
 from elmanctl.schedulers.scheduler_note import read_note
 from elmanctl.search.actions import apply_requests
@@ -33,8 +30,8 @@ from elmanctl.search.dispatch import Dispatcher
 from elmanctl.search.fitness import feedback_on, fitness_values, is_spare
 from elmanctl.search.model_pruning import ModelPruning
 from elmanctl.search.nodes import exclude_bad_nodes, judged_attempts
-from elmanctl.search.optimizer import LARGEST_BYTES, CmaOptimizer
 from elmanctl.search.poll import Poller, QueryPace
+from elmanctl.search.rebuild import rebuild_optimizer
 from elmanctl.search.repeats import Known, answer_from, answering
 from elmanctl.search.requeue import recovery_hint
 from elmanctl.search.retry import Decisions, trip
@@ -98,7 +95,7 @@ class Controller:
         self._watcher = Watcher(session, executor, now=now)
         self._starved = StarvedJobs(session, executor, now=now)
         self._known = Known(session.state)
-        self._optimizer = self._restore()
+        self._optimizer = rebuild_optimizer(session)
         space = SearchSpace.decode(session.run["space"])
         self._builder = CandidateBuilder(space, session.settings, session.run["executor"])
 
@@ -275,7 +272,7 @@ class Controller:
             )
         points = {e.id: e.point for e in members}
         self._session.record(payloads.GenerationTold(generation=generation, told=tuple(values)))
-        self._optimizer.tell([points[name] for name, _ in values], [value for _, value in values])
+        self._optimizer.report([(points[name], value) for name, value in values])
         self._view.generation_done(self._session, generation)
         return True
 
@@ -286,23 +283,13 @@ class Controller:
         refused: int,
         replaces: Sequence[str | None],
     ) -> None:
-        """Record new evaluations, after saving the state of the optimizer that asked them."""
-        session = self._session
-        first = len(session.state.generation_members(generation))
-        state = self._optimizer.dump()
-        # A controller that is suspended here must not overwrite its successor's file when it wakes
-        # up: hash keys in the pickle differ between processes.
-        file = f"g{generation:03}-{first:02}-lease{session.lease.fence}.pickle"
-        session.paths.optimizer.mkdir(exist_ok=True)
-        write_atomically(session.paths.optimizer / file, state)
-        session.record(
+        """Record new evaluations."""
+        first = len(self._session.state.generation_members(generation))
+        self._session.record(
             payloads.PointsAsked(
                 generation=generation,
                 evaluations=self._new_evaluations(generation, first, candidates, replaces),
                 refused=refused,
-                optimizer=payloads.OptimizerFile(
-                    file=file, sha256=hashlib.sha256(state).hexdigest()
-                ),
             )
         )
 
@@ -341,38 +328,3 @@ class Controller:
                 )
             )
         return tuple(evaluations)
-
-    def _restore(self) -> CmaOptimizer:
-        """Return the optimizer as it was after the ledger's last event."""
-        session = self._session
-        saved = session.state.optimizer_file
-        if saved is None:
-            return start_optimizer(session)
-        path = session.paths.optimizer / str(saved["file"])
-        hint = f"make it again from the ledger: `elmanctl ledger repair {session.run['name']}`"
-        refuse_foreign_files([path], why="a pickle is a program")
-        try:
-            data = read_small(path, LARGEST_BYTES)
-        except OSError as exc:
-            raise LedgerCorrupt(f"the optimizer's state cannot be read: {path}", hint=hint) from exc
-        if hashlib.sha256(data).hexdigest() != saved["sha256"]:
-            raise LedgerCorrupt(f"the optimizer's state is damaged: {path}", hint=hint)
-        optimizer = CmaOptimizer.load(data)
-        told = session.state.told.get(session.state.generation)
-        if told is not None:
-            evaluations = session.state.evaluations
-            optimizer.tell([evaluations[name].point for name, _ in told], [v for _, v in told])
-        return optimizer
-
-
-def start_optimizer(session: Session) -> CmaOptimizer:
-    """Return the optimizer of a run before its first generation."""
-    search = session.settings.search
-    space = SearchSpace.decode(session.run["space"])
-    return CmaOptimizer.start(
-        space.coordinates,
-        session.run["start"]["point"],
-        sigma=search.sigma,
-        population=search.population,
-        seed=search.seed,
-    )

@@ -31,7 +31,8 @@ from elmanctl.schedulers.submission import check_resources
 from elmanctl.search.costs import unit_name
 from elmanctl.search.kept_models import PARAMETER_BYTES
 from elmanctl.search.limits import check_learning_rates, check_limits
-from elmanctl.search.optimizer import CmaOptimizer
+from elmanctl.search.optimizers.registry import start_optimizer
+from elmanctl.search.rebuild import problem_of
 from elmanctl.search.workload import attempt_resources
 from elmanctl.settings import Settings
 from elmanctl.space.audit import Effect, audit_space, refuse_dead_axes
@@ -187,9 +188,7 @@ def plan_search(
     refuse_dead_axes(effects)
     start, source = _start(space, settings)
     # A generation is asked as the search will, so that an empty space is found here.
-    optimizer = CmaOptimizer.start(
-        space.coordinates, start, sigma=search.sigma, population=search.population, seed=search.seed
-    )
+    optimizer = start_optimizer(search.optimizer, problem_of(space, search, start))
     first, refused = ask_candidates(optimizer.ask, builder, search.population)
     corpus = find_corpus(settings)
     if corpus.size_bytes <= train.seq_len:

@@ -1,83 +1,68 @@
-"""Rebuild of the optimizer's state from the ledger, by replaying every ask and tell."""
+"""Rebuild of the optimizer from the ledger: every ask and report again, in their order."""
 
-import hashlib
-from collections.abc import Iterable
-from dataclasses import replace
-from typing import Any
+from importlib import metadata
 
-from elmanctl.errors import ElmanError, LedgerError
-from elmanctl.ledger import payloads
-from elmanctl.ledger.events import Event
-from elmanctl.ledger.files import write_atomically
-from elmanctl.search.effective_settings import effective_settings
-from elmanctl.search.loop import start_optimizer
+from elmanctl.errors import LedgerError
+from elmanctl.ledger.run_state import Exchange
+from elmanctl.search.optimizers.port import Differs, Optimizer, Point, Problem
+from elmanctl.search.optimizers.registry import packages_of, start_optimizer
 from elmanctl.search.session import Session
-from elmanctl.space.candidates import CandidateBuilder, ask_candidates
+from elmanctl.settings import SearchSettings
 from elmanctl.space.space import SearchSpace
 
 
-def rebuild_optimizer(session: Session, events: Iterable[Event]) -> bytes:
-    """Return the optimizer's state after the newest points were asked.
+def problem_of(space: SearchSpace, search: SearchSettings, start: Point) -> Problem:
+    """Return the problem of a search from a start point.
 
-    Raises LedgerError for a point that differs from the recorded one: other versions of pycma or
-    numpy draw other points.
+    Its budget is that of the beginning: a run that was extended asks the same points.
     """
-    optimizer = start_optimizer(session)
-    changes: dict[str, Any] = {}
-    builder = _builder(session, changes)
-    state = optimizer.dump()
-    for event in events:
-        payload = payloads.decode_payload(event.kind, event.data)
-        if isinstance(payload, payloads.SettingsChanged):
-            # The memory of a GPU decides which points are refused.
-            changes |= payload.changes
-            builder = _builder(session, changes)
-        elif isinstance(payload, payloads.PointsAsked):
-            asked = payload.evaluations
-            try:
-                candidates, refused = ask_candidates(optimizer.ask, builder, len(asked))
-            except ElmanError as exc:
-                raise _differs(event, exc.message) from exc
-            points = [candidate.point for candidate in candidates]
-            if points != [plan.point for plan in asked] or refused != payload.refused:
-                raise _differs(event, "its points are not those that the seed gives here")
-            state = optimizer.dump()
-        elif isinstance(payload, payloads.GenerationTold):
-            points = [session.state.evaluations[name].point for name, _ in payload.told]
-            optimizer.tell(points, [value for _, value in payload.told])
-    return state
-
-
-def _builder(session: Session, changes: dict[str, Any]) -> CandidateBuilder:
-    """Return the builder of candidates under these changes of settings."""
-    space = SearchSpace.decode(session.run["space"])
-    settings = effective_settings(replace(session.state, changes=changes))
-    return CandidateBuilder(space, settings, session.run["executor"])
-
-
-def restore_optimizer(session: Session, state: bytes) -> str:
-    """Write and record a rebuilt state; return the name of its file."""
-    saved = session.state.optimizer_file
-    assert saved is not None, "nothing was ever asked"
-    digest = hashlib.sha256(state).hexdigest()
-    name = str(saved["file"])
-    if digest != saved["sha256"]:
-        # Equal states may pickle to other bytes; the old file is kept.
-        name = f"{name.removesuffix('.pickle')}-rebuilt-{session.state.seq}.pickle"
-    session.paths.optimizer.mkdir(exist_ok=True)
-    write_atomically(session.paths.optimizer / name, state)
-    if digest != saved["sha256"]:
-        session.record(
-            payloads.OptimizerRebuilt(optimizer=payloads.OptimizerFile(file=name, sha256=digest))
-        )
-    return name
-
-
-def _differs(event: Event, why: str) -> LedgerError:
-    generation = event.data["generation"]
-    return LedgerError(
-        f"the optimizer cannot be rebuilt: at generation {generation} (event {event.seq}), {why}",
-        # numpy's wheels choose their kernels by the CPU, and the last digits of points with them.
-        hint="copy the folder `optimizer` from a backup, or use the versions that"
-        " `elmanctl ledger export` shows under `run.versions`, on a CPU of the type it began on",
+    return Problem(
+        coordinates=space.coordinates,
+        start=start,
+        sigma=search.sigma,
+        population=search.population,
+        seed=search.seed,
+        budget=search.generations * search.population,
     )
+
+
+def rebuild_optimizer(session: Session) -> Optimizer:
+    """Return the optimizer of a run as it was after the ledger's last event.
+
+    Raises LedgerError where it would ask other points than those on record: another version of its
+    library does.
+    """
+    search = session.settings.search
+    space = SearchSpace.decode(session.run["space"])
+    problem = problem_of(space, search, tuple(session.run["start"]["point"]))
+    optimizer = start_optimizer(search.optimizer, problem)
+    for exchange in session.state.exchanges:
+        _repeat(exchange, optimizer, session)
+    return optimizer
+
+
+def _repeat(exchange: Exchange, optimizer: Optimizer, session: Session) -> None:
+    evaluations = session.state.evaluations
+    if exchange.told is not None:
+        told = session.state.told[exchange.told]
+        optimizer.report([(evaluations[name].point, value) for name, value in told])
+        return
+    points = [evaluations[name].point for name in exchange.asked]
+    try:
+        optimizer.replay(points, exchange.refused)
+    except Differs as exc:
+        generation = evaluations[exchange.asked[0]].generation
+        raise LedgerError(
+            f"the optimizer cannot be rebuilt: at generation {generation}, {exc};"
+            f" {_versions(session)}",
+            hint="install the versions on record",
+        ) from exc
+
+
+def _versions(session: Session) -> str:
+    """Return the versions of the optimizer's packages, on record and here, in words."""
+    recorded = session.run["versions"]
+    packages = packages_of(session.settings.search.optimizer)
+    wrote = ", ".join(f"{name} {recorded.get(name, '?')}" for name in packages)
+    here = ", ".join(f"{name} {metadata.version(name)}" for name in packages)
+    return f"the run began with {wrote}, here are {here}"

@@ -20,9 +20,7 @@ from elmanctl.ledger.snapshot import SNAPSHOT_FILE
 from elmanctl.ledger.store import LedgerWriter
 from elmanctl.run.ownership import refuse_foreign_run
 from elmanctl.run.paths import RunPaths
-from elmanctl.search.rebuild import rebuild_optimizer, restore_optimizer
 from elmanctl.search.session import Session
-from elmanctl.search.verify import optimizer_fault
 
 _ATTEMPT = re.compile(r"attempt-(\d+)")
 _SUBMISSION = re.compile(r"s(\d+)")
@@ -47,12 +45,11 @@ class RepairPlan:
     orphans: tuple[str, ...]
     results: tuple[str, ...]
     torn_bytes: int
-    optimizer: str | None
 
     @property
     def is_needed(self) -> bool:
         """Whether there is anything to repair."""
-        return self.fault is not None or self.torn_bytes > 0 or self.optimizer is not None
+        return self.fault is not None or self.torn_bytes > 0
 
 
 def plan_repair(paths: RunPaths) -> RepairPlan:
@@ -66,8 +63,7 @@ def plan_repair(paths: RunPaths) -> RepairPlan:
 def repair_run(paths: RunPaths, say: Callable[[str], None]) -> RepairPlan:
     """Repair a run under its lease, and report each step to `say`.
 
-    Raises ForeignFolder where another user may write, LedgerLocked while a controller is alive,
-    LedgerError when the optimizer's state cannot be rebuilt; the ledger is repaired even then.
+    Raises ForeignFolder where another user may write, LedgerLocked while a controller is alive.
     """
     refuse_foreign_run(paths)
     found = scan(paths.ledger)
@@ -88,9 +84,6 @@ def repair_run(paths: RunPaths, say: Callable[[str], None]) -> RepairPlan:
                 _record_losses(session, plan, found.later)
             if plan.torn_bytes:
                 say(f"{plan.torn_bytes} bytes of an incomplete last line are saved and cut off")
-            if plan.optimizer is not None:
-                name = restore_optimizer(session, rebuild_optimizer(session, found.events))
-                say(f"the optimizer's state was rebuilt: optimizer/{name}")
     return plan
 
 
@@ -128,7 +121,6 @@ def _plan(paths: RunPaths, found: Scan) -> RepairPlan:
             if (path / "result.json").is_file()
         ),
         torn_bytes=found.torn_bytes,
-        optimizer=optimizer_fault(paths, state),
     )
 
 

@@ -20,6 +20,7 @@ from elmanctl.run.frozen_code import freeze_code
 from elmanctl.run.ownership import refuse_open_parents
 from elmanctl.run.paths import RunPaths
 from elmanctl.run.protocol import run_protocol
+from elmanctl.search.optimizers.registry import packages_of
 from elmanctl.search.plan import SearchPlan
 
 
@@ -91,7 +92,7 @@ def _new_folder(folder: Path) -> Iterator[None]:
 
 def _run_record(plan: SearchPlan, code: str) -> RunRecord:
     search, train = plan.settings.search, plan.settings.train
-    packages = ("cma", "numpy", "submitit")
+    packages = (*packages_of(search.optimizer), "submitit")
     return RunRecord(
         name=plan.name,
         token=secrets.token_hex(4),
@@ -106,7 +107,7 @@ def _run_record(plan: SearchPlan, code: str) -> RunRecord:
             "source": plan.start_source,
         },
         optimizer={
-            "name": "pycma",
+            "name": search.optimizer,
             "seed": search.seed,
             "sigma": search.sigma,
             "population": search.population,

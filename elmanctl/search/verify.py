@@ -1,12 +1,11 @@
 """Verification of a run: its ledger, and every other file that the ledger has a record of."""
 
-import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from elmanctl.errors import LedgerCorrupt, LedgerError
-from elmanctl.ledger.files import DamagedFile, read_json, read_small
+from elmanctl.ledger.files import DamagedFile, read_json
 from elmanctl.ledger.lease import LEASE_FILE, read_holder
 from elmanctl.ledger.records import Attempt, Evaluation, SubmissionState
 from elmanctl.ledger.run_state import RunState
@@ -14,7 +13,6 @@ from elmanctl.ledger.scan import Fault, Scan, scan
 from elmanctl.ledger.snapshot import SNAPSHOT_FILE, load_summary, read_snapshot
 from elmanctl.ledger.summary import summarize
 from elmanctl.run.paths import RunPaths
-from elmanctl.search.optimizer import LARGEST_BYTES
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,7 +31,6 @@ def verify_run(paths: RunPaths) -> Verification:
     found = scan(paths.ledger)
     findings = [*found.faults, *_lease(paths)]
     if found.state.run:
-        findings += _optimizer(paths, found.state)
         findings += _submissions(paths, found.state)
         findings += _attempts(paths, found.state)
         if not found.faults:
@@ -41,27 +38,6 @@ def verify_run(paths: RunPaths) -> Verification:
     elif not found.faults:
         findings.append(Fault(text="there is no event in it"))
     return Verification(scan=found, findings=tuple(findings))
-
-
-def optimizer_fault(paths: RunPaths, state: RunState) -> str | None:
-    """Return the fault of the optimizer's saved state, None if it matches the record."""
-    saved = state.optimizer_file
-    if saved is None:
-        return None
-    try:
-        data = read_small(paths.optimizer / str(saved["file"]), LARGEST_BYTES)
-    except OSError as exc:
-        return f"it cannot be read: {exc.strerror}"
-    if hashlib.sha256(data).hexdigest() != saved["sha256"]:
-        return "it is damaged: its sha256 is not the one on record"
-    return None
-
-
-def _optimizer(paths: RunPaths, state: RunState) -> Iterator[Fault]:
-    fault = optimizer_fault(paths, state)
-    if fault is not None and state.optimizer_file is not None:
-        path = paths.optimizer / str(state.optimizer_file["file"])
-        yield Fault(file=_name(paths, path), text=fault)
 
 
 def _lease(paths: RunPaths) -> Iterator[Fault]:

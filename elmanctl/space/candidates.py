@@ -81,30 +81,46 @@ class CandidateBuilder:
         return Candidate(point=tuple(point), config=config, lr=float(lr), parameters=parameters)
 
 
-def ask_candidates(
-    ask: Callable[[int], list[tuple[float, ...]]], builder: CandidateBuilder, count: int
-) -> tuple[list[Candidate], int]:
-    """Return `count` candidates, and the number of points that were refused.
+class Screen:
+    """The test of points for an optimizer: it builds the candidate of each and keeps it.
 
     Raises InvalidConfiguration, with the most frequent reasons, when nearly all are refused.
     """
-    candidates: list[Candidate] = []
-    refusals: dict[str, list[InvalidConfiguration]] = {}
-    refused = 0
-    points = ask(count)
-    while True:
-        for point in points:
-            try:
-                candidates.append(builder.build(point))
-            except InvalidConfiguration as exc:
-                refused += 1
-                # Grouped by reason: only the numbers differ between points.
-                refusals.setdefault(_NUMBERS.sub("#", exc.message), []).append(exc)
-                if refused >= MAX_REFUSED:
-                    raise _nothing_left(refused, list(refusals.values())) from exc
-        if len(candidates) >= count:
-            return candidates, refused
-        points = ask(1)
+
+    def __init__(self, builder: CandidateBuilder) -> None:
+        self._builder = builder
+        self._built: dict[tuple[float, ...], Candidate] = {}
+        # Grouped by reason: only the numbers differ between points.
+        self._refusals: dict[str, list[InvalidConfiguration]] = {}
+        self.refused = 0
+
+    def __call__(self, point: tuple[float, ...]) -> bool:
+        """Whether a candidate can be built at a point."""
+        try:
+            self._built[point] = self._builder.build(point)
+        except InvalidConfiguration as exc:
+            self.refused += 1
+            self._refusals.setdefault(_NUMBERS.sub("#", exc.message), []).append(exc)
+            if self.refused >= MAX_REFUSED:
+                raise _nothing_left(self.refused, list(self._refusals.values())) from exc
+            return False
+        return True
+
+    def candidate(self, point: tuple[float, ...]) -> Candidate:
+        """Return the candidate of a valid point."""
+        return self._built[point]
+
+
+def ask_candidates(
+    ask: Callable[[int, Screen], list[tuple[float, ...]]], builder: CandidateBuilder, count: int
+) -> tuple[list[Candidate], int]:
+    """Return `count` candidates, and the number of points that were refused.
+
+    Raises InvalidConfiguration as `Screen` does.
+    """
+    screen = Screen(builder)
+    points = ask(count, screen)
+    return [screen.candidate(point) for point in points], screen.refused
 
 
 def _nothing_left(

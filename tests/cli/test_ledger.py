@@ -72,27 +72,18 @@ def test_every_fault_is_named_with_its_place(
 ) -> None:
     damage(ended, 7)
     damage(ended, 11)
-    saved = load_first(ended)
     (ended.paths.attempt("g000-e00", 1).spec).unlink()
     (ended.folder / LEASE_FILE).write_text("{", encoding="utf-8")
-    (ended.paths.optimizer / saved).write_bytes(b"other")
     before = snapshot()
     done = quick("ledger", "verify", "--json")
     assert done.returncode == 1
     found = {(each["file"], each["line"]) for each in json.loads(done.stdout)["findings"]}
     assert {("ledger.jsonl", 7), ("ledger.jsonl", 11), ("lease.json", None)} <= found
-    assert (f"optimizer/{saved}", None) in found
     assert ("evaluations/g000-e00/attempt-1/spec.json", None) in found
     table = quick("ledger", "verify")
     assert table.returncode == 1
     assert "ledger.jsonl\t7\tthe checksum does not match" in table.stdout.splitlines()
     assert snapshot() == before
-
-
-def load_first(run: Run) -> str:
-    """Return the name of the optimizer's first saved state."""
-    event = decode_line(lines(run)[number_of(run, "points_asked") - 1].rstrip(b"\n"))
-    return str(event.data["optimizer"]["file"])
 
 
 def test_result_that_is_not_the_one_on_record_is_found(quick: QuickCommandLine, ended: Run) -> None:
@@ -184,47 +175,6 @@ def test_submission_intended_after_the_damage_is_looked_up(
     assert told["looked_up_later"] == ["s0001"]
     assert ended.drive().status is RunStatus.FINISHED
     assert all(ended.world.trained[f"g000-e0{i}", 1] == 1 for i in range(4))
-
-
-def test_lost_optimizer_is_made_again_from_the_ledger(quick: QuickCommandLine, ended: Run) -> None:
-    saved = load_run(ended.folder).state.optimizer_file
-    assert saved is not None
-    (ended.paths.optimizer / str(saved["file"])).unlink()
-    refused = quick("resume", "ended", "--generations", "3")
-    assert refused.returncode == 1 and "elmanctl ledger repair ended" in refused.stderr
-    done = quick("ledger", "repair", "ended", "--yes")
-    assert done.returncode == 0, done.stderr
-    assert "the optimizer's state was rebuilt" in done.stderr
-    assert ended.drive().status is RunStatus.FINISHED
-    assert quick("ledger", "verify", "ended").returncode == 0
-
-
-def test_points_after_a_rebuilt_optimizer_are_those_of_an_undisturbed_search(
-    quick: QuickCommandLine, ended: Run
-) -> None:
-    other = ended.copy(ended.folder.with_name("other"))
-    for path in other.paths.optimizer.iterdir():
-        path.write_bytes(b"damaged")
-    assert quick("ledger", "repair", "other", "--yes").returncode == 0
-    assert points(other.drive(generations=3)) == points(ended.drive(generations=3))
-
-
-def test_optimizer_that_cannot_be_made_again_is_an_error(
-    quick: QuickCommandLine, ended: Run
-) -> None:
-    found = lines(ended)
-    number = number_of(ended, "points_asked")
-    event = decode_line(found[number - 1].rstrip(b"\n"))
-    data = json.loads(json.dumps(event.data))
-    data["evaluations"][0]["point"][0] += 0.125
-    found[number - 1] = encode_event(replace(event, data=data))
-    ended.paths.ledger.write_bytes(b"".join(found))
-    for path in ended.paths.optimizer.iterdir():
-        path.unlink()
-    before = ended.paths.ledger.read_bytes()
-    done = quick("ledger", "repair", "--yes")
-    assert done.returncode == 1 and "cannot be rebuilt: at generation 0" in done.stderr
-    assert ended.paths.ledger.read_bytes() == before
 
 
 def test_torn_tail_is_saved_and_cut(quick: QuickCommandLine, ended: Run) -> None:

@@ -133,7 +133,6 @@ def test_whole_story_is_told_right(story: Story, build: Any) -> None:
     assert state.submissions["s0001"].error == "no such partition"
     assert state.told == {0: [("g000-e01", 1.25), ("g000-e00", 1.5)]}
     assert (state.generation, state.generations, state.refused) == (0, 3, {0: 3})
-    assert state.optimizer_file == {"file": "again.pickle", "sha256": "e" * 64}
     assert state.applied_requests == {"r1": {"command": "clean", "answer": {"files": 2}}}
     assert state.controller == {"host": "login", "pid": 12, "at": "2026-05-01T10:00:19.000Z"}
     assert [note.text for note in state.notes] == ["the node gpu-1 was replaced"]

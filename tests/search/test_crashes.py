@@ -9,13 +9,11 @@ from typing import Any
 import pytest
 
 from elmanctl.errors import ConfigError, LeaseLost, UsageError
-from elmanctl.ledger import files
-from elmanctl.ledger.payloads import ControllerStarted, Payload
+from elmanctl.ledger.payloads import ControllerStarted, Payload, PointsAsked
 from elmanctl.ledger.records import RunStatus
 from elmanctl.ledger.run_state import RunState
 from elmanctl.ledger.state import load_run
 from elmanctl.run.spec import AttemptSpec
-from elmanctl.search import loop
 from elmanctl.search.session import Session
 from tests.integration.runs import losses, points
 from tests.search.scripted import Run, Runs, World, verdicts
@@ -123,26 +121,24 @@ def test_stopped_search_goes_on_where_it_was(runs: Runs, tmp_path: Path) -> None
     assert_same_search(state, undisturbed, run.world, "stopped")
 
 
-def test_paused_controller_that_wakes_leaves_its_successors_state_alone(
+def test_paused_controller_that_wakes_leaves_its_successors_events_alone(
     runs: Runs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It sleeps between asking the second generation and saving the optimizer's state."""
+    """It sleeps between asking the second generation and recording its points."""
     run = runs.new()
     undisturbed = run.copy(tmp_path / "undisturbed").drive(generations=3)
-    write = files.write_atomically
-    saves = 0
+    record = Session.record
+    asked = 0
 
-    def saved(path: Path, data: bytes) -> None:
-        nonlocal saves
-        saves += 1
-        if saves == 2:
+    def recorded(session: Session, event: Payload) -> None:
+        nonlocal asked
+        asked += isinstance(event, PointsAsked)
+        if asked == 2 and isinstance(event, PointsAsked):
             (run.folder / "lease.json").unlink()
             run.drive()
-            # Another process' hashes make other bytes of the same state.
-            data += b"."
-        write(path, data)
+        record(session, event)
 
-    monkeypatch.setattr(loop, "write_atomically", saved)
+    monkeypatch.setattr(Session, "record", recorded)
     with pytest.raises(LeaseLost):
         run.drive()
     assert_same_search(run.drive(generations=3), undisturbed, run.world, "woken")

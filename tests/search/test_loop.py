@@ -8,7 +8,6 @@ import pytest
 
 from elmanctl.errors import (
     EnvironmentNotReady,
-    LedgerCorrupt,
     SearchPaused,
     SubmissionError,
 )
@@ -306,23 +305,6 @@ def test_controller_does_not_start_while_it_cannot_know_what_was_submitted(runs:
     run.world.silent = False
     assert run.drive().status is RunStatus.FINISHED
     assert set(run.world.trained.values()) == {1}
-
-
-@pytest.mark.parametrize("damage", [b"", b"garbage", None])
-def test_damaged_state_of_the_optimizer_is_named_and_nothing_is_asked(
-    runs: Runs, damage: bytes | None
-) -> None:
-    run = runs.new()
-    run.drive()
-    (path,) = run.paths.optimizer.glob("g001-*.pickle")
-    if damage is None:
-        path.unlink()
-    else:
-        path.write_bytes(damage)
-    with pytest.raises(LedgerCorrupt, match="optimizer's state") as caught:
-        run.drive(generations=3)
-    assert str(path) in caught.value.message
-    assert len(load_run(run.folder).state.evaluations) == 8
 
 
 def test_worker_that_vanished_without_a_sign_of_life_is_lost_and_run_again(runs: Runs) -> None:

@@ -62,7 +62,7 @@ def test_run_that_began_with_what_is_out_of_bounds_now_goes_on(old: Run) -> None
         event = decode_line(line)
         data = copy.deepcopy(dict(event.data))
         if event.kind == "run_created":
-            data["run"]["settings"]["search"] |= {"tolerance": 5.0, "sigma": 99.0}
+            data["run"]["settings"]["search"] |= {"tolerance": 5.0}
             data["run"]["settings"]["retry"]["lost"] = 10**6
         lines.append(encode_event(replace(event, data=data)))
     old.paths.ledger.write_bytes(b"".join(lines))

@@ -13,7 +13,8 @@ from elmanctl.ledger.records import Evaluation, RunStatus, State, VerdictKind
 from elmanctl.ledger.run_state import RunState
 from elmanctl.ledger.state import load_run
 from elmanctl.search.fitness import fitness_values, last_step
-from elmanctl.search.optimizer import CmaOptimizer
+from elmanctl.search.optimizers.port import Problem
+from elmanctl.search.optimizers.pycma import Pycma
 from elmanctl.space.coordinate import Coordinate
 from tests.search.scripted import Runs
 from tests.search.test_fitness import evaluation
@@ -108,10 +109,17 @@ def members_of(ends: list[list[Any]], points: list[tuple[float, ...]]) -> list[E
 @given(ends=places)
 def test_pycma_takes_what_it_is_told_and_goes_on(ends: list[list[Any]]) -> None:
     share = Coordinate(low=0.0, high=1.0, integer=False)
-    optimizer = CmaOptimizer.start(
-        [share, share], [0.5, 0.5], sigma=0.3, population=POPULATION, seed=1
+    optimizer = Pycma(
+        Problem(
+            coordinates=(share, share),
+            start=(0.5, 0.5),
+            sigma=0.3,
+            population=POPULATION,
+            seed=1,
+            budget=100,
+        )
     )
-    members = members_of(ends, optimizer.ask(len(ends)))
+    members = members_of(ends, optimizer.ask(len(ends), lambda point: True))
     told = fitness_values(members)
     assert len(told) <= POPULATION
     assert all(type(value) is float and math.isfinite(value) for _, value in told)
@@ -122,8 +130,8 @@ def test_pycma_takes_what_it_is_told_and_goes_on(ends: list[list[Any]]) -> None:
     if len(told) < POPULATION // 2:
         return
     points = {e.id: e.point for e in members}
-    optimizer.tell([points[name] for name, _ in told], [value for _, value in told])
-    after = optimizer.ask(POPULATION)
+    optimizer.report([(points[name], value) for name, value in told])
+    after = optimizer.ask(POPULATION, lambda point: True)
     assert len(set(after)) > 1
     assert all(0.0 <= x <= 1.0 for point in after for x in point)
 

@@ -1,0 +1,140 @@
+"""CMA-ES by pycma, with bounds and integer coordinates.
+
+Reference: Hansen, "The CMA Evolution Strategy: A Tutorial", arXiv 1604.00772; integers by Marty et
+al., PPSN 2024, as pycma implements them.
+
+pycma draws from two generators: its sampler from its own, its integer handling from numpy's global
+one.  The state of the global generator is kept here and swapped in for each call, so that another
+search in the process, or any other user of numpy, never changes the points.
+"""
+
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from elmanctl.search.optimizers.history import History
+from elmanctl.search.optimizers.port import Expected, Point, Problem, Result
+from elmanctl.space.coordinate import Coordinate
+
+# Warnings of pycma about what a search does on purpose.
+_EXPECTED = (
+    # Points refused before submission have no fitness.
+    r"(?s).*have not been consumed",
+    # Integer points repeat.
+    r"(?s).*keys with seemingly identical solutions were found",
+    # Half a generation may fail, and failed points are replaced.
+    r"(?s).*The number of solutions passed to `tell` should",
+    r"(?s).*orphanated injected solution",
+)
+
+
+class Pycma:
+    """CMA-ES by pycma.
+
+    It learns from a batch of reports: from a whole population as soon as it has one, and from at
+    least half of one when the next generation is asked.
+    """
+
+    def __init__(self, problem: Problem) -> None:
+        self._problem = problem
+        self._history = History()
+        # As drawn: with the idle coordinate, and with the last digits of this processor.
+        self._drawn: list[Any] = []
+        self._batch: list[int] = []
+        coordinates, start = list(problem.coordinates), list(problem.start)
+        if len(coordinates) == 1:
+            # pycma 4.5 fails on a single bounded coordinate, so an idle second one is added.
+            coordinates.append(Coordinate(low=0.0, high=1.0, integer=False))
+            start.append(0.5)
+        random_state = _numpy().random.RandomState
+        self._numpy_state = random_state(problem.seed + 1).get_state()
+        with self._own_numpy_state():
+            options = _options(coordinates, problem, random_state(problem.seed))
+            self._strategy = _cma().CMAEvolutionStrategy(start, problem.sigma, options)
+
+    def ask(self, count: int, is_valid: Callable[[Point], bool]) -> list[Point]:
+        """Return `count` new valid points; see the port."""
+        if count >= self._problem.population and len(self._batch) >= self._problem.population // 2:
+            self._tell()
+        chosen: list[Point] = []
+        draws = self._draw(count)
+        while True:
+            for drawn in draws:
+                point = tuple(float(x) for x in drawn)[: len(self._problem.coordinates)]
+                if is_valid(point):
+                    chosen.append(point)
+                    self._drawn.append(drawn)
+            if len(chosen) >= count:
+                self._history.add(chosen)
+                return chosen
+            draws = self._draw(1)
+
+    def replay(self, points: Sequence[Point], refused: int) -> None:
+        """Advance as the `ask` that returned `points` did; see the port."""
+        expected = Expected(self._problem.coordinates, points, refused)
+        self.ask(len(points), expected)
+        expected.check()
+        self._history.rename(points)
+
+    def report(self, results: Sequence[Result]) -> None:
+        """Learn values; see the port."""
+        self._batch += self._history.report(results)
+        if len(self._batch) >= self._problem.population:
+            self._tell()
+
+    def _draw(self, count: int) -> Any:
+        with self._own_numpy_state():
+            return self._strategy.ask(count)
+
+    def _tell(self) -> None:
+        # As arrays: pycma's archives do not recognize a point given as a list.
+        arrays = [_numpy().array(self._drawn[number]) for number in self._batch]
+        values = [self._history.values[number] for number in self._batch]
+        self._batch = []
+        with self._own_numpy_state(), warnings.catch_warnings():
+            for message in _EXPECTED:
+                warnings.filterwarnings("ignore", message=message)
+            self._strategy.tell(arrays, values)
+
+    @contextmanager
+    def _own_numpy_state(self) -> Iterator[None]:
+        """Swap in the search's own state of numpy's global generator."""
+        random = _numpy().random
+        before = random.get_state()
+        random.set_state(self._numpy_state)
+        try:
+            yield
+            self._numpy_state = random.get_state()
+        finally:
+            random.set_state(before)
+
+
+def _options(coordinates: Sequence[Coordinate], problem: Problem, generator: Any) -> dict[str, Any]:
+    return {
+        "seed": problem.seed,
+        "randn": generator.randn,
+        "popsize": problem.population,
+        "bounds": [[c.low for c in coordinates], [c.high for c in coordinates]],
+        "CMA_stds": [c.high - c.low for c in coordinates],
+        "integer_variables": [i for i, c in enumerate(coordinates) if c.integer],
+        # A stray cma_signals.in in the working folder would stop pycma.
+        "signals_filename": "",
+        "verbose": -10,
+        "verb_log": 0,
+        "verb_disp": 0,
+    }
+
+
+def _cma() -> Any:
+    with warnings.catch_warnings():
+        # pycma's plots are not used.
+        warnings.filterwarnings("ignore", message="Could not import matplotlib")
+        import cma
+    return cma
+
+
+def _numpy() -> Any:
+    import numpy
+
+    return numpy
