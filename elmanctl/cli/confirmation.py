@@ -1,6 +1,6 @@
 """Confirmation of a run's best, as lines, a table and plain data that several commands show."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -11,6 +11,7 @@ from elmanctl.ledger.summary import RunSummary
 from elmanctl.search.confirmation import Confirmed, Standing
 from elmanctl.search.costs import CONFIRMATION_KEYS, effective_setting
 from elmanctl.search.difference import Difference, difference
+from elmanctl.search.estimate import estimates, ties
 from elmanctl.search.noise import PooledNoise
 
 
@@ -39,9 +40,15 @@ def _is_planned(found: RunState | RunSummary) -> bool:
     return all(effective_setting(found, f"search.{key}") for key in CONFIRMATION_KEYS)
 
 
-def facts_of(found: RunState | RunSummary, shown: Standing) -> list[tuple[str, str | None]]:
+def facts_of(
+    found: RunState | RunSummary, shown: Standing, estimate: Mapping[str, Any] | None
+) -> list[tuple[str, str | None]]:
     """Return the labelled lines on a run's winner and noise, for the head of `status`."""
+    best = None
+    if estimate is not None and shown.winner is None:
+        best = f"{estimate['evaluation']}, {describe_estimate(estimate)}"
     return [
+        ("best", best),
         ("confirm", _progress(shown)),
         ("winner", _winner(found, shown)),
         ("noise", describe_noise(shown.noise) if shown.noise else None),
@@ -87,6 +94,31 @@ def describe_confirmed(each: Confirmed) -> str:
         f"mean {each.mean:.4f}{error} of {counted(each.n, 'fresh seed')}; "
         f"the search value {each.search_loss:.4f} was {abs(each.optimism):.4f} too {side}"
     )
+
+
+def estimate_data(state: RunState) -> dict[str, Any] | None:
+    """Return the mean of the best configuration over the seeds of a search, and what ties with it.
+
+    None where the search had one seed for each, and nothing is known of the noise.
+    """
+    found = estimates(state)
+    if not found or (found[0].se is None and found[0].n == 1):
+        return None
+    return {
+        "evaluation": found[0].evaluations[0].id,
+        "n": found[0].n,
+        "mean": found[0].mean,
+        "se": found[0].se,
+        "ties": [each.evaluations[0].id for each in ties(found)],
+    }
+
+
+def describe_estimate(estimate: Mapping[str, Any]) -> str:
+    """Describe the mean of the best configuration, and how many others the noise ties with it."""
+    error = "" if estimate["se"] is None else f" ± {estimate['se']:.4f}"
+    tied = len(estimate["ties"])
+    others = f"; the noise does not tell it from {counted(tied, 'other')}" if tied else ""
+    return f"mean {estimate['mean']:.4f}{error} of {counted(estimate['n'], 'seed')}{others}"
 
 
 def describe_noise(noise: PooledNoise) -> str:

@@ -37,6 +37,7 @@ def facts(
     cost: Mapping[str, Any],
     note: SchedulerNote | None,
     shown: Standing,
+    estimate: Mapping[str, Any] | None,
 ) -> list[str]:
     """Return the labelled lines about a run, those that need attention first."""
     lines: list[tuple[str, str | None]] = [
@@ -46,7 +47,7 @@ def facts(
         ("waste", describe_waste(found, cost)),
         ("budget", describe_budget(cost)),
         ("slurm", note_line(note) if note is not None else None),
-        *facts_of(found, shown),
+        *facts_of(found, shown, estimate),
         ("nodes", excluded_line(row["excluded_nodes"])),
         ("search", _search(found, row)),
         ("corpus", corpus_line(found.run)),

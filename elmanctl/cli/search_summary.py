@@ -1,5 +1,6 @@
 """The summary of a search at its end: the best evaluation, the cost, the next command."""
 
+from dataclasses import asdict
 from typing import Any
 
 from elmanctl import clock
@@ -7,7 +8,9 @@ from elmanctl.cli import rows
 from elmanctl.cli.confirmation import (
     confirmation_data,
     describe_confirmed,
+    describe_estimate,
     describe_noise,
+    estimate_data,
     how_to_confirm,
     print_confirmed,
 )
@@ -39,11 +42,13 @@ def run_summary(paths: RunPaths, state: RunState) -> dict[str, Any]:
             "evaluation": best.id,
             "is_confirmed": shown.winner is not None,
             "loss": best.loss,
+            "estimate": estimate_data(state),
             "config": best.hyperparameters,
             "parameters": best.parameters,
             "model_file": None if model is None else str(model),
         },
         **confirmation_data(state, shown),
+        "noise": shown.noise and asdict(shown.noise),
         "unigram_nats": state.run["data"]["unigram_nats"],
         **rows.origin_data(state.run),
         "ledger": str(paths.ledger),
@@ -105,6 +110,8 @@ def _print_best(state: RunState) -> None:
     if winner is not None:
         print_line(f"  confirmed  {describe_confirmed(winner)}")
     print_line(f"  loss       {best.loss:.4f} nats/byte, {rows.loss_quantity(best)}")
+    if winner is None and (estimate := estimate_data(state)) is not None:
+        print_line(f"  estimate   {describe_estimate(estimate)}")
     side = "below" if best.loss < entropy else "above"
     print_line(
         f"  unigram    {entropy:.4f} nats/byte; the loss is {abs(entropy - best.loss):.4f} {side}"

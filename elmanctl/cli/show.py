@@ -11,7 +11,13 @@ from typer import Argument, Context, Option
 
 from elmanctl.cli import rows
 from elmanctl.cli.completion import evaluation_names, run_or_evaluation_names
-from elmanctl.cli.confirmation import confirmation_data, describe_confirmed, describe_noise
+from elmanctl.cli.confirmation import (
+    confirmation_data,
+    describe_confirmed,
+    describe_estimate,
+    describe_noise,
+    estimate_data,
+)
 from elmanctl.cli.context import JsonFlag, chosen_run, known_runs, load_readable, runs_folder
 from elmanctl.cli.log_follower import Follower
 from elmanctl.cli.output import print_json, print_line, shown_count, write_raw
@@ -24,7 +30,7 @@ from elmanctl.ledger.run_state import RunState
 from elmanctl.run.paths import RunPaths
 from elmanctl.run.saved_file import MODEL_FILE, locate_model
 from elmanctl.search.compared_items import find_item
-from elmanctl.search.confirmation import standing
+from elmanctl.search.confirmation import best_of, standing
 from elmanctl.search.export import export_attempt
 from elmanctl.search.kept_models import describe_model, model_path
 from elmanctl.search.noise import noise_for
@@ -96,7 +102,9 @@ def show(
         noise = noise_for(found, chosen)
         row = rows.with_progress(rows.evaluation_row(chosen), paths, chosen)
         row = {**run, **row, "noise": noise and asdict(noise)}
-        row |= confirmation_data(found, standing(found))
+        shown = standing(found)
+        row |= confirmation_data(found, shown)
+        row["protocol_noise"] = shown.noise and asdict(shown.noise)
         row["excluded_nodes"] = rows.excluded_rows(found)
         model = model_path(paths, found, chosen)
         if model is not None:
@@ -243,9 +251,14 @@ def _confirmation_lines(found: RunState, chosen: Evaluation) -> list[str]:
     lines = [f"  confirmed   {describe_confirmed(each)}" for each in own]
     if shown.winner is not None and shown.winner.evaluation == chosen.id:
         lines += ["  winner      the lowest mean of the confirmed configurations"]
-    if not own and chosen == found.best():
-        lines += ["  confirmed   not confirmed: the lowest loss of the search, on one seed"]
-    if lines and shown.noise is not None:
+    if not own and chosen == best_of(found, shown):
+        estimate = estimate_data(found)
+        what = "the lowest loss of the search, on one seed"
+        if estimate is not None and estimate["n"] > 1:
+            what = f"the best of the search, {describe_estimate(estimate)}"
+        lines += [f"  confirmed   not confirmed: {what}"]
+    is_measured = noise_for(found, chosen) is not None
+    if shown.noise is not None and (lines or is_measured):
         lines += [f"  protocol    {describe_noise(shown.noise)}"]
     return lines
 

@@ -8,7 +8,7 @@ from typer import Argument, Context, Exit, Option
 from elmanctl import clock
 from elmanctl.cli import output
 from elmanctl.cli.completion import one_of, run_names
-from elmanctl.cli.confirmation import confirmation_data
+from elmanctl.cli.confirmation import confirmation_data, estimate_data
 from elmanctl.cli.context import JsonFlag, chosen_run, load_brief, load_readable, runs_folder
 from elmanctl.cli.costs import cost_data, noise_data
 from elmanctl.cli.rows import (
@@ -102,16 +102,19 @@ def status(
         found = load_brief(paths)
         chosen = found.page
     note = current_note(paths, found)
-    shown = _standing(paths, found, whole)
+    if whole is None:
+        whole = _with_repeats(paths, found)
+    shown = standing(whole or found)
     if as_json:
         rows = [live_row(paths, evaluation, note) for evaluation in chosen]
         about = {"cost": _cost(paths, found), "scheduler": note_data(note)}
-        run_row = {**_run_row(paths, found, shown), **about}
+        estimate = None if whole is None else estimate_data(whole)
+        run_row = {**_run_row(paths, found, shown), "estimate": estimate, **about}
         # The noise of repeats with other seeds takes the whole ledger.
         noise = None if whole is None else noise_data(whole)
         output.print_json({"run": run_row, "noise": noise, "evaluations": rows})
     else:
-        _print_run(paths, found, chosen, note, shown)
+        _print_run(paths, found, chosen, note, shown, whole)
     if exit_status:
         raise Exit(_health(found))
 
@@ -123,7 +126,7 @@ def _status_of_all(ctx: Context, *, as_json: bool) -> None:
         paths = RunPaths(as_written(folder))
         try:
             found = load_brief(paths)
-            rows.append(_run_row(paths, found, standing(found)))
+            rows.append(_run_row(paths, found, standing(_with_repeats(paths, found) or found)))
         except (LedgerError, NotFound) as exc:
             output.warn(f"{folder.name}: {exc.message}")
     if as_json:
@@ -152,11 +155,10 @@ def _status_of_all(ctx: Context, *, as_json: bool) -> None:
     )
 
 
-def _standing(paths: RunPaths, found: RunSummary, whole: RunState | None) -> Standing:
-    """Return what confirmation has shown; the noise of repeats takes the whole ledger."""
-    if whole is None and found.confirmed and effective_setting(found, "search.repeats") == RESEED:
-        whole = load_run(paths.folder).state
-    return standing(found if whole is None else whole)
+def _with_repeats(paths: RunPaths, found: RunSummary) -> RunState | None:
+    """Return the state of a run with repeats on other seeds, which takes the whole ledger."""
+    is_repeated = effective_setting(found, "search.repeats") == RESEED
+    return load_run(paths.folder).state if is_repeated else None
 
 
 def _cost(paths: RunPaths, state: RunSummary) -> dict[str, Any]:
@@ -245,10 +247,12 @@ def _print_run(
     chosen: Sequence[Evaluation],
     note: SchedulerNote | None,
     shown: Standing,
+    whole: RunState | None,
 ) -> None:
     row = _run_row(paths, found, shown)
     output.say(headline(row))
-    for line in facts(found, row, _cost(paths, found), note, shown):
+    estimate = None if whole is None else estimate_data(whole)
+    for line in facts(found, row, _cost(paths, found), note, shown, estimate):
         output.say(line)
     disk = forecast(found, space_of(paths.folder, with_quota=False), effective_settings(found).disk)
     if disk is not None and disk.warning:

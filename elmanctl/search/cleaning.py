@@ -22,6 +22,7 @@ from elmanctl.ledger.records import State
 from elmanctl.ledger.run_state import RunState
 from elmanctl.run.paths import RunPaths
 from elmanctl.search.effective_settings import effective_settings
+from elmanctl.search.estimate import by_estimate
 from elmanctl.search.file_owners import (
     KINDS,
     MODELS,
@@ -91,7 +92,7 @@ def plan_cleaning(
 
 def _kept_whole(state: RunState, policy: DiskSettings) -> set[str]:
     """Return the evaluations all files of which are kept."""
-    best = {e.id for e in state.ranked()[: policy.keep_best]}
+    best = {e.id for e in by_estimate(state)[: policy.keep_best]}
     if policy.keep_best:
         for name, confirmations in state.confirmations.items():
             best |= {name, *confirmations}

@@ -13,7 +13,8 @@ from elmanctl.ledger.records import Evaluation, State
 from elmanctl.ledger.run_state import RunState
 from elmanctl.ledger.summary import RunSummary
 from elmanctl.search.difference import Sample
-from elmanctl.search.noise import PooledNoise, noise_estimates, noise_of, pooled
+from elmanctl.search.estimate import by_estimate
+from elmanctl.search.noise import PooledNoise, noise_of_confirmations, noise_of_search, pooled
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -98,19 +99,23 @@ def standing(found: RunState | RunSummary) -> Standing:
 
     A summary does not know the repeats of a run, so that its noise is of confirmations alone.
     """
-    of_repeats = noise_estimates(found).values() if isinstance(found, RunState) else ()
-    of_confirmations = filter(None, (noise_of(again) for _, again in found.confirmed))
-    configurations = {evaluation.configuration for evaluation, _ in found.confirmed}
+    if isinstance(found, RunState):
+        best = next((each.configuration for each in by_estimate(found)), None)
+        noise = noise_of_search(found)
+    else:
+        best, noise = found.best_configuration, pooled(noise_of_confirmations(found))
     return Standing(
         confirmed=tuple(sorted((_confirmed(*pair) for pair in found.confirmed), key=_order)),
-        is_current=found.best_configuration in configurations,
-        noise=pooled([*of_repeats, *of_confirmations]),
+        is_current=best in {evaluation.configuration for evaluation, _ in found.confirmed},
+        noise=noise,
     )
 
 
 def best_of(state: RunState, shown: Standing) -> Evaluation | None:
-    """Return the confirmed winner, or without one the evaluation of the lowest loss, if any."""
-    return state.best() if shown.winner is None else state.evaluations[shown.winner.evaluation]
+    """Return the confirmed winner, or without one the first by estimate, if any."""
+    if shown.winner is not None:
+        return state.evaluations[shown.winner.evaluation]
+    return next(iter(by_estimate(state)), None)
 
 
 def _confirmed(evaluation: Evaluation, again: tuple[Evaluation, ...]) -> Confirmed:

@@ -6,6 +6,7 @@ from itertools import count, islice
 from elmanctl.ledger.payloads import ConfirmationAsked
 from elmanctl.ledger.records import CONFIRMATION, Evaluation, EvaluationPlan, confirmation_id
 from elmanctl.ledger.run_state import RunState
+from elmanctl.search.estimate import by_estimate
 from elmanctl.search.repeats import phenotype
 from elmanctl.settings import Settings
 
@@ -49,7 +50,7 @@ def _leading(state: RunState, top: int) -> list[Evaluation]:
     """
     known = {_key(state, evaluation): evaluation for evaluation, _ in state.confirmed}
     chosen: dict[str, Evaluation] = {}
-    for evaluation in state.ranked():
+    for evaluation in by_estimate(state):
         if len(chosen) >= top:
             break
         key = _key(state, evaluation)

@@ -16,6 +16,7 @@ from elmanctl.run.paths import RunPaths
 from elmanctl.search.confirmation import standing
 from elmanctl.search.confirmation_plan import due_confirmations
 from elmanctl.search.effective_settings import effective_settings
+from elmanctl.search.estimate import by_estimate
 from elmanctl.settings import Settings
 
 # Weights are kept in float32.
@@ -33,9 +34,9 @@ def kept_evaluations(state: RunState, settings: Settings) -> list[Evaluation]:
         return []
     confirmed = _confirmed(state)
     if is_open(state, settings):
-        best = _first_of_each(state.ranked())[: most_kept(settings)]
+        best = _first_of_each(by_estimate(state))[: most_kept(settings)]
         return _first_of_each([*best, *confirmed])
-    return _first_of_each([*confirmed, *state.ranked()])[:keep]
+    return _first_of_each([*confirmed, *by_estimate(state)])[:keep]
 
 
 def is_open(state: RunState, settings: Settings) -> bool:
@@ -55,8 +56,9 @@ def most_kept(settings: Settings) -> int:
 
 def loss_to_beat(state: RunState, settings: Settings) -> float | None:
     """Return the loss that a new model must be below to be kept, None while any is kept."""
-    best, count = _first_of_each(state.ranked()), most_kept(settings)
-    return best[count - 1].loss if len(best) >= count > 0 else None
+    best, count = _first_of_each(by_estimate(state)), most_kept(settings)
+    losses = [each.loss for each in best[:count] if each.loss is not None]
+    return max(losses) if len(losses) == count > 0 else None
 
 
 def _confirmed(state: RunState) -> list[Evaluation]:

@@ -1,12 +1,14 @@
 """Noise of a loss: the spread of one configuration over several training seeds."""
 
 import math
+import statistics
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
 from elmanctl.ledger.records import Evaluation, State
 from elmanctl.ledger.run_state import RunState
+from elmanctl.ledger.summary import RunSummary
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,6 +53,28 @@ def noise_estimates(state: RunState) -> dict[str, Noise]:
     """Return the noise of every configuration with two or more losses, by its first evaluation."""
     found = {first: noise_of(state.same_configuration(first)) for first in state.repeats}
     return {first: noise for first, noise in found.items() if noise is not None}
+
+
+def noise_of_search(state: RunState) -> PooledNoise | None:
+    """Return the noise of a run's losses, from repeats on other seeds and from confirmations."""
+    return pooled([*noise_of_repeats(state), *noise_of_confirmations(state)])
+
+
+def noise_of_repeats(state: RunState) -> list[Noise]:
+    """Return the noise of every configuration with two or more losses whose mean is a low one.
+
+    It is among the better half of the losses: those that are far from the best spread more.
+    """
+    found = noise_estimates(state).values()
+    if not found:
+        return []
+    middle = statistics.median(each.loss for each in state.ranked() if each.loss is not None)
+    return [each for each in found if each.mean <= middle]
+
+
+def noise_of_confirmations(found: RunState | RunSummary) -> list[Noise]:
+    """Return the noise of every configuration that was confirmed on two or more seeds."""
+    return list(filter(None, (noise_of(again) for _, again in found.confirmed)))
 
 
 def noise_for(state: RunState, evaluation: Evaluation) -> Noise | None:

@@ -75,6 +75,11 @@ def test_costs_and_noise_are_in_the_json(user: QuickCommandLine) -> None:
     assert noise
     assert {"evaluation", "n", "mean", "sd"} == set(noise[0])
     assert reseeded["run"]["cost"]["answered"] == 0
+    estimate = reseeded["run"]["estimate"]
+    assert estimate["n"] >= 1 and estimate["se"] is not None
+    head = user("status", "reseeded").stderr
+    assert f"  best    {estimate['evaluation']}, mean {estimate['mean']:.4f} ± " in head
+    assert "  noise   sd 0.0000 between seeds (" in head
 
 
 def test_one_evaluation_shows_which_it_repeats(user: QuickCommandLine) -> None:
@@ -94,7 +99,9 @@ def test_one_evaluation_shows_the_noise_of_its_configuration(user: QuickCommandL
     state = load_run(user.folder / "runs" / "reseeded").state
     first, others = next(iter(state.repeats.items()))
     n = 1 + len(others)
-    assert f", sd 0.0000 of {n} seeds" in user("show", "reseeded", first).stdout
+    shown = user("show", "reseeded", first).stdout
+    assert f", sd 0.0000 of {n} seeds" in shown
+    assert "  protocol    sd 0.0000 between seeds (" in shown
     shown = user("show", "reseeded", others[0]).stdout
     assert f"  repeats     {first}: same" in shown
     assert f"of {n} seeds" in shown

@@ -24,7 +24,8 @@ from elmanctl.search.attempt_monitor import Watcher
 from elmanctl.search.cleaning import plan_cleaning
 from elmanctl.search.confirmation import Confirmed, standing
 from elmanctl.search.costs import evaluations_left, forecast
-from elmanctl.search.noise import noise_estimates
+from elmanctl.search.estimate import by_estimate
+from elmanctl.search.noise import noise_of_repeats
 from elmanctl.search.rebuild import rebuild_optimizer
 from elmanctl.search.selection import find_evaluation
 from elmanctl.search.session import Session
@@ -404,14 +405,14 @@ def test_reseeded_search_confirms_configurations_and_not_repeats(runs: Runs) -> 
     chosen = [state.evaluations[name] for name in state.confirmations]
     assert len({str(e.hyperparameters) for e in chosen}) == 2
     lowest: dict[str, Evaluation] = {}
-    for evaluation in state.ranked():
+    for evaluation in by_estimate(state):
         lowest.setdefault(str(evaluation.hyperparameters), evaluation)
     assert [e.id for e in chosen] == [e.id for e in list(lowest.values())[:2]]
     used = {e.seed for e in state.evaluations.values() if not e.confirms}
     assert len(used) > 1 and not used & {seed for _, _, seed in asked(state)}
     shown = standing(state)
     assert shown.winner is not None
-    repeats = noise_estimates(state).values()
+    repeats = noise_of_repeats(state)
     assert repeats and shown.noise is not None
     assert shown.noise.degrees == 4 + sum(noise.n - 1 for noise in repeats)
 
