@@ -27,7 +27,12 @@ def ended(name: str, loss: float | None, first: str | None) -> Evaluation:
         result={"loss": loss},
     )
     return Evaluation(
-        **{"id": name, "point": (), "config": {}, "lr": 0.01, "parameters": 1, "seed": 0},
+        id=name,
+        point=(),
+        config={},
+        lr=0.01,
+        parameters=1,
+        seed=0,
         generation=0,
         repeats=first,
         state=state,
@@ -67,7 +72,8 @@ def test_all_losses_of_a_configuration_stand_together() -> None:
     names = [each.id for each in by_estimate(state)]
     assert names == ["known", "known-2", "known-1", "lone", "bad", "worse"]
     best = estimates(state)[0]
-    assert (best.n, best.mean) == (3, pytest.approx(1.01))
+    assert best.n == 3
+    assert best.mean == pytest.approx(1.01)
     assert best.se == pytest.approx(0.01 / 3**0.5)
 
 
