@@ -27,6 +27,7 @@ INSTALL_TRAIN = "pip install 'torch>=2.7' 'schedulefree>=1.4' 'safetensors>=0.5'
 INSTALL_GPU = "pip install 'triton>=3.5' 'flash-linear-attention>=0.6,<0.7'"
 INSTALL_TENSORBOARD = "pip install 'tensorboardX>=2.6.4'"
 INSTALL_WANDB = "pip install 'wandb>=0.19'"
+INSTALL_REPLAY = "pip install 'scikit-learn>=1.5'"
 
 # Names the commit of a copy without a history, for the head of what is measured.
 COMMIT_VARIABLE = "ELMAN_COMMIT"

@@ -21,7 +21,7 @@ PACKAGE = ROOT / "elmanctl"
 # What costs time or is not installed everywhere: never imported while the command line starts.
 HEAVY = {
     *("torch", "triton", "cma", "submitit", "numpy", "rich", "schedulefree", "transformers"),
-    *("fla", "mamba_ssm", "tensorboardX", "wandb"),
+    *("fla", "mamba_ssm", "tensorboardX", "wandb", "sklearn", "scipy"),
 }
 
 # For each part, the parts that it may import, by the first rule whose names fit.  A name stands
@@ -62,6 +62,18 @@ RULES: tuple[tuple[tuple[str, ...], tuple[str, ...]], ...] = (
         (
             *(*LEAVES, "settings", "config", "ledger", "run", "schedulers", "verdicts", "space"),
             *(*SIZES, "search", "jobs.evaluation", "jobs.claim"),
+        ),
+    ),
+    (
+        ("replay",),
+        (
+            *LEAVES,
+            "ledger.records",
+            "ledger.run_state",
+            "settings",
+            "space",
+            "search",
+            *("replay", "verdicts.policy"),
         ),
     ),
     # What measures may use all that trains; the command line reaches it late.

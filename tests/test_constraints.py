@@ -9,7 +9,13 @@ from pathlib import Path
 
 from packaging.specifiers import SpecifierSet
 
-from elmanctl.constants import INSTALL_GPU, INSTALL_TENSORBOARD, INSTALL_TRAIN, INSTALL_WANDB
+from elmanctl.constants import (
+    INSTALL_GPU,
+    INSTALL_REPLAY,
+    INSTALL_TENSORBOARD,
+    INSTALL_TRAIN,
+    INSTALL_WANDB,
+)
 from tests.kernels.tritons import NEWEST, OLD
 
 ROOT = Path(__file__).parents[1]
@@ -69,6 +75,7 @@ def test_hints_name_the_packages_of_the_extras() -> None:
         (INSTALL_GPU, "gpu"),
         (INSTALL_TENSORBOARD, "tensorboard"),
         (INSTALL_WANDB, "wandb"),
+        (INSTALL_REPLAY, "replay"),
     ):
         packages = [line.partition(";")[0] for line in extras[extra]]
         assert shlex.split(hint) == ["pip", "install", *packages]

@@ -25,7 +25,7 @@ PANELS = {
     "Search": ["search", "resume", "confirm", "cancel", "requeue"],
     "Inspect": ["status", "show", "logs", "compare", "classify"],
     "Use": ["sample"],
-    "Measure": ["bench"],
+    "Measure": ["bench", "replay"],
     "Maintain": ["disk", "clean", "ledger", "config", "completion"],
 }
 

@@ -29,14 +29,17 @@ def fitness_values(evaluations: Sequence[Evaluation]) -> list[tuple[str, float]]
     valued = finite.keys() | {id_ for id_, kind in feedback.items() if kind is Feedback.LAST}
     members = [e for e in evaluations if e.id in valued and not is_spare(e, evaluations, valued)]
     worst = max((finite[e.id] for e in members if e.id in finite), default=0.0)
+    last = sorted((e for e in members if e.id not in finite), key=lambda e: (-last_step(e), e.id))
+    behind = last_ranks(worst, len(last))
+    values = finite | {e.id: value for e, value in zip(last, behind, strict=True)}
+    return [(e.id, values[e.id]) for e in members]
+
+
+def last_ranks(worst: float, count: int) -> list[float]:
+    """Return the fitness of `count` evaluations that are ranked last, behind the worst loss."""
     # A loss so large that adding 1 changes nothing must still be the better one.
     step = max(_RANK_STEP, 2 * math.ulp(worst))
-    last = sorted((e for e in members if e.id not in finite), key=lambda e: (-last_step(e), e.id))
-    ranks = {
-        e.id: min(worst + step * (rank + 1), sys.float_info.max) for rank, e in enumerate(last)
-    }
-    values = finite | ranks
-    return [(e.id, values[e.id]) for e in members]
+    return [min(worst + step * (rank + 1), sys.float_info.max) for rank in range(count)]
 
 
 def feedback_on(evaluation: Evaluation) -> Feedback:

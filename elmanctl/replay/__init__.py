@@ -1,0 +1,1 @@
+"""Replay: simulated searches of optimizers, on surrogates of recorded ones and on functions."""
