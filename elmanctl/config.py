@@ -1,6 +1,7 @@
 """Settings from their sources: flag > environment > elman.toml > user's file > SBATCH_* > default.
 
-A preset named by a flag stands just under the flags.  Unknown keys are refused, never ignored.
+A preset named by a flag stands just under the flags, and the defaults that come with an optimizer
+under all that is set.  Unknown keys are refused, never ignored.
 """
 
 import os
@@ -27,6 +28,7 @@ from elmanctl.settings import (
 )
 from elmanctl.sources import (
     Source,
+    optimizer_sources,
     preset_source,
     protocol_source,
     read_file,
@@ -76,6 +78,7 @@ def resolve(
         "slurm.template",
         lambda name, own: template_source(name, template_folders(own, folder, environ)),
     )
+    sources = [*optimizer_sources(merge(sources).settings.search), *sources]
     return replace(
         _with_sbatch_variables(merge(sources), environ),
         files=tuple(source.path for source in sources if source.path is not None),

@@ -50,11 +50,28 @@ MIN_POPULATION = 4
 # numpy seeds are below 2**32, and the optimizer uses the next one too.
 MAX_SEED = 2**32 - 2
 
+# What may end a search before its last generation; changing one may let it go on.
+STOP_RULES = frozenset(
+    {
+        "search.evaluations",
+        "search.patience",
+        "search.min_generations",
+        "search.min_improvement",
+        "search.min_improvement_sd",
+    }
+)
+
 # The words of `train.device`, `train.precision`, `search.repeats` and `search.optimizer`.
 DEVICES = ("auto", "cpu", "cuda")
 PRECISIONS = ("auto", "fp32", "bf16")
 ANSWER = "answer"
 RESEED = "reseed"
-REPEATS = (ANSWER, RESEED)
+AGAIN = "again"
+REPEATS = (ANSWER, RESEED, AGAIN)
 CMA = "cma"
-OPTIMIZERS = (CMA,)
+LHS_CMA = "lhs-cma"
+STUDY = "study"
+OPTIMIZERS = (CMA, LHS_CMA, STUDY)
+
+# The loss that the study of January 2026 told for whatever gave none.
+STUDY_FAILURE = 10.0

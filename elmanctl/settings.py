@@ -38,13 +38,53 @@ class SearchSettings:
     sigma: float = setting(0.3, "First step size, as a share of each axis' range", above=0, most=1)
     seed: int = setting(1, "Seed of the optimizer", most=MAX_SEED)
     start_from_best: bool = setting(False, "Start at the known best configuration of the space")
+    evaluations: int | None = setting(
+        None,
+        "Trained evaluations that end the search; confirmations come on top",
+        least=1,
+        most=10**9,
+        absent=None,
+    )
+    patience: int = setting(
+        0,
+        "Generations in a row without an improvement that end the search; 0 is off",
+        most=100_000,
+        absent=0,
+    )
+    min_generations: int = setting(
+        0, "Generations before which patience ends nothing", most=100_000, absent=0
+    )
+    min_improvement: float = setting(
+        0.0, "Drop of the best loss, in nats, that is an improvement", most=100, absent=0.0
+    )
+    min_improvement_sd: float = setting(
+        0.0,
+        "The same in standard deviations of the noise, once repeats show it",
+        most=100,
+        absent=0.0,
+    )
     max_jobs: int = setting(
         64, "Most attempts in the queue or running at one time", least=1, most=100_000
     )
     repeats: str = setting(
         "answer",
-        "A point asked again: answer it from the ledger, or reseed it to see the noise",
+        "A point asked again: answer it from the ledger, reseed it to see the noise, or train it"
+        " again on the same seed",
         words=REPEATS,
+    )
+    failed_loss: float | None = setting(
+        None,
+        "Loss that a failed evaluation is told as, and the largest that any is; default: by the"
+        " policy of its verdict",
+        above=0,
+        most=10**6,
+        absent=None,
+    )
+    lhs_points: int = setting(
+        64, "Points of the Latin hypercube of lhs-cma", least=1, most=10**6, absent=64
+    )
+    lhs_starts: int = setting(
+        2, "Best of these points from which lhs-cma starts CMA-ES", least=1, most=1000, absent=2
     )
     confirm_top: int = setting(
         3,
@@ -54,6 +94,11 @@ class SearchSettings:
     )
     confirm_seeds: int = setting(3, "Fresh seeds for each of them; 0 is none", most=100, absent=0)
     axes: dict[str, Any] = setting({}, "Axes that replace or add to those of the space")
+    sweep: dict[str, Any] = setting(
+        {},
+        "Values of settings that are searched apart in turns, e.g. n_state = [16, 32]",
+        absent={},
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

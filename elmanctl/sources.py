@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from elmanctl.errors import ConfigError, NotFound, meant
-from elmanctl.settings import PATH_KEYS, SECTIONS, TEMPLATE_KEYS, flat
+from elmanctl.settings import PATH_KEYS, SECTIONS, TEMPLATE_KEYS, SearchSettings, flat
 
 # Settings are written by hand.
 _LARGEST_BYTES = 1 << 20
@@ -104,6 +104,13 @@ def protocol_source(name: str) -> Source:
         if not key.startswith("train.")
     ]
     return replace(source, path=None, faults=(*source.faults, *faults))
+
+
+def optimizer_sources(search: SearchSettings) -> list[Source]:
+    """Return the defaults that come with the optimizer that is chosen, none for most."""
+    names = [search.optimizer, *[f"{search.optimizer}-from-best"] * search.start_from_best]
+    known = tables("optimizer")
+    return [_shipped("optimizer", name) for name in names if name in known]
 
 
 def _shipped(what: str, name: str) -> Source:

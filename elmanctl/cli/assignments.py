@@ -29,6 +29,28 @@ def model_fields(assignments: list[str] | None, *, with_lr: bool = False) -> dic
     return values
 
 
+def swept_values(words: Sequence[str]) -> dict[str, list[Any]]:
+    """Parse `key=value,value` words of a sweep; `key` alone means the values of its space.
+
+    Raises UsageError for a malformed word, and for a key that is given twice.
+    """
+    values: dict[str, list[Any]] = {}
+    faults = Faults()
+    for word in words:
+        key, equals, text = word.partition("=")
+        with faults:
+            if not key or (equals and not all(part.strip() for part in text.split(","))):
+                raise UsageError(
+                    f"`{word}` is not of the form key=value,value",
+                    hint="e.g. `--sweep n_state=16,32`",
+                )
+            if key in values:
+                raise UsageError(f"`--sweep {key}` is given twice", hint="name all its values once")
+            values[key] = [_value(part.strip()) for part in text.split(",")] if equals else []
+    faults.raise_any()
+    return values
+
+
 def models_and_fields(words: Sequence[str]) -> dict[str, dict[str, Any]]:
     """Return the fields of each model among words, which are models and `key=value`.
 

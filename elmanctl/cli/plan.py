@@ -6,9 +6,10 @@ from typing import Any
 
 from elmanctl.cli.costs import format_hours
 from elmanctl.cli.output import counted, format_bytes, print_json, print_line, say, warn
-from elmanctl.cli.rows import describe_start
+from elmanctl.cli.rows import describe_start, describe_sweep
 from elmanctl.codec import encode
 from elmanctl.config import Resolved
+from elmanctl.constants import STUDY
 from elmanctl.errors import together
 from elmanctl.ledger.records import Submission, Task
 from elmanctl.models.params import format_count
@@ -19,6 +20,7 @@ from elmanctl.schedulers.cluster import ClusterAnswer, ask_cluster
 from elmanctl.schedulers.slurm import Slurm
 from elmanctl.search.kept_models import most_kept
 from elmanctl.search.plan import SearchPlan
+from elmanctl.search.stop_rules import describe_stop_rules
 
 # A dry run reports what it can, and does not wait a minute for each command of a dead cluster.
 _QUERY_TIMEOUT_S = 10
@@ -40,6 +42,8 @@ def describe_plan(plan: SearchPlan, resolved: Resolved) -> str:
     where = "on this machine" if plan.executor == "local" else "as Slurm jobs"
     cost = f", {plan.hours:.1f} training hours" if plan.hours else ""
     target = f" around {search.params} parameters" if search.params else ""
+    rules = describe_stop_rules(search)
+    rules = f"ends {rules}\n" if rules else ""
     refused = (
         f"\n{plan.refused_share:.0%} of the first points are infeasible (invalid, or off the "
         "parameter budget) and redrawn at no cost"
@@ -48,6 +52,7 @@ def describe_plan(plan: SearchPlan, resolved: Resolved) -> str:
         f"{plan.name}: {counted(search.generations, 'generation')} of {search.population} "
         f"{plan.model} models"
         f"{target} {where}, protocol {plan.settings.train.protocol}\n"
+        f"{rules}"
         f"{plan.evaluations} evaluations {each}{again}{cost}; "
         f"corpus {corpus_name(plan.corpus.path)}, "
         f"{format_count(plan.corpus.size_bytes)} bytes, unigram entropy "
@@ -55,6 +60,7 @@ def describe_plan(plan: SearchPlan, resolved: Resolved) -> str:
         f"{_describe_cost(plan)}\n"
         f"{_describe_models(plan)}"
         f"{describe_start(plan.start_values, plan.start_source, search.seed)}"
+        f"{describe_sweep(plan.space.sweep)}"
         f"{refused if plan.refused_share else ''}"
         + "".join(f"\n{line}" for line in _describe_variables(plan, resolved))
     )
@@ -111,7 +117,12 @@ def _describe_models(plan: SearchPlan) -> str:
 
 
 def warn_of_plan(plan: SearchPlan) -> None:
-    """Warn of an infeasible start point, and of evaluations that would mix backends."""
+    """Warn of an infeasible start point, mixed backends, and failures told as losses."""
+    search = plan.settings.search
+    if search.failed_loss is not None:
+        told = f"a failed evaluation is told to the optimizer as a loss of {search.failed_loss:g}"
+        study = ", and points that cannot be built as well: as a study did, to compare with it"
+        warn(told + study * (search.optimizer == STUDY))
     if plan.mixed_backends is not None:
         warn(plan.mixed_backends)
     if plan.start_fault is not None:
@@ -241,6 +252,7 @@ def plan_data(plan: SearchPlan) -> dict[str, Any]:
         "generations": search.generations,
         "population": search.population,
         "evaluations": plan.evaluations,
+        "stop_rules": describe_stop_rules(search),
         "confirmations": plan.confirmations,
         "at_once": _at_once(plan) if is_local else None,
         "budget": plan.settings.train.budget.encode(),

@@ -16,7 +16,7 @@ from elmanctl.search.effective_settings import avoided_nodes
 
 def searched_names(run: Mapping[str, Any]) -> list[str]:
     """Return the axes that a run searches, after `dim` if that is solved."""
-    axes = list(run["space"]["axes"])
+    axes = [*run["space"].get("sweep", ()), *run["space"]["axes"]]
     return axes if "dim" in axes else ["dim", *axes]
 
 
@@ -45,7 +45,8 @@ def corpus_line(run: Mapping[str, Any]) -> str:
 def start_line(run: Mapping[str, Any]) -> str:
     """Return one line on the start point of a search, its source, and the optimizer's seed."""
     start = run["start"]
-    return describe_start(start.get("values", {}), start["source"], run["optimizer"]["seed"])
+    line = describe_start(start.get("values", {}), start["source"], run["optimizer"]["seed"])
+    return line + describe_sweep(run["space"].get("sweep", {}))
 
 
 def describe_start(values: Mapping[str, Any], source: str, seed: int) -> str:
@@ -53,6 +54,12 @@ def describe_start(values: Mapping[str, Any], source: str, seed: int) -> str:
     shown = " ".join(f"{name}={describe_config(value)}" for name, value in values.items())
     where = f"{shown} ({source})" if shown else source
     return f"starts at {where}; optimizer seed {seed}"
+
+
+def describe_sweep(sweep: Mapping[str, Sequence[object]]) -> str:
+    """Format the swept settings and their values, as an addition to a line; empty without any."""
+    texts = [f"{name} = {', '.join(map(describe_config, sweep[name]))}" for name in sweep]
+    return f"; in turns for {' and '.join(texts)}" if texts else ""
 
 
 def describe_config(value: object) -> str:

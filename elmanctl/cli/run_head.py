@@ -59,7 +59,8 @@ def _reason(row: Mapping[str, Any]) -> str | None:
     if row["status"] == STOPPED:
         return "its controller is no longer running; its jobs continue"
     # `finished` already says that all generations are done.
-    return None if row["status"] == RunStatus.FINISHED.value else row["reason"]
+    key = "stopped" if row["status"] == RunStatus.FINISHED.value else "reason"
+    return row.get(key)
 
 
 def _next(found: RunSummary, row: Mapping[str, Any]) -> str | None:

@@ -9,7 +9,7 @@ from typing import Annotated
 
 from typer import Argument, Context, Option
 
-from elmanctl.cli.assignments import models_and_fields
+from elmanctl.cli.assignments import models_and_fields, swept_values
 from elmanctl.cli.completion import backends, model_names, one_of, spaces, templates
 from elmanctl.cli.context import (
     DryRunFlag,
@@ -53,6 +53,12 @@ def search(
     ] = None,
     generations: Annotated[int | None, Option(help="Generations of CMA-ES")] = None,
     population: Annotated[int | None, Option(help="Evaluations per generation")] = None,
+    evaluations: Annotated[
+        int | None, Option(help="End after this many trained evaluations, confirmations on top")
+    ] = None,
+    patience: Annotated[
+        int | None, Option(help="End after this many generations in a row without improvement")
+    ] = None,
     train_minutes: Annotated[
         float | None, Option(help="Training time per evaluation in minutes")
     ] = None,
@@ -71,6 +77,13 @@ def search(
     ] = None,
     space: Annotated[
         str | None, Option(help="Search space of the model", autocompletion=spaces)
+    ] = None,
+    sweep: Annotated[
+        list[str] | None,
+        Option(
+            help="Search several values of a setting apart, under one budget, e.g. n_state=16,32",
+            metavar="FIELD=VALUE,...",
+        ),
     ] = None,
     tolerance: Annotated[
         float | None, Option(help="Largest relative deviation from the budget")
@@ -130,6 +143,7 @@ def search(
         elmanctl search e88 --partition gpu --params 480M --train-minutes 10
         elmanctl search e88 --template h100 --params 480M --train-minutes 10 --dry-run
         elmanctl search E88n32 use_gate=false --space sweep --params 480M --train-minutes 10
+        elmanctl search e88 --space sweep --sweep n_state=16,32 --params 480M --train-minutes 10
         elmanctl search e88 mamba2 fla-gdn --params 480M --train-minutes 10 --name fair
     """
     if (gpus is not None or workers is not None) and not local:
@@ -142,7 +156,10 @@ def search(
         "search.params": params,
         "search.generations": generations,
         "search.population": population,
+        "search.evaluations": evaluations,
+        "search.patience": patience,
         "search.space": space,
+        "search.sweep": swept_values(sweep) if sweep else None,
         "search.tolerance": tolerance,
         "search.optimizer": optimizer,
         "search.sigma": sigma,

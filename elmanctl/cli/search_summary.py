@@ -16,6 +16,7 @@ from elmanctl.cli.confirmation import (
 )
 from elmanctl.cli.costs import cost_data, describe_cost, describe_waste
 from elmanctl.cli.output import hint, print_line, shown_count
+from elmanctl.cli.sweep_view import print_sweep, sweep_data
 from elmanctl.folders import shown as shown_path
 from elmanctl.ledger.records import RunStatus, State
 from elmanctl.ledger.run_state import RunState
@@ -32,6 +33,7 @@ def run_summary(paths: RunPaths, state: RunState) -> dict[str, Any]:
     return {
         "run": state.run["name"],
         "status": state.status.value,
+        **({} if state.stopped is None else {"stopped": state.stopped}),
         "evaluations": {kind.value: count for kind, count in state.counts().items()},
         "refused_share": state.refused_share,
         "answered": state.answered,
@@ -49,6 +51,7 @@ def run_summary(paths: RunPaths, state: RunState) -> dict[str, Any]:
         },
         **confirmation_data(state, shown),
         "noise": shown.noise and asdict(shown.noise),
+        **sweep_data(state),
         "unigram_nats": state.run["data"]["unigram_nats"],
         **rows.origin_data(state.run),
         "ledger": str(paths.ledger),
@@ -62,6 +65,8 @@ def print_summary(paths: RunPaths, state: RunState) -> None:
         f"{state.run['name']} {state.status}: {counts[State.COMPLETED]} completed, "
         f"{counts[State.FAILED]} failed, {counts[State.CANCELLED]} cancelled"
     )
+    if state.stopped is not None:
+        print_line(f"ended        {state.stopped}")
     print_line(f"search       {rows.start_line(state.run)}")
     if state.refused_share:
         print_line(f"points       {state.refused_share:.0%} were infeasible and redrawn at no cost")
@@ -73,6 +78,7 @@ def print_summary(paths: RunPaths, state: RunState) -> None:
         if text:
             print_line(f"{label:<12} {text}")
     _print_best(state)
+    print_sweep(state)
     best = best_of(state, standing(state))
     model = None if best is None else model_path(paths, state, best)
     if model is not None:
@@ -88,6 +94,8 @@ def print_summary(paths: RunPaths, state: RunState) -> None:
     if standing(state).winner is None:
         hint(how_to_confirm(state))
     more = f"`elmanctl resume {name} --generations {state.generations + 2}` adds two generations"
+    if state.stopped is not None:
+        more = f"`elmanctl resume {name} --set KEY=VALUE` with a wider stop rule goes on"
     if state.status is RunStatus.PAUSED:
         more = f"`elmanctl resume {name}` goes on with the search"
     hint(f"see `elmanctl show {name} best`; {more}")

@@ -15,7 +15,7 @@ from elmanctl.ledger.records import CONFIRMATION, Evaluation, State, Verdict, Ve
 from elmanctl.ledger.run_state import RunState
 from elmanctl.models.params import format_count
 from elmanctl.schedulers.scheduler_note import SchedulerNote, read_note
-from elmanctl.search.costs import confirmations_to_ask, evaluations_left
+from elmanctl.search.costs import confirmations_to_ask, evaluations_left, planned
 from elmanctl.search.session import Session
 
 # Heartbeats are read for the display at most this often.
@@ -225,7 +225,7 @@ def headline(session: Session) -> str:
     state = session.state
     counts = state.counts()
     population = session.settings.search.population
-    total = state.generations * population + state.totals.get("confirmations", 0)
+    total = planned(state, population) + state.totals.get("confirmations", 0)
     total += confirmations_to_ask(state, population)
     running = sum(1 for _, attempt in state.live_attempts() if attempt.state is State.RUNNING)
     waiting = len(state.live_attempts()) - running

@@ -22,6 +22,7 @@ from elmanctl.cli.context import JsonFlag, chosen_run, known_runs, load_readable
 from elmanctl.cli.log_follower import Follower
 from elmanctl.cli.output import print_json, print_line, shown_count, write_raw
 from elmanctl.cli.saved import show_saved
+from elmanctl.cli.sweep_view import branch_lines, sweep_data
 from elmanctl.codec import encode
 from elmanctl.errors import NotFound, UsageError
 from elmanctl.ledger.files import open_regular
@@ -103,8 +104,9 @@ def show(
         row = rows.with_progress(rows.evaluation_row(chosen), paths, chosen)
         row = {**run, **row, "noise": noise and asdict(noise)}
         shown = standing(found)
-        row |= confirmation_data(found, shown)
-        row["protocol_noise"] = shown.noise and asdict(shown.noise)
+        row |= confirmation_data(found, shown) | sweep_data(found)
+        if shown.noise is not None:
+            row["protocol_noise"] = asdict(shown.noise)
         row["excluded_nodes"] = rows.excluded_rows(found)
         model = model_path(paths, found, chosen)
         if model is not None:
@@ -211,6 +213,8 @@ def _print_evaluation(paths: RunPaths, found: RunState, chosen: Evaluation) -> N
         print_line(f"  loss        {loss} (unigram entropy {entropy:.4f})")
     print_line(f"  corpus      {rows.corpus_line(found.run)}")
     for line in _confirmation_lines(found, chosen):
+        print_line(line)
+    for line in branch_lines(found, chosen):
         print_line(line)
     if chosen.replaces:
         print_line(f"  replaces    {chosen.replaces}")

@@ -21,6 +21,7 @@ from elmanctl.cli.rows import (
 )
 from elmanctl.cli.run_head import STOPPED, facts, headline
 from elmanctl.cli.scheduler_status import current_note, live_row, note_data
+from elmanctl.cli.sweep_view import sweep_data, sweep_lines
 from elmanctl.constants import RESEED
 from elmanctl.errors import LedgerCorrupt, LedgerError, NotFound, UsageError, meant
 from elmanctl.folders import as_written
@@ -35,7 +36,7 @@ from elmanctl.models.params import format_count
 from elmanctl.run.paths import RunPaths
 from elmanctl.schedulers.scheduler_note import SchedulerNote
 from elmanctl.search.confirmation import Standing, standing
-from elmanctl.search.costs import confirmations_to_ask, effective_setting
+from elmanctl.search.costs import confirmations_to_ask, effective_setting, planned
 from elmanctl.search.disk_forecast import forecast
 from elmanctl.search.effective_settings import effective_settings
 from elmanctl.search.selection import list_runs, list_single_evaluations, no_runs_in
@@ -103,13 +104,15 @@ def status(
         chosen = found.page
     note = current_note(paths, found)
     if whole is None:
-        whole = _with_repeats(paths, found)
+        whole = _where_needed(paths, found)
     shown = standing(whole or found)
     if as_json:
         rows = [live_row(paths, evaluation, note) for evaluation in chosen]
         about = {"cost": _cost(paths, found), "scheduler": note_data(note)}
         estimate = None if whole is None else estimate_data(whole)
-        run_row = {**_run_row(paths, found, shown), "estimate": estimate, **about}
+        about |= {} if estimate is None else {"estimate": estimate}
+        sweep = {} if whole is None else sweep_data(whole)
+        run_row = {**_run_row(paths, found, shown), **about, **sweep}
         # The noise of repeats with other seeds takes the whole ledger.
         noise = None if whole is None else noise_data(whole)
         output.print_json({"run": run_row, "noise": noise, "evaluations": rows})
@@ -126,7 +129,7 @@ def _status_of_all(ctx: Context, *, as_json: bool) -> None:
         paths = RunPaths(as_written(folder))
         try:
             found = load_brief(paths)
-            rows.append(_run_row(paths, found, standing(_with_repeats(paths, found) or found)))
+            rows.append(_run_row(paths, found, standing(_where_needed(paths, found) or found)))
         except (LedgerError, NotFound) as exc:
             output.warn(f"{folder.name}: {exc.message}")
     if as_json:
@@ -155,10 +158,11 @@ def _status_of_all(ctx: Context, *, as_json: bool) -> None:
     )
 
 
-def _with_repeats(paths: RunPaths, found: RunSummary) -> RunState | None:
-    """Return the state of a run with repeats on other seeds, which takes the whole ledger."""
+def _where_needed(paths: RunPaths, found: RunSummary) -> RunState | None:
+    """Return the state of a run with repeats on other seeds, or of a sweep, from all its ledger."""
     is_repeated = effective_setting(found, "search.repeats") == RESEED
-    return load_run(paths.folder).state if is_repeated else None
+    is_sweep = bool(found.run["space"].get("sweep"))
+    return load_run(paths.folder).state if is_repeated or is_sweep else None
 
 
 def _cost(paths: RunPaths, state: RunSummary) -> dict[str, Any]:
@@ -169,13 +173,14 @@ def _cost(paths: RunPaths, state: RunSummary) -> dict[str, Any]:
 def _run_row(paths: RunPaths, state: RunSummary, shown: Standing) -> dict[str, Any]:
     run = state.run
     population = int(run["optimizer"]["population"])
-    searched = state.generations * population + state.count("confirmations")
+    searched = planned(state, population) + state.count("confirmations")
     counts = state.counts()
     running = state.count(f"live:{State.RUNNING}")
     return {
         "run": paths.folder.name,
         "status": _status(paths, state),
         "reason": state.reason,
+        **({} if state.stopped is None else {"stopped": state.stopped}),
         "next": state.advice,
         "model": run["model"],
         "executor": run["executor"],
@@ -252,7 +257,8 @@ def _print_run(
     row = _run_row(paths, found, shown)
     output.say(headline(row))
     estimate = None if whole is None else estimate_data(whole)
-    for line in facts(found, row, _cost(paths, found), note, shown, estimate):
+    branches = [] if whole is None else sweep_lines(whole)
+    for line in (*facts(found, row, _cost(paths, found), note, shown, estimate), *branches):
         output.say(line)
     disk = forecast(found, space_of(paths.folder, with_quota=False), effective_settings(found).disk)
     if disk is not None and disk.warning:

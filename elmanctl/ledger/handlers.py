@@ -5,6 +5,7 @@ from functools import singledispatch
 from typing import Any
 
 from elmanctl.codec import describe, encode
+from elmanctl.constants import STOP_RULES
 from elmanctl.errors import LedgerCorrupt
 from elmanctl.ledger import payloads, records, transitions
 from elmanctl.ledger.disk_use import OTHER
@@ -36,6 +37,8 @@ def _run_created(event: payloads.RunCreated, state: RunState, at: str) -> None:
 @handle.register
 def _settings_changed(event: payloads.SettingsChanged, state: RunState, at: str) -> None:
     state.changes.update(event.changes)
+    if not STOP_RULES.isdisjoint(event.changes):
+        state.stopped = None
 
 
 @handle.register
@@ -43,6 +46,7 @@ def _run_extended(event: payloads.RunExtended, state: RunState, at: str) -> None
     if event.generations <= state.generations:
         raise LedgerCorrupt(f"{state.generations} generations are extended to {event.generations}")
     state.generations = event.generations
+    state.stopped = None
 
 
 @handle.register
@@ -58,6 +62,10 @@ def _points_asked(event: payloads.PointsAsked, state: RunState, at: str) -> None
         raise LedgerCorrupt(f"generation {generation} is asked after {state.generation}")
     if generation in state.told:
         raise LedgerCorrupt(f"generation {generation} is extended after it was reported")
+    if generation == state.generation and event.branch != state.turns.get(generation, 0):
+        raise LedgerCorrupt(f"generation {generation} belongs to two branches of the sweep")
+    if event.branch:
+        state.turns[generation] = event.branch
     for plan in event.evaluations:
         if plan.id in state.evaluations:
             raise LedgerCorrupt(f"{plan.id} is asked twice")
@@ -226,6 +234,13 @@ def _generation_told(event: payloads.GenerationTold, state: RunState, at: str) -
     state.told[generation] = list(event.told)
     state.exchanges.append(Exchange(told=generation))
     state.add("generations_told", 1)
+
+
+@handle.register
+def _search_stopped(event: payloads.SearchStopped, state: RunState, at: str) -> None:
+    if state.generation not in state.told or state.stopped is not None:
+        raise LedgerCorrupt("the search is stopped amid a generation, or twice")
+    state.stopped = event.reason
 
 
 @handle.register

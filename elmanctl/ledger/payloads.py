@@ -100,13 +100,15 @@ class PointsAsked(Payload):
     state of the optimizer after asking, in runs of versions that saved it. `point` is in the
     optimizer's coordinates, `config` what the worker gets, `parameters` the exact count.
     `replaces` names a failed evaluation whose place this one takes, `repeats` the first
-    evaluation of the same configuration.
+    evaluation of the same configuration. In a sweep `branch` is the number of the combination of
+    swept values that this generation belongs to.
     """
 
     generation: int
     evaluations: tuple[records.EvaluationPlan, ...]
     refused: int
     optimizer: OptimizerFile | None = json_field(default=None, omit=True)
+    branch: int = json_field(default=0, omit=True)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -266,6 +268,16 @@ class GenerationTold(Payload):
 
     generation: int
     told: tuple[tuple[str, float], ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class SearchStopped(Payload):
+    """A stop rule ends the search after its newest generation; confirmations may follow.
+
+    A change of a rule, or more generations, may take it back.
+    """
+
+    reason: str
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -46,13 +46,14 @@ class Exchange:
 class RunState:
     """The state of a run.  Only `apply` changes it; the records in it are immutable.
 
-    `run` is empty before the first event; `reason` is why the run stands still, `advice` the
-    next thing to do. `generation` is the newest one asked, `generations` the length of the
-    search. `told` maps a generation to the values reported to the optimizer, `refused` to the
-    points refused while it was asked, `exchanges` both in order. `controller` is the newest
-    one: host, pid, at. `changes` maps `section.key` to the value that replaces a setting,
-    `freed_bytes` an evaluation, or "" for none, to the bytes that cleaning freed,
-    `excluded_nodes` a node to its newest exclusion, past ones included. `failures_in_a_row`
+    `run` is empty before the first event; `reason` is why the run stands still, `advice` the next
+    thing to do.  `generation` is the newest one asked, `generations` the length of the search,
+    `stopped` the reason of the stop rule that ended it earlier.  `told` maps a generation to the
+    values reported to the optimizer, `refused` to the points refused while it was asked,
+    `exchanges` both in order, `turns` to its branch of a sweep, which is 0 where it names none.
+    `controller` is the newest one: host, pid, at.  `changes` maps `section.key` to the value that
+    replaces a setting, `freed_bytes` an evaluation, or "" for none, to the bytes that cleaning
+    freed, `excluded_nodes` a node to its newest exclusion, past ones included.  `failures_in_a_row`
     names the (evaluation, attempt) that failed since an attempt completed, the run paused or an
     evaluation was reopened, in the order of their ends.
 
@@ -77,9 +78,11 @@ class RunState:
     submissions: dict[str, Submission] = field(default_factory=dict)
     told: dict[int, list[tuple[str, float]]] = field(default_factory=dict)
     refused: dict[int, int] = field(default_factory=dict)
+    turns: dict[int, int] = field(default_factory=dict)
     generation: int = -1
     generations: int = 0
     exchanges: list[Exchange] = field(default_factory=list)
+    stopped: str | None = None
     applied_requests: dict[str, Mapping[str, Any]] = field(default_factory=dict)
     controller: Mapping[str, Any] | None = None
     changes: dict[str, Any] = field(default_factory=dict)

@@ -243,7 +243,7 @@ def forecast(state: Account, *, population: int, now: datetime, wall_s: float) -
         paid = state.trained / (state.trained + state.answered)
         trained = (left - confirming) * paid + confirming
         device_s = total.device_s + max(running_s, trained * mean_s * overhead)
-    settled = state.generations * population - (left - confirming)
+    settled = planned(state, population) - (left - confirming)
     settled += state.totals.get("confirmations_decided", 0)
     left_s = left * wall_s / settled if settled > 0 else None
     return Forecast(evaluations_left=left, device_s=device_s, left_s=left_s)
@@ -256,9 +256,21 @@ def evaluations_left(state: Account, population: int) -> int:
     """
     if state.status in (RunStatus.FINISHED, RunStatus.CANCELLED):
         return 0
-    left = (state.generations - state.totals.get("generations_told", 0)) * population
-    left -= min(population, state.newest_settled)
+    told = state.totals.get("generations_told", 0) * population
+    left = planned(state, population) - told - min(population, state.newest_settled)
     return max(0, left) + confirmations_left(state, population)
+
+
+def planned(state: Account, population: int) -> int:
+    """Return the number of evaluations of the whole search; replacements count once.
+
+    `search.evaluations` limits those that are trained: an answered repeat makes room for another.
+    """
+    if state.stopped is not None:
+        return min(state.generations, state.totals.get("generations_told", 0)) * population
+    whole: int = state.generations * population
+    limit = effective_setting(state, "search.evaluations")
+    return whole if limit is None else min(whole, limit + state.answered)
 
 
 def confirmations_left(state: Account, population: int) -> int:
@@ -274,9 +286,10 @@ def confirmations_to_ask(state: Account, population: int) -> int:
 
     After the last generation has been reported they are asked at once.
     """
-    is_over = state.totals.get("generations_told", 0) >= state.generations
+    done = state.totals.get("generations_told", 0)
+    is_over = done >= state.generations or state.stopped is not None
     has_ended = state.status in (RunStatus.FINISHED, RunStatus.CANCELLED)
     if has_ended or (is_over and state.totals.get("confirmations", 0)):
         return 0
     top, seeds = (effective_setting(state, f"search.{key}") or 0 for key in CONFIRMATION_KEYS)
-    return min(top, state.generations * population) * seeds
+    return min(top, planned(state, population)) * seeds

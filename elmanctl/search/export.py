@@ -32,6 +32,7 @@ def export_json(state: RunState) -> Iterator[str]:
         "changes": dict(state.changes),
         "status": state.status.value,
         "generations": state.generations,
+        **({} if state.stopped is None else {"stopped": state.stopped}),
         "events": state.seq,
         "told": {str(generation): told for generation, told in state.told.items()},
     }

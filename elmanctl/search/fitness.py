@@ -16,13 +16,20 @@ from elmanctl.verdicts.policy import Feedback, rule_of
 _RANK_STEP = 1.0
 
 
-def fitness_values(evaluations: Sequence[Evaluation]) -> list[tuple[str, float]]:
+def fitness_values(
+    evaluations: Sequence[Evaluation], failed_loss: float | None = None
+) -> list[tuple[str, float]]:
     """Return (evaluation, fitness) for the members of one generation that have a fitness.
+
+    With `failed_loss` each has one: its loss, or that where it has none or a larger one.  The rest
+    is about a search without it.
 
     Evaluations that are ranked last come behind the worst loss; among themselves a later end is
     better than an earlier one.  Of an evaluation and its replacements only the first with a
     fitness counts: the optimizer never learns more values than it asked for at first.
     """
+    if failed_loss is not None:
+        return [(e.id, _at_most(e.loss, failed_loss)) for e in evaluations]
     feedback = {e.id: feedback_on(e) for e in evaluations}
     losses = {e.id: e.loss for e in evaluations if feedback[e.id] is Feedback.LOSS}
     finite = {id_: loss for id_, loss in losses.items() if loss is not None and math.isfinite(loss)}
@@ -40,6 +47,10 @@ def last_ranks(worst: float, count: int) -> list[float]:
     # A loss so large that adding 1 changes nothing must still be the better one.
     step = max(_RANK_STEP, 2 * math.ulp(worst))
     return [min(worst + step * (rank + 1), sys.float_info.max) for rank in range(count)]
+
+
+def _at_most(loss: float | None, limit: float) -> float:
+    return limit if loss is None or not loss < limit else loss
 
 
 def feedback_on(evaluation: Evaluation) -> Feedback:

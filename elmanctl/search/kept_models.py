@@ -41,8 +41,9 @@ def kept_evaluations(state: RunState, settings: Settings) -> list[Evaluation]:
 
 def is_open(state: RunState, settings: Settings) -> bool:
     """Whether the search may still ask for evaluations, and so change which one wins."""
-    is_last = state.generation + 1 >= state.generations and state.generation in state.told
-    return state.is_busy or not is_last or due_confirmations(state, settings) is not None
+    is_last = state.generation + 1 >= state.generations or state.stopped is not None
+    has_ended = is_last and state.generation in state.told
+    return state.is_busy or not has_ended or due_confirmations(state, settings) is not None
 
 
 def most_kept(settings: Settings) -> int:

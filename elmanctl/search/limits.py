@@ -4,8 +4,10 @@ from collections.abc import Mapping
 from typing import Any
 
 from elmanctl.config import refuse_outside
+from elmanctl.constants import LHS_CMA, STUDY
 from elmanctl.errors import ConfigError
-from elmanctl.settings import Settings, flat
+from elmanctl.search.stop_rules import check_stop_rules
+from elmanctl.settings import SearchSettings, Settings, flat
 from elmanctl.space.space import LEARNING_RATE, SearchSpace
 
 
@@ -18,6 +20,51 @@ def check_limits(settings: Settings, changes: Mapping[str, Any] | None = None) -
     settings.train.check_together()
     settings.local.check_together()
     settings.metrics.check_together()
+    check_stop_rules(settings.search)
+
+
+def check_evaluations(search: SearchSettings) -> None:
+    """Raise ConfigError for more evaluations than the generations have, before a search starts."""
+    whole, wanted = search.generations * search.population, search.evaluations
+    if wanted is not None and wanted > whole:
+        raise ConfigError(
+            f"`search.evaluations` is {wanted}, and {search.generations} generations of "
+            f"{search.population} have {whole}",
+            hint=f"pass `--generations {-(-wanted // search.population)}`, or fewer evaluations",
+        )
+
+
+def check_optimizer(search: SearchSettings, branches: int) -> None:
+    """Raise ConfigError for settings that do not go together with the optimizer."""
+    budget = search.generations * search.population
+    if search.evaluations is not None:
+        budget = min(budget, search.evaluations)
+    budget //= branches
+    if search.optimizer == LHS_CMA and search.lhs_points >= budget:
+        raise ConfigError(
+            f"`search.lhs_points` is {search.lhs_points}, which leaves nothing of {budget} "
+            "evaluations for CMA-ES",
+            hint=f"`--set search.lhs_points={max(1, budget // 4)}`, or more evaluations",
+        )
+    if search.optimizer == STUDY and search.sweep:
+        raise ConfigError(
+            f"the optimizer `{STUDY}` has no sweep: the study's first search had none",
+            hint="hold the setting fixed, in a run of its own for each value",
+        )
+
+
+def check_turns(search: SearchSettings, branches: int) -> None:
+    """Raise ConfigError where the budget of a sweep does not give each branch a generation."""
+    evaluations = search.generations * search.population
+    if search.evaluations is not None:
+        evaluations = min(evaluations, search.evaluations)
+    needed = branches * search.population
+    if branches > 1 and evaluations < needed:
+        raise ConfigError(
+            f"{evaluations} evaluations do not give each of the {branches} branches of the sweep "
+            f"a generation of {search.population}",
+            hint=f"at least {needed}, so {branches} generations, or sweep fewer values",
+        )
 
 
 def check_learning_rates(space: SearchSpace) -> None:

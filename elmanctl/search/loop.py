@@ -25,19 +25,22 @@ from elmanctl.schedulers.executor import Executor, PollResult
 from elmanctl.schedulers.scheduler_note import read_note
 from elmanctl.search.actions import apply_requests
 from elmanctl.search.attempt_monitor import Watcher
+from elmanctl.search.branches import next_branch
 from elmanctl.search.confirmation_plan import due_confirmations
 from elmanctl.search.dispatch import Dispatcher
 from elmanctl.search.fitness import feedback_on, fitness_values, is_spare
 from elmanctl.search.model_pruning import ModelPruning
 from elmanctl.search.nodes import exclude_bad_nodes, judged_attempts
+from elmanctl.search.optimizers.port import SelfEnding
 from elmanctl.search.poll import Poller, QueryPace
-from elmanctl.search.rebuild import rebuild_optimizer
+from elmanctl.search.rebuild import rebuild_optimizers
 from elmanctl.search.repeats import Known, answer_from, answering
 from elmanctl.search.requeue import recovery_hint
 from elmanctl.search.retry import Decisions, trip
 from elmanctl.search.session import Session
 from elmanctl.search.sharing import Sharing
 from elmanctl.search.starved_jobs import StarvedJobs
+from elmanctl.search.stop_rules import evaluations_to_ask, stop_reason
 from elmanctl.space.candidates import Candidate, CandidateBuilder, ask_candidates
 from elmanctl.space.space import SearchSpace
 from elmanctl.verdicts.policy import Feedback
@@ -95,9 +98,13 @@ class Controller:
         self._watcher = Watcher(session, executor, now=now)
         self._starved = StarvedJobs(session, executor, now=now)
         self._known = Known(session.state)
-        self._optimizer = rebuild_optimizer(session)
+        # One of each for each branch of a sweep.
+        self._optimizers = rebuild_optimizers(session)
         space = SearchSpace.decode(session.run["space"])
-        self._builder = CandidateBuilder(space, session.settings, session.run["executor"])
+        self._builders = [
+            CandidateBuilder(branch, session.settings, session.run["executor"])
+            for branch in space.branches
+        ]
 
     def drive(self) -> None:
         """Run to the end; return early when asked to stop.
@@ -173,6 +180,8 @@ class Controller:
         """Return the event that ends the work on a run of which nothing is left to do now."""
         state = self._session.state
         done = state.totals.get("generations_told", 0)
+        if state.stopped is not None:
+            return payloads.RunFinished(reason=state.stopped)
         if done >= state.generations:
             return payloads.RunFinished(reason="all generations are done")
         return payloads.RunPaused(
@@ -221,17 +230,38 @@ class Controller:
         generation = state.generation
         if state.is_busy:
             return False
-        is_last = generation + 1 >= state.generations
+        is_last = generation + 1 >= state.generations or state.stopped is not None
         if self._confirms_now and not is_last:
             return not self._confirm()
         if generation >= 0 and generation not in state.told and not self._tell(generation):
             return False
-        if is_last:
+        if self._stops() or is_last:
             return not self._confirm()
-        population = self._session.settings.search.population
-        candidates, refused = ask_candidates(self._optimizer.ask, self._builder, population)
-        self._record_points(generation + 1, candidates, refused, [None] * population)
+        search = self._session.settings.search
+        count = evaluations_to_ask(state, search, search.population)
+        self._ask(generation + 1, next_branch(state, search, len(self._optimizers)), [None] * count)
         return False
+
+    def _ask(self, generation: int, branch: int, replaces: Sequence[str | None]) -> None:
+        """Ask points of a generation from the optimizer of its branch, and record them."""
+        candidates, refused = ask_candidates(
+            self._optimizers[branch].ask, self._builders[branch], len(replaces)
+        )
+        # The study's optimizer asks no other point for one that cannot be built.
+        self._record_points(generation, branch, candidates, refused, replaces[: len(candidates)])
+
+    def _stops(self) -> bool:
+        """Record that a stop rule ends the search, if one does; return whether one has."""
+        session = self._session
+        if session.state.generation < 0 or session.state.stopped is not None:
+            return session.state.stopped is not None
+        reason = stop_reason(session.state, session.settings.search, len(self._optimizers))
+        endings = [each.ending for each in self._optimizers if isinstance(each, SelfEnding)]
+        reason = next(filter(None, endings), reason)
+        if reason is None:
+            return False
+        session.record(payloads.SearchStopped(reason=reason))
+        return True
 
     def _confirm(self) -> bool:
         """Ask for the confirmations that the best still lack; return whether there are any."""
@@ -244,9 +274,12 @@ class Controller:
 
     def _tell(self, generation: int) -> bool:
         """Tell a generation, or ask replacements for failed points and return False."""
-        members = self._session.state.generation_members(generation)
-        values = fitness_values(members)
-        population = self._session.settings.search.population
+        state, settings = self._session.state, self._session.settings
+        branch = state.turns.get(generation, 0)
+        members = state.generation_members(generation)
+        values = fitness_values(members, settings.search.failed_loss)
+        # The last one may be smaller than the others.
+        population = sum(e.replaces is None for e in members)
         replaced = {e.replaces for e in members if e.replaces}
         valued = [name for name, _ in values]
         missing = [
@@ -257,28 +290,29 @@ class Controller:
             and e.id not in replaced
             and not is_spare(e, members, valued)
         ]
-        room = self._session.settings.retry.replacements - len(replaced)
+        room = settings.retry.replacements - len(replaced)
+        room = evaluations_to_ask(state, settings.search, max(0, room))
         if missing and room > 0 and len(values) < population:
             # After a full disk the failed point itself may be retried, so no replacement is asked.
             self._dispatcher.check_room()
             names = missing[: min(room, population - len(values))]
-            candidates, refused = ask_candidates(self._optimizer.ask, self._builder, len(names))
-            self._record_points(generation, candidates, refused, names)
+            self._ask(generation, branch, names)
             return False
         if len(values) < population // 2:
             raise SearchPaused(
                 f"only {len(values)} of {population} evaluations of g{generation:03} gave a loss",
-                hint=recovery_hint(self._session.state),
+                hint=recovery_hint(state),
             )
         points = {e.id: e.point for e in members}
         self._session.record(payloads.GenerationTold(generation=generation, told=tuple(values)))
-        self._optimizer.report([(points[name], value) for name, value in values])
+        self._optimizers[branch].report([(points[name], value) for name, value in values])
         self._view.generation_done(self._session, generation)
         return True
 
     def _record_points(
         self,
         generation: int,
+        branch: int,
         candidates: Sequence[Candidate],
         refused: int,
         replaces: Sequence[str | None],
@@ -290,6 +324,7 @@ class Controller:
                 generation=generation,
                 evaluations=self._new_evaluations(generation, first, candidates, replaces),
                 refused=refused,
+                branch=branch,
             )
         )
 

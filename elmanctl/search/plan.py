@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from elmanctl.constants import INSTALL_TENSORBOARD, INSTALL_TRAIN, INSTALL_WANDB
+from elmanctl.constants import INSTALL_TENSORBOARD, INSTALL_TRAIN, INSTALL_WANDB, STUDY
 from elmanctl.errors import (
     ConfigError,
     EnvironmentNotReady,
@@ -30,8 +30,14 @@ from elmanctl.schedulers.quoting import check_path
 from elmanctl.schedulers.submission import check_resources
 from elmanctl.search.costs import unit_name
 from elmanctl.search.kept_models import PARAMETER_BYTES
-from elmanctl.search.limits import check_learning_rates, check_limits
-from elmanctl.search.optimizers.registry import start_optimizer
+from elmanctl.search.limits import (
+    check_evaluations,
+    check_learning_rates,
+    check_limits,
+    check_optimizer,
+    check_turns,
+)
+from elmanctl.search.optimizers.registry import has_start, start_optimizer
 from elmanctl.search.rebuild import problem_of
 from elmanctl.search.workload import attempt_resources
 from elmanctl.settings import Settings
@@ -43,6 +49,9 @@ from elmanctl.space.space import SearchSpace, load_space
 # The name of a run is a folder name and a part of Slurm's job names, and people type it.
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 _NAME_LIMIT = 100
+
+# Where a search begins whose optimizer takes no start point.
+FILLED = "points that fill the space"
 
 _PACKAGES_OF_METRICS = {
     "tensorboard": ("tensorboardX", INSTALL_TENSORBOARD),
@@ -77,14 +86,18 @@ class SearchPlan:
 
     @property
     def start_values(self) -> dict[str, Any]:
-        """The value of every axis at the start."""
+        """The value of every axis at the start, none without a start."""
+        if self.start_source == FILLED:
+            return {}
         values = self.space.values(self.start)
         return {axis.name: values[axis.name] for axis in self.space.axes}
 
     @property
     def evaluations(self) -> int:
         """The number of evaluations of the search when none fails."""
-        return self.settings.search.generations * self.settings.search.population
+        search = self.settings.search
+        whole = search.generations * search.population
+        return whole if search.evaluations is None else min(whole, search.evaluations)
 
     @property
     def confirmations(self) -> int:
@@ -161,6 +174,7 @@ def plan_search(
     search, train, faults = settings.search, settings.train, Faults()
     with faults:
         check_limits(settings)
+        check_evaluations(search)
     with faults:
         check_backend_name(family.name, family.backends, train.backend)
     with faults:
@@ -175,21 +189,35 @@ def plan_search(
             search.space,
             axes=search.axes,
             fixed={key: value for key, value in fixed.items() if silent.get(key) != value},
+            sweep=search.sweep,
             has_budget=search.params is not None,
         )
-        check_learning_rates(space)
-        builder = CandidateBuilder(space, settings, executor)
+        check_learning_rates(space.whole)
+        check_turns(search, len(space.branches))
+        check_optimizer(search, len(space.branches))
+        builders = [CandidateBuilder(branch, settings, executor) for branch in space.branches]
     faults.raise_any()
     resources = attempt_resources(settings, executor, {})
     if executor == "slurm":
         check_resources(resources)
-    check_space(space, settings, executor)
-    effects = audit_space(space, search.multiple_of)
+    check_space(space.whole, settings, executor)
+    effects = audit_space(space.whole, search.multiple_of)
     refuse_dead_axes(effects)
+    for branch in space.branches if space.sweep else ():
+        # An axis may be alive at one swept value, and dead at another.
+        refuse_dead_axes(audit_space(branch, search.multiple_of))
     start, source = _start(space, settings)
-    # A generation is asked as the search will, so that an empty space is found here.
-    optimizer = start_optimizer(search.optimizer, problem_of(space, search, start))
-    first, refused = ask_candidates(optimizer.ask, builder, search.population)
+    # A generation of each branch is asked as the search will, so that an empty space is found here.
+    asked = [
+        ask_candidates(
+            start_optimizer(search.optimizer, problem_of(space, search, start, branch)).ask,
+            builder,
+            search.population,
+        )
+        for branch, builder in enumerate(builders)
+    ]
+    first = [candidate for candidates, _ in asked for candidate in candidates]
+    refused = sum(count for _, count in asked)
     corpus = find_corpus(settings)
     if corpus.size_bytes <= train.seq_len:
         raise ConfigError(
@@ -213,9 +241,11 @@ def plan_search(
         space=space,
         start=start,
         start_source=source,
-        start_fault=_fault_at(builder, start),
+        start_fault=None
+        if source == FILLED
+        else next(filter(None, (_fault_at(builder, start) for builder in builders)), None),
         effects=effects,
-        refused_share=refused / (refused + search.population),
+        refused_share=refused / (refused + len(first)),
         mixed_backends=mixed_backends(settings, models),
         corpus=corpus,
         unigram_nats=unigram_entropy(corpus.path),
@@ -273,8 +303,18 @@ def _fault_at(builder: CandidateBuilder, point: tuple[float, ...]) -> str | None
 
 
 def _start(space: SearchSpace, settings: Settings) -> tuple[tuple[float, ...], str]:
-    if not settings.search.start_from_best:
-        return space.middle, "the middle of the space"
+    """Return the start point of the optimizer and where it comes from."""
+    search = settings.search
+    if not has_start(search.optimizer):
+        if search.start_from_best:
+            raise ConfigError(
+                f"the optimizer `{search.optimizer}` begins with points that fill the space",
+                hint="leave out `--start-from-best`, or choose another `--optimizer`",
+            )
+        return space.middle, FILLED
+    if not search.start_from_best:
+        is_study = search.optimizer == STUDY
+        return space.centre if is_study else space.middle, "the middle of the space"
     missing = [axis.name for axis in space.axes if axis.name not in space.best]
     if missing or space.best_source is None:
         raise ConfigError(

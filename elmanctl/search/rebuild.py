@@ -2,6 +2,8 @@
 
 from importlib import metadata
 
+from elmanctl.config import decode_settings
+from elmanctl.constants import MAX_SEED
 from elmanctl.errors import LedgerError
 from elmanctl.ledger.run_state import Exchange
 from elmanctl.search.optimizers.port import Differs, Optimizer, Point, Problem
@@ -11,37 +13,56 @@ from elmanctl.settings import SearchSettings
 from elmanctl.space.space import SearchSpace
 
 
-def problem_of(space: SearchSpace, search: SearchSettings, start: Point) -> Problem:
-    """Return the problem of a search from a start point.
+def problem_of(
+    space: SearchSpace, search: SearchSettings, start: Point, branch: int = 0
+) -> Problem:
+    """Return the problem of a search from a start point, in a sweep that of one branch.
 
     Its budget is that of the beginning: a run that was extended asks the same points.
     """
+    budget = search.generations * search.population
+    if search.evaluations is not None:
+        budget = min(budget, search.evaluations)
     return Problem(
         coordinates=space.coordinates,
         start=start,
         sigma=search.sigma,
         population=search.population,
-        seed=search.seed,
-        budget=search.generations * search.population,
+        seed=(search.seed + branch) % (MAX_SEED + 1),
+        budget=budget // len(space.branches),
+        design=search.lhs_points,
+        starts=search.lhs_starts,
     )
 
 
-def rebuild_optimizer(session: Session) -> Optimizer:
-    """Return the optimizer of a run as it was after the ledger's last event.
+def rebuild_optimizers(session: Session) -> list[Optimizer]:
+    """Return the optimizer of each branch of a run as it was after the ledger's last event.
+
+    A run without a sweep has one branch.
 
     Raises LedgerError where it would ask other points than those on record: another version of its
     library does.
     """
-    search = session.settings.search
+    search = decode_settings(session.run["settings"]).search
     space = SearchSpace.decode(session.run["space"])
-    problem = problem_of(space, search, tuple(session.run["start"]["point"]))
-    optimizer = start_optimizer(search.optimizer, problem)
-    for exchange in session.state.exchanges:
-        _repeat(exchange, optimizer, session)
-    return optimizer
+    start = tuple(session.run["start"]["point"])
+    optimizers = [
+        start_optimizer(search.optimizer, problem_of(space, search, start, branch))
+        for branch in range(len(space.branches))
+    ]
+    state = session.state
+    generation = -1
+    for exchange in state.exchanges:
+        if exchange.asked:
+            generation = state.evaluations[exchange.asked[0]].generation
+        elif exchange.told is None:
+            # A generation of invalid points alone.
+            generation += 1
+        _repeat(exchange, generation, optimizers[state.turns.get(generation, 0)], session)
+    return optimizers
 
 
-def _repeat(exchange: Exchange, optimizer: Optimizer, session: Session) -> None:
+def _repeat(exchange: Exchange, generation: int, optimizer: Optimizer, session: Session) -> None:
     evaluations = session.state.evaluations
     if exchange.told is not None:
         told = session.state.told[exchange.told]
@@ -51,7 +72,6 @@ def _repeat(exchange: Exchange, optimizer: Optimizer, session: Session) -> None:
     try:
         optimizer.replay(points, exchange.refused)
     except Differs as exc:
-        generation = evaluations[exchange.asked[0]].generation
         raise LedgerError(
             f"the optimizer cannot be rebuilt: at generation {generation}, {exc};"
             f" {_versions(session)}",

@@ -3,17 +3,19 @@
 On integer axes the optimizer often asks the same model again.  A repeat is an evaluation like any
 other that names the first one of its configuration.  With the same seed it would give the same
 loss, so it ends as the earlier one did, without a job.  With `search.repeats` at `reseed` it gets
-the next seed and is trained, as an estimate of noise.
+the next seed and is trained, as an estimate of noise; at `again` it is trained on the same seed.
 """
 
 import json
 from collections.abc import Mapping
 from typing import Any
 
+from elmanctl.constants import AGAIN
 from elmanctl.ledger.payloads import Cost, EvaluationAnswered
 from elmanctl.ledger.records import Evaluation, State
 from elmanctl.ledger.run_state import RunState
 from elmanctl.ledger.spending import Spent, cost_of, devices
+from elmanctl.search.costs import effective_setting
 from elmanctl.search.fitness import feedback_on, last_step
 from elmanctl.verdicts.policy import Feedback
 
@@ -61,7 +63,7 @@ def answering(state: RunState, evaluation: Evaluation) -> Evaluation | None:
     None if this one is trained itself: no other has its configuration and seed, or all those
     failed and this one was requeued by hand.
     """
-    if evaluation.repeats is None:
+    if evaluation.repeats is None or effective_setting(state, "search.repeats") == AGAIN:
         return None
     same = [
         each

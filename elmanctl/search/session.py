@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from elmanctl.config import refuse_outside
-from elmanctl.constants import CLUSTERS_VARIABLE
+from elmanctl.constants import CLUSTERS_VARIABLE, STOP_RULES
 from elmanctl.errors import ElmanError, LedgerError, UsageError
 from elmanctl.ledger import payloads
 from elmanctl.ledger import state as ledger_state
@@ -42,6 +42,7 @@ CHANGEABLE = (
     "metrics.",
     "search.max_jobs",
     "search.confirm_",
+    *sorted(STOP_RULES),
 )
 
 # Settings without effect on a local search, or on one with Slurm.

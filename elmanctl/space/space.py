@@ -2,14 +2,15 @@
 
 import tomllib
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib import resources
 from itertools import islice
 
 from elmanctl import codec, errors
 from elmanctl.codec import json_field
-from elmanctl.space.axis import Axis
+from elmanctl.space.axis import Axis, Value
 from elmanctl.space.coordinate import Coordinate
+from elmanctl.space.sweep import combinations, read_sweep
 
 # An axis or constant of the training, not a field of any model.
 LEARNING_RATE = "lr"
@@ -19,7 +20,11 @@ _MOST_BASES = 48
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SearchSpace:
-    """Axes and constants; `best` holds the known best values of the axes."""
+    """Axes and constants; `best` holds the known best values of the axes.
+
+    `sweep` holds the values of settings that are swept: each combination of them is a branch, a
+    space of its own in which they are constants.
+    """
 
     model: str
     name: str
@@ -27,8 +32,23 @@ class SearchSpace:
     is_shipped: bool = False
     axes: tuple[Axis, ...]
     fixed: Mapping[str, object] = field(default_factory=dict)
+    sweep: Mapping[str, tuple[Value, ...]] = field(default_factory=dict)
     best: Mapping[str, object] = field(default_factory=dict)
     best_source: str | None = None
+
+    @property
+    def branches(self) -> tuple["SearchSpace", ...]:
+        """The space of every combination of swept values, in order; itself where none is swept."""
+        return tuple(
+            replace(self, fixed={**self.fixed, **values}, sweep={})
+            for values in combinations(self.sweep)
+        )
+
+    @property
+    def whole(self) -> "SearchSpace":
+        """The space in which what is swept is an axis like the others."""
+        swept = (Axis(name=k, kind="choice", values=values) for k, values in self.sweep.items())
+        return replace(self, axes=(*self.axes, *swept), sweep={})
 
     @property
     def coordinates(self) -> tuple[Coordinate, ...]:
@@ -39,6 +59,11 @@ class SearchSpace:
     def middle(self) -> tuple[float, ...]:
         """The point halfway along every axis."""
         return tuple(axis.middle for axis in self.axes)
+
+    @property
+    def centre(self) -> tuple[float, ...]:
+        """The point halfway between the bounds, which may be between two values of an axis."""
+        return tuple((c.low + c.high) / 2 for c in self.coordinates)
 
     def values(self, point: Sequence[float]) -> dict[str, object]:
         """Return the constants and the values of every axis at `point`."""
@@ -94,7 +119,9 @@ class SearchSpace:
     def encode(self) -> dict[str, object]:
         """Return the space as plain data, for the ledger."""
         axes = {axis.name: axis.encode() for axis in self.axes}
-        record = _Recorded(model=self.model, name=self.name, axes=axes, fixed=self.fixed)
+        record = _Recorded(
+            model=self.model, name=self.name, axes=axes, fixed=self.fixed, sweep=self.sweep
+        )
         return codec.encode(record)  # type: ignore[no-any-return]
 
     @classmethod
@@ -102,7 +129,13 @@ class SearchSpace:
         """Return the space that `encode` wrote; raise LedgerError for anything else."""
         record = codec.decode(_Recorded, data, "space", errors.LedgerError)
         axes = tuple(Axis.decode(name, axis) for name, axis in record.axes.items())
-        return cls(model=record.model, name=record.name, axes=axes, fixed=record.fixed)
+        return cls(
+            model=record.model,
+            name=record.name,
+            axes=axes,
+            fixed=record.fixed,
+            sweep=record.sweep,
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -113,6 +146,7 @@ class _Recorded:
     name: str
     axes: Mapping[str, object]
     fixed: Mapping[str, object]
+    sweep: Mapping[str, tuple[Value, ...]] = json_field(default_factory=dict, omit=True)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -128,7 +162,7 @@ class _Shipped:
     summary: str
     axes: Mapping[str, object]
     fixed: Mapping[str, object] = json_field(default_factory=dict, omit=True)
-    sweep: Mapping[str, list[object]] = json_field(default_factory=dict, omit=True)
+    sweep: Mapping[str, tuple[Value, ...]] = json_field(default_factory=dict, omit=True)
     best: _Best | None = json_field(default=None, omit=True)
 
 
@@ -148,13 +182,14 @@ def load_space(
     *,
     axes: Mapping[str, object],
     fixed: Mapping[str, object],
+    sweep: Mapping[str, object] | None = None,
     has_budget: bool = False,
 ) -> SearchSpace:
-    """Return a shipped space, overridden by the user's own axes and constants.
+    """Return a shipped space, overridden by the user's own axes, constants and swept values.
 
     Under a parameter budget (`has_budget`) `dim` is solved, so a shipped axis `dim` is dropped.
-    Raises NotFound for an unknown name, ConfigError for an axis that is also a constant and for a
-    swept setting without a value.
+    Raises NotFound for an unknown name, ConfigError for an axis that is also a constant, for a
+    swept setting without a value, and for a sweep that cannot be made.
     """
     spaces = _shipped(model)
     if name not in spaces:
@@ -164,7 +199,10 @@ def load_space(
             hint=errors.meant(name, spaces, known),
         )
     found = spaces[name]
-    _check_swept(model, name, found.sweep, {**axes, **fixed})
+    swept = read_sweep(
+        sweep or {}, axes={**found.axes, **axes}, shipped=found.sweep, constants=fixed
+    )
+    _check_swept(model, name, found.sweep, {**axes, **fixed, **swept})
     # A constant of the user drops the shipped axis of that name.
     both = set(axes) & set(fixed)
     if both:
@@ -172,8 +210,8 @@ def load_space(
             f"`{both.pop()}` is both a constant in `[model]` and an axis in `[search.axes]`"
         )
     shipped = {k: v for k, v in found.axes.items() if not (has_budget and k == "dim")}
-    tables = {k: v for k, v in {**shipped, **axes}.items() if k not in fixed}
-    constants = {k: v for k, v in {**found.fixed, **fixed}.items() if k not in tables}
+    tables = {k: v for k, v in {**shipped, **axes}.items() if k not in {**fixed, **swept}}
+    constants = {k: v for k, v in {**found.fixed, **fixed}.items() if k not in {**tables, **swept}}
     decoded, faults = [], errors.Faults()
     for axis, data in tables.items():
         with faults:
@@ -183,9 +221,10 @@ def load_space(
         model=model,
         name=name,
         summary=found.summary,
-        is_shipped=not axes and set(fixed) <= set(found.sweep),
+        is_shipped=not axes and {*fixed, *swept} <= set(found.sweep),
         axes=tuple(decoded),
         fixed=constants,
+        sweep=swept,
         best=found.best.values if found.best else {},
         best_source=found.best.source if found.best else None,
     )
@@ -197,13 +236,13 @@ def shipped_space(model: str, name: str) -> SearchSpace:
     return load_space(model, name, axes={}, fixed=swept)
 
 
-def swept_values(model: str, name: str) -> dict[str, list[object]]:
-    """Return the swept settings of a shipped space: each value is a search of its own."""
+def swept_values(model: str, name: str) -> dict[str, tuple[Value, ...]]:
+    """Return the settings of a shipped space that have to be held fixed or be swept."""
     return dict(_shipped(model)[name].sweep)
 
 
 def _check_swept(
-    model: str, name: str, sweep: Mapping[str, list[object]], given: Mapping[str, object]
+    model: str, name: str, sweep: Mapping[str, tuple[Value, ...]], given: Mapping[str, object]
 ) -> None:
     faults = errors.Faults()
     for setting, values in sweep.items():
@@ -211,7 +250,8 @@ def _check_swept(
             fault = errors.ConfigError(
                 f"space `{name}` of {model} is one search for each value of `{setting}`: "
                 f"{', '.join(map(str, values))}",
-                hint=f"add e.g. `{setting}={values[0]}` to the command, or set it in `[model]`",
+                hint=f"add `{setting}={values[0]}` for one of them, or `--sweep {setting}` for all "
+                "in one run",
             )
             faults.add(fault)
     faults.raise_any()

@@ -144,7 +144,7 @@ def test_whole_story_is_told_right(story: Story, build: Any) -> None:
         True,
     )
     assert excluded.until == "2026-05-01T10:00:30.000Z"
-    assert (state.seq, state.fence, state.last_event_at) == (39, 1, "2026-05-01T10:00:39.000Z")
+    assert (state.seq, state.fence, state.last_event_at) == (40, 1, "2026-05-01T10:00:40.000Z")
     assert state.live_attempts() == []
     assert state.spent == {
         "completed": Spent(attempts=2, elapsed_s=25.0, device_s=25.0),
@@ -153,7 +153,7 @@ def test_whole_story_is_told_right(story: Story, build: Any) -> None:
     assert (state.answered, state.trained) == (1, 2)
     assert state.saved == Spent(attempts=1, elapsed_s=12.5, device_s=12.5)
     # From the first controller to the pause and from the second to the interruption.
-    assert state.wall_s == 15.0 + 16.0
+    assert state.wall_s == 15.0 + 17.0
 
 
 def test_empty_ledger_is_an_empty_state() -> None:

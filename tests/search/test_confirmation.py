@@ -26,7 +26,7 @@ from elmanctl.search.confirmation import Confirmed, standing
 from elmanctl.search.costs import evaluations_left, forecast
 from elmanctl.search.estimate import by_estimate
 from elmanctl.search.noise import noise_of_repeats
-from elmanctl.search.rebuild import rebuild_optimizer
+from elmanctl.search.rebuild import rebuild_optimizers
 from elmanctl.search.selection import find_evaluation
 from elmanctl.search.session import Session
 from elmanctl.settings import DiskSettings
@@ -147,9 +147,9 @@ def test_optimizer_learns_nothing_of_it(runs: Runs) -> None:
     best, other = confirmed.best(), plain.best()
     assert best is not None and other is not None and best.id == other.id
     with Session.open(with_it.folder) as session:
-        after_all = rebuild_optimizer(session).ask(4, lambda point: True)
+        after_all = rebuild_optimizers(session)[0].ask(4, lambda point: True)
     with Session.open(without.folder) as session:
-        assert rebuild_optimizer(session).ask(4, lambda point: True) == after_all
+        assert rebuild_optimizers(session)[0].ask(4, lambda point: True) == after_all
 
 
 def test_extended_search_confirms_its_new_winners_and_no_old_one_again(runs: Runs) -> None:

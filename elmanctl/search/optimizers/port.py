@@ -8,7 +8,7 @@ after any event is rebuilt from the ledger.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from elmanctl.space.coordinate import Coordinate
 
@@ -25,7 +25,9 @@ class Problem:
     """All that decides the points of an optimizer besides the values reported to it.
 
     `sigma` is the first step size as a share of each coordinate's range, `population` the points
-    of a generation, `budget` the evaluations of the whole search.
+    of a generation, `budget` the evaluations of the whole search.  `design` is the number of points
+    that fill the space before an optimizer which begins so, and `starts` how many of the best of
+    them it starts from.
     """
 
     coordinates: tuple[Coordinate, ...]
@@ -34,6 +36,8 @@ class Problem:
     population: int
     seed: int
     budget: int
+    design: int = 0
+    starts: int = 1
 
 
 class Differs(Exception):
@@ -63,6 +67,15 @@ class Optimizer(Protocol):
 
         Raises Differs when that ask would not return them here.
         """
+
+
+@runtime_checkable
+class SelfEnding(Protocol):
+    """An optimizer that may end a search by criteria of its own."""
+
+    @property
+    def ending(self) -> str | None:
+        """Why nothing more is to be asked, None as long as something is."""
 
 
 class Expected:

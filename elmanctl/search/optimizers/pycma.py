@@ -51,7 +51,7 @@ class Pycma:
         self._numpy_state = random_state(problem.seed + 1).get_state()
         with self._own_numpy_state():
             options = _options(coordinates, problem, random_state(problem.seed))
-            self._strategy = _cma().CMAEvolutionStrategy(start, problem.sigma, options)
+            self._strategy = load_cma().CMAEvolutionStrategy(start, problem.sigma, options)
 
     def ask(self, count: int, is_valid: Callable[[Point], bool]) -> list[Point]:
         """Return `count` new valid points; see the port."""
@@ -126,7 +126,8 @@ def _options(coordinates: Sequence[Coordinate], problem: Problem, generator: Any
     }
 
 
-def _cma() -> Any:
+def load_cma() -> Any:
+    """Return the package of pycma."""
     with warnings.catch_warnings():
         # pycma's plots are not used.
         warnings.filterwarnings("ignore", message="Could not import matplotlib")

@@ -4,7 +4,7 @@ import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-from elmanctl.constants import CMA, MAX_SEED, MIN_POPULATION
+from elmanctl.constants import CMA, LHS_CMA, MAX_SEED, MIN_POPULATION, STUDY
 from elmanctl.errors import UsageError, meant
 from elmanctl.search.optimizers.port import Optimizer, Problem
 
@@ -15,15 +15,40 @@ def _pycma(problem: Problem) -> Optimizer:
     return Pycma(problem)
 
 
+def _lhs_cma(problem: Problem) -> Optimizer:
+    from elmanctl.search.optimizers.lhs_cma import LhsCma
+
+    return LhsCma(problem)
+
+
+def _study(problem: Problem) -> Optimizer:
+    from elmanctl.search.optimizers.study import Study
+
+    return Study(problem)
+
+
 @dataclass(frozen=True, slots=True)
 class _Entry:
-    """An optimizer, and the packages on whose versions its points depend."""
+    """An optimizer, and the packages on whose versions its points depend.
+
+    One that fills the space begins at no point.
+    """
 
     make: Callable[[Problem], Optimizer]
     packages: tuple[str, ...]
+    fills_space: bool = False
 
 
-_ENTRIES: Mapping[str, _Entry] = {CMA: _Entry(_pycma, ("cma", "numpy"))}
+_ENTRIES: Mapping[str, _Entry] = {
+    CMA: _Entry(_pycma, ("cma", "numpy")),
+    LHS_CMA: _Entry(_lhs_cma, ("cma", "numpy"), fills_space=True),
+    STUDY: _Entry(_study, ("cma", "numpy")),
+}
+
+
+def has_start(name: str) -> bool:
+    """Whether an optimizer begins at the start point of its problem; True for an unknown name."""
+    return name not in _ENTRIES or not _ENTRIES[name].fills_space
 
 
 def packages_of(name: str) -> tuple[str, ...]:

@@ -43,7 +43,7 @@ def test_reported_points_move_it_as_they_move_bare_pycma(name: str) -> None:
     before = np.random.get_state()
     np.random.set_state(np.random.RandomState(6).get_state())
     options = pycma._options(setting.coordinates, setting, np.random.RandomState(5))
-    bare = pycma._cma().CMAEvolutionStrategy(list(setting.start), 0.3, options)
+    bare = pycma.load_cma().CMAEvolutionStrategy(list(setting.start), 0.3, options)
     for _ in range(GENERATIONS):
         points = ours.ask(7, every)
         drawn = bare.ask(7)
