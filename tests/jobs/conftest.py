@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ from elmanctl.run.corpus import describe
 from elmanctl.run.paths import AttemptPaths, RunPaths
 from elmanctl.run.spec import AttemptSpec, DataSpec
 from tests.jobs.attempts import EVERY_STEP, MODELS, Write
+from tests.jobs.forked_ranks import ForkedRanks
 from tests.specs import changed
 
 
@@ -80,3 +81,10 @@ def write(make_spec: Callable[..., AttemptSpec], tmp_path: Path) -> Write:
         return paths
 
     return write
+
+
+@pytest.fixture(scope="session")
+def forked_ranks(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ForkedRanks]:
+    """Runs attempts by several ranks."""
+    with ForkedRanks(tmp_path_factory.mktemp("ranks")) as started:
+        yield started

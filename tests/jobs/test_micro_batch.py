@@ -34,7 +34,7 @@ from elmanctl.run.spec import AttemptSpec, DataSpec
 from elmanctl.run.training import Training
 from elmanctl.verdicts.causes import find_cause
 from tests.jobs.attempts import CHECKOUT, Write, losses, read
-from tests.jobs.test_ranks import RANK, together
+from tests.jobs.forked_ranks import ForkedRanks
 from tests.jobs.test_train import Recorder
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
@@ -363,15 +363,18 @@ LanguageModel.loss = scarce
     ("asked", "backward"), [({"parallel": "ddp"}, True), ({"exchange_every": 3}, False)]
 )
 def test_ranks_agree_on_a_micro_batch_that_fits_on_all(
-    write: Write, documents: DataSpec, asked: dict[str, Any], backward: bool
+    write: Write,
+    documents: DataSpec,
+    forked_ranks: ForkedRanks,
+    asked: dict[str, Any],
+    backward: bool,
 ) -> None:
     changes = {"data": documents, "batch": 8, "gpus": 2, "checkpoint_min": 0.0, **asked}
     changes |= {"level": "transformer", "config": MODEL | {"dropout": 0.1}}
     small = write(1, evaluation="g000-e00", **changes, micro_batch=2)
     paths = write(1, evaluation="g000-e01", **changes)
     scarce = SHORT_RANK.format(backward=backward, text=GPU_OOM + OURS)
-    program = RANK.replace("\nranks =", f"{scarce}\nranks =")
-    _, found = together(small, paths, program=program)
+    _, found = forked_ranks.together(small, paths, before=scarce)
     assert found["micro_batch"] == 2
     assert found["halvings"] == [
         {"step": 1, "from": 4, "to": 2, "text": "memory ran out on another rank"}
