@@ -251,7 +251,7 @@ def test_150_steps_on_real_text_end_under_the_unigram_entropy(family: str) -> No
         parameters_expected=count_parameters(family, config.encode()),
         seed=1,
         lr=SMALL[family]["lr"],
-        steps=300,
+        steps=150,
         batch=8,
         seq_len=32,
         warmup_steps=0,
