@@ -83,7 +83,9 @@ def _plan(soak: ModuleType) -> Any:
 def test_every_broken_promise_is_named(modules: Any, tmp_path: Path) -> None:
     soak, judge = modules("soak"), modules("soak_judge")
     search = modules("search").Search(
-        tmp_path, modules("search").Shape(population=4, generations=1, seed=1), "local"
+        tmp_path,
+        modules("search").Shape(population=4, generations=1, seed=1, seconds=(0.0, 0.1)),
+        "local",
     )
     search.finish()
     seen = {

@@ -228,7 +228,7 @@ def test_job_that_goes_on_after_it_was_cancelled_is_named(
 
 
 def test_whether_jobs_have_ended_is_not_known_while_the_scheduler_is_silent(
-    runs: Runs, with_commands: WithCommands
+    runs: Runs, with_commands: WithCommands, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run = runs.new(generations=1)
     run.world.held = {"g000-e01"}
@@ -237,6 +237,7 @@ def test_whether_jobs_have_ended_is_not_known_while_the_scheduler_is_silent(
     )
     run.drive()
     run.world.silent = True
+    monkeypatch.setattr(run_client, "_COLLECT_S", 0.1)
     answer = with_commands(run)("cancel", all=False, evaluations=["g000-e01", "g000-e00"])
     assert answer["unknown"]
     # How the other one ended is on record.
