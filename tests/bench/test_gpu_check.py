@@ -25,9 +25,12 @@ Script = Callable[..., "subprocess.CompletedProcess[str]"]
 
 
 def _not_copied(folder: str, names: list[str]) -> set[str]:
-    """Name what a copy of the tree is without: hidden folders, and what tools leave."""
+    """Name what a copy of the tree is without: hidden folders, and what programs leave.
+
+    What Python compiled comes along: it is valid as long as the sources keep their times.
+    """
     left = {name for name in names if name.startswith(".") and name != ".ci"}
-    return left | ({"__pycache__", "runs", "build", "dist"} & set(names))
+    return left | ({"runs", "build", "dist"} & set(names))
 
 
 def copy_of_the_checkout(folder: Path) -> Path:
