@@ -8,10 +8,15 @@ of that optimizer are.
 
 import logging
 import multiprocessing
+import signal
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from importlib import metadata
+from types import ModuleType
 
 from elmanctl.errors import EnvironmentNotReady, UsageError
 from elmanctl.replay.objective import Objective, Source
@@ -134,9 +139,15 @@ def _simulated(
     count = min(processes, len(waiting))
     pool = ProcessPoolExecutor(count, context, initializer=_begin, initargs=(simulations,))
     try:
-        futures = {pool.submit(_simulate, task): task for task in waiting}
+        with _without_main():
+            futures = {pool.submit(_simulate, task): task for task in waiting}
         for future in as_completed(futures):
             yield futures[future], future.result()
+    except BrokenProcessPool as exc:
+        raise EnvironmentNotReady(
+            "a process of the replay was ended from outside",
+            hint="where memory is short, use fewer `--processes`; `--cache` keeps what is done",
+        ) from exc
     finally:
         pool.shutdown(cancel_futures=True)
 
@@ -190,7 +201,20 @@ _own: list[Simulations] = []
 
 
 def _begin(simulations: Simulations) -> None:
+    # Ctrl-C in a terminal reaches every process; the first one has the say.
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
     _own[:] = [simulations]
+
+
+@contextmanager
+def _without_main() -> Iterator[None]:
+    """Start processes that do not import the program's main file, which may run the program."""
+    main = sys.modules["__main__"]
+    sys.modules["__main__"] = ModuleType("__main__")
+    try:
+        yield
+    finally:
+        sys.modules["__main__"] = main
 
 
 def _simulate(task: Task) -> Trace:

@@ -1,5 +1,8 @@
 """The runner: resumable, the same in any number of processes, and no search twice."""
 
+import os
+import signal
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,6 +14,8 @@ from elmanctl.replay.objective import Objective
 from elmanctl.replay.runner import Simulations, Task, run_tasks, tasks_of
 from elmanctl.replay.simulation import Trace
 from elmanctl.replay.trace_cache import TraceCache
+from tests.command_line import CommandLine
+from tests.patience import PATIENCE_S
 
 SOURCES = {name: FunctionSource(name=name) for name in ("quadratic", "steps")}
 SIMULATIONS = Simulations(sources=SOURCES, procedures={})
@@ -31,6 +36,28 @@ def done(cache: TraceCache, *, processes: int = 1) -> dict[Task, Trace]:
 
 def test_processes_give_what_one_gives() -> None:
     assert done(TraceCache(None), processes=2) == done(TraceCache(None))
+
+
+def test_comparison_in_processes_is_stopped_by_ctrl_c_and_goes_on(elmanctl: CommandLine) -> None:
+    # A program that runs whenever it is imported, as the processes must not.
+    program = elmanctl.folder / "program.py"
+    program.write_text("from elmanctl.__main__ import main\nmain()\n", encoding="utf-8")
+    cache = elmanctl.folder / "cache.jsonl"
+    command = ["replay", "--function", "cliff", "--optimizer", "cma", "--processes", "2"]
+    command += ["--budget", "120", "--cache", str(cache), "--seeds"]
+    process = elmanctl.start([*command, "400"], program=[str(program)])
+    deadline = time.monotonic() + PATIENCE_S
+    while not (cache.exists() and cache.read_bytes().count(b"\n") >= 4):
+        assert time.monotonic() < deadline and process.poll() is None
+        time.sleep(0.02)
+    os.killpg(process.pid, signal.SIGINT)
+    said, _ = process.communicate(timeout=PATIENCE_S)
+    assert process.returncode == 130 and "Traceback" not in said
+    kept = cache.read_bytes().count(b"\n")
+    assert 4 <= kept < 400
+    done = elmanctl(*command, "4", "--json")
+    assert done.returncode == 0, done.stderr
+    assert cache.read_bytes().count(b"\n") < kept + 4
 
 
 def test_stopped_comparison_goes_on_behind_half_a_line(tmp_path: Path) -> None:
