@@ -24,9 +24,8 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from study_histories import read_histories
-from study_procedure import STUDY, study_search
 
-from elmanctl.constants import CMA, OPTIMIZERS
+from elmanctl.constants import CMA, OPTIMIZERS, STUDY
 from elmanctl.replay.functions import FUNCTIONS, FunctionSource
 from elmanctl.replay.objective import Constant, Source
 from elmanctl.replay.recorded_objective import fit_objective
@@ -39,7 +38,6 @@ from elmanctl.replay.trace_cache import TraceCache
 FAILURE_SHARE = 0.03
 LEAST_EXPLAINED = 0.4
 POPULATION = 8
-SIGMA = 0.3
 
 BEFORE = CMA
 REFERENCE = 120
@@ -85,7 +83,6 @@ def simulate_all(
             seeds=seeds,
             budgets=budgets[-1:] if whole else budgets,
             population=POPULATION,
-            sigma=SIGMA,
         )
         for task, trace in run_tasks(simulations, tasks, cache, processes=processes):
             for budget in budgets if whole else [task.budget]:
@@ -107,7 +104,6 @@ def _ignores_budget(
             seeds=1,
             budgets=(budgets[0], budgets[1]),
             population=POPULATION,
-            sigma=SIGMA,
         )
         traces = dict(run_tasks(simulations, pair, cache, processes=1))
         short, long = (traces[task].handed for task in pair)
@@ -183,7 +179,7 @@ def print_tables(
     print(f"\nEvaluations until the mean regret is that of the build before at {REFERENCE}\n")
     _print_head(
         "optimizer", "evaluations", "90 % interval", f"by the study's at {REFERENCE}",
-        "wasted of 100", "answered of 100", "ms a generation",
+        "repeats trained of 100", "repeats answered of 100", "invalid of 100", "ms a generation",
     )  # fmt: skip
     reference = _of(traces, BEFORE, REFERENCE)
     for name in names:
@@ -205,10 +201,11 @@ def _effort(
     ratio = ratio_of(pairs) if name != STUDY else None
     yield "–" if ratio is None else f"{ratio:.2f}{_p(signed_rank_p(pairs))}"
     done = [trace for trace in own.values() if trace.error is None]
-    trained = sum(trace.trained + trace.invalid for trace in done)
-    yield f"{100 * sum(t.retrained + t.invalid for t in done) / trained:.1f}"
+    trained = sum(trace.trained for trace in done)
+    yield f"{100 * sum(t.retrained for t in done) / trained:.1f}"
     yield f"{100 * sum(t.answered for t in done) / trained:.1f}"
-    yield "–" if name == STUDY else f"{statistics.median(t.cpu_ms for t in done):.0f}"
+    yield f"{100 * sum(t.refused for t in done) / trained:.1f}"
+    yield f"{statistics.median(t.cpu_ms for t in done):.0f}"
 
 
 def _of(traces: Traces, name: str, budget: int) -> dict[Task, Trace]:
@@ -261,7 +258,7 @@ def main() -> None:
     for kind in ("recorded", "synthetic"):
         if options.kind in (kind, None):
             sources = _sources(kind, options.histories)
-            simulations = Simulations(sources=sources, procedures={STUDY: study_search})
+            simulations = Simulations(sources=sources, procedures={})
             traces = simulate_all(
                 *(simulations, optimizers, options.budgets, options.seeds, cache),
                 options.processes,

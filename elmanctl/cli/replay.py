@@ -52,7 +52,9 @@ def replay(
         Option(help="Share of trainings that fail; default as on record", min=0.0, max=0.9),
     ] = None,
     population: Annotated[int, Option(help="Evaluations a generation", min=4, max=10_000)] = 8,
-    sigma: Annotated[float, Option(help="First step size, a share of each range", max=1.0)] = 0.3,
+    sigma: Annotated[
+        float | None, Option(help="First step size of CMA-ES, a share of each range", max=1.0)
+    ] = None,
     processes: Annotated[
         int | None, Option(help="Searches at the same time; default all cores", min=1, max=1000)
     ] = None,

@@ -78,7 +78,7 @@ class Buildable:
     """Whether the search of a run would train the configuration at a point."""
 
     def __init__(self, state: RunState) -> None:
-        space = SearchSpace.decode(state.run["space"])
+        space = SearchSpace.decode(state.run["space"]).whole
         settings = effective_settings(state)
         self._builder = CandidateBuilder(space, settings, state.run["executor"])
         self.fingerprint = repr((state.run["space"], settings))

@@ -112,17 +112,22 @@ class _Line:
 def recording_of(state: RunState) -> Recording:
     """Return what a run recorded: confirmations are repeats, answered repeats are nothing.
 
-    Failures are those that the optimizer learns of; others say nothing about their point.
+    Failures are those that the optimizer learns of; others say nothing about their point.  What was
+    swept is an axis like the others.
     """
     found = []
+    searched = SearchSpace.decode(state.run["space"])
+    space = searched.whole
+    swept = space.axes[len(searched.axes) :]
     for evaluation in state.evaluations.values():
         if evaluation.answer is not None:
             continue
+        values = evaluation.hyperparameters
+        point = (*evaluation.point, *(axis.position(values[axis.name]) for axis in swept))
         if evaluation.state is State.COMPLETED and evaluation.loss is not None:
-            found.append(Recorded(point=evaluation.point, loss=evaluation.loss))
+            found.append(Recorded(point=point, loss=evaluation.loss))
         elif feedback_on(evaluation) is Feedback.LAST:
-            found.append(Recorded(point=evaluation.point, loss=None))
-    space = SearchSpace.decode(state.run["space"])
+            found.append(Recorded(point=point, loss=None))
     return Recording(name=state.run["name"], axes=space.axes, evaluations=tuple(found))
 
 

@@ -9,8 +9,8 @@ class Row:
 
     `median`, `low` and `high`, the quartiles, are of the noise-free value of the point handed
     over, `regret` is the mean of its regrets.  The rest are means: evaluations of a search that
-    were paid for though invalid or repeated (`wasted`), repeats that were `answered` and points
-    `refused` at no cost, and processor time of the optimizer a generation.
+    were trained though they were repeats (`wasted`), repeats that were `answered` and invalid
+    points `refused` at no cost, and processor time of the optimizer a generation.
     """
 
     source: str

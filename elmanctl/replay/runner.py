@@ -1,7 +1,7 @@
 """Runner: simulates many searches, in this process or in several, and caches their traces.
 
-A cached search is not simulated again.  Its key holds the objective, the optimizer and the versions
-of its libraries, seed, budget, population and first step size, but not the optimizer's own source.
+A cached search is not simulated again.  Its key holds the objective, the settings of the search and
+the versions of the optimizer's libraries, but not the optimizer's own source.
 Therefore the longest cached search of each optimizer is simulated once more: where it differs, all
 of that optimizer are.
 """
@@ -18,11 +18,13 @@ from dataclasses import dataclass, replace
 from importlib import metadata
 from types import ModuleType
 
+from elmanctl.codec import encode
 from elmanctl.errors import EnvironmentNotReady, UsageError
 from elmanctl.replay.objective import Objective, Source
-from elmanctl.replay.simulation import Trace, simulate
+from elmanctl.replay.simulation import Trace, settings_of, simulate
 from elmanctl.replay.trace_cache import TraceCache, key_of
 from elmanctl.search.optimizers.registry import packages_of
+from elmanctl.settings import SearchSettings
 
 logger = logging.getLogger(__name__)
 
@@ -36,7 +38,18 @@ class Task:
     seed: int
     budget: int
     population: int
-    sigma: float
+    sigma: float | None = None
+
+    @property
+    def settings(self) -> SearchSettings:
+        """The settings of the search; its first step size is the optimizer's own if not given."""
+        return settings_of(
+            self.optimizer,
+            population=self.population,
+            sigma=self.sigma,
+            seed=self.seed,
+            budget=self.budget,
+        )
 
 
 # Simulates one search on an objective.
@@ -72,12 +85,8 @@ class Simulations:
         return key_of(
             {
                 "objective": self.sources[task.source].at(task.seed).fingerprint,
-                "optimizer": task.optimizer,
                 "packages": {name: _version(name) for name in packages},
-                "seed": task.seed,
-                "budget": task.budget,
-                "population": task.population,
-                "sigma": task.sigma,
+                "search": str(task) if is_own else encode(task.settings),
             }
         )
 
@@ -89,7 +98,7 @@ def tasks_of(
     seeds: int,
     budgets: Sequence[int],
     population: int,
-    sigma: float,
+    sigma: float | None = None,
 ) -> list[Task]:
     """Return every search of a comparison: each optimizer gets the same seeds, from 1."""
     return [
@@ -170,14 +179,7 @@ def _stale(simulations: Simulations, keys: Mapping[Task, str], cache: TraceCache
 
 
 def _by_registry(task: Task, objective: Objective) -> Trace:
-    return simulate(
-        objective,
-        task.optimizer,
-        population=task.population,
-        sigma=task.sigma,
-        seed=task.seed,
-        budget=task.budget,
-    )
+    return simulate(objective, task.settings)
 
 
 def _about(task: Task) -> dict[str, object]:

@@ -43,7 +43,7 @@ def _row(simulations: Simulations, group: Traces) -> Row:
         low=low,
         high=high,
         regret=fmean(regrets) if regrets else math.nan,
-        wasted=mean("retrained") + mean("invalid"),
+        wasted=mean("retrained"),
         answered=mean("answered"),
         refused=mean("refused"),
         cpu_ms=mean("cpu_ms"),
@@ -53,14 +53,17 @@ def _row(simulations: Simulations, group: Traces) -> Row:
 def regrets_at(
     simulations: Simulations, traces: Traces, evaluations: int
 ) -> dict[tuple[str, int], float]:
-    """Return the regret after so many evaluations by (source, seed); failed searches have none."""
-    return {
-        (task.source, task.seed): simulations.sources[task.source]
-        .at(task.seed)
-        .regret(trace.value(evaluations))
-        for task, trace in traces.items()
-        if trace.error is None
-    }
+    """Return the regret after so many evaluations by (source, seed); failed searches have none.
+
+    A search without any loss so far is worth a random point: its regret is 1.
+    """
+    found = {}
+    for task, trace in traces.items():
+        if trace.error is None:
+            value = trace.value(evaluations)
+            objective = simulations.sources[task.source].at(task.seed)
+            found[task.source, task.seed] = objective.regret(value) if value < math.inf else 1.0
+    return found
 
 
 def overall(simulations: Simulations, traces: Traces, beside: str) -> list[Overall]:

@@ -126,3 +126,15 @@ def test_run_is_recorded_with_its_repeats_and_what_the_optimizer_learnt_of(runs:
     noise = found.noise()
     assert noise is not None and noise[1] >= 4
     json.dumps(noise)
+
+
+def test_what_a_run_swept_is_an_axis_like_the_others(runs: Runs) -> None:
+    search = runs.new(
+        generations=4, sweep={"n_state": [8, 16]}, model={"dim": 32, "depth": 1}, confirm_top=2
+    )
+    state = search.drive()
+    found = recording_of(state)
+    assert [axis.name for axis in found.axes] == ["n_heads", "lr", "n_state"]
+    expected = [e.config["n_state"] for e in state.evaluations.values() if e.loss is not None]
+    assert {8, 16} == set(expected)
+    assert [found.axes[2].value(point[2]) for point, _ in found.losses] == expected

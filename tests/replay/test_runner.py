@@ -23,9 +23,7 @@ SIMULATIONS = Simulations(sources=SOURCES, procedures={})
 
 def tasks(*optimizers: str, seeds: int = 3) -> list[Task]:
     """Return some short searches."""
-    return tasks_of(
-        list(SOURCES), optimizers, seeds=seeds, budgets=[8, 16], population=8, sigma=0.3
-    )
+    return tasks_of(list(SOURCES), optimizers, seeds=seeds, budgets=[8, 16], population=8)
 
 
 def done(cache: TraceCache, *, processes: int = 1) -> dict[Task, Trace]:

@@ -9,7 +9,7 @@ import pytest
 from elmanctl.errors import InvalidConfiguration
 from elmanctl.replay.functions import FunctionSource
 from elmanctl.replay.objective import Array, Objective
-from elmanctl.replay.simulation import Trace, Training, fitness_of, simulate
+from elmanctl.replay.simulation import Trace, Training, fitness_of, settings_of, simulate
 from elmanctl.search.fitness import last_ranks
 from elmanctl.space.axis import Axis
 from elmanctl.space.candidates import MAX_REFUSED
@@ -44,9 +44,12 @@ def bowl(least: int = 0, noise: float = 0.0, failure_share: float = 0.0) -> Obje
     )
 
 
-def search(objective: Objective, *, seed: int = 1, budget: int = 60) -> Trace:
-    """Return one search by pycma."""
-    return simulate(objective, "cma", population=8, sigma=0.3, seed=seed, budget=budget)
+def search(
+    objective: Objective, optimizer: str = "cma", *, seed: int = 1, budget: int = 60
+) -> Trace:
+    """Return one search."""
+    settings = settings_of(optimizer, population=8, sigma=None, seed=seed, budget=budget)
+    return simulate(objective, settings)
 
 
 def test_repeats_are_answered_and_a_search_of_nothing_else_ends() -> None:
@@ -58,7 +61,7 @@ def test_repeats_are_answered_and_a_search_of_nothing_else_ends() -> None:
 
 def test_invalid_points_are_drawn_again_and_never_trained() -> None:
     trace = search(bowl(least=4))
-    assert trace.refused > 0 and trace.invalid == 0 and trace.trained <= 4
+    assert trace.refused > 0 and trace.trained <= 4
     with pytest.raises(InvalidConfiguration, match=f"{MAX_REFUSED:,} points in one generation"):
         search(bowl(least=99))
 
@@ -86,7 +89,7 @@ def test_without_noise_the_point_handed_over_only_improves() -> None:
 def test_handed_value_is_the_noise_free_one_of_the_lowest_loss() -> None:
     training = Training(bowl(noise=5.0), seed=1, budget=20)
     points = [(float(i % 8),) for i in range(20)]
-    losses = training.train(points)
+    losses = training.losses(points, again=True)
     known = [math.inf if loss is None else loss for loss in losses]
     lowest = known.index(min(known))
     assert training.handed[-1] == (lowest + 1, (points[lowest][0] - 5.0) ** 2)
@@ -94,12 +97,28 @@ def test_handed_value_is_the_noise_free_one_of_the_lowest_loss() -> None:
 
 def test_noise_and_failures_of_a_seed_are_those_of_every_optimizer() -> None:
     trainings = [Training(bowl(noise=1.0, failure_share=0.3), seed=7, budget=50) for _ in range(2)]
-    ones = trainings[0].train([(5.0,)] * 50)
-    others = [trainings[1].train([(4.0,)])[0] for _ in range(50)]
+    ones = trainings[0].losses([(5.0,)] * 50, again=True)
+    others = [trainings[1].losses([(4.0,)], again=True)[0] for _ in range(50)]
     assert 5 < sum(loss is None for loss in ones) < 25
     for one, other in zip(ones, others, strict=True):
         assert (one is None) == (other is None)
         assert one is None or other is None or other - one == pytest.approx(1.0)
+
+
+def test_search_of_the_study_trains_repeats_again_and_tells_failures_as_ten() -> None:
+    trace = search(bowl(noise=0.1), "study", budget=24)
+    assert trace.trained == 24 and trace.retrained >= 16 and trace.answered == 0
+    assert fitness_of([2.0, None, 30.0], failed_loss=10.0) == [2.0, 10.0, 10.0]
+    # Its optimizer asks no other point for an invalid one.
+    trace = search(bowl(least=4, noise=0.1), "study", budget=24)
+    assert trace.trained == 24 and trace.refused > 0
+
+
+def test_optimizer_brings_its_own_defaults_but_for_what_is_given() -> None:
+    def sigma(optimizer: str, given: float | None) -> float:
+        return settings_of(optimizer, population=8, sigma=given, seed=1, budget=30).sigma
+
+    assert [sigma("lhs-cma", None), sigma("lhs-cma", 0.2), sigma("cma", None)] == [0.14, 0.2, 0.3]
 
 
 def test_failures_come_behind_the_worst_loss_of_their_generation() -> None:
