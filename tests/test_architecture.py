@@ -67,13 +67,8 @@ RULES: tuple[tuple[tuple[str, ...], tuple[str, ...]], ...] = (
     (
         ("replay",),
         (
-            *LEAVES,
-            "ledger.records",
-            "ledger.run_state",
-            "settings",
-            "space",
-            "search",
-            *("replay", "verdicts.policy"),
+            *(*LEAVES, "ledger.records", "ledger.run_state", "settings", "sources", "config"),
+            *("verdicts.policy", "space", "search", "replay"),
         ),
     ),
     # What measures may use all that trains; the command line reaches it late.
