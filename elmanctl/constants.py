@@ -28,6 +28,9 @@ INSTALL_GPU = "pip install 'triton>=3.5' 'flash-linear-attention>=0.6,<0.7'"
 INSTALL_TENSORBOARD = "pip install 'tensorboardX>=2.6.4'"
 INSTALL_WANDB = "pip install 'wandb>=0.19'"
 INSTALL_REPLAY = "pip install 'scikit-learn>=1.5'"
+INSTALL_OPTIMIZERS = (
+    "pip install 'optuna>=5' 'cmaes>=0.13' 'scikit-learn>=1.5' 'scipy>=1.15' 'greenlet>=3'"
+)
 
 # Names the commit of a copy without a history, for the head of what is measured.
 COMMIT_VARIABLE = "ELMAN_COMMIT"
@@ -69,9 +72,20 @@ RESEED = "reseed"
 AGAIN = "again"
 REPEATS = (ANSWER, RESEED, AGAIN)
 CMA = "cma"
+CATCMA = "catcma"
+TPE = "tpe"
+GP = "gp"
+GP_OPTUNA = "gp-optuna"
+TPE_GP = "tpe-gp"
 LHS_CMA = "lhs-cma"
 STUDY = "study"
-OPTIMIZERS = (CMA, LHS_CMA, STUDY)
+RANDOM = "random"
+SOBOL = "sobol"
+LHS = "lhs"
+OPTIMIZERS = (
+    *(CMA, LHS_CMA, CATCMA, TPE, GP, GP_OPTUNA, TPE_GP),
+    *(STUDY, RANDOM, SOBOL, LHS),
+)
 
 # The loss that the study of January 2026 told for whatever gave none.
 STUDY_FAILURE = 10.0

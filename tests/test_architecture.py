@@ -21,7 +21,7 @@ PACKAGE = ROOT / "elmanctl"
 # What costs time or is not installed everywhere: never imported while the command line starts.
 HEAVY = {
     *("torch", "triton", "cma", "submitit", "numpy", "rich", "schedulefree", "transformers"),
-    *("fla", "mamba_ssm", "tensorboardX", "wandb", "sklearn", "scipy"),
+    *("fla", "mamba_ssm", "tensorboardX", "wandb", "optuna", "cmaes", "sklearn", "scipy"),
 }
 
 # For each part, the parts that it may import, by the first rule whose names fit.  A name stands

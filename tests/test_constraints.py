@@ -11,6 +11,7 @@ from packaging.specifiers import SpecifierSet
 
 from elmanctl.constants import (
     INSTALL_GPU,
+    INSTALL_OPTIMIZERS,
     INSTALL_REPLAY,
     INSTALL_TENSORBOARD,
     INSTALL_TRAIN,
@@ -76,6 +77,7 @@ def test_hints_name_the_packages_of_the_extras() -> None:
         (INSTALL_TENSORBOARD, "tensorboard"),
         (INSTALL_WANDB, "wandb"),
         (INSTALL_REPLAY, "replay"),
+        (INSTALL_OPTIMIZERS, "optimizers"),
     ):
         packages = [line.partition(";")[0] for line in extras[extra]]
         assert shlex.split(hint) == ["pip", "install", *packages]

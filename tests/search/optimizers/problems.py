@@ -26,6 +26,8 @@ def problem(coordinates: tuple[Coordinate, ...], population: int = 6, seed: int 
         population=population,
         seed=seed,
         budget=20 * population,
+        design=2 * population,
+        starts=2,
     )
 
 
