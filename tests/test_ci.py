@@ -21,6 +21,14 @@ def test_hosted_file_has_a_job_for_each_step() -> None:
     assert "run: .ci/run ${{ matrix.step }}" in hosted
 
 
+def test_steps_of_clusters_find_every_test_that_needs_one() -> None:
+    """They look in one folder: to collect all tests takes longer than a cluster to start."""
+    paths = [path for path in (ROOT / "tests").rglob("*.py") if "mark.slurm" in path.read_text()]
+    assert {path.parent.name for path in paths if path != Path(__file__)} == {"integration"}
+    named = re.findall(r"tests/integration/\w+\.py", (ROOT / ".ci" / "run").read_text())
+    assert named and {ROOT / name for name in named} <= {*paths}
+
+
 def test_unknown_step_is_refused_before_anything_is_installed() -> None:
     done = run_ci("lint", "tests")
     assert (done.returncode, done.stdout) == (2, "")

@@ -18,7 +18,7 @@ from elmanctl.search.run_creation import create_run
 from elmanctl.search.session import Session
 from tests.cli.conftest import Snapshot
 from tests.command_line import CommandLine, QuickCommandLine
-from tests.integration.runs import load, trained_attempts, wait_for
+from tests.integration.runs import load, trained_attempts, wait_for, with_standins
 from tests.schedulers.slurm_tools import SlurmTools
 from tests.search.scripted import Runs
 
@@ -152,7 +152,8 @@ def test_searches_are_interrupted_killed_and_continued(elmanctl: CommandLine, co
     def completed() -> int:
         return sum(len(trained_attempts(elmanctl.folder / "runs" / run)) for run in runs)
 
-    search = elmanctl.start(many)
+    user = with_standins(elmanctl, 1.0)
+    search = user.start(many)
     wait_for(lambda: completed() >= 2, "two results")
     search.send_signal(signal.SIGINT)
     told, _ = search.communicate()
@@ -161,15 +162,15 @@ def test_searches_are_interrupted_killed_and_continued(elmanctl: CommandLine, co
     assert {_state(elmanctl, run).status for run in runs} == {RunStatus.INTERRUPTED}
 
     before = completed()
-    resumed = elmanctl.start(["resume", *runs])
+    resumed = user.start(["resume", *runs])
     wait_for(lambda: completed() >= before + 3, "three more results")
     resumed.kill()
     resumed.communicate()
 
     # One of them alone, then all: the one that is finished ends at once.
-    alone = elmanctl("resume", runs[1])
+    alone = user("resume", runs[1])
     assert alone.returncode == 0, alone.stderr
-    last = elmanctl("resume", *runs)
+    last = user("resume", *runs)
     assert last.returncode == 0, last.stderr
     assert all(f"{run} finished: 4 completed" in last.stdout for run in runs)
     assert "\n\nITEM\t" in last.stdout
@@ -183,7 +184,7 @@ def test_searches_are_interrupted_killed_and_continued(elmanctl: CommandLine, co
 @pytest.mark.torch
 def test_runs_that_pause_are_told_apart(elmanctl: CommandLine, corpus: Path) -> None:
     words = ("search", "mingru", "gru", *TINY, "--data", str(corpus))
-    done = elmanctl(*words, "--set", "budget.evaluations=1", "--json")
+    done = with_standins(elmanctl, 0.0)(*words, "--set", "budget.evaluations=1", "--json")
     assert done.returncode == 6, done.stderr
     found = json.loads(done.stdout)
     assert [run["status"] for run in found["runs"]] == ["paused", "paused"]

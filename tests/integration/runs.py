@@ -5,15 +5,18 @@ import os
 import subprocess
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import TypeVar
 
 from elmanctl.ledger.records import RunStatus
 from elmanctl.ledger.run_state import RunState
 from elmanctl.ledger.state import load_run
+from tests.command_line import CommandLine
 from tests.patience import PATIENCE_S
 
-SLURMBOX = Path(__file__).parents[2] / "scripts" / "slurmbox"
+ROOT = Path(__file__).parents[2]
+SLURMBOX = ROOT / "scripts" / "slurmbox"
 KILLED_AT = str(Path(__file__).with_name("killed_at.py"))
 
 _T = TypeVar("_T")
@@ -26,6 +29,22 @@ def search_arguments(corpus: Path) -> list[str]:
         *("--generations", "2", "--train-steps", "15", "--data", str(corpus)),
         *("--set", "search.confirm_top=0"),
     ]
+
+
+def with_standins(user: CommandLine, seconds: float = 3.0) -> CommandLine:
+    """Return a command line whose workers wait so long where others train.
+
+    They do all else, and their losses are a function of the configuration and the seed.  For tests
+    of controllers and clusters: a job without torch takes a tenth of the processor time.
+    """
+    worker = ROOT / "benchmarks" / "campaign" / "worker"
+    variables = {
+        "PYTHONPATH": f"{user.environment['PYTHONPATH']}{os.pathsep}{worker}",
+        "STANDIN_LOG": str(user.folder / "trainings.log"),
+        "STANDIN_FAULTS": "0",
+        "STANDIN_SECONDS": f"{seconds},{seconds}",
+    }
+    return replace(user, environment={**user.environment, **variables})
 
 
 def wait_for(

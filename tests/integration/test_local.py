@@ -19,6 +19,7 @@ from tests.integration.runs import (
     search_arguments,
     trained_attempts,
     wait_for,
+    with_standins,
 )
 from tests.patience import PATIENCE_S
 
@@ -58,25 +59,27 @@ def test_undisturbed_search_completes_every_evaluation(undisturbed: RunState) ->
 
 
 def test_controller_killed_again_and_again_loses_and_repeats_nothing(
-    elmanctl: CommandLine, corpus: Path, undisturbed: RunState
+    elmanctl: CommandLine, corpus: Path, undisturbed_standins: RunState
 ) -> None:
-    folder = elmanctl.folder / "runs" / "run"
+    user = with_standins(elmanctl)
+    folder = user.folder / "runs" / "run"
     arguments = [*search_arguments(corpus), "--local"]
     for moment, kind, count in KILLS:
-        killed = elmanctl.start([moment, kind, str(count), *arguments], program=(KILLED_AT,))
+        killed = user.start([moment, kind, str(count), *arguments], program=(KILLED_AT,))
         output, _ = killed.communicate(timeout=PATIENCE_S)
         assert killed.returncode == -9, (moment, kind, output)
         arguments = ["resume"]
-    resumed = elmanctl("resume")
+    resumed = user("resume")
     assert resumed.returncode == 0, resumed.stderr
-    state = assert_same_search(folder, undisturbed)
+    state = assert_same_search(folder, undisturbed_standins)
     assert {len(e.attempts) for e in state.evaluations.values()} == {1}
 
 
 def test_controller_killed_while_it_confirms_trains_each_confirmation_once(
     elmanctl: CommandLine, corpus: Path
 ) -> None:
-    folder = elmanctl.folder / "runs" / "run"
+    user = with_standins(elmanctl)
+    folder = user.folder / "runs" / "run"
     arguments = [
         *(*search_arguments(corpus), "--local", "--generations", "1"),
         *("--set", "search.confirm_top=1", "--set", "search.confirm_seeds=2"),
@@ -88,14 +91,14 @@ def test_controller_killed_while_it_confirms_trains_each_confirmation_once(
         ("after", "attempt_started"),
         ("before", "evaluation_closed"),
     ):
-        killed = elmanctl.start([moment, kind, "1", *arguments], program=(KILLED_AT,))
+        killed = user.start([moment, kind, "1", *arguments], program=(KILLED_AT,))
         output, _ = killed.communicate(timeout=PATIENCE_S)
         assert killed.returncode == -9, (moment, kind, output)
         arguments = ["resume"]
         if kind == "confirmation_asked":
             # The generation was done before that.
             assert load(folder).told
-    resumed = elmanctl("resume")
+    resumed = user("resume")
     assert resumed.returncode == 0, resumed.stderr
     state = load(folder)
     best = state.best()
@@ -111,10 +114,11 @@ def test_controller_killed_while_it_confirms_trains_each_confirmation_once(
 
 
 def test_interrupted_controller_leaves_its_workers_running(
-    elmanctl: CommandLine, corpus: Path, undisturbed: RunState
+    elmanctl: CommandLine, corpus: Path, undisturbed_standins: RunState
 ) -> None:
     folder = elmanctl.folder / "runs" / "run"
-    controller = elmanctl.start([*search_arguments(corpus), "--local"])
+    # Workers that are still there when the controller has ended.
+    controller = with_standins(elmanctl, 8.0).start([*search_arguments(corpus), "--local"])
 
     def worker() -> int | None:
         """Return the process of a worker that has begun."""
@@ -134,7 +138,7 @@ def test_interrupted_controller_leaves_its_workers_running(
     assert "elmanctl resume run" in output
     os.kill(supervisor, 0)
     assert load(folder).status is RunStatus.INTERRUPTED
-    resumed = elmanctl("resume")
+    resumed = with_standins(elmanctl, 0.0)("resume")
     assert resumed.returncode == 0, resumed.stderr
-    state = assert_same_search(folder, undisturbed)
+    state = assert_same_search(folder, undisturbed_standins)
     assert {len(e.attempts) for e in state.evaluations.values()} == {1}

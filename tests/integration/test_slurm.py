@@ -1,4 +1,4 @@
-"""Searches and verdicts on a real Slurm cluster (scripts/slurmbox up)."""
+"""Searches on a real Slurm cluster (scripts/slurmbox up)."""
 
 import shutil
 import subprocess
@@ -9,9 +9,7 @@ import pytest
 from elmanctl.ledger.records import RunStatus, State, VerdictKind
 from elmanctl.ledger.run_state import RunState
 from elmanctl.run.paths import RunPaths
-from elmanctl.schedulers.executor import JobState
 from tests.command_line import CommandLine
-from tests.integration.cluster import Job
 from tests.integration.runs import (
     KILLED_AT,
     assert_same_search,
@@ -21,6 +19,7 @@ from tests.integration.runs import (
     search_arguments,
     slurmbox,
     wait_for,
+    with_standins,
 )
 from tests.patience import PATIENCE_S
 
@@ -78,22 +77,23 @@ KILLS = [
 
 
 def test_controller_killed_again_and_again_loses_and_repeats_nothing(
-    cluster_user: CommandLine, corpus: Path, undisturbed: RunState
+    cluster_user: CommandLine, corpus: Path, undisturbed_standins: RunState
 ) -> None:
+    user = with_standins(cluster_user)
     arguments = search_arguments(corpus)
     for moment, kind, count in KILLS:
-        killed = cluster_user.start([moment, kind, str(count), *arguments], program=(KILLED_AT,))
+        killed = user.start([moment, kind, str(count), *arguments], program=(KILLED_AT,))
         output, _ = killed.communicate(timeout=PATIENCE_S)
         assert killed.returncode == -9, (moment, kind, output)
         arguments = ["resume"]
-    resumed = cluster_user("resume")
+    resumed = user("resume")
     assert resumed.returncode == 0, resumed.stderr
-    state = assert_same_search(cluster_user.folder / "runs" / "run", undisturbed)
+    state = assert_same_search(user.folder / "runs" / "run", undisturbed_standins)
     assert {len(e.attempts) for e in state.evaluations.values()} == {1}
 
 
 def test_controller_killed_inside_sbatch_submits_nothing_twice(
-    cluster_user: CommandLine, corpus: Path, undisturbed: RunState
+    cluster_user: CommandLine, corpus: Path, undisturbed_standins: RunState
 ) -> None:
     """The controller dies while sbatch is still on its way: Slurm accepts the job after it."""
     real = shutil.which("sbatch")
@@ -110,11 +110,11 @@ def test_controller_killed_inside_sbatch_submits_nothing_twice(
         **cluster_user.environment,
         "PATH": f"{tools}:{cluster_user.environment['PATH']}",
     }
-    user = CommandLine(folder=cluster_user.folder, environment=environment)
+    user = with_standins(CommandLine(folder=cluster_user.folder, environment=environment))
     assert user(*search_arguments(corpus)).returncode == -9
     resumed = user("resume")
     assert resumed.returncode == 0, resumed.stderr
-    state = assert_same_search(user.folder / "runs" / "run", undisturbed)
+    state = assert_same_search(user.folder / "runs" / "run", undisturbed_standins)
     assert [len(s.tasks) for s in state.submissions.values()] == [4, 4]
     assert {len(e.attempts) for e in state.evaluations.values()} == {1}
 
@@ -170,28 +170,3 @@ def _job_ids() -> set[str]:
     return set(
         subprocess.check_output(["squeue", "-h", "-t", "all", "-o", "%A"], text=True).split()
     )
-
-
-def test_every_failure_gets_its_own_verdict(tmp_path: Path, corpus: Path) -> None:
-    """All jobs at once, since the shortest time limit of Slurm is a minute."""
-    wide = {"dim": 4096, "depth": 2, "n_heads": 64, "n_state": 32}
-    hang = "import time; time.sleep(600)"
-    bug = 'raise RuntimeError("a bug of the user")'
-    jobs = {
-        VerdictKind.TIMEOUT: Job(tmp_path / "late", corpus, broken_by=hang, timeout_min=1),
-        VerdictKind.CANCELLED: Job(tmp_path / "unwanted", corpus, broken_by=hang),
-        VerdictKind.OOM: Job(tmp_path / "wide", corpus, config=wide, mem_gb=0.5),
-        VerdictKind.PYTHON_ERROR: Job(tmp_path / "bug", corpus, broken_by=bug),
-        VerdictKind.INVALID: Job(tmp_path / "level", corpus, spec={"level": "e99"}),
-        VerdictKind.DIVERGED: Job(tmp_path / "diverged", corpus, spec={"lr": 1e6}),
-        VerdictKind.COMPLETED: Job(tmp_path / "well", corpus),
-    }
-    unwanted = jobs[VerdictKind.CANCELLED]
-    wait_for(lambda: unwanted.report().state is JobState.RUNNING, "the job to run")
-    unwanted.executor.cancel([unwanted.live])
-    verdicts = {kind: job.verdict() for kind, job in jobs.items()}
-    assert {kind: verdict.kind for kind, verdict in verdicts.items()} == {k: k for k in jobs}
-    for verdict in verdicts.values():
-        assert verdict.evidence
-    assert "a bug of the user" in verdicts[VerdictKind.PYTHON_ERROR].summary
-    assert "e99" in verdicts[VerdictKind.INVALID].summary

@@ -34,7 +34,7 @@ ByteStream.rows = _stopping
 """
 
 # Or is slow, and writes a checkpoint only when it is warned.
-SLOW = STOPPED.replace("while step > 8 and", "if").replace("0.05", "0.15")
+SLOW = STOPPED.replace("while step > 8 and", "if").replace("0.05", "0.45")
 EVERY_STEP, ON_DEMAND = 1e-9, 1e6
 
 
@@ -54,7 +54,7 @@ def over(job: Job, *names: str) -> None:
 def make(
     folder: Path, corpus: Path, on: list[str], code: str, timeout_min: int = 5, **spec: Any
 ) -> Job:
-    values = {"steps": 1200, "objective": "last100", "holdout": 0.0, **spec}
+    values = {"steps": 400, "objective": "last100", "holdout": 0.0, **spec}
     return Job(
         folder,
         corpus,

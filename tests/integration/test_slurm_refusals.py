@@ -20,6 +20,7 @@ from tests.integration.runs import (
     load,
     search_arguments,
     wait_for,
+    with_standins,
 )
 from tests.patience import PATIENCE_S
 
@@ -84,31 +85,32 @@ def sizes(state: RunState, outcome: SubmissionState) -> list[int]:
 
 
 def test_limit_on_submitted_jobs_is_told_and_waited_out_by_one_controller_after_the_other(
-    cluster_user: CommandLine, corpus: Path, undisturbed: RunState, limit: int
+    cluster_user: CommandLine, corpus: Path, undisturbed_standins: RunState, limit: int
 ) -> None:
+    user = with_standins(cluster_user)
     held = slurm("sbatch", "--parsable", "--hold", f"--array=1-{limit}", "--wrap", "true").strip()
 
     def refusal() -> dict[str, object] | None:
-        done = cluster_user("status", "run", "--json")
+        done = user("status", "run", "--json")
         note = json.loads(done.stdout)["run"]["scheduler"] if done.returncode == 0 else None
         return note["refusal"] if note else None
 
-    controller = cluster_user.start(search_arguments(corpus))
+    controller = user.start(search_arguments(corpus))
     try:
         told = wait_for(refusal, "status to tell of the refusal")
         assert "AssocMaxSubmitJobLimit" in str(told["words"])
         assert "search.max_jobs" in str(told["hint"])
         line = "takes no more jobs for now: AssocMaxSubmitJobLimit"
-        assert line in cluster_user("status", "run").stderr
+        assert line in user("status", "run").stderr
         controller.kill()
         controller.communicate()
-        controller = cluster_user.start(("resume", "run"))
+        controller = user.start(("resume", "run"))
         wait_for(refusal, "the next controller to be refused as well")
     finally:
         slurm("scancel", held)
         output, _ = controller.communicate(timeout=PATIENCE_S)
     assert controller.returncode == 0, output
-    state = assert_same_search(cluster_user.folder / "runs" / "run", undisturbed)
+    state = assert_same_search(user.folder / "runs" / "run", undisturbed_standins)
     assert {len(e.attempts) for e in state.evaluations.values()} == {1}
     assert max(sizes(state, SubmissionState.ACCEPTED)) <= limit
     assert len(sizes(state, SubmissionState.REFUSED)) <= 30
@@ -144,12 +146,12 @@ exec $real "$@"
 
 
 def test_job_whose_answer_was_lost_or_under_a_banner_is_found_by_its_name(
-    cluster_user: CommandLine, corpus: Path, undisturbed: RunState
+    cluster_user: CommandLine, corpus: Path, undisturbed_standins: RunState
 ) -> None:
-    user = wrapped(cluster_user, "sbatch", LOSES)
+    user = with_standins(wrapped(cluster_user, "sbatch", LOSES))
     done = user(*search_arguments(corpus))
     assert done.returncode == 0, done.stderr
-    state = assert_same_search(user.folder / "runs" / "run", undisturbed)
+    state = assert_same_search(user.folder / "runs" / "run", undisturbed_standins)
     assert sizes(state, SubmissionState.ACCEPTED) == [4, 4]
     assert len(state.submissions) == 2
     assert done.stderr.count("Cluster 2026 greets you") == 1
@@ -172,13 +174,13 @@ def bare_cluster() -> Iterator[str]:
 
 
 def test_cluster_without_arrays_gets_one_job_an_attempt_in_a_hidden_partition_too(
-    cluster_user: CommandLine, corpus: Path, undisturbed: RunState, bare_cluster: str
+    cluster_user: CommandLine, corpus: Path, undisturbed_standins: RunState, bare_cluster: str
 ) -> None:
     # An ordinary user's sinfo does not show it; some sites' wrappers not even with `-a`.
     user = wrapped(cluster_user, "sinfo", f'$real "$@" | grep -v {bare_cluster}')
-    done = user(*search_arguments(corpus), "--partition", f"{bare_cluster},gpu")
+    done = with_standins(user)(*search_arguments(corpus), "--partition", f"{bare_cluster},gpu")
     assert done.returncode == 0, done.stderr
-    state = assert_same_search(user.folder / "runs" / "run", undisturbed)
+    state = assert_same_search(user.folder / "runs" / "run", undisturbed_standins)
     assert sizes(state, SubmissionState.ACCEPTED) == [1] * 8
     attempts = [e.attempts for e in state.evaluations.values()]
     # The ids are those that squeue and scancel know.

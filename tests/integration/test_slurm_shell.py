@@ -11,7 +11,7 @@ from elmanctl.ledger.records import State
 from elmanctl.run.paths import RunPaths
 from elmanctl.schedulers.scheduler_note import read_note
 from tests.command_line import CommandLine
-from tests.integration.runs import load, search_arguments, wait_for
+from tests.integration.runs import load, search_arguments, wait_for, with_standins
 from tests.patience import PATIENCE_S
 
 pytestmark = [pytest.mark.slurm, pytest.mark.timeout(280)]
@@ -50,7 +50,8 @@ def test_controller_in_a_step_of_an_allocation_searches_as_from_anywhere(
     elmanctl: CommandLine, corpus: Path
 ) -> None:
     """By salloc and srun, whose variables say how their own step runs; under a soft limit."""
-    inside = user(elmanctl, SETTINGS, SBATCH_PARTITION="urgent", SBATCH_COMMENT="mine")
+    shell = user(elmanctl, SETTINGS, SBATCH_PARTITION="urgent", SBATCH_COMMENT="mine")
+    inside = with_standins(shell)
     limited = ("bash", "-c", 'ulimit -St 600 -Sc 0 && exec "$@"', "bash")
     allocation = ("salloc", "-p", "gpu", "-n1", "--mem-per-cpu=700", "--gpus-per-task=1")
     step = ("srun", "--cpu-bind=cores")
