@@ -89,3 +89,12 @@ OPTIMIZERS = (
 
 # The loss that the study of January 2026 told for whatever gave none.
 STUDY_FAILURE = 10.0
+
+# The words of `stopping.rule`.
+OFF = "off"
+CURVE = "curve"
+ASHA = "asha"
+STOPPING_RULES = (OFF, CURVE, ASHA)
+
+# Losses of a training are compared at so many evenly spaced shares of its budget.
+LOOKS = 40

@@ -8,6 +8,7 @@ from elmanctl.bounds import Bounds, bounds_of, setting
 from elmanctl.constants import GPU_NAME, MAX_SEED, MIN_POPULATION, OPTIMIZERS, REPEATS, YEAR_MIN
 from elmanctl.errors import ConfigError
 from elmanctl.run.metrics_settings import MetricsSettings
+from elmanctl.run.stopping_settings import StoppingSettings
 from elmanctl.run.training import BUDGET_KINDS, Training
 
 # The GPUs that a job asks for unless told otherwise, of which each of `train.gpus` needs one.
@@ -271,6 +272,7 @@ class Settings:
     local: LocalSettings = field(default_factory=LocalSettings)
     retry: RetrySettings = field(default_factory=RetrySettings)
     budget: BudgetSettings = field(default_factory=BudgetSettings)
+    stopping: StoppingSettings = field(default_factory=StoppingSettings)
     disk: DiskSettings = field(default_factory=DiskSettings)
     metrics: MetricsSettings = field(default_factory=MetricsSettings)
     paths: PathSettings = field(default_factory=PathSettings)

@@ -38,7 +38,14 @@ RULES: tuple[tuple[tuple[str, ...], tuple[str, ...]], ...] = (
     (LEAVES, ()),
     (
         ("settings",),
-        ("constants", "errors", "bounds", "run.training", "run.metrics_settings"),
+        (
+            "constants",
+            "errors",
+            "bounds",
+            "run.training",
+            "run.metrics_settings",
+            "run.stopping_settings",
+        ),
     ),
     (("sources",), (*LEAVES, "settings")),
     (("sbatch_variables",), (*LEAVES, "settings")),

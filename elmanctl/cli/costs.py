@@ -6,8 +6,9 @@ from typing import Any
 
 from elmanctl import clock
 from elmanctl.cli.output import counted
+from elmanctl.ledger.records import Attempt
 from elmanctl.ledger.run_state import RunState
-from elmanctl.ledger.spending import Spent
+from elmanctl.ledger.spending import Spent, cost_of, devices, left_of
 from elmanctl.ledger.summary import RunSummary
 from elmanctl.search import costs
 from elmanctl.search.noise import noise_estimates
@@ -39,6 +40,7 @@ def cost_data(
         "failures": costs.failures(state),
         "answered": state.answered,
         "saved_gpu_hours": state.saved.device_s / _HOUR_S,
+        **_spared_data(state.spared),
         "budgets": {
             use.key: {"limit": use.limit, "used": use.used, "left": use.left}
             for use in costs.uses(
@@ -46,6 +48,12 @@ def cost_data(
             )
         },
     }
+
+
+def _spared_data(spared: Spent) -> dict[str, Any]:
+    if not spared.attempts:
+        return {}
+    return {"stopped_early": spared.attempts, "spared_gpu_hours": spared.device_s / _HOUR_S}
 
 
 def noise_data(state: RunState) -> list[dict[str, Any]]:
@@ -68,7 +76,18 @@ def describe_cost(state: RunState | RunSummary, cost: Mapping[str, Any]) -> str 
     if cost["answered"]:
         saved = format_hours(cost["saved_gpu_hours"])
         parts.append(f"{counted(cost['answered'], 'repeat')} deduplicated, {saved} saved")
+    if "stopped_early" in cost:
+        saved = format_hours(cost["spared_gpu_hours"])
+        stopped = counted(cost["stopped_early"], "training")
+        parts.append(f"{stopped} stopped early, about {saved} saved")
     return "; ".join(parts)
+
+
+def spared_hours(state: RunState, attempt: Attempt) -> str:
+    """Return what the rest of a training that was stopped early would have cost, with its unit."""
+    used = devices(state.submissions[attempt.submission].resources)
+    spared = left_of(attempt, cost_of(attempt, used))
+    return f"{format_hours(spared.device_s / _HOUR_S)} {costs.unit_of(state)}"
 
 
 def describe_waste(state: RunState | RunSummary, cost: Mapping[str, Any]) -> str | None:

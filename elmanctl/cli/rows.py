@@ -5,7 +5,7 @@ from dataclasses import asdict
 from typing import Any
 
 from elmanctl import clock
-from elmanctl.ledger.records import Attempt, Evaluation, State, Verdict
+from elmanctl.ledger.records import Attempt, Evaluation, State, Stop, Verdict
 from elmanctl.ledger.run_state import RunState
 from elmanctl.ledger.summary import RunSummary
 from elmanctl.run.corpus import corpus_name
@@ -110,6 +110,7 @@ def evaluation_row(evaluation: Evaluation) -> dict[str, Any]:
         "replaces": evaluation.replaces,
         "repeats": evaluation.repeats,
         "answered_by": evaluation.answer.by if evaluation.answer else None,
+        **({"stop": asdict(evaluation.stop)} if evaluation.stop else {}),
         **({"confirms": evaluation.confirms} if evaluation.confirms else {}),
     }
 
@@ -173,7 +174,24 @@ def _failure(evaluation: Evaluation) -> str | None:
         return "not converged" if found and not found["is_converged"] else None
     verdict = judged[-1].verdict
     assert verdict is not None
+    if evaluation.state is State.STOPPED and evaluation.stop is not None:
+        return f"stopped at {evaluation.stop.share:.0%}, predicted {evaluation.stop.predicted:.4f}"
     return f"{verdict.kind.value} (attempt {judged[-1].number})"
+
+
+def describe_stop(stop: Stop) -> str:
+    """Return what a decision to stop early rests on, in words."""
+    at = f"at {stop.share:.0%} of the budget: training loss {stop.loss:.4f}"
+    if stop.chance is None:
+        return f"{at}, {stop.limit:.4f} was needed to go on; {stop.compared} compared"
+    return (
+        f"{at}, predicted {stop.predicted:.4f}, a chance of {_percent(stop.chance)} to end below "
+        f"{stop.limit:.4f}; {stop.compared} compared"
+    )
+
+
+def _percent(share: float) -> str:
+    return f"{share:.1%}" if share >= 0.001 else "below 0.1%"
 
 
 def convergence_of(attempt: Attempt) -> Mapping[str, Any] | None:

@@ -21,6 +21,7 @@ from elmanctl.search.attempt_monitor import Watcher
 from elmanctl.search.cancelled_jobs import Now, jobs_left
 from elmanctl.search.disk_errors import explained
 from elmanctl.search.dispatch import Dispatcher
+from elmanctl.search.early_stopping import EarlyStopping
 from elmanctl.search.effective_settings import effective_settings
 from elmanctl.search.model_pruning import ModelPruning
 from elmanctl.search.poll import Poller, QueryPace
@@ -87,7 +88,8 @@ def _act(paths: RunPaths, command: str, arguments: Mapping[str, Any]) -> dict[st
         if command == "requeue":
             executor.check()
         dispatcher = Dispatcher(
-            session, executor, poller, Decisions(session), ModelPruning(session)
+            *(session, executor, poller, Decisions(session), ModelPruning(session)),
+            EarlyStopping(session, executor),
         )
         if command == "cancel" and poller.intended() and (polled := poller.poll()):
             # A job that was accepted but whose id was never recorded must be cancelled too.

@@ -24,7 +24,12 @@ def headline(row: Mapping[str, Any]) -> str:
         f"{row['done']} of {row['planned']} done",
     ]
     parts += [
-        f"{row[key]} {key}" for key in ("running", "pending", "failed", "cancelled") if row[key]
+        f"{row[key]} {words}"
+        for key, words in (
+            *(("running", "running"), ("pending", "pending"), ("stopped_early", "stopped early")),
+            *(("failed", "failed"), ("cancelled", "cancelled")),
+        )
+        if row.get(key)
     ]
     if row["best"]:
         parts.append(f"best {format_loss(row['best_loss'])} ({row['best']})")

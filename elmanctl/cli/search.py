@@ -25,7 +25,7 @@ from elmanctl.cli.joint_controller import drive_together
 from elmanctl.cli.output import confirm, say
 from elmanctl.cli.plan import describe_plans, print_dry_run, warn_of_plan, warn_of_variables
 from elmanctl.config import Resolved, parse_assignments
-from elmanctl.constants import GPU_NAME, OPTIMIZERS
+from elmanctl.constants import GPU_NAME, OPTIMIZERS, STOPPING_RULES
 from elmanctl.errors import ElmanError, Faults, UsageError
 from elmanctl.ledger.spending import gpus_asked
 from elmanctl.run.ownership import refuse_foreign_files
@@ -101,6 +101,13 @@ def search(
         bool | None,
         Option("--start-from-best", help="Start at the known best configuration"),
     ] = None,
+    stopping: Annotated[
+        str | None,
+        Option(
+            help="Stop evaluations early that will not be the best: off, curve or asha",
+            autocompletion=one_of(STOPPING_RULES),
+        ),
+    ] = None,
     preset: PresetOption = None,
     name: Annotated[str | None, Option(help="Name of the run")] = None,
     partition: Annotated[str | None, Option("-p", "--partition", help="Slurm partition")] = None,
@@ -166,6 +173,7 @@ def search(
         "search.seed": seed,
         "search.start_from_best": start_from_best,
         "search.max_jobs": max_jobs,
+        "stopping.rule": stopping,
         "disk.keep_models": keep_models,
         "budget.gpu_hours": gpu_hours,
         "budget.wall_h": wall_hours,

@@ -61,8 +61,9 @@ def run_summary(paths: RunPaths, state: RunState) -> dict[str, Any]:
 def print_summary(paths: RunPaths, state: RunState) -> None:
     """Print the summary of a search and a hint at the next command."""
     counts = state.counts()
+    stopped = f"{counts[State.STOPPED]} stopped early, " if counts[State.STOPPED] else ""
     print_line(
-        f"{state.run['name']} {state.status}: {counts[State.COMPLETED]} completed, "
+        f"{state.run['name']} {state.status}: {counts[State.COMPLETED]} completed, {stopped}"
         f"{counts[State.FAILED]} failed, {counts[State.CANCELLED]} cancelled"
     )
     if state.stopped is not None:

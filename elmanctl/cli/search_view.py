@@ -8,7 +8,7 @@ from typing import Any
 
 from elmanctl import clock
 from elmanctl.cli import output
-from elmanctl.cli.rows import describe_config, searched_names, shown_elapsed
+from elmanctl.cli.rows import describe_config, describe_stop, searched_names, shown_elapsed
 from elmanctl.cli.scheduler_status import live_row
 from elmanctl.ledger.payloads import ConfirmationAsked
 from elmanctl.ledger.records import CONFIRMATION, Evaluation, State, Verdict, VerdictKind
@@ -93,9 +93,8 @@ class LiveView:
     def judged(self, evaluation: Evaluation, verdict: Verdict) -> None:
         """Print a permanent line for an attempt that did not complete."""
         if verdict.kind is not VerdictKind.COMPLETED:
-            self._live.console.print(
-                output.printable(judged_line(evaluation, verdict)), style="red", markup=False
-            )
+            line = output.printable(judged_line(evaluation, verdict))
+            self._live.console.print(line, style=_style(verdict), markup=False)
 
     def generation_done(self, session: Session, generation: int) -> None:
         """Print a permanent line for a completed generation."""
@@ -194,7 +193,8 @@ class JointLine:
     def judged(self, evaluation: Evaluation, verdict: Verdict) -> None:
         """Print a permanent line for an attempt that did not complete."""
         if verdict.kind is not VerdictKind.COMPLETED:
-            self._display.keep(f"{self._name} {judged_line(evaluation, verdict)}", "red")
+            line = f"{self._name} {judged_line(evaluation, verdict)}"
+            self._display.keep(line, _style(verdict))
 
     def generation_done(self, session: Session, generation: int) -> None:
         """Print a permanent line for a completed generation."""
@@ -238,6 +238,8 @@ def headline(session: Session) -> str:
         f"  {counts[State.COMPLETED]}/{total} done  {running} running  {waiting} queued"
         f"  {counts[State.FAILED]} failed"
     )
+    if counts[State.STOPPED]:
+        text += f"  {counts[State.STOPPED]} stopped early"
     return f"{text}  best {output.format_loss(best.loss)} ({best.id})" if best else text
 
 
@@ -250,7 +252,13 @@ def judged_line(evaluation: Evaluation, verdict: Verdict) -> str:
             f"{evaluation.id} completed: loss {last.result['loss']:.4f}, "
             f"{format_count(evaluation.parameters)} parameters, {last.result.get('steps')} steps"
         )
+    if verdict.kind is VerdictKind.STOPPED and evaluation.stop is not None:
+        return f"{evaluation.id} stopped early: {describe_stop(evaluation.stop)}"
     return f"{evaluation.id} attempt {number} {verdict.kind}: {verdict.summary}"
+
+
+def _style(verdict: Verdict) -> str | None:
+    return None if verdict.kind is VerdictKind.STOPPED else "red"
 
 
 def generation_line(state: RunState, generation: int) -> str:

@@ -19,6 +19,7 @@ from elmanctl.cli.confirmation import (
     estimate_data,
 )
 from elmanctl.cli.context import JsonFlag, chosen_run, known_runs, load_readable, runs_folder
+from elmanctl.cli.costs import spared_hours
 from elmanctl.cli.log_follower import Follower
 from elmanctl.cli.output import print_json, print_line, shown_count, write_raw
 from elmanctl.cli.saved import show_saved
@@ -211,6 +212,10 @@ def _print_evaluation(paths: RunPaths, found: RunState, chosen: Evaluation) -> N
         entropy = found.run["data"]["unigram_nats"]
         loss = f"{row['loss']:.4f} nats/byte, {rows.loss_quantity(chosen)}"
         print_line(f"  loss        {loss} (unigram entropy {entropy:.4f})")
+    if chosen.state is State.STOPPED:
+        told = dict(found.told.get(chosen.generation, ())).get(chosen.id)
+        if told is not None:
+            print_line(f"  reported    {told:.4f} nats/byte to the optimizer, by its prediction")
     print_line(f"  corpus      {rows.corpus_line(found.run)}")
     for line in _confirmation_lines(found, chosen):
         print_line(line)
@@ -239,6 +244,8 @@ def _print_evaluation(paths: RunPaths, found: RunState, chosen: Evaluation) -> N
         requested = _resources(found, attempt)
         if "mem_gb" in requested:
             print_line(f"  memory      {requested['mem_gb']:g} GB requested")
+        if attempt.state is State.STOPPED:
+            print_line(f"  saved       about {spared_hours(found, attempt)}")
         if "exclude" in requested:
             print_line(f"  excluded    {', '.join(requested['exclude'])}")
     excluded = rows.excluded_line(rows.excluded_rows(found))
@@ -289,6 +296,8 @@ def _print_attempt(paths: RunPaths, chosen: Evaluation, attempt: Attempt) -> Non
         if attempt.result.get("skipped_updates"):
             print_line(f"  skipped     {attempt.result['skipped_updates']} updates, not finite")
         _print_origin(attempt.result)
+    if attempt.stop is not None:
+        print_line(f"  stop        {rows.describe_stop(attempt.stop)}")
     if attempt.verdict is not None and attempt.state is not State.COMPLETED:
         print_line(f"  verdict     {rows.describe_verdict(attempt.verdict)}")
         for quote in attempt.verdict.evidence:

@@ -193,6 +193,7 @@ def _run_row(paths: RunPaths, state: RunSummary, shown: Standing) -> dict[str, A
         "done": counts[State.COMPLETED],
         "running": running,
         "pending": state.count("live") - running + counts[State.CREATED],
+        **({"stopped_early": counts[State.STOPPED]} if counts[State.STOPPED] else {}),
         "failed": counts[State.FAILED],
         "answered": state.answered,
         "refused_share": state.refused_share,

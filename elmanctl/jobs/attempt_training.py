@@ -21,6 +21,7 @@ from elmanctl.jobs.device import (
     held_by_others_bytes,
     use_threads,
 )
+from elmanctl.jobs.early_stop import EarlyStop
 from elmanctl.jobs.micro_batch import MicroBatch
 from elmanctl.jobs.outcome import TrainOutcome
 from elmanctl.jobs.parallel import whole
@@ -51,8 +52,10 @@ class AttemptTraining:
         warned: Warned,
         note: Callable[[int, str | None], None],
         ranks: Ranks | None = None,
+        early_stop: EarlyStop | None = None,
     ) -> None:
         self._ranks = ranks or Ranks()
+        self._early_stop = early_stop
         self._paths = paths
         self._spec = spec
         self._compared_by: str | None = None
@@ -94,6 +97,7 @@ class AttemptTraining:
             self._keep_model if MODEL in spec.keep else None,
             self._micro_batch,
             self._ranks,
+            self._early_stop,
         )
         verdict = outcome.verdict(
             f"{self._paths.name_in_run}/{self._paths.metrics.name}",

@@ -18,6 +18,7 @@ from typing import Any, Protocol
 
 from elmanctl.jobs.claim import Worker, successor, take_claim, this_worker
 from elmanctl.jobs.company import Company, first_place, gathered
+from elmanctl.jobs.early_stop import EarlyStop
 from elmanctl.jobs.heartbeat import Heartbeat
 from elmanctl.jobs.metrics import MetricsLog, StepRecord
 from elmanctl.jobs.metrics_feed import MetricsFeed, open_feed
@@ -225,6 +226,13 @@ class _Evaluation:
     ) -> dict[str, Any]:
         from elmanctl.jobs.attempt_training import AttemptTraining
 
+        early_stop = None
+        if spec.stoppable:
+            early_stop = EarlyStop(
+                self._paths.stop,
+                interval_s=spec.training.heartbeat_s,
+                note=progress.curve,
+            )
         training = self._training = AttemptTraining(
             self._paths,
             spec,
@@ -232,6 +240,7 @@ class _Evaluation:
             warned=warned,
             note=progress.checkpoint,
             ranks=None if company is None else company.ranks,
+            early_stop=early_stop,
         )
         verdict, entries = training.run(progress)
         if company is not None:
@@ -311,6 +320,10 @@ class _Progress:
         self._heartbeat.note_validation(step, loss)
         if self._feed is not None:
             self._feed.validation(step, loss)
+
+    def curve(self, losses: tuple[float | None, ...]) -> None:
+        """Report the training losses at the looks so far."""
+        self._heartbeat.note_curve(losses)
 
     def checkpoint(self, step: int, error: str | None) -> None:
         """Report a checkpoint, or why it was not written."""

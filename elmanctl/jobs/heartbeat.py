@@ -50,6 +50,7 @@ class Heartbeat:
         self._signals: tuple[dict[str, str], ...] = ()
         self._checkpoint: dict[str, Any] | None = None
         self._validation: dict[str, Any] | None = None
+        self._curve: tuple[float | None, ...] = ()
         self._lost_rank: dict[str, Any] | None = None
         self._failures = 0
         self._error: OSError | None = None
@@ -91,6 +92,10 @@ class Heartbeat:
     def note_validation(self, step: int, loss: float) -> None:
         """Record the last held-out loss, for the next heartbeat."""
         self._validation = {"step": step, "loss": loss} if math.isfinite(loss) else None
+
+    def note_curve(self, losses: tuple[float | None, ...]) -> None:
+        """Record the losses at the looks so far, for the next heartbeat."""
+        self._curve = losses
 
     def note_signal(self, name: str) -> None:
         """Record a signal and wait, at most two seconds, until it is in the file.
@@ -153,6 +158,7 @@ class Heartbeat:
             "signals": list(signals),
             **({"checkpoint": self._checkpoint} if self._checkpoint else {}),
             **({"validation": self._validation} if self._validation else {}),
+            **({"curve": self._curve} if self._curve else {}),
             **({"lost_rank": self._lost_rank} if self._lost_rank else {}),
         }
 

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+from elmanctl.codec import json_field
 from elmanctl.jobs.convergence import Convergence
 from elmanctl.jobs.validation import Validation
 from elmanctl.ledger.records import Evidence, EvidenceSource, Verdict, VerdictKind
@@ -29,6 +30,8 @@ class TrainOutcome:
     up to 64 of them, the last at the end; `elapsed_s` is without the `validation_s` that they took.
     `flops` is None for a family without a count.  Of several `ranks` speed and tokens are those of
     all together, the micro-batch is one rank's, and the peak of memory that of the one with most.
+    A stoppable training has its `curve` of losses at the looks, and the `share` of the budget that
+    it spent; one that was stopped has no `loss` and no `val_loss`.
     """
 
     divergence: Divergence | None
@@ -61,13 +64,22 @@ class TrainOutcome:
     precision: str
     peak_memory_bytes: int
     ranks: int = 1
+    is_stopped: bool = json_field(default=False, omit=True)
+    share: float | None = json_field(default=None, omit=True)
+    curve: tuple[float | None, ...] = json_field(default=(), omit=True)
 
     def verdict(self, metrics_file: str, *, steps_before: int = 0) -> Verdict:
-        """Return completed or diverged; `metrics_file` is relative to the run folder.
+        """Return completed, stopped or diverged; `metrics_file` is relative to the run folder.
 
         `steps_before` were made by earlier attempts, whose metrics are in files of their own.
         """
         found = self.divergence
+        if found is None and self.is_stopped:
+            text = f"stopped after {self.steps} steps and {self.tokens} bytes"
+            if self.share is not None and self.last100_loss is not None:
+                text += f", {self.share:.0%} of the budget; training loss {self.last100_loss:.4f}"
+            evidence = Evidence(source=EvidenceSource.RESULT, text=text)
+            return Verdict(kind=VerdictKind.STOPPED, evidence=(evidence,))
         if found is None:
             text = f"{self._loss_text} after {self.steps} steps and {self.tokens} bytes"
             if self.convergence is not None and not self.convergence.is_converged:

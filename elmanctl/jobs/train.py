@@ -20,6 +20,7 @@ from elmanctl.jobs.device import (
     repeatable,
     use_threads,
 )
+from elmanctl.jobs.early_stop import EarlyStop
 from elmanctl.jobs.micro_batch import MicroBatch
 from elmanctl.jobs.outcome import Divergence, TrainOutcome
 from elmanctl.jobs.parallel import place
@@ -38,6 +39,7 @@ def train(
     keep: Callable[[TrainOutcome, nn.Module], None] | None = None,
     micro_batch: MicroBatch | None = None,
     ranks: Ranks | None = None,
+    early_stop: EarlyStop | None = None,
 ) -> TrainOutcome:
     """Train `model` under `spec` and return the outcome, divergence included.
 
@@ -47,8 +49,9 @@ def train(
     from a checkpoint; a model that computes its initial weights has to be built after
     `use_threads`.  Unless it diverged, `keep` gets the outcome and the model with its averaged
     weights, those that were validated.  `micro_batch` shrinks by need.  Of several `ranks` each
-    calls this, and gets the same outcome.  Raises InvalidConfiguration when the model does not have
-    the expected number of parameters.
+    calls this, and gets the same outcome.  The first of them may have an `early_stop`, by whose
+    request a stoppable training ends: without a loss, and nothing of it is kept.  Raises
+    InvalidConfiguration when the model does not have the expected number of parameters.
     """
     parameters = count_parameters(model)
     if parameters != spec.parameters_expected:
@@ -75,10 +78,11 @@ def train(
             checkpoints,
             micro_batch or MicroBatch(training),
             ranks,
+            early_stop,
         )
         divergence = loop.run(report)
         outcome = _outcome(loop, spec, divergence, ranks)
-        if keep is not None and divergence is None:
+        if keep is not None and divergence is None and not loop.is_stopped:
             with loop.averaged_weights():
                 keep(outcome, model)
     return outcome

@@ -16,6 +16,7 @@ from elmanctl.jobs.checkpoint import Position, Trained, position_of, restore
 from elmanctl.jobs.checkpoints import Checkpoints
 from elmanctl.jobs.convergence import Convergence, is_look, judge
 from elmanctl.jobs.data import ByteStream, HeldOutWindows
+from elmanctl.jobs.early_stop import EarlyStop
 from elmanctl.jobs.losses import TrainingLosses
 from elmanctl.jobs.metrics import StepRecord
 from elmanctl.jobs.micro_batch import MicroBatch
@@ -64,8 +65,12 @@ class TrainingLoop:
         checkpoints: Checkpoints | None,
         micro_batch: MicroBatch,
         ranks: Ranks,
+        early_stop: EarlyStop | None = None,
     ) -> None:
         training = spec.training
+        self.is_stopped = False
+        self._is_stoppable = spec.stoppable
+        self._early_stop = early_stop
         self.micro_batch = micro_batch
         self.losses = TrainingLosses(training)
         self.steps = 0
@@ -117,8 +122,12 @@ class TrainingLoop:
             )
 
     def measured(self, objective: str, *, is_diverged: bool) -> dict[str, Any]:
-        """Return the losses of the run, as a `TrainOutcome` has them; without one if diverged."""
-        final = self.validations[-1] if self.validations and not is_diverged else None
+        """Return the losses of the run, as a `TrainOutcome` has them; without one if diverged.
+
+        A run that was stopped has its training losses alone.
+        """
+        is_over = not is_diverged and not self.is_stopped
+        final = self.validations[-1] if self.validations and is_over else None
         val = None if final is None else final.val_loss
         losses = {
             "val": val,
@@ -127,7 +136,7 @@ class TrainingLoop:
         }
         return {
             "objective": objective,
-            "loss": losses[objective],
+            "loss": None if self.is_stopped else losses[objective],
             "loss_window_steps": self.losses.window_steps,
             "last_loss": self.losses.last,
             "last100_loss": losses["last100"],
@@ -139,6 +148,8 @@ class TrainingLoop:
             "val_bytes": 0 if self._held_out is None else self._held_out.scored_bytes,
             "validations": _thinned(self.validations),
             "validation_s": self.validation_s,
+            "is_stopped": self.is_stopped,
+            **({} if self._early_stop is None else self._early_stop.record()),
         }
 
     @property
@@ -168,7 +179,9 @@ class TrainingLoop:
             is_spent = self._is_spent()
             if divergence is None and not is_spent:
                 self._checkpoint_if_due()
-        if divergence is not None:
+        if self._is_stoppable:
+            self.is_stopped = self._ranks.decide(self.is_stopped)
+        if divergence is not None or self.is_stopped:
             return divergence
         if not self._parallel.is_exchange(self.steps):
             self._parallel.exchange(self._optimizer)
@@ -263,10 +276,27 @@ class TrainingLoop:
             counted_s=position.counted_s,
             warm_tokens=position.warm_tokens,
         )
+        if self._early_stop is not None:
+            self._early_stop.curve.resume(self._share)
 
     def _is_spent(self) -> bool:
-        """Whether the budget is spent, by the clock of rank 0."""
-        return self._ranks.decide(self._has_spent())
+        """Whether the budget is spent, by the clock of rank 0, or the controller asked to stop."""
+        has_spent = self._has_spent()
+        if self._early_stop is not None and not has_spent:
+            self.is_stopped = self._early_stop.is_asked()
+        return self._ranks.decide(has_spent or self.is_stopped)
+
+    @property
+    def _share(self) -> float:
+        """The share of the budget that is spent; 0 in a warm-up, and of one that has no end."""
+        budget = self._budget
+        spent = {
+            "minutes": self.clock.counted_s() / 60,
+            "steps": self.steps,
+            "tokens": self.tokens,
+            "flops": self.flops or 0.0,
+        }
+        return float(spent.get(budget.kind, 0.0) / budget.amount)
 
     def _has_spent(self) -> bool:
         budget = self._budget
@@ -321,6 +351,8 @@ class TrainingLoop:
             self.skipped_in_a_row = 0
             self.losses.append(loss)
         self.steps, self.tokens = record.step, record.tokens
+        if self._early_stop is not None:
+            self._early_stop.add(self._share, loss)
         return None
 
     def _gradients(self) -> tuple[float, float, float | None]:

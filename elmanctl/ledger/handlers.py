@@ -11,7 +11,7 @@ from elmanctl.ledger import payloads, records, transitions
 from elmanctl.ledger.disk_use import OTHER
 from elmanctl.ledger.payloads import Payload
 from elmanctl.ledger.run_state import Exchange, Note, RunState
-from elmanctl.ledger.spending import Spent, cost_of, devices
+from elmanctl.ledger.spending import Spent, cost_of, devices, left_of
 
 
 @singledispatch
@@ -150,6 +150,12 @@ def _attempt_started(event: payloads.AttemptStarted, state: RunState, at: str) -
 
 
 @handle.register
+def _stop_decided(event: payloads.StopDecided, state: RunState, at: str) -> None:
+    evaluation = _evaluation(state, event.evaluation)
+    state.put(transitions.decide_stop(evaluation, event.attempt, event.stop, at))
+
+
+@handle.register
 def _attempt_finished(event: payloads.AttemptFinished, state: RunState, at: str) -> None:
     evaluation = _evaluation(state, event.evaluation)
     sizes = event.sizes or {}
@@ -163,7 +169,9 @@ def _attempt_finished(event: payloads.AttemptFinished, state: RunState, at: str)
     kind = event.verdict.kind
     cost = cost_of(attempt, devices(_submission(state, attempt.submission).resources))
     state.spent[kind.value] = state.spent.get(kind.value, Spent()) + cost
-    if kind is records.VerdictKind.COMPLETED:
+    if kind is records.VerdictKind.STOPPED:
+        state.spared += left_of(attempt, cost)
+    if kind in (records.VerdictKind.COMPLETED, records.VerdictKind.STOPPED):
         state.failures_in_a_row.clear()
     else:
         state.failures_in_a_row.append((evaluation.id, event.attempt))
@@ -184,6 +192,7 @@ def _evaluation_answered(event: payloads.EvaluationAnswered, state: RunState, at
         verdict=event.verdict,
         loss=event.loss,
         step=event.step,
+        stop=event.stop,
         saved_s=event.saved.elapsed_s,
         saved_device_s=event.saved.device_s,
     )

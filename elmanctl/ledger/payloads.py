@@ -184,13 +184,28 @@ class AttemptStarted(Payload):
 
 
 @dataclass(frozen=True, kw_only=True)
+class StopDecided(Payload):
+    """The attempt is to end before its budget is spent; its worker is asked to after this.
+
+    `stop` is what the decision rests on: the rule, the share of the budget, the training loss
+    there and the final loss that it predicts, what that was held against, and how many other
+    evaluations it was compared with.
+    """
+
+    evaluation: str
+    attempt: int
+    stop: records.Stop
+
+
+@dataclass(frozen=True, kw_only=True)
 class AttemptFinished(Payload):
     """How the attempt ended; its evaluation is `created` again until the controller decides.
 
-    The attempt is `completed` or `cancelled` for the verdicts of these names and `failed` for all
-    others.  `result` is null or what the worker wrote, a completed attempt's with its `loss`.
-    `size_bytes`, which may be null, is what it left on disk in allocated blocks, and `sizes` the
-    same by category: `metrics`, `log`, `pickle`, `result`, `model`, `checkpoint`, `other`.
+    The attempt is `completed`, `stopped` or `cancelled` for the verdicts of these names and
+    `failed` for all others.  `result` is null or what the worker wrote, a completed attempt's with
+    its `loss`.  `size_bytes`, which may be null, is what it left on disk in allocated blocks, and
+    `sizes` the same by category: `metrics`, `log`, `pickle`, `result`, `model`, `checkpoint`,
+    `other`.
     """
 
     evaluation: str
@@ -205,7 +220,7 @@ class AttemptFinished(Payload):
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluationClosed(Payload):
-    """The evaluation is decided: `completed`, `failed` or `cancelled`.
+    """The evaluation is decided: `completed`, `stopped`, `failed` or `cancelled`.
 
     Only a cancelled one may have a job that is still ending.
     """
@@ -218,9 +233,9 @@ class EvaluationClosed(Payload):
 class EvaluationAnswered(Payload):
     """A repeat ended without a job, as the evaluation `by` had ended.
 
-    It is closed as `completed` with that `loss`, as `failed` (`step` is where it diverged) or as
-    `cancelled`.  `saved` is the cost of the last attempt of `by`, in seconds and in seconds times
-    GPUs.
+    It is closed as `completed` with that `loss`, as `stopped` with that `stop`, as `failed` (`step`
+    is where it diverged) or as `cancelled`.  `saved` is the cost of the last attempt of `by`, in
+    seconds and in seconds times GPUs.
     """
 
     evaluation: str
@@ -230,6 +245,7 @@ class EvaluationAnswered(Payload):
     verdict: records.VerdictKind | None = json_field(default=None, omit=True)
     loss: float | None = json_field(default=None, omit=True)
     step: int | None = json_field(default=None, omit=True)
+    stop: records.Stop | None = json_field(default=None, omit=True)
 
 
 @dataclass(frozen=True, kw_only=True)

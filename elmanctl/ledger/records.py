@@ -21,11 +21,12 @@ class State(StrEnum):
     COMPLETED = "completed"
     FAILED = "failed"
     CANCELLED = "cancelled"
+    STOPPED = "stopped"
 
     @property
     def is_finished(self) -> bool:
         """Whether nothing more happens without a request."""
-        return self in (State.COMPLETED, State.FAILED, State.CANCELLED)
+        return self in (State.COMPLETED, State.FAILED, State.CANCELLED, State.STOPPED)
 
 
 class VerdictKind(StrEnum):
@@ -33,6 +34,7 @@ class VerdictKind(StrEnum):
 
     COMPLETED = "completed"
     DIVERGED = "diverged"
+    STOPPED = "stopped"
     INVALID = "invalid"
     OOM = "oom"
     CUDA_ERROR = "cuda_error"
@@ -112,11 +114,30 @@ class Verdict:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Stop:
+    """A decision to end an attempt before its budget is spent, and what it rests on.
+
+    At `share` of its budget the training loss was `loss`, from which `predicted` is its final loss.
+    `limit` is what it was held against: under `curve` the lowest final loss, with the `chance` of
+    ending below it, under `asha` the highest loss that went on from the rung.  `compared` counts
+    the other evaluations that it was compared with.
+    """
+
+    rule: str
+    share: float
+    loss: float
+    predicted: float
+    limit: float
+    chance: float | None = json_field(default=None, omit=True)
+    compared: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Attempt:
     """One job that runs, or ran, an evaluation; `number` counts from 1.
 
     `sizes` are the bytes that it left by category, `size_bytes` is their sum; a ledger of version
-    0.1 has the sum alone.
+    0.1 has the sum alone.  `stop` is the decision of `stop_at` to end it early.
     """
 
     number: int
@@ -133,14 +154,16 @@ class Attempt:
     result: Mapping[str, object] | None = None
     size_bytes: int | None = None
     sizes: Mapping[str, int] = field(default_factory=dict)
+    stop: Stop | None = json_field(default=None, omit=True)
+    stop_at: str | None = json_field(default=None, omit=True)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Answer:
     """The ending of a repeat that was not trained: as the earlier evaluation, `by`, had ended.
 
-    `verdict` is None where that one was cancelled before any verdict; `step` is where it diverged.
-    `saved_s` and `saved_device_s` are what its last attempt cost.
+    `verdict` is None where that one was cancelled before any verdict; `step` is where it diverged,
+    `stop` why it was stopped early.  `saved_s` and `saved_device_s` are what its last attempt cost.
     """
 
     by: str
@@ -149,6 +172,7 @@ class Answer:
     step: int | None = None
     saved_s: float = 0.0
     saved_device_s: float = 0.0
+    stop: Stop | None = json_field(default=None, omit=True)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -223,6 +247,13 @@ class Evaluation(EvaluationPlan):
             return self.answer.verdict
         last = self.last_attempt
         return last.verdict.kind if last is not None and last.verdict is not None else None
+
+    @property
+    def stop(self) -> Stop | None:
+        """Why the newest attempt is to end early, or the evaluation that answered this one did."""
+        if self.answer is not None:
+            return self.answer.stop
+        return None if self.last_attempt is None else self.last_attempt.stop
 
     @property
     def loss(self) -> float | None:

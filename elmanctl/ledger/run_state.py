@@ -58,9 +58,10 @@ class RunState:
     evaluation was reopened, in the order of their ends.
 
     Running sums: `spent` is the cost of ended attempts by verdict, `saved` that of the jobs that
-    answered repeats did without, `answered` their number, `trained` the evaluations that ever had
-    a job, `wall_s` the working time of controllers, `disk` the bytes of attempts.  `repeats` maps
-    an evaluation to those of the same configuration, in order, `confirmations` one to those that
+    answered repeats did without, `answered` their number, `spared` what the rest of the trainings
+    that were stopped early would have cost, `trained` the evaluations that ever had a job,
+    `wall_s` the working time of controllers, `disk` the bytes of attempts.  `repeats` maps an
+    evaluation to those of the same configuration, in order, `confirmations` one to those that
     train it again on fresh seeds.
 
     The rest are indexes over these, so that no query gets slower with the length of a run:
@@ -90,6 +91,7 @@ class RunState:
     spent: dict[str, Spent] = field(default_factory=dict)
     saved: Spent = field(default_factory=Spent)
     answered: int = 0
+    spared: Spent = field(default_factory=Spent)
     trained: int = 0
     wall_s: float = 0.0
     repeats: dict[str, tuple[str, ...]] = field(default_factory=dict)

@@ -47,6 +47,23 @@ def cost_of(attempt: Attempt, device_count: int, now: datetime | None = None) ->
     return Spent(attempts=1, elapsed_s=elapsed_s, device_s=elapsed_s * device_count)
 
 
+def left_of(attempt: Attempt, cost: Spent) -> Spent:
+    """Return about what the rest of a training that was stopped early would have cost.
+
+    That is its own cost, of the training alone where its worker said how long that was, for each
+    share of the budget that was left.
+    """
+    if attempt.stop is None:
+        return Spent()
+    result = attempt.result or {}
+    share, trained_s = result.get("share"), result.get("elapsed_s")
+    done = share if isinstance(share, float) and 0 < share <= 1 else attempt.stop.share
+    elapsed_s = float(trained_s) if isinstance(trained_s, int | float) else cost.elapsed_s
+    left_s = max(0.0, elapsed_s) * (1 - done) / done
+    by_device = cost.device_s / cost.elapsed_s if cost.elapsed_s else 1.0
+    return Spent(attempts=1, elapsed_s=left_s, device_s=left_s * by_device)
+
+
 def devices(resources: Resources) -> int:
     """Return by how many a job's time counts: its GPUs, or its tasks where it has fewer."""
     return max(resources.tasks, gpus_asked(resources))

@@ -56,6 +56,7 @@ class RunSummary:
     spent: Mapping[str, Spent]
     saved: Spent
     answered: int
+    spared: Spent
     trained: int
     wall_s: float
     disk: DiskUse

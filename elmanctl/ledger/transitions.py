@@ -11,6 +11,7 @@ from elmanctl.ledger.records import (
     Evaluation,
     EvaluationPlan,
     State,
+    Stop,
     Submission,
     SubmissionState,
     Task,
@@ -74,6 +75,16 @@ def start(evaluation: Evaluation, number: int, node: str | None, at: str) -> Eva
     return changed if changed.state.is_finished else replace(changed, state=State.RUNNING)
 
 
+def decide_stop(evaluation: Evaluation, number: int, stop: Stop, at: str) -> Evaluation:
+    """Record the decision to end an attempt early, which is made once."""
+    attempt = _unfinished(evaluation, number)
+    if attempt.stop is not None:
+        raise LedgerCorrupt(f"{evaluation.id} attempt {number} is stopped twice")
+    if evaluation.confirms is not None:
+        raise LedgerCorrupt(f"{evaluation.id} is a confirmation, and yet it is stopped")
+    return _with(evaluation, replace(attempt, stop=stop, stop_at=at))
+
+
 def finish(evaluation: Evaluation, ending: AttemptFinished, at: str) -> Evaluation:
     """Record how an attempt ended; what follows for the evaluation is a later event."""
     number = ending.attempt
@@ -81,6 +92,8 @@ def finish(evaluation: Evaluation, ending: AttemptFinished, at: str) -> Evaluati
     state = _STATE_OF.get(ending.verdict.kind, State.FAILED)
     if state is State.COMPLETED and ending.result is None:
         raise LedgerCorrupt(f"{evaluation.id} attempt {number} is completed without a result")
+    if state is State.STOPPED and attempt.stop is None:
+        raise LedgerCorrupt(f"{evaluation.id} attempt {number} is stopped without a decision")
     changed = _with(
         evaluation,
         replace(
@@ -108,6 +121,8 @@ def close(evaluation: Evaluation, state: State) -> Evaluation:
         raise LedgerCorrupt(f"{evaluation.id} is closed as {state} while an attempt of it is live")
     if state is State.COMPLETED and evaluation.loss is None:
         raise LedgerCorrupt(f"{evaluation.id} is closed as completed without a loss")
+    if state is State.STOPPED and evaluation.stop is None:
+        raise LedgerCorrupt(f"{evaluation.id} is closed as stopped without a decision")
     return replace(evaluation, state=state)
 
 
@@ -145,7 +160,11 @@ def reopen(evaluation: Evaluation, changes: Mapping[str, object]) -> Evaluation:
     return replace(evaluation, state=State.CREATED, changes=merged, answer=None)
 
 
-_STATE_OF = {VerdictKind.COMPLETED: State.COMPLETED, VerdictKind.CANCELLED: State.CANCELLED}
+_STATE_OF = {
+    VerdictKind.COMPLETED: State.COMPLETED,
+    VerdictKind.STOPPED: State.STOPPED,
+    VerdictKind.CANCELLED: State.CANCELLED,
+}
 
 
 def _attempt(evaluation: Evaluation, number: int) -> Attempt:

@@ -21,7 +21,7 @@ class _Named:
 
 @dataclass(frozen=True, slots=True)
 class AttemptPaths(_Folder):
-    """The files of one attempt; all but `spec` are written by its worker alone."""
+    """The files of one attempt; all but `spec` and `stop` are written by its worker alone."""
 
     # The evaluation that the worker has to run.
     spec = _Named("spec.json")
@@ -33,6 +33,8 @@ class AttemptPaths(_Folder):
     heartbeat = _Named("heartbeat.json")
     # The metrics, one line per training step.
     metrics = _Named("metrics.jsonl")
+    # The controller's request to end the training before its budget is spent.
+    stop = _Named("stop.json")
     # The worker's result.
     result = _Named("result.json")
     # Blocks reserved for the result, in case the disk is full by then.

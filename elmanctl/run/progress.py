@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from elmanctl.clock import from_text
+from elmanctl.constants import LOOKS
 from elmanctl.ledger.files import parse_object, read_small
 from elmanctl.run.paths import AttemptPaths
 
@@ -77,6 +78,18 @@ def read_progress(paths: AttemptPaths) -> Progress | None:
         elapsed_s=elapsed_s(beat),
         age_s=None if age_s is None else round(max(0.0, age_s), 3),
     )
+
+
+def read_curve(value: object) -> tuple[float | None, ...]:
+    """Return the losses at the looks of a training, as a heartbeat or a result has them.
+
+    Empty for anything but a list of so many numbers and gaps.
+    """
+    if not isinstance(value, list | tuple) or len(value) > LOOKS:
+        return ()
+    if not all(each is None or (type(each) in (int, float) and isfinite(each)) for each in value):
+        return ()
+    return tuple(None if each is None else float(each) for each in value)
 
 
 def elapsed_s(heartbeat: Mapping[str, Any] | None) -> float | None:

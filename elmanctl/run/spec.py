@@ -56,6 +56,7 @@ class AttemptSpec:
     state of another training, which is gone on from and stays; `origin` names that training.
     `micro_batches` are those that were found for this configuration when memory ran out before, by
     the name of the device.  `metrics` says where the numbers of each step go besides metrics.jsonl.
+    A `stoppable` training notes its losses at the looks, and ends early where it is asked to.
     """
 
     run: str
@@ -75,6 +76,7 @@ class AttemptSpec:
     origin: Mapping[str, Any] = json_field(default_factory=dict, omit=True)
     micro_batches: Mapping[str, int] = json_field(default_factory=dict, omit=True)
     metrics: MetricsSettings = json_field(default=MetricsSettings(), omit=True)
+    stoppable: bool = json_field(default=False, omit=True)
 
     def __post_init__(self) -> None:
         for name, bounds in bounds_of(Training).items():

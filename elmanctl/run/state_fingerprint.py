@@ -10,7 +10,7 @@ from elmanctl.run.spec import AttemptSpec
 _MAY_DIFFER = (
     *("run", "evaluation", "attempt", "micro_batch", "timeout_min", "heartbeat_s", "device"),
     *("checkpoint_min", "continues_from", "protocol", "budget", "keep", "keep_below"),
-    *("micro_batches", "activation_checkpointing", "metrics"),
+    *("micro_batches", "activation_checkpointing", "metrics", "stoppable"),
     *("gpus", "nodes", "parallel", "starts_from", "origin"),
 )
 

@@ -218,6 +218,7 @@ class Watcher:
             limit_s=60 * submission.resources.timeout_min,
             stale_after_s=self._stale_after_s,
             cancel_requested=evaluation.state is State.CANCELLED,
+            stop_requested=attempt.stop is not None,
             has_started=attempt.state is not State.SUBMITTED,
         )
         fault = _mismatch(seen, evaluation, attempt)

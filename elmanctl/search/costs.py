@@ -24,6 +24,9 @@ _HOUR_S = 3600.0
 _SLACK = 1e-6
 
 
+# The verdicts of attempts that taught the optimizer something for what they cost.
+_USEFUL = (VerdictKind.COMPLETED.value, VerdictKind.STOPPED.value)
+
 # Of `[search]`.  A run older than these has no confirmations.
 CONFIRMATION_KEYS = ("confirm_top", "confirm_seeds")
 
@@ -106,8 +109,8 @@ def spent_device_s(state: Account, now: datetime) -> float:
 
 
 def wasted(state: Account) -> dict[str, Spent]:
-    """Return the cost of attempts that gave no loss, by verdict."""
-    return {k: cost for k, cost in sorted(state.spent.items()) if k != VerdictKind.COMPLETED}
+    """Return the cost of attempts that gave neither a loss nor a predicted one, by verdict."""
+    return {k: cost for k, cost in sorted(state.spent.items()) if k not in _USEFUL}
 
 
 def failures(state: Account) -> int:
@@ -142,9 +145,13 @@ def uses(state: Account, budget: BudgetSettings, *, device_s: float, wall_s: flo
 
 
 def mean_device_s(state: Account) -> float | None:
-    """Return the mean cost of a completed attempt, None before the first."""
-    completed = state.spent.get(VerdictKind.COMPLETED.value)
-    return completed.device_s / completed.attempts if completed else None
+    """Return the mean cost of an attempt that completed or was stopped, None before the first."""
+    useful = _useful(state)
+    return useful.device_s / useful.attempts if useful.attempts else None
+
+
+def _useful(state: Account) -> Spent:
+    return sum((state.spent[kind] for kind in _USEFUL if kind in state.spent), Spent())
 
 
 def affordable(
@@ -226,9 +233,9 @@ def overspent(
 def forecast(state: Account, *, population: int, now: datetime, wall_s: float) -> Forecast:
     """Return the expected total cost of the search, extrapolated from its cost so far.
 
-    Each remaining evaluation costs the mean of the completed attempts.  The shares of failed
-    attempts, which add to that, and of free repeats stay as they are.  `wall_s` is the working
-    time of controllers so far.
+    Each remaining evaluation costs the mean of the attempts that completed or were stopped.  The
+    shares of failed attempts, which add to that, and of free repeats stay as they are.  `wall_s`
+    is the working time of controllers so far.
     """
     left = evaluations_left(state, population)
     confirming = confirmations_left(state, population)
@@ -238,8 +245,8 @@ def forecast(state: Account, *, population: int, now: datetime, wall_s: float) -
     if left == 0:
         device_s = total.device_s + running_s
     elif mean_s is not None:
-        completed_s = state.spent[VerdictKind.COMPLETED.value].device_s
-        overhead = total.device_s / completed_s if completed_s else 1.0
+        useful_s = _useful(state).device_s
+        overhead = total.device_s / useful_s if useful_s else 1.0
         paid = state.trained / (state.trained + state.answered)
         trained = (left - confirming) * paid + confirming
         device_s = total.device_s + max(running_s, trained * mean_s * overhead)

@@ -46,6 +46,7 @@ from elmanctl.schedulers.scheduler_note import Refusal
 from elmanctl.search.backoff import Pace
 from elmanctl.search.costs import affordable, mean_device_s, overspent
 from elmanctl.search.disk_admission import DiskAdmission
+from elmanctl.search.early_stopping import EarlyStopping
 from elmanctl.search.effective_settings import avoided_nodes
 from elmanctl.search.model_pruning import ModelPruning
 from elmanctl.search.nodes import readmit_oldest, says_no_node
@@ -93,6 +94,7 @@ class Dispatcher:
         poller: Poller,
         decisions: Decisions,
         models: ModelPruning,
+        stopping: EarlyStopping,
         *,
         sharing: Sharing | None = None,
         now: Callable[[], float] = time.monotonic,
@@ -107,6 +109,7 @@ class Dispatcher:
         self._now = now
         self._next_submission = 0.0
         self._models = models
+        self._stopping = stopping
         self._disk = DiskAdmission(session)
         self._pace = Pace()
         self._unanswered: Counter[str] = Counter()
@@ -324,7 +327,7 @@ class Dispatcher:
             changed = replace(due.evaluation, changes=due.changes)
             spec = attempt_spec(session.run, session.settings, changed, task.attempt, limit)
             found = found_micro_batches(session.state, due.evaluation)
-            spec = replace(spec, micro_batches=found)
+            spec = replace(spec, micro_batches=found, **self._stopping.asked(due.evaluation))
             if due.evaluation.confirms is None:
                 spec = replace(spec, **kept)
             paths = session.paths.attempt(task.evaluation, task.attempt)

@@ -9,7 +9,9 @@ import math
 import sys
 from collections.abc import Collection, Sequence
 
+from elmanctl.constants import LOOKS
 from elmanctl.ledger.records import Evaluation, Verdict
+from elmanctl.run.progress import read_curve
 from elmanctl.verdicts.policy import Feedback, rule_of
 
 # Added to the worst loss, so that whatever is ranked last ranks after every loss.
@@ -21,18 +23,25 @@ def fitness_values(
 ) -> list[tuple[str, float]]:
     """Return (evaluation, fitness) for the members of one generation that have a fitness.
 
-    With `failed_loss` each has one: its loss, or that where it has none or a larger one.  The rest
-    is about a search without it.
+    With `failed_loss` each has one: its loss or predicted loss, or that where it has none or a
+    larger one.  The rest is about a search without it.
 
-    Evaluations that are ranked last come behind the worst loss; among themselves a later end is
-    better than an earlier one.  Of an evaluation and its replacements only the first with a
-    fitness counts: the optimizer never learns more values than it asked for at first.
+    Evaluations that were stopped early have a `predicted_loss`.  Those that are ranked last come
+    behind the worst value of the others; among themselves a later end is better than an earlier
+    one.  Of an evaluation and its replacements only the first with a fitness counts: the optimizer
+    never learns more values than it asked for at first.
     """
     if failed_loss is not None:
-        return [(e.id, _at_most(e.loss, failed_loss)) for e in evaluations]
+        known = [(e.id, _known_loss(e, evaluations)) for e in evaluations]
+        return [(name, _at_most(loss, failed_loss)) for name, loss in known]
     feedback = {e.id: feedback_on(e) for e in evaluations}
     losses = {e.id: e.loss for e in evaluations if feedback[e.id] is Feedback.LOSS}
     finite = {id_: loss for id_, loss in losses.items() if loss is not None and math.isfinite(loss)}
+    finite |= {
+        e.id: predicted_loss(e, evaluations)
+        for e in evaluations
+        if feedback[e.id] is Feedback.PREDICTION
+    }
     valued = finite.keys() | {id_ for id_, kind in feedback.items() if kind is Feedback.LAST}
     members = [e for e in evaluations if e.id in valued and not is_spare(e, evaluations, valued)]
     worst = max((finite[e.id] for e in members if e.id in finite), default=0.0)
@@ -51,6 +60,36 @@ def last_ranks(worst: float, count: int) -> list[float]:
 
 def _at_most(loss: float | None, limit: float) -> float:
     return limit if loss is None or not loss < limit else loss
+
+
+def _known_loss(evaluation: Evaluation, members: Sequence[Evaluation]) -> float | None:
+    is_stopped = feedback_on(evaluation) is Feedback.PREDICTION
+    return predicted_loss(evaluation, members) if is_stopped else evaluation.loss
+
+
+def predicted_loss(evaluation: Evaluation, members: Sequence[Evaluation]) -> float:
+    """Return what the optimizer learns from an evaluation that was stopped early.
+
+    It is the final loss that was predicted then, but never better than that of a member of its
+    generation which was ahead of it where it was stopped, and went on to complete.
+    """
+    stop = evaluation.stop
+    assert stop is not None, "what was stopped has the decision on record"
+    look = round(stop.share * LOOKS)
+    ahead = (e.loss for e in members if (at := loss_at(e, look)) is not None and at <= stop.loss)
+    return max([stop.predicted, *(loss for loss in ahead if loss is not None)])
+
+
+def loss_at(evaluation: Evaluation, look: int) -> float | None:
+    """Return the training loss at a look of an evaluation with a result, None if unknown."""
+    curve = curve_of(evaluation)
+    return curve[look - 1] if 0 < look <= len(curve) else None
+
+
+def curve_of(evaluation: Evaluation) -> tuple[float | None, ...]:
+    """Return the training losses at the looks of the newest result, empty without them."""
+    last = evaluation.last_attempt
+    return read_curve(None if last is None or last.result is None else last.result.get("curve"))
 
 
 def feedback_on(evaluation: Evaluation) -> Feedback:

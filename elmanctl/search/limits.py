@@ -21,6 +21,12 @@ def check_limits(settings: Settings, changes: Mapping[str, Any] | None = None) -
     settings.local.check_together()
     settings.metrics.check_together()
     check_stop_rules(settings.search)
+    if settings.stopping.is_on and settings.train.converge is not None:
+        raise ConfigError(
+            "early stopping compares trainings at shares of their budget, and `train.converge` "
+            "does not say how long they take",
+            hint="set `stopping.rule` to off, or another budget",
+        )
 
 
 def check_evaluations(search: SearchSettings) -> None:

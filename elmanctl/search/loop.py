@@ -28,6 +28,7 @@ from elmanctl.search.attempt_monitor import Watcher
 from elmanctl.search.branches import next_branch
 from elmanctl.search.confirmation_plan import due_confirmations
 from elmanctl.search.dispatch import Dispatcher
+from elmanctl.search.early_stopping import EarlyStopping
 from elmanctl.search.fitness import feedback_on, fitness_values, is_spare
 from elmanctl.search.model_pruning import ModelPruning
 from elmanctl.search.nodes import exclude_bad_nodes, judged_attempts
@@ -90,8 +91,9 @@ class Controller:
         self._poller = Poller(session, executor, pace, after=note)
         self._decisions = Decisions(session)
         self._models = ModelPruning(session)
+        self._stopping = EarlyStopping(session, executor, now=now)
         self._dispatcher = Dispatcher(
-            *(session, executor, self._poller, self._decisions, self._models),
+            *(session, executor, self._poller, self._decisions, self._models, self._stopping),
             sharing=sharing,
             now=now,
         )
@@ -141,6 +143,7 @@ class Controller:
         if session.state.status is RunStatus.CANCELLED:
             # Its jobs are ending; their verdicts are still recorded.
             return not session.state.live_attempts()
+        self._stopping.look(polled)
         return self._go_on()
 
     def submit(self) -> None:

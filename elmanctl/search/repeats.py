@@ -92,13 +92,14 @@ def answer_from(state: RunState, evaluation: Evaluation, source: Evaluation) -> 
         verdict=source.verdict_kind,
         loss=source.loss if source.state is State.COMPLETED else None,
         step=last_step(source) if feedback_on(source) is Feedback.LAST else None,
+        stop=source.stop if source.state is State.STOPPED else None,
     )
 
 
 def _preference(evaluation: Evaluation) -> int:
-    """Return the sort key of a possible answer: a loss, then an open one, then a last rank."""
+    """Return the sort key of a possible answer: a loss, an open one, then other fitness values."""
     if evaluation.state is State.COMPLETED:
         return 0
     if not evaluation.state.is_finished:
         return 1
-    return 2 if feedback_on(evaluation) is Feedback.LAST else 3
+    return 3 if feedback_on(evaluation) is Feedback.NOTHING else 2

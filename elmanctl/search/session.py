@@ -40,6 +40,7 @@ CHANGEABLE = (
     "budget.",
     "disk.",
     "metrics.",
+    "stopping.",
     "search.max_jobs",
     "search.confirm_",
     *sorted(STOP_RULES),
@@ -159,6 +160,12 @@ class Session:
                 raise UsageError(
                     f"`{key}` means nothing to this search: the code of its workers is older",
                     hint="the curves are in metrics.jsonl in each attempt's folder",
+                )
+            if key.startswith("stopping.") and not knows_spec_key(self.paths.code, "stoppable"):
+                raise UsageError(
+                    f"`{key}` means nothing to this run: it was begun by an earlier version, "
+                    "whose workers cannot be stopped early",
+                    hint="a search that is started now can stop its evaluations",
                 )
             if key == "slurm.template":
                 raise UsageError(

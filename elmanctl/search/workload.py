@@ -25,7 +25,7 @@ _MARGIN_MIN = 10
 
 # The training ended by itself: resuming from its checkpoint would end in the same way.
 _ENDED_BY_ITSELF = (
-    *(VerdictKind.COMPLETED, VerdictKind.DIVERGED),
+    *(VerdictKind.COMPLETED, VerdictKind.STOPPED, VerdictKind.DIVERGED),
     *(VerdictKind.INVALID, VerdictKind.PYTHON_ERROR),
 )
 

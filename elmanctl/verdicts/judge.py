@@ -49,7 +49,9 @@ def judge(seen: Observation) -> Verdict:
         return result_verdict(seen, seen.result)
     log = _with_run_disk(seen, diagnose_log(seen.log))
     if seen.cancel_requested:
-        opinion = _of_request(seen)
+        opinion = _of_request(seen, _K.CANCELLED, "cancelled on request")
+    elif seen.stop_requested:
+        opinion = _of_request(seen, _K.STOPPED, "stopped early, without a result of its own")
     elif seen.report is not None and seen.report.state is JobState.ENDED:
         opinion = _of_end(seen, seen.report, log)
     else:
@@ -90,11 +92,11 @@ def _with_all_evidence(seen: Observation, opinion: Verdict, log: LogDiagnosis | 
     return replace(opinion, evidence=tuple(quotes), cause=cause)
 
 
-def _of_request(seen: Observation) -> Verdict:
-    request = Evidence(source=EvidenceSource.CONTROLLER, text="cancelled on request")
+def _of_request(seen: Observation, kind: VerdictKind, text: str) -> Verdict:
+    request = Evidence(source=EvidenceSource.CONTROLLER, text=text)
     named = None if seen.report is None else job_end.named_kind(seen.report)
     agrees = named in (None, _K.CANCELLED)
-    return _opinion(_K.CANCELLED, Confidence.CERTAIN if agrees else Confidence.LIKELY, request)
+    return _opinion(kind, Confidence.CERTAIN if agrees else Confidence.LIKELY, request)
 
 
 def _of_end(seen: Observation, report: JobReport, log: LogDiagnosis | None) -> Verdict:

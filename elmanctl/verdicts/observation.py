@@ -46,6 +46,7 @@ class Observation:
     heartbeat_age_s: float | None = None
     stale_after_s: float | None = None
     cancel_requested: bool = False
+    stop_requested: bool = False
     elapsed_s: float | None = None
     limit_s: float | None = None
     free_bytes: int | None = None
@@ -112,6 +113,7 @@ def observe(
     limit_s: float,
     stale_after_s: float | None = None,
     cancel_requested: bool = False,
+    stop_requested: bool = False,
     has_started: bool = False,
 ) -> Observation:
     """Read everything that is known of an attempt; files are named relative to `root`, the run.
@@ -137,6 +139,7 @@ def observe(
         heartbeat_age_s=heartbeat_age_s(paths, time.time()),
         stale_after_s=stale_after_s,
         cancel_requested=cancel_requested,
+        stop_requested=stop_requested,
         elapsed_s=elapsed_s(heartbeat),
         limit_s=limit_s,
         run_folder=str(root),
@@ -147,7 +150,7 @@ def observe(
 def is_self_sufficient(result: Mapping[str, object] | None) -> bool:
     """Whether a worker's result says so much that its log would add nothing."""
     verdict = None if result is None else result.get("verdict")
-    silent = (VerdictKind.COMPLETED, VerdictKind.DIVERGED)
+    silent = (VerdictKind.COMPLETED, VerdictKind.STOPPED, VerdictKind.DIVERGED)
     return isinstance(verdict, Mapping) and verdict.get("kind") in silent
 
 

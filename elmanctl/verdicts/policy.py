@@ -20,6 +20,7 @@ class Feedback(StrEnum):
     """What the optimizer learns from an evaluation that ended so."""
 
     LOSS = "its loss"
+    PREDICTION = "its predicted loss"
     LAST = "ranked last"
     NOTHING = "nothing"
 
@@ -76,6 +77,7 @@ _MOVE, _SHRINK = Change.NODE, Change.MICRO_BATCH
 RULES: tuple[Rule, ...] = (
     Rule(_K.COMPLETED, feedback=Feedback.LOSS, closes_as=State.COMPLETED),
     Rule(_K.DIVERGED, "diverged", feedback=Feedback.LAST),
+    Rule(_K.STOPPED, feedback=Feedback.PREDICTION, closes_as=State.STOPPED),
     Rule(_K.INVALID, "invalid", group=Group.CODE),
     Rule(_K.OOM, "oom", Change.MEMORY, case=Cause.HOST, needs_change=True),
     Rule(_K.OOM, "oom_gpu", _SHRINK, case=Cause.GPU, needs_change=True, resumes=True),

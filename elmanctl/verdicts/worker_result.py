@@ -61,6 +61,8 @@ def result_verdict(seen: Observation, result: Mapping[str, object]) -> Verdict:
     kind = _K(str(written["kind"]))
     if kind is _K.COMPLETED and not _is_loss(result.get("loss")):
         return _unusable(seen, "the worker says completed and gives no finite loss")
+    if kind is _K.STOPPED and not seen.stop_requested:
+        return _unusable(seen, "the worker says stopped, and was not asked to stop")
     evidence = _written_evidence(written.get("evidence"), kind, seen.result_file)
     texts = tuple(quote.text for quote in evidence)
     cause = find_cause(kind, texts)

@@ -185,6 +185,18 @@ def intended(name: str, *tasks: tuple[str, int]) -> dict[str, Any]:
     }
 
 
+def stopping(evaluation: str, attempt: int) -> dict[str, Any]:
+    """Return the data of `stop_decided`."""
+    return {
+        "evaluation": evaluation,
+        "attempt": attempt,
+        "stop": {
+            **{"rule": "curve", "share": 0.25, "loss": 3.5, "predicted": 3.0, "limit": 1.5},
+            **{"chance": 0.01, "compared": 4},
+        },
+    }
+
+
 def finished(
     evaluation: str, attempt: int, kind: str, loss: float | None = None, size_bytes: int = 100
 ) -> dict[str, Any]:
@@ -238,6 +250,8 @@ def whole_story() -> list[tuple[str, dict[str, Any]]]:
         ("controller_started", {"host": "login", "pid": 12}),
         ("submission_intended", intended("s0004", ("g000-e01", 2))),
         ("submission_accepted", {"submission": "s0004", "job_id": "78", "adopted": False}),
+        # Its worker completed before it read the request.
+        ("stop_decided", stopping("g000-e01", 2)),
         ("attempt_finished", finished("g000-e01", 2, "completed", 1.25)),
         ("evaluation_closed", {"evaluation": "g000-e01", "state": "completed"}),
         ("points_asked", asked(0, "g000-e03", repeats="g000-e01")),
@@ -290,6 +304,7 @@ def build() -> Any:
         confirming = staticmethod(confirming)
         intended = staticmethod(intended)
         finished = staticmethod(finished)
+        stopping = staticmethod(stopping)
         answered = staticmethod(answered)
 
     return Builders

@@ -140,11 +140,11 @@ def test_whole_story_is_told_right(story: Story, build: Any) -> None:
     (excluded,) = state.excluded_nodes.values()
     assert (excluded.node, excluded.at, excluded.readmitted) == (
         "gpu-1",
-        "2026-05-01T10:00:29.000Z",
+        "2026-05-01T10:00:30.000Z",
         True,
     )
-    assert excluded.until == "2026-05-01T10:00:30.000Z"
-    assert (state.seq, state.fence, state.last_event_at) == (40, 1, "2026-05-01T10:00:40.000Z")
+    assert excluded.until == "2026-05-01T10:00:31.000Z"
+    assert (state.seq, state.fence, state.last_event_at) == (41, 1, "2026-05-01T10:00:41.000Z")
     assert state.live_attempts() == []
     assert state.spent == {
         "completed": Spent(attempts=2, elapsed_s=25.0, device_s=25.0),
@@ -153,7 +153,7 @@ def test_whole_story_is_told_right(story: Story, build: Any) -> None:
     assert (state.answered, state.trained) == (1, 2)
     assert state.saved == Spent(attempts=1, elapsed_s=12.5, device_s=12.5)
     # From the first controller to the pause and from the second to the interruption.
-    assert state.wall_s == 15.0 + 17.0
+    assert state.wall_s == 15.0 + 18.0
 
 
 def test_empty_ledger_is_an_empty_state() -> None:
@@ -197,9 +197,11 @@ def test_counts_and_failures_are_those_of_the_evaluations(submitted: Story, buil
 def test_verdict_decides_the_state_of_the_attempt(
     submitted: Story, build: Any, kind: VerdictKind
 ) -> None:
-    expected = {"completed": State.COMPLETED, "cancelled": State.CANCELLED}.get(kind, State.FAILED)
+    named = {"completed": State.COMPLETED, "stopped": State.STOPPED, "cancelled": State.CANCELLED}
+    expected = named.get(kind, State.FAILED)
     loss = 1.0 if kind is VerdictKind.COMPLETED else None
-    state = told_by([*submitted, ("attempt_finished", build.finished("g000-e00", 1, kind, loss))])
+    ending = ("attempt_finished", build.finished("g000-e00", 1, kind, loss))
+    state = told_by([*submitted, ("stop_decided", build.stopping("g000-e00", 1)), ending])
     evaluation = state.evaluations["g000-e00"]
     assert evaluation.attempts[0].state is expected
     assert evaluation.state is State.CREATED
@@ -383,6 +385,32 @@ def test_confirmation_is_neither_the_best_nor_reported(submitted: Story, build: 
     asked = build.asked(0) | {"evaluations": [{**plan, "confirms": "g000-e00"}]}
     with pytest.raises(LedgerCorrupt, match="g000-e09 is a confirmation, and yet the optimizer"):
         told_by([*story, ("points_asked", asked)])
+
+
+def test_attempt_is_stopped_once_and_only_by_a_decision(submitted: Story, build: Any) -> None:
+    decision = ("stop_decided", build.stopping("g000-e00", 1))
+    ending = ("attempt_finished", build.finished("g000-e00", 1, "stopped"))
+    state = told_by([*submitted, decision, ending, close("g000-e00", "stopped")])
+    stopped = state.evaluations["g000-e00"]
+    assert (stopped.state, stopped.loss, state.best()) == (State.STOPPED, None, None)
+    assert stopped.attempts[0].stop_at == "2026-05-01T10:00:05.000Z"
+    assert (state.counts()[State.STOPPED], state.spared.elapsed_s) == (1, 3 * 12.5)
+    confirming = [
+        ("attempt_finished", build.finished("g000-e01", 1, "completed", 1.0)),
+        close("g000-e01", "completed"),
+        ("confirmation_asked", build.confirming("g000-e01", "c000-e00")),
+        ("submission_intended", build.intended("s2", ("c000-e00", 1))),
+    ]
+    impossible: list[tuple[Story, str]] = [
+        ([decision, decision], "stopped twice"),
+        ([ending], "stopped without a decision"),
+        ([decision, ending, decision], "already stopped"),
+        ([close("g000-e01", "stopped")], "while an attempt of it is live"),
+        ([*confirming, ("stop_decided", build.stopping("c000-e00", 1))], "is a confirmation"),
+    ]
+    for story, reason in impossible:
+        with pytest.raises(LedgerCorrupt, match=reason):
+            told_by([*submitted, *story])
 
 
 def after_the_end(build: Any) -> list[tuple[tuple[str, dict[str, Any]], str]]:

@@ -48,22 +48,23 @@ def test_every_told_value_is_a_finite_number(members: list[Evaluation]) -> None:
 
 @settings(max_examples=60)
 @given(generations())
-def test_exactly_completed_and_diverged_evaluations_are_told_in_order(
+def test_exactly_completed_stopped_and_diverged_evaluations_are_told_in_order(
     members: list[Evaluation],
 ) -> None:
-    spoken = {VerdictKind.COMPLETED, VerdictKind.DIVERGED}
+    spoken = {VerdictKind.COMPLETED, VerdictKind.STOPPED, VerdictKind.DIVERGED}
     expected = [member.id for member in members if last_kind(member) in spoken]
     assert [name for name, _ in fitness_values(members)] == expected
 
 
 @settings(max_examples=60)
 @given(generations())
-def test_every_diverged_evaluation_ranks_behind_every_completed_one(
+def test_every_diverged_evaluation_ranks_behind_all_that_completed_or_were_stopped(
     members: list[Evaluation],
 ) -> None:
     told = dict(fitness_values(members))
     kinds = {member.id: last_kind(member) for member in members}
-    good = [v for name, v in told.items() if kinds[name] is VerdictKind.COMPLETED]
+    losses = (VerdictKind.COMPLETED, VerdictKind.STOPPED)
+    good = [v for name, v in told.items() if kinds[name] in losses]
     bad = [v for name, v in told.items() if kinds[name] is VerdictKind.DIVERGED]
     assert not good or not bad or max(good) < min(bad)
 

@@ -25,6 +25,7 @@ from elmanctl.ledger.payloads import ConfirmationAsked, RunPaused
 from elmanctl.ledger.records import Evaluation, Resources, Submission, Verdict
 from elmanctl.ledger.run_state import RunState
 from elmanctl.run.paths import AttemptPaths, RunPaths
+from elmanctl.run.stopping_settings import StoppingSettings
 from elmanctl.run.training import Training
 from elmanctl.schedulers.executor import JobReport, JobState, LiveJob, PollResult
 from elmanctl.search import plan as planning
@@ -336,8 +337,8 @@ class Runs:
     def new(self, name: str | None = None, **changes: Any) -> Run:
         """Return a new run; `changes` are settings of `[search]`, or of the tables named below.
 
-        Those are `retry`, `train`, `budget`, `slurm` and `model`; with `slurm` it runs on Slurm.
-        Nothing is confirmed unless they say so.
+        Those are `retry`, `train`, `budget`, `stopping`, `slurm` and `model`; with `slurm` it runs
+        on Slurm.  Nothing is confirmed unless they say so.
         """
         executor = "slurm" if "slurm" in changes else "local"
         settings = self._settings(dict(changes))
@@ -363,6 +364,7 @@ class Runs:
         budget = BudgetSettings(**changes.pop("budget", {}))
         slurm = SlurmSettings(**changes.pop("slurm", {}))
         disk = DiskSettings(**changes.pop("disk", {}))
+        stopping = StoppingSettings(**changes.pop("stopping", {}))
         model = changes.pop("model", MODEL)
         train: dict[str, Any] = {"steps": 10, "batch": 2, "seq_len": 16, "heartbeat_s": 0.01}
         train |= changes.pop("train", {})
@@ -379,4 +381,5 @@ class Runs:
             budget=budget,
             slurm=slurm,
             disk=disk,
+            stopping=stopping,
         )

@@ -11,6 +11,7 @@ from elmanctl.ledger.records import (
     Cause,
     Evaluation,
     State,
+    Stop,
     Verdict,
     VerdictKind,
     evaluation_id,
@@ -19,7 +20,14 @@ from elmanctl.search.fitness import feedback_on, fitness_values, last_step
 from elmanctl.verdicts import policy
 from elmanctl.verdicts.policy import Feedback
 
-CLOSED_AS = {VerdictKind.COMPLETED: State.COMPLETED, VerdictKind.CANCELLED: State.CANCELLED}
+CLOSED_AS = {
+    VerdictKind.COMPLETED: State.COMPLETED,
+    VerdictKind.CANCELLED: State.CANCELLED,
+    VerdictKind.STOPPED: State.STOPPED,
+}
+
+# At the fourth look, and expected to end at 3.
+STOP = Stop(rule="curve", share=0.1, loss=4.0, predicted=3.0, limit=2.0, chance=0.01, compared=8)
 
 
 def evaluation(index: int, *attempts: tuple[VerdictKind, dict[str, Any] | None]) -> Evaluation:
@@ -41,6 +49,7 @@ def evaluation(index: int, *attempts: tuple[VerdictKind, dict[str, Any] | None])
                 state=CLOSED_AS.get(kind, State.FAILED),
                 verdict=Verdict(kind=kind),
                 result=result,
+                stop=STOP if kind is VerdictKind.STOPPED else None,
             )
             for number, (kind, result) in enumerate(attempts, start=1)
         ),
@@ -64,6 +73,53 @@ def test_completed_evaluations_tell_their_loss_in_their_order() -> None:
     ]
 
 
+def stopped(index: int, curve: list[float | None] | None = None) -> Evaluation:
+    return evaluation(index, (VerdictKind.STOPPED, {"loss": None, "curve": curve or []}))
+
+
+def ahead(index: int, loss: float, at_look: float | None) -> Evaluation:
+    """Return an evaluation that completed, with this loss where the others were stopped."""
+    curve = [9.0, 9.0, 9.0, at_look, 1.0]
+    return evaluation(index, (VerdictKind.COMPLETED, {"loss": loss, "curve": curve}))
+
+
+def test_stopped_evaluation_tells_its_predicted_loss() -> None:
+    values = dict(fitness_values([stopped(0), completed(1, 1.0), completed(2, 5.0)]))
+    assert values == {"g000-e00": 3.0, "g000-e01": 1.0, "g000-e02": 5.0}
+
+
+@pytest.mark.parametrize(
+    ("members", "told"),
+    [
+        ([ahead(1, 3.5, 3.9), ahead(2, 2.0, 3.0)], 3.5),
+        ([ahead(1, 3.5, 4.1)], 3.0),
+        ([ahead(1, 3.5, 4.0), ahead(2, 7.0, 5.0)], 3.5),
+        ([ahead(1, 3.5, None)], 3.0),
+    ],
+    ids=["behind-the-worst-ahead", "none-ahead", "level", "unknown"],
+)
+def test_stopped_evaluation_is_never_better_than_one_that_was_ahead_of_it(
+    members: list[Evaluation], told: float
+) -> None:
+    assert dict(fitness_values([stopped(0), *members]))["g000-e00"] == told
+
+
+def test_diverged_evaluation_ranks_behind_a_stopped_one() -> None:
+    values = dict(fitness_values([completed(0, 2.5), stopped(1), diverged(2, 40)]))
+    assert values == {"g000-e00": 2.5, "g000-e01": 3.0, "g000-e02": 4.0}
+
+
+def test_repeat_of_a_stopped_evaluation_tells_what_that_one_does() -> None:
+    answered = replace(
+        completed(1, 1.0),
+        attempts=(),
+        state=State.STOPPED,
+        answer=Answer(by="g000-e00", verdict=VerdictKind.STOPPED, stop=STOP),
+    )
+    values = dict(fitness_values([stopped(0), answered, ahead(2, 3.5, 3.9)]))
+    assert values == {"g000-e00": 3.5, "g000-e01": 3.5, "g000-e02": 3.5}
+
+
 def test_diverged_evaluation_ranks_just_behind_the_worst_loss() -> None:
     values = dict(fitness_values([completed(0, 2.5), diverged(1, 40), completed(2, 3.5)]))
     assert values == {"g000-e00": 2.5, "g000-e01": 4.5, "g000-e02": 3.5}
@@ -83,7 +139,8 @@ def test_divergence_at_an_unknown_step_counts_as_the_earliest() -> None:
 
 
 def test_failures_that_are_no_divergence_and_cancelled_ones_are_not_told() -> None:
-    silent = [k for k in VerdictKind if k not in (VerdictKind.COMPLETED, VerdictKind.DIVERGED)]
+    spoken = (VerdictKind.COMPLETED, VerdictKind.DIVERGED, VerdictKind.STOPPED)
+    silent = [kind for kind in VerdictKind if kind not in spoken]
     members = [evaluation(i, (kind, {"loss": 1.0})) for i, kind in enumerate(silent)]
     assert fitness_values(members) == []
 

@@ -74,9 +74,13 @@ def test_every_count_of_the_settings_belongs_to_a_line() -> None:
     assert used == {item.name for item in fields(RetrySettings)} - others
 
 
-def test_only_completed_and_diverged_runs_say_anything_to_the_optimizer() -> None:
+def test_only_what_ends_by_its_losses_says_anything_to_the_optimizer() -> None:
     feedback = {r.kind: r.feedback for r in RULES if r.feedback is not Feedback.NOTHING}
-    assert feedback == {VerdictKind.COMPLETED: Feedback.LOSS, VerdictKind.DIVERGED: Feedback.LAST}
+    assert feedback == {
+        VerdictKind.COMPLETED: Feedback.LOSS,
+        VerdictKind.DIVERGED: Feedback.LAST,
+        VerdictKind.STOPPED: Feedback.PREDICTION,
+    }
 
 
 @pytest.mark.parametrize("failure", FAILURES, ids=lambda each: f"{each.kind}-{each.cause}")
