@@ -6,7 +6,7 @@ from typing import Any
 
 from elmanctl.cli.costs import format_hours
 from elmanctl.cli.output import counted, format_bytes, print_json, print_line, say, warn
-from elmanctl.cli.rows import describe_start, describe_sweep
+from elmanctl.cli.rows import describe_start, describe_sweep, fate_of_infeasible
 from elmanctl.codec import encode
 from elmanctl.config import Resolved
 from elmanctl.constants import STUDY
@@ -46,7 +46,7 @@ def describe_plan(plan: SearchPlan, resolved: Resolved) -> str:
     rules = f"ends {rules}\n" if rules else ""
     refused = (
         f"\n{plan.refused_share:.0%} of the first points are infeasible (invalid, or off the "
-        "parameter budget) and redrawn at no cost"
+        f"parameter budget) and {fate_of_infeasible(search.optimizer)}"
     )
     return (
         f"{plan.name}: {counted(search.generations, 'generation')} of {search.population} "
@@ -121,7 +121,7 @@ def warn_of_plan(plan: SearchPlan) -> None:
     search = plan.settings.search
     if search.failed_loss is not None:
         told = f"a failed evaluation is told to the optimizer as a loss of {search.failed_loss:g}"
-        study = ", and points that cannot be built as well: as a study did, to compare with it"
+        study = ", and so is a point that cannot be built, as a study did: to compare with it"
         warn(told + study * (search.optimizer == STUDY))
     if plan.mixed_backends is not None:
         warn(plan.mixed_backends)

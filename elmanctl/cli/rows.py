@@ -5,6 +5,7 @@ from dataclasses import asdict
 from typing import Any
 
 from elmanctl import clock
+from elmanctl.constants import STUDY
 from elmanctl.ledger.records import Attempt, Evaluation, State, Stop, Verdict
 from elmanctl.ledger.run_state import RunState
 from elmanctl.ledger.summary import RunSummary
@@ -54,6 +55,11 @@ def describe_start(values: Mapping[str, Any], source: str, seed: int) -> str:
     shown = " ".join(f"{name}={describe_config(value)}" for name, value in values.items())
     where = f"{shown} ({source})" if shown else source
     return f"starts at {where}; optimizer seed {seed}"
+
+
+def fate_of_infeasible(optimizer: str) -> str:
+    """Return what becomes of a point that no model can be built at, in words."""
+    return "told as failures" if optimizer == STUDY else "redrawn at no cost"
 
 
 def describe_sweep(sweep: Mapping[str, Sequence[object]]) -> str:

@@ -6,7 +6,7 @@ from typing import Any
 from elmanctl.cli.confirmation import facts_of
 from elmanctl.cli.costs import describe_budget, describe_cost, describe_waste
 from elmanctl.cli.output import format_loss
-from elmanctl.cli.rows import corpus_line, excluded_line, start_line
+from elmanctl.cli.rows import corpus_line, excluded_line, fate_of_infeasible, start_line
 from elmanctl.cli.scheduler_status import note_line
 from elmanctl.ledger.records import RunStatus
 from elmanctl.ledger.summary import RunSummary
@@ -78,5 +78,6 @@ def _next(found: RunSummary, row: Mapping[str, Any]) -> str | None:
 def _search(found: RunSummary, row: Mapping[str, Any]) -> str:
     text = start_line(found.run)
     if row["refused_share"]:
-        text += f"; {row['refused_share']:.0%} of the points were infeasible and redrawn"
+        fate = fate_of_infeasible(found.run["optimizer"]["name"]).removesuffix(" at no cost")
+        text += f"; {row['refused_share']:.0%} of the points were infeasible and {fate}"
     return text

@@ -70,7 +70,8 @@ def print_summary(paths: RunPaths, state: RunState) -> None:
         print_line(f"ended        {state.stopped}")
     print_line(f"search       {rows.start_line(state.run)}")
     if state.refused_share:
-        print_line(f"points       {state.refused_share:.0%} were infeasible and redrawn at no cost")
+        fate = rows.fate_of_infeasible(state.run["optimizer"]["name"])
+        print_line(f"points       {state.refused_share:.0%} were infeasible and {fate}")
     cost = cost_data(state, has_controller=False, now=clock.now())
     for label, text in (
         ("cost", describe_cost(state, cost)),

@@ -36,8 +36,8 @@ class Problem:
     population: int
     seed: int
     budget: int
-    design: int = 0
-    starts: int = 1
+    design: int = 64
+    starts: int = 2
 
 
 class Differs(Exception):
