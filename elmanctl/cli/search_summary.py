@@ -22,7 +22,10 @@ from elmanctl.ledger.records import RunStatus, State
 from elmanctl.ledger.run_state import RunState
 from elmanctl.run.paths import RunPaths
 from elmanctl.search.confirmation import best_of, standing
+from elmanctl.search.effective_settings import effective_settings
 from elmanctl.search.kept_models import model_path
+from elmanctl.search.stop_rules import wider_rule
+from elmanctl.space.space import SearchSpace
 
 
 def run_summary(paths: RunPaths, state: RunState) -> dict[str, Any]:
@@ -97,10 +100,12 @@ def print_summary(paths: RunPaths, state: RunState) -> None:
         hint(how_to_confirm(state))
     more = f"`elmanctl resume {name} --generations {state.generations + 2}` adds two generations"
     if state.stopped is not None:
-        more = f"`elmanctl resume {name} --set KEY=VALUE` with a wider stop rule goes on"
+        branches = len(SearchSpace.decode(state.run["space"]).branches)
+        wider = wider_rule(state, effective_settings(state).search, branches)
+        more = f"`elmanctl resume {name} {wider}` goes on" if wider else ""
     if state.status is RunStatus.PAUSED:
         more = f"`elmanctl resume {name}` goes on with the search"
-    hint(f"see `elmanctl show {name} best`; {more}")
+    hint("; ".join(filter(None, (f"see `elmanctl show {name} best`", more))))
 
 
 def _print_best(state: RunState) -> None:

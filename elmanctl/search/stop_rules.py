@@ -41,7 +41,22 @@ def stall(state: RunState, search: SearchSettings, generations: Sequence[int]) -
     if stalled < search.patience:
         return None
     drop = f"improved by less than {threshold:.2g} nats" if threshold else "did not improve"
-    return f"the best loss {drop} in each of the last {stalled} generations"
+    where = "the last generation" if stalled == 1 else f"each of the last {stalled} generations"
+    return f"the best loss {drop} in {where}"
+
+
+def wider_rule(state: RunState, search: SearchSettings, branches: int = 1) -> str | None:
+    """Return the options of `resume` with which a stopped search goes on.
+
+    None where no rule of the settings ended it: optimizers may have criteria of their own.
+    """
+    if stop_reason(state, search, branches) is None:
+        return None
+    options = [f"--set search.patience={2 * search.patience}"]
+    if search.evaluations is not None and searched(state) >= search.evaluations:
+        options = [f"--set search.evaluations={search.evaluations + 2 * search.population}"]
+    is_last = state.generation + 1 >= state.generations
+    return " ".join([*options, *[f"--generations {state.generations + 2}"] * is_last])
 
 
 def describe_stop_rules(search: SearchSettings) -> str | None:
@@ -58,9 +73,9 @@ def describe_stop_rules(search: SearchSettings) -> str | None:
         floor = (
             f", but not before {search.min_generations} are done" if search.min_generations else ""
         )
-        rules.append(
-            f"when {search.patience} generations in a row do not improve the best loss{drop}{floor}"
-        )
+        many = f"{search.patience} generations in a row do"
+        many = "a generation does" if search.patience == 1 else many
+        rules.append(f"when {many} not improve the best loss{drop}{floor}")
     return " or ".join(rules) or None
 
 

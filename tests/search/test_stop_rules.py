@@ -23,6 +23,7 @@ from elmanctl.search.stop_rules import (
     searched,
     smallest_improvement,
     stalled_generations,
+    wider_rule,
 )
 from elmanctl.settings import SearchSettings, Settings
 from tests.search.scripted import Run, Runs
@@ -71,6 +72,8 @@ def test_search_ends_after_exactly_so_many_trained_evaluations_and_goes_on_with_
     assert searched(state) == state.trained == 10
     assert evaluations_left(state, 4) == 0
     first = points(state)
+    search = effective_settings(state).search
+    assert wider_rule(state, search) == "--set search.evaluations=18"
     change(run, evaluations=30)
     assert load_run(run.folder).state.stopped is None
     state = run.drive()
@@ -111,6 +114,7 @@ def test_search_ends_after_generations_without_improvement_and_confirms_its_best
     assert state.status is RunStatus.FINISHED and len(state.told) == 4
     assert state.reason is not None and "improved by less than 0.5 nats in each" in state.reason
     assert len(state.confirmations) == 2
+    assert wider_rule(state, effective_settings(state).search) == "--set search.patience=4"
     change(run, patience=5)
     state = run.drive()
     assert len(state.told) == 6
