@@ -3,7 +3,6 @@
 The starts share evenly what the budget leaves after the hypercube; the last one goes on to the end.
 """
 
-import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from itertools import groupby
@@ -12,7 +11,7 @@ from elmanctl.constants import MAX_SEED
 from elmanctl.search.optimizers.history import History
 from elmanctl.search.optimizers.port import Expected, Point, Problem, Result
 from elmanctl.search.optimizers.pycma import Pycma
-from elmanctl.space.coordinate import Coordinate
+from elmanctl.search.optimizers.space_filling import latin_hypercube_points
 
 # A point of the hypercube that is known already is passed over so often: small spaces end.
 _MOST_REPEATS = 100
@@ -28,7 +27,7 @@ class LhsCma:
     def __init__(self, problem: Problem) -> None:
         self._problem = problem
         self._history = History()
-        self._stream = _new(_designs(problem))
+        self._stream = _new(latin_hypercube_points(replace(problem, budget=problem.design)))
         # Where each start's CMA-ES begins, and the first of its points by number.
         self._starts: list[Point] = []
         self._stages: list[tuple[int, Pycma]] = []
@@ -101,31 +100,6 @@ class LhsCma:
             if is_valid(point):
                 chosen.append(point)
         return chosen
-
-
-def _designs(problem: Problem) -> Iterator[Point]:
-    """Yield a Latin hypercube, then others for what was refused of it.
-
-    In each coordinate one point lies in each of `design` strata of equal width.  Reference: McKay,
-    Beckman and Conover, Technometrics 21 (1979), 239-245.
-    """
-    import numpy
-
-    generator = numpy.random.default_rng(problem.seed)
-    while True:
-        strata = [generator.permutation(problem.design) for _ in problem.coordinates]
-        for row in zip(*strata, strict=True):
-            shares = [(float(x) + generator.random()) / problem.design for x in row]
-            pairs = zip(problem.coordinates, shares, strict=True)
-            yield tuple(_value(coordinate, share) for coordinate, share in pairs)
-
-
-def _value(coordinate: Coordinate, share: float) -> float:
-    """Return the value at a share of a coordinate; whole numbers have shares of equal width."""
-    if not coordinate.integer:
-        return coordinate.low + share * (coordinate.high - coordinate.low)
-    low, high = math.ceil(coordinate.low), math.floor(coordinate.high)
-    return float(min(low + int(share * (high - low + 1)), high))
 
 
 def _new(points: Iterator[Point]) -> Iterator[Point]:

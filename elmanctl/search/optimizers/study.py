@@ -5,7 +5,6 @@ axes are rounded from a share, a point that cannot be built is a loss of 10 that
 distribution, repeats count again, and pycma's own criteria end the search.
 """
 
-import math
 import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -14,6 +13,7 @@ from elmanctl.constants import STUDY_FAILURE
 from elmanctl.search.optimizers.history import History
 from elmanctl.search.optimizers.port import Expected, Point, Problem, Result
 from elmanctl.search.optimizers.pycma import load_cma
+from elmanctl.search.optimizers.unit_cube import levels
 from elmanctl.space.coordinate import Coordinate
 
 
@@ -108,7 +108,8 @@ def _value(coordinate: Coordinate, share: float) -> float:
 def _ends(coordinate: Coordinate) -> tuple[float, float]:
     if not coordinate.integer:
         return coordinate.low, coordinate.high
-    return float(math.ceil(coordinate.low)), float(math.floor(coordinate.high))
+    values = levels(coordinate)
+    return float(values[0]), float(values[-1])
 
 
 def _strategy(start: Sequence[float], problem: Problem) -> Any:
