@@ -11,6 +11,9 @@ from elmanctl.ledger.records import RunStatus, State
 from tests.command_line import CommandLine, QuickCommandLine
 from tests.search.scripted import Runs
 
+# Of each of the runs.
+EVALUATIONS = [f"g00{generation}-e0{index}" for generation in range(2) for index in range(4)]
+
 
 @pytest.fixture(scope="session")
 def histories(tmp_path_factory: pytest.TempPathFactory, corpus: Path) -> Iterator[Path]:

@@ -2,6 +2,9 @@
 
 import json
 import math
+import os
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from importlib.util import find_spec
 from pathlib import Path
@@ -14,8 +17,9 @@ from elmanctl.models.params import count_parameters
 from elmanctl.run.corpus import describe
 from elmanctl.run.paths import AttemptPaths, RunPaths
 from elmanctl.run.spec import AttemptSpec, DataSpec
-from tests.jobs.attempts import EVERY_STEP, MODELS, Write
+from tests.jobs.attempts import CHECKOUT, EVERY_STEP, MODELS, Write
 from tests.jobs.forked_ranks import ForkedRanks
+from tests.jobs.workers import CONFIG
 from tests.specs import changed
 
 
@@ -88,3 +92,45 @@ def forked_ranks(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ForkedRan
     """Runs attempts by several ranks."""
     with ForkedRanks(tmp_path_factory.mktemp("ranks")) as started:
         yield started
+
+
+@pytest.fixture
+def write_spec(make_spec: Callable[..., AttemptSpec], tmp_path: Path) -> Any:
+    """Write a spec with changes into the folder of a fresh attempt and return its paths."""
+
+    def write(name: str = "g000-e00", **changes: Any) -> AttemptPaths:
+        paths = RunPaths(tmp_path / "run").attempt(name, 1)
+        paths.folder.mkdir(parents=True)
+        expected = {"config": CONFIG, "parameters_expected": count_parameters("e88", CONFIG)}
+        spec = make_spec(**(expected | changes))
+        paths.spec.write_text(json.dumps(spec.encode()))
+        return paths
+
+    return write
+
+
+@pytest.fixture
+def start(tmp_path: Path) -> Any:
+    """Start workers as processes of their own; none outlives the test."""
+    started = []
+
+    def start(
+        paths: AttemptPaths, *, before: str = "", prefix: Any = (), **environment: str
+    ) -> Any:
+        code = f"{before}\nfrom elmanctl.jobs.evaluation import evaluate_attempt\n"
+        code += f"print(evaluate_attempt({str(paths.folder)!r}))"
+        process = subprocess.Popen(
+            [*prefix, sys.executable, "-W", "error", "-c", code],
+            cwd="/",
+            env={**os.environ, "PYTHONPATH": str(CHECKOUT), "OMP_NUM_THREADS": "1", **environment},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        started.append(process)
+        return process
+
+    yield start
+    for process in started:
+        process.kill()
+        process.communicate()

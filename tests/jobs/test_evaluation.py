@@ -1,99 +1,28 @@
-import errno
+"""Evaluation of one attempt: its result, whatever happens."""
+
 import json
 import logging
-import os
 import pickle
 import shutil
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-import elmanctl
 from elmanctl.errors import EnvironmentNotReady, InvalidConfiguration
-from elmanctl.jobs import attempt_training, evaluation
+from elmanctl.jobs import evaluation
 from elmanctl.jobs.evaluation import EvaluateAttempt, evaluate_attempt
 from elmanctl.jobs.training_loop import TrainingLoop
-from elmanctl.ledger.reserve import hold
 from elmanctl.models.params import count_parameters
-from elmanctl.run.paths import AttemptPaths, RunPaths
+from elmanctl.run.paths import AttemptPaths
 from elmanctl.run.spec import AttemptSpec
+from tests.jobs.attempts import CHECKOUT, read
+from tests.jobs.workers import CONFIG, LONG, Start, metrics, verdict, wait_for_steps
 from tests.patience import PATIENCE_S
-
-CONFIG = {"dim": 16, "depth": 1, "n_heads": 2, "n_state": 4}
-LONG = 10**9
-CHECKOUT = Path(elmanctl.__file__).parents[1]
-
-Start = Callable[..., "subprocess.Popen[str]"]
-
-
-@pytest.fixture
-def write_spec(make_spec: Callable[..., AttemptSpec], tmp_path: Path) -> Any:
-    """Write a spec with changes into the folder of a fresh attempt and return its paths."""
-
-    def write(name: str = "g000-e00", **changes: Any) -> AttemptPaths:
-        paths = RunPaths(tmp_path / "run").attempt(name, 1)
-        paths.folder.mkdir(parents=True)
-        expected = {"config": CONFIG, "parameters_expected": count_parameters("e88", CONFIG)}
-        spec = make_spec(**(expected | changes))
-        paths.spec.write_text(json.dumps(spec.encode()))
-        return paths
-
-    return write
-
-
-@pytest.fixture
-def start(tmp_path: Path) -> Any:
-    """Start workers as processes of their own; none outlives the test."""
-    started = []
-
-    def start(
-        paths: AttemptPaths, *, before: str = "", prefix: Any = (), **environment: str
-    ) -> Any:
-        code = f"{before}\nfrom elmanctl.jobs.evaluation import evaluate_attempt\n"
-        code += f"print(evaluate_attempt({str(paths.folder)!r}))"
-        process = subprocess.Popen(
-            [*prefix, sys.executable, "-W", "error", "-c", code],
-            cwd="/",
-            env={**os.environ, "PYTHONPATH": str(CHECKOUT), "OMP_NUM_THREADS": "1", **environment},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        started.append(process)
-        return process
-
-    yield start
-    for process in started:
-        process.kill()
-        process.communicate()
-
-
-def read(path: Path) -> dict[str, Any]:
-    content = json.loads(path.read_text())
-    assert isinstance(content, dict)
-    return content
-
-
-def metrics(path: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in path.read_text().splitlines()]
-
-
-def wait_for_steps(paths: AttemptPaths, count: int) -> None:
-    deadline = time.monotonic() + PATIENCE_S
-    while not paths.metrics.exists() or len(paths.metrics.read_text().splitlines()) < count:
-        assert time.monotonic() < deadline, "the worker makes no steps"
-        time.sleep(0.02)
-
-
-def verdict(paths: AttemptPaths) -> tuple[str, str]:
-    found = read(paths.result)["verdict"]
-    return found["kind"], found["evidence"][0]["text"]
 
 
 def test_a_completed_attempt_leaves_a_result_with_everything_a_comparison_needs(
@@ -285,99 +214,6 @@ def test_a_machine_without_torch_is_told_from_a_mistake(write_spec: Any, start: 
     assert kind == "environment"
     assert "torch" in text
     assert "ModuleNotFoundError" in log
-
-
-def test_a_disk_that_fills_up_during_the_training_is_a_full_disk(write_spec: Any) -> None:
-    paths = write_spec()
-    paths.metrics.symlink_to("/dev/full")
-    with pytest.raises(OSError, match="No space left") as caught:
-        evaluate_attempt(str(paths.folder))
-    assert caught.value.errno == errno.ENOSPC
-    assert verdict(paths)[0] == "disk_full"
-    assert read(paths.result)["steps"] == 0
-
-
-def fill(folder: Path, *, leave: int = 0) -> None:
-    """Take every byte of a small disk, but for so many pages."""
-    pages = [folder / f"page-{index}" for index in range(leave)]
-    for page in pages:
-        page.write_bytes(b"x" * 4096)
-    with (folder / "ballast").open("ab", buffering=0) as ballast:
-        for size in (4096, 1):
-            with pytest.raises(OSError, match="No space left"):
-                while True:
-                    ballast.write(b"x" * size)
-    for page in pages:
-        page.unlink()
-
-
-def on_a_small_disk(write_spec: Any, folder: Path, **changes: Any) -> AttemptPaths:
-    """Write a spec into an attempt on a disk of its own."""
-    known = write_spec(**changes)
-    paths = AttemptPaths(folder / "evaluations" / "g000-e00" / "attempt-1")
-    paths.folder.mkdir(parents=True)
-    paths.spec.write_bytes(known.spec.read_bytes())
-    return paths
-
-
-def test_disk_that_fills_up_during_the_training_leaves_room_for_the_result(
-    write_spec: Any, start: Start, tmpfs: Callable[..., Path]
-) -> None:
-    disk = tmpfs(256)
-    paths = on_a_small_disk(write_spec, disk, steps=LONG, heartbeat_s=0.05)
-    worker = start(paths)
-    wait_for_steps(paths, 1)
-    fill(disk)
-    _, log = worker.communicate(timeout=PATIENCE_S)
-    assert worker.returncode == 1
-    assert "OSError: [Errno 28] No space left on device" in log
-    kind, text = verdict(paths)
-    assert (kind, "No space left" in text) == ("disk_full", True)
-    assert read(paths.result)["steps"] > 0
-    assert not paths.reserve.exists()
-
-
-def test_disk_without_a_free_inode_leaves_room_for_the_result(
-    write_spec: Any, tmpfs: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    disk = tmpfs(512, inodes=40)
-    paths = on_a_small_disk(write_spec, disk)
-
-    def use_up(*_: object) -> str:
-        with pytest.raises(OSError, match="No space left"):
-            for index in range(100):
-                (disk / f"file-{index}").touch()
-        return "size and digest"
-
-    monkeypatch.setattr(attempt_training, "verify", use_up)
-    assert evaluate_attempt(str(paths.folder))["verdict"]["kind"] == "completed"
-    assert verdict(paths)[0] == "completed"
-
-
-def test_disk_that_is_full_before_the_worker_starts_is_told_by_the_controllers_reserve(
-    write_spec: Any, tmpfs: Callable[..., Path]
-) -> None:
-    disk = tmpfs(256)
-    paths = on_a_small_disk(write_spec, disk)
-    hold(paths.reserve)
-    fill(disk)
-    with pytest.raises(OSError, match="No space left"):
-        evaluate_attempt(str(paths.folder))
-    assert verdict(paths)[0] == "disk_full"
-    assert evaluate_attempt(str(paths.folder)) == {"already_finished": True}
-
-
-def test_duplicate_on_a_full_disk_does_not_speak_for_the_job_that_holds_the_attempt(
-    write_spec: Any, tmpfs: Callable[..., Path]
-) -> None:
-    disk = tmpfs(256)
-    paths = on_a_small_disk(write_spec, disk)
-    hold(paths.reserve)
-    paths.claim.write_text("{}")
-    fill(disk)
-    with pytest.raises(OSError, match="No space left"):
-        evaluate_attempt(str(paths.folder))
-    assert not paths.result.exists() and paths.reserve.exists()
 
 
 @pytest.mark.parametrize(

@@ -308,3 +308,14 @@ def build() -> Any:
         answered = staticmethod(answered)
 
     return Builders
+
+
+@pytest.fixture
+def submitted(build: Any) -> list[tuple[str, dict[str, Any]]]:
+    """Two evaluations, both submitted and accepted."""
+    return [
+        ("run_created", {"run": build.run()}),
+        ("points_asked", build.asked(0, "g000-e00", "g000-e01")),
+        ("submission_intended", build.intended("s1", ("g000-e00", 1), ("g000-e01", 1))),
+        ("submission_accepted", {"submission": "s1", "job_id": "77", "adopted": False}),
+    ]
