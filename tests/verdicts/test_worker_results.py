@@ -28,6 +28,7 @@ def test_workers_own_word_beats_everything_else(kind: VerdictKind) -> None:
         report=ended("OUT_OF_MEMORY", 0, 125),
         log=log("CUDA error"),
         cancel_requested=True,
+        stop_requested=True,
     )
     verdict = judge(seen)
     assert verdict.kind is kind
@@ -35,6 +36,25 @@ def test_workers_own_word_beats_everything_else(kind: VerdictKind) -> None:
     assert {other.source for other in others} <= {EvidenceSource.SCHEDULER, EvidenceSource.LOG}
     assert (quote.source, quote.text, quote.line) == (EvidenceSource.RESULT, "it says so", 7)
     assert quote.file == "evaluations/g000-e00/attempt-1/result.json"
+
+
+def test_worker_that_nobody_asked_to_stop_is_not_believed() -> None:
+    verdict = judge(Observation(result=result_of("stopped", steps=10)))
+    assert verdict.kind is VerdictKind.UNDETERMINED
+    assert verdict.summary == "the worker says stopped, and was not asked to stop"
+
+
+@pytest.mark.parametrize("is_cancelled", [False, True])
+def test_job_without_a_result_was_stopped_unless_a_user_cancelled_it(is_cancelled: bool) -> None:
+    verdict = judge(
+        Observation(
+            report=ended("CANCELLED by 1000", 0, 15),
+            stop_requested=True,
+            cancel_requested=is_cancelled,
+        )
+    )
+    assert verdict.kind is (VerdictKind.CANCELLED if is_cancelled else VerdictKind.STOPPED)
+    assert verdict.evidence[0].source is EvidenceSource.CONTROLLER
 
 
 BAD_RESULTS: list[dict[str, Any]] = [
