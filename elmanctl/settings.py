@@ -87,6 +87,12 @@ class SearchSettings:
     lhs_starts: int = setting(
         2, "Best of these points from which lhs-cma starts CMA-ES", least=1, most=1000, absent=2
     )
+    reevaluate: float = setting(
+        0.0,
+        "Share of the generations, the last ones, that train the best again on fresh seeds",
+        most=0.5,
+        absent=0.0,
+    )
     confirm_top: int = setting(
         3,
         "Best configurations that are trained again on fresh seeds; 0 is none",

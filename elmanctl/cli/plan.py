@@ -20,6 +20,7 @@ from elmanctl.schedulers.cluster import ClusterAnswer, ask_cluster
 from elmanctl.schedulers.slurm import Slurm
 from elmanctl.search.kept_models import most_kept
 from elmanctl.search.plan import SearchPlan
+from elmanctl.search.reevaluation import reevaluations
 from elmanctl.search.stop_rules import describe_stop_rules
 
 # A dry run reports what it can, and does not wait a minute for each command of a dead cluster.
@@ -37,6 +38,8 @@ def describe_plan(plan: SearchPlan, resolved: Resolved) -> str:
         "flops": f"of {budget.amount:g} FLOPs",
         "converge": f"until they improve by less than {budget.amount:g} nats",
     }.get(budget.kind, f"of {budget.amount:g} {budget.kind}")
+    last = reevaluations(search)
+    within = f", the last {last} of the best again" if last else ""
     top, seeds = min(search.confirm_top, plan.evaluations), search.confirm_seeds
     again = f", then the best {top} again on {counted(seeds, 'fresh seed')}" * (top * seeds > 0)
     where = "on this machine" if plan.executor == "local" else "as Slurm jobs"
@@ -53,7 +56,7 @@ def describe_plan(plan: SearchPlan, resolved: Resolved) -> str:
         f"{plan.model} models"
         f"{target} {where}, protocol {plan.settings.train.protocol}\n"
         f"{rules}"
-        f"{plan.evaluations} evaluations {each}{again}{cost}; "
+        f"{plan.evaluations} evaluations {each}{within}{again}{cost}; "
         f"corpus {corpus_name(plan.corpus.path)}, "
         f"{format_count(plan.corpus.size_bytes)} bytes, unigram entropy "
         f"{plan.unigram_nats:.4f} nats\n"
@@ -253,6 +256,7 @@ def plan_data(plan: SearchPlan) -> dict[str, Any]:
         "population": search.population,
         "evaluations": plan.evaluations,
         "stop_rules": describe_stop_rules(search),
+        "reevaluations": reevaluations(search),
         "confirmations": plan.confirmations,
         "at_once": _at_once(plan) if is_local else None,
         "budget": plan.settings.train.budget.encode(),

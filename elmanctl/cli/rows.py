@@ -118,6 +118,7 @@ def evaluation_row(evaluation: Evaluation) -> dict[str, Any]:
         "answered_by": evaluation.answer.by if evaluation.answer else None,
         **({"stop": asdict(evaluation.stop)} if evaluation.stop else {}),
         **({"confirms": evaluation.confirms} if evaluation.confirms else {}),
+        **({"reevaluates": evaluation.reevaluates} if evaluation.reevaluates else {}),
     }
 
 
@@ -158,11 +159,17 @@ def shown_state(evaluation: Evaluation) -> str:
 def reason(evaluation: Evaluation) -> str | None:
     """Return why an evaluation has no loss, no job, no place in the search or no final loss.
 
-    That is its verdict, the evaluation it repeats, the one it confirms, or a lack of convergence.
+    That is its verdict, the evaluation it repeats, the one it confirms or trains again, or a lack
+    of convergence.
     """
+    again = None
     if evaluation.confirms is not None:
+        again = f"confirms {evaluation.confirms}"
+    elif evaluation.reevaluates is not None:
+        again = f"re-evaluates {evaluation.reevaluates}"
+    if again is not None:
         failure = _failure(evaluation)
-        return f"confirms {evaluation.confirms}" + (f": {failure}" if failure else "")
+        return again + (f": {failure}" if failure else "")
     if evaluation.answer is not None:
         end = evaluation.answer
         failed = evaluation.state is not State.COMPLETED and end.verdict is not None

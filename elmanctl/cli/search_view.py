@@ -8,6 +8,7 @@ from typing import Any
 
 from elmanctl import clock
 from elmanctl.cli import output
+from elmanctl.cli.confirmation import describe_estimate, estimate_data
 from elmanctl.cli.rows import describe_config, describe_stop, searched_names, shown_elapsed
 from elmanctl.cli.scheduler_status import live_row
 from elmanctl.ledger.payloads import ConfirmationAsked
@@ -262,7 +263,10 @@ def _style(verdict: Verdict) -> str | None:
 
 
 def generation_line(state: RunState, generation: int) -> str:
-    """Return one line on a generation that was reported to the optimizer."""
+    """Return one line on a generation that was reported to the optimizer, or re-evaluated."""
+    members = state.generation_members(generation)
+    if all(each.reevaluates for each in members):
+        return f"g{generation:03}: {_reevaluation_line(state, members)}"
     reported = [state.evaluations[name] for name, _ in state.told[generation]]
     # A diverged evaluation is reported by its rank and has no loss.
     losses = [evaluation.loss for evaluation in reported if evaluation.loss is not None]
@@ -275,6 +279,16 @@ def generation_line(state: RunState, generation: int) -> str:
     if best is not None:
         parts.append(f"best so far {output.format_loss(best.loss)} ({best.id})")
     return f"g{generation:03}: {', '.join(parts)}"
+
+
+def _reevaluation_line(state: RunState, members: Sequence[Evaluation]) -> str:
+    names = {str(each.reevaluates) for each in members}
+    done = sum(each.state is State.COMPLETED for each in members)
+    text = f"{done} trainings of {output.counted(len(names), 'configuration')} on fresh seeds"
+    estimate = estimate_data(state)
+    if estimate is None:
+        return text
+    return f"{text}, best {estimate['evaluation']}: {describe_estimate(estimate)}"
 
 
 def confirmation_line(asked: ConfirmationAsked) -> str:

@@ -223,7 +223,9 @@ def _print_evaluation(paths: RunPaths, found: RunState, chosen: Evaluation) -> N
         print_line(line)
     if chosen.replaces:
         print_line(f"  replaces    {chosen.replaces}")
-    if chosen.answer:
+    if chosen.reevaluates:
+        print_line(f"  re-evaluates {chosen.reevaluates}: same configuration, fresh seed")
+    elif chosen.answer:
         print_line(f"  repeats     {chosen.answer.by}: same configuration and seed, no job")
     elif chosen.repeats:
         print_line(f"  repeats     {chosen.repeats}: same configuration")

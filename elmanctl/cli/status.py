@@ -160,7 +160,8 @@ def _status_of_all(ctx: Context, *, as_json: bool) -> None:
 
 def _where_needed(paths: RunPaths, found: RunSummary) -> RunState | None:
     """Return the state of a run with repeats on other seeds, or of a sweep, from all its ledger."""
-    is_repeated = effective_setting(found, "search.repeats") == RESEED
+    is_reseeded = effective_setting(found, "search.repeats") == RESEED
+    is_repeated = is_reseeded or effective_setting(found, "search.reevaluate")
     is_sweep = bool(found.run["space"].get("sweep"))
     return load_run(paths.folder).state if is_repeated or is_sweep else None
 

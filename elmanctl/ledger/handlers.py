@@ -71,6 +71,8 @@ def _points_asked(event: payloads.PointsAsked, state: RunState, at: str) -> None
             raise LedgerCorrupt(f"{plan.id} is asked twice")
         if plan.confirms is not None:
             raise LedgerCorrupt(f"{plan.id} is a confirmation, and yet the optimizer asked it")
+        if plan.reevaluates is not None:
+            raise LedgerCorrupt(f"{plan.id} is a re-evaluation, and yet the optimizer asked it")
         if plan.replaces is not None:
             _evaluation(state, plan.replaces)
         if plan.repeats is not None:
@@ -96,6 +98,23 @@ def _confirmation_asked(event: payloads.ConfirmationAsked, state: RunState, at: 
         known = state.confirmations.get(confirmed.id, ())
         state.confirmations[confirmed.id] = (*known, plan.id)
         state.put(records.Evaluation(generation=records.CONFIRMATION, **_values(plan)))
+
+
+@handle.register
+def _reevaluation_asked(event: payloads.ReevaluationAsked, state: RunState, at: str) -> None:
+    generation = event.generation
+    if generation != state.generation + 1 or state.generation not in state.told:
+        raise LedgerCorrupt(f"generation {generation} is asked after {state.generation}")
+    for plan in event.evaluations:
+        if plan.id in state.evaluations:
+            raise LedgerCorrupt(f"{plan.id} is asked twice")
+        again = _evaluation(state, plan.reevaluates or "")
+        first = _evaluation(state, again.configuration).id
+        transitions.check_reevaluation(plan, again, state.same_configuration(first))
+        state.repeats[first] = (*state.repeats.get(first, ()), plan.id)
+        state.put(records.Evaluation(generation=generation, **_values(plan)))
+    state.turns[generation] = records.NO_BRANCH
+    state.generation = generation
 
 
 @handle.register
@@ -240,8 +259,11 @@ def _generation_told(event: payloads.GenerationTold, state: RunState, at: str) -
     for name, _ in event.told:
         if _evaluation(state, name).confirms is not None:
             raise LedgerCorrupt(f"{name} is a confirmation, and yet it is reported")
+        if _evaluation(state, name).reevaluates is not None:
+            raise LedgerCorrupt(f"{name} is a re-evaluation, and yet it is reported")
     state.told[generation] = list(event.told)
-    state.exchanges.append(Exchange(told=generation))
+    if event.told:
+        state.exchanges.append(Exchange(told=generation))
     state.add("generations_told", 1)
 
 

@@ -124,6 +124,19 @@ class ConfirmationAsked(Payload):
 
 
 @dataclass(frozen=True, kw_only=True)
+class ReevaluationAsked(Payload):
+    """A generation of new evaluations, in state `created`, that train the best so far again.
+
+    Each `reevaluates` one that completed: with its configuration, and a seed on which that was not
+    trained before.  No value of them is reported to the optimizer, and their generation is reported
+    as an empty one.
+    """
+
+    generation: int
+    evaluations: tuple[records.EvaluationPlan, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
 class SubmissionIntended(Payload):
     """The scheduler is about to be asked.
 

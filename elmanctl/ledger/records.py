@@ -11,6 +11,9 @@ from elmanctl.ledger.shared_keys import SharedKeys
 # In place of the generation of an evaluation that the optimizer did not ask for: a confirmation.
 CONFIRMATION = -2
 
+# In place of the branch of a sweep, of a generation that no optimizer asked for.
+NO_BRANCH = -1
+
 
 class State(StrEnum):
     """The state of an evaluation or of an attempt."""
@@ -183,7 +186,8 @@ class EvaluationPlan:
     learning rate, `parameters` the exact count of the model.  `replaces` names the failed
     evaluation whose place this one takes, `repeats` the first one of the same configuration.
     `confirms` makes it a confirmation: it names the completed evaluation whose configuration this
-    one trains again, on a seed that the search did not use.
+    one trains again, on a seed that the search did not use.  So does `reevaluates`, within the
+    search and its budget; such a one is a repeat as well.
     """
 
     id: str
@@ -195,6 +199,7 @@ class EvaluationPlan:
     replaces: str | None = json_field(default=None, omit=True)
     repeats: str | None = json_field(default=None, omit=True)
     confirms: str | None = json_field(default=None, omit=True)
+    reevaluates: str | None = json_field(default=None, omit=True)
 
     @property
     def hyperparameters(self) -> dict[str, object]:

@@ -82,6 +82,8 @@ def decide_stop(evaluation: Evaluation, number: int, stop: Stop, at: str) -> Eva
         raise LedgerCorrupt(f"{evaluation.id} attempt {number} is stopped twice")
     if evaluation.confirms is not None:
         raise LedgerCorrupt(f"{evaluation.id} is a confirmation, and yet it is stopped")
+    if evaluation.reevaluates is not None:
+        raise LedgerCorrupt(f"{evaluation.id} is a re-evaluation, and yet it is stopped")
     return _with(evaluation, replace(attempt, stop=stop, stop_at=at))
 
 
@@ -148,6 +150,21 @@ def check_confirmation(
         raise LedgerCorrupt(f"{plan.id} confirms {confirmed.id} with another configuration")
     if plan.seed == confirmed.seed or plan.seed in {other.seed for other in others}:
         raise LedgerCorrupt(f"{plan.id} confirms {confirmed.id} on seed {plan.seed} once more")
+
+
+def check_reevaluation(
+    plan: EvaluationPlan, again: Evaluation, same: Iterable[EvaluationPlan]
+) -> None:
+    """Raise LedgerCorrupt unless `plan` trains a completed evaluation again, on another seed.
+
+    `same` are the evaluations of its configuration so far.
+    """
+    if again.confirms is not None or again.state is not State.COMPLETED:
+        raise LedgerCorrupt(f"{plan.id} re-evaluates {again.id}, which did not complete")
+    if plan.hyperparameters != again.hyperparameters or plan.repeats != again.configuration:
+        raise LedgerCorrupt(f"{plan.id} re-evaluates {again.id} with another configuration")
+    if plan.seed in {other.seed for other in same}:
+        raise LedgerCorrupt(f"{plan.id} re-evaluates {again.id} on seed {plan.seed} once more")
 
 
 def reopen(evaluation: Evaluation, changes: Mapping[str, object]) -> Evaluation:

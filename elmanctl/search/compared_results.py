@@ -18,6 +18,7 @@ from elmanctl.run.spec import AttemptSpec
 from elmanctl.search.comparison import Basis, Row
 from elmanctl.search.confirmation import best_of, standing
 from elmanctl.search.effective_settings import effective_settings
+from elmanctl.search.estimate import by_estimate
 from elmanctl.search.selection import find_evaluation
 
 Result = Mapping[str, Any]
@@ -117,7 +118,7 @@ def _same(state: RunState, chosen: Evaluation) -> tuple[Basis, list[Evaluation]]
     ]
     if confirmations:
         return "confirmations", confirmations
-    is_best = chosen.configuration == state.best_configuration
+    is_best = chosen.configuration in {each.configuration for each in by_estimate(state)[:1]}
     measured = [each for each in same if each.answer is None]
     return "lowest of a search" if is_best else "evaluation", measured
 

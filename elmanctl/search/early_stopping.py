@@ -52,11 +52,15 @@ class EarlyStopping:
         return {"stoppable": True} if self._may_stop(evaluation) else {}
 
     def _may_stop(self, evaluation: Evaluation) -> bool:
-        """Whether an evaluation may end early: no confirmation, nor what a user asked again."""
+        """Whether an evaluation may end early: none of the best again, nor what a user asked again.
+
+        The mean of a configuration would lack the losses that are not among the best.
+        """
         return (
             self._knows
             and self._session.settings.stopping.is_on
             and evaluation.confirms is None
+            and evaluation.reevaluates is None
             and "since_attempt" not in evaluation.changes
         )
 

@@ -14,7 +14,7 @@ from elmanctl.run.corpus import corpus_name
 EXPORT_VERSION = 1
 
 # One row an evaluation; a `config.` column follows for each hyperparameter of the run, and in a run
-# with confirmations `confirms`.
+# with confirmations `confirms`, in one with re-evaluations `reevaluates`.
 CSV_COLUMNS = (
     *("run", "evaluation", "generation", "state", "loss", "parameters", "seed", "replaces"),
     *("repeats", "answered_by"),
@@ -54,6 +54,7 @@ def export_evaluation(state: RunState, evaluation: Evaluation) -> dict[str, Any]
         "repeats": evaluation.repeats,
         "answered_by": evaluation.answer.by if evaluation.answer else None,
         **({"confirms": evaluation.confirms} if evaluation.confirms else {}),
+        **({"reevaluates": evaluation.reevaluates} if evaluation.reevaluates else {}),
         "seed": evaluation.seed,
         "point": list(evaluation.point),
         "config": evaluation.hyperparameters,
@@ -94,6 +95,8 @@ def export_csv(state: RunState) -> Iterator[str]:
     """Yield a CSV table (RFC 4180): a header, then one line for each evaluation."""
     names = sorted({name for e in state.evaluations.values() for name in e.hyperparameters})
     last = ["confirms"] if state.confirmations else []
+    if any(evaluation.reevaluates for evaluation in state.evaluations.values()):
+        last.append("reevaluates")
     yield _line([*CSV_COLUMNS, *(f"config.{name}" for name in names), *last])
     for evaluation in state.evaluations.values():
         cells = _cells(state, evaluation)

@@ -17,6 +17,7 @@ from elmanctl.search.confirmation import standing
 from elmanctl.search.confirmation_plan import due_confirmations
 from elmanctl.search.effective_settings import effective_settings
 from elmanctl.search.estimate import by_estimate
+from elmanctl.search.reevaluation import most_reevaluated
 from elmanctl.settings import Settings
 
 # Weights are kept in float32.
@@ -52,7 +53,10 @@ def most_kept(settings: Settings) -> int:
     Those that were confirmed come on top.
     """
     keep, search = settings.disk.keep_models, settings.search
-    return max(keep, search.confirm_top if search.confirm_seeds else 0) if keep else 0
+    if not keep:
+        return 0
+    confirmed = search.confirm_top if search.confirm_seeds else 0
+    return max(keep, confirmed, most_reevaluated(search) if search.reevaluate else 0)
 
 
 def loss_to_beat(state: RunState, settings: Settings) -> float | None:

@@ -35,6 +35,7 @@ from elmanctl.search.nodes import exclude_bad_nodes, judged_attempts
 from elmanctl.search.optimizers.port import SelfEnding
 from elmanctl.search.poll import Poller, QueryPace
 from elmanctl.search.rebuild import rebuild_optimizers
+from elmanctl.search.reevaluation import due_reevaluation
 from elmanctl.search.repeats import Known, answer_from, answering
 from elmanctl.search.requeue import recovery_hint
 from elmanctl.search.retry import Decisions, trip
@@ -240,6 +241,10 @@ class Controller:
             return False
         if self._stops() or is_last:
             return not self._confirm()
+        again = due_reevaluation(state, self._session.settings)
+        if again is not None:
+            self._session.record(again)
+            return False
         search = self._session.settings.search
         count = evaluations_to_ask(state, search, search.population)
         self._ask(generation + 1, next_branch(state, search, len(self._optimizers)), [None] * count)
@@ -280,6 +285,10 @@ class Controller:
         state, settings = self._session.state, self._session.settings
         branch = state.turns.get(generation, 0)
         members = state.generation_members(generation)
+        if all(each.reevaluates for each in members):
+            self._session.record(payloads.GenerationTold(generation=generation, told=()))
+            self._view.generation_done(self._session, generation)
+            return True
         values = fitness_values(members, settings.search.failed_loss)
         # The last one may be smaller than the others.
         population = sum(e.replaces is None for e in members)

@@ -8,6 +8,7 @@ from elmanctl.errors import LedgerError
 from elmanctl.ledger.run_state import Exchange
 from elmanctl.search.optimizers.port import Differs, Optimizer, Point, Problem
 from elmanctl.search.optimizers.registry import packages_of, start_optimizer
+from elmanctl.search.reevaluation import reevaluations
 from elmanctl.search.session import Session
 from elmanctl.settings import SearchSettings
 from elmanctl.space.space import SearchSpace
@@ -23,6 +24,7 @@ def problem_of(
     budget = search.generations * search.population
     if search.evaluations is not None:
         budget = min(budget, search.evaluations)
+    budget -= reevaluations(search)
     return Problem(
         coordinates=space.coordinates,
         start=start,

@@ -170,6 +170,18 @@ def confirming(confirmed: str, *names: str, seed: int = 1001) -> dict[str, Any]:
     }
 
 
+def reevaluating(generation: int, reevaluates: str, *names: str) -> dict[str, Any]:
+    """Return the data of a `reevaluation_asked` event."""
+    plans = asked(generation, *names, repeats=reevaluates)["evaluations"]
+    return {
+        "generation": generation,
+        "evaluations": [
+            {**plan, "reevaluates": reevaluates, "seed": plan["seed"] + 1 + index}
+            for index, plan in enumerate(plans)
+        ],
+    }
+
+
 def intended(name: str, *tasks: tuple[str, int]) -> dict[str, Any]:
     """Return the data of `submission_intended`; a task is (evaluation, attempt)."""
     return {
@@ -277,6 +289,7 @@ def whole_story() -> list[tuple[str, dict[str, Any]]]:
         ("run_cancelled", {}),
         ("run_extended", {"generations": 3}),
         ("settings_changed", {"changes": {"slurm.partition": "long"}}),
+        ("reevaluation_asked", reevaluating(1, "g000-e01", "g001-e00", "g001-e01")),
         ("run_finished", {"reason": "all generations are done"}),
     ]
 

@@ -52,7 +52,7 @@ def test_trial_changes_nothing_until_it_is_adopted(story: Story) -> None:
 
 def test_whole_story_is_told_right(story: Story, build: Any) -> None:
     state = told_by(story)
-    first, second, third, fourth, again, _ = state.evaluations.values()
+    first, second, third, fourth, again, *_, last = state.evaluations.values()
     assert state.run == build.run()
     assert (state.status, state.reason) == (RunStatus.FINISHED, "all generations are done")
     assert [e.state for e in (first, second, third)] == [
@@ -75,7 +75,8 @@ def test_whole_story_is_told_right(story: Story, build: Any) -> None:
         saved_s=12.5,
         saved_device_s=12.5,
     )
-    assert state.repeats == {"g000-e01": ("g000-e03",)}
+    assert state.repeats == {"g000-e01": ("g000-e03", "g001-e00", "g001-e01")}
+    assert (last.id, last.generation, last.reevaluates) == ("g001-e01", 1, "g000-e01")
     assert (again.id, again.generation, again.confirms) == ("c000-e00", CONFIRMATION, "g000-e01")
     assert state.confirmations == {"g000-e01": ("c000-e00", "c000-e01")}
     assert [(e.seed, e.state) for e in state.confirmations_of("g000-e01")] == [
@@ -104,7 +105,7 @@ def test_whole_story_is_told_right(story: Story, build: Any) -> None:
     ]
     assert state.submissions["s0001"].error == "no such partition"
     assert state.told == {0: [("g000-e01", 1.25), ("g000-e00", 1.5)]}
-    assert (state.generation, state.generations, state.refused) == (0, 3, {0: 3})
+    assert (state.generation, state.generations, state.refused) == (1, 3, {0: 3})
     assert state.applied_requests == {"r1": {"command": "clean", "answer": {"files": 2}}}
     assert state.controller == {"host": "login", "pid": 12, "at": "2026-05-01T10:00:19.000Z"}
     assert [note.text for note in state.notes] == ["the node gpu-1 was replaced"]
@@ -116,7 +117,7 @@ def test_whole_story_is_told_right(story: Story, build: Any) -> None:
         True,
     )
     assert excluded.until == "2026-05-01T10:00:31.000Z"
-    assert (state.seq, state.fence, state.last_event_at) == (41, 1, "2026-05-01T10:00:41.000Z")
+    assert (state.seq, state.fence, state.last_event_at) == (42, 1, "2026-05-01T10:00:42.000Z")
     assert state.live_attempts() == []
     assert state.spent == {
         "completed": Spent(attempts=2, elapsed_s=25.0, device_s=25.0),

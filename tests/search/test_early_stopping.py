@@ -241,16 +241,16 @@ def test_off_is_the_default_and_says_nothing_anywhere(make: Make) -> None:
     assert not list(run.paths.evaluations.glob("*/*/stop.json"))
 
 
-def test_confirmations_train_to_their_end(make: Make) -> None:
-    run = make(confirm_top=2, confirm_seeds=2)
+def test_what_trains_the_best_again_trains_to_its_end(make: Make) -> None:
+    run = make(confirm_top=2, confirm_seeds=2, reevaluate=0.34)
     state = drive(run)
     assert stopped(state)
-    confirmations = [e for e in state.evaluations.values() if e.confirms]
-    assert len(confirmations) == 4
-    for each in confirmations:
+    again = [e for e in state.evaluations.values() if e.confirms or e.reevaluates]
+    assert len(again) == 4 + 6
+    for each in again:
         spec = json.loads(run.paths.attempt(each.id, 1).spec.read_text())
         assert "stoppable" not in spec and each.state is State.COMPLETED
-        assert each.confirms not in stopped(state)
+        assert not {each.confirms, each.reevaluates} & set(stopped(state))
     winner = standing(state).winner
     assert winner is not None and winner.evaluation not in stopped(state)
 
