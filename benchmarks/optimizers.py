@@ -29,6 +29,7 @@ from elmanctl.constants import CMA, OPTIMIZERS, STUDY
 from elmanctl.replay.functions import FUNCTIONS, FunctionSource
 from elmanctl.replay.objective import Constant, Source
 from elmanctl.replay.recorded_objective import fit_objective
+from elmanctl.replay.rows import Overall
 from elmanctl.replay.runner import Simulations, Task, run_tasks, tasks_of
 from elmanctl.replay.simulation import Trace
 from elmanctl.replay.summary import Traces, overall, ratio_of, regrets_at, rows_of, signed_rank_p
@@ -68,7 +69,7 @@ def recorded_sources(path: Path) -> Iterator[tuple[Source, str]]:
 def simulate_all(
     simulations: Simulations,
     optimizers: Sequence[str],
-    budgets: Sequence[int],
+    budgets_of: Mapping[str, Sequence[int]],
     seeds: int,
     cache: TraceCache,
     processes: int,
@@ -76,6 +77,7 @@ def simulate_all(
     """Return every search of the comparison, in order."""
     found: dict[Task, Trace] = {}
     for name in optimizers:
+        budgets = budgets_of[name]
         whole = _ignores_budget(simulations, name, budgets, cache)
         tasks = tasks_of(
             list(simulations.sources),
@@ -84,10 +86,11 @@ def simulate_all(
             budgets=budgets[-1:] if whole else budgets,
             population=POPULATION,
         )
-        for task, trace in run_tasks(simulations, tasks, cache, processes=processes):
+        done = run_tasks(simulations, tasks, cache, processes=processes)
+        for number, (task, trace) in enumerate(done, start=1):
             for budget in budgets if whole else [task.budget]:
                 found[replace(task, budget=budget)] = trace
-            _report(name, len(found), seeds * len(simulations.sources) * len(budgets))
+            _report(name, number, len(tasks))
     return found
 
 
@@ -165,13 +168,12 @@ def print_tables(
     """Print the tables of one kind of objectives."""
     names = list(dict.fromkeys(task.optimizer for task in traces))
     count = len(simulations.sources)
-    print(f"\n### {title}\n\n{count} objectives, {len(traces) // len(names) // len(budgets)} pairs")
+    print(f"\n### {title}\n\n{count} objectives, {len(_of(traces, BEFORE, REFERENCE))} pairs")
     print("\nMean regret by that of the build before (p of Wilcoxon's signed-rank test)\n")
     _print_head("optimizer", *(str(budget) for budget in budgets))
     beside = {(each.optimizer, each.budget): each for each in overall(simulations, traces, BEFORE)}
     for name in names:
-        cells = [beside[name, budget] for budget in budgets]
-        print(_line(name, *("1" if c.ratio is None else f"{c.ratio:.2f}{_p(c.p)}" for c in cells)))
+        print(_line(name, *(_ratio(beside.get((name, budget))) for budget in budgets)))
     print("\nRegret of the point handed over: median [quartiles]\n")
     _print_head("optimizer", *(str(budget) for budget in budgets))
     for name in names:
@@ -189,8 +191,8 @@ def print_tables(
 def _effort(
     simulations: Simulations, traces: Traces, name: str, reference: Traces
 ) -> Iterator[str]:
-    longest = _of(traces, name, max(task.budget for task in traces))
-    own = _of(traces, name, REFERENCE)
+    longest = _of(traces, name, max(t.budget for t in traces if t.optimizer == name))
+    own = _of(traces, name, REFERENCE) or longest
     found = reached(simulations, longest if _is_same(own, longest) else own, reference)
     yield "–" if found.evaluations is None else str(found.evaluations)
     yield f"{found.low} to {found.high or 'more'}"
@@ -198,7 +200,8 @@ def _effort(
     pairs = [
         (r, study[k]) for k, r in regrets_at(simulations, own, REFERENCE).items() if k in study
     ]
-    ratio = ratio_of(pairs) if name != STUDY else None
+    is_compared = name != STUDY and next(iter(own)).budget == REFERENCE
+    ratio = ratio_of(pairs) if is_compared else None
     yield "–" if ratio is None else f"{ratio:.2f}{_p(signed_rank_p(pairs))}"
     done = [trace for trace in own.values() if trace.error is None]
     trained = sum(trace.trained for trace in done)
@@ -216,8 +219,16 @@ def _is_same(own: Traces, longest: Traces) -> bool:
     return next(iter(own.values())) is next(iter(longest.values()))
 
 
+def _ratio(found: Overall | None) -> str:
+    if found is None:
+        return "–"
+    return "1" if found.ratio is None else f"{found.ratio:.2f}{_p(found.p)}"
+
+
 def _quartiles(simulations: Simulations, traces: Traces, name: str, budget: int) -> str:
     regrets = regrets_at(simulations, _of(traces, name, budget), budget).values()
+    if not regrets:
+        return "–"
     low, middle, high = statistics.quantiles(regrets, n=4, method="inclusive")
     return f"{middle:.3f} [{low:.3f}, {high:.3f}]"
 
@@ -248,19 +259,31 @@ def main() -> None:
     parser.add_argument("--kind", choices=("recorded", "synthetic"), help="default: both")
     parser.add_argument("--seeds", type=int, default=30)
     parser.add_argument("--budgets", type=int, nargs="+", default=[30, 60, 120, 300])
+    parser.add_argument(
+        "--until",
+        action="append",
+        default=[],
+        metavar="NAME=BUDGET",
+        help="largest budget of a slow optimizer",
+    )
     parser.add_argument("--processes", type=int, default=1)
     parser.add_argument("--values", type=Path, help="JSON for the values on every objective")
     options = parser.parse_args()
     logging.basicConfig(level=logging.WARNING)
     cache = TraceCache(options.cache)
     optimizers = list(dict.fromkeys([BEFORE, STUDY, *(options.optimizer or OPTIMIZERS)]))
+    most = {name: int(budget) for name, _, budget in (o.partition("=") for o in options.until)}
+    budgets_of = {
+        name: [budget for budget in options.budgets if budget <= most.get(name, budget)]
+        for name in optimizers
+    }
     values = []
     for kind in ("recorded", "synthetic"):
         if options.kind in (kind, None):
             sources = _sources(kind, options.histories)
             simulations = Simulations(sources=sources, procedures={})
             traces = simulate_all(
-                *(simulations, optimizers, options.budgets, options.seeds, cache),
+                *(simulations, optimizers, budgets_of, options.seeds, cache),
                 options.processes,
             )
             print_tables(simulations, traces, kind.capitalize(), options.budgets)
