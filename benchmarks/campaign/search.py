@@ -75,7 +75,7 @@ class Search:
         self._outputs: dict[int, Path] = {}
         folder.mkdir(parents=True, exist_ok=True)
         self.log.touch()
-        (folder / "elman.toml").write_text(settings or _SETTINGS, encoding="utf-8")
+        (folder / "elman.toml").write_text(settings or SETTINGS, encoding="utf-8")
         corpus = folder / "corpus.bytes"
         text = Path(sysconfig.get_path("stdlib"), "turtle.py").read_bytes()
         # Many short documents, of which some are held out.
@@ -283,7 +283,7 @@ class References:
         return self._known[shape]
 
 
-_SETTINGS = """\
+SETTINGS = """\
 [train]
 heartbeat_s = 0.5
 

@@ -6,7 +6,7 @@ import os
 import random
 import subprocess
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
@@ -19,6 +19,7 @@ from elmanctl.errors import UsageError
 from elmanctl.search.optimizers.port import Differs, Optimizer, Point
 from elmanctl.search.optimizers.registry import start_optimizer
 from elmanctl.space.coordinate import Coordinate
+from tests.search.optimizers.packages import need_packages_of
 from tests.search.optimizers.problems import SHARE, SMALL, every, loss, problem, some
 from tests.search.optimizers.scripted import (
     ONE_VALUE,
@@ -35,14 +36,6 @@ from tests.search.optimizers.scripted import (
 # Models take long to fit: a point of Optuna's GP takes a quarter of a second.
 MODELS = ("tpe", "gp", "gp-optuna", "tpe-gp")
 MIXED = "integers and shares"
-PACKAGES = {
-    "catcma": ("cmaes", "scipy"),
-    "tpe": ("optuna",),
-    "gp": ("sklearn",),
-    "gp-optuna": ("optuna", "torch", "scipy"),
-    "tpe-gp": ("optuna", "sklearn"),
-    "sobol": ("scipy",),
-}
 # That of the study returns fewer points where some are refused, as the study did.
 PAIRS = [
     (name, case)
@@ -59,13 +52,7 @@ each_pair = pytest.mark.parametrize(("name", "case"), PAIRS)
 def _packages(request: pytest.FixtureRequest) -> None:
     """Skip an optimizer whose packages are not here."""
     if "name" in request.fixturenames:
-        need(PACKAGES.get(request.getfixturevalue("name"), ()))
-
-
-def need(packages: Iterable[str]) -> None:
-    """Skip the test when packages are missing."""
-    for package in packages:
-        pytest.importorskip(package, reason=f"`{package}` of the extra `optimizers` is missing")
+        need_packages_of(request.getfixturevalue("name"))
 
 
 def generators() -> object:
@@ -116,7 +103,8 @@ def test_rebuilt_after_any_event_it_goes_on_with_the_same_points(name: str, case
 def test_another_process_asks_the_same_points() -> None:
     """From the start and rebuilt, whatever the hash seed and the global generators there."""
     hash_seed = "4321" if os.environ.get("PYTHONHASHSEED") != "4321" else "1"
-    need(sorted({package for packages in PACKAGES.values() for package in packages}))
+    for name in OPTIMIZERS:
+        need_packages_of(name)
     pairs = [pair for pair in PAIRS if pair[1] in (MIXED, "three integers")]
     wanted = [(name, case, list(never_stopped(name, case))) for name, case in pairs]
     middle = len(SCRIPT) - 3
@@ -260,7 +248,7 @@ def test_start_on_the_bounds_is_left(name: str, start: Point) -> None:
     points = optimizer.ask(16, every)
     assert all(len({point[axis] for point in points}) > 1 for axis in range(4))
     optimizer.report([(point, loss(point)) for point in points])
-    fill(optimizer)
+    fill(optimizer, generations=1)
 
 
 @each_optimizer
