@@ -218,6 +218,11 @@ def plan_search(
     ]
     first = [candidate for candidates, _ in asked for candidate in candidates]
     refused = sum(count for _, count in asked)
+    if not first:
+        raise InvalidConfiguration(
+            f"none of the first {refused} points can be built",
+            hint="widen `--tolerance`, or change the axes, `--params` or `--seed`",
+        )
     corpus = find_corpus(settings)
     if corpus.size_bytes <= train.seq_len:
         raise ConfigError(

@@ -1,12 +1,13 @@
 """Procedures of a study as whole searches: its first one, and a hypercube before CMA-ES."""
 
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from elmanctl.config import resolve
-from elmanctl.errors import ConfigError
+from elmanctl.errors import ConfigError, InvalidConfiguration
 from elmanctl.ledger.records import RunStatus, State
 from elmanctl.ledger.run_state import RunState
 from elmanctl.ledger.state import load_run
@@ -83,6 +84,41 @@ def test_point_that_cannot_be_built_is_not_replaced_and_one_generation_may_have_
     )
     again = run.drive(generations=9)
     assert trained(again)[: len(state.evaluations)] == trained(state)
+
+
+def test_generation_without_a_valid_point_is_one_of_the_study_also_after_a_kill(
+    runs: Runs, tmp_path: Path
+) -> None:
+    axes = {"n_heads": {"kind": "int", "low": 1, "high": 60}}
+    changes = of_study(
+        axes=axes, params="100K", tolerance=0.02, multiple_of=32, generations=8, seed=4
+    )
+    changes |= {"model": {"depth": 1, "n_state": 8, "lr": 1e-2}}
+    whole = runs.new(**changes).drive()
+    assert [len(whole.generation_members(g)) for g in range(4)] == [2, 1, 0, 0]
+    for kill_at in range(3, whole.seq):
+        run = runs.new(**changes)
+
+        def die(session: Session, at: int = kill_at) -> None:
+            if session.state.seq >= at:
+                raise KeyboardInterrupt
+
+        run.view.every_turn = die
+        with suppress(KeyboardInterrupt):
+            run.drive()
+        state = run.copy(tmp_path / f"killed-{kill_at}").drive()
+        assert (trained(state), state.told, state.reason) == (
+            trained(whole),
+            whole.told,
+            whole.reason,
+        )
+
+
+def test_study_of_which_no_first_point_can_be_built_is_refused(runs: Runs) -> None:
+    changes = of_study(params="100K", tolerance=0.02, multiple_of=32, generations=8, seed=1)
+    changes |= {"axes": {"n_heads": {"kind": "int", "low": 1, "high": 60}}}
+    with pytest.raises(InvalidConfiguration, match="none of the first 4 points can be built"):
+        runs.new(**changes, model={"depth": 1, "n_state": 8, "lr": 1e-2})
 
 
 def test_pycma_ends_the_study_after_a_first_generation_without_a_loss(runs: Runs) -> None:
