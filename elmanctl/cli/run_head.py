@@ -64,7 +64,7 @@ def _reason(row: Mapping[str, Any]) -> str | None:
     if row["status"] == STOPPED:
         return "its controller is no longer running; its jobs continue"
     # `finished` already says that all generations are done.
-    key = "stopped" if row["status"] == RunStatus.FINISHED.value else "reason"
+    key = "ended_by" if row["status"] == RunStatus.FINISHED.value else "reason"
     return row.get(key)
 
 

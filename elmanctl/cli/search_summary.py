@@ -36,7 +36,7 @@ def run_summary(paths: RunPaths, state: RunState) -> dict[str, Any]:
     return {
         "run": state.run["name"],
         "status": state.status.value,
-        **({} if state.stopped is None else {"stopped": state.stopped}),
+        **({} if state.ended_by is None else {"ended_by": state.ended_by}),
         "evaluations": {kind.value: count for kind, count in state.counts().items()},
         "refused_share": state.refused_share,
         "answered": state.answered,
@@ -69,8 +69,8 @@ def print_summary(paths: RunPaths, state: RunState) -> None:
         f"{state.run['name']} {state.status}: {counts[State.COMPLETED]} completed, {stopped}"
         f"{counts[State.FAILED]} failed, {counts[State.CANCELLED]} cancelled"
     )
-    if state.stopped is not None:
-        print_line(f"ended        {state.stopped}")
+    if state.ended_by is not None:
+        print_line(f"ended        {state.ended_by}")
     print_line(f"search       {rows.start_line(state.run)}")
     if state.refused_share:
         fate = rows.fate_of_infeasible(state.run["optimizer"]["name"])
@@ -99,7 +99,7 @@ def print_summary(paths: RunPaths, state: RunState) -> None:
     if standing(state).winner is None:
         hint(how_to_confirm(state))
     more = f"`elmanctl resume {name} --generations {state.generations + 2}` adds two generations"
-    if state.stopped is not None:
+    if state.ended_by is not None:
         branches = len(SearchSpace.decode(state.run["space"]).branches)
         wider = wider_rule(state, effective_settings(state).search, branches)
         more = f"`elmanctl resume {name} {wider}` goes on" if wider else ""

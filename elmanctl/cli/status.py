@@ -181,7 +181,7 @@ def _run_row(paths: RunPaths, state: RunSummary, shown: Standing) -> dict[str, A
         "run": paths.folder.name,
         "status": _status(paths, state),
         "reason": state.reason,
-        **({} if state.stopped is None else {"stopped": state.stopped}),
+        **({} if state.ended_by is None else {"ended_by": state.ended_by}),
         "next": state.advice,
         "model": run["model"],
         "executor": run["executor"],

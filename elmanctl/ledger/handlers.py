@@ -38,7 +38,7 @@ def _run_created(event: payloads.RunCreated, state: RunState, at: str) -> None:
 def _settings_changed(event: payloads.SettingsChanged, state: RunState, at: str) -> None:
     state.changes.update(event.changes)
     if not STOP_RULES.isdisjoint(event.changes):
-        state.stopped = None
+        state.ended_by = None
 
 
 @handle.register
@@ -46,7 +46,7 @@ def _run_extended(event: payloads.RunExtended, state: RunState, at: str) -> None
     if event.generations <= state.generations:
         raise LedgerCorrupt(f"{state.generations} generations are extended to {event.generations}")
     state.generations = event.generations
-    state.stopped = None
+    state.ended_by = None
 
 
 @handle.register
@@ -268,10 +268,10 @@ def _generation_told(event: payloads.GenerationTold, state: RunState, at: str) -
 
 
 @handle.register
-def _search_stopped(event: payloads.SearchStopped, state: RunState, at: str) -> None:
-    if state.generation not in state.told or state.stopped is not None:
-        raise LedgerCorrupt("the search is stopped amid a generation, or twice")
-    state.stopped = event.reason
+def _search_ended(event: payloads.SearchEnded, state: RunState, at: str) -> None:
+    if state.generation not in state.told or state.ended_by is not None:
+        raise LedgerCorrupt("the search is ended amid a generation, or twice")
+    state.ended_by = event.reason
 
 
 @handle.register

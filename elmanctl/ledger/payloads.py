@@ -300,7 +300,7 @@ class GenerationTold(Payload):
 
 
 @dataclass(frozen=True, kw_only=True)
-class SearchStopped(Payload):
+class SearchEnded(Payload):
     """A stop rule ends the search after its newest generation; confirmations may follow.
 
     A change of a rule, or more generations, may take it back.

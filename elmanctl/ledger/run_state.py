@@ -48,7 +48,7 @@ class RunState:
 
     `run` is empty before the first event; `reason` is why the run stands still, `advice` the next
     thing to do.  `generation` is the newest one asked, `generations` the length of the search,
-    `stopped` the reason of the stop rule that ended it earlier.  `told` maps a generation to the
+    `ended_by` the reason of the stop rule that ended it earlier.  `told` maps a generation to the
     values reported to the optimizer, `refused` to the points refused while it was asked,
     `exchanges` both in order, `turns` to its branch of a sweep, which is 0 where it names none.
     `controller` is the newest one: host, pid, at.  `changes` maps `section.key` to the value that
@@ -83,7 +83,7 @@ class RunState:
     generation: int = -1
     generations: int = 0
     exchanges: list[Exchange] = field(default_factory=list)
-    stopped: str | None = None
+    ended_by: str | None = None
     applied_requests: dict[str, Mapping[str, Any]] = field(default_factory=dict)
     controller: Mapping[str, Any] | None = None
     changes: dict[str, Any] = field(default_factory=dict)

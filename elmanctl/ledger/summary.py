@@ -44,7 +44,7 @@ class RunSummary:
     advice: str | None
     generation: int
     generations: int
-    stopped: str | None
+    ended_by: str | None
     controller: Mapping[str, Any] | None
     changes: Mapping[str, Any]
     seq: int

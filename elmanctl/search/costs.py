@@ -273,7 +273,7 @@ def planned(state: Account, population: int) -> int:
 
     `search.evaluations` limits those that are trained: an answered repeat makes room for another.
     """
-    if state.stopped is not None:
+    if state.ended_by is not None:
         return min(state.generations, state.totals.get("generations_told", 0)) * population
     whole: int = state.generations * population
     limit = effective_setting(state, "search.evaluations")
@@ -294,7 +294,7 @@ def confirmations_to_ask(state: Account, population: int) -> int:
     After the last generation has been reported they are asked at once.
     """
     done = state.totals.get("generations_told", 0)
-    is_over = done >= state.generations or state.stopped is not None
+    is_over = done >= state.generations or state.ended_by is not None
     has_ended = state.status in (RunStatus.FINISHED, RunStatus.CANCELLED)
     if has_ended or (is_over and state.totals.get("confirmations", 0)):
         return 0

@@ -32,7 +32,7 @@ def export_json(state: RunState) -> Iterator[str]:
         "changes": dict(state.changes),
         "status": state.status.value,
         "generations": state.generations,
-        **({} if state.stopped is None else {"stopped": state.stopped}),
+        **({} if state.ended_by is None else {"ended_by": state.ended_by}),
         "events": state.seq,
         "told": {str(generation): told for generation, told in state.told.items()},
     }

@@ -184,8 +184,8 @@ class Controller:
         """Return the event that ends the work on a run of which nothing is left to do now."""
         state = self._session.state
         done = state.totals.get("generations_told", 0)
-        if state.stopped is not None:
-            return payloads.RunFinished(reason=state.stopped)
+        if state.ended_by is not None:
+            return payloads.RunFinished(reason=state.ended_by)
         if done >= state.generations:
             return payloads.RunFinished(reason="all generations are done")
         return payloads.RunPaused(
@@ -234,7 +234,7 @@ class Controller:
         generation = state.generation
         if state.is_busy:
             return False
-        is_last = generation + 1 >= state.generations or state.stopped is not None
+        is_last = generation + 1 >= state.generations or state.ended_by is not None
         if self._confirms_now and not is_last:
             return not self._confirm()
         if generation >= 0 and generation not in state.told and not self._tell(generation):
@@ -261,14 +261,14 @@ class Controller:
     def _stops(self) -> bool:
         """Record that a stop rule ends the search, if one does; return whether one has."""
         session = self._session
-        if session.state.generation < 0 or session.state.stopped is not None:
-            return session.state.stopped is not None
+        if session.state.generation < 0 or session.state.ended_by is not None:
+            return session.state.ended_by is not None
         reason = stop_reason(session.state, session.settings.search, len(self._optimizers))
         endings = [each.ending for each in self._optimizers if isinstance(each, SelfEnding)]
         reason = next(filter(None, endings), reason)
         if reason is None:
             return False
-        session.record(payloads.SearchStopped(reason=reason))
+        session.record(payloads.SearchEnded(reason=reason))
         return True
 
     def _confirm(self) -> bool:

@@ -284,7 +284,7 @@ def whole_story() -> list[tuple[str, dict[str, Any]]]:
         ("cleaned", {"evaluation": "g000-e01", "kind": "logs", "freed_bytes": 60, "files": 2}),
         ("optimizer_rebuilt", {"optimizer": {"file": "again.pickle", "sha256": "e" * 64}}),
         ("note", {"text": "the node gpu-1 was replaced"}),
-        ("search_stopped", {"reason": "10 evaluations are trained"}),
+        ("search_ended", {"reason": "10 evaluations are trained"}),
         ("run_interrupted", {}),
         ("run_cancelled", {}),
         ("run_extended", {"generations": 3}),

@@ -75,7 +75,7 @@ def test_search_ends_after_exactly_so_many_trained_evaluations_and_goes_on_with_
     search = effective_settings(state).search
     assert wider_rule(state, search) == "--set search.evaluations=18"
     change(run, evaluations=30)
-    assert load_run(run.folder).state.stopped is None
+    assert load_run(run.folder).state.ended_by is None
     state = run.drive()
     assert searched(state) == 30 and points(state)[: len(first)] == first
 
@@ -120,14 +120,14 @@ def test_search_ends_after_generations_without_improvement_and_confirms_its_best
     assert len(state.told) == 6
     # More generations alone change nothing: the best still does not improve.
     again = run.drive(generations=40)
-    assert len(again.told) == 6 and again.stopped is not None
+    assert len(again.told) == 6 and again.ended_by is not None
 
 
 def test_search_killed_after_its_stop_was_recorded_still_ends(runs: Runs) -> None:
     run = runs.new(generations=30, patience=1, min_improvement=5.0, confirm_top=1, confirm_seeds=1)
 
     def die(session: Session) -> None:
-        if session.state.stopped is not None:
+        if session.state.ended_by is not None:
             raise KeyboardInterrupt
 
     run.view.every_turn = die

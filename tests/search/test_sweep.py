@@ -85,7 +85,7 @@ def test_value_that_stopped_improving_leaves_its_turns_to_the_others(
     run = runs.new(generations=8, patience=2, **SWEEP)
     state = run.drive()
     assert len(turns_of(state, 0)) == 3 and len(turns_of(state, 1)) == 5
-    assert state.stopped is None
+    assert state.ended_by is None
     monkeypatch.setattr("tests.search.scripted.loss_of", lambda config, lr: 200.0)
     state = run.drive(generations=20)
     assert len(turns_of(state, 1)) == 7
