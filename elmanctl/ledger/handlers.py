@@ -262,7 +262,7 @@ def _generation_told(event: payloads.GenerationTold, state: RunState, at: str) -
         if _evaluation(state, name).reevaluates is not None:
             raise LedgerCorrupt(f"{name} is a re-evaluation, and yet it is reported")
     state.told[generation] = list(event.told)
-    if event.told:
+    if state.turns.get(generation) != records.NO_BRANCH:
         state.exchanges.append(Exchange(told=generation))
     state.add("generations_told", 1)
 

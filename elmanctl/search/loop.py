@@ -14,6 +14,7 @@ from elmanctl.constants import RESEED
 from elmanctl.errors import SearchPaused
 from elmanctl.ledger import payloads
 from elmanctl.ledger.records import (
+    NO_BRANCH,
     Evaluation,
     EvaluationPlan,
     RunStatus,
@@ -285,7 +286,7 @@ class Controller:
         state, settings = self._session.state, self._session.settings
         branch = state.turns.get(generation, 0)
         members = state.generation_members(generation)
-        if all(each.reevaluates for each in members):
+        if branch == NO_BRANCH:
             self._session.record(payloads.GenerationTold(generation=generation, told=()))
             self._view.generation_done(self._session, generation)
             return True

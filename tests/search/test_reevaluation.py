@@ -209,7 +209,7 @@ def test_limit_on_evaluations_leaves_room_for_re_evaluations(runs: Runs) -> None
     state = run.drive()
     assert len(run.world.trained) == 14
     assert [each.id for each in again(state)] == ["g003-e00", "g003-e01"]
-    assert state.stopped is not None
+    assert state.ended_by is not None
 
 
 def test_sweep_has_its_branches_without_the_re_evaluations(runs: Runs) -> None:
