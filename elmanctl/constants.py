@@ -71,6 +71,7 @@ ANSWER = "answer"
 RESEED = "reseed"
 AGAIN = "again"
 REPEATS = (ANSWER, RESEED, AGAIN)
+CMA_GP = "cma-gp"
 CMA = "cma"
 CATCMA = "catcma"
 TPE = "tpe"
@@ -83,7 +84,7 @@ RANDOM = "random"
 SOBOL = "sobol"
 LHS = "lhs"
 OPTIMIZERS = (
-    *(CMA, LHS_CMA, CATCMA, TPE, GP, GP_OPTUNA, TPE_GP),
+    *(CMA_GP, CMA, LHS_CMA, CATCMA, TPE, GP, GP_OPTUNA, TPE_GP),
     *(STUDY, RANDOM, SOBOL, LHS),
 )
 

@@ -5,7 +5,16 @@ from dataclasses import MISSING, asdict, dataclass, field, fields
 from typing import Any, get_type_hints
 
 from elmanctl.bounds import Bounds, bounds_of, setting
-from elmanctl.constants import GPU_NAME, MAX_SEED, MIN_POPULATION, OPTIMIZERS, REPEATS, YEAR_MIN
+from elmanctl.constants import (
+    CMA,
+    CMA_GP,
+    GPU_NAME,
+    MAX_SEED,
+    MIN_POPULATION,
+    OPTIMIZERS,
+    REPEATS,
+    YEAR_MIN,
+)
 from elmanctl.errors import ConfigError
 from elmanctl.run.metrics_settings import MetricsSettings
 from elmanctl.run.stopping_settings import StoppingSettings
@@ -34,7 +43,7 @@ class SearchSettings:
     generations: int = setting(15, "Generations of CMA-ES", least=1, most=100_000)
     population: int = setting(8, "Evaluations a generation", least=MIN_POPULATION, most=10_000)
     optimizer: str = setting(
-        "cma", "Search method, see docs/concepts/optimizers.md", words=OPTIMIZERS, absent="cma"
+        CMA_GP, "Search method, see docs/concepts/optimizers.md", words=OPTIMIZERS, absent=CMA
     )
     sigma: float = setting(0.3, "First step size, as a share of each axis' range", above=0, most=1)
     seed: int = setting(1, "Seed of the optimizer", most=MAX_SEED)

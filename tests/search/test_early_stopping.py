@@ -258,7 +258,7 @@ def test_what_trains_the_best_again_trains_to_its_end(make: Make) -> None:
 def test_repeat_of_a_stopped_evaluation_ends_as_that_one_did(make: Make) -> None:
     axes = {"n_heads": {"kind": "int", "low": 1, "high": 16}}
     model = {"dim": 32, "depth": 1, "n_state": 8, "lr": 1e-2}
-    run = make(axes=axes, model=model, generations=5, population=8)
+    run = make(optimizer="cma", axes=axes, model=model, generations=5, population=8)
     state = drive(run)
     answered = [
         e for e in state.evaluations.values() if e.answer is not None and e.stop is not None

@@ -83,7 +83,12 @@ def test_new_run_says_where_it_started_from_what_and_with_which_seed(
     state = load_run(folder).state
     assert state.status is RunStatus.RUNNING
     assert state.run["start"]["source"] == "tried by hand on the built-in corpus"
-    assert state.run["optimizer"] == {"name": "cma", "seed": 17, "sigma": 0.3, "population": 8}
+    assert state.run["optimizer"] == {
+        "name": "cma-gp",
+        "seed": 17,
+        "sigma": 0.3,
+        "population": 8,
+    }
     assert state.run["data"]["path"] == str(corpus)
     assert 0 < state.run["data"]["unigram_nats"] < 6
     assert state.run["protocol"] == {

@@ -31,6 +31,62 @@ _EXPECTED = (
 )
 
 
+class Strategy:
+    """pycma's evolution strategy over coordinates, with generators of its own.
+
+    pycma 4.5 fails on a single bounded coordinate, so an idle second one is added: rows that it
+    draws have it, rows that it learns may.
+    """
+
+    def __init__(
+        self,
+        coordinates: Sequence[Coordinate],
+        start: Sequence[float],
+        *,
+        sigma: float,
+        population: int,
+        seed: int,
+    ) -> None:
+        bounds, at = list(coordinates), list(start)
+        self._is_padded = len(bounds) == 1
+        if self._is_padded:
+            bounds.append(Coordinate(low=0.0, high=1.0, integer=False))
+            at.append(0.5)
+        random_state = _numpy().random.RandomState
+        self._numpy_state = random_state(seed + 1).get_state()
+        with self._own_numpy_state():
+            options = _options(bounds, population, seed, random_state(seed))
+            self._strategy = load_cma().CMAEvolutionStrategy(at, sigma, options)
+
+    def draw(self, count: int) -> Any:
+        """Return a list of `count` new rows."""
+        with self._own_numpy_state():
+            return self._strategy.ask(count)
+
+    def learn(self, rows: Sequence[Any], values: Sequence[float]) -> None:
+        """Update the distribution by rows, drawn or not, and their values."""
+        # As arrays: pycma's archives do not recognize a row given as a list.
+        arrays = [_numpy().array(row) for row in rows]
+        if self._is_padded:
+            arrays = [row if len(row) == 2 else _numpy().append(row, 0.5) for row in arrays]
+        with self._own_numpy_state(), warnings.catch_warnings():
+            for message in _EXPECTED:
+                warnings.filterwarnings("ignore", message=message)
+            self._strategy.tell(arrays, list(values))
+
+    @contextmanager
+    def _own_numpy_state(self) -> Iterator[None]:
+        """Swap in the strategy's own state of numpy's global generator."""
+        random = _numpy().random
+        before = random.get_state()
+        random.set_state(self._numpy_state)
+        try:
+            yield
+            self._numpy_state = random.get_state()
+        finally:
+            random.set_state(before)
+
+
 class Pycma:
     """CMA-ES by pycma.
 
@@ -41,26 +97,23 @@ class Pycma:
     def __init__(self, problem: Problem) -> None:
         self._problem = problem
         self._history = History()
-        # As drawn: with the idle coordinate, and with the last digits of this processor.
+        # As drawn: before rounding, and with the last digits of this processor.
         self._drawn: list[Any] = []
         self._batch: list[int] = []
-        coordinates, start = list(problem.coordinates), list(problem.start)
-        if len(coordinates) == 1:
-            # pycma 4.5 fails on a single bounded coordinate, so an idle second one is added.
-            coordinates.append(Coordinate(low=0.0, high=1.0, integer=False))
-            start.append(0.5)
-        random_state = _numpy().random.RandomState
-        self._numpy_state = random_state(problem.seed + 1).get_state()
-        with self._own_numpy_state():
-            options = _options(coordinates, problem, random_state(problem.seed))
-            self._strategy = load_cma().CMAEvolutionStrategy(start, problem.sigma, options)
+        self._strategy = Strategy(
+            problem.coordinates,
+            problem.start,
+            sigma=problem.sigma,
+            population=problem.population,
+            seed=problem.seed,
+        )
 
     def ask(self, count: int, is_valid: Callable[[Point], bool]) -> list[Point]:
         """Return `count` new valid points; see the port."""
         if count >= self._problem.population and len(self._batch) >= self._problem.population // 2:
             self._tell()
         chosen: list[Point] = []
-        draws = self._draw(count)
+        draws = self._strategy.draw(count)
         while True:
             for drawn in draws:
                 point = tuple(float(x) for x in drawn)[: len(self._problem.coordinates)]
@@ -70,7 +123,7 @@ class Pycma:
             if len(chosen) >= count:
                 self._history.add(chosen)
                 return chosen
-            draws = self._draw(1)
+            draws = self._strategy.draw(1)
 
     def replay(self, points: Sequence[Point], refused: int) -> None:
         """Advance as the `ask` that returned `points` did; see the port."""
@@ -85,38 +138,19 @@ class Pycma:
         if len(self._batch) >= self._problem.population:
             self._tell()
 
-    def _draw(self, count: int) -> Any:
-        with self._own_numpy_state():
-            return self._strategy.ask(count)
-
     def _tell(self) -> None:
-        # As arrays: pycma's archives do not recognize a point given as a list.
-        arrays = [_numpy().array(self._drawn[number]) for number in self._batch]
-        values = [self._history.values[number] for number in self._batch]
+        rows = [self._drawn[number] for number in self._batch]
+        self._strategy.learn(rows, [self._history.values[number] for number in self._batch])
         self._batch = []
-        with self._own_numpy_state(), warnings.catch_warnings():
-            for message in _EXPECTED:
-                warnings.filterwarnings("ignore", message=message)
-            self._strategy.tell(arrays, values)
-
-    @contextmanager
-    def _own_numpy_state(self) -> Iterator[None]:
-        """Swap in the search's own state of numpy's global generator."""
-        random = _numpy().random
-        before = random.get_state()
-        random.set_state(self._numpy_state)
-        try:
-            yield
-            self._numpy_state = random.get_state()
-        finally:
-            random.set_state(before)
 
 
-def _options(coordinates: Sequence[Coordinate], problem: Problem, generator: Any) -> dict[str, Any]:
+def _options(
+    coordinates: Sequence[Coordinate], population: int, seed: int, generator: Any
+) -> dict[str, Any]:
     return {
-        "seed": problem.seed,
+        "seed": seed,
         "randn": generator.randn,
-        "popsize": problem.population,
+        "popsize": population,
         "bounds": [[c.low for c in coordinates], [c.high for c in coordinates]],
         "CMA_stds": [c.high - c.low for c in coordinates],
         "integer_variables": [i for i, c in enumerate(coordinates) if c.integer],

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from elmanctl.constants import (
     CATCMA,
     CMA,
+    CMA_GP,
     GP,
     GP_OPTUNA,
     INSTALL_OPTIMIZERS,
@@ -25,6 +26,12 @@ from elmanctl.constants import (
 from elmanctl.errors import EnvironmentNotReady, UsageError, meant
 from elmanctl.search.optimizers.port import Optimizer, Problem
 from elmanctl.search.optimizers.unit_cube import is_constant
+
+
+def _surrogate_cma(problem: Problem) -> Optimizer:
+    from elmanctl.search.optimizers.surrogate_cma import SurrogateCma
+
+    return SurrogateCma(problem)
 
 
 def _pycma(problem: Problem) -> Optimizer:
@@ -110,6 +117,7 @@ class _Entry:
 
 
 _ENTRIES: Mapping[str, _Entry] = {
+    CMA_GP: _Entry(_surrogate_cma, ("cma", "numpy")),
     CMA: _Entry(_pycma, ("cma", "numpy")),
     LHS_CMA: _Entry(_lhs_cma, ("cma", "numpy"), fills_space=True),
     CATCMA: _Entry(_catcma, ("cmaes", "scipy", "numpy")),

@@ -47,6 +47,22 @@ def to_shares(problem: Problem, points: Sequence[Point]) -> Any:
     return (rows - numpy.array(lows)) / numpy.array(widths)
 
 
+def rows_from_shares(problem: Problem, shares: Any) -> Any:
+    """Return the points at shares (points, coordinates), as an array of the same shape."""
+    import numpy
+
+    columns = []
+    for coordinate, column in zip(problem.coordinates, shares.T, strict=True):
+        if coordinate.integer:
+            values = levels(coordinate)
+            index = numpy.minimum(column * len(values), len(values) - 1).astype(int)
+            columns.append(values[0] + index.astype(float))
+        else:
+            low, high = coordinate.low, coordinate.high
+            columns.append(numpy.clip(low + column * (high - low), low, high))
+    return numpy.stack(columns, axis=1)
+
+
 def nearest(problem: Problem, point: Point) -> Point:
     """Return the point within the bounds, whole in integer coordinates, that is nearest."""
     inside = []

@@ -42,7 +42,7 @@ def test_reported_points_move_it_as_they_move_bare_pycma(name: str) -> None:
     ours = Pycma(setting)
     before = np.random.get_state()
     np.random.set_state(np.random.RandomState(6).get_state())
-    options = pycma._options(setting.coordinates, setting, np.random.RandomState(5))
+    options = pycma._options(setting.coordinates, 7, 5, np.random.RandomState(5))
     bare = pycma.load_cma().CMAEvolutionStrategy(list(setting.start), 0.3, options)
     for _ in range(GENERATIONS):
         points = ours.ask(7, every)
@@ -101,7 +101,7 @@ def test_half_a_generation_is_enough_to_learn_from(name: str, population: int) -
     for _ in range(GENERATIONS):
         optimizer.report([(point, loss(point)) for point in before[: population // 2]])
         before = optimizer.ask(population, every)
-    assert optimizer._strategy.countiter == GENERATIONS
+    assert optimizer._strategy._strategy.countiter == GENERATIONS
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -114,7 +114,7 @@ def test_more_points_than_a_generation_are_learned_from(name: str, extra: int) -
         for _ in range(extra):
             points += optimizer.ask(1, every)
         optimizer.report([(point, loss(point)) for point in points])
-    assert optimizer._strategy.countiter == GENERATIONS
+    assert optimizer._strategy._strategy.countiter == GENERATIONS
 
 
 @pytest.mark.parametrize("name", ["one integer", "one share"])
