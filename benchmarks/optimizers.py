@@ -66,23 +66,30 @@ def recorded_sources(path: Path) -> Iterator[tuple[Source, str]]:
                 yield Constant(objective=replace(objective, name=f"{recording.name}/{kind}")), row
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Extent:
+    """The budgets and the number of seeds with which an optimizer is simulated."""
+
+    budgets: Sequence[int]
+    seeds: int
+
+
 def simulate_all(
     simulations: Simulations,
     optimizers: Sequence[str],
-    budgets_of: Mapping[str, Sequence[int]],
-    seeds: int,
+    extents: Mapping[str, Extent],
     cache: TraceCache,
     processes: int,
 ) -> dict[Task, Trace]:
     """Return every search of the comparison, in order."""
     found: dict[Task, Trace] = {}
     for name in optimizers:
-        budgets = budgets_of[name]
+        budgets = extents[name].budgets
         whole = _ignores_budget(simulations, name, budgets, cache)
         tasks = tasks_of(
             list(simulations.sources),
             [name],
-            seeds=seeds,
+            seeds=extents[name].seeds,
             budgets=budgets[-1:] if whole else budgets,
             population=POPULATION,
         )
@@ -168,12 +175,13 @@ def print_tables(
     """Print the tables of one kind of objectives."""
     names = list(dict.fromkeys(task.optimizer for task in traces))
     count = len(simulations.sources)
-    print(f"\n### {title}\n\n{count} objectives, {len(_of(traces, BEFORE, REFERENCE))} pairs")
+    print(f"\n### {title}\n\n{count} objectives")
     print("\nMean regret by that of the build before (p of Wilcoxon's signed-rank test)\n")
-    _print_head("optimizer", *(str(budget) for budget in budgets))
+    _print_head("optimizer", "pairs", *(str(budget) for budget in budgets))
     beside = {(each.optimizer, each.budget): each for each in overall(simulations, traces, BEFORE)}
     for name in names:
-        print(_line(name, *(_ratio(beside.get((name, budget))) for budget in budgets)))
+        pairs = str(beside[name, budgets[0]].pairs)
+        print(_line(name, pairs, *(_ratio(beside.get((name, budget))) for budget in budgets)))
     print("\nRegret of the point handed over: median [quartiles]\n")
     _print_head("optimizer", *(str(budget) for budget in budgets))
     for name in names:
@@ -263,8 +271,8 @@ def main() -> None:
         "--until",
         action="append",
         default=[],
-        metavar="NAME=BUDGET",
-        help="largest budget of a slow optimizer",
+        metavar="NAME=BUDGET[:SEEDS]",
+        help="largest budget, and the number of seeds, of a slow optimizer",
     )
     parser.add_argument("--processes", type=int, default=1)
     parser.add_argument("--values", type=Path, help="JSON for the values on every objective")
@@ -272,18 +280,21 @@ def main() -> None:
     logging.basicConfig(level=logging.WARNING)
     cache = TraceCache(options.cache)
     optimizers = list(dict.fromkeys([BEFORE, STUDY, *(options.optimizer or OPTIMIZERS)]))
-    most = {name: int(budget) for name, _, budget in (o.partition("=") for o in options.until)}
-    budgets_of = {
-        name: [budget for budget in options.budgets if budget <= most.get(name, budget)]
-        for name in optimizers
-    }
+    extents = {name: Extent(budgets=options.budgets, seeds=options.seeds) for name in optimizers}
+    for word in options.until:
+        name, _, limits = word.partition("=")
+        most, _, seeds = limits.partition(":")
+        extents[name] = Extent(
+            budgets=[budget for budget in options.budgets if budget <= int(most)],
+            seeds=int(seeds or options.seeds),
+        )
     values = []
     for kind in ("recorded", "synthetic"):
         if options.kind in (kind, None):
             sources = _sources(kind, options.histories)
             simulations = Simulations(sources=sources, procedures={})
             traces = simulate_all(
-                *(simulations, optimizers, budgets_of, options.seeds, cache),
+                *(simulations, optimizers, extents, cache),
                 options.processes,
             )
             print_tables(simulations, traces, kind.capitalize(), options.budgets)

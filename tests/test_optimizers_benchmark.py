@@ -89,7 +89,7 @@ def test_table_compares_every_optimizer_with_the_build_before(
 ) -> None:
     command = [sys.executable, "optimizers.py", str(histories), "--kind", "recorded"]
     command += ["--optimizer", "random", "--seeds", "3", "--budgets", "30", "120"]
-    command += ["--until", "random=30", "--cache", str(tmp_path / "cache.jsonl")]
+    command += ["--until", "random=30:2", "--cache", str(tmp_path / "cache.jsonl")]
     command += ["--values", str(tmp_path / "values.json")]
     done = subprocess.run(command, cwd=BENCHMARKS, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
@@ -97,8 +97,8 @@ def test_table_compares_every_optimizer_with_the_build_before(
     ratios = done.stdout.partition("Mean regret by")[2].partition("Regret of the point")[0]
     rows = [line.split(" | ") for line in ratios.splitlines()[4:] if line]
     assert [row[0] for row in rows] == ["| cma", "| study", "| random"]
-    assert rows[0][1:] == ["1", "1 |"] and rows[2][2] == "– |"
-    assert rows[2][1][0].isdigit()
+    assert rows[0][1:] == ["6", "1", "1 |"] and rows[1][1] == "6"
+    assert rows[2][1] == "4" and rows[2][2][0].isdigit() and rows[2][3] == "– |"
     # A search is there once, also where it answers for a smaller budget.
     lines = (tmp_path / "cache.jsonl").read_text(encoding="utf-8").splitlines()
     assert len(lines) == len({json.loads(line)["key"] for line in lines})
