@@ -72,6 +72,9 @@ RESEED = "reseed"
 AGAIN = "again"
 REPEATS = (ANSWER, RESEED, AGAIN)
 CMA_GP = "cma-gp"
+# The name of whichever was measured to be the best, and that one: see docs/search.md.
+BEST = "best"
+MEASURED_BEST = CMA_GP
 CMA = "cma"
 CATCMA = "catcma"
 TPE = "tpe"

@@ -6,6 +6,7 @@ from typing import Any, get_type_hints
 
 from elmanctl.bounds import Bounds, bounds_of, setting
 from elmanctl.constants import (
+    BEST,
     CMA,
     CMA_GP,
     GPU_NAME,
@@ -43,7 +44,10 @@ class SearchSettings:
     generations: int = setting(15, "Generations of CMA-ES", least=1, most=100_000)
     population: int = setting(8, "Evaluations a generation", least=MIN_POPULATION, most=10_000)
     optimizer: str = setting(
-        CMA_GP, "Search method, see docs/concepts/optimizers.md", words=OPTIMIZERS, absent=CMA
+        CMA_GP,
+        "Search method, see docs/concepts/optimizers.md",
+        words=(*OPTIMIZERS, BEST),
+        absent=CMA,
     )
     sigma: float = setting(0.3, "First step size, as a share of each axis' range", above=0, most=1)
     seed: int = setting(1, "Seed of the optimizer", most=MAX_SEED)

@@ -130,8 +130,8 @@ def warn_of_plan(plan: SearchPlan) -> None:
         warn(plan.mixed_backends)
     if plan.start_fault is not None:
         warn(
-            f"the start point is infeasible: {plan.start_fault}; the first generation is still "
-            "centred on it"
+            f"the start point is infeasible: {plan.start_fault}; it is not trained, and the first "
+            "generation is asked all the same"
         )
 
 

@@ -25,7 +25,7 @@ from elmanctl.cli.joint_controller import drive_together
 from elmanctl.cli.output import confirm, say
 from elmanctl.cli.plan import describe_plans, print_dry_run, warn_of_plan, warn_of_variables
 from elmanctl.config import Resolved, parse_assignments
-from elmanctl.constants import GPU_NAME, OPTIMIZERS, STOPPING_RULES
+from elmanctl.constants import BEST, GPU_NAME, MEASURED_BEST, OPTIMIZERS, STOPPING_RULES
 from elmanctl.errors import ElmanError, Faults, UsageError
 from elmanctl.ledger.spending import gpus_asked
 from elmanctl.run.ownership import refuse_foreign_files
@@ -93,7 +93,7 @@ def search(
         Option(help="Backend of the model; default: the fastest", autocompletion=backends),
     ] = None,
     optimizer: Annotated[
-        str | None, Option(help="Search method", autocompletion=one_of(OPTIMIZERS))
+        str | None, Option(help="Search method", autocompletion=one_of((*OPTIMIZERS, BEST)))
     ] = None,
     sigma: Annotated[float | None, Option(help="Initial step size of CMA-ES")] = None,
     seed: Annotated[int | None, Option(help="Seed of the optimizer")] = None,
@@ -208,6 +208,8 @@ def search(
     runs = Path(resolved.settings.paths.runs).expanduser()
     names = _names(runs, list(fields), name, preset or resolved.settings.search.params)
     plans = _plan(each, names, executor="local" if local else "slurm", runs=runs)
+    if resolved.settings.search.optimizer == BEST:
+        say(f"the optimizer `{BEST}` is `{MEASURED_BEST}`, by the measurements of docs/search.md")
     if dry_run:
         print_dry_run(plans, resolved, as_json=as_json)
         return

@@ -4,11 +4,18 @@ import importlib.util
 import os
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from elmanctl.constants import INSTALL_TENSORBOARD, INSTALL_TRAIN, INSTALL_WANDB, STUDY
+from elmanctl.constants import (
+    BEST,
+    INSTALL_TENSORBOARD,
+    INSTALL_TRAIN,
+    INSTALL_WANDB,
+    MEASURED_BEST,
+    STUDY,
+)
 from elmanctl.errors import (
     ConfigError,
     EnvironmentNotReady,
@@ -171,6 +178,10 @@ def plan_search(
     (settings), UsageError (name, sbatch options), EnvironmentNotReady (this machine cannot run it).
     """
     family, fixed = resolve_level(model, settings.model)
+    if settings.search.optimizer == BEST:
+        # On record is which one that was.
+        named = replace(settings.search, optimizer=MEASURED_BEST)
+        settings = replace(settings, search=named)
     search, train, faults = settings.search, settings.train, Faults()
     with faults:
         check_limits(settings)

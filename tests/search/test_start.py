@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from elmanctl.constants import MEASURED_BEST
 from elmanctl.errors import ConfigError, ElmanError, InvalidConfiguration, NotFound, UsageError
 from elmanctl.ledger.records import RunStatus
 from elmanctl.ledger.state import load_run
@@ -247,3 +248,9 @@ def test_budget_in_flops_of_a_family_without_a_count_is_refused_before_the_searc
         plan(train=flops)
     assert e.value.hint == "define it, or train under a budget in minutes, steps or tokens"
     plan()
+
+
+def test_best_optimizer_is_on_record_by_its_name(plan: Plan) -> None:
+    found = plan(search={"optimizer": "best"})
+    assert found.settings.search.optimizer == MEASURED_BEST
+    assert load_run(create_run(found)).state.run["optimizer"]["name"] == MEASURED_BEST
