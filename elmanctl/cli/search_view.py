@@ -11,6 +11,7 @@ from elmanctl.cli import output
 from elmanctl.cli.confirmation import describe_estimate, estimate_data
 from elmanctl.cli.rows import describe_config, describe_stop, searched_names, shown_elapsed
 from elmanctl.cli.scheduler_status import live_row
+from elmanctl.cli.sweep_view import branch_of
 from elmanctl.ledger.payloads import ConfirmationAsked
 from elmanctl.ledger.records import CONFIRMATION, Evaluation, State, Verdict, VerdictKind
 from elmanctl.ledger.run_state import RunState
@@ -265,7 +266,7 @@ def _style(verdict: Verdict) -> str | None:
 def generation_line(state: RunState, generation: int) -> str:
     """Return one line on a generation that was reported to the optimizer, or re-evaluated."""
     members = state.generation_members(generation)
-    if all(each.reevaluates for each in members):
+    if members and all(each.reevaluates for each in members):
         return f"g{generation:03}: {_reevaluation_line(state, members)}"
     reported = [state.evaluations[name] for name, _ in state.told[generation]]
     # A diverged evaluation is reported by its rank and has no loss.
@@ -278,7 +279,7 @@ def generation_line(state: RunState, generation: int) -> str:
     best = state.best()
     if best is not None:
         parts.append(f"best so far {output.format_loss(best.loss)} ({best.id})")
-    return f"g{generation:03}: {', '.join(parts)}"
+    return f"g{generation:03}{branch_of(state, generation)}: {', '.join(parts)}"
 
 
 def _reevaluation_line(state: RunState, members: Sequence[Evaluation]) -> str:

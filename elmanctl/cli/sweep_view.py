@@ -74,6 +74,13 @@ def _best(each: BranchResult) -> str:
     return f"best {format_loss(each.best.loss)} ({each.best.id})"
 
 
+def branch_of(state: RunState, generation: int) -> str:
+    """Return the swept values of a generation, as an addition to its name; empty without any."""
+    swept, members = state.run["space"].get("sweep", ()), state.generation_members(generation)
+    values = {name: members[0].hyperparameters.get(name) for name in swept if members}
+    return f" {describe_values(values)}" if values else ""
+
+
 def describe_values(values: Mapping[str, object]) -> str:
     """Format the swept values of a branch."""
     return " ".join(f"{name}={describe_config(value)}" for name, value in values.items())

@@ -8,10 +8,9 @@ from typing import Any
 from elmanctl.codec import json_field
 from elmanctl.ledger.shared_keys import SharedKeys
 
-# In place of the generation of an evaluation that the optimizer did not ask for: a confirmation.
+# In place of the generation of a confirmation, and of the branch of a generation for which no
+# optimizer was asked.
 CONFIRMATION = -2
-
-# In place of the branch of a sweep, of a generation that no optimizer asked for.
 NO_BRANCH = -1
 
 
@@ -323,8 +322,7 @@ class Resources:
 class SubmissionIntent:
     """A call of sbatch, or of the local executor, that is about to be made.
 
-    It is an array of tasks under one job name.  Where there are no arrays, `is_array` is False:
-    one task, whose job has the submission's id.
+    It is an array of tasks under one job name; without `is_array` one task, whose job has its id.
     """
 
     id: str
