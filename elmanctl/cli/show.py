@@ -224,7 +224,7 @@ def _print_evaluation(paths: RunPaths, found: RunState, chosen: Evaluation) -> N
     if chosen.replaces:
         print_line(f"  replaces    {chosen.replaces}")
     if chosen.reevaluates:
-        print_line(f"  re-evaluates {chosen.reevaluates}: same configuration, fresh seed")
+        print_line(f"  retrains    {chosen.reevaluates}: same configuration, fresh seed")
     elif chosen.answer:
         print_line(f"  repeats     {chosen.answer.by}: same configuration and seed, no job")
     elif chosen.repeats:

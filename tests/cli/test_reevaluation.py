@@ -37,7 +37,7 @@ def test_best_noise_and_what_is_trained_again_are_shown(
     reasons = [row.split("\t")[-1] for row in done.stdout.splitlines() if row.startswith("g002")]
     assert reasons == [f"re-evaluates {name}" for name in (first, second, third, first)]
     shown = quick("show", "again", "g002-e01").stdout
-    assert f"  re-evaluates {second}: same configuration, fresh seed\n" in shown
+    assert f"  retrains    {second}: same configuration, fresh seed\n" in shown
     assert "  protocol    sd 0.0000 between seeds (4 degrees of freedom)\n" in shown
     assert (
         f"  confirmed   not confirmed: the best of the search, {mean}\n"
