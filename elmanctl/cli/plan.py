@@ -9,13 +9,14 @@ from elmanctl.cli.output import counted, format_bytes, print_json, print_line, s
 from elmanctl.cli.rows import describe_start, describe_sweep, fate_of_infeasible
 from elmanctl.codec import encode
 from elmanctl.config import Resolved
-from elmanctl.constants import STUDY
+from elmanctl.constants import ASHA, CURVE, STUDY
 from elmanctl.errors import together
 from elmanctl.ledger.records import Submission, Task
 from elmanctl.models.params import format_count
 from elmanctl.run.corpus import corpus_name
 from elmanctl.run.paths import RunPaths
 from elmanctl.run.protocol import run_protocol
+from elmanctl.run.stopping_settings import StoppingSettings
 from elmanctl.schedulers.cluster import ClusterAnswer, ask_cluster
 from elmanctl.schedulers.slurm import Slurm
 from elmanctl.search.kept_models import most_kept
@@ -47,6 +48,7 @@ def describe_plan(plan: SearchPlan, resolved: Resolved) -> str:
     target = f" around {search.params} parameters" if search.params else ""
     rules = describe_stop_rules(search)
     rules = f"ends {rules}\n" if rules else ""
+    rules += describe_stopping(plan.settings.stopping)
     refused = (
         f"\n{plan.refused_share:.0%} of the first points are infeasible (invalid, or off the "
         f"parameter budget) and {fate_of_infeasible(search.optimizer)}"
@@ -66,6 +68,17 @@ def describe_plan(plan: SearchPlan, resolved: Resolved) -> str:
         f"{describe_sweep(plan.space.sweep)}"
         f"{refused if plan.refused_share else ''}"
         + "".join(f"\n{line}" for line in _describe_variables(plan, resolved))
+    )
+
+
+def describe_stopping(stopping: StoppingSettings) -> str:
+    """Describe the rule by which evaluations are stopped early, as a line; nothing if none are."""
+    words = {
+        CURVE: f"with a chance below {stopping.chance:.2g} to become the best",
+        ASHA: f"but one in {stopping.eta:g} at each rung",
+    }.get(stopping.rule)
+    return (
+        f"stops evaluations {words}, from {stopping.first:.0%} of their budget\n" if words else ""
     )
 
 
@@ -257,6 +270,7 @@ def plan_data(plan: SearchPlan) -> dict[str, Any]:
         "evaluations": plan.evaluations,
         "stop_rules": describe_stop_rules(search),
         "reevaluations": reevaluations(search),
+        **({"stopping": asdict(stopping)} if (stopping := plan.settings.stopping).is_on else {}),
         "confirmations": plan.confirmations,
         "at_once": _at_once(plan) if is_local else None,
         "budget": plan.settings.train.budget.encode(),

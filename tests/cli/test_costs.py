@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 from collections.abc import Iterator
+from itertools import count
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,7 @@ from elmanctl.ledger.state import load_run
 from tests.cli.test_status import table
 from tests.command_line import CommandLine, QuickCommandLine
 from tests.search.scripted import Run, Runs, ScriptedExecutor
+from tests.search.test_early_stopping import Trainings
 
 AXES = {
     "n_heads": {"kind": "int", "low": 1, "high": 4},
@@ -108,6 +110,35 @@ def test_one_evaluation_shows_the_noise_of_its_configuration(user: QuickCommandL
 
 
 @pytest.mark.torch
+def test_what_was_stopped_early_is_shown_with_what_it_saved(
+    elmanctl: CommandLine, quick: QuickCommandLine, corpus: Path, tmp_path: Path
+) -> None:
+    runs = Runs(elmanctl.folder / "runs", corpus, tmp_path / "templates")
+    (tmp_path / "templates").mkdir()
+    run = runs.new(name="early", generations=2, population=6, stopping={"rule": "curve"})
+    run.world = Trainings(run.folder)
+    ticks = count(1000)
+    run.drive(now=lambda: float(next(ticks)))
+    status = quick("status", "early", "--all", "--json")
+    shown = json.loads(status.stdout)
+    names = [row["evaluation"] for row in shown["evaluations"] if row["state"] == "stopped"]
+    assert names
+    cost = shown["run"]["cost"]
+    assert (shown["run"]["stopped_early"], cost["stopped_early"]) == (len(names), len(names))
+    assert cost["spared_gpu_hours"] > 0 and not cost["waste"] and not cost["failures"]
+    text = quick("status", "early").stderr
+    assert f"{len(names)} stopped early" in text and "saved" in text
+    (row,) = [row for row in shown["evaluations"] if row["evaluation"] == names[0]]
+    assert row["loss"] is None and row["reason"].startswith("stopped at ")
+    one = quick("show", "early", names[0]).stdout
+    assert f"{names[0]} of early: stopped" in one
+    for words in ("of the budget: training loss", "to the optimizer, by its prediction"):
+        assert words in one
+    assert "saved       about" in one
+    best = quick("show", "early", "best", "--json").stdout
+    assert json.loads(best)["state"] == "completed"
+
+
 def test_plan_says_the_most_it_can_cost_and_what_the_budget_makes_of_it(
     quick: QuickCommandLine, corpus: Path
 ) -> None:

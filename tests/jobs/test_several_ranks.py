@@ -116,6 +116,20 @@ def test_ranks_of_this_machine_leave_one_result(write: Write, tmp_path: Path) ->
     assert not together.rendezvous.exists() and not together.checkpoint.exists()
 
 
+def test_all_ranks_end_when_the_first_is_asked_to_stop(write: Write, tmp_path: Path) -> None:
+    paths = write(gpus=2, steps=10**6, checkpoint_min=0.0, stoppable=True, heartbeat_s=0.01)
+    with started(paths, tmp_path) as process:
+        wait_for(lambda: has_steps(paths, 3), "the third step")
+        others = children(process.pid)
+        paths.stop.write_text("{}")
+        log = finish(process)
+    assert process.returncode == 0, log
+    result = read(paths.result)
+    assert (result["verdict"]["kind"], result["loss"], result["ranks"]) == ("stopped", None, 2)
+    assert result["steps"] == len(losses(paths)) >= 3
+    assert others and not any(map(is_alive, others))
+
+
 def test_exception_of_another_rank_is_the_verdict_once(
     write: Write, tmp_path: Path, in_others: Any
 ) -> None:

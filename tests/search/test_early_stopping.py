@@ -11,7 +11,12 @@ import pytest
 from elmanctl.constants import LOOKS
 from elmanctl.errors import ConfigError, UsageError
 from elmanctl.ledger.files import write_json
-from elmanctl.ledger.payloads import AttemptFinished, Payload, StopDecided
+from elmanctl.ledger.payloads import (
+    AttemptFinished,
+    EvaluationReopened,
+    Payload,
+    StopDecided,
+)
 from elmanctl.ledger.records import EvidenceSource, RunStatus, State, VerdictKind
 from elmanctl.ledger.run_state import RunState
 from elmanctl.ledger.state import load_run
@@ -287,3 +292,34 @@ def test_budget_without_an_end_cannot_be_shared_out() -> None:
     )
     with pytest.raises(ConfigError, match=r"train\.converge"):
         check_limits(settings)
+
+
+def test_evaluation_that_a_user_asks_again_trains_to_its_end(make: Make) -> None:
+    run = make()
+    name = stopped(drive(run))[0]
+    with Session.open(run.folder) as session:
+        again = EvaluationReopened(evaluation=name, changes={"since_attempt": 1}, by="me")
+        session.record(again)
+    state = drive(run)
+    first, second = state.evaluations[name].attempts
+    assert (first.state, second.state) == (State.STOPPED, State.COMPLETED)
+    assert second.stop is None and state.evaluations[name].state is State.COMPLETED
+    spec = json.loads(run.paths.attempt(name, 2).spec.read_text())
+    assert "stoppable" not in spec
+
+
+def test_branches_of_a_sweep_are_not_compared_with_each_other(make: Make) -> None:
+    """Every branch has a best of its own, also one that is behind by far."""
+    axes = {"lr": {"kind": "log", "low": 1e-4, "high": 1e-1}}
+    sweep = {"n_heads": [5, 16]}
+    run = make(axes=axes, sweep=sweep, generations=4)
+    state = drive(run)
+    assert set(state.turns.values()) == {1}
+    for branch in (0, 1):
+        members = [
+            e for e in state.evaluations.values() if state.turns.get(e.generation, 0) == branch
+        ]
+        ended = [e for e in members if e.state is State.COMPLETED]
+        assert len(ended) >= 6 and len(members) == 12
+        best = min(e.loss for e in ended if e.loss is not None)
+        assert all(e.stop is None or e.stop.limit >= best for e in members)
