@@ -52,7 +52,7 @@ class EarlyStopping:
         return {"stoppable": True} if self._may_stop(evaluation) else {}
 
     def _may_stop(self, evaluation: Evaluation) -> bool:
-        """Whether an evaluation may end early: none of the best again, nor what a user asked again.
+        """Whether an evaluation may end early: no configuration again, nor what a user asked again.
 
         The mean of a configuration would lack the losses that are not among the best.
         """
@@ -61,6 +61,7 @@ class EarlyStopping:
             and self._session.settings.stopping.is_on
             and evaluation.confirms is None
             and evaluation.reevaluates is None
+            and evaluation.repeats is None
             and "since_attempt" not in evaluation.changes
         )
 

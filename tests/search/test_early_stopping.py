@@ -260,6 +260,16 @@ def test_what_trains_the_best_again_trains_to_its_end(make: Make) -> None:
     assert winner is not None and winner.evaluation not in stopped(state)
 
 
+def test_repeats_on_other_seeds_train_to_their_end(make: Make) -> None:
+    axes = {"n_heads": {"kind": "int", "low": 1, "high": 16}}
+    model = {"dim": 32, "depth": 1, "n_state": 8, "lr": 1e-2}
+    run = make(axes=axes, model=model, repeats="reseed")
+    state = drive(run)
+    again = [e for e in state.evaluations.values() if e.repeats is not None]
+    assert stopped(state) and again
+    assert {e.state for e in again} == {State.COMPLETED}
+
+
 def test_repeat_of_a_stopped_evaluation_ends_as_that_one_did(make: Make) -> None:
     axes = {"n_heads": {"kind": "int", "low": 1, "high": 16}}
     model = {"dim": 32, "depth": 1, "n_state": 8, "lr": 1e-2}
