@@ -96,7 +96,7 @@ def test_generation_without_a_valid_point_is_one_of_the_study_also_after_a_kill(
     changes |= {"model": {"depth": 1, "n_state": 8, "lr": 1e-2}}
     whole = runs.new(**changes).drive()
     assert [len(whole.generation_members(g)) for g in range(4)] == [2, 1, 0, 0]
-    for kill_at in range(3, whole.seq):
+    for kill_at in range(3, whole.seq, 3):
         run = runs.new(**changes)
 
         def die(session: Session, at: int = kill_at) -> None:
@@ -141,7 +141,7 @@ def test_killed_between_events_it_goes_on_with_the_same_points(
     runs: Runs, changes: dict[str, Any], tmp_path: Path
 ) -> None:
     whole = runs.new(**changes).drive()
-    for number, kill_at in enumerate(range(3, whole.seq, 23)):
+    for number, kill_at in enumerate(range(3, whole.seq, 31)):
         run = runs.new(**changes)
 
         def die(session: Session, at: int = kill_at) -> None:

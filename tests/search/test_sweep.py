@@ -57,7 +57,7 @@ def test_best_of_each_value_is_known_and_all_stand_in_one_ranking(
 
 def test_killed_at_any_event_it_goes_on_with_the_same_points(runs: Runs, tmp_path: Any) -> None:
     whole = runs.new(generations=4, **SWEEP).drive()
-    for number, kill_at in enumerate(range(3, whole.seq, 7)):
+    for number, kill_at in enumerate(range(3, whole.seq, 13)):
         run = runs.new(generations=4, **SWEEP)
 
         def die(session: Session, at: int = kill_at) -> None:

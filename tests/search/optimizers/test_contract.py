@@ -17,10 +17,10 @@ import pytest
 from elmanctl.constants import GP_OPTUNA, MAX_SEED, OPTIMIZERS, STUDY
 from elmanctl.errors import UsageError
 from elmanctl.search.optimizers.port import Differs, Optimizer, Point
-from elmanctl.search.optimizers.registry import start_optimizer
+from elmanctl.search.optimizers.registry import has_start, start_optimizer
 from elmanctl.space.coordinate import Coordinate
 from tests.search.optimizers.packages import need_packages_of
-from tests.search.optimizers.problems import SHARE, SMALL, every, loss, problem, some
+from tests.search.optimizers.problems import INTEGER, SHARE, SMALL, every, loss, problem, some
 from tests.search.optimizers.scripted import (
     ONE_VALUE,
     SCRIPT,
@@ -282,3 +282,19 @@ def test_axis_of_a_billion_values_is_searched(name: str) -> None:
         points = optimizer.ask(4, every)
         assert all(x.is_integer() and 0 <= x < 10**9 for x, _ in points)
         optimizer.report([(point, point[0] / 1e9 + point[1]) for point in points])
+
+
+@each_optimizer
+def test_start_is_where_it_begins_or_it_says_that_it_has_none(name: str) -> None:
+    """An optimizer for which `--start-from-best` is not refused asks near that point first."""
+    start = (0.9, 7.0, 0.1)
+    coordinates = (SHARE, INTEGER, SHARE)
+    near = replace(problem(coordinates, population=8), start=start, sigma=0.01)
+    points = start_optimizer(name, near).ask(8, every)
+    distance = min(
+        max(
+            abs(x - y) / (c.high - c.low) for c, x, y in zip(coordinates, start, point, strict=True)
+        )
+        for point in points
+    )
+    assert (distance < 0.02) == has_start(name)
