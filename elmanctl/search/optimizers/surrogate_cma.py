@@ -1,8 +1,8 @@
 """CMA-ES whose candidates are screened by a surrogate: the search method by default.
 
 The first generation is the start point and a Latin hypercube.  In each later one CMA-ES draws four
-times as many candidates as are wanted; three of four points are those of them for which the
-surrogate predicts least, the fourth is that of the highest expected improvement among all these and
+times as many candidates as are wanted; two of three points are those of them for which the
+surrogate predicts least, the third is that of the highest expected improvement among all these and
 others, which lie anywhere and around the best.  CMA-ES learns from every point.  So the surrogate
 does the most while there are few values, and CMA-ES goes where no surrogate is exact.
 
@@ -32,7 +32,7 @@ _EXPLORING = 3
 
 # Other candidates: anywhere, and around the best points.
 _ANYWHERE = 600
-_AROUND = 600
+_AROUND = 1_500
 _BEST = 5
 _REACH = (0.02, 0.3)
 
