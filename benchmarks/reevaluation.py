@@ -229,14 +229,15 @@ def regrets_of(case: Case, optimizer: str, reserves: Sequence[int]) -> dict[str,
 def rows_of(results: Sequence[tuple[str, Mapping[str, float]]]) -> list[str]:
     """Return a row for each procedure: mean regret over that of none, with its p.
 
-    `results` are the names of objectives, with the regrets of a search on each.
+    `results` are the names of objectives, with the regrets of a search on each.  Objectives whose
+    best point every search found are left out.
     """
     own: defaultdict[str, list[float]] = defaultdict(list)
     for name, found in results:
         own[name] += found.values()
     scale = {name: fmean(regrets) for name, regrets in own.items()}
     scaled = {
-        procedure: [found[procedure] / scale[name] for name, found in results]
+        procedure: [found[procedure] / scale[name] for name, found in results if scale[name]]
         for procedure in results[0][1]
     }
     before = scaled["0"]
