@@ -8,6 +8,7 @@ takes a place in its generation, an invalid point is drawn again.  No rule stops
 import math
 import random
 import time
+from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import median
@@ -56,8 +57,8 @@ class Trace:
 
     def value(self, evaluations: int) -> float:
         """Return the noise-free value of the point handed over; infinity without any loss."""
-        known = [value for number, value in self.handed if number <= evaluations]
-        return known[-1] if known else math.inf
+        number = bisect_right(self.handed, evaluations, key=lambda pair: pair[0])
+        return self.handed[number - 1][1] if number else math.inf
 
 
 class Training:
