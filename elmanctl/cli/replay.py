@@ -11,7 +11,7 @@ from elmanctl.cli.completion import one_of, run_names
 from elmanctl.cli.context import JsonFlag, chosen_run, load_readable
 from elmanctl.cli.output import say
 from elmanctl.cli.replay_tables import print_tables
-from elmanctl.constants import CMA, OPTIMIZERS
+from elmanctl.constants import BEST, CMA, MEASURED_BEST, OPTIMIZERS
 from elmanctl.errors import Faults, NotFound, PartialFailure, UsageError, meant
 from elmanctl.folders import as_written
 from elmanctl.settings import SearchSettings
@@ -76,7 +76,8 @@ def replay(
         elmanctl replay --file earlier.jsonl --noise 0.01 --cache replay.jsonl
     """
     budgets = _budgets(budget)
-    names = list(dict.fromkeys(optimizer or _default_optimizers()))
+    asked = optimizer or _default_optimizers()
+    names = list(dict.fromkeys(MEASURED_BEST if name == BEST else name for name in asked))
     _check_optimizers(names)
     if surrogate not in _SURROGATES:
         hint = meant(surrogate, _SURROGATES, f"surrogates: {', '.join(_SURROGATES)}")

@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 
+from elmanctl.constants import MEASURED_BEST
 from tests.command_line import QuickCommandLine
 
 SMALL = ("--optimizer", "cma", "--budget", "8,16", "--seeds", "3", "--processes", "1")
@@ -26,6 +27,13 @@ def test_table_has_a_row_for_each_objective_and_budget_and_one_for_all(
         ["cma", "8", "6"],
         ["cma", "16", "6"],
     ]
+
+
+def test_best_optimizer_has_its_own_name_in_the_table(quick: QuickCommandLine) -> None:
+    options = ("--budget", "8", "--seeds", "1", "--processes", "1")
+    done = quick("replay", "--function", "cliff", "--optimizer", "best", *options)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[1].split("\t")[1] == MEASURED_BEST
 
 
 def test_json_is_the_same_with_a_cache_and_from_it(quick: QuickCommandLine) -> None:
