@@ -3,6 +3,9 @@
 import importlib
 import inspect
 import json
+import os
+import subprocess
+import sys
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
@@ -52,6 +55,32 @@ def test_the_stand_in_reads_what_a_worker_is_asked(
     result = evaluate_attempt(str(paths.folder))
     assert result["loss"] == standin.plan("e88", {}, 1e-2, 3, 0.0).loss
     assert log.read_text(encoding="utf-8").splitlines()[-1].endswith("end completed")
+
+
+def test_the_stand_in_needs_no_torch(
+    make_spec: Callable[..., AttemptSpec], tmp_path: Path, environment: dict[str, str]
+) -> None:
+    """Else a job of it takes as long as one that trains."""
+    paths = RunPaths(tmp_path).attempt("g000-e00", 1)
+    paths.folder.mkdir(parents=True)
+    paths.spec.write_bytes(encode_json(make_spec().encode()))
+    variables = {"LOG": str(tmp_path / "workers.log"), "FAULTS": "0", "SECONDS": "0,0"}
+    code = (
+        "import sys, standin; from elmanctl.jobs.evaluation import evaluate_attempt; "
+        "standin.install(); evaluate_attempt(sys.argv[1]); sys.exit('torch' in sys.modules)"
+    )
+    worker = BENCHMARKS / "campaign" / "worker"
+    path = f"{environment['PYTHONPATH']}{os.pathsep}{worker}"
+    subprocess.run(
+        [sys.executable, "-c", code, str(paths.folder)],
+        env={
+            **environment,
+            "PYTHONPATH": path,
+            **{f"STANDIN_{name}": value for name, value in variables.items()},
+        },
+        check=True,
+    )
+    assert paths.result.exists()
 
 
 def test_stand_ins_fail_in_words_of_their_own(campaign: ModuleType) -> None:

@@ -16,9 +16,9 @@ from elmanctl import clock
 from elmanctl.errors import InvalidModel, NotFound
 from elmanctl.jobs import shards
 from elmanctl.jobs.generators import Generators
+from elmanctl.jobs.outcome import Validation
 from elmanctl.jobs.parallel import is_split, part
 from elmanctl.jobs.ranks import Ranks
-from elmanctl.jobs.validation import Validation
 from elmanctl.run.saved_file import CHECKPOINT, Card, read_header
 from elmanctl.run.spec import AttemptSpec
 

@@ -4,7 +4,6 @@ from dataclasses import dataclass
 
 from elmanctl.codec import json_field
 from elmanctl.jobs.convergence import Convergence
-from elmanctl.jobs.validation import Validation
 from elmanctl.ledger.records import Evidence, EvidenceSource, Verdict, VerdictKind
 
 
@@ -16,6 +15,21 @@ class Divergence:
     quantity: str
     value: str
     last_finite_loss: float | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Validation:
+    """One validation: nats per byte, and its standard error over documents.
+
+    `val_loss_se` is None for a single document.  `step`, `tokens` and `elapsed_s`, without
+    validations, are those of the training until then.
+    """
+
+    step: int
+    tokens: int
+    elapsed_s: float
+    val_loss: float
+    val_loss_se: float | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

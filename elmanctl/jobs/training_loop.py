@@ -21,12 +21,12 @@ from elmanctl.jobs.losses import TrainingLosses
 from elmanctl.jobs.metrics import StepRecord
 from elmanctl.jobs.micro_batch import MicroBatch
 from elmanctl.jobs.optimizer import make_optimizer
-from elmanctl.jobs.outcome import Divergence
+from elmanctl.jobs.outcome import Divergence, Validation
 from elmanctl.jobs.parallel import Parallel
 from elmanctl.jobs.ranks import Ranks
 from elmanctl.jobs.step import Stepper
 from elmanctl.jobs.training_clock import TrainingClock
-from elmanctl.jobs.validation import Validation, Validator, averaged_weights, is_due
+from elmanctl.jobs.validation import Validator, averaged_weights, is_due
 from elmanctl.models.params import flops_per_token
 from elmanctl.run.spec import AttemptSpec
 from elmanctl.run.state_fingerprint import spec_fingerprint

@@ -3,7 +3,6 @@
 import math
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
@@ -18,21 +17,6 @@ from elmanctl.jobs.optimizer import AdamWScheduleFree
 from elmanctl.jobs.parallel import Parallel
 from elmanctl.jobs.ranks import Ranks
 from elmanctl.run.training import Training
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Validation:
-    """One validation: nats per byte, and its standard error over documents.
-
-    `val_loss_se` is None for a single document.  `step`, `tokens` and `elapsed_s`, without
-    validations, are those of the training until then.
-    """
-
-    step: int
-    tokens: int
-    elapsed_s: float
-    val_loss: float
-    val_loss_se: float | None
 
 
 class Validator:
