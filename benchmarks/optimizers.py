@@ -144,7 +144,10 @@ def reached(simulations: Simulations, own: Traces, reference: Traces) -> Reached
     most = max(task.budget for task in own)
     curves = {n: regrets_at(simulations, own, n) for n in range(4, most + 1, 2)}
     target = regrets_at(simulations, reference, REFERENCE)
-    sources = sorted({source for source, _ in target})
+    # One whose every search failed has no regret to compare.
+    sources = sorted(
+        {source for source, _ in target} & {source for source, _ in curves[max(curves)]}
+    )
     per = {
         source: (
             _mean(target, source),
