@@ -29,6 +29,9 @@ _LARGEST = 1e100
 # A point that was asked before is passed over so often, then asked again: small spaces end.
 _MOST_REPEATS = 100
 
+# So many invalid points are passed over for one point before a known one is asked again.
+_MOST_INVALID = 100
+
 
 class Model(Protocol):
     """A model of the values at the points of one ask."""
@@ -63,11 +66,12 @@ class ModelBased:
         model = self._fit(self._problem, history) if self._has_model else None
         first = len(history.points)
         chosen: list[Point] = []
+        refused: set[Point] = set()
         for number in range(first, first + count):
             points = _start(self._problem, number) if model is None else model.points(number)
             # Where none of those is new and valid, any point is better.
             points = chain(points, _anywhere(self._problem, number))
-            point = next(point for point in self._new(points) if is_valid(point))
+            point = self._valid(points, refused, is_valid)
             chosen.append(point)
             self._known.add(point)
             if model is not None:
@@ -99,6 +103,25 @@ class ModelBased:
             self._check_bounds(points)
             self._history.add(points)
         self._known.update(points)
+
+    def _valid(
+        self, points: Iterator[Point], refused: set[Point], is_valid: Callable[[Point], bool]
+    ) -> Point:
+        """Return the first valid point; the best known one where too many in a row are not."""
+        invalid = 0
+        for point in self._new(points):
+            if point in refused:
+                continue
+            if is_valid(point):
+                return point
+            refused.add(point)
+            invalid += 1
+            if invalid == _MOST_INVALID and self._known:
+                break
+        values = self._history.values
+        known = sorted(values, key=lambda number: (values[number], number))
+        best = (self._history.points[number] for number in known)
+        return next(point for point in chain(best, points) if is_valid(point))
 
     @property
     def _has_model(self) -> bool:

@@ -259,6 +259,27 @@ def test_small_space_may_end(name: str) -> None:
     assert len(points) == 16 and {x for (x,) in points} <= {0.0, 1.0, 2.0, 3.0}
 
 
+# Those that fill the space never ask a known point on purpose; the study learned of invalid ones.
+@pytest.mark.parametrize("name", [n for n in OPTIMIZERS if has_start(n) and n != STUDY])
+def test_valid_points_may_end_before_the_invalid_ones(name: str) -> None:
+    """Then known ones are asked again: a search refuses a thousand points in a row, no more."""
+    refusals = 0
+
+    def few(point: Point) -> bool:
+        nonlocal refusals
+        refusals += max(point) >= 2.0
+        assert refusals < 1_000
+        return max(point) < 2.0
+
+    many = Coordinate(low=-0.5, high=39.5, integer=True)
+    optimizer = start_optimizer(name, replace(problem((many, many), 4), start=(1.0, 1.0)))
+    for _ in range(6):
+        refusals = 0
+        points = optimizer.ask(4, few)
+        assert len(points) == 4
+        optimizer.report([(point, loss(point)) for point in points])
+
+
 @each_optimizer
 def test_space_without_an_axis_to_move_is_refused(name: str) -> None:
     with pytest.raises(UsageError, match="no axis to move"):
