@@ -139,6 +139,7 @@ def test_what_was_stopped_early_is_shown_with_what_it_saved(
     assert json.loads(best)["state"] == "completed"
 
 
+@pytest.mark.torch
 def test_plan_says_the_most_it_can_cost_and_what_the_budget_makes_of_it(
     quick: QuickCommandLine, corpus: Path
 ) -> None:

@@ -38,7 +38,7 @@ def test_one_run_is_told_by_category_and_freeable_is_what_clean_frees(
     assert resumed.returncode == 0, resumed.stderr
     found = document(quick_with_runs("disk", "finished", "--json"))
     categories = {row["category"]: row for row in found["categories"]}
-    assert {"metrics", "log", "pickle", "result", "other", "ledger", "optimizer"} <= set(categories)
+    assert {"metrics", "log", "pickle", "result", "other", "ledger"} <= set(categories)
     assert found["freeable_bytes"] == sum(row["freeable_bytes"] for row in categories.values()) > 0
     assert [row["path"] for row in found["orphans"]] == [".x.tmp"]
     assert found["forecast"]["evaluations_left"] == 0

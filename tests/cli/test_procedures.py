@@ -8,6 +8,7 @@ from tests.command_line import QuickCommandLine
 DRY = ("search", "e88", "--dry-run", "--local", "--params", "480M", "--train-minutes", "10")
 
 
+@pytest.mark.torch
 def test_sweep_alone_takes_the_values_of_the_space(quick: QuickCommandLine) -> None:
     found = document(quick(*DRY, "--space", "sweep", "--sweep", "n_state", "--json"))
     assert found["space"]["sweep"] == {"n_state": [16, 32]}
@@ -19,6 +20,7 @@ def test_sweep_alone_takes_the_values_of_the_space(quick: QuickCommandLine) -> N
     assert "in turns for n_state = 16, 48" in text.stderr and "ends after 100 evalu" in text.stderr
 
 
+@pytest.mark.torch
 def test_preset_of_the_study_says_what_it_does(quick: QuickCommandLine) -> None:
     words = ("search", "e88", "--dry-run", "--local", "--preset", "study")
     found = quick(*words)

@@ -33,8 +33,8 @@ def test_ten_kills_of_controllers_on_slurm_lose_and_repeat_nothing(
     assert sum(trial["times"] for trial in trials) == 10
     # One of the ten at least came by the clock, and one inside a call.
     kinds = {kind for trial in trials for kind in trial["kinds"]}
-    assert "at a random instant" in kinds
-    assert len(kinds) > 1
+    by_the_clock = {kind for kind in kinds if kind.startswith("at a random instant")}
+    assert by_the_clock and kinds - by_the_clock
     for trial in trials:
         assert (trial["lost"], trial["duplicated"], trial["same"]) == (0, 0, True), trial
 
