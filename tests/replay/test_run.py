@@ -21,7 +21,15 @@ SMALL = ("--optimizer", "cma", "--budget", "8,16", "--seeds", "2", "--processes"
 @pytest.fixture
 def state(runs: Runs) -> RunState:
     """A run of a few generations, with confirmations."""
-    return runs.new(name="earlier-search", generations=4, confirm_top=2, confirm_seeds=2).drive()
+    run = runs.new(
+        # Points around the middle, near enough to each other for a surrogate of sixteen losses.
+        name="earlier-search",
+        optimizer="cma",
+        generations=4,
+        confirm_top=2,
+        confirm_seeds=2,
+    )
+    return run.drive()
 
 
 def test_objective_of_a_run_is_what_its_search_saw(state: RunState) -> None:
