@@ -178,7 +178,7 @@ def test_search_over_two_nodes_goes_on_when_one_of_them_dies(
         assert evaluation.state is State.COMPLETED
         results = [attempt.result for attempt in evaluation.attempts]
         assert [result is not None for result in results] == [False] * (len(results) - 1) + [True]
-        # The sums of two halves differ from the sum of the whole in their last bits, which a high
-        # learning rate makes more of.
-        tolerance = 1e-3 if evaluation.lr < 0.02 else 0.1
+        # The sums of two halves differ from the sum of the whole in their last bits, of which a
+        # high learning rate makes more within these few steps.
+        tolerance = 5e-3 if evaluation.lr < 0.01 else 0.1
         assert evaluation.loss == pytest.approx(losses(undisturbed)[name], abs=tolerance)
