@@ -208,7 +208,7 @@ def test_search_says_where_it_starts_and_warns_of_a_start_it_would_refuse(
     done = quick(*words, "--tolerance", "0.01")
     fault = document(quick(*words, "--tolerance", "0.01", "--json"))["start"]["fault"]
     assert fault is not None
-    assert f"warning: the start point is infeasible: {fault}; the first generation" in done.stderr
+    assert f"warning: the start point is infeasible: {fault}; it is not trained" in done.stderr
 
 
 def test_every_report_of_a_run_says_where_it_started(quick_with_runs: QuickCommandLine) -> None:
