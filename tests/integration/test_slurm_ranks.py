@@ -133,6 +133,7 @@ def _undisturbed(paths: AttemptPaths, folder: Path) -> list[tuple[int, float]]:
     return steps(here)
 
 
+# A validation after each step changes no loss, and leaves more time for a death.
 SETTINGS = """\
 [slurm]
 partition = "gpu"
@@ -141,6 +142,7 @@ poll_s = 1.0
 device = "cpu"
 nodes = 2
 checkpoint_min = 1e-6
+val_every = 1
 """
 
 
