@@ -1,11 +1,16 @@
 """Shared fixtures of the search tests: no user cache, and runs that are made once."""
 
+import json
 import os
+import random
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from elmanctl.ledger.files import write_json
+from elmanctl.run.paths import AttemptPaths
+from tests.search import scripted
 from tests.search.scripted import Runs
 
 
@@ -33,3 +38,19 @@ def runs(tmp_path: Path, corpus: Path, templates: Path) -> Runs:
 def no_power_failures(monkeypatch: pytest.MonkeyPatch) -> None:
     """Nothing here pulls the plug, and waiting for the disk would be most of the time."""
     monkeypatch.setattr(os, "fsync", lambda descriptor: None)
+
+
+@pytest.fixture
+def noisy(monkeypatch: pytest.MonkeyPatch, no_power_failures: None) -> None:
+    """Losses that differ by the seed and the model, as those of real training do."""
+    write = scripted.write_result
+
+    def written(paths: AttemptPaths, verdict: str) -> None:
+        write(paths, verdict)
+        spec = json.loads(paths.spec.read_text())
+        result = json.loads(paths.result.read_text())
+        if result["loss"] is not None:
+            noise = random.Random(f"{spec['config']} {spec['lr']} {spec['seed']}").gauss(0, 0.05)
+            write_json(paths.result, {**result, "loss": result["loss"] + noise})
+
+    monkeypatch.setattr(scripted, "write_result", written)

@@ -1,7 +1,6 @@
 """Confirmation: the best again on fresh seeds, each once, whatever happens on the way."""
 
 import json
-import random
 import statistics
 from pathlib import Path
 from typing import Any
@@ -12,13 +11,11 @@ from hypothesis import strategies as st
 
 from elmanctl import clock
 from elmanctl.errors import SearchPaused
-from elmanctl.ledger.files import write_json
 from elmanctl.ledger.payloads import GenerationTold, Payload
 from elmanctl.ledger.records import CONFIRMATION, Evaluation, RunStatus, State
 from elmanctl.ledger.run_state import RunState
 from elmanctl.ledger.snapshot import load_summary
 from elmanctl.ledger.summary import summarize
-from elmanctl.run.paths import AttemptPaths
 from elmanctl.search.actions import perform
 from elmanctl.search.attempt_monitor import Watcher
 from elmanctl.search.cleaning import plan_cleaning
@@ -31,26 +28,11 @@ from elmanctl.search.selection import find_evaluation
 from elmanctl.search.session import Session
 from elmanctl.settings import DiskSettings
 from tests.integration.runs import losses, points
-from tests.search import scripted
 from tests.search.scripted import Run, Runs, ScriptedExecutor
 
 CONFIRM: dict[str, Any] = {"confirm_top": 2, "confirm_seeds": 3}
 
-
-@pytest.fixture(autouse=True)
-def noisy(monkeypatch: pytest.MonkeyPatch, no_power_failures: None) -> None:
-    """Losses that differ by the seed and the model, as those of real training do."""
-    write = scripted.write_result
-
-    def written(paths: AttemptPaths, verdict: str) -> None:
-        write(paths, verdict)
-        spec = json.loads(paths.spec.read_text())
-        result = json.loads(paths.result.read_text())
-        if result["loss"] is not None:
-            noise = random.Random(f"{spec['config']} {spec['lr']} {spec['seed']}").gauss(0, 0.05)
-            write_json(paths.result, {**result, "loss": result["loss"] + noise})
-
-    monkeypatch.setattr(scripted, "write_result", written)
+pytestmark = pytest.mark.usefixtures("noisy")
 
 
 def asked(state: RunState) -> list[tuple[str, str, int]]:

@@ -1,7 +1,6 @@
 """Re-evaluation: the last generations train the best again, within the budget of the search."""
 
 import json
-import random
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -11,11 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from elmanctl.errors import LedgerError
-from elmanctl.ledger.files import write_json
 from elmanctl.ledger.payloads import GenerationTold, Payload, ReevaluationAsked
 from elmanctl.ledger.records import NO_BRANCH, Evaluation, EvaluationPlan, RunStatus, State
 from elmanctl.ledger.run_state import RunState
-from elmanctl.run.paths import AttemptPaths
 from elmanctl.search.branches import branch_results
 from elmanctl.search.confirmation import best_of, standing
 from elmanctl.search.estimate import by_estimate, estimates
@@ -30,21 +27,7 @@ from tests.search.scripted import Run, Runs
 SEARCH: dict[str, Any] = {"generations": 5, "population": 4, "reevaluate": 0.2}
 PLAIN: dict[str, Any] = {"population": 4}
 
-
-@pytest.fixture(autouse=True)
-def noisy(monkeypatch: pytest.MonkeyPatch, no_power_failures: None) -> None:
-    """Losses that differ by the seed and the model, as those of real training do."""
-    write = scripted.write_result
-
-    def written(paths: AttemptPaths, verdict: str) -> None:
-        write(paths, verdict)
-        spec = json.loads(paths.spec.read_text())
-        result = json.loads(paths.result.read_text())
-        if result["loss"] is not None:
-            noise = random.Random(f"{spec['config']} {spec['lr']} {spec['seed']}").gauss(0, 0.05)
-            write_json(paths.result, {**result, "loss": result["loss"] + noise})
-
-    monkeypatch.setattr(scripted, "write_result", written)
+pytestmark = pytest.mark.usefixtures("noisy")
 
 
 def again(state: RunState) -> list[Evaluation]:
