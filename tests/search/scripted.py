@@ -13,6 +13,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -314,6 +315,18 @@ class Run:
                 log = folder / f"{attempt.job_id}_0_log.out"
                 log.write_text("".join(f"step {i}\n" for i in range(5000)), encoding="utf-8")
                 (folder / f"task-{attempt.task_index}.pkl").write_text("pickle", encoding="utf-8")
+
+    def killed_at(self, seq: int, folder: Path) -> "Run":
+        """Drive until the ledger has `seq` events; return a copy as the kill left it."""
+
+        def die(session: Session) -> None:
+            if session.state.seq >= seq:
+                raise KeyboardInterrupt
+
+        self.view.every_turn = die
+        with suppress(KeyboardInterrupt):
+            self.drive()
+        return self.copy(folder)
 
     def copy(self, folder: Path) -> "Run":
         """Return what a kill at this very moment would leave: files and world, no controller."""

@@ -1,6 +1,5 @@
 """Procedures of a study as whole searches: its first one, and a hypercube before CMA-ES."""
 
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +10,6 @@ from elmanctl.errors import ConfigError, InvalidConfiguration
 from elmanctl.ledger.records import RunStatus, State
 from elmanctl.ledger.run_state import RunState
 from elmanctl.ledger.state import load_run
-from elmanctl.search.session import Session
 from elmanctl.settings import SearchSettings
 from tests.search.scripted import Runs
 
@@ -97,16 +95,8 @@ def test_generation_without_a_valid_point_is_one_of_the_study_also_after_a_kill(
     whole = runs.new(**changes).drive()
     assert [len(whole.generation_members(g)) for g in range(4)] == [2, 1, 0, 0]
     for kill_at in range(3, whole.seq, 3):
-        run = runs.new(**changes)
-
-        def die(session: Session, at: int = kill_at) -> None:
-            if session.state.seq >= at:
-                raise KeyboardInterrupt
-
-        run.view.every_turn = die
-        with suppress(KeyboardInterrupt):
-            run.drive()
-        state = run.copy(tmp_path / f"killed-{kill_at}").drive()
+        run = runs.new(**changes).killed_at(kill_at, tmp_path / f"killed-{kill_at}")
+        state = run.drive()
         assert (trained(state), state.told, state.reason) == (
             trained(whole),
             whole.told,
@@ -142,17 +132,7 @@ def test_killed_between_events_it_goes_on_with_the_same_points(
 ) -> None:
     whole = runs.new(**changes).drive()
     for number, kill_at in enumerate(range(3, whole.seq, 31)):
-        run = runs.new(**changes)
-
-        def die(session: Session, at: int = kill_at) -> None:
-            if session.state.seq >= at:
-                raise KeyboardInterrupt
-
-        run.view.every_turn = die
-        try:
-            run.drive()
-        except KeyboardInterrupt:
-            run = run.copy(tmp_path / f"killed-{number}")
+        run = runs.new(**changes).killed_at(kill_at, tmp_path / f"killed-{number}")
         assert trained(run.drive()) == trained(whole)
 
 

@@ -9,7 +9,6 @@ from elmanctl.ledger.records import RunStatus
 from elmanctl.ledger.run_state import RunState
 from elmanctl.ledger.state import load_run
 from elmanctl.search.branches import branch_results
-from elmanctl.search.session import Session
 from elmanctl.search.stop_rules import turns_of
 from elmanctl.space.space import SearchSpace, load_space
 from tests.search.scripted import Runs
@@ -58,17 +57,7 @@ def test_best_of_each_value_is_known_and_all_stand_in_one_ranking(
 def test_killed_at_any_event_it_goes_on_with_the_same_points(runs: Runs, tmp_path: Any) -> None:
     whole = runs.new(generations=4, **SWEEP).drive()
     for number, kill_at in enumerate(range(3, whole.seq, 13)):
-        run = runs.new(generations=4, **SWEEP)
-
-        def die(session: Session, at: int = kill_at) -> None:
-            if session.state.seq >= at:
-                raise KeyboardInterrupt
-
-        run.view.every_turn = die
-        try:
-            run.drive()
-        except KeyboardInterrupt:
-            run = run.copy(tmp_path / f"killed-{number}")
+        run = runs.new(generations=4, **SWEEP).killed_at(kill_at, tmp_path / f"killed-{number}")
         assert configurations(run.drive()) == configurations(whole)
 
 
