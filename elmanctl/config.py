@@ -28,6 +28,7 @@ from elmanctl.settings import (
 )
 from elmanctl.sources import (
     Source,
+    mode_sources,
     optimizer_sources,
     preset_source,
     protocol_source,
@@ -79,6 +80,7 @@ def resolve(
         lambda name, own: template_source(name, template_folders(own, folder, environ)),
     )
     sources = [*optimizer_sources(merge(sources).settings.search), *sources]
+    sources = [*mode_sources(merge(sources).settings.search), *sources]
     return replace(
         _with_sbatch_variables(merge(sources), environ),
         files=tuple(source.path for source in sources if source.path is not None),

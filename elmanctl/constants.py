@@ -64,13 +64,17 @@ STOP_RULES = frozenset(
     }
 )
 
-# The words of `train.device`, `train.precision`, `search.repeats` and `search.optimizer`.
+# The words of `train.device`, `train.precision`, `search.repeats`, `search.mode` and
+# `search.optimizer`.
 DEVICES = ("auto", "cpu", "cuda")
 PRECISIONS = ("auto", "fp32", "bf16")
 ANSWER = "answer"
 RESEED = "reseed"
 AGAIN = "again"
 REPEATS = (ANSWER, RESEED, AGAIN)
+GENERATIONAL = "generational"
+ASYNCHRONOUS = "asynchronous"
+MODES = (GENERATIONAL, ASYNCHRONOUS)
 CMA_GP = "cma-gp"
 # The name of whichever was measured to be the best, and that one: see docs/search.md.
 BEST = "best"

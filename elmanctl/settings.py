@@ -9,9 +9,11 @@ from elmanctl.constants import (
     BEST,
     CMA,
     CMA_GP,
+    GENERATIONAL,
     GPU_NAME,
     MAX_SEED,
     MIN_POPULATION,
+    MODES,
     OPTIMIZERS,
     REPEATS,
     YEAR_MIN,
@@ -43,6 +45,12 @@ class SearchSettings:
     space: str = setting("3d", "Name of the search space, see `elmanctl models MODEL`")
     generations: int = setting(15, "Generations of CMA-ES", least=1, most=100_000)
     population: int = setting(8, "Evaluations a generation", least=MIN_POPULATION, most=10_000)
+    mode: str = setting(
+        GENERATIONAL,
+        "When points are asked: a generation at a time, or one for each that has ended",
+        words=MODES,
+        absent=GENERATIONAL,
+    )
     optimizer: str = setting(
         CMA_GP,
         "Search method, see docs/concepts/optimizers.md",
@@ -78,7 +86,10 @@ class SearchSettings:
         absent=0.0,
     )
     max_jobs: int = setting(
-        64, "Most attempts in the queue or running at one time", least=1, most=100_000
+        64,
+        "Most attempts in the queue or running at one time; asynchronous: the population",
+        least=1,
+        most=100_000,
     )
     repeats: str = setting(
         "answer",

@@ -9,6 +9,7 @@ from importlib.resources.abc import Traversable
 from pathlib import Path
 from typing import Any
 
+from elmanctl.constants import ASYNCHRONOUS
 from elmanctl.errors import ConfigError, NotFound, meant
 from elmanctl.settings import PATH_KEYS, SECTIONS, TEMPLATE_KEYS, SearchSettings, flat
 
@@ -111,6 +112,17 @@ def optimizer_sources(search: SearchSettings) -> list[Source]:
     names = [search.optimizer, *[f"{search.optimizer}-from-best"] * search.start_from_best]
     known = tables("optimizer")
     return [_shipped("optimizer", name) for name in names if name in known]
+
+
+def mode_sources(search: SearchSettings) -> list[Source]:
+    """Return the defaults that come with the mode that is chosen, none for generations.
+
+    An asynchronous search has as many points in flight as its optimizer learns from at a time.
+    """
+    if search.mode != ASYNCHRONOUS:
+        return []
+    values = {"search.max_jobs": search.population}
+    return [Source(name=f"{ASYNCHRONOUS} mode", values=values)]
 
 
 def _shipped(what: str, name: str) -> Source:

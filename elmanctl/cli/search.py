@@ -25,7 +25,15 @@ from elmanctl.cli.joint_controller import drive_together
 from elmanctl.cli.output import confirm, say
 from elmanctl.cli.plan import describe_plans, print_dry_run, warn_of_plan, warn_of_variables
 from elmanctl.config import Resolved, parse_assignments
-from elmanctl.constants import BEST, GPU_NAME, MEASURED_BEST, OPTIMIZERS, STOPPING_RULES
+from elmanctl.constants import (
+    ASYNCHRONOUS,
+    BEST,
+    GENERATIONAL,
+    GPU_NAME,
+    MEASURED_BEST,
+    OPTIMIZERS,
+    STOPPING_RULES,
+)
 from elmanctl.errors import ElmanError, Faults, UsageError
 from elmanctl.ledger.spending import gpus_asked
 from elmanctl.run.ownership import refuse_foreign_files
@@ -58,6 +66,14 @@ def search(
     ] = None,
     patience: Annotated[
         int | None, Option(help="End after this many generations in a row without improvement")
+    ] = None,
+    asynchronous: Annotated[
+        bool | None,
+        Option(
+            "--asynchronous/--generational",
+            help="Ask a point for each evaluation that ends, or a generation at a time",
+            show_default=False,
+        ),
     ] = None,
     train_minutes: Annotated[
         float | None, Option(help="Training time per evaluation in minutes")
@@ -165,6 +181,7 @@ def search(
         "search.population": population,
         "search.evaluations": evaluations,
         "search.patience": patience,
+        "search.mode": _mode(asynchronous),
         "search.space": space,
         "search.sweep": swept_values(sweep) if sweep else None,
         "search.tolerance": tolerance,
@@ -257,6 +274,12 @@ def _plan(
         faults.add(error)
     faults.raise_any()
     return plans
+
+
+def _mode(asynchronous: bool | None) -> str | None:
+    if asynchronous is None:
+        return None
+    return ASYNCHRONOUS if asynchronous else GENERATIONAL
 
 
 def _gpu_list(text: str | None) -> list[int | str] | None:

@@ -213,7 +213,7 @@ def _print_evaluation(paths: RunPaths, found: RunState, chosen: Evaluation) -> N
         loss = f"{row['loss']:.4f} nats/byte, {rows.loss_quantity(chosen)}"
         print_line(f"  loss        {loss} (unigram entropy {entropy:.4f})")
     if chosen.state is State.STOPPED:
-        told = dict(found.told.get(chosen.generation, ())).get(chosen.id)
+        told = found.reported.get(chosen.id)
         if told is not None:
             print_line(f"  reported    {told:.4f} nats/byte to the optimizer, by its prediction")
     print_line(f"  corpus      {rows.corpus_line(found.run)}")

@@ -58,11 +58,12 @@ def _controller_started(event: payloads.ControllerStarted, state: RunState, at: 
 @handle.register
 def _points_asked(event: payloads.PointsAsked, state: RunState, at: str) -> None:
     generation = event.generation
-    if generation not in (max(0, state.generation), state.generation + 1):
+    is_new = generation == state.generation + 1
+    if not is_new and not 0 <= generation <= state.generation:
         raise LedgerCorrupt(f"generation {generation} is asked after {state.generation}")
-    if generation in state.told:
+    if not is_new and generation not in state.open:
         raise LedgerCorrupt(f"generation {generation} is extended after it was reported")
-    if generation == state.generation and event.branch != state.turns.get(generation, 0):
+    if not is_new and event.branch != state.turns.get(generation, 0):
         raise LedgerCorrupt(f"generation {generation} belongs to two branches of the sweep")
     if event.branch:
         state.turns[generation] = event.branch
@@ -84,8 +85,9 @@ def _points_asked(event: payloads.PointsAsked, state: RunState, at: str) -> None
     state.refused[generation] = state.refused.get(generation, 0) + event.refused
     state.add("refused", event.refused)
     names = tuple(plan.id for plan in event.evaluations)
-    state.exchanges.append(Exchange(asked=names, refused=event.refused))
-    state.generation = generation
+    state.exchanges.append(Exchange(generation=generation, asked=names, refused=event.refused))
+    state.open[generation] = None
+    state.generation = max(state.generation, generation)
 
 
 @handle.register
@@ -103,7 +105,7 @@ def _confirmation_asked(event: payloads.ConfirmationAsked, state: RunState, at: 
 @handle.register
 def _reevaluation_asked(event: payloads.ReevaluationAsked, state: RunState, at: str) -> None:
     generation = event.generation
-    if generation != state.generation + 1 or state.generation not in state.told:
+    if generation != state.generation + 1 or state.open:
         raise LedgerCorrupt(f"generation {generation} is asked after {state.generation}")
     for plan in event.evaluations:
         if plan.id in state.evaluations:
@@ -114,6 +116,7 @@ def _reevaluation_asked(event: payloads.ReevaluationAsked, state: RunState, at: 
         state.repeats[first] = (*state.repeats.get(first, ()), plan.id)
         state.put(records.Evaluation(generation=generation, **_values(plan)))
     state.turns[generation] = records.NO_BRANCH
+    state.open[generation] = None
     state.generation = generation
 
 
@@ -202,6 +205,7 @@ def _attempt_finished(event: payloads.AttemptFinished, state: RunState, at: str)
 @handle.register
 def _evaluation_closed(event: payloads.EvaluationClosed, state: RunState, at: str) -> None:
     state.put(transitions.close(_evaluation(state, event.evaluation), event.state))
+    _await_report(state, event.evaluation)
 
 
 @handle.register
@@ -219,6 +223,15 @@ def _evaluation_answered(event: payloads.EvaluationAnswered, state: RunState, at
     state.put(transitions.settle_repeat(evaluation, event.state, found))
     state.answered += 1
     state.saved += _saved(found)
+    _await_report(state, evaluation.id)
+
+
+def _await_report(state: RunState, name: str) -> None:
+    """Note that an evaluation is decided, and that the optimizer does not know it."""
+    evaluation = _evaluation(state, name)
+    is_asked = evaluation.confirms is None and evaluation.reevaluates is None
+    if is_asked and name not in state.reported:
+        state.unreported[name] = None
 
 
 def _saved(answer: records.Answer) -> Spent:
@@ -233,6 +246,7 @@ def _evaluation_reopened(event: payloads.EvaluationReopened, state: RunState, at
         state.answered -= 1
         state.saved -= _saved(evaluation.answer)
     state.put(transitions.reopen(evaluation, event.changes))
+    state.unreported.pop(evaluation.id, None)
     state.failures_in_a_row.clear()
 
 
@@ -252,25 +266,50 @@ def _node_readmitted(event: payloads.NodeReadmitted, state: RunState, at: str) -
 
 
 @handle.register
+def _value_reported(event: payloads.ValueReported, state: RunState, at: str) -> None:
+    evaluation = _evaluation(state, event.evaluation)
+    if not evaluation.state.is_finished:
+        raise LedgerCorrupt(f"{evaluation.id} is reported before it is decided")
+    _report(state, evaluation.generation, ((evaluation.id, event.value),))
+
+
+@handle.register
 def _generation_told(event: payloads.GenerationTold, state: RunState, at: str) -> None:
     generation = event.generation
-    if not 0 <= generation <= state.generation or generation in state.told:
+    if generation not in state.open:
         raise LedgerCorrupt(f"generation {generation} is reported before it was asked, or twice")
-    for name, _ in event.told:
+    members = state.members.get(generation, ())
+    # The study's optimizer learns from invalid points, too, of which there are no evaluations.
+    if event.told or not members:
+        _report(state, generation, event.told)
+    # Also those of an asynchronous search, which were reported one by one.
+    state.told[generation] = list(event.told) or [
+        (name, state.reported[name]) for name in members if name in state.reported
+    ]
+    for name in members:
+        state.unreported.pop(name, None)
+    del state.open[generation]
+    state.add("generations_told", 1)
+
+
+def _report(state: RunState, generation: int, told: tuple[tuple[str, float], ...]) -> None:
+    """Note the values that the optimizer of a generation learns at once."""
+    for name, value in told:
         if _evaluation(state, name).confirms is not None:
             raise LedgerCorrupt(f"{name} is a confirmation, and yet it is reported")
         if _evaluation(state, name).reevaluates is not None:
             raise LedgerCorrupt(f"{name} is a re-evaluation, and yet it is reported")
-    state.told[generation] = list(event.told)
-    if state.turns.get(generation) != records.NO_BRANCH:
-        state.exchanges.append(Exchange(told=generation))
-    state.add("generations_told", 1)
+        if name in state.reported:
+            raise LedgerCorrupt(f"{name} is reported twice")
+        state.reported[name] = value
+        state.unreported.pop(name, None)
+    state.exchanges.append(Exchange(generation=generation, told=told))
 
 
 @handle.register
 def _search_ended(event: payloads.SearchEnded, state: RunState, at: str) -> None:
-    if state.generation not in state.told or state.ended_by is not None:
-        raise LedgerCorrupt("the search is ended amid a generation, or twice")
+    if state.generation < 0 or state.ended_by is not None:
+        raise LedgerCorrupt("the search is ended before it began, or twice")
     state.ended_by = event.reason
 
 

@@ -292,8 +292,22 @@ class NodeReadmitted(Payload):
 
 
 @dataclass(frozen=True, kw_only=True)
+class ValueReported(Payload):
+    """The fitness value of one evaluation reported to the optimizer, in an asynchronous search.
+
+    Once for an evaluation, after it was decided.
+    """
+
+    evaluation: str
+    value: float
+
+
+@dataclass(frozen=True, kw_only=True)
 class GenerationTold(Payload):
-    """The fitness values reported to the optimizer, in this order; once for a generation."""
+    """The fitness values reported to the optimizer, in this order; once for a generation.
+
+    In an asynchronous search it is empty: all of the generation is decided, and was reported.
+    """
 
     generation: int
     told: tuple[tuple[str, float], ...]
@@ -301,7 +315,7 @@ class GenerationTold(Payload):
 
 @dataclass(frozen=True, kw_only=True)
 class SearchEnded(Payload):
-    """A stop rule ends the search after its newest generation; confirmations may follow.
+    """A stop rule ends the search: nothing more is asked, and confirmations may follow.
 
     A change of a rule, or more generations, may take it back.
     """

@@ -32,14 +32,15 @@ class Note:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Exchange:
-    """One exchange with the optimizer: evaluations that it asked, or a generation reported to it.
+    """One exchange with the optimizer about a generation: evaluations asked, or values reported.
 
-    `refused` points were dropped while it asked.
+    `refused` points were dropped while it asked; `told` is None where it did.
     """
 
+    generation: int
     asked: tuple[str, ...] = ()
     refused: int = 0
-    told: int | None = None
+    told: tuple[tuple[str, float], ...] | None = None
 
 
 @dataclass(slots=True, kw_only=True)
@@ -48,9 +49,11 @@ class RunState:
 
     `run` is empty before the first event; `reason` is why the run stands still, `advice` the next
     thing to do.  `generation` is the newest one asked, `generations` the length of the search,
-    `ended_by` the reason of the stop rule that ended it earlier.  `told` maps a generation to the
-    values reported to the optimizer, `refused` to the points refused while it was asked,
-    `exchanges` both in order, `turns` to its branch of a sweep, which is 0 where it names none.
+    `ended_by` the reason of the stop rule that ended it earlier.  `told` maps a generation that is
+    done to the values reported to the optimizer, `refused` to the points refused while it was
+    asked, `turns` to its branch of a sweep, which is 0 where it names none.  `reported` maps an
+    evaluation to its value, `unreported` are the decided ones without any, in the order of the
+    decisions, `exchanges` all that was asked and reported, in order.
     `controller` is the newest one: host, pid, at.  `changes` maps `section.key` to the value that
     replaces a setting, `freed_bytes` an evaluation, or "" for none, to the bytes that cleaning
     freed, `excluded_nodes` a node to its newest exclusion, past ones included.  `failures_in_a_row`
@@ -64,11 +67,12 @@ class RunState:
     evaluation to those of the same configuration, in order, `confirmations` one to those that
     train it again on fresh seeds.
 
-    The rest are indexes over these, so that no query gets slower with the length of a run:
-    `totals` are the sums of `counted`, `positions` the order of the evaluations, `waiting` those
-    that need an attempt, `live` those that have a live one, also where they were cancelled,
-    `members` those of each generation, `intended` the submissions without an answer, `leaders` the
-    best as (loss, generation, id).  A value in a dict is replaced, never changed in place.
+    The rest are indexes over these, so that no query gets slower with the length of a run: `totals`
+    are the sums of `counted`, `positions` the order of the evaluations, `waiting` those that need
+    an attempt, `live` those that have a live one, also where they were cancelled, `members` those
+    of each generation, `open` the generations that are not done, `intended` the submissions without
+    an answer, `leaders` the best as (loss, generation, id). A value in a dict is replaced, never
+    changed in place.
     """
 
     run: Mapping[str, Any] = field(default_factory=dict)
@@ -78,6 +82,8 @@ class RunState:
     evaluations: dict[str, Evaluation] = field(default_factory=dict)
     submissions: dict[str, Submission] = field(default_factory=dict)
     told: dict[int, list[tuple[str, float]]] = field(default_factory=dict)
+    reported: dict[str, float] = field(default_factory=dict)
+    unreported: dict[str, None] = field(default_factory=dict)
     refused: dict[int, int] = field(default_factory=dict)
     turns: dict[int, int] = field(default_factory=dict)
     generation: int = -1
@@ -108,6 +114,7 @@ class RunState:
     waiting: dict[str, int] = field(default_factory=dict)
     live: dict[str, int] = field(default_factory=dict)
     members: dict[int, tuple[str, ...]] = field(default_factory=dict)
+    open: dict[int, None] = field(default_factory=dict)
     intended: dict[str, None] = field(default_factory=dict)
     leaders: tuple[tuple[float, int, str], ...] = ()
 
@@ -183,10 +190,8 @@ class RunState:
 
     @property
     def newest_settled(self) -> int:
-        """How many of the newest generation are decided, replaced and reported ones left out."""
-        if self.generation in self.told:
-            return 0
-        members = self.generation_members(self.generation)
+        """How many are decided of generations that are not done; replaced ones are left out."""
+        members = [e for generation in self.open for e in self.generation_members(generation)]
         replaced = {e.replaces for e in members if e.replaces}
         return sum(e.state.is_finished and e.id not in replaced for e in members)
 

@@ -230,6 +230,8 @@ def _part(state: RunState, held: Mapping[str, Evaluation]) -> RunState:
         submissions=_held_submissions(state),
         repeats={name: names for name, names in state.repeats.items() if name in held},
         told=_newest(state, state.told),
+        reported={name: state.reported[name] for name in placed if name in state.reported},
+        exchanges=[],
         refused=_newest(state, state.refused),
         members=_newest(state, state.members),
         positions={name: state.positions[name] for name in placed},

@@ -32,10 +32,10 @@ class NotKnown(LookupError):
 class RunSummary:
     """A run in brief; the fields that `RunState` has too mean the same here.
 
-    `page` holds the newest two generations, the confirmations and whatever is not done or has a job
-    that is ending, in order, the last `PAGE_ROWS` of them; of each evaluation, as of those of
-    `confirmed`, what `trimmed` leaves.  `best` is (loss, generation, id).  A further field of
-    `RunState` is shown by declaring it here: `summarize` copies it.
+    `page` holds the newest two generations, open ones, the confirmations and whatever is not done
+    or has a job that is ending, in order, the last `PAGE_ROWS` of them; of each evaluation, as of
+    those of `confirmed`, what `trimmed` leaves.  `best` is (loss, generation, id).  A further field
+    of `RunState` is shown by declaring it here: `summarize` copies it.
     """
 
     run: Mapping[str, Any]
@@ -113,13 +113,13 @@ def page(state: RunState) -> list[Evaluation]:
 
 
 def newest_members(state: RunState) -> list[str]:
-    """Return the names of the evaluations of the newest two generations, and of confirmations."""
+    """Return the names of the evaluations of the `newest_groups`."""
     return [name for group in newest_groups(state) for name in state.members.get(group, ())]
 
 
-def newest_groups(state: RunState) -> tuple[int, ...]:
-    """Return the numbers of the newest two generations, and that of confirmations."""
-    return (state.generation - 1, state.generation, CONFIRMATION)
+def newest_groups(state: RunState) -> set[int]:
+    """Return the numbers of the newest two generations, of open ones, and that of confirmations."""
+    return {state.generation - 1, state.generation, *state.open, CONFIRMATION}
 
 
 _KEPT_OF_RESULT = ("loss", "steps", "convergence")

@@ -264,7 +264,7 @@ def evaluations_left(state: Account, population: int) -> int:
     if state.status in (RunStatus.FINISHED, RunStatus.CANCELLED):
         return 0
     told = state.totals.get("generations_told", 0) * population
-    left = planned(state, population) - told - min(population, state.newest_settled)
+    left = planned(state, population) - told - state.newest_settled
     return max(0, left) + confirmations_left(state, population)
 
 

@@ -114,6 +114,7 @@ class Dispatcher:
         self._pace = Pace()
         self._unanswered: Counter[str] = Counter()
         self._lost = 0
+        self._to_come: Callable[[], int] = lambda: 0
 
     def adopt_all(self) -> PollResult | None:
         """Settle every submission without a recorded answer; return the result of the poll.
@@ -172,6 +173,16 @@ class Dispatcher:
     def check_room(self) -> None:
         """Raise SearchPaused unless the disk has room for an attempt, while none is live."""
         self._disk.admit(1, live=0)
+
+    def expect(self, to_come: Callable[[], int]) -> None:
+        """Take a share of the slots for attempts that are yet `to_come`, too."""
+        self._to_come = to_come
+
+    def room(self) -> int:
+        """Return how many slots are free beside those that waiting attempts will take."""
+        if self._session.state.status is RunStatus.CANCELLED:
+            return 0
+        return max(0, len(self._sharing.free_slots(self._sharer)) - len(self._waiting()))
 
     def leave(self) -> None:
         """Give this run's share of the slots to the other runs of this process."""
@@ -259,9 +270,9 @@ class Dispatcher:
         )
 
     def _wanted(self) -> int:
-        """Return how many attempts wait for a slot."""
+        """Return how many attempts wait for a slot, or will ask for one."""
         is_cancelled = self._session.state.status is RunStatus.CANCELLED
-        return 0 if is_cancelled else len(self._waiting())
+        return 0 if is_cancelled else len(self._waiting()) + self._to_come()
 
     def _waiting(self) -> list[_Due]:
         """Return the evaluations that need a new attempt, in order."""

@@ -1,4 +1,4 @@
-"""Fitness values that the optimizer learns from a generation, as the policy table decides.
+"""Fitness values that the optimizer learns from evaluations, as the policy table decides.
 
 `verdicts.policy` says what an evaluation is worth by the verdict that closed it: its loss, a place
 behind all losses, or nothing.  A failure that says nothing about the point never reaches the
@@ -11,6 +11,7 @@ from collections.abc import Collection, Sequence
 
 from elmanctl.constants import LOOKS
 from elmanctl.ledger.records import Evaluation, Verdict
+from elmanctl.ledger.run_state import RunState
 from elmanctl.run.progress import read_curve
 from elmanctl.verdicts.policy import Feedback, rule_of
 
@@ -19,7 +20,10 @@ _RANK_STEP = 1.0
 
 
 def fitness_values(
-    evaluations: Sequence[Evaluation], failed_loss: float | None = None
+    evaluations: Sequence[Evaluation],
+    failed_loss: float | None = None,
+    *,
+    worst_before: float = 0.0,
 ) -> list[tuple[str, float]]:
     """Return (evaluation, fitness) for the members of one generation that have a fitness.
 
@@ -27,9 +31,9 @@ def fitness_values(
     larger one.  The rest is about a search without it.
 
     Evaluations that were stopped early have a `predicted_loss`.  Those that are ranked last come
-    behind the worst value of the others; among themselves a later end is better than an earlier
-    one.  Of an evaluation and its replacements only the first with a fitness counts: the optimizer
-    never learns more values than it asked for at first.
+    behind the worst value of the others, or without any behind `worst_before`; among themselves a
+    later end is better than an earlier one.  Of an evaluation and its replacements only the first
+    with a fitness counts: the optimizer never learns more values than it asked for at first.
     """
     if failed_loss is not None:
         known = [(e.id, _known_loss(e, evaluations)) for e in evaluations]
@@ -44,11 +48,50 @@ def fitness_values(
     }
     valued = finite.keys() | {id_ for id_, kind in feedback.items() if kind is Feedback.LAST}
     members = [e for e in evaluations if e.id in valued and not is_spare(e, evaluations, valued)]
-    worst = max((finite[e.id] for e in members if e.id in finite), default=0.0)
+    worst = max((finite[e.id] for e in members if e.id in finite), default=worst_before)
     last = sorted((e for e in members if e.id not in finite), key=lambda e: (-last_step(e), e.id))
     behind = last_ranks(worst, len(last))
     values = finite | {e.id: value for e, value in zip(last, behind, strict=True)}
     return [(e.id, values[e.id]) for e in members]
+
+
+def fitness_value(
+    evaluation: Evaluation,
+    members: Sequence[Evaluation],
+    *,
+    worst: float,
+    failed_loss: float | None = None,
+) -> float | None:
+    """Return the fitness of one evaluation of an asynchronous search; None if it has none.
+
+    `members` are those of its generation.  One that is ranked last comes behind `worst`; with
+    `failed_loss` each has a fitness as in `fitness_values`.
+    """
+    if failed_loss is not None:
+        return _at_most(_known_loss(evaluation, members), failed_loss)
+    feedback = feedback_on(evaluation)
+    if feedback is Feedback.LOSS and evaluation.loss is not None and math.isfinite(evaluation.loss):
+        return evaluation.loss
+    if feedback is Feedback.PREDICTION:
+        return predicted_loss(evaluation, members)
+    return last_ranks(worst, 1)[0] if feedback is Feedback.LAST else None
+
+
+def worst_reported(state: RunState, branch: int, newest: int | None = None) -> float:
+    """Return the largest value that the optimizer of a branch knows, 0 where it knows none.
+
+    With `newest` it is that among so many of the newest.  What was ranked last does not count.
+    """
+    values: list[float] = []
+    for name in reversed(state.reported):
+        evaluation = state.evaluations[name]
+        if state.turns.get(evaluation.generation, 0) != branch:
+            continue
+        if feedback_on(evaluation) is not Feedback.LAST:
+            values.append(state.reported[name])
+            if len(values) == newest:
+                break
+    return max(values, default=0.0)
 
 
 def last_ranks(worst: float, count: int) -> list[float]:

@@ -43,7 +43,7 @@ def kept_evaluations(state: RunState, settings: Settings) -> list[Evaluation]:
 def is_open(state: RunState, settings: Settings) -> bool:
     """Whether the search may still ask for evaluations, and so change which one wins."""
     is_last = state.generation + 1 >= state.generations or state.ended_by is not None
-    has_ended = is_last and state.generation in state.told
+    has_ended = is_last and not state.open
     return state.is_busy or not has_ended or due_confirmations(state, settings) is not None
 
 

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from elmanctl.config import refuse_outside
-from elmanctl.constants import LHS_CMA, STUDY
+from elmanctl.constants import ASYNCHRONOUS, LHS_CMA, STUDY
 from elmanctl.errors import ConfigError
 from elmanctl.search.stop_rules import check_stop_rules
 from elmanctl.settings import SearchSettings, Settings, flat
@@ -37,6 +37,22 @@ def check_evaluations(search: SearchSettings) -> None:
             f"`search.evaluations` is {wanted}, and {search.generations} generations of "
             f"{search.population} have {whole}",
             hint=f"pass `--generations {-(-wanted // search.population)}`, or fewer evaluations",
+        )
+
+
+def check_mode(search: SearchSettings) -> None:
+    """Raise ConfigError for an asynchronous search with what needs whole generations."""
+    if search.mode != ASYNCHRONOUS:
+        return
+    if search.optimizer == STUDY:
+        raise ConfigError(
+            f"the optimizer `{STUDY}` learns from whole generations: the study had nothing else",
+            hint="leave `--asynchronous` out, or choose another optimizer",
+        )
+    if search.reevaluate:
+        raise ConfigError(
+            "`search.reevaluate` trains the best again in whole generations",
+            hint="set it to 0, or leave `--asynchronous` out; the best are confirmed either way",
         )
 
 

@@ -6,47 +6,38 @@ instant continues from the ledger alone.
 
 import threading
 import time
-from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping
 from typing import Protocol
 
-from elmanctl.constants import RESEED
+from elmanctl.constants import ASYNCHRONOUS, GENERATIONAL
 from elmanctl.errors import SearchPaused
 from elmanctl.ledger import payloads
-from elmanctl.ledger.records import (
-    NO_BRANCH,
-    Evaluation,
-    EvaluationPlan,
-    RunStatus,
-    State,
-    Verdict,
-    evaluation_id,
-)
+from elmanctl.ledger.records import Evaluation, RunStatus, State, Verdict
 from elmanctl.schedulers.executor import Executor, PollResult
 from elmanctl.schedulers.scheduler_note import read_note
 from elmanctl.search.actions import apply_requests
+from elmanctl.search.asynchronous import Asynchronous
 from elmanctl.search.attempt_monitor import Watcher
-from elmanctl.search.branches import next_branch
 from elmanctl.search.confirmation_plan import due_confirmations
 from elmanctl.search.dispatch import Dispatcher
 from elmanctl.search.early_stopping import EarlyStopping
-from elmanctl.search.fitness import feedback_on, fitness_values, is_spare
+from elmanctl.search.generational import Generational
 from elmanctl.search.model_pruning import ModelPruning
 from elmanctl.search.nodes import exclude_bad_nodes, judged_attempts
-from elmanctl.search.optimizers.port import SelfEnding
+from elmanctl.search.point_source import PointSource
 from elmanctl.search.poll import Poller, QueryPace
-from elmanctl.search.rebuild import rebuild_optimizers
-from elmanctl.search.reevaluation import due_reevaluation
-from elmanctl.search.repeats import Known, answer_from, answering
+from elmanctl.search.repeats import answer_from, answering
 from elmanctl.search.requeue import recovery_hint
 from elmanctl.search.retry import Decisions, trip
+from elmanctl.search.schedule import Schedule
 from elmanctl.search.session import Session
 from elmanctl.search.sharing import Sharing
 from elmanctl.search.starved_jobs import StarvedJobs
-from elmanctl.search.stop_rules import evaluations_to_ask, stop_reason
-from elmanctl.space.candidates import Candidate, CandidateBuilder, ask_candidates
-from elmanctl.space.space import SearchSpace
-from elmanctl.verdicts.policy import Feedback
+
+_SCHEDULES: Mapping[str, Callable[[Session, PointSource, Dispatcher], Schedule]] = {
+    GENERATIONAL: Generational,
+    ASYNCHRONOUS: Asynchronous,
+}
 
 
 class View(Protocol):
@@ -101,14 +92,8 @@ class Controller:
         )
         self._watcher = Watcher(session, executor, now=now)
         self._starved = StarvedJobs(session, executor, now=now)
-        self._known = Known(session.state)
-        # One of each for each branch of a sweep.
-        self._optimizers = rebuild_optimizers(session)
-        space = SearchSpace.decode(session.run["space"])
-        self._builders = [
-            CandidateBuilder(branch, session.settings, session.run["executor"])
-            for branch in space.branches
-        ]
+        schedule = _SCHEDULES[session.settings.search.mode]
+        self._schedule = schedule(session, PointSource(session), self._dispatcher)
 
     def drive(self) -> None:
         """Run to the end; return early when asked to stop.
@@ -227,50 +212,15 @@ class Controller:
                 self._session.record(answer_from(state, evaluation, source))
 
     def _advance(self) -> bool:
-        """Ask what comes next when all so far is done; return whether nothing is left.
+        """Report and ask what is due; return whether nothing is left.
 
-        Generations come first, then the confirmations of the best.
+        Points come first, then the confirmations of the best.
         """
-        state = self._session.state
-        generation = state.generation
-        if state.is_busy:
-            return False
-        is_last = generation + 1 >= state.generations or state.ended_by is not None
-        if self._confirms_now and not is_last:
-            return not self._confirm()
-        if generation >= 0 and generation not in state.told and not self._tell(generation):
-            return False
-        if self._stops() or is_last:
-            return not self._confirm()
-        again = due_reevaluation(state, self._session.settings)
-        if again is not None:
-            self._session.record(again)
-            return False
-        search = self._session.settings.search
-        count = evaluations_to_ask(state, search, search.population)
-        self._ask(generation + 1, next_branch(state, search, len(self._optimizers)), [None] * count)
-        return False
-
-    def _ask(self, generation: int, branch: int, replaces: Sequence[str | None]) -> None:
-        """Ask points of a generation from the optimizer of its branch, and record them."""
-        candidates, refused = ask_candidates(
-            self._optimizers[branch].ask, self._builders[branch], len(replaces)
-        )
-        # The study's optimizer asks no other point for one that cannot be built.
-        self._record_points(generation, branch, candidates, refused, replaces[: len(candidates)])
-
-    def _stops(self) -> bool:
-        """Record that a stop rule ends the search, if one does; return whether one has."""
-        session = self._session
-        if session.state.generation < 0 or session.state.ended_by is not None:
-            return session.state.ended_by is not None
-        reason = stop_reason(session.state, session.settings.search, len(self._optimizers))
-        endings = [each.ending for each in self._optimizers if isinstance(each, SelfEnding)]
-        reason = next(filter(None, endings), reason)
-        if reason is None:
-            return False
-        session.record(payloads.SearchEnded(reason=reason))
-        return True
+        told = set(self._session.state.told)
+        is_over = self._schedule.advance(asks=not self._confirms_now)
+        for generation in self._session.state.told.keys() - told:
+            self._view.generation_done(self._session, generation)
+        return is_over and not self._confirm()
 
     def _confirm(self) -> bool:
         """Ask for the confirmations that the best still lack; return whether there are any."""
@@ -280,99 +230,3 @@ class Controller:
         self._session.record(due)
         self._view.confirmation_asked(due)
         return True
-
-    def _tell(self, generation: int) -> bool:
-        """Tell a generation, or ask replacements for failed points and return False."""
-        state, settings = self._session.state, self._session.settings
-        branch = state.turns.get(generation, 0)
-        members = state.generation_members(generation)
-        if branch == NO_BRANCH:
-            self._session.record(payloads.GenerationTold(generation=generation, told=()))
-            self._view.generation_done(self._session, generation)
-            return True
-        values = fitness_values(members, settings.search.failed_loss)
-        # The last one may be smaller than the others.
-        population = sum(e.replaces is None for e in members)
-        replaced = {e.replaces for e in members if e.replaces}
-        valued = [name for name, _ in values]
-        missing = [
-            e.id
-            for e in members
-            if e.state is State.FAILED
-            and feedback_on(e) is Feedback.NOTHING
-            and e.id not in replaced
-            and not is_spare(e, members, valued)
-        ]
-        room = settings.retry.replacements - len(replaced)
-        room = evaluations_to_ask(state, settings.search, max(0, room))
-        if missing and room > 0 and len(values) < population:
-            # After a full disk the failed point itself may be retried, so no replacement is asked.
-            self._dispatcher.check_room()
-            names = missing[: min(room, population - len(values))]
-            self._ask(generation, branch, names)
-            return False
-        if len(values) < population // 2:
-            raise SearchPaused(
-                f"only {len(values)} of {population} evaluations of g{generation:03} gave a loss",
-                hint=recovery_hint(state),
-            )
-        points = {e.id: e.point for e in members}
-        self._session.record(payloads.GenerationTold(generation=generation, told=tuple(values)))
-        self._optimizers[branch].report([(points[name], value) for name, value in values])
-        self._view.generation_done(self._session, generation)
-        return True
-
-    def _record_points(
-        self,
-        generation: int,
-        branch: int,
-        candidates: Sequence[Candidate],
-        refused: int,
-        replaces: Sequence[str | None],
-    ) -> None:
-        """Record new evaluations."""
-        first = len(self._session.state.generation_members(generation))
-        self._session.record(
-            payloads.PointsAsked(
-                generation=generation,
-                evaluations=self._new_evaluations(generation, first, candidates, replaces),
-                refused=refused,
-                branch=branch,
-            )
-        )
-
-    def _new_evaluations(
-        self,
-        generation: int,
-        first: int,
-        candidates: Sequence[Candidate],
-        replaces: Sequence[str | None],
-    ) -> tuple[EvaluationPlan, ...]:
-        """Return the evaluations of candidates, numbered from `first`; repeats name their original.
-
-        With `search.repeats` at `reseed` a repeat gets the next seed of its configuration.
-        """
-        state, settings = self._session.state, self._session.settings
-        self._known.update(state)
-        evaluations: list[EvaluationPlan] = []
-        repeated: Counter[str] = Counter()
-        for index, (candidate, replaced) in enumerate(zip(candidates, replaces, strict=True)):
-            name = evaluation_id(generation, first + index)
-            original = self._known.first(candidate.config, candidate.lr, name)
-            seed = settings.train.seed
-            if original is not None and settings.search.repeats == RESEED:
-                repeated[original] += 1
-                seed += len(state.repeats.get(original, ())) + repeated[original]
-            evaluations.append(
-                EvaluationPlan(
-                    id=name,
-                    point=candidate.point,
-                    config=candidate.config,
-                    lr=candidate.lr,
-                    parameters=candidate.parameters,
-                    seed=seed,
-                    replaces=replaced,
-                    repeats=original,
-                )
-            )
-        return tuple(evaluations)

@@ -41,6 +41,7 @@ from elmanctl.search.limits import (
     check_evaluations,
     check_learning_rates,
     check_limits,
+    check_mode,
     check_optimizer,
     check_turns,
 )
@@ -206,6 +207,7 @@ def plan_search(
         check_learning_rates(space.whole)
         check_turns(search, len(space.branches))
         check_optimizer(search, len(space.branches))
+        check_mode(search)
         builders = [CandidateBuilder(branch, settings, executor) for branch in space.branches]
     faults.raise_any()
     resources = attempt_resources(settings, executor, {})

@@ -52,30 +52,23 @@ def rebuild_optimizers(session: Session) -> list[Optimizer]:
         start_optimizer(search.optimizer, problem_of(space, search, start, branch))
         for branch in range(len(space.branches))
     ]
-    state = session.state
-    generation = -1
-    for exchange in state.exchanges:
-        if exchange.asked:
-            generation = state.evaluations[exchange.asked[0]].generation
-        elif exchange.told is None:
-            # A generation of invalid points alone.
-            generation += 1
-        _repeat(exchange, generation, optimizers[state.turns.get(generation, 0)], session)
+    for exchange in session.state.exchanges:
+        branch = session.state.turns.get(exchange.generation, 0)
+        _repeat(exchange, optimizers[branch], session)
     return optimizers
 
 
-def _repeat(exchange: Exchange, generation: int, optimizer: Optimizer, session: Session) -> None:
+def _repeat(exchange: Exchange, optimizer: Optimizer, session: Session) -> None:
     evaluations = session.state.evaluations
     if exchange.told is not None:
-        told = session.state.told[exchange.told]
-        optimizer.report([(evaluations[name].point, value) for name, value in told])
+        optimizer.report([(evaluations[name].point, value) for name, value in exchange.told])
         return
     points = [evaluations[name].point for name in exchange.asked]
     try:
         optimizer.replay(points, exchange.refused)
     except Differs as exc:
         raise LedgerError(
-            f"the optimizer cannot be rebuilt: at generation {generation}, {exc};"
+            f"the optimizer cannot be rebuilt: at generation {exchange.generation}, {exc};"
             f" {_versions(session)}",
             hint="install the versions on record",
         ) from exc

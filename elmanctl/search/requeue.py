@@ -8,10 +8,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from elmanctl.config import refuse_outside
+from elmanctl.constants import ASYNCHRONOUS
 from elmanctl.errors import UsageError
 from elmanctl.ledger.records import Evaluation, State
 from elmanctl.ledger.run_state import RunState
 from elmanctl.search import retry
+from elmanctl.search.costs import effective_setting
 from elmanctl.search.nodes import NODE_NAME
 from elmanctl.search.request_schema import RequeueRequest
 from elmanctl.search.selection import check_kinds
@@ -88,8 +90,16 @@ def _row(state: RunState, evaluation: Evaluation, changes: dict[str, Any]) -> di
         "was": last_kind(evaluation),
         "attempt": 1 + len(evaluation.attempts),
         "changes": changes,
-        "note": TOO_LATE if evaluation.generation in state.told else None,
+        "note": TOO_LATE if _is_settled(state, evaluation) else None,
     }
+
+
+def _is_settled(state: RunState, evaluation: Evaluation) -> bool:
+    """Whether the optimizer learns nothing more of an evaluation."""
+    if evaluation.id in state.reported:
+        return True
+    mode = effective_setting(state, "search.mode")
+    return mode != ASYNCHRONOUS and evaluation.generation in state.told
 
 
 def _changes(

@@ -14,7 +14,7 @@ from elmanctl.settings import SearchSettings
 
 
 def stop_reason(state: RunState, search: SearchSettings, branches: int = 1) -> str | None:
-    """Return why a search whose newest generation was reported ends now, None if it goes on.
+    """Return why a search ends after the generations that are done, None if it goes on.
 
     Of a sweep each of the `branches` has to stop improving.
     """
@@ -33,7 +33,11 @@ def turns_of(state: RunState, branch: int) -> list[int]:
 
 
 def stall(state: RunState, search: SearchSettings, generations: Sequence[int]) -> str | None:
-    """Return that the best loss of these reported generations stopped improving, None if not."""
+    """Return that the best loss of these generations stopped improving, None if not.
+
+    Those that are not done yet are left out.
+    """
+    generations = [generation for generation in generations if generation in state.told]
     if not search.patience or len(generations) < max(search.min_generations, 1):
         return None
     threshold = smallest_improvement(state, search)

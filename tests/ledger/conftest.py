@@ -268,6 +268,7 @@ def whole_story() -> list[tuple[str, dict[str, Any]]]:
         ("evaluation_closed", {"evaluation": "g000-e01", "state": "completed"}),
         ("points_asked", asked(0, "g000-e03", repeats="g000-e01")),
         ("evaluation_answered", answered("g000-e03", "g000-e01", 1.25)),
+        ("value_reported", {"evaluation": "g000-e03", "value": 1.25}),
         ("generation_told", {"generation": 0, "told": [["g000-e01", 1.25], ["g000-e00", 1.5]]}),
         ("confirmation_asked", confirming("g000-e01", "c000-e00", "c000-e01")),
         ("evaluation_closed", {"evaluation": "c000-e01", "state": "cancelled"}),

@@ -85,13 +85,15 @@ def after_the_end(build: Any) -> list[tuple[tuple[str, dict[str, Any]], str]]:
         (("submission_intended", build.intended("s2", ("g000-e00", 2))), "though it is completed"),
         (("points_asked", build.asked(0, "g000-e07")), "after it was reported"),
         (("generation_told", {"generation": 0, "told": []}), "or twice"),
+        (("value_reported", {"evaluation": "g000-e00", "value": 2}), "g000-e00 is reported twice"),
+        (("value_reported", {"evaluation": "g000-e01", "value": 2}), "before it is decided"),
         (("request_applied", request), "applied twice"),
         (close("g000-e01", "completed"), "without a loss"),
         (("submission_intended", build.intended("s2", ("g000-e01", 3))), "the next one is 2"),
     ]
 
 
-@pytest.mark.parametrize("index", range(9))
+@pytest.mark.parametrize("index", range(11))
 def test_what_is_finished_stays_finished(submitted: Story, build: Any, index: int) -> None:
     story = [
         *submitted,
@@ -103,7 +105,7 @@ def test_what_is_finished_stays_finished(submitted: Story, build: Any, index: in
     ]
     told_by(story)
     cases = after_the_end(build)
-    assert len(cases) == 9
+    assert len(cases) == 11
     event, reason = cases[index]
     with pytest.raises(LedgerCorrupt, match=rf"^event 10 .*{reason}"):
         told_by([*story, event])

@@ -87,6 +87,8 @@ class LongRun:
     def grow(self, size_bytes: int) -> None:
         while self.path.stat().st_size < size_bytes:
             self.train(self.ask())
+            told = [[name, 2.0] for name in self.state.unreported]
+            self.record("generation_told", generation=self.state.generation, told=told)
 
     def close(self) -> None:
         self.keeper.close()

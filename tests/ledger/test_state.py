@@ -105,6 +105,8 @@ def test_whole_story_is_told_right(story: Story, build: Any) -> None:
     ]
     assert state.submissions["s0001"].error == "no such partition"
     assert state.told == {0: [("g000-e01", 1.25), ("g000-e00", 1.5)]}
+    assert state.reported == {"g000-e03": 1.25, "g000-e01": 1.25, "g000-e00": 1.5}
+    assert (state.unreported, state.open) == ({}, {1: None})
     assert (state.generation, state.generations, state.refused) == (1, 3, {0: 3})
     assert state.applied_requests == {"r1": {"command": "clean", "answer": {"files": 2}}}
     assert state.controller == {"host": "login", "pid": 12, "at": "2026-05-01T10:00:19.000Z"}
@@ -113,11 +115,11 @@ def test_whole_story_is_told_right(story: Story, build: Any) -> None:
     (excluded,) = state.excluded_nodes.values()
     assert (excluded.node, excluded.at, excluded.readmitted) == (
         "gpu-1",
-        "2026-05-01T10:00:30.000Z",
+        "2026-05-01T10:00:31.000Z",
         True,
     )
-    assert excluded.until == "2026-05-01T10:00:31.000Z"
-    assert (state.seq, state.fence, state.last_event_at) == (42, 1, "2026-05-01T10:00:42.000Z")
+    assert excluded.until == "2026-05-01T10:00:32.000Z"
+    assert (state.seq, state.fence, state.last_event_at) == (43, 1, "2026-05-01T10:00:43.000Z")
     assert state.live_attempts() == []
     assert state.spent == {
         "completed": Spent(attempts=2, elapsed_s=25.0, device_s=25.0),
@@ -126,7 +128,7 @@ def test_whole_story_is_told_right(story: Story, build: Any) -> None:
     assert (state.answered, state.trained) == (1, 2)
     assert state.saved == Spent(attempts=1, elapsed_s=12.5, device_s=12.5)
     # From the first controller to the pause and from the second to the interruption.
-    assert state.wall_s == 15.0 + 18.0
+    assert state.wall_s == 15.0 + 19.0
 
 
 def test_empty_ledger_is_an_empty_state() -> None:

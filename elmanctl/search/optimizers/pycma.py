@@ -52,6 +52,8 @@ class Strategy:
         if self._is_padded:
             bounds.append(Coordinate(low=0.0, high=1.0, integer=False))
             at.append(0.5)
+        self._population = population
+        self._has_drawn = False
         random_state = _numpy().random.RandomState
         self._numpy_state = random_state(seed + 1).get_state()
         with self._own_numpy_state():
@@ -60,11 +62,17 @@ class Strategy:
 
     def draw(self, count: int) -> Any:
         """Return a list of `count` new rows."""
+        self._has_drawn = True
         with self._own_numpy_state():
             return self._strategy.ask(count)
 
     def learn(self, rows: Sequence[Any], values: Sequence[float]) -> None:
         """Update the distribution by rows, drawn or not, and their values."""
+        if not self._has_drawn or self._strategy.pop_injection_directions:
+            # pycma learns once after each draw, and not before what it injects into draws of more
+            # than one is drawn; reports may come before that, and points be asked one by one.
+            self.draw(self._population)
+        self._has_drawn = False
         # As arrays: pycma's archives do not recognize a row given as a list.
         arrays = [_numpy().array(row) for row in rows]
         if self._is_padded:
