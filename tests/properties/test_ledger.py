@@ -254,13 +254,23 @@ class Run(RuleBasedStateMachine):
         if chosen is not None:
             self.tell("evaluation_reopened", evaluation=chosen.id, changes=changes, by="me")
 
-    @rule(fitness=NUMBERS)
-    def tell_generation(self, fitness: float) -> None:
-        generation = self.state.generation
-        if generation >= 0 and generation not in self.state.told:
-            members = [e.id for e in self.state.evaluations.values() if e.generation == generation]
-            told = [[name, fitness] for name in members]
+    @rule(dice=DICE, fitness=NUMBERS)
+    def report(self, dice: int, fitness: float) -> None:
+        """As in an asynchronous search, where generations may end in any order."""
+        unreported = list(self.state.unreported)
+        if unreported:
+            name = unreported[dice % len(unreported)]
+            self.tell("value_reported", evaluation=name, value=fitness)
+            assert name in self.state.reported and name not in self.state.unreported
+
+    @rule(dice=DICE, fitness=NUMBERS)
+    def tell_generation(self, dice: int, fitness: float) -> None:
+        if self.state.open:
+            generation = [*self.state.open][dice % len(self.state.open)]
+            members = [e.id for e in self.state.generation_members(generation)]
+            told = [[name, fitness] for name in members if name not in self.state.reported]
             self.tell("generation_told", generation=generation, told=told)
+            assert generation in self.state.told and generation not in self.state.open
 
     @rule(dice=DICE, answer=st.dictionaries(st.text(), JSON, max_size=2))
     def small_events(self, dice: int, answer: dict[str, Any]) -> None:

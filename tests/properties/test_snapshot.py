@@ -92,6 +92,7 @@ class SnapshotRun(Run):
             e.id
             for e in state.evaluations.values()
             if e.generation >= state.generation - 1
+            or e.generation in state.open
             or e.confirms is not None
             or not e.state.is_finished
             or e.has_live_attempt
