@@ -6,6 +6,9 @@ surrogate predicts least, the third is that of the highest expected improvement 
 others, which lie anywhere and around the best.  CMA-ES learns from every point.  So the surrogate
 does the most while there are few values, and CMA-ES goes where no surrogate is exact.
 
+Points that are asked one by one are chosen from as many candidates as those of a generation, and by
+turns from the better half of a generation: the very best of each draw alone would be too greedy.
+
 What is asked is a function of the problem and its history, and a replay fits no surrogate: the
 candidates are drawn again, and the points on record must be among them.
 """
@@ -24,7 +27,7 @@ from elmanctl.search.optimizers.surrogate import Array, Posterior, Surrogate
 from elmanctl.search.optimizers.unit_cube import rows_from_shares, to_shares
 from elmanctl.space.coordinate import Coordinate
 
-# Draws of CMA-ES for each point asked.
+# Draws of CMA-ES for each point of a generation.
 _SCREENED = 4
 
 # Of so many points one is chosen by its expected improvement.
@@ -101,7 +104,8 @@ class SurrogateCma:
         passed = set(self._known)
         points: list[Point] = []
         for number in range(len(self._rows), len(self._rows) + count):
-            place = self._new(found, _order(found, posterior, number), passed, is_valid)
+            order = _order(found, posterior, number, self._rank(count, number))
+            place = self._new(found, order, passed, is_valid)
             if place is None:
                 points.append(self._repeated(found, is_valid))
                 continue
@@ -110,6 +114,11 @@ class SurrogateCma:
                 posterior.believe(place)
         self._add(points, found)
         return points
+
+    def _rank(self, count: int, number: int) -> int:
+        """Return how many of the best candidates are passed over for the point of this number."""
+        population = self._problem.population
+        return 0 if count >= population else number % (population // 2)
 
     def _new(
         self,
@@ -180,7 +189,7 @@ class SurrogateCma:
             others = np.concatenate([start, latin_hypercube(draw, problem.population, axes)])
         else:
             self._strategy = self._strategy or self._started()
-            own = self._strategy.draw(_SCREENED * count)
+            own = self._strategy.draw(_SCREENED * max(count, problem.population))
             others = np.concatenate([draw.random_sample((_ANYWHERE, axes)), self._around(draw)])
         drawn = np.array([row[:axes] for row in own]).reshape(len(own), axes)
         anywhere = draw.random_sample((_FALLBACK, axes))
@@ -242,13 +251,16 @@ class SurrogateCma:
         return posterior
 
 
-def _order(found: _Candidates, posterior: Posterior | None, number: int) -> Iterator[int]:
-    """Yield candidates for the point of this number, the best first."""
+def _order(
+    found: _Candidates, posterior: Posterior | None, number: int, rank: int
+) -> Iterator[int]:
+    """Yield candidates for the point of this number, the best first, or first that of a rank."""
     if posterior is None:
         yield from range(len(found.points))
         return
     if number % _EXPLORING < _EXPLORING - 1:
-        yield from np.argsort(posterior.mean[: len(found.own)], kind="stable").tolist()
+        order = np.argsort(posterior.mean[: len(found.own)], kind="stable").tolist()
+        yield from (*order[rank : rank + 1], *order)
     gain = posterior.improvement()[: found.proposed]
     yield from np.argsort(-gain, kind="stable").tolist()
     yield from range(found.proposed, len(found.points))
