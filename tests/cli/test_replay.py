@@ -3,6 +3,8 @@
 import json
 from pathlib import Path
 
+import pytest
+
 from elmanctl.constants import MEASURED_BEST
 from tests.command_line import QuickCommandLine
 
@@ -29,6 +31,7 @@ def test_table_has_a_row_for_each_objective_and_budget_and_one_for_all(
     ]
 
 
+@pytest.mark.torch  # an environment with it has the packages of optimizers, too
 def test_best_optimizer_has_its_own_name_in_the_table(quick: QuickCommandLine) -> None:
     options = ("--budget", "8", "--seeds", "1", "--processes", "1")
     done = quick("replay", "--function", "cliff", "--optimizer", "best", *options)

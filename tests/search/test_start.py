@@ -21,6 +21,7 @@ from elmanctl.search.plan import SearchPlan, plan_search
 from elmanctl.search.run_creation import create_run
 from elmanctl.search.workload import attempt_resources, time_limit_min
 from elmanctl.settings import Settings
+from tests.search.optimizers.packages import need_packages_of
 
 pytestmark = pytest.mark.usefixtures("no_power_failures")
 
@@ -251,6 +252,7 @@ def test_budget_in_flops_of_a_family_without_a_count_is_refused_before_the_searc
 
 
 def test_best_optimizer_is_on_record_by_its_name(plan: Plan) -> None:
+    need_packages_of(MEASURED_BEST)
     found = plan(search={"optimizer": "best"})
     assert found.settings.search.optimizer == MEASURED_BEST
     assert load_run(create_run(found)).state.run["optimizer"]["name"] == MEASURED_BEST
