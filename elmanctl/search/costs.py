@@ -12,7 +12,7 @@ from typing import Any
 
 from elmanctl import clock
 from elmanctl.errors import SearchPaused
-from elmanctl.ledger.records import Evaluation, Resources, RunStatus, VerdictKind
+from elmanctl.ledger.records import Evaluation, Resources, RunStatus, State, VerdictKind
 from elmanctl.ledger.run_state import RunState
 from elmanctl.ledger.spending import Spent, cost_of, gpus_asked
 from elmanctl.ledger.summary import RunSummary
@@ -263,9 +263,17 @@ def evaluations_left(state: Account, population: int) -> int:
     """
     if state.status in (RunStatus.FINISHED, RunStatus.CANCELLED):
         return 0
+    if state.ended_by is not None:
+        return _undecided(state) + confirmations_to_ask(state, population)
     told = state.totals.get("generations_told", 0) * population
     left = planned(state, population) - told - state.newest_settled
     return max(0, left) + confirmations_left(state, population)
+
+
+def _undecided(state: Account) -> int:
+    """Return the number of evaluations that were asked and are not decided."""
+    asked = state.totals.get("evaluations", 0)
+    return asked - sum(state.totals.get(f"state:{each}", 0) for each in State if each.is_finished)
 
 
 def planned(state: Account, population: int) -> int:

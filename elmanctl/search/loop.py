@@ -26,7 +26,7 @@ from elmanctl.search.model_pruning import ModelPruning
 from elmanctl.search.nodes import exclude_bad_nodes, judged_attempts
 from elmanctl.search.point_source import PointSource
 from elmanctl.search.poll import Poller, QueryPace
-from elmanctl.search.repeats import answer_from, answering
+from elmanctl.search.repeats import answer_repeats
 from elmanctl.search.requeue import recovery_hint
 from elmanctl.search.retry import Decisions, trip
 from elmanctl.search.schedule import Schedule
@@ -157,13 +157,13 @@ class Controller:
         """Advance as far as possible without waiting; return whether the search is finished."""
         self._close_decided()
         self._models.prune()
-        self._answer_repeats()
+        answer_repeats(self._session)
         if self._advance():
             self._models.prune(is_end=True)
             self._session.record(self._ending())
             self._view.refresh(self._session, None)
             return True
-        self._answer_repeats()
+        answer_repeats(self._session)
         return False
 
     def _ending(self) -> payloads.RunFinished | payloads.RunPaused:
@@ -202,14 +202,6 @@ class Controller:
         found = trip(session.state, session.settings, failed)
         if found is not None:
             raise SearchPaused(found.reason, hint=recovery_hint(session.state))
-
-    def _answer_repeats(self) -> None:
-        """Answer the repeats of finished evaluations, without a job."""
-        state = self._session.state
-        for evaluation in state.waiting_evaluations():
-            source = answering(state, evaluation)
-            if source is not None and source.state.is_finished:
-                self._session.record(answer_from(state, evaluation, source))
 
     def _advance(self) -> bool:
         """Report and ask what is due; return whether nothing is left.

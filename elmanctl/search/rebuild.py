@@ -3,7 +3,7 @@
 from importlib import metadata
 
 from elmanctl.config import decode_settings
-from elmanctl.constants import MAX_SEED
+from elmanctl.constants import ASYNCHRONOUS, MAX_SEED
 from elmanctl.errors import LedgerError
 from elmanctl.ledger.run_state import Exchange
 from elmanctl.search.optimizers.port import Differs, Optimizer, Point, Problem
@@ -34,6 +34,7 @@ def problem_of(
         budget=budget // len(space.branches),
         design=search.lhs_points,
         starts=search.lhs_starts,
+        is_asynchronous=search.mode == ASYNCHRONOUS,
     )
 
 

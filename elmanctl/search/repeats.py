@@ -17,6 +17,7 @@ from elmanctl.ledger.run_state import RunState
 from elmanctl.ledger.spending import Spent, cost_of, devices
 from elmanctl.search.costs import effective_setting
 from elmanctl.search.fitness import feedback_on, last_step
+from elmanctl.search.session import Session
 from elmanctl.verdicts.policy import Feedback
 
 
@@ -76,6 +77,15 @@ def answering(state: RunState, evaluation: Evaluation) -> Evaluation | None:
     is_requeued = "since_attempt" in evaluation.changes
     has_failed = chosen.state.is_finished and chosen.state is not State.COMPLETED
     return None if is_requeued and has_failed else chosen
+
+
+def answer_repeats(session: Session) -> None:
+    """Answer the repeats of finished evaluations, without a job."""
+    state = session.state
+    for evaluation in state.waiting_evaluations():
+        source = answering(state, evaluation)
+        if source is not None and source.state.is_finished:
+            session.record(answer_from(state, evaluation, source))
 
 
 def answer_from(state: RunState, evaluation: Evaluation, source: Evaluation) -> EvaluationAnswered:

@@ -32,30 +32,31 @@ TROUBLES = {
 
 
 class OrderedWorld(World):
-    """A world that knows which jobs were polled last, and how often in a row."""
+    """A world that knows how long the ledger was when it was polled, and how often in a row."""
 
     def __init__(self, folder: Path) -> None:
         super().__init__(folder)
-        self.polled: set[str] = set()
-        self.same_polls = 0
+        self.size_bytes = 0
+        self.quiet_polls = 0
 
 
 class OneByOne(ScriptedExecutor):
     """A scheduler whose jobs end one at a time, in an order of their own.
 
-    The next one ends once the controller has settled the last, and submitted what it can: the
-    order is the same however often a controller dies.
+    The next one ends once the controller has nothing more to record: the order is the same however
+    often a controller dies.
     """
 
     world: OrderedWorld
 
     def poll(self, jobs: Sequence[LiveJob], intended: Sequence[Submission]) -> PollResult:
         world, ids = self.world, {job.job_id for job in jobs}
-        # A controller polls twice before it submits for the first time.
-        world.same_polls = world.same_polls + 1 if ids == world.polled else 0
-        world.polled = ids
+        # A controller polls twice before it records anything after its start.
+        size_bytes = world.paths.ledger.stat().st_size
+        world.quiet_polls = world.quiet_polls + 1 if size_bytes == world.size_bytes else 0
+        world.size_bytes = size_bytes
         due = None
-        if ids and world.same_polls > 1 and not ids & set(world.ended):
+        if ids and world.quiet_polls > 1 and not ids & set(world.ended):
             due = min(ids, key=lambda job_id: random.Random(repr(world.tasks[job_id])).random())
         world.held = {world.tasks[job_id][0] for job_id in ids - {due}}
         return super().poll(jobs, intended)
@@ -69,6 +70,40 @@ def new_run(runs: Runs, **changes: Any) -> Run:
 
 def drive(run: Run) -> RunState:
     return run.drive(executor=OneByOne(run.world, slots=SLOTS))
+
+
+def drive_and_copy(
+    run: Run, folder: Path, monkeypatch: pytest.MonkeyPatch, share: float = 1.0
+) -> tuple[RunState, dict[str, Run]]:
+    """Drive a run; return its state, and what a kill before each event would have left.
+
+    With a `share` it is that of the events.
+    """
+    chance = random.Random(folder.name)
+    left: dict[str, Run] = {}
+    record = Session.record
+
+    def recorded(self: Session, event: Payload) -> None:
+        if chance.random() < share:
+            where = f"before event {self.state.seq + 1}, {event.event_kind()}"
+            left[where] = run.copy(folder / f"b{len(left)}")
+        record(self, event)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Session, "record", recorded)
+        whole = drive(run)
+    return whole, left
+
+
+def assert_goes_on(killed: Run, whole: RunState, where: str) -> None:
+    """Let a killed run go on, and compare it with one that nothing disturbed."""
+    state = drive(killed)
+    assert state.status is RunStatus.FINISHED, where
+    assert told(state) == told(whole), where
+    assert points(state) == points(whole), where
+    assert losses(state) == losses(whole), where
+    assert state.reported == whole.reported, where
+    assert set(killed.world.trained.values()) == {1}, where
 
 
 def told(state: RunState) -> list[tuple[str, ...]]:
@@ -124,31 +159,61 @@ def test_search_killed_at_any_event_goes_on_with_the_same_points(
         changes |= {"lhs_points": 6, "lhs_starts": 2}
     run = new_run(runs, **changes)
     run.world.script = dict(TROUBLES)
-    left: dict[str, Run] = {}
-    record = Session.record
-
-    def recorded(self: Session, event: Payload) -> None:
-        kind = event.event_kind()
-        left[f"before event {self.state.seq + 1}, {kind}"] = run.copy(tmp_path / f"b{len(left)}")
-        record(self, event)
-
-    monkeypatch.setattr(Session, "record", recorded)
-    whole = drive(run)
-    monkeypatch.setattr(Session, "record", record)
+    # All events for the default, a sample for the others.
+    whole, left = drive_and_copy(run, tmp_path, monkeypatch, 1.0 if name == CMA_GP else 0.04)
     assert whole.status is RunStatus.FINISHED and len(whole.evaluations) >= 17
     kinds = {where.rpartition(" ")[2] for where in left}
-    assert {"points_asked", "value_reported", "generation_told", "submission_accepted"} <= kinds
-    # All of them for the default, a sample for the others.
-    chosen = list(left) if name == CMA_GP else random.Random(name).sample([*left], 3)
-    for where in chosen:
-        killed = left[where]
-        state = drive(killed)
-        assert state.status is RunStatus.FINISHED, where
-        assert points(state) == points(whole), where
-        assert losses(state) == losses(whole), where
-        assert told(state) == told(whole), where
-        assert state.reported == whole.reported, where
-        assert set(killed.world.trained.values()) == {1}, where
+    some = {"points_asked", "value_reported", "generation_told", "submission_accepted"}
+    assert name != CMA_GP or some <= kinds
+    for where, killed in left.items():
+        assert_goes_on(killed, whole, where)
+
+
+FEW = {
+    "n_heads": {"kind": "int", "low": 3, "high": 5},
+    "lr": {"kind": "choice", "values": [1e-3, 1e-2, 3e-2]},
+}
+
+# Searches in which the end, or the next point, follows from what was recorded just before.
+CASES: dict[str, dict[str, Any]] = {
+    "patience": {"patience": 1, "generations": 6},
+    "a small space, of which most points are known": {
+        "axes": FEW,
+        "generations": 8,
+    },
+    "most evaluations": {"evaluations": 8, "generations": 6, "axes": FEW},
+    "branches that stop": {
+        "sweep": {"n_state": [4, 8]},
+        "model": {"dim": 32, "depth": 1},
+        "patience": 1,
+        "generations": 9,
+    },
+    "confirmations": {"confirm_top": 2, "confirm_seeds": 1, "generations": 2},
+    "repeats on other seeds": {
+        "repeats": "reseed",
+        "axes": FEW,
+        "min_improvement_sd": 1.0,
+        "patience": 2,
+        "generations": 7,
+    },
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_every_decision_follows_from_the_ledger_alone(
+    runs: Runs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, case: str
+) -> None:
+    run = new_run(runs, optimizer="random", **CASES[case])
+    run.world.script = dict(TROUBLES)
+    whole, left = drive_and_copy(run, tmp_path, monkeypatch, 0.08)
+    assert whole.status is RunStatus.FINISHED
+    is_ended = not {"patience", "evaluations"}.isdisjoint(CASES[case])
+    assert (whole.ended_by is not None) == is_ended
+    has_repeats = any(e.repeats for e in whole.evaluations.values())
+    assert has_repeats == ("axes" in CASES[case])
+    assert bool(whole.answered) == (has_repeats and "repeats" not in CASES[case])
+    for where, killed in left.items():
+        assert_goes_on(killed, whole, where)
 
 
 def test_result_that_comes_after_its_place_was_asked_again_is_reported_with_its_own_point(

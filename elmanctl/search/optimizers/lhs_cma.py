@@ -71,8 +71,9 @@ class LhsCma:
         if not self._stages:
             self._starts = self._best()
         is_last = len(self._stages) == len(self._starts)
-        # What replaces a failed point is of the same start.
-        begins = count >= self._problem.population and not is_last
+        # What replaces a failed point of a generation is of the same start.
+        is_new = self._problem.is_asynchronous or count >= self._problem.population
+        begins = is_new and not is_last
         if not self._stages or (begins and asked - self._stages[-1][0] >= self._share()):
             self._stages.append((asked, self._begin(len(self._stages))))
         return self._stages[-1][1]

@@ -38,6 +38,7 @@ class Problem:
     budget: int
     design: int = 64
     starts: int = 2
+    is_asynchronous: bool = False
 
 
 class Differs(Exception):

@@ -44,6 +44,19 @@ def test_starts_are_the_best_of_them_one_after_the_other_with_equal_shares() -> 
             alone.report([(point, loss(point)) for point in points])
 
 
+def test_starts_share_the_budget_of_an_asynchronous_search_too() -> None:
+    optimizer = LhsCma(replace(setting(), is_asynchronous=True))
+    waiting = optimizer.ask(4, every)
+    begun = []
+    for number in range(56):
+        point = waiting.pop(number % 3)
+        optimizer.report([(point, loss(point))])
+        waiting += optimizer.ask(1, every)
+        begun.append(len(optimizer._stages))
+    # 18 points fill the space, and of the 42 others each start asks 21.
+    assert [begun.count(stages) for stages in (0, 1, 2)] == [14, 21, 21]
+
+
 def test_replacement_belongs_to_the_start_whose_point_failed() -> None:
     optimizer = LhsCma(setting())
     drive(optimizer, 6)
