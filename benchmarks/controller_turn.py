@@ -91,6 +91,12 @@ class Scheduler:
         list(busy)
         return [None] * 100_000 if self.is_open else []
 
+    def adjust(self, settings: Any) -> None:
+        """It takes any number of jobs."""
+
+    def gpus_of(self, slot: int | None) -> tuple[int | str, ...]:
+        return ()
+
     def submit(self, submission: Any, folder: Path) -> str:
         self._submissions += 1
         for task in submission.tasks:

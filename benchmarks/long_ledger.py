@@ -37,14 +37,12 @@ from elmanctl.ledger.records import (  # noqa: E402
     EvaluationPlan,
     Evidence,
     EvidenceSource,
-    Resources,
     State,
-    SubmissionIntent,
-    Task,
     Verdict,
     VerdictKind,
 )
 from elmanctl.ledger.snapshot import EVERY_BYTES, LIMIT_BYTES, SNAPSHOT_FILE  # noqa: E402
+from elmanctl.ledger.submissions import Resources, SubmissionIntent, Task  # noqa: E402
 from elmanctl.run.paths import RunPaths  # noqa: E402
 from elmanctl.run.training import Training  # noqa: E402
 from elmanctl.search.plan import plan_search  # noqa: E402

@@ -32,7 +32,7 @@ SIZES = (
     *("models.backends", "models.study", "models.memory", "kernels.matrix_recurrence.sizes"),
     *("kernels.gated_delta_rule.sizes", "kernels.state_space_dual.sizes"),
 )
-FILES = ("ledger.records", "ledger.files", "ledger.mounts", "ledger.reserve")
+FILES = ("ledger.records", "ledger.submissions", "ledger.files", "ledger.mounts", "ledger.reserve")
 RULES: tuple[tuple[tuple[str, ...], tuple[str, ...]], ...] = (
     (("codec",), ("errors",)),
     (LEAVES, ()),
@@ -55,7 +55,7 @@ RULES: tuple[tuple[tuple[str, ...], tuple[str, ...]], ...] = (
     (SIZES, ("errors", "constants", *SIZES)),
     (("models",), ("errors", "constants", "models", "kernels")),
     (("run",), (*LEAVES, *FILES, "run")),
-    (("schedulers.executor",), (*LEAVES, *FILES)),
+    (("schedulers.executor",), (*LEAVES, *FILES, "settings")),
     (("verdicts",), (*LEAVES, *FILES, "settings", "run", "schedulers.executor", "verdicts")),
     # What is pickled is the worker's entry; the rest of its room is reached from there alone.
     (
@@ -74,7 +74,15 @@ RULES: tuple[tuple[tuple[str, ...], tuple[str, ...]], ...] = (
     (
         ("replay",),
         (
-            *(*LEAVES, "ledger.records", "ledger.run_state", "settings", "sources", "config"),
+            *(
+                *LEAVES,
+                "ledger.records",
+                "ledger.submissions",
+                "ledger.run_state",
+                "settings",
+                "sources",
+                "config",
+            ),
             *("verdicts.policy", "space", "search", "replay"),
         ),
     ),

@@ -22,7 +22,7 @@ _HELP = {"help_option_names": ["-h", "--help"]}
 
 PANELS = {
     "Start": ["init", "doctor", "models", "params", "calc-dim", "data", "eval"],
-    "Search": ["search", "resume", "confirm", "cancel", "requeue"],
+    "Search": ["search", "resume", "set", "confirm", "cancel", "requeue"],
     "Inspect": ["status", "show", "logs", "compare", "classify"],
     "Use": ["sample"],
     "Measure": ["bench", "replay"],
@@ -34,7 +34,7 @@ PANELS = {
 _LOCATIONS = {
     **{name: f"{name}:{name}" for names in PANELS.values() for name in names},
     **{"models": "model:models", "params": "model:params", "calc-dim": "model:calc_dim"},
-    **{"eval": "eval:evaluate", "logs": "show:logs"},
+    **{"eval": "eval:evaluate", "logs": "show:logs", "set": "set:set_settings"},
     **{"data": "data:app", "bench": "bench:app", "ledger": "ledger:app"},
 }
 

@@ -131,6 +131,11 @@ def run_names(incomplete: str) -> list[str]:
         return []
 
 
+def run_names_and_settings(incomplete: str) -> list[str]:
+    """Return the runs and the setting keys that start with the word."""
+    return [*run_names(incomplete), *setting_keys(incomplete)]
+
+
 def evaluation_names(ctx: Context, incomplete: str) -> list[str]:
     """Return the evaluations of the run on the line, or of the newest run, newest first."""
     try:

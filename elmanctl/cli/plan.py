@@ -11,7 +11,7 @@ from elmanctl.codec import encode
 from elmanctl.config import Resolved
 from elmanctl.constants import ASHA, CURVE, STUDY
 from elmanctl.errors import together
-from elmanctl.ledger.records import Submission, Task
+from elmanctl.ledger.submissions import Submission, Task
 from elmanctl.models.params import format_count
 from elmanctl.run.corpus import corpus_name
 from elmanctl.run.paths import RunPaths

@@ -204,7 +204,7 @@ def search(
         "slurm.partition": partition,
         "slurm.account": account,
         "slurm.template": template,
-        "local.gpus": _gpu_list(gpus),
+        "local.gpus": gpu_list(gpus),
         "local.workers": workers,
     }
     more = parse_assignments(assigned or [])
@@ -282,7 +282,8 @@ def _mode(asynchronous: bool | None) -> str | None:
     return ASYNCHRONOUS if asynchronous else GENERATIONAL
 
 
-def _gpu_list(text: str | None) -> list[int | str] | None:
+def gpu_list(text: str | None) -> list[int | str] | None:
+    """Read the value of `--gpus`: numbers or names; raise UsageError for another one."""
     if text is None:
         return None
     words = [word.strip() for word in text.split(",")]

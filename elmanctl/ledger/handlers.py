@@ -12,6 +12,7 @@ from elmanctl.ledger.disk_use import OTHER
 from elmanctl.ledger.payloads import Payload
 from elmanctl.ledger.run_state import Exchange, Note, RunState
 from elmanctl.ledger.spending import Spent, cost_of, devices, left_of
+from elmanctl.ledger.submissions import Submission, SubmissionIntent, SubmissionState
 
 
 @singledispatch
@@ -127,7 +128,7 @@ def _optimizer_rebuilt(event: payloads.OptimizerRebuilt, state: RunState, at: st
 
 @handle.register
 def _submission_intended(event: payloads.SubmissionIntended, state: RunState, at: str) -> None:
-    submission = records.Submission(intended_at=at, **_values(event.submission))
+    submission = Submission(intended_at=at, **_values(event.submission))
     if submission.id in state.submissions:
         raise LedgerCorrupt(f"submission {submission.id} is intended twice")
     state.put_submission(submission)
@@ -140,7 +141,9 @@ def _submission_intended(event: payloads.SubmissionIntended, state: RunState, at
 @handle.register
 def _submission_accepted(event: payloads.SubmissionAccepted, state: RunState, at: str) -> None:
     submission = transitions.answer(
-        _submission(state, event.submission), records.SubmissionState.ACCEPTED, job_id=event.job_id
+        _submission(state, event.submission),
+        SubmissionState.ACCEPTED,
+        job_id=event.job_id,
     )
     state.put_submission(submission)
     for task in submission.tasks:
@@ -154,7 +157,7 @@ def _submission_failed(
     event: payloads.SubmissionRefused | payloads.SubmissionAbandoned, state: RunState, at: str
 ) -> None:
     is_refusal = isinstance(event, payloads.SubmissionRefused)
-    outcome = records.SubmissionState.REFUSED if is_refusal else records.SubmissionState.ABANDONED
+    outcome = SubmissionState.REFUSED if is_refusal else SubmissionState.ABANDONED
     intended = _submission(state, event.submission)
     submission = transitions.answer(intended, outcome, error=event.error)
     state.put_submission(submission)
@@ -360,7 +363,7 @@ def _note(event: payloads.Note, state: RunState, at: str) -> None:
     state.add("notes", 1)
 
 
-def _values(record: records.EvaluationPlan | records.SubmissionIntent) -> dict[str, Any]:
+def _values(record: records.EvaluationPlan | SubmissionIntent) -> dict[str, Any]:
     return {each.name: getattr(record, each.name) for each in fields(record)}
 
 
@@ -371,7 +374,7 @@ def _evaluation(state: RunState, name: str) -> records.Evaluation:
     return evaluation
 
 
-def _submission(state: RunState, name: str) -> records.Submission:
+def _submission(state: RunState, name: str) -> Submission:
     submission = state.submissions.get(name)
     if submission is None:
         raise LedgerCorrupt(f"there is no submission {describe(name)}")

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from elmanctl.codec import decode, json_field
 from elmanctl.errors import LedgerCorrupt
-from elmanctl.ledger import records
+from elmanctl.ledger import records, submissions
 from elmanctl.ledger.shared_keys import SharedKeys
 
 
@@ -144,7 +144,7 @@ class SubmissionIntended(Payload):
     cluster takes no arrays: one task, a job of its own.
     """
 
-    submission: records.SubmissionIntent
+    submission: submissions.SubmissionIntent
 
 
 @dataclass(frozen=True, kw_only=True)

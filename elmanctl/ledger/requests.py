@@ -24,7 +24,7 @@ from elmanctl.ledger.files import read_json, sync_folder, write_json
 from elmanctl.ledger.holder import Holder, is_gone, this_process
 
 REQUESTS_FOLDER = "requests"
-COMMANDS = ("requeue", "cancel", "clean")
+COMMANDS = ("requeue", "cancel", "clean", "set")
 
 # What clocks of one cluster may differ by; authentication in Slurm fails beyond it.
 CLOCK_SKEW_S = 300.0

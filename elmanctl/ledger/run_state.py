@@ -7,16 +7,9 @@ from typing import Any
 
 from elmanctl.ledger.disk_use import DiskUse
 from elmanctl.ledger.overlay import Overlay
-from elmanctl.ledger.records import (
-    Attempt,
-    Evaluation,
-    ExcludedNode,
-    RunStatus,
-    State,
-    Submission,
-    SubmissionState,
-)
+from elmanctl.ledger.records import Attempt, Evaluation, ExcludedNode, RunStatus, State
 from elmanctl.ledger.spending import Spent, devices
+from elmanctl.ledger.submissions import Submission, SubmissionState
 
 # So many of the best evaluations are known without a look at the others.
 LEADERS = 10

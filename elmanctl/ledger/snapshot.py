@@ -23,10 +23,11 @@ from elmanctl.errors import LedgerCorrupt, LedgerError, NotFound
 from elmanctl.ledger.contents import LONGEST_LINE_BYTES, parse, read_lines
 from elmanctl.ledger.events import DamagedLine, decode_line, seal
 from elmanctl.ledger.files import open_regular, parse_object, read_small, write_atomically
-from elmanctl.ledger.records import Evaluation, Submission
+from elmanctl.ledger.records import Evaluation
 from elmanctl.ledger.run_state import RunState
 from elmanctl.ledger.state import apply, load_run
 from elmanctl.ledger.store import LEDGER_FILE, LedgerWriter
+from elmanctl.ledger.submissions import Submission
 from elmanctl.ledger.summary import (
     RunSummary,
     newest_groups,
@@ -52,7 +53,7 @@ _READS = 3
 # What makes a state of events; after any change to it older snapshots are not used.
 _MAKERS = (
     *("disk_use", "handlers", "payloads", "records", "run_state", "shared_keys"),
-    *("snapshot", "spending", "state", "summary", "transitions"),
+    *("snapshot", "spending", "state", "submissions", "summary", "transitions"),
 )
 
 

@@ -5,7 +5,8 @@ from dataclasses import dataclass
 from datetime import datetime
 
 from elmanctl import clock
-from elmanctl.ledger.records import Attempt, Resources
+from elmanctl.ledger.records import Attempt
+from elmanctl.ledger.submissions import Resources
 
 # Options of a Slurm job for one node; each is a number, or `type:number`, or a list.
 _NODE_OPTIONS = ("gpus_per_node", "gpus_per_socket")

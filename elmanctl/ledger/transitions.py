@@ -12,11 +12,9 @@ from elmanctl.ledger.records import (
     EvaluationPlan,
     State,
     Stop,
-    Submission,
-    SubmissionState,
-    Task,
     VerdictKind,
 )
+from elmanctl.ledger.submissions import Submission, SubmissionState, Task
 
 
 def submit(evaluation: Evaluation, task: Task, submission: str, at: str) -> Evaluation:

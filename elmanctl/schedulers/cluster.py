@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from elmanctl.command import NoAnswer
 from elmanctl.errors import EnvironmentNotReady
-from elmanctl.ledger.records import Resources
+from elmanctl.ledger.submissions import Resources
 from elmanctl.sbatch_variables import parse_time_min
 from elmanctl.schedulers.sbatch_answer import Reason, brief
 from elmanctl.schedulers.slurm import Slurm, SlurmSilent

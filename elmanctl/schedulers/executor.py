@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Protocol
 
 from elmanctl.errors import SubmissionError
-from elmanctl.ledger.records import Resources, Submission
+from elmanctl.ledger.submissions import Resources, Submission, Task
+from elmanctl.settings import Settings
 
 
 class JobState(StrEnum):
@@ -111,8 +112,14 @@ class Executor(Protocol):
     def has_arrays(self) -> bool:
         """Whether a submission is a job array, or else a single job with that id."""
 
-    def free_slots(self, busy: Iterable[int | None]) -> Sequence[int | None]:
-        """Return the slots that are free for new attempts, given the busy ones."""
+    def adjust(self, settings: Settings) -> None:
+        """Use settings that were changed, as far as they concern the slots."""
+
+    def free_slots(self, busy: Iterable[Task]) -> Sequence[int | None]:
+        """Return the slots that are free for new attempts, given the tasks that have one."""
+
+    def gpus_of(self, slot: int | None) -> tuple[int | str, ...]:
+        """Return the entries of `local.gpus` on a slot, none where there are no such."""
 
     def submit(self, submission: Submission, folder: Path) -> str:
         """Submit and return the job id.

@@ -35,15 +35,10 @@ def visible_devices(
     return tuple(devices)
 
 
-def worker_variables(
-    gpus: Sequence[int | str], environ: Mapping[str, str], slot: int, each: int = 1
-) -> dict[str, str]:
-    """Return the variables that show a worker only the GPUs of its slot, of either vendor."""
+def worker_variables(gpus: Sequence[int | str], environ: Mapping[str, str]) -> dict[str, str]:
+    """Return the variables that show a worker only its GPUs, of either vendor."""
     amd = (AMD_VARIABLE,) if environ.get(AMD_VARIABLE) else ()
-    own = slice(slot * each, (slot + 1) * each)
-    return {
-        name: ",".join(devices_of(gpus, environ, name)[own]) for name in (VISIBLE_VARIABLE, *amd)
-    }
+    return {name: ",".join(devices_of(gpus, environ, name)) for name in (VISIBLE_VARIABLE, *amd)}
 
 
 def devices_of(
@@ -122,8 +117,7 @@ def check_gpus(
     if ranks > 1 and device != "cpu":
         _check_enough(len(gpus) if gpus else visible_gpus(environ, dev), ranks, bool(gpus))
     if gpus:
-        # All entries are checked, whatever the slot.
-        worker_variables(gpus, environ, slot=0)
+        worker_variables(gpus, environ)
     numbers = [gpu for gpu in gpus if isinstance(gpu, int)]
     if not numbers and (gpus or device != "cuda"):
         return

@@ -19,7 +19,7 @@ from pathlib import Path
 from elmanctl.constants import LOCAL_JOB_VARIABLE
 from elmanctl.errors import SubmissionError
 from elmanctl.ledger.files import write_atomically
-from elmanctl.ledger.records import Resources, Submission
+from elmanctl.ledger.submissions import Resources, Submission, Task
 from elmanctl.processes import command_lines, start_ticks
 from elmanctl.run.paths import RunPaths
 from elmanctl.schedulers.executor import JobReport, JobState, LiveJob, PollResult
@@ -31,7 +31,7 @@ from elmanctl.schedulers.submission import (
     worker_environment,
     write_pickles,
 )
-from elmanctl.settings import LocalSettings
+from elmanctl.settings import LocalSettings, Settings
 
 logger = logging.getLogger(__name__)
 
@@ -72,21 +72,44 @@ class LocalExecutor:
 
     def __init__(self, paths: RunPaths, local: LocalSettings, *, ranks: int = 1) -> None:
         self._paths = paths
-        self._gpus = local.gpus
+        self._local = local
         self._ranks = ranks
-        self._slots = local.at_once(ranks)
+
+    def adjust(self, settings: Settings) -> None:
+        """Use changed GPUs and workers from now on; attempts keep the GPUs that they have."""
+        self._local = settings.local
+
+    @property
+    def _slots(self) -> int:
+        return self._local.at_once(self._ranks)
 
     def check(self, *, asks: bool = True) -> None:
         """Raise EnvironmentNotReady for a GPU that is not visible here."""
-        check_gpus(self._gpus, "auto", os.environ, ranks=self._ranks)
+        check_gpus(self._local.gpus, "auto", os.environ, ranks=self._ranks)
         _, hard_s = resource.getrlimit(resource.RLIMIT_CPU)
         if hard_s != resource.RLIM_INFINITY:
             logger.warning("`ulimit -Ht` of this shell ends each worker after %d s of CPU", hard_s)
 
-    def free_slots(self, busy: Iterable[int | None]) -> Sequence[int | None]:
-        """Return the numbers of the slots on which nothing runs."""
-        taken = set(busy)
-        return [slot for slot in range(self._slots) if slot not in taken]
+    def free_slots(self, busy: Iterable[Task]) -> Sequence[int | None]:
+        """Return the numbers of the slots on which nothing runs.
+
+        A slot with GPUs is free when none of these has an attempt, whatever their order was when it
+        began.  Without GPUs no more attempts run than there are workers.
+        """
+        tasks = list(busy)
+        if not self._local.gpus:
+            taken = {task.slot for task in tasks}
+            free = [slot for slot in range(self._slots) if slot not in taken]
+            return free[: max(0, self._slots - len(tasks))]
+        # Tasks of earlier versions have no GPUs on record: the list has not changed since.
+        used = {gpu for task in tasks for gpu in task.gpus or self.gpus_of(task.slot)}
+        return [slot for slot in range(self._slots) if used.isdisjoint(self.gpus_of(slot))]
+
+    def gpus_of(self, slot: int | None) -> tuple[int | str, ...]:
+        """Return the entries of `local.gpus` on a slot."""
+        if slot is None:
+            return ()
+        return self._local.gpus[slot * self._ranks : (slot + 1) * self._ranks]
 
     def submit(self, submission: Submission, folder: Path) -> str:
         """Start the worker of the submission's only task and return its job id."""
@@ -110,7 +133,7 @@ class LocalExecutor:
             with (folder / f"{job}_0_log.out").open("ab") as log:
                 subprocess.run(
                     command,
-                    env=self._environment(job, task.slot),
+                    env=self._environment(job, task),
                     stdin=subprocess.DEVNULL,
                     stdout=log,
                     stderr=log,
@@ -120,7 +143,7 @@ class LocalExecutor:
             raise SubmissionError(f"cannot start a worker: {exc}") from exc
         return job_id
 
-    def _environment(self, job: str, slot: int | None) -> dict[str, str]:
+    def _environment(self, job: str, task: Task) -> dict[str, str]:
         environment = {
             # The variables of a surrounding allocation are not about our worker.
             **without_options(os.environ),
@@ -134,8 +157,8 @@ class LocalExecutor:
             "SUBMITIT_LOCAL_GLOBALID": "0",
             "SUBMITIT_LOCAL_LOCALID": "0",
         }
-        if self._gpus and slot is not None:
-            environment |= worker_variables(self._gpus, os.environ, slot, self._ranks)
+        if task.gpus:
+            environment |= worker_variables(task.gpus, os.environ)
         # Concurrent workers must not each start a thread for every core.
         share = len(os.sched_getaffinity(0)) // (self._slots * self._ranks)
         environment.setdefault("OMP_NUM_THREADS", str(max(1, share)))

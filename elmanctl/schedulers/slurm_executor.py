@@ -14,7 +14,7 @@ from pathlib import Path
 from elmanctl.command import NoAnswer, run_command
 from elmanctl.errors import SubmissionError
 from elmanctl.ledger.files import write_atomically
-from elmanctl.ledger.records import Resources, Submission
+from elmanctl.ledger.submissions import Resources, Submission, Task
 from elmanctl.processes import command_lines
 from elmanctl.run.paths import RunPaths
 from elmanctl.schedulers import accounting
@@ -32,6 +32,7 @@ from elmanctl.schedulers.slurm import Slurm, SlurmSilent, askable
 from elmanctl.schedulers.slurm_environment import job_environment
 from elmanctl.schedulers.slurm_output import JobRow
 from elmanctl.schedulers.submission import SCRIPT_NAME, excluded, make_script, write_pickles
+from elmanctl.settings import Settings
 
 SBATCH_TIMEOUT_S = 180
 
@@ -78,9 +79,17 @@ class SlurmExecutor:
         """Raise EnvironmentNotReady when Slurm is not here, or with `asks` does not answer."""
         self._slurm.check(asks=asks)
 
-    def free_slots(self, busy: Iterable[int | None]) -> Sequence[int | None]:
+    def adjust(self, settings: Settings) -> None:
+        """Use a changed number of jobs from now on."""
+        self._max_jobs = settings.search.max_jobs
+
+    def free_slots(self, busy: Iterable[Task]) -> Sequence[int | None]:
         """Return one unnumbered slot for each further job that may be queued."""
         return [None] * max(0, self._max_jobs - len(list(busy)))
+
+    def gpus_of(self, slot: int | None) -> tuple[int | str, ...]:
+        """Return nothing: Slurm chooses the GPUs."""
+        return ()
 
     def submit(self, submission: Submission, folder: Path) -> str:
         """Write the pickles and the script, call sbatch, and return the id of the job or array.

@@ -16,7 +16,7 @@ from pathlib import Path
 from elmanctl.errors import UsageError
 from elmanctl.folders import as_nodes_see, working_folder
 from elmanctl.jobs.evaluation import EvaluateAttempt
-from elmanctl.ledger.records import Resources, Submission
+from elmanctl.ledger.submissions import Resources, Submission
 from elmanctl.run.paths import RunPaths
 from elmanctl.schedulers.quoting import check_command, check_path, check_setup, check_value
 

@@ -1,4 +1,4 @@
-"""The actions `requeue`, `cancel` and `clean` on an open run.
+"""The actions `requeue`, `cancel`, `clean` and `set` on an open run.
 
 The controller applies them for requests of other processes, and the command itself does so when
 no controller holds the lease.
@@ -8,17 +8,21 @@ import logging
 from collections.abc import Mapping
 from typing import Any
 
+from elmanctl.codec import encode
 from elmanctl.errors import ElmanError, UsageError
 from elmanctl.ledger import payloads
 from elmanctl.ledger.records import Evaluation, RunStatus, State
 from elmanctl.ledger.requests import answer_request, pending_requests
 from elmanctl.ledger.run_state import RunState
+from elmanctl.schedulers import make_executor
 from elmanctl.search import request_schema
 from elmanctl.search.attempt_monitor import Watcher
 from elmanctl.search.cleaning import plan_cleaning, remove_planned, retention
+from elmanctl.search.effective_settings import effective_settings
 from elmanctl.search.requeue import plan_requeue, reopened_row, select_requeueable
 from elmanctl.search.selection import select_named
 from elmanctl.search.session import Session
+from elmanctl.settings import Settings
 
 logger = logging.getLogger(__name__)
 
@@ -55,6 +59,8 @@ def perform(
         return _requeue(session, request, by)
     if isinstance(request, request_schema.CancelRequest):
         return _cancel(session, watcher, request)
+    if isinstance(request, request_schema.SetRequest):
+        return _set(session, request)
     return _clean(session, request)
 
 
@@ -110,6 +116,28 @@ def to_cancel(state: RunState) -> list[Evaluation]:
     """Return the evaluations that cancelling the run affects: open ones, and those with a job."""
     live = {evaluation.id for evaluation, _ in state.live_attempts()}
     return [e for e in state.evaluations.values() if not e.state.is_finished or e.id in live]
+
+
+def _set(session: Session, request: request_schema.SetRequest) -> Answer:
+    """Change settings; those of GPUs are checked where the attempts are started."""
+    session.refuse_cancelled()
+    session.check_changes(request.changes)
+    before = session.settings
+    changed = effective_settings(session.state, request.changes)
+    make_executor(session.paths, session.run["executor"], changed).check(asks=False)
+    session.change_settings(request.changes)
+    return {
+        "changed": [
+            {"setting": key, "was": setting_of(before, key), "now": setting_of(changed, key)}
+            for key in request.changes
+        ]
+    }
+
+
+def setting_of(settings: Settings, key: str) -> object:
+    """Return the value of a setting as plain data."""
+    section, name = key.split(".", 1)
+    return encode(getattr(getattr(settings, section), name))
 
 
 def _clean(session: Session, request: request_schema.CleanRequest) -> Answer:

@@ -4,7 +4,12 @@ from collections.abc import Iterator
 from itertools import count, islice
 
 from elmanctl.ledger.payloads import ConfirmationAsked
-from elmanctl.ledger.records import CONFIRMATION, Evaluation, EvaluationPlan, confirmation_id
+from elmanctl.ledger.records import (
+    CONFIRMATION,
+    Evaluation,
+    EvaluationPlan,
+    confirmation_id,
+)
 from elmanctl.ledger.run_state import RunState
 from elmanctl.search.estimate import by_estimate
 from elmanctl.search.repeats import phenotype

@@ -12,9 +12,10 @@ from typing import Any
 
 from elmanctl import clock
 from elmanctl.errors import SearchPaused
-from elmanctl.ledger.records import Evaluation, Resources, RunStatus, State, VerdictKind
+from elmanctl.ledger.records import Evaluation, RunStatus, State, VerdictKind
 from elmanctl.ledger.run_state import RunState
 from elmanctl.ledger.spending import Spent, cost_of, gpus_asked
+from elmanctl.ledger.submissions import Resources
 from elmanctl.ledger.summary import RunSummary
 from elmanctl.settings import BudgetSettings
 

@@ -24,16 +24,10 @@ from elmanctl.ledger.payloads import (
     SubmissionIntended,
     SubmissionRefused,
 )
-from elmanctl.ledger.records import (
-    Evaluation,
-    Resources,
-    RunStatus,
-    Submission,
-    SubmissionIntent,
-    Task,
-)
+from elmanctl.ledger.records import Evaluation, RunStatus
 from elmanctl.ledger.reserve import hold
 from elmanctl.ledger.spending import devices
+from elmanctl.ledger.submissions import Resources, Submission, SubmissionIntent, Task
 from elmanctl.schedulers.executor import (
     Executor,
     PollResult,
@@ -294,6 +288,7 @@ class Dispatcher:
                     evaluation=due.evaluation.id,
                     attempt=len(due.evaluation.attempts) + 1,
                     slot=due.slot,
+                    gpus=self._executor.gpus_of(due.slot),
                 )
                 for index, due in enumerate(members)
             ),

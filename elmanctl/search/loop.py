@@ -76,6 +76,7 @@ class Controller:
         now: Callable[[], float] = time.monotonic,
     ) -> None:
         self._session = session
+        self._executor = executor
         self._confirms_now = confirms_now
         self._view = view
         self._tick_s = tick_s
@@ -123,6 +124,7 @@ class Controller:
         session = self._session
         session.lease.renew()
         apply_requests(session, self._watcher)
+        self._executor.adjust(session.settings)
         polled = self._poller.poll()
         if polled is not None:
             self._dispatcher.adopt(polled)

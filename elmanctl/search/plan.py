@@ -24,8 +24,8 @@ from elmanctl.errors import (
     UsageError,
 )
 from elmanctl.folders import as_written, nearest_existing
-from elmanctl.ledger.records import Resources
 from elmanctl.ledger.spending import devices, gpus_asked
+from elmanctl.ledger.submissions import Resources
 from elmanctl.models.backends import AUTO, BACKENDS, check_backend_name, unavailable_on_all_devices
 from elmanctl.models.config import DOCUMENTED
 from elmanctl.models.registry import decode_config, resolve_level

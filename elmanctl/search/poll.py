@@ -7,8 +7,9 @@ from collections.abc import Callable, Mapping
 
 from elmanctl import clock
 from elmanctl.errors import EnvironmentNotReady
-from elmanctl.ledger.records import Attempt, Submission
+from elmanctl.ledger.records import Attempt
 from elmanctl.ledger.run_state import RunState
+from elmanctl.ledger.submissions import Submission
 from elmanctl.run.progress import heartbeat_age_s
 from elmanctl.schedulers.executor import Executor, JobReport, JobState, LiveJob, PollResult
 from elmanctl.schedulers.scheduler_note import Refusal, SchedulerNote, write_note

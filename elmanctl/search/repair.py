@@ -13,11 +13,11 @@ from elmanctl.ledger.events import Event
 from elmanctl.ledger.files import link, sync_folder, write_atomically
 from elmanctl.ledger.lease import LEASE_FILE, STALE_S, Lease, read_holder
 from elmanctl.ledger.payloads import Note, PointsAsked, SubmissionAbandoned, SubmissionIntended
-from elmanctl.ledger.records import SubmissionIntent
 from elmanctl.ledger.run_state import RunState
 from elmanctl.ledger.scan import Fault, Scan, scan
 from elmanctl.ledger.snapshot import SNAPSHOT_FILE
 from elmanctl.ledger.store import LedgerWriter
+from elmanctl.ledger.submissions import SubmissionIntent
 from elmanctl.run.ownership import refuse_foreign_run
 from elmanctl.run.paths import RunPaths
 from elmanctl.search.session import Session

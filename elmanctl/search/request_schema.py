@@ -1,4 +1,4 @@
-"""Arguments of the commands `requeue`, `cancel` and `clean`, as a request carries them.
+"""Arguments of the commands `requeue`, `cancel`, `clean` and `set`, as a request carries them.
 
 A request file may come from another version or another user.  It is decoded strictly before
 anything is done: a bad value in the ledger would stop every controller of the run, and an unknown
@@ -46,16 +46,24 @@ class CleanRequest:
     keep_models: int | None = json_field(default=None, omit=True)
 
 
-_REQUESTS: Mapping[str, type[RequeueRequest | CancelRequest | CleanRequest]] = {
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SetRequest:
+    """New settings by `section.key`."""
+
+    changes: Mapping[str, object]
+
+
+AnyRequest = RequeueRequest | CancelRequest | CleanRequest | SetRequest
+
+_REQUESTS: Mapping[str, type[AnyRequest]] = {
     "requeue": RequeueRequest,
     "cancel": CancelRequest,
     "clean": CleanRequest,
+    "set": SetRequest,
 }
 
 
-def decode_request(
-    command: str, arguments: Mapping[str, object]
-) -> RequeueRequest | CancelRequest | CleanRequest:
+def decode_request(command: str, arguments: Mapping[str, object]) -> AnyRequest:
     """Return the request for a command; raise UsageError for an invalid one."""
     if command not in _REQUESTS:
         raise UsageError(f"no request named `{command[:_LONGEST_NAME]}`")

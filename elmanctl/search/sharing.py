@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 from elmanctl.ledger.records import Attempt
 from elmanctl.ledger.run_state import RunState
+from elmanctl.ledger.submissions import Task
 from elmanctl.schedulers.executor import Executor, JobState
 from elmanctl.search.poll import live_job
 from elmanctl.search.session import Session
@@ -25,21 +26,21 @@ class Sharer:
         """The state of the run."""
         return self.session.state
 
-    def busy_slots(self) -> list[int | None]:
-        """Return the slot of each live attempt, None for one without a number."""
-        return [slot for _, slot in _live(self.state)]
+    def busy(self) -> list[Task]:
+        """Return the task of each live attempt."""
+        return [task for _, task in _live(self.state)]
 
-    def held_slots(self) -> list[int]:
-        """Return the numbered slots on which a worker is alive, of a run that is not driven."""
+    def held(self) -> list[Task]:
+        """Return those whose worker is alive on a numbered slot, of a run that is not driven."""
         numbered = {
-            str(attempt.job_id): (slot, live_job(self.state, attempt))
-            for attempt, slot in _live(self.state)
-            if slot is not None
+            str(attempt.job_id): (task, live_job(self.state, attempt))
+            for attempt, task in _live(self.state)
+            if task.slot is not None
         }
         if not numbered:
             return []
         reports = self.executor.poll([job for _, job in numbered.values()], []).reports
-        return [slot for name, (slot, _) in numbered.items() if reports[name].state in _ALIVE]
+        return [task for name, (task, _) in numbered.items() if reports[name].state in _ALIVE]
 
     @property
     def started(self) -> int:
@@ -66,8 +67,8 @@ class Sharing:
 
     def free_slots(self, sharer: Sharer) -> Sequence[int | None]:
         """Return the free slots that a run may take now."""
-        busy = [slot for one in self._driven for slot in one.busy_slots()]
-        held = [slot for one in self._left for slot in one.held_slots()]
+        busy = [task for one in self._driven for task in one.busy()]
+        held = [task for one in self._left for task in one.held()]
         free = sharer.executor.free_slots([*busy, *held])
         if len(self._driven) == 1 or not free:
             return free
@@ -91,12 +92,12 @@ def divide(free: int, wanted: Sequence[int], started: Sequence[int]) -> list[int
     return given
 
 
-def _live(state: RunState) -> list[tuple[Attempt, int | None]]:
-    """Return each live attempt with its slot."""
+def _live(state: RunState) -> list[tuple[Attempt, Task]]:
+    """Return each live attempt with its task."""
     live = [attempt for _, attempt in state.live_attempts()]
-    slots = {
-        (name, task.index): task.slot
+    tasks = {
+        (name, task.index): task
         for name in {attempt.submission for attempt in live}
         for task in state.submissions[name].tasks
     }
-    return [(attempt, slots[attempt.submission, attempt.task_index]) for attempt in live]
+    return [(attempt, tasks[attempt.submission, attempt.task_index]) for attempt in live]

@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from elmanctl.errors import EnvironmentNotReady
-from elmanctl.ledger.records import Resources
+from elmanctl.ledger.submissions import Resources
 from elmanctl.schedulers.executor import Executor, JobState, LiveJob, PollResult
 from elmanctl.search.effective_settings import avoided_nodes
 from elmanctl.search.nodes import readmit_oldest

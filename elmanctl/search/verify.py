@@ -7,10 +7,11 @@ from pathlib import Path
 from elmanctl.errors import LedgerCorrupt, LedgerError
 from elmanctl.ledger.files import DamagedFile, read_json
 from elmanctl.ledger.lease import LEASE_FILE, read_holder
-from elmanctl.ledger.records import Attempt, Evaluation, SubmissionState
+from elmanctl.ledger.records import Attempt, Evaluation
 from elmanctl.ledger.run_state import RunState
 from elmanctl.ledger.scan import Fault, Scan, scan
 from elmanctl.ledger.snapshot import SNAPSHOT_FILE, load_summary, read_snapshot
+from elmanctl.ledger.submissions import SubmissionState
 from elmanctl.ledger.summary import summarize
 from elmanctl.run.paths import RunPaths
 

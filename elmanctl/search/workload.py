@@ -7,9 +7,10 @@ from dataclasses import replace
 from typing import Any
 
 from elmanctl.errors import ConfigError
-from elmanctl.ledger.records import Attempt, Evaluation, Resources, VerdictKind
+from elmanctl.ledger.records import Attempt, Evaluation, VerdictKind
 from elmanctl.ledger.run_state import RunState
 from elmanctl.ledger.spending import gpus_asked
+from elmanctl.ledger.submissions import Resources
 from elmanctl.models.registry import decode_config
 from elmanctl.run.spec import AttemptSpec, DataSpec
 from elmanctl.run.training import Training

@@ -19,7 +19,7 @@ from elmanctl.ledger.payloads import (
     SubmissionAccepted,
     SubmissionIntended,
 )
-from elmanctl.ledger.records import SubmissionIntent, Task
+from elmanctl.ledger.submissions import SubmissionIntent, Task
 from elmanctl.run.paths import RunPaths
 from elmanctl.schedulers.scheduler_note import SchedulerNote, read_note, write_note
 from elmanctl.search.session import Session

@@ -7,7 +7,8 @@ from typing import Any
 
 from elmanctl.clock import now, to_text
 from elmanctl.ledger.files import write_json
-from elmanctl.ledger.records import Resources, Submission, Task, Verdict
+from elmanctl.ledger.records import Verdict
+from elmanctl.ledger.submissions import Resources, Submission, Task
 from elmanctl.models.params import count_parameters
 from elmanctl.run.frozen_code import freeze_code
 from elmanctl.run.paths import RunPaths

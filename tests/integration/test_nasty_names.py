@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from elmanctl.clock import now, to_text
-from elmanctl.ledger.records import Resources, Submission, Task
+from elmanctl.ledger.submissions import Resources, Submission, Task
 from elmanctl.run.paths import RunPaths
 from elmanctl.schedulers.slurm_executor import SlurmExecutor
 from tests.integration.runs import wait_for

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from elmanctl.errors import SubmissionError
-from elmanctl.ledger.records import Resources
+from elmanctl.ledger.submissions import Resources
 from elmanctl.schedulers.executor import JobReport, JobState
 from elmanctl.search.nodes import says_no_node
 from elmanctl.search.starved_jobs import NO_NODE

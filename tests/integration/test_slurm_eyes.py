@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from elmanctl.clock import now, to_text
-from elmanctl.ledger.records import Resources, Submission, Task
+from elmanctl.ledger.submissions import Resources, Submission, Task
 from elmanctl.run.paths import AttemptPaths, RunPaths
 from elmanctl.run.progress import read_table
 from elmanctl.schedulers.executor import JobState, SubmissionTooLarge

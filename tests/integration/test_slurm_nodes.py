@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 from elmanctl.clock import now, to_text
-from elmanctl.ledger.records import Resources, State, Submission, Task, VerdictKind
+from elmanctl.ledger.records import State, VerdictKind
+from elmanctl.ledger.submissions import Resources, Submission, Task
 from elmanctl.run.paths import RunPaths
 from elmanctl.schedulers.executor import JobReport, JobState, LiveJob
 from elmanctl.schedulers.slurm_executor import SlurmExecutor

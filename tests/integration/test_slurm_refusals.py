@@ -10,8 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from elmanctl.ledger.records import SubmissionState, VerdictKind
+from elmanctl.ledger.records import VerdictKind
 from elmanctl.ledger.run_state import RunState
+from elmanctl.ledger.submissions import SubmissionState
 from elmanctl.schedulers.sbatch_answer import Outcome
 from elmanctl.schedulers.slurm import Slurm
 from tests.command_line import CommandLine

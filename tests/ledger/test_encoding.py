@@ -10,12 +10,10 @@ from elmanctl.ledger.records import (
     EvaluationPlan,
     Evidence,
     EvidenceSource,
-    Resources,
-    SubmissionIntent,
-    Task,
     Verdict,
     VerdictKind,
 )
+from elmanctl.ledger.submissions import Resources, SubmissionIntent, Task
 
 VERDICT = Verdict(
     kind=VerdictKind.OOM,

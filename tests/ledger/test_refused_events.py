@@ -12,9 +12,7 @@ from elmanctl.errors import LedgerCorrupt, LedgerError, LedgerTooNew
 from elmanctl.ledger.events import Event
 from elmanctl.ledger.lease import Lease
 from elmanctl.ledger.payloads import EvaluationClosed, Note
-from elmanctl.ledger.records import (
-    State,
-)
+from elmanctl.ledger.records import State
 from elmanctl.ledger.state import apply, load_run, replay
 from elmanctl.ledger.store import LEDGER_FILE, LedgerWriter
 from tests.ledger.conftest import record

@@ -7,10 +7,11 @@ import pytest
 
 from elmanctl.errors import LedgerCorrupt
 from elmanctl.ledger.events import Event
-from elmanctl.ledger.records import Attempt, Resources
+from elmanctl.ledger.records import Attempt
 from elmanctl.ledger.run_state import RunState
 from elmanctl.ledger.spending import Spent, cost_of, devices, gpus_asked
 from elmanctl.ledger.state import replay
+from elmanctl.ledger.submissions import Resources
 
 
 @pytest.mark.parametrize(

@@ -12,18 +12,12 @@ from elmanctl.ledger.events import Event
 from elmanctl.ledger.handlers import handle
 from elmanctl.ledger.lease import Lease
 from elmanctl.ledger.payloads import PAYLOADS, decode_payload
-from elmanctl.ledger.records import (
-    CONFIRMATION,
-    Answer,
-    RunStatus,
-    State,
-    SubmissionState,
-    VerdictKind,
-)
+from elmanctl.ledger.records import CONFIRMATION, Answer, RunStatus, State, VerdictKind
 from elmanctl.ledger.run_state import RunState
 from elmanctl.ledger.spending import Spent
 from elmanctl.ledger.state import apply, load_run, replay
 from elmanctl.ledger.store import LEDGER_FILE, LedgerWriter
+from elmanctl.ledger.submissions import SubmissionState
 from tests.ledger.conftest import record
 from tests.ledger.stories import Story, close, reopen, told_by
 

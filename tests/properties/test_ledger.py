@@ -25,10 +25,11 @@ from elmanctl.ledger.events import (
 )
 from elmanctl.ledger.lease import LEASE_FILE, Lease
 from elmanctl.ledger.payloads import Note, decode_payload
-from elmanctl.ledger.records import Evaluation, State, SubmissionState, VerdictKind
+from elmanctl.ledger.records import Evaluation, State, VerdictKind
 from elmanctl.ledger.run_state import RunState
 from elmanctl.ledger.state import apply, load_run, replay
 from elmanctl.ledger.store import LEDGER_FILE, LedgerWriter
+from elmanctl.ledger.submissions import SubmissionState
 from tests.ledger.conftest import record
 
 NUMBERS = st.floats(allow_nan=False, allow_infinity=False) | st.integers(-(2**70), 2**70)

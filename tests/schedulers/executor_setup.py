@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from elmanctl.ledger.records import Resources, Submission, Task
+from elmanctl.ledger.submissions import Resources, Submission, Task
 from elmanctl.run.paths import RunPaths
 from elmanctl.schedulers.executor import JobReport, LiveJob
 from elmanctl.schedulers.slurm_executor import SlurmExecutor

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from elmanctl.errors import EnvironmentNotReady
-from elmanctl.ledger.records import Resources
+from elmanctl.ledger.submissions import Resources
 from elmanctl.schedulers.cluster import (
     ClusterAnswer,
     SubmitLimit,

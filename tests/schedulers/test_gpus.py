@@ -45,16 +45,16 @@ def test_numbers_count_what_is_visible() -> None:
 
 def test_worker_sees_its_gpu_by_the_variable_of_either_vendor() -> None:
     """AMD's runtime reads its own before CUDA's; nothing of NVIDIA reads AMD's."""
-    assert worker_variables((0, 1), {}, 1) == {"CUDA_VISIBLE_DEVICES": "1"}
+    assert worker_variables((1,), {}) == {"CUDA_VISIBLE_DEVICES": "1"}
     amd = {"HIP_VISIBLE_DEVICES": "2,3"}
-    assert worker_variables((0, 1), amd, 1)["HIP_VISIBLE_DEVICES"] == "3"
+    assert worker_variables((1,), amd)["HIP_VISIBLE_DEVICES"] == "3"
     both = {**amd, "CUDA_VISIBLE_DEVICES": "5,7"}
-    assert worker_variables((0, 1), both, 1) == {
+    assert worker_variables((1,), both) == {
         "CUDA_VISIBLE_DEVICES": "7",
         "HIP_VISIBLE_DEVICES": "3",
     }
     with pytest.raises(EnvironmentNotReady, match="no GPU 2: HIP_VISIBLE_DEVICES shows `2,3`"):
-        worker_variables((2,), amd, 0)
+        worker_variables((2,), amd)
 
 
 @pytest.mark.parametrize(
@@ -68,7 +68,7 @@ def test_number_beyond_what_is_visible_is_refused_with_what_is(visible: str, sho
 
 def test_worker_of_several_ranks_sees_a_gpu_for_each() -> None:
     gpus = (0, 1, 5, MIG, 7)
-    assert worker_variables(gpus, {}, 1, 2) == {"CUDA_VISIBLE_DEVICES": f"5,{MIG}"}
+    assert worker_variables(gpus[2:4], {}) == {"CUDA_VISIBLE_DEVICES": f"5,{MIG}"}
     assert LocalSettings(gpus=gpus).at_once(2) == 2
     assert LocalSettings(workers=3).at_once(2) == 3
 

@@ -15,11 +15,11 @@ from typing import Any
 import pytest
 
 from elmanctl.errors import EnvironmentNotReady
-from elmanctl.ledger.records import Resources, Submission, Task
+from elmanctl.ledger.submissions import Resources, Submission, Task
 from elmanctl.run.paths import RunPaths
 from elmanctl.schedulers.executor import JobReport, JobState, LiveJob
 from elmanctl.schedulers.local_executor import LocalExecutor
-from elmanctl.settings import LocalSettings
+from elmanctl.settings import LocalSettings, Settings
 from tests.patience import PATIENCE_S
 
 # A worker: writes its environment, its process id and its arguments, then does what it is asked to.
@@ -48,11 +48,16 @@ class Machine:
             self.worker.write_text(_WORKER, encoding="utf-8")
             self.worker.chmod(0o755)
 
+    def task(self, slot: int, number: int = 1) -> Task:
+        """Return a task as it is submitted to a slot."""
+        name, gpus = f"g000-e{number:02}", self.executor.gpus_of(slot)
+        return Task(index=0, evaluation=name, attempt=1, slot=slot, gpus=gpus)
+
     def submission(self, number: int = 1, slot: int = 0, timeout_min: float = 5) -> Submission:
         return Submission(
             id=f"s{number:04}",
             job_name=f"elman-run-1a2b3c4d-s{number:04}",
-            tasks=(Task(index=0, evaluation=f"g000-e{number:02}", attempt=1, slot=slot),),
+            tasks=(self.task(slot, number),),
             resources=Resources(timeout_min=timeout_min, python=shlex.quote(str(self.worker))),
         )
 
@@ -149,9 +154,32 @@ def test_each_worker_sees_the_gpu_of_its_slot_alone(tmp_path: Path) -> None:
     assert seen == ["4", "2", "7"]
     # All at the same time.
     assert {machine.report(job).state for job in jobs} == {JobState.RUNNING}
-    assert list(machine.executor.free_slots([0, 2])) == [1]
-    assert list(machine.executor.free_slots([0, 1, 2])) == []
+    tasks = [machine.task(slot) for slot in (0, 1, 2)]
+    assert list(machine.executor.free_slots([tasks[0], tasks[2]])) == [1]
+    assert list(machine.executor.free_slots(tasks)) == []
     machine.executor.cancel(jobs)
+
+
+def test_attempts_keep_their_gpus_when_the_list_changes(tmp_path: Path) -> None:
+    machine = Machine(tmp_path, gpus=(4, 2))
+    tasks = [machine.task(slot) for slot in (0, 1)]
+    machine.executor.adjust(Settings(local=LocalSettings(gpus=(2, 7, 5))))
+    # GPU 2 is the first slot now, and busy; the attempt on GPU 4 goes on beside the new ones.
+    assert list(machine.executor.free_slots(tasks)) == [1, 2]
+    assert [machine.executor.gpus_of(slot) for slot in (1, 2)] == [(7,), (5,)]
+    # A ledger of an earlier version has the slots alone, of a list that did not change since.
+    old = [Task(index=0, evaluation="g000-e00", attempt=1, slot=2)]
+    assert list(machine.executor.free_slots(old)) == [0, 1]
+
+
+def test_fewer_workers_let_the_others_end_and_start_none_meanwhile(machine: Machine) -> None:
+    tasks = [machine.task(slot) for slot in (0, 1, 2)]
+    machine.executor.adjust(Settings(local=LocalSettings(workers=1)))
+    assert list(machine.executor.free_slots(tasks)) == []
+    assert list(machine.executor.free_slots([tasks[2]])) == []
+    assert list(machine.executor.free_slots([])) == [0]
+    machine.executor.adjust(Settings(local=LocalSettings(workers=4)))
+    assert list(machine.executor.free_slots([tasks[2]])) == [0, 1, 3]
 
 
 def test_numbers_of_gpus_count_what_is_visible_and_names_are_themselves(
@@ -199,7 +227,7 @@ def test_soft_limits_of_the_shell_do_not_reach_workers(machine: Machine, options
 
 def test_without_gpus_every_worker_has_a_slot(machine: Machine) -> None:
     assert list(machine.executor.free_slots([])) == [0, 1, 2]
-    assert list(machine.executor.free_slots([1])) == [0, 2]
+    assert list(machine.executor.free_slots([machine.task(1)])) == [0, 2]
 
 
 @pytest.mark.parametrize("code", [0, 1, 3])

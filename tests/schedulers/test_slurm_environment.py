@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from elmanctl.ledger.records import Resources, Submission, Task
+from elmanctl.ledger.submissions import Resources, Submission, Task
 from elmanctl.run.paths import RunPaths
 from elmanctl.schedulers.executor import LiveJob
 from elmanctl.schedulers.slurm import Slurm

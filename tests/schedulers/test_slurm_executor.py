@@ -5,10 +5,11 @@ from dataclasses import replace
 import pytest
 
 from elmanctl.errors import SubmissionError
-from elmanctl.ledger.records import Resources
+from elmanctl.ledger.submissions import Resources, Task
 from elmanctl.schedulers import slurm_executor
 from elmanctl.schedulers.executor import SubmissionDeferred, SubmissionUnknown
 from elmanctl.schedulers.submission import SCRIPT_NAME, task_pickle
+from elmanctl.settings import SearchSettings, Settings
 from tests.schedulers.executor_setup import JOBS, NAME, ONE, ROW, SUBMISSION, Setup
 
 
@@ -238,8 +239,11 @@ def test_interrupt_from_the_keyboard_does_not_reach_sbatch(slurm: Setup) -> None
 
 def test_no_more_jobs_are_queued_than_allowed(slurm: Setup) -> None:
     assert slurm.executor.free_slots([]) == [None] * 3
-    assert slurm.executor.free_slots([None, None]) == [None]
-    assert slurm.executor.free_slots([None] * 5) == []
+    task = Task(index=0, evaluation="g000-e00", attempt=1)
+    assert slurm.executor.free_slots([task] * 2) == [None]
+    assert slurm.executor.free_slots([task] * 5) == []
+    slurm.executor.adjust(Settings(search=SearchSettings(max_jobs=7)))
+    assert slurm.executor.free_slots([task] * 5) == [None] * 2
 
 
 def test_cancelling_nothing_asks_nobody(slurm: Setup) -> None:

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from elmanctl.errors import UsageError
-from elmanctl.ledger.records import Resources, Submission, Task
+from elmanctl.ledger.submissions import Resources, Submission, Task
 from elmanctl.run.paths import RunPaths
 from elmanctl.schedulers.submission import (
     SCRIPT_NAME,

@@ -23,8 +23,9 @@ import pytest
 from elmanctl.errors import ElmanError, EnvironmentNotReady, LedgerError
 from elmanctl.ledger.files import write_json
 from elmanctl.ledger.payloads import ConfirmationAsked, RunPaused
-from elmanctl.ledger.records import Evaluation, Resources, Submission, Verdict
+from elmanctl.ledger.records import Evaluation, Verdict
 from elmanctl.ledger.run_state import RunState
+from elmanctl.ledger.submissions import Resources, Submission, Task
 from elmanctl.run.paths import AttemptPaths, RunPaths
 from elmanctl.run.stopping_settings import StoppingSettings
 from elmanctl.run.training import Training
@@ -200,8 +201,14 @@ class ScriptedExecutor:
         self.refusals: list[Exception] = []
         self.accepts_before_refusal = False
 
-    def free_slots(self, busy: Iterable[int | None]) -> Sequence[int | None]:
+    def adjust(self, settings: Settings) -> None:
+        """Its slots are those of the test."""
+
+    def free_slots(self, busy: Iterable[Task]) -> Sequence[int | None]:
         return [None] * max(0, self.slots - len(list(busy)))
+
+    def gpus_of(self, slot: int | None) -> tuple[int | str, ...]:
+        return ()
 
     def submit(self, submission: Submission, folder: Path) -> str:
         folder.mkdir(parents=True, exist_ok=True)

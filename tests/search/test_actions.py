@@ -12,10 +12,11 @@ from elmanctl.cli import run_client
 from elmanctl.errors import ConfigError, NotFound, UsageError
 from elmanctl.ledger.disk import measure
 from elmanctl.ledger.payloads import Payload
-from elmanctl.ledger.records import Resources, RunStatus, State
+from elmanctl.ledger.records import RunStatus, State
 from elmanctl.ledger.requests import leave_request
 from elmanctl.ledger.run_state import RunState
 from elmanctl.ledger.state import load_run
+from elmanctl.ledger.submissions import Resources
 from elmanctl.search.session import Session
 from tests.integration.runs import points
 from tests.patience import PATIENCE_S

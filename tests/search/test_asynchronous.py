@@ -10,9 +10,10 @@ import pytest
 from elmanctl.constants import ASYNCHRONOUS, CMA_GP, LHS_CMA, OPTIMIZERS, STUDY
 from elmanctl.errors import ConfigError, SearchPaused
 from elmanctl.ledger.payloads import EvaluationReopened, Payload
-from elmanctl.ledger.records import RunStatus, State, Submission, VerdictKind
+from elmanctl.ledger.records import RunStatus, State, VerdictKind
 from elmanctl.ledger.run_state import RunState
 from elmanctl.ledger.state import load_run
+from elmanctl.ledger.submissions import Submission
 from elmanctl.schedulers.executor import LiveJob, PollResult
 from elmanctl.search.session import Session
 from tests.integration.runs import losses, points

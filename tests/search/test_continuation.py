@@ -2,7 +2,14 @@
 
 import pytest
 
-from elmanctl.ledger.records import Attempt, Cause, Evidence, EvidenceSource, Verdict, VerdictKind
+from elmanctl.ledger.records import (
+    Attempt,
+    Cause,
+    Evidence,
+    EvidenceSource,
+    Verdict,
+    VerdictKind,
+)
 from elmanctl.search.workload import checkpoint_folders
 from elmanctl.verdicts.policy import rule_of
 

@@ -15,10 +15,11 @@ from elmanctl.ledger import files
 from elmanctl.ledger.disk import space_of
 from elmanctl.ledger.files import encode_json
 from elmanctl.ledger.payloads import Payload
-from elmanctl.ledger.records import RunStatus, State, Submission
+from elmanctl.ledger.records import RunStatus, State
 from elmanctl.ledger.reserve import PART_BYTES, RESERVE_FOLDER, full_disk, parts_held, write_over
 from elmanctl.ledger.run_state import RunState
 from elmanctl.ledger.state import load_run
+from elmanctl.ledger.submissions import Submission
 from elmanctl.run.paths import AttemptPaths
 from elmanctl.schedulers.submission import write_pickles
 from elmanctl.search import dispatch

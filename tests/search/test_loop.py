@@ -14,9 +14,10 @@ from elmanctl.errors import (
 from elmanctl.ledger.disk import Space
 from elmanctl.ledger.payloads import EvaluationReopened
 from elmanctl.ledger.quota import Quota
-from elmanctl.ledger.records import RunStatus, State, SubmissionState, VerdictKind
+from elmanctl.ledger.records import RunStatus, State, VerdictKind
 from elmanctl.ledger.run_state import RunState
 from elmanctl.ledger.state import load_run
+from elmanctl.ledger.submissions import SubmissionState
 from elmanctl.schedulers.executor import JobReport, JobState, SubmissionUnknown
 from elmanctl.search import disk_admission
 from elmanctl.search.session import Session

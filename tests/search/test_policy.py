@@ -11,9 +11,10 @@ import pytest
 from elmanctl.codec import encode
 from elmanctl.errors import ConfigError, SearchPaused, SubmissionError, UsageError
 from elmanctl.ledger.payloads import NodeExcluded, Payload
-from elmanctl.ledger.records import Resources, RunStatus, State, Submission, Task
+from elmanctl.ledger.records import RunStatus, State
 from elmanctl.ledger.run_state import RunState
 from elmanctl.ledger.state import load_run
+from elmanctl.ledger.submissions import Resources, Submission, Task
 from elmanctl.run.paths import RunPaths
 from elmanctl.schedulers.submission import make_script
 from elmanctl.search.effective_settings import avoided_nodes

@@ -6,9 +6,10 @@ from pathlib import Path
 import pytest
 
 from elmanctl.errors import SubmissionError
-from elmanctl.ledger.records import RunStatus, Submission, SubmissionState
+from elmanctl.ledger.records import RunStatus
 from elmanctl.ledger.run_state import RunState
 from elmanctl.ledger.state import load_run
+from elmanctl.ledger.submissions import Submission, SubmissionState
 from elmanctl.schedulers.executor import (
     LiveJob,
     PollResult,

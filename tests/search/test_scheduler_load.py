@@ -10,9 +10,10 @@ import pytest
 
 from elmanctl import clock
 from elmanctl.errors import EnvironmentNotReady
-from elmanctl.ledger.records import State, SubmissionState, VerdictKind
+from elmanctl.ledger.records import State, VerdictKind
 from elmanctl.ledger.requests import leave_request
 from elmanctl.ledger.run_state import RunState
+from elmanctl.ledger.submissions import SubmissionState
 from elmanctl.schedulers.slurm_executor import SlurmExecutor
 from elmanctl.search.loop import Controller
 from elmanctl.search.poll import QueryPace

@@ -6,7 +6,8 @@ from dataclasses import replace
 import pytest
 
 from elmanctl.errors import EnvironmentNotReady
-from elmanctl.ledger.records import Resources, RunStatus, Submission
+from elmanctl.ledger.records import RunStatus
+from elmanctl.ledger.submissions import Resources, Submission
 from elmanctl.schedulers.executor import JobReport, JobState, LiveJob, PollResult
 from elmanctl.search import starved_jobs
 from elmanctl.search.session import Session

@@ -27,12 +27,13 @@ from elmanctl.ledger.disk import Space
 from elmanctl.ledger.files import write_json
 from elmanctl.ledger.payloads import Payload
 from elmanctl.ledger.quota import Quota
-from elmanctl.ledger.records import Evaluation, RunStatus, State, SubmissionState, VerdictKind
+from elmanctl.ledger.records import Evaluation, RunStatus, State, VerdictKind
 from elmanctl.ledger.requests import leave_request
 from elmanctl.ledger.run_state import RunState
 from elmanctl.ledger.snapshot import load_summary
 from elmanctl.ledger.spending import Spent, cost_of, devices
 from elmanctl.ledger.state import load_run
+from elmanctl.ledger.submissions import SubmissionState
 from elmanctl.ledger.summary import summarize
 from elmanctl.search import disk_admission
 from elmanctl.search.actions import perform

@@ -16,6 +16,7 @@ from elmanctl.ledger.lease import Lease
 from elmanctl.ledger.records import RunStatus, State
 from elmanctl.ledger.requests import leave_request
 from elmanctl.ledger.run_state import RunState
+from elmanctl.ledger.submissions import Task
 from elmanctl.schedulers.executor import Executor
 from elmanctl.schedulers.slurm_executor import SlurmExecutor
 from elmanctl.search.loop import Controller
@@ -51,8 +52,8 @@ class Workstation(ScriptedExecutor):
 
     tasks_per_submission = 1
 
-    def free_slots(self, busy: Iterable[int | None]) -> Sequence[int | None]:
-        taken = set(busy)
+    def free_slots(self, busy: Iterable[Task]) -> Sequence[int | None]:
+        taken = {task.slot for task in busy}
         return [slot for slot in range(self.slots) if slot not in taken]
 
 
@@ -231,6 +232,7 @@ def test_cancelled_run_leaves_and_the_others_finish(runs: Runs) -> None:
 
 
 POLL_S = 60.0
+MAX_JOBS = 7
 TURN_S = 5.0
 
 
@@ -268,7 +270,7 @@ class SharedCluster:
         text = "".join(f"{row}\n" for row in rows)
         (self.tools.folder / "squeue.out").write_text(text, encoding="utf-8")
 
-    def drive(self, minutes: float, max_jobs: int) -> list[RunState]:
+    def drive(self, minutes: float) -> list[RunState]:
         """Let the controllers work for so long, by their own clock."""
         pace = QueryPace(POLL_S, now=lambda: self.now)
 
@@ -279,7 +281,7 @@ class SharedCluster:
 
         self.together.every_turn = turn
         members = self.together.drive(
-            lambda run: SlurmExecutor(run.paths, max_jobs=max_jobs),
+            lambda run: SlurmExecutor(run.paths, max_jobs=MAX_JOBS),
             pace=lambda: pace,
             now=lambda: self.now,
         )
@@ -289,12 +291,12 @@ class SharedCluster:
 
 @pytest.fixture
 def shared_cluster(runs: Runs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> SharedCluster:
-    made = [runs.new(slurm={"poll_s": POLL_S}, population=6) for _ in range(3)]
+    made = [runs.new(slurm={"poll_s": POLL_S}, population=6, max_jobs=MAX_JOBS) for _ in range(3)]
     return SharedCluster(Together(made), SlurmTools(tmp_path / "bin", monkeypatch))
 
 
 def test_jobs_in_flight_are_divided_between_runs(shared_cluster: SharedCluster) -> None:
-    states = shared_cluster.drive(minutes=0.5, max_jobs=7)
+    states = shared_cluster.drive(minutes=0.5)
     assert sorted(len(state.live_attempts()) for state in states) == [2, 2, 3]
     # One array each: a share is not submitted job by job.
     assert shared_cluster.tools.called("sbatch") == 3
@@ -303,8 +305,8 @@ def test_jobs_in_flight_are_divided_between_runs(shared_cluster: SharedCluster) 
 def test_two_commands_a_poll_are_asked_for_any_number_of_runs(
     shared_cluster: SharedCluster,
 ) -> None:
-    states = shared_cluster.drive(minutes=14, max_jobs=7)
-    assert shared_cluster.most == 7
+    states = shared_cluster.drive(minutes=14)
+    assert shared_cluster.most == MAX_JOBS
     times = shared_cluster.asked
     busiest = max(sum(start <= at < start + POLL_S for at in times) for start in times)
     assert busiest <= 2

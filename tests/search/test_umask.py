@@ -7,10 +7,11 @@ from pathlib import Path
 import pytest
 
 from elmanctl.errors import ForeignFolder, LedgerError
-from elmanctl.ledger.records import RunStatus, Submission
+from elmanctl.ledger.records import RunStatus
 from elmanctl.ledger.requests import answer_request, leave_request, pending_requests
 from elmanctl.ledger.run_state import RunState
 from elmanctl.ledger.state import load_run
+from elmanctl.ledger.submissions import Submission
 from elmanctl.run.corpus_packing import pack_folders
 from elmanctl.run.paths import RunPaths
 from elmanctl.run.training import Training

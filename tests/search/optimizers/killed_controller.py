@@ -13,7 +13,7 @@ import sys
 from pathlib import Path
 
 from elmanctl.ledger.payloads import Payload
-from elmanctl.ledger.records import Submission
+from elmanctl.ledger.submissions import Submission
 from elmanctl.search.session import Session
 from tests.search.scripted import Run, World
 

@@ -1,0 +1,86 @@
+"""The records of a submission: its tasks, the resources that it asks for, the answer to it."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+
+from elmanctl.codec import json_field
+
+
+class SubmissionState(StrEnum):
+    """The state of a submission: intended until the scheduler's answer is on record."""
+
+    INTENDED = "intended"
+    ACCEPTED = "accepted"
+    REFUSED = "refused"
+    ABANDONED = "abandoned"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Task:
+    """One element of a submission: which attempt it runs, on which local slot, and its GPUs there.
+
+    `gpus` are entries of `local.gpus`, whose order may change while the attempt runs.
+    """
+
+    index: int
+    evaluation: str
+    attempt: int
+    slot: int | None = json_field(default=None, omit=True)
+    gpus: tuple[int | str, ...] = json_field(default=(), omit=True)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Resources:
+    """The request of one job; `timeout_min` is its time limit in minutes, 0 where it is unknown.
+
+    It runs `tasks_per_node` tasks on each of so many `nodes`, one for each GPU that trains the same
+    model; `gres` and `mem_gb` are those of a node.  `exclude` names the nodes that it must not run
+    on.
+    """
+
+    timeout_min: int | float = json_field(default=0, omit=True)
+    nodes: int = json_field(default=1, omit=True)
+    tasks_per_node: int = json_field(default=1, omit=True)
+    partition: str | None = json_field(default=None, omit=True)
+    account: str | None = json_field(default=None, omit=True)
+    gres: str | None = json_field(default=None, omit=True)
+    mem_gb: int | float | None = json_field(default=None, omit=True)
+    cpus: int | None = json_field(default=None, omit=True)
+    setup: tuple[str, ...] = json_field(default=(), omit=True)
+    extra: Mapping[str, object] = json_field(default_factory=dict, omit=True)
+    python: str | None = json_field(default=None, omit=True)
+    exclude: tuple[str, ...] = json_field(default=(), omit=True)
+
+    @property
+    def tasks(self) -> int:
+        """The tasks of one job, the ranks of its training."""
+        return self.nodes * self.tasks_per_node
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SubmissionIntent:
+    """A call of sbatch, or of the local executor, that is about to be made.
+
+    It is an array of tasks under one job name; without `is_array` one task, whose job has its id.
+    """
+
+    id: str
+    job_name: str
+    tasks: tuple[Task, ...]
+    resources: Resources = Resources()
+    is_array: bool = json_field(default=True, omit=True)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Submission(SubmissionIntent):
+    """A submission, and the scheduler's answer to it."""
+
+    state: SubmissionState = SubmissionState.INTENDED
+    job_id: str | None = None
+    intended_at: str | None = None
+    error: str | None = None
+
+    def job_of(self, job_id: str, index: int) -> str:
+        """Return the id of one task's job, given the id that the submission got."""
+        return f"{job_id}_{index}" if self.is_array else job_id
