@@ -9,7 +9,7 @@ from elmanctl.cli.output import counted, format_bytes, print_json, print_line, s
 from elmanctl.cli.rows import describe_start, describe_sweep, fate_of_infeasible
 from elmanctl.codec import encode
 from elmanctl.config import Resolved
-from elmanctl.constants import ASHA, CURVE, STUDY
+from elmanctl.constants import ASHA, ASYNCHRONOUS, CURVE, STUDY
 from elmanctl.errors import together
 from elmanctl.ledger.submissions import Submission, Task
 from elmanctl.models.params import format_count
@@ -49,6 +49,8 @@ def describe_plan(plan: SearchPlan, resolved: Resolved) -> str:
     rules = describe_stop_rules(search)
     rules = f"ends {rules}\n" if rules else ""
     rules += describe_stopping(plan.settings.stopping)
+    if search.mode == ASYNCHRONOUS:
+        rules += "asynchronous: asks a point for each evaluation that ends\n"
     refused = (
         f"\n{plan.refused_share:.0%} of the first points are infeasible (invalid, or off the "
         f"parameter budget) and {fate_of_infeasible(search.optimizer)}"
@@ -106,7 +108,7 @@ def _at_once_in_all(plans: Sequence[SearchPlan]) -> int:
     local = first.settings.local
     slots = local.at_once(first.settings.train.gpus)
     most = slots if first.executor == "local" else first.settings.search.max_jobs
-    return min(most, sum(plan.settings.search.population for plan in plans))
+    return min(most, sum(map(_asked_at_once, plans)))
 
 
 def _describe_cost(plan: SearchPlan) -> str:
@@ -204,7 +206,7 @@ def print_dry_run(plans: Sequence[SearchPlan], resolved: Resolved, *, as_json: b
     for number, (plan, script) in enumerate(zip(plans, scripts, strict=True)):
         if number and script is not None:
             print_line()
-        local = f"would run {_at_once(plan)} evaluations at a time in {plan.folder}"
+        local = f"would run {counted(_at_once(plan), 'evaluation')} at a time in {plan.folder}"
         print_line(local if script is None else script)
 
 
@@ -314,19 +316,28 @@ def plan_data(plan: SearchPlan) -> dict[str, Any]:
 
 def _at_once(plan: SearchPlan) -> int:
     slots = plan.settings.local.at_once(plan.settings.train.gpus)
-    return min(slots, plan.settings.search.population)
+    return min(slots, _asked_at_once(plan))
+
+
+def _asked_at_once(plan: SearchPlan) -> int:
+    """Return how many points a search asks before any of them has ended, if there are slots."""
+    search = plan.settings.search
+    return plan.evaluations if search.mode == ASYNCHRONOUS else search.population
 
 
 def _first_script(plan: SearchPlan) -> str:
-    """Return the sbatch script of the first generation, with a placeholder for its token."""
+    """Return the sbatch script of the first submission, with a placeholder for its token."""
     from elmanctl.schedulers.submission import make_script
 
+    search = plan.settings.search
+    count = search.population
+    if search.mode == ASYNCHRONOUS:
+        count = min(search.max_jobs, plan.evaluations)
     submission = Submission(
         id="s0001",
         job_name=f"elman-{plan.name}-TOKEN-s0001",
         tasks=tuple(
-            Task(index=index, evaluation=f"g000-e{index:02}", attempt=1)
-            for index in range(plan.settings.search.population)
+            Task(index=index, evaluation=f"g000-e{index:02}", attempt=1) for index in range(count)
         ),
         resources=plan.resources,
     )

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from elmanctl.constants import LOOKS
+from elmanctl.constants import ASYNCHRONOUS, LOOKS
 from elmanctl.errors import ConfigError, UsageError
 from elmanctl.ledger.files import write_json
 from elmanctl.ledger.payloads import (
@@ -29,7 +29,7 @@ from elmanctl.search.costs import failures, wasted
 from elmanctl.search.limits import check_limits
 from elmanctl.search.session import Session
 from elmanctl.settings import Settings
-from tests.search.scripted import Run, Runs, World, loss_of
+from tests.search.scripted import Run, Runs, ScriptedExecutor, World, loss_of
 
 pytestmark = pytest.mark.usefixtures("no_power_failures")
 
@@ -122,6 +122,21 @@ def test_search_stops_what_will_not_be_its_best(make: Make) -> None:
         told = dict(state.told[evaluation.generation])[name]
         assert told >= attempt.stop.predicted
         assert told == pytest.approx(loss_of(evaluation.config, evaluation.lr), abs=0.5)
+
+
+def test_asynchronous_search_learns_the_prediction_of_what_it_stops(make: Make) -> None:
+    run = make(mode=ASYNCHRONOUS, generations=4)
+    ticks = count(1000)
+    executor = ScriptedExecutor(run.world, slots=6)
+    state = run.drive(executor=executor, now=lambda: float(next(ticks)))
+    assert state.status is RunStatus.FINISHED and len(state.evaluations) == 24
+    names = stopped(state)
+    assert names
+    for name in names:
+        stop = state.evaluations[name].stop
+        assert stop is not None and state.reported[name] >= stop.predicted
+    assert state.reported.keys() == state.evaluations.keys()
+    assert set(run.world.trained.values()) == {1}
 
 
 def test_what_was_stopped_is_neither_a_failure_nor_waste_and_its_savings_are_known(

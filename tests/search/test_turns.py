@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from elmanctl.constants import ASYNCHRONOUS
 from elmanctl.errors import SearchPaused
 from elmanctl.ledger.lease import Lease
 from elmanctl.ledger.records import RunStatus, State
@@ -141,6 +142,56 @@ def test_runs_get_equally_far_and_never_two_on_one_slot(runs: Runs, slots: int) 
     for member in members:
         assert member.session.state.status is RunStatus.FINISHED
         assert member.session.state.counts()[State.COMPLETED] == 8
+
+
+def test_asynchronous_searches_share_the_slots_and_leave_none_idle(runs: Runs) -> None:
+    together = Together([runs.new(mode=ASYNCHRONOUS, generations=4) for _ in range(2)])
+    together.runs[0].world.script = {"g000-e01": ["python_error"], "g001-e02": ["node_failure"]}
+    live: list[int] = []
+    progress: list[int] = []
+
+    def look(states: list[RunState]) -> None:
+        slots = live_slots(states)
+        assert len(set(slots)) == len(slots) <= 3
+        if all(len(state.evaluations) < 16 for state in states):
+            live.append(len(slots))
+            progress.append(abs(started(states[0]) - started(states[1])))
+
+    together.every_turn = look
+    members = together.drive(on(3))
+    assert [member.error for member in members] == [None] * 2
+    for member in members:
+        assert member.session.state.counts()[State.COMPLETED] == 16
+    # What became free after a run had its turn is filled in the next one.
+    assert {max(live[i : i + 6]) for i in range(len(live) - 5)} == {3} and len(live) > 20
+    assert max(progress) <= 2
+
+
+def test_run_that_cannot_ask_takes_no_share_of_the_slots(runs: Runs) -> None:
+    """All places of the first run are asked but those of repeats that wait for the slow one."""
+    few = {
+        "n_heads": {"kind": "int", "low": 4, "high": 5},
+        "lr": {"kind": "choice", "values": [1e-2, 2e-2]},
+    }
+    blocked = runs.new(mode=ASYNCHRONOUS, generations=9, axes=few, optimizer="random")
+    other = runs.new(mode=ASYNCHRONOUS, generations=9)
+    together = Together([blocked, other])
+    blocked.world.held = {f"g{g:03}-e{e:02}" for g in range(9) for e in range(4)}
+    seen: list[list[int]] = []
+
+    def look(states: list[RunState]) -> None:
+        if len(states[1].evaluations) < 36:
+            seen.append([len(live_slots([state])) for state in states])
+        else:
+            blocked.world.held = set()
+
+    together.every_turn = look
+    members = together.drive(on(8))
+    assert [member.error for member in members] == [None] * 2
+    # Four configurations, and then four repeats that wait: the rest of the slots are the other's.
+    assert max(one for one, _ in seen) == 4
+    others = [two for _, two in seen]
+    assert {max(others[i : i + 4]) for i in range(2, len(others) - 3)} == {4}
 
 
 def test_company_changes_nothing_that_a_search_finds(runs: Runs) -> None:
