@@ -5,7 +5,7 @@ from dataclasses import asdict
 from typing import Any
 
 from elmanctl import clock
-from elmanctl.constants import STUDY
+from elmanctl.constants import ASYNCHRONOUS, STUDY
 from elmanctl.ledger.records import Attempt, Evaluation, State, Stop, Verdict
 from elmanctl.ledger.run_state import RunState
 from elmanctl.ledger.summary import RunSummary
@@ -44,10 +44,15 @@ def corpus_line(run: Mapping[str, Any]) -> str:
 
 
 def start_line(run: Mapping[str, Any]) -> str:
-    """Return one line on the start point of a search, its source, and the optimizer's seed."""
+    """Return one line on the start point of a search, its source, the optimizer's seed, the mode.
+
+    Nothing is said of generations, the default.
+    """
     start = run["start"]
     line = describe_start(start.get("values", {}), start["source"], run["optimizer"]["seed"])
-    return line + describe_sweep(run["space"].get("sweep", {}))
+    is_asynchronous: bool = run["settings"]["search"].get("mode") == ASYNCHRONOUS
+    mode = "; asynchronous" * is_asynchronous
+    return line + describe_sweep(run["space"].get("sweep", {})) + mode
 
 
 def describe_start(values: Mapping[str, Any], source: str, seed: int) -> str:

@@ -130,7 +130,23 @@ def test_dry_run_prints_the_script_of_the_first_generation_and_writes_nothing(
         *("search", "e88", "--local", "--preset", "tiny"), "--data", str(corpus), "--dry-run"
     )
     assert "would run 2 evaluations at a time" in succeeded(local)
+    assert "asynchronous" not in local.stderr + done.stderr
     assert snapshot() == {}
+
+
+@pytest.mark.torch
+def test_dry_run_of_an_asynchronous_search_has_as_many_jobs_as_are_in_flight(
+    quick: QuickCommandLine, corpus: Path
+) -> None:
+    words = ("search", "e88", "--preset", "tiny", "--data", str(corpus), "--dry-run")
+    mode = ("--asynchronous", "--population", "5")
+    done = quick(*words, *mode)
+    assert "#SBATCH --array=0-4%5" in succeeded(done).splitlines()
+    assert "asynchronous: asks a point for each evaluation that ends" in done.stderr
+    wide = quick(*words, *mode, "--set", "search.max_jobs=9")
+    assert "#SBATCH --array=0-8%9" in succeeded(wide).splitlines()
+    local = quick(*words, *mode, "--local", "--workers", "7")
+    assert "would run 7 evaluations at a time" in succeeded(local)
 
 
 @pytest.mark.torch
