@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from elmanctl.cli import run_client
+from elmanctl.constants import MODES
 from elmanctl.errors import ConfigError, NotFound, UsageError
 from elmanctl.ledger.disk import measure
 from elmanctl.ledger.payloads import Payload
@@ -147,10 +148,11 @@ def test_requeue_that_cannot_be_is_answered_with_the_reason(
     assert driven.join().status is RunStatus.FINISHED
 
 
+@pytest.mark.parametrize("mode", MODES)
 def test_cancelled_evaluation_is_ended_by_the_controller_and_not_told(
-    runs: Runs, with_commands: WithCommands, start: Start
+    runs: Runs, with_commands: WithCommands, start: Start, mode: str
 ) -> None:
-    run = runs.new(generations=1)
+    run = runs.new(generations=1, mode=mode)
     run.world.held = {"g000-e00", "g000-e01"}
     driven = start(run)
     driven.wait_for(is_running("g000-e01"))

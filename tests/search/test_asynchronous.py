@@ -267,3 +267,37 @@ def test_what_needs_whole_generations_is_refused(
 ) -> None:
     with pytest.raises(ConfigError, match=words):
         new_run(runs, **changes)
+
+
+def test_best_so_far_are_confirmed_before_the_search_goes_on(runs: Runs) -> None:
+    run = new_run(runs, confirm_top=1, confirm_seeds=2)
+
+    def stop_in_time(session: Session) -> None:
+        if len(session.state.reported) == 6:
+            run.stop.set()
+
+    run.view.every_turn = stop_in_time
+    assert drive(run).status is RunStatus.INTERRUPTED
+    run.view.every_turn = lambda session: None
+    run.stop.clear()
+    state = run.drive(executor=OneByOne(run.world, slots=SLOTS), confirms_now=True)
+    # What ran has ended and was reported, and no point was asked for its slots.
+    assert (state.status, len(state.reported)) == (RunStatus.PAUSED, 6 + SLOTS)
+    assert state.counts()[State.COMPLETED] == 6 + SLOTS + 2
+    assert len(state.confirmations) == 1
+    state = drive(run)
+    assert state.status is RunStatus.FINISHED and len(state.reported) == 16
+
+
+def test_budget_pauses_the_search_and_a_larger_one_goes_on(runs: Runs) -> None:
+    run = new_run(runs, budget={"evaluations": 9})
+    with pytest.raises(SearchPaused, match="budget"):
+        drive(run)
+    paused = load_run(run.folder).state
+    # What was asked for slots that became free waits, and no more is asked than there are slots.
+    assert len(paused.reported) == 9 and len(paused.evaluations) == 9 + SLOTS
+    with Session.open(run.folder) as session:
+        session.change_settings({"budget.evaluations": 30})
+    state = drive(run)
+    assert state.status is RunStatus.FINISHED and len(state.reported) == 16
+    assert told(state)[: len(told(paused))] == told(paused)
