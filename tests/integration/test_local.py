@@ -16,6 +16,8 @@ from tests.integration.runs import (
     KILLED_AT,
     assert_same_search,
     load,
+    losses,
+    points,
     search_arguments,
     trained_attempts,
     wait_for,
@@ -73,6 +75,39 @@ def test_controller_killed_again_and_again_loses_and_repeats_nothing(
     assert resumed.returncode == 0, resumed.stderr
     state = assert_same_search(folder, undisturbed_standins)
     assert {len(e.attempts) for e in state.evaluations.values()} == {1}
+
+
+def test_asynchronous_controller_killed_again_and_again_goes_on_by_its_ledger(
+    elmanctl: CommandLine, corpus: Path
+) -> None:
+    user = with_standins(elmanctl, seconds=0.5)
+    user.environment["STANDIN_SECONDS"] = "0.2,1.5"
+    folder = user.folder / "runs" / "run"
+    arguments = [*search_arguments(corpus), "--local", "--asynchronous", "--workers", "3"]
+    asked: dict[str, tuple[float, ...]] = {}
+    for moment, kind, count in (
+        ("after", "points_asked", 1),
+        ("before", "submission_accepted", 1),
+        ("before", "value_reported", 2),
+        ("after", "value_reported", 1),
+        ("after", "points_asked", 2),
+        ("before", "generation_told", 1),
+        ("after", "generation_told", 1),
+    ):
+        killed = user.start([moment, kind, str(count), *arguments], program=(KILLED_AT,))
+        output, _ = killed.communicate(timeout=PATIENCE_S)
+        assert killed.returncode == -9, (moment, kind, output)
+        arguments = ["resume"]
+        # Nothing that was asked before is asked in another way.
+        assert asked.items() <= points(load(folder)).items()
+        asked = points(load(folder))
+    resumed = user("resume")
+    assert resumed.returncode == 0, resumed.stderr
+    state = load(folder)
+    assert state.status is RunStatus.FINISHED and len(state.evaluations) == 8
+    assert state.reported == losses(state)
+    assert {len(e.attempts) for e in state.evaluations.values()} == {1}
+    assert len(trained_attempts(folder)) == 8
 
 
 def test_controller_killed_while_it_confirms_trains_each_confirmation_once(
