@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -80,8 +81,8 @@ def test_controller_killed_again_and_again_loses_and_repeats_nothing(
 def test_asynchronous_controller_killed_again_and_again_goes_on_by_its_ledger(
     elmanctl: CommandLine, corpus: Path
 ) -> None:
-    user = with_standins(elmanctl, seconds=0.5)
-    user.environment["STANDIN_SECONDS"] = "0.2,1.5"
+    user = with_standins(elmanctl)
+    user = replace(user, environment={**user.environment, "STANDIN_SECONDS": "0.2,1.5"})
     folder = user.folder / "runs" / "run"
     arguments = [*search_arguments(corpus), "--local", "--asynchronous", "--workers", "3"]
     asked: dict[str, tuple[float, ...]] = {}
