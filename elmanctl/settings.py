@@ -151,6 +151,13 @@ class SlurmSettings:
     )
     mem_gb: float | None = setting(None, "Host memory of one job", above=0, most=_MOST_HOST_GB)
     cpus: int | None = setting(None, "CPUs of one job", least=1, most=_MOST_CPUS)
+    per_job: int = setting(
+        1,
+        "Attempts of one job, e.g. the GPUs of a node; a job asks for so many times as much",
+        least=1,
+        most=1000,
+        absent=1,
+    )
     timeout_min: int | None = setting(
         None, "Time limit; default the training budget and a margin", least=1, most=YEAR_MIN
     )

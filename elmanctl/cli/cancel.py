@@ -1,6 +1,6 @@
 """The `cancel` command: cancel evaluations or a whole run, then check that their jobs ended."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any
 
 from typer import Context, Option
@@ -10,6 +10,7 @@ from elmanctl.cli.output import columns, confirm, counted, print_json, print_tab
 from elmanctl.cli.run_client import act_on_run
 from elmanctl.errors import PartialFailure, UsageError
 from elmanctl.ledger.records import Evaluation
+from elmanctl.schedulers.lanes import slurm_job
 from elmanctl.search.actions import to_cancel
 from elmanctl.search.cancelled_jobs import Now
 from elmanctl.search.requeue import last_kind
@@ -74,7 +75,7 @@ def _check_jobs_ended(answer: Mapping[str, Any]) -> None:
         raise PartialFailure(
             "the evaluations are closed, but "
             f"{len(there)} of their jobs still exist: {jobs}{error}",
-            hint=f"end them with `scancel {' '.join(str(row['job']) for row in there)}`",
+            hint=_remedy([str(row["job"]) for row in there]),
         )
     lost = [row["evaluation"] for row in answer["cancelled"] if row["now"] == Now.UNKNOWN]
     if lost:
@@ -84,6 +85,12 @@ def _check_jobs_ended(answer: Mapping[str, Any]) -> None:
             f"{', '.join(lost)} have ended: {why}{error}",
             hint="check with `squeue --me`, and end them with scancel",
         )
+
+
+def _remedy(jobs: Sequence[str]) -> str:
+    if any(slurm_job(job) != job for job in jobs):
+        return "cancel them again: scancel would end the other attempts of their jobs, too"
+    return f"end them with `scancel {' '.join(jobs)}`"
 
 
 def _print_plan(chosen: list[Evaluation], *, as_json: bool) -> None:

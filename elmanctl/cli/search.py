@@ -39,7 +39,7 @@ from elmanctl.ledger.spending import gpus_asked
 from elmanctl.run.ownership import refuse_foreign_files
 from elmanctl.run.paths import RunPaths
 from elmanctl.schedulers import make_executor
-from elmanctl.schedulers.cluster import check_gpus_of_nodes
+from elmanctl.schedulers.cluster import check_gpus_of_nodes, check_lanes_of_nodes
 from elmanctl.schedulers.slurm import Slurm
 from elmanctl.search.plan import SearchPlan, plan_search
 from elmanctl.search.run_creation import create_run, discard_run
@@ -236,7 +236,9 @@ def search(
     check_partition(first.executor, first.settings.slurm.partition)
     if first.executor == "slurm":
         resources = first.resources
-        check_gpus_of_nodes(resources, gpus_asked(resources) // resources.nodes, Slurm())
+        gpus_each = gpus_asked(resources) // resources.nodes
+        check_gpus_of_nodes(resources, gpus_each, Slurm())
+        check_lanes_of_nodes(resources, gpus_each, Slurm())
     for plan in plans:
         warn_of_plan(plan)
     described = describe_plans(plans, resolved)

@@ -32,11 +32,11 @@ class Task:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Resources:
-    """The request of one job; `timeout_min` is its time limit in minutes, 0 where it is unknown.
+    """The request of one attempt; `timeout_min` is its limit in minutes, 0 where it is unknown.
 
     It runs `tasks_per_node` tasks on each of so many `nodes`, one for each GPU that trains the same
     model; `gres` and `mem_gb` are those of a node.  `exclude` names the nodes that it must not run
-    on.
+    on.  One job has `per_job` attempts, and asks for so many times as much.
     """
 
     timeout_min: int | float = json_field(default=0, omit=True)
@@ -51,6 +51,7 @@ class Resources:
     extra: Mapping[str, object] = json_field(default_factory=dict, omit=True)
     python: str | None = json_field(default=None, omit=True)
     exclude: tuple[str, ...] = json_field(default=(), omit=True)
+    per_job: int = json_field(default=1, omit=True)
 
     @property
     def tasks(self) -> int:
@@ -82,5 +83,17 @@ class Submission(SubmissionIntent):
     error: str | None = None
 
     def job_of(self, job_id: str, index: int) -> str:
-        """Return the id of one task's job, given the id that the submission got."""
-        return f"{job_id}_{index}" if self.is_array else job_id
+        """Return the id of one task's job, given the id that the submission got.
+
+        Where a job has several attempts, the lane is part of it: `4711_0.lane2`.
+        """
+        per_job = self.resources.per_job
+        lane = f".lane{index % per_job}" if per_job > 1 else ""
+        return f"{job_id}_{index // per_job}{lane}" if self.is_array else f"{job_id}{lane}"
+
+    def lanes_of(self, index: int) -> tuple[int, ...]:
+        """Return the tasks that share a job with one, itself among them; none without lanes."""
+        per_job = self.resources.per_job
+        first = index - index % per_job
+        most = min(first + per_job, len(self.tasks))
+        return tuple(range(first, most)) if per_job > 1 else ()

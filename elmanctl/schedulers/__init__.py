@@ -13,4 +13,4 @@ def make_executor(paths: RunPaths, name: str, settings: Settings) -> Executor:
         return LocalExecutor(paths, settings.local, ranks=settings.train.gpus)
     from elmanctl.schedulers.slurm_executor import SlurmExecutor
 
-    return SlurmExecutor(paths, max_jobs=settings.search.max_jobs)
+    return SlurmExecutor(paths, max_jobs=settings.search.max_jobs, per_job=settings.slurm.per_job)

@@ -200,6 +200,34 @@ def check_gpus_of_nodes(resources: Resources, asked: int, slurm: Slurm) -> None:
         )
 
 
+def check_lanes_of_nodes(resources: Resources, gpus: int, slurm: Slurm) -> None:
+    """Raise EnvironmentNotReady if no node of the partition has room for a job of several attempts.
+
+    `gpus` are those of one attempt.  What the cluster does not say of its nodes is no limit.
+    """
+    if resources.per_job == 1:
+        return
+    known = parse_partitions(_Asking(slurm).answer(["sinfo", "-a", "-h", "-o", _SINFO]))
+    partitions = requested_partitions(known, resources.partition or "")
+    needs = {
+        "GPUs": (gpus, max((one.gpus for one in partitions), default=0)),
+        "CPUs": (resources.cpus or 1, max((one.cpus for one in partitions), default=0)),
+        "GB of memory": (
+            resources.mem_gb or 0,
+            max((one.mem_mb for one in partitions), default=0) / 1024,
+        ),
+    }
+    for what, (each, most) in needs.items():
+        asked = each * resources.per_job
+        if partitions and asked > most and (most or what == "GPUs"):
+            fit = int(most // each)
+            raise EnvironmentNotReady(
+                f"a job asks for {asked:g} {what} (`slurm.per_job` is {resources.per_job}), and a "
+                f"node of {_named(partitions)} has at most {most:g}",
+                hint=f"set `slurm.per_job` to {fit}" if fit else "name another partition",
+            )
+
+
 def obstacles(
     partitions: Sequence[Partition], resources: Resources, limit: SubmitLimit | None, max_jobs: int
 ) -> list[str]:

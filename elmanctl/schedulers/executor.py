@@ -47,7 +47,8 @@ class JobReport:
 class LiveJob:
     """A job that the loop polls: its id, its name, and the submission it belongs to.
 
-    `since` is when that submission was intended, as the ledger writes times.
+    `since` is when that submission was intended, as the ledger writes times.  `lanes` are the tasks
+    of the same Slurm job, itself among them; none where it has a job of its own.
     """
 
     job_id: str
@@ -55,6 +56,7 @@ class LiveJob:
     task_index: int
     job_name: str
     since: str | None = None
+    lanes: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,8 +1,12 @@
-"""Slurm executor: each submission is one job array, submitted once and found by its name."""
+"""Slurm executor: each submission is one job array, submitted once and found by its name.
+
+A job has one attempt, or with `slurm.per_job` several, each a lane of it.
+"""
 
 import contextlib
 import errno
 import logging
+import math
 import os
 import re
 import signal
@@ -27,6 +31,7 @@ from elmanctl.schedulers.executor import (
     SubmissionTooLarge,
     SubmissionUnknown,
 )
+from elmanctl.schedulers.lanes import lane_folder, lane_report, slurm_job, to_cancel
 from elmanctl.schedulers.sbatch_answer import Outcome, Reason, SbatchAnswer, read_answer
 from elmanctl.schedulers.slurm import Slurm, SlurmSilent, askable
 from elmanctl.schedulers.slurm_environment import job_environment
@@ -56,9 +61,12 @@ class SlurmExecutor:
 
     name = "slurm"
 
-    def __init__(self, paths: RunPaths, *, max_jobs: int, slurm: Slurm | None = None) -> None:
+    def __init__(
+        self, paths: RunPaths, *, max_jobs: int, per_job: int = 1, slurm: Slurm | None = None
+    ) -> None:
         self._paths = paths
         self._max_jobs = max_jobs
+        self._per_job = per_job
         self._slurm = slurm or Slurm()
         self._accounting = accounting.Accounting(self._slurm)
         self._ends = accounting.PartialEnds()
@@ -73,19 +81,21 @@ class SlurmExecutor:
     @property
     def tasks_per_submission(self) -> int | None:
         """How many attempts one array may hold, 0 until the next poll has asked for it."""
-        return 0 if self._asks_array_limit else self._array_limit
+        return 0 if self._asks_array_limit else self._array_limit * self._per_job
 
     def check(self, *, asks: bool = True) -> None:
         """Raise EnvironmentNotReady when Slurm is not here, or with `asks` does not answer."""
         self._slurm.check(asks=asks)
 
     def adjust(self, settings: Settings) -> None:
-        """Use a changed number of jobs from now on."""
+        """Use a changed number of attempts, or of those in a job, from now on."""
         self._max_jobs = settings.search.max_jobs
+        self._per_job = settings.slurm.per_job
 
     def free_slots(self, busy: Iterable[Task]) -> Sequence[int | None]:
-        """Return one unnumbered slot for each further job that may be queued."""
-        return [None] * max(0, self._max_jobs - len(list(busy)))
+        """Return one unnumbered slot for each further attempt that may be queued, by whole jobs."""
+        jobs = max(0, self._max_jobs - len(list(busy))) // self._per_job
+        return [None] * (jobs * self._per_job)
 
     def gpus_of(self, slot: int | None) -> tuple[int | str, ...]:
         """Return nothing: Slurm chooses the GPUs."""
@@ -132,7 +142,7 @@ class SlurmExecutor:
     def _refusal(self, submission: Submission, answer: SbatchAnswer) -> SubmissionError:
         """Return the error for a refusal."""
         if answer.reason is Reason.ARRAY and submission.is_array:
-            self._learn_array_limit(len(submission.tasks))
+            self._learn_array_limit(math.ceil(len(submission.tasks) / self._per_job))
             return SubmissionTooLarge(answer.words)
         is_deferred = answer.outcome is Outcome.NOT_NOW
         if answer.reason is Reason.POLICY:
@@ -194,6 +204,23 @@ class SlurmExecutor:
         self._asks_array_limit = not self._knows_array_limit
 
     def poll(self, jobs: Sequence[LiveJob], intended: Sequence[Submission]) -> PollResult:
+        """Poll Slurm for all jobs, and read how those of their lanes have ended that have.
+
+        Raises SlurmSilent when squeue cannot be asked.
+        """
+        own = {slurm_job(job.job_id): replace(job, job_id=slurm_job(job.job_id)) for job in jobs}
+        polled = self._poll(list(own.values()), intended)
+        reports = {
+            job.job_id: lane_report(report, self._lane(job)) if job.lanes else report
+            for job in jobs
+            if (report := polled.reports.get(slurm_job(job.job_id))) is not None
+        }
+        return replace(polled, reports=reports)
+
+    def _lane(self, job: LiveJob) -> Path:
+        return lane_folder(self._paths.submission(job.submission), job.task_index)
+
+    def _poll(self, jobs: Sequence[LiveJob], intended: Sequence[Submission]) -> PollResult:
         """Poll squeue for everything, then sacct for what squeue lacks: two commands at most.
 
         An end whose cause squeue may not know waits for sacct, and counts as running meanwhile.
@@ -290,13 +317,15 @@ class SlurmExecutor:
         return reports, found
 
     def cancel(self, jobs: Sequence[LiveJob]) -> None:
-        """Cancel jobs with scancel."""
-        if jobs:
-            self._slurm.cancel([job.job_id for job in jobs])
+        """Cancel jobs with scancel, of lanes whose neighbours go on their steps alone."""
+        ids = to_cancel(jobs, [self._paths.submission(job.submission) for job in jobs])
+        if ids:
+            self._slurm.cancel(ids)
 
     def avoid(self, jobs: Sequence[LiveJob], resources: Resources) -> None:
         """Set the nodes that pending jobs exclude, with scontrol."""
-        self._slurm.exclude([job.job_id for job in jobs], excluded(resources))
+        ids = dict.fromkeys(slurm_job(job.job_id) for job in jobs)
+        self._slurm.exclude(list(ids), excluded(resources))
 
     def log(self, job: LiveJob) -> Path:
         """Return the path of the job's output, as submitit names it."""

@@ -21,11 +21,15 @@ from elmanctl.run.paths import RunPaths
 from elmanctl.schedulers.quoting import check_command, check_path, check_setup, check_value
 
 SCRIPT_NAME = "submission.sh"
+LANES_NAME = "lanes.sh"
 
 # A line of the template is left out where one of its values is not set.
 _TEMPLATE = Path(__file__).with_name(SCRIPT_NAME)
 _PLACEHOLDER = re.compile(r"@([a-z_]+)@")
 _OPTION = "#SBATCH --"
+
+# What comes after it starts the worker.
+_COMMAND = "# command\n"
 
 # The ranks of a job end each other by themselves, and say why; what then still hangs, srun ends.
 _TOGETHER = " --kill-on-bad-exit=0 --wait=60"
@@ -68,8 +72,28 @@ def write_pickles(submission: Submission, folder: Path, paths: RunPaths) -> None
 
 def worker_command(folder: Path, python: str | None) -> str:
     """Return the shell command that starts submitit's worker without modules of its folder."""
-    interpreter = python or shlex.quote(str(as_nodes_see(Path(sys.executable))))
-    return f"{interpreter} -P -u -m submitit.core._submit {shlex.quote(str(folder))}"
+    return f"{_python(python)} -P -u -m submitit.core._submit {shlex.quote(str(folder))}"
+
+
+def _python(python: str | None) -> str:
+    return python or shlex.quote(str(as_nodes_see(Path(sys.executable))))
+
+
+def _first_task(element: str, per_job: int) -> str:
+    """Return the first task of an element of the array, in the shell."""
+    return element if per_job == 1 else f"$(({element} * {per_job}))"
+
+
+def _scaled_gres(gres: str, times: int) -> str:
+    """Return generic resources, `name[:type][:count]` each, so many times over."""
+    if times == 1:
+        return gres
+    scaled = []
+    for word in gres.split(","):
+        *name, last = word.split(":")
+        count, name = (int(last), name) if last.isdecimal() and name else (1, [*name, last])
+        scaled.append(":".join([*name, str(count * times)]))
+    return ",".join(scaled)
 
 
 def worker_environment(code: Path) -> dict[str, str]:
@@ -88,7 +112,11 @@ def make_script(submission: Submission, folder: Path, code: Path) -> str:
     check_path(folder)
     check_path(code)
     values = _values(submission, folder, code)
-    filled = (_fill(line, values) for line in _TEMPLATE.read_text(encoding="utf-8").splitlines())
+    template = _TEMPLATE.read_text(encoding="utf-8")
+    if resources.per_job > 1:
+        head, mark, _ = template.partition(_COMMAND)
+        template = head + mark + _TEMPLATE.with_name(LANES_NAME).read_text(encoding="utf-8")
+    filled = (_fill(line, values) for line in template.splitlines())
     lines = [line for line in filled if line is not None]
     first = next(index for index, line in enumerate(lines) if line.startswith(_OPTION))
     options = {_option_name(line): line for line in lines if line.startswith(_OPTION)}
@@ -105,22 +133,24 @@ def make_script(submission: Submission, folder: Path, code: Path) -> str:
 def _values(submission: Submission, folder: Path, code: Path) -> dict[str, str | None]:
     """Return the values of the template by placeholder, quoted for the shell; None for not set."""
     resources, count = submission.resources, len(submission.tasks)
+    lanes = min(resources.per_job, count)
+    jobs = math.ceil(count / resources.per_job)
     job = "%A_%a" if submission.is_array else "%j"
     own = {
         "account": resources.account or None,
-        "array": f"0-{count - 1}%{count}" if submission.is_array else None,
+        "array": f"0-{jobs - 1}%{jobs}" if submission.is_array else None,
         "chdir": _chdir(),
         "code": code,
         "cpus": resources.cpus or None,
         "exclude": excluded(resources) or None,
         "folder": folder,
-        "gres": resources.gres or None,
+        "gres": _scaled_gres(resources.gres, lanes) if resources.gres else None,
         "job_log": folder / f"{job}_0_log.out",
         "job_name": submission.job_name,
         "nodes": resources.nodes,
-        "mem": None if resources.mem_gb is None else f"{round(resources.mem_gb * 1024)}M",
+        "mem": None if resources.mem_gb is None else f"{round(resources.mem_gb * 1024) * lanes}M",
         "partition": resources.partition or None,
-        "tasks_per_node": resources.tasks_per_node,
+        "tasks_per_node": resources.tasks_per_node * lanes,
         "timeout_min": resources.timeout_min,
         "worker_log": folder / f"{job}_%t_log.out",
     }
@@ -128,7 +158,12 @@ def _values(submission: Submission, folder: Path, code: Path) -> dict[str, str |
     task, job = ("${SLURM_ARRAY_TASK_ID}", "${SLURM_ARRAY_JOB_ID}_${SLURM_ARRAY_TASK_ID}")
     return quoted | {
         "setup": "\n".join(resources.setup) if resources.setup else None,
-        "task": task if submission.is_array else "0",
+        "count": str(count),
+        "lane_gres": f" --gres={shlex.quote(resources.gres)}" if resources.gres else "",
+        "lanes": str(lanes),
+        "per_job": str(resources.per_job),
+        "python": _python(resources.python),
+        "task": _first_task(task, resources.per_job) if submission.is_array else "0",
         "together": _TOGETHER if resources.tasks > 1 else "",
         "job": job if submission.is_array else "${SLURM_JOB_ID}",
         "worker": worker_command(folder, resources.python),

@@ -22,6 +22,7 @@ from elmanctl.ledger.records import (
 )
 from elmanctl.run.progress import heartbeat_age_s, heartbeat_timeout_s, read_table
 from elmanctl.schedulers.executor import Executor, JobReport, JobState, LiveJob, PollResult
+from elmanctl.schedulers.lanes import slurm_job
 from elmanctl.search.file_owners import attempt_sizes
 from elmanctl.search.nodes import NODE_NAME
 from elmanctl.search.poll import live_job
@@ -183,7 +184,7 @@ class Watcher:
         claim = read_table(self._session.paths.attempt(evaluation.id, attempt.number).claim)
         return (
             claim is not None
-            and claim.get("job_id") != attempt.job_id
+            and claim.get("job_id") != slurm_job(str(attempt.job_id))
             and evaluation.state is not State.CANCELLED
             and not self._is_silent(evaluation, attempt)
         )

@@ -18,6 +18,7 @@ from elmanctl.ledger.records import Attempt
 from elmanctl.ledger.reserve import RESERVE_FOLDER
 from elmanctl.ledger.run_state import RunState
 from elmanctl.run.paths import RunPaths
+from elmanctl.schedulers.lanes import lane_folder, slurm_job
 
 OPTIMIZER = "optimizer"
 MODELS = "models"
@@ -29,6 +30,8 @@ _KIND_OF_CATEGORY = {category: kind for kind, category in CATEGORY_OF_KIND.items
 # The folder of a submission holds the files of all its tasks, by job id or by task number.
 _OF_JOB = re.compile(r"(.+)_(?:submitted\.pkl|\d+_result\.pkl|\d+_log\.(?:out|err))")
 _OF_TASK = re.compile(r"task-(\d+)\.pkl")
+# Attempts that share a job have folders of their own, for what is named by the job alone.
+_LANE = re.compile(r"task-(\d+)")
 _ATTEMPT = re.compile(r"attempt-([1-9]\d*)")
 _TEMPORARY = re.compile(r"\..*\.tmp")
 _TORN = re.compile(r"ledger\.torn-.*")
@@ -99,6 +102,10 @@ def _written_by(
             status = os.lstat(f"{submission}/{name}")
             if stat.S_ISREG(status.st_mode):
                 yield name, allocated_bytes(status)
+    if job is not None and slurm_job(job) != job:
+        lane = lane_folder(submission, attempt.task_index)
+        for found in each_once(walk(lane, passes_locked=True)):
+            yield found.parts[-1], found.size_bytes
 
 
 class _Owners:
@@ -160,11 +167,14 @@ class _Owners:
         if submission not in self._state.submissions:
             lost = "a submission that is not on record"
             return OwnedFile(found=found, category=OTHER, orphan=lost)
-        name = rest[0] if len(rest) == 1 else ""
+        lane = _LANE.fullmatch(rest[0]) if rest else None
+        name = rest[-1] if len(rest) == 1 + (lane is not None) else ""
         category = category_of(name) if name else OTHER
         of_job, of_task = _OF_JOB.fullmatch(name), _OF_TASK.fullmatch(name)
         owner = None
-        if of_job:
+        if lane:
+            owner = self._of_task.get((submission, int(lane[1])))
+        elif of_job:
             owner = self._of_job.get((submission, of_job[1]))
         elif of_task:
             owner = self._of_task.get((submission, int(of_task[1])))

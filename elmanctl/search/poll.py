@@ -211,4 +211,5 @@ def live_job(state: RunState, attempt: Attempt) -> LiveJob:
         task_index=attempt.task_index,
         job_name=submission.job_name,
         since=submission.intended_at,
+        lanes=submission.lanes_of(attempt.task_index),
     )

@@ -27,8 +27,8 @@ class Sharer:
         return self.session.state
 
     def busy(self) -> list[Task]:
-        """Return the task of each live attempt."""
-        return [task for _, task in _live(self.state)]
+        """Return the task of each live attempt, and those whose lane its job still holds."""
+        return _holding(self.state)
 
     def held(self) -> list[Task]:
         """Return those whose worker is alive on a numbered slot, of a run that is not driven."""
@@ -90,6 +90,21 @@ def divide(free: int, wanted: Sequence[int], started: Sequence[int]) -> list[int
             break
         given[min(waiting, key=lambda run: started[run] + given[run])] += 1
     return given
+
+
+def _holding(state: RunState) -> list[Task]:
+    """Return the tasks of live attempts, with all of those that share a job with one."""
+    held: dict[tuple[str, int], None] = {}
+    for _, attempt in state.live_attempts():
+        name, index = attempt.submission, attempt.task_index
+        lanes = state.submissions[name].lanes_of(index) or (index,)
+        held |= dict.fromkeys((name, lane) for lane in lanes)
+    tasks = {
+        (name, task.index): task
+        for name in {name for name, _ in held}
+        for task in state.submissions[name].tasks
+    }
+    return [tasks[key] for key in held]
 
 
 def _live(state: RunState) -> list[tuple[Attempt, Task]]:

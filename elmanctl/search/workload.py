@@ -77,8 +77,10 @@ def attempt_resources(settings: Settings, executor: str, changes: Mapping[str, A
         extra=slurm.extra,
         python=slurm.python,
         exclude=tuple(changes.get("exclude", ())),
+        per_job=slurm.per_job,
     )
     _check_enough_gpus(resources, training)
+    _check_lanes(settings)
     return resources
 
 
@@ -104,6 +106,25 @@ def _check_enough_gpus(resources: Resources, training: Training) -> None:
         hint=f"set `slurm.gres` to {more if 'gpu' in gres else f'gpu:{wanted}'}"
         + ("" if asked else ", or `train.device` to cpu"),
     )
+
+
+def _check_lanes(settings: Settings) -> None:
+    """Raise ConfigError for several attempts in a job where one alone needs several GPUs."""
+    per_job, training = settings.slurm.per_job, settings.train
+    if per_job == 1:
+        return
+    if training.gpus * training.nodes > 1:
+        raise ConfigError(
+            f"`slurm.per_job` is {per_job}, and each attempt trains on "
+            f"{training.gpus * training.nodes} GPUs (`train.gpus` x `train.nodes`)",
+            hint="set `slurm.per_job` to 1, or train on one GPU each",
+        )
+    if per_job > settings.search.max_jobs:
+        raise ConfigError(
+            f"`slurm.per_job` is {per_job}, and `search.max_jobs` allows "
+            f"{settings.search.max_jobs} attempts at a time",
+            hint=f"set `search.max_jobs` to {per_job} or more",
+        )
 
 
 def attempt_spec(

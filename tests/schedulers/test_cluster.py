@@ -3,6 +3,7 @@
 import os
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -13,6 +14,7 @@ from elmanctl.schedulers.cluster import (
     SubmitLimit,
     ask_cluster,
     check_gpus_of_nodes,
+    check_lanes_of_nodes,
     obstacles,
     parse_limit_min,
     parse_partitions,
@@ -98,6 +100,32 @@ def test_job_of_more_gpus_than_any_node_has_is_refused(
         check(2, partition="cpu")
     program.write_text("#!/bin/sh\nexit 1\n", encoding="utf-8")
     check(6)
+
+
+def test_job_of_more_attempts_than_any_node_has_room_for_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
+    program = tmp_path / "sinfo"
+    program.write_text(f"#!/bin/sh\n{ANSWERS['sinfo']}\n", encoding="utf-8")
+    program.chmod(0o755)
+
+    def check(per_job: int, gpus: int = 1, **asked: Any) -> None:
+        check_lanes_of_nodes(Resources(per_job=per_job, **asked), gpus, Slurm())
+
+    check(5)
+    check(64, gpus=0, partition="gpu")
+    check(7, partition="unlisted")
+    with pytest.raises(EnvironmentNotReady, match=r"asks for 6 GPUs .* has at most 5$") as raised:
+        check(6)
+    assert raised.value.hint == "set `slurm.per_job` to 5"
+    with pytest.raises(EnvironmentNotReady, match="asks for 68 CPUs"):
+        check(4, cpus=17)
+    with pytest.raises(EnvironmentNotReady, match="asks for 600 GB of memory") as raised:
+        check(3, mem_gb=200)
+    assert raised.value.hint == "set `slurm.per_job` to 2"
+    with pytest.raises(EnvironmentNotReady, match="at most 0"):
+        check(2, partition="cpu")
 
 
 Ask = Callable[..., ClusterAnswer]

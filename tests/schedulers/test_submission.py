@@ -88,6 +88,18 @@ def test_script_of_a_job_of_several_ranks_is_the_golden_one() -> None:
     assert_golden("submission-ranks.sh", text)
 
 
+def test_script_of_jobs_of_several_attempts_is_the_golden_one() -> None:
+    asked = {"partition": "gpu", "gres": "gpu:a100:1,lic", "mem_gb": 40, "cpus": 8}
+    text = script(Path("/cluster/runs/e88"), tasks=6, per_job=4, **asked)
+    assert_golden("submission-lanes.sh", text)
+
+
+def test_job_of_fewer_attempts_than_fit_asks_for_these() -> None:
+    lines = script(Path("/cluster/run"), tasks=3, per_job=4, gres="gpu:1", mem_gb=2).splitlines()
+    for option in ("gres=gpu:3", "mem=6144M", "ntasks-per-node=3", "array=0-0%1"):
+        assert f"#SBATCH --{option}" in lines
+
+
 def test_script_asks_for_nothing_that_is_not_set() -> None:
     text = script(Path("/cluster/run"))
     for option in ("partition", "account", "gres", "mem", "cpus-per-task", "wckey"):

@@ -147,7 +147,7 @@ def new_cluster(
     runs: Runs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[NewCluster]:
     def make(max_jobs: int, **settings: Any) -> Cluster:
-        run = runs.new(**settings)
+        run = runs.new(max_jobs=max_jobs, **settings)
         return Cluster(run, SlurmTools(tmp_path / "bin", monkeypatch), max_jobs)
 
     yield make
