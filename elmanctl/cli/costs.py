@@ -15,6 +15,9 @@ from elmanctl.search.noise import noise_estimates
 
 _HOUR_S = 3600.0
 
+# A smaller share of idle slots is what any search has between two turns of its controller.
+_SHOWN_IDLE = 0.05
+
 
 def cost_data(
     state: RunState | RunSummary, *, has_controller: bool, now: datetime
@@ -38,6 +41,8 @@ def cost_data(
         "waste": {kind: spent.device_s / _HOUR_S for kind, spent in costs.wasted(state).items()},
         "attempts": {kind: spent.attempts for kind, spent in sorted(state.spent.items())},
         "failures": costs.failures(state),
+        "idle_share": costs.idle_share(state),
+        "idle_gpu_hours": costs.idle_device_s(state) / _HOUR_S,
         "answered": state.answered,
         "saved_gpu_hours": state.saved.device_s / _HOUR_S,
         **_spared_data(state.spared),
@@ -73,6 +78,10 @@ def describe_cost(state: RunState | RunSummary, cost: Mapping[str, Any]) -> str 
         parts.append(f"about {format_hours(cost['forecast_gpu_hours'])} in total")
     if cost["evaluations_left"] and cost["left_h"]:
         parts.append(f"about {clock.format_rough(cost['left_h'] * _HOUR_S)} left")
+    if cost["idle_share"] is not None and cost["idle_share"] >= _SHOWN_IDLE:
+        held = f", {format_hours(cost['idle_gpu_hours'])} {cost['unit']}"
+        paid = held if cost["idle_gpu_hours"] else ""
+        parts.append(f"slots idle {cost['idle_share']:.0%} of the time{paid}")
     if cost["answered"]:
         saved = format_hours(cost["saved_gpu_hours"])
         parts.append(f"{counted(cost['answered'], 'repeat')} deduplicated, {saved} saved")

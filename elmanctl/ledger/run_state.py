@@ -55,10 +55,11 @@ class RunState:
 
     Running sums: `spent` is the cost of ended attempts by verdict, `saved` that of the jobs that
     answered repeats did without, `answered` their number, `spared` what the rest of the trainings
-    that were stopped early would have cost, `trained` the evaluations that ever had a job,
-    `wall_s` the working time of controllers, `disk` the bytes of attempts.  `repeats` maps an
-    evaluation to those of the same configuration, in order, `confirmations` one to those that
-    train it again on fresh seeds.
+    that were stopped early would have cost, `trained` the evaluations that ever had a job, `wall_s`
+    the working time of controllers, `slot_s` that of all slots while points were still to come and
+    `idle_s` that of empty ones among them, `disk` the bytes of attempts.  `repeats` maps an
+    evaluation to those of the same configuration, in order, `confirmations` one to those that train
+    it again on fresh seeds.
 
     The rest are indexes over these, so that no query gets slower with the length of a run: `totals`
     are the sums of `counted`, `positions` the order of the evaluations, `waiting` those that need
@@ -93,6 +94,8 @@ class RunState:
     spared: Spent = field(default_factory=Spent)
     trained: int = 0
     wall_s: float = 0.0
+    slot_s: float = 0.0
+    idle_s: float = 0.0
     repeats: dict[str, tuple[str, ...]] = field(default_factory=dict)
     confirmations: dict[str, tuple[str, ...]] = field(default_factory=dict)
     excluded_nodes: dict[str, ExcludedNode] = field(default_factory=dict)

@@ -52,7 +52,7 @@ _READS = 3
 
 # What makes a state of events; after any change to it older snapshots are not used.
 _MAKERS = (
-    *("disk_use", "handlers", "payloads", "records", "run_state", "shared_keys"),
+    *("disk_use", "handlers", "idle", "payloads", "records", "run_state", "shared_keys"),
     *("snapshot", "spending", "state", "submissions", "summary", "transitions"),
 )
 

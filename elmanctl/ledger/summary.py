@@ -59,6 +59,8 @@ class RunSummary:
     spared: Spent
     trained: int
     wall_s: float
+    slot_s: float
+    idle_s: float
     disk: DiskUse
     excluded_nodes: Mapping[str, ExcludedNode]
     flights: tuple[tuple[Attempt, int], ...]

@@ -129,6 +129,24 @@ def worked_s(state: Account, now: datetime) -> float:
     return state.wall_s + max(0.0, (now - clock.from_text(state.last_event_at)).total_seconds())
 
 
+def idle_share(state: Account) -> float | None:
+    """Return the share of the time of slots in which they stood empty; None before any counts.
+
+    See `ledger.idle`.
+    """
+    return state.idle_s / state.slot_s if state.slot_s else None
+
+
+def idle_device_s(state: Account) -> float:
+    """Return the seconds of idle slots times the GPUs that they held: those of this machine.
+
+    A job of Slurm ends with its attempt, and leaves its GPU to others.
+    """
+    if state.run["executor"] != "local" or not effective_setting(state, "local.gpus"):
+        return 0.0
+    return state.idle_s * (effective_setting(state, "train.gpus") or 1)
+
+
 def uses(state: Account, budget: BudgetSettings, *, device_s: float, wall_s: float) -> list[Use]:
     """Return every limit that is set, and how much of it is used."""
     used = {
