@@ -16,7 +16,12 @@ def run(executor: str = "slurm", **settings: dict[str, Any]) -> dict[str, Any]:
 
 def state(live: int, **changed: Any) -> RunState:
     settings = {"search": {"population": 8, "max_jobs": 6}}
-    values = {"run": run(**settings), "generation": 0, "generations": 3, "trained": 1}
+    values: dict[str, Any] = {
+        "run": run(**settings),
+        "generation": 0,
+        "generations": 3,
+        "trained": 1,
+    }
     return RunState(**{**values, **changed, "totals": {"live": live}})
 
 
@@ -43,5 +48,11 @@ def test_idle_are_those_without_an_attempt_while_points_are_to_come(live: int) -
     assert idle_slots(state(live)) == (6, max(0, 6 - live))
     assert idle_slots(state(live, changes={"search.max_jobs": 2})) == (2, max(0, 2 - live))
     # Nothing counts before the first job, or when nothing more is asked.
-    for changed in ({"trained": 0}, {"generation": 2}, {"ended_by": "a rule"}, {"run": {}}):
+    over: list[dict[str, Any]] = [
+        {"trained": 0},
+        {"generation": 2},
+        {"ended_by": "it"},
+        {"run": {}},
+    ]
+    for changed in over:
         assert idle_slots(state(live, **changed)) == (0, 0)
