@@ -15,13 +15,8 @@ def run(executor: str = "slurm", **settings: dict[str, Any]) -> dict[str, Any]:
 
 
 def state(live: int, **changed: Any) -> RunState:
-    settings = {"search": {"population": 8, "max_jobs": 6}}
-    values: dict[str, Any] = {
-        "run": run(**settings),
-        "generation": 0,
-        "generations": 3,
-        "trained": 1,
-    }
+    described = run(search={"population": 8, "max_jobs": 6})
+    values: dict[str, Any] = {"run": described, "generation": 0, "generations": 3, "trained": 1}
     return RunState(**{**values, **changed, "totals": {"live": live}})
 
 
