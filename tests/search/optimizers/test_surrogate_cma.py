@@ -122,3 +122,16 @@ def test_it_needs_fewer_evaluations_than_cma_es_alone() -> None:
     screened = [lowest(SurrogateCma(problem(case, seed=seed))) for seed in seeds]
     alone = [lowest(Pycma(problem(case, seed=seed))) for seed in seeds]
     assert sum(screened) < 0.5 * sum(alone)
+
+
+def test_points_asked_one_by_one_are_by_turns_from_the_better_half_of_a_generation() -> None:
+    case = CASES["integers and shares"]
+    places = []
+    for asked in (9, 10, 12, 13, 15, 16):
+        generation, alone = (SurrogateCma(problem(case, population=8)) for _ in range(2))
+        for optimizer in (generation, alone):
+            points = optimizer.ask(asked, every)
+            optimizer.report([(point, loss(point)) for point in points])
+        points, (point,) = generation.ask(8, every), alone.ask(1, every)
+        places.append(points.index(point))
+    assert min(places) == 0 and len(set(places)) >= 3
