@@ -118,7 +118,11 @@ class SurrogateCma:
     def _rank(self, count: int, number: int) -> int:
         """Return how many of the best candidates are passed over for the point of this number."""
         population = self._problem.population
-        return 0 if count >= population else number % (population // 2)
+        if count >= population:
+            return 0
+        ranks = population // 2
+        # Every third point explores: the others would meet but some of so many ranks.
+        return number % (ranks + (ranks % _EXPLORING == 0))
 
     def _new(
         self,
