@@ -29,7 +29,7 @@ from campaign.record import Results  # noqa: E402
 from campaign.report import rewrite  # noqa: E402
 
 PARTS = (
-    *("kills", "cut", "pairs", "paused", "orphan"),
+    *("kills", "kills-asynchronous", "kills-lanes", "cut", "pairs", "paused", "orphan"),
     *("slurmctld", "slurmdbd", "node", "preempt", "disk"),
 )
 ASKED = ("no-accounting",)
@@ -65,11 +65,12 @@ def read_arguments() -> argparse.Namespace:
 
 def run_part(campaign: Campaign, part: str, executors: list[str], own: argparse.Namespace) -> None:
     """Run one part on every executor that is asked for."""
-    if part == "kills":
-        for executor in executors:
-            wanted = own.kills // len(executors)
-            searches = max(1, own.searches // len(executors))
-            campaign.kills(executor, wanted, searches, is_quick=own.quick)
+    if part.startswith("kills"):
+        own_executors = ["slurm"] if part == "kills-lanes" else executors
+        for executor in [name for name in own_executors if name in executors]:
+            wanted = own.kills // len(own_executors)
+            searches = max(1, own.searches // len(own_executors))
+            campaign.kills(executor, wanted, searches, part=part, is_quick=own.quick)
     elif part == "cut" and "local" in executors:
         campaign.cuts(1, own.rounds or 20)
     elif part == "pairs":

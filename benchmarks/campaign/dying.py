@@ -48,14 +48,14 @@ def dies_at(
 def prepare_death(text: str, number: signal.Signals) -> None:
     """Replace the functions that `text` names by ones that send this process a signal."""
     from elmanctl.schedulers import slurm_executor
-    from elmanctl.search.optimizers.pycma import Pycma
+    from elmanctl.search.point_source import PointSource
 
     point, moment, count = text.split(":")
     owners: dict[str, list[tuple[Any, str]]] = {
         "fsync": [(os, "fsync")],
         "link": [(os, "link")],
         "replace": [(os, "replace")],
-        "tell": [(Pycma, "report")],
+        "tell": [(PointSource, "report")],
         # Of a worker of this machine, and of sbatch.
         "submit": [(subprocess, "run"), (slurm_executor, "run_command")],
     }

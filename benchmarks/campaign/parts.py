@@ -11,11 +11,28 @@ from pathlib import Path
 from campaign import cluster, controllers, cut, disk
 from campaign.kills import UNIFORM, Killer, shapes
 from campaign.record import Results, Trial
-from campaign.search import Fault, Judgement, References, Search, Shape, judge
+from campaign.search import (
+    SETTINGS,
+    Fault,
+    Judgement,
+    References,
+    Search,
+    Shape,
+    judge,
+    judge_alone,
+)
 from elmanctl.ledger.contents import read_events
 
 # Instants at which a controller is paused, as dying.py knows them; None is a random one.
 PAUSES = (None, "tell:before:1", "fsync:before:14", "submit:before:1", "fsync:after:16", None)
+
+ASYNCHRONOUS = "kills-asynchronous"
+
+# Settings of the searches of some parts.
+SETTINGS_OF = {
+    ASYNCHRONOUS: f'{SETTINGS}\n[search]\nmode = "asynchronous"\n',
+    "kills-lanes": SETTINGS.replace("[slurm]\n", "[slurm]\nper_job = 2\n"),
+}
 
 # What a trial does with its search: it counts how often by kind as it goes, and returns a remark.
 Doing = Callable[[Search, Counter[str]], str]
@@ -35,10 +52,18 @@ class Campaign:
         self._references = References(folder / "undisturbed")
         self.faults: list[str] = []
 
-    def kills(self, executor: str, wanted: int, searches: int, *, is_quick: bool = False) -> None:
+    def kills(
+        self,
+        executor: str,
+        wanted: int,
+        searches: int,
+        *,
+        part: str = "kills",
+        is_quick: bool = False,
+    ) -> None:
         """Kill controllers `wanted` times, spread over about so many searches."""
         many = -(-wanted // searches)
-        done = self._results.of("kills", executor)
+        done = self._results.of(part, executor)
         left = wanted - sum(trial.times for trial in done)
         killer = Killer(self._chance, executor, left, max(1, searches - len(done)))
         for number, shape in enumerate(shapes(self._seed, 10 * searches, is_quick=is_quick)):
@@ -50,7 +75,7 @@ class Campaign:
             def kill(search: Search, kinds: Counter[str], most: int = min(many, left)) -> str:
                 return killer.disturb(search, most, kinds)
 
-            trial = self._try("kills", executor, number, shape, kill)
+            trial = self._try(part, executor, number, shape, kill)
             # A fault before the first kill must not make the campaign endless.
             left -= trial.times or many
 
@@ -197,9 +222,12 @@ class Campaign:
         folder = self._folder / f"{part}-{executor}" / str(number)
         try:
             reference = self._references.of(replace(shape, seconds=(0.0, 0.1)))
-            search = Search(folder, shape, executor)
+            search = Search(folder, shape, executor, settings=SETTINGS_OF.get(part))
             note = do(search, kinds)
-            judgement = judge(search, reference, more_attempts=more_attempts)
+            if part == ASYNCHRONOUS:
+                judgement = judge_alone(search)
+            else:
+                judgement = judge(search, reference, more_attempts=more_attempts)
         except Exception as exc:
             # A ledger that does not open any more is a finding too: the campaign goes on.
             return self._fault(part, executor, number, shape, start, kinds, exc)

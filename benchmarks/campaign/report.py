@@ -11,6 +11,8 @@ END = "<!-- made by benchmarks/reliability.py: end -->"
 # What each part did, in the order of the table; `{times}` of it.
 WHAT = {
     "kills": "controller killed by SIGKILL",
+    "kills-asynchronous": "controller of an asynchronous search killed by SIGKILL",
+    "kills-lanes": "controller killed by SIGKILL, two attempts in each job",
     "cut": "ledger cut, at every byte, and opened",
     "cut-resume": "ledger cut anywhere, then `resume`",
     "pairs": "two controllers started at one instant, the driving one then killed",
@@ -54,7 +56,7 @@ def generated(results: Results) -> str:
                 lines.append(_row(part, trials))
     kinds: Counter[str] = Counter()
     for trial in results.trials:
-        if trial.part == "kills":
+        if trial.part.startswith("kills"):
             kinds.update(trial.kinds)
     if kinds:
         lines += ["", "Where the controller was when it was killed:", ""]

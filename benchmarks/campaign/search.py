@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
-from elmanctl.ledger.records import RunStatus
+from elmanctl.ledger.records import RunStatus, State
 from elmanctl.ledger.run_state import RunState
 from elmanctl.ledger.state import load_run
 
@@ -239,6 +239,35 @@ def judge(search: Search, reference: Search, *, more_attempts: bool = False) -> 
     why += [] if same else [f"points or told values differ, status {seen.status}"]
     return Judgement(
         evaluations=len(seen.evaluations),
+        lost=len(lost),
+        duplicated=len(repeated),
+        same=same,
+        why="; ".join(why),
+    )
+
+
+def judge_alone(search: Search) -> Judgement:
+    """Judge an asynchronous search, whose points depend on when its trainings ended.
+
+    Each place is decided, each completed evaluation was trained to its end once and reported once,
+    and no attempt began twice.
+    """
+    state, rows = search.state(), search.trainings()
+    done = Counter(e for e, _, _, what in rows if what == "end completed")
+    starts = Counter((e, n) for e, n, _, what in rows if what == "start")
+    completed = {e.id for e in state.evaluations.values() if e.state is State.COMPLETED}
+    places = search.shape.population * search.shape.generations
+    asked = sum(e.replaces is None for e in state.evaluations.values())
+    lost = [name for name in completed if not done[name] or name not in state.reported]
+    lost += [e.id for e in state.evaluations.values() if not e.state.is_finished]
+    repeated = [f"{e}/{n}" for (e, n), count in starts.items() if count > 1]
+    repeated += [name for name, count in done.items() if count > 1]
+    same = asked == places and state.status is RunStatus.FINISHED
+    why = [f"lost: {lost}"] if lost else []
+    why += [f"trained again: {repeated}"] if repeated else []
+    why += [] if same else [f"{asked} places of {places} were asked, status {state.status}"]
+    return Judgement(
+        evaluations=len(state.evaluations),
         lost=len(lost),
         duplicated=len(repeated),
         same=same,
