@@ -257,8 +257,10 @@ def judge_alone(search: Search) -> Judgement:
     starts = Counter((e, n) for e, n, _, what in rows if what == "start")
     completed = {e.id for e in state.evaluations.values() if e.state is State.COMPLETED}
     places = search.shape.population * search.shape.generations
-    asked = sum(e.replaces is None for e in state.evaluations.values())
-    lost = [name for name in completed if not done[name] or name not in state.reported]
+    searched = [e for e in state.evaluations.values() if e.confirms is None]
+    asked = sum(e.replaces is None for e in searched)
+    lost = [name for name in completed if not done[name] and not state.evaluations[name].answer]
+    lost += [e.id for e in searched if e.id in completed and e.id not in state.reported]
     lost += [e.id for e in state.evaluations.values() if not e.state.is_finished]
     repeated = [f"{e}/{n}" for (e, n), count in starts.items() if count > 1]
     repeated += [name for name, count in done.items() if count > 1]
