@@ -2,8 +2,10 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -155,9 +157,17 @@ def test_search_over_two_nodes_goes_on_when_one_of_them_dies(
     controller = elmanctl.start(search)
 
     def in_training() -> str | None:
-        paths = sorted(folder.glob("evaluations/*/attempt-1/heartbeat.json"))
-        beats = [json.loads(path.read_text()) for path in paths]
-        return next((beat["host"] for beat in beats if beat["phase"] == "training"), None)
+        """Stop a training in its course, so that it does not end before its node does."""
+        for path in sorted(folder.glob("evaluations/*/attempt-1/heartbeat.json")):
+            beat = json.loads(path.read_text())
+            if beat["phase"] != "training":
+                continue
+            with suppress(ProcessLookupError):
+                os.kill(beat["pid"], signal.SIGSTOP)
+                if not (path.parent / "result.json").exists():
+                    return str(beat["host"])
+                os.kill(beat["pid"], signal.SIGCONT)
+        return None
 
     host = wait_for(in_training, "an evaluation to train on two nodes")
     known = nodes()
