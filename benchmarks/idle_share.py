@@ -1,11 +1,11 @@
 """Measure the share of slots that stand idle in searches with stand-in workers of spread run times.
 
-    python benchmarks/idle_share.py [--evaluations 200] [--slots 8] [--seconds 2 8] [--local]
+    python benchmarks/idle_share.py [--evaluations 200] [--slots 8] [--seconds 2 8]
 
-Needs a Slurm cluster made by scripts/slurmbox, or with `--local` nothing.  Runs one search in each
-mode, with a population of so many as there are slots, and prints what the ledger says: slots
-without an attempt, submitted ones included, while points are still to come (`ledger/idle.py`), and
-the time from the first submission to the end of the last training.
+Needs a Slurm cluster made by scripts/slurmbox.  Runs one search in each mode, with a population of
+so many as there are slots, and prints what the ledger says: slots without an attempt, submitted
+ones included, while points are still to come (`ledger/idle.py`), and the time from the first
+submission to the end of the last training.
 """
 
 import argparse
@@ -23,7 +23,7 @@ from elmanctl import clock  # noqa: E402
 MODES = ("generational", "asynchronous")
 
 
-def measure(folder: Path, mode: str, executor: str, own: argparse.Namespace) -> str:
+def measure(folder: Path, mode: str, own: argparse.Namespace) -> str:
     """Run one search and return its row."""
     low, high = own.seconds
     shape = Shape(
@@ -32,9 +32,8 @@ def measure(folder: Path, mode: str, executor: str, own: argparse.Namespace) -> 
         seed=1,
         seconds=(low, high),
     )
-    settings = SETTINGS.replace("workers = 4", f"workers = {own.slots}")
-    settings += f'\n[search]\nmode = "{mode}"\nconfirm_top = 0\n'
-    search = Search(folder / mode, shape, executor, settings=settings)
+    settings = f'{SETTINGS}\n[search]\nmode = "{mode}"\nconfirm_top = 0\n'
+    search = Search(folder / mode, shape, "slurm", settings=settings)
     search.finish(timeout_s=3600)
     state = search.state()
     attempts = [attempt for e in state.evaluations.values() for attempt in e.attempts]
@@ -54,12 +53,11 @@ def main() -> None:
     parser.add_argument("--evaluations", type=int, default=200)
     parser.add_argument("--slots", type=int, default=8)
     parser.add_argument("--seconds", type=float, nargs=2, default=(2.0, 8.0))
-    parser.add_argument("--local", action="store_true")
     own = parser.parse_args()
     folder = Path(tempfile.mkdtemp(prefix="idle-"))
     print("| mode | evaluations | idle slots | seconds |\n| --- | --- | --- | --- |")
     for mode in MODES:
-        print(measure(folder, mode, "local" if own.local else "slurm", own), flush=True)
+        print(measure(folder, mode, own), flush=True)
 
 
 if __name__ == "__main__":
