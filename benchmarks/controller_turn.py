@@ -91,7 +91,7 @@ class Scheduler:
         list(busy)
         return [None] * 100_000 if self.is_open else []
 
-    def adjust(self, settings: Any) -> None:
+    def adjust(self, *arguments: Any) -> None:
         """It takes any number of jobs."""
 
     def gpus_of(self, slot: int | None) -> tuple[int | str, ...]:

@@ -362,7 +362,7 @@ def test_rooms_refuse_to_be_imported_by_their_short_names() -> None:
 # What starts programs: the one door to commands, and what starts workers and their other ranks,
 # writes their metrics or fills a disk.
 STARTING = {
-    *("command", "schedulers.local_executor"),
+    *("command", "schedulers.supervisor"),
     *("jobs.local_ranks", "jobs.metrics_feed", "jobs.full_disk"),
 }
 

@@ -6,6 +6,7 @@ from typer import Context, Option
 
 from elmanctl.cli.context import JsonFlag, RunArgument, load_readable, run_to_change
 from elmanctl.cli.controller import drive
+from elmanctl.cli.inside import InsideFlag
 from elmanctl.cli.output import counted, print_json, say
 from elmanctl.cli.search_summary import print_summary, run_summary
 from elmanctl.config import refuse_outside
@@ -29,6 +30,7 @@ def confirm(
     seeds: Annotated[
         int | None, Option(help="Fresh seeds for each of them; default: the run's, or 3", min=1)
     ] = None,
+    inside: InsideFlag = False,
     as_json: JsonFlag = False,
 ) -> None:
     """Train the best of a search again on fresh seeds
@@ -59,7 +61,7 @@ def confirm(
         else:
             print_summary(paths, state)
         return
-    drive(paths, changes=changes, confirms_now=True, as_json=as_json)
+    drive(paths, changes=changes, confirms_now=True, inside=inside, as_json=as_json)
 
 
 def _chosen(state: RunState, name: str, asked: int | None) -> int:

@@ -7,6 +7,7 @@ from typing import Any
 
 from typer import Exit
 
+from elmanctl.cli.inside import describe_inside, inside_executor
 from elmanctl.cli.interrupts import interruptible
 from elmanctl.cli.output import counted, hint, print_json, say, warn
 from elmanctl.cli.plan import warn_of_dropped
@@ -17,7 +18,7 @@ from elmanctl.ledger.records import RunStatus
 from elmanctl.ledger.run_state import RunState
 from elmanctl.run.paths import RunPaths
 from elmanctl.schedulers import make_executor
-from elmanctl.schedulers.executor import Executor
+from elmanctl.schedulers.executor import AllocationExecutor, Executor
 from elmanctl.schedulers.quoting import check_path
 from elmanctl.search.disk_errors import explained
 from elmanctl.search.effective_settings import effective_settings
@@ -35,11 +36,13 @@ def drive(
     generations: int | None = None,
     changes: Mapping[str, Any] | None = None,
     confirms_now: bool = False,
+    inside: bool = False,
     as_json: bool = False,
 ) -> None:
     """Drive a search in the foreground until it ends or is interrupted.
 
-    With `confirms_now` no further generation is asked, and the best so far are confirmed.
+    With `confirms_now` no further generation is asked, and the best so far are confirmed.  It
+    trains in jobs, or `inside` the allocation that this process is in.
     """
     from elmanctl.search.loop import Controller
     from elmanctl.search.poll import QueryPace
@@ -50,9 +53,11 @@ def drive(
         Session.open(paths.folder) as session,
         interruptible(paths.folder.name) as stop,
     ):
-        executor = checked_executor(session, generations=generations, changes=changes)
-        start(session, generations=generations, changes=changes)
-        poll_s, tick_s = intervals_s(session)
+        executor = checked_executor(
+            session, generations=generations, changes=changes, inside=inside
+        )
+        start(session, executor, generations=generations, changes=changes)
+        poll_s, tick_s = intervals_s(session, executor)
         try:
             with make_view(session) as view:
                 pace = QueryPace(poll_s)
@@ -79,7 +84,11 @@ def drive(
 
 
 def checked_executor(
-    session: Session, *, generations: int | None, changes: Mapping[str, Any] | None
+    session: Session,
+    *,
+    generations: int | None,
+    changes: Mapping[str, Any] | None,
+    inside: bool = False,
 ) -> Executor:
     """Return the executor of a run that may be driven with these changes; nothing is written.
 
@@ -100,13 +109,24 @@ def checked_executor(
     if generations is not None:
         session.check_extension(generations)
     settings = effective_settings(session.state, changed)
+    if inside:
+        within = inside_executor(paths, session.run["executor"], settings, session.state)
+        if session.state.controller is not None:
+            say(describe_inside(within))
+        return within
     executor = make_executor(paths, session.run["executor"], settings)
     # The first poll queries Slurm, within its rate limit.
     executor.check(asks=False)
     return executor
 
 
-def start(session: Session, *, generations: int | None, changes: Mapping[str, Any] | None) -> None:
+def start(
+    session: Session,
+    executor: Executor,
+    *,
+    generations: int | None,
+    changes: Mapping[str, Any] | None,
+) -> None:
     """Record changes, and that a controller drives the run from now on."""
     if generations is not None:
         session.extend(generations)
@@ -114,13 +134,14 @@ def start(session: Session, *, generations: int | None, changes: Mapping[str, An
         before = session.settings.slurm.extra
         session.change_settings(changes)
         warn_of_dropped(before, session.settings.slurm.extra)
-    session.start_controller()
+    session.start_controller(executor)
 
 
-def intervals_s(session: Session) -> tuple[float, float]:
-    """Return the seconds between two polls of the scheduler, and between two turns."""
-    is_local = session.run["executor"] == "local"
-    poll_s = _LOCAL_TICK_S if is_local else session.settings.slurm.poll_s
+def intervals_s(session: Session, executor: Executor) -> tuple[float, float]:
+    """Return the seconds between two polls of the executor, and between two turns."""
+    # Files and processes cost nobody anything; inside an allocation Slurm is asked less often.
+    is_near = executor.name == "local" or isinstance(executor, AllocationExecutor)
+    poll_s = _LOCAL_TICK_S if is_near else session.settings.slurm.poll_s
     return poll_s, min(poll_s, _TICK_S)
 
 

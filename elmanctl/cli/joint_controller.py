@@ -24,7 +24,7 @@ from elmanctl.cli.search_view import JointLine, PlainView, make_views
 from elmanctl.errors import UsageError, together
 from elmanctl.ledger.records import RunStatus
 from elmanctl.run.paths import RunPaths
-from elmanctl.schedulers.executor import Executor
+from elmanctl.schedulers.executor import AllocationExecutor, Executor
 from elmanctl.search.comparison import compare_rows
 from elmanctl.search.disk_errors import explained
 from elmanctl.search.effective_settings import effective_settings
@@ -39,6 +39,7 @@ def drive_together(
     *,
     generations: int | None = None,
     changes: Mapping[str, Any] | None = None,
+    inside: bool = False,
     as_json: bool = False,
 ) -> None:
     """Drive several searches in the foreground until all have ended or are interrupted.
@@ -56,16 +57,18 @@ def drive_together(
             with explained(paths.folder.name):
                 session = stack.enter_context(Session.open(paths.folder))
                 executors.append(
-                    checked_executor(session, generations=generations, changes=changes)
+                    checked_executor(
+                        session, generations=generations, changes=changes, inside=inside
+                    )
                 )
             sessions.append(session)
         _refuse_unlike(sessions, changes or {})
-        for session in sessions:
+        for session, executor in zip(sessions, executors, strict=True):
             with explained(session.paths.folder.name):
-                start(session, generations=generations, changes=changes)
+                start(session, executor, generations=generations, changes=changes)
         views = stack.enter_context(make_views(names))
         members = _members(sessions, executors, list(views.values()), stop)
-        _, tick_s = intervals_s(sessions[0])
+        _, tick_s = intervals_s(sessions[0], executors[0])
         drive_in_turns(members, tick_s=tick_s, stop=stop, ended=_tell)
     _report(members, as_json=as_json)
 
@@ -104,12 +107,14 @@ def _members(
     from elmanctl.search.loop import Controller
     from elmanctl.search.poll import QueryPace
 
-    poll_s, tick_s = intervals_s(sessions[0])
-    sharing, pace = Sharing(), QueryPace(max(intervals_s(session)[0] for session in sessions))
+    poll_s, tick_s = intervals_s(sessions[0], executors[0])
+    slowest_s = max(intervals_s(one, executors[0])[0] for one in sessions)
+    sharing, pace = Sharing(), QueryPace(slowest_s)
     members = []
     for session, executor, view in zip(sessions, executors, views, strict=True):
-        # A look at the processes of this machine costs nobody anything.
-        own = QueryPace(poll_s) if executor.name == "local" else pace
+        # A look at files and processes costs nobody anything.
+        is_near = executor.name == "local" or isinstance(executor, AllocationExecutor)
+        own = QueryPace(poll_s) if is_near else pace
         controller = Controller(
             session, executor, view, pace=own, tick_s=tick_s, stop=stop, sharing=sharing
         )

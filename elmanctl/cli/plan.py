@@ -5,6 +5,7 @@ from dataclasses import asdict, fields
 from typing import Any
 
 from elmanctl.cli.costs import format_hours
+from elmanctl.cli.inside import describe_inside, inside_data
 from elmanctl.cli.output import counted, format_bytes, print_json, print_line, say, warn
 from elmanctl.cli.rows import describe_start, describe_sweep, fate_of_infeasible
 from elmanctl.codec import encode
@@ -18,6 +19,7 @@ from elmanctl.run.paths import RunPaths
 from elmanctl.run.protocol import run_protocol
 from elmanctl.run.stopping_settings import StoppingSettings
 from elmanctl.schedulers.cluster import ClusterAnswer, ask_cluster
+from elmanctl.schedulers.inside_executor import InsideExecutor
 from elmanctl.schedulers.slurm import Slurm
 from elmanctl.search.kept_models import most_kept
 from elmanctl.search.plan import SearchPlan
@@ -174,13 +176,22 @@ def _by_variables(plan: SearchPlan, resolved: Resolved) -> Mapping[str, str]:
     return {} if plan.executor == "local" or found is None else dict(found.origins)
 
 
-def print_dry_run(plans: Sequence[SearchPlan], resolved: Resolved, *, as_json: bool) -> None:
+def print_dry_run(
+    plans: Sequence[SearchPlan],
+    resolved: Resolved,
+    inside: InsideExecutor | None = None,
+    *,
+    as_json: bool,
+) -> None:
     """Print the first submission of each search and the cluster's answer; nothing is written.
+
+    A search `inside` an allocation submits nothing: its slots are printed.
 
     A dry run that found out about a refusal has succeeded: it exits with 0.
     """
     first = plans[0]
-    scripts = [None if plan.executor == "local" else _first_script(plan) for plan in plans]
+    submits = first.executor != "local" and inside is None
+    scripts = [_first_script(plan) if submits else None for plan in plans]
     cluster = None
     if scripts[0] is not None:
         # The scripts differ in their names alone.
@@ -194,7 +205,8 @@ def print_dry_run(plans: Sequence[SearchPlan], resolved: Resolved, *, as_json: b
             for plan, script in zip(plans, scripts, strict=True)
         ]
         whole = searches[0] if len(plans) == 1 else _in_all(plans, searches)
-        print_json({**whole, **variables, "cluster": found})
+        within = {} if inside is None else {"inside": inside_data(inside)}
+        print_json({**whole, **variables, **within, "cluster": found})
         return
     say(describe_plans(plans, resolved))
     if cluster is not None:
@@ -207,6 +219,7 @@ def print_dry_run(plans: Sequence[SearchPlan], resolved: Resolved, *, as_json: b
         if number and script is not None:
             print_line()
         local = f"would run {counted(_at_once(plan), 'evaluation')} at a time in {plan.folder}"
+        local = local if inside is None else f"{describe_inside(inside)}, in {plan.folder}"
         print_line(local if script is None else script)
 
 

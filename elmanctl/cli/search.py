@@ -21,6 +21,7 @@ from elmanctl.cli.context import (
     resolve_settings,
 )
 from elmanctl.cli.controller import check_partition, drive
+from elmanctl.cli.inside import InsideFlag, describe_inside, inside_executor
 from elmanctl.cli.joint_controller import drive_together
 from elmanctl.cli.output import confirm, say
 from elmanctl.cli.plan import describe_plans, print_dry_run, warn_of_plan, warn_of_variables
@@ -142,6 +143,7 @@ def search(
         float | None, Option(help="Pause after this many hours of controller time")
     ] = None,
     local: Annotated[bool, Option("--local", help="Train on this machine, without Slurm")] = False,
+    inside: InsideFlag = False,
     gpus: Annotated[
         str | None, Option(help="With --local: GPUs, one evaluation each; 0,1 or GPU-8932f9")
     ] = None,
@@ -164,6 +166,7 @@ def search(
     Examples:
         elmanctl search e88 --local --preset tiny --yes
         elmanctl search e88 --partition gpu --params 480M --train-minutes 10
+        elmanctl search e88 --inside --params 480M --train-minutes 10
         elmanctl search e88 --template h100 --params 480M --train-minutes 10 --dry-run
         elmanctl search E88n32 use_gate=false --space sweep --params 480M --train-minutes 10
         elmanctl search e88 --space sweep --sweep n_state=16,32 --params 480M --train-minutes 10
@@ -227,21 +230,20 @@ def search(
     plans = _plan(each, names, executor="local" if local else "slurm", runs=runs)
     if resolved.settings.search.optimizer == BEST:
         say(f"the optimizer `{BEST}` is `{MEASURED_BEST}`, by the measurements of docs/search.md")
+    within = None
+    if inside:
+        first = plans[0]
+        within = inside_executor(RunPaths(first.folder), first.executor, first.settings)
     if dry_run:
-        print_dry_run(plans, resolved, as_json=as_json)
+        print_dry_run(plans, resolved, within, as_json=as_json)
         return
-    first = plans[0]
-    executor = make_executor(RunPaths(first.folder), first.executor, first.settings)
-    executor.check()
-    check_partition(first.executor, first.settings.slurm.partition)
-    if first.executor == "slurm":
-        resources = first.resources
-        gpus_each = gpus_asked(resources) // resources.nodes
-        check_gpus_of_nodes(resources, gpus_each, Slurm())
-        check_lanes_of_nodes(resources, gpus_each, Slurm())
+    if within is None:
+        _check_cluster(plans[0])
     for plan in plans:
         warn_of_plan(plan)
     described = describe_plans(plans, resolved)
+    if within is not None:
+        described += f"\n{describe_inside(within)}"
     question = "start the search?" if len(plans) == 1 else f"start the {len(plans)} searches?"
     if not confirm(f"{described}\n{question}", yes=yes):
         say("nothing was started")
@@ -250,9 +252,20 @@ def search(
         say(described)
     folders = _create_all(plans, is_named=name is not None)
     if len(folders) == 1:
-        drive(RunPaths(folders[0]), as_json=as_json)
+        drive(RunPaths(folders[0]), inside=inside, as_json=as_json)
     else:
-        drive_together([RunPaths(folder) for folder in folders], as_json=as_json)
+        drive_together([RunPaths(folder) for folder in folders], inside=inside, as_json=as_json)
+
+
+def _check_cluster(plan: SearchPlan) -> None:
+    """Raise EnvironmentNotReady where jobs cannot be submitted, or no node has what they ask."""
+    make_executor(RunPaths(plan.folder), plan.executor, plan.settings).check()
+    check_partition(plan.executor, plan.settings.slurm.partition)
+    if plan.executor == "slurm":
+        resources = plan.resources
+        gpus_each = gpus_asked(resources) // resources.nodes
+        check_gpus_of_nodes(resources, gpus_each, Slurm())
+        check_lanes_of_nodes(resources, gpus_each, Slurm())
 
 
 def _plan(

@@ -26,6 +26,9 @@ def slots_of(state: RunState) -> int:
         gpus = _setting(state, "local", "gpus") or ()
         each = int(_setting(state, "train", "gpus"))
         slots = len(gpus) // each if gpus else int(_setting(state, "local", "workers"))
+    # Those of the allocation in which the newest controller works, or worked.
+    inside = (state.controller or {}).get("slots")
+    slots = slots if inside is None else min(slots, inside)
     is_generational = _setting(state, "search", "mode") == "generational"
     return min(slots, population) if is_generational else slots
 

@@ -83,13 +83,16 @@ class ControllerStarted(Payload):
     """A controller drives the run, whose status is `running`.
 
     `folder` is the place of the run, which tells a copy from the run; `clusters` is the value of
-    SLURM_CLUSTERS, without which its jobs would be searched for on another cluster.
+    SLURM_CLUSTERS, without which its jobs would be searched for on another cluster.  One that works
+    inside an `allocation` has so many `slots` there.
     """
 
     host: str
     pid: int
     folder: str | None = json_field(default=None, omit=True)
     clusters: str | None = json_field(default=None, omit=True)
+    allocation: str | None = json_field(default=None, omit=True)
+    slots: int | None = json_field(default=None, omit=True)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -17,10 +17,19 @@ class SubmissionState(StrEnum):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Task:
-    """One element of a submission: which attempt it runs, on which local slot, and its GPUs there.
+class Allocation:
+    """A job of the user, on whose nodes the controller runs attempts: its id and its name."""
 
-    `gpus` are entries of `local.gpus`, whose order may change while the attempt runs.
+    job_id: str
+    job_name: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Task:
+    """One element of a submission: which attempt it runs, on which numbered slot, and its GPUs.
+
+    A slot is one of this machine, or of the `allocation` in which the attempt is a step.  `gpus`
+    are entries of `local.gpus`, whose order may change while the attempt runs.
     """
 
     index: int
@@ -28,6 +37,7 @@ class Task:
     attempt: int
     slot: int | None = json_field(default=None, omit=True)
     gpus: tuple[int | str, ...] = json_field(default=(), omit=True)
+    allocation: Allocation | None = json_field(default=None, omit=True)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -81,6 +91,11 @@ class Submission(SubmissionIntent):
     job_id: str | None = None
     intended_at: str | None = None
     error: str | None = None
+
+    @property
+    def allocation(self) -> Allocation | None:
+        """The allocation in which its attempt is a step, None for jobs of their own."""
+        return self.tasks[0].allocation
 
     def job_of(self, job_id: str, index: int) -> str:
         """Return the id of one task's job, given the id that the submission got.

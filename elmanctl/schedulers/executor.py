@@ -4,15 +4,18 @@ There are two executors: Slurm (`slurm_executor`) and this machine (`local_execu
 same worker through submitit.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from elmanctl.errors import SubmissionError
-from elmanctl.ledger.submissions import Resources, Submission, Task
+from elmanctl.ledger.submissions import Allocation, Resources, Submission, Task
 from elmanctl.settings import Settings
+
+# State of an attempt that the allocation in which it was a step took along, beside Slurm's own.
+ALLOCATION_ENDED = "ALLOCATION_ENDED"
 
 
 class JobState(StrEnum):
@@ -48,7 +51,8 @@ class LiveJob:
     """A job that the loop polls: its id, its name, and the submission it belongs to.
 
     `since` is when that submission was intended, as the ledger writes times.  `lanes` are the tasks
-    of the same Slurm job, itself among them; none where it has a job of its own.
+    of the same Slurm job, itself among them; none where it has a job of its own.  One that is a
+    step in an `allocation` has an id of both: `4711.s0003`.
     """
 
     job_id: str
@@ -57,6 +61,7 @@ class LiveJob:
     job_name: str
     since: str | None = None
     lanes: tuple[int, ...] = ()
+    allocation: Allocation | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -114,8 +119,8 @@ class Executor(Protocol):
     def has_arrays(self) -> bool:
         """Whether a submission is a job array, or else a single job with that id."""
 
-    def adjust(self, settings: Settings) -> None:
-        """Use settings that were changed, as far as they concern the slots."""
+    def adjust(self, settings: Settings, avoided: Collection[str]) -> None:
+        """Use settings that were changed, and no slot of the nodes to avoid if there are others."""
 
     def free_slots(self, busy: Iterable[Task]) -> Sequence[int | None]:
         """Return the slots that are free for new attempts, given the tasks that have one."""
@@ -153,3 +158,32 @@ class Executor(Protocol):
 
         `asks`: the scheduler itself is queried, too.
         """
+
+
+@runtime_checkable
+class AllocationExecutor(Executor, Protocol):
+    """What the search loop needs besides from an executor whose slots are those of an allocation.
+
+    What asks Slurm raises EnvironmentNotReady when that does not answer.
+    """
+
+    @property
+    def allocation(self) -> Allocation:
+        """The allocation that it was started in."""
+
+    @property
+    def slot_count(self) -> int:
+        """How many attempts its nodes have room for."""
+
+    @property
+    def left_s(self) -> float | None:
+        """The seconds until the allocation ends, None where it has no limit."""
+
+    def request(self, resources: Resources) -> Resources:
+        """Return the resources of an attempt as a step asks for them."""
+
+    def warn(self, jobs: Sequence[LiveJob]) -> None:
+        """Send the attempts of the allocation the signal that makes them save their state."""
+
+    def cut(self, jobs: Sequence[LiveJob]) -> None:
+        """End the attempts of the allocation, for they would end with it."""

@@ -17,7 +17,8 @@ EXIT_FILE = "exit"
 STEP_FILE = "step"
 CANCEL_FILE = "cancel"
 
-_LANE = re.compile(r"(?P<job>.+)\.lane\d+")
+# Of a lane, and of a step in an allocation (`steps`).
+_PART = re.compile(r"(?P<job>.+)\.(?:lane|s)\d+")
 
 # Slurm's default KillWait is 30 s: a job that ends takes its steps along within it.
 _ENDING_S = 60.0
@@ -28,7 +29,7 @@ _OWN_ENDS = ("COMPLETED", "FAILED", "OUT_OF_MEMORY")
 
 def slurm_job(job_id: str) -> str:
     """Return the id of the job in Slurm, given that of an attempt."""
-    found = _LANE.fullmatch(job_id)
+    found = _PART.fullmatch(job_id)
     return found["job"] if found else job_id
 
 

@@ -24,6 +24,9 @@ COMMAND_TIMEOUT_S = 60
 
 _NO_WORK = "#!/bin/sh\n"
 
+# What Slurm's commands say of a job, or a step, that ended a while ago.
+UNKNOWN_JOB = "Invalid job id specified"
+
 _ACCOUNTING_OFF = "accounting storage is disabled"
 
 # An argument of a command holds 128 KiB at most; the names left out wait for the next poll.
@@ -120,8 +123,28 @@ class Slurm:
         return slurm_output.parse_array_limit(self.run(["scontrol", "show", "config"]))
 
     def cancel(self, job_ids: Sequence[str]) -> None:
-        """Cancel jobs; those that already ended are no error."""
-        self.run(["scancel", "--quiet", *job_ids])
+        """Cancel jobs and steps; those that already ended are no error."""
+        self._scancel(job_ids)
+
+    def signal(self, steps: Sequence[str], name: str) -> None:
+        """Send a signal to steps, given as `job.step`; those that already ended are no error."""
+        self._scancel([f"--signal={name}", *steps])
+
+    def _scancel(self, arguments: Sequence[str]) -> None:
+        try:
+            self.run(["scancel", "--quiet", *arguments])
+        except SlurmSilent as exc:
+            # Of a step this is said when it has ended, and by Slurm 22.05 when it got the signal.
+            if UNKNOWN_JOB not in exc.message:
+                raise
+
+    def job(self, job_id: str) -> str:
+        """Return what scontrol shows of a job, its nodes with their shares among it."""
+        return self.run(["scontrol", "show", "job", "--details", job_id])
+
+    def host_names(self, nodes: str) -> list[str]:
+        """Return the nodes that a list like `n[1-2]` stands for."""
+        return self.run(["scontrol", "show", "hostnames", nodes]).split()
 
     def exclude(self, job_ids: Sequence[str], nodes: str) -> None:
         """Set the nodes that pending jobs exclude, in the form of sbatch's --exclude."""

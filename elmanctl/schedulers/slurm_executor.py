@@ -3,15 +3,13 @@
 A job has one attempt, or with `slurm.per_job` several, each a lane of it.
 """
 
-import contextlib
 import errno
 import logging
 import math
 import os
 import re
-import signal
-import time
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -19,9 +17,13 @@ from elmanctl.command import NoAnswer, run_command
 from elmanctl.errors import SubmissionError
 from elmanctl.ledger.files import write_atomically
 from elmanctl.ledger.submissions import Resources, Submission, Task
-from elmanctl.processes import command_lines
 from elmanctl.run.paths import RunPaths
-from elmanctl.schedulers import accounting
+from elmanctl.schedulers import accounting, steps
+from elmanctl.schedulers.earlier_sbatch import (
+    SBATCH_TIMEOUT_S,
+    started_job,
+    wait_for_sbatch,
+)
 from elmanctl.schedulers.executor import (
     JobReport,
     JobState,
@@ -39,16 +41,14 @@ from elmanctl.schedulers.slurm_output import JobRow
 from elmanctl.schedulers.submission import SCRIPT_NAME, excluded, make_script, write_pickles
 from elmanctl.settings import Settings
 
-SBATCH_TIMEOUT_S = 180
-
-# A process that hangs in the kernel, at a file server that is down, outlives SIGKILL.
-_KILLED_S = 5.0
-
 # Errors of a file that can never be run, such as a script without `#!`.
 _NO_PROGRAM = (
     *(errno.ENOENT, errno.ENOTDIR, errno.EACCES, errno.EPERM, errno.ENOEXEC, errno.ELOOP),
     errno.E2BIG,
 )
+
+# Polls in a row that do not know an allocation.
+_GONE_POLLS = 2
 
 # Slurm's default of MaxArraySize, which few clusters lower.
 _USUAL_ARRAY = 1001
@@ -77,6 +77,7 @@ class SlurmExecutor:
         self.has_arrays = True
         self._taken: list[Resources] = []
         self._banner: str | None = None
+        self._gone: Counter[str] = Counter()
 
     @property
     def tasks_per_submission(self) -> int | None:
@@ -87,7 +88,7 @@ class SlurmExecutor:
         """Raise EnvironmentNotReady when Slurm is not here, or with `asks` does not answer."""
         self._slurm.check(asks=asks)
 
-    def adjust(self, settings: Settings) -> None:
+    def adjust(self, settings: Settings, avoided: Collection[str]) -> None:
         """Use a changed number of attempts, or of those in a job, from now on."""
         self._max_jobs = settings.search.max_jobs
         self._per_job = settings.slurm.per_job
@@ -204,18 +205,42 @@ class SlurmExecutor:
         self._asks_array_limit = not self._knows_array_limit
 
     def poll(self, jobs: Sequence[LiveJob], intended: Sequence[Submission]) -> PollResult:
-        """Poll Slurm for all jobs, and read how those of their lanes have ended that have.
+        """Poll Slurm for all jobs, and read how those of their lanes and steps ended that have.
 
         Raises SlurmSilent when squeue cannot be asked.
         """
-        own = {slurm_job(job.job_id): replace(job, job_id=slurm_job(job.job_id)) for job in jobs}
-        polled = self._poll(list(own.values()), intended)
+        own = {slurm_job(job.job_id): _whole_job(job) for job in jobs}
+        inside = [one for one in intended if one.allocation is not None]
+        polled = self._poll(list(own.values()), [one for one in intended if one.allocation is None])
+        whole = self._with_gone_allocations(jobs, polled.reports)
         reports = {
-            job.job_id: lane_report(report, self._lane(job)) if job.lanes else report
+            job.job_id: self._part(job, report)
             for job in jobs
-            if (report := polled.reports.get(slurm_job(job.job_id))) is not None
+            if (report := whole.get(slurm_job(job.job_id))) is not None
         }
-        return replace(polled, reports=reports)
+        found = {one.id: steps.found(one, self._paths.submission(one.id)) for one in inside}
+        return replace(polled, reports=reports, found={**polled.found, **found})
+
+    def _with_gone_allocations(
+        self, jobs: Sequence[LiveJob], reports: Mapping[str, JobReport]
+    ) -> Mapping[str, JobReport]:
+        """Return the reports; an allocation that Slurm does not know any more has ended.
+
+        That is so when several polls in a row agree, since Slurm lists all that is alive.
+        """
+        gone = {job.allocation.job_id for job in jobs if job.allocation is not None} & {
+            job_id for job_id, report in reports.items() if report.state is JobState.VANISHED
+        }
+        self._gone = Counter({job_id: self._gone[job_id] + 1 for job_id in gone})
+        ended = JobReport(state=JobState.ENDED, raw="gone")
+        missed = {job_id for job_id, polls in self._gone.items() if polls >= _GONE_POLLS}
+        return {**reports, **dict.fromkeys(missed, ended)}
+
+    def _part(self, job: LiveJob, report: JobReport) -> JobReport:
+        """Return the report on an attempt, given that on its job."""
+        if job.allocation is not None:
+            return steps.step_report(report, self._paths.submission(job.submission), self.log(job))
+        return lane_report(report, self._lane(job)) if job.lanes else report
 
     def _lane(self, job: LiveJob) -> Path:
         return lane_folder(self._paths.submission(job.submission), job.task_index)
@@ -231,12 +256,12 @@ class SlurmExecutor:
         found: dict[str, str | None] = {}
         unstarted = []
         for submission in intended:
-            started = _started_job(self._paths.submission(submission.id))
+            started = started_job(self._paths.submission(submission.id))
             if started is None:
                 unstarted.append(submission)
             else:
                 found[submission.id] = started
-        _wait_for_sbatch(str(self._paths.submission(one.id) / SCRIPT_NAME) for one in unstarted)
+        wait_for_sbatch(str(self._paths.submission(one.id) / SCRIPT_NAME) for one in unstarted)
         rows = self._slurm.queue() if jobs or unstarted else []
         self._accounting.error = None
         listed = {(row.job_id, row.name): row for row in rows}
@@ -317,19 +342,29 @@ class SlurmExecutor:
         return reports, found
 
     def cancel(self, jobs: Sequence[LiveJob]) -> None:
-        """Cancel jobs with scancel, of lanes whose neighbours go on their steps alone."""
-        ids = to_cancel(jobs, [self._paths.submission(job.submission) for job in jobs])
+        """Cancel jobs with scancel; steps where an allocation or a lane's neighbours go on."""
+        inside = [job for job in jobs if job.allocation is not None]
+        others = [job for job in jobs if job.allocation is None]
+        ids = to_cancel(others, [self._paths.submission(job.submission) for job in others])
+        ids += steps.to_cancel(inside, [self._paths.submission(job.submission) for job in inside])
         if ids:
             self._slurm.cancel(ids)
 
     def avoid(self, jobs: Sequence[LiveJob], resources: Resources) -> None:
         """Set the nodes that pending jobs exclude, with scontrol."""
-        ids = dict.fromkeys(slurm_job(job.job_id) for job in jobs)
+        ids = dict.fromkeys(slurm_job(job.job_id) for job in jobs if job.allocation is None)
         self._slurm.exclude(list(ids), excluded(resources))
 
     def log(self, job: LiveJob) -> Path:
         """Return the path of the job's output, as submitit names it."""
         return self._paths.submission(job.submission) / f"{job.job_id}_0_log.out"
+
+
+def _whole_job(job: LiveJob) -> LiveJob:
+    """Return the job that an attempt is, or is a part of."""
+    if job.allocation is None:
+        return replace(job, job_id=slurm_job(job.job_id))
+    return replace(job, job_id=job.allocation.job_id, job_name=job.allocation.job_name)
 
 
 def _request_of(submission: Submission) -> Resources:
@@ -349,38 +384,3 @@ def _limit_hint(run: str) -> str:
         f"`elmanctl resume {run} --set search.max_jobs=N` queues no more than N at a time; "
         "your jobs outside this search count, too"
     )
-
-
-def _wait_for_sbatch(scripts: Iterable[str]) -> None:
-    """Wait while a dead controller's sbatch is still talking to Slurm: its answer decides.
-
-    After the timeout that its own controller would have enforced, it is killed.  Raises SlurmSilent
-    if it cannot even be killed: it may still submit.
-    """
-    wanted = set(scripts)
-    deadline = time.monotonic() + SBATCH_TIMEOUT_S
-    while wanted and (alive := list(_sbatch_of(wanted))):
-        late_s = time.monotonic() - deadline
-        if late_s > _KILLED_S:
-            raise SlurmSilent(f"sbatch of an earlier controller cannot be killed: {alive}")
-        if late_s > 0:
-            logger.warning("sbatch of an earlier controller does not end, and is killed: %s", alive)
-            for process in alive:
-                with contextlib.suppress(OSError):
-                    os.kill(process, signal.SIGKILL)
-        time.sleep(0.2)
-
-
-def _sbatch_of(scripts: Collection[str]) -> Iterator[int]:
-    """Yield the processes that run sbatch, or a wrapper of that name, on one of these scripts."""
-    wanted = re.compile(rf"(?:^|[/ ])sbatch(?: --\S+)* (?:{'|'.join(map(re.escape, scripts))}) *$")
-    yield from (process for process, line in command_lines() if wanted.search(line))
-
-
-def _started_job(folder: Path) -> str | None:
-    """Return the array's job id from the links that its tasks make when they start."""
-    for link in folder.glob("*_submitted.pkl"):
-        job_id = link.name.partition("_")[0]
-        if job_id.isdigit():
-            return job_id
-    return None

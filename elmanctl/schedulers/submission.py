@@ -13,6 +13,7 @@ import sys
 from collections.abc import Mapping
 from pathlib import Path
 
+from elmanctl.constants import LOCAL_JOB_VARIABLE
 from elmanctl.errors import UsageError
 from elmanctl.folders import as_nodes_see, working_folder
 from elmanctl.jobs.evaluation import EvaluateAttempt
@@ -22,6 +23,7 @@ from elmanctl.schedulers.quoting import check_command, check_path, check_setup, 
 
 SCRIPT_NAME = "submission.sh"
 LANES_NAME = "lanes.sh"
+STEP_NAME = "step.sh"
 
 # A line of the template is left out where one of its values is not set.
 _TEMPLATE = Path(__file__).with_name(SCRIPT_NAME)
@@ -128,6 +130,34 @@ def make_script(submission: Submission, folder: Path, code: Path) -> str:
     others = [line for line in lines if not line.startswith(_OPTION)]
     sorted_options = [options[name] for name in sorted(options)]
     return "\n".join([*others[:first], *sorted_options, *others[first:], ""])
+
+
+def make_step(submission: Submission, folder: Path, code: Path) -> str:
+    """Return the script of a submission's only task, as a step in an allocation.
+
+    Raises UsageError for values that a shell would not pass on unchanged.
+    """
+    check_setup("slurm.setup", submission.resources.setup)
+    check_path(folder)
+    check_path(code)
+    values = _values(submission, folder, code)
+    template = _TEMPLATE.with_name(STEP_NAME).read_text(encoding="utf-8")
+    lines = (_fill(line, values) for line in template.splitlines())
+    return "\n".join([*(line for line in lines if line is not None), ""])
+
+
+def local_variables(job: str) -> dict[str, str]:
+    """Return the variables by which a worker, and submitit in it, know of a job without sbatch."""
+    return {
+        LOCAL_JOB_VARIABLE: job,
+        "SUBMITIT_EXECUTOR": "local",
+        "SUBMITIT_LOCAL_JOB_ID": job,
+        "SUBMITIT_LOCAL_NTASKS": "1",
+        "SUBMITIT_LOCAL_JOB_NUM_NODES": "1",
+        "SUBMITIT_LOCAL_NODEID": "0",
+        "SUBMITIT_LOCAL_GLOBALID": "0",
+        "SUBMITIT_LOCAL_LOCALID": "0",
+    }
 
 
 def _values(submission: Submission, folder: Path, code: Path) -> dict[str, str | None]:

@@ -29,6 +29,7 @@ from elmanctl.ledger.reserve import hold
 from elmanctl.ledger.spending import devices
 from elmanctl.ledger.submissions import Resources, Submission, SubmissionIntent, Task
 from elmanctl.schedulers.executor import (
+    AllocationExecutor,
     Executor,
     PollResult,
     SubmissionDeferred,
@@ -37,6 +38,7 @@ from elmanctl.schedulers.executor import (
 )
 from elmanctl.schedulers.sbatch_answer import brief
 from elmanctl.schedulers.scheduler_note import Refusal
+from elmanctl.search.allocation_end import has_time
 from elmanctl.search.backoff import Pace
 from elmanctl.search.costs import affordable, mean_device_s, overspent
 from elmanctl.search.disk_admission import DiskAdmission
@@ -101,6 +103,7 @@ class Dispatcher:
         self._sharer = Sharer(session, executor, self._wanted)
         self._sharing.join(self._sharer)
         self._now = now
+        self._inside = executor if isinstance(executor, AllocationExecutor) else None
         self._next_submission = 0.0
         self._models = models
         self._stopping = stopping
@@ -185,8 +188,8 @@ class Dispatcher:
     def submit_waiting(self) -> None:
         """Submit waiting evaluations, as far as budget, slots and disk allow.
 
-        Raises SearchPaused when the disk is nearly full, or when the budget is used up and no
-        attempt is live; SubmissionError for a final refusal while no attempt is live.
+        Raises SearchPaused when the disk is nearly full, and while no attempt is live when the
+        budget is used up or the allocation ends; SubmissionError for a final refusal then.
         """
         waiting = self._waiting()
         if not waiting:
@@ -197,6 +200,8 @@ class Dispatcher:
             return
         if self._executor.tasks_per_submission == 0:
             # Known after the next poll.
+            return
+        if self._inside and not has_time(self._session, self._inside, is_idle=not live):
             return
         waiting = self._paid(waiting, is_idle=not live)
         slots = self._sharing.free_slots(self._sharer)
@@ -289,6 +294,7 @@ class Dispatcher:
                     attempt=len(due.evaluation.attempts) + 1,
                     slot=due.slot,
                     gpus=self._executor.gpus_of(due.slot),
+                    allocation=None if self._inside is None else self._inside.allocation,
                 )
                 for index, due in enumerate(members)
             ),
@@ -346,7 +352,8 @@ class Dispatcher:
         avoided = {node.node for node in avoided_nodes(self._session.state)}
         changes = {**due.changes, "exclude": sorted(avoided.union(due.changes.get("exclude", ())))}
         executor = self._session.run["executor"]
-        return attempt_resources(self._session.settings, executor, changes)
+        resources = attempt_resources(self._session.settings, executor, changes)
+        return resources if self._inside is None else self._inside.request(resources)
 
     def _paid(self, waiting: list[_Due], *, is_idle: bool) -> list[_Due]:
         """Return those of `waiting` that the budget covers.

@@ -13,14 +13,16 @@ from elmanctl.constants import ASYNCHRONOUS, GENERATIONAL
 from elmanctl.errors import SearchPaused
 from elmanctl.ledger import payloads
 from elmanctl.ledger.records import Evaluation, RunStatus, State, Verdict
-from elmanctl.schedulers.executor import Executor, PollResult
+from elmanctl.schedulers.executor import AllocationExecutor, Executor, PollResult
 from elmanctl.schedulers.scheduler_note import read_note
 from elmanctl.search.actions import apply_requests
+from elmanctl.search.allocation_end import AllocationEnd
 from elmanctl.search.asynchronous import Asynchronous
 from elmanctl.search.attempt_monitor import Watcher
 from elmanctl.search.confirmation_plan import due_confirmations
 from elmanctl.search.dispatch import Dispatcher
 from elmanctl.search.early_stopping import EarlyStopping
+from elmanctl.search.effective_settings import avoided_nodes
 from elmanctl.search.generational import Generational
 from elmanctl.search.model_pruning import ModelPruning
 from elmanctl.search.nodes import exclude_bad_nodes, judged_attempts
@@ -92,6 +94,9 @@ class Controller:
             now=now,
         )
         self._watcher = Watcher(session, executor, now=now)
+        self._end = None
+        if isinstance(executor, AllocationExecutor):
+            self._end = AllocationEnd(session, executor)
         self._starved = StarvedJobs(session, executor, now=now)
         schedule = _SCHEDULES[session.settings.search.mode]
         self._schedule = schedule(session, PointSource(session), self._dispatcher)
@@ -124,7 +129,10 @@ class Controller:
         session = self._session
         session.lease.renew()
         apply_requests(session, self._watcher)
-        self._executor.adjust(session.settings)
+        avoided = {node.node for node in avoided_nodes(session.state)}
+        self._executor.adjust(session.settings, avoided)
+        if self._end is not None:
+            self._end.look()
         polled = self._poller.poll()
         if polled is not None:
             self._dispatcher.adopt(polled)

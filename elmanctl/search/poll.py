@@ -212,4 +212,5 @@ def live_job(state: RunState, attempt: Attempt) -> LiveJob:
         job_name=submission.job_name,
         since=submission.intended_at,
         lanes=submission.lanes_of(attempt.task_index),
+        allocation=submission.allocation,
     )

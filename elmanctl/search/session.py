@@ -22,6 +22,7 @@ from elmanctl.ledger.store import LedgerWriter
 from elmanctl.run.frozen_code import knows_spec_key
 from elmanctl.run.ownership import refuse_foreign_run
 from elmanctl.run.paths import RunPaths
+from elmanctl.schedulers.executor import AllocationExecutor, Executor
 from elmanctl.schedulers.submission import check_resources
 from elmanctl.search.effective_settings import effective_settings, require_run
 from elmanctl.search.limits import check_limits
@@ -110,16 +111,19 @@ class Session:
                 hint=f"start another one: `elmanctl search {self.run['model']}`",
             )
 
-    def start_controller(self) -> None:
-        """Record that a controller drives this run."""
+    def start_controller(self, executor: Executor | None = None) -> None:
+        """Record that a controller drives this run with an executor."""
         refill(self.paths.folder)
         is_slurm = self.run["executor"] == "slurm"
+        inside = executor if isinstance(executor, AllocationExecutor) else None
         self.record(
             payloads.ControllerStarted(
                 host=platform.node(),
                 pid=os.getpid(),
                 folder=str(self.paths.folder),
                 clusters=os.environ.get(CLUSTERS_VARIABLE, "") if is_slurm else None,
+                allocation=None if inside is None else inside.allocation.job_id,
+                slots=None if inside is None else inside.slot_count,
             )
         )
 

@@ -40,7 +40,9 @@ class Sharer:
         if not numbered:
             return []
         reports = self.executor.poll([job for _, job in numbered.values()], []).reports
-        return [task for name, (task, _) in numbered.items() if reports[name].state in _ALIVE]
+        # Of a step in an allocation there is none while only Slurm could say how it stands.
+        gone = {name for name, report in reports.items() if report.state not in _ALIVE}
+        return [task for name, (task, _) in numbered.items() if name not in gone]
 
     @property
     def started(self) -> int:

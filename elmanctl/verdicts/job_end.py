@@ -4,7 +4,7 @@ import re
 import signal
 
 from elmanctl.ledger.records import VerdictKind
-from elmanctl.schedulers.executor import JobReport
+from elmanctl.schedulers.executor import ALLOCATION_ENDED, JobReport
 
 _K = VerdictKind
 
@@ -18,6 +18,8 @@ SIGNAL_NO_OUTPUT = 53
 _STANDARD_SIGNALS = range(1, 32)
 
 _BY_STATE = {
+    # The allocation in which it was a step.
+    ALLOCATION_ENDED: _K.PREEMPTED,
     "BOOT_FAIL": _K.NODE_FAILURE,
     "CANCELLED": _K.CANCELLED,
     "DEADLINE": _K.TIMEOUT,

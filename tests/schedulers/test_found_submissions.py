@@ -12,7 +12,7 @@ from types import SimpleNamespace
 import pytest
 
 from elmanctl.errors import EnvironmentNotReady
-from elmanctl.schedulers import slurm_executor
+from elmanctl.schedulers import earlier_sbatch
 from elmanctl.schedulers.executor import JobState, LiveJob
 from elmanctl.schedulers.submission import SCRIPT_NAME
 from tests.schedulers.executor_setup import JOBS, NAME, NO_ACCOUNTING, ROW, SUBMISSION, Setup
@@ -189,7 +189,7 @@ def test_sbatch_of_a_dead_controller_is_waited_for(
 def test_sbatch_of_a_dead_controller_that_hangs_is_killed_after_its_time(
     slurm: Setup, orphan: subprocess.Popen[bytes], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(slurm_executor, "SBATCH_TIMEOUT_S", 0.3)
+    monkeypatch.setattr(earlier_sbatch, "SBATCH_TIMEOUT_S", 0.3)
     slurm.tools.answer("squeue", ROW.format(id=12, name=NAME))
     script = str(slurm.folder / SCRIPT_NAME)
     # Who only reads that script is left alone, and not waited for.
@@ -210,9 +210,9 @@ def test_nothing_is_concluded_while_an_sbatch_cannot_be_killed(
     slurm: Setup, orphan: subprocess.Popen[bytes], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Signal 0 stands for a process that hangs in the kernel and hears none."""
-    monkeypatch.setattr(slurm_executor, "SBATCH_TIMEOUT_S", 0.0)
-    monkeypatch.setattr(slurm_executor, "_KILLED_S", 0.1)
-    monkeypatch.setattr(slurm_executor, "signal", SimpleNamespace(SIGKILL=0))
+    monkeypatch.setattr(earlier_sbatch, "SBATCH_TIMEOUT_S", 0.0)
+    monkeypatch.setattr(earlier_sbatch, "_KILLED_S", 0.1)
+    monkeypatch.setattr(earlier_sbatch, "signal", SimpleNamespace(SIGKILL=0))
     with pytest.raises(EnvironmentNotReady, match=rf"cannot be killed: \[{orphan.pid}\]"):
         slurm.find()
     assert slurm.tools.called("squeue") == 0

@@ -163,7 +163,7 @@ def test_each_worker_sees_the_gpu_of_its_slot_alone(tmp_path: Path) -> None:
 def test_attempts_keep_their_gpus_when_the_list_changes(tmp_path: Path) -> None:
     machine = Machine(tmp_path, gpus=(4, 2))
     tasks = [machine.task(slot) for slot in (0, 1)]
-    machine.executor.adjust(Settings(local=LocalSettings(gpus=(2, 7, 5))))
+    machine.executor.adjust(Settings(local=LocalSettings(gpus=(2, 7, 5))), ())
     # GPU 2 is the first slot now, and busy; the attempt on GPU 4 goes on beside the new ones.
     assert list(machine.executor.free_slots(tasks)) == [1, 2]
     assert [machine.executor.gpus_of(slot) for slot in (1, 2)] == [(7,), (5,)]
@@ -174,11 +174,11 @@ def test_attempts_keep_their_gpus_when_the_list_changes(tmp_path: Path) -> None:
 
 def test_fewer_workers_let_the_others_end_and_start_none_meanwhile(machine: Machine) -> None:
     tasks = [machine.task(slot) for slot in (0, 1, 2)]
-    machine.executor.adjust(Settings(local=LocalSettings(workers=1)))
+    machine.executor.adjust(Settings(local=LocalSettings(workers=1)), ())
     assert list(machine.executor.free_slots(tasks)) == []
     assert list(machine.executor.free_slots([tasks[2]])) == []
     assert list(machine.executor.free_slots([])) == [0]
-    machine.executor.adjust(Settings(local=LocalSettings(workers=4)))
+    machine.executor.adjust(Settings(local=LocalSettings(workers=4)), ())
     assert list(machine.executor.free_slots([tasks[2]])) == [0, 1, 3]
 
 
@@ -269,7 +269,7 @@ def test_worker_over_its_time_limit_is_ended_as_timeout(machine: Machine) -> Non
 def test_cancelling_ends_the_worker_and_all_that_it_started(
     machine: Machine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("elmanctl.schedulers.local_executor._GRACE_S", PATIENCE_S)
+    monkeypatch.setattr("elmanctl.schedulers.supervisor._GRACE_S", PATIENCE_S)
     job = machine.start('sleep 1000 & echo $! > "$last/child"; wait')
     pids = [int(machine.written(name)) for name in ("worker", "child")]
     assert all(map(alive, pids))
@@ -284,7 +284,7 @@ def test_cancelling_ends_the_worker_and_all_that_it_started(
 def test_worker_that_ignores_sigterm_is_killed(
     machine: Machine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("elmanctl.schedulers.local_executor._GRACE_S", 0.3)
+    monkeypatch.setattr("elmanctl.schedulers.supervisor._GRACE_S", 0.3)
     job = machine.start("trap '' TERM; while :; do sleep 0.1; done")
     pid = int(machine.written("worker"))
     machine.executor.cancel([job])
@@ -341,7 +341,7 @@ def test_worker_whose_supervisor_was_killed_has_vanished(machine: Machine) -> No
     job = machine.start("sleep 60")
     machine.wait(job, JobState.RUNNING)
     machine.written("worker")
-    pid, _ = machine.written("process").split()
+    pid, _, _ = machine.written("process").split()
     os.killpg(int(pid), 9)
     assert machine.wait(job, JobState.VANISHED)
 

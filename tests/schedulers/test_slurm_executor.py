@@ -242,7 +242,7 @@ def test_no_more_jobs_are_queued_than_allowed(slurm: Setup) -> None:
     task = Task(index=0, evaluation="g000-e00", attempt=1)
     assert slurm.executor.free_slots([task] * 2) == [None]
     assert slurm.executor.free_slots([task] * 5) == []
-    slurm.executor.adjust(Settings(search=SearchSettings(max_jobs=7)))
+    slurm.executor.adjust(Settings(search=SearchSettings(max_jobs=7)), ())
     assert slurm.executor.free_slots([task] * 5) == [None] * 2
 
 

@@ -12,7 +12,7 @@ import shutil
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -201,7 +201,7 @@ class ScriptedExecutor:
         self.refusals: list[Exception] = []
         self.accepts_before_refusal = False
 
-    def adjust(self, settings: Settings) -> None:
+    def adjust(self, settings: Settings, avoided: Collection[str]) -> None:
         """Its slots are those of the test."""
 
     def free_slots(self, busy: Iterable[Task]) -> Sequence[int | None]:
