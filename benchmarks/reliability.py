@@ -24,13 +24,13 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
-from campaign.parts import Campaign  # noqa: E402
+from campaign.parts import INSIDE, Campaign  # noqa: E402
 from campaign.record import Results  # noqa: E402
 from campaign.report import rewrite  # noqa: E402
 
 PARTS = (
-    *("kills", "kills-asynchronous", "kills-lanes", "cut", "pairs", "paused", "orphan"),
-    *("slurmctld", "slurmdbd", "node", "preempt", "disk"),
+    *("kills", "kills-asynchronous", "kills-lanes", "kills-inside", "cut", "pairs", "paused"),
+    *("orphan", "slurmctld", "slurmdbd", "node", "preempt", "disk"),
 )
 ASKED = ("no-accounting",)
 
@@ -65,7 +65,10 @@ def read_arguments() -> argparse.Namespace:
 
 def run_part(campaign: Campaign, part: str, executors: list[str], own: argparse.Namespace) -> None:
     """Run one part on every executor that is asked for."""
-    if part.startswith("kills"):
+    if part == INSIDE:
+        if "slurm" in executors:
+            campaign.inside(own.kills, own.searches)
+    elif part.startswith("kills"):
         own_executors = ["slurm"] if part == "kills-lanes" else executors
         for executor in [name for name in own_executors if name in executors]:
             wanted = own.kills // len(own_executors)

@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from campaign import cluster, controllers, cut, disk
+from campaign.inside import InsideKiller
 from campaign.kills import UNIFORM, Killer, shapes
 from campaign.record import Results, Trial
 from campaign.search import (
@@ -27,6 +28,7 @@ from elmanctl.ledger.contents import read_events
 PAUSES = (None, "tell:before:1", "fsync:before:14", "submit:before:1", "fsync:after:16", None)
 
 ASYNCHRONOUS = "kills-asynchronous"
+INSIDE = "kills-inside"
 
 # Settings of the searches of some parts.
 SETTINGS_OF = {
@@ -78,6 +80,25 @@ class Campaign:
             trial = self._try(part, executor, number, shape, kill)
             # A fault before the first kill must not make the campaign endless.
             left -= trial.times or many
+
+    def inside(self, wanted: int, searches: int) -> None:
+        """End controllers and allocations of searches inside them `wanted` times."""
+        many = -(-wanted // searches)
+        left = wanted - sum(trial.times for trial in self._results.of(INSIDE, "slurm"))
+        done = len(self._results.of(INSIDE, "slurm"))
+        for number, shape in enumerate(shapes(self._seed, 10 * searches, is_quick=False)):
+            if left <= 0:
+                return
+            if number < done:
+                continue
+
+            def end(search: Search, kinds: Counter[str], most: int = min(many, left)) -> str:
+                return InsideKiller(search, self._chance, kinds).disturb(most)
+
+            longer = replace(shape, seconds=(1.0, 4.0))
+            left -= (
+                self._try(INSIDE, "slurm", number, longer, end, more_attempts=True).times or many
+            )
 
     def cuts(self, step: int, resumes: int) -> None:
         """Open a ledger cut to every `step`th size, and go on from `resumes` random cuts."""

@@ -13,6 +13,7 @@ WHAT = {
     "kills": "controller killed by SIGKILL",
     "kills-asynchronous": "controller of an asynchronous search killed by SIGKILL",
     "kills-lanes": "controller killed by SIGKILL, two attempts in each job",
+    "kills-inside": "controller of a search inside an allocation killed, or that allocation ended",
     "cut": "ledger cut, at every byte, and opened",
     "cut-resume": "ledger cut anywhere, then `resume`",
     "pairs": "two controllers started at one instant, the driving one then killed",
