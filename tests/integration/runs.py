@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import subprocess
 import time
 from collections.abc import Callable
@@ -12,6 +13,7 @@ from typing import TypeVar
 from elmanctl.ledger.records import RunStatus
 from elmanctl.ledger.run_state import RunState
 from elmanctl.ledger.state import load_run
+from elmanctl.run.paths import RunPaths
 from tests.command_line import CommandLine
 from tests.patience import PATIENCE_S
 
@@ -85,6 +87,12 @@ def trained_attempts(folder: Path) -> list[str]:
         for path in found
         if json.loads(path.read_text(encoding="utf-8"))["verdict"]["kind"] == "completed"
     ]
+
+
+def kill_worker(run: RunPaths, evaluation: str, number: signal.Signals) -> None:
+    """Send a signal to the worker of an evaluation's first attempt, on a node of this machine."""
+    claim = run.attempt(evaluation, 1).claim.read_text(encoding="utf-8")
+    os.kill(json.loads(claim)["pid"], number)
 
 
 def assert_same_search(folder: Path, undisturbed: RunState) -> RunState:

@@ -1,6 +1,5 @@
 """Searches inside one allocation, on a real Slurm cluster (scripts/slurmbox up)."""
 
-import json
 import os
 import shlex
 import signal
@@ -18,6 +17,7 @@ from elmanctl.run.paths import RunPaths
 from tests.command_line import CommandLine
 from tests.integration.runs import (
     assert_same_search,
+    kill_worker,
     load,
     search_arguments,
     trained_attempts,
@@ -114,7 +114,7 @@ def test_step_that_dies_leaves_its_neighbours_alone(
     search = user.start(inside(corpus, "--generations", "1"))
     wait_until_at_work(run, 4)
     dying = "g000-e01"
-    os.kill(json.loads(run.attempt(dying, 1).claim.read_text(encoding="utf-8"))["pid"], number)
+    kill_worker(run, dying, number)
     told, _ = search.communicate(timeout=PATIENCE_S)
     assert search.returncode == 0, told
     state = load(run.folder)
@@ -125,6 +125,23 @@ def test_step_that_dies_leaves_its_neighbours_alone(
     others = [e for e in state.evaluations.values() if e.id != dying]
     assert {len(evaluation.attempts) for evaluation in others} == {1}
     assert len(trained_attempts(run.folder)) == 4
+
+
+def test_step_that_runs_out_of_memory_gets_more_and_leaves_its_neighbours_alone(
+    cluster_user: CommandLine, corpus: Path
+) -> None:
+    user, _ = allocate(with_standins(cluster_user, 2.0))
+    user = replace(user, environment={**user.environment, "STANDIN_HOG": "g000-e01/1"})
+    done = user(*inside(corpus, "--generations", "1"))
+    assert done.returncode == 0, done.stderr
+    state = load(run_of(user).folder)
+    first, again = state.evaluations["g000-e01"].attempts
+    assert first.verdict is not None and first.verdict.kind.value == "oom", first.verdict
+    assert again.state is State.COMPLETED
+    asked = [state.submissions[attempt.submission].resources.mem_gb for attempt in (first, again)]
+    assert asked == [1.0, 1.5]
+    others = [e for e in state.evaluations.values() if e.id != "g000-e01"]
+    assert {len(evaluation.attempts) for evaluation in others} == {1}
 
 
 def test_controller_killed_goes_on_in_the_same_allocation(

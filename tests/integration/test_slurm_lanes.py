@@ -3,6 +3,7 @@
 import signal
 import subprocess
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,7 @@ from elmanctl.schedulers.lanes import lane_folder, slurm_job
 from tests.command_line import CommandLine
 from tests.integration.runs import (
     assert_same_search,
+    kill_worker,
     load,
     search_arguments,
     slurmbox,
@@ -105,6 +107,30 @@ def test_attempt_that_dies_leaves_its_neighbour_alone(
     assert again.state is State.COMPLETED
     assert len(state.evaluations[other.id].attempts) == 1
     assert len(trained_attempts(run.folder)) == 4
+
+
+@pytest.mark.parametrize("cause", ["killed", "oom"])
+def test_attempt_that_fails_by_itself_leaves_its_neighbour_alone(
+    cluster_user: CommandLine, corpus: Path, cause: str
+) -> None:
+    user, run = with_standins(cluster_user, 6.0), run_of(cluster_user)
+    if cause == "oom":
+        user = replace(user, environment={**user.environment, "STANDIN_HOG": "g000-e01/1"})
+    search = user.start((*search_arguments(corpus), "--generations", "1"))
+    wait_for(are_at_work(run, 4), "four attempts at work")
+    if cause == "killed":
+        kill_worker(run, "g000-e01", signal.SIGSEGV)
+    told, _ = search.communicate(timeout=PATIENCE_S)
+    assert search.returncode == 0, told
+    state = load(run.folder)
+    first, again = state.evaluations["g000-e01"].attempts
+    assert first.verdict is not None and first.verdict.kind.value == cause, first.verdict
+    assert again.state is State.COMPLETED
+    neighbours = [e for e in state.evaluations.values() if e.id != "g000-e01"]
+    assert {len(evaluation.attempts) for evaluation in neighbours} == {1}
+    if cause == "oom":
+        asked = [state.submissions[a.submission].resources.mem_gb for a in (first, again)]
+        assert asked == [1.0, 1.5]
 
 
 def test_evaluation_is_cancelled_without_its_neighbour(

@@ -72,6 +72,9 @@ def _train(self: Any, spec: Any, progress: Any, warned: Any, company: Any) -> di
     progress.phase("training")
     least, most = (float(word) for word in os.environ["STANDIN_SECONDS"].split(","))
     seconds = random.uniform(least, most)
+    if f"{spec.evaluation}/{spec.attempt}" == os.environ.get("STANDIN_HOG"):
+        # More than the limit on its memory.
+        _note(job, spec, f"has {len(b'x' * (4 << 30))} bytes")
     for step in range(1, STEPS + 1):
         time.sleep(seconds / STEPS)
         if step == 3 and spec.attempt == 1 and known.fault == "killed-once":
