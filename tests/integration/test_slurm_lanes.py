@@ -183,3 +183,30 @@ def test_controller_killed_while_jobs_run_loses_and_repeats_nothing(
     assert done.returncode == 0, done.stderr
     state = assert_same_search(run.folder, undisturbed)
     assert {len(e.attempts) for e in state.evaluations.values()} == {1}
+
+
+@pytest.mark.parametrize("kind", ["preempted", "timeout"])
+def test_end_of_a_job_is_the_verdict_of_each_attempt_in_it(
+    cluster_user: CommandLine, corpus: Path, kind: str
+) -> None:
+    user, run = with_standins(cluster_user, 12.0), run_of(cluster_user)
+    arguments = (*search_arguments(corpus), "--generations", "1", "--set", "retry.timeout=1")
+    search = user.start(arguments)
+    wait_for(are_at_work(run, 4), "four attempts at work")
+    job, members = next(iter(jobs_of(load(run.folder)).items()))
+    if kind == "timeout":
+        update = ["scontrol", "update", f"JobId={job}", "EndTime=now"]
+        subprocess.run(update, check=True)
+    else:
+        wait_for(lambda: load(run.folder).evaluations[members[0].id].attempts[0].node, "its node")
+        node = str(load(run.folder).evaluations[members[0].id].attempts[0].node)
+        urgent = ["sbatch", "--partition=urgent", f"--nodelist={node}", "--exclusive", "--wait"]
+        subprocess.run([*urgent, "--output=/dev/null", "--wrap=true"], check=True)
+    told, _ = search.communicate(timeout=PATIENCE_S)
+    assert search.returncode == 0, told
+    state = load(run.folder)
+    for evaluation in members:
+        first, again = state.evaluations[evaluation.id].attempts
+        assert first.verdict is not None and first.verdict.kind.value == kind, first.verdict
+        assert again.state is State.COMPLETED
+    assert len(trained_attempts(run.folder)) == 4
