@@ -12,6 +12,7 @@ Ends with 1 where a turn is not twice as fast as before, or a command slower.
 
 import argparse
 import importlib
+import inspect
 import json
 import os
 import re
@@ -241,9 +242,11 @@ def measure_turns(folder: Path, live: int, waiting: int) -> dict[str, list[float
     watch, scheduler = Stopwatch(stop), Scheduler(run)
     with find("Session", "search").open(run) as session:
         session.start_controller()
-        controller = find("Controller")(
-            session, scheduler, watch, poll_s=60.0, tick_s=0.0, stop=stop, now=clock
-        )
+        make = find("Controller")
+        # The newer way and the older one.
+        is_paced = "pace" in inspect.signature(make).parameters
+        pace = {"pace": find("QueryPace")(60.0, now=clock)} if is_paced else {"poll_s": 60.0}
+        controller = make(session, scheduler, watch, **pace, tick_s=0.0, stop=stop, now=clock)
         turns = turns_beside_waiting if waiting else turns_beside_live
         watch.follow(turns(session, scheduler, clock, live))
         controller.drive()
