@@ -41,7 +41,7 @@ from tests.search.scripted import Run
 
 ARCHIVES = sorted(Path(__file__).parent.glob("data/older-runs-*.tar.gz"))
 # Keys of JSON that commands have had since these commits.
-LATER = ("idle_share", "idle_gpu_hours")
+LATER = ("idle_share", "idle_gpu_hours", "gpus_held", "gpus_at_work")
 
 RUNS = ("local", "every-kind", "long")
 

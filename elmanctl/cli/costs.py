@@ -30,6 +30,7 @@ def cost_data(
     population = costs.effective_setting(state, "search.population")
     ahead = costs.forecast(state, population=population, now=now, wall_s=wall_s)
     device_s = costs.spent_device_s(state, now)
+    held, at_work = costs.gpus_held(state, has_controller=has_controller)
     return {
         "unit": costs.unit_of(state),
         "gpu_hours": device_s / _HOUR_S,
@@ -43,6 +44,8 @@ def cost_data(
         "failures": costs.failures(state),
         "idle_share": costs.idle_share(state),
         "idle_gpu_hours": costs.idle_device_s(state) / _HOUR_S,
+        "gpus_held": held,
+        "gpus_at_work": at_work,
         "answered": state.answered,
         "saved_gpu_hours": state.saved.device_s / _HOUR_S,
         **_spared_data(state.spared),
@@ -82,6 +85,12 @@ def describe_cost(state: RunState | RunSummary, cost: Mapping[str, Any]) -> str 
         held = f", {format_hours(cost['idle_gpu_hours'])} {cost['unit']}"
         paid = held if cost["idle_gpu_hours"] else ""
         parts.append(f"slots idle {cost['idle_share']:.0%} of the time{paid}")
+    elif cost["idle_gpu_hours"] >= _SHOWN_IDLE * cost["gpu_hours"] > 0:
+        held = format_hours(cost["idle_gpu_hours"])
+        parts.append(f"{held} {cost['unit']} held idle")
+    if cost["gpus_held"] > cost["gpus_at_work"]:
+        what = "GPUs" if cost["unit"] == costs.GPU_HOURS else "slots"
+        parts.append(f"{cost['gpus_at_work']} of {cost['gpus_held']} held {what} at work")
     if cost["answered"]:
         saved = format_hours(cost["saved_gpu_hours"])
         parts.append(f"{counted(cost['answered'], 'repeat')} deduplicated, {saved} saved")

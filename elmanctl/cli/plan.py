@@ -12,6 +12,7 @@ from elmanctl.codec import encode
 from elmanctl.config import Resolved
 from elmanctl.constants import ASHA, ASYNCHRONOUS, CURVE, STUDY
 from elmanctl.errors import together
+from elmanctl.ledger.spending import gpus_asked
 from elmanctl.ledger.submissions import Submission, Task
 from elmanctl.models.params import format_count
 from elmanctl.run.corpus import corpus_name
@@ -120,6 +121,9 @@ def _describe_cost(plan: SearchPlan) -> str:
     each_node = f"{counted(plan.devices // nodes, 'GPU')} on each of {nodes} nodes"
     gpus = f" x {each_node if nodes > 1 else f'{plan.devices} GPUs'}" if plan.devices > 1 else ""
     most = f"at most {format_hours(plan.most_gpu_hours)} {plan.unit} ({each}{gpus}), plus retries"
+    if (per_job := plan.resources.per_job) > 1:
+        held = counted(per_job * gpus_asked(plan.resources), "GPU")
+        most += f", {counted(per_job, 'evaluation')} in a job that holds {held}"
     return f"{most}; the budget {plan.stop}" if plan.stop else f"{most}; no budget set"
 
 
@@ -196,7 +200,13 @@ def print_dry_run(
     if scripts[0] is not None:
         # The scripts differ in their names alone.
         slurm = Slurm(timeout_s=_QUERY_TIMEOUT_S)
-        cluster = ask_cluster(scripts[0], first.resources, first.settings.search.max_jobs, slurm)
+        cluster = ask_cluster(
+            scripts[0],
+            first.resources,
+            first.settings.search.max_jobs,
+            slurm,
+            gpus=gpus_asked(first.resources),
+        )
     if as_json:
         variables = {"by_variables": _by_variables(first, resolved)}
         found = None if cluster is None else asdict(cluster)

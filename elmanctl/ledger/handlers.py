@@ -9,6 +9,7 @@ from elmanctl.constants import STOP_RULES
 from elmanctl.errors import LedgerCorrupt
 from elmanctl.ledger import payloads, records, transitions
 from elmanctl.ledger.disk_use import OTHER
+from elmanctl.ledger.idle import end_lane, hold_jobs, release_jobs
 from elmanctl.ledger.payloads import Payload
 from elmanctl.ledger.run_state import Exchange, Note, RunState
 from elmanctl.ledger.spending import Spent, cost_of, devices, left_of
@@ -132,6 +133,7 @@ def _submission_intended(event: payloads.SubmissionIntended, state: RunState, at
     if submission.id in state.submissions:
         raise LedgerCorrupt(f"submission {submission.id} is intended twice")
     state.put_submission(submission)
+    hold_jobs(state, submission)
     for task in submission.tasks:
         evaluation = _evaluation(state, task.evaluation)
         state.trained += not evaluation.attempts
@@ -161,6 +163,7 @@ def _submission_failed(
     intended = _submission(state, event.submission)
     submission = transitions.answer(intended, outcome, error=event.error)
     state.put_submission(submission)
+    release_jobs(state, submission)
     for task in submission.tasks:
         evaluation = _evaluation(state, task.evaluation)
         left = transitions.take_back(evaluation, task)
@@ -192,7 +195,10 @@ def _attempt_finished(event: payloads.AttemptFinished, state: RunState, at: str)
     state.put(finished)
     attempt = next(each for each in finished.attempts if each.number == event.attempt)
     kind = event.verdict.kind
-    cost = cost_of(attempt, devices(_submission(state, attempt.submission).resources))
+    submission = _submission(state, attempt.submission)
+    used = devices(submission.resources)
+    cost = cost_of(attempt, used)
+    end_lane(state, submission, attempt.task_index, used, attempt.finished_at)
     state.spent[kind.value] = state.spent.get(kind.value, Spent()) + cost
     if kind is records.VerdictKind.STOPPED:
         state.spared += left_of(attempt, cost)

@@ -16,6 +16,15 @@ LEADERS = 10
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class HeldJob:
+    """A job of several attempts: how many, how many have ended, and the sum of when, in seconds."""
+
+    lanes: int
+    ended: int = 0
+    ends_s: float = 0.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Note:
     """A remark in the ledger."""
 
@@ -57,7 +66,8 @@ class RunState:
     answered repeats did without, `answered` their number, `spared` what the rest of the trainings
     that were stopped early would have cost, `trained` the evaluations that ever had a job, `wall_s`
     the working time of controllers, `slot_s` that of all slots while points were still to come and
-    `idle_s` that of empty ones among them, `disk` the bytes of attempts.  `repeats` maps an
+    `idle_s` that of empty ones among them, `held_idle_s` the GPU-seconds that jobs and allocations
+    held without an attempt at work, `disk` the bytes of attempts.  `repeats` maps an
     evaluation to those of the same configuration, in order, `confirmations` one to those that train
     it again on fresh seeds.
 
@@ -65,8 +75,8 @@ class RunState:
     are the sums of `counted`, `positions` the order of the evaluations, `waiting` those that need
     an attempt, `live` those that have a live one, also where they were cancelled, `members` those
     of each generation, `open` the generations that are not done, `intended` the submissions without
-    an answer, `leaders` the best as (loss, generation, id). A value in a dict is replaced, never
-    changed in place.
+    an answer, `held_jobs` the jobs of several attempts that have not all ended, `leaders` the best
+    as (loss, generation, id).  A value in a dict is replaced, never changed in place.
     """
 
     run: Mapping[str, Any] = field(default_factory=dict)
@@ -96,6 +106,8 @@ class RunState:
     wall_s: float = 0.0
     slot_s: float = 0.0
     idle_s: float = 0.0
+    held_idle_s: float = 0.0
+    held_jobs: dict[str, HeldJob] = field(default_factory=dict)
     repeats: dict[str, tuple[str, ...]] = field(default_factory=dict)
     confirmations: dict[str, tuple[str, ...]] = field(default_factory=dict)
     excluded_nodes: dict[str, ExcludedNode] = field(default_factory=dict)

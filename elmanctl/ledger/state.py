@@ -11,7 +11,7 @@ from elmanctl.errors import LedgerCorrupt, LedgerError, LedgerTooNew
 from elmanctl.ledger.contents import RESTORE_HINT, read_events
 from elmanctl.ledger.events import Event
 from elmanctl.ledger.handlers import handle
-from elmanctl.ledger.idle import idle_slots
+from elmanctl.ledger.idle import held_idle_s, idle_slots
 from elmanctl.ledger.overlay import Overlay
 from elmanctl.ledger.payloads import PAYLOADS, Payload, RunCreated, decode_payload
 from elmanctl.ledger.records import RunStatus
@@ -103,10 +103,12 @@ def apply(state: RunState, event: Event) -> None:
         if bool(state.run) is isinstance(payload, RunCreated):
             raise LedgerCorrupt("`run_created` must be the first event and the only one")
         slots, idle = idle_slots(state)
+        held_idle = held_idle_s(state, idle, worked_s)
         handle(payload, state, event.at)
         state.wall_s += worked_s
         state.slot_s += slots * worked_s
         state.idle_s += idle * worked_s
+        state.held_idle_s += held_idle
     except LedgerCorrupt as exc:
         raise LedgerCorrupt(
             f"event {event.seq} ({event.kind}): {exc.message}", hint=RESTORE_HINT

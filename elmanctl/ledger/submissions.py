@@ -95,7 +95,8 @@ class Submission(SubmissionIntent):
     @property
     def allocation(self) -> Allocation | None:
         """The allocation in which its attempt is a step, None for jobs of their own."""
-        return self.tasks[0].allocation
+        # A snapshot holds submissions without their tasks.
+        return self.tasks[0].allocation if self.tasks else None
 
     def job_of(self, job_id: str, index: int) -> str:
         """Return the id of one task's job, given the id that the submission got.

@@ -17,7 +17,7 @@ from elmanctl.ledger.records import (
     RunStatus,
     State,
 )
-from elmanctl.ledger.run_state import RunState, rank
+from elmanctl.ledger.run_state import HeldJob, RunState, rank
 from elmanctl.ledger.spending import Spent
 
 # Far more rows than are read; with them a snapshot stays under 1 MB.
@@ -61,6 +61,8 @@ class RunSummary:
     wall_s: float
     slot_s: float
     idle_s: float
+    held_idle_s: float
+    held_jobs: Mapping[str, HeldJob]
     disk: DiskUse
     excluded_nodes: Mapping[str, ExcludedNode]
     flights: tuple[tuple[Attempt, int], ...]

@@ -18,20 +18,24 @@ from elmanctl.sbatch_variables import parse_time_min
 from elmanctl.schedulers.sbatch_answer import Reason, brief
 from elmanctl.schedulers.slurm import Slurm, SlurmSilent
 from elmanctl.schedulers.slurm_output import parse_array_limit, split_rows
+from elmanctl.schedulers.submission import extra_options
 
 logger = logging.getLogger(__name__)
 
 # Slurm 26.05 prints a stray "a" after the time.
 _START = re.compile(r"to start at (\S+) (?:a )?using .* in partition (\S+)")
 _GPUS = re.compile(r"\bgpu(?::[^:,()]+)?:(\d+)")
-_SINFO = "%R|%P|%a|%l|%D|%G|%c|%m"
+_SINFO = "%R|%P|%a|%l|%D|%G|%c|%m|%h"
 _ASSOCIATION = "account,partition,maxsubmit,grpsubmit,maxjobs,qos,defaultqos"
 _QOS = "name,maxsubmitpu,grpsubmit,maxjobspu"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Partition:
-    """A partition; CPUs, memory and GPUs are those of its largest node, no `limit_min` is None."""
+    """A partition; CPUs, memory and GPUs are those of its largest node, no `limit_min` is None.
+
+    One that is `exclusive` gives whole nodes only.
+    """
 
     name: str
     is_default: bool
@@ -41,6 +45,7 @@ class Partition:
     gpus: int
     cpus: int
     mem_mb: int
+    is_exclusive: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -72,8 +77,13 @@ class ClusterAnswer:
     warnings: tuple[str, ...] = ()
 
 
-def ask_cluster(script: str, resources: Resources, max_jobs: int, slurm: Slurm) -> ClusterAnswer:
-    """Return the preview of a first submission; a cluster that is silent raises nothing."""
+def ask_cluster(
+    script: str, resources: Resources, max_jobs: int, slurm: Slurm, *, gpus: int = 0
+) -> ClusterAnswer:
+    """Return the preview of a first submission; a cluster that is silent raises nothing.
+
+    `gpus` are those of one attempt.
+    """
     try:
         slurm.check()
         answer = slurm.ask(script)
@@ -103,6 +113,12 @@ def ask_cluster(script: str, resources: Resources, max_jobs: int, slurm: Slurm) 
             *_unknown(asked, [one.name for one in known], "partition", "partitions here"),
             *_unknown(resources.account or "", accounts, "account", "your accounts"),
             *obstacles(partitions, resources, limit, max_jobs),
+            *idle_beside(
+                partitions,
+                resources,
+                gpus,
+                is_exclusive=extra_options(resources.extra).get("exclusive") is True,
+            ),
         ),
     )
 
@@ -134,7 +150,7 @@ def _value(config: str, name: str) -> str | None:
 def parse_partitions(text: str) -> list[Partition]:
     """Read the answer of sinfo, a line for each type of node of each partition."""
     found: dict[str, Partition] = {}
-    for name, marked, state, limit, nodes, gres, cpus, mem in split_rows(text, 8):
+    for name, marked, state, limit, nodes, gres, cpus, mem, shared in split_rows(text, 9):
         known = found.get(name)
         found[name] = Partition(
             name=name,
@@ -145,6 +161,7 @@ def parse_partitions(text: str) -> list[Partition]:
             gpus=max(sum(map(int, _GPUS.findall(gres))), known.gpus if known else 0),
             cpus=max(_int(cpus), known.cpus if known else 0),
             mem_mb=max(_int(mem), known.mem_mb if known else 0),
+            is_exclusive=shared.startswith("EXCLUSIVE"),
         )
     return list(found.values())
 
@@ -248,6 +265,24 @@ def obstacles(
             f"`search.max_jobs` {max_jobs}: what is beyond it is submitted later"
         )
     return warnings
+
+
+def idle_beside(
+    partitions: Sequence[Partition], resources: Resources, gpus: int, *, is_exclusive: bool
+) -> list[str]:
+    """Return a warning about GPUs of a whole node that a job pays for and does not use.
+
+    `gpus` are those of one attempt; the job is exclusive by its own option, or by its partition.
+    """
+    used, held = gpus * resources.per_job, max((one.gpus for one in partitions), default=0)
+    whole = is_exclusive or (bool(partitions) and all(one.is_exclusive for one in partitions))
+    if not whole or not gpus or used >= held or resources.tasks > 1:
+        return []
+    each = "an evaluation" if resources.per_job == 1 else f"{resources.per_job} evaluations"
+    return [
+        f"{_named(partitions)} gives whole nodes of {held} GPUs, and a job has {each} on {used} of "
+        f"them: all are paid for; `--set slurm.per_job={held // gpus}` uses them"
+    ]
 
 
 def _named(partitions: Sequence[Partition]) -> str:

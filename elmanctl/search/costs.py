@@ -21,6 +21,8 @@ from elmanctl.settings import BudgetSettings
 
 _HOUR_S = 3600.0
 
+GPU_HOURS = "GPU-hours"
+
 # Tolerance for rounding: a budget that is met exactly must not look exceeded.
 _SLACK = 1e-6
 
@@ -91,7 +93,7 @@ def unit_of(state: Account) -> str:
 
 def unit_name(*, has_gpus: bool) -> str:
     """Return the name of a device-hour: a job without GPUs counts as one device."""
-    return "GPU-hours" if has_gpus else "job-hours"
+    return GPU_HOURS if has_gpus else "job-hours"
 
 
 def ended(state: Account) -> Spent:
@@ -138,13 +140,29 @@ def idle_share(state: Account) -> float | None:
 
 
 def idle_device_s(state: Account) -> float:
-    """Return the seconds of idle slots times the GPUs that they held: those of this machine.
+    """Return the seconds of idle slots times the GPUs that they held.
 
-    A job of Slurm ends with its attempt, and leaves its GPU to others.
+    Those are the GPUs of this machine, of an allocation, and of the attempts of a job that ended
+    before its last one.  A job of one attempt ends with that, and leaves its GPU to others.
     """
-    if state.run["executor"] != "local" or not effective_setting(state, "local.gpus"):
+    if state.run["executor"] != "local":
+        return state.held_idle_s
+    if not effective_setting(state, "local.gpus"):
         return 0.0
     return state.idle_s * (effective_setting(state, "train.gpus") or 1)
+
+
+def gpus_held(state: Account, *, has_controller: bool) -> tuple[int, int]:
+    """Return how many GPUs jobs and the allocation of a run hold, and at how many one works.
+
+    A job without a GPU counts as one.  Of an allocation nothing is known without a controller.
+    """
+    at_work = sum(count for attempt, count in state.flights if attempt.started_at is not None)
+    each = max((count for _, count in state.flights), default=1)
+    slots = (state.controller or {}).get("slots")
+    if slots is not None and has_controller:
+        return max(at_work, slots * each), at_work
+    return at_work + each * sum(job.ended for job in state.held_jobs.values()), at_work
 
 
 def uses(state: Account, budget: BudgetSettings, *, device_s: float, wall_s: float) -> list[Use]:

@@ -187,7 +187,7 @@ def test_dry_run_says_what_the_cluster_says_and_makes_do_without_one(
         "scontrol": "echo 'MaxArraySize = 9'",
         "sbatch": "echo 'sbatch: error: Batch job submission failed: Invalid qos specification' "
         ">&2; exit 1",
-        "sinfo": "echo 'big|big*|up|0:05:00|3|gpu:8|64|9000'",
+        "sinfo": "echo 'big|big*|up|0:05:00|3|gpu:8|64|9000|NO'",
         "sacctmgr": "exit 1",
     }.items():
         (programs / name).write_text(f"#!/bin/sh\n{body}\n", encoding="utf-8")

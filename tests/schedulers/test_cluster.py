@@ -23,9 +23,9 @@ from elmanctl.schedulers.cluster import (
 from elmanctl.schedulers.slurm import Slurm
 
 SINFO = """\
-gpu|gpu*|up|2:00:00|2|gpu:a100:4(S:0-1)|64|500000+
-gpu|gpu*|up|2:00:00|1|gpu:a100:2,gpu:v100:3|32|250000
-cpu|cpu|down|infinite|10|(null)|128|1000000
+gpu|gpu*|up|2:00:00|2|gpu:a100:4(S:0-1)|64|500000+|NO
+gpu|gpu*|up|2:00:00|1|gpu:a100:2,gpu:v100:3|32|250000|NO
+cpu|cpu|down|infinite|10|(null)|128|1000000|FORCE:4
 """
 
 ANSWERS = {
@@ -137,16 +137,50 @@ def ask(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Ask:
     monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
 
     def made(
-        resources: Resources | None = None, *, timeout_s: float = 60, **changed: str
+        resources: Resources | None = None,
+        *,
+        gpus: int = 0,
+        timeout_s: float = 60,
+        **changed: str,
     ) -> ClusterAnswer:
         for name, body in {**ANSWERS, **changed}.items():
             program = tmp_path / name
             program.write_text(f"#!/bin/sh\n{body}\n", encoding="utf-8")
             program.chmod(0o755)
         asked = resources or Resources(timeout_min=60)
-        return ask_cluster("#!/bin/sh\n", asked, 64, Slurm(timeout_s=timeout_s))
+        return ask_cluster("#!/bin/sh\n", asked, 64, Slurm(timeout_s=timeout_s), gpus=gpus)
 
     return made
+
+
+@pytest.mark.parametrize(
+    ("shared", "per_job", "gpus", "extra", "advised"),
+    [
+        ("EXCLUSIVE", 1, 1, {}, 5),
+        ("EXCLUSIVE", 2, 2, {}, 2),
+        ("NO", 1, 1, {"exclusive": True}, 5),
+        # Shared between jobs, used as a whole, or without GPUs.
+        ("NO", 1, 1, {}, None),
+        ("NO", 1, 1, {"exclusive": "user"}, None),
+        ("EXCLUSIVE", 5, 1, {}, None),
+        ("EXCLUSIVE", 1, 0, {}, None),
+    ],
+)
+def test_gpus_of_a_whole_node_that_stay_idle_are_told(
+    ask: Ask,
+    shared: str,
+    per_job: int,
+    gpus: int,
+    extra: dict[str, object],
+    advised: int | None,
+) -> None:
+    resources = Resources(timeout_min=5, partition="gpu", per_job=per_job, extra=extra)
+    sinfo = ANSWERS["sinfo"].replace("|NO", f"|{shared}")
+    warnings = ask(resources=resources, gpus=gpus, sinfo=sinfo).warnings
+    told = [words for words in warnings if "whole nodes" in words]
+    assert len(told) == (advised is not None)
+    if advised is not None:
+        assert "whole nodes of 5 GPUs" in told[0] and f"slurm.per_job={advised}`" in told[0]
 
 
 def test_cluster_tells_partition_limits_accounts_and_when_a_job_could_start(ask: Ask) -> None:
