@@ -15,7 +15,7 @@ from elmanctl.cli.confirmation import (
     print_confirmed,
 )
 from elmanctl.cli.costs import cost_data, describe_cost, describe_waste
-from elmanctl.cli.output import hint, print_line, shown_count
+from elmanctl.cli.output import counted, hint, print_line, shown_count
 from elmanctl.cli.sweep_view import print_sweep, sweep_data
 from elmanctl.folders import shown as shown_path
 from elmanctl.ledger.records import RunStatus, State
@@ -24,6 +24,7 @@ from elmanctl.run.paths import RunPaths
 from elmanctl.search.confirmation import best_of, standing
 from elmanctl.search.effective_settings import effective_settings
 from elmanctl.search.kept_models import model_path
+from elmanctl.search.sizing import Sizing, sizing_of
 from elmanctl.search.stop_rules import wider_rule
 from elmanctl.space.space import SearchSpace
 
@@ -54,6 +55,7 @@ def run_summary(paths: RunPaths, state: RunState) -> dict[str, Any]:
         },
         **confirmation_data(state, shown),
         "noise": shown.noise and asdict(shown.noise),
+        "sizing": None if (sizing := sizing_of(state)) is None else asdict(sizing),
         **sweep_data(state),
         "unigram_nats": state.run["data"]["unigram_nats"],
         **rows.origin_data(state.run),
@@ -79,6 +81,7 @@ def print_summary(paths: RunPaths, state: RunState) -> None:
     for label, text in (
         ("cost", describe_cost(state, cost)),
         ("waste", describe_waste(state, cost)),
+        ("sizing", describe_sizing(sizing_of(state))),
     ):
         if text:
             print_line(f"{label:<12} {text}")
@@ -106,6 +109,20 @@ def print_summary(paths: RunPaths, state: RunState) -> None:
     if state.status is RunStatus.PAUSED:
         more = f"`elmanctl resume {name}` goes on with the search"
     hint("; ".join(filter(None, (f"see `elmanctl show {name} best`", more))))
+
+
+def describe_sizing(sizing: Sizing | None) -> str | None:
+    """Return one line on smaller requests that would have been enough; None if none is advised."""
+    if sizing is None or not sizing.advised:
+        return None
+    used = [f"{sizing.longest_min:.3g} of {sizing.asked_min:g} min"]
+    if sizing.largest_gb is not None and sizing.asked_gb is not None:
+        used.append(f"{sizing.largest_gb:.2g} of {sizing.asked_gb:g} GB")
+    advised = " ".join(f"--set {key}={value}" for key, value in sizing.advised.items())
+    return (
+        f"{counted(sizing.evaluations, 'evaluation')} took at most {' and '.join(used)}: "
+        f"`{advised}` is enough"
+    )
 
 
 def _print_best(state: RunState) -> None:

@@ -8,6 +8,7 @@ torch is recorded as such.
 import logging
 import math
 import os
+import resource
 import sys
 import time
 from collections.abc import Iterator
@@ -258,6 +259,7 @@ class _Evaluation:
             "host": self._worker.host,
             # Nothing says which attempt it is where its spec cannot be read.
             **({} if spec is None else {name: getattr(spec, name) for name in _IDENTITY}),
+            "host_memory_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
             **(self._training.record() if self._training is not None else {}),
         }
 
