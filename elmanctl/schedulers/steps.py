@@ -61,6 +61,8 @@ def own_report(
     if code is not None:
         age_s = supervisor.age_of_exit_s(folder, time.time())
         is_cancelled = (folder / CANCEL_FILE).exists()
+        if (node := _node(folder)) is not None and _names_death_of(node, log):
+            return JobReport(state=JobState.ENDED, raw="NODE_FAIL", node=node)
         if not is_cancelled and _may_be_taken_along(code, log):
             if (folder / END_FILE).exists():
                 return JobReport(state=JobState.ENDED, raw=ALLOCATION_ENDED, node=_node(folder))
@@ -127,6 +129,11 @@ def _may_be_taken_along(code: int, log: Path) -> bool:
     if code in _TAKEN_ALONG:
         return True
     return code == 1 and _TOO_LATE.search(_tail(log)) is not None
+
+
+def _names_death_of(node: str, log: Path) -> bool:
+    """Whether srun says that the node of its step died; its exit code may be 0 then."""
+    return f"srun: error: Node failure on {node}\n".encode() in _tail(log)
 
 
 def _tail(log: Path) -> bytes:

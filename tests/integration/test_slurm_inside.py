@@ -20,6 +20,7 @@ from tests.integration.runs import (
     kill_worker,
     load,
     search_arguments,
+    slurmbox,
     trained_attempts,
     wait_for,
     with_standins,
@@ -144,6 +145,26 @@ def test_step_that_runs_out_of_memory_gets_more_and_leaves_its_neighbours_alone(
     assert {len(evaluation.attempts) for evaluation in others} == {1}
 
 
+def test_evaluation_is_cancelled_without_its_neighbours(
+    cluster_user: CommandLine, corpus: Path
+) -> None:
+    user, job = allocate(with_standins(cluster_user, 6.0))
+    run = run_of(user)
+    search = user.start(inside(corpus, "--generations", "1"))
+    wait_until_at_work(run, 4)
+    # From a shell outside.
+    done = cluster_user("cancel", "g000-e01")
+    assert done.returncode == 0, done.stderr
+    told, _ = search.communicate(timeout=PATIENCE_S)
+    assert search.returncode == 0, told
+    states = {e.id: e.state for e in load(run.folder).evaluations.values()}
+    assert states.pop("g000-e01") is State.CANCELLED
+    assert set(states.values()) == {State.COMPLETED}
+    # Its allocation is the user's.
+    listed = subprocess.run(["squeue", "-h", "-j", job], capture_output=True, text=True, check=True)
+    assert listed.stdout
+
+
 def test_controller_killed_goes_on_in_the_same_allocation(
     cluster_user: CommandLine, corpus: Path, undisturbed_standins: RunState
 ) -> None:
@@ -238,3 +259,33 @@ def test_shell_outside_of_an_allocation_is_refused(cluster_user: CommandLine, co
     assert done.returncode != 0
     assert "this shell is in none" in done.stderr and "salloc" in done.stderr
     assert not run_of(cluster_user).folder.exists()
+
+
+def test_death_of_a_node_ends_its_allocation_and_the_run_goes_on_in_another(
+    cluster_user: CommandLine, corpus: Path
+) -> None:
+    user, job = allocate(with_standins(cluster_user, 15.0))
+    run = run_of(user)
+    search = user.start(inside(corpus, "--generations", "1"))
+    wait_until_at_work(run, 4)
+    nodes = ["squeue", "--noheader", f"--jobs={job}", "--format=%N"]
+    held = subprocess.run(nodes, capture_output=True, text=True, check=True).stdout.strip()
+    names = ["scontrol", "show", "hostnames", held]
+    dead, alive = subprocess.run(names, capture_output=True, text=True, check=True).stdout.split()
+    slurmbox("kill-node", dead)
+    try:
+        told, _ = search.communicate(timeout=PATIENCE_S)
+        assert search.returncode == 6 and "the allocation has ended" in told, told
+    finally:
+        slurmbox("start-node", dead)
+    verdicts = {
+        str(attempt.node): attempt.verdict.kind.value
+        for evaluation in load(run.folder).evaluations.values()
+        for attempt in evaluation.attempts
+        if attempt.verdict is not None
+    }
+    assert verdicts == {dead: "node_failure", alive: "preempted"}
+    again, _ = allocate(with_standins(cluster_user, 1.0))
+    done = again("resume", "--inside")
+    assert done.returncode == 0, done.stderr
+    assert len(trained_attempts(run.folder)) == 4

@@ -87,6 +87,16 @@ def test_allocation_takes_its_steps_along(step: Step, raw: str, code: int | None
     assert report.node == "n2"
 
 
+def test_node_that_died_is_the_end_of_its_own_steps_alone(step: Step) -> None:
+    step.began()
+    step.log.write_text("srun: error: Node failure on n2\n", encoding="utf-8")
+    step.ended(0)
+    for report in (step.own(), step.report(over("NODE_FAIL"))):
+        assert report is not None and (report.raw, report.node) == ("NODE_FAIL", "n2")
+    step.log.write_text("srun: error: Node failure on n22\n", encoding="utf-8")
+    assert step.report(over("NODE_FAIL")).raw == ALLOCATION_ENDED
+
+
 def test_step_that_came_too_late_was_taken_along(step: Step) -> None:
     step.log.write_text(f"{TOO_LATE}\n", encoding="utf-8")
     step.ended(1)
