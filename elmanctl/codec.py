@@ -20,6 +20,9 @@ from elmanctl.errors import ElmanError
 _T = TypeVar("_T")
 _Reader = Callable[[Any], Any]
 
+# Kinds of values that are JSON data as they are; those derived from them may not be.
+_PLAIN = frozenset({str, int, float, bool})
+
 _NAMES: Mapping[type | None, str] = {
     **{str: "a text", int: "a whole number", float: "a number", bool: "true or false"},
     **{list: "an array", dict: "an object", None: "null"},
@@ -47,6 +50,9 @@ def json_field(
 
 def encode(value: object, *, named: bool = True) -> Any:
     """Return a record, or a collection of records, as plain JSON data."""
+    # Nearly all values are of these kinds, and the checks below take long.
+    if value is None or type(value) in _PLAIN:
+        return value
     if isinstance(value, StrEnum):
         return value.value
     if is_dataclass(value) and not isinstance(value, type):

@@ -198,10 +198,15 @@ class RunState:
 
     @property
     def newest_settled(self) -> int:
-        """How many are decided of generations that are not done; replaced ones are left out."""
-        members = [e for generation in self.open for e in self.generation_members(generation)]
-        replaced = {e.replaces for e in members if e.replaces}
-        return sum(e.state.is_finished and e.id not in replaced for e in members)
+        """How many are decided of generations that are not done; replaced ones are left out.
+
+        A part of a state holds all evaluations that are not decided, and those that replace others.
+        """
+        names = [name for generation in self.open for name in self.members.get(generation, ())]
+        held = [self.evaluations[name] for name in names if name in self.evaluations]
+        left_out = {e.id for e in held if not e.state.is_finished}
+        left_out |= {e.replaces for e in held if e.replaces}
+        return sum(name not in left_out for name in names)
 
     def generation_members(self, generation: int) -> list[Evaluation]:
         """Return the evaluations of a generation, in order."""

@@ -11,12 +11,12 @@ import json
 import logging
 import math
 import typing
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from functools import cache
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 from elmanctl.codec import decode, encode, json_field
 from elmanctl.errors import LedgerCorrupt, LedgerError, NotFound
@@ -27,7 +27,7 @@ from elmanctl.ledger.records import Evaluation
 from elmanctl.ledger.run_state import RunState
 from elmanctl.ledger.state import apply, load_run
 from elmanctl.ledger.store import LEDGER_FILE, LedgerWriter
-from elmanctl.ledger.submissions import Submission
+from elmanctl.ledger.submissions import Submission, SubmissionState
 from elmanctl.ledger.summary import (
     RunSummary,
     newest_groups,
@@ -39,11 +39,13 @@ from elmanctl.ledger.summary import (
 
 logger = logging.getLogger(__name__)
 
+_Record = TypeVar("_Record")
+
 SNAPSHOT_FILE = "snapshot.json"
 
 # Shorter ledgers are always read whole: that is quick, and checks every line.
 EVERY_BYTES = 256 * 1024
-LIMIT_BYTES = 1_000_000
+LIMIT_BYTES = 8_000_000
 
 # So many evaluations are held beside one that is taken up again, as others often follow it.
 _NEIGHBOURS = 128
@@ -163,6 +165,8 @@ class SnapshotKeeper:
         self._held: frozenset[str] = frozenset()
         # Nothing is known of a snapshot that an earlier holder left.
         self._held_from = math.inf
+        self._evaluations: _Encoded[Evaluation] = _Encoded(trimmed)
+        self._submissions: _Encoded[Submission] = _Encoded(_without_tasks)
 
     def before(self, evaluations: Iterable[str]) -> None:
         """Make sure that a reader of the snapshot can follow an event about these evaluations."""
@@ -215,11 +219,34 @@ class SnapshotKeeper:
         if (seq, fence) != (self._state.seq, self._state.fence):
             raise _Unfit(f"the ledger's last line is event {seq}, not {self._state.seq}")
         part, at = _part(self._state, held), self._writer.last_line_at
-        data = {each.name: encode(getattr(part, each.name), named=False) for each in fields(part)}
-        snapshot = _File(code=_fingerprint(), last_line_at=at, line_crc=crc, state=data)
-        text = json.dumps(encode(snapshot), separators=(",", ":"), allow_nan=False)
+        data: dict[str, object] = {
+            "evaluations": self._evaluations.data(part.evaluations),
+            "submissions": self._submissions.data(part.submissions),
+        }
+        rest = (each.name for each in fields(part) if each.name not in data)
+        data |= {name: encode(getattr(part, name), named=False) for name in rest}
+        snapshot = encode(_File(code=_fingerprint(), last_line_at=at, line_crc=crc, state={}))
+        text = json.dumps({**snapshot, "state": data}, separators=(",", ":"), allow_nan=False)
         body = text.encode("ascii")[:-1]
         return body + seal(body) + b"\n"
+
+
+class _Encoded(Generic[_Record]):
+    """Records as JSON data, each of which is encoded once; `shorten` leaves out parts of one."""
+
+    def __init__(self, shorten: Callable[[_Record], _Record]) -> None:
+        self._shorten = shorten
+        self._known: dict[str, tuple[_Record, object]] = {}
+
+    def data(self, records: Mapping[str, _Record]) -> dict[str, object]:
+        """Return the data of some records by their names, and forget all others."""
+        known, self._known = self._known, {}
+        for name, record in records.items():
+            found = known.get(name)
+            if found is None or found[0] is not record:
+                found = (record, encode(self._shorten(record), named=False))
+            self._known[name] = found
+        return {name: data for name, (_, data) in self._known.items()}
 
 
 def _part(state: RunState, held: Mapping[str, Evaluation]) -> RunState:
@@ -243,10 +270,16 @@ def _part(state: RunState, held: Mapping[str, Evaluation]) -> RunState:
 
 
 def _held_submissions(state: RunState) -> dict[str, Submission]:
-    """Return those that may still be answered, and of those with live attempts what they cost."""
+    """Return those that may still be answered, and those with live attempts."""
     live = {attempt.submission for _, attempt in state.live_attempts()}
-    costs = {name: replace(state.submissions[name], tasks=()) for name in sorted(live)}
+    costs = {name: state.submissions[name] for name in sorted(live)}
     return costs | {item.id: item for item in state.unanswered()}
+
+
+def _without_tasks(submission: Submission) -> Submission:
+    """Return a submission as far as it is needed: once it was answered, what it costs."""
+    is_open = submission.state is SubmissionState.INTENDED
+    return submission if is_open else replace(submission, tasks=())
 
 
 def _newest(state: RunState, table: Mapping[int, Any]) -> dict[int, Any]:
@@ -254,15 +287,19 @@ def _newest(state: RunState, table: Mapping[int, Any]) -> dict[int, Any]:
 
 
 def _held(state: RunState, also: Iterable[str]) -> dict[str, Evaluation]:
-    """Return the evaluations of a snapshot, trimmed and in order: the page, the best, and more.
+    """Return the evaluations of a snapshot, in order: the page, the best, and more.
 
-    So is what was confirmed, and what confirms it.
+    These are all that are not decided, which events will be about in any order; those that replace
+    others, by which `newest_settled` is known; and what was confirmed or confirms it.
     """
     names = {item.id for item in page(state)} | {name for _, _, name in state.leaders} | {*also}
+    names.update(state.live, state.waiting)
+    newest = (state.evaluations[name] for name in newest_members(state))
+    names.update(item.id for item in newest if item.replaces is not None)
     for name, confirmations in state.confirmations.items():
         names |= {name, *confirmations}
     ordered = sorted(names, key=state.positions.__getitem__)
-    return {name: trimmed(state.evaluations[name]) for name in ordered}
+    return {name: state.evaluations[name] for name in ordered}
 
 
 def _neighbours(state: RunState, names: Sequence[str]) -> list[str]:

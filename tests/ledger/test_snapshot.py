@@ -4,6 +4,7 @@ import io
 import json
 import logging
 import os
+import random
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ import pytest
 from elmanctl.codec import decode, encode
 from elmanctl.errors import LedgerCorrupt
 from elmanctl.ledger import snapshot
+from elmanctl.ledger.files import write_atomically
 from elmanctl.ledger.lease import Lease
 from elmanctl.ledger.payloads import decode_payload
 from elmanctl.ledger.records import State
@@ -63,6 +65,11 @@ class LongRun:
         return names
 
     def train(self, names: list[str]) -> None:
+        for name, attempt in self.submit(names):
+            self.finish(name, attempt)
+
+    def submit(self, names: list[str]) -> list[tuple[str, int]]:
+        """Submit evaluations at once; return them with the numbers of their attempts."""
         number = f"s{len(self.state.submissions):04}"
         tasks = [
             {"index": i, "evaluation": n, "attempt": 1 + len(self.state.evaluations[n].attempts)}
@@ -71,18 +78,20 @@ class LongRun:
         intent = {"id": number, "job_name": number, "tasks": tasks, "resources": {}}
         self.record("submission_intended", submission=intent)
         self.record("submission_accepted", submission=number, job_id="7", adopted=False)
-        for task in tasks:
-            name, attempt = str(task["evaluation"]), task["attempt"]
-            loss = 3 - len(self.state.evaluations) / 10**6
-            self.record(
-                "attempt_finished",
-                evaluation=name,
-                attempt=attempt,
-                verdict={"kind": "completed", "evidence": [{"source": "result", "text": "x" * 80}]},
-                result={"loss": loss, "more": "y" * 300},
-                size_bytes=1000,
-            )
-            self.record("evaluation_closed", evaluation=name, state="completed")
+        return [(str(task["evaluation"]), int(str(task["attempt"]))) for task in tasks]
+
+    def finish(self, name: str, attempt: int) -> None:
+        """Let an attempt complete."""
+        loss = 3 - len(self.state.evaluations) / 10**6
+        self.record(
+            "attempt_finished",
+            evaluation=name,
+            attempt=attempt,
+            verdict={"kind": "completed", "evidence": [{"source": "result", "text": "x" * 80}]},
+            result={"loss": loss, "more": "y" * 300},
+            size_bytes=1000,
+        )
+        self.record("evaluation_closed", evaluation=name, state="completed")
 
     def grow(self, size_bytes: int) -> None:
         while self.path.stat().st_size < size_bytes:
@@ -198,6 +207,29 @@ def test_old_evaluations_that_are_taken_up_again_are_in_a_snapshot_before(
     assert first == (long_run.folder / SNAPSHOT_FILE).read_bytes()
     page = load_summary(long_run.folder).summary.page
     assert [e.state for e in page] == [State.COMPLETED] * len(page)
+
+
+def test_live_evaluations_end_in_any_order_without_a_snapshot_for_each(
+    long_run: LongRun, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    names = long_run.ask(PAGE_ROWS + 500)
+    long_run.submit(names)
+    written: list[int] = []
+
+    def counted(path: Path, data: bytes) -> None:
+        written.append(len(data))
+        write_atomically(path, data)
+
+    monkeypatch.setattr(snapshot, "write_atomically", counted)
+    before_bytes = long_run.path.stat().st_size
+    # Every third one; more than half of the first of them are no longer on the page.
+    for name in random.Random(1).sample(names, len(names) // 3):
+        long_run.finish(name, 1)
+    grown = (long_run.path.stat().st_size - before_bytes) // EVERY_BYTES
+    assert 3 < len(written) <= grown + 1 and max(written) < LIMIT_BYTES
+    loaded = load_summary(long_run.folder)
+    assert loaded.from_snapshot
+    assert loaded.summary == summarize(load_run(long_run.folder).state)
 
 
 def test_page_has_a_limit_of_rows(long_run: LongRun) -> None:
