@@ -65,17 +65,12 @@ class Asynchronous:
         value = fitness_value(
             evaluation,
             state.generation_members(evaluation.generation),
-            worst=self._worst(branch),
+            worst=lambda: worst_reported(state, branch, search.population),
             failed_loss=search.failed_loss,
         )
         if value is not None:
             self._session.record(payloads.ValueReported(evaluation=evaluation.id, value=value))
             self._points.report(branch, [(evaluation.id, value)])
-
-    def _worst(self, branch: int) -> float:
-        """Return the loss behind which failures are ranked: the worst of the newest ones."""
-        search = self._session.settings.search
-        return worst_reported(self._session.state, branch, search.population)
 
     def _finish_generations(self) -> None:
         """Record that generations are done of which all places are decided.

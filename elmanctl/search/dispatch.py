@@ -195,7 +195,7 @@ class Dispatcher:
         if not waiting:
             self._poller.show_refusal(None)
             return
-        live = self._session.state.live_attempts()
+        live = self._live
         if live and self._now() < self._next_submission:
             return
         if self._executor.tasks_per_submission == 0:
@@ -206,7 +206,7 @@ class Dispatcher:
         waiting = self._paid(waiting, is_idle=not live)
         slots = self._sharing.free_slots(self._sharer)
         ready = [replace(due, slot=slot) for due, slot in zip(waiting, slots, strict=False)]
-        ready = ready[: self._disk.admit(len(ready), live=len(live))]
+        ready = ready[: self._disk.admit(len(ready), live=live)]
         for resources, group in groupby(ready, key=self._resources):
             if not self._submit_alike(list(group), resources):
                 return
@@ -259,7 +259,7 @@ class Dispatcher:
 
     @property
     def _live(self) -> int:
-        return len(self._session.state.live_attempts())
+        return len(self._session.state.live)
 
     def _show_refusal(self, exc: SubmissionError, at: float, *, is_final: bool) -> None:
         """Show a refusal in the live view and in `status`, with the next try `at`."""

@@ -7,7 +7,7 @@ optimizer.
 
 import math
 import sys
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 
 from elmanctl.constants import LOOKS
 from elmanctl.ledger.records import Evaluation, Verdict
@@ -59,13 +59,13 @@ def fitness_value(
     evaluation: Evaluation,
     members: Sequence[Evaluation],
     *,
-    worst: float,
+    worst: Callable[[], float],
     failed_loss: float | None = None,
 ) -> float | None:
     """Return the fitness of one evaluation of an asynchronous search; None if it has none.
 
-    `members` are those of its generation.  One that is ranked last comes behind `worst`; with
-    `failed_loss` each has a fitness as in `fitness_values`.
+    `members` are those of its generation.  One that is ranked last comes behind `worst`, which is
+    asked for such a one alone; with `failed_loss` each has a fitness as in `fitness_values`.
     """
     if failed_loss is not None:
         return _at_most(_known_loss(evaluation, members), failed_loss)
@@ -74,7 +74,7 @@ def fitness_value(
         return evaluation.loss
     if feedback is Feedback.PREDICTION:
         return predicted_loss(evaluation, members)
-    return last_ranks(worst, 1)[0] if feedback is Feedback.LAST else None
+    return last_ranks(worst(), 1)[0] if feedback is Feedback.LAST else None
 
 
 def worst_reported(state: RunState, branch: int, newest: int | None = None) -> float:

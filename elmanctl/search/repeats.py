@@ -8,6 +8,7 @@ the next seed and is trained, as an estimate of noise; at `again` it is trained 
 
 import json
 from collections.abc import Mapping
+from itertools import islice
 from typing import Any
 
 from elmanctl.constants import AGAIN
@@ -48,7 +49,8 @@ class Known:
 
     def update(self, state: RunState) -> None:
         """Add the evaluations that are new since the last update."""
-        for evaluation in list(state.evaluations.values())[self._seen :]:
+        new = islice(reversed(state.evaluations.values()), len(state.evaluations) - self._seen)
+        for evaluation in reversed(list(new)):
             self.first(evaluation.config, evaluation.lr, evaluation.id)
         self._seen = len(state.evaluations)
 

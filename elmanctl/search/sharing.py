@@ -1,6 +1,6 @@
 """Sharing of slots between runs that one process drives: the run that is least far goes first."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 from elmanctl.ledger.records import Attempt
@@ -13,13 +13,14 @@ from elmanctl.search.session import Session
 _ALIVE = (JobState.PENDING, JobState.RUNNING)
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(slots=True, eq=False)
 class Sharer:
     """A run that takes slots; `wanted` counts its attempts that wait for one."""
 
     session: Session
     executor: Executor
     wanted: Callable[[], int]
+    _busy: tuple[int, list[Task]] = (-1, [])
 
     @property
     def state(self) -> RunState:
@@ -27,8 +28,14 @@ class Sharer:
         return self.session.state
 
     def busy(self) -> list[Task]:
-        """Return the task of each live attempt, and those whose lane its job still holds."""
-        return _holding(self.state)
+        """Return the task of each live attempt, and those whose lane its job still holds.
+
+        They are worked out once for each event of the ledger.
+        """
+        seq = self.state.seq
+        if self._busy[0] != seq:
+            self._busy = (seq, _holding(self.state))
+        return self._busy[1]
 
     def held(self) -> list[Task]:
         """Return those whose worker is alive on a numbered slot, of a run that is not driven."""
@@ -99,22 +106,24 @@ def _holding(state: RunState) -> list[Task]:
     held: dict[tuple[str, int], None] = {}
     for _, attempt in state.live_attempts():
         name, index = attempt.submission, attempt.task_index
-        lanes = state.submissions[name].lanes_of(index) or (index,)
-        held |= dict.fromkeys((name, lane) for lane in lanes)
-    tasks = {
-        (name, task.index): task
-        for name in {name for name, _ in held}
-        for task in state.submissions[name].tasks
-    }
+        submission = state.submissions[name]
+        # Most searches have no lanes, and this is asked often.
+        lanes = submission.lanes_of(index) if submission.resources.per_job > 1 else ()
+        for lane in lanes or (index,):
+            held[name, lane] = None
+    tasks = _tasks(state, {name for name, _ in held})
     return [tasks[key] for key in held]
+
+
+def _tasks(state: RunState, submissions: Iterable[str]) -> dict[tuple[str, int], Task]:
+    """Return the tasks of submissions by submission and index."""
+    return {
+        (name, task.index): task for name in submissions for task in state.submissions[name].tasks
+    }
 
 
 def _live(state: RunState) -> list[tuple[Attempt, Task]]:
     """Return each live attempt with its task."""
     live = [attempt for _, attempt in state.live_attempts()]
-    tasks = {
-        (name, task.index): task
-        for name in {attempt.submission for attempt in live}
-        for task in state.submissions[name].tasks
-    }
+    tasks = _tasks(state, {attempt.submission for attempt in live})
     return [(attempt, tasks[attempt.submission, attempt.task_index]) for attempt in live]

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 
 from elmanctl.constants import RESEED
 from elmanctl.errors import ConfigError
+from elmanctl.ledger.records import CONFIRMATION
 from elmanctl.ledger.run_state import RunState
 from elmanctl.search.noise import noise_of_search
 from elmanctl.settings import SearchSettings
@@ -104,7 +105,8 @@ def check_stop_rules(search: SearchSettings) -> None:
 
 def searched(state: RunState) -> int:
     """Return how many evaluations of the search ever had a job; confirmations are none of them."""
-    return sum(bool(e.attempts) and e.confirms is None for e in state.evaluations.values())
+    confirmations = state.generation_members(CONFIRMATION)
+    return state.trained - sum(bool(e.attempts) for e in confirmations)
 
 
 def evaluations_to_ask(state: RunState, search: SearchSettings, most: int) -> int:

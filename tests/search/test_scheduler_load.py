@@ -1,6 +1,8 @@
 """Load on the scheduler: real commands on PATH, and a clock that the test moves."""
 
 import itertools
+import random
+from collections import Counter
 from collections.abc import Callable, Iterator
 from datetime import timedelta
 from pathlib import Path
@@ -15,6 +17,8 @@ from elmanctl.ledger.requests import leave_request
 from elmanctl.ledger.run_state import RunState
 from elmanctl.ledger.submissions import SubmissionState
 from elmanctl.schedulers.slurm_executor import SlurmExecutor
+from elmanctl.search import asynchronous, sharing
+from elmanctl.search.fitness import worst_reported
 from elmanctl.search.loop import Controller
 from elmanctl.search.poll import QueryPace
 from elmanctl.search.session import Session
@@ -179,6 +183,46 @@ def test_two_commands_a_poll_are_asked_at_twelve_submissions_a_minute(
     assert state.counts()[State.COMPLETED] >= 30
     assert cluster.busiest_interval() <= 2
     assert len(cluster.asked) in (3, 4)
+
+
+def test_two_commands_a_poll_are_asked_for_two_thousand_slots_of_an_asynchronous_search(
+    new_cluster: NewCluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    slots, ending = 2000, 10
+    cluster = new_cluster(
+        slots, population=slots, generations=2, mode="asynchronous", optimizer="random"
+    )
+    generator = random.Random(1)
+    live: list[int] = []
+    looks: Counter[str] = Counter()
+
+    def counted(name: str, call: Callable[..., Any]) -> Callable[..., Any]:
+        def count(*arguments: Any) -> Any:
+            looks[name] += 1
+            return call(*arguments)
+
+        return count
+
+    # What goes through all live attempts, or through all values that the optimizer knows.
+    monkeypatch.setattr(sharing, "_holding", counted("holding", sharing._holding))
+    monkeypatch.setattr(asynchronous, "worst_reported", counted("worst", worst_reported))
+
+    def end_some(session: Session) -> None:
+        attempts = session.state.live_attempts()
+        live.append(len(attempts))
+        running = [pair for pair in attempts if pair[1].state is State.RUNNING]
+        for evaluation, attempt in generator.sample(running, min(ending, len(running))):
+            paths = cluster.run.paths.attempt(evaluation.id, attempt.number)
+            write_result(paths, "completed")
+
+    cluster.every_turn = end_some
+    state = cluster.drive(minutes=2.2)
+    assert set(live) == {slots} and len(live) > 20
+    assert len(state.reported) > 100 and len(state.evaluations) == slots + len(state.reported)
+    # Each free slot was given away at once, by a submission a turn.
+    assert cluster.busiest_interval() <= 2
+    assert [name for _, name in cluster.asked] == ["squeue"] * 3
+    assert looks["worst"] == 0 and looks["holding"] <= 3 * len(live)
 
 
 @pytest.mark.parametrize("accepted", [True, False])

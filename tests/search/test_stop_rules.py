@@ -80,6 +80,18 @@ def test_search_ends_after_exactly_so_many_trained_evaluations_and_goes_on_with_
     assert searched(state) == 30 and points(state)[: len(first)] == first
 
 
+def test_confirmations_and_repeats_that_are_answered_are_none_of_the_evaluations(
+    runs: Runs,
+) -> None:
+    run = runs.new(generations=3, population=6, confirm_top=2, confirm_seeds=2, seed=5)
+    run.world.script = {"g001-e01": ["python_error"], "c000-e00": ["node_failure"]}
+    state = run.drive()
+    trained = [e for e in state.evaluations.values() if e.attempts]
+    confirming = [e for e in trained if e.confirms is not None]
+    assert len(confirming) == 4 and len(trained) == state.trained
+    assert searched(state) == len(trained) - len(confirming)
+
+
 def points(state: RunState) -> list[tuple[float, ...]]:
     return [e.point for e in state.evaluations.values()]
 
