@@ -151,7 +151,8 @@ def tell_interrupted(states: Sequence[RunState]) -> None:
     if running:
         say(f"interrupted; {counted(running, 'job')} still running without the controller")
     names = " ".join(str(state.run["name"]) for state in states)
-    hint(f"continue with `elmanctl resume {names}`")
+    inside = " --inside" * any((state.controller or {}).get("allocation") for state in states)
+    hint(f"continue with `elmanctl resume {names}{inside}`")
 
 
 def raise_cpu_limit() -> None:

@@ -100,7 +100,9 @@ def _act(paths: RunPaths, command: str, arguments: Mapping[str, Any]) -> dict[st
             _collect(session, watcher, poller)
         if command == "requeue":
             watcher.look(dispatcher.adopt_all())
-            dispatcher.submit_waiting()
+            if (session.state.controller or {}).get("allocation") is None:
+                # A run that is searched inside an allocation gets no jobs of its own by that.
+                dispatcher.submit_waiting()
             for row in answer["requeued"]:
                 last = session.state.evaluations[row["evaluation"]].last_attempt
                 row["job"] = last.job_id if last and not last.state.is_finished else None

@@ -72,6 +72,11 @@ def _next(found: RunSummary, row: Mapping[str, Any]) -> str | None:
     """Return the command that continues the run, None if it needs none."""
     if row["status"] not in (STOPPED, RunStatus.PAUSED.value, RunStatus.INTERRUPTED.value):
         return None
+    if found.advice is None and (found.controller or {}).get("allocation") is not None:
+        return (
+            f"continue with `elmanctl resume {row['run']} --inside` in an allocation, or by jobs "
+            "without `--inside`"
+        )
     return found.advice or f"continue with `elmanctl resume {row['run']}`"
 
 

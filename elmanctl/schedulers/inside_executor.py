@@ -67,7 +67,7 @@ class InsideExecutor(SlurmExecutor):
         self._poll_s = settings.slurm.poll_s
         self._now = now
         self._next_query = now() + self._poll_s
-        self._asks_end = False
+        self._asks_end = self._is_new = True
         self._avoided: Collection[str] = ()
         self._host_names = cache(slurm.host_names)
         self._granted = self._ask(job_id_here(os.environ))
@@ -172,7 +172,10 @@ class InsideExecutor(SlurmExecutor):
         own_intents = [one for one in intended if one.allocation == here]
         found = {one.id: steps.found(one, self._paths.submission(one.id)) for one in own_intents}
         others = [one for one in intended if one.allocation != here]
-        if self._now() < self._next_query:
+        # What an earlier controller left is asked about at once.
+        is_due = self._now() >= self._next_query or (self._is_new and bool(open_jobs or others))
+        self._is_new = False
+        if not is_due:
             return PollResult(reports=reports, found=found)
         polled = self._query(open_jobs, others)
         return replace(

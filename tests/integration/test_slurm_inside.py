@@ -110,7 +110,7 @@ def test_script_gives_the_points_and_losses_of_jobs(
 def test_step_that_dies_leaves_its_neighbours_alone(
     cluster_user: CommandLine, corpus: Path, number: signal.Signals
 ) -> None:
-    user, _ = allocate(with_standins(cluster_user, 4.0))
+    user, _ = allocate(with_standins(cluster_user, 8.0))
     run = run_of(user)
     search = user.start(inside(corpus, "--generations", "1"))
     wait_until_at_work(run, 4)
@@ -148,7 +148,7 @@ def test_step_that_runs_out_of_memory_gets_more_and_leaves_its_neighbours_alone(
 def test_evaluation_is_cancelled_without_its_neighbours(
     cluster_user: CommandLine, corpus: Path
 ) -> None:
-    user, job = allocate(with_standins(cluster_user, 6.0))
+    user, job = allocate(with_standins(cluster_user, 10.0))
     run = run_of(user)
     search = user.start(inside(corpus, "--generations", "1"))
     wait_until_at_work(run, 4)
@@ -183,8 +183,8 @@ def test_controller_killed_goes_on_in_the_same_allocation(
 def test_run_goes_on_in_the_next_allocation_and_then_by_jobs(
     cluster_user: CommandLine, corpus: Path, undisturbed_standins: RunState
 ) -> None:
-    standins = with_standins(cluster_user, 5.0)
-    first, job = allocate(standins)
+    first, job = allocate(with_standins(cluster_user, 100.0))
+    standins = with_standins(cluster_user, 3.0)
     run = run_of(first)
     search = first.start(inside(corpus))
     wait_until_at_work(run, 4)

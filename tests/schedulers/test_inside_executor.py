@@ -7,7 +7,7 @@ import pytest
 
 from elmanctl.ledger.submissions import Allocation, Resources, Submission, Task
 from elmanctl.run.paths import RunPaths
-from elmanctl.schedulers.executor import ALLOCATION_ENDED, JobReport, JobState, LiveJob
+from elmanctl.schedulers.executor import ALLOCATION_ENDED, JobState, LiveJob
 from elmanctl.schedulers.inside_executor import InsideExecutor
 from elmanctl.settings import SearchSettings, Settings, SlurmSettings
 from tests.integration.runs import wait_for
@@ -137,12 +137,16 @@ def test_what_ran_in_another_allocation_is_asked_about(inside: Inside) -> None:
     inside.paths.submission("s0001").mkdir(parents=True)
     inside.tools.answer("squeue")
     inside.tools.answer("sacct", "99|PREEMPTED|0:0|0:0|n[1-2]|None|held\n")
-    assert inside.executor.poll([job], []).reports == {}
-    # By turns: the allocation, then what is left open.
-    reports: dict[str, JobReport] = {}
-    for _ in range(2):
+    # At once, and then by turns with the allocation.
+    report = inside.executor.poll([job], []).reports["99.s0001"]
+    assert (report.state, report.raw, report.reason) == (
+        *(JobState.ENDED, ALLOCATION_ENDED),
+        "PREEMPTED",
+    )
+    asked = []
+    for _ in range(4):
+        before = inside.tools.called("squeue")
         inside.clock += 61.0
-        reports |= inside.executor.poll([job], []).reports
-    assert reports["99.s0001"].raw == ALLOCATION_ENDED
-    assert reports["99.s0001"].state is JobState.ENDED
-    assert reports["99.s0001"].reason == "PREEMPTED"
+        inside.executor.poll([job], [])
+        asked.append(inside.tools.called("squeue") > before)
+    assert asked == [False, True, False, True]
