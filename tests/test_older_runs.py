@@ -229,6 +229,22 @@ def test_snapshot_of_older_code_is_no_fault(
     }
 
 
+def test_every_evaluation_of_older_runs_is_explained(
+    older: Older, elmanctl: CommandLine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    quick = QuickCommandLine(elmanctl, monkeypatch)
+    monkeypatch.chdir(older.folder)
+    for run in ("local", "every-kind"):
+        listed = quick("status", run, "--all", "--json")
+        rows = json.loads(listed.stdout)["evaluations"]
+        assert rows
+        for row in rows:
+            name = row["evaluation"]
+            told = json.loads(quick("explain", f"{run}/{name}", "--json").stdout)
+            assert told["steps"][0]["what"].startswith("asked "), (run, name)
+            assert told["command"].startswith(f"elmanctl eval {row.get('model', '')}")
+
+
 def test_model_of_an_older_run_is_refused_with_the_way_to_one(
     older: Older, elmanctl: CommandLine, monkeypatch: pytest.MonkeyPatch
 ) -> None:

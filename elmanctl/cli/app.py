@@ -23,7 +23,7 @@ _HELP = {"help_option_names": ["-h", "--help"]}
 PANELS = {
     "Start": ["init", "doctor", "models", "params", "calc-dim", "data", "eval"],
     "Search": ["search", "resume", "set", "confirm", "cancel", "requeue"],
-    "Inspect": ["status", "show", "best", "logs", "compare", "classify"],
+    "Inspect": ["status", "show", "explain", "best", "logs", "compare", "classify"],
     "Use": ["sample"],
     "Measure": ["bench", "replay"],
     "Maintain": ["disk", "clean", "ledger", "config", "completion"],

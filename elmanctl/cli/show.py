@@ -94,7 +94,7 @@ def show(
     if evaluation is None and (file := _saved_file(run_or_evaluation)) is not None:
         show_saved(file, as_json=as_json)
         return
-    paths, found, chosen = _find(ctx, run_or_evaluation, evaluation)
+    paths, found, chosen = find_shown(ctx, run_or_evaluation, evaluation)
     if as_json:
         attempts = [
             {**export_attempt(attempt), "resources": _resources(found, attempt)}
@@ -115,7 +115,7 @@ def show(
         print_json({**row, "attempts": attempts})
         return
     _print_evaluation(paths, found, chosen)
-    log = _log_path(paths, chosen.last_attempt) if chosen.attempts else None
+    log = log_path(paths, chosen.last_attempt) if chosen.attempts else None
     if log is not None and log.exists() and tail > 0:
         print_line(f"\nlog ({log})")
         for line in _last_lines(log, tail):
@@ -139,7 +139,7 @@ def logs(
         elmanctl logs g000-e01
         elmanctl logs e88-480m g012-e03 -f
     """
-    paths, _, chosen = _find(ctx, run_or_evaluation, evaluation)
+    paths, _, chosen = find_shown(ctx, run_or_evaluation, evaluation)
     number = attempt or len(chosen.attempts)
     if chosen.answer is not None and not chosen.attempts:
         by = chosen.answer.by
@@ -152,7 +152,7 @@ def logs(
             f"{chosen.id} has no attempt {number}" if attempt else f"{chosen.id} has no log yet",
             hint=f"it has {len(chosen.attempts)} attempts",
         )
-    log = _log_path(paths, chosen.attempts[number - 1])
+    log = log_path(paths, chosen.attempts[number - 1])
     if not log.exists() and not follow:
         raise NotFound(f"no log at {log}", hint="the job has not started, or the log was cleaned")
     if tail is not None and log.exists():
@@ -164,7 +164,13 @@ def logs(
         write_raw(text)
 
 
-def _find(ctx: Context, first: str, second: str | None) -> tuple[RunPaths, RunState, Evaluation]:
+def find_shown(
+    ctx: Context, first: str, second: str | None
+) -> tuple[RunPaths, RunState, Evaluation]:
+    """Return an evaluation that was named alone, after its run, or as RUN/EVAL.
+
+    Raises UsageError for a run alone, NotFound for a name that is none.
+    """
     run, name = (None, first) if second is None else (first, second)
     if second is None and "/" in first:
         found = find_item(first, runs_folder(ctx))
@@ -341,7 +347,8 @@ def _print_origin(result: Mapping[str, Any]) -> None:
         print_line(f"  restarted   {result['not_continued']}")
 
 
-def _log_path(paths: RunPaths, attempt: Attempt | None) -> Path:
+def log_path(paths: RunPaths, attempt: Attempt | None) -> Path:
+    """Return where the log of an attempt is, or was before it was cleaned."""
     assert attempt is not None
     return paths.submission(attempt.submission) / f"{attempt.job_id}_0_log.out"
 
