@@ -30,7 +30,7 @@ from elmanctl.schedulers.allocation import (
 from elmanctl.schedulers.executor import JobReport, LiveJob, PollResult
 from elmanctl.schedulers.lanes import STEP_FILE
 from elmanctl.schedulers.slurm import UNKNOWN_JOB, Slurm, SlurmSilent
-from elmanctl.schedulers.slurm_environment import job_environment
+from elmanctl.schedulers.slurm_environment import allocation, job_environment
 from elmanctl.schedulers.slurm_executor import SlurmExecutor
 from elmanctl.schedulers.submission import (
     STEP_NAME,
@@ -70,6 +70,7 @@ class InsideExecutor(SlurmExecutor):
         self._asks_end = self._is_new = True
         self._avoided: Collection[str] = ()
         self._host_names = cache(slurm.host_names)
+        self._number = allocation(os.environ)
         self._granted = self._ask(job_id_here(os.environ))
         self.slots = slots_of(self._granted, resources, gpus)
         if is_in_step(os.environ):
@@ -149,7 +150,8 @@ class InsideExecutor(SlurmExecutor):
         # A retry may ask for more memory than its slot has, and for no more than the node.
         mem_mb = min(max(slot.mem_mb, asked_mb), share.mem_mb)
         return [
-            *("srun", f"--jobid={self.allocation.job_id}", "--exact", "--nodes=1", "--ntasks=1"),
+            # srun knows an element of an array by its own number alone, squeue by both.
+            *("srun", f"--jobid={self._number}", "--exact", "--nodes=1", "--ntasks=1"),
             *(f"--nodelist={slot.node}", f"--cpus-per-task={slot.cpus}", f"--gres={slot.gres}"),
             *([f"--mem={mem_mb}M"] if mem_mb else []),
             *(f"--time={submission.resources.timeout_min}", f"--job-name={submission.job_name}"),

@@ -1,6 +1,9 @@
 """End of the allocation in which a controller works: what is begun before it, and what is cut."""
 
 import logging
+import math
+import time
+from collections.abc import Callable
 
 from elmanctl import clock
 from elmanctl.errors import EnvironmentNotReady, SearchPaused
@@ -18,6 +21,8 @@ logger = logging.getLogger(__name__)
 # be written.
 WARNING_S = 90.0
 CUT_S = 30.0
+
+_AGAIN_S = 5.0
 
 # The longest evaluation so far is not the longest there can be.
 _MARGIN = 1.2
@@ -67,10 +72,18 @@ def has_time(session: Session, executor: AllocationExecutor, *, is_idle: bool) -
 class AllocationEnd:
     """Ends the attempts of an allocation before that does it, so that none loses its progress."""
 
-    def __init__(self, session: Session, executor: AllocationExecutor) -> None:
+    def __init__(
+        self,
+        session: Session,
+        executor: AllocationExecutor,
+        *,
+        now: Callable[[], float] = time.monotonic,
+    ) -> None:
         self._session = session
         self._executor = executor
+        self._now = now
         self._warned: set[str] = set()
+        self._next_cut = -math.inf
 
     def look(self) -> None:
         """Announce the end to attempts at work, or end them, if it is near."""
@@ -84,7 +97,10 @@ class AllocationEnd:
         ]
         try:
             if left_s <= CUT_S:
-                self._executor.cut(jobs)
+                # A step takes a while to end, and scancel is not repeated in each turn.
+                if jobs and self._now() >= self._next_cut:
+                    self._next_cut = self._now() + _AGAIN_S
+                    self._executor.cut(jobs)
                 return
             new = [job for job in jobs if job.job_id not in self._warned]
             if new:
