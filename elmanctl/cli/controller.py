@@ -137,11 +137,17 @@ def start(
     session.start_controller(executor)
 
 
+def reads_files(executor: Executor) -> bool:
+    """Whether a poll reads files and processes, which puts no load on Slurm.
+
+    Inside an allocation the executor itself limits how often it queries that.
+    """
+    return executor.name == "local" or isinstance(executor, AllocationExecutor)
+
+
 def intervals_s(session: Session, executor: Executor) -> tuple[float, float]:
     """Return the seconds between two polls of the executor, and between two turns."""
-    # Files and processes cost nobody anything; inside an allocation Slurm is asked less often.
-    is_near = executor.name == "local" or isinstance(executor, AllocationExecutor)
-    poll_s = _LOCAL_TICK_S if is_near else session.settings.slurm.poll_s
+    poll_s = _LOCAL_TICK_S if reads_files(executor) else session.settings.slurm.poll_s
     return poll_s, min(poll_s, _TICK_S)
 
 

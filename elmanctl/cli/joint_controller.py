@@ -14,6 +14,7 @@ from elmanctl.cli.controller import (
     checked_executor,
     intervals_s,
     raise_cpu_limit,
+    reads_files,
     start,
     tell_interrupted,
 )
@@ -24,7 +25,7 @@ from elmanctl.cli.search_view import JointLine, PlainView, make_views
 from elmanctl.errors import UsageError, together
 from elmanctl.ledger.records import RunStatus
 from elmanctl.run.paths import RunPaths
-from elmanctl.schedulers.executor import AllocationExecutor, Executor
+from elmanctl.schedulers.executor import Executor
 from elmanctl.search.comparison import compare_rows
 from elmanctl.search.disk_errors import explained
 from elmanctl.search.effective_settings import effective_settings
@@ -112,9 +113,7 @@ def _members(
     sharing, pace = Sharing(), QueryPace(slowest_s)
     members = []
     for session, executor, view in zip(sessions, executors, views, strict=True):
-        # A look at files and processes costs nobody anything.
-        is_near = executor.name == "local" or isinstance(executor, AllocationExecutor)
-        own = QueryPace(poll_s) if is_near else pace
+        own = QueryPace(poll_s) if reads_files(executor) else pace
         controller = Controller(
             session, executor, view, pace=own, tick_s=tick_s, stop=stop, sharing=sharing
         )

@@ -31,7 +31,9 @@ from elmanctl.search.stop_rules import describe_stop_rules
 _QUERY_TIMEOUT_S = 10
 
 
-def describe_plan(plan: SearchPlan, resolved: Resolved) -> str:
+def describe_plan(
+    plan: SearchPlan, resolved: Resolved, inside: InsideExecutor | None = None
+) -> str:
     """Return a few lines: the evaluations, their data and cost, and the start point.
 
     A line follows for each setting that comes from a variable of sbatch.
@@ -47,6 +49,7 @@ def describe_plan(plan: SearchPlan, resolved: Resolved) -> str:
     top, seeds = min(search.confirm_top, plan.evaluations), search.confirm_seeds
     again = f", then the best {top} again on {counted(seeds, 'fresh seed')}" * (top * seeds > 0)
     where = "on this machine" if plan.executor == "local" else "as Slurm jobs"
+    where = where if inside is None else f"in steps of allocation {inside.allocation.job_id}"
     cost = f", {plan.hours:.1f} training hours" if plan.hours else ""
     target = f" around {search.params} parameters" if search.params else ""
     rules = describe_stop_rules(search)
@@ -67,7 +70,7 @@ def describe_plan(plan: SearchPlan, resolved: Resolved) -> str:
         f"corpus {corpus_name(plan.corpus.path)}, "
         f"{format_count(plan.corpus.size_bytes)} bytes, unigram entropy "
         f"{plan.unigram_nats:.4f} nats\n"
-        f"{_describe_cost(plan)}\n"
+        f"{_describe_cost(plan, uses_lanes=inside is None)}\n"
         f"{_describe_models(plan)}"
         f"{describe_start(plan.start_values, plan.start_source, search.seed)}"
         f"{describe_sweep(plan.space.sweep)}"
@@ -87,9 +90,11 @@ def describe_stopping(stopping: StoppingSettings) -> str:
     )
 
 
-def describe_plans(plans: Sequence[SearchPlan], resolved: Resolved) -> str:
+def describe_plans(
+    plans: Sequence[SearchPlan], resolved: Resolved, inside: InsideExecutor | None = None
+) -> str:
     """Return the description of one search, or of several with their cost in all."""
-    described = [describe_plan(plan, resolved) for plan in plans]
+    described = [describe_plan(plan, resolved, inside) for plan in plans]
     if len(plans) == 1:
         return described[0]
     hours = [plan.hours for plan in plans if plan.hours is not None]
@@ -114,16 +119,17 @@ def _at_once_in_all(plans: Sequence[SearchPlan]) -> int:
     return min(most, sum(map(_asked_at_once, plans)))
 
 
-def _describe_cost(plan: SearchPlan) -> str:
+def _describe_cost(plan: SearchPlan, *, uses_lanes: bool) -> str:
     """Describe the highest possible cost of a search, and how its budget limits it."""
     each = f"{plan.trainings} x {plan.resources.timeout_min} min"
     nodes = plan.resources.nodes
     each_node = f"{counted(plan.devices // nodes, 'GPU')} on each of {nodes} nodes"
     gpus = f" x {each_node if nodes > 1 else f'{plan.devices} GPUs'}" if plan.devices > 1 else ""
     most = f"at most {format_hours(plan.most_gpu_hours)} {plan.unit} ({each}{gpus}), plus retries"
-    if (per_job := plan.resources.per_job) > 1:
-        held = counted(per_job * gpus_asked(plan.resources), "GPU")
-        most += f", {counted(per_job, 'evaluation')} in a job that holds {held}"
+    per_job, gpus_each = plan.resources.per_job, gpus_asked(plan.resources)
+    if uses_lanes and per_job > 1:
+        held = f" that holds {counted(per_job * gpus_each, 'GPU')}" if gpus_each else ""
+        most += f", {counted(per_job, 'evaluation')} in a job{held}"
     return f"{most}; the budget {plan.stop}" if plan.stop else f"{most}; no budget set"
 
 
@@ -218,7 +224,7 @@ def print_dry_run(
         within = {} if inside is None else {"inside": inside_data(inside)}
         print_json({**whole, **variables, **within, "cluster": found})
         return
-    say(describe_plans(plans, resolved))
+    say(describe_plans(plans, resolved, inside))
     if cluster is not None:
         say("\n".join(describe_cluster(cluster)))
         for warning in cluster.warnings:

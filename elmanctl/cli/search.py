@@ -241,7 +241,7 @@ def search(
         _check_cluster(plans[0])
     for plan in plans:
         warn_of_plan(plan)
-    described = describe_plans(plans, resolved)
+    described = describe_plans(plans, resolved, within)
     if within is not None:
         described += f"\n{describe_inside(within)}"
     question = "start the search?" if len(plans) == 1 else f"start the {len(plans)} searches?"

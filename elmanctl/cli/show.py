@@ -27,12 +27,13 @@ from elmanctl.cli.sweep_view import branch_lines, sweep_data
 from elmanctl.codec import encode
 from elmanctl.errors import NotFound, UsageError
 from elmanctl.ledger.files import open_regular
-from elmanctl.ledger.records import Attempt, Evaluation, Evidence, State
+from elmanctl.ledger.records import Attempt, Evaluation, State
 from elmanctl.ledger.run_state import RunState
 from elmanctl.run.paths import RunPaths
 from elmanctl.run.saved_file import MODEL_FILE, locate_model
 from elmanctl.search.compared_items import find_item
 from elmanctl.search.confirmation import best_of, standing
+from elmanctl.search.explanation import place_of
 from elmanctl.search.export import export_attempt
 from elmanctl.search.kept_models import describe_model, model_path
 from elmanctl.search.noise import noise_for
@@ -309,13 +310,7 @@ def _print_attempt(paths: RunPaths, chosen: Evaluation, attempt: Attempt) -> Non
     if attempt.verdict is not None and attempt.state is not State.COMPLETED:
         print_line(f"  verdict     {rows.describe_verdict(attempt.verdict)}")
         for quote in attempt.verdict.evidence:
-            print_line(f"    {quote.source}: {quote.text}{_place(quote)}")
-
-
-def _place(quote: Evidence) -> str:
-    if quote.file is None:
-        return ""
-    return f" [{quote.file}]" if quote.line is None else f" [{quote.file}:{quote.line}]"
+            print_line(f"    {quote.source}: {quote.text}{place_of(quote)}")
 
 
 def _resources(found: RunState, attempt: Attempt) -> dict[str, Any]:

@@ -12,13 +12,12 @@ from elmanctl.errors import EnvironmentNotReady
 from elmanctl.ledger.submissions import Allocation, Resources
 from elmanctl.schedulers.executor import JobState
 from elmanctl.schedulers.slurm_environment import allocation as job_here
-from elmanctl.schedulers.slurm_output import job_state
+from elmanctl.schedulers.slurm_output import count_gpus, job_state
 
 # Steps of srun have small numbers; those beyond are the script's and the shell's of salloc.
 _FIRST_SPECIAL_STEP = 0xFFFFFF00
 
 _NODES = re.compile(r"\bNodes=(\S+) CPU_IDs=(\S+) Mem=(\d+)(?: GRES=(\S*))?")
-_GPUS = re.compile(r"\bgpu(?::[^:,()]+)?:(\d+)")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -80,7 +79,7 @@ def read_granted(job_id: str, text: str, host_names: Callable[[str], Sequence[st
     """
     name, state = _field(text, "JobName"), _field(text, "JobState")
     shares = [
-        Share(node=node, cpus=_count(cpus), mem_mb=int(mem), gpus=_gpus(gres or ""))
+        Share(node=node, cpus=_count(cpus), mem_mb=int(mem), gpus=count_gpus(gres or ""))
         for nodes, cpus, mem, gres in _NODES.findall(text)
         for node in host_names(nodes)
     ]
@@ -152,10 +151,6 @@ def _described(gpus: int, cpus: int | None, mem_mb: int) -> str:
 def _field(text: str, name: str) -> str:
     found = re.search(rf"(?:^|\s){name}=(\S*)", text)
     return found[1] if found else ""
-
-
-def _gpus(gres: str) -> int:
-    return sum(int(number) for number in _GPUS.findall(gres))
 
 
 def _count(ids: str) -> int:

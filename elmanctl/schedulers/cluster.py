@@ -17,14 +17,13 @@ from elmanctl.ledger.submissions import Resources
 from elmanctl.sbatch_variables import parse_time_min
 from elmanctl.schedulers.sbatch_answer import Reason, brief
 from elmanctl.schedulers.slurm import Slurm, SlurmSilent
-from elmanctl.schedulers.slurm_output import parse_array_limit, split_rows
+from elmanctl.schedulers.slurm_output import count_gpus, parse_array_limit, split_rows
 from elmanctl.schedulers.submission import extra_options
 
 logger = logging.getLogger(__name__)
 
 # Slurm 26.05 prints a stray "a" after the time.
 _START = re.compile(r"to start at (\S+) (?:a )?using .* in partition (\S+)")
-_GPUS = re.compile(r"\bgpu(?::[^:,()]+)?:(\d+)")
 _SINFO = "%R|%P|%a|%l|%D|%G|%c|%m|%h"
 _ASSOCIATION = "account,partition,maxsubmit,grpsubmit,maxjobs,qos,defaultqos"
 _QOS = "name,maxsubmitpu,grpsubmit,maxjobspu"
@@ -158,7 +157,7 @@ def parse_partitions(text: str) -> list[Partition]:
             is_up=state == "up",
             limit_min=parse_limit_min(limit),
             nodes=_int(nodes) + (known.nodes if known else 0),
-            gpus=max(sum(map(int, _GPUS.findall(gres))), known.gpus if known else 0),
+            gpus=max(count_gpus(gres), known.gpus if known else 0),
             cpus=max(_int(cpus), known.cpus if known else 0),
             mem_mb=max(_int(mem), known.mem_mb if known else 0),
             is_exclusive=shared.startswith("EXCLUSIVE"),

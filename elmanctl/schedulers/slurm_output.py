@@ -26,6 +26,8 @@ STATES = {
     **dict.fromkeys(_PENDING, JobState.PENDING),
 }
 
+_GPUS = re.compile(r"\bgpu(?::[^:,()]+)?:(\d+)")
+
 # `isdigit` is true for digits that `int` does not accept.
 _NUMBER = re.compile(r"[0-9]{1,10}")
 
@@ -125,6 +127,11 @@ def parse_sacct(text: str) -> list[JobRow]:
             for task in expand_array(job_id)
         ]
     return rows
+
+
+def count_gpus(gres: str) -> int:
+    """Return the GPUs among generic resources, `gpu:a100:4(S:0-1)` or `gpu:2(IDX:0-1)` each."""
+    return sum(map(int, _GPUS.findall(gres)))
 
 
 def parse_array_limit(text: str) -> int | None:

@@ -54,7 +54,7 @@ def own_report(
 ) -> JobReport | None:
     """Return the report on a step by its files and processes, None if its allocation decides.
 
-    That it does where the step may have ended with it, and where nobody is there who would know.
+    That it does where the step may have ended with it, and where its supervisor is gone.
     Slurm has just said that it `is_alive`, or that it `is_over`; neither where it was not asked.
     """
     code = supervisor.exit_code(folder)
@@ -86,7 +86,7 @@ def step_report(report: JobReport, folder: Path, log: Path) -> JobReport:
     if report.state is JobState.VANISHED:
         return report
     if own is None and supervisor.exit_code(folder) is None and not supervisor.is_elsewhere(folder):
-        # Neither the end of srun nor a supervisor: somebody killed that.
+        # Neither an exit code nor a supervisor: it was killed, and srun perhaps with it.
         return JobReport(state=JobState.VANISHED)
     return own or _alive(folder)
 

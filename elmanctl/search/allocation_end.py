@@ -17,8 +17,8 @@ from elmanctl.search.workload import attempt_resources
 
 logger = logging.getLogger(__name__)
 
-# Attempts are told so long before the end, as jobs are, and ended when a checkpoint has had time to
-# be written.
+# SIGUSR2 comes so long before the end, as to jobs; attempts are ended when there was time for a
+# checkpoint.
 WARNING_S = 90.0
 CUT_S = 30.0
 

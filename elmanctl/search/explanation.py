@@ -1,7 +1,7 @@
 """Explanation of an evaluation: what happened to it and why, one step after the other; pure.
 
 Each step is an event of the ledger, in words.  The reasons are those of the records: the policy's
-row for a verdict, the values that the optimizer was told, the requests of submissions.
+row for a verdict, the values reported to the optimizer, the requests of submissions.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -35,8 +35,8 @@ class Step:
 
 
 @dataclass(slots=True, kw_only=True)
-class _Story:
-    """What is told, of whom, and what of it is known so far."""
+class _Context:
+    """The evaluation that is explained, its run, and what earlier events said of it."""
 
     state: RunState
     evaluation: Evaluation
@@ -55,31 +55,31 @@ class _Story:
 
 def explain(state: RunState, events: Iterable[Event], evaluation: Evaluation) -> list[Step]:
     """Return the steps of an evaluation, by the events of its run."""
-    story = _Story(state=state, evaluation=evaluation, retry=effective_settings(state).retry)
+    context = _Context(state=state, evaluation=evaluation, retry=effective_settings(state).retry)
     steps = []
     for event in events:
-        told = _tell(decode_payload(event.kind, event.data), story, event.at)
-        if told is not None:
-            what, *why = told
+        described = _describe(decode_payload(event.kind, event.data), context, event.at)
+        if described is not None:
+            what, *why = described
             steps.append(Step(at=event.at, what=what, why=tuple(why)))
     return steps
 
 
 @singledispatch
-def _tell(payload: Payload, story: _Story, at: str) -> Sequence[str] | None:
+def _describe(payload: Payload, context: _Context, at: str) -> Sequence[str] | None:
     """Return what an event says of the evaluation, and why; None if it says nothing."""
     return None
 
 
-@_tell.register
-def _asked(event: payloads.PointsAsked, story: _Story, at: str) -> Sequence[str] | None:
+@_describe.register
+def _asked(event: payloads.PointsAsked, context: _Context, at: str) -> Sequence[str] | None:
     names = [plan.id for plan in event.evaluations]
-    if story.name not in names:
+    if context.name not in names:
         return None
-    run, own = story.state.run, story.evaluation
-    place = _ordinal(story.state.members.get(event.generation, ()).index(own.id) + 1)
+    run, own = context.state.run, context.evaluation
+    place = _ordinal(context.state.members.get(event.generation, ()).index(own.id) + 1)
     said = [f"asked by {run['optimizer']['name']}: {place} point of generation {event.generation}"]
-    said.append(_point(story.state, own))
+    said.append(_point(context.state, own))
     said.append(f"its model has {own.parameters:,} parameters; seed {own.seed}")
     if own.replaces:
         said.append(f"in place of {own.replaces}, whose failure says nothing about its point")
@@ -88,33 +88,37 @@ def _asked(event: payloads.PointsAsked, story: _Story, at: str) -> Sequence[str]
     return said
 
 
-@_tell.register
-def _confirming(event: payloads.ConfirmationAsked, story: _Story, at: str) -> Sequence[str] | None:
-    if story.name not in [plan.id for plan in event.evaluations]:
+@_describe.register
+def _confirming(
+    event: payloads.ConfirmationAsked, context: _Context, at: str
+) -> Sequence[str] | None:
+    if context.name not in [plan.id for plan in event.evaluations]:
         return None
-    own = story.evaluation
+    own = context.evaluation
     return (
         f"asked to confirm {own.confirms} on the fresh seed {own.seed}",
         "the optimizer learns nothing of it",
     )
 
 
-@_tell.register
-def _again(event: payloads.ReevaluationAsked, story: _Story, at: str) -> Sequence[str] | None:
-    if story.name not in [plan.id for plan in event.evaluations]:
+@_describe.register
+def _again(event: payloads.ReevaluationAsked, context: _Context, at: str) -> Sequence[str] | None:
+    if context.name not in [plan.id for plan in event.evaluations]:
         return None
-    own = story.evaluation
+    own = context.evaluation
     return [f"asked to train {own.reevaluates} again, on the fresh seed {own.seed}"]
 
 
-@_tell.register
-def _submitted(event: payloads.SubmissionIntended, story: _Story, at: str) -> Sequence[str] | None:
+@_describe.register
+def _submitted(
+    event: payloads.SubmissionIntended, context: _Context, at: str
+) -> Sequence[str] | None:
     asked = event.submission
-    task = next((each for each in asked.tasks if each.evaluation == story.name), None)
+    task = next((each for each in asked.tasks if each.evaluation == context.name), None)
     if task is None:
         return None
-    story.submissions[asked.id] = task.index
-    story.submitted_at[task.attempt] = at
+    context.submissions[asked.id] = task.index
+    context.submitted_at[task.attempt] = at
     where = "" if task.allocation is None else f" inside allocation {task.allocation.job_id}"
     said = [f"attempt {task.attempt} submitted{where}"]
     if request := _request(asked.resources):
@@ -126,44 +130,48 @@ def _submitted(event: payloads.SubmissionIntended, story: _Story, at: str) -> Se
     return said
 
 
-@_tell.register
-def _accepted(event: payloads.SubmissionAccepted, story: _Story, at: str) -> Sequence[str] | None:
-    if event.submission not in story.submissions:
+@_describe.register
+def _accepted(
+    event: payloads.SubmissionAccepted, context: _Context, at: str
+) -> Sequence[str] | None:
+    if event.submission not in context.submissions:
         return None
-    index = story.submissions[event.submission]
-    job = story.state.submissions[event.submission].job_of(event.job_id, index)
+    index = context.submissions[event.submission]
+    job = context.state.submissions[event.submission].job_of(event.job_id, index)
     found = ["found by its name, for its answer was lost"] if event.adopted else []
     return [f"taken as job {job}", *found]
 
 
-@_tell.register
-def _refused(event: payloads.SubmissionRefused, story: _Story, at: str) -> Sequence[str] | None:
-    if event.submission not in story.submissions:
+@_describe.register
+def _refused(event: payloads.SubmissionRefused, context: _Context, at: str) -> Sequence[str] | None:
+    if event.submission not in context.submissions:
         return None
     return ["the submission was refused", event.error]
 
 
-@_tell.register
-def _abandoned(event: payloads.SubmissionAbandoned, story: _Story, at: str) -> Sequence[str] | None:
-    if event.submission not in story.submissions:
+@_describe.register
+def _abandoned(
+    event: payloads.SubmissionAbandoned, context: _Context, at: str
+) -> Sequence[str] | None:
+    if event.submission not in context.submissions:
         return None
     return ["the submission was given up, and does not count as an attempt", event.error]
 
 
-@_tell.register
-def _started(event: payloads.AttemptStarted, story: _Story, at: str) -> Sequence[str] | None:
-    if event.evaluation != story.name:
+@_describe.register
+def _started(event: payloads.AttemptStarted, context: _Context, at: str) -> Sequence[str] | None:
+    if event.evaluation != context.name:
         return None
     began = event.at or at
-    waited_s = _seconds(story.submitted_at.get(event.attempt), began)
+    waited_s = _seconds(context.submitted_at.get(event.attempt), began)
     node = f" on {event.node}" if event.node else ""
     waited = f", after {clock.format_rough(waited_s)}" if waited_s >= _WAIT_S else ""
     return [f"attempt {event.attempt} seen at work{node}{waited}"]
 
 
-@_tell.register
-def _stopped(event: payloads.StopDecided, story: _Story, at: str) -> Sequence[str] | None:
-    if event.evaluation != story.name:
+@_describe.register
+def _stopped(event: payloads.StopDecided, context: _Context, at: str) -> Sequence[str] | None:
+    if event.evaluation != context.name:
         return None
     stop = event.stop
     return (
@@ -173,42 +181,44 @@ def _stopped(event: payloads.StopDecided, story: _Story, at: str) -> Sequence[st
     )
 
 
-@_tell.register
-def _finished(event: payloads.AttemptFinished, story: _Story, at: str) -> Sequence[str] | None:
-    if event.evaluation != story.name:
+@_describe.register
+def _finished(event: payloads.AttemptFinished, context: _Context, at: str) -> Sequence[str] | None:
+    if event.evaluation != context.name:
         return None
-    attempt = story.attempt(event.attempt)
+    attempt = context.attempt(event.attempt)
     elapsed = "" if event.elapsed_s is None else f" after {clock.format_rough(event.elapsed_s)}"
     sure = "" if event.verdict.confidence is None else f", {event.verdict.confidence}"
     cause = "" if event.verdict.cause is None else f" ({event.verdict.cause})"
     said = [f"attempt {event.attempt} ended{elapsed}: {event.verdict.kind}{cause}{sure}"]
-    said += [f"{quote.source}: {quote.text}{_place(quote)}" for quote in event.verdict.evidence]
+    said += [f"{quote.source}: {quote.text}{place_of(quote)}" for quote in event.verdict.evidence]
     said += _origin(event.result or {})
     if attempt is not None:
-        said.append(_policy(event.verdict, story.retry))
+        said.append(_policy(event.verdict, context.retry))
     return said
 
 
-@_tell.register
-def _excluded(event: payloads.NodeExcluded, story: _Story, at: str) -> Sequence[str] | None:
-    if f" of {story.name} attempt " not in event.reason:
+@_describe.register
+def _excluded(event: payloads.NodeExcluded, context: _Context, at: str) -> Sequence[str] | None:
+    if f" of {context.name} attempt " not in event.reason:
         return None
     until = clock.from_text(event.until).astimezone()
     return [f"{event.node} gets no jobs of this run until {until:%H:%M}", event.reason]
 
 
-@_tell.register
-def _closed(event: payloads.EvaluationClosed, story: _Story, at: str) -> Sequence[str] | None:
-    if event.evaluation != story.name:
+@_describe.register
+def _closed(event: payloads.EvaluationClosed, context: _Context, at: str) -> Sequence[str] | None:
+    if event.evaluation != context.name:
         return None
-    loss = story.evaluation.loss
+    loss = context.evaluation.loss
     value = f", loss {loss!r}" if event.state is State.COMPLETED and loss is not None else ""
     return [f"decided: {event.state}{value}"]
 
 
-@_tell.register
-def _answered(event: payloads.EvaluationAnswered, story: _Story, at: str) -> Sequence[str] | None:
-    if event.evaluation != story.name:
+@_describe.register
+def _answered(
+    event: payloads.EvaluationAnswered, context: _Context, at: str
+) -> Sequence[str] | None:
+    if event.evaluation != context.name:
         return None
     value = "" if event.loss is None else f", loss {event.loss!r}"
     return [
@@ -217,37 +227,44 @@ def _answered(event: payloads.EvaluationAnswered, story: _Story, at: str) -> Seq
     ]
 
 
-@_tell.register
-def _reopened(event: payloads.EvaluationReopened, story: _Story, at: str) -> Sequence[str] | None:
-    if event.evaluation != story.name:
+@_describe.register
+def _reopened(
+    event: payloads.EvaluationReopened, context: _Context, at: str
+) -> Sequence[str] | None:
+    if event.evaluation != context.name:
         return None
     changes = ", ".join(f"{key}={value}" for key, value in event.changes.items())
     return [f"requeued by {event.by}" + (f" with {changes}" if changes else "")]
 
 
-@_tell.register
-def _reported(event: payloads.ValueReported, story: _Story, at: str) -> Sequence[str] | None:
-    if event.evaluation != story.name:
+@_describe.register
+def _reported(event: payloads.ValueReported, context: _Context, at: str) -> Sequence[str] | None:
+    if event.evaluation != context.name:
         return None
-    return [f"the optimizer learned {event.value!r}", *_meaning(story)]
+    return [f"the optimizer learned {event.value!r}", *_meaning(context)]
 
 
-@_tell.register
-def _told(event: payloads.GenerationTold, story: _Story, at: str) -> Sequence[str] | None:
-    if story.evaluation.generation != event.generation or story.name in story.state.unreported:
+@_describe.register
+def _reported_with_generation(
+    event: payloads.GenerationTold, context: _Context, at: str
+) -> Sequence[str] | None:
+    if (
+        context.evaluation.generation != event.generation
+        or context.name in context.state.unreported
+    ):
         return None
-    value = dict(event.told).get(story.name)
+    value = dict(event.told).get(context.name)
     if value is not None:
         learned = f"the optimizer learned {value!r}, with generation {event.generation}"
-        return [learned, *_meaning(story)]
+        return [learned, *_meaning(context)]
     if not event.told:
         return None
     return [f"the optimizer learned nothing of it, of generation {event.generation}"]
 
 
-@_tell.register
-def _cleaned(event: payloads.Cleaned, story: _Story, at: str) -> Sequence[str] | None:
-    if event.evaluation != story.name and story.name not in (event.evaluations or {}):
+@_describe.register
+def _cleaned(event: payloads.Cleaned, context: _Context, at: str) -> Sequence[str] | None:
+    if event.evaluation != context.name and context.name not in (event.evaluations or {}):
         return None
     return [f"its {event.kind} were cleaned away"]
 
@@ -277,10 +294,10 @@ _FEEDBACK: Mapping[Feedback, str] = {
 }
 
 
-def _meaning(story: _Story) -> list[str]:
-    """Return why an evaluation was told with another value than its loss."""
-    last = story.evaluation.last_attempt
-    if last is None or last.verdict is None or story.evaluation.answer is not None:
+def _meaning(context: _Context) -> list[str]:
+    """Return why another value than its loss was reported."""
+    last = context.evaluation.last_attempt
+    if last is None or last.verdict is None or context.evaluation.answer is not None:
         return []
     feedback = rule_of(last.verdict).feedback
     meanings = {
@@ -323,7 +340,8 @@ def _origin(result: Mapping[str, Any]) -> list[str]:
     return [f"it began anew: {reason}"] if reason else []
 
 
-def _place(quote: Evidence) -> str:
+def place_of(quote: Evidence) -> str:
+    """Return the file and line of evidence, as it is appended to its text."""
     if quote.file is None:
         return ""
     return f" [{quote.file}]" if quote.line is None else f" [{quote.file}:{quote.line}]"
